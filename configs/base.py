@@ -1,0 +1,137 @@
+"""Every knob once: its default, type, class, unit and meaning.
+
+Classes: an `identity` knob defines the run, so that resuming under another value is refused; a `schedule` knob may
+change with `--config.resume=extend`, which records a new phase; a `free` knob never matters to the result.
+None means off. The knobs under `model.` are the fields of the family's Config, which documents and checks them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from errors import UsageError, unknown
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting. `type` is a union of int, float, str, bool, tuple and None, written as in Python."""
+
+    default: Any
+    type: str
+    kind: str  # identity | schedule | free
+    says: str
+
+
+KNOBS: dict[str, Knob] = {
+    "model.family": Knob("gpt", "str", "identity", "which network: a key of models.FAMILIES"),
+    "model.size": Knob(None, "str | None", "identity", "a published size of the family; other model.* fields override it"),
+    "data.name": Knob("pydoc_text", "str", "identity", "embedded set, TFDS name, .txt file or folder; a,b mixes two"),
+    "data.split": Knob("train", "str", "identity", "split to train on"),
+    "data.field": Knob(None, "str | None", "identity", "which text of a TFDS set that has several"),
+    "data.weights": Knob(None, "tuple[float] | None", "schedule", "share of each set of a mixture; None is equal"),
+    "data.tokenizer": Knob("byte", "str", "identity", "byte | char"),
+    "data.augment": Knob(None, "str | None", "identity", "for images: flip, crop:PIXELS, joined by commas"),
+    "data.mean": Knob(0.0, "float", "identity", "subtracted from pixels in [0, 1]"),
+    "data.deviation": Knob(1.0, "float", "identity", "by which pixels are divided after that"),
+    "data.workers": Knob(0, "int", "free", "worker processes that read; 0 reads in a thread"),
+    "data.prefetch": Knob(2, "int", "free", "batches read ahead"),
+    "loss": Knob("softmax", "str", "identity", "softmax | quadratic | next_token: a key of train.losses.TASKS"),
+    "optim.name": Knob("adamw", "str", "identity", "sgd | momentum | adam | adamw"),
+    "optim.lr": Knob(1e-3, "float", "schedule", "peak learning rate"),
+    "optim.momentum": Knob(0.9, "float", "identity", "of the optimizer `momentum`"),
+    "optim.beta1": Knob(0.9, "float", "identity", "Adam's decay of the gradient's mean"),
+    "optim.beta2": Knob(0.999, "float", "identity", "Adam's decay of the gradient's square"),
+    "optim.eps": Knob(1e-8, "float", "identity", "Adam's epsilon"),
+    "optim.decay": Knob(0.0, "float", "identity", "weight decay of matrices; decoupled in adamw, else added to the gradient"),
+    "optim.decay_embeddings": Knob(True, "bool", "identity", "decay tables of vectors too"),
+    "optim.clip": Knob(None, "float | None", "identity", "largest global norm of the gradient"),
+    "schedule.name": Knob("constant", "str", "schedule", "constant | linear | cosine"),
+    "schedule.warmup": Knob(0, "int", "schedule", "updates of linear warm-up"),
+    "schedule.end": Knob(0.0, "float", "schedule", "last learning rate as a share of the peak"),
+    "train.steps": Knob(1000, "int", "schedule", "updates in the whole run"),
+    "train.batch": Knob(32, "int", "schedule", "global rows an update"),
+    "train.accumulate": Knob(1, "int", "identity", "microbatches an update"),
+    "train.precision": Knob("f32", "str", "identity", "f32 | bf16 (f32 parameters) | bf16_params"),
+    "train.remat": Knob("none", "str", "free", "what the backward pass recomputes: none | dots | full"),
+    "train.scan": Knob(True, "bool", "free", "loop one compiled layer; False unrolls (faster on CPU, slower to compile)"),
+    "train.max_skipped": Knob(10, "int", "free", "non-finite updates in a row that are skipped before the run stops"),
+    "eval.every": Knob(None, "int | None", "free", "updates between evaluations; None evaluates at the end only"),
+    "eval.split": Knob("test", "str", "free", "held-out split"),
+    "eval.batch": Knob(None, "int | None", "free", "global rows a batch; None is train.batch"),
+    "eval.limit": Knob(None, "int | None", "free", "evaluate this many batches only while training; None is all"),
+    "checkpoint.every": Knob(None, "int | None", "free", "updates between checkpoints; None saves at the end only"),
+    "checkpoint.keep": Knob(2, "int", "free", "newest checkpoints kept"),
+    "checkpoint.keep_best": Knob(1, "int", "free", "best checkpoints kept besides, by loss on eval.split"),
+    "mesh": Knob("dp:*", "str", "free", "sharding strategy as axis:size, joined by commas; * takes the rest"),
+    "log.every": Knob(10, "int", "free", "updates between lines of metrics"),
+    "log.table": Knob(True, "bool", "free", "print the table of parameters at the start"),
+    "seed": Knob(0, "int", "identity", "of initial weights, order of data, and all noise; 0 to 2^32 - 1"),
+    "resume": Knob("auto", "str", "free", "auto | extend (take changed schedule knobs as a new phase)"),
+}
+
+OPEN = ("model.", "rules.")  # sections whose keys belong to somebody else: a family's Config, the sharding rules
+
+
+def config(names: str, configs: dict[str, dict[str, Any]], ablations: dict[str, dict[str, Any]]) -> ConfigDict:
+    """The ConfigDict of `small+no_warmup`: one named config, then ablations, each a dict of dotted keys.
+
+    Raises UsageError for an unknown name, and where the names do not hold exactly one config.
+    """
+    chosen = [n for n in names.split("+") if n]
+    for name in chosen:
+        if name not in configs and name not in ablations:
+            raise unknown("config or ablation", name, [*configs, *ablations])
+    if sum(n in configs for n in chosen) != 1 or chosen[0] not in configs:
+        raise UsageError(f"{names!r} must begin with one config, then ablations; configs: {', '.join(configs)}")
+    result = defaults()
+    for name in chosen:
+        for key, value in (configs[name] if name in configs else ablations[name]).items():
+            assign(result, key, value)
+    return result
+
+
+def defaults() -> ConfigDict:
+    """Every knob at its default."""
+    result = ConfigDict({"rules": {}}, convert_dict=True)
+    for key, knob in KNOBS.items():
+        _put(result, key, knob.default)
+    return result
+
+
+def assign(cfg: ConfigDict, key: str, value: Any) -> None:
+    """Set one dotted key to a value of its type. Raises UsageError for an unknown key or a wrong type."""
+    knob = KNOBS.get(key)
+    if knob is None:
+        if not key.startswith(OPEN) or key.count(".") != 1:
+            raise unknown("config key", key, KNOBS)
+    elif not fits(value, knob.type):
+        raise UsageError(f"config key {key!r} takes {knob.type} ({knob.says}), not {value!r}")
+    if knob and knob.type.startswith("float") and isinstance(value, int):
+        value = float(value)
+    _put(cfg, key, value)
+
+
+def _put(cfg: ConfigDict, key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    with cfg.unlocked(), cfg.ignore_type():
+        for section in sections:
+            if section not in cfg:
+                cfg[section] = ConfigDict()
+            cfg = cfg[section]
+        with cfg.unlocked(), cfg.ignore_type():
+            cfg[last] = value
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether a value is of a knob's type."""
+    for one in (k.strip() for k in kind.split("|")):
+        if one == "None" and value is None:
+            return True
+        if one == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+            return True
+        if one == "tuple[float]" and isinstance(value, tuple) and all(fits(v, "float") for v in value):
+            return True
+        if one in ("int", "str", "bool") and type(value).__name__ == one:
+            return True
+    return False

@@ -1,0 +1,71 @@
+"""Convolutional networks.
+
+    python launch.py train --config=configs/cnn.py:mnist_lenet5 --workdir=runs/lenet5
+
+`mnist_lenet5`: LeCun et al. 1998, section III: LeNet-5 on MNIST without distortions, 0.95 % test error published, 20
+passes; README has our figure. `mnist`: two convolutions with batch norm. `digits`: the same on scikit-learn's 8 x 8
+digits, embedded; seconds.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "model.family": "cnn",
+        "model.inputs": (8, 8, 1),
+        "model.channels": (16, 32),
+        "model.hidden": (64,),
+        "data.name": "digits",
+        "train.batch": 64,
+        "train.steps": 400,
+        "schedule.name": "cosine",
+        "log.every": 20,
+    },
+    "mnist": {
+        "model.family": "cnn",
+        "data.name": "mnist",
+        "data.mean": 0.1307,
+        "data.deviation": 0.3081,
+        "train.batch": 128,
+        "train.steps": 2400,
+        "schedule.name": "cosine",
+        "schedule.warmup": 100,
+        "optim.decay": 0.05,
+        "eval.every": 800,
+        "eval.batch": 500,
+        "log.every": 50,
+    },
+    "mnist_lenet5": {
+        "model.family": "cnn",
+        "model.size": "lenet5",
+        "data.name": "mnist",
+        "data.mean": 0.1307,
+        "data.deviation": 0.3081,
+        "train.batch": 64,
+        "train.steps": 18_750,
+        "optim.lr": 2e-3,
+        "optim.decay": 0.05,
+        "schedule.name": "cosine",
+        "schedule.warmup": 200,
+        "eval.every": 1875,
+        "eval.batch": 500,
+        "checkpoint.every": 3750,
+        "log.every": 200,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_norm": {"model.norm": "none"},
+    "shift": {"data.augment": "crop:2"},
+    "average_pool": {"model.pools": ("average", "average")},
+    "linear_head": {"model.head": "linear"},
+}
+
+
+def get_config(names: str = "digits") -> ConfigDict:
+    """The named config with its ablations, as `mnist+no_norm`."""
+    return base.config(names, CONFIGS, ABLATIONS)

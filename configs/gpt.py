@@ -1,0 +1,89 @@
+"""GPT-2 shaped language models.
+
+    python launch.py train --config=configs/gpt.py:shakespeare --workdir=runs/shakespeare
+
+`shakespeare`: the CPU recipe of nanoGPT's README (Karpathy 2022): 4 layers, 4 heads, width 128, context 64, batches of
+12, 2,000 updates, no dropout; validation loss 1.88 published; README has our figure. `quickstart`: bytes of Python's
+own documentation, embedded; about a minute on two cores. `gpt2`: the published size, for a machine that carries it.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+_SMALL: dict[str, Any] = {
+    "model.family": "gpt",
+    "model.width": 128,
+    "model.depth": 4,
+    "model.heads": 4,
+    "model.context": 64,
+    "loss": "next_token",
+    "optim.beta2": 0.99,
+    "optim.decay": 0.1,
+    "optim.clip": 1.0,
+    "schedule.name": "cosine",
+    "schedule.warmup": 100,
+    "schedule.end": 0.1,
+    "eval.split": "validation",
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "shakespeare": {
+        **_SMALL,
+        "data.name": "tiny_shakespeare",
+        "data.tokenizer": "char",
+        "train.batch": 12,
+        "train.steps": 2000,
+        "optim.lr": 3e-3,
+        "eval.every": 500,
+        "eval.batch": 64,
+        "checkpoint.every": 500,
+    },
+    "quickstart": {
+        **_SMALL,
+        "data.name": "pydoc_text",
+        "train.batch": 16,
+        "train.steps": 600,
+        "optim.lr": 3e-3,
+        "schedule.warmup": 50,
+        "eval.every": 200,
+        "eval.batch": 64,
+        "checkpoint.every": 200,
+    },
+    "quick": {
+        **_SMALL,
+        "model.width": 64,
+        "model.depth": 2,
+        "train.batch": 8,
+        "train.steps": 100,
+        "schedule.warmup": 10,
+        "eval.batch": 64,
+    },
+    "gpt2": {
+        **_SMALL,
+        **{f"model.{k}": v for k, v in (("width", 768), ("depth", 12), ("heads", 12), ("context", 1024))},
+        "train.batch": 64,
+        "train.steps": 100_000,
+        "train.precision": "bf16",
+        "optim.lr": 6e-4,
+        "schedule.warmup": 2000,
+        "checkpoint.every": 1000,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_warmup": {"schedule.warmup": 0},
+    "no_decay": {"optim.decay": 0.0},
+    "relu": {"model.activation": "relu"},
+    "untied": {"model.tied": False},
+    "dropout": {"model.dropout": 0.1},
+    "bf16": {"train.precision": "bf16"},
+    "accumulate": {"train.accumulate": 4},
+}
+
+
+def get_config(names: str = "quickstart") -> ConfigDict:
+    """The named config with its ablations, as `shakespeare+no_warmup+relu`."""
+    return base.config(names, CONFIGS, ABLATIONS)

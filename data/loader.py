@@ -1,0 +1,35 @@
+"""Reading ahead: a plan's batches, step after step, prefetched by grain in a thread or in worker processes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from data.plan import Batch, Plan
+
+
+@dataclass(frozen=True)
+class _Steps:
+    plan: Plan
+    rows: tuple[int, ...]
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, i: int) -> Batch:
+        return self.plan.batch(self.start + int(i), self.rows)
+
+
+def batches(plan: Plan, rows: Sequence[int], start: int, stop: int, *, workers: int, prefetch: int) -> Iterator[Batch]:
+    """The given rows of batches `start` up to `stop`, read `prefetch` ahead; `workers` 0 reads in one thread."""
+    import grain
+
+    if workers:
+        from absl import flags
+
+        flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which nobody else parsed
+    dataset = grain.MapDataset.source(_Steps(plan, tuple(rows), start, stop))
+    reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
+    if workers:
+        reading = reading.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(reading)

@@ -1,0 +1,171 @@
+"""Which examples make up which batch: a pure function of (seed, step, global batch size).
+
+There is no iterator state: any batch is computed from its step, on any number of processes, in microseconds, and a
+process may compute only the rows that it owns. Within the run, *place* g is the g-th example ever consumed; epoch and
+position follow from g, and the position is permuted by grain's index shuffle, keyed by seed and epoch.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from data.sources import Examples, Texts
+from data.tokenizers import Tokenizer
+from errors import UsageError
+
+Batch = dict[str, np.ndarray]
+Augment = Callable[[Batch, int, np.ndarray], Batch]  # (fields, step, global rows) -> fields
+
+
+@dataclass(frozen=True)
+class Phase:
+    """From update `from_step` on, a batch has `batch_size` rows and each corpus its weight in the mixture."""
+
+    from_step: int
+    batch_size: int
+    weights: tuple[float, ...] = (1.0,)
+
+
+def phases_from(rows: Sequence[dict[str, Any]]) -> tuple[Phase, ...]:
+    """The phases of a manifest's list of dicts."""
+    return tuple(Phase(int(r["from_step"]), int(r["batch_size"]), tuple(r["weights"])) for r in rows)
+
+
+def phases_as_json(phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    """The phases as a list of dicts for a manifest."""
+    return [{**asdict(p), "weights": list(p.weights)} for p in phases]
+
+
+class Corpus(Protocol):
+    """Something that yields the item at a position of an epoch."""
+
+    def __len__(self) -> int:
+        """Items in an epoch."""
+
+    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
+        """Fields of the items at shuffled positions of epochs, a row each."""
+
+
+@dataclass(frozen=True)
+class ExampleCorpus:
+    """Examples as they are; every epoch holds each once."""
+
+    source: Examples
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
+        """Fields of those rows, and weight 1 [B]."""
+        fields = self.source.__getitems__(positions)
+        return {**fields, "weight": np.ones(len(positions), np.float32)}
+
+
+class WindowCorpus:
+    """Windows of `context` + 1 tokens over documents laid end to end, an `eot` after each.
+
+    Each epoch shifts the grid of windows by an offset of its own, so that a token meets other contexts; the target of
+    the last token of a window is the first of the next.
+    """
+
+    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, seed: int) -> None:
+        self.tokens, self.context, self.seed = stream(texts, tokenizer), context, seed
+        spare = (len(self.tokens) - 1) // context
+        if spare < 1:
+            raise UsageError(
+                f"{texts.identity['name']} has {len(self.tokens)} tokens in its split {texts.identity['split']!r}, "
+                f"too few for one window of context {context}; lower model.context or give more text"
+            )
+        self.shift, self.count = (context, spare - 1) if spare > 1 else (1, 1)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
+        """tokens and targets int32 [B T], weight 1 [B T]."""
+        offsets = np.array([hash32(self.seed, "offset", int(e)) % self.shift for e in epochs])
+        starts = offsets + positions * self.context
+        rows = self.tokens[starts[:, None] + np.arange(self.context + 1)]
+        weight = np.ones((len(starts), self.context), np.float32)
+        return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weight": weight}
+
+
+def stream(texts: Texts, tokenizer: Tokenizer) -> np.ndarray:
+    """All documents' tokens [n] int32, an `eot` after each but where there is one document only."""
+    if len(texts) == 1:
+        return tokenizer.encode(texts.documents[0])
+    end = np.array([tokenizer.vocab - 1], np.int32)
+    return np.concatenate([part for d in texts.documents for part in (tokenizer.encode(d), end)] or [end])
+
+
+def hash32(*parts: Any) -> int:
+    """A number below 2^32 from seeds, names and counters."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
+
+
+PATTERN = 1000  # places after which the mixture's pattern of corpora repeats
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of a run over one corpus or a weighted mixture of several."""
+
+    corpora: tuple[Corpus, ...]
+    phases: tuple[Phase, ...]
+    seed: int
+    augment: Augment | None = None
+
+    def phase(self, step: int) -> Phase:
+        """The phase that holds a step."""
+        return [p for p in self.phases if p.from_step <= step][-1]
+
+    def consumed(self, step: int) -> int:
+        """Examples consumed before a step: the place of its row 0."""
+        ends = [p.from_step for p in self.phases[1:]] + [step]
+        return sum(
+            max(0, min(end, step) - p.from_step) * p.batch_size for p, end in zip(self.phases, ends, strict=True)
+        )
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """The rows (all where None) of the batch that update `step` -> `step` + 1 consumes; [len(rows) ...]."""
+        phase = self.phase(step)
+        rows = np.arange(phase.batch_size) if rows is None else np.asarray(rows)
+        places = self.consumed(step) + rows
+        which, ranks = _mix(places, phase.weights, self.seed)
+        batch: Batch = {}
+        for i, corpus in enumerate(self.corpora):
+            mine = np.flatnonzero(which == i)
+            if not mine.size:
+                continue
+            epochs, positions = np.divmod(ranks[mine], len(corpus))
+            positions = _shuffle(positions, epochs, len(corpus), self.seed, i)
+            for name, values in corpus.items(epochs, positions).items():
+                whole = batch.setdefault(name, np.empty((len(rows), *values.shape[1:]), values.dtype))
+                whole[mine] = values
+        return self.augment(batch, step, rows) if self.augment else batch
+
+
+def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, corpus: int) -> np.ndarray:
+    from grain.experimental import index_shuffle
+
+    seeds = {int(e): hash32(seed, "shuffle", corpus, int(e)) for e in np.unique(epochs)}
+    pairs = zip(positions.tolist(), epochs.tolist(), strict=True)
+    return np.array([index_shuffle(p, max_index=count - 1, seed=seeds[e], rounds=4) for p, e in pairs])
+
+
+def _mix(places: np.ndarray, weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which corpus serves each place, and the how-many-eth of that corpus it is."""
+    if len(weights) == 1:
+        return np.zeros(len(places), np.int64), places
+    share = np.asarray(weights, np.float64) / sum(weights)
+    ends = np.rint(np.cumsum(share) * PATTERN).astype(np.int64)
+    pattern = np.searchsorted(ends, np.arange(PATTERN), side="right")
+    pattern = np.random.Generator(np.random.Philox(hash32(seed, "mixture"))).permutation(pattern)
+    before = np.stack([np.cumsum(pattern == i) - (pattern == i) for i in range(len(weights))])
+    blocks, spots = np.divmod(places, PATTERN)
+    which = pattern[spots]
+    totals = np.bincount(pattern, minlength=len(weights))
+    return which, blocks * totals[which] + before[which, spots]

@@ -1,0 +1,130 @@
+"""Text to ids and back: bytes, or the characters of a corpus. A tokenizer travels in every checkpoint as JSON."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from errors import UsageError, unknown
+
+FILE = "tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """ids are int32; the last id is the end of a document, `eot`, which stands for no text."""
+
+    @property
+    def vocab(self) -> int:
+        """Number of ids."""
+
+    @property
+    def byte_lengths(self) -> np.ndarray:
+        """UTF-8 bytes that each id stands for [vocab]."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text -> ids [n]."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """ids -> text; `eot` decodes to nothing."""
+
+    def description(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON."""
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """UTF-8 bytes: 256 ids and `eot`."""
+
+    @property
+    def vocab(self) -> int:
+        """257."""
+        return 257
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """1 for each byte, 0 for eot."""
+        return np.array([1] * 256 + [0], np.float32)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text -> its bytes [n]."""
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Bytes -> text; a broken sequence becomes U+FFFD."""
+        return bytes(int(i) for i in ids if int(i) < 256).decode("utf-8", errors="replace")
+
+    def description(self) -> dict[str, Any]:
+        """The kind alone."""
+        return {"kind": "byte"}
+
+
+@dataclass(frozen=True)
+class Characters:
+    """The characters of a corpus in code-point order, and `eot`."""
+
+    characters: str
+
+    @property
+    def vocab(self) -> int:
+        """Characters and eot."""
+        return len(self.characters) + 1
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """UTF-8 length of each character, 0 for eot."""
+        return np.array([len(c.encode("utf-8")) for c in self.characters] + [0], np.float32)
+
+    @cached_property
+    def _points(self) -> np.ndarray:
+        return np.array([ord(c) for c in self.characters], np.uint32)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text -> ids [n]. Raises UsageError for a character that the corpus did not have."""
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ids = np.searchsorted(self._points, points)
+        ids = np.minimum(ids, len(self._points) - 1)
+        strange = points[self._points[ids] != points]
+        if strange.size:
+            raise UsageError(
+                f"character {chr(int(strange[0]))!r} is not among the {len(self.characters)} of this character "
+                f"tokenizer: {self.characters!r}; --config.data.tokenizer=byte takes any text"
+            )
+        return ids.astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """ids -> text."""
+        return "".join(self.characters[int(i)] for i in ids if int(i) < len(self.characters))
+
+    def description(self) -> dict[str, Any]:
+        """The kind and the characters."""
+        return {"kind": "char", "characters": self.characters}
+
+
+def make(kind: str, corpus: Iterable[str]) -> Tokenizer:
+    """A tokenizer by kind, `byte` or `char`; the corpus gives `char` its characters. Raises UsageError."""
+    if kind == "byte":
+        return Bytes()
+    if kind == "char":
+        characters = "".join(sorted(set().union(*map(set, corpus))))
+        if not characters:
+            raise UsageError("a character tokenizer needs a corpus with at least one character")
+        return Characters(characters)
+    raise unknown("tokenizer", kind, ("byte", "char"))
+
+
+def restore(description: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a `description()`. Raises UsageError for an unknown kind."""
+    kind = description.get("kind")
+    if kind == "char":
+        return Characters(description["characters"])
+    return make(str(kind), ())
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """A hash of the description, 16 hex digits."""
+    text = json.dumps(tokenizer.description(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,273 @@
+"""Train, evaluate and sample the networks of Canon.
+
+    python launch.py train  --config=configs/gpt.py:quickstart --workdir=runs/a   # goes on if runs/a has a checkpoint
+    python launch.py eval   --workdir=runs/a            # or runs/a@500, @best, @latest, @all
+    python launch.py sample --workdir=runs/a --prompt="The import statement"
+    python launch.py doctor                             # devices, versions, data folder, disk
+
+`python launch.py VERB --help` explains a verb and its flags. A config is a file, a named config in it, and ablations:
+`configs/gpt.py:shakespeare+no_warmup`. Any knob of configs/base.py can follow, in any order, for every verb:
+`--config.optim.lr=3e-4 --config.mesh=fsdp:4,tp:2 --config.eval.every=None`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted and saved (run the same command again).
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from errors import UsageError, unknown
+
+DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4
+
+HELP = {
+    "train": """Train a model: --config says which, --workdir where its files go.
+
+The same command again goes on from the newest good checkpoint; a finished run says so. With no --config the one in the
+workdir is taken. On several hosts, or for a trial of it on one, start one process each:
+
+    python launch.py train --config=… --workdir=… --coordinator=HOST:PORT --processes=2 --process=0
+
+Try first:  python launch.py train --config=configs/gpt.py:quickstart --workdir=runs/quickstart
+            python launch.py train --config=configs/cnn.py:digits --workdir=runs/digits --config.mesh=fsdp:8 --cpu_devices=8
+""",
+    "eval": """Restore a checkpoint, on any devices, and measure it on the config's held-out split.
+
+--workdir takes W (its newest good checkpoint), W@n, W@best or W@all. Other data or batches by knobs, for example
+--config.eval.split=validation.
+""",
+    "sample": """Print the text that a language model puts after --prompt. --workdir as for eval.
+
+--temperature=0 takes the likeliest token each time; --top_k=40 draws among the 40 likeliest.
+""",
+    "doctor": """Look at what a run needs: devices, versions, data folder, disk. Says what is wrong and what would mend it.
+""",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run one verb -> exit code. Mistakes get one line; --debug raises them instead."""
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(__doc__.strip())
+        return DONE if argv else USAGE
+    debug = "--debug" in argv
+    try:
+        return _dispatch(argv[0], [a for a in argv[1:] if a != "--debug"])
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        usage = isinstance(error, UsageError)
+        text = " ".join(str(error).split()) or type(error).__name__
+        note = "" if usage else f" [{type(error).__name__}; --debug shows where]"
+        print(f"launch.py {argv[0]}: {text}{note}", file=sys.stderr)
+        return USAGE if usage else FAILED
+
+
+def _dispatch(verb: str, argv: list[str]) -> int:
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    if "--help" in argv or "-h" in argv:
+        print(f"{HELP[verb]}\n{_flags(verb).get_help(include_special_flags=False).strip()}")
+        return DONE
+    assignments = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    for text in assignments:
+        if "=" not in text:
+            raise UsageError(f"--config.{text} has no value; write --config.{text}=VALUE")
+    args = _flags(verb)
+    try:
+        rest = args(["launch.py", *(a for a in argv if not a.startswith("--config."))])[1:]
+    except flags.Error as error:
+        raise UsageError(str(error)) from None
+    if rest:
+        raise UsageError(f"{rest[0]!r} is no flag; flags are written --name=value, as --workdir=runs/a")
+    return VERBS[verb](args, [(k, v) for k, _, v in (a.partition("=") for a in assignments)])
+
+
+def _flags(verb: str) -> flags.FlagValues:
+    """The plain flags of a verb."""
+    own = flags.FlagValues()
+
+    def text(name: str, default: str | None, says: str) -> None:
+        flags.DEFINE_string(name, default, says, flag_values=own)
+
+    def whole(name: str, default: int | None, says: str, lower: int = 0) -> None:
+        flags.DEFINE_integer(name, default, says, lower_bound=lower, flag_values=own)
+
+    flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=own)
+    whole("cpu_devices", None, "simulate so many CPU devices", 1)
+    if verb != "doctor":
+        text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
+    if verb == "train":
+        text("config", None, "path/to/file.py:name+ablation")
+        text("coordinator", None, "host:port of process 0, where several processes train together")
+        whole("processes", 1, "how many processes train together", 1)
+        whole("process", 0, "which of them this is, from 0")
+    if verb == "sample":
+        text("prompt", "\n", "the text to go on from")
+        whole("tokens", 300, "how many tokens to add", 1)
+        flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest", lower_bound=0, flag_values=own)
+        whole("top_k", None, "draw among the so many likeliest", 1)
+        whole("seed", 0, "of the draws")
+    return own
+
+
+def _host() -> Any:
+    """The outside world, for all below: the first SIGINT or SIGTERM asks for a save, a second SIGINT ends at once."""
+    from train.host import Host
+
+    pending: list[str] = []
+
+    def note(number: int, frame: Any) -> None:
+        pending.append(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    where = Path(__file__).parent
+    git = subprocess.run(["git", "-C", where, "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if shutil.which("git") else None
+    revision = git.stdout.strip() or None if git else None
+    return Host(time.time, os.environ, sys.stdout, lambda: pending[-1] if pending else None, revision)
+
+
+def _quiet() -> None:
+    """Keep the libraries' chatter from the terminal: what a user needs to know, we say."""
+    import logging
+    import warnings
+
+    from absl import logging as absl_logging
+
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets|google")
+
+
+def _start_jax(args: flags.FlagValues) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    _quiet()
+    if args.cpu_devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", args.cpu_devices)
+
+
+def _need_workdir(args: flags.FlagValues) -> str:
+    if not args.workdir:
+        raise UsageError("--workdir is missing: the folder of the run, as --workdir=runs/a")
+    return args.workdir
+
+
+def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    workdir = _need_workdir(args)
+    from configs import reader
+
+    _start_jax(args)
+    if args.processes > 1:
+        _join(args)
+    from train import run
+
+    kept = run.recorded_config(workdir)
+    if not args.config and kept is None:
+        raise UsageError("--config is missing: which model to train, as --config=configs/gpt.py:quickstart")
+    cfg = reader.override(reader.read(args.config) if args.config else reader.from_json(str(kept)), assignments)
+    if cfg.resume not in ("auto", "extend"):
+        raise unknown("value of resume", cfg.resume, ("auto", "extend"))
+    if kept is not None:
+        reader.refuse_other_run(workdir, reader.from_json(kept), cfg)
+    host = _host()
+    ended = run.train(cfg, reader.to_json(cfg), workdir, host)
+    if ended:
+        host.say(f"{ended}: saved; run the same command again to go on")
+    return SAVED if ended else DONE
+
+
+def _join(args: flags.FlagValues) -> None:
+    import jax
+
+    if not args.coordinator:
+        raise UsageError("--processes needs --coordinator=HOST:PORT, the same for all processes")
+    if args.process >= args.processes:
+        raise UsageError(f"--process={args.process} must be below --processes={args.processes}")
+    if args.cpu_devices:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(args.coordinator, args.processes, args.process)
+
+
+def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> tuple[Any, Any, str, list[int], str]:
+    """Host, config maker, workdir, candidate steps and which for --workdir=W@which."""
+    from configs import reader
+
+    name = _need_workdir(args)
+    _start_jax(args)
+    from train import checkpoint
+
+    workdir, which = checkpoint.split_name(name)
+
+    def config(step: int) -> Any:
+        import json
+
+        recorded = checkpoint.load_manifest(workdir, step)["config"]
+        cfg = reader.from_json(json.dumps(recorded))
+        cfg.mesh = "dp:*"  # the mesh of the training run says nothing about this machine
+        return reader.override(cfg, assignments)
+
+    return _host(), config, workdir, checkpoint.select(workdir, which), which
+
+
+def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    host, config, workdir, steps, which = _checkpoint(args, assignments)
+    from train import checkpoint, run
+
+    def one(step: int) -> None:
+        cfg = config(step)
+        scores = run.evaluate_checkpoint(cfg, workdir, step, host)
+        host.say(f"checkpoint {step:,} of {workdir} on {cfg.data.name}, {cfg.eval.split}: {run.in_words(scores)}")
+
+    if which == "latest":
+        checkpoint.first_good(workdir, steps, one, host.say)
+    else:
+        for step in steps:
+            one(step)
+    return DONE
+
+
+def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    host, config, workdir, steps, which = _checkpoint(args, assignments)
+    from train import checkpoint, run
+
+    if which == "all":
+        raise UsageError("sample takes one checkpoint, not @all")
+    settings: dict[str, Any] = {k: args[k].value for k in ("prompt", "tokens", "temperature", "top_k", "seed")}
+    checkpoint.first_good(
+        workdir, steps, lambda step: run.sample_checkpoint(config(step), workdir, step, host, **settings), host.say
+    )
+    return DONE
+
+
+def _doctor(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    _start_jax(args)
+    from train import doctor
+
+    return DONE if doctor.examine(_host()) else FAILED
+
+
+VERBS: dict[str, Callable[[flags.FlagValues, list[tuple[str, str]]], int]] = {
+    "train": _train,
+    "eval": _eval,
+    "sample": _sample,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""The families, and the few calls by which everything else uses them.
+
+    model = models.build("gpt", size="gpt2", depth=2)     # -> Model(family, config)
+    variables = model.init(jax.random.key(0))             # {"params": ..., maybe "stats": ...}
+    value = model.predict(variables, tokens)              # a bare array is the family's main input
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from errors import UsageError, unknown
+from models import cnn, gpt, mlp, spec
+from models.layers import row_keys
+from models.spec import Array, Outputs, Place, nowhere
+from models.validate import check_types
+
+FAMILIES: dict[str, ModuleType] = {"mlp": mlp, "cnn": cnn, "gpt": gpt}
+
+TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
+    {"causal", "cached", "stateful", "batch_coupled", "classifier", "language_model"}
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family with a config: pure functions that share one table of parameters."""
+
+    family: str
+    config: Any
+
+    @property
+    def module(self) -> ModuleType:
+        """The family's file."""
+        return FAMILIES[self.family]
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """What the family is and can do, out of TRAITS."""
+        return self.module.TRAITS
+
+    @cached_property
+    def specs(self) -> dict[str, Any]:
+        """The table: {"params": tree of Spec, maybe "stats": tree of Spec}."""
+        return self.module.specs(self.config)
+
+    def init(self, key: Array, out_shardings: Any = None) -> dict[str, Any]:
+        """Initial variables, float32, drawn under jit from a PRNG key []; sharded where out_shardings are given."""
+        return jax.jit(partial(spec.draw, self.specs), out_shardings=out_shardings)(key)
+
+    def apply(
+        self,
+        variables: Any,
+        inputs: Any,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        cache: Any = None,
+        place: Place = nowhere,
+    ) -> Outputs:
+        """The family's `apply`; a bare array is taken as its main input, and a single key is spread over the rows."""
+        if not isinstance(inputs, dict):
+            inputs = {self.module.INPUT: jnp.asarray(inputs)}
+        if key is not None and key.ndim == 0:
+            key = row_keys(key, jnp.arange(next(iter(inputs.values())).shape[0]))
+        return self.module.apply(variables, inputs, self.config, train=train, key=key, cache=cache, place=place)
+
+    def predict(self, variables: Any, inputs: Any) -> Any:
+        """The value without training's noise: logits of a classifier [B C], of a language model [B T V] in float32."""
+        value = self.apply(variables, inputs).value
+        return value[..., : self.config.vocab] if "language_model" in self.traits else value
+
+    def cache(self, batch: int, length: int) -> Any:
+        """An empty cache for `batch` rows of at most `length` tokens. Raises UsageError for a family without one."""
+        if "cached" not in self.traits:
+            raise UsageError(f"family {self.family!r} keeps no cache; cached: {', '.join(_with_trait('cached'))}")
+        return self.module.cache(self.config, batch, length)
+
+    def count(self) -> int:
+        """Number of parameters, without the padding of the vocabulary: the published figure."""
+        config = self.config
+        if hasattr(config, "vocab_multiple"):
+            config = dataclasses.replace(config, vocab_multiple=1)
+        return spec.count(self.module.specs(config)["params"])
+
+
+def build(family: str, size: str | None = None, **overrides: Any) -> Model:
+    """A model of a family: a published size, its fields overridden by name -> Model.
+
+    Raises UsageError for an unknown family, size or field (naming the nearest) and for a value that breaks a rule.
+    """
+    if family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
+    module = FAMILIES[family]
+    if size is not None and size not in module.SIZES:
+        raise unknown(f"size of {family}", size, module.SIZES)
+    known = {f.name for f in dataclasses.fields(module.Config)}
+    for name in overrides:
+        if name not in known:
+            raise unknown(f"field of {family}", name, known)
+    fields = {**(module.SIZES[size] if size else {}), **overrides}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    for name, value in fields.items():  # before the Config's own rules, which may compare
+        _check_field(module, name, value)
+    config = module.Config(**fields)
+    check_types(config)
+    return Model(family, config)
+
+
+def _check_field(module: ModuleType, name: str, value: Any) -> None:
+    from models.validate import check
+
+    probe = object.__new__(module.Config)
+    object.__setattr__(probe, name, value)
+    check(probe, "of its type", name, ok=lambda _: True)
+
+
+def _with_trait(trait: str) -> list[str]:
+    return [name for name, module in FAMILIES.items() if trait in module.TRAITS]

@@ -1,0 +1,216 @@
+"""Convolutional networks: stages of convolution, normalisation and pooling; LeNet-5 is the size `lenet5`.
+
+Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J kernel rows and columns.
+Source: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", section II.B.
+The paper's figure 3 gives the output codes as pictures; CODES below draws the ten digits anew on its 7 x 12 grid.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from models.layers import ACTIVATIONS, add, batch_norm, dense, dropout, gathered, linear, norm_specs, product, scale_by
+from models.spec import Array, Law, Outputs, Place, Spec, constant, he, nowhere, ones, uniform, zeros
+from models.validate import COMPUTE, check, one_of
+
+TRAITS = frozenset({"classifier", "stateful", "batch_coupled"})
+INPUT = "image"
+ZERO_GRAD: dict[str, str] = {}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "lenet5": dict(
+        inputs=(32, 32, 1),
+        channels=(6, 16, 120),
+        kernel=5,
+        padding="VALID",
+        sparse=True,
+        norm="none",
+        pools=("subsample", "subsample", "none"),
+        activation="scaled_tanh",
+        hidden=(84,),
+        head="rbf",
+    ),
+}
+
+NORMS = ("batch", "none")
+POOLS = ("max", "average", "subsample", "none")
+HEADS = ("linear", "rbf")
+
+# Table I of the paper: row o lists which of the 6 maps of S2 feed map o of C3.
+LINKS = (
+    (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
+    (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
+    (0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5),
+    (0, 1, 2, 3, 4, 5),
+)  # fmt: skip
+
+CODES = (  # twelve rows of seven columns a digit, a row as the sum of 64 32 16 8 4 2 1
+    (0, 28, 34, 65, 65, 65, 65, 65, 65, 34, 28, 0),
+    (0, 8, 24, 40, 8, 8, 8, 8, 8, 8, 62, 0),
+    (0, 62, 65, 1, 1, 2, 12, 16, 32, 64, 127, 0),
+    (0, 127, 2, 4, 8, 28, 2, 1, 1, 65, 62, 0),
+    (0, 4, 12, 20, 36, 68, 127, 4, 4, 4, 4, 0),
+    (0, 127, 64, 64, 124, 2, 1, 1, 1, 66, 60, 0),
+    (0, 30, 32, 64, 64, 94, 97, 65, 65, 34, 28, 0),
+    (0, 127, 65, 2, 2, 4, 4, 8, 8, 16, 16, 0),
+    (0, 62, 65, 65, 65, 62, 65, 65, 65, 65, 62, 0),
+    (0, 28, 34, 65, 65, 67, 61, 1, 1, 2, 60, 0),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stages from image to class scores."""
+
+    inputs: tuple[int, ...] = (28, 28, 1)  # Y X C; smaller images are padded with 0 around
+    channels: tuple[int, ...] = (32, 64)  # of each stage
+    kernel: int = 3  # rows and columns
+    padding: str = "SAME"
+    sparse: bool = False  # the second stage links maps by the paper's table I
+    norm: str = "batch"
+    pools: tuple[str, ...] = ("max", "max")  # of each stage, 2 x 2, stride 2
+    activation: str = "relu"
+    hidden: tuple[int, ...] = (128,)
+    head: str = "linear"
+    classes: int = 10
+    dropout: float = 0.0  # probability, after each hidden layer
+    momentum: float = 0.9  # kept of the running moments, an update
+    eps: float = 1e-5
+    compute: str = "float32"
+
+    def __post_init__(self) -> None:
+        check(self, "positive", "inputs", "channels", "kernel", "hidden", "classes")
+        check(self, "probability", "dropout", "momentum")
+        one_of(self, padding=("SAME", "VALID"), norm=NORMS, pools=POOLS, head=HEADS)
+        one_of(self, activation=ACTIVATIONS, compute=COMPUTE)
+        check(self, "three numbers: rows, columns, channels", "inputs", ok=lambda _: len(self.inputs) == 3)
+        check(self, "one for each of channels", "pools", ok=lambda _: len(self.pools) == len(self.channels))
+        check(self, "False unless channels start 6, 16", "sparse", ok=lambda on: not on or self.channels[:2] == (6, 16))
+        code_head = self.hidden[-1:] == (84,) and self.classes == 10
+        check(self, "'linear' unless hidden ends in 84 and classes is 10", "head", ok=lambda h: h != "rbf" or code_head)
+        check(self, f"large enough for {len(self.channels)} stages", "inputs", ok=lambda _: min(_final_size(self)) > 0)
+
+
+def _final_size(c: Config) -> tuple[int, int]:
+    size = list(c.inputs[:2])
+    for pool in c.pools:
+        shrink = c.kernel - 1 if c.padding == "VALID" else 0
+        size = [(n - shrink) // (1 if pool == "none" else 2) for n in size]
+    return size[0], size[1]
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters, and of running moments where batch norm is on."""
+    J, stages, stats = c.kernel, {}, {}
+    classic = c.activation == "scaled_tanh"  # appendix A of the paper: uniform in +-2.4 / fan-in
+
+    def law(fan_in: int) -> Law:
+        return uniform(2.4 / fan_in) if classic else he
+
+    for i, (C, O) in enumerate(zip((c.inputs[2], *c.channels), c.channels, strict=False)):
+        if c.sparse and i == 1:  # 60 links between maps, each with a kernel of its own
+            links = sum(map(len, LINKS))
+            kernel = Spec((J, J, links), "rows columns links", law(J * J * links // O), fan_in="rows columns")
+        else:
+            axes = "rows columns channels_in channels"
+            kernel = Spec((J, J, C, O), axes, law(J * J * C), fan_in="rows columns channels_in")
+        stages[str(i)] = {"kernel": kernel}
+        if c.norm == "batch":  # its bias serves the convolution too
+            stages[str(i)]["norm"] = norm_specs(O)
+            stats[str(i)] = {"mean": Spec((O,), "norm", zeros), "var": Spec((O,), "norm", ones)}
+        else:
+            stages[str(i)]["bias"] = Spec((O,), "norm", zeros)
+        if c.pools[i] == "subsample":
+            stages[str(i)]["pool"] = {"scale": Spec((O,), "norm", constant(0.25)), "bias": Spec((O,), "norm", zeros)}
+
+    widths = (_final_size(c)[0] * _final_size(c)[1] * c.channels[-1], *c.hidden)
+    hidden = {
+        str(i): linear(n, m, "embed mlp", law(n), "mlp")
+        for i, (n, m) in enumerate(zip(widths, c.hidden, strict=False))
+    }
+    params: dict[str, Any] = {"stages": stages, "hidden": hidden}
+    if c.head == "linear":
+        params["head"] = linear(widths[-1], c.classes, "embed classes", law(widths[-1]), "classes")
+    return {"params": params, "stats": stats}
+
+
+def link(kernel: Float[Array, "i j links"]) -> Float[Array, "i j c o"]:
+    """The dense kernel of a sparsely linked stage, 0 where there is no link: [I J links] -> [I J C O]."""
+    pairs = [(c, o) for o, maps in enumerate(LINKS) for c in maps]
+    onto = np.zeros((len(pairs), 6, len(LINKS)), np.float32)
+    onto[(np.arange(len(pairs)), *np.array(pairs).T)] = 1
+    return jnp.einsum("ijk,kco->ijco", kernel, onto.astype(kernel.dtype))
+
+
+def conv(x: Float[Array, "b y x c"], kernel: Array, padding: str, out: Any = None) -> Float[Array, "b y2 x2 o"]:
+    """Cross-correlation, stride 1: x [B Y X C], kernel [I J C O] -> [B Y' X' O]."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    kernel = gathered(kernel.astype(x.dtype), x)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dims, out_sharding=out)
+
+
+def _window(x: Array, pool: str) -> Array:
+    size = (1, 2, 2, 1)
+    if pool == "max":
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, size, "VALID")
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, size, size, "VALID")
+
+
+def rbf(x: Float[Array, "b f"]) -> Float[Array, "b o"]:
+    """Minus the squared distance to each class's code (the paper's eq. 7), so that a softmax over it is eq. 9's MAP
+    criterion without its constant: x [B 84] -> [B 10].
+    """
+    bits = (np.array(CODES)[:, :, None] >> np.arange(6, -1, -1)) & 1
+    codes = jnp.asarray(bits.reshape(len(CODES), 84) * 2.0 - 1.0, x.dtype)
+    return 2 * product("bf,of->bo", x, codes) - jnp.sum(x * x, -1, keepdims=True) - codes.shape[1]
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Class scores, float32: image [B Y X C] -> [B classes]; in training also the new running moments.
+
+    Raises UsageError where the image is larger than the config's, or has other channels.
+    """
+    p, stats, keys = variables["params"], dict(variables.get("stats", {})), key if train else None
+    x = _pad(inputs["image"], c).astype(COMPUTE[c.compute])
+    act = ACTIVATIONS[c.activation]
+    for i, pool in enumerate(c.pools):
+        stage = p["stages"][str(i)]
+        kernel = link(stage["kernel"]) if c.sparse and i == 1 else stage["kernel"]
+        x = conv(x, kernel, c.padding, place("batch rows columns width"))
+        if c.norm == "batch":
+            moments = dict(train=train, momentum=c.momentum, eps=c.eps)
+            x, stats[str(i)] = batch_norm(x, stage["norm"], stats[str(i)], **moments)
+            x = act(x)
+        else:
+            x = act(add(x, stage["bias"]))
+        if pool == "subsample":  # a trained coefficient and bias, then the squashing function
+            x = act(add(scale_by(_window(x, pool), stage["pool"]["scale"]), stage["pool"]["bias"]))
+        elif pool == "average":
+            x = _window(x, pool) / 4
+        elif pool == "max":
+            x = _window(x, pool)
+    x = jnp.reshape(x, (x.shape[0], -1))
+    for i in range(len(c.hidden)):
+        x = act(dense(x, p["hidden"][str(i)], place("batch width")))
+        x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
+    scores = rbf(x) if c.head == "rbf" else dense(x, p["head"], place("batch classes"))
+    return Outputs(scores.astype(jnp.float32), stats=stats)
+
+
+def _pad(image: Array, c: Config) -> Array:
+    room = [(0, 0), *((n - m for n, m in zip(c.inputs, image.shape[1:], strict=True)))]
+    check(c, f"{image.shape[1:]} or larger, of as many channels", "inputs", ok=lambda _: min(room[1:]) >= 0 == room[3])
+    return jnp.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in room[1:])])

@@ -1,0 +1,164 @@
+"""GPT-2: a decoder of pre-norm Transformer blocks with learned positions and tied embeddings.
+
+Legend: B batch, T query time, S key time, V padded vocabulary, D width, L depth, N heads, H = D/N, F = 4D.
+Source: Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3; initial values as in
+the released code (openai/gpt-2, src/model.py), residual projections by 1/sqrt(2L) as in the paper.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.attention import attention, causal_mask, write_cache
+from models.layers import ACTIVATIONS, add, dropout, fold_keys, layer_norm, lookup, norm_specs, product, unembed
+from models.spec import Array, Outputs, Place, Spec, nowhere, std, zeros
+from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
+
+TRAITS = frozenset({"causal", "cached", "language_model"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": dict(width=768, depth=12, heads=12),
+    "gpt2_medium": dict(width=1024, depth=24, heads=16),
+    "gpt2_large": dict(width=1280, depth=36, heads=20),
+    "gpt2_xl": dict(width=1600, depth=48, heads=25),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape and options of a GPT; `dropout` is for embeddings, attention weights and residual branches alike."""
+
+    vocab: int = 50257  # tokens
+    vocab_multiple: int = 128  # the table is padded to a multiple of it
+    context: int = 1024  # longest sequence, tokens
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int | None = None  # of the MLP; None is 4 * width
+    activation: str = "gelu_tanh"
+    dropout: float = 0.0  # probability
+    tied: bool = True  # the head is the token table
+    eps: float = 1e-5
+    compute: str = "float32"  # dtype of activations
+    remat: str = "none"  # what the backward pass recomputes
+    scan: bool = True  # one compiled block, looped; False unrolls
+
+    def __post_init__(self) -> None:
+        check(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
+        check(self, "probability", "dropout")
+        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
+        check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+    L, D, N, H = c.depth, c.width, c.heads, c.width // c.heads
+    F, V = c.hidden or 4 * c.width, -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
+    residual = std(0.02 / (2 * L) ** 0.5)
+    params: dict[str, Any] = {
+        "embed": {
+            "token": Spec((V, D), "vocab embed", std(0.02)),
+            "position": Spec((c.context, D), "time embed", std(0.01)),
+        },
+        "blocks": {
+            "norm1": norm_specs(D, (L,)),
+            "qkv": {
+                "kernel": Spec((L, 3, D, N, H), "layers qkv embed heads head_dim", std(0.02), fan_in="embed"),
+                "bias": Spec((L, 3, N, H), "layers qkv heads head_dim", zeros),
+            },
+            "out": {
+                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", residual, fan_in="heads head_dim"),
+                "bias": Spec((L, D), "layers norm", zeros),
+            },
+            "norm2": norm_specs(D, (L,)),
+            "up": {
+                "kernel": Spec((L, D, F), "layers embed mlp", std(0.02), fan_in="embed"),
+                "bias": Spec((L, F), "layers mlp", zeros),
+            },
+            "down": {
+                "kernel": Spec((L, F, D), "layers mlp embed", residual, fan_in="mlp"),
+                "bias": Spec((L, D), "layers norm", zeros),
+            },
+        },
+        "norm": norm_specs(D),
+    }
+    if not c.tied:
+        params["head"] = Spec((V, D), "vocab embed", std(0.02), fan_in="embed")
+    return {"params": params}
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Array]:
+    """An empty key-value cache for `length` tokens: k v [L B S N H], filled []."""
+    check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
+    shape = (c.depth, batch, length, c.heads, c.width // c.heads)
+    empty = jnp.zeros(shape, COMPUTE[c.compute])
+    return {"k": empty, "v": empty, "filled": jnp.zeros((), jnp.int32)}
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Array] | None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], segment [B T] (a token sees
+    its own segment only; not with a cache). With a cache the tokens follow those that it holds.
+    """
+    p, tokens = variables["params"], inputs["tokens"]
+    keys, start = key if train else None, 0 if cache is None else cache["filled"]
+    T = tokens.shape[1]
+    check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
+    now = start + jnp.arange(T)[None]
+    position = inputs.get("position", now)
+    stream = place("batch seq width")
+
+    x = lookup(p["embed"]["token"], tokens, stream)
+    x = x + lookup(p["embed"]["position"], position, stream if position.shape[0] > 1 else place("one seq width"))
+    x = dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", stream)
+
+    if cache is None:
+        segment = inputs.get("segment")
+        mask = causal_mask(now, now, None if segment is None else (segment, segment))
+    else:
+        mask = causal_mask(now, jnp.arange(cache["k"].shape[2])[None])
+
+    def block(x: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
+        p, index, held = layer
+        own = fold_keys(keys, index)
+        h = layer_norm(x, p["norm1"], c.eps)
+        q, k, v = (
+            add(product("btd,dnh->btnh", h, p["qkv"]["kernel"][i], place("batch seq heads head_dim")), p["qkv"]["bias"][i])
+            for i in range(3)
+        )
+        if held is not None:
+            k, v = held = (write_cache(held[0], k, start), write_cache(held[1], v, start))
+        scale = (c.width // c.heads) ** -0.5
+        a = attention(q, k, v, mask, scale=scale, rate=c.dropout, keys=own, place=place)
+        a = add(product("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
+        x = x + dropout(a, own, c.dropout, "attention_out", stream)
+
+        h = layer_norm(x, p["norm2"], c.eps)
+        h = add(product("btd,df->btf", h, p["up"]["kernel"], place("batch seq mlp")), p["up"]["bias"])
+        h = ACTIVATIONS[c.activation](h)
+        h = add(product("btf,fd->btd", h, p["down"]["kernel"], stream), p["down"]["bias"])
+        return x + dropout(h, own, c.dropout, "mlp_out", stream), held
+
+    held = None if cache is None else (cache["k"], cache["v"])
+    layers = (p["blocks"], jnp.arange(c.depth), held)
+    x, held = jax.lax.scan(rematerialised(block, c.remat), x, layers, unroll=1 if c.scan else c.depth)
+
+    x = layer_norm(x, p["norm"], c.eps)
+    table = p["embed"]["token"] if c.tied else p["head"]
+    logits = unembed(x, table, c.vocab, place("batch seq vocab"))
+    new = None if held is None else {"k": held[0], "v": held[1], "filled": start + T}
+    return Outputs(logits, cache=new)

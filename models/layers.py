@@ -1,0 +1,208 @@
+"""Shared pieces below the level of a block: the fence, products, norms, activations, dropout, lookups.
+
+Letters as in docs/notation.md. Nothing here knows a mesh: a caller hands the `out` sharding that it got from `place`.
+"""
+
+import hashlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from models.spec import Law, Spec, ones, zeros
+
+MASKED = -1e30  # a logit that no softmax can see: finite, so that 0 * MASKED is 0 in a gradient
+
+
+def fence(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Keep XLA's CPU backend from fusing (and recomputing) elementwise work into a product's operand; elsewhere x.
+
+    The gradient is fenced likewise. Each array needs its own barrier: several in one fail inside shard_map.
+    """
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda y: y)
+
+
+def gathered(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
+    """A weight made whole over the mesh axes that cut x's rows: what fsdp means, said outright.
+
+    Left to XLA's partitioner, a product whose two operands are cut by one mesh axis on different dims came out wrong in
+    the backward pass, silently, on a mesh dp:2,fsdp:2,tp:2 (docs/decisions/0006). Without an explicit mesh, w itself.
+    """
+    spec, rows = jax.typeof(w).sharding.spec, _axes(jax.typeof(x).sharding.spec[0])
+    kept = jax.sharding.PartitionSpec(*(None if rows & _axes(entry) else entry for entry in spec))
+    return w if kept == spec else jax.sharding.reshard(w, kept)
+
+
+def _axes(entry: Any) -> set[str]:
+    return set(entry) if isinstance(entry, tuple) else {entry} - {None}
+
+
+def product(
+    equation: str,
+    x: Float[Array, "..."],
+    w: Float[Array, "..."],
+    out: Any = None,
+    dtype: Any = None,
+) -> Float[Array, "..."]:
+    """Einsum of two fenced operands in x's dtype, sharded as `out`; accumulated in and returned as `dtype` if given."""
+    w = w.astype(x.dtype) if "b" in equation.split(",")[1].split("->")[0] else gathered(w.astype(x.dtype), x)
+    y = jnp.einsum(equation, fence(x), fence(w), out_sharding=out, preferred_element_type=dtype)
+    return fence(y)
+
+
+def add(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x [... D] + bias [D], whose dims are x's last ones -> [... D], in x's dtype."""
+    return x + jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - bias.ndim)))
+
+
+def scale_by(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x [... D] times scale [D], whose dims are x's last ones -> [... D], in x's dtype."""
+    return x * jnp.expand_dims(scale.astype(x.dtype), tuple(range(x.ndim - scale.ndim)))
+
+
+def linear(fan_in: int, fan_out: int, axes: str, law: Law, out_axis: str = "norm") -> dict[str, Spec]:
+    """The table of y = x @ kernel + bias; `axes` names the kernel's two dims, `out_axis` the bias's one."""
+    return {
+        "kernel": Spec((fan_in, fan_out), axes, law, fan_in=axes.split()[0]),
+        "bias": Spec((fan_out,), out_axis, zeros),
+    }
+
+
+def dense(x: Float[Array, "b i"], p: dict[str, Array], out: Any = None) -> Float[Array, "b o"]:
+    """x [B I] @ kernel [I O] + bias [O] -> [B O]."""
+    return add(product("bi,io->bo", x, p["kernel"], out), p["bias"])
+
+
+def norm_specs(width: int, stack: tuple[int, ...] = ()) -> dict[str, Spec]:
+    """The table of a normalisation with scale and bias; `stack` is (layers,) where layers are stacked."""
+    axes = "layers norm" if stack else "norm"
+    return {"scale": Spec((*stack, width), axes, ones), "bias": Spec((*stack, width), axes, zeros)}
+
+
+def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Float[Array, "*b d"]:
+    """Normalise the last dim to mean 0, variance 1, then scale and shift, in float32: x [... D] -> [... D].
+
+    Source: Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 3.
+    """
+    y = x.astype(jnp.float32)
+    mean = jnp.mean(y, -1, keepdims=True)
+    variance = jnp.mean(jnp.square(y - mean), -1, keepdims=True)
+    y = (y - mean) * jax.lax.rsqrt(variance + eps)
+    return add(scale_by(y, p["scale"]), p["bias"]).astype(x.dtype)
+
+
+def batch_norm(
+    x: Float[Array, "b *spatial d"],
+    p: dict[str, Array],
+    stats: dict[str, Array],
+    *,
+    train: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Float[Array, "b *spatial d"], dict[str, Array]]:
+    """Normalise each channel over the global batch and space: x [B ... D], stats [D] -> (y [B ... D], new stats).
+
+    In training the batch's own moments are used and the running ones move by `1 - momentum`; else the running ones.
+    The running variance is the unbiased one, as in torch (the batch is normalised by the biased one).
+    Source: Ioffe, Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
+    """
+    y = x.astype(jnp.float32)
+    if train:
+        over = tuple(range(x.ndim - 1))
+        count = math.prod(x.shape[:-1])
+        mean = jnp.mean(y, over)
+        variance = jnp.mean(jnp.square(add(y, -mean)), over)
+        fresh = {"mean": mean, "var": variance * (count / max(count - 1, 1))}
+        stats = {name: momentum * stats[name] + (1 - momentum) * jax.lax.stop_gradient(fresh[name]) for name in fresh}
+    else:
+        mean, variance = stats["mean"], stats["var"]
+    y = scale_by(add(y, -mean), p["scale"] * jax.lax.rsqrt(variance + eps))
+    return add(y, p["bias"]).astype(x.dtype), stats
+
+
+@jax.custom_vjp
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The tanh approximation of GELU; its gradient saves the derivative alone, which spares a second tanh.
+
+    Source: Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2.
+    """
+    return _gelu_tanh(x)[0]
+
+
+def _gelu_tanh(x: Array) -> tuple[Array, Array]:
+    root = math.sqrt(2 / math.pi)
+    t = jnp.tanh(root * (x + 0.044715 * x * x * x))
+    slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * root * (1 + 3 * 0.044715 * x * x)
+    return 0.5 * x * (1 + t), slope
+
+
+gelu_tanh.defvjp(lambda x: jax.tree.map(fence, _gelu_tanh(x)), lambda slope, g: (g * slope,))
+
+
+def scaled_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1.7159 tanh(2x/3), which maps +-1 to +-1 (LeCun et al. 1998, Gradient-based learning, appendix A)."""
+    return 1.7159 * jnp.tanh(x * (2 / 3))
+
+
+ACTIVATIONS = {
+    "identity": lambda x: x,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "scaled_tanh": scaled_tanh,
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": gelu_tanh,
+}
+
+
+def lookup(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: Any = None) -> Float[Array, "*b d"]:
+    """Rows of a table: table [V D], ids [...] -> [... D]."""
+    return gathered(table, ids).at[ids].get(out_sharding=out)
+
+
+def unembed(
+    x: Float[Array, "b t d"], table: Float[Array, "v d"], vocab: int, out: Any = None
+) -> Float[Array, "b t v"]:
+    """Logits over the padded vocabulary, float32, the padding masked: x [B T D], table [V D] -> [B T V]."""
+    logits = product("btd,vd->btv", x, table, out, jnp.float32)
+    if table.shape[0] == vocab:
+        return logits
+    real = jnp.arange(table.shape[0]) < vocab
+    return jnp.where(real[None, None], logits, MASKED)
+
+
+def site_hash(site: str) -> int:
+    """A 32-bit number for the name of a place where numbers are drawn."""
+    return int.from_bytes(hashlib.sha256(site.encode()).digest()[:4], "little")
+
+
+def row_keys(key: Key[Array, ""], rows: Int[Array, "b"]) -> Key[Array, "b"]:
+    """One key for each example, from the step's key and the example's global row: key [], rows [B] -> [B]."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+
+def fold_keys(keys: Key[Array, "b"] | None, number: Int[Array, ""]) -> Key[Array, "b"] | None:
+    """Fold a layer's index into each row's key: keys [B] -> [B]; None stays None."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def dropout(
+    x: Float[Array, "b *d"], keys: Key[Array, "b"] | None, rate: float, site: str, out: Any = None
+) -> Float[Array, "b *d"]:
+    """Zero elements with probability `rate` and scale the rest, each row by its own key: x [B ...] -> [B ...].
+
+    keys None or rate 0 leave x as it is. Source: Srivastava et al. 2014, JMLR 15.
+    """
+    if keys is None or rate == 0:
+        return x
+
+    def mask(key: Key[Array, ""]) -> Bool[Array, "..."]:
+        return jax.random.bernoulli(jax.random.fold_in(key, site_hash(site)), 1 - rate, x.shape[1:])
+
+    keep = jax.vmap(mask)(keys)
+    if out is not None:
+        keep = jax.sharding.reshard(keep, out)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))

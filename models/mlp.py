@@ -1,0 +1,83 @@
+"""The multilayer perceptron; with no hidden layer, the perceptron.
+
+Legend: B batch, F the width of a layer. Images are flattened, row by row.
+Source: Rosenblatt 1958, "The perceptron", Psychological Review 65; Rumelhart, Hinton, Williams 1986, Nature 323;
+Nielsen 2015, "Neural networks and deep learning", chapter 1 for the size `nielsen`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from models.layers import ACTIVATIONS, dense, dropout, linear
+from models.spec import Array, Outputs, Place, Spec, he, normal, nowhere, std, zeros
+from models.validate import COMPUTE, check, one_of
+
+TRAITS = frozenset({"classifier"})
+INPUT = "features"
+ZERO_GRAD: dict[str, str] = {}
+LAWS = {"normal": normal, "he": he, "zeros": zeros}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "perceptron": dict(hidden=(), law="zeros"),
+    "nielsen": dict(inputs=784, hidden=(30,), classes=10, activation="sigmoid", output="sigmoid", bias_std=1.0),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Widths from input to output, and the functions between."""
+
+    inputs: int = 2
+    hidden: tuple[int, ...] = (16,)
+    classes: int = 2
+    activation: str = "tanh"
+    output: str = "identity"  # what the last layer's sums pass through
+    law: str = "normal"  # initial weights
+    bias_std: float | None = None  # initial biases are Gaussian with it; None starts them at 0
+    dropout: float = 0.0  # probability, after each hidden layer
+    compute: str = "float32"
+
+    def __post_init__(self) -> None:
+        check(self, "positive", "inputs", "hidden", "classes")
+        check(self, "probability", "dropout")
+        check(self, "not negative", "bias_std")
+        one_of(self, activation=ACTIVATIONS, output=ACTIVATIONS, law=LAWS, compute=COMPUTE)
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+
+    def layer(i: int, o: int, axes: str, out_axis: str) -> dict[str, Spec]:
+        table = linear(i, o, axes, LAWS[c.law], out_axis)
+        return table if c.bias_std is None else {**table, "bias": Spec((o,), out_axis, std(c.bias_std))}
+
+    widths = (c.inputs, *c.hidden)
+    hidden = {
+        str(i): layer(widths[i], widths[i + 1], "inputs mlp" if i == 0 else "embed mlp", "mlp")
+        for i in range(len(c.hidden))
+    }
+    head = layer(widths[-1], c.classes, "embed classes" if c.hidden else "inputs classes", "classes")
+    return {"params": {"hidden": hidden, "head": head} if hidden else {"head": head}}
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Class scores (after `output`), float32: features [B F] or image [B Y X C] -> [B classes]."""
+    p, keys = variables["params"], key if train else None
+    x = inputs["features"] if "features" in inputs else inputs["image"]
+    x = jnp.reshape(x, (x.shape[0], -1)).astype(COMPUTE[c.compute])
+    for i in range(len(c.hidden)):
+        x = ACTIVATIONS[c.activation](dense(x, p["hidden"][str(i)], place("batch width")))
+        x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
+    x = dense(x, p["head"], place("batch classes"))
+    return Outputs(ACTIVATIONS[c.output](x.astype(jnp.float32)))

@@ -1,0 +1,178 @@
+"""The one table: what a parameter is, and all that follows from it.
+
+A family's `specs(c)` gives each parameter's shape, axis names, initial law and fan-in on one line. Initial values,
+shardings, counts, weight decay, the checkpoint's target and its manifest are derived from that table, never restated.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+Law = Callable[[Array, tuple[int, ...], "Spec"], Array]
+Place = Callable[[str], Any]  # "batch seq width" -> PartitionSpec, or None where there is no mesh
+
+STACKED = ("layers", "experts", "qkv")  # axes that hold several matrices side by side: neither fan-in nor fan-out
+
+
+def nowhere(axes: str) -> None:
+    """The placement without a mesh: every `out_sharding` becomes None."""
+
+
+def zeros(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+    """All 0, float32."""
+    return jnp.zeros(shape, jnp.float32)
+
+
+def ones(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+    """All 1, float32."""
+    return jnp.ones(shape, jnp.float32)
+
+
+def normal(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+    """Gaussian of standard deviation 1/sqrt(fan-in): keeps a unit-variance signal (LeCun et al. 1998, eq. 16)."""
+    return jax.random.normal(key, shape, jnp.float32) * spec.fan_in_size**-0.5
+
+
+def he(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+    """Gaussian of standard deviation sqrt(2/fan-in), for relu (He et al. 2015, arXiv:1502.01852, eq. 10)."""
+    return jax.random.normal(key, shape, jnp.float32) * (2 / spec.fan_in_size) ** 0.5
+
+
+def std(deviation: float) -> Law:
+    """Gaussian of the given standard deviation."""
+
+    def gaussian(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+        return jax.random.normal(key, shape, jnp.float32) * deviation
+
+    return gaussian
+
+
+def constant(value: float) -> Law:
+    """All equal to `value`."""
+
+    def full(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+        return jnp.full(shape, value, jnp.float32)
+
+    return full
+
+
+def uniform(bound: float) -> Law:
+    """Uniform in [-bound, bound)."""
+
+    def flat(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+    return flat
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter (or running statistic): shape, a name for each dim, initial law, the axes a product contracts.
+
+    Not a pytree, so `jax.tree.map` sees a leaf. `fan_in` names the contracted axes; the rest, but for `layers`,
+    `experts` and `qkv`, are fan-out. A leaf without fan_in is a vector or a table of vectors.
+
+    Raises ValueError if the axes do not name each dim once, or fan_in names an axis that is not there.
+    """
+
+    shape: tuple[int, ...]
+    axes: str
+    law: Law = field(repr=False)
+    fan_in: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.shape):
+            raise ValueError(f"Spec names {len(self.names)} axes ({self.axes!r}) for {len(self.shape)} dims {self.shape}")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"Spec names an axis twice: {self.axes!r}")
+        if any(not isinstance(n, int) or n < 1 for n in self.shape):
+            raise ValueError(f"Spec {self.axes!r} has a dim that is not a positive integer: {self.shape}")
+        strange = set(self.fan_in.split()) - set(self.names)
+        if strange:
+            raise ValueError(f"Spec fan_in names {sorted(strange)}, which is not among its axes {self.axes!r}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The axis names, one a dim."""
+        return tuple(self.axes.split())
+
+    @property
+    def size(self) -> int:
+        """Number of scalars."""
+        return math.prod(self.shape)
+
+    @property
+    def fan_in_size(self) -> int:
+        """Product of the contracted dims; 1 for a vector."""
+        inside = self.fan_in.split()
+        return math.prod(n for n, name in zip(self.shape, self.names, strict=True) if name in inside)
+
+    @property
+    def fan_out_size(self) -> int:
+        """Product of the dims that are neither contracted nor stacked."""
+        skip = (*self.fan_in.split(), *STACKED)
+        return math.prod(n for n, name in zip(self.shape, self.names, strict=True) if name not in skip)
+
+
+@struct.dataclass
+class Outputs:
+    """What `apply` returns: the value, new running statistics, new cache, and `(sum, weight)` scalars for the loss."""
+
+    value: Any
+    stats: Any = None
+    cache: Any = None
+    aux: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as `blocks/norm1/scale`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by path name, in the tree's order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _leaf_hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+
+
+def draw(specs: Any, key: Array) -> Any:
+    """Initial values of a table of Specs: each leaf's key folds in its path, and each layer's key its index.
+
+    So a parameter's values depend on the key, its own path, and its own layer: an ablation that adds a parameter or a
+    layer leaves the others bit-identical. Meant to run under jit. Raises ValueError if two paths hash alike.
+    """
+    seen: dict[int, str] = {}
+    for name in flatten(specs):
+        other = seen.setdefault(_leaf_hash(name), name)
+        if other != name:
+            raise ValueError(f"parameters {other!r} and {name!r} hash to one key: rename one")
+
+    def leaf(path: tuple[Any, ...], spec: Spec) -> Array:
+        own = jax.random.fold_in(key, _leaf_hash(path_name(path)))
+        if spec.names[:1] != ("layers",):
+            return spec.law(own, spec.shape, spec)
+        keys = jax.vmap(lambda i: jax.random.fold_in(own, i))(jnp.arange(spec.shape[0]))
+        return jax.vmap(lambda k: spec.law(k, spec.shape[1:], spec))(keys)
+
+    return jax.tree_util.tree_map_with_path(leaf, specs)
+
+
+def abstract(specs: Any, dtype: Any = jnp.float32) -> Any:
+    """The table as ShapeDtypeStructs: what `draw` would return, without drawing."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs)
+
+
+def count(specs: Any) -> int:
+    """Number of scalars in a table."""
+    return sum(s.size for s in jax.tree.leaves(specs))
+

@@ -1,0 +1,1 @@
+"""The run: mesh, state, losses, step, loop, optimizers, checkpoints, evaluation, metrics, sampling."""

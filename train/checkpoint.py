@@ -1,0 +1,298 @@
+"""Checkpoints that explain themselves: `W/checkpoints/<n>/{state/, manifest.json, tokenizer/}`, n finished updates.
+
+Orbax writes the arrays asynchronously and commits a checkpoint by one rename, manifest and tokenizer included. The
+manifest holds a digest of each leaf, computed on device at the save; a restore computes it again, and compares shape
+and dtype too, so that nothing is restored changed, or in part, without a word.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import serialization
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec, auto_axes
+
+from errors import UsageError
+from models.spec import flatten
+
+SCHEMA = 1
+Manifest = dict[str, Any]
+
+
+class Damaged(RuntimeError):
+    """A checkpoint whose files do not hold what its manifest says."""
+
+
+# Digests
+
+
+def _mix(x: jax.Array, salt: int) -> jax.Array:
+    """A bijection of uint32, so that a changed bit of x always changes it (the finaliser of MurmurHash3)."""
+    x = x ^ jnp.uint32(salt)
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    """Two sums modulo 2^32 over a leaf's bits, each mixed with its index: equal on any mesh. [...] -> [2] uint32."""
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    if x.dtype.itemsize > 4:
+        raise TypeError(f"no digest for {x.dtype}: a state holds numbers of 32 bits or fewer")
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    sums = [jnp.sum(_mix(bits ^ _mix(index, salt), salt + 1), dtype=jnp.uint32) for salt in (0x9E3779B9, 0x7F4A7C15)]
+    return jnp.stack(sums)
+
+
+@partial(jax.jit, static_argnums=1)
+def _digests(leaves: dict[str, jax.Array], explicit: bool) -> dict[str, jax.Array]:
+    if explicit:
+        return auto_axes(partial(jax.tree.map, _digest), out_sharding=PartitionSpec())(leaves)
+    return jax.tree.map(_digest, leaves)
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """The digest of each leaf by path, 16 hex digits; the same on any mesh."""
+    leaves = flatten(tree)
+    explicit = any(isinstance(x.sharding, jax.sharding.NamedSharding) for x in leaves.values())
+    pairs = jax.device_get(_digests(leaves, explicit))
+    return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in pairs.items()}
+
+
+def describe(tree: Any) -> dict[str, dict[str, Any]]:
+    """Shape, dtype and digest of each leaf, for a manifest."""
+    codes = digests(tree)
+    return {k: {"shape": list(x.shape), "dtype": str(x.dtype), "digest": codes[k]} for k, x in flatten(tree).items()}
+
+
+# Saving
+
+
+def as_dict(state: Any) -> Any:
+    """A state as nested dicts alone: Optax's tuples become dicts by field or index."""
+    return serialization.to_state_dict(state)
+
+
+class _NotesHandler(ocp.CheckpointHandler):
+    """Writes the tokenizer's folder, and the manifest beside it, before Orbax commits the checkpoint."""
+
+    def save(self, directory: epath.Path, args: "_Notes") -> None:
+        """Keep the manifest until `finalize`; write the tokenizer."""
+        self._manifest = args.manifest
+        if args.tokenizer is not None and jax.process_index() == 0:
+            (directory / "tokenizer.json").write_text(args.tokenizer)
+
+    def restore(self, directory: epath.Path, args: Any = None) -> None:
+        """Nothing: `load_manifest` and `load_tokenizer` read the files."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Write the manifest into the checkpoint that is about to be committed."""
+        (directory.parent / "manifest.json").write_text(self._manifest)
+
+
+@ocp.args.register_with_handler(_NotesHandler, for_save=True, for_restore=True)
+@dataclass
+class _Notes(ocp.args.CheckpointArgs):
+    manifest: str
+    tokenizer: str | None
+
+
+class Store:
+    """Saves a run's checkpoints, asynchronously, and keeps the newest `keep` and the `keep_best` of least loss."""
+
+    def __init__(self, workdir: str, keep: int, keep_best: int) -> None:
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        self._manager = ocp.CheckpointManager(_folder(workdir), options=options)
+
+    def save(self, state: Any, manifest: Manifest, tokenizer: dict[str, Any] | None) -> None:
+        """Begin to save a state under manifest["step"]; its arrays may be donated once this returns.
+
+        manifest["metrics"], where not None, holds the held-out `loss` by which the best is chosen.
+        """
+        tree = as_dict(state)
+        manifest = {"schema": SCHEMA, **manifest, "state": describe(tree)}
+        notes = _Notes(json.dumps(manifest, indent=1), None if tokenizer is None else json.dumps(tokenizer))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), tokenizer=notes)
+        self._manager.save(manifest["step"], args=items, metrics=manifest["metrics"], force=True)
+
+    def wait(self) -> None:
+        """Return when what was begun is committed; raises what went wrong."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then release Orbax's threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+# Finding and restoring
+
+
+def _folder(workdir: str) -> epath.Path:
+    path = epath.Path(workdir)
+    return (path if "://" in workdir else path.absolute()) / "checkpoints"
+
+
+def steps(workdir: str) -> list[int]:
+    """The committed checkpoints of a workdir, oldest first."""
+    folder = _folder(workdir)
+    if not folder.exists():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "manifest.json").exists())
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`W@n` -> (W, n); a bare W stands for W@latest."""
+    workdir, at, which = name.rpartition("@")
+    return (workdir, which) if at else (name, "latest")
+
+
+def select(workdir: str, which: str) -> list[int]:
+    """The steps that `latest`, `best`, `all` or a number names; of `latest`, candidates from the newest on.
+
+    Raises UsageError where there is none, with those that there are.
+    """
+    found = steps(workdir)
+    if not found:
+        raise UsageError(f"no checkpoint in {workdir!r}; train writes them to WORKDIR/checkpoints")
+    if which == "latest":
+        return found[::-1]
+    if which == "all":
+        return found
+    if which == "best":
+        losses = {n: (load_manifest(workdir, n)["metrics"] or {}).get("loss") for n in found}
+        scored = {n: loss for n, loss in losses.items() if loss is not None}
+        if not scored:
+            raise UsageError(f"no checkpoint in {workdir!r} was evaluated when it was saved, so none is @best")
+        return [min(scored, key=lambda n: (scored[n], n))]
+    if re.fullmatch(r"\d+", which) and int(which) in found:
+        return [int(which)]
+    names = ", ".join(map(str, found))
+    raise UsageError(f"no checkpoint {which!r} in {workdir!r}; there are {names}, and @latest, @best, @all")
+
+
+def load_manifest(workdir: str, step: int) -> Manifest:
+    """The manifest of a checkpoint. Raises Damaged where it cannot be read, UsageError for another schema."""
+    try:
+        manifest = json.loads((_folder(workdir) / str(step) / "manifest.json").read_text())
+        schema = manifest["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"checkpoint {step} of {workdir}: its manifest.json cannot be read ({error})") from None
+    if schema != SCHEMA:
+        raise UsageError(f"checkpoint {step} of {workdir} has schema {schema}; this version reads {SCHEMA}")
+    return manifest
+
+
+def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
+    """The description of the tokenizer that travels in a checkpoint, or None."""
+    path = _folder(workdir) / str(step) / "tokenizer" / "tokenizer.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def restore(workdir: str, step: int, target: Any) -> Any:
+    """The parts of a checkpoint that `target` (a state, or some of its entries, as ShapeDtypeStructs with shardings) has.
+
+    Raises UsageError where a leaf is missing, surplus, or of another shape or dtype than the target's, and Damaged
+    where the files do not hold what the manifest says. Each message names the leaf.
+    """
+    manifest, wanted = load_manifest(workdir, step), as_dict(target)
+    saved, leaves = manifest["state"], flatten(wanted)
+    inside = [k for k in saved if k.split("/")[0] in wanted]
+    for name in sorted({*inside, *leaves}):
+        where = f"checkpoint {step} of {workdir}: {name}"
+        if name not in saved:
+            raise UsageError(f"{where} is not in it; the config asks for a leaf {leaves[name].shape}")
+        if name not in leaves:
+            raise UsageError(f"{where} {tuple(saved[name]['shape'])} is in it, but the config has no such leaf")
+        have = tuple(saved[name]["shape"]), saved[name]["dtype"]
+        want = leaves[name].shape, str(leaves[name].dtype)
+        if have != want:
+            raise UsageError(f"{where} is {have[0]} {have[1]}, the config asks for {want[0]} {want[1]}")
+    tree, problem = _read(_folder(workdir) / str(step) / "state", wanted), None
+    if isinstance(tree, Exception):
+        problem = f"its arrays cannot be read ({str(tree).strip().splitlines()[0][:200] if str(tree).strip() else type(tree).__name__})"
+    else:
+        differ = [name for name, code in digests(tree).items() if code != saved[name]["digest"]]
+        problem = f"digest of {differ[0]} differs ({len(differ)} leaves in all)" if differ else None
+    if _anywhere(problem is not None):
+        raise Damaged(f"checkpoint {step} of {workdir} is damaged: {problem or 'another process could not read it'}")
+    return serialization.from_state_dict(target, tree)
+
+
+def _read(path: epath.Path, wanted: Any) -> Any:
+    """The arrays, or the exception: Orbax and TensorStore raise many kinds for a broken file."""
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+            return reader.restore(path, args=ocp.args.PyTreeRestore(wanted, arguments, partial_restore=True))
+    except Exception as error:
+        return error
+
+
+def _anywhere(flag: bool) -> bool:
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(jnp.asarray(flag)).any())
+
+
+def first_good(
+    workdir: str, candidates: list[int], read: Callable[[int], Any], say: Callable[[str], None]
+) -> tuple[int, Any]:
+    """The first candidate that `read` restores; each damaged one before it is named and passed over."""
+    for step in candidates:
+        try:
+            return step, read(step)
+        except Damaged as error:
+            say(f"{error}; passing over it")
+    raise Damaged(f"no checkpoint of {workdir} can be restored; tried {', '.join(map(str, candidates))}")
+
+
+def set_aside(workdir: str, newer_than: int) -> None:
+    """Move checkpoints newer than the one restored to `W/damaged`, so that the run can save those steps again."""
+    if jax.process_index() == 0:
+        folder = _folder(workdir)
+        for step in (n for n in steps(workdir) if n > newer_than):
+            home = folder.parent / "damaged"
+            home.mkdir(parents=True, exist_ok=True)
+            count = sum(p.name.split("-")[0] == str(step) for p in home.iterdir())
+            (folder / str(step)).rename(home / (f"{step}-{count}" if count else str(step)))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("set aside damaged checkpoints")
+
+
+@contextmanager
+def lock(workdir: str) -> Iterator[None]:
+    """Hold `W/lock` while a run writes there; process 0 alone, local folders alone.
+
+    Raises UsageError where another run holds it.
+    """
+    if jax.process_index() or "://" in workdir:
+        yield
+        return
+    import fcntl
+
+    with open(epath.Path(workdir) / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another run is writing to {workdir}; wait for it, or take another --workdir") from None
+        yield

@@ -1,0 +1,73 @@
+"""Evaluation: exact ratios of totals, with standard errors clustered by document or example."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from data.evaluation import Exam
+from models import Model
+from train import feed
+from train.losses import Task, Terms
+from train.mesh import Placement
+
+
+class Scores(NamedTuple):
+    """Metrics, their standard errors, and how much was measured."""
+
+    metrics: dict[str, float]
+    stderr: dict[str, float]
+    examples: int
+    clusters: int
+
+
+def make_examiner(model: Model, task: Task, place: Placement) -> Callable[[Any, dict[str, jax.Array]], Terms]:
+    """The jitted forward pass: (variables, batch) -> per-row sums and weights [B], whole on every process."""
+
+    def examine(variables: Any, batch: dict[str, jax.Array]) -> Terms:
+        return task(model.apply(variables, batch, place=place).value, batch)
+
+    return jax.jit(examine, out_shardings=place.whole)
+
+
+def evaluate(
+    examine: Callable[[Any, dict[str, jax.Array]], Terms],
+    variables: Any,
+    exam: Exam,
+    place: Placement,
+    size: int,
+    limit: int | None = None,
+) -> Scores:
+    """Measure variables on an exam, `size` rows at a time (rounded up to the mesh), at most `limit` batches.
+
+    Sums run in float64 on the host in the order of the examples, so that neither the batch size nor the mesh enters.
+    """
+    size = -(-size // place.batch_shards) * place.batch_shards
+    sums: dict[str, list[np.ndarray]] = {}
+    for batch in itertools.islice(feed.examining(exam, place, size), limit):
+        for name, pair in jax.device_get(examine(variables, batch)).items():
+            sums.setdefault(name, []).append(np.stack(pair).astype(np.float64))
+    if not sums:
+        return Scores({}, {}, 0, 0)
+    rows = {name: np.concatenate(parts, 1)[:, : len(exam)] for name, parts in sums.items()}
+    count = next(iter(rows.values())).shape[1]
+    _, cluster = np.unique(exam.clusters[:count], return_inverse=True)
+    pairs = {name: _ratio(*rows[name], cluster) for name in sorted(rows, key=lambda n: (n != "loss", n))}
+    metrics, stderr = {k: v[0] for k, v in pairs.items()}, {k: v[1] for k, v in pairs.items()}
+    if "bits_per_byte" in metrics:  # a language model's
+        metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
+        stderr["perplexity"] = metrics["perplexity"] * stderr["loss"]
+    return Scores(metrics, stderr, count, int(cluster.max()) + 1)
+
+
+def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:
+    """A ratio of totals and its standard error over clusters, linearised (Cochran 1977, eq. 6.13 without the f.p.c.)."""
+    s, w = np.bincount(cluster, sums), np.bincount(cluster, weights)
+    if not w.sum():
+        return math.nan, math.nan
+    mean, n = s.sum() / w.sum(), len(s)
+    spread = math.sqrt(n / (n - 1) * np.square(s - mean * w).sum()) / w.sum() if n > 1 else math.nan
+    return float(mean), spread

@@ -1,0 +1,69 @@
+"""From host rows to global arrays: each process reads the rows that its devices own, and no others."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from data import loader
+from data.evaluation import Exam
+from data.plan import Batch, Plan
+from errors import UsageError
+from train.mesh import Placement
+from train.step import batch_axes
+
+
+def own_rows(place: Placement, size: int) -> list[int]:
+    """The rows of a batch of `size` that this process's devices hold, by the sharding alone."""
+    owned = place.sharding("batch").addressable_devices_indices_map((size,))
+    return sorted({row for (cut,) in owned.values() for row in range(*cut.indices(size))})
+
+
+def put(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str, jax.Array]:
+    """Global arrays [size ...] from this process's rows [len(rows) ...]."""
+    spot = np.full(size, -1)
+    spot[rows] = np.arange(len(rows))
+
+    def whole(values: np.ndarray) -> jax.Array:
+        sharding = place.sharding(batch_axes(values.ndim))
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            mine = spot[index[0]]
+            return values[mine[0] : mine[-1] + 1][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback((size, *values.shape[1:]), sharding, part)
+
+    return {name: whole(values) for name, values in local.items()}
+
+
+def check_batch(size: int, accumulate: int, place: Placement) -> None:
+    """Hold a batch to a whole number of rows a device and microbatch. Raises UsageError with sizes that fit."""
+    if size < 1 or accumulate < 1:
+        raise UsageError(f"train.batch = {size} and train.accumulate = {accumulate} must be 1 or more")
+    unit = place.batch_shards * accumulate
+    if size % unit:
+        fit = " or ".join(str(n) for n in (size // unit * unit, -(-size // unit) * unit) if n)
+        raise UsageError(
+            f"train.batch = {size} cannot be cut into {place.batch_shards} shards of batch times "
+            f"train.accumulate = {accumulate}; {fit} would fit"
+        )
+
+
+def training(
+    plan: Plan, place: Placement, start: int, stop: int, *, workers: int, prefetch: int
+) -> Iterator[dict[str, jax.Array]]:
+    """The global batches `start` up to `stop`, phase by phase."""
+    ends = [p.from_step for p in plan.phases[1:]] + [stop]
+    for phase, end in zip(plan.phases, ends, strict=True):
+        first, last = max(start, phase.from_step), min(stop, end)
+        if first < last:
+            rows = own_rows(place, phase.batch_size)
+            for batch in loader.batches(plan, rows, first, last, workers=workers, prefetch=prefetch):
+                yield put(batch, rows, phase.batch_size, place)
+
+
+def examining(exam: Exam, place: Placement, size: int) -> Iterator[dict[str, jax.Array]]:
+    """The global batches of an evaluation, in order."""
+    rows = own_rows(place, size)
+    for batch in exam.batches(size, rows):
+        yield put(batch, rows, size, place)

@@ -1,0 +1,40 @@
+"""Floating-point operations of a function, counted from its jaxpr: products and convolutions, loops unrolled.
+
+XLA's own cost analysis counts a loop's body once, so it cannot tell what a scanned model costs.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def count(function: Callable[..., Any], *args: Any) -> int:
+    """FLOPs of one call on arguments (arrays or ShapeDtypeStructs), 2 for each multiply and add."""
+    return _of(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _of(jaxpr: Any) -> int:
+    return sum(_equation(e) for e in jaxpr.eqns)
+
+
+def _equation(e: Any) -> int:
+    if e.primitive.name == "dot_general":
+        (contracted, _), _ = e.params["dimension_numbers"]
+        return 2 * e.outvars[0].aval.size * math.prod(e.invars[0].aval.shape[i] for i in contracted)
+    if e.primitive.name == "conv_general_dilated":
+        numbers, kernel = e.params["dimension_numbers"], e.invars[1].aval.shape
+        per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+        return 2 * e.outvars[0].aval.size * per_output // max(e.params["batch_group_count"], 1)
+    inner = [_of(j) for v in e.params.values() for j in _jaxprs(v)]
+    if e.primitive.name == "scan":
+        return sum(inner) * e.params["length"]
+    return max(inner, default=0) if e.primitive.name == "cond" else sum(inner)
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    if isinstance(value, tuple | list):
+        return [j for v in value for j in _jaxprs(v)]
+    value = getattr(value, "jaxpr", value)
+    return [value] if hasattr(value, "eqns") else []

@@ -1,0 +1,139 @@
+"""The host's side of training, and nothing else: batches in, updates dispatched, metrics out.
+
+Update n is dispatched before the metrics of n-1 are fetched, so that the device never waits for the host; before an
+evaluation or a save the metrics of every dispatched update are in, so that nothing unseen is ever written.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+
+from train.host import Host
+from train.summary import duration, quantity
+
+State = dict[str, Any]
+
+
+class Recording(Protocol):
+    """Where metrics go: a `metrics.Recorder`, or nowhere."""
+
+    def write(self, kind: str, step: int, metrics: dict[str, float], **more: Any) -> None:
+        """Write one line."""
+
+
+@dataclass
+class Progress:
+    """Fetches each update's metrics, records and shows every `every`-th, and stops a run that no longer learns."""
+
+    host: Host
+    recorder: Recording
+    every: int
+    last: int  # the run's last update
+    rows: Callable[[int], int]  # rows of the batch of an update
+    tokens: int  # a row's tokens; 0 where rows are no text
+    max_skipped: int
+    loud: bool = True
+    _pending: list[tuple[int, dict[str, jax.Array]]] = field(default_factory=list)
+    _skipped: int = 0
+    _mark: tuple[int, float] | None = None
+
+    def begin(self, step: int) -> None:
+        """Start the clock at a step."""
+        self._mark = (step, self.host.clock())
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Note a dispatched update, now `step` in number, and settle the one before it."""
+        self._pending.append((step, metrics))
+        self.settle(keep=1)
+
+    def settle(self, keep: int = 0) -> None:
+        """Fetch the metrics of all dispatched updates but the newest `keep`. Raises RuntimeError where too many in a
+        row were not finite.
+        """
+        while len(self._pending) > keep:
+            step, arrays = self._pending.pop(0)
+            values = {k: float(v) for k, v in jax.device_get(arrays).items()}
+            self._judge(step, values)
+            if step % self.every == 0 or step == self.last:
+                self._show(step, values)
+
+    def _judge(self, step: int, values: dict[str, float]) -> None:
+        if not values["skipped"]:
+            self._skipped = 0
+            return
+        self._skipped += 1
+        self.recorder.write("event", step, {}, note="skipped: the loss or the gradient was not finite")
+        if self._skipped > self.max_skipped:
+            raise RuntimeError(
+                f"updates {step - self._skipped + 1} to {step} were not finite (loss {values['loss']}, gradient norm "
+                f"{values['grad_norm']}); the state of update {step - self._skipped} stands in the last checkpoint. "
+                f"Lower optim.lr or set optim.clip"
+            )
+
+    def _show(self, step: int, values: dict[str, float]) -> None:
+        start, then = self._mark or (step, self.host.clock())
+        now = self.host.clock()
+        self._mark = (step, now)
+        seconds = max(now - then, 1e-9)
+        if step > start:
+            values["examples_per_second"] = sum(self.rows(n) for n in range(start, step)) / seconds
+            if self.tokens:
+                values["tokens_per_second"] = values["examples_per_second"] * self.tokens
+        self.recorder.write("train", step, values)
+        if not self.loud:
+            return
+        rate = values.get("tokens_per_second" if self.tokens else "examples_per_second", 0.0)
+        left = (self.last - step) * seconds / max(step - start, 1)
+        unit = "tokens/s" if self.tokens else "examples/s"
+        accuracy = f"  accuracy {values['accuracy']:.3f}" if "accuracy" in values else ""
+        line = (
+            f"step {step:,}/{self.last:,}  loss {values['loss']:.4f}{accuracy}  {quantity(rate, unit)}  "
+            f"{'done' if step == self.last else 'ETA ' + duration(left)}"
+        )
+        if self.host.stdout.isatty():
+            self.host.stdout.write(f"\r\033[K{line}" + ("\n" if step == self.last else ""))
+            self.host.stdout.flush()
+        else:
+            self.host.say(line)
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the live one."""
+        if self.loud:
+            self.host.say(("\r\033[K" if self.host.stdout.isatty() else "") + line)
+
+
+def due(step: int, every: int | None, last: int) -> bool:
+    """Whether something that happens every so many updates, and at the end, happens now."""
+    return step == last or (every is not None and step % every == 0)
+
+
+def run(
+    state: State,
+    update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]],
+    batches: Iterator[Any],
+    progress: Progress,
+    start: int,
+    stop: int,
+    evaluate: Callable[[int, State], Any],
+    save: Callable[[int, State, Any], None],
+    eval_every: int | None,
+    save_every: int | None,
+) -> tuple[State, str | None]:
+    """Updates `start` to `stop` -> the last state, and the name of the signal that ended it early, or None."""
+    progress.begin(start)
+    for n in range(start, stop):
+        state, metrics = update(state, next(batches))
+        progress.add(n + 1, metrics)
+        signal = progress.host.signals()
+        evaluating, saving = due(n + 1, eval_every, stop), due(n + 1, save_every, stop) or signal is not None
+        if evaluating or saving:
+            progress.settle()
+            scores = evaluate(n + 1, state) if evaluating and signal is None else None
+            if saving:
+                save(n + 1, state, scores)
+            progress.begin(n + 1)
+        if signal is not None:
+            return state, signal
+    return state, None

@@ -1,0 +1,102 @@
+"""What a run writes down: `metrics.jsonl`, one object a line, and TensorBoard event files beside it.
+
+`{"v":1,"kind":"train"|"eval"|"event","step":n,"time":unix_s,"wall":s_since_first_start,"split":name|null,
+"metrics":{…},"stderr":{…}}`; step counts finished updates; non-finite numbers are strings. A resume appends an event,
+and readers drop earlier lines of a greater step.
+"""
+
+import json
+import math
+from typing import Any
+
+from etils import epath
+
+from train.host import Host
+
+UNITS = {
+    "loss": "nats a token or an example; the quadratic cost where that is the loss",
+    "accuracy": "share of tokens or examples whose first guess is right",
+    "perplexity": "exp(loss)",
+    "bits_per_byte": "bits a byte of the text",
+    "grad_norm": "global norm of the gradient, before clipping",
+    "lr": "learning rate",
+    "skipped": "1 where the update was not finite and was left out",
+    "examples_per_second": "training examples over wall time since the last line",
+    "tokens_per_second": "training tokens over wall time since the last line",
+}
+
+
+def _plain(values: dict[str, float]) -> dict[str, Any]:
+    return {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in values.items()}
+
+
+class Recorder:
+    """Appends to `metrics.jsonl` and to the event files of a workdir. To be made by process 0 alone."""
+
+    def __init__(self, workdir: str, host: Host) -> None:
+        import tensorboardX
+
+        self._path, self._clock = epath.Path(workdir) / "metrics.jsonl", host.clock
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        earlier = read(workdir) if self._path.exists() else []
+        self._start = earlier[0]["time"] if earlier else host.clock()
+        if self._path.exists():
+            _drop_torn_line(self._path)
+        self._file = self._path.open("a")
+        self._events = tensorboardX.SummaryWriter(str(epath.Path(workdir) / "events"), flush_secs=30)
+
+    def write(
+        self,
+        kind: str,
+        step: int,
+        metrics: dict[str, float],
+        *,
+        split: str | None = None,
+        stderr: dict[str, float] | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Append one line, and one event a metric."""
+        now = self._clock()
+        line: dict[str, Any] = {"v": 1, "kind": kind, "step": step, "time": now, "wall": now - self._start}
+        line.update(split=split, metrics=_plain(metrics), stderr=_plain(stderr or {}))
+        if note is not None:
+            line["note"] = note
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(f"{split or kind}/{name}", value, step, walltime=now)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._events.close()
+
+
+class Nothing:
+    """The recorder of a process other than 0."""
+
+    def write(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+def _drop_torn_line(path: epath.Path) -> None:
+    """End the file after its last whole line: a killed process may have left half of one."""
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+
+
+def read(workdir: str) -> list[dict[str, Any]]:
+    """The lines of a run as it stands: those that a resume made void are dropped, a torn last line too."""
+    lines: list[dict[str, Any]] = []
+    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
+    for row in text[: text.rfind("\n") + 1].splitlines():
+        line = json.loads(row)
+        if line["kind"] == "event" and line.get("note", "").startswith("resumed"):
+            lines = [old for old in lines if old["step"] <= line["step"]]
+        lines.append(line)
+    return lines

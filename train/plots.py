@@ -1,0 +1,61 @@
+"""The curve of a run as a picture, from its `metrics.jsonl`."""
+
+from pathlib import Path
+from typing import Any
+
+from train.metrics import UNITS, read
+
+INK, PALE, TRAIN, HELD = "#22303c", "#d9dee3", "#8fb3d9", "#c2410c"
+
+
+def curve(workdir: str, title: str) -> str | None:
+    """Draw training and held-out loss against updates into `W/plots/loss.png` -> its path, or None without points."""
+    lines = read(workdir)
+    train, held = _points(lines, "train"), _points(lines, "eval")
+    if not train and not held:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=144, layout="constrained")
+    axes: Any = figure.subplots()
+    if train:
+        xs, ys = zip(*train, strict=True)
+        axes.plot(xs, ys, color=TRAIN, lw=1, alpha=0.6, label=None if len(xs) > 20 else "training batches")
+        if len(xs) > 20:
+            axes.plot(xs, _smooth(ys), color="#2563a8", lw=1.8, label="training, smoothed")
+    if held:
+        xs, ys = zip(*held, strict=True)
+        split = next(line["split"] for line in lines if line["kind"] == "eval")
+        axes.plot(xs, ys, color=HELD, lw=1.8, marker="o", ms=5, label=f"{split} (held out)")
+        axes.annotate(f"{ys[-1]:.4g}", (xs[-1], ys[-1]), (6, 0), textcoords="offset points", color=HELD, va="center")
+    axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
+    axes.set_xlabel("updates", color=INK)
+    unit = "quadratic cost" if "quadratic" in title else UNITS["loss"].split(" a token")[0]
+    axes.set_ylabel(f"loss ({unit})", color=INK)
+    axes.grid(color=PALE, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
+    axes.tick_params(colors=INK)
+    axes.margins(x=0.06)
+    low, high = min(y for _, y in train + held), max(y for _, y in train + held)
+    if low > 0 and high / low > 20:
+        axes.set_yscale("log")
+    axes.legend(frameon=False, labelcolor=INK)
+    path = Path(workdir) / "plots" / "loss.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return str(path)
+
+
+def _points(lines: list[dict[str, Any]], kind: str) -> list[tuple[int, float]]:
+    found = [(line["step"], line["metrics"].get("loss")) for line in lines if line["kind"] == kind]
+    return [(step, loss) for step, loss in found if isinstance(loss, float)]
+
+
+def _smooth(values: tuple[float, ...]) -> list[float]:
+    """An exponential mean over about a fiftieth of the run, without the bias of its start."""
+    keep, mean, weight, result = 1 - 1 / max(3, len(values) / 50), 0.0, 0.0, []
+    for v in values:
+        mean, weight = keep * mean + (1 - keep) * v, keep * weight + (1 - keep)
+        result.append(mean / weight)
+    return result

@@ -1,0 +1,52 @@
+"""What a run tells before its first update: parameters, data, mesh, cost, and where files go."""
+
+from typing import Any
+
+import jax
+
+from models import Model
+from models.spec import flatten
+from train.mesh import Placement
+
+
+def table(model: Model, place: Placement, dtype: Any) -> list[str]:
+    """The parameters, a line each: path, count, shape, axes, dtype, and the mesh axes that cut it."""
+    rows = [("parameter", "count", "shape", "axes", "dtype", "cut over")]
+    for name, spec in flatten(model.specs["params"]).items():
+        cut = [e if isinstance(e, str) else "+".join(e) for e in place(spec.axes) if e]
+        used = [c for c in cut if any(place.mesh.shape[a] > 1 for a in c.split("+"))]
+        shape = "x".join(map(str, spec.shape))
+        rows.append((name, f"{spec.size:,}", shape, spec.axes, str(jax.numpy.dtype(dtype)), " ".join(used) or "-"))
+    total = sum(s.size for s in jax.tree.leaves(model.specs["params"]))
+    rows.append(("total", f"{total:,}", "", "", "", ""))
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    aligned = [
+        "  ".join(cell.rjust(w) if i == 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))
+        for r in rows
+    ]
+    return [line.rstrip() for line in (aligned[0], "-" * sum(widths), *aligned[1:])]
+
+
+def quantity(n: float, unit: str) -> str:
+    """A number with a metric prefix: 1.5e9 -> `1.50 GFLOP`."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if abs(n) < 1000 or prefix == "P":
+            return f"{n:.3g} {prefix}{unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1h02m`, `3m07s` or `8s`."""
+    s = round(seconds)
+    if s >= 3600:
+        return f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return f"{s // 60}m{s % 60:02d}s" if s >= 60 else f"{s}s"
+
+
+def mesh_line(place: Placement) -> str:
+    """The mesh, its devices, and what is replicated for want of a divisor."""
+    axes = ", ".join(f"{a}:{n}" for a, n in place.mesh.shape.items())
+    kind = place.mesh.devices.flat[0].device_kind
+    line = f"{axes} on {place.mesh.size} x {kind}, {jax.process_count()} process{'es' if jax.process_count() > 1 else ''}"
+    return line + (f"; replicated, as not divisible: {', '.join(place.replicated)}" if place.replicated else "")
