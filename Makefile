@@ -1,0 +1,50 @@
+# Each target sets up what it needs, in a virtual environment of its own, and reinstalls only what changed.
+#   make quickstart | test | test-slow | lint | bench        PYTHON=python3.13 takes another interpreter
+
+PYTHON ?= python3
+VENV ?= .venv$(if $(filter python3 python,$(notdir $(PYTHON))),,-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+WORKERS ?= 2
+
+.PHONY: quickstart test test-slow lint bench setup setup-dev
+
+quickstart: $(VENV)/.user
+	$(BIN)/python launch.py train --config=configs/gpt.py:quickstart --workdir=runs/quickstart
+	@echo && echo "== the checkpoint, restored and measured on text it never saw" && echo
+	$(BIN)/python launch.py eval --workdir=runs/quickstart
+	@echo && echo "== text from it" && echo
+	$(BIN)/python launch.py sample --workdir=runs/quickstart --prompt="The statement " --tokens=200
+	@echo && echo "All of it is in runs/quickstart: metrics.jsonl, plots/loss.png, checkpoints/. Next:" && echo
+	@echo "  $(BIN)/python launch.py train --workdir=runs/quickstart --config.train.steps=1200 --config.resume=extend"
+	@echo "  $(BIN)/python launch.py train --config=configs/gpt.py:quick+relu --workdir=runs/relu --cpu_devices=8 --config.mesh=fsdp:4,tp:2"
+	@echo "  $(BIN)/python launch.py train --config=configs/cnn.py:digits --workdir=runs/digits"
+	@echo "  $(BIN)/python launch.py train --config=configs/gpt.py:quick --config.data.name=YOUR.txt --workdir=runs/mine"
+	@echo "  $(BIN)/python launch.py train --help"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu" $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.step_time
+
+setup: $(VENV)/.user
+setup-dev: $(VENV)/.dev
+
+$(VENV)/.user: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.user
+	$(PIP) -r requirements-dev.txt
+	@touch $@

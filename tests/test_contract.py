@@ -1,0 +1,244 @@
+"""Every family, at a tiny size, through the same laws."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models.spec import flatten
+from tests.harness import B, MESHES, TINY, Trainer, assert_gradients_close, batch_for, inputs_of, tiny
+from train import checkpoint
+
+FAMILIES = sorted(models.FAMILIES)
+DROPOUT = {"dropout": 0.25}
+
+
+def with_trait(*traits: str, without: str = "") -> list[str]:
+    return [f for f in FAMILIES if set(traits) <= models.FAMILIES[f].TRAITS and without not in models.FAMILIES[f].TRAITS]
+
+
+def test_every_family_is_tested_and_has_legal_traits() -> None:
+    assert set(TINY) == set(models.FAMILIES)
+    for module in models.FAMILIES.values():
+        assert module.TRAITS <= models.TRAITS
+        assert module.__doc__
+        assert all(reason for reason in module.ZERO_GRAD.values())
+
+
+# Parameters of the published networks: the GPT-2 tables of the released checkpoints (openai/gpt-2, with tied heads),
+# Nielsen 2015 ch. 1 (784-30-10), LeCun et al. 1998 p. 8 (60,000 trainable), a perceptron's 2x2 weights and 2 biases.
+PUBLISHED = {
+    ("gpt", "gpt2"): 124_439_808,
+    ("gpt", "gpt2_medium"): 354_823_168,
+    ("gpt", "gpt2_large"): 774_030_080,
+    ("gpt", "gpt2_xl"): 1_557_611_200,
+    ("mlp", "nielsen"): 23_860,
+    ("mlp", "perceptron"): 6,
+    ("cnn", "lenet5"): 60_000,
+}
+
+
+@pytest.mark.parametrize(("family", "size"), [(f, s) for f, m in models.FAMILIES.items() for s in m.SIZES])
+def test_parameter_count_is_the_published_one(family: str, size: str) -> None:
+    assert models.build(family, size=size).count() == PUBLISHED[family, size]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes_and_dtypes_follow_the_table(family: str) -> None:
+    model = tiny(family)
+    variables = model.init(jax.random.key(0))
+    for part, table in model.specs.items():
+        leaves = flatten(variables[part])
+        assert {k: (s.shape, jnp.dtype("float32")) for k, s in flatten(table).items()} == {
+            k: (v.shape, v.dtype) for k, v in leaves.items()
+        }
+    batch = batch_for(family)
+    value = model.predict(variables, batch)
+    classes = model.config.vocab if "language_model" in model.traits else model.config.classes
+    want = (*batch["tokens"].shape, classes) if "language_model" in model.traits else (B, classes)
+    assert value.shape == want
+    assert value.dtype == jnp.float32
+    bare = model.predict(variables, batch[model.module.INPUT])
+    np.testing.assert_array_equal(bare, value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_jit_equals_eager(family: str) -> None:
+    model = tiny(family, **({"depth": 1} if family == "gpt" else {}))
+    variables, inputs = model.init(jax.random.key(0)), inputs_of(batch_for(family))
+    compiled = jax.jit(model.predict)(variables, inputs)
+    with jax.disable_jit():
+        eager = model.predict(variables, inputs)
+    np.testing.assert_allclose(compiled, eager, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_finite_and_not_zero(family: str) -> None:
+    model = tiny(family, **DROPOUT)
+    found = Trainer(model).gradient(batch_for(family))
+    whole = np.sqrt(sum(np.sum(np.square(g)) for g in found.values()))
+    for name, g in found.items():
+        assert np.isfinite(g).all(), name
+        if name in model.module.ZERO_GRAD:
+            assert np.linalg.norm(g) < 1e-6 * whole, name
+        else:
+            assert np.linalg.norm(g) > 1e-6 * whole, name
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharded_equals_unsharded(family: str, mesh: str) -> None:
+    model = tiny(family, **DROPOUT)
+    assert_gradients_close(Trainer(model, mesh).gradient(batch_for(family)), reference_gradient(family), 2e-5)
+
+
+_gradients: dict[str, dict[str, np.ndarray]] = {}
+
+
+def reference_gradient(family: str) -> dict[str, np.ndarray]:
+    if family not in _gradients:
+        _gradients[family] = Trainer(tiny(family, **DROPOUT)).gradient(batch_for(family))
+    return _gradients[family]
+
+
+@pytest.mark.parametrize("family", with_trait(without="batch_coupled"))
+def test_accumulated_equals_whole_with_dropout_on(family: str) -> None:
+    model = tiny(family, **DROPOUT)
+    whole = Trainer(model, "dp:1", optimizer="sgd", lr=1.0)
+    parts = Trainer(model, "dp:2", accumulate=4, optimizer="sgd", lr=1.0)
+    np.testing.assert_allclose(whole.steps(1), parts.steps(1), rtol=1e-6)
+    start = flatten(Trainer(model).state["params"])
+    moved = [
+        {k: np.asarray(v) - np.asarray(start[k]) for k, v in flatten(t.state["params"]).items()} for t in (whole, parts)
+    ]
+    assert_gradients_close(moved[1], moved[0], 2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_overfits_one_batch(family: str) -> None:
+    losses = Trainer(tiny(family), lr=1e-2).steps(60, one_batch=True)
+    assert losses[-1] < 0.1 * losses[0], losses[::10]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_initial_values_are_determined_by_key_and_path(family: str) -> None:
+    model = tiny(family)
+    one, same, other = (flatten(model.init(jax.random.key(k))["params"]) for k in (0, 0, 1))
+    assert all((one[k] == same[k]).all() for k in one)
+    assert any((one[k] != other[k]).any() for k in one)
+
+
+def test_a_layer_more_leaves_the_others_bit_identical() -> None:
+    key = jax.random.key(3)
+    few, more = (flatten(tiny("gpt", depth=d, tied=d == 2).init(key)["params"]) for d in (2, 3))
+    assert set(few) < set(more)
+    for name, values in few.items():
+        if "/out/" in name or "/down/" in name:
+            continue  # their deviation is 0.02 / sqrt(2 L): another depth is another law
+        np.testing.assert_array_equal(more[name][:2] if name.startswith("blocks") else more[name], values)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_resumed_equals_straight_bit_for_bit(family: str, tmp_path) -> None:
+    model = tiny(family, **DROPOUT)
+    straight = Trainer(model, "fsdp:2,tp:2")
+    straight.steps(4)
+    half = Trainer(model, "fsdp:2,tp:2")
+    half.steps(2)
+    save(tmp_path, half)
+    again = Trainer(model, "fsdp:2,tp:2")
+    again.state = checkpoint.restore(str(tmp_path), 2, target_of(again))
+    again.steps(2, first=2)
+    assert checkpoint.digests(again.state) == checkpoint.digests(straight.state)
+    elsewhere = Trainer(model, "dp:8")
+    elsewhere.state = checkpoint.restore(str(tmp_path), 2, target_of(elsewhere))
+    assert checkpoint.digests(elsewhere.state) == checkpoint.digests(half.state)
+    half.steps(1, first=2)
+    # later losses, not weights: rounding differs between meshes
+    np.testing.assert_allclose(elsewhere.steps(2, first=2)[1], half.steps(1, first=3)[0], rtol=2e-4)
+
+
+def save(folder, trainer: Trainer) -> None:
+    store = checkpoint.Store(str(folder), keep=2, keep_best=0)
+    store.save(trainer.state, {"step": int(trainer.state["step"]), "metrics": None}, None)
+    store.close()
+
+
+def target_of(trainer: Trainer):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trainer.state)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_close_to_float32(family: str) -> None:
+    model, low = tiny(family), tiny(family, compute="bfloat16")
+    variables, inputs = model.init(jax.random.key(0)), inputs_of(batch_for(family))
+    full, half = (jax.jit(m.predict)(variables, inputs) for m in (model, low))
+    assert half.dtype == jnp.float32
+    assert 0 < float(jnp.linalg.norm(half - full)) < 0.03 * float(jnp.linalg.norm(full))
+
+
+@pytest.mark.parametrize("change", [{"scan": False}, {"remat": "dots"}, {"remat": "full"}])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if hasattr(models.FAMILIES[f].Config, "remat")])
+def test_scan_and_remat_change_nothing(family: str, change: dict) -> None:
+    model = tiny(family, **DROPOUT, **change)
+    assert_gradients_close(Trainer(model).gradient(batch_for(family)), reference_gradient(family), 2e-5)
+
+
+@pytest.mark.parametrize("family", with_trait("causal"))
+def test_no_token_sees_a_later_one(family: str) -> None:
+    """By gradient: the logits at time t do not depend on the embeddings of later tokens."""
+    model = tiny(family)
+    variables, tokens = model.init(jax.random.key(0)), jnp.arange(12)[None]
+
+    def logits(table):
+        embed = {**variables["params"]["embed"], "token": table}
+        return model.predict({"params": {**variables["params"], "embed": embed, "head": variables["params"]["embed"]["token"]}}, tokens)
+
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, tied=False))
+    for t in (0, 5, 11):
+        slope = jax.grad(lambda table, t=t: jnp.sum(jnp.square(logits(table)[0, t])))(variables["params"]["embed"]["token"])
+        touched = np.flatnonzero(np.abs(np.asarray(slope)).sum(1) > 0)
+        assert touched.tolist() == list(range(t + 1))
+
+
+@pytest.mark.parametrize("family", with_trait("cached"))
+def test_cached_decoding_equals_the_full_forward(family: str) -> None:
+    model = tiny(family)
+    variables, tokens = model.init(jax.random.key(0)), jnp.asarray(batch_for(family)["tokens"][:3, :12])
+    full = model.predict(variables, tokens)
+    cache, parts = model.cache(3, 12), []
+    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 12)):
+        out = model.apply(variables, tokens[:, start:stop], cache=cache)
+        cache = out.cache
+        parts.append(out.value[..., : model.config.vocab])
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=2e-5, atol=2e-5)
+    assert int(cache["filled"]) == 12
+
+
+@pytest.mark.parametrize("family", with_trait("stateful"))
+def test_running_statistics_move_in_training_only(family: str) -> None:
+    model, batch = tiny(family), inputs_of(batch_for(family))
+    variables = model.init(jax.random.key(0))
+    still = model.apply(variables, batch).stats
+    moved = model.apply(variables, batch, train=True).stats
+    for name, before in flatten(variables["stats"]).items():
+        np.testing.assert_array_equal(flatten(still)[name], before)
+        assert (flatten(moved)[name] != before).any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bad_update_never_exists(family: str) -> None:
+    trainer = Trainer(tiny(family), "dp:2")
+    trainer.steps(1)
+    before = checkpoint.digests({k: v for k, v in trainer.state.items() if k != "step"})
+    batch = batch_for(family)
+    batch["weight"] = batch["weight"] * np.float32("nan")
+    with jax.set_mesh(trainer.place.mesh):
+        trainer.state, metrics = trainer.update(trainer.state, trainer.put(batch))
+    assert float(metrics["skipped"]) == 1
+    assert checkpoint.digests({k: v for k, v in trainer.state.items() if k != "step"}) == before
+    assert int(trainer.state["step"]) == 2
+    assert np.isfinite(trainer.steps(1, first=2)[0])
