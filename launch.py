@@ -37,7 +37,7 @@ workdir is taken. On several hosts, or for a trial of it on one, start one proce
     python launch.py train --config=… --workdir=… --coordinator=HOST:PORT --processes=2 --process=0
 
 Try first:  python launch.py train --config=configs/gpt.py:quickstart --workdir=runs/quickstart
-            python launch.py train --config=configs/cnn.py:digits --workdir=runs/digits --config.mesh=fsdp:8 --cpu_devices=8
+            python launch.py train --config=configs/cnn.py:digits --workdir=runs/a --cpu_devices=8 --config.mesh=dp:8
 """,
     "eval": """Restore a checkpoint, on any devices, and measure it on the config's held-out split.
 
@@ -48,7 +48,7 @@ Try first:  python launch.py train --config=configs/gpt.py:quickstart --workdir=
 
 --temperature=0 takes the likeliest token each time; --top_k=40 draws among the 40 likeliest.
 """,
-    "doctor": """Look at what a run needs: devices, versions, data folder, disk. Says what is wrong and what would mend it.
+    "doctor": """Look at what a run needs: devices, versions, data folder, disk. Say what is wrong and how to mend it.
 """,
 }
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         return _dispatch(argv[0], [a for a in argv[1:] if a != "--debug"])
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
-        return 130
+        return FAILED
     except Exception as error:
         if debug:
             raise
@@ -122,8 +122,8 @@ def _flags(verb: str) -> flags.FlagValues:
     return own
 
 
-def _host() -> Any:
-    """The outside world, for all below: the first SIGINT or SIGTERM asks for a save, a second SIGINT ends at once."""
+def _host(listen: bool = False) -> Any:
+    """The outside world, for all below. If we listen, SIGINT or SIGTERM asks for a save; a second SIGINT kills."""
     from train.host import Host
 
     pending: list[str] = []
@@ -132,11 +132,13 @@ def _host() -> Any:
         pending.append(signal.Signals(number).name)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM) if listen else ():
         signal.signal(number, note)
     where = Path(__file__).parent
-    git = subprocess.run(["git", "-C", where, "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if shutil.which("git") else None
-    revision = git.stdout.strip() or None if git else None
+    revision = None
+    if shutil.which("git"):
+        command = ["git", "-C", str(where), "rev-parse", "HEAD"]
+        revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     return Host(time.time, os.environ, sys.stdout, lambda: pending[-1] if pending else None, revision)
 
 
@@ -177,7 +179,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         _join(args)
     from train import run
 
-    kept = run.recorded_config(workdir)
+    kept = run.recorded_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
     if not args.config and kept is None:
         raise UsageError("--config is missing: which model to train, as --config=configs/gpt.py:quickstart")
     cfg = reader.override(reader.read(args.config) if args.config else reader.from_json(str(kept)), assignments)
@@ -185,7 +187,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         raise unknown("value of resume", cfg.resume, ("auto", "extend"))
     if kept is not None:
         reader.refuse_other_run(workdir, reader.from_json(kept), cfg)
-    host = _host()
+    host = _host(listen=args.processes == 1)  # one of several processes must not leave the others alone
     ended = run.train(cfg, reader.to_json(cfg), workdir, host)
     if ended:
         host.say(f"{ended}: saved; run the same command again to go on")
@@ -256,6 +258,8 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
 
 def _doctor(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    if assignments:
+        raise UsageError("doctor looks at the machine and takes no --config.KEY=VALUE")
     _start_jax(args)
     from train import doctor
 

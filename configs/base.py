@@ -25,7 +25,7 @@ class Knob:
 
 KNOBS: dict[str, Knob] = {
     "model.family": Knob("gpt", "str", "identity", "which network: a key of models.FAMILIES"),
-    "model.size": Knob(None, "str | None", "identity", "a published size of the family; other model.* fields override it"),
+    "model.size": Knob(None, "str | None", "identity", "a published size of the family; other model.* override it"),
     "data.name": Knob("pydoc_text", "str", "identity", "embedded set, TFDS name, .txt file or folder; a,b mixes two"),
     "data.split": Knob("train", "str", "identity", "split to train on"),
     "data.field": Knob(None, "str | None", "identity", "which text of a TFDS set that has several"),
@@ -43,7 +43,7 @@ KNOBS: dict[str, Knob] = {
     "optim.beta1": Knob(0.9, "float", "identity", "Adam's decay of the gradient's mean"),
     "optim.beta2": Knob(0.999, "float", "identity", "Adam's decay of the gradient's square"),
     "optim.eps": Knob(1e-8, "float", "identity", "Adam's epsilon"),
-    "optim.decay": Knob(0.0, "float", "identity", "weight decay of matrices; decoupled in adamw, else added to the gradient"),
+    "optim.decay": Knob(0.0, "float", "identity", "weight decay of matrices; decoupled in adamw, else in the gradient"),
     "optim.decay_embeddings": Knob(True, "bool", "identity", "decay tables of vectors too"),
     "optim.clip": Knob(None, "float | None", "identity", "largest global norm of the gradient"),
     "schedule.name": Knob("constant", "str", "schedule", "constant | linear | cosine"),
@@ -54,7 +54,7 @@ KNOBS: dict[str, Knob] = {
     "train.accumulate": Knob(1, "int", "identity", "microbatches an update"),
     "train.precision": Knob("f32", "str", "identity", "f32 | bf16 (f32 parameters) | bf16_params"),
     "train.remat": Knob("none", "str", "free", "what the backward pass recomputes: none | dots | full"),
-    "train.scan": Knob(True, "bool", "free", "loop one compiled layer; False unrolls (faster on CPU, slower to compile)"),
+    "train.scan": Knob(True, "bool", "free", "loop one compiled layer; False unrolls (on CPU faster, slow to compile)"),
     "train.max_skipped": Knob(10, "int", "free", "non-finite updates in a row that are skipped before the run stops"),
     "eval.every": Knob(None, "int | None", "free", "updates between evaluations; None evaluates at the end only"),
     "eval.split": Knob("test", "str", "free", "held-out split"),
@@ -93,10 +93,11 @@ def config(names: str, configs: dict[str, dict[str, Any]], ablations: dict[str, 
 
 def defaults() -> ConfigDict:
     """Every knob at its default."""
-    result = ConfigDict({"rules": {}}, convert_dict=True)
+    nested: dict[str, Any] = {"rules": {}}
     for key, knob in KNOBS.items():
-        _put(result, key, knob.default)
-    return result
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = knob.default
+    return ConfigDict(nested)
 
 
 def assign(cfg: ConfigDict, key: str, value: Any) -> None:
@@ -114,13 +115,13 @@ def assign(cfg: ConfigDict, key: str, value: Any) -> None:
 
 def _put(cfg: ConfigDict, key: str, value: Any) -> None:
     *sections, last = key.split(".")
-    with cfg.unlocked(), cfg.ignore_type():
-        for section in sections:
-            if section not in cfg:
+    for section in sections:
+        if section not in cfg:
+            with cfg.unlocked():
                 cfg[section] = ConfigDict()
-            cfg = cfg[section]
-        with cfg.unlocked(), cfg.ignore_type():
-            cfg[last] = value
+        cfg = cfg[section]
+    with cfg.unlocked(), cfg.ignore_type():  # it walks all that lies below, so from the section only
+        cfg[last] = value
 
 
 def fits(value: Any, kind: str) -> bool:

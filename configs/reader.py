@@ -53,7 +53,7 @@ def parse(key: str, text: str) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text  # a word: for an open key its owner decides, else `assign` refuses it
     if "int" in kinds and isinstance(value, float) and value.is_integer() and "float" not in kinds:
         return int(value)  # 1e4

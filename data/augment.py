@@ -58,7 +58,7 @@ def parse(text: str | None) -> tuple[tuple[str, int], ...]:
         name, _, size = part.strip().partition(":")
         if name not in OPERATIONS:
             raise unknown("augmentation", name, OPERATIONS)
-        if (name == "crop") != bool(size) or size and not size.isdigit():
+        if (name == "crop") != bool(size) or (size and not size.isdecimal()):
             raise UsageError(f"augmentation {part!r}: write flip, or crop:N with N pixels of padding")
         operations.append((name, int(size or 0)))
     return tuple(operations)

@@ -28,12 +28,17 @@ class Exam:
             index = start + wanted
             real = index < len(self)
             index = np.where(real, index, 0)
-            fields = self.fields
-            batch = fields.__getitems__(index) if isinstance(fields, Examples) else {k: v[index] for k, v in fields.items()}
-            weight = batch.get("weight", np.ones(len(index), np.float32))
-            mask = real.reshape(-1, *[1] * (weight.ndim - 1))
-            batch = {**batch, "weight": (weight * mask).astype(np.float32)}
+            batch = self._read(index)
+            batch.setdefault("weight", np.ones(len(index), np.float32))
+            for name in {"weight", "bytes"} & set(batch):
+                mask = real.reshape(-1, *[1] * (batch[name].ndim - 1))
+                batch[name] = (batch[name] * mask).astype(np.float32)
             yield self.prepare(batch, 0, wanted) if self.prepare else batch
+
+    def _read(self, index: np.ndarray) -> Batch:
+        if isinstance(self.fields, Examples):
+            return self.fields.__getitems__(index)
+        return {k: v[index] for k, v in self.fields.items()}
 
 
 def exam(source: Source, tokenizer: Tokenizer | None, context: int | None, prepare: Augment | None = None) -> Exam:
@@ -43,7 +48,8 @@ def exam(source: Source, tokenizer: Tokenizer | None, context: int | None, prepa
     """
     if isinstance(source, Examples):
         return Exam(source, np.arange(len(source)), prepare)
-    assert tokenizer is not None and context is not None
+    assert tokenizer is not None
+    assert context is not None
     windows, clusters = [], []
     single = len(source) == 1
     for i, document in enumerate(source.documents):

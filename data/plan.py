@@ -6,9 +6,10 @@ position follow from g, and the position is permuted by grain's index shuffle, k
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -39,6 +40,7 @@ def phases_as_json(phases: Sequence[Phase]) -> list[dict[str, Any]]:
     return [{**asdict(p), "weights": list(p.weights)} for p in phases]
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Something that yields the item at a position of an epoch."""
 
@@ -118,6 +120,18 @@ class Plan:
     seed: int
     augment: Augment | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.corpora) > 1:
+            first = np.zeros(1, np.int64)
+            kinds = [
+                {k: f"{v.dtype}{list(v.shape[1:])}" for k, v in sorted(c.items(first, first).items())}
+                for c in self.corpora
+            ]
+            if any(kind != kinds[0] for kind in kinds):
+                raise UsageError(
+                    f"the sets of a mixture must have the same fields; they have {' and '.join(map(str, kinds))}"
+                )
+
     def phase(self, step: int) -> Phase:
         """The phase that holds a step."""
         return [p for p in self.phases if p.from_step <= step][-1]
@@ -132,9 +146,10 @@ class Plan:
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """The rows (all where None) of the batch that update `step` -> `step` + 1 consumes; [len(rows) ...]."""
         phase = self.phase(step)
-        rows = np.arange(phase.batch_size) if rows is None else np.asarray(rows)
-        places = self.consumed(step) + rows
-        which, ranks = _mix(places, phase.weights, self.seed)
+        own = np.arange(phase.batch_size) if rows is None else np.asarray(rows)
+        places = self.consumed(step) + own
+        which, before = _mix(places, phase.weights, self.seed)
+        ranks = before[which, np.arange(len(places))] + self._carried(step)[which]
         batch: Batch = {}
         for i, corpus in enumerate(self.corpora):
             mine = np.flatnonzero(which == i)
@@ -143,9 +158,18 @@ class Plan:
             epochs, positions = np.divmod(ranks[mine], len(corpus))
             positions = _shuffle(positions, epochs, len(corpus), self.seed, i)
             for name, values in corpus.items(epochs, positions).items():
-                whole = batch.setdefault(name, np.empty((len(rows), *values.shape[1:]), values.dtype))
+                whole = batch.setdefault(name, np.empty((len(own), *values.shape[1:]), values.dtype))
                 whole[mine] = values
-        return self.augment(batch, step, rows) if self.augment else batch
+        return self.augment(batch, step, own) if self.augment else batch
+
+    def _carried(self, step: int) -> np.ndarray:
+        """What each corpus's count lacks under the weights in force at `step`, to go on where it was [corpora]."""
+        begun = [p for p in self.phases if p.from_step <= step]
+        lack = np.zeros(len(self.corpora), np.int64)
+        for old, new in itertools.pairwise(begun):
+            edge = np.array([self.consumed(new.from_step)])
+            lack += (_mix(edge, old.weights, self.seed)[1] - _mix(edge, new.weights, self.seed)[1])[:, 0]
+        return lack
 
 
 def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, corpus: int) -> np.ndarray:
@@ -157,15 +181,14 @@ def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, c
 
 
 def _mix(places: np.ndarray, weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which corpus serves each place, and the how-many-eth of that corpus it is."""
+    """Which corpus serves each place [n], and how many places each corpus has served before it [corpora n]."""
     if len(weights) == 1:
-        return np.zeros(len(places), np.int64), places
+        return np.zeros(len(places), np.int64), places[None]
     share = np.asarray(weights, np.float64) / sum(weights)
     ends = np.rint(np.cumsum(share) * PATTERN).astype(np.int64)
     pattern = np.searchsorted(ends, np.arange(PATTERN), side="right")
     pattern = np.random.Generator(np.random.Philox(hash32(seed, "mixture"))).permutation(pattern)
     before = np.stack([np.cumsum(pattern == i) - (pattern == i) for i in range(len(weights))])
     blocks, spots = np.divmod(places, PATTERN)
-    which = pattern[spots]
     totals = np.bincount(pattern, minlength=len(weights))
-    return which, blocks * totals[which] + before[which, spots]
+    return pattern[spots], blocks * totals[:, None] + before[:, spots]

@@ -33,10 +33,10 @@ class Examples:
     def __len__(self) -> int:
         return self.count
 
-    def __getitems__(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+    def __getitems__(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """The fields of some rows, in their order."""
-        rows = np.asarray(rows)
-        return self.fields(rows) if callable(self.fields) else {k: v[rows] for k, v in self.fields.items()}
+        wanted = np.asarray(rows)
+        return self.fields(wanted) if callable(self.fields) else {k: v[wanted] for k, v in self.fields.items()}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def load(name: str, split: str, *, field: str | None = None, data_dir: str | Non
         reader, splits = EMBEDDED[name]
         _known_split(name, split, splits)
         return reader(split)
-    if name.endswith(".txt") or os.sep in name and Path(name).exists() or Path(name).is_dir():
+    if _is_text(name):
         return _text_files(Path(name), split)
     return _tfds(name, split, field, data_dir)
 
@@ -72,9 +72,13 @@ def splits_of(name: str, data_dir: str | None = None) -> tuple[str, ...]:
     """The splits a source has, in the order of its own listing."""
     if name in EMBEDDED:
         return EMBEDDED[name][1]
-    if name.endswith(".txt") or Path(name).is_dir():
+    if _is_text(name):
         return ("train", "validation")
     return tuple(_builder(name, data_dir).info.splits)
+
+
+def _is_text(name: str) -> bool:
+    return name.endswith(".txt") or Path(name).is_dir() or (os.sep in name and Path(name).exists())
 
 
 def _known_split(name: str, split: str, splits: Iterable[str]) -> None:
@@ -149,10 +153,7 @@ def _text_files(path: Path, split: str) -> Texts:
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise UsageError(f"no .txt file at {str(path)!r}; give a .txt file or a folder that holds some")
-    try:
-        documents = [f.read_text(encoding="utf-8") for f in files]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    documents = [_read(f) for f in files]
     if len(documents) >= 10:
         held = len(documents) // 10
         chosen = documents[:-held] if split == "train" else documents[-held:]
@@ -160,6 +161,21 @@ def _text_files(path: Path, split: str) -> Texts:
         cuts = [len(d) - len(d) // 10 for d in documents]
         chosen = [d[:c] if split == "train" else d[c:] for d, c in zip(documents, cuts, strict=True)]
     return _texts(path.name, split, chosen)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+
+
+def _prepared(data_dir: str | None) -> list[str]:
+    """The TFDS sets that lie in a folder, as NAME or NAME/CONFIG."""
+    if data_dir is None:
+        return []
+    infos = [p for depth in ("*/*", "*/*/*") for p in Path(data_dir).glob(f"{depth}/dataset_info.json")]
+    return sorted({str(p.parent.parent.relative_to(data_dir)) for p in infos})
 
 
 @functools.cache
@@ -171,7 +187,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir, file_format=None)
     except tfds.core.registered.DatasetNotFoundError:
-        known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
+        known = [*EMBEDDED, *_prepared(data_dir), *tfds.list_builders(with_community_datasets=False)]
         raise unknown("data set", name, known) from None
     except ValueError as error:
         family = name.partition("/")[0]
@@ -183,7 +199,8 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 def _tfds(name: str, split: str, field: str | None, data_dir: str | None) -> Source:
     builder = _builder(name, data_dir)
-    _known_split(name, split, builder.info.splits or {"train": None})
+    if builder.info.splits:  # a set that is not prepared knows none
+        _known_split(name, split, builder.info.splits)
     try:
         rows = builder.as_data_source(split=split)
     except (NotImplementedError, ValueError, AssertionError, OSError):

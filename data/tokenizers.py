@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from errors import UsageError, unknown
 FILE = "tokenizer.json"
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """ids are int32; the last id is the end of a document, `eot`, which stands for no text."""
 

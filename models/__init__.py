@@ -1,8 +1,8 @@
 """The families, and the few calls by which everything else uses them.
 
-    model = models.build("gpt", size="gpt2", depth=2)     # -> Model(family, config)
-    variables = model.init(jax.random.key(0))             # {"params": ..., maybe "stats": ...}
-    value = model.predict(variables, tokens)              # a bare array is the family's main input
+model = models.build("gpt", size="gpt2", depth=2)     # -> Model(family, config)
+variables = model.init(jax.random.key(0))             # {"params": ..., maybe "stats": ...}
+value = model.predict(variables, tokens)              # a bare array is the family's main input
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ class Model:
 
     @property
     def traits(self) -> frozenset[str]:
-        """What the family is and can do, out of TRAITS."""
-        return self.module.TRAITS
+        """What the model is and can do, out of TRAITS; without running statistics it is not coupled by them either."""
+        return self.module.TRAITS - (frozenset() if self.specs.get("stats") else {"stateful", "batch_coupled"})
 
     @cached_property
     def specs(self) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def _final_size(c: Config) -> tuple[int, int]:
 
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters, and of running moments where batch norm is on."""
-    J, stages, stats = c.kernel, {}, {}
+    J = c.kernel
+    stages: dict[str, dict[str, Any]] = {}
+    stats: dict[str, Any] = {}
     classic = c.activation == "scaled_tanh"  # appendix A of the paper: uniform in +-2.4 / fan-in
 
     def law(fan_in: int) -> Law:
@@ -129,8 +131,7 @@ def specs(c: Config) -> dict[str, Any]:
 
     widths = (_final_size(c)[0] * _final_size(c)[1] * c.channels[-1], *c.hidden)
     hidden = {
-        str(i): linear(n, m, "embed mlp", law(n), "mlp")
-        for i, (n, m) in enumerate(zip(widths, c.hidden, strict=False))
+        str(i): linear(n, m, "embed mlp", law(n), "mlp") for i, (n, m) in enumerate(zip(widths, c.hidden, strict=False))
     }
     params: dict[str, Any] = {"stages": stages, "hidden": hidden}
     if c.head == "linear":
@@ -191,8 +192,7 @@ def apply(
         kernel = link(stage["kernel"]) if c.sparse and i == 1 else stage["kernel"]
         x = conv(x, kernel, c.padding, place("batch rows columns width"))
         if c.norm == "batch":
-            moments = dict(train=train, momentum=c.momentum, eps=c.eps)
-            x, stats[str(i)] = batch_norm(x, stage["norm"], stats[str(i)], **moments)
+            x, stats[str(i)] = batch_norm(x, stage["norm"], stats[str(i)], train=train, momentum=c.momentum, eps=c.eps)
             x = act(x)
         else:
             x = act(add(x, stage["bias"]))
@@ -211,6 +211,6 @@ def apply(
 
 
 def _pad(image: Array, c: Config) -> Array:
-    room = [(0, 0), *((n - m for n, m in zip(c.inputs, image.shape[1:], strict=True)))]
-    check(c, f"{image.shape[1:]} or larger, of as many channels", "inputs", ok=lambda _: min(room[1:]) >= 0 == room[3])
-    return jnp.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in room[1:])])
+    room = [n - m for n, m in zip(c.inputs, image.shape[1:], strict=True)]
+    check(c, f"{image.shape[1:]} or larger, of as many channels", "inputs", ok=lambda _: min(room[:2]) >= 0 == room[2])
+    return jnp.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in room)])

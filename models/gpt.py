@@ -115,7 +115,7 @@ def apply(
     its own segment only; not with a cache). With a cache the tokens follow those that it holds.
     """
     p, tokens = variables["params"], inputs["tokens"]
-    keys, start = key if train else None, 0 if cache is None else cache["filled"]
+    keys, start = key if train else None, jnp.zeros((), jnp.int32) if cache is None else cache["filled"]
     T = tokens.shape[1]
     check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
     now = start + jnp.arange(T)[None]
@@ -137,7 +137,10 @@ def apply(
         own = fold_keys(keys, index)
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (
-            add(product("btd,dnh->btnh", h, p["qkv"]["kernel"][i], place("batch seq heads head_dim")), p["qkv"]["bias"][i])
+            add(
+                product("btd,dnh->btnh", h, p["qkv"]["kernel"][i], place("batch seq heads head_dim")),
+                p["qkv"]["bias"][i],
+            )
             for i in range(3)
         )
         if held is not None:

@@ -1,10 +1,11 @@
-"""Shared pieces below the level of a block: the fence, products, norms, activations, dropout, lookups.
+"""Shared pieces below the level of a block: products, norms, activations, dropout, lookups.
 
 Letters as in docs/notation.md. Nothing here knows a mesh: a caller hands the `out` sharding that it got from `place`.
 """
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,14 +15,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from models.spec import Law, Spec, ones, zeros
 
 MASKED = -1e30  # a logit that no softmax can see: finite, so that 0 * MASKED is 0 in a gradient
-
-
-def fence(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Keep XLA's CPU backend from fusing (and recomputing) elementwise work into a product's operand; elsewhere x.
-
-    The gradient is fenced likewise. Each array needs its own barrier: several in one fail inside shard_map.
-    """
-    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda y: y)
 
 
 def gathered(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
@@ -46,10 +39,9 @@ def product(
     out: Any = None,
     dtype: Any = None,
 ) -> Float[Array, "..."]:
-    """Einsum of two fenced operands in x's dtype, sharded as `out`; accumulated in and returned as `dtype` if given."""
+    """Einsum of two operands in x's dtype, sharded as `out`; accumulated in and returned as `dtype` if given."""
     w = w.astype(x.dtype) if "b" in equation.split(",")[1].split("->")[0] else gathered(w.astype(x.dtype), x)
-    y = jnp.einsum(equation, fence(x), fence(w), out_sharding=out, preferred_element_type=dtype)
-    return fence(y)
+    return jnp.einsum(equation, x, w, out_sharding=out, preferred_element_type=dtype)
 
 
 def add(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -138,7 +130,7 @@ def _gelu_tanh(x: Array) -> tuple[Array, Array]:
     return 0.5 * x * (1 + t), slope
 
 
-gelu_tanh.defvjp(lambda x: jax.tree.map(fence, _gelu_tanh(x)), lambda slope, g: (g * slope,))
+gelu_tanh.defvjp(_gelu_tanh, lambda slope, g: (g * slope,))
 
 
 def scaled_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -146,7 +138,7 @@ def scaled_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 1.7159 * jnp.tanh(x * (2 / 3))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
@@ -163,9 +155,7 @@ def lookup(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: Any = None) -
     return gathered(table, ids).at[ids].get(out_sharding=out)
 
 
-def unembed(
-    x: Float[Array, "b t d"], table: Float[Array, "v d"], vocab: int, out: Any = None
-) -> Float[Array, "b t v"]:
+def unembed(x: Float[Array, "b t d"], table: Float[Array, "v d"], vocab: int, out: Any = None) -> Float[Array, "b t v"]:
     """Logits over the padded vocabulary, float32, the padding masked: x [B T D], table [V D] -> [B T V]."""
     logits = product("btd,vd->btv", x, table, out, jnp.float32)
     if table.shape[0] == vocab:

@@ -18,8 +18,6 @@ Array = jax.Array
 Law = Callable[[Array, tuple[int, ...], "Spec"], Array]
 Place = Callable[[str], Any]  # "batch seq width" -> PartitionSpec, or None where there is no mesh
 
-STACKED = ("layers", "experts", "qkv")  # axes that hold several matrices side by side: neither fan-in nor fan-out
-
 
 def nowhere(axes: str) -> None:
     """The placement without a mesh: every `out_sharding` becomes None."""
@@ -89,7 +87,9 @@ class Spec:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.shape):
-            raise ValueError(f"Spec names {len(self.names)} axes ({self.axes!r}) for {len(self.shape)} dims {self.shape}")
+            raise ValueError(
+                f"Spec names {len(self.names)} axes ({self.axes!r}) for {len(self.shape)} dims {self.shape}"
+            )
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"Spec names an axis twice: {self.axes!r}")
         if any(not isinstance(n, int) or n < 1 for n in self.shape):
@@ -113,12 +113,6 @@ class Spec:
         """Product of the contracted dims; 1 for a vector."""
         inside = self.fan_in.split()
         return math.prod(n for n, name in zip(self.shape, self.names, strict=True) if name in inside)
-
-    @property
-    def fan_out_size(self) -> int:
-        """Product of the dims that are neither contracted nor stacked."""
-        skip = (*self.fan_in.split(), *STACKED)
-        return math.prod(n for n, name in zip(self.shape, self.names, strict=True) if name not in skip)
 
 
 @struct.dataclass
@@ -175,4 +169,3 @@ def abstract(specs: Any, dtype: Any = jnp.float32) -> Any:
 def count(specs: Any) -> int:
     """Number of scalars in a table."""
     return sum(s.size for s in jax.tree.leaves(specs))
-

@@ -64,9 +64,7 @@ class Trainer:
         with jax.set_mesh(self.place.mesh):
             self.state = step.fresh_state(self.model, self.tx, self.place, self.seed, self.dtype)
         rate = lambda n: jnp.asarray(self.lr)  # noqa: E731
-        self.update = step.make_step(
-            self.model, self.task, self.tx, rate, self.place, self.dtype, self.accumulate
-        )
+        self.update = step.make_step(self.model, self.task, self.tx, rate, self.place, self.dtype, self.accumulate)
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return {k: jax.device_put(v, self.place.sharding(step.batch_axes(v.ndim))) for k, v in batch.items()}
@@ -84,7 +82,9 @@ class Trainer:
         """The gradient of the mean loss, by path, gathered."""
 
         def loss(params: Any, stats: Any, batch: Any) -> jax.Array:
-            rows = jnp.arange(B) if self.mesh_text == "dp:1" else jax.sharding.reshard(jnp.arange(B), self.place("batch"))
+            rows = (
+                jnp.arange(B) if self.mesh_text == "dp:1" else jax.sharding.reshard(jnp.arange(B), self.place("batch"))
+            )
             keys = models.row_keys(jax.random.key(7), rows)
             variables = {"params": params, "stats": stats}
             out = self.model.apply(variables, batch, train=train, key=keys, place=self.place)

@@ -9,7 +9,7 @@ import pytest
 
 import models
 from models.spec import flatten
-from tests.harness import B, MESHES, TINY, Trainer, assert_gradients_close, batch_for, inputs_of, tiny
+from tests.harness import MESHES, TINY, B, Trainer, assert_gradients_close, batch_for, inputs_of, tiny
 from train import checkpoint
 
 FAMILIES = sorted(models.FAMILIES)
@@ -17,7 +17,9 @@ DROPOUT = {"dropout": 0.25}
 
 
 def with_trait(*traits: str, without: str = "") -> list[str]:
-    return [f for f in FAMILIES if set(traits) <= models.FAMILIES[f].TRAITS and without not in models.FAMILIES[f].TRAITS]
+    return [
+        f for f in FAMILIES if set(traits) <= models.FAMILIES[f].TRAITS and without not in models.FAMILIES[f].TRAITS
+    ]
 
 
 def test_every_family_is_tested_and_has_legal_traits() -> None:
@@ -195,11 +197,15 @@ def test_no_token_sees_a_later_one(family: str) -> None:
 
     def logits(table):
         embed = {**variables["params"]["embed"], "token": table}
-        return model.predict({"params": {**variables["params"], "embed": embed, "head": variables["params"]["embed"]["token"]}}, tokens)
+        return model.predict(
+            {"params": {**variables["params"], "embed": embed, "head": variables["params"]["embed"]["token"]}}, tokens
+        )
 
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, tied=False))
     for t in (0, 5, 11):
-        slope = jax.grad(lambda table, t=t: jnp.sum(jnp.square(logits(table)[0, t])))(variables["params"]["embed"]["token"])
+        slope = jax.grad(lambda table, t=t: jnp.sum(jnp.square(logits(table)[0, t])))(
+            variables["params"]["embed"]["token"]
+        )
         touched = np.flatnonzero(np.abs(np.asarray(slope)).sum(1) > 0)
         assert touched.tolist() == list(range(t + 1))
 

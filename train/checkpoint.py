@@ -8,7 +8,7 @@ and dtype too, so that nothing is restored changed, or in part, without a word.
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,8 +67,10 @@ def _digests(leaves: dict[str, jax.Array], explicit: bool) -> dict[str, jax.Arra
 def digests(tree: Any) -> dict[str, str]:
     """The digest of each leaf by path, 16 hex digits; the same on any mesh."""
     leaves = flatten(tree)
-    explicit = any(isinstance(x.sharding, jax.sharding.NamedSharding) for x in leaves.values())
-    pairs = jax.device_get(_digests(leaves, explicit))
+    shardings = [x.sharding for x in leaves.values()]
+    meshes: list[Any] = [s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding)]
+    with jax.set_mesh(meshes[0]) if meshes else nullcontext():
+        pairs = jax.device_get(_digests(leaves, bool(meshes)))
     return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in pairs.items()}
 
 
@@ -115,7 +117,9 @@ class Store:
 
     def __init__(self, workdir: str, keep: int, keep_best: int) -> None:
         policies = ocp.checkpoint_managers
-        best = policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
+        best = policies.BestN(
+            get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+        )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             cleanup_tmp_directories=True,
@@ -209,7 +213,7 @@ def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
 
 
 def restore(workdir: str, step: int, target: Any) -> Any:
-    """The parts of a checkpoint that `target` (a state, or some of its entries, as ShapeDtypeStructs with shardings) has.
+    """What `target` has of a checkpoint: a state, or some of its entries, in ShapeDtypeStructs with shardings.
 
     Raises UsageError where a leaf is missing, surplus, or of another shape or dtype than the target's, and Damaged
     where the files do not hold what the manifest says. Each message names the leaf.
@@ -229,7 +233,8 @@ def restore(workdir: str, step: int, target: Any) -> Any:
             raise UsageError(f"{where} is {have[0]} {have[1]}, the config asks for {want[0]} {want[1]}")
     tree, problem = _read(_folder(workdir) / str(step) / "state", wanted), None
     if isinstance(tree, Exception):
-        problem = f"its arrays cannot be read ({str(tree).strip().splitlines()[0][:200] if str(tree).strip() else type(tree).__name__})"
+        first = (str(tree).strip().splitlines() or [type(tree).__name__])[0]
+        problem = f"its arrays cannot be read ({first[:200]})"
     else:
         differ = [name for name, code in digests(tree).items() if code != saved[name]["digest"]]
         problem = f"digest of {differ[0]} differs ({len(differ)} leaves in all)" if differ else None

@@ -55,7 +55,8 @@ def evaluate(
     rows = {name: np.concatenate(parts, 1)[:, : len(exam)] for name, parts in sums.items()}
     count = next(iter(rows.values())).shape[1]
     _, cluster = np.unique(exam.clusters[:count], return_inverse=True)
-    pairs = {name: _ratio(*rows[name], cluster) for name in sorted(rows, key=lambda n: (n != "loss", n))}
+    names = sorted(rows, key=lambda n: (n != "loss", n))
+    pairs = {name: _ratio(rows[name][0], rows[name][1], cluster) for name in names}
     metrics, stderr = {k: v[0] for k, v in pairs.items()}, {k: v[1] for k, v in pairs.items()}
     if "bits_per_byte" in metrics:  # a language model's
         metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
@@ -64,7 +65,7 @@ def evaluate(
 
 
 def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:
-    """A ratio of totals and its standard error over clusters, linearised (Cochran 1977, eq. 6.13 without the f.p.c.)."""
+    """A ratio of totals and its standard error over clusters, linearised (Cochran 1977, eq. 6.13, no f.p.c.)."""
     s, w = np.bincount(cluster, sums), np.bincount(cluster, weights)
     if not w.sum():
         return math.nan, math.nan

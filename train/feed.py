@@ -16,7 +16,7 @@ from train.step import batch_axes
 def own_rows(place: Placement, size: int) -> list[int]:
     """The rows of a batch of `size` that this process's devices hold, by the sharding alone."""
     owned = place.sharding("batch").addressable_devices_indices_map((size,))
-    return sorted({row for (cut,) in owned.values() for row in range(*cut.indices(size))})
+    return sorted({row for cut in owned.values() if cut for row in range(*cut[0].indices(size))})
 
 
 def put(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str, jax.Array]:
@@ -27,7 +27,8 @@ def put(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str,
     def whole(values: np.ndarray) -> jax.Array:
         sharding = place.sharding(batch_axes(values.ndim))
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             mine = spot[index[0]]
             return values[mine[0] : mine[-1] + 1][(slice(None), *index[1:])]
 

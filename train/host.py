@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class Host:
 
     clock: Callable[[], float]  # unix seconds
     environ: Mapping[str, str]
-    stdout: TextIO
+    stdout: Any  # a text stream
     signals: Callable[[], str | None] = lambda: None  # the name of a signal that asks for a stop, once it came
     revision: str | None = None  # the commit of this code
 

@@ -6,21 +6,15 @@ evaluation or a save the metrics of every dispatched update are in, so that noth
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
 from train.host import Host
+from train.metrics import Nothing, Recorder
 from train.summary import duration, quantity
 
 State = dict[str, Any]
-
-
-class Recording(Protocol):
-    """Where metrics go: a `metrics.Recorder`, or nowhere."""
-
-    def write(self, kind: str, step: int, metrics: dict[str, float], **more: Any) -> None:
-        """Write one line."""
 
 
 @dataclass
@@ -28,7 +22,7 @@ class Progress:
     """Fetches each update's metrics, records and shows every `every`-th, and stops a run that no longer learns."""
 
     host: Host
-    recorder: Recording
+    recorder: Recorder | Nothing
     every: int
     last: int  # the run's last update
     rows: Callable[[int], int]  # rows of the batch of an update
@@ -37,7 +31,8 @@ class Progress:
     loud: bool = True
     _pending: list[tuple[int, dict[str, jax.Array]]] = field(default_factory=list)
     _skipped: int = 0
-    _mark: tuple[int, float] | None = None
+    _mark: tuple[int, float] | None = None  # step and time from which the rate is counted
+    _compiled: bool = False
 
     def begin(self, step: int) -> None:
         """Start the clock at a step."""
@@ -56,6 +51,9 @@ class Progress:
             step, arrays = self._pending.pop(0)
             values = {k: float(v) for k, v in jax.device_get(arrays).items()}
             self._judge(step, values)
+            if not self._compiled:  # the first update's time is the compiler's
+                self._compiled = True
+                self.begin(step)
             if step % self.every == 0 or step == self.last:
                 self._show(step, values)
 
@@ -86,11 +84,12 @@ class Progress:
             return
         rate = values.get("tokens_per_second" if self.tokens else "examples_per_second", 0.0)
         left = (self.last - step) * seconds / max(step - start, 1)
+        eta = f"ETA {duration(left)}" if step > start else ""
         unit = "tokens/s" if self.tokens else "examples/s"
         accuracy = f"  accuracy {values['accuracy']:.3f}" if "accuracy" in values else ""
         line = (
             f"step {step:,}/{self.last:,}  loss {values['loss']:.4f}{accuracy}  {quantity(rate, unit)}  "
-            f"{'done' if step == self.last else 'ETA ' + duration(left)}"
+            f"{'done' if step == self.last else eta}"
         )
         if self.host.stdout.isatty():
             self.host.stdout.write(f"\r\033[K{line}" + ("\n" if step == self.last else ""))

@@ -117,7 +117,7 @@ class Placement:
         return math.prod(self.mesh.shape[a] for a in self.rules["batch"])
 
 
-def place_on(mesh: Mesh, specs: Any, changes: Mapping[str, str | None] | None = None) -> Placement:
+def place_on(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = None) -> Placement:
     """The placement of a model's table on a mesh; `changes` replaces single rules, `name: "axis,axis"` or None.
 
     Raises UsageError for an unknown name or axis, and for a dim that its mesh axes do not divide, with sizes that fit.
@@ -126,10 +126,12 @@ def place_on(mesh: Mesh, specs: Any, changes: Mapping[str, str | None] | None = 
     for name, text in (changes or {}).items():
         if name not in rules:
             raise unknown("axis name", name, rules)
-        rules[name] = tuple(a.strip() for a in (text or "").split(",") if a.strip())
+        rules[name] = tuple(a.strip() for a in str(text or "").split(",") if a.strip())
         for axis in rules[name]:
             if axis not in AXES:
-                raise unknown("mesh axis", axis, AXES)
+                raise unknown(f"mesh axis in the rule of {name}", axis, AXES)
+        if len(set(rules[name])) < len(rules[name]):
+            raise UsageError(f"the rule of {name!r} names a mesh axis twice: {text!r}")
     rules = {name: tuple(a for a in over if a in mesh.shape) for name, over in rules.items()}
     table: dict[str, Spec] = flatten(specs)
     replicated = []

@@ -1,8 +1,8 @@
 """What a run writes down: `metrics.jsonl`, one object a line, and TensorBoard event files beside it.
 
 `{"v":1,"kind":"train"|"eval"|"event","step":n,"time":unix_s,"wall":s_since_first_start,"split":name|null,
-"metrics":{…},"stderr":{…}}`; step counts finished updates; non-finite numbers are strings. A resume appends an event,
-and readers drop earlier lines of a greater step.
+"metrics":{…},"stderr":{…}}`; step counts finished updates, an event bears a `note`; non-finite numbers are strings. A
+resume appends an event, and readers drop earlier lines of a greater step.
 """
 
 import json
@@ -39,6 +39,7 @@ class Recorder:
         self._path, self._clock = epath.Path(workdir) / "metrics.jsonl", host.clock
         self._path.parent.mkdir(parents=True, exist_ok=True)
         earlier = read(workdir) if self._path.exists() else []
+        self.continues = bool(earlier)  # a run wrote here before, even if it left no checkpoint
         self._start = earlier[0]["time"] if earlier else host.clock()
         if self._path.exists():
             _drop_torn_line(self._path)
@@ -75,7 +76,9 @@ class Recorder:
 class Nothing:
     """The recorder of a process other than 0."""
 
-    def write(self, *args: Any, **kwargs: Any) -> None:
+    continues = False
+
+    def write(self, kind: str, step: int, metrics: dict[str, float], **more: Any) -> None:
         """Write nothing."""
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from errors import UsageError, unknown
 from models.spec import Spec
 
 OPTIMIZERS: dict[str, Callable[[Any, Any], list[optax.GradientTransformation]]] = {
-    # decay comes last in adamw alone: there it is decoupled from the moments (Loshchilov, Hutter 2019, arXiv:1711.05101)
+    # decay comes last in adamw alone, decoupled from the moments (Loshchilov, Hutter 2019, arXiv:1711.05101)
     "sgd": lambda cfg, decay: [decay],
     "momentum": lambda cfg, decay: [decay, optax.trace(cfg.momentum)],
     "adam": lambda cfg, decay: [decay, optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)],

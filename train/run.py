@@ -104,14 +104,17 @@ def set_up(
         raise UsageError(f"data set {cfg.data.name!r} holds {kind}; the config has loss {cfg.loss!r}")
     made = (tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)) if text else None
     fields = {k: v for k, v in cfg.model.items() if k not in ("family", "size")}
-    facts = {"vocab": made.vocab} if made else {"classes": example.classes}
+    if isinstance(example, sources.Examples):
+        facts = {"classes": example.classes}
+    else:
+        facts = {"vocab": made.vocab if made else 0}
     model = _build(cfg, fields, {**facts, "compute": compute, "remat": cfg.train.remat, "scan": cfg.train.scan})
     if ("language_model" in model.traits) != text:
         raise UsageError(f"family {cfg.model.family!r} cannot learn from {cfg.data.name!r} by loss {cfg.loss!r}")
     for name, value in facts.items():
         if getattr(model.config, name) < value:
             raise UsageError(f"model.{name} = {getattr(model.config, name)} is too small for the data's {value}")
-    place = mesh.place_on(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules)
+    place = mesh.place_on(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules.to_dict())
     jax.set_mesh(place.mesh)
     return Setup(cfg, host, model, losses.TASKS[cfg.loss], place, dtype, made)
 
@@ -140,19 +143,22 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None
     held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
     setup = set_up(cfg, host, corpora[0], None)
     feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place)
-    _check_positive(cfg)
+    check_values(cfg)
     tx = optim.make(cfg.optim, setup.model.specs["params"])
     rate = optim.schedule(cfg.schedule, cfg.optim.lr, cfg.train.steps)
+    batches = plan.Plan(_corpora(setup, corpora), (_first_phase(cfg),), cfg.seed, _augment(cfg))
     identity = [source.identity for source in corpora]
 
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     with checkpoint.lock(workdir):
         state, start, phases = _begin(setup, tx, workdir, identity)
+        batches = dataclasses.replace(batches, phases=phases)
         if start >= cfg.train.steps:
-            host.say(f"{workdir} is complete: {start:,} of {cfg.train.steps:,} updates. To go on: --config.train.steps="
-                     f"{2 * start} --config.resume=extend")  # fmt: skip
+            host.say(
+                f"{workdir} is complete: {start:,} of {cfg.train.steps:,} updates. "
+                f"To go on: --config.train.steps={2 * start} --config.resume=extend"
+            )
             return None
-        batches = plan.Plan(_corpora(setup, corpora), phases, cfg.seed, _augment(cfg))
         if jax.process_index() == 0:
             (epath.Path(workdir) / "config.json").write_text(config_json)
         update = step.make_step(setup.model, setup.task, tx, rate, setup.place, setup.dtype, cfg.train.accumulate)
@@ -160,13 +166,33 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None
         return _train(setup, update, state, batches, start, held_out, workdir, identity)
 
 
-def _check_positive(cfg: Config) -> None:
-    for key in ("train.steps", "log.every", "checkpoint.keep", "data.prefetch", "eval.every", "eval.batch", "eval.limit"):
-        section, name = key.split(".")
-        if cfg[section][name] is not None and cfg[section][name] < 1:
-            raise UsageError(f"config key {key!r} must be 1 or more, not {cfg[section][name]}")
-    if cfg.checkpoint.every is not None and cfg.checkpoint.every < 1:
-        raise UsageError(f"config key 'checkpoint.every' must be 1 or more, or None, not {cfg.checkpoint.every}")
+LEAST = {  # of knobs that count something
+    1: (
+        *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit"),
+        *("checkpoint.every", "checkpoint.keep"),
+    ),
+    0: ("checkpoint.keep_best", "data.workers", "train.max_skipped"),
+}
+
+
+def check_values(cfg: Config) -> None:
+    """Hold the numbers of a config to their ranges. Raises UsageError that names key, value and range."""
+    for least, keys in LEAST.items():
+        for key in keys:
+            section, name = key.split(".")
+            value = cfg[section][name]
+            if value is not None and value < least:
+                raise UsageError(f"config key {key!r} must be {least} or more, not {value}")
+    if cfg.data.deviation <= 0:
+        raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
+
+
+def _first_phase(cfg: Config) -> plan.Phase:
+    """The phase that the config describes, from update 0 on."""
+    weights = cfg.data.weights or (1.0,) * len(names_of(cfg))
+    if len(weights) != len(names_of(cfg)) or min(weights) < 0 or not sum(weights):
+        raise UsageError(f"data.weights = {weights} must give each of {cfg.data.name!r} a share of 0 or more")
+    return plan.Phase(0, cfg.train.batch, tuple(map(float, weights)))
 
 
 def _corpora(setup: Setup, corpora: list[sources.Source]) -> tuple[plan.Corpus, ...]:
@@ -175,7 +201,8 @@ def _corpora(setup: Setup, corpora: list[sources.Source]) -> tuple[plan.Corpus, 
         if isinstance(source, sources.Examples):
             made.append(plan.ExampleCorpus(source))
         else:
-            assert setup.tokenizer is not None and setup.context is not None
+            assert setup.tokenizer is not None
+            assert setup.context is not None
             made.append(plan.WindowCorpus(source, setup.tokenizer, setup.context, setup.cfg.seed))
     return tuple(made)
 
@@ -189,10 +216,7 @@ def _begin(
 ) -> tuple[step.State, int, tuple[plan.Phase, ...]]:
     """The state to go on from, its step, and the phases: fresh, or of the newest good checkpoint."""
     cfg = setup.cfg
-    weights = cfg.data.weights or (1.0,) * len(names_of(cfg))
-    if len(weights) != len(names_of(cfg)) or min(weights) < 0 or not sum(weights):
-        raise UsageError(f"data.weights = {weights} must give each of {cfg.data.name!r} a share of 0 or more")
-    phase = plan.Phase(0, cfg.train.batch, tuple(map(float, weights)))
+    phase = _first_phase(cfg)
     if not checkpoint.steps(workdir):
         return step.fresh_state(setup.model, tx, setup.place, cfg.seed, setup.dtype), 0, (phase,)
 
@@ -237,7 +261,9 @@ def _introduce(
         k: jax.ShapeDtypeStruct((rows, *s[1:]), d, sharding=setup.place.sharding(step.batch_axes(len(s))))
         for k, (s, d) in shapes.items()
     }
-    cost = flops.count(update, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state), batch)
+    cost = flops.count(
+        update, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state), batch
+    )
     size = ", ".join(f"{c.identity['name']} ({len(c):,} {'documents' if isinstance(c, sources.Texts) else 'examples'}"
                      f"{f', {len(k) * k.context:,} tokens' if isinstance(k, plan.WindowCorpus) else ''})"
                      for c, k in zip(corpora, batches.corpora, strict=True))  # fmt: skip
@@ -272,8 +298,8 @@ def _train(
     size = lambda n: batches.phase(n).batch_size  # noqa: E731
     limits = cfg.log.every, cfg.train.steps, size, setup.context or 0, cfg.train.max_skipped
     progress = loop.Progress(host, recorder, *limits, loud=main)
-    if start:
-        recorder.write("event", start, {}, note=f"resumed from checkpoint {start}")
+    if recorder.continues:
+        recorder.write("event", start, {}, note=f"resumed from update {start}")
 
     def measure(n: int, state: step.State) -> evaluate.Scores:
         rows, limit = cfg.eval.batch or cfg.train.batch, None if n == cfg.train.steps else cfg.eval.limit
@@ -290,14 +316,24 @@ def _train(
     )
     try:
         _, signal = loop.run(
-            state, update, feeding, progress, start, cfg.train.steps, measure, save, cfg.eval.every, cfg.checkpoint.every
+            state,
+            update,
+            feeding,
+            progress,
+            start,
+            cfg.train.steps,
+            measure,
+            save,
+            cfg.eval.every,
+            cfg.checkpoint.every,
         )
     finally:
         store.close()
         recorder.close()
     if main and "://" not in workdir:
         title = f"{setup.model.family} on {cfg.data.name}" + (", quadratic cost" if cfg.loss == "quadratic" else "")
-        host.say(f"curve in {plots.curve(workdir, title)}, checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
+        picture, newest = plots.curve(workdir, title), checkpoint.steps(workdir)[-1]
+        host.say(f"curve in {picture}, checkpoint {newest:,} in {workdir}/checkpoints")
     return signal
 
 
@@ -340,15 +376,7 @@ def manifest_of(
     }
 
 
-
 # From a checkpoint
-
-
-def restore(cfg: Config, workdir: str, n: int, host: Host) -> tuple[Setup, dict[str, Any], sources.Source]:
-    """A checkpoint's model on this run's mesh: its setup, its variables, and the held-out source."""
-    held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
-    setup = set_up(cfg, host, held_out, checkpoint.load_tokenizer(workdir, n))
-    return setup, restore_variables(setup, workdir, n), held_out
 
 
 def restore_variables(setup: Setup, workdir: str, n: int) -> dict[str, Any]:
@@ -366,9 +394,13 @@ def restore_variables(setup: Setup, workdir: str, n: int) -> dict[str, Any]:
     return checkpoint.restore(workdir, n, target)
 
 
-def evaluate_checkpoint(cfg: Config, workdir: str, n: int, host: Host) -> evaluate.Scores:
-    """Restore a checkpoint on any device count and measure it on the held-out split."""
-    setup, variables, held_out = restore(cfg, workdir, n, host)
+def evaluate_checkpoint(
+    cfg: Config, workdir: str, n: int, host: Host, devices: list[jax.Device] | None = None
+) -> evaluate.Scores:
+    """Restore a checkpoint on any devices (all where None) and measure it on the held-out split."""
+    held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
+    setup = set_up(cfg, host, held_out, checkpoint.load_tokenizer(workdir, n), devices)
+    variables = restore_variables(setup, workdir, n)
     exam = evaluation.exam(held_out, setup.tokenizer, setup.context, setup.prepare)
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
     return evaluate.evaluate(examine, variables, exam, setup.place, cfg.eval.batch or cfg.train.batch, cfg.eval.limit)
@@ -414,7 +446,6 @@ def sample_checkpoint(
 
 
 def recorded_config(workdir: str) -> str | None:
-    """The text of `W/config.json`, or None where there is none."""
+    """The text of `W/config.json`, or None where there is no checkpoint yet."""
     path = epath.Path(workdir) / "config.json"
-    return path.read_text() if path.exists() else None
-
+    return path.read_text() if checkpoint.steps(workdir) and path.exists() else None

@@ -13,9 +13,7 @@ from errors import UsageError
 from models import Model
 
 
-def choose(
-    logits: Float[Array, "b v"], key: Key[Array, ""], temperature: float, top_k: int | None
-) -> Int[Array, "b"]:
+def choose(logits: Float[Array, "b v"], key: Key[Array, ""], temperature: float, top_k: int | None) -> Int[Array, "b"]:
     """One token a row: [B V] -> [B]. Temperature 0 takes the likeliest; top_k leaves the k likeliest alone."""
     if temperature == 0:
         return jnp.argmax(logits, -1).astype(jnp.int32)
@@ -70,7 +68,9 @@ def generate(
     if "cached" not in model.traits:
         raise UsageError(f"family {model.family!r} does not generate text; sample needs a cached language model")
     if temperature < 0 or (top_k is not None and top_k < 1) or count < 1:
-        raise UsageError(f"sampling wants temperature >= 0, top_k >= 1, tokens >= 1; not {temperature}, {top_k}, {count}")
+        raise UsageError(
+            f"sampling wants temperature >= 0, top_k >= 1, tokens >= 1; not {temperature}, {top_k}, {count}"
+        )
     if not len(prompt):
         raise UsageError("the prompt is empty; give --prompt some text")
     context, text, chunk = model.config.context, np.asarray(prompt, np.int32), 0

@@ -60,7 +60,7 @@ def fresh_state(model: Model, tx: optax.GradientTransformation, place: Placement
 
 
 def split_rows(batch: Batch, parts: int, place: Placement) -> Batch:
-    """Microbatches of interleaved rows, i, i+A, i+2A …, so that no data moves: [B ...] -> [A B/A ...]."""
+    """Microbatches of interleaved rows, i, i+M, i+2M … of M = parts, so that no data moves: [B ...] -> [M B/M ...]."""
 
     def one(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

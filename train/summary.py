@@ -48,5 +48,7 @@ def mesh_line(place: Placement) -> str:
     """The mesh, its devices, and what is replicated for want of a divisor."""
     axes = ", ".join(f"{a}:{n}" for a, n in place.mesh.shape.items())
     kind = place.mesh.devices.flat[0].device_kind
-    line = f"{axes} on {place.mesh.size} x {kind}, {jax.process_count()} process{'es' if jax.process_count() > 1 else ''}"
+    line = (
+        f"{axes} on {place.mesh.size} x {kind}, {jax.process_count()} process{'es' if jax.process_count() > 1 else ''}"
+    )
     return line + (f"; replicated, as not divisible: {', '.join(place.replicated)}" if place.replicated else "")

@@ -1,0 +1,105 @@
+"""Prints digests of what must not depend on devices, processes, mesh or accumulation: run by test_invariance.
+
+python -m tests.probe_invariance COORDINATOR PROCESSES PROCESS DEVICES_HERE MESH,… (each with %d for the count)
+"""
+
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from data import augment, plan, sources, tokenizers
+from models import Model, build
+from models.layers import dropout
+from models.spec import Outputs, Spec, zeros
+from train import checkpoint, feed, mesh, optim, step
+
+BATCH, SEED, STEPS = 32, 5, (0, 7)
+STRATEGIES = ("dp", "fsdp", "tp")
+
+
+class Mask(Model):
+    """A model whose value is nothing but a dropout mask, drawn as the families draw theirs."""
+
+    @property
+    def specs(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"params": {"bias": Spec((1,), "norm", zeros)}}
+
+    def apply(self, variables: Any, inputs: Any, *, key: Any, place: Any, **rest: Any) -> Outputs:  # type: ignore[override]
+        ones = jax.sharding.reshard(jnp.ones((inputs["id"].shape[0], 64)), place("batch width"))
+        return Outputs(dropout(ones, key, 0.5, "probe", place("batch width")) + 0 * variables["params"]["bias"][None])
+
+
+def mask_terms(value: jax.Array, batch: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Sums of whole numbers, exact in float32: a row's id times a number that its mask decides."""
+    code = jnp.sum((value > 0) * (jnp.arange(64) ** 2 % 101)[None], -1)
+    return {"loss": (code * batch["id"], batch["weight"])}
+
+
+def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
+    """The masks of two updates, as the trainer's own step draws them."""
+    settings = ConfigDict(
+        {"name": "sgd", "lr": 1.0, "momentum": 0.0, "beta1": 0.0, "beta2": 0.0, "eps": 1.0, "clip": None}
+        | {"decay": 0.0, "decay_embeddings": False}
+    )
+    model = Mask("mask", None)
+    tx = optim.make(settings, model.specs["params"])
+    update = step.make_step(model, mask_terms, tx, lambda n: jnp.asarray(0.0), place, jnp.float32, accumulate)
+    shardings = step.state_shardings(model, tx, place, jnp.float32)
+
+    def start() -> Any:
+        params = {"bias": jnp.zeros((1,))}
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "seed": jnp.uint32(SEED),
+            "params": params,
+            "stats": {},
+            "opt": tx.init(params),
+        }
+
+    state, found = jax.jit(start, out_shardings=shardings)(), []
+    rows = feed.own_rows(place, BATCH)
+    local = {"id": np.asarray(rows, np.float32) + 1, "weight": np.ones(len(rows), np.float32)}
+    for _ in range(2):
+        state, metrics = update(state, feed.put(local, rows, BATCH, place))
+        found.append(float(metrics["loss"]))
+    return found
+
+
+def digests(text: str, accumulations: tuple[int, ...], devices: Any = None) -> dict[str, Any]:
+    """Token ids, augmented images, initial weights and dropout masks on a mesh."""
+    model = build("gpt", vocab=257, context=16, width=32, depth=2, heads=8)
+    place = mesh.place_on(mesh.make_mesh(text, devices), model.specs)
+    texts = sources.load("pydoc_text", "train")
+    digits = sources.load("digits", "train")
+    words = plan.Plan((plan.WindowCorpus(texts, tokenizers.Bytes(), 16, SEED),), (plan.Phase(0, BATCH),), SEED)
+    images = augment.Images(SEED, augment.parse("flip,crop:2"))
+    pictures = plan.Plan((plan.ExampleCorpus(digits),), (plan.Phase(0, BATCH),), SEED, images)
+    found: dict[str, Any] = {}
+    with jax.set_mesh(place.mesh):
+        rows = feed.own_rows(place, BATCH)
+        for name, source in (("text", words), ("images", pictures)):
+            for n in STEPS:
+                found[f"{name} {n}"] = checkpoint.digests(feed.put(source.batch(n, rows), rows, BATCH, place))
+        key = step.stream_key(SEED, "params")
+        weights = model.init(key, place.shardings(model.specs))
+        found["weights"] = checkpoint.digests(weights)
+        for accumulate in accumulations:
+            if BATCH % (place.batch_shards * accumulate) == 0:
+                found[f"masks of {accumulate}"] = mask_digest(place, accumulate)
+    return found
+
+
+if __name__ == "__main__":
+    coordinator, processes, process, here = sys.argv[1], *map(int, sys.argv[2:5])
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", here)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, processes, process)
+    result = {name: digests(f"{name}:*", (1, 4)) for name in STRATEGIES}
+    if process == 0:
+        print("DIGESTS " + json.dumps(result))

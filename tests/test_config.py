@@ -1,0 +1,327 @@
+"""Knobs, their parsing, and every named config with every ablation of its file."""
+
+import ast
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+import models
+from configs import base, cnn, gpt, mlp, reader
+from configs.base import KNOBS
+from errors import UsageError
+from models.validate import REMAT
+from train import losses, optim, run
+
+ROOT = Path(__file__).parent.parent
+FILES = {"mlp": mlp, "cnn": cnn, "gpt": gpt}
+VARIANTS = [
+    (file, "+".join(filter(None, (name, ablation))))
+    for file, module in FILES.items()
+    for name in module.CONFIGS
+    for ablation in (None, *module.ABLATIONS)
+]
+# Ablations that a config cannot take; they are refused in one line, not built. LeNet-5 has three stages to pool.
+IMPOSSIBLE = {("cnn", "mnist_lenet5+average_pool"): "pools"}
+
+
+def config(file: str, names: str) -> Any:
+    return FILES[file].get_config(names)
+
+
+def test_every_config_file_is_tested() -> None:
+    """FILES holds each file of configs/ that has configs."""
+    assert {p.stem for p in (ROOT / "configs").glob("*.py")} - set(reader.NOT_CONFIGS) == set(FILES)
+
+
+# Parsing
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("optim.clip", "None", None),
+        ("optim.clip", "1", 1.0),
+        ("optim.lr", "3e-4", 3e-4),
+        ("train.steps", "1e4", 10_000),
+        ("train.steps", "10_000", 10_000),
+        ("eval.every", "2e3", 2000),
+        ("eval.every", "none", None),
+        ("log.table", "false", False),
+        ("log.table", "True", True),
+        ("data.name", "a,b", "a,b"),
+        ("data.name", "123", "123"),
+        ("data.name", "None", "None"),
+        ("model.size", "None", None),
+        ("data.weights", "(0.5, 0.5)", (0.5, 0.5)),
+        ("data.weights", "1,3", (1, 3)),
+        ("data.weights", "[1, 3]", (1, 3)),
+        ("data.weights", "1", (1,)),
+        ("mesh", "fsdp:4,tp:2", "fsdp:4,tp:2"),
+        ("model.hidden", "(16, 16)", (16, 16)),
+        ("model.hidden", "[16]", (16,)),
+        ("model.activation", "relu", "relu"),
+        ("model.tied", "false", False),
+        ("model.dropout", "0.1", 0.1),
+        ("rules.embed", "fsdp,tp", "fsdp,tp"),
+        ("rules.embed", "None", None),
+    ],
+)
+def test_parse_by_the_type_of_the_knob(key: str, text: str, value: Any) -> None:
+    """The text of a flag becomes a value of the knob's type, None included, and is taken by the config."""
+    got = reader.parse(key, text)
+    assert got == value
+    assert type(got) is type(value) or isinstance(value, float)
+    cfg = reader.override(base.defaults(), [(key, text)])
+    assert reader.flat(cfg)[key] == value
+    if key in KNOBS and KNOBS[key].type.startswith("float") and value is not None:
+        assert type(reader.flat(cfg)[key]) is float
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("train.steps", "1.5"),
+        ("train.steps", "many"),
+        ("train.steps", "None"),
+        ("train.steps", "true"),
+        ("optim.lr", "fast"),
+        ("optim.lr", "None"),
+        ("optim.lr", "(1, 2)"),
+        ("optim.lr", "{[]: 1}"),
+        ("log.table", "1"),
+        ("log.table", "yes"),
+        ("data.weights", "(1, 'a')"),
+        ("eval.every", "0.5"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(key: str, text: str) -> None:
+    """The refusal names the key, its type and the value."""
+    with pytest.raises(UsageError) as caught:
+        reader.override(base.defaults(), [(key, text)])
+    assert key in str(caught.value)
+    assert KNOBS[key].type in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("optim.lrr", "optim.lr"),
+        ("optimm.lr", "optim.lr"),
+        ("lr", "optim.lr"),
+        ("train.step", "train.steps"),
+        ("model.family.x", "model.family"),
+        ("checkpoint.evry", "checkpoint.every"),
+        ("model", "mo"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
+    """`lr` is answered by `optim.lr`."""
+    with pytest.raises(UsageError, match=f"unknown config key '{key}'.*{nearest}"):
+        reader.override(base.defaults(), [(key, "1")])
+
+
+def test_a_later_assignment_wins() -> None:
+    """Assignments apply in order."""
+    assert reader.override(base.defaults(), [("seed", "1"), ("seed", "2")]).seed == 2
+
+
+# Knobs
+
+
+@pytest.mark.parametrize("key", list(KNOBS))
+def test_every_default_fits_its_type(key: str) -> None:
+    """And every knob has a known class and a meaning."""
+    knob = KNOBS[key]
+    assert base.fits(knob.default, knob.type)
+    assert knob.kind in ("identity", "schedule", "free")
+    assert knob.says
+
+
+def _readings() -> set[str]:
+    """The dotted knobs that the code outside configs/ reads: `cfg.section.name`, and in optim.py `cfg.name`."""
+    found: set[str] = set()
+    for path in [ROOT / "launch.py", *(p for d in ("train", "models", "data") for p in (ROOT / d).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+                found.add(node.attr if owner == "cfg" else f"{owner}.{node.attr}")
+            if path.name == "optim.py" and isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "cfg":
+                found |= {f"optim.{node.attr}", f"schedule.{node.attr}"}
+    return found
+
+
+def test_no_knob_without_a_reader() -> None:
+    """Each knob is read somewhere in train/ or the launcher."""
+    readings = _readings()
+    assert {key for key in KNOBS if key not in readings} == set()
+
+
+# Kept and compared
+
+
+@pytest.mark.parametrize(("file", "names"), VARIANTS)
+def test_json_round_trip(file: str, names: str) -> None:
+    """A config comes back equal from what a workdir keeps of it, types included."""
+    cfg = config(file, names)
+    again = reader.from_json(reader.to_json(cfg))
+    assert reader.flat(again) == reader.flat(cfg)
+    assert {k: type(v) for k, v in reader.flat(again).items()} == {k: type(v) for k, v in reader.flat(cfg).items()}
+    assert reader.changes(cfg, again) == {"identity": [], "schedule": [], "free": []}
+
+
+def test_an_older_config_takes_new_defaults() -> None:
+    """A knob that a kept config does not have yet stands at its default; one that no longer exists is named."""
+    kept = json.loads(reader.to_json(base.defaults()))
+    del kept["train"]["remat"]
+    assert reader.from_json(json.dumps(kept)).train.remat == KNOBS["train.remat"].default
+    kept["train"]["rematt"] = "none"
+    with pytest.raises(UsageError, match=r"train\.rematt.*train\.remat"):
+        reader.from_json(json.dumps(kept))
+
+
+CHANGED = {"int": 7, "float": 0.125, "str": "other", "bool": None, "tuple[float]": (0.25, 0.75)}
+
+
+@pytest.mark.parametrize("key", list(KNOBS))
+def test_a_change_is_held_to_its_class(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An identity knob refuses the workdir, a schedule knob asks for resume=extend, a free one passes."""
+    knob = KNOBS[key]
+    value = not knob.default if knob.type == "bool" else CHANGED[knob.type.split(" |")[0]]
+    old, new = base.defaults(), base.defaults()
+    base.assign(new, key, value)
+    line = f"{key}: {knob.default!r} -> {value!r}"
+    assert reader.changes(old, new) == {k: [line] if k == knob.kind else [] for k in ("identity", "schedule", "free")}
+
+    if knob.kind == "free":
+        reader.refuse_other_run("W", old, new)
+        return
+    with pytest.raises(UsageError) as caught:
+        reader.refuse_other_run("W", old, new)
+    assert line in str(caught.value)
+    new.resume = "extend"
+    if knob.kind == "schedule":
+        assert "--config.resume=extend" in str(caught.value)
+        reader.refuse_other_run("W", old, new)
+    else:
+        with pytest.raises(UsageError, match="another run"):
+            reader.refuse_other_run("W", old, new)
+
+
+@pytest.mark.parametrize(("key", "kind"), [("model.width", "identity"), ("rules.embed", "free")])
+def test_open_sections_have_a_class_too(key: str, kind: str) -> None:
+    """A field of the model defines the run, a sharding rule does not."""
+    new = base.defaults()
+    base.assign(new, key, 64)
+    assert [k for k, lines in reader.changes(base.defaults(), new).items() if lines] == [kind]
+
+
+# Named configs
+
+
+@pytest.mark.parametrize("file", list(FILES))
+def test_ablations_are_small(file: str) -> None:
+    """At most five keys each, all changed away from the defaults of some config, and no name is config and ablation."""
+    module = FILES[file]
+    assert all(1 <= len(delta) <= 5 for delta in module.ABLATIONS.values())
+    assert not set(module.CONFIGS) & set(module.ABLATIONS)
+    for name in module.ABLATIONS:
+        differs = [
+            n for n in module.CONFIGS if any(reader.changes(config(file, n), config(file, f"{n}+{name}")).values())
+        ]
+        assert differs, name
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("shakespere", "'shakespeare'"),
+        ("quick+no_warmap", "'no_warmup'"),
+        ("no_warmup", "must begin with one config"),
+        ("no_warmup+quick", "must begin with one config"),
+        ("quick+gpt2", "must begin with one config"),
+        ("", "must begin with one config"),
+    ],
+)
+def test_wrong_names_are_refused(names: str, says: str) -> None:
+    """Unknown names are answered by the nearest; the order is config first."""
+    with pytest.raises(UsageError, match=says):
+        gpt.get_config(names)
+
+
+def test_ablations_combine() -> None:
+    """Names joined by + apply from left to right."""
+    cfg = reader.read(str(ROOT / "configs/gpt.py") + ":quick+no_warmup+relu")
+    assert (cfg.schedule.warmup, cfg.model.activation, cfg.model.width) == (0, "relu", 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def get_config(:\n", "line 1"),
+        ("x = 1\n", "no function get_config"),
+        (None, "unknown config file"),
+    ],
+)
+def test_unusable_config_files_are_refused(tmp_path: Path, text: str | None, says: str) -> None:
+    """A file that is not there, is no Python, or has no get_config."""
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=says):
+        reader.read(str(path))
+
+
+def test_a_users_own_config_file_is_read(tmp_path: Path) -> None:
+    """A file anywhere may build on Canon's configs."""
+    path = tmp_path / "mine.py"
+    path.write_text("from configs import gpt\n\ndef get_config(names='quick'):\n    return gpt.get_config(names)\n")
+    assert reader.flat(reader.read(str(path))) == reader.flat(gpt.get_config("quick"))
+
+
+def _model(cfg: Any) -> models.Model:
+    fields = {k: v for k, v in cfg.model.items() if k not in ("family", "size")}
+    return models.build(cfg.model.family, cfg.model.size, **fields)
+
+
+@pytest.mark.parametrize(("file", "names"), VARIANTS)
+def test_every_variant_builds(file: str, names: str) -> None:
+    """The model's table and its initial values are legal, by shape alone; every name that the config uses exists."""
+    cfg = config(file, names)
+    if (file, names) in IMPOSSIBLE:
+        with pytest.raises(UsageError, match=IMPOSSIBLE[file, names]):
+            _model(cfg)
+        return
+    model = _model(cfg)
+    shapes = jax.eval_shape(partial(model.init), jax.random.key(0))
+    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda s: s.shape, model.specs)
+    assert model.count() > 0
+
+    assert cfg.loss in losses.TASKS
+    assert cfg.train.precision in run.PRECISIONS
+    assert cfg.train.remat in REMAT
+    optim.make(cfg.optim, model.specs["params"])
+    optim.schedule(cfg.schedule, cfg.optim.lr, cfg.train.steps)
+    assert ("language_model" in model.traits) == (cfg.loss == "next_token")
+    assert cfg.train.batch % cfg.train.accumulate == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [
+        ("optim.name", optim.OPTIMIZERS),
+        ("schedule.name", optim.SCHEDULES),
+        ("train.precision", run.PRECISIONS),
+        ("train.remat", REMAT),
+        ("loss", losses.TASKS),
+    ],
+)
+def test_a_knob_lists_the_names_that_exist(key: str, table: dict[str, Any]) -> None:
+    """What a knob's line says is legal is what the code takes."""
+    says = KNOBS[key].says
+    assert all(name in says for name in table)
+    assert says.count(" | ") == len(table) - 1

@@ -1,0 +1,133 @@
+"""Shared layers against Flax Linen and PyTorch, forward and backward."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import attention, cnn, layers
+
+DRAW = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(DRAW.normal(size=shape), jnp.float32)
+
+
+def assert_same(ours, theirs, *arguments: jax.Array) -> None:
+    """Value and every gradient agree to 2e-5."""
+    np.testing.assert_allclose(ours(*arguments), theirs(*arguments), rtol=2e-5, atol=2e-5)
+    which = tuple(range(len(arguments)))
+
+    def total(f):
+        return lambda *a: jnp.sum(jnp.sin(f(*a)))
+
+    for a, b in zip(jax.grad(total(ours), which)(*arguments), jax.grad(total(theirs), which)(*arguments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_layer_norm_is_linens() -> None:
+    def theirs(x, scale, bias):
+        return nn.LayerNorm(epsilon=1e-5).apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    with jax.numpy_rank_promotion("allow"):
+        assert_same(
+            lambda x, s, b: layers.layer_norm(x, {"scale": s, "bias": b}, 1e-5),
+            theirs,
+            normal(3, 5, 8),
+            normal(8),
+            normal(8),
+        )
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_conv_is_linens(padding: str) -> None:
+    def theirs(x, kernel):
+        return nn.Conv(6, (3, 3), padding=padding, use_bias=False).apply({"params": {"kernel": kernel}}, x)
+
+    assert_same(lambda x, k: cnn.conv(x, k, padding), theirs, normal(2, 7, 7, 4), normal(3, 3, 4, 6))
+
+
+def test_attention_is_jaxs() -> None:
+    mask = attention.causal_mask(jnp.arange(6)[None], jnp.arange(6)[None])
+
+    def ours(q, k, v):
+        return attention.attention(q, k, v, mask, scale=8**-0.5)
+
+    def theirs(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+    assert_same(ours, theirs, normal(2, 6, 3, 8), normal(2, 6, 3, 8), normal(2, 6, 3, 8))
+
+
+def test_segments_do_not_see_each_other() -> None:
+    model = models.build("gpt", vocab=50, context=12, width=16, depth=1, heads=2)
+    variables, tokens = model.init(jax.random.key(0)), jnp.arange(12)[None]
+    position = jnp.asarray([[*range(5), *range(7)]])
+    segment = jnp.asarray([[0] * 5 + [1] * 7])
+    packed = model.predict(variables, {"tokens": tokens, "segment": segment, "position": position})
+    alone = model.predict(variables, tokens[:, 5:])
+    np.testing.assert_allclose(packed[:, 5:], alone, rtol=2e-5, atol=2e-5)
+
+
+def test_gelu_is_jaxs() -> None:
+    x = jnp.linspace(-6, 6, 101)
+    assert_same(layers.gelu_tanh, lambda y: jax.nn.gelu(y, approximate=True), x)
+
+
+def test_dropout_keeps_the_mean_and_is_drawn_a_row() -> None:
+    keys = layers.row_keys(jax.random.key(0), jnp.arange(4))
+    x = jnp.ones((4, 10_000))
+    y = layers.dropout(x, keys, 0.25, "here")
+    assert abs(float(jnp.mean(y)) - 1) < 0.02
+    assert set(np.unique(y).tolist()) == {0.0, float(np.float32(1 / 0.75))}
+    np.testing.assert_array_equal(layers.dropout(x[2:], keys[2:], 0.25, "here"), y[2:])
+    assert (layers.dropout(x, keys, 0.25, "there") != y).any()
+
+
+def test_batch_norm_is_torchs() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
+    x, scale, bias, mean, var = normal(4, 5, 5, 3), normal(3), normal(3), normal(3), jnp.square(normal(3))
+    norm = torch.nn.BatchNorm2d(3, momentum=0.1)
+    with torch.no_grad():
+        for to, value in ((norm.weight, scale), (norm.bias, bias), (norm.running_mean, mean), (norm.running_var, var)):
+            to.copy_(torch.tensor(np.asarray(value)))
+    image = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2), requires_grad=True)
+    want = norm(image)
+    torch.sin(want).sum().backward()
+    stats = {"mean": mean, "var": var}
+
+    def ours(x, s, b):
+        return layers.batch_norm(x, {"scale": s, "bias": b}, stats, train=True, momentum=0.9, eps=1e-5)
+
+    y, moved = ours(x, scale, bias)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)  # noqa: E731
+    close(y, want.detach().numpy().transpose(0, 2, 3, 1))
+    close(moved["mean"], norm.running_mean.numpy())
+    close(moved["var"], norm.running_var.numpy())
+    grads = jax.grad(lambda *a: jnp.sum(jnp.sin(ours(*a)[0])), (0, 1, 2))(x, scale, bias)
+    close(grads[0], image.grad.numpy().transpose(0, 2, 3, 1))
+    close(grads[1], norm.weight.grad.numpy())
+    close(grads[2], norm.bias.grad.numpy())
+    norm.eval()
+    still, _ = layers.batch_norm(x, {"scale": scale, "bias": bias}, moved, train=False, momentum=0.9, eps=1e-5)
+    close(still, norm(image).detach().numpy().transpose(0, 2, 3, 1))
+
+
+def test_lenets_links_are_the_papers_table() -> None:
+    assert [len(maps) for maps in cnn.LINKS] == [3] * 6 + [4] * 9 + [6]
+    kernel = cnn.link(jnp.ones((5, 5, 60)))
+    assert kernel.shape == (5, 5, 6, 16)
+    assert kernel.sum() == 60 * 25
+    np.testing.assert_array_equal(kernel[0, 0].sum(1), [10.0] * 6)  # each map of S2 feeds ten of C3
+
+
+def test_rbf_scores_are_minus_squared_distances_to_the_codes() -> None:
+    bits = (np.array(cnn.CODES)[:, :, None] >> np.arange(6, -1, -1)) & 1
+    codes = bits.reshape(10, 84) * 2.0 - 1
+    x = normal(3, 84)
+    want = -np.square(np.asarray(x)[:, None] - codes[None]).sum(-1)
+    np.testing.assert_allclose(cnn.rbf(x), want, rtol=1e-5)
+    assert len({tuple(c) for c in codes.tolist()}) == 10

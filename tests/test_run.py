@@ -1,0 +1,270 @@
+"""A run from its command to its files, and what its checkpoints survive."""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+from configs import reader
+from errors import UsageError
+from train import checkpoint, mesh, metrics, run
+from train.host import Host
+
+ARGS = [
+    "--config=configs/mlp.py:digits+dropout",
+    "--config.train.steps=30",
+    "--config.eval.every=10",
+    "--config.checkpoint.every=10",
+    "--config.checkpoint.keep=3",
+    "--config.mesh=fsdp:4,tp:2",
+    "--config.model.classes=16",
+]
+
+
+def train(workdir: Path, *more: str) -> int:
+    return launch.main(["train", f"--workdir={workdir}", *ARGS, *more])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    assert train(workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def trained(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be spoilt."""
+    return Path(shutil.copytree(finished, tmp_path / "w"))
+
+
+def host(**more) -> Host:
+    return Host(lambda: 0.0, os.environ, io.StringIO(), **more)
+
+
+def config_of(workdir: Path, step: int):
+    return reader.from_json(json.dumps(checkpoint.load_manifest(str(workdir), step)["config"]))
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 16
+    path.write_bytes(bytes(data))
+
+
+def array_files(workdir: Path, step: int) -> list[Path]:
+    found = [
+        p for p in (workdir / "checkpoints" / str(step) / "state").rglob("*") if p.is_file() and p.parent.name == "d"
+    ]
+    assert found
+    return sorted(found, key=lambda p: -p.stat().st_size)
+
+
+def test_a_run_leaves_its_files(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir()} == {
+        *("config.json", "metrics.jsonl", "events", "plots", "lock", "checkpoints")
+    }
+    assert checkpoint.steps(str(finished)) == [10, 20, 30]
+    lines = metrics.read(str(finished))
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [10, 20, 30]
+    assert all({"v", "time", "wall", "metrics", "stderr", "split"} <= line.keys() for line in lines)
+    assert (finished / "plots" / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert any((finished / "events").iterdir())
+    manifest = checkpoint.load_manifest(str(finished), 30)
+    assert manifest["step"] == 30
+    assert manifest["phases"] == [{"from_step": 0, "batch_size": 64, "weights": [1.0]}]
+    assert manifest["state"]["params/head/kernel"]["shape"] == [128, 16]
+
+
+def test_the_curve_of_losses_falls(finished: Path) -> None:
+    losses = [line["metrics"]["loss"] for line in metrics.read(str(finished)) if line["kind"] == "eval"]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_eval_on_one_device_equals_eval_on_eight(finished: Path) -> None:
+    cfg = config_of(finished, 30)
+    eight = run.evaluate_checkpoint(cfg, str(finished), 30, host())
+    cfg.mesh = "dp:1"
+    one = run.evaluate_checkpoint(cfg, str(finished), 30, host(), jax.devices()[:1])
+    cfg.eval.batch = 7
+    uneven = run.evaluate_checkpoint(cfg, str(finished), 30, host(), jax.devices()[:1])
+    logged = [line for line in metrics.read(str(finished)) if line["kind"] == "eval"][-1]
+    for name, value in eight.metrics.items():
+        assert abs(one.metrics[name] - value) < 1e-6
+        assert abs(uneven.metrics[name] - value) < 1e-6
+        assert abs(logged["metrics"][name] - value) < 1e-6
+    assert one.examples == uneven.examples == 359
+
+
+def test_the_same_command_again_says_complete(trained: Path, capsys) -> None:
+    assert train(trained) == 0
+    assert "is complete" in capsys.readouterr().out
+
+
+def test_another_identity_is_refused_and_nothing_is_touched(trained: Path, capsys) -> None:
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
+    assert train(trained, "--config.optim.beta1=0.8") == 2
+    assert "optim.beta1: 0.9 -> 0.8" in capsys.readouterr().err
+    assert train(trained, "--config.train.batch=32") == 2
+    assert "resume=extend" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
+
+
+def test_extending_records_a_phase(trained: Path) -> None:
+    more = ("--config.train.batch=32", "--config.train.steps=40", "--config.resume=extend")
+    assert train(trained, *more) == 0
+    phases = checkpoint.load_manifest(str(trained), 40)["phases"]
+    assert phases[1:] == [{"from_step": 30, "batch_size": 32, "weights": [1.0]}]
+    kinds = [line.get("note", "") for line in metrics.read(str(trained))]
+    assert any(note.startswith("resumed") for note in kinds)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops futures when it fails
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(trained: Path, capsys) -> None:
+    for file in array_files(trained, 30):
+        flip(file, file.stat().st_size // 2)
+    assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint 30 " in out
+    assert "damaged" in out
+    assert "checkpoint 20 of" in out
+    assert launch.main(["eval", f"--workdir={trained}@30"]) == 1
+    straight = checkpoint.load_manifest(str(trained), 30)["state"]
+    assert train(trained) == 0
+    assert "resuming" in capsys.readouterr().out
+    assert checkpoint.load_manifest(str(trained), 30)["state"] == straight
+    assert (trained / "damaged" / "30").is_dir()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops futures when it fails
+def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
+    cfg = config_of(trained, 30)
+    whole = checkpoint.load_manifest(str(trained), 30)["state"]
+    setup_host = host()
+    source = run.load_source(cfg, setup_host, "digits", "test")
+    setup = run.set_up(cfg, setup_host, source, None)
+    draw = np.random.default_rng(0)
+    caught = 0
+    for _ in range(12):
+        files = array_files(trained, 30)
+        file = files[draw.integers(len(files))]
+        saved = file.read_bytes()
+        flip(file, int(draw.integers(len(saved))))
+        try:
+            got = checkpoint.digests(run.restore_variables(setup, str(trained), 30))
+            assert all(whole[name]["digest"] == code for name, code in got.items())
+        except checkpoint.Damaged:
+            caught += 1
+        file.write_bytes(saved)
+    assert caught > 0
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(trained: Path, capsys) -> None:
+    (trained / "checkpoints" / "30" / "manifest.json").unlink()
+    assert checkpoint.steps(str(trained)) == [10, 20]
+    (trained / "checkpoints" / "20" / "manifest.json").write_text("{")
+    assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    assert "checkpoint 20 of" in capsys.readouterr().out
+
+
+def test_restore_is_strict_about_dtype_shape_and_names(finished: Path) -> None:
+    cfg = config_of(finished, 30)
+    one = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), {}).whole
+    manifest = checkpoint.load_manifest(str(finished), 30)["state"]
+
+    def target(**changes):
+        leaves = {"kernel": ((128, 16), "float32"), "bias": ((16,), "float32")} | changes
+        head = {k: jax.ShapeDtypeStruct(s, d, sharding=one) for k, (s, d) in leaves.items()}
+        hidden = {
+            k: jax.ShapeDtypeStruct(manifest[f"params/hidden/0/{k}"]["shape"], "float32", sharding=one)
+            for k in ("kernel", "bias")
+        }
+        return {"params": {"head": head, "hidden": {"0": hidden}}}
+
+    assert checkpoint.restore(str(finished), 30, target())["params"]["head"]["bias"].shape == (16,)
+    for changes, message in (
+        ({"kernel": ((128, 16), "bfloat16")}, "bfloat16"),
+        ({"kernel": ((64, 16), "float32")}, "64, 16"),
+        ({"scale": ((16,), "float32")}, "head/scale is not in it"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            checkpoint.restore(str(finished), 30, target(**changes))
+    missing = target()
+    del missing["params"]["head"]["bias"]
+    with pytest.raises(UsageError, match="head/bias"):
+        checkpoint.restore(str(finished), 30, missing)
+    assert cfg.model.family == "mlp"
+
+
+def test_best_is_the_checkpoint_of_least_held_out_loss(finished: Path) -> None:
+    losses = {n: checkpoint.load_manifest(str(finished), n)["metrics"]["loss"] for n in (10, 20, 30)}
+    assert checkpoint.select(str(finished), "best") == [min(losses, key=losses.__getitem__)]
+    with pytest.raises(UsageError, match="10, 20, 30"):
+        checkpoint.select(str(finished), "11")
+
+
+def test_retention_keeps_newest_and_best(tmp_path: Path) -> None:
+    store = checkpoint.Store(str(tmp_path), keep=2, keep_best=1)
+    for n, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 4.0)):
+        scores = None if loss is None else {"loss": loss}
+        store.save({"step": jax.numpy.int32(n)}, {"step": n, "metrics": scores}, None)
+    store.close()
+    assert checkpoint.steps(str(tmp_path)) == [2, 4, 5]
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(trained: Path) -> None:
+    with checkpoint.lock(str(trained)), pytest.raises(UsageError, match="another run"), checkpoint.lock(str(trained)):
+        pass
+
+
+def test_a_signal_saves_and_ends_the_run(tmp_path: Path) -> None:
+    cfg = reader.override(reader.read("configs/mlp.py:digits"), [("train.steps", "50"), ("checkpoint.every", "None")])
+    text, told = reader.to_json(cfg), host(signals=lambda: "SIGTERM")
+    assert run.train(cfg, text, str(tmp_path / "w"), told) == "SIGTERM"
+    assert checkpoint.steps(str(tmp_path / "w")) == [1]
+
+
+def test_a_run_that_no_longer_learns_stops_and_says_so(tmp_path: Path, capsys) -> None:
+    more = ("--config.optim.name=sgd", "--config.optim.lr=1e38", "--config.train.max_skipped=2")
+    assert train(tmp_path / "w", *more) == 1
+    assert "not finite" in capsys.readouterr().err
+    events = [line for line in metrics.read(str(tmp_path / "w")) if line["kind"] == "event"]
+    assert len(events) == 3
+
+
+def test_every_verb_explains_itself(capsys) -> None:
+    for verb in launch.VERBS:
+        assert launch.main([verb, "--help"]) == 0
+        assert "--debug" in capsys.readouterr().out or verb
+    assert launch.main(["doctor"]) == 0
+    assert "all is well" in capsys.readouterr().out
+
+
+def test_text_is_sampled_from_a_checkpoint(tmp_path: Path, capsys) -> None:
+    args = [
+        "--config=configs/gpt.py:quick",
+        "--config.train.steps=2",
+        "--config.model.depth=1",
+        "--config.eval.limit=1",
+    ]
+    small = [
+        "--config.model.width=16",
+        "--config.model.context=16",
+        "--config.train.batch=8",
+        "--config.schedule.warmup=0",
+    ]
+    assert launch.main(["train", f"--workdir={tmp_path}/w", *args, *small]) == 0
+    capsys.readouterr()
+    sample = ["sample", f"--workdir={tmp_path}/w", "--prompt=import", "--tokens=40", "--temperature=0"]
+    assert launch.main(sample) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("import")
+    assert len(first) > 20
+    assert launch.main(sample) == 0
+    assert capsys.readouterr().out == first
