@@ -5,6 +5,7 @@ process may compute only the rows that it owns. Within the run, *place* g is the
 position follow from g, and the position is permuted by grain's index shuffle, keyed by seed and epoch.
 """
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
@@ -173,11 +174,23 @@ class Plan:
 
 
 def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, corpus: int) -> np.ndarray:
+    seeds = {int(e): hash32(seed, "shuffle", corpus, int(e)) for e in np.unique(epochs)}
+    if count <= SMALL:
+        return np.array(
+            [_permutation(count, seeds[e])[p] for p, e in zip(positions.tolist(), epochs.tolist(), strict=True)]
+        )
     from grain.experimental import index_shuffle
 
-    seeds = {int(e): hash32(seed, "shuffle", corpus, int(e)) for e in np.unique(epochs)}
     pairs = zip(positions.tolist(), epochs.tolist(), strict=True)
     return np.array([index_shuffle(p, max_index=count - 1, seed=seeds[e], rounds=4) for p, e in pairs])
+
+
+SMALL = 2**16  # grain's shuffle permutes at least so many indices and walks until one is small enough: slow below
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(count: int, seed: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(seed)).permutation(count)
 
 
 def _mix(places: np.ndarray, weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:

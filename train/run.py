@@ -182,9 +182,13 @@ def check_values(cfg: Config) -> None:
             section, name = key.split(".")
             value = cfg[section][name]
             if value is not None and value < least:
-                raise UsageError(f"config key {key!r} must be {least} or more, not {value}")
+                raise UsageError(f"config key {key!r} must be {least} or more{_or_none(key)}, not {value}")
     if cfg.data.deviation <= 0:
         raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
+
+
+def _or_none(key: str) -> str:
+    return ", or None" if key in ("eval.every", "eval.batch", "eval.limit", "checkpoint.every") else ""
 
 
 def _first_phase(cfg: Config) -> plan.Phase:
@@ -197,6 +201,10 @@ def _first_phase(cfg: Config) -> plan.Phase:
 
 def _corpora(setup: Setup, corpora: list[sources.Source]) -> tuple[plan.Corpus, ...]:
     made: list[plan.Corpus] = []
+    kinds = {(type(s).__name__, getattr(s, "classes", None)) for s in corpora}
+    if len(kinds) > 1:
+        what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(kinds, key=str))
+        raise UsageError(f"data.name = {setup.cfg.data.name!r} is no mixture of one kind: it has {what}")
     for source in corpora:
         if isinstance(source, sources.Examples):
             made.append(plan.ExampleCorpus(source))

@@ -1,0 +1,247 @@
+"""The training step of our GPT and CNN against the same model in PyTorch eager, side by side in one run.
+
+    python -m benchmarks.step_time [--repeats=7] [--out=benchmarks/results/step_time.json]
+
+Each round times one step of every contestant, so that a noisy machine is noisy for all; the ratio of a row is the median
+over rounds of PyTorch's time over its own: above 1 is faster. Contestants: `canon`, our step as launched
+(scanned); `canon_unrolled`; `naive`, a plain Flax Linen model with optax.adamw; `torch`, PyTorch eager with AdamW.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import models
+from configs import base
+from train import losses, mesh, optim, step
+
+GPTS = {  # layers, width, heads, context, batch, vocabulary
+    "gpt 4x128, context 64, batch 12": dict(depth=4, width=128, heads=4, context=64, batch=12, vocab=65),
+    "gpt 6x384, context 256, batch 8": dict(depth=6, width=384, heads=6, context=256, batch=8, vocab=65),
+}
+CNN = dict(channels=(32, 64), hidden=128, batch=64)
+
+Step = Callable[[], None]  # one update, waited for
+
+
+def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
+    """Our update on one device, as `launch.py train` builds it."""
+    place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
+    jax.set_mesh(place.mesh)
+    cfg = base.defaults()
+    tx = optim.make(cfg.optim, model.specs["params"])
+    state = step.fresh_state(model, tx, place, 0, jnp.float32)
+    update = step.make_step(model, losses.TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, jnp.float32)
+    fields = {k: jax.device_put(v, place.sharding(step.batch_axes(v.ndim))) for k, v in batch.items()}
+
+    def once() -> None:
+        nonlocal state
+        state, metrics = update(state, fields)
+        jax.block_until_ready((state, metrics))
+
+    return once
+
+
+def linen(module: nn.Module, inputs: np.ndarray, labels: np.ndarray) -> Step:
+    """What a user would write in Flax: apply, cross-entropy, optax.adamw, one jit."""
+    tx, x, y = optax.adamw(1e-3, weight_decay=0.0), jnp.asarray(inputs), jnp.asarray(labels)
+    variables = module.init(jax.random.key(0), x)
+    stats, params = {k: v for k, v in variables.items() if k != "params"}, variables["params"]
+    opt = tx.init(params)
+
+    def loss(params: Any, stats: Any) -> Any:
+        logits, new = module.apply({"params": params, **stats}, x, mutable=list(stats))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new
+
+    def update(params: Any, stats: Any, opt: Any) -> Any:
+        grads, stats = jax.grad(loss, has_aux=True)(params, stats)
+        updates, opt = tx.update(grads, opt, params)
+        return optax.apply_updates(params, updates), stats, opt
+
+    jitted, state = jax.jit(update, donate_argnums=(0, 1, 2)), (params, stats, opt)
+
+    def once() -> None:
+        nonlocal state
+        state = jax.block_until_ready(jitted(*state))
+
+    return once
+
+
+class LinenGPT(nn.Module):
+    """GPT-2's block in Linen's own parts."""
+
+    shape: Any
+
+    @nn.compact
+    def __call__(self, tokens: Any) -> Any:
+        s = self.shape
+        embed = nn.Embed(s["vocab"], s["width"])
+        x = embed(tokens) + nn.Embed(s["context"], s["width"])(jnp.arange(tokens.shape[1]))[None]
+        for _ in range(s["depth"]):
+            mask = nn.make_causal_mask(tokens)
+            x = x + nn.MultiHeadDotProductAttention(s["heads"])(nn.LayerNorm()(x), mask=mask)
+            x = x + nn.Dense(s["width"])(nn.gelu(nn.Dense(4 * s["width"])(nn.LayerNorm()(x))))
+        return embed.attend(nn.LayerNorm()(x))
+
+
+class LinenCNN(nn.Module):
+    """Convolution, batch norm, relu, pooling; twice; then two dense layers."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for width in CNN["channels"]:
+            x = nn.relu(nn.BatchNorm(use_running_average=False)(nn.Conv(width, (3, 3), use_bias=False)(x)))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(10)(nn.relu(nn.Dense(CNN["hidden"])(x.reshape(x.shape[0], -1))))
+
+
+def torch_gpt(s: dict[str, int]) -> Any:
+    """GPT-2's block in PyTorch's own parts, tied head, fused attention."""
+    import torch
+    from torch.nn import functional as F
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            w = s["width"]
+            self.norm1, self.norm2 = torch.nn.LayerNorm(w), torch.nn.LayerNorm(w)
+            self.qkv, self.out = torch.nn.Linear(w, 3 * w), torch.nn.Linear(w, w)
+            self.up, self.down = torch.nn.Linear(w, 4 * w), torch.nn.Linear(4 * w, w)
+
+        def forward(self, x: Any) -> Any:  # noqa: D102
+            b, t, w = x.shape
+            q, k, v = (y.view(b, t, s["heads"], -1).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(w, 2))
+            a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(a.transpose(1, 2).reshape(b, t, w))
+            return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = torch.nn.Embedding(s["vocab"], s["width"])
+            self.position = torch.nn.Embedding(s["context"], s["width"])
+            self.blocks = torch.nn.Sequential(*(Block() for _ in range(s["depth"])))
+            self.norm = torch.nn.LayerNorm(s["width"])
+
+        def forward(self, tokens: Any) -> Any:  # noqa: D102
+            x = self.token(tokens) + self.position(torch.arange(tokens.shape[1]))
+            return self.norm(self.blocks(x)) @ self.token.weight.T
+
+    return Net()
+
+
+def torch_cnn() -> Any:
+    """The same convolutional net in PyTorch."""
+    from torch import nn as t
+
+    (a, b), h = CNN["channels"], CNN["hidden"]
+    return t.Sequential(
+        *(t.Conv2d(1, a, 3, padding=1, bias=False), t.BatchNorm2d(a), t.ReLU(), t.MaxPool2d(2)),
+        *(t.Conv2d(a, b, 3, padding=1, bias=False), t.BatchNorm2d(b), t.ReLU(), t.MaxPool2d(2)),
+        *(t.Flatten(), t.Linear(49 * b, h), t.ReLU(), t.Linear(h, 10)),
+    )
+
+
+def torch_step(net: Any, inputs: np.ndarray, labels: np.ndarray) -> Step:
+    """PyTorch eager: forward, cross-entropy, backward, AdamW."""
+    import torch
+
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.0)
+    x, y = torch.tensor(inputs), torch.tensor(labels).long().flatten()
+
+    def once() -> None:
+        optimizer.zero_grad()
+        logits = net(x)
+        torch.nn.functional.cross_entropy(logits.reshape(len(y), -1), y).backward()
+        optimizer.step()
+
+    return once
+
+
+def contestants(name: str) -> dict[str, Step]:
+    """Every step of a workload."""
+    draw = np.random.default_rng(0)
+    if name in GPTS:
+        s = dict(GPTS[name])
+        tokens = draw.integers(0, s["vocab"], (s.pop("batch"), s["context"] + 1)).astype(np.int32)
+        x, y = tokens[:, :-1], tokens[:, 1:]
+        batch = {"tokens": x, "targets": y, "weight": np.ones(x.shape, np.float32)}
+        return {
+            "torch": torch_step(torch_gpt(s), x, y),
+            "canon": canon(models.build("gpt", **s), "next_token", batch),
+            "canon_unrolled": canon(models.build("gpt", **s, scan=False), "next_token", batch),
+            "naive": linen(LinenGPT(s), x, y),
+        }
+    image, label = draw.normal(size=(CNN["batch"], 28, 28, 1)).astype(np.float32), draw.integers(0, 10, CNN["batch"])
+    batch = {"image": image, "label": label.astype(np.int32), "weight": np.ones(CNN["batch"], np.float32)}
+    model = models.build("cnn", channels=CNN["channels"], hidden=(CNN["hidden"],))
+    return {
+        "torch": torch_step(torch_cnn(), image.transpose(0, 3, 1, 2), label),
+        "canon": canon(model, "softmax", batch),
+        "naive": linen(LinenCNN(), image, label),
+    }
+
+
+def measure(steps: dict[str, Step], repeats: int) -> dict[str, dict[str, Any]]:
+    """Interleaved rounds -> median seconds, and the median ratio to PyTorch, of each contestant."""
+    for once in steps.values():
+        for _ in range(2):  # the first compiles
+            once()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, once in steps.items():
+            start = time.perf_counter()
+            once()
+            times[name].append(time.perf_counter() - start)
+    return {
+        name: {
+            "median_ms": round(1e3 * statistics.median(found), 2),
+            "speed_over_torch": round(statistics.median(t / f for t, f in zip(times["torch"], found, strict=True)), 3),
+            "ms": [round(1e3 * f, 2) for f in found],
+        }
+        for name, found in times.items()
+    }
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", default="benchmarks/results/step_time.json")
+    args = parser.parse_args()
+    if args.repeats < 5:
+        parser.error(f"--repeats={args.repeats}: a median wants at least 5")
+    import torch
+
+    rows = {name: measure(contestants(name), args.repeats) for name in (*GPTS, "cnn 32-64, batch 64")}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    result = {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__},
+        "commit": commit,
+        "repeats": args.repeats,
+        "rows": rows,
+    }
+    path = Path(args.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for name, row in rows.items():
+        for who, cell in row.items():
+            print(f"{name:34} {who:16} {cell['median_ms']:9.1f} ms   {cell['speed_over_torch']:.2f} of PyTorch's speed")
+
+
+if __name__ == "__main__":
+    main()
