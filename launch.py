@@ -229,12 +229,12 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
 
 def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     host, config, workdir, steps, which = _checkpoint(args, assignments)
-    from train import checkpoint, run
+    from train import checkpoint, evaluate, restored
 
     def one(step: int) -> None:
         cfg = config(step)
-        scores = run.evaluate_checkpoint(cfg, workdir, step, host)
-        host.say(f"checkpoint {step:,} of {workdir} on {cfg.data.name}, {cfg.eval.split}: {run.in_words(scores)}")
+        scores = restored.evaluate_checkpoint(cfg, workdir, step, host)
+        host.say(f"checkpoint {step:,} of {workdir} on {cfg.data.name}, {cfg.eval.split}: {evaluate.in_words(scores)}")
 
     if which == "latest":
         checkpoint.first_good(workdir, steps, one, host.say)
@@ -246,13 +246,13 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
 def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     host, config, workdir, steps, which = _checkpoint(args, assignments)
-    from train import checkpoint, run
+    from train import checkpoint, restored
 
     if which == "all":
         raise UsageError("sample takes one checkpoint, not @all")
     settings: dict[str, Any] = {k: args[k].value for k in ("prompt", "tokens", "temperature", "top_k", "seed")}
     checkpoint.first_good(
-        workdir, steps, lambda step: run.sample_checkpoint(config(step), workdir, step, host, **settings), host.say
+        workdir, steps, lambda step: restored.sample_checkpoint(config(step), workdir, step, host, **settings), host.say
     )
     return DONE
 

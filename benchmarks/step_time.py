@@ -2,8 +2,8 @@
 
     python -m benchmarks.step_time [--repeats=7] [--out=benchmarks/results/step_time.json]
 
-Each round times one step of every contestant, so that a noisy machine is noisy for all; the ratio of a row is the median
-over rounds of PyTorch's time over its own: above 1 is faster. Contestants: `canon`, our step as launched
+Each round times one step of every contestant, so that a noisy machine is noisy for all; the ratio of a row is the
+median over rounds of PyTorch's time over its own: above 1 is faster. Contestants: `canon`, our step as launched
 (scanned); `canon_unrolled`; `naive`, a plain Flax Linen model with optax.adamw; `torch`, PyTorch eager with AdamW.
 """
 
@@ -120,7 +120,7 @@ def torch_gpt(s: dict[str, int]) -> Any:
             self.qkv, self.out = torch.nn.Linear(w, 3 * w), torch.nn.Linear(w, w)
             self.up, self.down = torch.nn.Linear(w, 4 * w), torch.nn.Linear(4 * w, w)
 
-        def forward(self, x: Any) -> Any:  # noqa: D102
+        def forward(self, x: Any) -> Any:
             b, t, w = x.shape
             q, k, v = (y.view(b, t, s["heads"], -1).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(w, 2))
             a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -135,7 +135,7 @@ def torch_gpt(s: dict[str, int]) -> Any:
             self.blocks = torch.nn.Sequential(*(Block() for _ in range(s["depth"])))
             self.norm = torch.nn.LayerNorm(s["width"])
 
-        def forward(self, tokens: Any) -> Any:  # noqa: D102
+        def forward(self, tokens: Any) -> Any:
             x = self.token(tokens) + self.position(torch.arange(tokens.shape[1]))
             return self.norm(self.blocks(x)) @ self.token.weight.T
 

@@ -14,7 +14,7 @@ from configs import base, cnn, gpt, mlp, reader
 from configs.base import KNOBS
 from errors import UsageError
 from models.validate import REMAT
-from train import losses, optim, run
+from train import losses, optim, setup
 
 ROOT = Path(__file__).parent.parent
 FILES = {"mlp": mlp, "cnn": cnn, "gpt": gpt}
@@ -302,7 +302,7 @@ def test_every_variant_builds(file: str, names: str) -> None:
     assert model.count() > 0
 
     assert cfg.loss in losses.TASKS
-    assert cfg.train.precision in run.PRECISIONS
+    assert cfg.train.precision in setup.PRECISIONS
     assert cfg.train.remat in REMAT
     optim.make(cfg.optim, model.specs["params"])
     optim.schedule(cfg.schedule, cfg.optim.lr, cfg.train.steps)
@@ -315,7 +315,7 @@ def test_every_variant_builds(file: str, names: str) -> None:
     [
         ("optim.name", optim.OPTIMIZERS),
         ("schedule.name", optim.SCHEDULES),
-        ("train.precision", run.PRECISIONS),
+        ("train.precision", setup.PRECISIONS),
         ("train.remat", REMAT),
         ("loss", losses.TASKS),
     ],

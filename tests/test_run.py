@@ -13,7 +13,7 @@ import pytest
 import launch
 from configs import reader
 from errors import UsageError
-from train import checkpoint, mesh, metrics, run
+from train import checkpoint, mesh, metrics, restored, run, setup
 from train.host import Host
 
 ARGS = [
@@ -89,11 +89,11 @@ def test_the_curve_of_losses_falls(finished: Path) -> None:
 
 def test_eval_on_one_device_equals_eval_on_eight(finished: Path) -> None:
     cfg = config_of(finished, 30)
-    eight = run.evaluate_checkpoint(cfg, str(finished), 30, host())
+    eight = restored.evaluate_checkpoint(cfg, str(finished), 30, host())
     cfg.mesh = "dp:1"
-    one = run.evaluate_checkpoint(cfg, str(finished), 30, host(), jax.devices()[:1])
+    one = restored.evaluate_checkpoint(cfg, str(finished), 30, host(), jax.devices()[:1])
     cfg.eval.batch = 7
-    uneven = run.evaluate_checkpoint(cfg, str(finished), 30, host(), jax.devices()[:1])
+    uneven = restored.evaluate_checkpoint(cfg, str(finished), 30, host(), jax.devices()[:1])
     logged = [line for line in metrics.read(str(finished)) if line["kind"] == "eval"][-1]
     for name, value in eight.metrics.items():
         assert abs(one.metrics[name] - value) < 1e-6
@@ -147,8 +147,8 @@ def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
     cfg = config_of(trained, 30)
     whole = checkpoint.load_manifest(str(trained), 30)["state"]
     setup_host = host()
-    source = run.load_source(cfg, setup_host, "digits", "test")
-    setup = run.set_up(cfg, setup_host, source, None)
+    source = setup.load_source(cfg, setup_host, "digits", "test")
+    made = setup.set_up(cfg, setup_host, source, None)
     draw = np.random.default_rng(0)
     caught = 0
     for _ in range(12):
@@ -157,7 +157,7 @@ def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
         saved = file.read_bytes()
         flip(file, int(draw.integers(len(saved))))
         try:
-            got = checkpoint.digests(run.restore_variables(setup, str(trained), 30))
+            got = checkpoint.digests(restored.restore_variables(made, str(trained), 30))
             assert all(whole[name]["digest"] == code for name, code in got.items())
         except checkpoint.Damaged:
             caught += 1

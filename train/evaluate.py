@@ -72,3 +72,9 @@ def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[
     mean, n = s.sum() / w.sum(), len(s)
     spread = math.sqrt(n / (n - 1) * np.square(s - mean * w).sum()) / w.sum() if n > 1 else math.nan
     return float(mean), spread
+
+
+def in_words(scores: Scores) -> str:
+    """Metrics with their standard errors, in one line."""
+    parts = [f"{name} {value:.4f} ± {scores.stderr[name]:.4f}" for name, value in scores.metrics.items()]
+    return f"{', '.join(parts)} ({scores.examples:,} examples in {scores.clusters:,} clusters)"
