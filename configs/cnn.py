@@ -2,8 +2,8 @@
 
     python launch.py train --config=configs/cnn.py:mnist_lenet5 --workdir=runs/lenet5
 
-`mnist_lenet5`: LeCun et al. 1998, section III: LeNet-5 on MNIST without distortions, 0.95 % test error published, 20
-passes; README has our figure. `mnist`: two convolutions with batch norm. `digits`: the same on scikit-learn's 8 x 8
+`mnist_lenet5`: LeCun et al. 1998, section III: LeNet-5 on MNIST, 0.95 % test error published (0.8 % with distorted
+images); here 12 passes, images shifted by up to a pixel; README has our figure. `mnist`: two convolutions with batch norm. `digits`: the same on scikit-learn's 8 x 8
 digits, embedded; seconds.
 """
 
@@ -43,11 +43,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model.family": "cnn",
         "model.size": "lenet5",
         "data.name": "mnist",
-        "data.mean": 0.1307,
-        "data.deviation": 0.3081,
+        "data.augment": "crop:1",
+        "data.mean": 0.0784,  # with the deviation: background -0.1, ink 1.175, as in the paper
+        "data.deviation": 0.784,
         "train.batch": 64,
-        "train.steps": 18_750,
-        "optim.lr": 2e-3,
+        "train.steps": 11_250,
+        "optim.lr": 1e-3,
         "optim.decay": 0.05,
         "schedule.name": "cosine",
         "schedule.warmup": 200,

@@ -2,7 +2,8 @@
 
 Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J kernel rows and columns.
 Source: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", section II.B.
-The paper's figure 3 gives the output codes as pictures; CODES below draws the ten digits anew on its 7 x 12 grid.
+Deviations: the paper's figure 3 gives the output codes as pictures, and CODES below draws the ten digits anew on its
+7 x 12 grid; weights start as Gaussians of deviation 1/sqrt(fan-in) instead of uniform in +-2.4/fan-in (appendix A).
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from models.layers import ACTIVATIONS, add, batch_norm, dense, dropout, gathered, linear, norm_specs, product, scale_by
-from models.spec import Array, Law, Outputs, Place, Spec, constant, he, nowhere, ones, uniform, zeros
+from models.spec import Array, Law, Outputs, Place, Spec, constant, he, nowhere, ones, std, zeros
 from models.validate import COMPUTE, check, one_of
 
 TRAITS = frozenset({"classifier", "stateful", "batch_coupled"})
@@ -39,6 +40,8 @@ SIZES: dict[str, dict[str, Any]] = {
 NORMS = ("batch", "none")
 POOLS = ("max", "average", "subsample", "none")
 HEADS = ("linear", "rbf")
+SIGMOIDS = ("scaled_tanh", "tanh", "sigmoid")  # start at unit variance; the rest at He et al.'s two
+TEMPERATURE = 16.0  # by which the distances to the codes are divided, so that a softmax over them is not a step
 
 # Table I of the paper: row o lists which of the 6 maps of S2 feed map o of C3.
 LINKS = (
@@ -108,10 +111,9 @@ def specs(c: Config) -> dict[str, Any]:
     J = c.kernel
     stages: dict[str, dict[str, Any]] = {}
     stats: dict[str, Any] = {}
-    classic = c.activation == "scaled_tanh"  # appendix A of the paper: uniform in +-2.4 / fan-in
 
     def law(fan_in: int) -> Law:
-        return uniform(2.4 / fan_in) if classic else he
+        return std(fan_in**-0.5) if c.activation in SIGMOIDS else he
 
     for i, (C, O) in enumerate(zip((c.inputs[2], *c.channels), c.channels, strict=False)):
         if c.sparse and i == 1:  # 60 links between maps, each with a kernel of its own
@@ -162,12 +164,14 @@ def _window(x: Array, pool: str) -> Array:
 
 
 def rbf(x: Float[Array, "b f"]) -> Float[Array, "b o"]:
-    """Minus the squared distance to each class's code (the paper's eq. 7), so that a softmax over it is eq. 9's MAP
-    criterion without its constant: x [B 84] -> [B 10].
+    """Minus the squared distance to each class's code (the paper's eq. 7) over TEMPERATURE: x [B 84] -> [B 10].
+
+    A softmax over it is the MAP criterion of eq. 9 without its constant.
     """
     bits = (np.array(CODES)[:, :, None] >> np.arange(6, -1, -1)) & 1
     codes = jnp.asarray(bits.reshape(len(CODES), 84) * 2.0 - 1.0, x.dtype)
-    return 2 * product("bf,of->bo", x, codes) - jnp.sum(x * x, -1, keepdims=True) - codes.shape[1]
+    distance = jnp.sum(x * x, -1, keepdims=True) - 2 * product("bf,of->bo", x, codes) + codes.shape[1]
+    return -distance / TEMPERATURE
 
 
 def apply(

@@ -61,15 +61,6 @@ def constant(value: float) -> Law:
     return full
 
 
-def uniform(bound: float) -> Law:
-    """Uniform in [-bound, bound)."""
-
-    def flat(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
-        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-    return flat
-
-
 @dataclass(frozen=True)
 class Spec:
     """One parameter (or running statistic): shape, a name for each dim, initial law, the axes a product contracts.

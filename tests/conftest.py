@@ -19,3 +19,12 @@ jaxtyping.install_import_hook(["models", "train"], "tests.typecheck.check")
 import logging  # noqa: E402
 
 logging.getLogger("absl").setLevel(logging.ERROR)
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_mesh():
+    """The mesh that a run sets for its process does not outlive the test."""
+    yield
+    jax.set_mesh(None)

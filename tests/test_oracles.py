@@ -129,5 +129,5 @@ def test_rbf_scores_are_minus_squared_distances_to_the_codes() -> None:
     codes = bits.reshape(10, 84) * 2.0 - 1
     x = normal(3, 84)
     want = -np.square(np.asarray(x)[:, None] - codes[None]).sum(-1)
-    np.testing.assert_allclose(cnn.rbf(x), want, rtol=1e-5)
+    np.testing.assert_allclose(cnn.rbf(x), want / cnn.TEMPERATURE, rtol=1e-5)
     assert len({tuple(c) for c in codes.tolist()}) == 10
