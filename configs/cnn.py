@@ -3,8 +3,8 @@
     python launch.py train --config=configs/cnn.py:mnist_lenet5 --workdir=runs/lenet5
 
 `mnist_lenet5`: LeCun et al. 1998, section III: LeNet-5 on MNIST, 0.95 % test error published (0.8 % with distorted
-images); here 12 passes, images shifted by up to a pixel; README has our figure. `mnist`: two convolutions with batch norm. `digits`: the same on scikit-learn's 8 x 8
-digits, embedded; seconds.
+images); here 12 passes, images shifted by up to a pixel; README has our figure. `mnist`: two convolutions with batch
+norm. `digits`: the same on scikit-learn's 8 x 8 digits, embedded; seconds.
 """
 
 from typing import Any
