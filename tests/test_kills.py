@@ -66,7 +66,7 @@ def test_two_processes_train_and_any_device_count_restores(tmp_path: Path) -> No
     where = f"--coordinator=localhost:{free_port()}"
     workdir = tmp_path / "two"
     settings = [*RUN, "--config.train.steps=6", "--config.mesh=dp:2,fsdp:2,tp:2", "--config.eval.limit=None"]
-    settings += ["--config.checkpoint.every=3"]
+    settings += ["--config.checkpoint.every=3", "--config.schedule.warmup=2"]
     command = [*PROGRAM, "train", f"--workdir={workdir}", *settings, where, "--processes=2", "--cpu_devices=4"]
     together([*command, "--process=0"], [*command, "--process=1"])
     assert checkpoint.steps(str(workdir)) == [3, 6]

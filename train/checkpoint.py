@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
@@ -256,7 +257,7 @@ def _read(path: epath.Path, wanted: Any) -> Any:
 def _anywhere(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
-    return bool(multihost_utils.process_allgather(jnp.asarray(flag)).any())
+    return bool(multihost_utils.process_allgather(np.asarray([flag])).any())
 
 
 def first_good(
