@@ -258,7 +258,7 @@ def manifest_of(
         "phases": plan.phases_as_json(phases),
         "data": identity,
         "tokenizer": tokenizers.fingerprint(setup.tokenizer) if setup.tokenizer else None,
-        "metrics": scores.metrics if scores else None,
+        "metrics": (scores.metrics or None) if scores else None,  # an empty held-out split measures nothing
     }
 
 
