@@ -245,6 +245,10 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
 
 def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    try:
+        args.prompt.encode()
+    except UnicodeEncodeError:  # bytes that the terminal's encoding does not know arrive as lone surrogates
+        raise UsageError("--prompt is not text in the terminal's encoding") from None
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, restored
 

@@ -44,7 +44,7 @@ def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
     tx = optim.make(cfg.optim, model.specs["params"])
     state = step.fresh_state(model, tx, place, 0, jnp.float32)
     update = step.make_step(model, losses.TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, jnp.float32)
-    fields = {k: jax.device_put(v, place.sharding(step.batch_axes(v.ndim))) for k, v in batch.items()}
+    fields = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}
 
     def once() -> None:
         nonlocal state

@@ -109,7 +109,9 @@ def hash32(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
-PATTERN = 1000  # places after which the mixture's pattern of corpora repeats
+PATTERN = 1000  # places after which a mixture's pattern of corpora repeats, at least
+LEAST_PLACES = 10  # of a pattern, for the corpus of least share: the pattern grows for it
+LEAST_SHARE = 1e-5  # of a mixture, so that a pattern stays small enough to hold
 
 
 @dataclass(frozen=True)
@@ -197,11 +199,20 @@ def _mix(places: np.ndarray, weights: tuple[float, ...], seed: int) -> tuple[np.
     """Which corpus serves each place [n], and how many places each corpus has served before it [corpora n]."""
     if len(weights) == 1:
         return np.zeros(len(places), np.int64), places[None]
-    share = np.asarray(weights, np.float64) / sum(weights)
-    ends = np.rint(np.cumsum(share) * PATTERN).astype(np.int64)
-    pattern = np.searchsorted(ends, np.arange(PATTERN), side="right")
-    pattern = np.random.Generator(np.random.Philox(hash32(seed, "mixture"))).permutation(pattern)
-    before = np.stack([np.cumsum(pattern == i) - (pattern == i) for i in range(len(weights))])
-    blocks, spots = np.divmod(places, PATTERN)
-    totals = np.bincount(pattern, minlength=len(weights))
+    pattern, before, totals = _pattern(weights, seed)
+    blocks, spots = np.divmod(places, len(pattern))
     return pattern[spots], blocks * totals[:, None] + before[:, spots]
+
+
+@functools.lru_cache(maxsize=4)
+def _pattern(weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A mixture's repeating pattern [P], each corpus's places before each of it [corpora P], and in it [corpora]."""
+    share = np.asarray(weights, np.float64) / sum(weights)
+    length = PATTERN
+    while length * min(share[share > 0]) < LEAST_PLACES:
+        length *= 10
+    ends = np.rint(np.cumsum(share) * length).astype(np.int64)
+    pattern = np.searchsorted(ends, np.arange(length), side="right")
+    pattern = np.random.Generator(np.random.Philox(hash32(seed, "mixture"))).permutation(pattern)
+    mine = pattern == np.arange(len(weights))[:, None]
+    return pattern, np.cumsum(mine, 1) - mine, mine.sum(1)

@@ -20,7 +20,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gpt": dict(vocab=100, vocab_multiple=64, context=16, width=32, depth=2, heads=8),
 }
 LOSS = {"mlp": "softmax", "cnn": "softmax", "gpt": "next_token"}
-MESHES = ("dp:8", "fsdp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2")
+MESHES = ("dp:8", "fsdp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
 
 
 def tiny(family: str, **overrides: Any) -> models.Model:
@@ -67,7 +67,7 @@ class Trainer:
         self.update = step.make_step(self.model, self.task, self.tx, rate, self.place, self.dtype, self.accumulate)
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {k: jax.device_put(v, self.place.sharding(step.batch_axes(v.ndim))) for k, v in batch.items()}
+        return {k: jax.device_put(v, self.place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}
 
     def steps(self, count: int, first: int = 0, one_batch: bool = False) -> list[float]:
         found = []

@@ -117,6 +117,11 @@ def test_mixture_skips_no_item_of_any_corpus() -> None:
             assert sorted(mine[start : start + count]) == list(range(count))
 
 
+def test_a_small_share_of_a_mixture_is_served() -> None:
+    p = Plan((numbered(400), numbered(400, 1000)), (Phase(0, 10**5, (1e-3, 1.0)),), seed=1)
+    assert sum(p.batch(0)["label"] < 1000) == pytest.approx(100, abs=1)  # a pattern of 10^5 places
+
+
 def test_new_mixture_weights_neither_repeat_nor_skip() -> None:
     """A phase with other weights goes on where each corpus stood."""
     phases = (Phase(0, 30, (0.5, 0.5)), Phase(7, 30, (0.9, 0.1)), Phase(9, 20, (0.2, 0.8)))

@@ -94,6 +94,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "workers": ([*TRAIN, "--config.data.workers=-1"], "'data.workers'"),
     "seed": ([*TRAIN, "--config.seed=-1"], "2^32"),
     "weights": ([*TRAIN, "--config.data.weights=(1, 2)"], "data.weights"),
+    "small_weight": (
+        [*TRAIN, "--config.data.name=pydoc_text,pydoc_text", "--config.data.weights=(1e-7, 1)"],
+        "0 or at least 1e-05",
+    ),
     "mixture": ([*TRAIN, "--config.data.name=pydoc_text,digits"], "mixture"),
     "mixture_begun_by_images": ([*DIGITS, "--config.data.name=digits,pydoc_text"], "mixture"),
     "augment": ([*DIGITS, "--config.data.augment=flipp"], "'flip'"),
@@ -104,6 +108,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "eval_of_nothing": (["eval", "--workdir=W"], "no checkpoint in"),
     "eval_best_of_nothing": (["eval", "--workdir=W@best"], "no checkpoint in"),
     "sample_of_nothing": (["sample", "--workdir=W@7"], "no checkpoint in"),
+    "prompt": (["sample", "--workdir=W", "--prompt=\udcff"], "--prompt is not text"),
     "knob_of_doctor": (["doctor", "--config.seed=1"], "--config.KEY=VALUE"),
     "flag_of_doctor": (["doctor", "--workdir=W"], "workdir"),
 }

@@ -66,6 +66,28 @@ def array_files(workdir: Path, step: int) -> list[Path]:
     return sorted(found, key=lambda p: -p.stat().st_size)
 
 
+def test_checkpoints_are_compared_on_the_same_examples(tmp_path: Path) -> None:
+    """With eval.limit the best is chosen by the first batches of each, though the last is measured on all."""
+    assert train(tmp_path / "w", "--config.eval.limit=1") == 0
+    scored = {n: checkpoint.load_manifest(str(tmp_path / "w"), n)["metrics"]["loss"] for n in (10, 20, 30)}
+    lines = {r["step"]: r["metrics"]["loss"] for r in metrics.read(str(tmp_path / "w")) if r["kind"] == "eval"}
+    assert (lines[10], lines[20]) == (scored[10], scored[20])
+    cfg = config_of(tmp_path / "w", 30)
+    assert restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, host()).metrics["loss"] == scored[30]
+    cfg.eval.limit = None
+    whole = restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, host()).metrics["loss"]
+    assert lines[30] == whole != scored[30]
+
+
+def test_a_folder_may_have_an_at_in_its_name(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = trained.rename(trained.parent / "w@home")
+    assert launch.main(["eval", f"--workdir={odd}"]) == 0
+    assert launch.main(["eval", f"--workdir={odd}@20"]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint 30 of" in out
+    assert "checkpoint 20 of" in out
+
+
 def test_a_run_leaves_its_files(finished: Path) -> None:
     assert {p.name for p in finished.iterdir()} == {
         *("config.json", "metrics.jsonl", "events", "plots", "lock", "checkpoints")

@@ -166,9 +166,9 @@ def steps(workdir: str) -> list[int]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`W@n` -> (W, n); a bare W stands for W@latest."""
+    """`W@n` -> (W, n); a bare W, or a folder whose own name has an @, stands for W@latest."""
     workdir, at, which = name.rpartition("@")
-    return (workdir, which) if at else (name, "latest")
+    return (workdir, which) if at and not epath.Path(name).exists() else (name, "latest")
 
 
 def select(workdir: str, which: str) -> list[int]:

@@ -24,8 +24,8 @@ def put(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str,
     spot = np.full(size, -1)
     spot[rows] = np.arange(len(rows))
 
-    def whole(values: np.ndarray) -> jax.Array:
-        sharding = place.sharding(batch_axes(values.ndim))
+    def whole(name: str, values: np.ndarray) -> jax.Array:
+        sharding = place.sharding(batch_axes(name, values.ndim))
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
@@ -34,7 +34,7 @@ def put(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str,
 
         return jax.make_array_from_callback((size, *values.shape[1:]), sharding, part)
 
-    return {name: whole(values) for name, values in local.items()}
+    return {name: whole(name, values) for name, values in local.items()}
 
 
 def check_batch(size: int, accumulate: int, place: Placement) -> None:

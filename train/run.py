@@ -80,6 +80,9 @@ def _first_phase(cfg: Config) -> plan.Phase:
     weights = cfg.data.weights or (1.0,) * len(names_of(cfg))
     if len(weights) != len(names_of(cfg)) or min(weights) < 0 or not sum(weights):
         raise UsageError(f"data.weights = {weights} must give each of {cfg.data.name!r} a share of 0 or more")
+    least = min(w for w in weights if w) / sum(weights)
+    if least < plan.LEAST_SHARE:
+        raise UsageError(f"data.weights = {weights}: a share must be 0 or at least {plan.LEAST_SHARE}, not {least:.1g}")
     return plan.Phase(0, cfg.train.batch, tuple(map(float, weights)))
 
 
@@ -150,7 +153,7 @@ def _introduce(
     rows = batches.phase(start).batch_size
     shapes = {k: (v.shape, v.dtype) for k, v in batches.batch(start, [0]).items()}
     batch = {
-        k: jax.ShapeDtypeStruct((rows, *s[1:]), d, sharding=setup.place.sharding(step.batch_axes(len(s))))
+        k: jax.ShapeDtypeStruct((rows, *s[1:]), d, sharding=setup.place.sharding(step.batch_axes(k, len(s))))
         for k, (s, d) in shapes.items()
     }
     cost = flops.count(
@@ -194,11 +197,14 @@ def _train(
         recorder.write("event", start, {}, note=f"resumed from update {start}")
 
     def measure(n: int, state: step.State) -> evaluate.Scores:
-        rows, limit = cfg.eval.batch or cfg.train.batch, None if n == cfg.train.steps else cfg.eval.limit
-        scores = evaluate.evaluate(examine, _variables(state), exam, setup.place, rows, limit)
+        """Record what is measured, at the end on the whole split -> the scores on which checkpoints are compared."""
+        rows = cfg.eval.batch or cfg.train.batch
+        measured = partial(evaluate.evaluate, examine, _variables(state), exam, setup.place, rows)
+        compared = measured(cfg.eval.limit)
+        scores = measured() if cfg.eval.limit and n == cfg.train.steps else compared
         recorder.write("eval", n, scores.metrics, split=cfg.eval.split, stderr=scores.stderr)
         progress.say(f"step {n:,}  {cfg.eval.split}: {evaluate.in_words(scores)}")
-        return scores
+        return compared
 
     def save(n: int, state: step.State, scores: evaluate.Scores | None) -> None:
         store.save(state, manifest_of(setup, n, batches.phases, identity, scores), _description(setup))

@@ -65,16 +65,16 @@ def split_rows(batch: Batch, parts: int, place: Placement) -> Batch:
     def one(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    return {k: auto_axes(one, out_sharding=_behind_one(place, x))(x) for k, x in batch.items()}
+    return {k: auto_axes(one, out_sharding=place(f"layers {batch_axes(k, x.ndim)}"))(x) for k, x in batch.items()}
 
 
-def _behind_one(place: Placement, x: jax.Array) -> Any:
-    return place(" ".join(["layers", "batch", *batch_axes(x.ndim).split()[1:]]))
+SEQUENCES = {"tokens", "targets", "weight", "bytes", "position", "segment"}  # fields whose second dim is time
 
 
-def batch_axes(ndim: int) -> str:
-    """Axis names of a batch field: rows first; of two dims the second is the sequence."""
-    return {1: "batch", 2: "batch seq"}.get(ndim, "batch" + " width" * (ndim - 1))
+def batch_axes(field: str, ndim: int) -> str:
+    """Axis names of a batch's field: rows first, then time where the field is a sequence."""
+    second = "seq" if field in SEQUENCES else "width"
+    return " ".join(("batch", second, *["width"] * ndim)[:ndim])
 
 
 def make_step(
