@@ -15,15 +15,18 @@ import jax
 import jax.numpy as jnp
 
 from errors import UsageError, unknown
-from models import cnn, gpt, mlp, spec
+from models import cnn, gpt, mlp, rnn, spec
 from models.layers import row_keys
 from models.spec import Array, Outputs, Place, nowhere
 from models.validate import check_types
 
-FAMILIES: dict[str, ModuleType] = {"mlp": mlp, "cnn": cnn, "gpt": gpt}
+FAMILIES: dict[str, ModuleType] = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt}
 
 TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
-    {"causal", "cached", "stateful", "batch_coupled", "classifier", "language_model"}
+    {
+        *("causal", "cached", "carried", "stateful", "batch_coupled"),
+        *("classifier", "language_model", "regressor", "encoder"),
+    }
 )
 
 
@@ -41,8 +44,8 @@ class Model:
 
     @property
     def traits(self) -> frozenset[str]:
-        """What the model is and can do, out of TRAITS; without running statistics it is not coupled by them either."""
-        return self.module.TRAITS - (frozenset() if self.specs.get("stats") else {"stateful", "batch_coupled"})
+        """What the model is and can do, out of TRAITS: the family's, or where they depend on the config, its own."""
+        return self.module.traits(self.config) if hasattr(self.module, "traits") else self.module.TRAITS
 
     @cached_property
     def specs(self) -> dict[str, Any]:
@@ -76,11 +79,15 @@ class Model:
         value = self.apply(variables, inputs).value
         return value[..., : self.config.vocab] if "language_model" in self.traits else value
 
-    def cache(self, batch: int, length: int) -> Any:
-        """An empty cache for `batch` rows of at most `length` tokens. Raises UsageError for a family without one."""
+    def cache_specs(self, batch: int, length: int) -> Any:
+        """The table of a cache for `batch` rows of at most `length` tokens. Raises UsageError where there is none."""
         if "cached" not in self.traits:
             raise UsageError(f"family {self.family!r} keeps no cache; cached: {', '.join(_with_trait('cached'))}")
         return self.module.cache(self.config, batch, length)
+
+    def cache(self, batch: int, length: int) -> Any:
+        """An empty cache for `batch` rows of at most `length` tokens. Raises UsageError where there is none."""
+        return spec.draw(self.cache_specs(batch, length), jax.random.key(0))
 
     def count(self) -> int:
         """Number of parameters, without the padding of the vocabulary: the published figure."""

@@ -98,6 +98,11 @@ class Config:
         check(self, f"large enough for {len(self.channels)} stages", "inputs", ok=lambda _: min(_final_size(self)) > 0)
 
 
+def traits(c: Config) -> frozenset[str]:
+    """A classifier; with batch norm its rows are coupled, and it keeps running moments."""
+    return TRAITS if c.norm == "batch" else frozenset({"classifier"})
+
+
 def _final_size(c: Config) -> tuple[int, int]:
     size = list(c.inputs[:2])
     for pool in c.pools:

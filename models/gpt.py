@@ -91,12 +91,12 @@ def specs(c: Config) -> dict[str, Any]:
     return {"params": params}
 
 
-def cache(c: Config, batch: int, length: int) -> dict[str, Array]:
-    """An empty key-value cache for `length` tokens: k v [L B S N H], filled []."""
+def cache(c: Config, batch: int, length: int) -> dict[str, Spec]:
+    """The table of a key-value cache for `length` tokens: k v [L B S N H], filled []."""
     check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
     shape = (c.depth, batch, length, c.heads, c.width // c.heads)
-    empty = jnp.zeros(shape, COMPUTE[c.compute])
-    return {"k": empty, "v": empty, "filled": jnp.zeros((), jnp.int32)}
+    held = Spec(shape, "layers batch key heads head_dim", zeros, dtype=c.compute)
+    return {"k": held, "v": held, "filled": Spec((), "", zeros, dtype="int32")}
 
 
 def apply(

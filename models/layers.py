@@ -28,6 +28,11 @@ def gathered(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
     return w if kept == spec else jax.sharding.reshard(w, kept)
 
 
+def resharded(x: Array, out: Any) -> Array:
+    """x laid out as `out` says; without a mesh (None) as it is."""
+    return x if out is None else jax.sharding.reshard(x, out)
+
+
 def _axes(entry: Any) -> set[str]:
     return set(entry) if isinstance(entry, tuple) else {entry} - {None}
 
@@ -193,6 +198,5 @@ def dropout(
         return jax.random.bernoulli(jax.random.fold_in(key, site_hash(site)), 1 - rate, x.shape[1:])
 
     keep = jax.vmap(mask)(keys)
-    if out is not None:
-        keep = jax.sharding.reshard(keep, out)
+    keep = resharded(keep, out)
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))

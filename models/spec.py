@@ -52,6 +52,15 @@ def std(deviation: float) -> Law:
     return gaussian
 
 
+def uniform(bound: float) -> Law:
+    """Uniform between -bound and bound."""
+
+    def flat(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+    return flat
+
+
 def constant(value: float) -> Law:
     """All equal to `value`."""
 
@@ -66,7 +75,7 @@ class Spec:
     """One parameter (or running statistic): shape, a name for each dim, initial law, the axes a product contracts.
 
     Not a pytree, so `jax.tree.map` sees a leaf. `fan_in` names the contracted axes; the rest, but for `layers`,
-    `experts` and `qkv`, are fan-out. A leaf without fan_in is a vector or a table of vectors.
+    `experts`, `qkv` and `gates`, are fan-out. A leaf without fan_in is a vector or a table of vectors.
 
     Raises ValueError if the axes do not name each dim once, or fan_in names an axis that is not there.
     """
@@ -75,6 +84,7 @@ class Spec:
     axes: str
     law: Law = field(repr=False)
     fan_in: str = ""
+    dtype: str | None = None  # None takes the run's: parameters may be held in bfloat16
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.shape):
@@ -145,16 +155,16 @@ def draw(specs: Any, key: Array) -> Any:
     def leaf(path: tuple[Any, ...], spec: Spec) -> Array:
         own = jax.random.fold_in(key, _leaf_hash(path_name(path)))
         if spec.names[:1] != ("layers",):
-            return spec.law(own, spec.shape, spec)
+            return spec.law(own, spec.shape, spec).astype(spec.dtype or jnp.float32)
         keys = jax.vmap(lambda i: jax.random.fold_in(own, i))(jnp.arange(spec.shape[0]))
-        return jax.vmap(lambda k: spec.law(k, spec.shape[1:], spec))(keys)
+        return jax.vmap(lambda k: spec.law(k, spec.shape[1:], spec))(keys).astype(spec.dtype or jnp.float32)
 
     return jax.tree_util.tree_map_with_path(leaf, specs)
 
 
 def abstract(specs: Any, dtype: Any = jnp.float32) -> Any:
     """The table as ShapeDtypeStructs: what `draw` would return, without drawing."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype), specs)
 
 
 def count(specs: Any) -> int:

@@ -41,6 +41,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "time": (),
     "norm": (),
     "qkv": (),
+    "gates": (),
     "layers": (),
 }
 

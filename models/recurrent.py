@@ -1,0 +1,139 @@
+"""Recurrent cells, and a layer that runs one of them along time.
+
+Legend: B batch, T time, I inputs, H hidden units, P units that are fed back (H without a projection), G gates.
+A cell maps what comes in at one time and what comes back, both already summed for each gate, and its state to its next
+state. The order of gates and the two bias vectors are those of torch.nn.RNN, GRU and LSTM.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from models.layers import add, gathered, product, resharded
+from models.spec import Law, Place, Spec, nowhere, uniform, zeros
+
+State = dict[str, Array]  # h [B P], and c [B H] of an LSTM
+Sums = Float[Array, "b g h"]
+
+
+def elman(fed: Sums, back: Sums, state: State) -> State:
+    """h' = tanh(W x + R h): Elman 1990, "Finding structure in time", Cognitive Science 14."""
+    return {"h": jnp.tanh(fed + back)[:, 0]}
+
+
+def elman_relu(fed: Sums, back: Sums, state: State) -> State:
+    """h' = relu(W x + R h): Le, Jaitly, Hinton 2015, arXiv:1504.00941, section 2."""
+    return {"h": jax.nn.relu(fed + back)[:, 0]}
+
+
+def gru(fed: Sums, back: Sums, state: State) -> State:
+    """Gates r, z, n (Cho et al. 2014, arXiv:1406.1078); r weighs what comes back after its product, as in torch."""
+    r, z = (jax.nn.sigmoid(fed[:, i] + back[:, i]) for i in (0, 1))
+    n = jnp.tanh(fed[:, 2] + r * back[:, 2])
+    return {"h": (1 - z) * n + z * state["h"]}
+
+
+def lstm(fed: Sums, back: Sums, state: State) -> State:
+    """Gates i, f, g, o (Hochreiter, Schmidhuber 1997, Neural Computation 9; f from Gers et al. 2000, ibid. 12)."""
+    i, f, g, o = (fed[:, n] + back[:, n] for n in range(4))
+    c = jax.nn.sigmoid(f) * state["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return {"h": jax.nn.sigmoid(o) * jnp.tanh(c), "c": c}
+
+
+class Cell(NamedTuple):
+    """A cell's function and what its table needs to know."""
+
+    step: Callable[[Sums, Sums, State], State]
+    gates: int
+    forget: int | None = None  # which gate keeps the state
+    remembers: bool = False  # has a state c beside h
+
+
+CELLS = {
+    "elman": Cell(elman, 1),
+    "elman_relu": Cell(elman_relu, 1),
+    "gru": Cell(gru, 3),
+    "lstm": Cell(lstm, 4, forget=1, remembers=True),
+}
+
+
+def layer_specs(
+    inputs: int, width: int, cell: str, *, projection: int | None, bias: bool, forget: float, axis: str
+) -> dict[str, Any]:
+    """The table of one layer in one direction; `axis` names its inputs, `forget` is added to that gate's first bias.
+
+    Weights start uniform within 1/sqrt(H), as torch's do.
+    """
+    G, H, P, law = CELLS[cell].gates, width, projection or width, uniform(width**-0.5)
+
+    def open_gate(key: Array, shape: tuple[int, ...], spec: Spec) -> Array:
+        gate = CELLS[cell].forget
+        start = law(key, shape, spec)
+        return start if gate is None else start.at[gate].add(forget)
+
+    def sums(size: int, name: str, bias_law: Law) -> dict[str, Spec]:
+        table = {"kernel": Spec((size, G, H), f"{name} gates mlp", law, fan_in=name)}
+        return {**table, "bias": Spec((G, H), "gates mlp", bias_law)} if bias else table
+
+    table: dict[str, Any] = {"input": sums(inputs, axis, open_gate), "state": sums(P, "embed", law)}
+    if projection is not None:
+        table["out"] = {"kernel": Spec((H, P), "mlp embed", law, fan_in="mlp")}
+    return table
+
+
+def state_specs(batch: int, width: int, cell: str, projection: int | None, dtype: str) -> dict[str, Spec]:
+    """The table of a layer's state, which starts at 0."""
+    table = {"h": Spec((batch, projection or width), "batch width" if projection else "batch mlp", zeros, dtype=dtype)}
+    if CELLS[cell].remembers:
+        table["c"] = Spec((batch, width), "batch mlp", zeros, dtype=dtype)
+    return table
+
+
+def run_layer(
+    x: Float[Array, "b t i"],
+    p: dict[str, Any],
+    cell: str,
+    state: State | None = None,
+    mask: Float[Array, "b t"] | None = None,
+    *,
+    reverse: bool = False,
+    place: Place = nowhere,
+) -> tuple[Float[Array, "b t p"], State]:
+    """One layer along time, from a state (0 where None): x [B T I], mask [B T] -> (h of each time [B T P], last state).
+
+    Where the mask is 0 the state stands still and the output is 0; so a sequence may be padded at its end, in the
+    reverse direction too.
+    """
+    kernel = gathered(p["state"]["kernel"].astype(x.dtype), x)
+    out = gathered(p["out"]["kernel"].astype(x.dtype), x) if "out" in p else None
+    fed = _sums("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
+    whole = place("batch width")
+
+    def step(state: State, now: tuple[Array, Array | None]) -> tuple[State, Array]:
+        fed, real = now
+        back = _sums(
+            "bh,hgk->bgk", resharded(state["h"], whole), {**p["state"], "kernel": kernel}, place("batch gates mlp")
+        )
+        new = CELLS[cell].step(fed, back, state)
+        if out is not None:
+            new["h"] = product("bh,hp->bp", new["h"], out, whole)
+        if real is not None:
+            new = {name: jnp.where(real[:, None] > 0, new[name], state[name]) for name in state}
+        return new, new["h"]
+
+    if state is None:
+        rest = fed[:, 0, 0]
+        state = {"c": jnp.zeros_like(rest)} if CELLS[cell].remembers else {}
+        state["h"] = jnp.zeros_like(rest) if out is None else jnp.zeros_like(product("bh,hp->bp", rest, out, whole))
+    along = (fed.swapaxes(0, 1), None if mask is None else mask.swapaxes(0, 1))
+    state, h = jax.lax.scan(step, state, along, reverse=reverse)
+    h = resharded(h.swapaxes(0, 1), place("batch time width"))
+    return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), state
+
+
+def _sums(equation: str, x: Array, p: dict[str, Array], over: Any) -> Array:
+    y = product(equation, x, p["kernel"], over)
+    return add(y, p["bias"]) if "bias" in p else y
