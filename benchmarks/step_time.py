@@ -42,8 +42,8 @@ def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
     jax.set_mesh(place.mesh)
     cfg = base.defaults()
     tx = optim.make(cfg.optim, model.specs["params"])
-    state = step.fresh_state(model, tx, place, 0, jnp.float32)
-    update = step.make_step(model, losses.TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, jnp.float32)
+    state = step.fresh_state(model, tx, place, 0, step.Options())
+    update = step.make_step(model, losses.TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, step.Options())
     fields = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}
 
     def once() -> None:

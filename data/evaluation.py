@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.kinds import Examples, Texts
 from data.plan import Augment, Batch
-from data.sources import Examples, Source
 from data.tokenizers import Tokenizer
+from errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -41,29 +42,38 @@ class Exam:
         return {k: v[index] for k, v in self.fields.items()}
 
 
-def exam(source: Source, tokenizer: Tokenizer | None, context: int | None, prepare: Augment | None = None) -> Exam:
-    """An evaluation of a source: examples as they are, documents cut into windows that never cross a document.
+def of_examples(examples: Examples, prepare: Augment | None = None) -> Exam:
+    """An evaluation of examples as they are; each is a cluster."""
+    return Exam(examples, np.arange(len(examples)), prepare)
 
-    A cluster is an example or a document; where there is one document only, each of its windows is one.
+
+def of_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0) -> Exam:
+    """An evaluation of documents in windows of `context` tokens that never cross a document; a document is a cluster.
+
+    The first `overlap` tokens of a window, but for a document's first, were told in the one before and are only read.
+    Where there is one document only, each of its windows is a cluster.
     """
-    if isinstance(source, Examples):
-        return Exam(source, np.arange(len(source)), prepare)
-    assert tokenizer is not None
-    assert context is not None
-    windows, clusters = [], []
-    single = len(source) == 1
-    for i, document in enumerate(source.documents):
+    if not 0 <= overlap < context:
+        raise UsageError(
+            f"config key 'eval.overlap' must lie between 0 and {context - 1}, below model.context, not {overlap}"
+        )
+    windows, clusters, told = [], [], []
+    single, stride = len(texts) == 1, context - overlap
+    for i, document in enumerate(texts.documents):
         ids = tokenizer.encode(document)
         if not single:  # a document begins after the end of another, and its own end is to be told too
             ids = np.concatenate([[tokenizer.vocab - 1], ids, [tokenizer.vocab - 1]]).astype(np.int32)
-        count = max(0, -(-(len(ids) - 1) // context))
-        grid = np.full(count * context + 1, -1, np.int32)
-        grid[: len(ids)] = ids[: len(grid)]
-        starts = np.arange(count) * context
+        count = 0 if len(ids) < 2 else 1 + max(0, -(-(len(ids) - 1 - context) // stride))
+        grid = np.full(count * stride + context + 1, -1, np.int32)
+        grid[: len(ids)] = ids
+        starts = np.arange(count) * stride
         windows.append(grid[starts[:, None] + np.arange(context + 1)])
+        told.append((starts[:, None] == 0) | (np.arange(context) >= overlap))
         clusters.append(starts if single else np.full(count, i))
     rows = np.concatenate(windows) if windows else np.empty((0, context + 1), np.int32)
     tokens, targets = np.maximum(rows[:, :-1], 0), np.maximum(rows[:, 1:], 0)
-    weight = (rows[:, 1:] >= 0).astype(np.float32)
-    fields = {"tokens": tokens, "targets": targets, "weight": weight, "bytes": tokenizer.byte_lengths[targets] * weight}
+    weight = ((rows[:, 1:] >= 0) & np.concatenate([*told, np.empty((0, context), bool)])).astype(np.float32)
+    fields = {"tokens": tokens, "targets": targets, "weight": weight}
+    if tokenizer.byte_lengths is not None:
+        fields["bytes"] = tokenizer.byte_lengths[targets] * weight
     return Exam(fields, np.concatenate(clusters) if clusters else np.empty(0, np.int64))

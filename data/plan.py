@@ -14,8 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from data.sources import Examples, Texts
-from data.tokenizers import Tokenizer
+from data.kinds import Examples
 from errors import UsageError
 
 Batch = dict[str, np.ndarray]
@@ -45,6 +44,10 @@ def phases_as_json(phases: Sequence[Phase]) -> list[dict[str, Any]]:
 class Corpus(Protocol):
     """Something that yields the item at a position of an epoch."""
 
+    @property
+    def shuffled(self) -> bool:
+        """Whether an epoch's order is drawn anew; else items come in their own order."""
+
     def __len__(self) -> int:
         """Items in an epoch."""
 
@@ -57,6 +60,7 @@ class ExampleCorpus:
     """Examples as they are; every epoch holds each once."""
 
     source: Examples
+    shuffled = True
 
     def __len__(self) -> int:
         return len(self.source)
@@ -65,43 +69,6 @@ class ExampleCorpus:
         """Fields of those rows, and weight 1 [B]."""
         fields = self.source.__getitems__(positions)
         return {**fields, "weight": np.ones(len(positions), np.float32)}
-
-
-class WindowCorpus:
-    """Windows of `context` + 1 tokens over documents laid end to end, an `eot` after each.
-
-    Each epoch shifts the grid of windows by an offset of its own, so that a token meets other contexts; the target of
-    the last token of a window is the first of the next.
-    """
-
-    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, seed: int) -> None:
-        self.tokens, self.context, self.seed = stream(texts, tokenizer), context, seed
-        spare = (len(self.tokens) - 1) // context
-        if spare < 1:
-            raise UsageError(
-                f"{texts.identity['name']} has {len(self.tokens)} tokens in its split {texts.identity['split']!r}, "
-                f"too few for one window of context {context}; lower model.context or give more text"
-            )
-        self.shift, self.count = (context, spare - 1) if spare > 1 else (1, 1)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
-        """tokens and targets int32 [B T], weight 1 [B T]."""
-        offsets = np.array([hash32(self.seed, "offset", int(e)) % self.shift for e in epochs])
-        starts = offsets + positions * self.context
-        rows = self.tokens[starts[:, None] + np.arange(self.context + 1)]
-        weight = np.ones((len(starts), self.context), np.float32)
-        return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weight": weight}
-
-
-def stream(texts: Texts, tokenizer: Tokenizer) -> np.ndarray:
-    """All documents' tokens [n] int32, an `eot` after each but where there is one document only."""
-    if len(texts) == 1:
-        return tokenizer.encode(texts.documents[0])
-    end = np.array([tokenizer.vocab - 1], np.int32)
-    return np.concatenate([part for d in texts.documents for part in (tokenizer.encode(d), end)] or [end])
 
 
 def hash32(*parts: Any) -> int:
@@ -159,7 +126,8 @@ class Plan:
             if not mine.size:
                 continue
             epochs, positions = np.divmod(ranks[mine], len(corpus))
-            positions = _shuffle(positions, epochs, len(corpus), self.seed, i)
+            if corpus.shuffled:
+                positions = _shuffle(positions, epochs, len(corpus), self.seed, i)
             for name, values in corpus.items(epochs, positions).items():
                 whole = batch.setdefault(name, np.empty((len(own), *values.shape[1:]), values.dtype))
                 whole[mine] = values

@@ -1,7 +1,8 @@
-"""Text to ids and back: bytes, or the characters of a corpus. A tokenizer travels in every checkpoint as JSON."""
+"""Text to ids and back: bytes, or the characters or words of a corpus. One travels in every checkpoint, as JSON."""
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +24,8 @@ class Tokenizer(Protocol):
         """Number of ids."""
 
     @property
-    def byte_lengths(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for [vocab]."""
+    def byte_lengths(self) -> np.ndarray | None:
+        """UTF-8 bytes that each id stands for [vocab]; None where ids do not give the text back."""
 
     def encode(self, text: str) -> np.ndarray:
         """Text -> ids [n]."""
@@ -105,8 +106,41 @@ class Characters:
         return {"kind": "char", "characters": self.characters}
 
 
-def make(kind: str, corpus: Iterable[str]) -> Tokenizer:
-    """A tokenizer by kind, `byte` or `char`; the corpus gives `char` its characters. Raises UsageError."""
+@dataclass(frozen=True)
+class Words:
+    """Words between white space, the commonest first; then an id for every other word, and `eot`."""
+
+    words: tuple[str, ...]
+    byte_lengths = None
+
+    @property
+    def vocab(self) -> int:
+        """Words, the unknown word and eot."""
+        return len(self.words) + 2
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text -> ids [n]."""
+        return np.array([self._ids.get(word, len(self.words)) for word in text.split()], np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """ids -> words with a space between; U+FFFD for the unknown one."""
+        known = (*self.words, "\ufffd")
+        return " ".join(known[int(i)] for i in ids if int(i) < len(known))
+
+    def description(self) -> dict[str, Any]:
+        """The kind and the words."""
+        return {"kind": "word", "words": list(self.words)}
+
+
+KINDS = ("byte", "char", "word")
+
+
+def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenizer:
+    """A tokenizer by kind; the corpus gives characters, or words, the commonest `limit`. Raises UsageError."""
     if kind == "byte":
         return Bytes()
     if kind == "char":
@@ -114,7 +148,12 @@ def make(kind: str, corpus: Iterable[str]) -> Tokenizer:
         if not characters:
             raise UsageError("a character tokenizer needs a corpus with at least one character")
         return Characters(characters)
-    raise unknown("tokenizer", kind, ("byte", "char"))
+    if kind == "word":
+        counts = Counter(word for text in corpus for word in text.split())
+        if not counts:
+            raise UsageError("a tokenizer of words needs a corpus with at least one word")
+        return Words(tuple(sorted(counts, key=lambda w: (-counts[w], w))[:limit]))
+    raise unknown("tokenizer", kind, KINDS)
 
 
 def restore(description: dict[str, Any]) -> Tokenizer:
@@ -122,6 +161,8 @@ def restore(description: dict[str, Any]) -> Tokenizer:
     kind = description.get("kind")
     if kind == "char":
         return Characters(description["characters"])
+    if kind == "word":
+        return Words(tuple(description["words"]))
     return make(str(kind), ())
 
 

@@ -98,6 +98,11 @@ class Config:
         check(self, f"large enough for {len(self.channels)} stages", "inputs", ok=lambda _: min(_final_size(self)) > 0)
 
 
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: inputs, from the shape of a row."""
+    return {"inputs": shapes["image"]} if "image" in shapes else {}
+
+
 def traits(c: Config) -> frozenset[str]:
     """A classifier; with batch norm its rows are coupled, and it keeps running moments."""
     return TRAITS if c.norm == "batch" else frozenset({"classifier"})

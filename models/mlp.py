@@ -5,6 +5,7 @@ Source: Rosenblatt 1958, "The perceptron", Psychological Review 65; Rumelhart, H
 Nielsen 2015, "Neural networks and deep learning", chapter 1 for the size `nielsen`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,11 @@ class Config:
         check(self, "probability", "dropout")
         check(self, "not negative", "bias_std")
         one_of(self, activation=ACTIVATIONS, output=ACTIVATIONS, law=LAWS, compute=COMPUTE)
+
+
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: inputs, from the shape of a row."""
+    return {"inputs": math.prod(shapes["features"] if "features" in shapes else shapes["image"])}
 
 
 def specs(c: Config) -> dict[str, Any]:

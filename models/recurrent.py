@@ -124,14 +124,15 @@ def run_layer(
             new = {name: jnp.where(real[:, None] > 0, new[name], state[name]) for name in state}
         return new, new["h"]
 
-    if state is None:
-        rest = fed[:, 0, 0]
-        state = {"c": jnp.zeros_like(rest)} if CELLS[cell].remembers else {}
-        state["h"] = jnp.zeros_like(rest) if out is None else jnp.zeros_like(product("bh,hp->bp", rest, out, whole))
+    def rest() -> State:
+        c = jnp.zeros_like(fed[:, 0, 0])
+        h = c if out is None else jnp.zeros_like(product("bh,hp->bp", c, out, whole))
+        return {"h": h, "c": c} if CELLS[cell].remembers else {"h": h}
+
     along = (fed.swapaxes(0, 1), None if mask is None else mask.swapaxes(0, 1))
-    state, h = jax.lax.scan(step, state, along, reverse=reverse)
+    last, h = jax.lax.scan(step, rest() if state is None else state, along, reverse=reverse)
     h = resharded(h.swapaxes(0, 1), place("batch time width"))
-    return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), state
+    return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), last
 
 
 def _sums(equation: str, x: Array, p: dict[str, Array], over: Any) -> Array:

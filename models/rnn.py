@@ -56,7 +56,12 @@ class Config:
         check(self, "None unless cell is 'lstm'", "projection", ok=lambda _: self.cell == "lstm")
         check(self, "less than width", "projection", ok=lambda n: n < self.width)
         check(self, "False where head is 'tokens'", "bidirectional", ok=lambda on: not (on and self.head == "tokens"))
-        check(self, "'classes' or 'values' without a vocab", "head", ok=lambda h: self.vocab or h != "tokens")
+        check(self, "'classes' or 'values' without a vocab", "head", ok=lambda h: bool(self.vocab) or h != "tokens")
+
+
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: inputs, from the shape of a row."""
+    return {"inputs": shapes["features"][-1]} if "features" in shapes else {}
 
 
 def traits(c: Config) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """What the contract tests share: each family at a tiny size, a batch for it, and a trainer on any mesh."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,9 +17,10 @@ B = 16  # rows of a batch: divisible by 8 devices, and by 2 microbatches on them
 TINY: dict[str, dict[str, Any]] = {
     "mlp": dict(inputs=16, hidden=(32, 32), classes=4),
     "cnn": dict(inputs=(8, 8, 1), channels=(8, 16), hidden=(32,)),
+    "rnn": dict(vocab=100, vocab_multiple=64, context=16, embed=16, width=32, depth=2, projection=16),
     "gpt": dict(vocab=100, vocab_multiple=64, context=16, width=32, depth=2, heads=8),
 }
-LOSS = {"mlp": "softmax", "cnn": "softmax", "gpt": "next_token"}
+LOSS = {"mlp": "softmax", "cnn": "softmax", "rnn": "next_token", "gpt": "next_token"}
 MESHES = ("dp:8", "fsdp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
 
 
@@ -29,7 +30,7 @@ def tiny(family: str, **overrides: Any) -> models.Model:
 
 def batch_for(family: str, seed: int = 0) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed)
-    if family == "gpt":
+    if LOSS[family] == "next_token":
         tokens = draw.integers(0, 100, (B, 17)).astype(np.int32)
         return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weight": np.ones((B, 16), np.float32)}
     shape, classes = ((8, 8, 1), 10) if family == "cnn" else ((16,), 4)
@@ -53,6 +54,7 @@ class Trainer:
     optimizer: str = "adamw"
     seed: int = 0
     dtype: Any = jnp.float32
+    more: dict[str, Any] = field(default_factory=dict)  # of step.Options
 
     def __post_init__(self) -> None:
         count = int(np.prod([int(p.split(":")[1]) for p in self.mesh_text.split(",")]))
@@ -61,10 +63,11 @@ class Trainer:
         cfg.optim.name = self.optimizer
         self.tx = optim.make(cfg.optim, self.model.specs["params"])
         self.task = losses.TASKS[LOSS[self.model.family]]
+        options = step.Options(dtype=self.dtype, accumulate=self.accumulate, **self.more)
         with jax.set_mesh(self.place.mesh):
-            self.state = step.fresh_state(self.model, self.tx, self.place, self.seed, self.dtype)
+            self.state = step.fresh_state(self.model, self.tx, self.place, self.seed, options)
         rate = lambda n: jnp.asarray(self.lr)  # noqa: E731
-        self.update = step.make_step(self.model, self.task, self.tx, rate, self.place, self.dtype, self.accumulate)
+        self.update = step.make_step(self.model, self.task, self.tx, rate, self.place, options)
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return {k: jax.device_put(v, self.place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}

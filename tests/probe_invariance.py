@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from data import augment, plan, sources, tokenizers
+from data import augment, plan, sequences, sources, tokenizers
 from models import Model, build
 from models.layers import dropout
 from models.spec import Outputs, Spec, zeros
@@ -48,8 +48,10 @@ def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
     )
     model = Mask("mask", None)
     tx = optim.make(settings, model.specs["params"])
-    update = step.make_step(model, mask_terms, tx, lambda n: jnp.asarray(0.0), place, jnp.float32, accumulate)
-    shardings = step.state_shardings(model, tx, place, jnp.float32)
+    update = step.make_step(
+        model, mask_terms, tx, lambda n: jnp.asarray(0.0), place, step.Options(accumulate=accumulate)
+    )
+    shardings = step.state_shardings(model, tx, place, options)
 
     def start() -> Any:
         params = {"bias": jnp.zeros((1,))}
@@ -76,7 +78,7 @@ def digests(text: str, accumulations: tuple[int, ...], devices: Any = None) -> d
     place = mesh.place_on(mesh.make_mesh(text, devices), model.specs)
     texts = sources.load("pydoc_text", "train")
     digits = sources.load("digits", "train")
-    words = plan.Plan((plan.WindowCorpus(texts, tokenizers.Bytes(), 16, SEED),), (plan.Phase(0, BATCH),), SEED)
+    words = plan.Plan((sequences.WindowCorpus(texts, tokenizers.Bytes(), 16, SEED),), (plan.Phase(0, BATCH),), SEED)
     images = augment.Images(SEED, augment.parse("flip,crop:2"))
     pictures = plan.Plan((plan.ExampleCorpus(digits),), (plan.Phase(0, BATCH),), SEED, images)
     found: dict[str, Any] = {}

@@ -1,7 +1,5 @@
 """Every family, at a tiny size, through the same laws."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +117,7 @@ def test_accumulated_equals_whole_with_dropout_on(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_overfits_one_batch(family: str) -> None:
-    losses = Trainer(tiny(family), lr=1e-2).steps(60, one_batch=True)
+    losses = Trainer(tiny(family), lr=2e-2).steps(80, one_batch=True)
     assert losses[-1] < 0.1 * losses[0], losses[::10]
 
 
@@ -189,23 +187,17 @@ def test_scan_and_remat_change_nothing(family: str, change: dict) -> None:
 
 @pytest.mark.parametrize("family", with_trait("causal"))
 def test_no_token_sees_a_later_one(family: str) -> None:
-    """By gradient: the logits at time t do not depend on the embeddings of later tokens."""
+    """Another token at time t leaves all earlier logits as they were, bit for bit, and changes those from t on."""
     model = tiny(family)
-    variables, tokens = model.init(jax.random.key(0)), jnp.arange(12)[None]
-
-    def logits(table):
-        embed = {**variables["params"]["embed"], "token": table}
-        return model.predict(
-            {"params": {**variables["params"], "embed": embed, "head": variables["params"]["embed"]["token"]}}, tokens
-        )
-
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, tied=False))
-    for t in (0, 5, 11):
-        slope = jax.grad(lambda table, t=t: jnp.sum(jnp.square(logits(table)[0, t])))(
-            variables["params"]["embed"]["token"]
-        )
-        touched = np.flatnonzero(np.abs(np.asarray(slope)).sum(1) > 0)
-        assert touched.tolist() == list(range(t + 1))
+    variables, predict = model.init(jax.random.key(0)), jax.jit(model.predict)
+    tokens = batch_for(family)["tokens"][:4]
+    before = predict(variables, tokens)
+    for t in (0, 5, tokens.shape[1] - 1):
+        other = tokens.copy()
+        other[:, t] = (other[:, t] + 1) % model.config.vocab
+        after = predict(variables, other)
+        np.testing.assert_array_equal(after[:, :t], before[:, :t])
+        assert (np.abs(after[:, t:] - before[:, t:]).max((0, 2)) > 0).all()
 
 
 @pytest.mark.parametrize("family", with_trait("cached"))
@@ -219,7 +211,6 @@ def test_cached_decoding_equals_the_full_forward(family: str) -> None:
         cache = out.cache
         parts.append(out.value[..., : model.config.vocab])
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=2e-5, atol=2e-5)
-    assert int(cache["filled"]) == 12
 
 
 @pytest.mark.parametrize("family", with_trait("stateful"))

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import augment, evaluation, loader, plan, sources, tokenizers
-from data.plan import PATTERN, ExampleCorpus, Phase, Plan, WindowCorpus
-from data.sources import Examples, Texts
+from data import augment, embedded, evaluation, loader, plan, sequences, sources, tokenizers
+from data.kinds import Examples, Texts
+from data.plan import PATTERN, ExampleCorpus, Phase, Plan
+from data.sequences import WindowCorpus
 from errors import UsageError
 
 BYTE = tokenizers.Bytes()
@@ -193,8 +194,8 @@ def test_a_stream_shorter_than_a_window_is_refused(documents: tuple[str, ...], t
 
 def test_documents_end_in_eot() -> None:
     """Several documents are laid end to end, each closed; one document alone is left as it is."""
-    np.testing.assert_array_equal(plan.stream(texts("ab", "", "c"), BYTE), [97, 98, EOT, EOT, 99, EOT])
-    np.testing.assert_array_equal(plan.stream(texts("ab"), BYTE), [97, 98])
+    np.testing.assert_array_equal(sequences.stream(texts("ab", "", "c"), BYTE), [97, 98, EOT, EOT, 99, EOT])
+    np.testing.assert_array_equal(sequences.stream(texts("ab"), BYTE), [97, 98])
 
 
 # Tokenizers
@@ -274,7 +275,7 @@ def gather(exam: evaluation.Exam, size: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("context", [1, 8, 64])
 def test_exam_counts_every_token_and_byte_once(size: int, context: int) -> None:
     """By document: its tokens and its end, its UTF-8 bytes; rows of padding weigh nothing, at any batch size."""
-    exam = evaluation.exam(texts(*DOCUMENTS), BYTE, context)
+    exam = evaluation.of_texts(texts(*DOCUMENTS), BYTE, context)
     got = gather(exam, size)
     n = len(exam)
     assert got["weight"][n:].sum() == got["bytes"][n:].sum() == 0
@@ -292,7 +293,7 @@ def test_exam_counts_every_token_and_byte_once(size: int, context: int) -> None:
 def test_exam_bytes_of_characters() -> None:
     """A character of several bytes counts as many."""
     made = tokenizers.make("char", DOCUMENTS)
-    got = gather(evaluation.exam(texts(*DOCUMENTS), made, 8), 3)
+    got = gather(evaluation.of_texts(texts(*DOCUMENTS), made, 8), 3)
     assert got["bytes"].sum() == sum(len(d.encode()) for d in DOCUMENTS)
     assert got["weight"].sum() == sum(len(d) + 1 for d in DOCUMENTS)
 
@@ -300,7 +301,7 @@ def test_exam_bytes_of_characters() -> None:
 def test_exam_of_one_document() -> None:
     """All tokens but the first are told, once each; each window is its own cluster."""
     text = "one document alone, of some length"
-    exam = evaluation.exam(texts(text), BYTE, 8)
+    exam = evaluation.of_texts(texts(text), BYTE, 8)
     got = gather(exam, 3)
     assert BYTE.decode(got["targets"][got["weight"] == 1]) == text[1:]
     assert len(set(exam.clusters)) == len(exam) == -(-(len(text) - 1) // 8)
@@ -309,7 +310,7 @@ def test_exam_of_one_document() -> None:
 @pytest.mark.parametrize("documents", [(), ("",), ("a",)])
 def test_exam_of_nothing_is_empty(documents: tuple[str, ...]) -> None:
     """Where there is nothing to tell there is no batch."""
-    exam = evaluation.exam(texts(*documents), BYTE, 1)
+    exam = evaluation.of_texts(texts(*documents), BYTE, 1)
     assert len(exam) == 0
     assert list(exam.batches(4, range(4))) == []
 
@@ -317,7 +318,7 @@ def test_exam_of_nothing_is_empty(documents: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("size", [1, 3, 4, 7])
 def test_exam_holds_each_example_once(size: int) -> None:
     """Examples come in order, each a cluster, the rest padded by weight 0."""
-    exam = evaluation.exam(numbered(10).source, None, None)
+    exam = evaluation.of_examples(numbered(10).source)
     got = gather(exam, size)
     np.testing.assert_array_equal(got["label"][got["weight"] == 1], np.arange(10))
     assert got["weight"].sum() == 10
@@ -326,7 +327,7 @@ def test_exam_holds_each_example_once(size: int) -> None:
 
 def test_exam_rows_are_rows_of_the_batch() -> None:
     """A process that owns some rows reads those, padding included."""
-    exam = evaluation.exam(texts(*DOCUMENTS), BYTE, 8)
+    exam = evaluation.of_texts(texts(*DOCUMENTS), BYTE, 8)
     for whole, part in zip(exam.batches(5, range(5)), exam.batches(5, [4, 1]), strict=True):
         for name in whole:
             np.testing.assert_array_equal(part[name], whole[name][[4, 1]])
@@ -335,7 +336,7 @@ def test_exam_rows_are_rows_of_the_batch() -> None:
 def test_exam_prepares_images() -> None:
     """Images of an exam are scaled, never augmented."""
     source = sources.load("digits", "test")
-    exam = evaluation.exam(source, None, None, augment.Images(0, (), 0.5, 0.25))
+    exam = evaluation.of_examples(source, augment.Images(0, (), 0.5, 0.25))
     got = gather(exam, 100)["image"][: len(source)]
     want = (source.fields["image"].astype(np.float32) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -434,7 +435,7 @@ def test_bad_augmentations_are_refused(text: str, says: str) -> None:
 # Sources
 
 
-@pytest.mark.parametrize("name", list(sources.EMBEDDED))
+@pytest.mark.parametrize("name", list(embedded.EMBEDDED))
 def test_embedded_sets_are_stable(name: str) -> None:
     """Loaded twice a set has the same identity; its splits have different ones, and share nothing (but xor's)."""
     splits = sources.splits_of(name)

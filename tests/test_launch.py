@@ -219,8 +219,8 @@ import pathlib, sys
 for folder in ("configs", "data", "models", "train"):
     for path in sorted(pathlib.Path(folder).rglob("*.py")):
         __import__(".".join(path.with_suffix("").parts))
-from data import sources
-for name in sources.EMBEDDED:
+from data import embedded, sources
+for name in embedded.EMBEDDED:
     sources.load(name, "train")
 print("HEAVY", sorted({"tensorflow", "torch", "transformers", "tensorflow_datasets"} & set(sys.modules)))
 """

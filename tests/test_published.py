@@ -50,7 +50,7 @@ CASES = [(cell, shape) for cell in ("elman", "elman_relu", "gru", "lstm") for sh
 
 @pytest.mark.parametrize(("cell", "shape"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v))
 def test_recurrent_networks_are_torchs(cell: str, shape: dict, tmp_path: Path) -> None:
-    """Outputs at every time, last states, gradients of all parameters and of the input, with sequences of all lengths."""
+    """Outputs at every time, last states, and all gradients, of sequences of different lengths."""
     module = reference(cell, **shape)
     model, variables = loaded(module, tmp_path, cell)
     draw = np.random.default_rng(0)

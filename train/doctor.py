@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import sources
+from data import embedded
 from train.host import Host
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -61,12 +61,12 @@ def _arithmetic(host: Host) -> tuple[bool, str]:
 
 def _data(host: Host) -> tuple[bool, str]:
     folder = Path(host.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
-    embedded = f"embedded: {', '.join(sources.EMBEDDED)}"
+    at_hand = f"embedded: {', '.join(embedded.EMBEDDED)}"
     if not folder.is_dir():
         if "TFDS_DATA_DIR" in host.environ:
-            return False, f"TFDS_DATA_DIR names {folder}, which is no folder; {embedded}"
-        return True, f"{embedded}; no TFDS folder at {folder} (set TFDS_DATA_DIR to one with prepared sets)"
-    return True, f"{embedded}; TFDS in {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}"
+            return False, f"TFDS_DATA_DIR names {folder}, which is no folder; {at_hand}"
+        return True, f"{at_hand}; no TFDS folder at {folder} (set TFDS_DATA_DIR to one with prepared sets)"
+    return True, f"{at_hand}; TFDS in {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}"
 
 
 def _disk(host: Host) -> tuple[bool, str]:

@@ -14,6 +14,8 @@ from train import feed
 from train.losses import Task, Terms
 from train.mesh import Placement
 
+Examiner = Callable[[Any, dict[str, jax.Array]], Terms]
+
 
 class Scores(NamedTuple):
     """Metrics, their standard errors, and how much was measured."""
@@ -22,9 +24,23 @@ class Scores(NamedTuple):
     stderr: dict[str, float]
     examples: int
     clusters: int
+    prefix: str = ""  # of the metrics that the model is judged by
+
+    @property
+    def judged(self) -> dict[str, float]:
+        """The metrics that the model is judged by, without their prefix."""
+        return {k.removeprefix(self.prefix): v for k, v in self.metrics.items() if k.startswith(self.prefix)}
 
 
-def make_examiner(model: Model, task: Task, place: Placement) -> Callable[[Any, dict[str, jax.Array]], Terms]:
+def joined(views: dict[str, Scores]) -> Scores:
+    """Scores of several variables on one exam, each name with its prefix; the last are those to be judged by."""
+    metrics = {prefix + name: v for prefix, one in views.items() for name, v in one.metrics.items()}
+    stderr = {prefix + name: v for prefix, one in views.items() for name, v in one.stderr.items()}
+    prefix, last = list(views.items())[-1]
+    return Scores(metrics, stderr, last.examples, last.clusters, prefix)
+
+
+def make_examiner(model: Model, task: Task, place: Placement) -> Examiner:
     """The jitted forward pass: (variables, batch) -> per-row sums and weights [B], whole on every process."""
 
     def examine(variables: Any, batch: dict[str, jax.Array]) -> Terms:
@@ -34,7 +50,7 @@ def make_examiner(model: Model, task: Task, place: Placement) -> Callable[[Any, 
 
 
 def evaluate(
-    examine: Callable[[Any, dict[str, jax.Array]], Terms],
+    examine: Examiner,
     variables: Any,
     exam: Exam,
     place: Placement,

@@ -6,23 +6,38 @@ as the ratio of the totals.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from errors import UsageError, unknown
+from models.layers import MASKED
+
 Terms = dict[str, tuple[Array, Array]]
-Task = Callable[[Array, dict[str, Array]], Terms]
 
 
-def cross_entropy(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, "*b"]:
+def cross_entropy(
+    logits: Float[Array, "*b c"], label: Int[Array, "*b"], *, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Float[Array, "*b"]:
     """-log softmax(logits)[label], in nats: logits [... C], label [...] -> [...].
 
-    The label's logit is picked by comparison, not by a gather, so that C may be sharded.
+    `smoothing` gives that share of the target to all classes alike (Szegedy et al. 2016, arXiv:1512.00567, section 7);
+    `z_loss` times the squared log of the normaliser is added (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+    Masked logits are no classes. The label's logit is picked by comparison, not by a gather: C may be sharded.
     """
     chosen = jnp.arange(logits.shape[-1]).reshape((1,) * label.ndim + (-1,)) == label[..., None]
     picked = jnp.sum(jnp.where(chosen, logits, 0.0), -1)
-    return jax.nn.logsumexp(logits, -1) - picked
+    normaliser = jax.nn.logsumexp(logits, -1)
+    nats = normaliser - picked
+    if smoothing:
+        real = logits > MASKED / 2
+        mean = jnp.sum(jnp.where(real, logits, 0.0), -1) / jnp.sum(real, -1)
+        nats = (1 - smoothing) * nats + smoothing * (normaliser - mean)
+    return nats + z_loss * jnp.square(normaliser) if z_loss else nats
 
 
 def hits(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, "*b"]:
@@ -33,10 +48,10 @@ def hits(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, 
     return (first == label).astype(jnp.float32)
 
 
-def softmax(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
+def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float) -> Terms:
     """Classification by cross-entropy: loss in nats, accuracy."""
     w, label = batch["weight"], batch["label"]
-    return {"loss": (cross_entropy(value, label) * w, w), "accuracy": (hits(value, label) * w, w)}
+    return {"loss": (cross_entropy(value, label, **extra) * w, w), "accuracy": (hits(value, label) * w, w)}
 
 
 def quadratic(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
@@ -47,10 +62,23 @@ def quadratic(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
     return {"loss": (cost * w, w), "accuracy": (hits(value, label) * w, w)}
 
 
-def next_token(value: Float[Array, "b t v"], batch: dict[str, Array]) -> Terms:
+def hinge(value: Float[Array, "b 1"], batch: dict[str, Array]) -> Terms:
+    """Two classes by one score and the margin loss max(0, 1 - y s), y = -1 or 1 (Cortes, Vapnik 1995)."""
+    w, y, score = batch["weight"], 2.0 * batch["label"] - 1, value[:, 0]
+    right = (score * y > 0).astype(jnp.float32)
+    return {"loss": (jax.nn.relu(1 - y * score) * w, w), "accuracy": (right * w, w)}
+
+
+def squared(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
+    """Regression by the mean squared error over the outputs."""
+    w = batch["weight"]
+    return {"loss": (jnp.mean(jnp.square(value - batch["target"]), -1) * w, w)}
+
+
+def next_token(value: Float[Array, "b t v"], batch: dict[str, Array], **extra: float) -> Terms:
     """Language modelling: loss in nats a token, accuracy, and bits per byte where the batch counts bytes."""
     w = batch["weight"]
-    nats = jnp.sum(cross_entropy(value, batch["targets"]) * w, -1)
+    nats = jnp.sum(cross_entropy(value, batch["targets"], **extra) * w, -1)
     weight = jnp.sum(w, -1)
     terms = {"loss": (nats, weight), "accuracy": (jnp.sum(hits(value, batch["targets"]) * w, -1), weight)}
     if "bytes" in batch:
@@ -58,4 +86,45 @@ def next_token(value: Float[Array, "b t v"], batch: dict[str, Array]) -> Terms:
     return terms
 
 
-TASKS: dict[str, Task] = {"softmax": softmax, "quadratic": quadratic, "next_token": next_token}
+@dataclass(frozen=True)
+class Task:
+    """A loss with what goes with it."""
+
+    terms: Callable[..., Terms]
+    trait: str  # of the models that it can train
+    needs: str  # the field of a batch that holds the answer
+    unit: str  # of the loss
+    single: bool = False  # takes one score instead of one a class
+    extras: tuple[str, ...] = ()  # what may be added to it in training
+
+    def __call__(self, value: Array, batch: dict[str, Array]) -> Terms:
+        """The terms of a batch."""
+        return self.terms(value, batch)
+
+    def with_extras(self, **extras: float) -> "Task":
+        """The task to train by: label smoothing, z-loss. Raises UsageError where it takes no such extra."""
+        given: dict[str, Any] = {name: value for name, value in extras.items() if value}
+        for name, value in extras.items():
+            if value and name not in self.extras:
+                able = ", ".join(k for k, task in TASKS.items() if name in task.extras)
+                raise UsageError(f"config key 'train.{name}' = {value} goes with the losses {able} only")
+            if not 0 <= value < 1:
+                raise UsageError(f"config key 'train.{name}' must be in [0, 1), not {value}")
+        return Task(partial(self.terms, **given), self.trait, self.needs, self.unit, self.single, self.extras)
+
+
+_CROSS = ("smoothing", "z_loss")
+TASKS: dict[str, Task] = {
+    "softmax": Task(softmax, "classifier", "label", "nats", extras=_CROSS),
+    "quadratic": Task(quadratic, "classifier", "label", "quadratic cost"),
+    "hinge": Task(hinge, "classifier", "label", "margin", single=True),
+    "squared": Task(squared, "regressor", "target", "squared error"),
+    "next_token": Task(next_token, "language_model", "targets", "nats", extras=_CROSS),
+}
+
+
+def find(name: str) -> Task:
+    """A task by name. Raises UsageError for an unknown one."""
+    if name not in TASKS:
+        raise unknown("loss", name, TASKS)
+    return TASKS[name]

@@ -1,22 +1,23 @@
 """The composition root of all that starts from a checkpoint: evaluation and sampling, on any devices."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from data import evaluation, sources, tokenizers
+from data import tokenizers
+from data.kinds import Texts
 from errors import UsageError
 from models.spec import abstract
-from train import checkpoint, evaluate, sample
+from train import checkpoint, evaluate, sample, step
 from train.host import Host
-from train.setup import Config, Setup, load_source, names_of, set_up
+from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up
 
 
-def restore_variables(setup: Setup, workdir: str, n: int) -> dict[str, Any]:
-    """Parameters and running statistics of a checkpoint, digests verified."""
-    specs = {"params": setup.model.specs["params"], "stats": setup.model.specs.get("stats", {})}
-    dtypes = {"params": setup.dtype, "stats": jnp.float32}
+def restore_state(setup: Setup, workdir: str, n: int) -> step.State:
+    """What a checkpoint's state holds to be evaluated: parameters, their mean, running statistics; digests verified."""
+    params = setup.model.specs["params"]
+    specs = {"params": params, "stats": setup.model.specs.get("stats", {})}
+    specs["ema"] = {} if setup.cfg.optim.ema is None else params
+    dtypes = {"params": setup.dtype, "stats": jnp.float32, "ema": jnp.float32}
     target = {
         part: jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -34,10 +35,9 @@ def evaluate_checkpoint(
     """Restore a checkpoint on any devices (all where None) and measure it on the held-out split."""
     held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
     setup = set_up(cfg, host, held_out, checkpoint.load_tokenizer(workdir, n), devices)
-    variables = restore_variables(setup, workdir, n)
-    exam = evaluation.exam(held_out, setup.tokenizer, setup.context, setup.prepare)
+    state = restore_state(setup, workdir, n)
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
-    return evaluate.evaluate(examine, variables, exam, setup.place, cfg.eval.batch or cfg.train.batch, cfg.eval.limit)
+    return measure_views(setup, examine, state, exam_of(setup, held_out), cfg.eval.limit)
 
 
 def sample_checkpoint(
@@ -57,10 +57,10 @@ def sample_checkpoint(
     if description is None:
         raise UsageError(f"{workdir} holds a {cfg.model.family}, which does not generate text")
     tokenizer = tokenizers.restore(description)
-    blank = sources.Texts((), {"name": cfg.data.name})
+    blank = Texts((), {"name": cfg.data.name})
     cfg.mesh = "dp:1"
     setup = set_up(cfg, host, blank, description, jax.local_devices()[:1])
-    variables = restore_variables(setup, workdir, n)
+    variables = list(step.views(restore_state(setup, workdir, n)).values())[-1]
     ids, end = tokenizer.encode(prompt), tokenizer.vocab - 1
     written: list[int] = []
     host.stdout.write(prompt)

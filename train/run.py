@@ -13,12 +13,13 @@ import optax
 import orbax.checkpoint
 from etils import epath
 
-from data import augment, evaluation, plan, sources, tokenizers
+from data import augment, plan, tokenizers
+from data.kinds import Source, Texts
 from errors import UsageError
 from models.spec import flatten
 from train import checkpoint, evaluate, feed, flops, loop, metrics, optim, plots, step, summary
 from train.host import Host
-from train.setup import Config, Setup, load_source, names_of, set_up
+from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
 
 
 def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None:
@@ -32,6 +33,8 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None
     rate = optim.schedule(cfg.schedule, cfg.optim.lr, cfg.train.steps)
     batches = plan.Plan(_corpora(setup, corpora), (_first_phase(cfg),), cfg.seed, _augment(cfg))
     identity = [source.identity for source in corpora]
+    task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
+    update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
 
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     with checkpoint.lock(workdir):
@@ -45,7 +48,6 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None
             return None
         if jax.process_index() == 0:
             (epath.Path(workdir) / "config.json").write_text(config_json)
-        update = step.make_step(setup.model, setup.task, tx, rate, setup.place, setup.dtype, cfg.train.accumulate)
         _introduce(setup, corpora, held_out, update, state, batches, start, workdir)
         return _train(setup, update, state, batches, start, held_out, workdir, identity)
 
@@ -53,7 +55,7 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None
 LEAST = {  # of knobs that count something
     1: (
         *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit"),
-        *("checkpoint.every", "checkpoint.keep"),
+        *("checkpoint.every", "checkpoint.keep", "data.vocab"),
     ),
     0: ("checkpoint.keep_best", "data.workers", "train.max_skipped"),
 }
@@ -67,12 +69,14 @@ def check_values(cfg: Config) -> None:
             value = cfg[section][name]
             if value is not None and value < least:
                 raise UsageError(f"config key {key!r} must be {least} or more{_or_none(key)}, not {value}")
+    if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
+        raise UsageError(f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}")
     if cfg.data.deviation <= 0:
         raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
 
 
 def _or_none(key: str) -> str:
-    return ", or None" if key in ("eval.every", "eval.batch", "eval.limit", "checkpoint.every") else ""
+    return ", or None" if key in ("eval.every", "eval.batch", "eval.limit", "checkpoint.every", "data.vocab") else ""
 
 
 def _first_phase(cfg: Config) -> plan.Phase:
@@ -86,20 +90,17 @@ def _first_phase(cfg: Config) -> plan.Phase:
     return plan.Phase(0, cfg.train.batch, tuple(map(float, weights)))
 
 
-def _corpora(setup: Setup, corpora: list[sources.Source]) -> tuple[plan.Corpus, ...]:
-    made: list[plan.Corpus] = []
+def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
+    cfg = setup.cfg
     kinds = {(type(s).__name__, getattr(s, "classes", None)) for s in corpora}
     if len(kinds) > 1:
         what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(kinds, key=str))
-        raise UsageError(f"data.name = {setup.cfg.data.name!r} is no mixture of one kind: it has {what}")
-    for source in corpora:
-        if isinstance(source, sources.Examples):
-            made.append(plan.ExampleCorpus(source))
-        else:
-            assert setup.tokenizer is not None
-            assert setup.context is not None
-            made.append(plan.WindowCorpus(source, setup.tokenizer, setup.context, setup.cfg.seed))
-    return tuple(made)
+        raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of one kind: it has {what}")
+    if cfg.train.carry and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
+        raise UsageError("train.carry = True goes with a recurrent network and loss next_token")
+    if cfg.train.carry and len(corpora) > 1:
+        raise UsageError(f"train.carry = True goes with one data set, not with the mixture {cfg.data.name!r}")
+    return tuple(training_rows(setup, source) for source in corpora)
 
 
 def _augment(cfg: Config) -> augment.Images:
@@ -113,7 +114,7 @@ def _begin(
     cfg = setup.cfg
     phase = _first_phase(cfg)
     if not checkpoint.steps(workdir):
-        return step.fresh_state(setup.model, tx, setup.place, cfg.seed, setup.dtype), 0, (phase,)
+        return step.fresh_state(setup.model, tx, setup.place, cfg.seed, setup.options), 0, (phase,)
 
     target = _target(setup, tx)
     read = partial(checkpoint.restore, workdir, target=target)
@@ -123,6 +124,10 @@ def _begin(
     if manifest["data"] != identity:
         raise UsageError(f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}")
     phases = plan.phases_from(manifest["phases"])
+    if cfg.train.carry and phases[-1].batch_size != phase.batch_size:
+        raise UsageError(
+            f"train.batch = {phase.batch_size}: with train.carry a run keeps its {phases[-1].batch_size} rows"
+        )
     if (phases[-1].batch_size, phases[-1].weights) != (phase.batch_size, phase.weights):
         phases = (*phases, dataclasses.replace(phase, from_step=found))
     setup.host.say(f"resuming {workdir} from checkpoint {found:,}")
@@ -130,15 +135,15 @@ def _begin(
 
 
 def _target(setup: Setup, tx: optax.GradientTransformation) -> step.State:
-    shapes = jax.eval_shape(partial(step.init_state, setup.model, tx, setup.cfg.seed, setup.dtype))
-    shardings = step.state_shardings(setup.model, tx, setup.place, setup.dtype)
+    shapes = jax.eval_shape(partial(step.init_state, setup.model, tx, setup.cfg.seed, setup.options))
+    shardings = step.state_shardings(setup.model, tx, setup.place, setup.options)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def _introduce(
     setup: Setup,
-    corpora: list[sources.Source],
-    held_out: sources.Source,
+    corpora: list[Source],
+    held_out: Source,
     update: Callable[..., Any],
     state: step.State,
     batches: plan.Plan,
@@ -159,8 +164,8 @@ def _introduce(
     cost = flops.count(
         update, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state), batch
     )
-    size = ", ".join(f"{c.identity['name']} ({len(c):,} {'documents' if isinstance(c, sources.Texts) else 'examples'}"
-                     f"{f', {len(k) * k.context:,} tokens' if isinstance(k, plan.WindowCorpus) else ''})"
+    size = ", ".join(f"{c.identity['name']} ({len(c):,} {'documents' if isinstance(c, Texts) else 'examples'}"
+                     f"{f', {len(k) * k.context:,} tokens' if hasattr(k, 'context') else ''})"
                      for c, k in zip(corpora, batches.corpora, strict=True))  # fmt: skip
     size_name = f", size {cfg.model.size}" if cfg.model.size else ""
     coupled = "; batch_coupled: accumulation changes its statistics" if "batch_coupled" in model.traits else ""
@@ -181,14 +186,14 @@ def _train(
     state: step.State,
     batches: plan.Plan,
     start: int,
-    held_out: sources.Source,
+    held_out: Source,
     workdir: str,
     identity: list[dict[str, Any]],
 ) -> str | None:
     cfg, host, main = setup.cfg, setup.host, jax.process_index() == 0
     recorder = metrics.Recorder(workdir, host) if main else metrics.Nothing()
     store = checkpoint.Store(workdir, cfg.checkpoint.keep, cfg.checkpoint.keep_best)
-    exam = evaluation.exam(held_out, setup.tokenizer, setup.context, setup.prepare)
+    exam = exam_of(setup, held_out)
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
     size = lambda n: batches.phase(n).batch_size  # noqa: E731
     limits = cfg.log.every, cfg.train.steps, size, setup.context or 0, cfg.train.max_skipped
@@ -198,10 +203,9 @@ def _train(
 
     def measure(n: int, state: step.State) -> evaluate.Scores:
         """Record what is measured, at the end on the whole split -> the scores on which checkpoints are compared."""
-        rows = cfg.eval.batch or cfg.train.batch
-        measured = partial(evaluate.evaluate, examine, _variables(state), exam, setup.place, rows)
+        measured = partial(measure_views, setup, examine, state, exam)
         compared = measured(cfg.eval.limit)
-        scores = measured() if cfg.eval.limit and n == cfg.train.steps else compared
+        scores = measured(None) if cfg.eval.limit and n == cfg.train.steps else compared
         recorder.write("eval", n, scores.metrics, split=cfg.eval.split, stderr=scores.stderr)
         progress.say(f"step {n:,}  {cfg.eval.split}: {evaluate.in_words(scores)}")
         return compared
@@ -235,10 +239,6 @@ def _train(
     return signal
 
 
-def _variables(state: step.State) -> dict[str, Any]:
-    return {"params": state["params"], "stats": state["stats"]}
-
-
 def _description(setup: Setup) -> dict[str, Any] | None:
     return setup.tokenizer.description() if setup.tokenizer else None
 
@@ -264,7 +264,7 @@ def manifest_of(
         "phases": plan.phases_as_json(phases),
         "data": identity,
         "tokenizer": tokenizers.fingerprint(setup.tokenizer) if setup.tokenizer else None,
-        "metrics": (scores.metrics or None) if scores else None,  # an empty held-out split measures nothing
+        "metrics": (scores.judged or None) if scores else None,  # an empty held-out split measures nothing
     }
 
 

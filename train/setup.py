@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 import models
-from data import augment, sources, tokenizers
+from data import augment, evaluation, plan, sequences, sources, tokenizers
+from data.kinds import Examples, Source, Texts
 from errors import UsageError, unknown
 from models import Model
-from train import losses, mesh
+from train import evaluate, losses, mesh, step
 from train.host import Host
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
@@ -40,12 +41,25 @@ class Setup:
         return self.model.config.context if self.tokenizer else None
 
     @property
+    def options(self) -> step.Options:
+        """How an update is made."""
+        train = self.cfg.train
+        return step.Options(
+            dtype=self.dtype,
+            accumulate=train.accumulate,
+            ema=self.cfg.optim.ema,
+            carry=train.batch if train.carry else None,
+            gradient=train.gradient,
+            loss=self.cfg.loss,
+        )
+
+    @property
     def prepare(self) -> augment.Images:
         """What happens to images that are evaluated."""
         return augment.Images(self.cfg.seed, (), self.cfg.data.mean, self.cfg.data.deviation)
 
 
-def load_source(cfg: Config, host: Host, name: str, split: str) -> sources.Source:
+def load_source(cfg: Config, host: Host, name: str, split: str) -> Source:
     """A source of the config's data section."""
     return sources.load(name, split, field=cfg.data.field, data_dir=host.environ.get("TFDS_DATA_DIR"))
 
@@ -56,21 +70,22 @@ def names_of(cfg: Config) -> list[str]:
 
 
 def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
-    """The tokenizer of a config; `char` reads every split, so that held-out text can be told."""
-    if cfg.data.tokenizer != "char":
+    """The tokenizer of a config; `char` reads every split, for held-out text, `word` the training one."""
+    if cfg.data.tokenizer == "byte" or cfg.data.tokenizer not in tokenizers.KINDS:
         return tokenizers.make(cfg.data.tokenizer, ())
     corpus: list[str] = []
     for name in names_of(cfg):
-        for split in sources.splits_of(name, host.environ.get("TFDS_DATA_DIR")):
+        every = sources.splits_of(name, host.environ.get("TFDS_DATA_DIR"))
+        for split in every if cfg.data.tokenizer == "char" else (cfg.data.split,):
             source = load_source(cfg, host, name, split)
-            corpus += source.documents if isinstance(source, sources.Texts) else ()
-    return tokenizers.make("char", corpus)
+            corpus += source.documents if isinstance(source, Texts) else ()
+    return tokenizers.make(cfg.data.tokenizer, corpus, cfg.data.vocab)
 
 
 def set_up(
     cfg: Config,
     host: Host,
-    example: sources.Source,
+    example: Source,
     tokenizer: dict[str, Any] | None,
     devices: list[jax.Device] | None = None,
 ) -> Setup:
@@ -82,44 +97,112 @@ def set_up(
     """
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
-    if cfg.loss not in losses.TASKS:
-        raise unknown("loss", cfg.loss, losses.TASKS)
     if not 0 <= cfg.seed < 2**32:
         raise UsageError(f"seed must lie between 0 and 2^32 - 1, not {cfg.seed}")
     compute, dtype, precision = PRECISIONS[cfg.train.precision]
     jax.config.update("jax_default_matmul_precision", precision)
 
-    text = isinstance(example, sources.Texts)
-    if text != (cfg.loss == "next_token"):
-        kind = "text, for loss next_token" if text else "labelled examples, for loss softmax or quadratic"
-        raise UsageError(f"data set {cfg.data.name!r} holds {kind}; the config has loss {cfg.loss!r}")
-    made = (tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)) if text else None
-    fields = {k: v for k, v in cfg.model.items() if k not in ("family", "size")}
-    if isinstance(example, sources.Examples):
-        facts = {"classes": example.classes}
-    else:
-        facts = {"vocab": made.vocab if made else 0}
-    model = _build(cfg, fields, {**facts, "compute": compute, "remat": cfg.train.remat, "scan": cfg.train.scan})
-    if ("language_model" in model.traits) != text:
+    task = losses.find(cfg.loss)
+    _hold_data_to_task(cfg, example, task)
+    made = None
+    if isinstance(example, Texts):
+        made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)
+    facts = _facts(example, task, made)
+    how = {"compute": compute, "remat": cfg.train.remat, "scan": cfg.train.scan}
+    model = _build(cfg, example, {**facts, **how})
+    if task.trait not in model.traits:
         raise UsageError(f"family {cfg.model.family!r} cannot learn from {cfg.data.name!r} by loss {cfg.loss!r}")
     for name, value in facts.items():
-        if getattr(model.config, name) < value:
-            raise UsageError(f"model.{name} = {getattr(model.config, name)} is too small for the data's {value}")
+        have = getattr(model.config, name, value)
+        if have < value:
+            raise UsageError(f"model.{name} = {have} is too small for the data's {value}")
+        if have > value and (name == "outputs" or task.single):
+            raise UsageError(f"model.{name} = {have} must be {value} for loss {cfg.loss!r} on {cfg.data.name!r}")
     place = mesh.place_on(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules.to_dict())
     jax.set_mesh(place.mesh)
-    return Setup(cfg, host, model, losses.TASKS[cfg.loss], place, dtype, made)
+    return Setup(cfg, host, model, task, place, dtype, made)
 
 
-def _build(cfg: Config, fields: dict[str, Any], defaults: dict[str, Any]) -> Model:
+def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
+    """Refuse data that do not hold the answer that the task asks for."""
+    if isinstance(example, Texts):
+        fields = {"targets"} | ({"label"} if example.labels is not None else set())
+        kind = f"text{'' if example.labels is None else ' with labels'}"
+    else:
+        fields = set(example.shapes)
+        kind = f"examples with {', '.join(sorted(fields))}"
+    if task.needs not in fields:
+        able = ", ".join(name for name, other in losses.TASKS.items() if other.needs in fields)
+        raise UsageError(f"data set {cfg.data.name!r} holds {kind}, for the losses {able}; the config has {cfg.loss!r}")
+
+
+def _facts(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
+    """Sizes of a model that the data fix, by the name of the Config's field."""
+    facts: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
+    if task.needs == "label":
+        facts["classes"] = 1 if task.single else example.classes
+    if task.needs == "target" and isinstance(example, Examples):
+        facts["outputs"] = example.shapes["target"][0]
+    return facts
+
+
+def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
     """The model, with what the data and the precision say where neither config nor size does."""
     family = cfg.model.family
     if family not in models.FAMILIES:
         raise unknown("family", family, models.FAMILIES)
     module = models.FAMILIES[family]
+    fields = {k: v for k, v in cfg.model.items() if k not in ("family", "size")}
     known = {f.name for f in dataclasses.fields(module.Config)}
     if cfg.train.remat != "none" and "remat" not in known:
         raise UsageError(f"train.remat = {cfg.train.remat!r}: family {family!r} has no stacked layers to recompute")
+    if isinstance(example, Examples) and hasattr(module, "fit"):
+        defaults = {**defaults, **module.fit(example.shapes)}
     given = {*fields, *module.SIZES.get(cfg.model.size, {})}
     return models.build(
         family, cfg.model.size, **fields, **{k: v for k, v in defaults.items() if k in known and k not in given}
     )
+
+
+def training_rows(setup: Setup, source: Source) -> plan.Corpus:
+    """What a source gives to train on: windows of text, or examples."""
+    cfg = setup.cfg
+    if setup.task.trait != "language_model":
+        return plan.ExampleCorpus(_examples(setup, source))
+    assert isinstance(source, Texts)
+    assert setup.tokenizer is not None
+    assert setup.context is not None
+    if cfg.train.carry:
+        return sequences.StreamCorpus(source, setup.tokenizer, setup.context, cfg.train.batch)
+    return sequences.WindowCorpus(source, setup.tokenizer, setup.context, cfg.seed)
+
+
+def exam_of(setup: Setup, source: Source) -> evaluation.Exam:
+    """What a source gives to be evaluated on."""
+    if setup.task.trait != "language_model":
+        return evaluation.of_examples(_examples(setup, source), setup.prepare)
+    assert isinstance(source, Texts)
+    assert setup.tokenizer is not None
+    assert setup.context is not None
+    return evaluation.of_texts(source, setup.tokenizer, setup.context, setup.cfg.eval.overlap)
+
+
+def measure_views(
+    setup: Setup, examine: evaluate.Examiner, state: step.State, exam: evaluation.Exam, limit: int | None
+) -> evaluate.Scores:
+    """Measure all that a state has to be evaluated: its parameters, and their running mean where there is one."""
+    rows = setup.cfg.eval.batch or setup.cfg.train.batch
+    return evaluate.joined(
+        {
+            prefix: evaluate.evaluate(examine, variables, exam, setup.place, rows, limit)
+            for prefix, variables in step.views(state).items()
+        }
+    )
+
+
+def _examples(setup: Setup, source: Source) -> Examples:
+    if isinstance(source, Examples):
+        return source
+    assert setup.tokenizer is not None
+    assert setup.context is not None
+    return sequences.padded(source, setup.tokenizer, setup.context)

@@ -1,17 +1,20 @@
 """One update, pure: (state, batch) -> (state, metrics), jitted and donated.
 
-state is a plain dict {step, seed, params, stats, opt}. Randomness comes from (seed, step, global row) alone.
+state is a plain dict {step, seed, params, stats, opt, ema, carry}; what a run does not need is {}. Randomness comes
+from (seed, step, global row) alone.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import auto_axes, reshard
+from jax.sharding import PartitionSpec, auto_axes, reshard
 
+from errors import unknown
 from models import Model
 from models.layers import row_keys, site_hash
 from models.spec import abstract, draw
@@ -22,53 +25,89 @@ State = dict[str, Any]
 Batch = dict[str, jax.Array]
 
 
+@dataclass(frozen=True)
+class Options:
+    """How an update is made, beside its model, task and optimizer."""
+
+    dtype: Any = jnp.float32  # of the parameters
+    accumulate: int = 1  # microbatches
+    ema: float | None = None  # decay of a running mean of the parameters
+    carry: int | None = None  # rows whose recurrent state goes on from update to update
+    gradient: str = "autodiff"  # or a source of gradients that the family writes out
+    loss: str = ""  # the task's name, for such a source
+
+
 def stream_key(seed: jax.Array | int, name: str) -> jax.Array:
     """The PRNG key of one use of randomness: seed, `params` or `train` -> key []."""
     return jax.random.fold_in(jax.random.key(seed), site_hash(name))
 
 
-def init_state(model: Model, tx: optax.GradientTransformation, seed: int, dtype: Any) -> State:
-    """The state before the first update; to be run under jit. Parameters are drawn in float32, then cast to `dtype`."""
+def init_state(model: Model, tx: optax.GradientTransformation, seed: int, options: Options) -> State:
+    """The state before the first update; to be run under jit. Parameters are drawn in float32, then cast."""
     variables = draw(model.specs, stream_key(seed, "params"))
-    params = jax.tree.map(lambda p: p.astype(dtype), variables["params"])
+    params = jax.tree.map(lambda p: p.astype(options.dtype), variables["params"])
     return {
         "step": jnp.zeros((), jnp.int32),
         "seed": jnp.asarray(seed, jnp.uint32),
         "params": params,
         "stats": variables.get("stats", {}),
         "opt": tx.init(params),
+        "ema": {} if options.ema is None else jax.tree.map(lambda p: p.astype(jnp.float32), params),
+        "carry": draw(_carried(model, options), stream_key(seed, "carry")),
     }
 
 
-def state_shardings(model: Model, tx: optax.GradientTransformation, place: Placement, dtype: Any) -> State:
-    """NamedShardings of the state: the optimizer's moments lie as their parameters do, all else is replicated."""
+def _carried(model: Model, options: Options) -> Any:
+    """The table of the recurrent state that is kept, its rows first; empty where none is."""
+    return model.cache_specs(options.carry, 0) if options.carry else {}
+
+
+def state_shardings(model: Model, tx: optax.GradientTransformation, place: Placement, options: Options) -> State:
+    """NamedShardings of the state: means and moments lie as their parameters do, all else is replicated."""
     params = place.shardings(model.specs["params"])
-    opt = jax.eval_shape(tx.init, abstract(model.specs["params"], dtype))
+    opt = jax.eval_shape(tx.init, abstract(model.specs["params"], options.dtype))
     return {
         "step": place.whole,
         "seed": place.whole,
         "params": params,
         "stats": place.shardings(model.specs.get("stats", {})),
         "opt": optax.tree.map_params(tx, lambda _, s: s, opt, params, transform_non_params=lambda _: place.whole),
+        "ema": {} if options.ema is None else params,
+        "carry": place.shardings(_carried(model, options)),
     }
 
 
-def fresh_state(model: Model, tx: optax.GradientTransformation, place: Placement, seed: int, dtype: Any) -> State:
+def fresh_state(model: Model, tx: optax.GradientTransformation, place: Placement, seed: int, options: Options) -> State:
     """`init_state` on the mesh."""
-    shardings = state_shardings(model, tx, place, dtype)
-    return jax.jit(partial(init_state, model, tx, seed, dtype), out_shardings=shardings)()
+    shardings = state_shardings(model, tx, place, options)
+    return jax.jit(partial(init_state, model, tx, seed, options), out_shardings=shardings)()
 
 
-def split_rows(batch: Batch, parts: int, place: Placement) -> Batch:
+def views(state: State) -> dict[str, Any]:
+    """The variables to be evaluated, by the prefix of their metrics; the last are those to be judged by and used."""
+    found = {"": {"params": state["params"], "stats": state["stats"]}}
+    return {**found, "ema_": {"params": state["ema"], "stats": state["stats"]}} if state["ema"] else found
+
+
+def split_rows(x: jax.Array, parts: int, over: Any) -> jax.Array:
     """Microbatches of interleaved rows, i, i+M, i+2M … of M = parts, so that no data moves: [B ...] -> [M B/M ...]."""
 
     def one(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    return {k: auto_axes(one, out_sharding=place(f"layers {batch_axes(k, x.ndim)}"))(x) for k, x in batch.items()}
+    return auto_axes(one, out_sharding=PartitionSpec(None, *over))(x)
 
 
-SEQUENCES = {"tokens", "targets", "weight", "bytes", "position", "segment"}  # fields whose second dim is time
+def join_rows(x: jax.Array, over: Any) -> jax.Array:
+    """The inverse of `split_rows`: [M B/M ...] -> [B ...]."""
+
+    def one(x: jax.Array) -> jax.Array:
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    return auto_axes(one, out_sharding=over)(x)
+
+
+SEQUENCES = {"tokens", "targets", "weight", "bytes", "position", "segment", "mask"}  # fields whose second dim is time
 
 
 def batch_axes(field: str, ndim: int) -> str:
@@ -83,52 +122,96 @@ def make_step(
     tx: optax.GradientTransformation,
     rate: Callable[[jax.Array], jax.Array],
     place: Placement,
-    dtype: Any,
-    accumulate: int = 1,
+    options: Options,
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
     """The jitted update. A non-finite loss or gradient leaves all but `step` as it was, and sets `skipped` to 1."""
-    shardings = state_shardings(model, tx, place, dtype)
+    shardings = state_shardings(model, tx, place, options)
+    moving = jax.tree.map(lambda s: s.spec, shardings["carry"])
+    grad = gradient_of(model, task, place, options)
+    parts = options.accumulate
 
-    def loss(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array) -> tuple[jax.Array, Any]:
-        fields = {k: v for k, v in batch.items() if k != "row"}
-        out = model.apply({"params": params, "stats": stats}, fields, train=True, key=keys, place=place)
-        terms = {name: jnp.stack([jnp.sum(s), jnp.sum(w)]) for name, (s, w) in task(out.value, fields).items()}
-        return terms["loss"][0] / total, (terms, out.stats if stats else stats)
-
-    def gradient(state: State, batch: Batch) -> tuple[Any, Any, Any]:
+    def gradient(state: State, batch: Batch) -> tuple[Any, Any, Any, Any]:
         key = jax.random.fold_in(stream_key(state["seed"], "train"), state["step"])
         rows = reshard(jnp.arange(batch["weight"].shape[0]), place("batch"))
         total = jnp.sum(batch["weight"])
-        grad = jax.grad(loss, has_aux=True)
-        if accumulate == 1:
-            grads, (terms, stats) = grad(state["params"], state["stats"], batch, row_keys(key, rows), total)
-            return grads, terms, stats
+        carry = _begun(state["carry"], batch.pop("begins", None))
+        if parts == 1:
+            grads, (terms, stats, carry) = grad(
+                state["params"], state["stats"], batch, row_keys(key, rows), total, carry
+            )
+            return grads, terms, stats, carry
 
-        def micro(carry: Any, part: Batch) -> tuple[Any, Any]:
-            grads, stats = carry
-            more, (terms, stats) = grad(state["params"], stats, part, row_keys(key, part["row"]), total)
-            return (jax.tree.map(jnp.add, grads, more), stats), terms
+        def micro(sums: Any, part: Any) -> tuple[Any, Any]:
+            (grads, stats), (batch, rows, carry) = sums, part
+            more, (terms, stats, carry) = grad(state["params"], stats, batch, row_keys(key, rows), total, carry)
+            return (jax.tree.map(jnp.add, grads, more), stats), (terms, carry)
 
-        parts = split_rows({**batch, "row": rows}, accumulate, place)
         start = jax.tree.map(jnp.zeros_like, state["params"]), state["stats"]
-        (grads, stats), terms = jax.lax.scan(micro, start, parts)
-        return grads, jax.tree.map(lambda t: jnp.sum(t, 0), terms), stats
+        split = {k: split_rows(x, parts, place(batch_axes(k, x.ndim))) for k, x in batch.items()}
+        along = split, split_rows(rows, parts, place("batch")), _map_rows(partial(split_rows, parts=parts), carry)
+        (grads, stats), (terms, carry) = jax.lax.scan(micro, start, along)
+        return grads, jax.tree.map(lambda t: jnp.sum(t, 0), terms), stats, _map_rows(join_rows, carry)
+
+    def _map_rows(function: Callable[..., jax.Array], carry: Any) -> Any:
+        return jax.tree.map(lambda x, over: function(x, over=over), carry, moving)
 
     out_shardings = jax.tree.map(lambda s: s.spec, (shardings["params"], shardings["opt"]))
     update = auto_axes(lambda g, o, p: tx.update(g, o, p), out_sharding=out_shardings)
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        grads, terms, stats = gradient(state, batch)
+        grads, terms, stats, carry = gradient(state, dict(batch))
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         value = terms["loss"][0] / terms["loss"][1]
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt = update(grads, state["opt"], state["params"])
         lr = rate(state["step"])
         params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), state["params"], updates)
-        new = {"params": params, "stats": stats, "opt": opt}
+        new = {"params": params, "stats": stats, "opt": opt, "carry": carry}
+        new["ema"] = _mean(state["ema"], params, state["step"], options.ema) if state["ema"] else {}
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {k: state[k] for k in new})
         metrics = {name: t[0] / t[1] for name, t in terms.items()}
         metrics.update(grad_norm=norm, lr=lr, skipped=1 - finite.astype(jnp.float32))
         return {**kept, "step": state["step"] + 1, "seed": state["seed"]}, metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.whole))
+
+
+def _begun(carry: Any, begins: jax.Array | None) -> Any:
+    """The recurrent state, 0 in the rows that begin anew: begins [B]."""
+    if begins is None:
+        return carry
+    return jax.tree.map(lambda x: x * (1 - begins.reshape(-1, *[1] * (x.ndim - 1))).astype(x.dtype), carry)
+
+
+def _mean(mean: Any, params: Any, step: jax.Array, decay: float | None) -> Any:
+    """The running mean after an update; early on it follows faster, so that the initial values are soon forgotten."""
+    keep = jnp.minimum(decay or 0.0, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda m, p: keep * m + (1 - keep) * p.astype(m.dtype), mean, params)
+
+
+def gradient_of(model: Model, task: Task, place: Placement, options: Options) -> Callable[..., Any]:
+    """(params, stats, batch, keys, total, carry) -> the gradient of the loss's sum over `total`, (terms, stats, carry).
+
+    It is jax's, or one that the family writes out. Raises UsageError for a source that the family does not have.
+    """
+
+    def summed(value: Any, batch: Batch) -> dict[str, jax.Array]:
+        return {name: jnp.stack([jnp.sum(s), jnp.sum(w)]) for name, (s, w) in task(value, batch).items()}
+
+    def loss(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any) -> Any:
+        variables = {"params": params, "stats": stats}
+        out = model.apply(variables, batch, train=True, key=keys, cache=carry or None, place=place)
+        terms = summed(out.value, batch)
+        return terms["loss"][0] / total, (terms, out.stats if stats else stats, out.cache if carry else carry)
+
+    if options.gradient == "autodiff":
+        return jax.grad(loss, has_aux=True)
+    sources = getattr(model.module, "GRADIENTS", {})
+    if options.gradient not in sources:
+        raise unknown(f"source of gradients of family {model.family}", options.gradient, ("autodiff", *sources))
+
+    def written(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any) -> Any:
+        value, grads = sources[options.gradient](params, batch, model.config, options.loss, total)
+        return grads, (summed(value, batch), stats, carry)
+
+    return written

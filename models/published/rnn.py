@@ -14,7 +14,7 @@ from models.rnn import Config, directions
 
 
 def fields(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields of a Config, from the shapes of a state dict. With one gate it is an Elman cell, tanh or relu: take tanh."""
+    """Fields of a Config, from the shapes of a state dict. One gate is an Elman cell, taken to be tanh's."""
     try:
         (rows, inputs), (_, fed_back) = shapes["weight_ih_l0"], shapes["weight_hh_l0"]
         width = shapes["weight_hr_l0"][1] if "weight_hr_l0" in shapes else fed_back

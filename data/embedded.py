@@ -1,0 +1,81 @@
+"""Data sets that need no file and no network: xor, two moons, scikit-learn's digits, Python's documentation, sums."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from data.kinds import Examples, Fields, Source, Texts, checksum, examples, texts
+
+
+def _xor(split: str) -> Examples:
+    x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+    return examples("xor", split, 2, features=x, label=(x.sum(1) == 1).astype(np.int32))
+
+
+def _moons(split: str) -> Examples:
+    from sklearn.datasets import make_moons
+
+    x, y = make_moons(n_samples=100 if split == "train" else 1000, noise=0.1, random_state=1 + (split != "train"))
+    return examples("moons", split, 2, features=x.astype(np.float32), label=y.astype(np.int32))
+
+
+def _digits(split: str) -> Examples:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    image = np.rint(x.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    test = np.arange(len(y)) % 5 == 4
+    rows = ~test if split == "train" else test
+    return examples("digits", split, 10, image=image[rows], label=y[rows].astype(np.int32))
+
+
+def _pydoc_text(split: str) -> Texts:
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    held = {n for i, n in enumerate(names) if i % 5 == 4}
+    return texts("pydoc_text", split, (topics[n] for n in names if (n in held) == (split == "validation")))
+
+
+def _adding(length: int, split: str) -> Examples:
+    """Sequences of `length` numbers in [0, 1), two of them marked, one in each half; to be told: the sum of the two.
+
+    Source: Hochreiter, Schmidhuber 1997, experiment 4; as in Le, Jaitly, Hinton 2015, arXiv:1504.00941, section 4.1.
+    """
+    first, count = (0, 2**20) if split == "train" else (2**20, 2000)
+
+    def make(rows: np.ndarray) -> Fields:
+        made = [_sum_of_two(length, first + int(row)) for row in rows]
+        return {name: np.stack([m[i] for m in made]) for i, name in enumerate(("features", "target"))}
+
+    code = checksum(*make(np.arange(8)).values())
+    return Examples(make, count, {"name": f"adding:{length}", "split": split, "count": count, "checksum": code}, None)
+
+
+def _sum_of_two(length: int, row: int) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.Generator(np.random.Philox(key=[length, row]))
+    features = np.zeros((length, 2), np.float32)
+    features[:, 0] = draw.random(length, np.float32)
+    spots = [draw.integers(length // 2), draw.integers(length // 2, length)]
+    features[spots, 1] = 1
+    return features, features[spots, 0].sum(keepdims=True)
+
+
+Reader = Callable[[str], Source]  # split -> source
+
+EMBEDDED: dict[str, tuple[Reader, tuple[str, ...]]] = {
+    "xor": (_xor, ("train", "test")),
+    "moons": (_moons, ("train", "test")),
+    "digits": (_digits, ("train", "test")),
+    "pydoc_text": (_pydoc_text, ("train", "validation")),  # differs by Python's patch release: for first contact only
+    **{f"adding:{n}": (partial(_adding, n), ("train", "test")) for n in (100, 400)},  # or any other length
+}
+
+
+def find(name: str) -> tuple[Reader, tuple[str, ...]] | None:
+    """The reader and the splits of an embedded set, or None."""
+    kind, _, length = name.partition(":")
+    if kind == "adding" and length.isdecimal() and int(length) > 1:
+        return partial(_adding, int(length)), ("train", "test")
+    return EMBEDDED.get(name)

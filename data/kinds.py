@@ -1,0 +1,76 @@
+"""What a source is: labelled examples, or documents; both random-access, by row, and sure of their identity."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Fields = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples, a row each, with what is to be told of them.
+
+    Fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask float32 [n T]; and
+    label int32 [n] out of `classes`, or target float32 [n C]. They are a dict of arrays, or a function from rows to one
+    where the set is too large to hold.
+    """
+
+    fields: Fields | Callable[[np.ndarray], Fields]
+    count: int
+    identity: dict[str, Any]
+    classes: int | None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, rows: Sequence[int] | np.ndarray) -> Fields:
+        """The fields of some rows, in their order."""
+        wanted = np.asarray(rows)
+        return self.fields(wanted) if callable(self.fields) else {k: v[wanted] for k, v in self.fields.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one row of each field."""
+        return {name: values.shape[1:] for name, values in self.__getitems__([0]).items()}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents, as str; perhaps each with a label out of `classes`."""
+
+    documents: tuple[str, ...]
+    identity: dict[str, Any]
+    labels: np.ndarray | None = None
+    classes: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+Source = Examples | Texts
+
+
+def checksum(*parts: np.ndarray | bytes) -> str:
+    """A digest of arrays and bytes, 16 hex digits."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def examples(name: str, split: str, classes: int | None, **fields: np.ndarray) -> Examples:
+    """Examples held in memory."""
+    count = len(next(iter(fields.values())))
+    identity = {"name": name, "split": split, "count": count, "checksum": checksum(*fields.values())}
+    return Examples(fields, count, identity, classes)
+
+
+def texts(name: str, split: str, documents: Iterable[str]) -> Texts:
+    """Documents without labels."""
+    documents = tuple(documents)
+    digest = checksum(*(d.encode() + b"\0" for d in documents))
+    return Texts(documents, {"name": name, "split": split, "count": len(documents), "checksum": digest})

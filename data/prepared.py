@@ -1,0 +1,91 @@
+"""Sets prepared by TensorFlow Datasets, read as array_record without TensorFlow."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.embedded import EMBEDDED
+from data.kinds import Examples, Fields, Source, Texts, checksum
+from errors import UsageError, unknown
+
+DECODE_ONCE = 2**30  # bytes: a set no larger than this when decoded is held decoded in memory
+
+
+def prepared(data_dir: str | None) -> list[str]:
+    """The TFDS sets that lie in a folder, as NAME or NAME/CONFIG."""
+    if data_dir is None:
+        return []
+    infos = [p for depth in ("*/*", "*/*/*") for p in Path(data_dir).glob(f"{depth}/dataset_info.json")]
+    return sorted({str(p.parent.parent.relative_to(data_dir)) for p in infos})
+
+
+@functools.cache
+def find(name: str, data_dir: str | None) -> Any:
+    """TFDS's builder of a set. Raises UsageError for an unknown one."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UsageError(f"data set {name!r} needs the package tensorflow-datasets: {error}") from None
+    try:
+        return tfds.builder(name, data_dir=data_dir, file_format=None)
+    except tfds.core.registered.DatasetNotFoundError:
+        known = [*EMBEDDED, *prepared(data_dir), *tfds.list_builders(with_community_datasets=False)]
+        raise unknown("data set", name, known) from None
+    except ValueError as error:
+        family = name.partition("/")[0]
+        variants = [f"{family}/{v}" for v in getattr(tfds.builder_cls(family), "builder_configs", {})]
+        if name.partition("/")[2] and name not in variants:
+            raise unknown("data set", name, variants) from None
+        raise UsageError(f"data set {name!r}: {str(error).splitlines()[0]}") from None
+
+
+def load(name: str, split: str, field: str | None, data_dir: str | None) -> Source:
+    """Images with labels, or texts, with labels where the set has classes. Raises UsageError as `sources.load`."""
+    builder = find(name, data_dir)
+    if builder.info.splits and split not in builder.info.splits:  # a set that is not prepared knows none
+        raise unknown(f"split of {name}", split, builder.info.splits)
+    try:
+        rows = builder.as_data_source(split=split)
+    except (NotImplementedError, ValueError, AssertionError, OSError):
+        raise UsageError(
+            f"data set {name!r} is not prepared as array_record in {builder.data_dir}; run: python -c "
+            f"\"import tensorflow_datasets as t; t.data_source('{name}', download=True)\", or set TFDS_DATA_DIR"
+        ) from None
+    features, count = builder.info.features, len(rows)
+    digest = checksum(repr([(s.name, s.shard_lengths, s.num_bytes) for s in builder.info.splits.values()]).encode())
+    identity = {"name": builder.info.full_name, "split": split, "count": count, "checksum": digest}
+    if "image" in features and "label" in features:
+        return _labelled_images(rows, features, identity)
+    texts = [k for k, f in features.items() if type(f).__name__ == "Text"]
+    if field is None and texts:
+        field = texts[0]
+    if field not in texts:
+        raise unknown(f"text field of {name}", str(field), texts)
+    read = [row for i in range(0, count, 1024) for row in rows.__getitems__(range(i, min(i + 1024, count)))]
+    documents, identity = tuple(_decode(row[field]) for row in read), {**identity, "field": field}
+    label = next((k for k, f in features.items() if type(f).__name__ == "ClassLabel"), None)
+    if label is None:
+        return Texts(documents, identity)
+    return Texts(documents, identity, np.array([row[label] for row in read], np.int32), features[label].num_classes)
+
+
+def _decode(text: bytes | str) -> str:
+    return text.decode("utf-8") if isinstance(text, bytes) else text
+
+
+def _labelled_images(rows: Any, features: Any, identity: dict[str, Any]) -> Examples:
+    def read(wanted: np.ndarray) -> Fields:
+        got = rows.__getitems__([int(i) for i in wanted])
+        label = np.array([g["label"] for g in got], np.int32)
+        return {"image": np.stack([g["image"] for g in got]), "label": label}
+
+    count, classes, shape = len(rows), features["label"].num_classes, features["image"].shape
+    if None in shape:
+        raise UsageError(f"{identity['name']}: images of varying size {shape} need a resize, which this source lacks")
+    if count * int(np.prod(shape)) > DECODE_ONCE:
+        return Examples(read, count, identity, classes)
+    parts = [read(np.arange(i, min(i + 1024, count))) for i in range(0, count, 1024)]
+    fields = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return Examples(fields, count, identity, classes)

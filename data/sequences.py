@@ -1,0 +1,96 @@
+"""Documents as rows of tokens: windows to model language by, and padded sequences to classify."""
+
+import numpy as np
+
+from data.kinds import Examples, Texts
+from data.plan import Batch, hash32
+from data.tokenizers import Tokenizer
+from errors import UsageError
+
+
+class WindowCorpus:
+    """Windows of `context` + 1 tokens over documents laid end to end, an `eot` after each.
+
+    Each epoch shifts the grid of windows by an offset of its own, so that a token meets other contexts; the target of
+    the last token of a window is the first of the next.
+    """
+
+    shuffled = True
+
+    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, seed: int) -> None:
+        self.tokens, self.context, self.seed = stream(texts, tokenizer), context, seed
+        spare = _windows(texts, len(self.tokens), context, 1)
+        self.shift, self.count = (context, spare - 1) if spare > 1 else (1, 1)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
+        """tokens and targets int32 [B T], weight 1 [B T]."""
+        offsets = np.array([hash32(self.seed, "offset", int(e)) % self.shift for e in epochs])
+        starts = offsets + positions * self.context
+        return _cut(self.tokens, starts, self.context)
+
+
+def stream(texts: Texts, tokenizer: Tokenizer) -> np.ndarray:
+    """All documents' tokens [n] int32, an `eot` after each but where there is one document only."""
+    if len(texts) == 1:
+        return tokenizer.encode(texts.documents[0])
+    end = np.array([tokenizer.vocab - 1], np.int32)
+    return np.concatenate([part for d in texts.documents for part in (tokenizer.encode(d), end)] or [end])
+
+
+class StreamCorpus:
+    """Windows of `context` + 1 tokens in their order, so that row r of each batch goes on where row r before it ended.
+
+    The documents, laid end to end, are cut into `rows` streams. `begins` is 1 where a window has no predecessor.
+    """
+
+    shuffled = False
+
+    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, rows: int) -> None:
+        self.tokens, self.context, self.rows = stream(texts, tokenizer), context, rows
+        self.windows = _windows(texts, len(self.tokens), context, rows)
+
+    def __len__(self) -> int:
+        return self.rows * self.windows
+
+    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
+        """tokens and targets int32 [B T], weight 1 [B T], begins [B]."""
+        window, row = np.divmod(positions, self.rows)
+        found = _cut(self.tokens, (row * self.windows + window) * self.context, self.context)
+        return {**found, "begins": (window == 0).astype(np.float32)}
+
+
+def _windows(texts: Texts, tokens: int, context: int, rows: int) -> int:
+    """Windows a stream holds where a text is cut into `rows` streams."""
+    count = (tokens - 1) // context // rows
+    if count < 1:
+        what = "one window" if rows == 1 else f"{rows} windows"
+        raise UsageError(
+            f"{texts.identity['name']} has {tokens} tokens in its split {texts.identity['split']!r}, too few for "
+            f"{what} of context {context}; lower model.context or give more text"
+        )
+    return count
+
+
+def _cut(tokens: np.ndarray, starts: np.ndarray, context: int) -> Batch:
+    rows = tokens[starts[:, None] + np.arange(context + 1)]
+    return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weight": np.ones((len(starts), context), np.float32)}
+
+
+def padded(texts: Texts, tokenizer: Tokenizer, context: int) -> Examples:
+    """Labelled documents as examples: their first `context` tokens, int32 [n T], mask [n T] and label [n].
+
+    Raises UsageError where the documents have no labels.
+    """
+    name, split = texts.identity["name"], texts.identity["split"]
+    if texts.labels is None or texts.classes is None:
+        raise UsageError(f"data set {name!r} has no labels to tell; as plain text it goes with the loss next_token")
+    if len(texts) and texts.labels.min() < 0:
+        raise UsageError(f"the labels of {name!r} are kept secret in its split {split!r}; take another")
+    tokens, mask = (np.zeros((len(texts), context), kind) for kind in (np.int32, np.float32))
+    for i, document in enumerate(texts.documents):
+        ids = tokenizer.encode(document)[:context]
+        tokens[i, : len(ids)], mask[i, : len(ids)] = ids, 1
+    return Examples({"tokens": tokens, "mask": mask, "label": texts.labels}, len(texts), texts.identity, texts.classes)
