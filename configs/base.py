@@ -77,6 +77,7 @@ KNOBS: dict[str, Knob] = {
     "resume": Knob("auto", "str", "free", "auto | extend (take changed schedule knobs as a new phase)"),
 }
 
+NESTED = "model.args."  # a dict: what a foreign module is built with
 OPEN = ("model.", "rules.")  # sections whose keys belong to somebody else: a family's Config, the sharding rules
 
 
@@ -111,7 +112,7 @@ def assign(cfg: ConfigDict, key: str, value: Any) -> None:
     """Set one dotted key to a value of its type. Raises UsageError for an unknown key or a wrong type."""
     knob = KNOBS.get(key)
     if knob is None:
-        if not key.startswith(OPEN) or key.count(".") != 1:
+        if not key.startswith(OPEN) or key.count(".") > 1 + key.startswith(NESTED):
             raise unknown("config key", key, KNOBS)
     elif not fits(value, knob.type):
         raise UsageError(f"config key {key!r} takes {knob.type} ({knob.says}), not {value!r}")

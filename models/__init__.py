@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from errors import UsageError, unknown
-from models import cnn, gpt, mlp, rnn, spec
+from models import cnn, flax, gpt, mlp, rnn, spec
 from models.layers import row_keys
 from models.spec import Array, Outputs, Place, nowhere
 from models.validate import check_types
 
-FAMILIES: dict[str, ModuleType] = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt}
+FAMILIES: dict[str, ModuleType] = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "flax": flax}
 
 TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
     {
@@ -112,12 +112,19 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
         if name not in known:
             raise unknown(f"field of {family}", name, known)
     fields = {**(module.SIZES[size] if size else {}), **overrides}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    fields = {k: _frozen(v) for k, v in fields.items()}
     for name, value in fields.items():  # before the Config's own rules, which may compare
         _check_field(module, name, value)
     config = module.Config(**fields)
     check_types(config)
     return Model(family, config)
+
+
+def _frozen(value: Any) -> Any:
+    """A value that can stand in a frozen Config: lists become tuples, dicts tuples of pairs."""
+    if isinstance(value, dict):
+        return tuple((k, _frozen(v)) for k, v in sorted(value.items()))
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _check_field(module: ModuleType, name: str, value: Any) -> None:

@@ -12,7 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from models.attention import attention, causal_mask, write_cache
-from models.layers import ACTIVATIONS, add, dropout, fold_keys, layer_norm, lookup, norm_specs, product, unembed
+from models.layers import (
+    ACTIVATIONS,
+    add,
+    drop_path,
+    dropout,
+    fold_keys,
+    layer_norm,
+    lookup,
+    norm_specs,
+    product,
+    unembed,
+)
 from models.spec import Array, Outputs, Place, Spec, nowhere, std, zeros
 from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
 
@@ -30,7 +41,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Shape and options of a GPT; `dropout` is for embeddings, attention weights and residual branches alike."""
+    """Shape and options of a GPT; `dropout` is for all of its three sites whose own rate is None."""
 
     vocab: int = 50257  # tokens
     vocab_multiple: int = 128  # the table is padded to a multiple of it
@@ -41,6 +52,10 @@ class Config:
     hidden: int | None = None  # of the MLP; None is 4 * width
     activation: str = "gelu_tanh"
     dropout: float = 0.0  # probability
+    dropout_embed: float | None = None  # of the embeddings
+    dropout_attention: float | None = None  # of the attention weights
+    dropout_residual: float | None = None  # of what a branch adds
+    drop_path: float = 0.0  # probability that the last block's branches are left out; it grows linearly from the first
     tied: bool = True  # the head is the token table
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
@@ -49,7 +64,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
-        check(self, "probability", "dropout")
+        check(self, "probability", "dropout", "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
         one_of(self, activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
         check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
 
@@ -99,6 +114,12 @@ def cache(c: Config, batch: int, length: int) -> dict[str, Spec]:
     return {"k": held, "v": held, "filled": Spec((), "", zeros, dtype="int32")}
 
 
+def rate(c: Config, site: str) -> float:
+    """The dropout of a site: embed, attention or residual."""
+    own = getattr(c, f"dropout_{site}")
+    return c.dropout if own is None else own
+
+
 def apply(
     variables: Any,
     inputs: dict[str, Array],
@@ -124,13 +145,17 @@ def apply(
 
     x = lookup(p["embed"]["token"], tokens, stream)
     x = x + lookup(p["embed"]["position"], position, stream if position.shape[0] > 1 else place("one seq width"))
-    x = dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", stream)
+    x = dropout(x.astype(COMPUTE[c.compute]), keys, rate(c, "embed"), "embed", stream)
 
     if cache is None:
         segment = inputs.get("segment")
         mask = causal_mask(now, now, None if segment is None else (segment, segment))
     else:
         mask = causal_mask(now, jnp.arange(cache["k"].shape[2])[None])
+
+    def branch(x: Array, keys: Array | None, index: Array, site: str) -> Array:
+        x = dropout(x, keys, rate(c, "residual"), site, stream)
+        return drop_path(x, keys, c.drop_path * (index + 1) / c.depth, f"{site}_path") if c.drop_path else x
 
     def block(x: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
         p, index, held = layer
@@ -146,15 +171,15 @@ def apply(
         if held is not None:
             k, v = held = (write_cache(held[0], k, start), write_cache(held[1], v, start))
         scale = (c.width // c.heads) ** -0.5
-        a = attention(q, k, v, mask, scale=scale, rate=c.dropout, keys=own, place=place)
+        a = attention(q, k, v, mask, scale=scale, rate=rate(c, "attention"), keys=own, place=place)
         a = add(product("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
-        x = x + dropout(a, own, c.dropout, "attention_out", stream)
+        x = x + branch(a, own, index, "attention_out")
 
         h = layer_norm(x, p["norm2"], c.eps)
         h = add(product("btd,df->btf", h, p["up"]["kernel"], place("batch seq mlp")), p["up"]["bias"])
         h = ACTIVATIONS[c.activation](h)
         h = add(product("btf,fd->btd", h, p["down"]["kernel"], stream), p["down"]["bias"])
-        return x + dropout(h, own, c.dropout, "mlp_out", stream), held
+        return x + branch(h, own, index, "mlp_out"), held
 
     held = None if cache is None else (cache["k"], cache["v"])
     layers = (p["blocks"], jnp.arange(c.depth), held)

@@ -200,3 +200,16 @@ def dropout(
     keep = jax.vmap(mask)(keys)
     keep = resharded(keep, out)
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def drop_path(
+    x: Float[Array, "b *d"], keys: Key[Array, "b"] | None, rate: Float[Array, ""], site: str
+) -> Float[Array, "b *d"]:
+    """Leave out a row's whole branch with probability `rate`, and scale the rest: x [B ...] -> [B ...].
+
+    Source: stochastic depth, Huang et al. 2016, arXiv:1603.09382, eq. 2; scaled in training, so that nothing is later.
+    """
+    if keys is None:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, site_hash(site)), 1 - rate))(keys)
+    return x * (keep / (1 - rate)).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))

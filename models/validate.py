@@ -66,6 +66,8 @@ def _family(config: Any) -> str:
 
 
 def _is(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return any(_is(value, h) for h in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:

@@ -16,7 +16,7 @@ from data import augment, plan, sequences, sources, tokenizers
 from models import Model, build
 from models.layers import dropout
 from models.spec import Outputs, Spec, zeros
-from train import checkpoint, feed, mesh, optim, step
+from train import checkpoint, feed, losses, mesh, optim, step
 
 BATCH, SEED, STEPS = 32, 5, (0, 7)
 STRATEGIES = ("dp", "fsdp", "tp")
@@ -48,9 +48,8 @@ def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
     )
     model = Mask("mask", None)
     tx = optim.make(settings, model.specs["params"])
-    update = step.make_step(
-        model, mask_terms, tx, lambda n: jnp.asarray(0.0), place, step.Options(accumulate=accumulate)
-    )
+    task, options = losses.Task(mask_terms, "classifier", "label", ""), step.Options(accumulate=accumulate)
+    update = step.make_step(model, task, tx, lambda n: jnp.asarray(0.0), place, options)
     shardings = step.state_shardings(model, tx, place, options)
 
     def start() -> Any:

@@ -10,14 +10,14 @@ import jax
 import pytest
 
 import models
-from configs import base, cnn, gpt, mlp, reader
+from configs import base, cnn, flax, gpt, mlp, reader, rnn
 from configs.base import KNOBS
 from errors import UsageError
 from models.validate import REMAT
 from train import losses, optim, setup
 
 ROOT = Path(__file__).parent.parent
-FILES = {"mlp": mlp, "cnn": cnn, "gpt": gpt}
+FILES = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "flax": flax}
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))
     for file, module in FILES.items()

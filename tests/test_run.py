@@ -179,7 +179,7 @@ def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
         saved = file.read_bytes()
         flip(file, int(draw.integers(len(saved))))
         try:
-            got = checkpoint.digests(restored.restore_variables(made, str(trained), 30))
+            got = checkpoint.digests(restored.restore_state(made, str(trained), 30))
             assert all(whole[name]["digest"] == code for name, code in got.items())
         except checkpoint.Damaged:
             caught += 1

@@ -42,10 +42,14 @@ RULES: dict[str, tuple[str, ...]] = {
     "norm": (),
     "qkv": (),
     "gates": (),
+    "shard": ("fsdp",),  # the one dim of a foreign leaf that is cut
+    **{f"dim{i}": () for i in range(8)},  # its others
     "layers": (),
 }
 
-OR_REPLICATE = frozenset({"classes", "inputs", "channels_in", "channels"})  # small: replicated where they don't divide
+OR_REPLICATE = frozenset(
+    {"shard", "classes", "inputs", "channels_in", "channels"}
+)  # small: replicated where they don't divide
 
 
 def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -152,7 +152,7 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
     if family not in models.FAMILIES:
         raise unknown("family", family, models.FAMILIES)
     module = models.FAMILIES[family]
-    fields = {k: v for k, v in cfg.model.items() if k not in ("family", "size")}
+    fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
     known = {f.name for f in dataclasses.fields(module.Config)}
     if cfg.train.remat != "none" and "remat" not in known:
         raise UsageError(f"train.remat = {cfg.train.remat!r}: family {family!r} has no stacked layers to recompute")

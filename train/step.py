@@ -202,7 +202,13 @@ def gradient_of(model: Model, task: Task, place: Placement, options: Options) ->
         variables = {"params": params, "stats": stats}
         out = model.apply(variables, batch, train=True, key=keys, cache=carry or None, place=place)
         terms = summed(out.value, batch)
-        return terms["loss"][0] / total, (terms, out.stats if stats else stats, out.cache if carry else carry)
+        more = sum((s / w for s, w in out.aux.values()), start=jnp.zeros(()))  # of the model's own, a mean over rows
+        share = terms["loss"][1] / total
+        return terms["loss"][0] / total + share * more, (
+            terms,
+            out.stats if stats else stats,
+            out.cache if carry else carry,
+        )
 
     if options.gradient == "autodiff":
         return jax.grad(loss, has_aux=True)

@@ -1,0 +1,34 @@
+"""A user's own Flax modules.
+
+    python launch.py train --config=configs/flax.py:linen --workdir=runs/linen
+    python launch.py train --config=configs/flax.py:linen --config.model.module=PACKAGE.FILE:CLASS --workdir=runs/mine
+
+`linen` and `nnx`: the convolutional networks of examples/ on scikit-learn's digits, embedded; seconds.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+_DIGITS: dict[str, Any] = {
+    "model.family": "flax",
+    "data.name": "digits",
+    "train.batch": 64,
+    "train.steps": 400,
+    "schedule.name": "cosine",
+    "log.every": 20,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "linen": {**_DIGITS, "model.module": "examples.linen_cnn:SmallCNN"},
+    "nnx": {**_DIGITS, "model.module": "examples.nnx_cnn:SmallCNN"},
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {"narrow": {"model.args.hidden": 16}}
+
+
+def get_config(names: str = "linen") -> ConfigDict:
+    """The named config with its ablations, as `linen+narrow`."""
+    return base.config(names, CONFIGS, ABLATIONS)

@@ -1,0 +1,147 @@
+"""A user's own Flax module, Linen or NNX, as a family: trained, sharded, saved and evaluated like any other.
+
+Its abstract parameters become the table. Axes named by partitioning metadata go by the same rules as ours; of a leaf
+without them the largest dim that 16 divides is cut over fsdp. It runs inside `auto_axes`, on weights made whole over
+the axes that cut the rows. Its noise is drawn for a whole batch, so accumulation changes it (trait `batch_coupled`).
+"""
+
+import functools
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec, auto_axes
+
+from errors import UsageError, unknown
+from models import foreign
+from models.layers import gathered
+from models.spec import Array, Law, Outputs, Place, Spec, flatten, nowhere, path_name
+from models.validate import check
+
+TRAITS = frozenset({"classifier", "language_model", "regressor", "stateful", "batch_coupled"})
+INPUT = "features"
+FIELDS = ("image", "features", "tokens")  # which of a batch's fields the module is called with: the first that is there
+ZERO_GRAD: dict[str, str] = {}
+SIZES: dict[str, dict[str, Any]] = {}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which class, what it is built with, and what it is called on."""
+
+    module: str = ""  # package.file:ClassName, importable from where Canon runs
+    args: tuple[Any, ...] = ()  # of its constructor; on the command line --config.model.args.NAME=VALUE
+    streams: tuple[str, ...] = ("dropout",)  # of random numbers that a Linen module asks for
+    shape: tuple[int, ...] = ()  # of one row of its input; empty takes `context` tokens
+    context: int = 64  # tokens a row, of text
+    classes: int | None = None
+    vocab: int | None = None  # tokens
+    outputs: int | None = None  # real values
+
+    def __post_init__(self) -> None:
+        check(self, "positive", "shape", "context", "classes", "vocab", "outputs")
+        check(self, "package.file:ClassName", "module", ok=lambda name: name.count(":") == 1)
+
+
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: the shape of a row."""
+    return {"shape": shapes[next(name for name in FIELDS if name in shapes)]}
+
+
+@functools.cache
+def _module(c: Config) -> foreign.Foreign:
+    """The module's functions. An argument called classes, vocab or outputs that is not given is the data's."""
+    where, _, name = c.module.partition(":")
+    try:
+        found = importlib.import_module(where)
+    except ImportError as error:
+        raise UsageError(f"flax: module = {c.module!r}: {error}") from None
+    if not isinstance(getattr(found, name, None), type):
+        raise unknown(f"class of {where}", name, [k for k, v in vars(found).items() if isinstance(v, type)])
+    kind, args = getattr(found, name), dict(c.args)
+    names = foreign.parameters(kind)
+    for given in args:
+        if given not in names:
+            raise unknown(f"argument of {name}", given, names)
+    facts = {"classes": c.classes, "vocab": c.vocab, "outputs": c.outputs}
+    args = {**{k: v for k, v in facts.items() if v is not None and k in names}, **args}
+    example = jax.ShapeDtypeStruct((1, *(c.shape or (c.context,))), jnp.float32 if c.shape else jnp.int32)
+    return foreign.adapt(kind, args, example, c.streams)
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters, and of every other collection under `stats`."""
+    module = _module(c)
+    tree = jax.eval_shape(module.init, jax.random.key(0))
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> Spec:
+        name = path_name(path)
+        trained = name.startswith("params/")
+        axes = _axes(leaf.shape, module.axes.get(name, ()), trained)
+        contracted = trained and leaf.ndim > 1 and not name.endswith("embedding")
+        dtype = None if leaf.dtype == jnp.float32 else str(leaf.dtype)
+        return Spec(leaf.shape, " ".join(axes), _law(c, name), " ".join(axes[:-1]) if contracted else "", dtype)
+
+    table = jax.tree_util.tree_map_with_path(spec, tree)
+    stats = {name: part for name, part in table.items() if name != "params"}
+    return {"params": table["params"], **({"stats": stats} if stats else {})}
+
+
+def _axes(shape: tuple[int, ...], named: tuple[str | None, ...], trained: bool) -> list[str]:
+    """A name for each dim: the metadata's, else `shard` for the one that fsdp cuts, and `dim0`, `dim1` …"""
+    axes = [f"dim{i}" for i in range(len(shape))]
+    for i, name in enumerate(named):
+        if name is not None and name != "layers":  # a stack's laws are not ours to split
+            axes[i] = name
+    able = [i for i, n in enumerate(shape) if n % 16 == 0]
+    if trained and able and not any(named):
+        axes[max(able, key=lambda i: shape[i])] = "shard"
+    return axes
+
+
+def _law(c: Config, name: str) -> Law:
+    """The initial law of a leaf: the module's own, by the leaf's key; the compiler drops all else that it draws."""
+
+    def law(key: Array, shape: tuple[int, ...], spec: Spec) -> Array:
+        return flatten(_module(c).init(key))[name]
+
+    return law
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """The module's output, float32: its input [B ...] -> [B C] or [B T V]; with it the collections that it changed."""
+    x = next(inputs[name] for name in FIELDS if name in inputs)
+    if x.dtype != jnp.float32 and not jnp.issubdtype(x.dtype, jnp.integer):
+        x = x.astype(jnp.float32)
+    module = _module(c)
+
+    def run(params: Any, stats: Any, x: Array, keys: Array | None) -> tuple[Array, Any, Array]:
+        own = None if keys is None else keys[0]
+        value, new, losses = module.run({"params": params, **stats}, x, train, own)
+        aux = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(losses)), start=jnp.zeros(()))
+        return value.astype(jnp.float32), new, aux
+
+    stats, whole = variables.get("stats", {}), PartitionSpec()
+    args = jax.tree.map(lambda w: gathered(w, x), variables["params"]), stats, x, key if train else None
+    rows = place("batch")
+    if rows is not None:
+        rank = len(jax.eval_shape(run, *jax.tree.map(_plain, args))[0].shape)
+        over = PartitionSpec(*rows, *[None] * (rank - 1)), jax.tree.map(lambda _: whole, stats), whole
+        run = auto_axes(run, out_sharding=over)
+    value, stats, aux = run(*args)
+    return Outputs(value, stats=stats, aux={"sown": (aux, jnp.ones(()))} if train else {})
+
+
+def _plain(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
