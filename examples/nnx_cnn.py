@@ -7,8 +7,9 @@ class SmallCNN(nnx.Module):
     """Two convolutions, a hidden layer: image [B Y X C] -> scores [B classes]."""
 
     def __init__(self, classes: int, size: int = 8, hidden: int = 64, *, rngs: nnx.Rngs):
-        self.convs = nnx.List([nnx.Conv(1, 16, (3, 3), rngs=rngs), nnx.Conv(16, 32, (3, 3), rngs=rngs)])
-        self.norms = nnx.List([nnx.BatchNorm(16, momentum=0.9, rngs=rngs), nnx.BatchNorm(32, momentum=0.9, rngs=rngs)])
+        pairs = ((1, 16), (16, 32))
+        self.convs = nnx.List([nnx.Conv(i, o, (3, 3), use_bias=False, rngs=rngs) for i, o in pairs])
+        self.norms = nnx.List([nnx.BatchNorm(o, momentum=0.9, rngs=rngs) for _, o in pairs])
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
         kernel = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("embed", "mlp"))
         self.hidden = nnx.Linear((size // 4) ** 2 * 32, hidden, kernel_init=kernel, rngs=rngs)

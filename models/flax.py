@@ -21,6 +21,7 @@ from models.spec import Array, Law, Outputs, Place, Spec, flatten, nowhere, path
 from models.validate import check
 
 TRAITS = frozenset({"classifier", "language_model", "regressor", "stateful", "batch_coupled"})
+TOLD = {"classes": "classifier", "outputs": "regressor", "vocab": "language_model"}  # by the first that is set
 INPUT = "features"
 FIELDS = ("image", "features", "tokens")  # which of a batch's fields the module is called with: the first that is there
 ZERO_GRAD: dict[str, str] = {}
@@ -48,6 +49,12 @@ class Config:
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """Fields that the data fix: the shape of a row."""
     return {"shape": shapes[next(name for name in FIELDS if name in shapes)]}
+
+
+def traits(c: Config) -> frozenset[str]:
+    """By what it is to tell; its noise, and maybe more, couples the rows."""
+    told = next((trait for name, trait in TOLD.items() if getattr(c, name) is not None), "regressor")
+    return frozenset({told, "batch_coupled"} | ({"stateful"} if "stats" in specs(c) else set()))
 
 
 @functools.cache

@@ -143,8 +143,8 @@ def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stream
         with nnx.use_eager_sharding(False):
             module = nnx.merge(graphs[train], *state)
             value = module(x, **_switch(kind.__call__, train))
-        new = _nested(nnx.split(module, nnx.Param, nnx.RngState, ...)[3])
-        kept = jax.tree.map(lambda old, new: new, tree["state"], _like(tree["state"], new)) if "state" in tree else {}
+        _, _, _, new = parts(module)
+        kept = _like(tree["state"], _nested(new)) if "state" in tree else {}
         return value, {"state": kept} if kept else {}, {}
 
     return Foreign(init, run, axes)

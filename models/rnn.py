@@ -119,7 +119,8 @@ def apply(
     """
     p, keys, mask = variables["params"], key if train else None, inputs.get("mask")
     along = place("batch time width")
-    x = lookup(p["embed"]["token"], inputs["tokens"], along) if c.vocab else inputs["features"]
+    x = inputs["features"] if "features" in inputs else inputs["tokens"]
+    x = lookup(p["embed"]["token"], x, along) if c.vocab else x
     x = dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", along)
 
     states: dict[str, Any] = {}

@@ -14,29 +14,54 @@ from train import losses, mesh, optim, step
 
 B = 16  # rows of a batch: divisible by 8 devices, and by 2 microbatches on them
 
+# Each family at a tiny size, some in several forms; `family` is the name where none is given.
 TINY: dict[str, dict[str, Any]] = {
     "mlp": dict(inputs=16, hidden=(32, 32), classes=4),
     "cnn": dict(inputs=(8, 8, 1), channels=(8, 16), hidden=(32,)),
     "rnn": dict(vocab=100, vocab_multiple=64, context=16, embed=16, width=32, depth=2, projection=16),
+    "gru_both_ways": dict(
+        family="rnn", head="classes", cell="gru", inputs=4, width=32, bidirectional=True, pool="max", classes=4
+    ),
+    "elman_values": dict(family="rnn", head="values", cell="elman", inputs=4, width=32, outputs=2),
     "gpt": dict(vocab=100, vocab_multiple=64, context=16, width=32, depth=2, heads=8),
+    "linen": dict(family="flax", module="examples.linen_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
+    "nnx": dict(family="flax", module="examples.nnx_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
 }
-LOSS = {"mlp": "softmax", "cnn": "softmax", "rnn": "next_token", "gpt": "next_token"}
+LOSS = {
+    **dict(mlp="softmax", cnn="softmax", rnn="next_token", gru_both_ways="softmax", elman_values="squared"),
+    **dict(gpt="next_token", linen="softmax", nnx="softmax"),
+}
+INPUT = {  # shape of a row of examples
+    **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1))
+}
 MESHES = ("dp:8", "fsdp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
 
 
-def tiny(family: str, **overrides: Any) -> models.Model:
-    return models.build(family, **{**TINY[family], **overrides})
+def tiny(name: str, **overrides: Any) -> models.Model:
+    fields = {**TINY[name], **overrides}
+    return models.build(fields.pop("family", name), **fields)
 
 
-def batch_for(family: str, seed: int = 0) -> dict[str, np.ndarray]:
+def noisy(name: str, **overrides: Any) -> models.Model:
+    """The same with dropout, where that is a field of the family's."""
+    model = tiny(name, **overrides)
+    return tiny(name, **overrides, dropout=0.25) if hasattr(model.config, "dropout") else model
+
+
+def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed)
-    if LOSS[family] == "next_token":
+    if LOSS[name] == "next_token":
         tokens = draw.integers(0, 100, (B, 17)).astype(np.int32)
         return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weight": np.ones((B, 16), np.float32)}
-    shape, classes = ((8, 8, 1), 10) if family == "cnn" else ((16,), 4)
-    name = "image" if family == "cnn" else "features"
-    values = draw.normal(size=(B, *shape)).astype(np.float32)
-    return {name: values, "label": draw.integers(0, classes, B).astype(np.int32), "weight": np.ones(B, np.float32)}
+    shape = INPUT[name]
+    batch = {"image" if len(shape) == 3 else "features": draw.normal(size=(B, *shape)).astype(np.float32)}
+    if name == "gru_both_ways":
+        batch["mask"] = (np.arange(shape[0]) < draw.integers(1, shape[0] + 1, B)[:, None]).astype(np.float32)
+    if LOSS[name] == "squared":
+        batch["target"] = draw.normal(size=(B, TINY[name]["outputs"])).astype(np.float32)
+    else:
+        batch["label"] = draw.integers(0, TINY[name].get("classes", 10), B).astype(np.int32)
+    return {**batch, "weight": np.ones(B, np.float32)}
 
 
 def inputs_of(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -45,9 +70,9 @@ def inputs_of(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 @dataclass
 class Trainer:
-    """A family's update on a mesh of the first devices."""
+    """A model's update on a mesh of the first devices."""
 
-    model: models.Model
+    name: str  # a key of TINY
     mesh_text: str = "dp:1"
     accumulate: int = 1
     lr: float = 1e-2
@@ -55,14 +80,16 @@ class Trainer:
     seed: int = 0
     dtype: Any = jnp.float32
     more: dict[str, Any] = field(default_factory=dict)  # of step.Options
+    model: models.Model | None = None  # None is the noisy one
 
     def __post_init__(self) -> None:
+        self.model = self.model or noisy(self.name)
         count = int(np.prod([int(p.split(":")[1]) for p in self.mesh_text.split(",")]))
         self.place = mesh.place_on(mesh.make_mesh(self.mesh_text, jax.devices()[:count]), self.model.specs)
         cfg = base.defaults()
         cfg.optim.name = self.optimizer
         self.tx = optim.make(cfg.optim, self.model.specs["params"])
-        self.task = losses.TASKS[LOSS[self.model.family]]
+        self.task = losses.TASKS[LOSS[self.name]]
         options = step.Options(dtype=self.dtype, accumulate=self.accumulate, **self.more)
         with jax.set_mesh(self.place.mesh):
             self.state = step.fresh_state(self.model, self.tx, self.place, self.seed, options)
@@ -76,7 +103,7 @@ class Trainer:
         found = []
         with jax.set_mesh(self.place.mesh):
             for n in range(first, first + count):
-                batch = self.put(batch_for(self.model.family, 0 if one_batch else n))
+                batch = self.put(batch_for(self.name, 0 if one_batch else n))
                 self.state, metrics = self.update(self.state, batch)
                 found.append(float(metrics["loss"]))
         return found
