@@ -187,7 +187,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         raise unknown("value of resume", cfg.resume, ("auto", "extend"))
     if kept is not None:
         reader.refuse_other_run(workdir, reader.from_json(kept), cfg)
-    host = _host(listen=args.processes == 1)  # one of several processes must not leave the others alone
+    host = _host(listen=True)
     ended = run.train(cfg, reader.to_json(cfg), workdir, host)
     if ended:
         host.say(f"{ended}: saved; run the same command again to go on")

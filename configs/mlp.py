@@ -3,7 +3,10 @@
     python launch.py train --config=configs/mlp.py:xor --workdir=runs/xor
 
 `xor_perceptron` and `xor`: a linear unit cannot do it, a hidden layer can (Minsky, Papert 1969; Rumelhart et al.
-1986); seconds each. `moons`: two half circles; seconds. `digits`: scikit-learn's 8 x 8 digits, embedded; seconds.
+1986); seconds each. `rosenblatt`: the perceptron's own rule (1958), one example at a time, on points that a line parts.
+`micrograd`: that engine's demo (Karpathy 2020): two half moons, 2-16-16-1, margin loss, 100 updates of all points, 100 %
+published; by ablation `scalar` or `equations`, by gradients that are written out here. `moons`: the same points by
+softmax; seconds. `digits`: scikit-learn's 8 x 8 digits, embedded; seconds.
 `mnist_nielsen`: Nielsen 2015, chapter 1: 784-30-10 sigmoid units, quadratic cost, SGD at 3.0, batches of 10, 30 epochs;
 95.42 % published; README has our figure.
 """
@@ -27,6 +30,34 @@ _XOR: dict[str, Any] = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "xor": {**_XOR, "model.hidden": (8,)},
     "xor_perceptron": {**_XOR, "model.size": "perceptron"},
+    "rosenblatt": {
+        "model.family": "mlp",
+        "model.size": "perceptron",
+        "data.name": "halves",
+        "loss": "perceptron",
+        "optim.name": "sgd",
+        "optim.lr": 1.0,
+        "train.batch": 1,
+        "train.steps": 8000,
+        "eval.batch": 400,
+        "log.every": 400,
+    },
+    "micrograd": {
+        "model.family": "mlp",
+        "model.hidden": (16, 16),
+        "model.activation": "relu",
+        "model.law": "he",
+        "data.name": "moons",
+        "loss": "hinge",
+        "optim.name": "sgd",
+        "optim.lr": 1.0,
+        "optim.decay": 2e-4,
+        "schedule.name": "linear",
+        "schedule.end": 0.1,
+        "train.batch": 100,
+        "train.steps": 100,
+        "eval.split": "train",
+    },
     "moons": {
         **_XOR,
         "data.name": "moons",
@@ -69,6 +100,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "relu": {"model.activation": "relu", "model.law": "he"},
     "adam": {"optim.name": "adam", "optim.lr": 1e-3},
     "dropout": {"model.dropout": 0.2},
+    "equations": {"train.gradient": "equations"},
+    "scalar": {"train.gradient": "scalar"},
 }
 
 

@@ -13,6 +13,16 @@ def _xor(split: str) -> Examples:
     return examples("xor", split, 2, features=x, label=(x.sum(1) == 1).astype(np.int32))
 
 
+def _halves(split: str) -> Examples:
+    """Points of the unit square on either side of a line, none within 0.05 of it."""
+    draw = np.random.Generator(np.random.Philox(key=[7, int(split == "train")]))
+    x = draw.random((2000, 2), np.float32)
+    side = (x @ np.array([0.8, 0.6])) - 0.65
+    keep = np.abs(side) >= 0.05
+    x, side = x[keep][:400], side[keep][:400]
+    return examples("halves", split, 2, features=x, label=(side > 0).astype(np.int32))
+
+
 def _moons(split: str) -> Examples:
     from sklearn.datasets import make_moons
 
@@ -66,6 +76,7 @@ Reader = Callable[[str], Source]  # split -> source
 
 EMBEDDED: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "xor": (_xor, ("train", "test")),
+    "halves": (_halves, ("train", "test")),
     "moons": (_moons, ("train", "test")),
     "digits": (_digits, ("train", "test")),
     "pydoc_text": (_pydoc_text, ("train", "validation")),  # differs by Python's patch release: for first contact only

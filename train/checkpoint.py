@@ -232,6 +232,24 @@ def restore(workdir: str, step: int, target: Any) -> Any:
         want = leaves[name].shape, str(leaves[name].dtype)
         if have != want:
             raise UsageError(f"{where} is {have[0]} {have[1]}, the config asks for {want[0]} {want[1]}")
+    return serialization.from_state_dict(target, _verified(workdir, step, wanted, saved))
+
+
+def restore_leaves(workdir: str, step: int, shardings: dict[str, Any]) -> Any:
+    """Some leaves of a checkpoint, by path, on the given shardings -> a nested dict. Raises as `restore` does."""
+    saved = load_manifest(workdir, step)["state"]
+    wanted: dict[str, Any] = {}
+    for name, sharding in shardings.items():
+        *folders, leaf = name.split("/")
+        inside = wanted
+        for folder in folders:
+            inside = inside.setdefault(folder, {})
+        shape, dtype = tuple(saved[name]["shape"]), jnp.dtype(saved[name]["dtype"])
+        inside[leaf] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    return _verified(workdir, step, wanted, saved)
+
+
+def _verified(workdir: str, step: int, wanted: Any, saved: dict[str, Any]) -> Any:
     tree, problem = _read(_folder(workdir) / str(step) / "state", wanted), None
     if isinstance(tree, Exception):
         first = (str(tree).strip().splitlines() or [type(tree).__name__])[0]
@@ -241,7 +259,7 @@ def restore(workdir: str, step: int, target: Any) -> Any:
         problem = f"digest of {differ[0]} differs ({len(differ)} leaves in all)" if differ else None
     if _anywhere(problem is not None):
         raise Damaged(f"checkpoint {step} of {workdir} is damaged: {problem or 'another process could not read it'}")
-    return serialization.from_state_dict(target, tree)
+    return tree
 
 
 def _read(path: epath.Path, wanted: Any) -> Any:

@@ -119,13 +119,14 @@ def run(
     save: Callable[[int, State, Any], None],
     eval_every: int | None,
     save_every: int | None,
+    stopping: Callable[[int], str | None],
 ) -> tuple[State, str | None]:
     """Updates `start` to `stop` -> the last state, and the name of the signal that ended it early, or None."""
     progress.begin(start)
     for n in range(start, stop):
         state, metrics = update(state, next(batches))
         progress.add(n + 1, metrics)
-        signal = progress.host.signals()
+        signal = stopping(n + 1)
         evaluating, saving = due(n + 1, eval_every, stop), due(n + 1, save_every, stop) or signal is not None
         if evaluating or saving:
             progress.settle()

@@ -69,6 +69,18 @@ def hinge(value: Float[Array, "b 1"], batch: dict[str, Array]) -> Terms:
     return {"loss": (jax.nn.relu(1 - y * score) * w, w), "accuracy": (right * w, w)}
 
 
+def mistakes(value: Float[Array, "b 1"], batch: dict[str, Array]) -> Terms:
+    """Two classes by one score and the perceptron's criterion: -y s where y s <= 0, else 0; y = -1 or 1.
+
+    By plain SGD of rate 1 on one example at a time it is Rosenblatt's rule: what is misjudged is added, or taken away.
+    A score of 0 is a mistake, so that a perceptron which starts at 0 moves.
+    Source: Rosenblatt 1958, Psychological Review 65; Block 1962, Reviews of Modern Physics 34.
+    """
+    w, y, score = batch["weight"], 2.0 * batch["label"] - 1, value[:, 0]
+    wrong = score * y <= 0
+    return {"loss": (jnp.where(wrong, -y * score, 0.0) * w, w), "accuracy": ((1.0 - wrong) * w, w)}
+
+
 def squared(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
     """Regression by the mean squared error over the outputs."""
     w = batch["weight"]
@@ -118,6 +130,7 @@ TASKS: dict[str, Task] = {
     "softmax": Task(softmax, "classifier", "label", "nats", extras=_CROSS),
     "quadratic": Task(quadratic, "classifier", "label", "quadratic cost"),
     "hinge": Task(hinge, "classifier", "label", "margin", single=True),
+    "perceptron": Task(mistakes, "classifier", "label", "margin", single=True),
     "squared": Task(squared, "regressor", "target", "squared error"),
     "next_token": Task(next_token, "language_model", "targets", "nats", extras=_CROSS),
 }

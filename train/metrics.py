@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from errors import UsageError
 from train.host import Host
 
 UNITS = {
@@ -33,8 +34,10 @@ def _plain(values: dict[str, float]) -> dict[str, Any]:
 class Recorder:
     """Appends to `metrics.jsonl` and to the event files of a workdir. To be made by process 0 alone."""
 
-    def __init__(self, workdir: str, host: Host) -> None:
+    def __init__(self, workdir: str, host: Host, project: str | None = None, config: Any = None) -> None:
         import tensorboardX
+
+        self._wandb = None if project is None else _wandb(project, workdir, config)
 
         self._path, self._clock = epath.Path(workdir) / "metrics.jsonl", host.clock
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,11 +69,15 @@ class Recorder:
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(f"{split or kind}/{name}", value, step, walltime=now)
+        if self._wandb and metrics:
+            self._wandb.log({f"{split or kind}/{name}": value for name, value in metrics.items()}, step=step)
 
     def close(self) -> None:
         """Flush both."""
         self._file.close()
         self._events.close()
+        if self._wandb:
+            self._wandb.finish()
 
 
 class Nothing:
@@ -83,6 +90,16 @@ class Nothing:
 
     def close(self) -> None:
         """Close nothing."""
+
+
+def _wandb(project: str, workdir: str, config: Any) -> Any:
+    """A run of Weights & Biases, gone on with where the workdir is the same. Raises UsageError where it is missing."""
+    try:
+        import wandb
+    except ImportError:
+        raise UsageError("config key 'log.wandb' needs the package wandb: pip install wandb") from None
+    name = epath.Path(workdir).name
+    return wandb.init(project=project, id=name, name=name, config=config, resume="allow", dir=workdir)
 
 
 def _drop_torn_line(path: epath.Path) -> None:

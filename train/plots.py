@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from train.metrics import UNITS, read
+from train.metrics import read
 
 INK, PALE, TRAIN, HELD = "#22303c", "#d9dee3", "#8fb3d9", "#c2410c"
 
 
-def curve(workdir: str, title: str) -> str | None:
+def curve(workdir: str, title: str, unit: str) -> str | None:
     """Draw training and held-out loss against updates into `W/plots/loss.png` -> its path, or None without points."""
     lines = read(workdir)
     train, held = _points(lines, "train"), _points(lines, "eval")
@@ -30,7 +30,6 @@ def curve(workdir: str, title: str) -> str | None:
         axes.annotate(f"{ys[-1]:.4g}", (xs[-1], ys[-1]), (6, 0), textcoords="offset points", color=HELD, va="center")
     axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
     axes.set_xlabel("updates", color=INK)
-    unit = "quadratic cost" if "quadratic" in title else UNITS["loss"].split(" a token")[0]
     axes.set_ylabel(f"loss ({unit})", color=INK)
     axes.grid(color=PALE, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,7 @@ import dataclasses
 import platform
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax
@@ -12,12 +13,13 @@ import numpy as np
 import optax
 import orbax.checkpoint
 from etils import epath
+from jax.experimental import multihost_utils
 
 from data import augment, plan, tokenizers
 from data.kinds import Source, Texts
 from errors import UsageError
 from models.spec import flatten
-from train import checkpoint, evaluate, feed, flops, loop, metrics, optim, plots, step, summary
+from train import begin, checkpoint, evaluate, feed, flops, loop, metrics, optim, plots, profile, step, summary
 from train.host import Host
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
 
@@ -26,19 +28,20 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None
     """Train in a workdir, from its newest good checkpoint if it has one -> the signal that ended it early, or None."""
     corpora = [load_source(cfg, host, name, cfg.data.split) for name in names_of(cfg)]
     held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
-    setup = set_up(cfg, host, corpora[0], None)
+    setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir))
     feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place)
     check_values(cfg)
+    traced = profile.window(cfg.log.profile)
     tx = optim.make(cfg.optim, setup.model.specs["params"])
     rate = optim.schedule(cfg.schedule, cfg.optim.lr, cfg.train.steps)
-    batches = plan.Plan(_corpora(setup, corpora), (_first_phase(cfg),), cfg.seed, _augment(cfg))
+    batches = plan.Plan(_corpora(setup, corpora), (begin.first_phase(cfg),), cfg.seed, _augment(cfg))
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
 
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     with checkpoint.lock(workdir):
-        state, start, phases = _begin(setup, tx, workdir, identity)
+        state, start, phases = begin.begin(setup, tx, workdir, identity)
         batches = dataclasses.replace(batches, phases=phases)
         if start >= cfg.train.steps:
             host.say(
@@ -48,7 +51,12 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None
             return None
         if jax.process_index() == 0:
             (epath.Path(workdir) / "config.json").write_text(config_json)
-        _introduce(setup, corpora, held_out, update, state, batches, start, workdir)
+        batch = _shapes(setup, batches, start)
+        _introduce(setup, corpora, held_out, update, state, batch, batches, start, workdir)
+        if cfg.log.hlo and jax.process_index() == 0:
+            profile.write_programs(update, state, batch, Path(workdir) / "hlo")
+        if traced:
+            update = profile.traced(update, start, traced, str(Path(workdir) / "profile"))
         return _train(setup, update, state, batches, start, held_out, workdir, identity)
 
 
@@ -79,17 +87,6 @@ def _or_none(key: str) -> str:
     return ", or None" if key in ("eval.every", "eval.batch", "eval.limit", "checkpoint.every", "data.vocab") else ""
 
 
-def _first_phase(cfg: Config) -> plan.Phase:
-    """The phase that the config describes, from update 0 on."""
-    weights = cfg.data.weights or (1.0,) * len(names_of(cfg))
-    if len(weights) != len(names_of(cfg)) or min(weights) < 0 or not sum(weights):
-        raise UsageError(f"data.weights = {weights} must give each of {cfg.data.name!r} a share of 0 or more")
-    least = min(w for w in weights if w) / sum(weights)
-    if least < plan.LEAST_SHARE:
-        raise UsageError(f"data.weights = {weights}: a share must be 0 or at least {plan.LEAST_SHARE}, not {least:.1g}")
-    return plan.Phase(0, cfg.train.batch, tuple(map(float, weights)))
-
-
 def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     cfg = setup.cfg
     kinds = {(type(s).__name__, getattr(s, "classes", None)) for s in corpora}
@@ -107,37 +104,14 @@ def _augment(cfg: Config) -> augment.Images:
     return augment.Images(cfg.seed, augment.parse(cfg.data.augment), cfg.data.mean, cfg.data.deviation)
 
 
-def _begin(
-    setup: Setup, tx: optax.GradientTransformation, workdir: str, identity: list[dict[str, Any]]
-) -> tuple[step.State, int, tuple[plan.Phase, ...]]:
-    """The state to go on from, its step, and the phases: fresh, or of the newest good checkpoint."""
-    cfg = setup.cfg
-    phase = _first_phase(cfg)
-    if not checkpoint.steps(workdir):
-        return step.fresh_state(setup.model, tx, setup.place, cfg.seed, setup.options), 0, (phase,)
-
-    target = _target(setup, tx)
-    read = partial(checkpoint.restore, workdir, target=target)
-    found, state = checkpoint.first_good(workdir, checkpoint.select(workdir, "latest"), read, setup.host.say)
-    checkpoint.set_aside(workdir, newer_than=found)
-    manifest = checkpoint.load_manifest(workdir, found)
-    if manifest["data"] != identity:
-        raise UsageError(f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}")
-    phases = plan.phases_from(manifest["phases"])
-    if cfg.train.carry and phases[-1].batch_size != phase.batch_size:
-        raise UsageError(
-            f"train.batch = {phase.batch_size}: with train.carry a run keeps its {phases[-1].batch_size} rows"
-        )
-    if (phases[-1].batch_size, phases[-1].weights) != (phase.batch_size, phase.weights):
-        phases = (*phases, dataclasses.replace(phase, from_step=found))
-    setup.host.say(f"resuming {workdir} from checkpoint {found:,}")
-    return state, found, phases
-
-
-def _target(setup: Setup, tx: optax.GradientTransformation) -> step.State:
-    shapes = jax.eval_shape(partial(step.init_state, setup.model, tx, setup.cfg.seed, setup.options))
-    shardings = step.state_shardings(setup.model, tx, setup.place, setup.options)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+def _shapes(setup: Setup, batches: plan.Plan, start: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batch of an update, as ShapeDtypeStructs."""
+    rows = batches.phase(start).batch_size
+    sharding = lambda k, v: setup.place.sharding(step.batch_axes(k, v.ndim))  # noqa: E731
+    return {
+        k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=sharding(k, v))
+        for k, v in batches.batch(start, [0]).items()
+    }
 
 
 def _introduce(
@@ -146,6 +120,7 @@ def _introduce(
     held_out: Source,
     update: Callable[..., Any],
     state: step.State,
+    batch: dict[str, jax.ShapeDtypeStruct],
     batches: plan.Plan,
     start: int,
     workdir: str,
@@ -155,12 +130,6 @@ def _introduce(
     cfg, host, model = setup.cfg, setup.host, setup.model
     if cfg.log.table:
         host.say(*summary.table(model, setup.place, setup.dtype), "")
-    rows = batches.phase(start).batch_size
-    shapes = {k: (v.shape, v.dtype) for k, v in batches.batch(start, [0]).items()}
-    batch = {
-        k: jax.ShapeDtypeStruct((rows, *s[1:]), d, sharding=setup.place.sharding(step.batch_axes(k, len(s))))
-        for k, (s, d) in shapes.items()
-    }
     cost = flops.count(
         update, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state), batch
     )
@@ -191,7 +160,7 @@ def _train(
     identity: list[dict[str, Any]],
 ) -> str | None:
     cfg, host, main = setup.cfg, setup.host, jax.process_index() == 0
-    recorder = metrics.Recorder(workdir, host) if main else metrics.Nothing()
+    recorder = metrics.Recorder(workdir, host, cfg.log.wandb, cfg.to_dict()) if main else metrics.Nothing()
     store = checkpoint.Store(workdir, cfg.checkpoint.keep, cfg.checkpoint.keep_best)
     exam = exam_of(setup, held_out)
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
@@ -213,6 +182,16 @@ def _train(
     def save(n: int, state: step.State, scores: evaluate.Scores | None) -> None:
         store.save(state, manifest_of(setup, n, batches.phases, identity, scores), _description(setup))
 
+    def stopping(n: int) -> str | None:
+        """The signal that asks for a stop; several processes agree on it, after every line of metrics."""
+        pending = host.signals()
+        if jax.process_count() == 1:
+            return pending
+        if n % cfg.log.every:
+            return None
+        votes = multihost_utils.process_allgather(np.asarray([pending is not None]))
+        return (pending or "a signal to another process") if votes.any() else None
+
     feeding = feed.training(
         batches, setup.place, start, cfg.train.steps, workers=cfg.data.workers, prefetch=cfg.data.prefetch
     )
@@ -228,13 +207,14 @@ def _train(
             save,
             cfg.eval.every,
             cfg.checkpoint.every,
+            stopping,
         )
     finally:
         store.close()
         recorder.close()
     if main and "://" not in workdir:
-        title = f"{setup.model.family} on {cfg.data.name}" + (", quadratic cost" if cfg.loss == "quadratic" else "")
-        picture, newest = plots.curve(workdir, title), checkpoint.steps(workdir)[-1]
+        title = f"{setup.model.family} on {cfg.data.name}"
+        picture, newest = plots.curve(workdir, title, setup.task.unit), checkpoint.steps(workdir)[-1]
         host.say(f"curve in {picture}, checkpoint {newest:,} in {workdir}/checkpoints")
     return signal
 

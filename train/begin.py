@@ -1,0 +1,72 @@
+"""From where a run goes: a fresh state, another run's parameters, or its own newest good checkpoint."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+
+from data import plan
+from errors import UsageError
+from train import checkpoint, initial, step
+from train.setup import Config, Setup, names_of
+
+
+def first_phase(cfg: Config) -> plan.Phase:
+    """The phase that the config describes, from update 0 on."""
+    weights = cfg.data.weights or (1.0,) * len(names_of(cfg))
+    if len(weights) != len(names_of(cfg)) or min(weights) < 0 or not sum(weights):
+        raise UsageError(f"data.weights = {weights} must give each of {cfg.data.name!r} a share of 0 or more")
+    least = min(w for w in weights if w) / sum(weights)
+    if least < plan.LEAST_SHARE:
+        raise UsageError(f"data.weights = {weights}: a share must be 0 or at least {plan.LEAST_SHARE}, not {least:.1g}")
+    return plan.Phase(0, cfg.train.batch, tuple(map(float, weights)))
+
+
+def begin(
+    setup: Setup, tx: optax.GradientTransformation, workdir: str, identity: list[dict[str, Any]]
+) -> tuple[step.State, int, tuple[plan.Phase, ...]]:
+    """The state to go on from, its step, and the phases: fresh, or of the newest good checkpoint."""
+    cfg = setup.cfg
+    phase = first_phase(cfg)
+    if not checkpoint.steps(workdir):
+        state = step.fresh_state(setup.model, tx, setup.place, cfg.seed, setup.options)
+        if cfg.init_from:
+            state, report = initial.load(state, cfg)
+            setup.host.say(str(report))
+        return state, 0, (phase,)
+
+    target = _target(setup, tx)
+    read = partial(checkpoint.restore, workdir, target=target)
+    found, state = checkpoint.first_good(workdir, checkpoint.select(workdir, "latest"), read, setup.host.say)
+    checkpoint.set_aside(workdir, newer_than=found)
+    manifest = checkpoint.load_manifest(workdir, found)
+    if manifest["data"] != identity:
+        raise UsageError(f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}")
+    phases = plan.phases_from(manifest["phases"])
+    if cfg.train.carry and phases[-1].batch_size != phase.batch_size:
+        raise UsageError(
+            f"train.batch = {phase.batch_size}: with train.carry a run keeps its {phases[-1].batch_size} rows"
+        )
+    if (phases[-1].batch_size, phases[-1].weights) != (phase.batch_size, phase.weights):
+        phases = (*phases, dataclasses.replace(phase, from_step=found))
+    setup.host.say(f"resuming {workdir} from checkpoint {found:,}")
+    return state, found, phases
+
+
+def _target(setup: Setup, tx: optax.GradientTransformation) -> step.State:
+    shapes = jax.eval_shape(partial(step.init_state, setup.model, tx, setup.cfg.seed, setup.options))
+    shardings = step.state_shardings(setup.model, tx, setup.place, setup.options)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
+    """The tokenizer of parameters that are there: this run's, or one of the same kind of the run they come from."""
+    found = checkpoint.steps(workdir)
+    if found:
+        return checkpoint.load_tokenizer(workdir, found[-1])
+    if cfg.init_from is None:
+        return None
+    description = checkpoint.load_tokenizer(*initial.source(cfg.init_from))
+    return description if description and description["kind"] == cfg.data.tokenizer else None
