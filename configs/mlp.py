@@ -4,8 +4,8 @@
 
 `xor_perceptron` and `xor`: a linear unit cannot do it, a hidden layer can (Minsky, Papert 1969; Rumelhart et al.
 1986); seconds each. `rosenblatt`: the perceptron's own rule (1958), one example at a time, on points that a line parts.
-`micrograd`: that engine's demo (Karpathy 2020): two half moons, 2-16-16-1, margin loss, 100 updates of all points, 100 %
-published; by ablation `scalar` or `equations`, by gradients that are written out here. `moons`: the same points by
+`micrograd`: that engine's demo (Karpathy 2020): two half moons, 2-16-16-1, margin loss, 100 updates of all points;
+100 % published; by ablation `scalar` or `equations` the gradients are written out here. `moons`: the same points by
 softmax; seconds. `digits`: scikit-learn's 8 x 8 digits, embedded; seconds.
 `mnist_nielsen`: Nielsen 2015, chapter 1: 784-30-10 sigmoid units, quadratic cost, SGD at 3.0, batches of 10, 30 epochs;
 95.42 % published; README has our figure.

@@ -130,6 +130,7 @@ def _introduce(
     cfg, host, model = setup.cfg, setup.host, setup.model
     if cfg.log.table:
         host.say(*summary.table(model, setup.place, setup.dtype), "")
+    rows = batches.phase(start).batch_size
     cost = flops.count(
         update, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state), batch
     )
