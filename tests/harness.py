@@ -10,7 +10,7 @@ import numpy as np
 import models
 from configs import base
 from models.spec import flatten
-from train import losses, mesh, optim, step
+from train import leaves, losses, mesh, optim, step
 
 B = 16  # rows of a batch: divisible by 8 devices, and by 2 microbatches on them
 
@@ -81,16 +81,18 @@ class Trainer:
     dtype: Any = jnp.float32
     more: dict[str, Any] = field(default_factory=dict)  # of step.Options
     model: models.Model | None = None  # None is the noisy one
+    knobs: dict[str, Any] = field(default_factory=dict)  # of the section optim
 
     def __post_init__(self) -> None:
         self.model = self.model or noisy(self.name)
         count = int(np.prod([int(p.split(":")[1]) for p in self.mesh_text.split(",")]))
         self.place = mesh.place_on(mesh.make_mesh(self.mesh_text, jax.devices()[:count]), self.model.specs)
-        cfg = base.defaults()
-        cfg.optim.name = self.optimizer
-        self.tx = optim.make(cfg.optim, self.model.specs["params"])
+        self.cfg = base.defaults().optim
+        self.cfg.update({"name": self.optimizer, **self.knobs})
+        self.tx = optim.make(self.cfg, self.model.specs["params"])
         self.task = losses.TASKS[LOSS[self.name]]
-        options = step.Options(dtype=self.dtype, accumulate=self.accumulate, **self.more)
+        frozen = leaves.frozen(self.cfg.freeze, self.model.specs["params"])
+        options = step.Options(dtype=self.dtype, accumulate=self.accumulate, frozen=frozen, **self.more)
         with jax.set_mesh(self.place.mesh):
             self.state = step.fresh_state(self.model, self.tx, self.place, self.seed, options)
         rate = lambda n: jnp.asarray(self.lr)  # noqa: E731

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
+from configs import base
 from data import augment, plan, sequences, sources, tokenizers
 from models import Model, build
 from models.layers import dropout
@@ -42,10 +42,8 @@ def mask_terms(value: jax.Array, batch: dict[str, jax.Array]) -> dict[str, tuple
 
 def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
     """The masks of two updates, as the trainer's own step draws them."""
-    settings = ConfigDict(
-        {"name": "sgd", "lr": 1.0, "momentum": 0.0, "beta1": 0.0, "beta2": 0.0, "eps": 1.0, "clip": None}
-        | {"decay": 0.0, "decay_embeddings": False}
-    )
+    settings = base.defaults().optim
+    settings.name = "sgd"
     model = Mask("mask", None)
     tx = optim.make(settings, model.specs["params"])
     task, options = losses.Task(mask_terms, "classifier", "label", ""), step.Options(accumulate=accumulate)

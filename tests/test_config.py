@@ -14,7 +14,7 @@ from configs import base, cnn, flax, gpt, mlp, reader, rnn
 from configs.base import KNOBS
 from errors import UsageError
 from models.validate import REMAT
-from train import losses, optim, setup
+from train import losses, optim, schedules, setup
 
 ROOT = Path(__file__).parent.parent
 FILES = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "flax": flax}
@@ -142,16 +142,19 @@ def test_every_default_fits_its_type(key: str) -> None:
     assert knob.says
 
 
+SECTIONS = {"optim.py": "optim", "schedules.py": "schedule"}  # files to which `cfg` is one section
+
+
 def _readings() -> set[str]:
-    """The dotted knobs that the code outside configs/ reads: `cfg.section.name`, and in optim.py `cfg.name`."""
+    """The dotted knobs that the code outside configs/ reads: `cfg.section.name`, and `cfg.name` in SECTIONS' files."""
     found: set[str] = set()
     for path in [ROOT / "launch.py", *(p for d in ("train", "models", "data") for p in (ROOT / d).rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
                 owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
                 found.add(node.attr if owner == "cfg" else f"{owner}.{node.attr}")
-            if path.name == "optim.py" and isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "cfg":
-                found |= {f"optim.{node.attr}", f"schedule.{node.attr}"}
+                if owner == "cfg" and path.name in SECTIONS:
+                    found.add(f"{SECTIONS[path.name]}.{node.attr}")
     return found
 
 
@@ -305,7 +308,7 @@ def test_every_variant_builds(file: str, names: str) -> None:
     assert cfg.train.precision in setup.PRECISIONS
     assert cfg.train.remat in REMAT
     optim.make(cfg.optim, model.specs["params"])
-    optim.schedule(cfg.schedule, cfg.optim.lr, cfg.train.steps)
+    schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
     assert ("language_model" in model.traits) == (cfg.loss == "next_token")
     assert cfg.train.batch % cfg.train.accumulate == 0
 
@@ -314,7 +317,7 @@ def test_every_variant_builds(file: str, names: str) -> None:
     ("key", "table"),
     [
         ("optim.name", optim.OPTIMIZERS),
-        ("schedule.name", optim.SCHEDULES),
+        ("schedule.name", schedules.SCHEDULES),
         ("train.precision", setup.PRECISIONS),
         ("train.remat", REMAT),
         ("loss", losses.TASKS),

@@ -13,12 +13,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import models
-from configs import base
 from data.evaluation import Exam
 from errors import UsageError
 from models.layers import MASKED
-from models.spec import Spec, flatten, normal, zeros
-from train import evaluate, flops, losses, mesh, metrics, optim
+from models.spec import Spec, zeros
+from train import evaluate, flops, losses, mesh, metrics
 from train.host import Host
 
 F32 = 1e-5  # relative: a few roundings of float32
@@ -101,145 +100,6 @@ def test_next_token_counts_tokens_and_bytes() -> None:
     np.testing.assert_array_equal(got["bits_per_byte"][1], [7, 3])
     del batch["bytes"]
     assert "bits_per_byte" not in losses.next_token(jnp.asarray(logits), {k: jnp.asarray(v) for k, v in batch.items()})
-
-
-# Schedules
-
-
-def rates(steps: int, at: list[int], **settings: Any) -> list[float]:
-    cfg = base.defaults().schedule
-    cfg.update(settings)
-    rate = optim.schedule(cfg, 2.0, steps)
-    return [float(rate(jnp.asarray(n))) for n in at]
-
-
-def test_constant_schedule() -> None:
-    """The peak from the first update to the last."""
-    assert rates(10, [0, 5, 9]) == [2.0, 2.0, 2.0]
-
-
-def test_linear_schedule() -> None:
-    """From the peak in equal parts towards the end value."""
-    np.testing.assert_allclose(rates(10, [0, 1, 5, 9, 10], name="linear", end=0.5), [2, 1.9, 1.5, 1.1, 1], rtol=F32)
-
-
-def test_cosine_schedule() -> None:
-    """Half a cosine from the peak to the end value."""
-    at = [0, 3, 5, 9, 10]
-    want = [2 * (0.1 + 0.9 * (1 + math.cos(math.pi * n / 10)) / 2) for n in at]
-    np.testing.assert_allclose(rates(10, at, name="cosine", end=0.1), want, rtol=F32)
-
-
-@pytest.mark.parametrize("name", list(optim.SCHEDULES))
-def test_warm_up_rises_to_the_peak(name: str) -> None:
-    """In equal steps, the first already above 0; the peak comes right after, then the schedule's own first values."""
-    got = rates(20, list(range(6)), name=name, warmup=4)
-    np.testing.assert_allclose(got[:5], [0.4, 0.8, 1.2, 1.6, 2.0], rtol=F32)
-    np.testing.assert_allclose(got[4:], rates(16, [0, 1], name=name), rtol=F32)
-    np.testing.assert_allclose(rates(20, [20], name=name, warmup=4), rates(16, [16], name=name), rtol=F32)
-
-
-def test_warm_up_may_fill_the_run() -> None:
-    """As many updates of warm-up as the run has: no division by zero."""
-    assert all(np.isfinite(rates(4, [0, 3, 4], name="cosine", warmup=4)))
-
-
-@pytest.mark.parametrize("settings", [{"name": "cosin"}, {"warmup": 11}, {"warmup": -1}, {"end": 1.5}, {"end": -0.1}])
-def test_bad_schedules_are_refused(settings: dict[str, Any]) -> None:
-    """Unknown names, and values beyond their bounds."""
-    with pytest.raises(UsageError, match="schedule"):
-        rates(10, [0], **settings)
-
-
-# Optimizers
-
-TABLE = {"w": Spec((3, 2), "embed mlp", normal, fan_in="embed"), "b": Spec((2,), "norm", zeros)}
-
-
-def settings(**more: Any) -> Any:
-    cfg = base.defaults().optim
-    cfg.update(more)
-    return cfg
-
-
-def by_hand(cfg: Any, p: np.ndarray, gradients: list[np.ndarray], decayed: bool, lr: float) -> np.ndarray:
-    """One leaf's updates in float64, after clipping, as the papers write them."""
-    p, m, v = p.astype(np.float64), 0.0, 0.0
-    for t, g in enumerate(gradients, 1):
-        decay = cfg.decay * p if decayed else 0.0
-        g = g.astype(np.float64) + (0.0 if cfg.name == "adamw" else decay)
-        if cfg.name == "sgd":
-            u = g
-        elif cfg.name == "momentum":
-            u = m = cfg.momentum * m + g
-        else:
-            m, v = cfg.beta1 * m + (1 - cfg.beta1) * g, cfg.beta2 * v + (1 - cfg.beta2) * g * g
-            u = m / (1 - cfg.beta1**t) / (np.sqrt(v / (1 - cfg.beta2**t)) + cfg.eps)
-        p = p - lr * (u + (decay if cfg.name == "adamw" else 0.0))
-    return p
-
-
-@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
-@pytest.mark.parametrize("decay", [0.0, 0.3])
-@pytest.mark.parametrize("clip", [None, 0.5])
-def test_three_updates_by_hand(name: str, decay: float, clip: float | None) -> None:
-    """Moments, their correction, decay (coupled but in adamw; of matrices only) and clipping by the global norm."""
-    cfg = settings(name=name, decay=decay, clip=clip, beta2=0.99)
-    tx, lr = optim.make(cfg, TABLE), 0.1
-    start = {"w": draw(3, 2), "b": draw(2) + 1}
-    gradients = [{"w": draw(3, 2) * k, "b": draw(2) - k} for k in (0.01, 1.0, -2.0)]
-
-    params = jax.tree.map(jnp.asarray, start)
-    state = tx.init(params)
-    for g in gradients:
-        updates, state = tx.update(jax.tree.map(jnp.asarray, g), state, params)
-        params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
-
-    norms = [math.sqrt(sum(np.square(x).sum() for x in g.values())) for g in gradients]
-    shrink = [1.0 if clip is None else min(1.0, clip / n) for n in norms]
-    assert clip is None or min(shrink) < 1
-    for leaf in start:
-        own = [g[leaf] * s for g, s in zip(gradients, shrink, strict=True)]
-        want = by_hand(cfg, start[leaf], own, decayed=leaf == "w", lr=lr)
-        np.testing.assert_allclose(params[leaf], want, rtol=F32, atol=1e-6)
-
-
-def test_a_small_gradient_is_not_clipped() -> None:
-    """Clipping never enlarges."""
-    tx = optim.make(settings(name="sgd", clip=100.0), TABLE)
-    g = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
-    updates, _ = tx.update(g, tx.init(g), g)
-    assert all((updates[k] == 1).all() for k in g)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("embeddings", [True, False])
-def test_what_decays_in_a_gpt(tied: bool, embeddings: bool) -> None:
-    """Matrices do, biases and norms never, the tables of tokens and positions by the knob."""
-    specs = models.build("gpt", vocab=50, context=8, width=8, depth=2, heads=2, tied=tied).specs["params"]
-    got = {name for name, on in flatten(optim.decays(specs, embeddings)).items() if on}
-    want = {f"blocks/{part}/kernel" for part in ("qkv", "out", "up", "down")}
-    want |= {"embed/token", "embed/position"} if embeddings else set()
-    want |= set() if tied else {"head"}
-    assert got == want
-
-
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        ({"name": "adamm"}, "'adam'"),
-        ({"momentum": 1.0}, r"optim\.momentum.*\[0, 1\)"),
-        ({"beta2": -0.1}, r"optim\.beta2"),
-        ({"lr": -1.0}, r"optim\.lr.*0 or more"),
-        ({"decay": -1.0}, r"optim\.decay"),
-        ({"eps": 0.0}, r"optim\.eps.*positive"),
-        ({"clip": 0.0}, r"optim\.clip.*positive"),
-    ],
-)
-def test_bad_optimizers_are_refused(bad: dict[str, Any], says: str) -> None:
-    """Unknown names, and values beyond their bounds."""
-    with pytest.raises(UsageError, match=says):
-        optim.make(settings(**bad), TABLE)
 
 
 # Evaluation

@@ -37,7 +37,7 @@ def begin(
             setup.host.say(str(report))
         return state, 0, (phase,)
 
-    target = _target(setup, tx)
+    target = target_of(setup, tx)
     read = partial(checkpoint.restore, workdir, target=target)
     found, state = checkpoint.first_good(workdir, checkpoint.select(workdir, "latest"), read, setup.host.say)
     checkpoint.set_aside(workdir, newer_than=found)
@@ -55,7 +55,8 @@ def begin(
     return state, found, phases
 
 
-def _target(setup: Setup, tx: optax.GradientTransformation) -> step.State:
+def target_of(setup: Setup, tx: optax.GradientTransformation) -> step.State:
+    """The state as ShapeDtypeStructs with this run's shardings: what a restore is to give."""
     shapes = jax.eval_shape(partial(step.init_state, setup.model, tx, setup.cfg.seed, setup.options))
     shardings = step.state_shardings(setup.model, tx, setup.place, setup.options)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

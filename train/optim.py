@@ -1,78 +1,209 @@
-"""Optimizers from Optax, learning-rate schedules, and the mask of what decays.
+"""Optimizers, all from Optax.
 
-Updates come out of Optax before the learning rate: `step.py` multiplies by it, as a function of the step alone.
+The learning rate comes in from outside: `update(gradients, state, params, lr=rate)` returns what is to be subtracted.
+So no optimizer's state holds a rate or a schedule, and a run may go on under another one.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from optax import contrib
 
 from errors import UsageError, unknown
 from models.spec import Spec
+from train import leaves
 
-OPTIMIZERS: dict[str, Callable[[Any, Any], list[optax.GradientTransformation]]] = {
-    # decay comes last in adamw alone, decoupled from the moments (Loshchilov, Hutter 2019, arXiv:1711.05101)
-    "sgd": lambda cfg, decay: [decay],
-    "momentum": lambda cfg, decay: [decay, optax.trace(cfg.momentum)],
-    "adam": lambda cfg, decay: [decay, optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)],
-    "adamw": lambda cfg, decay: [optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps), decay],
+Transform = Any  # an optax.GradientTransformation
+
+OPTIMIZERS: dict[str, Callable[[Any, Transform, Any], list[Transform]]] = {
+    # (knobs, weight decay, table) -> links of a chain. Decay comes first where it is part of the gradient, last where
+    # it is decoupled from the moments (Loshchilov, Hutter 2019, arXiv:1711.05101)
+    "sgd": lambda cfg, decay, specs: [decay],
+    "momentum": lambda cfg, decay, specs: [decay, optax.trace(cfg.momentum)],
+    # Sutskever, Martens, Dahl, Hinton 2013, "On the importance of initialization and momentum", with the gradient
+    # taken at the point looked ahead to, as in PyTorch
+    "nesterov": lambda cfg, decay, specs: [decay, optax.trace(cfg.momentum, nesterov=True)],
+    "adam": lambda cfg, decay, specs: [decay, _adam(cfg)],
+    "adamw": lambda cfg, decay, specs: [_adam(cfg), decay],
+    # Chen et al. 2023, arXiv:2302.06675, algorithm 2
+    "lion": lambda cfg, decay, specs: [optax.scale_by_lion(cfg.beta1, cfg.beta2), decay],
+    "adafactor": lambda cfg, decay, specs: [_adafactor(specs), decay],
+    "muon": lambda cfg, decay, specs: [_muon(cfg, specs), decay],
+    "schedule_free": lambda cfg, decay, specs: [
+        optax.scale_by_rms(cfg.beta2, cfg.eps, eps_in_sqrt=False, bias_correction=True),  # Adam without first moment
+        decay,
+    ],
 }
 
-SCHEDULES: dict[str, Callable[[int, float], optax.Schedule]] = {  # (updates, last share) -> share of the peak
-    "constant": lambda updates, end: optax.constant_schedule(1.0),
-    "linear": lambda updates, end: optax.linear_schedule(1.0, end, updates),
-    "cosine": lambda updates, end: optax.cosine_decay_schedule(1.0, updates, end),
+
+def _adam(cfg: Any) -> Transform:
+    return optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
+
+
+def _adafactor(specs: Any) -> Transform:
+    """Second moments kept as rows and columns, updates clipped to RMS 1 and made relative to the parameter's RMS.
+
+    The learning rate is the paper's relative step size. Matrices with a dim below 128 keep the whole moment.
+
+    Source: Shazeer, Stern 2018, arXiv:1804.04235, algorithms 4 and 5, without the first moment.
+    """
+    one = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+    return _each(one, specs)
+
+
+def _each(inner: Transform, specs: Any) -> Transform:
+    """`inner` on each parameter alone where a leaf stacks several, a contracted one as a matrix.
+
+    Without it the moments of a stack would be factored along its two largest dims, whatever these are, and its layers
+    would share one clipping.
+    """
+
+    def unfolded(spec: Spec) -> tuple[list[int], list[int]]:
+        stacked, contracted, rest = leaves.dims(spec)
+        order = stacked + contracted + rest
+        return order, [spec.shape[i] for i in order]
+
+    def fold(spec: Spec, x: jax.Array) -> jax.Array:
+        groups = leaves.dims(spec)
+        stack, inside, outside = (int(np.prod([spec.shape[i] for i in g])) for g in groups)
+        shape = (inside, outside) if groups[1] else [spec.shape[i] for i in groups[2]]
+        return x.transpose(unfolded(spec)[0]).reshape(stack, *shape)
+
+    def unfold(spec: Spec, x: jax.Array) -> jax.Array:
+        order, shape = unfolded(spec)
+        return x.reshape(shape).transpose(np.argsort(order))
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(lambda s, p: jax.vmap(inner.init)(fold(s, p)), specs, params)
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        one = lambda s, u, o, p: jax.vmap(inner.update)(fold(s, u), o, fold(s, p))  # noqa: E731
+        pairs = jax.tree.map(one, specs, updates, state, params)
+        first = jax.tree.map(lambda s, pair: unfold(s, pair[0]), specs, pairs)
+        return first, jax.tree.map(lambda s, pair: pair[1], specs, pairs)
+
+    return optax.GradientTransformation(init, update)
+
+
+def muon_dims(spec: Spec) -> Any:
+    """The dims that Muon sees as rows and columns, a stack's matrices each alone; None where the leaf is Adam's.
+
+    Muon takes what a product contracts, but for the head: there each row is a class, not a direction.
+    """
+    _, contracted, rest = leaves.dims(spec)
+    if not contracted or not rest or {"vocab", "classes"} & set(spec.names):
+        return None
+    return contrib.MuonDimensionNumbers(tuple(contracted), tuple(rest))
+
+
+def _muon(cfg: Any, specs: Any) -> Transform:
+    """Momentum made orthogonal, matrix by matrix, at the RMS 0.2 of an Adam update; Adam for all other leaves.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale by Liu et al. 2025,
+    arXiv:2502.16982, eq. 4.
+    """
+
+    def scale(spec: Spec) -> Any:
+        found = muon_dims(spec)
+        sizes = [int(np.prod([spec.shape[i] for i in group])) for group in found or ()]
+        return 0.2 * max(sizes) ** 0.5 if found else optax.MaskedNode()
+
+    numbers = jax.tree.map(lambda s: muon_dims(s) or optax.MaskedNode(), specs)
+    muon = contrib.scale_by_muon(beta=cfg.momentum, weight_dimension_numbers=numbers)
+    labels = jax.tree.map(lambda s: "muon" if muon_dims(s) else "adam", specs)
+    links = {"muon": optax.chain(muon, _times(jax.tree.map(scale, specs))), "adam": _adam(cfg)}
+    return optax.partition(links, labels)
+
+
+def _times(factors: Any) -> Transform:
+    """Each leaf of an update times its factor."""
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u, f: u * f, updates, factors))
+
+
+def _by_rate(updates: Any, state: Any, params: Any = None, *, lr: jax.Array, **rest: Any) -> tuple[Any, Any]:
+    return jax.tree.map(lambda u: lr * u, updates), state
+
+
+def _schedule_free(inner: Transform, beta: float) -> Transform:
+    """Steps of `inner` from z, gradients at y between z and its average x: params are y, for evaluation see below.
+
+    x weighs each z by the square of the largest learning rate so far. Float32 throughout, as a running sum needs.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
+    """
+    f32 = partial(optax.tree.cast, dtype=jnp.float32)
+
+    def wrapped(lr: Any) -> Transform:  # Optax wants the rate at its making: made anew at each update, it has no state
+        return contrib.schedule_free(optax.chain(inner, optax.scale(-lr)), lr, beta)
+
+    def init(params: Any) -> Any:
+        return wrapped(0.0).init(f32(params))
+
+    def update(updates: Any, state: Any, params: Any, *, lr: jax.Array, **rest: Any) -> tuple[Any, Any]:
+        moved, state = wrapped(lr).update(f32(updates), state, f32(params))
+        return jax.tree.map(jnp.negative, moved), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def eval_params(cfg: Any, opt_state: Any, params: Any) -> Any:
+    """The parameters to evaluate, of a state's `opt` and `params`: those of `schedule_free` are an average.
+
+    `cfg` is the section `optim`. All other optimizers evaluate what they train.
+    """
+    if cfg.name != "schedule_free":
+        return params
+    frozen = lambda z: isinstance(z, optax.MaskedNode)  # noqa: E731
+    state = opt_state if isinstance(opt_state, contrib.ScheduleFreeState) else opt_state[0].inner_state
+    trained = jax.tree.map(lambda z, p: z if frozen(z) else p, state.z, params, is_leaf=frozen)
+    average = contrib.schedule_free_eval_params(state, trained)
+    return jax.tree.map(lambda x, p: p if frozen(x) else x.astype(p.dtype), average, params, is_leaf=frozen)
+
+
+RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "momentum": ("a number in [0, 1)", lambda v: 0 <= v < 1),
+    "beta1": ("a number in [0, 1)", lambda v: 0 <= v < 1),
+    "beta2": ("a number in [0, 1)", lambda v: 0 <= v < 1),
+    "lr": ("0 or more", lambda v: v >= 0),
+    "decay": ("0 or more", lambda v: v >= 0),
+    "eps": ("positive", lambda v: v > 0),
+    "clip": ("positive", lambda v: v > 0),
+    "layer_decay": ("above 0 and at most 1", lambda v: 0 < v <= 1),
 }
 
 
-def decays(specs: Any, embeddings: bool) -> Any:
-    """Which leaves weight decay touches: those that are contracted (fan_in), and tables if `embeddings` -> bools."""
+def make(cfg: Any, specs: Any) -> Transform:
+    """The optimizer of `cfg.optim`, whose update takes `lr`. Frozen leaves have no state and do not move.
 
-    def one(spec: Spec) -> bool:
-        table = len([n for n in spec.names if n != "layers"]) > 1 and "embed" in spec.names
-        return bool(spec.fan_in) or (embeddings and table)
-
-    return jax.tree.map(one, specs)
-
-
-def make(cfg: Any, specs: Any) -> optax.GradientTransformation:
-    """The optimizer of `cfg.optim`, without the learning rate. Raises UsageError for an unknown name or bad value."""
+    Raises UsageError for an unknown name, a bad value, and a pattern that matches no leaf.
+    """
     if cfg.name not in OPTIMIZERS:
         raise unknown("optimizer", cfg.name, OPTIMIZERS)
-    rules: dict[str, Callable[[float], bool]] = {
-        "a number in [0, 1)": lambda v: 0 <= v < 1,
-        "0 or more": lambda v: v >= 0,
-        "positive": lambda v: v > 0,
-    }
-    names = ("momentum", "beta1", "beta2"), ("lr", "decay"), ("eps", "clip")
-    for (rule, ok), group in zip(rules.items(), names, strict=True):
-        for name in group:
-            if cfg[name] is not None and not ok(cfg[name]):
-                raise UsageError(f"config key 'optim.{name}' must be {rule}, not {cfg[name]!r}")
+    for name, (rule, ok) in RULES.items():
+        if cfg[name] is not None and not ok(cfg[name]):
+            raise UsageError(f"config key 'optim.{name}' must be {rule}, not {cfg[name]!r}")
+    if cfg.name == "schedule_free" and not cfg.beta1:
+        raise UsageError("config key 'optim.beta1' must be positive for schedule_free, not 0.0")
+
+    factors, frozen = leaves.factors(cfg.rates, cfg.layer_decay, specs), leaves.frozen(cfg.freeze, specs)
+    if cfg.freeze is not None:  # what follows sees the trained leaves only
+        specs, factors = (
+            jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, t) for t in (specs, factors)
+        )
     clip = [] if cfg.clip is None else [optax.clip_by_global_norm(cfg.clip)]
-    mask = decays(specs, cfg.decay_embeddings)
+    mask = leaves.decays(specs, cfg.decay_embeddings)
     decay = optax.add_decayed_weights(cfg.decay, mask) if cfg.decay else optax.identity()
-    return optax.chain(*clip, *OPTIMIZERS[cfg.name](cfg, decay))
-
-
-def schedule(cfg: Any, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """The learning rate of each update: step [] -> [], by `cfg.schedule`, over `steps` updates.
-
-    The warm-up rises linearly, its first update already above 0. Raises UsageError for an unknown name or bad value.
-    """
-    if cfg.name not in SCHEDULES:
-        raise unknown("schedule", cfg.name, SCHEDULES)
-    if not 0 <= cfg.warmup <= steps:
-        raise UsageError(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {cfg.warmup}")
-    if not 0 <= cfg.end <= 1:
-        raise UsageError(f"config key 'schedule.end' must lie between 0 and 1, not {cfg.end}")
-    after = SCHEDULES[cfg.name](max(1, steps - cfg.warmup), cfg.end)
-
-    def rate(step: jax.Array) -> jax.Array:
-        rising = (step + 1) / (cfg.warmup + 1)
-        return lr * jnp.where(step < cfg.warmup, rising, after(jnp.maximum(step - cfg.warmup, 0)))
-
-    return rate
+    links = [*clip, *OPTIMIZERS[cfg.name](cfg, decay, specs), _times(factors)]
+    if cfg.name == "schedule_free":  # the factors are z's: y and x follow it
+        tx = _schedule_free(optax.chain(*links), cfg.beta1)
+    else:
+        tx = optax.chain(*links, optax.GradientTransformationExtraArgs(optax.init_empty_state, _by_rate))
+    if cfg.freeze is None:
+        return tx
+    trained = jax.tree.map(lambda f: not f, frozen)
+    return optax.chain(optax.masked(tx, trained), optax.masked(optax.set_to_zero(), frozen))

@@ -1,32 +1,21 @@
 """The composition root of all that starts from a checkpoint: evaluation and sampling, on any devices."""
 
 import jax
-import jax.numpy as jnp
 
 from data import tokenizers
 from data.kinds import Texts
 from errors import UsageError
-from models.spec import abstract
-from train import checkpoint, evaluate, sample, step
+from train import begin, checkpoint, evaluate, optim, sample, step
 from train.host import Host
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up
 
 
 def restore_state(setup: Setup, workdir: str, n: int) -> step.State:
-    """What a checkpoint's state holds to be evaluated: parameters, their mean, running statistics; digests verified."""
-    params = setup.model.specs["params"]
-    specs = {"params": params, "stats": setup.model.specs.get("stats", {})}
-    specs["ema"] = {} if setup.cfg.optim.ema is None else params
-    dtypes = {"params": setup.dtype, "stats": jnp.float32, "ema": jnp.float32}
-    target = {
-        part: jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            abstract(specs[part], dtypes[part]),
-            setup.place.shardings(specs[part]),
-        )
-        for part in specs
-    }
-    return checkpoint.restore(workdir, n, target)
+    """What a checkpoint's state holds to be evaluated, digests verified: all but, mostly, the optimizer's part."""
+    cfg = setup.cfg.optim
+    wanted = {"params", "stats", "ema"} | ({"opt"} if cfg.name == "schedule_free" else set())
+    target = begin.target_of(setup, optim.make(cfg, setup.model.specs["params"]))
+    return checkpoint.restore(workdir, n, {part: target[part] for part in wanted})
 
 
 def evaluate_checkpoint(
@@ -60,7 +49,7 @@ def sample_checkpoint(
     blank = Texts((), {"name": cfg.data.name})
     cfg.mesh = "dp:1"
     setup = set_up(cfg, host, blank, description, jax.local_devices()[:1])
-    variables = list(step.views(restore_state(setup, workdir, n)).values())[-1]
+    variables = list(step.views(restore_state(setup, workdir, n), cfg.optim).values())[-1]
     ids, end = tokenizer.encode(prompt), tokenizer.vocab - 1
     written: list[int] = []
     host.stdout.write(prompt)

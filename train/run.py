@@ -19,7 +19,21 @@ from data import augment, plan, tokenizers
 from data.kinds import Source, Texts
 from errors import UsageError
 from models.spec import flatten
-from train import begin, checkpoint, evaluate, feed, flops, loop, metrics, optim, plots, profile, step, summary
+from train import (
+    begin,
+    checkpoint,
+    evaluate,
+    feed,
+    flops,
+    loop,
+    metrics,
+    optim,
+    plots,
+    profile,
+    schedules,
+    step,
+    summary,
+)
 from train.host import Host
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
 
@@ -33,7 +47,7 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None
     check_values(cfg)
     traced = profile.window(cfg.log.profile)
     tx = optim.make(cfg.optim, setup.model.specs["params"])
-    rate = optim.schedule(cfg.schedule, cfg.optim.lr, cfg.train.steps)
+    rate = schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
     batches = plan.Plan(_corpora(setup, corpora), (begin.first_phase(cfg),), cfg.seed, _augment(cfg))
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
@@ -139,8 +153,12 @@ def _introduce(
                      for c, k in zip(corpora, batches.corpora, strict=True))  # fmt: skip
     size_name = f", size {cfg.model.size}" if cfg.model.size else ""
     coupled = "; batch_coupled: accumulation changes its statistics" if "batch_coupled" in model.traits else ""
+    still = sum(
+        s.size for s, f in zip(*map(jax.tree.leaves, (model.specs["params"], setup.options.frozen)), strict=True) if f
+    )
+    held = f", {still:,} of them frozen" if still else ""
     host.say(
-        f"model   {model.family}{size_name}: {model.count():,} parameters, {cfg.train.precision}{coupled}",
+        f"model   {model.family}{size_name}: {model.count():,} parameters{held}, {cfg.train.precision}{coupled}",
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
         f"mesh    {summary.mesh_line(setup.place)}",

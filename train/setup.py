@@ -12,7 +12,7 @@ from data import augment, evaluation, plan, sequences, sources, tokenizers
 from data.kinds import Examples, Source, Texts
 from errors import UsageError, unknown
 from models import Model
-from train import evaluate, losses, mesh, step
+from train import evaluate, leaves, losses, mesh, step
 from train.host import Host
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
@@ -51,6 +51,7 @@ class Setup:
             carry=train.batch if train.carry else None,
             gradient=train.gradient,
             loss=self.cfg.loss,
+            frozen=leaves.frozen(self.cfg.optim.freeze, self.model.specs["params"]),
         )
 
     @property
@@ -195,7 +196,7 @@ def measure_views(
     return evaluate.joined(
         {
             prefix: evaluate.evaluate(examine, variables, exam, setup.place, rows, limit)
-            for prefix, variables in step.views(state).items()
+            for prefix, variables in step.views(state, setup.cfg.optim).items()
         }
     )
 

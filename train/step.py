@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec, auto_axes, reshard
+from jax.sharding import NamedSharding, PartitionSpec, auto_axes, reshard
 
 from errors import unknown
 from models import Model
 from models.layers import row_keys, site_hash
-from models.spec import abstract, draw
+from models.spec import Spec, abstract, draw, flatten, path_name
+from train import optim
 from train.losses import Task
 from train.mesh import Placement
 
@@ -35,6 +36,7 @@ class Options:
     carry: int | None = None  # rows whose recurrent state goes on from update to update
     gradient: str = "autodiff"  # or a source of gradients that the family writes out
     loss: str = ""  # the task's name, for such a source
+    frozen: Any = None  # of each parameter, whether it never changes; None trains all
 
 
 def stream_key(seed: jax.Array | int, name: str) -> jax.Array:
@@ -63,16 +65,25 @@ def _carried(model: Model, options: Options) -> Any:
 
 
 def state_shardings(model: Model, tx: optax.GradientTransformation, place: Placement, options: Options) -> State:
-    """NamedShardings of the state: means and moments lie as their parameters do, all else is replicated."""
-    params = place.shardings(model.specs["params"])
+    """NamedShardings of the state: means and moments lie as their parameters do, all else is replicated.
+
+    A moment is what bears a parameter's path at the end of its own, and has its shape. Optax's own map over parameters
+    needs a whole tree of moments of a transform that takes any tree, which masked and factored states are not.
+    """
+    table: dict[str, Spec] = flatten(model.specs["params"])
+
+    def lies(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        own = max((name for name in table if f"/{path_name(path)}".endswith(f"/{name}")), key=len, default=None)
+        return place.sharding(table[own].axes) if own and table[own].shape == leaf.shape else place.whole
+
     opt = jax.eval_shape(tx.init, abstract(model.specs["params"], options.dtype))
     return {
         "step": place.whole,
         "seed": place.whole,
-        "params": params,
+        "params": place.shardings(model.specs["params"]),
         "stats": place.shardings(model.specs.get("stats", {})),
-        "opt": optax.tree.map_params(tx, lambda _, s: s, opt, params, transform_non_params=lambda _: place.whole),
-        "ema": {} if options.ema is None else params,
+        "opt": jax.tree_util.tree_map_with_path(lies, opt),
+        "ema": {} if options.ema is None else place.shardings(model.specs["params"]),
         "carry": place.shardings(_carried(model, options)),
     }
 
@@ -83,9 +94,13 @@ def fresh_state(model: Model, tx: optax.GradientTransformation, place: Placement
     return jax.jit(partial(init_state, model, tx, seed, options), out_shardings=shardings)()
 
 
-def views(state: State) -> dict[str, Any]:
-    """The variables to be evaluated, by the prefix of their metrics; the last are those to be judged by and used."""
-    found = {"": {"params": state["params"], "stats": state["stats"]}}
+def views(state: State, cfg: Any) -> dict[str, Any]:
+    """The variables to be evaluated, by the prefix of their metrics; the last are those to be judged by and used.
+
+    `cfg` is the section `optim`. Of the state are needed params, stats, ema and, for schedule_free, opt.
+    """
+    params = optim.eval_params(cfg, state.get("opt"), state["params"])
+    found = {"": {"params": params, "stats": state["stats"]}}
     return {**found, "ema_": {"params": state["ema"], "stats": state["stats"]}} if state["ema"] else found
 
 
@@ -156,16 +171,16 @@ def make_step(
         return jax.tree.map(lambda x, over: function(x, over=over), carry, moving)
 
     out_shardings = jax.tree.map(lambda s: s.spec, (shardings["params"], shardings["opt"]))
-    update = auto_axes(lambda g, o, p: tx.update(g, o, p), out_sharding=out_shardings)
+    update = auto_axes(lambda g, o, p, lr: tx.update(g, o, p, lr=lr), out_sharding=out_shardings)
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         grads, terms, stats, carry = gradient(state, dict(batch))
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         value = terms["loss"][0] / terms["loss"][1]
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt = update(grads, state["opt"], state["params"])
         lr = rate(state["step"])
-        params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), state["params"], updates)
+        updates, opt = update(grads, state["opt"], state["params"], lr)
+        params = jax.tree.map(lambda p, u: (p - u).astype(p.dtype), state["params"], updates)
         new = {"params": params, "stats": stats, "opt": opt, "carry": carry}
         new["ema"] = _mean(state["ema"], params, state["step"], options.ema) if state["ema"] else {}
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {k: state[k] for k in new})
@@ -199,6 +214,8 @@ def gradient_of(model: Model, task: Task, place: Placement, options: Options) ->
         return {name: jnp.stack([jnp.sum(s), jnp.sum(w)]) for name, (s, w) in task(value, batch).items()}
 
     def loss(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any) -> Any:
+        if options.frozen is not None:
+            params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, options.frozen)
         variables = {"params": params, "stats": stats}
         out = model.apply(variables, batch, train=True, key=keys, cache=carry or None, place=place)
         terms = summed(out.value, batch)
@@ -218,6 +235,8 @@ def gradient_of(model: Model, task: Task, place: Placement, options: Options) ->
 
     def written(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any) -> Any:
         value, grads = sources[options.gradient](params, batch, model.config, options.loss, total)
+        if options.frozen is not None:
+            grads = jax.tree.map(lambda g, f: jnp.zeros_like(g) if f else g, grads, options.frozen)
         return grads, (summed(value, batch), stats, carry)
 
     return written

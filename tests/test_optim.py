@@ -1,0 +1,486 @@
+"""Optimizers against the papers in numpy, which leaf gets what, and states that are saved and sharded."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import models
+from configs import base
+from errors import UsageError
+from models.spec import Spec, abstract, flatten, normal, zeros
+from tests.harness import Trainer, batch_for, tiny
+from tests.test_contract import save, target_of
+from train import checkpoint, leaves, mesh, optim, step
+
+F32 = 1e-5  # relative: a few roundings of float32
+TABLE = {"w": Spec((3, 2), "embed mlp", normal, fan_in="embed"), "b": Spec((2,), "norm", zeros)}
+DECOUPLED = {"adamw", "lion", "adafactor", "muon", "schedule_free"}
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def settings(**more: Any) -> Any:
+    cfg = base.defaults().optim
+    cfg.update(more)
+    return cfg
+
+
+def by_optax(cfg: Any, table: Any, start: Any, gradients: list[Any], lr: float) -> tuple[Any, Any]:
+    """Parameters and state after these gradients."""
+    tx, params = optim.make(cfg, table), jax.tree.map(jnp.asarray, start)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for g in gradients:
+        updates, state = update(jax.tree.map(jnp.asarray, g), state, params, lr=jnp.float32(lr))
+        params = jax.tree.map(jnp.subtract, params, updates)
+    return params, state
+
+
+# By hand, one matrix or vector at a time, in float64
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def orthogonal(x: np.ndarray) -> np.ndarray:
+    """Five steps of the quintic Newton-Schulz iteration, as Jordan 2024 writes it."""
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def adam(cfg: Any, t: int, g: np.ndarray, s: dict[str, Any]) -> np.ndarray:
+    s["m"] = cfg.beta1 * s.get("m", 0.0) + (1 - cfg.beta1) * g
+    s["v"] = cfg.beta2 * s.get("v", 0.0) + (1 - cfg.beta2) * g * g
+    return s["m"] / (1 - cfg.beta1**t) / (np.sqrt(s["v"] / (1 - cfg.beta2**t)) + cfg.eps)
+
+
+def lion(cfg: Any, g: np.ndarray, s: dict[str, Any]) -> np.ndarray:
+    m = s.get("m", 0.0)
+    s["m"] = cfg.beta2 * m + (1 - cfg.beta2) * g
+    return np.sign(cfg.beta1 * m + (1 - cfg.beta1) * g)
+
+
+def adafactor(t: int, g: np.ndarray, p: np.ndarray, s: dict[str, Any]) -> np.ndarray:
+    """Algorithm 4, and 5 for what is no large matrix."""
+    keep, square = 1 - t**-0.8, g * g + 1e-30
+    if g.ndim == 2 and min(g.shape) >= 128:
+        s["r"] = keep * s.get("r", 0.0) + (1 - keep) * square.sum(1)
+        s["c"] = keep * s.get("c", 0.0) + (1 - keep) * square.sum(0)
+        v = np.outer(s["r"], s["c"]) / s["r"].sum()
+    else:
+        v = s["v"] = keep * s.get("v", 0.0) + (1 - keep) * square
+    u = g / np.sqrt(v)
+    return u / max(1.0, rms(u)) * max(1e-3, rms(p))
+
+
+def muon(cfg: Any, t: int, g: np.ndarray, s: dict[str, Any]) -> np.ndarray:
+    """Nesterov's mean of the gradients with Dozat's correction, made orthogonal, at RMS 0.2."""
+    b = cfg.momentum
+    s["m"] = b * s.get("m", 0.0) + (1 - b) * g
+    ahead = b * s["m"] / (1 - b ** (t + 1)) + (1 - b) * g / (1 - b**t)
+    return orthogonal(ahead) * 0.2 * max(g.shape) ** 0.5
+
+
+def direction(cfg: Any, t: int, g: np.ndarray, p: np.ndarray, s: dict[str, Any]) -> np.ndarray:
+    if cfg.name in ("adam", "adamw") or (cfg.name == "muon" and g.ndim == 1):
+        return adam(cfg, t, g, s)
+    if cfg.name == "lion":
+        return lion(cfg, g, s)
+    if cfg.name == "adafactor":
+        return adafactor(t, g, p, s)
+    if cfg.name == "muon":
+        return muon(cfg, t, g, s)
+    if cfg.name in ("momentum", "nesterov"):
+        s["m"] = cfg.momentum * s.get("m", 0.0) + g
+        return s["m"] if cfg.name == "momentum" else g + cfg.momentum * s["m"]
+    return g
+
+
+def by_hand(cfg: Any, p: np.ndarray, gradients: list[np.ndarray], decayed: bool, lr: float) -> np.ndarray:
+    """One leaf after these gradients, which are clipped already."""
+    p, state = p.astype(np.float64), dict[str, Any]()
+    if cfg.name == "schedule_free":
+        return schedule_free(cfg, p, gradients, decayed, lr)[0]
+    for t, g in enumerate(gradients, 1):
+        decay = cfg.decay * p if decayed else 0.0
+        coupled = cfg.name not in DECOUPLED
+        u = direction(cfg, t, g.astype(np.float64) + (decay if coupled else 0.0), p, state)
+        p = p - lr * (u + (0.0 if coupled else decay))
+    return p
+
+
+def schedule_free(
+    cfg: Any, p: np.ndarray, gradients: list[np.ndarray], decayed: bool, lr: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Algorithm 1 at a constant rate: y where gradients are taken, and the average x."""
+    x = z = y = p
+    v = 0.0
+    for t, g in enumerate(gradients, 1):
+        v = cfg.beta2 * v + (1 - cfg.beta2) * g.astype(np.float64) ** 2
+        u = g / (np.sqrt(v / (1 - cfg.beta2**t)) + cfg.eps)
+        z = z - lr * (u + (cfg.decay * y if decayed else 0.0))
+        x = (1 - 1 / t) * x + z / t
+        y = cfg.beta1 * x + (1 - cfg.beta1) * z
+    return y, x
+
+
+START = {"w": draw(3, 2), "b": draw(2) + 1}
+GRADIENTS = [{"w": draw(3, 2) * k, "b": draw(2) - k} for k in (0.01, 1.0, -2.0)]
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_three_updates_by_hand(name: str, decay: float, clip: float | None) -> None:
+    """Moments, their correction, decay (of matrices only) and clipping by the global norm."""
+    cfg, lr = settings(name=name, decay=decay, clip=clip, beta2=0.99), 0.1
+    params, _ = by_optax(cfg, TABLE, START, GRADIENTS, lr)
+    norms = [math.sqrt(sum(np.square(x).sum() for x in g.values())) for g in GRADIENTS]
+    shrink = [1.0 if clip is None else min(1.0, clip / n) for n in norms]
+    assert clip is None or min(shrink) < 1
+    for leaf in START:
+        own = [g[leaf] * s for g, s in zip(GRADIENTS, shrink, strict=True)]
+        want = by_hand(cfg, START[leaf], own, decayed=leaf == "w", lr=lr)
+        np.testing.assert_allclose(params[leaf], want, rtol=F32, atol=1e-6)
+
+
+def test_adafactor_keeps_rows_and_columns_of_a_large_matrix() -> None:
+    """Three updates of a matrix of 130 x 128, whose state is 258 numbers."""
+    table = {"w": Spec((130, 128), "embed mlp", normal, fan_in="embed")}
+    start, gradients = draw(130, 128), [draw(130, 128, seed=n) * 10.0**-n for n in range(3)]
+    cfg = settings(name="adafactor", decay=0.1)
+    params, state = by_optax(cfg, table, {"w": start}, [{"w": g} for g in gradients], 0.1)
+    np.testing.assert_allclose(params["w"], by_hand(cfg, start, gradients, True, 0.1), rtol=F32, atol=1e-6)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 130 + 128 + 5
+
+
+def test_schedule_free_evaluates_the_average() -> None:
+    """The parameters are y, `eval_params` gives x; frozen leaves and other optimizers give what they have."""
+    cfg = settings(name="schedule_free", beta2=0.99, decay=0.1)
+    params, state = by_optax(cfg, TABLE, START, GRADIENTS, 0.1)
+    average = optim.eval_params(cfg, state, params)
+    for leaf in START:
+        want = schedule_free(cfg, START[leaf], [g[leaf] for g in GRADIENTS], leaf == "w", 0.1)[1]
+        np.testing.assert_allclose(average[leaf], want, rtol=F32, atol=1e-6)
+        assert (average[leaf] != params[leaf]).any()
+    half = settings(name="schedule_free", beta2=0.99, decay=0.1, freeze="b")
+    params, state = by_optax(half, TABLE, START, GRADIENTS, 0.1)
+    some = optim.eval_params(half, state, params)
+    np.testing.assert_allclose(some["w"], average["w"], rtol=F32, atol=1e-6)
+    np.testing.assert_array_equal(some["b"], START["b"])
+    assert optim.eval_params(settings(name="adamw"), None, params) is params
+
+
+def test_schedule_free_keeps_its_sums_in_float32() -> None:
+    """Under bf16 parameters too: the count of updates would stop at 256."""
+    tx = optim.make(settings(name="schedule_free"), TABLE)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), START)
+    state = tx.init(params)
+    _, after = tx.update(params, state, params, lr=jnp.float32(0.1))
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    assert {x.dtype for x in jax.tree.leaves(after)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+    average = optim.eval_params(settings(name="schedule_free"), after, params)
+    assert all(x.dtype == jnp.bfloat16 for x in average.values())
+
+
+def test_a_small_gradient_is_not_clipped() -> None:
+    """Clipping never enlarges."""
+    tx = optim.make(settings(name="sgd", clip=100.0), TABLE)
+    g = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    updates, _ = tx.update(g, tx.init(g), g, lr=jnp.float32(1))
+    assert all((updates[k] == 1).all() for k in g)
+
+
+# Which leaf gets what
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("embeddings", [True, False])
+def test_what_decays_in_a_gpt(tied: bool, embeddings: bool) -> None:
+    """Matrices do, biases and norms never, the tables of tokens and positions by the knob."""
+    specs = models.build("gpt", vocab=50, context=8, width=8, depth=2, heads=2, tied=tied).specs["params"]
+    got = {name for name, on in flatten(leaves.decays(specs, embeddings)).items() if on}
+    want = {f"blocks/{part}/kernel" for part in ("qkv", "out", "up", "down")}
+    want |= {"embed/token", "embed/position"} if embeddings else set()
+    want |= set() if tied else {"head"}
+    assert got == want
+
+
+MUON = {  # leaf -> rows and columns, as dims; all other leaves are Adam's
+    "mlp": {"hidden/0/kernel": ((0,), (1,)), "hidden/1/kernel": ((0,), (1,))},
+    "cnn": {
+        "stages/0/kernel": ((0, 1, 2), (3,)),
+        "stages/1/kernel": ((0, 1, 2), (3,)),
+        "hidden/0/kernel": ((0,), (1,)),
+    },
+    "gpt": {
+        "blocks/qkv/kernel": ((2,), (3, 4)),
+        "blocks/out/kernel": ((1, 2), (3,)),
+        "blocks/up/kernel": ((1,), (2,)),
+        "blocks/down/kernel": ((1,), (2,)),
+    },
+}
+
+
+@pytest.mark.parametrize("family", list(MUON))
+def test_which_leaf_gets_muon(family: str) -> None:
+    """By the table, and as the state has it: a moment of Muon's here, Adam's two there, never both."""
+    model = tiny(family, **({"tied": False} if family == "gpt" else {}))
+    specs = flatten(model.specs["params"])
+    dims = {name: optim.muon_dims(spec) for name, spec in specs.items()}
+    assert {name: tuple(d) for name, d in dims.items() if d} == MUON[family]
+
+    tx = optim.make(settings(name="muon"), model.specs["params"])
+    state = flatten(tx.init(model.init(jax.random.key(0))["params"]))
+    for name in specs:
+        kind = "muon" if name in MUON[family] else "adam"
+        found = [path for path in state if path.endswith(f"/{name}")]
+        assert len(found) == (1 if kind == "muon" else 2)
+        assert all(f"/{kind}/" in path for path in found)
+
+
+def alone(spec: Spec, x: np.ndarray) -> list[np.ndarray]:
+    """The plain matrices, tables or vectors that a leaf stacks."""
+    stacked, inside, outside = leaves.dims(spec)
+    size = lambda group: int(np.prod([spec.shape[i] for i in group]))  # noqa: E731
+    shape = (size(inside), size(outside)) if inside else [spec.shape[i] for i in outside]
+    return list(np.transpose(x, stacked + inside + outside).reshape(size(stacked), *shape))
+
+
+def plain(spec: Spec, shape: tuple[int, ...]) -> Spec:
+    """The table's line of one of them."""
+    rest = " ".join(spec.names[i] for i in leaves.dims(spec)[2])
+    return Spec(shape, "embed mlp", normal, fan_in="embed") if spec.fan_in else Spec(shape, rest, normal)
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_a_stack_is_updated_as_its_parts_alone(name: str) -> None:
+    """A GPT against its plain matrices, tables and vectors: layers, and q, k and v, know nothing of each other."""
+    model = models.build("gpt", vocab=100, vocab_multiple=64, context=8, width=128, depth=2, heads=2)
+    specs, cfg = model.specs["params"], settings(name=name)
+    start = jax.tree.map(lambda s: draw(*s.shape, seed=9), specs)
+    gradients = [jax.tree.map(lambda s, n=n: draw(*s.shape, seed=n) * (n + 1), specs) for n in range(2)]
+
+    def parts(tree: Any) -> dict[str, np.ndarray]:
+        flat, table = flatten(tree), flatten(specs)
+        return {f"{k} {i}": x for k, spec in table.items() for i, x in enumerate(alone(spec, flat[k]))}
+
+    apart = {k: plain(flatten(specs)[k.split(" ")[0]], x.shape) for k, x in parts(start).items()}
+    assert sum(k.startswith("blocks/qkv/kernel") for k in apart) == 6
+    assert sum(k.startswith("blocks/up/kernel") for k in apart) == 2
+    together, _ = by_optax(cfg, specs, start, gradients, 0.1)
+    want, _ = by_optax(cfg, apart, parts(start), [parts(g) for g in gradients], 0.1)
+    for key, got in parts(together).items():
+        np.testing.assert_allclose(got, want[key], rtol=2e-5, atol=2e-5, err_msg=key)
+
+
+EVERY_MESH = ("dp:8", "fsdp:8", "dp:2,fsdp:2,tp:2")
+
+
+@pytest.mark.parametrize("mesh_text", EVERY_MESH)
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_moments_lie_as_their_parameters(name: str, mesh_text: str) -> None:
+    """What has a parameter's path and shape; all else is whole, rows and columns of Adafactor too."""
+    model = tiny("gpt")
+    place = mesh.place_on(mesh.make_mesh(mesh_text), model.specs)
+    tx = optim.make(settings(name=name), model.specs["params"])
+    found = step.state_shardings(model, tx, place, jnp.float32)
+    state = flatten(jax.eval_shape(tx.init, abstract(model.specs["params"])))
+    params, moments = flatten(model.specs["params"]), 0
+    for path, sharding in flatten(found["opt"]).items():
+        own = [s for k, s in params.items() if path.endswith(f"/{k}") and s.shape == state[path].shape]
+        assert sharding.spec == (place(own[0].axes) if own else P()), path
+        moments += bool(own)
+    times = {"sgd": 0, "adam": 2, "adamw": 2, "adafactor": 0, "schedule_free": 2}
+    matrices = len(MUON["gpt"])
+    assert moments == (2 * len(params) - matrices if name == "muon" else times.get(name, 1) * len(params))
+
+
+SHARDED = [("muon", "gpt", m) for m in EVERY_MESH]
+SHARDED += [("adafactor", "mlp", EVERY_MESH[2]), ("schedule_free", "mlp", EVERY_MESH[2])]
+
+
+@pytest.mark.parametrize(("name", "family", "mesh_text"), SHARDED)
+def test_sharded_updates_are_close_to_unsharded_ones(name: str, family: str, mesh_text: str) -> None:
+    """By the losses of four updates."""
+    got = Trainer(family, mesh_text, lr=3e-3, optimizer=name, model=tiny(family)).steps(4)
+    np.testing.assert_allclose(got, unsharded(name, family), rtol=2e-4)
+
+
+_losses: dict[tuple[str, str], list[float]] = {}
+
+
+def unsharded(name: str, family: str) -> list[float]:
+    if (name, family) not in _losses:
+        _losses[name, family] = Trainer(family, lr=3e-3, optimizer=name, model=tiny(family)).steps(4)
+    return _losses[name, family]
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_every_optimizer_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """Saved, restored and trained on, with a frozen leaf; the loss of one batch falls."""
+    lr = {"sgd": 0.1, "momentum": 0.03, "nesterov": 0.03, "lion": 1e-3}.get(name, 1e-2)
+    trainer = Trainer("mlp", "fsdp:2", lr=lr, optimizer=name, knobs={"freeze": "hidden/0/bias"})
+    first = trainer.steps(2, one_batch=True)
+    save(tmp_path, trainer)
+    half = checkpoint.digests(trainer.state)
+    later = trainer.steps(2, first=2, one_batch=True)
+    straight = checkpoint.digests(trainer.state)
+    trainer.state = checkpoint.restore(str(tmp_path), 2, target_of(trainer))
+    assert checkpoint.digests(trainer.state) == half
+    assert trainer.steps(2, first=2, one_batch=True) == later
+    assert checkpoint.digests(trainer.state) == straight
+    assert later[-1] < first[0]
+
+
+# Rates, freezing
+
+
+def moved(trainer: Trainer, before: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {k: np.asarray(v) - before[k] for k, v in flatten(trainer.state["params"]).items()}
+
+
+def params_of(trainer: Trainer) -> dict[str, np.ndarray]:
+    return {k: np.array(v) for k, v in flatten(trainer.state["params"]).items()}
+
+
+FROZEN = {  # family -> patterns, and the leaves that they match
+    "mlp": ("hidden/0/*", {"hidden/0/kernel", "hidden/0/bias"}),
+    "gpt": (
+        "embed/*, blocks/norm1/*",
+        {"embed/token", "embed/position", "blocks/norm1/scale", "blocks/norm1/bias"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "mesh_text"), [("schedule_free", "mlp", "fsdp:2"), ("adamw", "gpt", "dp:2,fsdp:2,tp:2")]
+)
+def test_a_frozen_leaf_never_changes(name: str, family: str, mesh_text: str) -> None:
+    """Not by a bit, under decay and clipping, and it has no moments."""
+    patterns, held = FROZEN[family]
+    knobs = {"freeze": patterns, "decay": 0.5, "clip": 1.0} | ({"layer_decay": 0.5} if family == "gpt" else {})
+    trainer = Trainer(family, mesh_text, optimizer=name, knobs=knobs)
+    before = params_of(trainer)
+    trainer.steps(2)
+    for leaf, change in moved(trainer, before).items():
+        assert (leaf in held) == (not change.any()), leaf
+    assert not [k for k in flatten(trainer.state["opt"]) if any(k.endswith(f"/{leaf}") for leaf in held)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_frozen_leaves_are_left_out_of_the_norm(accumulate: int) -> None:
+    """What clipping and the check for finite numbers see is the gradient of the others."""
+    patterns, held = FROZEN["mlp"]
+    trainer = Trainer("mlp", accumulate=accumulate, knobs={"freeze": patterns})
+    gradient = trainer.gradient(batch_for("mlp"))
+    with jax.set_mesh(trainer.place.mesh):
+        _, metrics = trainer.update(trainer.state, trainer.put(batch_for("mlp")))
+    want = math.sqrt(sum(np.square(g).sum() for k, g in gradient.items() if k not in held))
+    np.testing.assert_allclose(metrics["grad_norm"], want, rtol=F32)
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_the_trained_leaves_do_not_see_the_frozen_ones(name: str) -> None:
+    """What remains moves as it would in a table of its own."""
+    cfg = settings(name=name, decay=0.1, clip=0.5, freeze="b")
+    params, _ = by_optax(cfg, TABLE, START, GRADIENTS, 0.1)
+    cfg.freeze = None
+    want, _ = by_optax(cfg, {"w": TABLE["w"]}, {"w": START["w"]}, [{"w": g["w"]} for g in GRADIENTS], 0.1)
+    np.testing.assert_allclose(params["w"], want["w"], rtol=F32)
+    np.testing.assert_array_equal(params["b"], START["b"])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_rates_multiply_what_a_leaf_moves(name: str) -> None:
+    """Decay too; the first pattern that matches a leaf counts, and a leaf without one keeps the rate."""
+    knobs = {"decay": 0.1}
+    plain = Trainer("mlp", optimizer=name, knobs=knobs)
+    patterned = {"rates": "hidden/0/bias:10, hidden/*:0.25 ,*/bias:3"}
+    other = Trainer("mlp", optimizer=name, knobs=knobs | patterned)
+    before = params_of(plain)
+    for trainer in (plain, other):
+        trainer.steps(1)
+    want = {"hidden/0/bias": 10.0, "hidden/0/kernel": 0.25, "hidden/1/bias": 0.25, "hidden/1/kernel": 0.25}
+    want |= {"head/bias": 3.0, "head/kernel": 1.0}
+    once = moved(plain, before)
+    for leaf, change in moved(other, before).items():
+        np.testing.assert_allclose(change, want[leaf] * once[leaf], rtol=1e-4, atol=1e-6)
+
+
+def test_rates_of_schedule_free_are_those_of_z() -> None:
+    """The average follows what the leaf's own rate gives: as a run of that rate alone."""
+    cfg = settings(name="schedule_free", rates="w:0.5")
+    params, state = by_optax(cfg, TABLE, START, GRADIENTS, 0.1)
+    cfg.rates = None
+    slow, other = by_optax(cfg, TABLE, START, GRADIENTS, 0.05)
+    np.testing.assert_allclose(params["w"], slow["w"], rtol=F32)
+    average = [optim.eval_params(cfg, s, p)["w"] for s, p in ((state, params), (other, slow))]
+    np.testing.assert_allclose(*average, rtol=F32, atol=1e-6)
+
+
+def test_layer_decay_falls_towards_the_embeddings() -> None:
+    """1 above the layers, d in the last of three, d^3 in the first, d^4 below; times the rates of leaves."""
+    specs = tiny("gpt", depth=3, tied=False).specs["params"]
+    zero, g = (jax.tree.map(lambda s, v=v: np.full(s.shape, v, np.float32), specs) for v in (0, 1))
+    after, _ = by_optax(settings(name="sgd", layer_decay=0.5, rates="blocks/up/*:2"), specs, zero, [g], 1.0)
+    for leaf, value in flatten(after).items():
+        layer = {"blocks": [0.125, 0.25, 0.5], "embed": [0.0625], "norm": [1.0], "head": [1.0]}[leaf.split("/")[0]]
+        want = np.array(layer).reshape(-1, *[1] * (value.ndim - 1)) * (2 if "/up/" in leaf else 1)
+        np.testing.assert_array_equal(value, np.broadcast_to(-want, value.shape), err_msg=leaf)
+
+
+def test_layer_decay_needs_one_stack() -> None:
+    """Without layers, or with stacks of several depths, there is no order to fall by."""
+    with pytest.raises(UsageError, match="no stacked layers"):
+        leaves.factors(None, 0.5, TABLE)
+    stacks = {str(n): Spec((n, 4), "layers norm", zeros) for n in (2, 3)}
+    with pytest.raises(UsageError, match="stacks of 2 and 3"):
+        leaves.factors(None, 0.5, stacks)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"name": "adamm"}, "'adam'"),
+        ({"momentum": 1.0}, r"optim\.momentum.*\[0, 1\)"),
+        ({"beta2": -0.1}, r"optim\.beta2"),
+        ({"lr": -1.0}, r"optim\.lr.*0 or more"),
+        ({"decay": -1.0}, r"optim\.decay"),
+        ({"eps": 0.0}, r"optim\.eps.*positive"),
+        ({"clip": 0.0}, r"optim\.clip.*positive"),
+        ({"layer_decay": 0.0}, r"optim\.layer_decay.*above 0"),
+        ({"name": "schedule_free", "beta1": 0.0}, r"optim\.beta1.*schedule_free"),
+        ({"rates": "w"}, "PATTERN:FACTOR.*'w'"),
+        ({"rates": "w:0.1,b:x"}, "PATTERN:FACTOR.*'b:x'"),
+        ({"rates": "w:0"}, "positive.*'w:0'"),
+        ({"rates": ""}, "PATTERN:FACTOR"),
+        ({"rates": "v*:0.1"}, r"optim\.rates 'v\*'.*b, w"),
+        ({"freeze": "w,c"}, r"optim\.freeze 'c'.*b, w"),
+        ({"freeze": ""}, r"optim\.freeze ''"),
+        ({"freeze": "*"}, "nothing to train"),
+    ],
+)
+def test_bad_optimizers_are_refused(bad: dict[str, Any], says: str) -> None:
+    """Unknown names, values beyond their bounds, patterns that match nothing."""
+    with pytest.raises(UsageError, match=says):
+        optim.make(settings(**bad), TABLE)
+
+
+def test_a_pattern_that_matches_nothing_names_the_nearest() -> None:
+    """Folders with a star are among what is offered."""
+    specs = tiny("gpt").specs["params"]
+    for pattern, near in (("embd/*", r"'embed/\*'"), ("blocks/qvk/kernel", "'blocks/qkv/kernel'")):
+        with pytest.raises(UsageError, match=f"did you mean {near}"):
+            leaves.frozen(pattern, specs)

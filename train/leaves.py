@@ -1,0 +1,98 @@
+"""What an optimizer asks of the table: which leaves decay, which are frozen, how fast each goes, what a leaf stacks.
+
+Patterns are shell globs on a leaf's path: `embed/*`, `*/bias`, `blocks/norm?/*`.
+"""
+
+import math
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import numpy as np
+
+from errors import UsageError, unknown
+from models.spec import Spec, flatten, path_name
+
+STACKED = ("layers", "experts", "qkv", "gates")  # axes along which a leaf holds several parameters
+FIRST = ("embed", "stem")  # parts of a model below its layers
+
+
+def dims(spec: Spec) -> tuple[list[int], list[int], list[int]]:
+    """The dims of a leaf: those that stack parameters, those that the product contracts, the rest."""
+    inside = spec.fan_in.split()
+    stacked = [i for i, name in enumerate(spec.names) if name in STACKED]
+    contracted = [i for i, name in enumerate(spec.names) if name in inside]
+    return stacked, contracted, [i for i in range(len(spec.names)) if i not in (*stacked, *contracted)]
+
+
+def decays(specs: Any, embeddings: bool) -> Any:
+    """Which leaves weight decay touches: those that are contracted (fan_in), and tables if `embeddings` -> bools."""
+
+    def one(spec: Spec) -> bool:
+        table = len([n for n in spec.names if n != "layers"]) > 1 and "embed" in spec.names
+        return bool(spec.fan_in) or (embeddings and table)
+
+    return jax.tree.map(one, specs)
+
+
+def frozen(patterns: str | None, specs: Any) -> Any:
+    """Which leaves never change, by `optim.freeze` -> bools. Raises UsageError where that is none, or all of them."""
+    names = flatten(specs)
+    held = {n for p in patterns.split(",") for n in _matching("freeze", p, names)} if patterns is not None else set()
+    if held == set(names):
+        raise UsageError(f"optim.freeze = {patterns!r} leaves nothing to train")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in held, specs)
+
+
+def factors(rates: str | None, layer_decay: float | None, specs: Any) -> Any:
+    """What each leaf's learning rate is multiplied by -> numbers, or arrays along `layers`.
+
+    `rates` is `optim.rates`: pattern:factor, joined by commas; the first pattern that matches a leaf counts. Raises
+    UsageError for what is not of that form, and a pattern that matches nothing.
+    """
+    own = dict.fromkeys(flatten(specs), 1.0)
+    for part in reversed(rates.split(",") if rates is not None else []):  # so that the first has the last word
+        pattern, _, text = part.rpartition(":")
+        factor = _factor(part, text)
+        own |= dict.fromkeys(_matching("rates", pattern, own), factor)
+    falling = jax.tree.map(lambda _: 1.0, specs) if layer_decay is None else _falling(layer_decay, specs)
+    return jax.tree_util.tree_map_with_path(lambda path, f: own[path_name(path)] * f, falling)
+
+
+def _factor(part: str, text: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor < math.inf:
+        raise UsageError(f"optim.rates must be PATTERN:FACTOR joined by commas, factors positive, not {part!r}")
+    return factor
+
+
+def _matching(knob: str, pattern: str, names: Iterable[str]) -> list[str]:
+    found = [name for name in names if fnmatchcase(name, pattern.strip())]
+    if not found:
+        folders = {f"{name[:i]}/*" for name in names for i, letter in enumerate(name) if letter == "/"}
+        raise unknown(f"parameters in optim.{knob}", pattern.strip(), [*names, *folders])
+    return found
+
+
+def _falling(decay: float, specs: Any) -> Any:
+    """1 above the layers, decay^(L-l) in layer l of L, decay^(L+1) below them.
+
+    Source: Clark et al. 2020, arXiv:2003.10555, appendix B; Bao et al. 2021, arXiv:2106.08254, section 3.2.
+    """
+    depths = {n for s in jax.tree.leaves(specs) for n, name in zip(s.shape, s.names, strict=True) if name == "layers"}
+    if len(depths) != 1:
+        has = f"stacks of {' and '.join(map(str, sorted(depths)))}" if depths else "no stacked layers"
+        raise UsageError(f"optim.layer_decay needs one stack of layers; this model has {has}")
+    depth = depths.pop()
+
+    def one(path: tuple[Any, ...], spec: Spec) -> float | np.ndarray:
+        if "layers" not in spec.names:
+            return decay ** (depth + 1) if path_name(path).split("/")[0] in FIRST else 1.0
+        shape = [n if name == "layers" else 1 for n, name in zip(spec.shape, spec.names, strict=True)]
+        return np.asarray(decay ** np.arange(depth, 0, -1), np.float32).reshape(shape)
+
+    return jax.tree_util.tree_map_with_path(one, specs)

@@ -1,0 +1,103 @@
+"""Learning-rate schedules: the rate of each update as a function of its number alone."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from errors import UsageError, unknown
+
+
+def _wsd(cfg: Any, updates: int) -> optax.Schedule:
+    """Warm-up, stable, decay: constant, then a line to the end (Hu et al. 2024, arXiv:2404.06395, section 4)."""
+    cooling = max(1, round(cfg.decay * (cfg.warmup + updates)))
+    if cooling > updates:
+        raise UsageError(
+            f"schedule.warmup = {cfg.warmup} and schedule.decay = {cfg.decay} overlap in {cfg.warmup + updates} updates"
+        )
+    return optax.linear_schedule(1.0, cfg.end, cooling, updates - cooling)
+
+
+def _onecycle(cfg: Any, updates: int) -> optax.Schedule:
+    """Up to the peak, down again in as many updates, and on to the end (Smith, Topin 2017, arXiv:1708.07120)."""
+    if cfg.warmup:
+        raise UsageError(f"schedule 'onecycle' rises by itself: schedule.warmup must be 0, not {cfg.warmup}")
+    up = int(cfg.rise * updates)
+    at, shares = np.array([0, up, 2 * up, updates]), np.array([cfg.start, 1, cfg.start, cfg.end], np.float32)
+    return lambda step: jnp.interp(step, at, shares)
+
+
+def _piecewise(cfg: Any, updates: int) -> optax.Schedule:
+    """Constant between the updates that `steps` names, each of which multiplies by its factor."""
+    if cfg.steps is None:
+        raise UsageError("schedule 'piecewise' needs schedule.steps, as 600:0.1,800:0.1")
+    return optax.piecewise_constant_schedule(1.0, {n - cfg.warmup: f for n, f in _jumps(cfg).items()})
+
+
+def _jumps(cfg: Any) -> dict[int, float]:
+    """`600:0.1,800:0.1` -> update: factor. Raises UsageError unless updates rise, after the warm-up."""
+    try:
+        jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in cfg.steps.split(","))]
+    except ValueError:
+        jumps = []
+    updates = [cfg.warmup, *(n for n, _ in jumps)]
+    rising = all(n < later for n, later in pairwise(updates))
+    if not jumps or not rising or not all(0 < factor < math.inf for _, factor in jumps):
+        raise UsageError(
+            "config key 'schedule.steps' must be UPDATE:FACTOR joined by commas, as 600:0.1,800:0.1, with rising "
+            f"updates above schedule.warmup = {cfg.warmup} and positive factors, not {cfg.steps!r}"
+        )
+    return dict(jumps)
+
+
+def _inverse_sqrt(cfg: Any, updates: int) -> optax.Schedule:
+    """Falling as 1/sqrt(update) from the warm-up on (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
+    first = cfg.warmup + 1  # the update, counted from 1, that has the peak
+    return lambda step: (first / (first + step)) ** 0.5
+
+
+SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
+    # (knobs, updates after the warm-up) -> the share of the peak at each of these updates, counted from 0
+    "constant": lambda cfg, updates: optax.constant_schedule(1.0),
+    "linear": lambda cfg, updates: optax.linear_schedule(1.0, cfg.end, updates),
+    "cosine": lambda cfg, updates: optax.cosine_decay_schedule(1.0, updates, cfg.end),
+    "polynomial": lambda cfg, updates: optax.polynomial_schedule(1.0, cfg.end, cfg.power, updates),
+    "inverse_sqrt": _inverse_sqrt,
+    "wsd": _wsd,
+    "onecycle": _onecycle,
+    "piecewise": _piecewise,
+}
+
+RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "end": ("between 0 and 1", lambda v: 0 <= v <= 1),
+    "power": ("positive", lambda v: 0 < v < math.inf),
+    "decay": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "start": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "rise": ("above 0 and at most 0.5", lambda v: 0 < v <= 0.5),
+}
+
+
+def make(cfg: Any, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """The learning rate of each update: step [] -> [], by `cfg.schedule`, over `steps` updates.
+
+    The warm-up rises linearly, its first update already above 0. Raises UsageError for an unknown name or bad value.
+    """
+    if cfg.name not in SCHEDULES:
+        raise unknown("schedule", cfg.name, SCHEDULES)
+    if not 0 <= cfg.warmup <= steps:
+        raise UsageError(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {cfg.warmup}")
+    for name, (rule, ok) in RULES.items():
+        if not ok(cfg[name]):
+            raise UsageError(f"config key 'schedule.{name}' must be {rule}, not {cfg[name]}")
+    after = SCHEDULES[cfg.name](cfg, max(1, steps - cfg.warmup))
+
+    def rate(step: jax.Array) -> jax.Array:
+        rising = (step + 1) / (cfg.warmup + 1)
+        return lr * jnp.where(step < cfg.warmup, rising, after(jnp.maximum(step - cfg.warmup, 0)))
+
+    return rate
