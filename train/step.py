@@ -67,8 +67,8 @@ def _carried(model: Model, options: Options) -> Any:
 def state_shardings(model: Model, tx: optax.GradientTransformation, place: Placement, options: Options) -> State:
     """NamedShardings of the state: means and moments lie as their parameters do, all else is replicated.
 
-    A moment is what bears a parameter's path at the end of its own, and has its shape. Optax's own map over parameters
-    needs a whole tree of moments of a transform that takes any tree, which masked and factored states are not.
+    A moment is what ends in a parameter's path and has its shape: rows and columns of a factored one do not, and are
+    whole. Optax's own map over parameters fails on transforms that go leaf by leaf.
     """
     table: dict[str, Spec] = flatten(model.specs["params"])
 
