@@ -6,12 +6,13 @@
     python launch.py doctor                             # devices, versions, data folder, disk
 
 `python launch.py VERB --help` explains a verb and its flags. A config is a file, a named config in it, and ablations:
-`configs/gpt.py:shakespeare+no_warmup`. Any knob of configs/base.py can follow, in any order, for every verb:
+`configs/gpt.py:shakespeare+no_warmup`. Any knob of configs/base.py can follow, in any order, for all but doctor:
 `--config.optim.lr=3e-4 --config.mesh=fsdp:4,tp:2 --config.eval.every=None`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted and saved (run the same command again).
 """
 
+import io
 import os
 import shutil
 import signal
@@ -59,6 +60,9 @@ def main(argv: list[str]) -> int:
         print(__doc__.strip())
         return DONE if argv else USAGE
     debug = "--debug" in argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a sign prints another in its place
     try:
         return _dispatch(argv[0], [a for a in argv[1:] if a != "--debug"])
     except KeyboardInterrupt:
@@ -81,6 +85,8 @@ def _dispatch(verb: str, argv: list[str]) -> int:
         print(f"{HELP[verb]}\n{_flags(verb).get_help(include_special_flags=False).strip()}")
         return DONE
     assignments = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    if verb != "train" and any(a.partition("=")[0] == "--config" for a in argv):
+        raise UsageError(f"{verb} takes the config that the checkpoint holds; change knobs by --config.KEY=VALUE")
     for text in assignments:
         if "=" not in text:
             raise UsageError(f"--config.{text} has no value; write --config.{text}=VALUE")
@@ -101,8 +107,8 @@ def _flags(verb: str) -> flags.FlagValues:
     def text(name: str, default: str | None, says: str) -> None:
         flags.DEFINE_string(name, default, says, flag_values=own)
 
-    def whole(name: str, default: int | None, says: str, lower: int = 0) -> None:
-        flags.DEFINE_integer(name, default, says, lower_bound=lower, flag_values=own)
+    def whole(name: str, default: int | None, says: str, lower: int = 0, upper: int | None = None) -> None:
+        flags.DEFINE_integer(name, default, says, lower_bound=lower, upper_bound=upper, flag_values=own)
 
     flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=own)
     whole("cpu_devices", None, "simulate so many CPU devices", 1)
@@ -118,7 +124,7 @@ def _flags(verb: str) -> flags.FlagValues:
         whole("tokens", 300, "how many tokens to add", 1)
         flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest", lower_bound=0, flag_values=own)
         whole("top_k", None, "draw among the so many likeliest", 1)
-        whole("seed", 0, "of the draws")
+        whole("seed", 0, "of the draws", upper=2**32 - 1)
     return own
 
 
@@ -139,6 +145,10 @@ def _host(listen: bool = False) -> Any:
     if shutil.which("git"):
         command = ["git", "-C", str(where), "rev-parse", "HEAD"]
         revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+        state = subprocess.run(
+            ["git", "-C", str(where), "status", "--porcelain", "-uno"], capture_output=True, check=False
+        )
+        revision = f"{revision}-dirty" if revision and state.stdout.strip() else revision
     return Host(time.time, os.environ, sys.stdout, lambda: pending[-1] if pending else None, revision)
 
 
@@ -150,7 +160,8 @@ def _quiet() -> None:
     from absl import logging as absl_logging
 
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs the errors that it raises, traceback and all
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets|google")
 
 
@@ -167,7 +178,7 @@ def _start_jax(args: flags.FlagValues) -> None:
 def _need_workdir(args: flags.FlagValues) -> str:
     if not args.workdir:
         raise UsageError("--workdir is missing: the folder of the run, as --workdir=runs/a")
-    return args.workdir
+    return os.path.expanduser(args.workdir) if args.workdir.startswith("~") else args.workdir
 
 
 def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
@@ -177,6 +188,10 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     _start_jax(args)
     if args.processes > 1:
         _join(args)
+    elif args.coordinator or args.process:
+        raise UsageError(
+            "--coordinator and --process go with --processes=N, the number of processes that train together"
+        )
     from train import run
 
     kept = run.recorded_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
@@ -185,10 +200,9 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     cfg = reader.override(reader.read(args.config) if args.config else reader.from_json(str(kept)), assignments)
     if cfg.resume not in ("auto", "extend"):
         raise unknown("value of resume", cfg.resume, ("auto", "extend"))
-    if kept is not None:
-        reader.refuse_other_run(workdir, reader.from_json(kept), cfg)
+    changes = reader.refuse_other_run(workdir, reader.from_json(kept), cfg) if kept is not None else []
     host = _host(listen=True)
-    ended = run.train(cfg, reader.to_json(cfg), workdir, host)
+    ended = run.train(cfg, reader.to_json(cfg), workdir, host, changes)
     if ended:
         host.say(f"{ended}: saved; run the same command again to go on")
     return SAVED if ended else DONE
@@ -222,6 +236,7 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
         recorded = checkpoint.load_manifest(workdir, step)["config"]
         cfg = reader.from_json(json.dumps(recorded))
         cfg.mesh = "dp:*"  # the mesh of the training run says nothing about this machine
+        cfg.eval.limit = None  # that is of evaluations while training
         return reader.override(cfg, assignments)
 
     return _host(), config, workdir, checkpoint.select(workdir, which), which
@@ -239,8 +254,16 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if which == "latest":
         checkpoint.first_good(workdir, steps, one, host.say)
     else:
+        damaged = 0
         for step in steps:
-            one(step)
+            try:
+                one(step)
+            except checkpoint.Damaged as error:
+                if which != "all":
+                    raise
+                damaged += 1
+                host.say(f"{error}; passing over it")
+        return FAILED if damaged else DONE
     return DONE
 
 
@@ -254,6 +277,8 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
     if which == "all":
         raise UsageError("sample takes one checkpoint, not @all")
+    if any(key == "mesh" for key, _ in assignments):
+        raise UsageError("sample runs on one device and takes no --config.mesh")
     settings: dict[str, Any] = {k: args[k].value for k in ("prompt", "tokens", "temperature", "top_k", "seed")}
     checkpoint.first_good(
         workdir, steps, lambda step: restored.sample_checkpoint(config(step), workdir, step, host, **settings), host.say

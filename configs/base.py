@@ -5,6 +5,7 @@ change with `--config.resume=extend`, which records a new phase; a `free` knob n
 None means off. The knobs under `model.` are the fields of the family's Config, which documents and checks them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +163,7 @@ def fits(value: Any, kind: str) -> bool:
         if one == "None" and value is None:
             return True
         if one == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-            return True
+            return math.isfinite(value)
         if one == "tuple[float]" and isinstance(value, tuple) and all(fits(v, "float") for v in value):
             return True
         if one in ("int", "str", "bool") and type(value).__name__ == one:

@@ -19,7 +19,10 @@ def read(source: str) -> ConfigDict:
     """
     path, _, names = source.partition(":")
     if not Path(path).is_file():
-        raise unknown("config file", path, (str(p) for p in Path("configs").glob("*.py") if p.stem not in NOT_CONFIGS))
+        found = [str(p) for p in Path("configs").glob("*.py") if p.stem not in NOT_CONFIGS]
+        if not found and not Path(path).is_absolute():
+            raise UsageError(f"no config file {path!r} below this folder; run Canon from its clone")
+        raise unknown("config file", path, found)
     try:
         module = runpy.run_path(path)
     except SyntaxError as error:
@@ -77,7 +80,8 @@ def from_json(text: str) -> ConfigDict:
     """The config that a workdir keeps: `to_json`'s inverse. Knobs it does not know yet take their defaults."""
     cfg = defaults()
     for key, value in flat(json.loads(text)).items():
-        assign(cfg, key, value)
+        if key != "resume":  # that was asked for once
+            assign(cfg, key, value)
     return cfg
 
 
@@ -97,9 +101,10 @@ def changes(old: ConfigDict, new: ConfigDict) -> dict[str, list[str]]:
     return result
 
 
-def refuse_other_run(workdir: str, old: ConfigDict, new: ConfigDict) -> None:
-    """Hold a workdir to its run: raises UsageError with the difference where identity, or the schedule without
-    `resume=extend`, has changed.
+def refuse_other_run(workdir: str, old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Hold a workdir to its run -> what the new config changes in the schedule, in words.
+
+    Raises UsageError with the difference where identity, or the schedule without `resume=extend`, has changed.
     """
     differs = changes(old, new)
     if differs["identity"]:
@@ -109,3 +114,4 @@ def refuse_other_run(workdir: str, old: ConfigDict, new: ConfigDict) -> None:
             f"{workdir} holds a run with another schedule: {'; '.join(differs['schedule'])}. "
             f"Add --config.resume=extend to go on under the new one, or take another --workdir"
         )
+    return differs["schedule"]

@@ -166,7 +166,7 @@ def restore(description: dict[str, Any]) -> Tokenizer:
     return make(str(kind), ())
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of the description, 16 hex digits."""
-    text = json.dumps(tokenizer.description(), sort_keys=True)
+def fingerprint(description: dict[str, Any]) -> str:
+    """A hash of a tokenizer's description, 16 hex digits."""
+    text = json.dumps(description, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

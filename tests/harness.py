@@ -80,11 +80,11 @@ class Trainer:
     seed: int = 0
     dtype: Any = jnp.float32
     more: dict[str, Any] = field(default_factory=dict)  # of step.Options
-    model: models.Model | None = None  # None is the noisy one
+    model: models.Model | None = None  # None is the tiny one
     knobs: dict[str, Any] = field(default_factory=dict)  # of the section optim
 
     def __post_init__(self) -> None:
-        self.model = self.model or noisy(self.name)
+        self.model = self.model or tiny(self.name)
         count = int(np.prod([int(p.split(":")[1]) for p in self.mesh_text.split(",")]))
         self.place = mesh.place_on(mesh.make_mesh(self.mesh_text, jax.devices()[:count]), self.model.specs)
         self.cfg = base.defaults().optim

@@ -77,7 +77,7 @@ def test_jit_equals_eager(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_finite_and_not_zero(name: str) -> None:
-    trainer = Trainer(name)
+    trainer = Trainer(name, model=noisy(name))
     model, found = trainer.model, trainer.gradient(batch_for(name))
     whole = np.sqrt(sum(np.sum(np.square(g)) for g in found.values()))
     for leaf, g in found.items():
@@ -91,7 +91,9 @@ def test_gradients_are_finite_and_not_zero(name: str) -> None:
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", NAMES)
 def test_sharded_equals_unsharded(name: str, mesh: str) -> None:
-    assert_gradients_close(Trainer(name, mesh).gradient(batch_for(name)), reference_gradient(name), 2e-5)
+    assert_gradients_close(
+        Trainer(name, mesh, model=noisy(name)).gradient(batch_for(name)), reference_gradient(name), 2e-5
+    )
 
 
 _gradients: dict[str, dict[str, np.ndarray]] = {}
@@ -99,14 +101,14 @@ _gradients: dict[str, dict[str, np.ndarray]] = {}
 
 def reference_gradient(name: str) -> dict[str, np.ndarray]:
     if name not in _gradients:
-        _gradients[name] = Trainer(name).gradient(batch_for(name))
+        _gradients[name] = Trainer(name, model=noisy(name)).gradient(batch_for(name))
     return _gradients[name]
 
 
 @pytest.mark.parametrize("name", with_trait(without="batch_coupled"))
 def test_accumulated_equals_whole_with_dropout_on(name: str) -> None:
-    whole = Trainer(name, "dp:1", optimizer="sgd", lr=1.0)
-    parts = Trainer(name, "dp:2", accumulate=4, optimizer="sgd", lr=1.0)
+    whole = Trainer(name, "dp:1", optimizer="sgd", lr=1.0, model=noisy(name))
+    parts = Trainer(name, "dp:2", accumulate=4, optimizer="sgd", lr=1.0, model=noisy(name))
     start = {k: np.asarray(v) for k, v in flatten(whole.state["params"]).items()}
     np.testing.assert_allclose(whole.steps(1), parts.steps(1), rtol=1e-6)
     moved = [{k: np.asarray(v) - start[k] for k, v in flatten(t.state["params"]).items()} for t in (whole, parts)]
@@ -139,7 +141,7 @@ def test_a_layer_more_leaves_the_others_bit_identical() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_resumed_equals_straight_bit_for_bit(name: str, tmp_path) -> None:
-    trainer = Trainer(name, "fsdp:2,tp:2")
+    trainer = Trainer(name, "fsdp:2,tp:2", model=noisy(name))
     trainer.steps(2)
     save(tmp_path, trainer)
     half = checkpoint.digests(trainer.state)
@@ -149,7 +151,7 @@ def test_resumed_equals_straight_bit_for_bit(name: str, tmp_path) -> None:
     assert checkpoint.digests(trainer.state) == half
     assert trainer.steps(2, first=2) == later
     assert checkpoint.digests(trainer.state) == straight
-    elsewhere = Trainer(name, "dp:8")
+    elsewhere = Trainer(name, "dp:8", model=noisy(name))
     elsewhere.state = checkpoint.restore(str(tmp_path), 2, target_of(elsewhere))
     assert checkpoint.digests(elsewhere.state) == half
     # later losses, not weights: rounding differs between meshes

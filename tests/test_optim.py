@@ -295,7 +295,7 @@ def test_moments_lie_as_their_parameters(name: str, mesh_text: str) -> None:
     model = tiny("gpt")
     place = mesh.place_on(mesh.make_mesh(mesh_text), model.specs)
     tx = optim.make(settings(name=name), model.specs["params"])
-    found = step.state_shardings(model, tx, place, jnp.float32)
+    found = step.state_shardings(model, tx, place, step.Options())
     state = flatten(jax.eval_shape(tx.init, abstract(model.specs["params"])))
     params, moments = flatten(model.specs["params"]), 0
     for path, sharding in flatten(found["opt"]).items():

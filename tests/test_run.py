@@ -74,7 +74,7 @@ def test_checkpoints_are_compared_on_the_same_examples(tmp_path: Path) -> None:
     assert (lines[10], lines[20]) == (scored[10], scored[20])
     cfg = config_of(tmp_path / "w", 30)
     assert restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, host()).metrics["loss"] == scored[30]
-    cfg.eval.limit = None
+    cfg.eval.limit = None  # as the verb has it
     whole = restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, host()).metrics["loss"]
     assert lines[30] == whole != scored[30]
 
@@ -187,12 +187,32 @@ def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
     assert caught > 0
 
 
-def test_a_folder_without_manifest_is_no_checkpoint(trained: Path, capsys) -> None:
+def test_a_checkpoint_without_manifest_is_damaged(trained: Path, capsys) -> None:
+    """It is named and passed over by eval, counts for nothing in @best, and is out of the way when training goes on."""
     (trained / "checkpoints" / "30" / "manifest.json").unlink()
-    assert checkpoint.steps(str(trained)) == [10, 20]
-    (trained / "checkpoints" / "20" / "manifest.json").write_text("{")
     assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint 30 of" in out
+    assert "passing over it" in out
+    assert "checkpoint 20 of" in out
+    assert checkpoint.select(str(trained), "best")[0] in (10, 20)
+    assert launch.main(["eval", f"--workdir={trained}@all"]) == 1
     assert "checkpoint 20 of" in capsys.readouterr().out
+    assert train(trained) == 0
+    assert checkpoint.load_manifest(str(trained), 30)["step"] == 30
+    assert [p.name for p in (trained / "damaged").iterdir()] == ["30"]
+
+
+def test_a_run_is_known_by_its_checkpoints(trained: Path, capsys) -> None:
+    """Without config.json another run is refused all the same; extending once does not extend ever after."""
+    (trained / "config.json").unlink()
+    assert train(trained, "--config.seed=7") == 2
+    assert "seed: 0 -> 7" in capsys.readouterr().err
+    assert train(trained, "--config.train.steps=32", "--config.resume=extend") == 0
+    assert train(trained, "--config.train.steps=34") == 2
+    history = checkpoint.load_manifest(str(trained), 32)["history"]
+    assert history == [{"from_step": 30, "changes": ["train.steps: 30 -> 32"]}]
+    assert any("train.steps: 30 -> 32" in line.get("note", "") for line in metrics.read(str(trained)))
 
 
 def test_restore_is_strict_about_dtype_shape_and_names(finished: Path) -> None:

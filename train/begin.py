@@ -1,6 +1,8 @@
 """From where a run goes: a fresh state, another run's parameters, or its own newest good checkpoint."""
 
 import dataclasses
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,16 @@ from data import plan
 from errors import UsageError
 from train import checkpoint, initial, step
 from train.setup import Config, Setup, names_of
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run goes on from."""
+
+    start: int  # finished updates
+    phases: tuple[plan.Phase, ...]
+    history: list[dict[str, Any]] = field(default_factory=list)  # changes of the schedule, each with its first update
+    measured: bool = True  # the checkpoint was evaluated when it was saved
 
 
 def first_phase(cfg: Config) -> plan.Phase:
@@ -25,9 +37,9 @@ def first_phase(cfg: Config) -> plan.Phase:
 
 
 def begin(
-    setup: Setup, tx: optax.GradientTransformation, workdir: str, identity: list[dict[str, Any]]
-) -> tuple[step.State, int, tuple[plan.Phase, ...]]:
-    """The state to go on from, its step, and the phases: fresh, or of the newest good checkpoint."""
+    setup: Setup, tx: optax.GradientTransformation, workdir: str, identity: list[dict[str, Any]], changes: list[str]
+) -> tuple[step.State, Origin]:
+    """The state to go on from, and where it comes from. `changes` are those of the schedule that this run brings."""
     cfg = setup.cfg
     phase = first_phase(cfg)
     if not checkpoint.steps(workdir):
@@ -35,10 +47,14 @@ def begin(
         if cfg.init_from:
             state, report = initial.load(state, cfg)
             setup.host.say(str(report))
-        return state, 0, (phase,)
+        return state, Origin(0, (phase,))
 
     target = target_of(setup, tx)
-    read = partial(checkpoint.restore, workdir, target=target)
+
+    def read(n: int) -> step.State:
+        checkpoint.load_tokenizer(workdir, n)  # a checkpoint without its own is damaged
+        return checkpoint.restore(workdir, n, target)
+
     found, state = checkpoint.first_good(workdir, checkpoint.select(workdir, "latest"), read, setup.host.say)
     checkpoint.set_aside(workdir, newer_than=found)
     manifest = checkpoint.load_manifest(workdir, found)
@@ -51,8 +67,9 @@ def begin(
         )
     if (phases[-1].batch_size, phases[-1].weights) != (phase.batch_size, phase.weights):
         phases = (*phases, dataclasses.replace(phase, from_step=found))
+    history = manifest.get("history", []) + ([{"from_step": found, "changes": changes}] if changes else [])
     setup.host.say(f"resuming {workdir} from checkpoint {found:,}")
-    return state, found, phases
+    return state, Origin(found, phases, history, manifest["metrics"] is not None)
 
 
 def target_of(setup: Setup, tx: optax.GradientTransformation) -> step.State:
@@ -64,9 +81,9 @@ def target_of(setup: Setup, tx: optax.GradientTransformation) -> step.State:
 
 def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
     """The tokenizer of parameters that are there: this run's, or one of the same kind of the run they come from."""
-    found = checkpoint.steps(workdir)
-    if found:
-        return checkpoint.load_tokenizer(workdir, found[-1])
+    for n in checkpoint.readable(workdir):
+        with suppress(checkpoint.Damaged):
+            return checkpoint.load_tokenizer(workdir, n)
     if cfg.init_from is None:
         return None
     description = checkpoint.load_tokenizer(*initial.source(cfg.init_from))

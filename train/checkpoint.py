@@ -6,9 +6,10 @@ and dtype too, so that nothing is restored changed, or in part, without a word.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from flax import serialization
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec, auto_axes
 
+from data import tokenizers
 from errors import UsageError
 from models.spec import flatten
 
@@ -118,14 +120,14 @@ class Store:
 
     def __init__(self, workdir: str, keep: int, keep_best: int) -> None:
         policies = ocp.checkpoint_managers
-        best = policies.BestN(
-            get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
-        )
+        finite = lambda m: m["loss"] if math.isfinite(m["loss"]) else math.inf  # noqa: E731
+        best = policies.BestN(get_metric_fn=finite, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
+        self._workdir = workdir
         self._manager = ocp.CheckpointManager(_folder(workdir), options=options)
 
     def save(self, state: Any, manifest: Manifest, tokenizer: dict[str, Any] | None) -> None:
@@ -137,16 +139,28 @@ class Store:
         manifest = {"schema": SCHEMA, **manifest, "state": describe(tree)}
         notes = _Notes(json.dumps(manifest, indent=1), None if tokenizer is None else json.dumps(tokenizer))
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), tokenizer=notes)
-        self._manager.save(manifest["step"], args=items, metrics=manifest["metrics"], force=True)
+        with self._told():
+            self._manager.save(manifest["step"], args=items, metrics=manifest["metrics"], force=True)
 
     def wait(self) -> None:
-        """Return when what was begun is committed; raises what went wrong."""
-        self._manager.wait_until_finished()
+        """Return when what was begun is committed. Raises RuntimeError where it could not be written."""
+        with self._told():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, then release Orbax's threads."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RuntimeError(f"a checkpoint could not be written to {self._workdir}: {first[:200]}") from error
 
 
 # Finding and restoring
@@ -158,11 +172,18 @@ def _folder(workdir: str) -> epath.Path:
 
 
 def steps(workdir: str) -> list[int]:
-    """The committed checkpoints of a workdir, oldest first."""
+    """The checkpoints of a workdir, oldest first, damaged ones among them."""
     folder = _folder(workdir)
-    if not folder.exists():
-        return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "manifest.json").exists())
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+
+
+def readable(workdir: str) -> dict[int, Manifest]:
+    """The manifests that can be read, newest first."""
+    found = {}
+    for step in reversed(steps(workdir)):
+        with suppress(Damaged):
+            found[step] = load_manifest(workdir, step)
+    return found
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -184,10 +205,10 @@ def select(workdir: str, which: str) -> list[int]:
     if which == "all":
         return found
     if which == "best":
-        losses = {n: (load_manifest(workdir, n)["metrics"] or {}).get("loss") for n in found}
-        scored = {n: loss for n, loss in losses.items() if loss is not None}
+        losses = {n: (manifest["metrics"] or {}).get("loss") for n, manifest in readable(workdir).items()}
+        scored = {n: loss for n, loss in losses.items() if loss is not None and math.isfinite(loss)}
         if not scored:
-            raise UsageError(f"no checkpoint in {workdir!r} was evaluated when it was saved, so none is @best")
+            raise UsageError(f"no checkpoint in {workdir!r} has a finite loss from when it was saved, so none is @best")
         return [min(scored, key=lambda n: (scored[n], n))]
     if re.fullmatch(r"\d+", which) and int(which) in found:
         return [int(which)]
@@ -208,9 +229,21 @@ def load_manifest(workdir: str, step: int) -> Manifest:
 
 
 def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
-    """The description of the tokenizer that travels in a checkpoint, or None."""
+    """The description of the tokenizer that travels in a checkpoint, None where it is of no text.
+
+    Raises Damaged where it is not the one that the manifest names.
+    """
+    wanted = load_manifest(workdir, step)["tokenizer"]
+    if wanted is None:
+        return None
     path = _folder(workdir) / str(step) / "tokenizer" / "tokenizer.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise Damaged(f"checkpoint {step} of {workdir}: its tokenizer cannot be read ({error})") from None
+    if tokenizers.fingerprint(description) != wanted:
+        raise Damaged(f"checkpoint {step} of {workdir} is damaged: its tokenizer is another than its manifest's")
+    return description
 
 
 def restore(workdir: str, step: int, target: Any) -> Any:

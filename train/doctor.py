@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from data import embedded
 from train.host import Host
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 ROOM = 5 * 2**30  # bytes free, below which checkpoints may not fit
 
 
@@ -34,18 +35,39 @@ def _python(host: Host) -> tuple[bool, str]:
 
 
 def _packages(host: Host) -> tuple[bool, str]:
-    found, missing = [], []
-    for name in PACKAGES:
+    found, wrong = [], []
+    for name, least in _required():
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
-    lack = f"; missing: {', '.join(missing)}: pip install -r requirements.txt" if missing else ""
-    return not missing, ", ".join(found) + lack
+            wrong.append(f"{name} is missing")
+            continue
+        if name in PACKAGES:
+            found.append(f"{name} {version}")
+        if _numbers(version) < _numbers(least):
+            wrong.append(f"{name} {version} is below {least}")
+    lack = f"; {', '.join(wrong)}: pip install -r requirements.txt" if wrong else ""
+    return not wrong, ", ".join(found) + lack
+
+
+def _required() -> list[tuple[str, str]]:
+    """Names and lower bounds of requirements.txt."""
+    lines = (Path(__file__).parent.parent / "requirements.txt").read_text().splitlines()
+    pairs = (line.split("#")[0].partition(">=") for line in lines)
+    return [(name.strip(), least.strip()) for name, _, least in pairs if name.strip()]
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", version)[:3]]
 
 
 def _devices(host: Host) -> tuple[bool, str]:
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        chosen = host.environ.get("JAX_PLATFORMS")
+        why = f"JAX_PLATFORMS={chosen}" if chosen else "no JAX_PLATFORMS is set"
+        return False, f"jax finds no device ({why}): {(str(error) or type(error).__name__).splitlines()[0]}"
     line = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)"
     accelerators = [p.name for p in Path("/dev").glob("nvidia[0-9]*")] + [p.name for p in Path("/dev").glob("accel*")]
     if accelerators and devices[0].platform == "cpu":
@@ -54,6 +76,8 @@ def _devices(host: Host) -> tuple[bool, str]:
 
 
 def _arithmetic(host: Host) -> tuple[bool, str]:
+    if not _devices(host)[0]:
+        return False, "no device to multiply on"
     x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     error = float(np.abs(np.asarray(jnp.matmul(x, x, precision="highest")) - x @ x).max())
     return error < 1e-3, f"a matrix product on the device differs from numpy's by {error:.1e}"
@@ -63,7 +87,7 @@ def _data(host: Host) -> tuple[bool, str]:
     folder = Path(host.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
     at_hand = f"embedded: {', '.join(embedded.EMBEDDED)}"
     if not folder.is_dir():
-        if "TFDS_DATA_DIR" in host.environ:
+        if host.environ.get("TFDS_DATA_DIR"):
             return False, f"TFDS_DATA_DIR names {folder}, which is no folder; {at_hand}"
         return True, f"{at_hand}; no TFDS folder at {folder} (set TFDS_DATA_DIR to one with prepared sets)"
     return True, f"{at_hand}; TFDS in {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}"

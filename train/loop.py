@@ -30,7 +30,8 @@ class Progress:
     max_skipped: int
     loud: bool = True
     _pending: list[tuple[int, dict[str, jax.Array]]] = field(default_factory=list)
-    _skipped: int = 0
+    skipped: int = 0  # updates in all
+    _skipped: int = 0  # of them in a row, now
     _mark: tuple[int, float] | None = None  # step and time from which the rate is counted
     _compiled: bool = False
 
@@ -62,12 +63,15 @@ class Progress:
             self._skipped = 0
             return
         self._skipped += 1
-        self.recorder.write("event", step, {}, note="skipped: the loss or the gradient was not finite")
+        self.skipped += 1
+        note = "skipped: the loss or the gradient was not finite"
+        self.recorder.write("event", step, {}, note=note)
+        if self._skipped == 1:
+            self.say(f"step {step:,} {note}")
         if self._skipped > self.max_skipped:
             raise RuntimeError(
                 f"updates {step - self._skipped + 1} to {step} were not finite (loss {values['loss']}, gradient norm "
-                f"{values['grad_norm']}); the state of update {step - self._skipped} stands in the last checkpoint. "
-                f"Lower optim.lr or set optim.clip"
+                f"{values['grad_norm']}), and none of them was made. Lower optim.lr or set optim.clip"
             )
 
     def _show(self, step: int, values: dict[str, float]) -> None:
@@ -87,8 +91,9 @@ class Progress:
         eta = f"ETA {duration(left)}" if step > start else ""
         unit = "tokens/s" if self.tokens else "examples/s"
         accuracy = f"  accuracy {values['accuracy']:.3f}" if "accuracy" in values else ""
+        speed = f"  {quantity(rate, unit)}" if rate else ""
         line = (
-            f"step {step:,}/{self.last:,}  loss {values['loss']:.4f}{accuracy}  {quantity(rate, unit)}  "
+            f"step {step:,}/{self.last:,}  loss {values['loss']:.4f}{accuracy}{speed}  "
             f"{'done' if step == self.last else eta}"
         )
         if self.host.stdout.isatty():
@@ -126,7 +131,7 @@ def run(
     for n in range(start, stop):
         state, metrics = update(state, next(batches))
         progress.add(n + 1, metrics)
-        signal = stopping(n + 1)
+        signal = stopping(n + 1) if n + 1 < stop else None  # the end comes as soon, and is measured
         evaluating, saving = due(n + 1, eval_every, stop), due(n + 1, save_every, stop) or signal is not None
         if evaluating or saving:
             progress.settle()

@@ -7,6 +7,8 @@ resume appends an event, and readers drop earlier lines of a greater step.
 
 import json
 import math
+import os
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -34,20 +36,28 @@ def _plain(values: dict[str, float]) -> dict[str, Any]:
 class Recorder:
     """Appends to `metrics.jsonl` and to the event files of a workdir. To be made by process 0 alone."""
 
-    def __init__(self, workdir: str, host: Host, project: str | None = None, config: Any = None) -> None:
+    def __init__(
+        self, workdir: str, host: Host, start: int = 0, project: str | None = None, config: Any = None
+    ) -> None:
         import tensorboardX
 
-        self._wandb = None if project is None else _wandb(project, workdir, config)
+        self._wandb = None
+        if project is not None:
+            name = epath.Path(workdir).name  # one run there as long as it is one here
+            settings = dict(project=project, id=name, name=name, config=config, resume="allow", dir=workdir)
+            self._wandb = wandb().init(**settings)
 
         self._path, self._clock = epath.Path(workdir) / "metrics.jsonl", host.clock
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        earlier = read(workdir) if self._path.exists() else []
+        earlier = read(workdir, host.say) if self._path.exists() else []
         self.continues = bool(earlier)  # a run wrote here before, even if it left no checkpoint
         self._start = earlier[0]["time"] if earlier else host.clock()
         if self._path.exists():
             _drop_torn_line(self._path)
         self._file = self._path.open("a")
-        self._events = tensorboardX.SummaryWriter(str(epath.Path(workdir) / "events"), flush_secs=30)
+        self._events = tensorboardX.SummaryWriter(
+            str(epath.Path(workdir) / "events"), flush_secs=30, purge_step=start + 1
+        )
 
     def write(
         self,
@@ -68,7 +78,8 @@ class Recorder:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in metrics.items():
-            self._events.add_scalar(f"{split or kind}/{name}", value, step, walltime=now)
+            if math.isfinite(value):  # tensorboardX grumbles at each that is not
+                self._events.add_scalar(f"{split or kind}/{name}", value, step, walltime=now)
         if self._wandb and metrics:
             self._wandb.log({f"{split or kind}/{name}": value for name, value in metrics.items()}, step=step)
 
@@ -92,30 +103,38 @@ class Nothing:
         """Close nothing."""
 
 
-def _wandb(project: str, workdir: str, config: Any) -> Any:
-    """A run of Weights & Biases, gone on with where the workdir is the same. Raises UsageError where it is missing."""
+def wandb() -> Any:
+    """The package wandb. Raises UsageError where it is missing."""
     try:
         import wandb
     except ImportError:
         raise UsageError("config key 'log.wandb' needs the package wandb: pip install wandb") from None
-    name = epath.Path(workdir).name
-    return wandb.init(project=project, id=name, name=name, config=config, resume="allow", dir=workdir)
+    return wandb
 
 
 def _drop_torn_line(path: epath.Path) -> None:
     """End the file after its last whole line: a killed process may have left half of one."""
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text) and "://" not in str(path):
+        os.truncate(path, whole)
 
 
-def read(workdir: str) -> list[dict[str, Any]]:
-    """The lines of a run as it stands: those that a resume made void are dropped, a torn last line too."""
+def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """The lines of a run as it stands: those that a resume made void are dropped, a torn last line too.
+
+    A line that cannot be read is passed over, and told by `say`.
+    """
     lines: list[dict[str, Any]] = []
-    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
-    for row in text[: text.rfind("\n") + 1].splitlines():
-        line = json.loads(row)
+    path = epath.Path(workdir) / "metrics.jsonl"
+    text = path.read_text()
+    for number, row in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        try:
+            line = json.loads(row)
+        except ValueError:
+            if say:
+                say(f"{path} line {number} cannot be read; passing over it")
+            continue
         if line["kind"] == "event" and line.get("note", "").startswith("resumed"):
             lines = [old for old in lines if old["step"] <= line["step"]]
         lines.append(line)

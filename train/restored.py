@@ -5,7 +5,7 @@ import jax
 from data import tokenizers
 from data.kinds import Texts
 from errors import UsageError
-from train import begin, checkpoint, evaluate, optim, sample, step
+from train import begin, checkpoint, evaluate, losses, optim, sample, step
 from train.host import Host
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up
 
@@ -43,8 +43,10 @@ def sample_checkpoint(
 ) -> None:
     """Print a prompt and the text that a checkpoint's model puts after it."""
     description = checkpoint.load_tokenizer(workdir, n)
-    if description is None:
-        raise UsageError(f"{workdir} holds a {cfg.model.family}, which does not generate text")
+    if description is None or losses.find(cfg.loss).trait != "language_model":
+        raise UsageError(
+            f"{workdir} holds a {cfg.model.family} trained by loss {cfg.loss}, which does not generate text"
+        )
     tokenizer = tokenizers.restore(description)
     blank = Texts((), {"name": cfg.data.name})
     cfg.mesh = "dp:1"
@@ -52,17 +54,20 @@ def sample_checkpoint(
     variables = list(step.views(restore_state(setup, workdir, n), cfg.optim).values())[-1]
     ids, end = tokenizer.encode(prompt), tokenizer.vocab - 1
     written: list[int] = []
+    shown = 0  # characters
     host.stdout.write(prompt)
     chunks = sample.generate(
         setup.model, variables, ids, jax.random.key(seed), count=tokens, temperature=temperature, top_k=top_k
     )
     for chunk in chunks:
-        before = tokenizer.decode(written)
         written += chunk.tolist()
         done = end in written
         written = written[: written.index(end)] if done else written
-        host.stdout.write(tokenizer.decode(written)[len(before) :])
+        text = tokenizer.decode(written)
+        ready = len(text.rstrip("\ufffd"))  # the rest may be a character cut in two
+        host.stdout.write(text[shown:ready])
         host.stdout.flush()
+        shown = max(shown, ready)
         if done:
             break
-    host.say("")
+    host.say(tokenizer.decode(written)[shown:])

@@ -1,8 +1,9 @@
 """The composition root of training: from a config to a trained model in a workdir."""
 
 import dataclasses
+import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,18 @@ from train.host import Host
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
 
 
-def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None:
-    """Train in a workdir, from its newest good checkpoint if it has one -> the signal that ended it early, or None."""
+def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequence[str] = ()) -> str | None:
+    """Train in a workdir, from its newest good checkpoint if it has one -> the signal that ended it early, or None.
+
+    `changes` says in words what this run changes in the schedule of the one before.
+    """
     corpora = [load_source(cfg, host, name, cfg.data.split) for name in names_of(cfg)]
     held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
     setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir))
     feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place)
-    check_values(cfg)
     traced = profile.window(cfg.log.profile)
+    if cfg.log.wandb:
+        metrics.wandb()
     tx = optim.make(cfg.optim, setup.model.specs["params"])
     rate = schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
     batches = plan.Plan(_corpora(setup, corpora), (begin.first_phase(cfg),), cfg.seed, _augment(cfg))
@@ -53,52 +58,36 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host) -> str | None
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
 
-    epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+    try:
+        epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir} cannot be made a folder: {error}") from None
     with checkpoint.lock(workdir):
-        state, start, phases = begin.begin(setup, tx, workdir, identity)
-        batches = dataclasses.replace(batches, phases=phases)
+        state, origin = begin.begin(setup, tx, workdir, identity, list(changes))
+        batches, start = dataclasses.replace(batches, phases=origin.phases), origin.start
         if start >= cfg.train.steps:
+            _draw_curve(setup, workdir)
             host.say(
                 f"{workdir} is complete: {start:,} of {cfg.train.steps:,} updates. "
                 f"To go on: --config.train.steps={2 * start} --config.resume=extend"
             )
             return None
         if jax.process_index() == 0:
-            (epath.Path(workdir) / "config.json").write_text(config_json)
+            write_whole(epath.Path(workdir) / "config.json", config_json)
         batch = _shapes(setup, batches, start)
         _introduce(setup, corpora, held_out, update, state, batch, batches, start, workdir)
         if cfg.log.hlo and jax.process_index() == 0:
             profile.write_programs(update, state, batch, Path(workdir) / "hlo")
         if traced:
             update = profile.traced(update, start, traced, str(Path(workdir) / "profile"))
-        return _train(setup, update, state, batches, start, held_out, workdir, identity)
+        return _train(setup, update, state, batches, origin, held_out, workdir, identity)
 
 
-LEAST = {  # of knobs that count something
-    1: (
-        *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit"),
-        *("checkpoint.every", "checkpoint.keep", "data.vocab"),
-    ),
-    0: ("checkpoint.keep_best", "data.workers", "train.max_skipped"),
-}
-
-
-def check_values(cfg: Config) -> None:
-    """Hold the numbers of a config to their ranges. Raises UsageError that names key, value and range."""
-    for least, keys in LEAST.items():
-        for key in keys:
-            section, name = key.split(".")
-            value = cfg[section][name]
-            if value is not None and value < least:
-                raise UsageError(f"config key {key!r} must be {least} or more{_or_none(key)}, not {value}")
-    if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
-        raise UsageError(f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}")
-    if cfg.data.deviation <= 0:
-        raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
-
-
-def _or_none(key: str) -> str:
-    return ", or None" if key in ("eval.every", "eval.batch", "eval.limit", "checkpoint.every", "data.vocab") else ""
+def write_whole(path: epath.Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, never a part."""
+    draft = path.parent / f"{path.name}.draft"
+    draft.write_text(text)
+    draft.replace(path)
 
 
 def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
@@ -145,9 +134,14 @@ def _introduce(
     if cfg.log.table:
         host.say(*summary.table(model, setup.place, setup.dtype), "")
     rows = batches.phase(start).batch_size
-    cost = flops.count(
-        update, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state), batch
-    )
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    try:
+        cost = flops.count(update, shapes, batch)
+    except (TypeError, ValueError) as error:
+        if not cfg.rules:
+            raise
+        first = str(error).splitlines()[0]
+        raise UsageError(f"the rules {cfg.rules.to_dict()} cannot cut this model so: {first}") from error
     size = ", ".join(f"{c.identity['name']} ({len(c):,} {'documents' if isinstance(c, Texts) else 'examples'}"
                      f"{f', {len(k) * k.context:,} tokens' if hasattr(k, 'context') else ''})"
                      for c, k in zip(corpora, batches.corpora, strict=True))  # fmt: skip
@@ -173,13 +167,13 @@ def _train(
     update: Callable[..., Any],
     state: step.State,
     batches: plan.Plan,
-    start: int,
+    origin: begin.Origin,
     held_out: Source,
     workdir: str,
     identity: list[dict[str, Any]],
 ) -> str | None:
-    cfg, host, main = setup.cfg, setup.host, jax.process_index() == 0
-    recorder = metrics.Recorder(workdir, host, cfg.log.wandb, cfg.to_dict()) if main else metrics.Nothing()
+    cfg, host, main, start = setup.cfg, setup.host, jax.process_index() == 0, origin.start
+    recorder = metrics.Recorder(workdir, host, start, cfg.log.wandb, cfg.to_dict()) if main else metrics.Nothing()
     store = checkpoint.Store(workdir, cfg.checkpoint.keep, cfg.checkpoint.keep_best)
     exam = exam_of(setup, held_out)
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
@@ -187,7 +181,8 @@ def _train(
     limits = cfg.log.every, cfg.train.steps, size, setup.context or 0, cfg.train.max_skipped
     progress = loop.Progress(host, recorder, *limits, loud=main)
     if recorder.continues:
-        recorder.write("event", start, {}, note=f"resumed from update {start}")
+        changed = [change for entry in origin.history if entry["from_step"] == start for change in entry["changes"]]
+        recorder.write("event", start, {}, note="; ".join([f"resumed from update {start}", *changed]))
 
     def measure(n: int, state: step.State) -> evaluate.Scores:
         """Record what is measured, at the end on the whole split -> the scores on which checkpoints are compared."""
@@ -199,7 +194,7 @@ def _train(
         return compared
 
     def save(n: int, state: step.State, scores: evaluate.Scores | None) -> None:
-        store.save(state, manifest_of(setup, n, batches.phases, identity, scores), _description(setup))
+        store.save(state, manifest_of(setup, n, origin, identity, scores), _description(setup))
 
     def stopping(n: int) -> str | None:
         """The signal that asks for a stop; several processes agree on it, after every line of metrics."""
@@ -215,6 +210,8 @@ def _train(
         batches, setup.place, start, cfg.train.steps, workers=cfg.data.workers, prefetch=cfg.data.prefetch
     )
     try:
+        if not origin.measured and loop.due(start, cfg.eval.every, cfg.train.steps):  # a signal had come before it
+            measure(start, state)
         _, signal = loop.run(
             state,
             update,
@@ -231,11 +228,19 @@ def _train(
     finally:
         store.close()
         recorder.close()
-    if main and "://" not in workdir:
-        title = f"{setup.model.family} on {cfg.data.name}"
-        picture, newest = plots.curve(workdir, title, setup.task.unit), checkpoint.steps(workdir)[-1]
-        host.say(f"curve in {picture}, checkpoint {newest:,} in {workdir}/checkpoints")
+    _draw_curve(setup, workdir)
+    if progress.skipped:
+        host.say(f"{progress.skipped:,} updates were skipped: their loss or gradient was not finite")
     return signal
+
+
+def _draw_curve(setup: Setup, workdir: str) -> None:
+    """Draw the curve of a local workdir, and say where it is and the newest checkpoint."""
+    if jax.process_index() or "://" in workdir:
+        return
+    picture = plots.curve(workdir, f"{setup.model.family} on {setup.cfg.data.name}", setup.task.unit)
+    where = f"curve in {picture}, " if picture else ""
+    setup.host.say(f"{where}checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
 
 
 def _description(setup: Setup) -> dict[str, Any] | None:
@@ -245,7 +250,7 @@ def _description(setup: Setup) -> dict[str, Any] | None:
 def manifest_of(
     setup: Setup,
     n: int,
-    phases: tuple[plan.Phase, ...],
+    origin: begin.Origin,
     identity: list[dict[str, Any]],
     scores: evaluate.Scores | None,
 ) -> checkpoint.Manifest:
@@ -260,14 +265,14 @@ def manifest_of(
         "versions": versions,
         "revision": setup.host.revision,
         "mesh": dict(setup.place.mesh.shape),
-        "phases": plan.phases_as_json(phases),
+        "phases": plan.phases_as_json(origin.phases),
+        "history": origin.history,
         "data": identity,
-        "tokenizer": tokenizers.fingerprint(setup.tokenizer) if setup.tokenizer else None,
+        "tokenizer": tokenizers.fingerprint(setup.tokenizer.description()) if setup.tokenizer else None,
         "metrics": (scores.judged or None) if scores else None,  # an empty held-out split measures nothing
     }
 
 
 def recorded_config(workdir: str) -> str | None:
-    """The text of `W/config.json`, or None where there is no checkpoint yet."""
-    path = epath.Path(workdir) / "config.json"
-    return path.read_text() if checkpoint.steps(workdir) and path.exists() else None
+    """The config of the newest readable checkpoint, as JSON; None where there is none yet."""
+    return next((json.dumps(manifest["config"]) for manifest in checkpoint.readable(workdir).values()), None)

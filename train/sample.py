@@ -1,5 +1,6 @@
 """Text from a language model: one prefill, then one jitted loop that feeds each token back through the cache."""
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -67,9 +68,9 @@ def generate(
     """
     if "cached" not in model.traits:
         raise UsageError(f"family {model.family!r} does not generate text; sample needs a cached language model")
-    if temperature < 0 or (top_k is not None and top_k < 1) or count < 1:
+    if not 0 <= temperature < math.inf or 0 < temperature < 1e-3 or (top_k is not None and top_k < 1) or count < 1:
         raise UsageError(
-            f"sampling wants temperature >= 0, top_k >= 1, tokens >= 1; not {temperature}, {top_k}, {count}"
+            f"sampling wants a temperature 0 or >= 0.001, top_k >= 1, tokens >= 1; not {temperature}, {top_k}, {count}"
         )
     if not len(prompt):
         raise UsageError("the prompt is empty; give --prompt some text")

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 import models
-from data import augment, evaluation, plan, sequences, sources, tokenizers
+from data import augment, embedded, evaluation, plan, sequences, sources, tokenizers
 from data.kinds import Examples, Source, Texts
 from errors import UsageError, unknown
 from models import Model
+from models.spec import abstract
 from train import evaluate, leaves, losses, mesh, step
 from train.host import Host
 
@@ -62,18 +63,23 @@ class Setup:
 
 def load_source(cfg: Config, host: Host, name: str, split: str) -> Source:
     """A source of the config's data section."""
+    if cfg.data.field is not None and embedded.find(name):
+        raise UsageError(f"config key 'data.field' = {cfg.data.field!r}: {name} has one kind of text or none")
     return sources.load(name, split, field=cfg.data.field, data_dir=host.environ.get("TFDS_DATA_DIR"))
 
 
 def names_of(cfg: Config) -> list[str]:
     """The data sets of a config: one, or the parts of a mixture."""
-    return [n.strip() for n in cfg.data.name.split(",")]
+    names = [n.strip() for n in cfg.data.name.split(",")]
+    if not all(names):
+        raise UsageError(f"config key 'data.name' = {cfg.data.name!r} has an empty name")
+    return names
 
 
 def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
     """The tokenizer of a config; `char` reads every split, for held-out text, `word` the training one."""
-    if cfg.data.tokenizer == "byte" or cfg.data.tokenizer not in tokenizers.KINDS:
-        return tokenizers.make(cfg.data.tokenizer, ())
+    if cfg.data.tokenizer == "byte":
+        return tokenizers.make("byte", ())
     corpus: list[str] = []
     for name in names_of(cfg):
         every = sources.splits_of(name, host.environ.get("TFDS_DATA_DIR"))
@@ -81,6 +87,33 @@ def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
             source = load_source(cfg, host, name, split)
             corpus += source.documents if isinstance(source, Texts) else ()
     return tokenizers.make(cfg.data.tokenizer, corpus, cfg.data.vocab)
+
+
+LEAST = {  # of knobs that count something
+    1: (
+        *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit"),
+        *("checkpoint.every", "checkpoint.keep", "data.vocab"),
+    ),
+    0: ("checkpoint.keep_best", "data.workers", "train.max_skipped"),
+}
+
+
+def check_values(cfg: Config) -> None:
+    """Hold the numbers of a config to their ranges. Raises UsageError that names key, value and range."""
+    for least, keys in LEAST.items():
+        for key in keys:
+            section, name = key.split(".")
+            value = cfg[section][name]
+            if value is not None and value < least:
+                raise UsageError(f"config key {key!r} must be {least} or more{_or_none(key)}, not {value}")
+    if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
+        raise UsageError(f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}")
+    if cfg.data.deviation <= 0:
+        raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
+
+
+def _or_none(key: str) -> str:
+    return ", or None" if key in ("eval.every", "eval.batch", "eval.limit", "checkpoint.every", "data.vocab") else ""
 
 
 def set_up(
@@ -96,6 +129,7 @@ def set_up(
 
     Raises UsageError for whatever does not fit together.
     """
+    check_values(cfg)
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
     if not 0 <= cfg.seed < 2**32:
@@ -105,9 +139,16 @@ def set_up(
 
     task = losses.find(cfg.loss)
     _hold_data_to_task(cfg, example, task)
+    if cfg.data.tokenizer not in tokenizers.KINDS:
+        raise unknown("tokenizer", cfg.data.tokenizer, tokenizers.KINDS)
     made = None
     if isinstance(example, Texts):
+        if tokenizer and tokenizer["kind"] != cfg.data.tokenizer:
+            kinds = f"the parameters go with {tokenizer['kind']!r}, not with {cfg.data.tokenizer!r}"
+            raise UsageError(f"config key 'data.tokenizer': {kinds}")
         made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)
+    if cfg.data.augment and (isinstance(example, Texts) or "image" not in example.shapes):
+        raise UsageError(f"config key 'data.augment' = {cfg.data.augment!r}: {cfg.data.name!r} holds no images")
     facts = _facts(example, task, made)
     how = {"compute": compute, "remat": cfg.train.remat, "scan": cfg.train.scan}
     model = _build(cfg, example, {**facts, **how})
@@ -119,6 +160,8 @@ def set_up(
             raise UsageError(f"model.{name} = {have} is too small for the data's {value}")
         if have > value and (name == "outputs" or task.single):
             raise UsageError(f"model.{name} = {have} must be {value} for loss {cfg.loss!r} on {cfg.data.name!r}")
+    if isinstance(example, Examples):
+        _try_on(model, example, cfg)
     place = mesh.place_on(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules.to_dict())
     jax.set_mesh(place.mesh)
     return Setup(cfg, host, model, task, place, dtype, made)
@@ -155,14 +198,36 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
     module = models.FAMILIES[family]
     fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
     known = {f.name for f in dataclasses.fields(module.Config)}
-    if cfg.train.remat != "none" and "remat" not in known:
-        raise UsageError(f"train.remat = {cfg.train.remat!r}: family {family!r} has no stacked layers to recompute")
+    for name, plain in (("remat", "none"), ("scan", True)):
+        if cfg.train[name] != plain and name not in known:
+            raise UsageError(f"train.{name} = {cfg.train[name]!r}: family {family!r} has no stacked layers")
+    for name, knob in (("compute", "train.precision"), ("remat", "train.remat"), ("scan", "train.scan")):
+        if name in fields:
+            raise UsageError(f"config key 'model.{name}' is set by {knob}")
     if isinstance(example, Examples) and hasattr(module, "fit"):
         defaults = {**defaults, **module.fit(example.shapes)}
     given = {*fields, *module.SIZES.get(cfg.model.size, {})}
     return models.build(
         family, cfg.model.size, **fields, **{k: v for k, v in defaults.items() if k in known and k not in given}
     )
+
+
+def _try_on(model: Model, example: Examples, cfg: Config) -> None:
+    """Run the model on the shapes of an example, with nothing computed. Raises UsageError where it cannot take it."""
+    row = {k: jax.ShapeDtypeStruct((1, *shape), _KINDS.get(k, jnp.float32)) for k, shape in example.shapes.items()}
+    try:
+        jax.eval_shape(model.apply, abstract(model.specs), row)
+    except UsageError:
+        raise
+    except (TypeError, ValueError, KeyError) as error:
+        has = ", ".join(f"{name} {shape}" for name, shape in example.shapes.items())
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"family {cfg.model.family!r} as configured cannot take {cfg.data.name!r}, whose rows have {has}: {first}"
+        ) from error
+
+
+_KINDS = {"tokens": jnp.int32, "label": jnp.int32}  # of a row's fields; the rest are float32 when they reach a model
 
 
 def training_rows(setup: Setup, source: Source) -> plan.Corpus:

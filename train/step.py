@@ -53,10 +53,14 @@ def init_state(model: Model, tx: optax.GradientTransformation, seed: int, option
         "seed": jnp.asarray(seed, jnp.uint32),
         "params": params,
         "stats": variables.get("stats", {}),
-        "opt": tx.init(params),
-        "ema": {} if options.ema is None else jax.tree.map(lambda p: p.astype(jnp.float32), params),
+        "opt": tx.init(_float32(params)),  # moments in bfloat16 would stand still
+        "ema": {} if options.ema is None else _float32(params),
         "carry": draw(_carried(model, options), stream_key(seed, "carry")),
     }
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def _carried(model: Model, options: Options) -> Any:
@@ -76,7 +80,7 @@ def state_shardings(model: Model, tx: optax.GradientTransformation, place: Place
         own = max((name for name in table if f"/{path_name(path)}".endswith(f"/{name}")), key=len, default=None)
         return place.sharding(table[own].axes) if own and table[own].shape == leaf.shape else place.whole
 
-    opt = jax.eval_shape(tx.init, abstract(model.specs["params"], options.dtype))
+    opt = jax.eval_shape(tx.init, abstract(model.specs["params"]))
     return {
         "step": place.whole,
         "seed": place.whole,
@@ -161,7 +165,7 @@ def make_step(
             more, (terms, stats, carry) = grad(state["params"], stats, batch, row_keys(key, rows), total, carry)
             return (jax.tree.map(jnp.add, grads, more), stats), (terms, carry)
 
-        start = jax.tree.map(jnp.zeros_like, state["params"]), state["stats"]
+        start = jax.tree.map(jnp.zeros_like, _float32(state["params"])), state["stats"]
         split = {k: split_rows(x, parts, place(batch_axes(k, x.ndim))) for k, x in batch.items()}
         along = split, split_rows(rows, parts, place("batch")), _map_rows(partial(split_rows, parts=parts), carry)
         (grads, stats), (terms, carry) = jax.lax.scan(micro, start, along)
@@ -175,12 +179,13 @@ def make_step(
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         grads, terms, stats, carry = gradient(state, dict(batch))
-        norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+        grads = _float32(grads)
+        norm = optax.tree.norm(grads)
         value = terms["loss"][0] / terms["loss"][1]
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
         lr = rate(state["step"])
-        updates, opt = update(grads, state["opt"], state["params"], lr)
-        params = jax.tree.map(lambda p, u: (p - u).astype(p.dtype), state["params"], updates)
+        updates, opt = update(grads, state["opt"], _float32(state["params"]), lr)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+        params = jax.tree.map(lambda p, u: (p.astype(jnp.float32) - u).astype(p.dtype), state["params"], updates)
         new = {"params": params, "stats": stats, "opt": opt, "carry": carry}
         new["ema"] = _mean(state["ema"], params, state["step"], options.ema) if state["ema"] else {}
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {k: state[k] for k in new})
