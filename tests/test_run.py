@@ -310,3 +310,8 @@ def test_text_is_sampled_from_a_checkpoint(tmp_path: Path, capsys) -> None:
     assert len(first) > 20
     assert launch.main(sample) == 0
     assert capsys.readouterr().out == first
+    tokenizer = tmp_path / "w" / "checkpoints" / "2" / "tokenizer" / "tokenizer.json"
+    for spoilt in ('{"kind": "char", "characters": "abc"}', '{"kind', None):
+        tokenizer.unlink() if spoilt is None else tokenizer.write_text(spoilt)
+        assert launch.main(sample) == 1
+        assert "its tokenizer" in capsys.readouterr().out
