@@ -2,8 +2,8 @@
 
     python launch.py train --config=configs/rnn.py:shakespeare --workdir=runs/rnn
 
-`shakespeare`: characters, rows that go on where they ended (truncated backpropagation through time, 64 steps); 2,000
-updates of 32 rows; by ablation `gru` or `elman`, their widths such that all three have about as many parameters.
+`shakespeare`, `shakespeare_gru`, `shakespeare_elman`: characters, rows that go on where they ended (backpropagation
+through time truncated at 64 steps), 1,000 updates of 32 rows; the three have 351,000 parameters within 0.2 %.
 `adding`: the adding problem at length 100, by ablation `long` at 400 (Hochreiter, Schmidhuber 1997, experiment 4); who
 always answers 1 has an error of 0.1667. `sst2`: sentiment of sentences, words, two directions; Flax's example for the
 set reaches 85.21 %. README has our figures.
@@ -15,29 +15,31 @@ from ml_collections import ConfigDict
 
 from configs import base
 
+_SHAKESPEARE: dict[str, Any] = {
+    "model.family": "rnn",
+    "model.embed": 64,
+    "model.context": 64,
+    "loss": "next_token",
+    "data.name": "tiny_shakespeare",
+    "data.tokenizer": "char",
+    "train.carry": True,
+    "train.batch": 32,
+    "train.steps": 1000,
+    "optim.lr": 4e-3,
+    "optim.clip": 1.0,
+    "schedule.name": "cosine",
+    "schedule.warmup": 50,
+    "schedule.end": 0.05,
+    "eval.split": "validation",
+    "eval.overlap": 32,
+    "eval.batch": 128,
+    "log.every": 50,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
-    "shakespeare": {
-        "model.family": "rnn",
-        "model.cell": "lstm",
-        "model.embed": 64,
-        "model.width": 256,
-        "model.context": 64,
-        "loss": "next_token",
-        "data.name": "tiny_shakespeare",
-        "data.tokenizer": "char",
-        "train.carry": True,
-        "train.batch": 32,
-        "train.steps": 2000,
-        "optim.lr": 4e-3,
-        "optim.clip": 1.0,
-        "schedule.name": "cosine",
-        "schedule.warmup": 100,
-        "schedule.end": 0.05,
-        "eval.split": "validation",
-        "eval.overlap": 32,
-        "eval.batch": 128,
-        "log.every": 50,
-    },
+    "shakespeare": {**_SHAKESPEARE, "model.cell": "lstm", "model.width": 256},
+    "shakespeare_gru": {**_SHAKESPEARE, "model.cell": "gru", "model.width": 299},
+    "shakespeare_elman": {**_SHAKESPEARE, "model.cell": "elman", "model.width": 526, "optim.lr": 1e-3},
     "adding": {
         "model.family": "rnn",
         "model.head": "values",
@@ -68,7 +70,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "data.tokenizer": "word",
         "data.vocab": 12_000,
         "train.batch": 64,
-        "train.steps": 3000,
+        "train.steps": 2100,
         "optim.lr": 1e-3,
         "optim.clip": 1.0,
         "schedule.name": "cosine",
