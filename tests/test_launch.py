@@ -1,7 +1,7 @@
 """The launcher's answers to mistakes, and the arrows of imports that keep the house in order."""
 
-import json
 import ast
+import json
 import logging
 import signal
 import subprocess
@@ -13,7 +13,7 @@ import jax
 import pytest
 
 import launch
-from configs import gpt, reader
+from configs import gpt
 from errors import UsageError
 
 ROOT = Path(__file__).parent.parent
