@@ -6,11 +6,13 @@ Nielsen 2015, "Neural networks and deep learning", chapter 1 for the size `niels
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 
+from models import backprop, scalar
 from models.layers import ACTIVATIONS, dense, dropout, linear
 from models.spec import Array, Outputs, Place, Spec, he, normal, nowhere, std, zeros
 from models.validate import COMPUTE, check, one_of
@@ -19,6 +21,10 @@ TRAITS = frozenset({"classifier"})
 INPUT = "features"
 ZERO_GRAD: dict[str, str] = {}
 LAWS = {"normal": normal, "he": he, "zeros": zeros}
+GRADIENTS: dict[str, Callable[..., Any]] = {  # sources of the gradient other than jax.grad
+    "equations": backprop.gradient,
+    "scalar": scalar.gradient,
+}
 
 SIZES: dict[str, dict[str, Any]] = {
     "perceptron": dict(hidden=(), law="zeros"),

@@ -282,6 +282,8 @@ SHARED = {
     "attention": {"spec", "layers"},
     "recurrent": {"spec", "layers"},
     "foreign": {"spec", "layers"},
+    "backprop": {"layers"},
+    "scalar": {"backprop"},
 }
 
 
