@@ -1,0 +1,110 @@
+"""Recurrent state carried from update to update, and rows that go on where they ended."""
+
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import launch
+import models
+from data import sequences, tokenizers
+from data.kinds import Texts
+from data.plan import Phase, Plan
+from errors import UsageError
+from tests.harness import Trainer, batch_for, tiny
+from train import checkpoint
+
+BYTE = tokenizers.Bytes()
+
+
+def texts(count: int) -> Texts:
+    text = "".join(chr(33 + i % 90) for i in range(count))
+    return Texts((text,), {"name": "made", "split": "train"})
+
+
+def test_rows_go_on_where_they_ended() -> None:
+    """Each row of the next batch begins with the token that the row before was to tell last; streams do not overlap."""
+    corpus = sequences.StreamCorpus(texts(1000), BYTE, 10, 4)
+    plan = Plan((corpus,), (Phase(0, 4),), seed=3)
+    batches = [plan.batch(step) for step in range(corpus.windows + 1)]
+    for old, new in itertools.pairwise(batches[:-1]):
+        np.testing.assert_array_equal(new["tokens"][:, 0], old["targets"][:, -1])
+        assert not new["begins"].any()
+    assert batches[0]["begins"].all()
+    assert batches[-1]["begins"].all()
+    np.testing.assert_array_equal(batches[-1]["tokens"], batches[0]["tokens"])
+    whole = np.concatenate([np.concatenate([b["tokens"][r] for b in batches[:-1]]) for r in range(4)])
+    np.testing.assert_array_equal(whole, BYTE.encode(texts(1000).documents[0])[: len(whole)])
+
+
+def test_too_short_a_text_for_its_rows_is_refused() -> None:
+    with pytest.raises(UsageError, match="too few for 8 windows"):
+        sequences.StreamCorpus(texts(50), BYTE, 10, 8)
+
+
+def carried(mesh: str = "dp:1", accumulate: int = 1) -> Trainer:
+    return Trainer("rnn", mesh, accumulate=accumulate, optimizer="sgd", lr=0.0, more={"carry": 16})
+
+
+def batch(begins: int, first: int, last: int) -> dict[str, np.ndarray]:
+    found = batch_for("rnn")
+    cut = {k: v[:, first:last] for k, v in found.items()}
+    return {**cut, "begins": np.full(16, begins, np.float32)}
+
+
+@pytest.mark.parametrize(("mesh", "accumulate"), [("dp:1", 1), ("dp:2,tp:2", 1), ("dp:4", 2)])
+def test_a_carried_state_joins_windows(mesh: str, accumulate: int) -> None:
+    """Two windows in a row have the loss of both as one; a window that begins anew has its own."""
+    trainer = carried(mesh, accumulate)
+    with jax.set_mesh(trainer.place.mesh):
+
+        def loss(begins: int, first: int, last: int) -> float:
+            trainer.state, metrics = trainer.update(trainer.state, trainer.put(batch(begins, first, last)))
+            return float(metrics["loss"])
+
+        whole = loss(1, 0, 16)
+        halves = loss(1, 0, 8), loss(0, 8, 16)
+        np.testing.assert_allclose(sum(halves) / 2, whole, rtol=1e-5)
+        assert abs(loss(1, 8, 16) - halves[1]) > 1e-4
+
+
+def test_a_carried_state_is_in_the_checkpoint(tmp_path: Path) -> None:
+    """Stopped in the middle of a stream and gone on with, a run has the digests of the straight one."""
+    args = ["--config=configs/gpt.py:quick", "--config.model.family=rnn", "--config.train.carry=true"]
+    args += ["--config.train.batch=8", "--config.model.depth=1", "--config.model.embed=8", "--config.model.width=16"]
+    args += ["--config.model.context=16", "--config.eval.limit=1", "--config.schedule.warmup=0"]
+    args += ["--config.schedule.name=constant", "--config.checkpoint.every=3", "--config.optim.ema=0.9"]
+    cfg = Path("configs/gpt.py").read_text().replace('"model.heads": 4,', "").replace('"model.depth": 4,', "")
+    (tmp_path / "rnn.py").write_text(cfg)
+    args[0] = f"--config={tmp_path}/rnn.py:quick"
+    straight, halved = f"--workdir={tmp_path}/a", f"--workdir={tmp_path}/b"
+    assert launch.main(["train", straight, *args, "--config.train.steps=6"]) == 0
+    assert launch.main(["train", halved, *args, "--config.train.steps=3"]) == 0
+    assert launch.main(["train", halved, *args, "--config.train.steps=6", "--config.resume=extend"]) == 0
+    one, two = (checkpoint.load_manifest(str(tmp_path / w), 6)["state"] for w in ("a", "b"))
+    assert any(name.startswith("carry/") for name in one)
+    assert any(name.startswith("ema/") for name in one)
+    assert {k: v["digest"] for k, v in one.items()} == {k: v["digest"] for k, v in two.items()}
+
+
+def test_a_sequence_may_be_padded() -> None:
+    """What stands behind a mask changes nothing, in both directions, for every pool."""
+    x = np.random.default_rng(0).normal(size=(2, 7, 4)).astype(np.float32)
+    mask = np.array([[1] * 4 + [0] * 3, [1] * 4 + [0] * 3], np.float32)
+    for pool in ("last", "mean", "max"):
+        model = tiny("gru_both_ways", pool=pool)
+        variables = model.init(jax.random.key(0))
+        short = model.predict(variables, {"features": x[:, :4], "mask": mask[:, :4]})
+        np.testing.assert_allclose(model.predict(variables, {"features": x, "mask": mask}), short, rtol=1e-5, atol=1e-6)
+        empty = model.predict(variables, {"features": jnp.asarray(x), "mask": jnp.zeros((2, 7))})
+        assert np.isfinite(empty).all()
+        assert np.abs(empty).max() < 100
+
+
+def test_the_forget_gate_may_start_open() -> None:
+    plain, opened = (models.build("rnn", head="values", inputs=2, width=8, forget=f) for f in (0.0, 1.0))
+    a, b = (m.init(jax.random.key(0))["params"]["cells"]["0"]["forward"]["input"]["bias"] for m in (plain, opened))
+    np.testing.assert_allclose(b - a, np.eye(4)[1][:, None] * np.ones(8), atol=1e-6)
