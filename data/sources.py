@@ -36,7 +36,10 @@ def splits_of(name: str, data_dir: str | None = None) -> tuple[str, ...]:
 
 
 def _is_text(name: str) -> bool:
-    return name.endswith(".txt") or Path(name).is_dir() or (os.sep in name and Path(name).exists())
+    """A path, or a bare word that is a folder with text in it: `mnist` may be both a folder and a set of TFDS."""
+    if name.endswith(".txt") or (os.sep in name and Path(name).exists()):
+        return True
+    return Path(name).is_dir() and any(Path(name).rglob("*.txt"))
 
 
 def _known_split(name: str, split: str, splits: Iterable[str]) -> None:
@@ -50,21 +53,23 @@ def _text_files(path: Path, split: str) -> Texts:
     Of ten files or more whole files are held out, of fewer the end of each file.
     """
     _known_split(str(path), split, ("train", "validation"))
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
+    files = sorted(p for p in path.rglob("*.txt") if p.is_file()) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
         raise UsageError(f"no .txt file at {str(path)!r}; give a .txt file or a folder that holds some")
     documents = [_read(f) for f in files]
     if len(documents) >= 10:
-        held = len(documents) // 10
+        held = max(2, len(documents) // 10)  # one alone would have no neighbour, and its windows count as documents
         chosen = documents[:-held] if split == "train" else documents[-held:]
     else:
         cuts = [len(d) - len(d) // 10 for d in documents]
         chosen = [d[:c] if split == "train" else d[c:] for d, c in zip(documents, cuts, strict=True)]
-    return texts(path.name, split, chosen)
+    if not any(chosen):
+        raise UsageError(f"{path} is too short: its split {split!r}, a tenth, holds nothing")
+    return texts(path.name, split, (d for d in chosen if d))
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8-sig")  # byte for byte, but for a mark of byte order
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None

@@ -12,8 +12,6 @@ import numpy as np
 
 from errors import UsageError, unknown
 
-FILE = "tokenizer.json"
-
 
 @runtime_checkable
 class Tokenizer(Protocol):

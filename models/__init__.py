@@ -69,7 +69,7 @@ class Model:
         """The family's `apply`; a bare array is taken as its main input, and a single key is spread over the rows."""
         if not isinstance(inputs, dict):
             inputs = {self.module.INPUT: inputs}
-        inputs = jax.tree.map(jnp.asarray, inputs)
+        variables, inputs = jax.tree.map(jnp.asarray, (variables, inputs))
         if key is not None and key.ndim == 0:
             key = row_keys(key, jnp.arange(next(iter(inputs.values())).shape[0]))
         return self.module.apply(variables, inputs, self.config, train=train, key=key, cache=cache, place=place)

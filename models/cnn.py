@@ -3,7 +3,8 @@
 Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J kernel rows and columns.
 Source: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", section II.B.
 Deviations: the paper's figure 3 gives the output codes as pictures, and CODES below draws the ten digits anew on its
-7 x 12 grid; weights start as Gaussians of deviation 1/sqrt(fan-in) instead of uniform in +-2.4/fan-in (appendix A).
+7 x 12 grid; weights start as Gaussians of deviation 1/sqrt(fan-in) instead of uniform in +-2.4/fan-in (appendix A); the
+distances to the codes are divided by 16, and their softmax is without the constant e^-j of eq. 9.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from models.layers import ACTIVATIONS, add, batch_norm, dense, dropout, gathered, linear, norm_specs, product, scale_by
-from models.spec import Array, Law, Outputs, Place, Spec, constant, he, nowhere, ones, std, zeros
+from models.spec import Array, Law, Outputs, Place, Spec, constant, nowhere, ones, std, zeros
 from models.validate import COMPUTE, check, one_of
 
 TRAITS = frozenset({"classifier", "stateful", "batch_coupled"})
@@ -88,6 +89,7 @@ class Config:
     def __post_init__(self) -> None:
         check(self, "positive", "inputs", "channels", "kernel", "hidden", "classes")
         check(self, "probability", "dropout", "momentum")
+        check(self, "positive", "eps")
         one_of(self, padding=("SAME", "VALID"), norm=NORMS, pools=POOLS, head=HEADS)
         one_of(self, activation=ACTIVATIONS, compute=COMPUTE)
         check(self, "three numbers: rows, columns, channels", "inputs", ok=lambda _: len(self.inputs) == 3)
@@ -122,8 +124,8 @@ def specs(c: Config) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {}
     stats: dict[str, Any] = {}
 
-    def law(fan_in: int) -> Law:
-        return std(fan_in**-0.5) if c.activation in SIGMOIDS else he
+    def law(fan_in: int) -> Law:  # by number, as the sparse stage's links are no fan-in of its Spec
+        return std((1 if c.activation in SIGMOIDS else 2) ** 0.5 * fan_in**-0.5)
 
     for i, (C, O) in enumerate(zip((c.inputs[2], *c.channels), c.channels, strict=False)):
         if c.sparse and i == 1:  # 60 links between maps, each with a kernel of its own
@@ -220,8 +222,9 @@ def apply(
     for i in range(len(c.hidden)):
         x = act(dense(x, p["hidden"][str(i)], place("batch width")))
         x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
-    scores = rbf(x) if c.head == "rbf" else dense(x, p["head"], place("batch classes"))
-    return Outputs(scores.astype(jnp.float32), stats=stats)
+    if c.head == "rbf":
+        return Outputs(rbf(x.astype(jnp.float32)), stats=stats)
+    return Outputs(dense(x, p["head"], place("batch classes"), jnp.float32), stats=stats)
 
 
 def _pad(image: Array, c: Config) -> Array:

@@ -22,6 +22,7 @@ from models.layers import (
     lookup,
     norm_specs,
     product,
+    resharded,
     unembed,
 )
 from models.spec import Array, Outputs, Place, Spec, nowhere, std, zeros
@@ -65,6 +66,7 @@ class Config:
     def __post_init__(self) -> None:
         check(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
         check(self, "probability", "dropout", "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
+        check(self, "positive", "eps")
         one_of(self, activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
         check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
 
@@ -149,6 +151,7 @@ def apply(
 
     if cache is None:
         segment = inputs.get("segment")
+        segment = None if segment is None else resharded(segment, place("batch query"))
         mask = causal_mask(now, now, None if segment is None else (segment, segment))
     else:
         mask = causal_mask(now, jnp.arange(cache["k"].shape[2])[None])
@@ -188,5 +191,7 @@ def apply(
     x = layer_norm(x, p["norm"], c.eps)
     table = p["embed"]["token"] if c.tied else p["head"]
     logits = unembed(x, table, c.vocab, place("batch seq vocab"))
+    if cache is not None:  # what a full cache could not take is wrong, and is not to pass for right
+        logits = jnp.where(start + T <= cache["k"].shape[2], logits, jnp.nan)
     new = None if held is None else {"k": held[0], "v": held[1], "filled": start + T}
     return Outputs(logits, cache=new)

@@ -67,9 +67,9 @@ def linear(fan_in: int, fan_out: int, axes: str, law: Law, out_axis: str = "norm
     }
 
 
-def dense(x: Float[Array, "b i"], p: dict[str, Array], out: Any = None) -> Float[Array, "b o"]:
-    """x [B I] @ kernel [I O] + bias [O] -> [B O]."""
-    return add(product("bi,io->bo", x, p["kernel"], out), p["bias"])
+def dense(x: Float[Array, "b i"], p: dict[str, Array], out: Any = None, dtype: Any = None) -> Float[Array, "b o"]:
+    """x [B I] @ kernel [I O] + bias [O] -> [B O], in x's dtype or the one given."""
+    return add(product("bi,io->bo", x, p["kernel"], out, dtype), p["bias"])
 
 
 def norm_specs(width: int, stack: tuple[int, ...] = ()) -> dict[str, Spec]:
@@ -119,7 +119,7 @@ def batch_norm(
     return add(y, p["bias"]).astype(x.dtype), stats
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The tanh approximation of GELU; its gradient saves the derivative alone, which spares a second tanh.
 
@@ -135,7 +135,10 @@ def _gelu_tanh(x: Array) -> tuple[Array, Array]:
     return 0.5 * x * (1 + t), slope
 
 
-gelu_tanh.defvjp(_gelu_tanh, lambda slope, g: (g * slope,))
+@gelu_tanh.defjvp
+def _gelu_tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y, slope = _gelu_tanh(primals[0])
+    return y, tangents[0] * slope
 
 
 def scaled_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:

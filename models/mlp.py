@@ -2,7 +2,8 @@
 
 Legend: B batch, F the width of a layer. Images are flattened, row by row.
 Source: Rosenblatt 1958, "The perceptron", Psychological Review 65; Rumelhart, Hinton, Williams 1986, Nature 323;
-Nielsen 2015, "Neural networks and deep learning", chapter 1 for the size `nielsen`.
+Nielsen 2015, "Neural networks and deep learning", chapter 1 for the size `nielsen`, whose weights start at deviation
+1/sqrt(fan-in), as his chapter 3 advises, and not at 1.
 """
 
 import math
@@ -91,5 +92,5 @@ def apply(
     for i in range(len(c.hidden)):
         x = ACTIVATIONS[c.activation](dense(x, p["hidden"][str(i)], place("batch width")))
         x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
-    x = dense(x, p["head"], place("batch classes"))
-    return Outputs(ACTIVATIONS[c.output](x.astype(jnp.float32)))
+    x = dense(x, p["head"], place("batch classes"), jnp.float32)
+    return Outputs(ACTIVATIONS[c.output](x))

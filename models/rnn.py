@@ -149,7 +149,7 @@ def apply(
     else:
         last = jnp.concatenate([resharded(state["h"], place("batch width")) for _, state in runs], -1)
         pooled = last if c.pool == "last" else pool(x, mask, c.pool)
-        value = dense(pooled, p["head"], place("batch classes")).astype(jnp.float32)
+        value = dense(pooled, p["head"], place("batch classes"), jnp.float32)
     return Outputs(value, cache=None if c.bidirectional else states)
 
 
@@ -159,4 +159,5 @@ def pool(x: Float[Array, "b t p"], mask: Float[Array, "b t"] | None, how: str) -
     real = real[:, :, None]
     if how == "mean":
         return jnp.sum(x * real, 1) / jnp.maximum(jnp.sum(real, 1), 1)
-    return jnp.max(jnp.where(real > 0, x, jnp.asarray(MASKED, x.dtype)), 1)
+    top = jnp.max(jnp.where(real > 0, x, jnp.asarray(MASKED, x.dtype)), 1)
+    return jnp.where(jnp.any(real > 0, 1), top, 0)  # nothing real has no greatest

@@ -7,7 +7,7 @@ import pytest
 
 import models
 from models.spec import flatten
-from tests.harness import MESHES, TINY, B, Trainer, assert_gradients_close, batch_for, inputs_of, tiny
+from tests.harness import MESHES, TINY, B, Trainer, assert_gradients_close, batch_for, inputs_of, noisy, tiny
 from train import checkpoint
 
 NAMES = sorted(TINY)

@@ -74,10 +74,16 @@ def evaluate(
     names = sorted(rows, key=lambda n: (n != "loss", n))
     pairs = {name: _ratio(rows[name][0], rows[name][1], cluster) for name in names}
     metrics, stderr = {k: v[0] for k, v in pairs.items()}, {k: v[1] for k, v in pairs.items()}
-    if "bits_per_byte" in metrics:  # a language model's
-        metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
-        stderr["perplexity"] = metrics["perplexity"] * stderr["loss"]
     return Scores(metrics, stderr, count, int(cluster.max()) + 1)
+
+
+def with_perplexity(scores: Scores) -> Scores:
+    """The same with exp(loss), its standard error to first order."""
+    if not scores.metrics:
+        return scores
+    value = math.exp(min(scores.metrics["loss"], 700.0))
+    metrics = {**scores.metrics, "perplexity": value}
+    return scores._replace(metrics=metrics, stderr={**scores.stderr, "perplexity": value * scores.stderr["loss"]})
 
 
 def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """From host rows to global arrays: each process reads the rows that its devices own, and no others."""
 
+import math
 from collections.abc import Iterator
 
 import jax
@@ -37,8 +38,12 @@ def put(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str,
     return {name: whole(name, values) for name, values in local.items()}
 
 
-def check_batch(size: int, accumulate: int, place: Placement) -> None:
-    """Hold a batch to a whole number of rows a device and microbatch. Raises UsageError with sizes that fit."""
+def check_batch(size: int, accumulate: int, place: Placement, context: int | None = None) -> None:
+    """Hold a batch to whole rows a device and microbatch, a row to whole parts. Raises UsageError with what fits."""
+    parts = math.prod(place.mesh.shape[a] for a in place.rules["seq"])
+    if context and context % parts:
+        fit = " or ".join(str(n) for n in (context // parts * parts, -(-context // parts) * parts) if n)
+        raise UsageError(f"model.context = {context} cannot be cut into {parts} parts by the mesh; {fit} would fit")
     if size < 1 or accumulate < 1:
         raise UsageError(f"train.batch = {size} and train.accumulate = {accumulate} must be 1 or more")
     unit = place.batch_shards * accumulate

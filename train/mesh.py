@@ -137,6 +137,10 @@ def place_on(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = None) -
                 raise unknown(f"mesh axis in the rule of {name}", axis, AXES)
         if len(set(rules[name])) < len(rules[name]):
             raise UsageError(f"the rule of {name!r} names a mesh axis twice: {text!r}")
+    for name in ("seq", "heads", "mlp", "vocab", "classes"):  # dims that stand beside the rows in one array
+        both = set(rules["batch"]) & set(rules[name])
+        if both:
+            raise UsageError(f"the rules of 'batch' and {name!r} share the mesh axis {min(both)!r}, in one array")
     rules = {name: tuple(a for a in over if a in mesh.shape) for name, over in rules.items()}
     table: dict[str, Spec] = flatten(specs)
     replicated = []

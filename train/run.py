@@ -47,7 +47,7 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
     corpora = [load_source(cfg, host, name, cfg.data.split) for name in names_of(cfg)]
     held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
     setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir))
-    feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place)
+    feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
     traced = profile.window(cfg.log.profile)
     if cfg.log.wandb:
         metrics.wandb()

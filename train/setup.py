@@ -258,12 +258,11 @@ def measure_views(
 ) -> evaluate.Scores:
     """Measure all that a state has to be evaluated: its parameters, and their running mean where there is one."""
     rows = setup.cfg.eval.batch or setup.cfg.train.batch
-    return evaluate.joined(
-        {
-            prefix: evaluate.evaluate(examine, variables, exam, setup.place, rows, limit)
-            for prefix, variables in step.views(state, setup.cfg.optim).items()
-        }
-    )
+    views = {}
+    for prefix, variables in step.views(state, setup.cfg.optim).items():
+        scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit)
+        views[prefix] = evaluate.with_perplexity(scores) if setup.task.trait == "language_model" else scores
+    return evaluate.joined(views)
 
 
 def _examples(setup: Setup, source: Source) -> Examples:
