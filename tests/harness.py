@@ -52,7 +52,7 @@ def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed)
     if LOSS[name] == "next_token":
         tokens = draw.integers(0, 100, (B, 17)).astype(np.int32)
-        return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weight": np.ones((B, 16), np.float32)}
+        return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weight": weights(draw, B, 16)}
     shape = INPUT[name]
     batch = {"image" if len(shape) == 3 else "features": draw.normal(size=(B, *shape)).astype(np.float32)}
     if name == "gru_both_ways":
@@ -61,7 +61,13 @@ def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
         batch["target"] = draw.normal(size=(B, TINY[name]["outputs"])).astype(np.float32)
     else:
         batch["label"] = draw.integers(0, TINY[name].get("classes", 10), B).astype(np.int32)
-    return {**batch, "weight": np.ones(B, np.float32)}
+    return {**batch, "weight": weights(draw, B)}
+
+
+def weights(draw: np.random.Generator, *shape: int) -> np.ndarray:
+    """Weights of all sizes, some of them 0: a mean of means is none of theirs."""
+    found = draw.random(shape).astype(np.float32)
+    return np.where(draw.random(shape) < 0.2, 0, found).astype(np.float32)
 
 
 def inputs_of(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -88,6 +88,20 @@ def test_gradients_are_finite_and_not_zero(name: str) -> None:
             assert np.linalg.norm(g) > 1e-6 * whole, leaf
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if hasattr(tiny(n).config, "dropout")])
+def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
+    """Equal rows part ways, another key draws anew, the same one again; in evaluation a key is not looked at."""
+    model, batch = noisy(name), {k: np.repeat(v[:1], 4, 0) for k, v in batch_for(name).items()}
+    variables = model.init(jax.random.key(0))
+    one, same, other = (model.apply(variables, batch, train=True, key=jax.random.key(k)).value for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+    assert all((one[0] != one[row]).any() for row in (1, 2, 3))
+    still = model.apply(variables, batch, key=jax.random.key(1)).value
+    np.testing.assert_array_equal(still, model.apply(variables, batch).value)
+    np.testing.assert_array_equal(still[1:], np.broadcast_to(still[:1], still[1:].shape))
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", NAMES)
 def test_sharded_equals_unsharded(name: str, mesh: str) -> None:

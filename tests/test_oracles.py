@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import models
-from models import attention, cnn, layers
+from models import attention, cnn, layers, spec
+from models.spec import flatten
 
 DRAW = np.random.default_rng(0)
 
@@ -131,3 +132,53 @@ def test_rbf_scores_are_minus_squared_distances_to_the_codes() -> None:
     want = -np.square(np.asarray(x)[:, None] - codes[None]).sum(-1)
     np.testing.assert_allclose(cnn.rbf(x), want / cnn.TEMPERATURE, rtol=1e-5)
     assert len({tuple(c) for c in codes.tolist()}) == 10
+
+
+def test_gpt_is_gpt2() -> None:
+    """Logits and every gradient of a GPT-2 written in torch alone, its parameters all drawn, norms and biases too."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
+    T, V, D, N, L = 12, 40, 24, 4, 3
+    model = models.build("gpt", vocab=V, vocab_multiple=1, context=T, width=D, depth=L, heads=N)
+    draw = np.random.default_rng(1)
+    params = jax.tree.map(lambda s: jnp.asarray(draw.normal(size=s.shape) * 0.3, jnp.float32), model.specs["params"])
+    tokens = draw.integers(0, V, (2, T))
+    p = jax.tree.map(lambda x: torch.tensor(np.asarray(x), requires_grad=True), params)
+    functional = torch.nn.functional
+
+    def norm(x, p, i=...):
+        return functional.layer_norm(x, (D,), p["scale"][i], p["bias"][i], 1e-5)
+
+    x = p["embed"]["token"][tokens] + p["embed"]["position"][:T]
+    for i in range(L):
+        blocks = p["blocks"]
+        h = norm(x, blocks["norm1"], i)
+        kernel, bias = blocks["qkv"]["kernel"][i], blocks["qkv"]["bias"][i]
+        q, k, v = (torch.tensordot(h, kernel[n], 1) + bias[n] for n in range(3))  # [B T N H]
+        a = functional.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), is_causal=True)
+        x = x + a.transpose(1, 2).flatten(2) @ blocks["out"]["kernel"][i].flatten(0, 1) + blocks["out"]["bias"][i]
+        h = norm(x, blocks["norm2"], i) @ blocks["up"]["kernel"][i] + blocks["up"]["bias"][i]
+        x = x + functional.gelu(h, approximate="tanh") @ blocks["down"]["kernel"][i] + blocks["down"]["bias"][i]
+    theirs = norm(x, p["norm"]) @ p["embed"]["token"].T
+    torch.sin(theirs).sum().backward()
+
+    ours, grads = jax.value_and_grad(lambda p: jnp.sum(jnp.sin(model.predict({"params": p}, tokens))))(params)
+    np.testing.assert_allclose(ours, torch.sin(theirs).sum().item(), rtol=2e-4)
+    want = theirs.detach().numpy()
+    assert np.linalg.norm(model.predict({"params": params}, tokens) - want) <= 2e-5 * np.linalg.norm(want)
+    for name, g in flatten(grads).items():
+        leaf = p
+        for part in name.split("/"):
+            leaf = leaf[part]
+        error = np.linalg.norm(g - leaf.grad.numpy())
+        assert error <= 2e-4 * np.linalg.norm(leaf.grad.numpy()), name
+
+
+def test_initial_deviations_are_the_laws() -> None:
+    shape = (400, 300)
+    for law, want in ((spec.normal, 400**-0.5), (spec.he, (2 / 400) ** 0.5), (spec.std(0.02), 0.02)):
+        leaf = spec.Spec(shape, "embed mlp", law, fan_in="embed")
+        drawn = np.asarray(law(jax.random.key(0), shape, leaf))
+        assert abs(drawn.mean()) < 0.01 * want
+        np.testing.assert_allclose(drawn.std(), want, rtol=0.01)
+    flat = np.asarray(spec.uniform(0.5)(jax.random.key(0), shape, spec.Spec(shape, "embed mlp", spec.zeros)))
+    np.testing.assert_allclose([flat.min(), flat.max(), flat.std()], [-0.5, 0.5, 0.5 / 3**0.5], rtol=0.01)

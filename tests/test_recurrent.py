@@ -52,6 +52,7 @@ def carried(mesh: str = "dp:1", accumulate: int = 1) -> Trainer:
 def batch(begins: int, first: int, last: int) -> dict[str, np.ndarray]:
     found = batch_for("rnn")
     cut = {k: v[:, first:last] for k, v in found.items()}
+    cut["weight"] = np.ones_like(cut["weight"])
     return {**cut, "begins": np.full(16, begins, np.float32)}
 
 
