@@ -16,13 +16,14 @@ class Examples:
 
     Fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask float32 [n T]; and
     label int32 [n] out of `classes`, or target float32 [n C]. They are a dict of arrays, or a function from rows to one
-    where the set is too large to hold.
+    where the set is too large to hold. `names` are those of the classes, where they have some.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
     count: int
     identity: dict[str, Any]
     classes: int | None
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -40,12 +41,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents, as str; perhaps each with a label out of `classes`."""
+    """Documents, as str; perhaps each with a label out of `classes`, which may have names."""
 
     documents: tuple[str, ...]
     identity: dict[str, Any]
     labels: np.ndarray | None = None
     classes: int | None = None
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.documents)

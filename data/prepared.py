@@ -68,7 +68,14 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
     label = next((k for k, f in features.items() if type(f).__name__ == "ClassLabel"), None)
     if label is None:
         return Texts(documents, identity)
-    return Texts(documents, identity, np.array([row[label] for row in read], np.int32), features[label].num_classes)
+    labels = np.array([row[label] for row in read], np.int32)
+    return Texts(documents, identity, labels, features[label].num_classes, _names(features[label]))
+
+
+def _names(label: Any) -> tuple[str, ...] | None:
+    """The names of a ClassLabel's classes; None where they are numbers only."""
+    names = tuple(label.names or ())
+    return None if names == tuple(map(str, range(len(names)))) else names
 
 
 def _decode(text: bytes | str) -> str:
@@ -81,11 +88,12 @@ def _labelled_images(rows: Any, features: Any, identity: dict[str, Any]) -> Exam
         label = np.array([g["label"] for g in got], np.int32)
         return {"image": np.stack([g["image"] for g in got]), "label": label}
 
-    count, classes, shape = len(rows), features["label"].num_classes, features["image"].shape
+    label, shape, count = features["label"], features["image"].shape, len(rows)
+    classes, names = label.num_classes, _names(label)
     if None in shape:
         raise UsageError(f"{identity['name']}: images of varying size {shape} need a resize, which this source lacks")
     if count * int(np.prod(shape)) > DECODE_ONCE:
-        return Examples(read, count, identity, classes)
+        return Examples(read, count, identity, classes, names)
     parts = [read(np.arange(i, min(i + 1024, count))) for i in range(0, count, 1024)]
     fields = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    return Examples(fields, count, identity, classes)
+    return Examples(fields, count, identity, classes, names)

@@ -93,4 +93,5 @@ def padded(texts: Texts, tokenizer: Tokenizer, context: int) -> Examples:
     for i, document in enumerate(texts.documents):
         ids = tokenizer.encode(document)[:context]
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, 1
-    return Examples({"tokens": tokens, "mask": mask, "label": texts.labels}, len(texts), texts.identity, texts.classes)
+    fields = {"tokens": tokens, "mask": mask, "label": texts.labels}
+    return Examples(fields, len(texts), texts.identity, texts.classes, texts.names)

@@ -555,6 +555,7 @@ def test_tfds_mnist() -> None:
     got = sources.load("mnist", "test", data_dir=PREPARED)
     assert len(got) == 10_000
     assert got.classes == 10
+    assert got.names is None  # they would be the numbers
     some = got.__getitems__([3, 9999])
     assert some["image"].shape == (2, 28, 28, 1)
     assert some["image"].dtype == np.uint8
@@ -571,6 +572,17 @@ def test_tfds_tiny_shakespeare() -> None:
     assert set(splits) == {"train", "validation", "test"}
     assert [len(s) for s in loaded] == [1, 1, 1]
     assert sum(len(s.documents[0].encode()) for s in loaded) == 1_115_394
+
+
+@prepared
+def test_classes_have_the_names_of_the_set() -> None:
+    """Of images and of texts, also where the texts are read as examples."""
+    clothes = sources.load("fashion_mnist", "test", data_dir=PREPARED).names
+    assert clothes is not None
+    assert (clothes[0], clothes[9], len(clothes)) == ("T-shirt/top", "Ankle boot", 10)
+    texts = sources.load("glue/sst2", "validation", data_dir=PREPARED)
+    assert texts.names == ("negative", "positive")
+    assert sequences.padded(texts, tokenizers.make("byte", ()), 8).names == texts.names
 
 
 @prepared

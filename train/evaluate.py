@@ -14,7 +14,16 @@ from train import feed
 from train.losses import Task, Terms
 from train.mesh import Placement
 
-Examiner = Callable[[Any, dict[str, jax.Array]], Terms]
+Examiner = Callable[[Any, dict[str, jax.Array]], tuple[Terms, dict[str, jax.Array]]]
+
+
+class Rows(NamedTuple):
+    """What was measured row by row, in the order of the exam [n ...]."""
+
+    loss: np.ndarray  # of a row; nan where it weighs nothing
+    weight: np.ndarray  # of a row in the loss: 1, or the tokens told
+    guess: np.ndarray | None = None  # classes or values, where the task keeps them
+    truth: np.ndarray | None = None
 
 
 class Scores(NamedTuple):
@@ -25,6 +34,7 @@ class Scores(NamedTuple):
     examples: int
     clusters: int
     prefix: str = ""  # of the metrics that the model is judged by
+    rows: Rows | None = None  # None where nothing was measured
 
     @property
     def judged(self) -> dict[str, float]:
@@ -37,14 +47,15 @@ def joined(views: dict[str, Scores]) -> Scores:
     metrics = {prefix + name: v for prefix, one in views.items() for name, v in one.metrics.items()}
     stderr = {prefix + name: v for prefix, one in views.items() for name, v in one.stderr.items()}
     prefix, last = list(views.items())[-1]
-    return Scores(metrics, stderr, last.examples, last.clusters, prefix)
+    return Scores(metrics, stderr, last.examples, last.clusters, prefix, last.rows)
 
 
 def make_examiner(model: Model, task: Task, place: Placement) -> Examiner:
-    """The jitted forward pass: (variables, batch) -> per-row sums and weights [B], whole on every process."""
+    """The jitted forward pass: (variables, batch) -> a row's sums and weights [B], and answers, whole everywhere."""
 
-    def examine(variables: Any, batch: dict[str, jax.Array]) -> Terms:
-        return task(model.apply(variables, batch, place=place).value, batch)
+    def examine(variables: Any, batch: dict[str, jax.Array]) -> tuple[Terms, dict[str, jax.Array]]:
+        value = model.apply(variables, batch, place=place).value
+        return task(value, batch), task.answers(value, batch)
 
     return jax.jit(examine, out_shardings=place.whole)
 
@@ -63,9 +74,13 @@ def evaluate(
     """
     size = -(-size // place.batch_shards) * place.batch_shards
     sums: dict[str, list[np.ndarray]] = {}
+    told: dict[str, list[np.ndarray]] = {}
     for batch in itertools.islice(feed.examining(exam, place, size), limit):
-        for name, pair in jax.device_get(examine(variables, batch)).items():
+        terms, answers = jax.device_get(examine(variables, batch))
+        for name, pair in terms.items():
             sums.setdefault(name, []).append(np.stack(pair).astype(np.float64))
+        for name, values in answers.items():
+            told.setdefault(name, []).append(values)
     if not sums:
         return Scores({}, {}, 0, 0)
     rows = {name: np.concatenate(parts, 1)[:, : len(exam)] for name, parts in sums.items()}
@@ -74,7 +89,10 @@ def evaluate(
     names = sorted(rows, key=lambda n: (n != "loss", n))
     pairs = {name: _ratio(rows[name][0], rows[name][1], cluster) for name in names}
     metrics, stderr = {k: v[0] for k, v in pairs.items()}, {k: v[1] for k, v in pairs.items()}
-    return Scores(metrics, stderr, count, int(cluster.max()) + 1)
+    total, weight = rows["loss"]
+    loss = np.divide(total, weight, out=np.full(count, np.nan), where=weight > 0)
+    kept = Rows(loss, weight, **{name: np.concatenate(parts)[:count] for name, parts in told.items()})
+    return Scores(metrics, stderr, count, int(cluster.max()) + 1, rows=kept)
 
 
 def with_perplexity(scores: Scores) -> Scores:

@@ -18,6 +18,7 @@ from errors import UsageError, unknown
 from models.layers import MASKED
 
 Terms = dict[str, tuple[Array, Array]]
+FEW = 8  # values a row that an evaluation keeps
 
 
 def cross_entropy(
@@ -40,12 +41,19 @@ def cross_entropy(
     return nats + z_loss * jnp.square(normaliser) if z_loss else nats
 
 
+def guesses(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
+    """The class of the largest logit, the first of equals, C where one is no number: [... C] -> [...].
+
+    By comparison, not by argmax, which raises where C is sharded.
+    """
+    index = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
+    top = jnp.max(logits, -1, keepdims=True)
+    return jnp.min(jnp.where(logits == top, index, logits.shape[-1]), -1)
+
+
 def hits(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, "*b"]:
     """1 where the label's logit is the largest (the first of equals), else 0: [... C], [...] -> [...]."""
-    index = jnp.arange(logits.shape[-1]).reshape((1,) * label.ndim + (-1,))
-    top = jnp.max(logits, -1, keepdims=True)
-    first = jnp.min(jnp.where(logits == top, index, logits.shape[-1]), -1)
-    return (first == label).astype(jnp.float32)
+    return (guesses(logits) == label).astype(jnp.float32)
 
 
 def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float) -> Terms:
@@ -112,6 +120,15 @@ class Task:
     def __call__(self, value: Array, batch: dict[str, Array]) -> Terms:
         """The terms of a batch."""
         return self.terms(value, batch)
+
+    def answers(self, value: Array, batch: dict[str, Array]) -> dict[str, Array]:
+        """A row's `guess` and `truth`: classes [B], or a regressor's few values [B C]; {} where they would be many."""
+        if self.trait == "classifier":
+            guess = (value[:, 0] > 0).astype(jnp.int32) if self.single else guesses(value)
+            return {"guess": guess, "truth": batch["label"]}
+        if self.trait == "regressor" and value.ndim == 2 and value.shape[1] <= FEW:
+            return {"guess": value, "truth": batch["target"]}
+        return {}
 
     def with_extras(self, **extras: float) -> "Task":
         """The task to train by: label smoothing, z-loss. Raises UsageError where it takes no such extra."""
