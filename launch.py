@@ -244,12 +244,10 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
 
 def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     host, config, workdir, steps, which = _checkpoint(args, assignments)
-    from train import checkpoint, evaluate, restored
+    from train import checkpoint, restored
 
     def one(step: int) -> None:
-        cfg = config(step)
-        scores = restored.evaluate_checkpoint(cfg, workdir, step, host)
-        host.say(f"checkpoint {step:,} of {workdir} on {cfg.data.name}, {cfg.eval.split}: {evaluate.in_words(scores)}")
+        restored.report_checkpoint(config(step), workdir, step, host)
 
     if which == "latest":
         checkpoint.first_good(workdir, steps, one, host.say)

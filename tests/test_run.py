@@ -124,6 +124,32 @@ def test_eval_on_one_device_equals_eval_on_eight(finished: Path) -> None:
     assert one.examples == uneven.examples == 359
 
 
+def test_eval_leaves_pictures_of_a_classifier(trained: Path, capsys) -> None:
+    """Each checkpoint's own, said in one line; those of an earlier evaluation go; none where one must not write."""
+    assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    plots = trained / "plots"
+    assert f"to look at, in {plots}: eval-30-confusion.png, eval-30-mistakes.png\n" in capsys.readouterr().out
+    assert launch.main(["eval", f"--workdir={trained}@20", "--config.eval.limit=1"]) == 0
+    drawn = sorted(p.name for p in plots.iterdir())
+    assert drawn == [
+        *(f"eval-{n}-{what}.png" for n in (20, 30) for what in ("confusion", "mistakes")),
+        "loss.png",
+    ]
+    assert all((plots / name).read_bytes()[:4] == b"\x89PNG" for name in drawn)
+
+    (plots / "eval-30-passages.txt").write_text("old")
+    assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    assert sorted(p.name for p in plots.iterdir()) == drawn
+
+    shutil.rmtree(plots)
+    plots.write_text("no folder")
+    capsys.readouterr()
+    assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    out = capsys.readouterr().out
+    assert "accuracy" in out
+    assert "nothing drawn: " in out
+
+
 def test_the_same_command_again_says_complete(trained: Path, capsys) -> None:
     assert train(trained) == 0
     assert "is complete" in capsys.readouterr().out
@@ -288,6 +314,22 @@ def test_every_verb_explains_itself(capsys) -> None:
     assert "all is well" in capsys.readouterr().out
 
 
+def _eval_leaves_passages(tmp_path: Path, capsys) -> None:
+    assert launch.main(["eval", f"--workdir={tmp_path}/w", "--config.eval.limit=4"]) == 0
+    written = tmp_path / "w" / "plots" / "eval-2-passages.txt"
+    assert f"to look at, in {written.parent}: {written.name}\n" in capsys.readouterr().out
+    text = written.read_text()
+    assert text.startswith("gpt on pydoc_text, validation, checkpoint 2: the 20 windows of highest loss, of 256\n")
+    assert text.count("nats a token over 16 tokens") == 20
+    written.unlink()
+    (tmp_path / "short.txt").write_text("ten signs.")  # its last tenth is no window
+    assert launch.main(["eval", f"--workdir={tmp_path}/w", f"--config.data.name={tmp_path}/short.txt"]) == 0
+    out = capsys.readouterr().out
+    assert "0 examples" in out
+    assert "to look at" not in out
+    assert not written.exists()
+
+
 def test_text_is_sampled_from_a_checkpoint(tmp_path: Path, capsys) -> None:
     args = [
         "--config=configs/gpt.py:quick",
@@ -302,7 +344,7 @@ def test_text_is_sampled_from_a_checkpoint(tmp_path: Path, capsys) -> None:
         "--config.schedule.warmup=0",
     ]
     assert launch.main(["train", f"--workdir={tmp_path}/w", *args, *small]) == 0
-    capsys.readouterr()
+    _eval_leaves_passages(tmp_path, capsys)
     sample = ["sample", f"--workdir={tmp_path}/w", "--prompt=import", "--tokens=40", "--temperature=0"]
     assert launch.main(sample) == 0
     first = capsys.readouterr().out

@@ -5,7 +5,7 @@ from typing import Any
 
 from train.metrics import read
 
-INK, PALE, TRAIN, HELD = "#22303c", "#d9dee3", "#8fb3d9", "#c2410c"
+INK, PALE, GREY, TRAIN, HELD = "#22303c", "#d9dee3", "#6b7780", "#8fb3d9", "#c2410c"
 
 
 def curve(workdir: str, title: str, unit: str) -> str | None:
@@ -14,10 +14,8 @@ def curve(workdir: str, title: str, unit: str) -> str | None:
     train, held = _points(lines, "train"), _points(lines, "eval")
     if not train and not held:
         return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=144, layout="constrained")
-    axes: Any = figure.subplots()
+    figure = sheet(8, 4.5)
+    axes = figure.subplots()
     if train:
         xs, ys = zip(*train, strict=True)
         axes.plot(xs, ys, color=TRAIN, lw=1, alpha=0.6, label=None if len(xs) > 20 else "training batches")
@@ -28,22 +26,38 @@ def curve(workdir: str, title: str, unit: str) -> str | None:
         split = next(line["split"] for line in lines if line["kind"] == "eval")
         axes.plot(xs, ys, color=HELD, lw=1.8, marker="o", ms=5, label=f"{split} (held out)")
         axes.annotate(f"{ys[-1]:.4g}", (xs[-1], ys[-1]), (6, 0), textcoords="offset points", color=HELD, va="center")
-    axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
-    axes.set_xlabel("updates", color=INK)
-    axes.set_ylabel(f"loss ({unit})", color=INK)
-    axes.grid(color=PALE, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(PALE)
-    axes.tick_params(colors=INK)
+    dress(axes, title, "updates", f"loss ({unit})")
     axes.margins(x=0.06)
     low, high = min(y for _, y in train + held), max(y for _, y in train + held)
     if low > 0 and high / low > 20:
         axes.set_yscale("log")
     axes.legend(frameon=False, labelcolor=INK)
-    path = Path(workdir) / "plots" / "loss.png"
+    return str(save(figure, Path(workdir) / "plots" / "loss.png"))
+
+
+def sheet(width: float, height: float) -> Any:
+    """An empty figure of so many inches, drawn without a screen."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=144, layout="constrained")
+
+
+def dress(axes: Any, title: str, x: str, y: str) -> None:
+    """Give axes their title and labels, and the look of all our plots."""
+    axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.grid(color=PALE, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
+    axes.tick_params(colors=INK)
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure -> its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    return str(path)
+    return path
 
 
 def _points(lines: list[dict[str, Any]], kind: str) -> list[tuple[int, float]]:

@@ -3,9 +3,10 @@
 import jax
 
 from data import tokenizers
-from data.kinds import Texts
+from data.evaluation import Exam
+from data.kinds import Source, Texts
 from errors import UsageError
-from train import begin, checkpoint, evaluate, losses, optim, sample, step
+from train import begin, checkpoint, evaluate, losses, optim, pictures, sample, step
 from train.host import Host
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up
 
@@ -22,11 +23,32 @@ def evaluate_checkpoint(
     cfg: Config, workdir: str, n: int, host: Host, devices: list[jax.Device] | None = None
 ) -> evaluate.Scores:
     """Restore a checkpoint on any devices (all where None) and measure it on the held-out split."""
+    return _examined(cfg, workdir, n, host, devices)[-1]
+
+
+def report_checkpoint(cfg: Config, workdir: str, n: int, host: Host) -> None:
+    """Measure a checkpoint, say the figures, and draw into a local workdir what they are made of."""
+    setup, held_out, exam, scores = _examined(cfg, workdir, n, host, None)
+    host.say(f"checkpoint {n:,} of {workdir} on {cfg.data.name}, {cfg.eval.split}: {evaluate.in_words(scores)}")
+    if scores.rows is None or jax.process_index() or "://" in workdir:
+        return
+    try:
+        drawn = pictures.draw(setup, held_out, exam, scores.rows, workdir, n)
+    except OSError as error:  # another's run may be measured where one must not write
+        host.say(f"nothing drawn: {error}")
+        return
+    if drawn:
+        host.say(f"to look at, in {drawn[0].parent}: {', '.join(path.name for path in drawn)}")
+
+
+def _examined(
+    cfg: Config, workdir: str, n: int, host: Host, devices: list[jax.Device] | None
+) -> tuple[Setup, Source, Exam, evaluate.Scores]:
     held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
     setup = set_up(cfg, host, held_out, checkpoint.load_tokenizer(workdir, n), devices)
-    state = restore_state(setup, workdir, n)
+    state, exam = restore_state(setup, workdir, n), exam_of(setup, held_out)
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
-    return measure_views(setup, examine, state, exam_of(setup, held_out), cfg.eval.limit)
+    return setup, held_out, exam, measure_views(setup, examine, state, exam, cfg.eval.limit)
 
 
 def sample_checkpoint(

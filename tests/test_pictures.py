@@ -1,0 +1,123 @@
+"""What an evaluation leaves to look at: the figures in it, and that a picture shows them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import evaluation, tokenizers
+from data.kinds import texts
+from train import pictures
+from train.evaluate import Rows
+
+TITLE = "a model of $5 on $x"  # no formula
+
+
+def pixels(path: Path) -> np.ndarray:
+    """A picture as int [Y X 3]."""
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def orange(image: np.ndarray) -> int:
+    """How many pixels have the colour of a mistake, in any shade."""
+    return int((image[..., 0] > image[..., 2] + 30).sum())
+
+
+def test_counts_are_those_of_a_loop() -> None:
+    """Truth by guess; a guess that is no class of the data has a column of its own."""
+    labels, guesses = np.array([0, 1, 1, 2, 1], np.int32), np.array([0, 1, 2, 2, 4], np.int32)
+    want = np.zeros((5, 5), int)
+    for truth, guess in zip(labels, guesses, strict=True):
+        want[truth, guess] += 1
+    np.testing.assert_array_equal(pictures.counts(labels, guesses, 3), want)
+    np.testing.assert_array_equal(pictures.counts(labels[:4], guesses[:4], 3), want[:3, :3])
+
+
+def test_the_worst_are_the_wrong_ones_of_highest_loss() -> None:
+    """In falling order; what is right does not count, however dear."""
+    labels, guesses = np.array([0, 0, 0, 0]), np.array([1, 0, 1, 1])
+    np.testing.assert_array_equal(pictures.worst(labels, guesses, np.array([1.0, 9.0, 3.0, 2.0])), [2, 3, 0])
+    many = np.zeros(100, int)
+    chosen = pictures.worst(many, many + 1, np.arange(100.0))
+    np.testing.assert_array_equal(chosen, np.arange(99, 99 - pictures.WORST, -1))
+
+
+@pytest.mark.parametrize("classes", [3, pictures.WRITTEN + 1, pictures.NAMED + 1])
+def test_confusion_shows_mistakes(tmp_path: Path, classes: int) -> None:
+    """There is a colour for mistakes, in a picture with mistakes only; names are not read as formulas."""
+    labels = np.arange(4 * classes) % classes
+    names = [f"${i}$" for i in range(classes)]
+    right = pixels(pictures.confusion(labels, labels, names, TITLE, tmp_path / "right.png"))
+    assert min(right.shape[:2]) > 300
+    assert orange(right) == 0
+    guesses = np.where(np.arange(len(labels)) < classes, (labels + 1) % classes, labels)
+    assert orange(pixels(pictures.confusion(labels, guesses, names, TITLE, tmp_path / "wrong.png"))) > 50
+
+
+def test_confusion_of_a_model_gone_astray(tmp_path: Path) -> None:
+    """One that guesses no class, and a class of which there is no example."""
+    labels = np.zeros(6, np.int32)
+    image = pixels(pictures.confusion(labels, labels + 3, ["a", "b", "c"], TITLE, tmp_path / "astray.png"))
+    assert orange(image) > 1000
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mistakes_show_the_images_as_they_are(tmp_path: Path, channels: int) -> None:
+    """Every image is on the sheet in its own brightness, not stretched to black and white."""
+    count, names = 11, ["cat", "a name that is long"]
+    images = np.full((count, 4, 4, channels), 77, np.uint8)
+    label, loss = np.zeros(count, int), np.linspace(3, 1, count)
+    sheet = pixels(pictures.mistakes(images, label, label + 1, loss, names, TITLE, tmp_path / "sheet.png"))
+    share = (sheet == 77).all(-1).sum() / (sheet.shape[0] * sheet.shape[1])
+    assert 0.2 < share < 0.6
+    fewer = pixels(pictures.mistakes(images[:3], label[:3], label[:3] + 1, loss[:3], names, TITLE, tmp_path / "s.png"))
+    assert fewer.shape[0] < sheet.shape[0]
+
+
+def test_mistaken_texts_are_written(tmp_path: Path) -> None:
+    """Truth, guess, loss and the text, cut where it is long; a class without a name is its number."""
+    documents = ["a fine\nfilm", "word " * 500]
+    path = pictures.mistaken_texts(
+        documents, np.array([1, 0]), np.array([0, 2]), np.array([2.5, 1.25]), ["bad", "good"], TITLE, tmp_path / "m.txt"
+    )
+    first, second, third = path.read_text().split("\n\n")
+    assert first == TITLE
+    assert second == "loss 2.500: good, taken for bad\n    | a fine film"
+    assert third.startswith("loss 1.250: bad, taken for 2\n    | word word")
+    assert third.rstrip().endswith("…")
+    assert 600 < len(third) < 750
+
+
+def test_passages_are_the_windows_of_highest_loss(tmp_path: Path) -> None:
+    """Only what was told, in falling order, without the short end of a document."""
+    tokenizer = tokenizers.make("byte", ())
+    source = texts("made", "test", ["first line\nsecond line, and the end", "other words in the other text"])
+    exam = evaluation.of_texts(source, tokenizer, 12, overlap=4)
+    weight = exam.fields["weight"].sum(1)
+    told = [tokenizer.decode(t[w > 0]) for t, w in zip(exam.fields["targets"], exam.fields["weight"], strict=True)]
+    assert "".join(told) == "".join(source.documents)
+    assert weight.min() < 3
+    loss = np.where(weight < 3, 99.0, np.arange(len(weight)))
+    path = pictures.passages(exam, Rows(loss, weight), tokenizer, TITLE, tmp_path / "p.txt")
+    parts = path.read_text().split("\n\n")
+    order = [i for i in range(len(weight))[::-1] if weight[i] >= 3]
+    assert parts[0] == f"{TITLE}: the {len(order)} windows of highest loss, of {len(weight)}"
+    for i, part in zip(order, parts[1:], strict=True):
+        head, *lines = part.rstrip("\n").split("\n")
+        assert head == f"loss {i:.4f} nats a token over {weight[i]:.0f} tokens, window {i}"
+        assert "\n".join(line.removeprefix("    | ") for line in lines) == told[i]
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_values_are_drawn(tmp_path: Path, outputs: int) -> None:
+    """What is not finite is left out; guesses on the line give another picture than guesses far off."""
+    truth = np.linspace(0, 1, 50 * outputs).reshape(50, outputs)
+    off = truth[::-1].copy()
+    off[0] = np.nan
+    off[1] = np.inf
+    on_line = pixels(pictures.values(truth, truth, TITLE, tmp_path / "on.png"))
+    other = pixels(pictures.values(truth, off, TITLE, tmp_path / "off.png"))
+    assert min(on_line.shape[:2]) > 500
+    assert (on_line != other).any(-1).sum() > 1000

@@ -1,0 +1,225 @@
+"""What an evaluation leaves to look at: confusion matrix, worst mistakes, passages of highest loss, values."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.evaluation import Exam
+from data.kinds import Source, Texts
+from data.tokenizers import Tokenizer
+from train.evaluate import Rows
+from train.plots import GREY, HELD, INK, PALE, dress, save, sheet
+from train.setup import Setup
+
+WORST = 40  # mistakes shown
+PASSAGES = 20
+WRITTEN = 20  # classes up to which the counts stand in the matrix
+NAMED = 60  # classes up to which each has its name beside it
+POINTS = 5000  # rows in a scatter
+RIGHT = "#2563a8"
+
+
+def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: int) -> list[Path]:
+    """Draw into `W/plots/eval-<n>-*` what goes with the task -> the files. What an earlier evaluation left goes."""
+    folder, cfg = Path(workdir) / "plots", setup.cfg
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"eval-{n}-*"):
+        old.unlink()
+    title = f"{setup.model.family} on {cfg.data.name}, {cfg.eval.split}, checkpoint {n:,}"
+    start = f"{folder}/eval-{n}"
+    if setup.task.trait == "language_model":
+        assert setup.tokenizer is not None
+        return [passages(exam, rows, setup.tokenizer, title, Path(f"{start}-passages.txt"))]
+    if rows.guess is None or rows.truth is None:
+        return []
+    if setup.task.trait == "regressor":
+        return [values(rows.truth, rows.guess, title, Path(f"{start}-values.png"))]
+    names = source.names or tuple(map(str, range(source.classes or 0)))
+    drawn = [confusion(rows.truth, rows.guess, names, title, Path(f"{start}-confusion.png"))]
+    wrong = int((rows.guess != rows.truth).sum())
+    chosen = worst(rows.truth, rows.guess, rows.loss)
+    title = f"{title}: {f'the worst {WORST} of ' if wrong > WORST else ''}{wrong:,} mistake{'s' * (wrong > 1)}"
+    told = rows.truth[chosen], rows.guess[chosen], rows.loss[chosen], names
+    if len(chosen) and isinstance(source, Texts):
+        documents = [source.documents[i] for i in chosen]
+        drawn.append(mistaken_texts(documents, *told, title, Path(f"{start}-mistakes.txt")))
+    elif len(chosen) and not isinstance(source, Texts) and "image" in source.shapes:
+        images = source.__getitems__(chosen)["image"]
+        drawn.append(mistakes(images, *told, title, Path(f"{start}-mistakes.png")))
+    return drawn
+
+
+def worst(labels: np.ndarray, guesses: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """The rows [at most 40] that are told wrongly, the highest loss first: [n], [n], [n]."""
+    wrong = np.flatnonzero(labels != guesses)
+    return wrong[np.argsort(-losses[wrong], kind="stable")[:WORST]]
+
+
+def counts(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
+    """How often each class [row] is taken for each [column]: [n], [n] -> [C C], C at least `classes`.
+
+    A model may have more classes than the data, and a model gone astray guesses none: C.
+    """
+    size = max(classes, int(labels.max()) + 1, int(guesses.max()) + 1)
+    return np.bincount(labels.astype(np.int64) * size + guesses, minlength=size * size).reshape(size, size)
+
+
+def confusion(labels: np.ndarray, guesses: np.ndarray, names: Sequence[str], title: str, path: Path) -> Path:
+    """Draw truth against guess, coloured by share of the truth's row, each class's accuracy at the side -> path."""
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+
+    table = counts(labels, guesses, len(names))
+    size, total = len(table), table.sum(1)
+    share = table / np.maximum(total, 1)[:, None]
+    words = [_named(names, i) for i in range(size)]
+    side = min(max(0.46 * size, 3.4), 9.5)
+    room = 0.07 * max(map(len, words)) if size <= NAMED else 0.3
+    figure = sheet(side + 2.6 + room, side + 1.3 + room)
+    matrix, bars = figure.subplots(1, 2, sharey=True, width_ratios=(side, 1.6))
+    same = np.eye(size, dtype=bool)
+    norm = PowerNorm(0.5, 0, 1)  # a root, so that rare mistakes are seen beside what is right
+    for colour, where in ((RIGHT, same), (HELD, ~same)):
+        shades = LinearSegmentedColormap.from_list("", ["white", colour])
+        matrix.imshow(np.ma.masked_where(~where, share), cmap=shades, norm=norm, aspect="auto", interpolation="none")
+    if size <= WRITTEN:
+        for i, j in np.argwhere(table):
+            ink = "white" if share[i, j] > 0.4 else INK
+            matrix.text(j, i, f"{table[i, j]:,}", ha="center", va="center", color=ink, fontsize=8)
+    _side(bars, np.diag(table), total)
+    for axes in (matrix, bars):
+        axes.spines[:].set_visible(False)
+        axes.tick_params(which="both", length=0, colors=INK, labelsize=9 if size <= WRITTEN else 6)
+    if size <= NAMED:
+        turned = max(map(len, words)) > 3
+        matrix.set_xticks(range(size), words, rotation=90 if turned else 0, parse_math=False)
+        matrix.set_yticks(range(size), words, parse_math=False)
+        matrix.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+        matrix.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+        matrix.grid(which="minor", color=PALE, lw=0.6)
+    matrix.set_xlabel("guess", color=INK)
+    matrix.set_ylabel("truth", color=INK)
+    bars.set_title(f"right: {np.trace(table) / max(total.sum(), 1):.2%}", loc="left", color=RIGHT, fontsize=10)
+    _head(figure, title, "colour: square root of the share of the row")
+    return save(figure, path)
+
+
+def _side(axes: Any, right: np.ndarray, total: np.ndarray) -> None:
+    """Each class's accuracy as a bar, and in figures where there is room."""
+    accuracy = right / np.maximum(total, 1)
+    axes.barh(range(len(total)), np.where(total, 1.0, 0.0), color=PALE, height=0.6)
+    axes.barh(range(len(total)), accuracy, color=RIGHT, height=0.6)
+    axes.set_xlim(0, 1.9)
+    axes.set_xticks([])
+    axes.tick_params(labelleft=False)
+    if len(total) <= WRITTEN:
+        for i, (share, n) in enumerate(zip(accuracy, total, strict=True)):
+            text = f"{share:.0%} of {n:,}" if n else "none"
+            axes.text(1.06, i, text, va="center", color=GREY, fontsize=7)
+
+
+def mistakes(
+    images: np.ndarray,
+    labels: np.ndarray,
+    guesses: np.ndarray,
+    losses: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    path: Path,
+) -> Path:
+    """Draw images uint8 [n Y X C] on a sheet, each with its truth, what it is taken for and the loss -> path."""
+    columns = min(8, max(len(images), 5))
+    lines = -(-len(images) // columns)
+    figure = sheet(1.35 * columns, 1.75 * lines + 0.8)
+    figure.get_layout_engine().set(w_pad=0.08)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    small: dict[str, Any] = dict(transform=None, fontsize=8, parse_math=False)
+    for axes, image, truth, guess, loss in zip(grid, images, labels, guesses, losses, strict=False):
+        axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+        small["transform"] = axes.transAxes
+        axes.text(0, 1.03, _named(names, truth, 12), va="bottom", color=INK, **small)
+        axes.text(0, -0.03, _named(names, guess, 12), va="top", color=HELD, fontweight="bold", **small)
+        axes.text(1, -0.03, f"{loss:.2f}", va="top", ha="right", color=GREY, **small)
+    _head(figure, title, "above the truth, below the guess and the loss")
+    return save(figure, path)
+
+
+def mistaken_texts(
+    documents: Sequence[str],
+    labels: np.ndarray,
+    guesses: np.ndarray,
+    losses: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    path: Path,
+) -> Path:
+    """Write documents, each with its truth, what it is taken for and the loss -> path."""
+    parts = [title]
+    for document, truth, guess, loss in zip(documents, labels, guesses, losses, strict=True):
+        short = textwrap.shorten(document, 600, placeholder=" …")
+        head = f"loss {loss:.3f}: {_named(names, truth, None)}, taken for {_named(names, guess, None)}"
+        parts.append(f"{head}\n{_barred(textwrap.fill(short, 100))}")
+    return _write(parts, path)
+
+
+def passages(exam: Exam, rows: Rows, tokenizer: Tokenizer, title: str, path: Path) -> Path:
+    """Write the windows of text of highest loss a token -> path.
+
+    The short windows at the ends of documents are left out, those of less than a quarter of the fullest's tokens: a
+    few hard words would win.
+    """
+    assert isinstance(exam.fields, dict)
+    long = np.flatnonzero(rows.weight >= rows.weight.max() / 4)
+    chosen = long[np.argsort(-rows.loss[long], kind="stable")[:PASSAGES]]
+    parts = [f"{title}: the {len(chosen)} windows of highest loss, of {len(rows.loss):,}"]
+    for i in chosen:
+        told = exam.fields["targets"][i][exam.fields["weight"][i] > 0]
+        head = f"loss {rows.loss[i]:.4f} nats a token over {len(told)} tokens, window {i:,}"
+        parts.append(f"{head}\n{_barred(tokenizer.decode(told))}")
+    return _write(parts, path)
+
+
+def values(truth: np.ndarray, guess: np.ndarray, title: str, path: Path) -> Path:
+    """Draw what a regressor tells against the truth, at most 5,000 rows: [n C], [n C] -> path."""
+    figure = sheet(5.5, 5.5)
+    axes = figure.subplots()
+    ends = np.concatenate([truth, guess])
+    low, high = (float(f(ends[np.isfinite(ends)])) for f in (np.min, np.max))
+    axes.plot((low, high), (low, high), color=GREY, lw=1, label="guess = truth")
+    for output, colour in zip(range(truth.shape[1]), _colours(truth.shape[1]), strict=True):
+        label = f"output {output}" if truth.shape[1] > 1 else None
+        axes.scatter(truth[:POINTS, output], guess[:POINTS, output], s=9, alpha=0.5, lw=0, color=[colour], label=label)
+    dress(axes, title, "truth", "guess")
+    axes.legend(frameon=False, labelcolor=INK)
+    return save(figure, path)
+
+
+def _colours(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [RIGHT] if count == 1 else [colormaps["viridis"](i / count) for i in range(count)]
+
+
+def _named(names: Sequence[str], i: int | np.integer, width: int | None = 15) -> str:
+    """The name of a class, cut to `width`; its number where it has none."""
+    name = names[int(i)] if i < len(names) else str(i)
+    return name if width is None or len(name) <= width else f"{name[: width - 1]}…"
+
+
+def _head(figure: Any, title: str, caption: str) -> None:
+    figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
+    figure.supxlabel(caption, x=0.012, ha="left", color=GREY, fontsize=8)
+
+
+def _barred(text: str) -> str:
+    """Text behind bars, that show where its lines begin."""
+    return "\n".join(f"    | {line}" for line in text.splitlines())
+
+
+def _write(parts: list[str], path: Path) -> Path:
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
