@@ -4,7 +4,7 @@
 
 A sequence of standard normal features runs through one layer of width 64. Of a random direction of its last output the
 gradient goes back to the input of each earlier time, lag 0 being the last; its norm, a mean over examples, is given
-relative to that at lag 0, as the geometric mean over seeds with the least and the greatest. Networks start as torch's do:
+relative to that at lag 0, as geometric mean over seeds with the least and the greatest. Networks start as torch's do:
 weights uniform within 1/sqrt(64), a forget gate half open. `LSTM, gate open` has 5 added to that gate's bias: it keeps
 99.3 % of the state at each time, near to the cell of 1997, which had no such gate.
 

@@ -39,7 +39,7 @@ def _is_text(name: str) -> bool:
     """A path, or a bare word that is a folder with text in it: `mnist` may be both a folder and a set of TFDS."""
     if name.endswith(".txt") or (os.sep in name and Path(name).exists()):
         return True
-    return Path(name).is_dir() and any(Path(name).rglob("*.txt"))
+    return Path(name).is_dir() and (not name.isidentifier() or any(Path(name).rglob("*.txt")))
 
 
 def _known_split(name: str, split: str, splits: Iterable[str]) -> None:

@@ -119,6 +119,7 @@ def apply(
     """
     p, keys, mask = variables["params"], key if train else None, inputs.get("mask")
     along = place("batch time width")
+    mask = None if mask is None else resharded(mask, place("batch time"))
     x = inputs["features"] if "features" in inputs else inputs["tokens"]
     x = lookup(p["embed"]["token"], x, along) if c.vocab else x
     x = dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", along)

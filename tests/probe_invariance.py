@@ -58,6 +58,8 @@ def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
             "params": params,
             "stats": {},
             "opt": tx.init(params),
+            "ema": {},
+            "carry": {},
         }
 
     state, found = jax.jit(start, out_shardings=shardings)(), []

@@ -67,7 +67,7 @@ def test_parameters_of_another_run(source: Path, tmp_path: Path, capsys) -> None
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--config.model.hidden=(8,)"], "params/hidden/0/bias is (16,) there, (8,) here"),
+        (["--config.model.hidden=(8,)"], "ema/hidden/0/bias is (16,) there, (8,) here"),
         (["--config.model.hidden=(16, 16)"], "hidden/1/kernel is not in it"),
         (["--config.model.hidden=()", "--config.init_fresh=head"], "ema/hidden/0/kernel has no place here"),
         (["--config.init_fresh=haed"], "'haed' of init_fresh"),
@@ -129,7 +129,12 @@ def test_margins_by_hand() -> None:
 
 def test_rosenblatts_rule_errs_no_more_than_the_theorem_allows(tmp_path: Path) -> None:
     """At most (R / margin)^2 mistakes, whatever the order (Novikoff 1962), and then none ever again."""
-    args = ["--config=configs/mlp.py:rosenblatt", "--config.log.every=1", "--config.train.steps=4000"]
+    args = [
+        "--config=configs/mlp.py:rosenblatt",
+        "--config.log.every=1",
+        "--config.train.steps=4000",
+        "--config.mesh=tp:*",
+    ]
     assert launch.main(["train", f"--workdir={tmp_path}/w", *args]) == 0
     lines = metrics.read(str(tmp_path / "w"))
     wrong = np.array([r["metrics"]["accuracy"] == 0 for r in lines if r["kind"] == "train"])
@@ -148,7 +153,7 @@ def test_the_rule_is_sgd_on_the_perceptrons_criterion() -> None:
     trainer.task = losses.TASKS["perceptron"]
     batch = batch_for("mlp")
     batch = {k: v[:1] for k, v in batch.items()}
-    batch["label"] = np.array([1], np.int32)
+    batch["label"], batch["weight"] = np.array([1], np.int32), np.ones(1, np.float32)
     grads = _gradient(trainer, batch)
     np.testing.assert_allclose(grads["head/kernel"][:, 0], -batch["features"][0], rtol=1e-6)
 
@@ -165,8 +170,8 @@ def _gradient(trainer: Trainer, batch: dict[str, np.ndarray]) -> dict[str, np.nd
     from models.spec import flatten
 
     def loss(params):
-        value = trainer.model.apply({"params": params}, {k: jnp.asarray(v) for k, v in batch.items()}).value
-        return trainer.task(value, batch)["loss"][0].sum()
+        rows = {k: jnp.asarray(v) for k, v in batch.items()}
+        return trainer.task(trainer.model.apply({"params": params}, rows).value, rows)["loss"][0].sum()
 
     return {k: np.asarray(v) for k, v in flatten(jax.grad(loss)(trainer.state["params"])).items()}
 
@@ -176,7 +181,7 @@ def _gradient(trainer: Trainer, batch: dict[str, np.ndarray]) -> dict[str, np.nd
 
 @pytest.mark.parametrize("name", ["equations", "scalar"])
 def test_a_written_out_gradient_trains_alike(name: str, tmp_path: Path) -> None:
-    args = ["--config=configs/mlp.py:micrograd", "--config.train.steps=4", "--config.log.every=1"]
+    args = ["--config=configs/mlp.py:micrograd", "--config.train.steps=4", "--config.log.every=1", "--config.mesh=tp:*"]
     assert launch.main(["train", f"--workdir={tmp_path}/jax", *args]) == 0
     assert launch.main(["train", f"--workdir={tmp_path}/own", *args, f"--config.train.gradient={name}"]) == 0
     one, two = (

@@ -1,5 +1,7 @@
 """Every family, at a tiny size, through the same laws."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,8 +104,20 @@ def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
     np.testing.assert_array_equal(still[1:], np.broadcast_to(still[:1], still[1:].shape))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", NAMES)
+VARIANTS = ("gru_both_ways", "elman_values", "nnx")  # of families that are tested whole under another name
+
+
+def on_meshes() -> list[Any]:
+    """Every name on every mesh; of the variants all but one are slow."""
+    late = pytest.mark.slow
+    return [
+        pytest.param(name, mesh, marks=[late] if name in VARIANTS and mesh != MESHES[-1] else [])
+        for name in NAMES
+        for mesh in MESHES
+    ]
+
+
+@pytest.mark.parametrize(("name", "mesh"), on_meshes())
 def test_sharded_equals_unsharded(name: str, mesh: str) -> None:
     assert_gradients_close(
         Trainer(name, mesh, model=noisy(name)).gradient(batch_for(name)), reference_gradient(name), 2e-5
@@ -153,7 +167,7 @@ def test_a_layer_more_leaves_the_others_bit_identical() -> None:
         np.testing.assert_array_equal(more[name][:2] if name.startswith("blocks") else more[name], values)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in VARIANTS else []) for n in NAMES])
 def test_resumed_equals_straight_bit_for_bit(name: str, tmp_path) -> None:
     trainer = Trainer(name, "fsdp:2,tp:2", model=noisy(name))
     trainer.steps(2)
@@ -213,7 +227,7 @@ def test_no_token_sees_a_later_one(name: str) -> None:
         assert (np.abs(after[:, t:] - before[:, t:]).max((0, 2)) > 0).all()
 
 
-@pytest.mark.parametrize("name", with_trait("cached"))
+@pytest.mark.parametrize("name", with_trait("cached", "language_model"))
 def test_cached_decoding_equals_the_full_forward(name: str) -> None:
     model = tiny(name)
     variables, tokens = model.init(jax.random.key(0)), jnp.asarray(batch_for(name)["tokens"][:3, :12])
@@ -231,7 +245,7 @@ def test_running_statistics_move_in_training_only(name: str) -> None:
     model, batch = tiny(name), inputs_of(batch_for(name))
     variables = model.init(jax.random.key(0))
     still = model.apply(variables, batch).stats
-    moved = model.apply(variables, batch, train=True).stats
+    moved = model.apply(variables, batch, train=True, key=jax.random.key(1)).stats
     for name, before in flatten(variables["stats"]).items():
         np.testing.assert_array_equal(flatten(still)[name], before)
         assert (flatten(moved)[name] != before).any()

@@ -249,8 +249,9 @@ def test_restore_is_the_inverse_of_description(made: tokenizers.Tokenizer) -> No
     """A tokenizer comes back from its description, with the same fingerprint."""
     again = tokenizers.restore(made.description())
     assert again == made
-    assert tokenizers.fingerprint(again) == tokenizers.fingerprint(made)
-    assert tokenizers.fingerprint(tokenizers.make("char", ["hello"])) != tokenizers.fingerprint(made)
+    assert tokenizers.fingerprint(again.description()) == tokenizers.fingerprint(made.description())
+    other = tokenizers.make("char", ["hello"])
+    assert tokenizers.fingerprint(other.description()) != tokenizers.fingerprint(made.description())
 
 
 def test_unknown_tokenizer_names_the_nearest() -> None:
@@ -486,7 +487,7 @@ def test_many_files_are_held_out_whole(tmp_path: Path, count: int) -> None:
     folder = write(tmp_path / "many", documents)
     train, held = (sources.load(str(folder), s) for s in ("train", "validation"))
     assert [*train.documents, *held.documents] == documents
-    assert len(held) == count // 10
+    assert len(held) == max(2, count // 10)
 
 
 def test_a_file_alone_and_a_changed_one(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_norms_are_those_of_the_recursion() -> None:
 
 
 def test_elman_forgets_and_an_open_gate_does_not() -> None:
-    """At lag 19 an Elman network has less than a hundred-thousandth left, an LSTM with an open gate a tenth at least."""
+    """At lag 19 an Elman network has less than 1e-5 left, an LSTM with an open gate a tenth at least."""
     assert (vg.norms(LENGTH, 2, cell="elman")[:, -1] < 1e-5).all()
     kept = vg.norms(LENGTH, 2, **vg.NETWORKS["LSTM, gate open"])
     assert (kept[:, -1] > 0.1 * kept[:, 0]).all()
