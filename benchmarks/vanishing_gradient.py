@@ -4,9 +4,9 @@
 
 A sequence of standard normal features runs through one layer of width 64. Of a random direction of its last output the
 gradient goes back to the input of each earlier time, lag 0 being the last; its norm, a mean over examples, is given
-relative to that at lag 0, as geometric mean over seeds with the least and the greatest. Networks start as torch's do:
-weights uniform within 1/sqrt(64), a forget gate half open. `LSTM, gate open` has 5 added to that gate's bias: it keeps
-99.3 % of the state at each time, near to the cell of 1997, which had no such gate.
+relative to that at lag 0, as the geometric mean over seeds with the least and the greatest. Networks start as torch's
+do: weights uniform within 1/sqrt(64), a forget gate half open. `LSTM, gate open` has 5 added to that gate's bias: it
+keeps 99.3 % of the state at each time, near to the cell of 1997, which had no such gate.
 
 Source: Hochreiter, Schmidhuber 1997, Neural Computation 9, section 3; Bengio, Simard, Frasconi 1994, IEEE Trans. Neural
 Networks 5.
@@ -108,10 +108,8 @@ def main() -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
     plot(rows, path.with_suffix(".png"))
     for name, row in rows.items():
-        thousandth = row["lag_of_a_thousandth"]
-        reach = (
-            f"a thousandth at lag {thousandth}" if thousandth else f"more than a thousandth at lag {args.length - 1}"
-        )
+        lag = row["lag_of_a_thousandth"]
+        reach = f"a thousandth at lag {lag}" if lag else "never below a thousandth"
         print(f"{name:22} {row['mean'][-1]:.1e} at lag {args.length - 1}, {reach}")
 
 

@@ -42,9 +42,9 @@ def cross_entropy(
 
 
 def guesses(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
-    """The class of the largest logit, the first of equals, C where one is no number: [... C] -> [...].
+    """The class of the largest logit, the first of equals, C in a row with a NaN: [... C] -> [...].
 
-    By comparison, not by argmax, which raises where C is sharded.
+    By comparison, as the picked logit of cross_entropy: C may be sharded.
     """
     index = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
     top = jnp.max(logits, -1, keepdims=True)
