@@ -15,7 +15,7 @@ quickstart: $(VENV)/.user
 	$(BIN)/python launch.py eval --workdir=runs/quickstart
 	@echo && echo "== text from it" && echo
 	$(BIN)/python launch.py sample --workdir=runs/quickstart --prompt="The statement " --tokens=200
-	@echo && echo "All of it is in runs/quickstart: metrics.jsonl, plots/loss.png, checkpoints/. Next:" && echo
+	@echo && echo "All of it is in runs/quickstart: metrics.jsonl, plots/, checkpoints/. Next:" && echo
 	@echo "  $(BIN)/python launch.py train --workdir=runs/quickstart --config.train.steps=1200 --config.resume=extend"
 	@echo "  $(BIN)/python launch.py train --config=configs/gpt.py:quick+relu --workdir=runs/relu --cpu_devices=8 --config.mesh=fsdp:4,tp:2"
 	@echo "  $(BIN)/python launch.py train --config=configs/cnn.py:digits --workdir=runs/digits"

@@ -43,7 +43,8 @@ Try first:  python launch.py train --config=configs/gpt.py:quickstart --workdir=
     "eval": """Restore a checkpoint, on any devices, and measure it on the config's held-out split.
 
 --workdir takes W (its newest good checkpoint), W@n, W@best or W@all. Other data or batches by knobs, for example
---config.eval.split=validation.
+--config.eval.split=validation. W/plots/eval-n-* shows where checkpoint n errs: confusion matrix and worst mistakes
+of a classifier, the passages of highest loss of a language model, the values of a regressor.
 """,
     "sample": """Print the text that a language model puts after --prompt. --workdir as for eval.
 
