@@ -25,7 +25,8 @@ import optax
 
 import models
 from configs import base
-from train import losses, mesh, optim, step
+from train import mesh
+from train.update import losses, optim, step
 
 GPTS = {  # layers, width, heads, context, batch, vocabulary
     "gpt 4x128, context 64, batch 12": dict(depth=4, width=128, heads=4, context=64, batch=12, vocab=65),

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from train.plots import dress, save, sheet
+from train.record.plots import dress, save, sheet
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "Elman": dict(cell="elman"),

@@ -10,7 +10,8 @@ import numpy as np
 import models
 from configs import base
 from models.spec import flatten
-from train import leaves, losses, mesh, optim, step
+from train import mesh
+from train.update import leaves, losses, optim, step
 
 B = 16  # rows of a batch: divisible by 8 devices, and by 2 microbatches on them
 

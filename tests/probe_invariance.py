@@ -16,7 +16,8 @@ from data import augment, plan, sequences, sources, tokenizers
 from models import Model, build
 from models.layers import dropout
 from models.spec import Outputs, Spec, zeros
-from train import checkpoint, feed, losses, mesh, optim, step
+from train import checkpoint, feed, mesh
+from train.update import losses, optim, step
 
 BATCH, SEED, STEPS = 32, 5, (0, 7)
 STRATEGIES = ("dp", "fsdp", "tp")

@@ -13,7 +13,8 @@ from errors import UsageError
 from models import backprop, mlp, scalar
 from models.spec import flatten
 from tests.harness import MESHES, assert_gradients_close
-from train import losses, mesh, step
+from train import mesh
+from train.update import losses, step
 
 BY = {"equations": backprop.gradient, "scalar": scalar.gradient}
 

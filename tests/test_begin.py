@@ -10,7 +10,9 @@ import launch
 from data import sources
 from errors import UsageError
 from tests.harness import Trainer, batch_for
-from train import checkpoint, losses, metrics, profile
+from train import checkpoint
+from train.record import metrics, profile
+from train.update import losses
 
 MLP = ["--config=configs/mlp.py:digits", "--config.train.steps=20", "--config.model.hidden=(16,)"]
 

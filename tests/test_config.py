@@ -15,7 +15,8 @@ from configs import base, cnn, flax, gpt, mlp, reader, rnn
 from configs.base import KNOBS
 from errors import UsageError
 from models.validate import REMAT
-from train import losses, optim, schedules, setup
+from train import setup
+from train.update import losses, optim, schedules
 
 ROOT = Path(__file__).parent.parent
 FILES = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "flax": flax}

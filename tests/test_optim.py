@@ -16,7 +16,8 @@ from errors import UsageError
 from models.spec import Spec, abstract, flatten, normal, zeros
 from tests.harness import Trainer, batch_for, tiny
 from tests.test_contract import save, target_of
-from train import checkpoint, leaves, mesh, optim, step
+from train import checkpoint, mesh
+from train.update import leaves, optim, step
 
 F32 = 1e-5  # relative: a few roundings of float32
 TABLE = {"w": Spec((3, 2), "embed mlp", normal, fan_in="embed"), "b": Spec((2,), "norm", zeros)}

@@ -8,8 +8,8 @@ from PIL import Image
 
 from data import evaluation, tokenizers
 from data.kinds import texts
-from train import pictures
 from train.evaluate import Rows
+from train.record import pictures
 
 TITLE = "a model of $5 on $x"  # no formula
 

@@ -13,8 +13,9 @@ import pytest
 import launch
 from configs import reader
 from errors import UsageError
-from train import checkpoint, mesh, metrics, restored, run, setup
+from train import checkpoint, mesh, restored, run, setup
 from train.host import Host
+from train.record import metrics
 
 ARGS = [
     "--config=configs/mlp.py:digits+dropout",

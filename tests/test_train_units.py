@@ -18,8 +18,10 @@ from errors import UsageError
 from models.layers import MASKED
 from models.spec import Spec, zeros
 from tests import harness
-from train import evaluate, flops, losses, mesh, metrics
+from train import evaluate, mesh
 from train.host import Host
+from train.record import flops, metrics
+from train.update import losses
 
 F32 = 1e-5  # relative: a few roundings of float32
 

@@ -11,8 +11,9 @@ import optax
 
 from data import plan
 from errors import UsageError
-from train import checkpoint, initial, step
+from train import checkpoint, initial
 from train.setup import Config, Setup, names_of
+from train.update import step
 
 
 @dataclass(frozen=True)

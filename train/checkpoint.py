@@ -9,9 +9,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,11 +20,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
 from jax.experimental import multihost_utils
-from jax.sharding import PartitionSpec, auto_axes
 
 from data import tokenizers
 from errors import UsageError
 from models.spec import flatten
+from train.digests import describe, digests
 
 SCHEMA = 1
 Manifest = dict[str, Any]
@@ -33,54 +32,6 @@ Manifest = dict[str, Any]
 
 class Damaged(RuntimeError):
     """A checkpoint whose files do not hold what its manifest says."""
-
-
-# Digests
-
-
-def _mix(x: jax.Array, salt: int) -> jax.Array:
-    """A bijection of uint32, so that a changed bit of x always changes it (the finaliser of MurmurHash3)."""
-    x = x ^ jnp.uint32(salt)
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
-def _digest(x: jax.Array) -> jax.Array:
-    """Two sums modulo 2^32 over a leaf's bits, each mixed with its index: equal on any mesh. [...] -> [2] uint32."""
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    if x.dtype.itemsize > 4:
-        raise TypeError(f"no digest for {x.dtype}: a state holds numbers of 32 bits or fewer")
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    sums = [jnp.sum(_mix(bits ^ _mix(index, salt), salt + 1), dtype=jnp.uint32) for salt in (0x9E3779B9, 0x7F4A7C15)]
-    return jnp.stack(sums)
-
-
-@partial(jax.jit, static_argnums=1)
-def _digests(leaves: dict[str, jax.Array], explicit: bool) -> dict[str, jax.Array]:
-    if explicit:
-        return auto_axes(partial(jax.tree.map, _digest), out_sharding=PartitionSpec())(leaves)
-    return jax.tree.map(_digest, leaves)
-
-
-def digests(tree: Any) -> dict[str, str]:
-    """The digest of each leaf by path, 16 hex digits; the same on any mesh."""
-    leaves = flatten(tree)
-    shardings = [x.sharding for x in leaves.values()]
-    meshes: list[Any] = [s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding)]
-    with jax.set_mesh(meshes[0]) if meshes else nullcontext():
-        pairs = jax.device_get(_digests(leaves, bool(meshes)))
-    return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in pairs.items()}
-
-
-def describe(tree: Any) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and digest of each leaf, for a manifest."""
-    codes = digests(tree)
-    return {k: {"shape": list(x.shape), "dtype": str(x.dtype), "digest": codes[k]} for k, x in flatten(tree).items()}
 
 
 # Saving

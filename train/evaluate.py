@@ -11,8 +11,8 @@ import numpy as np
 from data.evaluation import Exam
 from models import Model
 from train import feed
-from train.losses import Task, Terms
 from train.mesh import Placement
+from train.update.losses import Task, Terms
 
 Examiner = Callable[[Any, dict[str, jax.Array]], tuple[Terms, dict[str, jax.Array]]]
 

@@ -11,7 +11,7 @@ from data.evaluation import Exam
 from data.plan import Batch, Plan
 from errors import UsageError
 from train.mesh import Placement
-from train.step import batch_axes
+from train.update.step import batch_axes
 
 
 def own_rows(place: Placement, size: int) -> list[int]:

@@ -8,7 +8,8 @@ import jax
 
 from errors import UsageError
 from models.spec import flatten
-from train import checkpoint, step
+from train import checkpoint
+from train.update import step
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from train.host import Host
-from train.metrics import Nothing, Recorder
-from train.summary import duration, quantity
+from train.record.metrics import Nothing, Recorder
+from train.record.summary import duration, quantity
 
 State = dict[str, Any]
 

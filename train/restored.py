@@ -6,9 +6,11 @@ from data import tokenizers
 from data.evaluation import Exam
 from data.kinds import Source, Texts
 from errors import UsageError
-from train import begin, checkpoint, evaluate, losses, optim, pictures, sample, step
+from train import begin, checkpoint, evaluate, sample
 from train.host import Host
+from train.record import pictures
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up
+from train.update import losses, optim, step
 
 
 def restore_state(setup: Setup, workdir: str, n: int) -> step.State:

@@ -20,23 +20,11 @@ from data import augment, plan, tokenizers
 from data.kinds import Source, Texts
 from errors import UsageError
 from models.spec import flatten
-from train import (
-    begin,
-    checkpoint,
-    evaluate,
-    feed,
-    flops,
-    loop,
-    metrics,
-    optim,
-    plots,
-    profile,
-    schedules,
-    step,
-    summary,
-)
+from train import begin, checkpoint, evaluate, feed, loop
 from train.host import Host
+from train.record import flops, metrics, plots, profile, summary
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
+from train.update import optim, schedules, step
 
 
 def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequence[str] = ()) -> str | None:

@@ -13,8 +13,9 @@ from data.kinds import Examples, Source, Texts
 from errors import UsageError, unknown
 from models import Model
 from models.spec import abstract
-from train import evaluate, leaves, losses, mesh, step
+from train import evaluate, mesh
 from train.host import Host
+from train.update import leaves, losses, step
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 PRECISIONS = {  # -> dtype of activations, dtype of parameters, of f32 products

@@ -16,7 +16,7 @@ from optax import contrib
 
 from errors import UsageError, unknown
 from models.spec import Spec
-from train import leaves
+from train.update import leaves
 
 Transform = Any  # an optax.GradientTransformation
 

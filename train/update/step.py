@@ -18,9 +18,9 @@ from errors import unknown
 from models import Model
 from models.layers import row_keys, site_hash
 from models.spec import Spec, abstract, draw, flatten, path_name
-from train import optim
-from train.losses import Task
 from train.mesh import Placement
+from train.update import optim
+from train.update.losses import Task
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]

@@ -11,7 +11,7 @@ from data.evaluation import Exam
 from data.kinds import Source, Texts
 from data.tokenizers import Tokenizer
 from train.evaluate import Rows
-from train.plots import GREY, HELD, INK, PALE, dress, save, sheet
+from train.record.plots import GREY, HELD, INK, PALE, dress, save, sheet
 from train.setup import Setup
 
 WORST = 40  # mistakes shown

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from train.metrics import read
+from train.record.metrics import read
 
 INK, PALE, GREY, TRAIN, HELD = "#22303c", "#d9dee3", "#6b7780", "#8fb3d9", "#c2410c"
 

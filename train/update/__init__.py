@@ -1,0 +1,1 @@
+"""An update: losses, gradients, optimizers, learning rates."""
