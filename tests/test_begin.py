@@ -129,6 +129,7 @@ def test_margins_by_hand() -> None:
     np.testing.assert_allclose(losses.TASKS["perceptron"](value, rows)["accuracy"][0], [1, 1, 0, 0])
 
 
+@pytest.mark.slow
 def test_rosenblatts_rule_errs_no_more_than_the_theorem_allows(tmp_path: Path) -> None:
     """At most (R / margin)^2 mistakes, whatever the order (Novikoff 1962), and then none ever again."""
     args = [

@@ -13,10 +13,19 @@ from tests.harness import MESHES, TINY, B, Trainer, assert_gradients_close, batc
 from train import checkpoint
 
 NAMES = sorted(TINY)
+VARIANTS = ("gru_both_ways", "elman_values", "nnx")  # of families that go through every law under another name
 
 
-def with_trait(*traits: str, without: str = "") -> list[str]:
-    return [n for n in NAMES if set(traits) <= tiny(n).traits and without not in tiny(n).traits]
+def late(name: str) -> Any:
+    """A name, of a variant among the slow tests."""
+    return pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else [])
+
+
+EVERY = [late(name) for name in NAMES]
+
+
+def with_trait(*traits: str, without: str = "") -> list[Any]:
+    return [late(n) for n in NAMES if set(traits) <= tiny(n).traits and without not in tiny(n).traits]
 
 
 def test_every_family_is_tested_and_has_legal_traits() -> None:
@@ -67,7 +76,7 @@ def test_shapes_and_dtypes_follow_the_table(name: str) -> None:
         np.testing.assert_array_equal(model.predict(variables, main), value)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_jit_equals_eager(name: str) -> None:
     model = tiny(name, **({"depth": 1} if "depth" in TINY[name] else {}))
     variables, inputs = model.init(jax.random.key(0)), inputs_of(batch_for(name))
@@ -90,7 +99,7 @@ def test_gradients_are_finite_and_not_zero(name: str) -> None:
             assert np.linalg.norm(g) > 1e-6 * whole, leaf
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if hasattr(tiny(n).config, "dropout")])
+@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny(n).config, "dropout")])
 def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
     """Equal rows part ways, another key draws anew, the same one again; in evaluation a key is not looked at."""
     model, batch = noisy(name), {k: np.repeat(v[:1], 4, 0) for k, v in batch_for(name).items()}
@@ -104,14 +113,10 @@ def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
     np.testing.assert_array_equal(still[1:], np.broadcast_to(still[:1], still[1:].shape))
 
 
-VARIANTS = ("gru_both_ways", "elman_values", "nnx")  # of families that are tested whole under another name
-
-
 def on_meshes() -> list[Any]:
     """Every name on every mesh; of the variants all but one are slow."""
-    late = pytest.mark.slow
     return [
-        pytest.param(name, mesh, marks=[late] if name in VARIANTS and mesh != MESHES[-1] else [])
+        pytest.param(name, mesh, marks=[pytest.mark.slow] if name in VARIANTS and mesh != MESHES[-1] else [])
         for name in NAMES
         for mesh in MESHES
     ]
@@ -143,13 +148,13 @@ def test_accumulated_equals_whole_with_dropout_on(name: str) -> None:
     assert_gradients_close(moved[1], moved[0], 2e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_overfits_one_batch(name: str) -> None:
     losses = Trainer(name, lr=2e-2, model=tiny(name)).steps(80, one_batch=True)
     assert losses[-1] < 0.1 * losses[0], losses[::10]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_initial_values_are_determined_by_key_and_path(name: str) -> None:
     model = tiny(name)
     one, same, other = (flatten(model.init(jax.random.key(k))["params"]) for k in (0, 0, 1))
@@ -167,7 +172,7 @@ def test_a_layer_more_leaves_the_others_bit_identical() -> None:
         np.testing.assert_array_equal(more[name][:2] if name.startswith("blocks") else more[name], values)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in VARIANTS else []) for n in NAMES])
+@pytest.mark.parametrize("name", EVERY)
 def test_resumed_equals_straight_bit_for_bit(name: str, tmp_path) -> None:
     trainer = Trainer(name, "fsdp:2,tp:2", model=noisy(name))
     trainer.steps(2)
@@ -196,7 +201,7 @@ def target_of(trainer: Trainer):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trainer.state)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if hasattr(tiny(n).config, "compute")])
+@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny(n).config, "compute")])
 def test_bfloat16_is_close_to_float32(name: str) -> None:
     model, low = tiny(name), tiny(name, compute="bfloat16")
     variables, inputs = model.init(jax.random.key(0)), inputs_of(batch_for(name))
@@ -206,7 +211,7 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"scan": False}, {"remat": "dots"}, {"remat": "full"}])
-@pytest.mark.parametrize("name", [n for n in NAMES if hasattr(tiny(n).config, "remat")])
+@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny(n).config, "remat")])
 def test_scan_and_remat_change_nothing(name: str, change: dict) -> None:
     model = noisy(name, **change)
     assert_gradients_close(Trainer(name, model=model).gradient(batch_for(name)), reference_gradient(name), 2e-5)
@@ -251,7 +256,7 @@ def test_running_statistics_move_in_training_only(name: str) -> None:
         assert (flatten(moved)[name] != before).any()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_bad_update_never_exists(name: str) -> None:
     trainer = Trainer(name, "dp:2", model=tiny(name))
     trainer.steps(1)
