@@ -94,7 +94,7 @@ KNOBS: dict[str, Knob] = {
     "log.profile": Knob(None, "str | None", "free", "updates to trace for a profiler, as 10:15, counted from 0"),
     "log.hlo": Knob(False, "bool", "free", "write the update's program, before and after XLA's passes"),
     "log.wandb": Knob(None, "str | None", "free", "project of Weights & Biases to report to, where that is installed"),
-    "init_from": Knob(None, "str | None", "identity", "checkpoint whose parameters the run begins with, as W or W@n"),
+    "init_from": Knob(None, "str | None", "identity", "parameters to begin with: checkpoint W or W@n, or safetensors"),
     "init_fresh": Knob(None, "str | None", "identity", "leaves that start fresh all the same, as head,embed/position"),
     "init_ignore": Knob(None, "str | None", "identity", "leaves of that checkpoint to leave out, as head/*"),
     "init_rename": Knob(None, "str | None", "identity", "leaves with other paths there, as THEIRS:OURS"),

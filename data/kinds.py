@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from errors import UsageError
+
 Fields = dict[str, np.ndarray]
 
 
@@ -54,6 +56,13 @@ class Texts:
 
 
 Source = Examples | Texts
+
+
+def hold_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
+    """Hold labels [n] to be known. Raises UsageError where some are kept secret, as those of contests are, by -1."""
+    if len(labels) and labels.min() < 0:
+        name, split = identity["name"], identity["split"]
+        raise UsageError(f"the labels of {name!r} are kept secret in its split {split!r}; take another")
 
 
 def checksum(*parts: np.ndarray | bytes) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.embedded import EMBEDDED
-from data.kinds import Examples, Fields, Source, Texts, checksum
+from data.kinds import Examples, Fields, Source, Texts, checksum, hold_labels
 from errors import UsageError, unknown
 
 DECODE_ONCE = 2**30  # bytes: a set no larger than this when decoded is held decoded in memory
@@ -86,6 +86,7 @@ def _labelled_images(rows: Any, features: Any, identity: dict[str, Any]) -> Exam
     def read(wanted: np.ndarray) -> Fields:
         got = rows.__getitems__([int(i) for i in wanted])
         label = np.array([g["label"] for g in got], np.int32)
+        hold_labels(label, identity)
         return {"image": np.stack([g["image"] for g in got]), "label": label}
 
     label, shape, count = features["label"], features["image"].shape, len(rows)

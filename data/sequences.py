@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.kinds import Examples, Texts
+from data.kinds import Examples, Texts, hold_labels
 from data.plan import Batch, hash32
 from data.tokenizers import Tokenizer
 from errors import UsageError
@@ -82,13 +82,12 @@ def _cut(tokens: np.ndarray, starts: np.ndarray, context: int) -> Batch:
 def padded(texts: Texts, tokenizer: Tokenizer, context: int) -> Examples:
     """Labelled documents as examples: their first `context` tokens, int32 [n T], mask [n T] and label [n].
 
-    Raises UsageError where the documents have no labels.
+    Raises UsageError where the documents have no labels, or secret ones.
     """
-    name, split = texts.identity["name"], texts.identity["split"]
+    name = texts.identity["name"]
     if texts.labels is None or texts.classes is None:
         raise UsageError(f"data set {name!r} has no labels to tell; as plain text it goes with the loss next_token")
-    if len(texts) and texts.labels.min() < 0:
-        raise UsageError(f"the labels of {name!r} are kept secret in its split {split!r}; take another")
+    hold_labels(texts.labels, texts.identity)
     tokens, mask = (np.zeros((len(texts), context), kind) for kind in (np.int32, np.float32))
     for i, document in enumerate(texts.documents):
         ids = tokenizer.encode(document)[:context]

@@ -24,10 +24,14 @@ def reference(cell: str, **shape):
 
 
 def loaded(module, folder: Path, cell: str) -> tuple[models.Model, dict]:
+    return published.load("rnn", saved(module, folder), cell=cell)
+
+
+def saved(module, folder: Path) -> Path:
     from safetensors.torch import save_file
 
     save_file(module.state_dict(), folder / "their.safetensors")
-    return published.load("rnn", folder / "their.safetensors", cell=cell)
+    return folder / "their.safetensors"
 
 
 def close(a, b) -> None:
@@ -125,3 +129,12 @@ def test_a_file_that_does_not_fit_is_refused(change, says: str, tmp_path: Path) 
     torch.save(reference("lstm").state_dict(), tmp_path / "pickle.pt")
     with pytest.raises(UsageError, match="safetensors"):
         published.load("rnn", tmp_path / "pickle.pt")
+
+
+def test_a_leaf_that_others_have_no_name_for_is_refused(tmp_path: Path) -> None:
+    """A head is no part of torch.nn.LSTM: it is neither dropped in silence nor made up."""
+    model = models.build("rnn", head="classes", inputs=I, width=H)
+    with pytest.raises(UsageError, match="no tensor for head/"):
+        published.save(model, model.init(jax.random.key(0)), tmp_path / "ours.safetensors")
+    with pytest.raises(UsageError, match="no tensor for head/"):
+        published.load("rnn", saved(reference("lstm"), tmp_path), head="classes")

@@ -11,6 +11,7 @@ import optax
 
 from data import plan
 from errors import UsageError
+from models import published
 from train import checkpoint, initial
 from train.setup import Config, Setup, names_of
 from train.update import step
@@ -46,7 +47,7 @@ def begin(
     if not checkpoint.steps(workdir):
         state = step.fresh_state(setup.model, tx, setup.place, cfg.seed, setup.options)
         if cfg.init_from:
-            state, report = initial.load(state, cfg)
+            state, report = initial.load(state, setup.model, tx, cfg)
             setup.host.say(str(report))
         return state, Origin(0, (phase,))
 
@@ -85,7 +86,7 @@ def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
     for n in checkpoint.readable(workdir):
         with suppress(checkpoint.Damaged):
             return checkpoint.load_tokenizer(workdir, n)
-    if cfg.init_from is None:
+    if cfg.init_from is None or published.files(cfg.init_from):
         return None
-    description = checkpoint.load_tokenizer(*initial.source(cfg.init_from))
+    description = checkpoint.load_tokenizer(*initial.checkpoint_of(cfg.init_from))
     return description if description and description["kind"] == cfg.data.tokenizer else None

@@ -1,12 +1,20 @@
-"""Another run's parameters to begin with: what is loaded, what starts fresh, what is left out; nothing silently."""
+"""Parameters to begin with, of another run or as others publish them.
+
+What is loaded, what starts fresh and what is left out is told; nothing happens silently.
+"""
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Sharding
 
 from errors import UsageError
+from models import Model, published
 from models.spec import flatten
 from train import checkpoint
 from train.update import step
@@ -47,48 +55,99 @@ def renames(text: str | None) -> dict[str, str]:
     return found
 
 
-def source(name: str) -> tuple[str, int]:
+@dataclass(frozen=True)
+class Found:
+    """What there is to begin with: leaves `params/…` and `stats/…`, and how they are read onto shardings."""
+
+    source: str
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[dict[str, Sharding]], dict[str, jax.Array]]
+
+
+def checkpoint_of(name: str) -> tuple[str, int]:
     """Workdir and step of `W`, `W@n` or `W@best`. Raises UsageError where there is no such checkpoint."""
     workdir, which = checkpoint.split_name(name)
     if which == "all":
         raise UsageError(f"init_from = {name!r} must name one checkpoint")
+    if not checkpoint.steps(workdir):
+        raise UsageError(f"init_from = {name!r} holds neither checkpoints of a run nor {published.SUFFIX} files")
     return workdir, checkpoint.select(workdir, which)[0]
 
 
-def load(state: step.State, cfg: Any) -> tuple[step.State, Report]:
-    """A fresh state with the parameters and statistics of checkpoint `cfg.init_from`, digests verified.
-
-    Each leaf must be there with its shape, but for those that `init_fresh` names; each of the other run's leaves must
-    have its place, but for those that `init_ignore` names. Where the other run kept a running mean of its parameters,
-    that is what is loaded. Raises UsageError that names the leaves that fit nowhere.
-    """
-    workdir, n = source(cfg.init_from)
+def _saved(name: str) -> Found:
+    """The leaves of a checkpoint; where its run kept a running mean of its parameters, that mean."""
+    workdir, n = checkpoint_of(name)
     saved = checkpoint.load_manifest(workdir, n)["state"]
-    part = "ema" if any(name.startswith("ema/") for name in saved) else "params"
-    ours = {**flatten({"params": state["params"]}), **flatten({"stats": state["stats"]})}
-    fresh, ignored = patterns(cfg.init_fresh), patterns(cfg.init_ignore)
-    names = {}  # theirs -> ours
-    for name in saved:
-        kind, _, path = name.partition("/")
-        if kind in (part, "stats"):
-            names[name] = f"{'stats' if kind == 'stats' else 'params'}/{_renamed(path, renames(cfg.init_rename))}"
+    part = "ema" if any(path.startswith("ema/") for path in saved) else "params"
+    theirs = {f"params/{k.partition('/')[2]}": k for k in saved if k.startswith(f"{part}/")}
+    theirs |= {k: k for k in saved if k.startswith("stats/")}
 
-    def matches(name: str, given: tuple[str, ...]) -> bool:
-        path = name.partition("/")[2]
-        return any(fnmatch.fnmatchcase(path, p) or path.startswith(f"{p}/") for p in given)
+    def read(shardings: dict[str, Sharding]) -> dict[str, jax.Array]:
+        tree = flatten(checkpoint.restore_leaves(workdir, n, {theirs[k]: s for k, s in shardings.items()}))
+        return {k: tree[theirs[k]] for k in shardings}
 
-    for given, found in ((fresh, ours), (ignored, names)):
+    return Found(f"{workdir}@{n}", {k: tuple(saved[old]["shape"]) for k, old in theirs.items()}, read)
+
+
+def _published(model: Model, path: str) -> Found:
+    """The leaves of safetensors files in the layout that others publish of a family."""
+    values = {f"params/{k}": v for k, v in published.leaves(model, path).items()}
+
+    def read(shardings: dict[str, Sharding]) -> dict[str, jax.Array]:
+        return {
+            k: jax.make_array_from_callback(values[k].shape, s, values[k].__getitem__) for k, s in shardings.items()
+        }
+
+    return Found(path, {k: v.shape for k, v in values.items()}, read)
+
+
+def load(state: step.State, model: Model, tx: optax.GradientTransformation, cfg: Any) -> tuple[step.State, Report]:
+    """A fresh state with the parameters and statistics that `cfg.init_from` names, digests verified -> (state, report).
+
+    Each leaf must be there with its shape, but for those that `init_fresh` names; each of theirs must have its place,
+    but for those that `init_ignore` names. Raises UsageError that names the leaves that fit nowhere.
+    """
+    found = _published(model, cfg.init_from) if published.files(cfg.init_from) else _saved(cfg.init_from)
+    leaves = {**flatten({"params": state["params"]}), **flatten({"stats": state["stats"]})}
+    taken = _mapped(found.shapes, {name: x.shape for name, x in leaves.items()}, cfg)
+    values = found.read({theirs: leaves[ours].sharding for ours, theirs in taken.items()})
+    left = [theirs for theirs in found.shapes if theirs not in taken.values()]
+    report = Report(found.source, tuple(taken), tuple(n for n in leaves if n not in taken), tuple(left))
+    for ours, theirs in taken.items():
+        leaves[ours] = _cast(values[theirs], leaves[ours])
+    new = jax.tree_util.tree_map_with_path(
+        lambda path, _: leaves[jax.tree_util.keystr(path, simple=True, separator="/")],
+        {"params": state["params"], "stats": state["stats"]},
+    )
+    f32 = jax.tree.map(lambda x: x.astype(jnp.float32), new["params"])
+    new["opt"] = jax.tree.map(
+        _cast, jax.jit(tx.init)(f32), state["opt"]
+    )  # some optimizers keep a copy of where they began
+    new["ema"] = jax.tree.map(_cast, new["params"], state["ema"]) if state["ema"] else {}
+    return {**state, **new}, report
+
+
+def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
+    """A copy of dtype and sharding of another array."""
+    return jax.jit(lambda x: x.astype(like.dtype), out_shardings=like.sharding)(x)
+
+
+def _mapped(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dict[str, str]:
+    """Which of their leaves goes to which of ours, by the three knobs; both are shapes by name -> theirs, by ours."""
+    fresh, ignored, other = patterns(cfg.init_fresh), patterns(cfg.init_ignore), renames(cfg.init_rename)
+    for given, names in ((fresh, ours), (ignored, theirs)):
         for p in given:
-            if not any(matches(name, (p,)) for name in found):
-                raise UsageError(f"{p!r} of init_fresh or init_ignore fits none of {_some(found)}")
-    wanted = {to: name for name, to in names.items() if not matches(name, ignored)}
+            if not any(_matches(name, (p,)) for name in names):
+                raise UsageError(f"{p!r} of init_fresh or init_ignore fits none of {_some(names)}")
+    wanted = {_renamed(name, other): name for name in theirs if not _matches(name, ignored)}
+    asked = [name for name in ours if not _matches(name, fresh)]
     strange = [
-        *(f"{name} is not in it" for name in ours if name not in wanted and not matches(name, fresh)),
+        *(f"{name} is not in it" for name in asked if name not in wanted),
         *(f"{name} has no place here" for to, name in wanted.items() if to not in ours),
         *(
-            f"{name} is {tuple(saved[name]['shape'])} there, {ours[to].shape} here"
-            for to, name in wanted.items()
-            if to in ours and not matches(to, fresh) and tuple(saved[name]["shape"]) != ours[to].shape
+            f"{wanted[to]} is {theirs[wanted[to]]} there, {ours[to]} here"
+            for to in asked
+            if to in wanted and theirs[wanted[to]] != ours[to]
         ),
     ]
     if strange:
@@ -98,26 +157,20 @@ def load(state: step.State, cfg: Any) -> tuple[step.State, Report]:
             f"Leaves to start fresh go to --config.init_fresh, leaves to leave out to --config.init_ignore, others to "
             f"--config.init_rename=THEIRS:OURS"
         )
-    taken = {to: name for to, name in wanted.items() if not matches(to, fresh)}
-    values = flatten(checkpoint.restore_leaves(workdir, n, {name: ours[to].sharding for to, name in taken.items()}))
-    for to, name in taken.items():
-        ours[to] = jax.jit(lambda x, like=ours[to]: x.astype(like.dtype), out_shardings=ours[to].sharding)(values[name])
-    left = [name for name in names if name not in taken.values()]
-    report = Report(f"{workdir}@{n}", tuple(taken), tuple(n for n in ours if n not in taken), tuple(left))
-    new = jax.tree_util.tree_map_with_path(
-        lambda path, _: ours[jax.tree_util.keystr(path, simple=True, separator="/")],
-        {"params": state["params"], "stats": state["stats"]},
-    )
-    if state["ema"]:
-        new["ema"] = jax.tree.map(lambda p, m: p.astype(m.dtype), new["params"], state["ema"])
-    return {**state, **new}, report
+    return {to: wanted[to] for to in asked}
 
 
-def _renamed(path: str, names: dict[str, str]) -> str:
+def _matches(name: str, given: tuple[str, ...]) -> bool:
+    path = name.partition("/")[2]
+    return any(fnmatch.fnmatchcase(path, p) or path.startswith(f"{p}/") for p in given)
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    part, _, path = name.partition("/")
     for theirs, ours in names.items():
         if path == theirs or path.startswith(f"{theirs}/"):
-            return ours + path.removeprefix(theirs)
-    return path
+            return f"{part}/{ours}{path.removeprefix(theirs)}"
+    return name
 
 
 def _some(names: Any) -> str:

@@ -1,7 +1,7 @@
 """torch.nn.RNN, GRU and LSTM: `weight_ih_l0`, `bias_hh_l1_reverse`, `weight_hr_l0`, and so on.
 
-Rows of a weight are gate by gate, [G*H, I]; ours are [I G H]. A network with a head has more leaves than these modules:
-this layout is for head "none".
+Rows of a weight are gate by gate, [G*H, I]; ours are [I G H]. A network with a vocabulary or a head has leaves that
+these modules lack.
 """
 
 import re
@@ -39,9 +39,9 @@ def fields(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 def rows(c: Config) -> list[Row]:
     """The layout."""
     G, H, P = CELLS[c.cell].gates, c.width, c.projection or c.width
-    found = []
+    first, found = c.embed if c.vocab else c.inputs, []
     for i in range(c.depth):
-        inputs = c.inputs if i == 0 else P * len(directions(c))
+        inputs = first if i == 0 else P * len(directions(c))
         for direction in directions(c):
             end, path = f"l{i}" + ("_reverse" if direction == "backward" else ""), f"cells/{i}/{direction}"
             for ours, theirs, size in (("input", "ih", inputs), ("state", "hh", P)):

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,14 +42,23 @@ def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: 
     wrong = int((rows.guess != rows.truth).sum())
     chosen = worst(rows.truth, rows.guess, rows.loss)
     title = f"{title}: {f'the worst {WORST} of ' if wrong > WORST else ''}{wrong:,} mistake{'s' * (wrong > 1)}"
-    told = rows.truth[chosen], rows.guess[chosen], rows.loss[chosen], names
+    told = Told(rows.truth[chosen], rows.guess[chosen], rows.loss[chosen], names)
     if len(chosen) and isinstance(source, Texts):
         documents = [source.documents[i] for i in chosen]
-        drawn.append(mistaken_texts(documents, *told, title, Path(f"{start}-mistakes.txt")))
+        drawn.append(mistaken_texts(documents, told, title, Path(f"{start}-mistakes.txt")))
     elif len(chosen) and not isinstance(source, Texts) and "image" in source.shapes:
         images = source.__getitems__(chosen)["image"]
-        drawn.append(mistakes(images, *told, title, Path(f"{start}-mistakes.png")))
+        drawn.append(mistakes(images, told, title, Path(f"{start}-mistakes.png")))
     return drawn
+
+
+class Told(NamedTuple):
+    """Rows that were judged [n]: class, class taken for, loss; and the classes' names."""
+
+    labels: np.ndarray
+    guesses: np.ndarray
+    losses: np.ndarray
+    names: Sequence[str]
 
 
 def worst(labels: np.ndarray, guesses: np.ndarray, losses: np.ndarray) -> np.ndarray:
@@ -120,15 +129,7 @@ def _side(axes: Any, right: np.ndarray, total: np.ndarray) -> None:
             axes.text(1.06, i, text, va="center", color=GREY, fontsize=7)
 
 
-def mistakes(
-    images: np.ndarray,
-    labels: np.ndarray,
-    guesses: np.ndarray,
-    losses: np.ndarray,
-    names: Sequence[str],
-    title: str,
-    path: Path,
-) -> Path:
+def mistakes(images: np.ndarray, told: Told, title: str, path: Path) -> Path:
     """Draw images uint8 [n Y X C] on a sheet, each with its truth, what it is taken for and the loss -> path."""
     columns = min(8, max(len(images), 5))
     lines = -(-len(images) // columns)
@@ -138,30 +139,22 @@ def mistakes(
     for axes in grid:
         axes.set_axis_off()
     small: dict[str, Any] = dict(transform=None, fontsize=8, parse_math=False)
-    for axes, image, truth, guess, loss in zip(grid, images, labels, guesses, losses, strict=False):
+    for axes, image, truth, guess, loss in zip(grid, images, *told[:3], strict=False):
         axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
         small["transform"] = axes.transAxes
-        axes.text(0, 1.03, _named(names, truth, 12), va="bottom", color=INK, **small)
-        axes.text(0, -0.03, _named(names, guess, 12), va="top", color=HELD, fontweight="bold", **small)
+        axes.text(0, 1.03, _named(told.names, truth, 12), va="bottom", color=INK, **small)
+        axes.text(0, -0.03, _named(told.names, guess, 12), va="top", color=HELD, fontweight="bold", **small)
         axes.text(1, -0.03, f"{loss:.2f}", va="top", ha="right", color=GREY, **small)
     _head(figure, title, "above the truth, below the guess and the loss")
     return save(figure, path)
 
 
-def mistaken_texts(
-    documents: Sequence[str],
-    labels: np.ndarray,
-    guesses: np.ndarray,
-    losses: np.ndarray,
-    names: Sequence[str],
-    title: str,
-    path: Path,
-) -> Path:
+def mistaken_texts(documents: Sequence[str], told: Told, title: str, path: Path) -> Path:
     """Write documents, each with its truth, what it is taken for and the loss -> path."""
     parts = [title]
-    for document, truth, guess, loss in zip(documents, labels, guesses, losses, strict=True):
+    for document, truth, guess, loss in zip(documents, *told[:3], strict=True):
         short = textwrap.shorten(document, 600, placeholder=" …")
-        head = f"loss {loss:.3f}: {_named(names, truth, None)}, taken for {_named(names, guess, None)}"
+        head = f"loss {loss:.3f}: {_named(told.names, truth, None)}, taken for {_named(told.names, guess, None)}"
         parts.append(f"{head}\n{_barred(textwrap.fill(short, 100))}")
     return _write(parts, path)
 
