@@ -1,6 +1,8 @@
 """Prints digests of what must not depend on devices, processes, mesh or accumulation: run by test_invariance.
 
-python -m tests.probe_invariance COORDINATOR PROCESSES PROCESS DEVICES_HERE MESH,… (each with %d for the count)
+python -m tests.probe_invariance COORDINATOR PROCESSES PROCESS DEVICES_HERE MESH …
+
+A mesh is one axis, as fsdp:8, on so many of the first devices. One process alone looks at no coordinator.
 """
 
 import json
@@ -100,8 +102,9 @@ if __name__ == "__main__":
     coordinator, processes, process, here = sys.argv[1], *map(int, sys.argv[2:5])
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", here)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, processes, process)
-    result = {name: digests(f"{name}:*", (1, 4)) for name in STRATEGIES}
+    if processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, processes, process)
+    result = {text: digests(text, (1, 4), jax.devices()[: int(text.split(":")[1])]) for text in sys.argv[5:]}
     if process == 0:
         print("DIGESTS " + json.dumps(result))

@@ -1,12 +1,14 @@
 """Sources of an mlp's gradient, the four equations and the scalar engine, against jax.grad and finite differences."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import launch
 import models
 from data import sources
 from errors import UsageError
@@ -14,6 +16,7 @@ from models import backprop, mlp, scalar
 from models.spec import flatten
 from tests.harness import MESHES, assert_gradients_close
 from train import mesh
+from train.record import metrics
 from train.update import losses, step
 
 BY = {"equations": backprop.gradient, "scalar": scalar.gradient}
@@ -228,3 +231,22 @@ def test_no_derivative_is_left_to_jax(module) -> None:
     with open(module.__file__) as file:
         text = file.read()
     assert not any(f"{word}(" in text for word in ("grad", "vjp", "jvp", "linearize", "value_and_grad"))
+
+
+@pytest.mark.parametrize("name", ["equations", "scalar"])
+def test_a_written_out_gradient_trains_alike(name: str, tmp_path: Path) -> None:
+    args = ["--config=configs/mlp.py:micrograd", "--config.train.steps=4", "--config.log.every=1", "--config.mesh=tp:*"]
+    assert launch.main(["train", f"--workdir={tmp_path}/jax", *args]) == 0
+    assert launch.main(["train", f"--workdir={tmp_path}/own", *args, f"--config.train.gradient={name}"]) == 0
+    one, two = (
+        [r["metrics"]["loss"] for r in metrics.read(str(tmp_path / w)) if r["kind"] == "train"] for w in ("jax", "own")
+    )
+    assert len(one) == 4
+    assert one[-1] < one[0]
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+def test_a_gradient_that_a_family_lacks_is_refused(tmp_path: Path, capsys) -> None:
+    argv = ["train", f"--workdir={tmp_path}/w", "--config=configs/cnn.py:digits", "--config.train.gradient=scalar"]
+    assert launch.main(argv) == 2
+    assert "source of gradients of family cnn" in capsys.readouterr().err

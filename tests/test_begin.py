@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
 import launch
-from data import sources
-from errors import UsageError
-from tests.harness import Trainer, batch_for
+import models
+from models import published
+from models.spec import flatten
+from tests.harness import Trainer
 from train import checkpoint
-from train.record import metrics, profile
-from train.update import losses
+from train.record import metrics
 
 MLP = ["--config=configs/mlp.py:digits", "--config.train.steps=20", "--config.model.hidden=(16,)"]
 
@@ -69,9 +69,9 @@ def test_parameters_of_another_run(source: Path, tmp_path: Path, capsys) -> None
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--config.model.hidden=(8,)"], "ema/hidden/0/bias is (16,) there, (8,) here"),
+        (["--config.model.hidden=(8,)"], "params/hidden/0/bias is (16,) there, (8,) here"),
         (["--config.model.hidden=(16, 16)"], "hidden/1/kernel is not in it"),
-        (["--config.model.hidden=()", "--config.init_fresh=head"], "ema/hidden/0/kernel has no place here"),
+        (["--config.model.hidden=()", "--config.init_fresh=head"], "params/hidden/0/kernel has no place here"),
         (["--config.init_fresh=haed"], "'haed' of init_fresh"),
         (["--config.init_rename=head"], "THEIRS:OURS"),
         (["--config.init_from=W@9"], "no checkpoint '9'"),
@@ -97,19 +97,77 @@ def test_leaves_may_have_other_names_there(source: Path, tmp_path: Path) -> None
     assert digests(tmp_path / "w", 1)["head/kernel"] == digests(source, 20, "ema")["head/kernel"]
 
 
-# Losses
+RNN = ["--config=configs/rnn.py:shakespeare", "--config.data.name=pydoc_text", "--config.data.tokenizer=byte"]
+RNN += ["--config.model.width=16", "--config.model.embed=8", "--config.model.context=16", "--config.train.batch=8"]
+RNN += ["--config.train.steps=1", "--config.schedule.warmup=0", "--config.optim.lr=0"]
+RNN += ["--config.eval.limit=1", "--config.eval.batch=8", "--config.eval.overlap=0"]
 
 
-def test_smoothing_and_z_loss_by_hand() -> None:
-    logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    label = np.array([0, 3, 1, 1, 2])
-    masked = np.concatenate([logits, np.full((5, 2), -1e30, np.float32)], 1)
-    normaliser = np.log(np.exp(logits).sum(1))
-    target = 0.9 * np.eye(4)[label] + 0.1 / 4
-    want = -(target * (logits - normaliser[:, None])).sum(1) + 0.01 * normaliser**2
-    for given in (logits, masked):
-        got = losses.cross_entropy(jnp.asarray(given), jnp.asarray(label), smoothing=0.1, z_loss=0.01)
-        np.testing.assert_allclose(got, want, rtol=1e-5)
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
+    """An LSTM as torch names its tensors, inside a module that calls it `lstm`; and its leaves."""
+    model = models.build("rnn", head="none", inputs=8, width=16)
+    variables = model.init(jax.random.key(5))
+    folder = tmp_path_factory.mktemp("theirs")
+    published.save(model, variables, folder / "model.safetensors", prefix="lstm.")
+    return folder, flatten(variables["params"])
+
+
+def start_from(path: Path, workdir: Path, *more: str) -> int:
+    given = [*RNN, f"--config.init_from={path}", "--config.log.table=false", *more]
+    return launch.main(["train", f"--workdir={workdir}", *given])
+
+
+NEW = "--config.init_fresh=embed,head"
+
+
+@pytest.mark.parametrize("mesh", ["dp:*", "dp:2,fsdp:2,tp:2"])
+def test_parameters_as_others_publish_them(theirs, mesh: str, tmp_path: Path, capsys) -> None:
+    """A folder or a file; what a layout does not hold must start fresh by name."""
+    folder, leaves = theirs
+    assert start_from(folder, tmp_path / "a", NEW, f"--config.mesh={mesh}") == 0
+    assert "4 leaves loaded" in capsys.readouterr().out
+    found = digests(tmp_path / "a", 1)
+    for name, value in leaves.items():
+        assert found[name] == checkpoint.digests({"x": value})["x"], name
+    assert start_from(folder / "model.safetensors", tmp_path / "b", NEW, f"--config.mesh={mesh}") == 0
+    assert digests(tmp_path / "b", 1) == found
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--config.init_fresh=head"], "params/embed/token is not in it"),
+        ([NEW, "--config.model.width=8"], "input/kernel is (64, 8) there, (8, 4, 8) here"),
+        ([NEW, "--config.model.bias=false"], "params/lstm.bias_hh_l0 has no place here"),
+        ([NEW, "--config.model.cell=gru"], "input/kernel is (64, 8) there, (8, 3, 16) here"),
+    ],
+)
+def test_published_parameters_that_do_not_fit_are_named(theirs, more, says, tmp_path: Path, capsys) -> None:
+    assert start_from(theirs[0], tmp_path / "w", *more) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_a_family_without_a_layout_is_refused(theirs, tmp_path: Path, capsys) -> None:
+    assert train(tmp_path / "w", f"--config.init_from={theirs[0]}") == 2
+    assert "family with a published layout 'mlp'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["schedule_free", "adafactor", "muon"])
+def test_an_optimizer_begins_where_the_parameters_do(optimizer: str, source: Path, tmp_path: Path) -> None:
+    """schedule_free keeps a copy of them: at rate 0 its average is still what was loaded."""
+    settings = [f"--config.optim.name={optimizer}", "--config.optim.lr=0", "--config.train.steps=1"]
+    assert train(tmp_path / "w", *settings, f"--config.init_from={source}", "--config.mesh=dp:2,fsdp:2,tp:2") == 0
+    theirs = checkpoint.load_manifest(str(source), 20)["metrics"]
+    assert checkpoint.load_manifest(str(tmp_path / "w"), 1)["metrics"] == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_folder_without_parameters_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "pytorch_model.bin").write_bytes(b"pickled")
+    assert start_from(tmp_path / "hub", tmp_path / "w") == 2
+    assert "neither checkpoints of a run nor .safetensors files" in capsys.readouterr().err
 
 
 def test_extras_are_for_training_alone(tmp_path: Path) -> None:
@@ -119,96 +177,3 @@ def test_extras_are_for_training_alone(tmp_path: Path) -> None:
     plain = {r["kind"]: r["metrics"]["loss"] for r in metrics.read(str(tmp_path / "v")) if r["kind"] != "event"}
     assert lines["eval"] == plain["eval"]
     assert lines["train"] != plain["train"]
-
-
-def test_margins_by_hand() -> None:
-    value = jnp.array([[2.0], [0.5], [-1.0], [0.0]])
-    rows = {"label": jnp.array([1, 1, 1, 0]), "weight": jnp.array([1.0, 1, 1, 2])}
-    np.testing.assert_allclose(losses.TASKS["hinge"](value, rows)["loss"][0], [0, 0.5, 2, 2])
-    np.testing.assert_allclose(losses.TASKS["perceptron"](value, rows)["loss"][0], [0, 0, 1, 0])
-    np.testing.assert_allclose(losses.TASKS["perceptron"](value, rows)["accuracy"][0], [1, 1, 0, 0])
-
-
-@pytest.mark.slow
-def test_rosenblatts_rule_errs_no_more_than_the_theorem_allows(tmp_path: Path) -> None:
-    """At most (R / margin)^2 mistakes, whatever the order (Novikoff 1962), and then none ever again."""
-    args = [
-        "--config=configs/mlp.py:rosenblatt",
-        "--config.log.every=1",
-        "--config.train.steps=4000",
-        "--config.mesh=tp:*",
-    ]
-    assert launch.main(["train", f"--workdir={tmp_path}/w", *args]) == 0
-    lines = metrics.read(str(tmp_path / "w"))
-    wrong = np.array([r["metrics"]["accuracy"] == 0 for r in lines if r["kind"] == "train"])
-    assert len(wrong) == 4000
-    data = sources.load("halves", "train").fields
-    x = np.concatenate([data["features"], np.ones((len(data["label"]), 1), np.float32)], 1)  # the bias is a weight
-    best = np.array([0.8, 0.6, -0.65])  # the line that made the set
-    margin = ((2.0 * data["label"] - 1) * (x @ best)).min() / np.linalg.norm(best)
-    assert 0 < wrong.sum() <= (np.linalg.norm(x, axis=1).max() / margin) ** 2
-    assert not wrong[-400:].any()
-    assert lines[-1]["metrics"]["accuracy"] > 0.99
-
-
-def test_the_rule_is_sgd_on_the_perceptrons_criterion() -> None:
-    trainer = Trainer("mlp", optimizer="sgd", lr=1.0, model=_perceptron())
-    trainer.task = losses.TASKS["perceptron"]
-    batch = batch_for("mlp")
-    batch = {k: v[:1] for k, v in batch.items()}
-    batch["label"], batch["weight"] = np.array([1], np.int32), np.ones(1, np.float32)
-    grads = _gradient(trainer, batch)
-    np.testing.assert_allclose(grads["head/kernel"][:, 0], -batch["features"][0], rtol=1e-6)
-
-
-def _perceptron():
-    import models
-
-    return models.build("mlp", size="perceptron", inputs=16, classes=1)
-
-
-def _gradient(trainer: Trainer, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    import jax
-
-    from models.spec import flatten
-
-    def loss(params):
-        rows = {k: jnp.asarray(v) for k, v in batch.items()}
-        return trainer.task(trainer.model.apply({"params": params}, rows).value, rows)["loss"][0].sum()
-
-    return {k: np.asarray(v) for k, v in flatten(jax.grad(loss)(trainer.state["params"])).items()}
-
-
-# Sources of the gradient, looks inside
-
-
-@pytest.mark.parametrize("name", ["equations", "scalar"])
-def test_a_written_out_gradient_trains_alike(name: str, tmp_path: Path) -> None:
-    args = ["--config=configs/mlp.py:micrograd", "--config.train.steps=4", "--config.log.every=1", "--config.mesh=tp:*"]
-    assert launch.main(["train", f"--workdir={tmp_path}/jax", *args]) == 0
-    assert launch.main(["train", f"--workdir={tmp_path}/own", *args, f"--config.train.gradient={name}"]) == 0
-    one, two = (
-        [r["metrics"]["loss"] for r in metrics.read(str(tmp_path / w)) if r["kind"] == "train"] for w in ("jax", "own")
-    )
-    assert len(one) == 4
-    assert one[-1] < one[0]
-    np.testing.assert_allclose(one, two, rtol=1e-5)
-
-
-def test_a_gradient_that_a_family_lacks_is_refused(tmp_path: Path, capsys) -> None:
-    argv = ["train", f"--workdir={tmp_path}/w", "--config=configs/cnn.py:digits", "--config.train.gradient=scalar"]
-    assert launch.main(argv) == 2
-    assert "source of gradients of family cnn" in capsys.readouterr().err
-
-
-def test_a_profile_and_the_programs_are_written(tmp_path: Path) -> None:
-    assert train(tmp_path / "w", "--config.train.steps=5", "--config.log.profile=1:3", "--config.log.hlo=true") == 0
-    assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
-    assert "stablehlo" in (tmp_path / "w" / "hlo" / "update.stablehlo.txt").read_text()
-    assert "HloModule" in (tmp_path / "w" / "hlo" / "update.hlo.txt").read_text()
-
-
-@pytest.mark.parametrize("text", ["10", "5:5", "a:b", "3:1"])
-def test_bad_windows_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="FIRST:LAST"):
-        profile.window(text)

@@ -114,12 +114,10 @@ def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
 
 
 def on_meshes() -> list[Any]:
-    """Every name on every mesh; of the variants all but one are slow."""
-    return [
-        pytest.param(name, mesh, marks=[pytest.mark.slow] if name in VARIANTS and mesh != MESHES[-1] else [])
-        for name in NAMES
-        for mesh in MESHES
-    ]
+    """Every name on every mesh: by default the mixed ones, of the variants one."""
+    usual = {name: MESHES[-1:] if name in VARIANTS else MESHES[-2:] for name in NAMES}
+    marks = {name: {m: [] if m in usual[name] else [pytest.mark.slow] for m in MESHES} for name in NAMES}
+    return [pytest.param(name, mesh, marks=marks[name][mesh]) for name in NAMES for mesh in MESHES]
 
 
 @pytest.mark.parametrize(("name", "mesh"), on_meshes())

@@ -1,6 +1,5 @@
 """A run is a function of its config: the same bits on any devices, processes, mesh and accumulation."""
 
-import functools
 import json
 import os
 import socket
@@ -9,33 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
-from tests.probe_invariance import STRATEGIES, digests
+from tests.probe_invariance import STRATEGIES
 
 ROOT = Path(__file__).parent.parent
-
-
-@functools.cache
-def reference() -> dict[str, Any]:
-    return digests("dp:1", (1, 4), jax.devices()[:1])
-
-
-def same_as_reference(found: dict[str, Any]) -> None:
-    want = reference()
-    assert want["masks of 1"] == want["masks of 4"]
-    assert want["masks of 1"][0] != want["masks of 1"][1]
-    for name, value in found.items():
-        assert value == want[name], name
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_one_process(count: int, strategy: str) -> None:
-    found = digests(f"{strategy}:{count}", (1, 4), jax.devices()[:count])
-    assert {"text 7", "images 7", "weights", "masks of 1", "masks of 4"} <= found.keys()
-    same_as_reference(found)
 
 
 def free_port() -> int:
@@ -60,12 +37,48 @@ def together(*commands: list[str], timeout: float = 300) -> list[str]:
     return outputs
 
 
-@pytest.mark.parametrize("here", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 4])
-def test_two_processes(here: int) -> None:
-    where = f"localhost:{free_port()}"
-    program = [sys.executable, "-m", "tests.probe_invariance", where, "2"]
-    output = together(*([*program, str(i), str(here)] for i in range(2)))[0]
-    found = json.loads(output.split("DIGESTS ")[1].splitlines()[0])
-    assert set(found) == set(STRATEGIES)
-    for digest in found.values():
-        same_as_reference(digest)
+def probe(processes: int, here: int, *meshes: str) -> list[list[str]]:
+    """The commands that print the digests of some meshes, a command a process."""
+    program = [sys.executable, "-m", "tests.probe_invariance", f"localhost:{free_port()}", str(processes)]
+    return [[*program, str(i), str(here), *meshes] for i in range(processes)]
+
+
+def digests(output: str) -> dict[str, Any]:
+    """By mesh what a probe found."""
+    return json.loads(output.split("DIGESTS ")[1].splitlines()[0])
+
+
+def same(found: dict[str, Any], want: dict[str, Any]) -> None:
+    assert want["masks of 1"] == want["masks of 4"]
+    assert want["masks of 1"][0] != want["masks of 1"][1]
+    for mesh, one in found.items():
+        assert {"text 7", "images 7", "weights", "masks of 1"} <= one.keys()
+        for name, value in one.items():
+            assert value == want[name], f"{name} on {mesh}"
+
+
+@pytest.mark.parametrize(
+    "meshes",
+    [
+        ("fsdp:8", "tp:2"),
+        pytest.param(("dp:2", "dp:4", "dp:8", "fsdp:2", "fsdp:4", "tp:4", "tp:8"), marks=pytest.mark.slow),
+    ],
+)
+def test_one_process(meshes: tuple[str, ...]) -> None:
+    found = digests(together(*probe(1, 8, "dp:1", *meshes))[0])
+    assert set(found) == {"dp:1", *meshes}
+    same(found, found["dp:1"])
+
+
+def on_two() -> list[Any]:
+    """Devices in each of two processes, and what cuts them all; most are slow."""
+    cases = [(here, strategy) for here in (1, 2, 4) for strategy in STRATEGIES]
+    return [pytest.param(*c, marks=[] if c == (4, "fsdp") else [pytest.mark.slow]) for c in cases]
+
+
+@pytest.mark.parametrize(("here", "strategy"), on_two())
+def test_two_processes(here: int, strategy: str) -> None:
+    meshes = [f"{strategy}:{2 * here}"]
+    alone, both, _ = together(*probe(1, 8, "dp:1"), *probe(2, here, *meshes))
+    assert set(digests(both)) == set(meshes)
+    same(digests(both), digests(alone)["dp:1"])

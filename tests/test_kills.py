@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,27 @@ def test_five_kills_end_bit_equal_with_the_straight_run(tmp_path: Path) -> None:
     ended = finish(workdir)
     assert ended["state"] == straight["state"]
     assert ended["metrics"] == straight["metrics"]
+
+
+def test_a_signal_to_one_process_saves_on_all(tmp_path: Path) -> None:
+    """They agree on where to stop, save together, and end alike."""
+    settings = [*RUN, "--config.train.steps=5000", "--config.checkpoint.every=None", "--config.eval.every=None"]
+    settings += ["--config.log.every=5", "--config.mesh=dp:2,fsdp:2,tp:2", f"--coordinator=localhost:{free_port()}"]
+    command = [*PROGRAM, "train", f"--workdir={tmp_path}/w", *settings, "--processes=2", "--cpu_devices=4"]
+    pipes: dict = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    both = [subprocess.Popen([*command, f"--process={i}"], **pipes) for i in range(2)]
+    try:
+        assert any(line.startswith("step 10/") for line in both[0].stdout)
+        both[1].send_signal(signal.SIGTERM)
+        outputs = [p.communicate(timeout=120)[0] for p in both]
+    finally:
+        for p in both:
+            p.kill()
+    assert [p.returncode for p in both] == [4, 4], outputs
+    assert "run the same command again" in outputs[0]
+    (saved,) = checkpoint.steps(str(tmp_path / "w"))
+    assert saved % 5 == 0
+    assert 10 < saved < 5000
 
 
 def numbers(output: str) -> list[float]:

@@ -1,11 +1,8 @@
 """The launcher's answers to mistakes, and the arrows of imports that keep the house in order."""
 
-import ast
 import json
 import logging
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +14,6 @@ from configs import gpt
 from errors import UsageError
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ("configs", "data", "models", "train")
 
 
 @pytest.fixture(autouse=True)
@@ -216,150 +212,3 @@ def test_a_workdir_holds_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert launch.main(["train", f"--workdir={tmp_path}", *more]) == launch.USAGE
         assert says in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
-
-
-# What is imported when
-
-PROBE = """
-import sys, launch
-codes = [launch.main(a) for a in (["--help"], *([v, "--help"] for v in launch.VERBS), ["train"], ["trian"])]
-assert codes == [0] * (len(codes) - 2) + [2, 2], codes
-heavy = {"jax", "numpy", "flax", "optax", "orbax", "ml_collections", "grain", "sklearn"} & set(sys.modules)
-print("HEAVY", sorted(heavy - {"ml_collections"}))
-"""
-
-EVERYTHING = """
-import pathlib, sys
-for folder in ("configs", "data", "models", "train"):
-    for path in sorted(pathlib.Path(folder).rglob("*.py")):
-        __import__(".".join(path.with_suffix("").parts))
-from data import embedded, sources
-for name in embedded.EMBEDDED:
-    sources.load(name, "train")
-print("HEAVY", sorted({"tensorflow", "torch", "transformers", "tensorflow_datasets"} & set(sys.modules)))
-"""
-
-
-def heavy(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[-1]
-
-
-def test_help_imports_nothing_heavy() -> None:
-    """Neither jax nor numpy, so that help and the first mistakes answer at once."""
-    assert heavy(PROBE) == "HEAVY []"
-
-
-def test_nothing_imports_tensorflow_or_torch() -> None:
-    """All of the code, and the embedded data sets, do without them."""
-    assert heavy(EVERYTHING) == "HEAVY []"
-
-
-def test_the_exit_code_is_the_process_exit_code() -> None:
-    """`python launch.py` ends with what main returns, and shows no traceback."""
-    done = subprocess.run([sys.executable, "launch.py", "trian"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-
-
-# The arrows
-
-OURS = {"configs", "data", "models", "train", "launch", "errors", "tests", "benchmarks"}
-ARROWS = {
-    "configs": {"configs", "errors"},
-    "data": {"data", "errors"},
-    "models": {"models", "errors"},
-    "train": {"train", "models", "data", "errors"},
-    "launch": {"configs", "train", "errors"},
-    "errors": set(),
-}
-# Inside models: shared files, lowest first, each with what it may import of models; every other file is a family.
-ABOVE = {"__init__", "as_flax"}  # made of the whole package
-SHARED = {
-    "spec": set(),
-    "validate": set(),
-    "layers": {"spec"},
-    "attention": {"spec", "layers"},
-    "recurrent": {"spec", "layers"},
-    "foreign": {"spec", "layers"},
-    "backprop": {"layers"},
-    "scalar": {"backprop"},
-}
-
-
-def files(*folders: str) -> list[Path]:
-    return [p for f in folders for p in ([ROOT / f] if f.endswith(".py") else sorted((ROOT / f).rglob("*.py")))]
-
-
-ALL = files(*LAYERS, "launch.py", "errors.py")
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def imports(path: Path) -> list[str]:
-    """The dotted names that a file imports anywhere; `from models import gpt` gives models.gpt."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import"
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
-
-
-@pytest.mark.parametrize("path", ALL, ids=name_of)
-def test_import_arrows(path: Path) -> None:
-    """Each folder imports only what stands below it."""
-    layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    used = {name.split(".")[0] for name in imports(path)} & OURS
-    assert used <= ARROWS[layer]
-
-
-@pytest.mark.parametrize("path", [p for p in files("models") if p.parent.name == "models"], ids=name_of)
-def test_import_arrows_inside_models(path: Path) -> None:
-    """A family imports shared blocks only, never another family; a shared block only those below it."""
-    if path.stem in ABOVE:
-        return
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("models.")}
-    assert used <= SHARED.get(path.stem, set(SHARED))
-
-
-def test_every_family_is_a_file_that_is_not_shared() -> None:
-    """The table FAMILIES and the files of models/ agree."""
-    import models
-
-    families = {p.stem for p in (ROOT / "models").glob("*.py")} - set(SHARED) - ABOVE
-    assert {m.__name__.split(".")[1] for m in models.FAMILIES.values()} == families
-
-
-@pytest.mark.parametrize("path", ALL, ids=name_of)
-def test_importlib_stays_out(path: Path) -> None:
-    """Nothing is imported by a computed name; the doctor may ask for versions."""
-    allowed = {"doctor.py": {"importlib.metadata"}, "flax.py": {"importlib"}}.get(path.name, set())
-    assert {n for n in imports(path) if n.split(".")[0] == "importlib"} <= allowed
-    calls = {
-        n.func.id
-        for n in ast.walk(ast.parse(path.read_text()))
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-    }
-    assert not calls & {"__import__", "exec", "eval"}
-
-
-STRAY_MODULES = {"signal", "time", "argparse", "getpass", "datetime", "absl.flags"}
-STRAY_NAMES = {"os.environ", "os.getenv", "os.environb", "sys.argv", "sys.stdin", "os.kill"}
-
-
-@pytest.mark.parametrize("path", files(*LAYERS), ids=name_of)
-def test_no_stray_readers(path: Path) -> None:
-    """Flags, environment, clock, signals and the keyboard are read by launch.py alone; grain asks for one absl flag."""
-    tree = ast.parse(path.read_text())
-    found = {n for n in imports(path) if {n, n.split(".")[0]} & STRAY_MODULES} | STRAY_NAMES & set(imports(path))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            found |= {f"{node.value.id}.{node.attr}"} & STRAY_NAMES
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
-            found.add("input(")
-    assert found <= ({"absl.flags"} if path.name == "loader.py" else set())

@@ -69,19 +69,20 @@ def test_mistakes_show_the_images_as_they_are(tmp_path: Path, channels: int) -> 
     count, names = 11, ["cat", "a name that is long"]
     images = np.full((count, 4, 4, channels), 77, np.uint8)
     label, loss = np.zeros(count, int), np.linspace(3, 1, count)
-    sheet = pixels(pictures.mistakes(images, label, label + 1, loss, names, TITLE, tmp_path / "sheet.png"))
+    told = pictures.Told(label, label + 1, loss, names)
+    sheet = pixels(pictures.mistakes(images, told, TITLE, tmp_path / "sheet.png"))
     share = (sheet == 77).all(-1).sum() / (sheet.shape[0] * sheet.shape[1])
     assert 0.2 < share < 0.6
-    fewer = pixels(pictures.mistakes(images[:3], label[:3], label[:3] + 1, loss[:3], names, TITLE, tmp_path / "s.png"))
+    few = pictures.Told(label[:3], label[:3] + 1, loss[:3], names)
+    fewer = pixels(pictures.mistakes(images[:3], few, TITLE, tmp_path / "s.png"))
     assert fewer.shape[0] < sheet.shape[0]
 
 
 def test_mistaken_texts_are_written(tmp_path: Path) -> None:
     """Truth, guess, loss and the text, cut where it is long; a class without a name is its number."""
     documents = ["a fine\nfilm", "word " * 500]
-    path = pictures.mistaken_texts(
-        documents, np.array([1, 0]), np.array([0, 2]), np.array([2.5, 1.25]), ["bad", "good"], TITLE, tmp_path / "m.txt"
-    )
+    told = pictures.Told(np.array([1, 0]), np.array([0, 2]), np.array([2.5, 1.25]), ["bad", "good"])
+    path = pictures.mistaken_texts(documents, told, TITLE, tmp_path / "m.txt")
     first, second, third = path.read_text().split("\n\n")
     assert first == TITLE
     assert second == "loss 2.500: good, taken for bad\n    | a fine film"

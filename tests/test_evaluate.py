@@ -1,0 +1,145 @@
+"""Evaluation: ratios of totals, their standard errors, what is kept of a row."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from data.evaluation import Exam
+from tests import harness
+from train import evaluate, mesh
+from train.update import losses
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_ratio_of_plain_rows_is_the_mean_and_its_standard_error() -> None:
+    """With unit weights and a cluster a row: mean, and deviation over the root of n."""
+    x = draw(40).astype(np.float64)
+    mean, error = evaluate._ratio(x, np.ones(40), np.arange(40))
+    assert mean == pytest.approx(x.mean(), rel=1e-12)
+    assert error == pytest.approx(x.std(ddof=1) / math.sqrt(40), rel=1e-12)
+
+
+def test_ratio_of_clusters() -> None:
+    """Rows of a cluster are summed first; the error agrees with the jackknife over clusters, within 3 % of itself."""
+    rng = np.random.default_rng(0)
+    cluster = np.sort(rng.integers(0, 200, 1000))
+    _, cluster = np.unique(cluster, return_inverse=True)
+    weights = rng.integers(1, 30, 1000).astype(np.float64)
+    sums = weights * (2 + rng.normal(size=cluster.max() + 1)[cluster] + 0.3 * rng.normal(size=1000))
+    mean, error = evaluate._ratio(sums, weights, cluster)
+    assert mean == pytest.approx(sums.sum() / weights.sum(), rel=1e-12)
+
+    without = np.array([sums[cluster != i].sum() / weights[cluster != i].sum() for i in range(cluster.max() + 1)])
+    n = len(without)
+    jackknife = math.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
+    assert error == pytest.approx(jackknife, rel=0.03)  # the two differ by terms of order 1/n = 0.005
+    naive = evaluate._ratio(sums, weights, np.arange(1000))[1]
+    assert error > 1.5 * naive  # rows of a cluster share its noise
+
+
+def test_ratio_of_too_little() -> None:
+    """One cluster has no error; no weight has no value."""
+    mean, error = evaluate._ratio(np.array([2.0, 4.0]), np.array([1.0, 1.0]), np.array([0, 0]))
+    assert mean == 3
+    assert math.isnan(error)
+    assert all(map(math.isnan, evaluate._ratio(np.zeros(3), np.zeros(3), np.arange(3))))
+
+
+@pytest.mark.parametrize("size", [1, 8, 11, 64])
+def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
+    """A batch is rounded up to the mesh, padding is cut off, and the figures are the same to the last bit."""
+    place = mesh.place_on(mesh.make_mesh("dp:8"), {})
+    x = draw(37)
+    exam = Exam({"x": x, "weight": np.ones(37, np.float32)}, np.arange(37) // 2)
+
+    def examine(variables: Any, batch: dict[str, jax.Array]) -> Any:
+        loss = (batch["x"] * batch["weight"] + (1 - batch["weight"]) * 1e9, batch["weight"])
+        return {"loss": loss}, {"guess": batch["x"] > 0, "truth": batch["x"]}
+
+    got = evaluate.evaluate(examine, None, exam, place, size)
+    assert (got.examples, got.clusters) == (37, 19)
+    assert got.rows is not None
+    for have, kept in zip(got.rows, (x, np.ones(37), x > 0, x), strict=True):
+        np.testing.assert_array_equal(have, kept)
+    want = evaluate._ratio(x.astype(np.float64), np.ones(37), np.arange(37) // 2)
+    assert (got.metrics["loss"], got.stderr["loss"]) == want
+
+
+def test_a_limit_measures_the_first_batches() -> None:
+    """And says how many examples those were."""
+    place = mesh.place_on(mesh.make_mesh("dp:8"), {})
+    exam = Exam({"x": np.arange(37, dtype=np.float32)}, np.arange(37))
+    examine = lambda _, b: ({"loss": (b["x"] * b["weight"], b["weight"])}, {})  # noqa: E731
+    got = evaluate.evaluate(examine, None, exam, place, 8, limit=2)
+    assert got.metrics == {"loss": 7.5}
+    assert (got.examples, got.clusters) == (16, 16)
+    assert got.rows is not None
+    np.testing.assert_array_equal(got.rows.loss, np.arange(16))
+    assert got.rows.guess is None
+
+
+def test_a_row_has_the_ratio_of_its_own_sums() -> None:
+    """A window's loss is a token's; a row that weighs nothing has none, and no padding gets in."""
+    place = mesh.place_on(mesh.make_mesh("dp:8"), {})
+    weight = np.zeros((5, 3), np.float32)
+    for row, tokens in enumerate((3, 1, 0, 2, 3)):
+        weight[row, :tokens] = 1
+    exam = Exam({"x": np.arange(5, dtype=np.float32), "weight": weight}, np.arange(5))
+
+    def examine(variables: Any, batch: dict[str, jax.Array]) -> Any:
+        told = jnp.sum(batch["weight"], -1)
+        return {"loss": (batch["x"] * told, told)}, {}
+
+    rows = evaluate.evaluate(examine, None, exam, place, 8).rows
+    assert rows is not None
+    np.testing.assert_array_equal(rows.loss, [0, 1, math.nan, 3, 4])
+    np.testing.assert_array_equal(rows.weight, [3, 1, 0, 2, 3])
+
+
+@pytest.mark.parametrize("name", ["mlp", "elman_values"])
+def test_answers_on_a_mesh_are_the_models(name: str) -> None:
+    """Guesses of classes that lie on two devices are the argmax of the scores; accuracy is the share that is right."""
+    model, task = harness.tiny(name), losses.TASKS[harness.LOSS[name]]
+    batch = harness.batch_for(name)
+    place = mesh.place_on(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
+    exam = Exam({k: v for k, v in batch.items() if k != "weight"}, np.arange(harness.B))
+    variables = model.init(jax.random.key(0))
+    value = np.asarray(model.predict(variables, batch))
+    jax.set_mesh(place.mesh)
+    placed = jax.device_put(variables, place.shardings(model.specs))
+    got = evaluate.evaluate(evaluate.make_examiner(model, task, place), placed, exam, place, 8)
+    assert got.rows is not None
+    if name == "mlp":
+        assert place("batch classes") == P(("dp", "fsdp"), "tp")
+        np.testing.assert_array_equal(got.rows.guess, value.argmax(-1))
+        np.testing.assert_array_equal(got.rows.truth, batch["label"])
+        assert got.metrics["accuracy"] == (value.argmax(-1) == batch["label"]).mean()
+    else:
+        np.testing.assert_allclose(got.rows.guess, value, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(got.rows.truth, batch["target"])
+
+
+def test_a_single_score_tells_two_classes() -> None:
+    """Above 0 is class 1; what the hinge loss counts as right is what is guessed right."""
+    score, label = np.array([[2.0], [-1.0], [0.5], [-3.0]], np.float32), np.array([1, 1, 0, 0], np.int32)
+    batch = {"label": jnp.asarray(label), "weight": jnp.ones(4)}
+    answers = losses.TASKS["hinge"].answers(jnp.asarray(score), batch)
+    np.testing.assert_array_equal(answers["guess"], [1, 0, 1, 0])
+    right = losses.hinge(jnp.asarray(score), batch)["accuracy"][0]
+    np.testing.assert_array_equal(right, answers["guess"] == label)
+
+
+def test_what_is_many_values_a_row_is_not_kept() -> None:
+    """Logits of a text, or a regressor's image, would fill the memory of the host."""
+    tokens = {"targets": jnp.zeros((2, 3), jnp.int32), "weight": jnp.ones((2, 3))}
+    assert losses.TASKS["next_token"].answers(jnp.zeros((2, 3, 5)), tokens) == {}
+    image = jnp.zeros((2, losses.FEW + 1))
+    assert losses.TASKS["squared"].answers(image, {"target": image, "weight": jnp.ones(2)}) == {}
