@@ -36,6 +36,7 @@ class Config:
     context: int = 64  # tokens a window; the network itself knows no limit
     inputs: int = 1  # features at each time, where there is no vocab
     embed: int = 128  # width of an embedding
+    embed_std: float = 1.0  # of its initial values
     width: int = 128  # hidden units
     depth: int = 1  # layers
     bidirectional: bool = False
@@ -50,7 +51,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self, "positive", "vocab", "vocab_multiple", "context", "inputs", "embed", "width", "depth", "projection")
-        check(self, "positive", "classes", "outputs")
+        check(self, "positive", "classes", "outputs", "embed_std")
         check(self, "probability", "dropout")
         one_of(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
         check(self, "None unless cell is 'lstm'", "projection", ok=lambda _: self.cell == "lstm")
@@ -87,7 +88,7 @@ def specs(c: Config) -> dict[str, Any]:
 
     params: dict[str, Any] = {"cells": {str(i): layer(i) for i in range(c.depth)}}
     if c.vocab:
-        params["embed"] = {"token": Spec((V, c.embed), "vocab embed", std(1.0))}
+        params["embed"] = {"token": Spec((V, c.embed), "vocab embed", std(c.embed_std))}
     if c.head == "tokens":
         kernel = Spec((V, P), "vocab embed", uniform(P**-0.5), fan_in="embed")
         params["head"] = {"kernel": kernel, "bias": Spec((V,), "vocab", zeros)}
