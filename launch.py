@@ -238,6 +238,9 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
         cfg = reader.from_json(json.dumps(recorded))
         cfg.mesh = "dp:*"  # the mesh of the training run says nothing about this machine
         cfg.eval.limit = None  # that is of evaluations while training
+        for key, _ in assignments:
+            if key.startswith(("optim.", "init_")):
+                raise UsageError(f"--config.{key} is of training; a checkpoint is what it was trained to be")
         return reader.override(cfg, assignments)
 
     return _host(), config, workdir, checkpoint.select(workdir, which), which

@@ -97,6 +97,35 @@ def test_leaves_may_have_other_names_there(source: Path, tmp_path: Path) -> None
     assert digests(tmp_path / "w", 1)["head/kernel"] == digests(source, 20, "ema")["head/kernel"]
 
 
+def test_the_average_of_schedule_free_is_what_another_run_begins_with(tmp_path: Path) -> None:
+    """Frozen leaves have none, and are as they are."""
+    free = ["--config.optim.name=schedule_free", "--config.optim.lr=0.02", "--config.optim.freeze=hidden/0/bias"]
+    assert train(tmp_path / "a", *free) == 0
+    still = ["--config.optim.name=sgd", "--config.optim.lr=0", "--config.train.steps=1"]
+    assert train(tmp_path / "b", *still, f"--config.init_from={tmp_path}/a", "--config.mesh=dp:2,fsdp:2,tp:2") == 0
+    theirs, ours = (checkpoint.load_manifest(str(tmp_path / w), n)["metrics"] for w, n in (("a", 20), ("b", 1)))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    plain = digests(tmp_path / "a", 20)
+    assert {k for k, v in digests(tmp_path / "b", 1).items() if v == plain[k]} == {"hidden/0/bias"}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--config.init_fresh=head"], "'init_fresh' = 'head' goes with init_from"),
+        (["--config.init_rename=a:b"], "'init_rename' = 'a:b' goes with init_from"),
+        (["--config.optim.name=schedule_free", "--config.optim.ema=0.9"], "schedule_free averages by itself"),
+        (["--config.optim.name=schedule_free", "--config.train.precision=bf16_params"], "wants float32 parameters"),
+        (["--config.train.gradient=equations", "--config.train.smoothing=0.1"], "knows neither train.smoothing"),
+        (["--config.train.gradient=scalar", "--config.train.z_loss=0.1"], "knows neither train.smoothing"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(more: list[str], says: str, tmp_path: Path, capsys) -> None:
+    assert train(tmp_path / "w", *more) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
 RNN = ["--config=configs/rnn.py:shakespeare", "--config.data.name=pydoc_text", "--config.data.tokenizer=byte"]
 RNN += ["--config.model.width=16", "--config.model.embed=8", "--config.model.context=16", "--config.train.batch=8"]
 RNN += ["--config.train.steps=1", "--config.schedule.warmup=0", "--config.optim.lr=0"]

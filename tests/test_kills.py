@@ -57,6 +57,28 @@ def test_five_kills_end_bit_equal_with_the_straight_run(tmp_path: Path) -> None:
     assert ended["metrics"] == straight["metrics"]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_ctrl_c_saves_and_a_second_ends_at_once(count: int, tmp_path: Path) -> None:
+    """The first exits with 4 and says how to go on; the second does not wait for an evaluation or a save."""
+    command = [*PROGRAM, "train", f"--workdir={tmp_path}/w", *RUN, "--config.train.steps=50000", "--config.log.every=5"]
+    pipes: dict = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen([*command, "--config.checkpoint.every=None", "--config.eval.every=None"], **pipes)
+    try:
+        assert any(line.startswith("step 10/") for line in process.stdout)
+        for _ in range(count):
+            process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert "Traceback" not in output
+    if count == 1:
+        assert process.returncode == 4, output
+        assert "SIGINT: saved; run the same command again" in output
+        assert len(checkpoint.steps(str(tmp_path / "w"))) == 1
+    else:
+        assert process.returncode in (1, 4), output
+
+
 def test_a_signal_to_one_process_saves_on_all(tmp_path: Path) -> None:
     """They agree on where to stop, save together, and end alike."""
     settings = [*RUN, "--config.train.steps=5000", "--config.checkpoint.every=None", "--config.eval.every=None"]

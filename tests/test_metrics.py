@@ -107,11 +107,39 @@ def test_a_run_reports_to_wandb_if_asked(tmp_path: Path, monkeypatch: pytest.Mon
     assert launch.main(["train", f"--workdir={tmp_path}/w", *settings]) == 0
     (kind, begun), *logged, last = theirs.calls
     assert (kind, last) == ("init", ("finish", None))
-    assert (begun["project"], begun["id"], begun["resume"]) == ("trials", "w", "allow")
+    assert (begun["project"], begun["id"], begun["resume"]) == (
+        "trials",
+        (tmp_path / "w" / "wandb_id").read_text(),
+        "allow",
+    )
     assert begun["config"]["train"]["steps"] == 20
     lines = [r for r in metrics.read(str(tmp_path / "w")) if r["kind"] != "event"]
     want = [(r["step"], {f"{r['split'] or r['kind']}/{k}": v for k, v in r["metrics"].items()}) for r in lines]
     assert [what for _, what in logged] == want
+
+
+def test_runs_of_one_name_are_two_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one run is one, however often it is taken up."""
+    theirs = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", theirs)
+    for folder in ("a", "a", "b"):
+        (tmp_path / folder / "seed0").mkdir(parents=True, exist_ok=True)
+        metrics.Recorder(str(tmp_path / folder / "seed0"), host([0.0]), project="trials").close()
+    first, again, other = (told["id"] for kind, told in theirs.calls if kind == "init")
+    assert first == again != other
+
+
+@pytest.mark.parametrize("line", ["null", "{}", "[1]", '{"kind": "train"}'])
+def test_a_line_that_is_none_of_ours_is_passed_over(line: str, tmp_path: Path) -> None:
+    recorder = metrics.Recorder(str(tmp_path), host([0.0]))
+    recorder.write("train", 1, {"loss": 1.0})
+    recorder.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    told: list[str] = []
+    assert [r["step"] for r in metrics.read(str(tmp_path), told.append)] == [1]
+    assert len(told) == 1
+    assert "line 2 cannot be read" in told[0]
 
 
 def test_wandb_is_not_asked_for_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import launch
@@ -20,4 +22,29 @@ def test_a_profile_and_the_programs_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["10", "5:5", "a:b", "3:1"])
 def test_bad_windows_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="FIRST:LAST"):
-        profile.window(text)
+        profile.window(text, 100)
+
+
+def test_a_trace_ends_with_the_run(tmp_path: Path, capsys) -> None:
+    """A window beyond the end is refused; one that a resume has passed is told, one that it is in is traced on."""
+    run = ["train", f"--workdir={tmp_path}/w", "--config=configs/mlp.py:digits", "--config.log.table=false"]
+    assert launch.main([*run, "--config.train.steps=4", "--config.log.profile=2:9"]) == 2
+    assert "by the last of the 4 updates" in capsys.readouterr().err
+    assert launch.main([*run, "--config.train.steps=2"]) == 0
+    longer = ["--config.train.steps=4", "--config.resume=extend"]
+    assert launch.main([*run, *longer, "--config.log.profile=0:2"]) == 0
+    assert "no profile: updates 0:2 were made before" in capsys.readouterr().out
+    assert not (tmp_path / "w" / "profile").exists()
+    longer[0] = "--config.train.steps=6"
+    assert launch.main([*run, *longer, "--config.log.profile=0:6"]) == 0
+    assert len(list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))) == 1
+
+
+def test_a_trace_is_kept_when_the_run_breaks_off(tmp_path: Path) -> None:
+    def breaks(state: jax.Array, batch: None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        raise RuntimeError("broken off")
+
+    tracing = profile.traced(breaks, 0, (0, 9), str(tmp_path))
+    with pytest.raises(RuntimeError, match="broken off"), tracing as update:
+        update(jnp.zeros(2), None)
+    assert list(tmp_path.rglob("*.xplane.pb"))

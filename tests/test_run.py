@@ -151,6 +151,12 @@ def test_eval_leaves_pictures_of_a_classifier(trained: Path, capsys) -> None:
     assert "nothing drawn: " in out
 
 
+def test_eval_takes_no_other_optimizer(trained: Path, capsys) -> None:
+    """It says which parameters are meant, those of schedule_free or of a mean, and is what was trained."""
+    assert launch.main(["eval", f"--workdir={trained}", "--config.optim.name=schedule_free"]) == 2
+    assert "--config.optim.name is of training" in capsys.readouterr().err
+
+
 def test_the_same_command_again_says_complete(trained: Path, capsys) -> None:
     assert train(trained) == 0
     assert "is complete" in capsys.readouterr().out
@@ -297,6 +303,39 @@ def test_a_signal_saves_and_ends_the_run(tmp_path: Path) -> None:
     text, told = reader.to_json(cfg), host(signals=lambda: "SIGTERM")
     assert run.train(cfg, text, str(tmp_path / "w"), told) == "SIGTERM"
     assert checkpoint.steps(str(tmp_path / "w")) == [1]
+
+
+class Bell:
+    """A signal that comes when it has been asked for so many times."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self) -> str | None:
+        self.left -= 1
+        return "SIGTERM" if self.left < 0 else None
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_signal_in_an_evaluation_saves_at_once(steps: int, tmp_path: Path, capsys) -> None:
+    """It is left undone, in the middle and at the end, and done by the run that goes on: @best knows of it too."""
+    given = [("train.steps", str(steps)), ("eval.every", "2"), ("eval.batch", "8"), ("checkpoint.every", "2")]
+    cfg = reader.override(reader.read("configs/mlp.py:digits"), given)
+    text, workdir = reader.to_json(cfg), str(tmp_path / "w")
+    assert run.train(cfg, text, workdir, host(signals=Bell(2 + 3))) == "SIGTERM"
+    assert checkpoint.steps(workdir) == [2]
+    assert checkpoint.load_manifest(workdir, 2)["metrics"] is None
+    assert not [r for r in metrics.read(workdir) if r["kind"] == "eval"]
+    assert run.train(cfg, text, workdir, host(signals=Bell(3))) == "SIGTERM"  # again, before the first update
+    assert run.train(cfg, text, workdir, host()) is None
+    measured = [r for r in metrics.read(workdir) if r["kind"] == "eval"]
+    assert [r["step"] for r in measured] == list(range(2, steps + 1, 2))
+    assert [checkpoint.load_manifest(workdir, r["step"])["metrics"] for r in measured] == [
+        r["metrics"] for r in measured
+    ]
+    told = host()
+    assert run.train(cfg, text, workdir, told) is None
+    assert "is complete" in told.stdout.getvalue()
 
 
 def test_a_run_that_no_longer_learns_stops_and_says_so(tmp_path: Path, capsys) -> None:

@@ -179,6 +179,21 @@ def load_manifest(workdir: str, step: int) -> Manifest:
     return manifest
 
 
+def note_metrics(workdir: str, step: int, metrics: dict[str, float]) -> None:
+    """Write into the manifest of a checkpoint what was measured after it was saved; process 0 alone."""
+    if jax.process_index():
+        return
+    manifest = {**load_manifest(workdir, step), "metrics": metrics or None}
+    write_whole(_folder(workdir) / str(step) / "manifest.json", json.dumps(manifest, indent=1))
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, never a part."""
+    draft = path.parent / f"{path.name}.draft"
+    draft.write_text(text)
+    draft.replace(path)
+
+
 def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
     """The description of the tokenizer that travels in a checkpoint, None where it is of no text.
 

@@ -17,6 +17,10 @@ from train.update.losses import Task, Terms
 Examiner = Callable[[Any, dict[str, jax.Array]], tuple[Terms, dict[str, jax.Array]]]
 
 
+class Interrupted(Exception):
+    """A signal came before an evaluation was done."""
+
+
 class Rows(NamedTuple):
     """What was measured row by row, in the order of the exam [n ...]."""
 
@@ -67,15 +71,19 @@ def evaluate(
     place: Placement,
     size: int,
     limit: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Measure variables on an exam, `size` rows at a time (rounded up to the mesh), at most `limit` batches.
 
     Sums run in float64 on the host in the order of the examples, so that neither the batch size nor the mesh enters.
+    Raises Interrupted where `stopped`, asked before each batch, says so.
     """
     size = -(-size // place.batch_shards) * place.batch_shards
     sums: dict[str, list[np.ndarray]] = {}
     told: dict[str, list[np.ndarray]] = {}
     for batch in itertools.islice(feed.examining(exam, place, size), limit):
+        if stopped():
+            raise Interrupted
         terms, answers = jax.device_get(examine(variables, batch))
         for name, pair in terms.items():
             sums.setdefault(name, []).append(np.stack(pair).astype(np.float64))

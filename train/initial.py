@@ -6,6 +6,7 @@ What is loaded, what starts fresh and what is left out is told; nothing happens 
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from errors import UsageError
 from models import Model, published
 from models.spec import flatten
 from train import checkpoint
-from train.update import step
+from train.update import optim, step
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,23 @@ def checkpoint_of(name: str) -> tuple[str, int]:
 
 
 def _saved(name: str) -> Found:
-    """The leaves of a checkpoint; where its run kept a running mean of its parameters, that mean."""
+    """The leaves of a checkpoint; where its run kept a mean, its own or schedule_free's, that."""
     workdir, n = checkpoint_of(name)
-    saved = checkpoint.load_manifest(workdir, n)["state"]
+    manifest = checkpoint.load_manifest(workdir, n)
+    saved, knobs = manifest["state"], manifest["config"]["optim"]
     part = "ema" if any(path.startswith("ema/") for path in saved) else "params"
     theirs = {f"params/{k.partition('/')[2]}": k for k in saved if k.startswith(f"{part}/")}
     theirs |= {k: k for k in saved if k.startswith("stats/")}
 
+    z = {f"params/{k.partition('/z/')[2]}": k for k in saved if k.startswith("opt/") and "/z/" in k}
+    averaged = z if knobs["name"] == "schedule_free" else {}
+
     def read(shardings: dict[str, Sharding]) -> dict[str, jax.Array]:
-        tree = flatten(checkpoint.restore_leaves(workdir, n, {theirs[k]: s for k, s in shardings.items()}))
-        return {k: tree[theirs[k]] for k in shardings}
+        wanted = {theirs[k]: s for k, s in shardings.items()}
+        wanted |= {averaged[k]: s for k, s in shardings.items() if k in averaged}
+        tree = flatten(checkpoint.restore_leaves(workdir, n, wanted))
+        mean = jax.jit(partial(optim.average, beta=knobs["beta1"]))
+        return {k: mean(tree[theirs[k]], tree[averaged[k]]) if k in averaged else tree[theirs[k]] for k in shardings}
 
     return Found(f"{workdir}@{n}", {k: tuple(saved[old]["shape"]) for k, old in theirs.items()}, read)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from train.evaluate import Interrupted
 from train.host import Host
 from train.record.metrics import Nothing, Recorder
 from train.record.summary import duration, quantity
@@ -135,8 +136,13 @@ def run(
         evaluating, saving = due(n + 1, eval_every, stop), due(n + 1, save_every, stop) or signal is not None
         if evaluating or saving:
             progress.settle()
-            scores = evaluate(n + 1, state) if evaluating and signal is None else None
-            if saving:
+            scores = None
+            if evaluating and signal is None:
+                try:
+                    scores = evaluate(n + 1, state)
+                except Interrupted:
+                    signal = stopping(n + 1)
+            if saving or signal is not None:
                 save(n + 1, state, scores)
             progress.begin(n + 1)
         if signal is not None:

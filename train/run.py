@@ -36,7 +36,7 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
     held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
     setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir))
     feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
-    traced = profile.window(cfg.log.profile)
+    traced = profile.window(cfg.log.profile, cfg.train.steps)
     if cfg.log.wandb:
         metrics.wandb()
     tx = optim.make(cfg.optim, setup.model.specs["params"])
@@ -44,6 +44,8 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
     batches = plan.Plan(_corpora(setup, corpora), (begin.first_phase(cfg),), cfg.seed, _augment(cfg))
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
+    if cfg.train.gradient != "autodiff" and (cfg.train.smoothing or cfg.train.z_loss):
+        raise UsageError(f"train.gradient = {cfg.train.gradient!r} knows neither train.smoothing nor train.z_loss")
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
 
     try:
@@ -53,7 +55,7 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
     with checkpoint.lock(workdir):
         state, origin = begin.begin(setup, tx, workdir, identity, list(changes))
         batches, start = dataclasses.replace(batches, phases=origin.phases), origin.start
-        if start >= cfg.train.steps:
+        if start >= cfg.train.steps and (origin.measured or not len(held_out)):
             _draw_curve(setup, workdir)
             host.say(
                 f"{workdir} is complete: {start:,} of {cfg.train.steps:,} updates. "
@@ -61,21 +63,15 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
             )
             return None
         if jax.process_index() == 0:
-            write_whole(epath.Path(workdir) / "config.json", config_json)
+            checkpoint.write_whole(epath.Path(workdir) / "config.json", config_json)
         batch = _shapes(setup, batches, start)
         _introduce(setup, corpora, held_out, update, state, batch, batches, start, workdir)
         if cfg.log.hlo and jax.process_index() == 0:
             profile.write_programs(update, state, batch, Path(workdir) / "hlo")
-        if traced:
-            update = profile.traced(update, start, traced, str(Path(workdir) / "profile"))
-        return _train(setup, update, state, batches, origin, held_out, workdir, identity)
-
-
-def write_whole(path: epath.Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never a part."""
-    draft = path.parent / f"{path.name}.draft"
-    draft.write_text(text)
-    draft.replace(path)
+        if traced and traced[1] <= start:
+            host.say(f"no profile: updates {cfg.log.profile} were made before")
+        with profile.traced(update, start, traced, str(Path(workdir) / "profile")) as update:
+            return _train(setup, update, state, batches, origin, held_out, workdir, identity)
 
 
 def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
@@ -174,7 +170,7 @@ def _train(
 
     def measure(n: int, state: step.State) -> evaluate.Scores:
         """Record what is measured, at the end on the whole split -> the scores on which checkpoints are compared."""
-        measured = partial(measure_views, setup, examine, state, exam)
+        measured = partial(measure_views, setup, examine, state, exam, stopped=stopped)
         compared = measured(cfg.eval.limit)
         scores = measured(None) if cfg.eval.limit and n == cfg.train.steps else compared
         recorder.write("eval", n, scores.metrics, split=cfg.eval.split, stderr=scores.stderr)
@@ -183,6 +179,10 @@ def _train(
 
     def save(n: int, state: step.State, scores: evaluate.Scores | None) -> None:
         store.save(state, manifest_of(setup, n, origin, identity, scores), _description(setup))
+
+    def stopped() -> bool:
+        """Whether an evaluation is to end: where several processes evaluate, they do so to the end."""
+        return jax.process_count() == 1 and host.signals() is not None
 
     def stopping(n: int) -> str | None:
         """The signal that asks for a stop; several processes agree on it, after every line of metrics."""
@@ -199,7 +199,7 @@ def _train(
     )
     try:
         if not origin.measured and loop.due(start, cfg.eval.every, cfg.train.steps):  # a signal had come before it
-            measure(start, state)
+            checkpoint.note_metrics(workdir, start, measure(start, state).judged)
         _, signal = loop.run(
             state,
             update,
@@ -213,6 +213,8 @@ def _train(
             cfg.checkpoint.every,
             stopping,
         )
+    except evaluate.Interrupted:  # before the first update: the checkpoint is there
+        signal = host.signals()
     finally:
         store.close()
         recorder.close()

@@ -1,6 +1,7 @@
 """What a config means on this machine: model, task, placement, data."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,14 @@ def check_values(cfg: Config) -> None:
             value = cfg[section][name]
             if value is not None and value < least:
                 raise UsageError(f"config key {key!r} must be {least} or more{_or_none(key)}, not {value}")
+    for key in ("init_fresh", "init_ignore", "init_rename"):
+        if cfg[key] is not None and cfg.init_from is None:
+            raise UsageError(f"config key {key!r} = {cfg[key]!r} goes with init_from, which is None")
+    if cfg.optim.name == "schedule_free":  # its average is x, kept as the difference of what it trains and its steps
+        if cfg.optim.ema is not None:
+            raise UsageError(f"config key 'optim.ema' = {cfg.optim.ema}: schedule_free averages by itself")
+        if cfg.train.precision == "bf16_params":
+            raise UsageError("optim.name = 'schedule_free' wants float32 parameters: train.precision f32 or bf16")
     if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
         raise UsageError(f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}")
     if cfg.data.deviation <= 0:
@@ -255,13 +264,21 @@ def exam_of(setup: Setup, source: Source) -> evaluation.Exam:
 
 
 def measure_views(
-    setup: Setup, examine: evaluate.Examiner, state: step.State, exam: evaluation.Exam, limit: int | None
+    setup: Setup,
+    examine: evaluate.Examiner,
+    state: step.State,
+    exam: evaluation.Exam,
+    limit: int | None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> evaluate.Scores:
-    """Measure all that a state has to be evaluated: its parameters, and their running mean where there is one."""
+    """Measure all that a state has to be evaluated: its parameters, and their running mean where there is one.
+
+    Raises evaluate.Interrupted where `stopped` says so.
+    """
     rows = setup.cfg.eval.batch or setup.cfg.train.batch
     views = {}
     for prefix, variables in step.views(state, setup.cfg.optim).items():
-        scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit)
+        scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit, stopped)
         views[prefix] = evaluate.with_perplexity(scores) if setup.task.trait == "language_model" else scores
     return evaluate.joined(views)
 

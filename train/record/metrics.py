@@ -8,6 +8,7 @@ resume appends an event, and readers drop earlier lines of a greater step.
 import json
 import math
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -43,9 +44,8 @@ class Recorder:
 
         self._wandb = None
         if project is not None:
-            name = epath.Path(workdir).name  # one run there as long as it is one here
-            settings = dict(project=project, id=name, name=name, config=config, resume="allow", dir=workdir)
-            self._wandb = wandb().init(**settings)
+            settings = dict(project=project, id=_wandb_id(workdir), config=config, resume="allow", dir=workdir)
+            self._wandb = wandb().init(name=epath.Path(workdir).name, **settings)
 
         self._path, self._clock = epath.Path(workdir) / "metrics.jsonl", host.clock
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +112,14 @@ def wandb() -> Any:
     return wandb
 
 
+def _wandb_id(workdir: str) -> str:
+    """The run's name there, drawn once and kept in the workdir: one run there as long as it is one here."""
+    path = epath.Path(workdir) / "wandb_id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text()
+
+
 def _drop_torn_line(path: epath.Path) -> None:
     """End the file after its last whole line: a killed process may have left half of one."""
     text = path.read_bytes()
@@ -131,7 +139,8 @@ def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[st
     for number, row in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
         try:
             line = json.loads(row)
-        except ValueError:
+            line["kind"], line["step"], line["time"]
+        except (ValueError, TypeError, KeyError):
             if say:
                 say(f"{path} line {number} cannot be read; passing over it")
             continue

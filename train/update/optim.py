@@ -151,6 +151,11 @@ def _schedule_free(inner: Transform, beta: float) -> Transform:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def average(y: jax.Array, z: jax.Array, beta: float) -> jax.Array:
+    """The average x of a leaf under schedule_free, from what is trained, y = beta x + (1 - beta) z."""
+    return ((y - (1 - beta) * z) / beta).astype(y.dtype)
+
+
 def eval_params(cfg: Any, opt_state: Any, params: Any) -> Any:
     """The parameters to evaluate, of a state's `opt` and `params`: those of `schedule_free` are an average.
 
@@ -160,9 +165,8 @@ def eval_params(cfg: Any, opt_state: Any, params: Any) -> Any:
         return params
     frozen = lambda z: isinstance(z, optax.MaskedNode)  # noqa: E731
     state = opt_state if isinstance(opt_state, contrib.ScheduleFreeState) else opt_state[0].inner_state
-    trained = jax.tree.map(lambda z, p: z if frozen(z) else p, state.z, params, is_leaf=frozen)
-    average = contrib.schedule_free_eval_params(state, trained)
-    return jax.tree.map(lambda x, p: p if frozen(x) else x.astype(p.dtype), average, params, is_leaf=frozen)
+    one = lambda z, y: y if frozen(z) else average(y, z, cfg.beta1)  # noqa: E731
+    return jax.tree.map(one, state.z, params, is_leaf=frozen)
 
 
 RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
