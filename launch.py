@@ -186,6 +186,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     workdir = _need_workdir(args)
     from configs import reader
 
+    host = _host(listen=True)  # from here on a signal is kept for the first update's end
     _start_jax(args)
     if args.processes > 1:
         _join(args)
@@ -202,7 +203,6 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if cfg.resume not in ("auto", "extend"):
         raise unknown("value of resume", cfg.resume, ("auto", "extend"))
     changes = reader.refuse_other_run(workdir, reader.from_json(kept), cfg) if kept is not None else []
-    host = _host(listen=True)
     ended = run.train(cfg, reader.to_json(cfg), workdir, host, changes)
     if ended:
         host.say(f"{ended}: saved; run the same command again to go on")

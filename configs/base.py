@@ -63,7 +63,7 @@ KNOBS: dict[str, Knob] = {
         "constant | linear | cosine | polynomial | inverse_sqrt | wsd | onecycle | piecewise",
     ),
     "schedule.warmup": Knob(0, "int", "schedule", "updates of linear warm-up"),
-    "schedule.end": Knob(0.0, "float", "schedule", "last learning rate as a share of the peak"),
+    "schedule.end": Knob(0.0, "float", "schedule", "learning rate after the last update, as a share of the peak"),
     "schedule.power": Knob(2.0, "float", "schedule", "of polynomial"),
     "schedule.decay": Knob(0.1, "float", "schedule", "share of all updates in which wsd falls to the end"),
     "schedule.start": Knob(0.1, "float", "schedule", "first learning rate of onecycle as a share of the peak"),

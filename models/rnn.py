@@ -46,7 +46,7 @@ class Config:
     pool: str = "last"  # of the times of a sequence, before classes or values
     classes: int = 2
     outputs: int = 1  # values
-    dropout: float = 0.0  # probability, on embeddings, between layers and before the head
+    dropout: float = 0.0  # probability, on embeddings, between layers and on what the head sees
     compute: str = "float32"
 
     def __post_init__(self) -> None:
@@ -123,7 +123,8 @@ def apply(
     mask = None if mask is None else resharded(mask, place("batch time"))
     x = inputs["features"] if "features" in inputs else inputs["tokens"]
     x = lookup(p["embed"]["token"], x, along) if c.vocab else x
-    x = dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", along)
+    x = x.astype(COMPUTE[c.compute])
+    x = dropout(x, keys, c.dropout, "embed", along) if c.vocab else x
 
     states: dict[str, Any] = {}
     for i in range(c.depth):
@@ -140,10 +141,12 @@ def apply(
             for name in directions(c)
         ]
         states[str(i)] = runs[0][1]
-        x = dropout(jnp.concatenate([y for y, _ in runs], -1), keys, c.dropout, f"cell{i}", along)
+        x = jnp.concatenate([y for y, _ in runs], -1)
+        x = dropout(x, keys, c.dropout, f"cell{i}", along) if i + 1 < c.depth else x
 
     if c.head == "tokens":
         assert c.vocab is not None
+        x = dropout(x, keys, c.dropout, "head", along)
         logits = unembed(x, p["head"]["kernel"], c.vocab, place("batch time vocab"))
         value = logits + p["head"]["bias"][None, None]
     elif c.head == "none":
@@ -151,6 +154,7 @@ def apply(
     else:
         last = jnp.concatenate([resharded(state["h"], place("batch width")) for _, state in runs], -1)
         pooled = last if c.pool == "last" else pool(x, mask, c.pool)
+        pooled = dropout(pooled, keys, c.dropout, "head", place("batch width"))
         value = dense(pooled, p["head"], place("batch classes"), jnp.float32)
     return Outputs(value, cache=None if c.bidirectional else states)
 

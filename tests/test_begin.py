@@ -87,14 +87,45 @@ def test_what_does_not_fit_is_named(more: list[str], says: str, source: Path, tm
 
 
 def test_leaves_may_have_other_names_there(source: Path, tmp_path: Path) -> None:
-    more = ["--config.model.hidden=(16, 16)", "--config.init_fresh=hidden/0", "--config.init_ignore=hidden/0/bias"]
-    more += ["--config.init_rename=hidden/0:hidden/1"]
+    """Their first layer is our second: of the same shape, where the first keeps the input's width."""
     still = ["--config.optim.lr=0", "--config.train.steps=1", f"--config.init_from={source}"]
-    assert train(tmp_path / "w", *still, *more) == 2  # 64 inputs there, 16 here
-    more[2] = "--config.init_ignore=hidden"
-    more[1] = "--config.init_fresh=hidden"
-    assert train(tmp_path / "w", *still, *more[:3]) == 0
-    assert digests(tmp_path / "w", 1)["head/kernel"] == digests(source, 20, "ema")["head/kernel"]
+    more = [
+        "--config.model.hidden=(64, 16)",
+        "--config.init_fresh=params/hidden/0",
+        "--config.init_rename=hidden/0:hidden/1",
+    ]
+    assert train(tmp_path / "w", *still, *more) == 0
+    theirs, ours = digests(source, 20, "ema"), digests(tmp_path / "w", 1)
+    assert {k: v for k, v in ours.items() if not k.startswith("hidden/0")} == {
+        k.replace("hidden/0", "hidden/1"): v for k, v in theirs.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--config.init_rename=hiden/0:hidden/1"], "'hiden/0' of init_rename fits none of"),
+        (["--config.init_rename=hidden/0:head"], "would both go to params/head/bias"),
+        (["--config.init_rename=head:x,head:y"], "THEIRS:OURS"),
+        (["--config.init_fresh=*", "--config.init_ignore=*"], "leaves nothing to load"),
+    ],
+)
+def test_a_mapping_that_is_none_is_refused(more: list[str], says: str, source: Path, tmp_path: Path, capsys) -> None:
+    assert train(tmp_path / "w", f"--config.init_from={source}", *more) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_vocabulary_of_another_tokenizer_is_not_taken_over(tmp_path: Path, capsys) -> None:
+    """Its table may have the same shape, padded, and would mean other words."""
+    text = ["--config=configs/rnn.py:shakespeare", "--config.data.name=pydoc_text", "--config.model.width=16"]
+    text += ["--config.model.embed=8", "--config.model.context=16", "--config.train.batch=8", "--config.train.steps=1"]
+    text += ["--config.schedule.warmup=0", "--config.eval.limit=1", "--config.eval.overlap=0", "--config.eval.batch=8"]
+    word, byte = ["--config.data.tokenizer=word", "--config.data.vocab=300"], ["--config.data.tokenizer=byte"]
+    assert launch.main(["train", f"--workdir={tmp_path}/a", *text, *word]) == 0
+    begin = ["train", f"--workdir={tmp_path}/b", *text, *byte, f"--config.init_from={tmp_path}/a"]
+    assert launch.main(begin) == 2
+    assert "goes with another tokenizer" in capsys.readouterr().err
+    assert launch.main([*begin, "--config.init_fresh=embed,head"]) == 0
 
 
 def test_the_average_of_schedule_free_is_what_another_run_begins_with(tmp_path: Path) -> None:

@@ -61,7 +61,10 @@ def same(found: dict[str, Any], want: dict[str, Any]) -> None:
     "meshes",
     [
         ("fsdp:8", "tp:2"),
-        pytest.param(("dp:2", "dp:4", "dp:8", "fsdp:2", "fsdp:4", "tp:4", "tp:8"), marks=pytest.mark.slow),
+        *(
+            pytest.param(meshes, marks=pytest.mark.slow)
+            for meshes in (("dp:2", "dp:4", "dp:8"), ("fsdp:2", "fsdp:4"), ("tp:4", "tp:8"))
+        ),
     ],
 )
 def test_one_process(meshes: tuple[str, ...]) -> None:

@@ -131,6 +131,15 @@ def test_a_file_that_does_not_fit_is_refused(change, says: str, tmp_path: Path) 
         published.load("rnn", tmp_path / "pickle.pt")
 
 
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    for name in "ab":
+        save_file(reference("lstm").state_dict(), tmp_path / f"{name}.safetensors")
+    with pytest.raises(UsageError, match=r"'bias_hh_l0' in several files, b.safetensors among them"):
+        published.leaves(models.build("rnn", head="none", inputs=I, width=H), tmp_path)
+
+
 def test_a_leaf_that_others_have_no_name_for_is_refused(tmp_path: Path) -> None:
     """A head is no part of torch.nn.LSTM: it is neither dropped in silence nor made up."""
     model = models.build("rnn", head="classes", inputs=I, width=H)

@@ -91,6 +91,22 @@ def test_a_carried_state_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert {k: v["digest"] for k, v in one.items()} == {k: v["digest"] for k, v in two.items()}
 
 
+@pytest.mark.parametrize("pool", ["last", "mean", "max"])
+def test_what_the_head_sees_is_dropped(pool: str) -> None:
+    """In one layer without embeddings that is the one site: half of the pooled units, none of the features."""
+    model = models.build("rnn", head="classes", inputs=4, width=64, pool=pool, dropout=0.5)
+    variables = model.init(jax.random.key(0))
+    kernel = jnp.eye(64)  # the scores are the pooled units themselves
+    wide = models.build("rnn", head="classes", inputs=4, width=64, pool=pool, dropout=0.5, classes=64)
+    params = {**variables["params"], "head": {"kernel": kernel, "bias": jnp.zeros(64)}}
+    x = {"features": jax.random.normal(jax.random.key(1), (3, 5, 4))}
+    still = wide.apply({"params": params}, x).value
+    noisy = wide.apply({"params": params}, x, train=True, key=jax.random.key(2)).value
+    kept = noisy != 0
+    assert 0.3 < float(kept.mean()) < 0.7
+    np.testing.assert_allclose(noisy, np.where(kept, 2 * still, 0), rtol=1e-5)
+
+
 def test_a_sequence_may_be_padded() -> None:
     """What stands behind a mask changes nothing, in both directions, for every pool."""
     x = np.random.default_rng(0).normal(size=(2, 7, 4)).astype(np.float32)

@@ -47,7 +47,7 @@ def begin(
     if not checkpoint.steps(workdir):
         state = step.fresh_state(setup.model, tx, setup.place, cfg.seed, setup.options)
         if cfg.init_from:
-            state, report = initial.load(state, setup.model, tx, cfg)
+            state, report = initial.load(state, setup.model, tx, cfg, setup.fingerprint)
             setup.host.say(str(report))
         return state, Origin(0, (phase,))
 

@@ -50,7 +50,7 @@ def renames(text: str | None) -> dict[str, str]:
     found = {}
     for part in patterns(text):
         theirs, colon, ours = part.partition(":")
-        if not (theirs and colon and ours):
+        if not (theirs and colon and ours) or theirs in found:
             raise UsageError(f"config key 'init_rename' is THEIRS:OURS, joined by commas, not {text!r}")
         found[theirs] = ours
     return found
@@ -63,6 +63,7 @@ class Found:
     source: str
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[dict[str, Sharding]], dict[str, jax.Array]]
+    tokenizer: str | None = None  # the fingerprint of the one that they go with
 
 
 def checkpoint_of(name: str) -> tuple[str, int]:
@@ -94,7 +95,8 @@ def _saved(name: str) -> Found:
         mean = jax.jit(partial(optim.average, beta=knobs["beta1"]))
         return {k: mean(tree[theirs[k]], tree[averaged[k]]) if k in averaged else tree[theirs[k]] for k in shardings}
 
-    return Found(f"{workdir}@{n}", {k: tuple(saved[old]["shape"]) for k, old in theirs.items()}, read)
+    shapes = {k: tuple(saved[old]["shape"]) for k, old in theirs.items()}
+    return Found(f"{workdir}@{n}", shapes, read, manifest["tokenizer"])
 
 
 def _published(model: Model, path: str) -> Found:
@@ -109,15 +111,25 @@ def _published(model: Model, path: str) -> Found:
     return Found(path, {k: v.shape for k, v in values.items()}, read)
 
 
-def load(state: step.State, model: Model, tx: optax.GradientTransformation, cfg: Any) -> tuple[step.State, Report]:
+def load(
+    state: step.State, model: Model, tx: optax.GradientTransformation, cfg: Any, tokenizer: str | None
+) -> tuple[step.State, Report]:
     """A fresh state with the parameters and statistics that `cfg.init_from` names, digests verified -> (state, report).
 
     Each leaf must be there with its shape, but for those that `init_fresh` names; each of theirs must have its place,
-    but for those that `init_ignore` names. Raises UsageError that names the leaves that fit nowhere.
+    but for those that `init_ignore` names. `tokenizer` is the fingerprint of this run's.
+
+    Raises UsageError that names the leaves that fit nowhere, and those of a vocabulary that is another here.
     """
     found = _published(model, cfg.init_from) if published.files(cfg.init_from) else _saved(cfg.init_from)
     leaves = {**flatten({"params": state["params"]}), **flatten({"stats": state["stats"]})}
     taken = _mapped(found.shapes, {name: x.shape for name, x in leaves.items()}, cfg)
+    if found.tokenizer not in (None, tokenizer):
+        for ours, spec in flatten(model.specs).items():
+            if ours in taken and "vocab" in spec.names:
+                raise UsageError(
+                    f"init_from = {cfg.init_from}: {ours} goes with another tokenizer; init_fresh must name it"
+                )
     values = found.read({theirs: leaves[ours].sharding for ours, theirs in taken.items()})
     left = [theirs for theirs in found.shapes if theirs not in taken.values()]
     report = Report(found.source, tuple(taken), tuple(n for n in leaves if n not in taken), tuple(left))
@@ -143,12 +155,23 @@ def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
 def _mapped(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dict[str, str]:
     """Which of their leaves goes to which of ours, by the three knobs; both are shapes by name -> theirs, by ours."""
     fresh, ignored, other = patterns(cfg.init_fresh), patterns(cfg.init_ignore), renames(cfg.init_rename)
-    for given, names in ((fresh, ours), (ignored, theirs)):
+    for key, given, names in (
+        ("init_fresh", fresh, ours),
+        ("init_ignore", ignored, theirs),
+        ("init_rename", other, theirs),
+    ):
         for p in given:
             if not any(_matches(name, (p,)) for name in names):
-                raise UsageError(f"{p!r} of init_fresh or init_ignore fits none of {_some(names)}")
-    wanted = {_renamed(name, other): name for name in theirs if not _matches(name, ignored)}
+                raise UsageError(f"{p!r} of {key} fits none of {_some(names)}")
+    wanted: dict[str, str] = {}
+    for name in (n for n in theirs if not _matches(n, ignored)):
+        to = _renamed(name, other)
+        if to in wanted:
+            raise UsageError(f"init_from = {cfg.init_from}: {wanted[to]} and {name} would both go to {to}")
+        wanted[to] = name
     asked = [name for name in ours if not _matches(name, fresh)]
+    if not asked and not [to for to in wanted if to not in ours]:
+        raise UsageError(f"config key 'init_fresh' = {cfg.init_fresh!r} leaves nothing to load from {cfg.init_from}")
     strange = [
         *(f"{name} is not in it" for name in asked if name not in wanted),
         *(f"{name} has no place here" for to, name in wanted.items() if to not in ours),
@@ -169,8 +192,9 @@ def _mapped(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dict[str,
 
 
 def _matches(name: str, given: tuple[str, ...]) -> bool:
-    path = name.partition("/")[2]
-    return any(fnmatch.fnmatchcase(path, p) or path.startswith(f"{p}/") for p in given)
+    """Whether a pattern stands for a leaf, or for what it is in; `params/` may be left out."""
+    both = (name, name.partition("/")[2])
+    return any(fnmatch.fnmatchcase(path, p) or path.startswith(f"{p}/") for path in both for p in given)
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:

@@ -16,7 +16,7 @@ import orbax.checkpoint
 from etils import epath
 from jax.experimental import multihost_utils
 
-from data import augment, plan, tokenizers
+from data import augment, plan
 from data.kinds import Source, Texts
 from errors import UsageError
 from models.spec import flatten
@@ -32,15 +32,15 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
 
     `changes` says in words what this run changes in the schedule of the one before.
     """
+    traced = profile.window(cfg.log.profile, cfg.train.steps)
+    rate = schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
     corpora = [load_source(cfg, host, name, cfg.data.split) for name in names_of(cfg)]
     held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
     setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir))
     feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
-    traced = profile.window(cfg.log.profile, cfg.train.steps)
     if cfg.log.wandb:
         metrics.wandb()
     tx = optim.make(cfg.optim, setup.model.specs["params"])
-    rate = schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
     batches = plan.Plan(_corpora(setup, corpora), (begin.first_phase(cfg),), cfg.seed, _augment(cfg))
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
@@ -76,7 +76,8 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
 
 def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     cfg = setup.cfg
-    kinds = {(type(s).__name__, getattr(s, "classes", None)) for s in corpora}
+    told = setup.task.needs == "label"
+    kinds = {(type(s).__name__, getattr(s, "classes", None) if told else None) for s in corpora}
     if len(kinds) > 1:
         what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(kinds, key=str))
         raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of one kind: it has {what}")
@@ -258,7 +259,7 @@ def manifest_of(
         "phases": plan.phases_as_json(origin.phases),
         "history": origin.history,
         "data": identity,
-        "tokenizer": tokenizers.fingerprint(setup.tokenizer.description()) if setup.tokenizer else None,
+        "tokenizer": setup.fingerprint,
         "metrics": (scores.judged or None) if scores else None,  # an empty held-out split measures nothing
     }
 

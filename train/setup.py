@@ -44,6 +44,11 @@ class Setup:
         return self.model.config.context if self.tokenizer else None
 
     @property
+    def fingerprint(self) -> str | None:
+        """The tokenizer's, as manifests have it."""
+        return tokenizers.fingerprint(self.tokenizer.description()) if self.tokenizer else None
+
+    @property
     def options(self) -> step.Options:
         """How an update is made."""
         train = self.cfg.train

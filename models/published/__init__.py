@@ -37,7 +37,14 @@ def leaves(model: models.Model, path: str | Path) -> dict[str, np.ndarray]:
 
     Raises UsageError for files that cannot be read, and where several such networks lie in them.
     """
-    tensors = {name: value for file in files(path) for name, value in read(file).items()}
+    tensors: dict[str, np.ndarray] = {}
+    for file in files(path):
+        for name, value in read(file).items():
+            if name in tensors:
+                raise UsageError(
+                    f"{path} has the tensor {name!r} in several files, {file.name} among them; give one file"
+                )
+            tensors[name] = value
     rows = _layout(model.family).rows(model.config)
     prefixes = sorted(
         {name.removesuffix(row.name) for row in rows for name in tensors if name.endswith(f".{row.name}")}
