@@ -219,6 +219,7 @@ def _join(args: flags.FlagValues) -> None:
     if args.cpu_devices:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # jax has put its own in the place of ours
 
 
 def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> tuple[Any, Any, str, list[int], str]:
