@@ -84,8 +84,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "gru": {"model.cell": "gru"},
-    "elman": {"model.cell": "elman"},
+    "gru": {"model.cell": "gru", "model.forget": 0.0},
+    "elman": {"model.cell": "elman", "model.forget": 0.0},
     "long": {"data.name": "adding:400"},
 }
 

@@ -65,6 +65,11 @@ def hold_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
         raise UsageError(f"the labels of {name!r} are kept secret in its split {split!r}; take another")
 
 
+def no_field(name: str, field: str) -> UsageError:
+    """What to raise where a field of text is asked of a set that has none to choose from."""
+    return UsageError(f"config key 'data.field' = {field!r}: {name} has one kind of text or none")
+
+
 def checksum(*parts: np.ndarray | bytes) -> str:
     """A digest of arrays and bytes, 16 hex digits."""
     sha = hashlib.sha256()

@@ -1,7 +1,10 @@
 """Reading ahead: a plan's batches, step after step, prefetched by grain in a thread or in worker processes."""
 
+import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from data.plan import Batch, Plan
 
@@ -12,6 +15,12 @@ class _Steps:
     rows: tuple[int, ...]
     start: int
     stop: int
+
+    def __setstate__(self, fields: dict[str, Any]) -> None:
+        """Arrive in a worker process: Ctrl-C is for the run, which ends its workers."""
+        self.__dict__.update(fields)
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.embedded import EMBEDDED
-from data.kinds import Examples, Fields, Source, Texts, checksum, hold_labels
+from data.kinds import Examples, Fields, Source, Texts, checksum, hold_labels, no_field
 from errors import UsageError, unknown
 
 DECODE_ONCE = 2**30  # bytes: a set no larger than this when decoded is held decoded in memory
@@ -57,6 +57,8 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
     digest = checksum(repr([(s.name, s.shard_lengths, s.num_bytes) for s in builder.info.splits.values()]).encode())
     identity = {"name": builder.info.full_name, "split": split, "count": count, "checksum": digest}
     if "image" in features and "label" in features:
+        if field is not None:
+            raise no_field(name, field)
         return _labelled_images(rows, features, identity)
     texts = [k for k, f in features.items() if type(f).__name__ == "Text"]
     if field is None and texts:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data import embedded, prepared
-from data.kinds import Source, Texts, texts
+from data.kinds import Source, Texts, no_field, texts
 from errors import UsageError, unknown
 
 
@@ -16,6 +16,8 @@ def load(name: str, split: str, *, field: str | None = None, data_dir: str | Non
     set that is not prepared, with the command that prepares it.
     """
     found = embedded.find(name)
+    if field is not None and (found or _is_text(name)):
+        raise no_field(name, field)
     if found:
         reader, splits = found
         _known_split(name, split, splits)

@@ -18,7 +18,7 @@ from errors import UsageError, unknown
 from models import cnn, flax, gpt, mlp, rnn, spec
 from models.layers import row_keys
 from models.spec import Array, Outputs, Place, nowhere
-from models.validate import check_types
+from models.validate import Pairs, check_types, frozen
 
 FAMILIES: dict[str, ModuleType] = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "flax": flax}
 
@@ -66,7 +66,12 @@ class Model:
         cache: Any = None,
         place: Place = nowhere,
     ) -> Outputs:
-        """The family's `apply`; a bare array is taken as its main input, and a single key is spread over the rows."""
+        """The family's `apply`; a bare array is taken as its main input, and a single key is spread over the rows.
+
+        Raises UsageError for a cache that the model does not keep.
+        """
+        if cache is not None and "cached" not in self.traits:
+            raise UsageError(f"{self.family} as configured keeps no cache")
         if not isinstance(inputs, dict):
             inputs = {self.module.INPUT: inputs}
         variables, inputs = jax.tree.map(jnp.asarray, (variables, inputs))
@@ -112,7 +117,7 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
         if name not in known:
             raise unknown(f"field of {family}", name, known)
     fields = {**(module.SIZES[size] if size else {}), **overrides}
-    fields = {k: _frozen(v) for k, v in fields.items()}
+    fields = {k: _field(v) for k, v in fields.items()}
     for name, value in fields.items():  # before the Config's own rules, which may compare
         _check_field(module, name, value)
     config = module.Config(**fields)
@@ -120,11 +125,10 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
     return Model(family, config)
 
 
-def _frozen(value: Any) -> Any:
-    """A value that can stand in a frozen Config: lists become tuples, dicts tuples of pairs."""
-    if isinstance(value, dict):
-        return tuple((k, _frozen(v)) for k, v in sorted(value.items()))
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+def _field(value: Any) -> Any:
+    """A Config's value: lists become tuples, a dict a tuple of pairs."""
+    fixed = frozen(value)
+    return fixed.items if isinstance(fixed, Pairs) else fixed
 
 
 def _check_field(module: ModuleType, name: str, value: Any) -> None:

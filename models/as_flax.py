@@ -7,7 +7,8 @@
     module = as_flax.NNX(models.build("gpt", size="gpt2", depth=2), rngs=nnx.Rngs(0))
     logits = module(tokens)
 
-The parameters are those of `model.init`, in the same tree; noise is drawn from the stream `dropout`.
+The parameters lie in the tree of `model.init` and start by its laws; NNX's are those of its key `rngs.params()`, Linen
+draws each by a key of its own. Noise is drawn from the stream `dropout`.
 """
 
 from typing import Any

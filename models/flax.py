@@ -17,13 +17,14 @@ from jax.sharding import PartitionSpec, auto_axes
 from errors import UsageError, unknown
 from models import foreign
 from models.layers import gathered
-from models.spec import Array, Law, Outputs, Place, Spec, flatten, nowhere, path_name
-from models.validate import check
+from models.spec import Array, Joint, Outputs, Place, Spec, flatten, nowhere, path_name
+from models.validate import check, thawed
 
 TRAITS = frozenset({"classifier", "language_model", "regressor", "stateful", "batch_coupled"})
 TOLD = {"classes": "classifier", "outputs": "regressor", "vocab": "language_model"}  # by the first that is set
 INPUT = "features"
 FIELDS = ("image", "features", "tokens")  # which of a batch's fields the module is called with: the first that is there
+UNCONTRACTED = ("bias", "scale", "mean", "var", "embedding")  # leaves that are no product's kernel, whatever their rank
 ZERO_GRAD: dict[str, str] = {}
 SIZES: dict[str, dict[str, Any]] = {}
 
@@ -67,29 +68,33 @@ def _module(c: Config) -> foreign.Foreign:
         raise UsageError(f"flax: module = {c.module!r}: {error}") from None
     if not isinstance(getattr(found, name, None), type):
         raise unknown(f"class of {where}", name, [k for k, v in vars(found).items() if isinstance(v, type)])
-    kind, args = getattr(found, name), dict(c.args)
-    names = foreign.parameters(kind)
+    kind, args = getattr(found, name), {k: thawed(v) for k, v in c.args}
+    names, more = foreign.parameters(kind)
     for given in args:
-        if given not in names:
+        if given not in names and not more:
             raise unknown(f"argument of {name}", given, names)
     facts = {"classes": c.classes, "vocab": c.vocab, "outputs": c.outputs}
     args = {**{k: v for k, v in facts.items() if v is not None and k in names}, **args}
     example = jax.ShapeDtypeStruct((1, *(c.shape or (c.context,))), jnp.float32 if c.shape else jnp.int32)
-    return foreign.adapt(kind, args, example, c.streams)
+    told = next((name for name in TOLD if facts[name] is not None), None)
+    wanted = None if told is None else (1, *(example.shape[1:2] if told == "vocab" else ()), facts[told])
+    return foreign.adapt(kind, args, example, c.streams, wanted)
 
 
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters, and of every other collection under `stats`."""
     module = _module(c)
     tree = jax.eval_shape(module.init, jax.random.key(0))
+    values = lambda key: flatten(module.init(key))  # noqa: E731
 
     def spec(path: tuple[Any, ...], leaf: Any) -> Spec:
         name = path_name(path)
         trained = name.startswith("params/")
         axes = _axes(leaf.shape, module.axes.get(name, ()), trained)
-        contracted = trained and leaf.ndim > 1 and not name.endswith("embedding")
+        inside = [axis for axis in axes[:-1] if axis != "layers"]
+        contracted = trained and name.rpartition("/")[2] not in UNCONTRACTED
         dtype = None if leaf.dtype == jnp.float32 else str(leaf.dtype)
-        return Spec(leaf.shape, " ".join(axes), _law(c, name), " ".join(axes[:-1]) if contracted else "", dtype)
+        return Spec(leaf.shape, " ".join(axes), Joint(values, name), " ".join(inside) if contracted else "", dtype)
 
     table = jax.tree_util.tree_map_with_path(spec, tree)
     stats = {name: part for name, part in table.items() if name != "params"}
@@ -100,21 +105,12 @@ def _axes(shape: tuple[int, ...], named: tuple[str | None, ...], trained: bool) 
     """A name for each dim: the metadata's, else `shard` for the one that fsdp cuts, and `dim0`, `dim1` …"""
     axes = [f"dim{i}" for i in range(len(shape))]
     for i, name in enumerate(named):
-        if name is not None and name != "layers":  # a stack's laws are not ours to split
+        if name is not None:
             axes[i] = name
     able = [i for i, n in enumerate(shape) if n % 16 == 0]
     if trained and able and not any(named):
         axes[max(able, key=lambda i: shape[i])] = "shard"
     return axes
-
-
-def _law(c: Config, name: str) -> Law:
-    """The initial law of a leaf: the module's own, by the leaf's key; the compiler drops all else that it draws."""
-
-    def law(key: Array, shape: tuple[int, ...], spec: Spec) -> Array:
-        return flatten(_module(c).init(key))[name]
-
-    return law
 
 
 def apply(
@@ -133,14 +129,15 @@ def apply(
         x = x.astype(jnp.float32)
     module = _module(c)
 
-    def run(params: Any, stats: Any, x: Array, keys: Array | None) -> tuple[Array, Any, Array]:
+    def run(params: Any, stats: Any, x: Array, extras: Any, keys: Array | None) -> tuple[Array, Any, Array]:
         own = None if keys is None else keys[0]
-        value, new, losses = module.run({"params": params, **stats}, x, train, own)
+        value, new, losses = module.run({"params": params, **stats}, x, train, own, extras)
         aux = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(losses)), start=jnp.zeros(()))
         return value.astype(jnp.float32), new, aux
 
     stats, whole = variables.get("stats", {}), PartitionSpec()
-    args = jax.tree.map(lambda w: gathered(w, x), variables["params"]), stats, x, key if train else None
+    extras = {name: inputs[name] for name in module.takes if name in inputs}
+    args = jax.tree.map(lambda w: gathered(w, x), variables["params"]), stats, x, extras, key if train else None
     rows = place("batch")
     if rows is not None:
         rank = len(jax.eval_shape(run, *jax.tree.map(_plain, args))[0].shape)

@@ -55,6 +55,8 @@ class Config:
         check(self, "probability", "dropout")
         one_of(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
         check(self, "None unless cell is 'lstm'", "projection", ok=lambda _: self.cell == "lstm")
+        keeps = self.bias and CELLS.get(self.cell, CELLS["elman"]).forget is not None
+        check(self, "0 unless cell is 'lstm', with a bias", "forget", ok=lambda f: keeps or f == 0)
         check(self, "less than width", "projection", ok=lambda n: n < self.width)
         check(self, "False where head is 'tokens'", "bidirectional", ok=lambda on: not (on and self.head == "tokens"))
         check(self, "'classes' or 'values' without a vocab", "head", ok=lambda h: bool(self.vocab) or h != "tokens")

@@ -19,7 +19,6 @@ engine this small, shown on two moons, is Karpathy's (micrograd, 2020).
 import math
 from collections.abc import Callable
 from functools import partial
-from operator import mul
 from typing import Any
 
 import jax
@@ -152,7 +151,7 @@ def weighted_sum(weights: list[Scalar], inputs: list[Scalar], bias: Scalar) -> S
     With `*` and `+` it would be 2n nodes, and slow. Its slopes can be read off: x by w, w by x, and 1 by the bias.
     """
     w, x = [node.value for node in weights], [node.value for node in inputs]
-    return Scalar(sum(map(mul, w, x), bias.value), (*weights, *inputs, bias), (*x, *w, 1.0))
+    return Scalar(sum((a * b for a, b in zip(w, x, strict=True)), bias.value), (*weights, *inputs, bias), (*x, *w, 1.0))
 
 
 def softmax(value: list[Scalar], label: int) -> Scalar:

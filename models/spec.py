@@ -71,6 +71,18 @@ def constant(value: float) -> Law:
 
 
 @dataclass(frozen=True)
+class Joint:
+    """The law of a leaf that is drawn together with others, a stack's layers too: by `values`, key -> {path: value}."""
+
+    values: Callable[[Array], dict[str, Array]]
+    path: str
+
+    def __call__(self, key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+        """The leaf out of all that are drawn from the key."""
+        return self.values(key)[self.path]
+
+
+@dataclass(frozen=True)
 class Spec:
     """One parameter (or running statistic): shape, a name for each dim, initial law, the axes a product contracts.
 
@@ -144,7 +156,8 @@ def draw(specs: Any, key: Array) -> Any:
     """Initial values of a table of Specs: each leaf's key folds in its path, and each layer's key its index.
 
     So a parameter's values depend on the key, its own path, and its own layer: an ablation that adds a parameter or a
-    layer leaves the others bit-identical. Meant to run under jit. Raises ValueError if two paths hash alike.
+    layer leaves the others bit-identical. Leaves of a `Joint` law share one draw, from the key itself. Meant to run
+    under jit. Raises ValueError if two paths hash alike.
     """
     seen: dict[int, str] = {}
     for name in flatten(specs):
@@ -152,7 +165,13 @@ def draw(specs: Any, key: Array) -> Any:
         if other != name:
             raise ValueError(f"parameters {other!r} and {name!r} hash to one key: rename one")
 
+    joint: dict[Any, dict[str, Array]] = {}
+
     def leaf(path: tuple[Any, ...], spec: Spec) -> Array:
+        if isinstance(spec.law, Joint):
+            if spec.law.values not in joint:
+                joint[spec.law.values] = spec.law.values(key)
+            return joint[spec.law.values][spec.law.path].astype(spec.dtype or jnp.float32)
         own = jax.random.fold_in(key, _leaf_hash(path_name(path)))
         if spec.names[:1] != ("layers",):
             return spec.law(own, spec.shape, spec).astype(spec.dtype or jnp.float32)

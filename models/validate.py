@@ -26,6 +26,27 @@ RULES: dict[str, Callable[[Any], bool]] = {
 SAYS = {"positive": "positive", "not negative": "0 or more", "probability": "in [0, 1)"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """A dict inside a frozen Config's field."""
+
+    items: tuple[tuple[Any, Any], ...]
+
+
+def frozen(value: Any) -> Any:
+    """A value that can stand in a frozen Config: lists become tuples, dicts `Pairs`."""
+    if isinstance(value, dict):
+        return Pairs(tuple((k, frozen(v)) for k, v in sorted(value.items())))
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def thawed(value: Any) -> Any:
+    """The value of which `frozen` made this one, lists as tuples."""
+    if isinstance(value, Pairs):
+        return {k: thawed(v) for k, v in value.items}
+    return tuple(map(thawed, value)) if isinstance(value, tuple) else value
+
+
 def check(config: Any, rule: str, *fields: str, ok: Callable[[Any], bool] | None = None) -> None:
     """Hold fields of a Config to their declared types and to a rule (a name of RULES, or words with a test `ok`).
 

@@ -32,6 +32,7 @@ def same_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 TRAIN = ["train", "--workdir=W", "--config=configs/gpt.py:quick"]
 DIGITS = ["train", "--workdir=W", "--config=configs/cnn.py:digits"]
+EQUATIONS = ["train", "--workdir=W", "--config=configs/mlp.py:micrograd+equations", "--config.train.batch=96"]
 # What is wrong -> the command, and what the one line must say. W becomes a folder that is not there, T a short text.
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "verb": (["trian"], "did you mean 'train'"),
@@ -84,6 +85,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "schedule_overlap": ([*TRAIN, "--config.schedule.name=wsd", "--config.schedule.decay=1"], "overlap"),
     "schedule_start": ([*TRAIN, "--config.schedule.start=0"], "above 0"),
     "schedule_rise": ([*TRAIN, "--config.schedule.rise=0.6"], "at most 0.5"),
+    "gradient": ([*EQUATIONS, "--config.model.dropout=0.1"], "dropout = 0.1 must be 0"),
+    "vocab": ([*TRAIN, "--config.data.vocab=100"], "data.tokenizer word"),
+    "field_of_images": ([*DIGITS, "--config.data.field=text"], "'data.field' = 'text'"),
     "onecycle": ([*TRAIN, "--config.schedule.name=onecycle"], "schedule.warmup must be 0"),
     "no_steps": ([*TRAIN, "--config.schedule.name=piecewise"], "600:0.1"),
     "bad_steps": ([*TRAIN, "--config.schedule.name=piecewise", "--config.schedule.steps=50"], "UPDATE:FACTOR"),

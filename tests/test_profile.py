@@ -19,6 +19,24 @@ def test_a_profile_and_the_programs_are_written(tmp_path: Path) -> None:
     assert "HloModule" in (tmp_path / "w" / "hlo" / "update.hlo.txt").read_text()
 
 
+@pytest.mark.parametrize(("start", "window", "traced"), [(0, (1, 3), [1, 2]), (2, (1, 4), [2, 3]), (0, (3, 9), [3, 4])])
+def test_the_updates_of_the_window_are_traced(start: int, window, traced: list[int], monkeypatch) -> None:
+    on, seen = [], []
+    monkeypatch.setattr(jax.profiler, "start_trace", on.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", on.pop)
+
+    def update(state: int, batch: None) -> tuple[int, dict[str, jax.Array]]:
+        seen.extend([state] if on else [])
+        return state + 1, {}
+
+    with profile.traced(update, start, window, "folder") as run:
+        state = start
+        while state < 5:
+            state, _ = run(state, None)
+    assert seen == traced
+    assert not on
+
+
 @pytest.mark.parametrize("text", ["10", "5:5", "a:b", "3:1"])
 def test_bad_windows_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="FIRST:LAST"):

@@ -47,6 +47,8 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
     if cfg.train.gradient != "autodiff" and (cfg.train.smoothing or cfg.train.z_loss):
         raise UsageError(f"train.gradient = {cfg.train.gradient!r} knows neither train.smoothing nor train.z_loss")
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
+    if not checkpoint.steps(workdir):  # what the update refuses leaves no folder
+        jax.eval_shape(update, begin.target_of(setup, tx), _shapes(setup, batches, 0))
 
     try:
         epath.Path(workdir).mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import models
-from data import augment, embedded, evaluation, plan, sequences, sources, tokenizers
+from data import augment, evaluation, plan, sequences, sources, tokenizers
 from data.kinds import Examples, Source, Texts
 from errors import UsageError, unknown
 from models import Model
@@ -70,8 +70,6 @@ class Setup:
 
 def load_source(cfg: Config, host: Host, name: str, split: str) -> Source:
     """A source of the config's data section."""
-    if cfg.data.field is not None and embedded.find(name):
-        raise UsageError(f"config key 'data.field' = {cfg.data.field!r}: {name} has one kind of text or none")
     return sources.load(name, split, field=cfg.data.field, data_dir=host.environ.get("TFDS_DATA_DIR"))
 
 
@@ -123,6 +121,8 @@ def check_values(cfg: Config) -> None:
             raise UsageError("optim.name = 'schedule_free' wants float32 parameters: train.precision f32 or bf16")
     if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
         raise UsageError(f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}")
+    if cfg.data.vocab is not None and cfg.data.tokenizer != "word":
+        raise UsageError(f"config key 'data.vocab' = {cfg.data.vocab} goes with data.tokenizer word")
     if cfg.data.deviation <= 0:
         raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
 

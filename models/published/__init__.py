@@ -84,7 +84,7 @@ def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -
             raise UsageError(f"{file}: tensor {prefix + row.name!r} is {tensors[row.name].shape}, not {row.shape}")
         value = row.ours(tensors[row.name])
         assert value.shape == spec.shape, path
-        _put(params, path, jax.numpy.asarray(value))
+        _put(params, path, jax.numpy.asarray(value, jax.numpy.float32))
     return model, {"params": params}
 
 

@@ -19,7 +19,7 @@ def fields(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         (rows, inputs), (_, fed_back) = shapes["weight_ih_l0"], shapes["weight_hh_l0"]
         width = shapes["weight_hr_l0"][1] if "weight_hr_l0" in shapes else fed_back
         cell = {CELLS[name].gates: name for name in ("elman", "gru", "lstm")}[rows // width]
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, ZeroDivisionError):
         raise UsageError(
             f"no recurrent network of torch: weight_ih_l0 and weight_hh_l0 are wanted, of 1, 3 or 4 gates; there are "
             f"{', '.join(sorted(shapes)[:4]) or 'no tensors'}"
