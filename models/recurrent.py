@@ -48,31 +48,48 @@ class Cell(NamedTuple):
 
     step: Callable[[Sums, Sums, State], State]
     gates: int
-    forget: int | None = None  # which gate keeps the state
+    keep: int | None = None  # which gate keeps the state
+    admit: int | None = None  # which lets the input in, where it is another
     remembers: bool = False  # has a state c beside h
 
 
 CELLS = {
     "elman": Cell(elman, 1),
     "elman_relu": Cell(elman_relu, 1),
-    "gru": Cell(gru, 3),
-    "lstm": Cell(lstm, 4, forget=1, remembers=True),
+    "gru": Cell(gru, 3, keep=1),
+    "lstm": Cell(lstm, 4, keep=1, admit=0, remembers=True),
 }
 
 
 def layer_specs(
-    inputs: int, width: int, cell: str, *, projection: int | None, bias: bool, forget: float, axis: str
+    inputs: int,
+    width: int,
+    cell: str,
+    *,
+    projection: int | None,
+    bias: bool,
+    forget: float,
+    lags: int | None,
+    axis: str,
 ) -> dict[str, Any]:
-    """The table of one layer in one direction; `axis` names its inputs, `forget` is added to that gate's first bias.
+    """The table of one layer in one direction; `axis` names its inputs.
 
-    Weights start uniform within 1/sqrt(H), as torch's do.
+    Weights and biases start uniform within 1/sqrt(H), as torch's do. `forget` is added to the first bias of an LSTM's
+    forget gate. With `lags` units start to remember for times spread up to it: the bias of the gate that keeps is the
+    log of a number between 1 and lags - 1, that of an LSTM's input gate its opposite (Tallec, Ollivier 2018,
+    arXiv:1804.11188, eq. 16).
     """
     G, H, P, law = CELLS[cell].gates, width, projection or width, uniform(width**-0.5)
 
     def open_gate(key: Array, shape: tuple[int, ...], spec: Spec) -> Array:
-        gate = CELLS[cell].forget
-        start = law(key, shape, spec)
-        return start if gate is None else start.at[gate].add(forget)
+        start, (keep, admit) = law(key, shape, spec), (CELLS[cell].keep, CELLS[cell].admit)
+        if keep is None:
+            return start
+        if lags is None:
+            return start.at[keep].add(forget)
+        spread = jnp.log(jax.random.uniform(jax.random.fold_in(key, 1), shape[1:], jnp.float32, 1.0, lags - 1.0))
+        start = start.at[keep].set(spread)
+        return start if admit is None else start.at[admit].set(-spread)
 
     def sums(size: int, name: str, bias_law: Law) -> dict[str, Spec]:
         table = {"kernel": Spec((size, G, H), f"{name} gates mlp", law, fan_in=name)}

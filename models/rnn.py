@@ -42,7 +42,8 @@ class Config:
     bidirectional: bool = False
     projection: int | None = None  # an LSTM's units that are fed back
     bias: bool = True
-    forget: float = 0.0  # added to the first bias of the forget gate
+    forget: float = 0.0  # added to the first bias of an LSTM's forget gate
+    lags: int | None = None  # the gates start so that units remember for times spread up to it
     pool: str = "last"  # of the times of a sequence, before classes or values
     classes: int = 2
     outputs: int = 1  # values
@@ -55,8 +56,10 @@ class Config:
         check(self, "probability", "dropout")
         one_of(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
         check(self, "None unless cell is 'lstm'", "projection", ok=lambda _: self.cell == "lstm")
-        keeps = self.bias and CELLS.get(self.cell, CELLS["elman"]).forget is not None
-        check(self, "0 unless cell is 'lstm', with a bias", "forget", ok=lambda f: keeps or f == 0)
+        keeps = self.bias and CELLS[self.cell].keep is not None
+        lstm = keeps and self.cell == "lstm" and self.lags is None
+        check(self, "0 unless cell is 'lstm', with a bias and no lags", "forget", ok=lambda f: lstm or f == 0)
+        check(self, "3 or more, of gated cells with a bias", "lags", ok=lambda n: keeps and n >= 3)
         check(self, "less than width", "projection", ok=lambda n: n < self.width)
         check(self, "False where head is 'tokens'", "bidirectional", ok=lambda on: not (on and self.head == "tokens"))
         check(self, "'classes' or 'values' without a vocab", "head", ok=lambda h: bool(self.vocab) or h != "tokens")
@@ -85,7 +88,7 @@ def specs(c: Config) -> dict[str, Any]:
 
     def layer(i: int) -> dict[str, Any]:
         axis, size = first if i == 0 else ("embed", P)
-        shape: dict[str, Any] = dict(projection=c.projection, bias=c.bias, forget=c.forget, axis=axis)
+        shape: dict[str, Any] = dict(projection=c.projection, bias=c.bias, forget=c.forget, lags=c.lags, axis=axis)
         return {name: layer_specs(size, c.width, c.cell, **shape) for name in directions(c)}
 
     params: dict[str, Any] = {"cells": {str(i): layer(i) for i in range(c.depth)}}

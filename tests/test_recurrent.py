@@ -121,6 +121,32 @@ def test_a_sequence_may_be_padded() -> None:
         assert np.abs(empty).max() < 100
 
 
+@pytest.mark.parametrize(("cell", "keep", "admit"), [("lstm", 1, 0), ("gru", 1, None)])
+def test_the_gates_may_start_for_long_lags(cell: str, keep: int, admit: int | None) -> None:
+    """A unit's keep gate, at rest, forgets at a rate of 1 in 1 to `lags` times; the input gate admits as much."""
+    model = models.build("rnn", head="values", inputs=2, cell=cell, width=512, lags=100)
+    bias = model.init(jax.random.key(0))["params"]["cells"]["0"]["forward"]["input"]["bias"]
+    lags = np.exp(bias[keep])
+    assert lags.min() >= 1
+    assert lags.max() <= 99
+    np.testing.assert_allclose([lags.mean(), lags.std()], [50, 98 / 12**0.5], rtol=0.1)
+    assert np.abs(bias[2]).max() <= 512**-0.5
+    if admit is not None:
+        np.testing.assert_array_equal(bias[admit], -bias[keep])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(dict(cell="elman", lags=9), dict(lags=9, bias=False), dict(lags=2), dict(lags=9, forget=1.0)),
+        *(dict(cell="gru", forget=1.0), dict(forget=1.0, bias=False)),
+    ],
+)
+def test_what_no_gate_would_take_is_refused(wrong: dict) -> None:
+    with pytest.raises(UsageError, match="must be"):
+        models.build("rnn", head="values", inputs=2, width=8, **wrong)
+
+
 def test_the_forget_gate_may_start_open() -> None:
     plain, opened = (models.build("rnn", head="values", inputs=2, width=8, forget=f) for f in (0.0, 1.0))
     a, b = (m.init(jax.random.key(0))["params"]["cells"]["0"]["forward"]["input"]["bias"] for m in (plain, opened))
