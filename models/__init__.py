@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from errors import UsageError, unknown
-from models import cnn, flax, gpt, mlp, rnn, spec
+from models import cnn, flax, gpt, llama, mlp, rnn, spec
 from models.layers import row_keys
 from models.spec import Array, Outputs, Place, nowhere
 from models.validate import Pairs, check_types, frozen
 
-FAMILIES: dict[str, ModuleType] = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "flax": flax}
+FAMILIES: dict[str, ModuleType] = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "flax": flax}
 
 TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
     {
@@ -123,6 +123,20 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
     config = module.Config(**fields)
     check_types(config)
     return Model(family, config)
+
+
+def load_pretrained(directory: Any, **how: Any) -> tuple[Model, dict[str, Any]]:
+    """A model and its variables from a folder as the Hugging Face hub has it; see `published.load_pretrained`."""
+    from models import published
+
+    return published.load_pretrained(directory, **how)
+
+
+def save_pretrained(model: Model, variables: Any, directory: Any) -> None:
+    """Write a folder as the Hugging Face hub has it; see `published.save_pretrained`."""
+    from models import published
+
+    published.save_pretrained(model, variables, directory)
 
 
 def _field(value: Any) -> Any:

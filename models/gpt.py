@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.attention import attention, causal_mask, write_cache
+from models.attention import attention, remember, visible
 from models.layers import (
     ACTIVATIONS,
     add,
@@ -57,6 +57,7 @@ class Config:
     dropout_attention: float | None = None  # of the attention weights
     dropout_residual: float | None = None  # of what a branch adds
     drop_path: float = 0.0  # probability that the last block's branches are left out; it grows linearly from the first
+    layer_scale: bool = False  # the scores of layer i, from 1, are divided by i
     tied: bool = True  # the head is the token table
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
@@ -152,9 +153,9 @@ def apply(
     if cache is None:
         segment = inputs.get("segment")
         segment = None if segment is None else resharded(segment, place("batch query"))
-        mask = causal_mask(now, now, None if segment is None else (segment, segment))
+        mask = visible(now, now, segments=None if segment is None else (segment, segment))
     else:
-        mask = causal_mask(now, jnp.arange(cache["k"].shape[2])[None])
+        mask = visible(now, jnp.arange(cache["k"].shape[2])[None])
 
     def branch(x: Array, keys: Array | None, index: Array, site: str) -> Array:
         x = dropout(x, keys, rate(c, "residual"), site, stream)
@@ -172,8 +173,8 @@ def apply(
             for i in range(3)
         )
         if held is not None:
-            k, v = held = (write_cache(held[0], k, start), write_cache(held[1], v, start))
-        scale = (c.width // c.heads) ** -0.5
+            k, v = held = (remember(held[0], k, start)[0], remember(held[1], v, start)[0])
+        scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.layer_scale else 1)
         a = attention(q, k, v, mask, scale=scale, rate=rate(c, "attention"), keys=own, place=place)
         a = add(product("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
         x = x + branch(a, own, index, "attention_out")

@@ -90,6 +90,16 @@ def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Floa
     return add(scale_by(y, p["scale"]), p["bias"]).astype(x.dtype)
 
 
+def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, "d"], eps: float) -> Float[Array, "*b d"]:
+    """Divide the last dim by its root mean square, in float32, then scale: x [... D] -> [... D], in x's dtype.
+
+    Source: Zhang, Sennrich 2019, arXiv:1910.07467, eq. 4.
+    """
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
+    return scale_by(y.astype(x.dtype), scale)
+
+
 def batch_norm(
     x: Float[Array, "b *spatial d"],
     p: dict[str, Array],

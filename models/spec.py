@@ -148,6 +148,18 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts of leaves by path name: the inverse of `flatten` for trees of dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        inside = tree
+        for folder in folders:
+            inside = inside.setdefault(folder, {})
+        inside[name] = leaf
+    return tree
+
+
 def _leaf_hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 

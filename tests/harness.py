@@ -25,12 +25,24 @@ TINY: dict[str, dict[str, Any]] = {
     ),
     "elman_values": dict(family="rnn", head="values", cell="elman", inputs=4, width=32, outputs=2),
     "gpt": dict(vocab=100, vocab_multiple=64, context=16, width=32, depth=2, heads=8),
+    "llama": dict(
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=3,
+        heads=8,
+        kv_heads=2,
+        hidden=48,
+        window=4,
+        sliding=(0,),
+    ),
     "linen": dict(family="flax", module="examples.linen_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
     "nnx": dict(family="flax", module="examples.nnx_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
 }
 LOSS = {
     **dict(mlp="softmax", cnn="softmax", rnn="next_token", gru_both_ways="softmax", elman_values="squared"),
-    **dict(gpt="next_token", linen="softmax", nnx="softmax"),
+    **dict(gpt="next_token", llama="next_token", linen="softmax", nnx="softmax"),
 }
 INPUT = {  # shape of a row of examples
     **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1))

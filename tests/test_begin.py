@@ -115,6 +115,7 @@ def test_a_mapping_that_is_none_is_refused(more: list[str], says: str, source: P
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_another_tokenizer_is_not_taken_over(tmp_path: Path, capsys) -> None:
     """Its table may have the same shape, padded, and would mean other words."""
     text = ["--config=configs/rnn.py:shakespeare", "--config.data.name=pydoc_text", "--config.model.width=16"]
@@ -181,7 +182,7 @@ def start_from(path: Path, workdir: Path, *more: str) -> int:
 NEW = "--config.init_fresh=embed,head"
 
 
-@pytest.mark.parametrize("mesh", ["dp:*", "dp:2,fsdp:2,tp:2"])
+@pytest.mark.parametrize("mesh", [pytest.param("dp:*", marks=pytest.mark.slow), "dp:2,fsdp:2,tp:2"])
 def test_parameters_as_others_publish_them(theirs, mesh: str, tmp_path: Path, capsys) -> None:
     """A folder or a file; what a layout does not hold must start fresh by name."""
     folder, leaves = theirs

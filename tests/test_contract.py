@@ -14,18 +14,20 @@ from train import checkpoint
 
 NAMES = sorted(TINY)
 VARIANTS = ("gru_both_ways", "elman_values", "nnx")  # of families that go through every law under another name
+FIRST = ("mlp", "cnn", "gpt")  # also go through the laws that take long to compile in the default suite
 
 
-def late(name: str) -> Any:
-    """A name, of a variant among the slow tests."""
-    return pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else [])
+def late(name: str, long: bool = False) -> Any:
+    """A name, of a variant or for a law that takes long among the slow tests."""
+    slow = name in VARIANTS or (long and name not in FIRST)
+    return pytest.param(name, marks=[pytest.mark.slow] if slow else [])
 
 
-EVERY = [late(name) for name in NAMES]
+EVERY, LONG = [late(name) for name in NAMES], [late(name, long=True) for name in NAMES]
 
 
-def with_trait(*traits: str, without: str = "") -> list[Any]:
-    return [late(n) for n in NAMES if set(traits) <= tiny(n).traits and without not in tiny(n).traits]
+def with_trait(*traits: str, without: str = "", long: bool = False) -> list[Any]:
+    return [late(n, long) for n in NAMES if set(traits) <= tiny(n).traits and without not in tiny(n).traits]
 
 
 def test_every_family_is_tested_and_has_legal_traits() -> None:
@@ -37,6 +39,31 @@ def test_every_family_is_tested_and_has_legal_traits() -> None:
         assert all(reason for reason in module.ZERO_GRAD.values())
 
 
+# Of the checkpoints on the Hugging Face hub (a tied head counted once).
+LLAMAS = {
+    "llama_7b": 6_738_415_616,
+    "llama_13b": 13_015_864_320,
+    "llama_33b": 32_528_943_616,
+    "llama_65b": 65_285_660_672,
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama2_70b": 68_976_648_192,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "llama3.1_8b": 8_030_261_248,
+    "llama3.1_70b": 70_553_706_496,
+    "llama3.1_405b": 405_853_388_800,
+    "llama3.2_1b": 1_235_814_400,
+    "llama3.2_3b": 3_212_749_824,
+    "mistral_7b": 7_241_732_096,
+    "qwen3_0.6b": 596_049_920,
+    "qwen3_1.7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
+}
+
 # Parameters of the published networks: the GPT-2 tables of the released checkpoints (openai/gpt-2, with tied heads),
 # Nielsen 2015 ch. 1 (784-30-10), LeCun et al. 1998 p. 8 (60,000 trainable), a perceptron's 2x2 weights and 2 biases.
 PUBLISHED = {
@@ -44,6 +71,7 @@ PUBLISHED = {
     ("gpt", "gpt2_medium"): 354_823_168,
     ("gpt", "gpt2_large"): 774_030_080,
     ("gpt", "gpt2_xl"): 1_557_611_200,
+    **{("llama", name): count for name, count in LLAMAS.items()},
     ("mlp", "nielsen"): 23_860,
     ("mlp", "perceptron"): 6,
     ("cnn", "lenet5"): 60_000,
@@ -114,8 +142,8 @@ def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
 
 
 def on_meshes() -> list[Any]:
-    """Every name on every mesh: by default the mixed ones, of the variants one."""
-    usual = {name: MESHES[-1:] if name in VARIANTS else MESHES[-2:] for name in NAMES}
+    """Every name on every mesh: by default on the last, the first ones on one more."""
+    usual = {name: MESHES[-2:] if name in FIRST else MESHES[-1:] for name in NAMES}
     marks = {name: {m: [] if m in usual[name] else [pytest.mark.slow] for m in MESHES} for name in NAMES}
     return [pytest.param(name, mesh, marks=marks[name][mesh]) for name in NAMES for mesh in MESHES]
 
@@ -136,7 +164,7 @@ def reference_gradient(name: str) -> dict[str, np.ndarray]:
     return _gradients[name]
 
 
-@pytest.mark.parametrize("name", with_trait(without="batch_coupled"))
+@pytest.mark.parametrize("name", with_trait(without="batch_coupled", long=True))
 def test_accumulated_equals_whole_with_dropout_on(name: str) -> None:
     whole = Trainer(name, "dp:1", optimizer="sgd", lr=1.0, model=noisy(name))
     parts = Trainer(name, "dp:2", accumulate=4, optimizer="sgd", lr=1.0, model=noisy(name))
@@ -170,7 +198,7 @@ def test_a_layer_more_leaves_the_others_bit_identical() -> None:
         np.testing.assert_array_equal(more[name][:2] if name.startswith("blocks") else more[name], values)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LONG)
 def test_resumed_equals_straight_bit_for_bit(name: str, tmp_path) -> None:
     trainer = Trainer(name, "fsdp:2,tp:2", model=noisy(name))
     trainer.steps(2)
@@ -209,7 +237,7 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"scan": False}, {"remat": "dots"}, {"remat": "full"}])
-@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny(n).config, "remat")])
+@pytest.mark.parametrize("name", [late(n, long=True) for n in NAMES if hasattr(tiny(n).config, "remat")])
 def test_scan_and_remat_change_nothing(name: str, change: dict) -> None:
     model = noisy(name, **change)
     assert_gradients_close(Trainer(name, model=model).gradient(batch_for(name)), reference_gradient(name), 2e-5)

@@ -52,7 +52,7 @@ def test_conv_is_linens(padding: str) -> None:
 
 
 def test_attention_is_jaxs() -> None:
-    mask = attention.causal_mask(jnp.arange(6)[None], jnp.arange(6)[None])
+    mask = attention.visible(jnp.arange(6)[None], jnp.arange(6)[None])
 
     def ours(q, k, v):
         return attention.attention(q, k, v, mask, scale=8**-0.5)

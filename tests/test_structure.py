@@ -73,6 +73,8 @@ SHARED = {
     "validate": set(),
     "layers": {"spec"},
     "attention": {"spec", "layers"},
+    "rope": set(),
+    "stack": {"spec", "validate"},
     "recurrent": {"spec", "layers"},
     "foreign": {"spec", "layers"},
     "backprop": {"layers"},

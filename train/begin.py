@@ -86,7 +86,7 @@ def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
     for n in checkpoint.readable(workdir):
         with suppress(checkpoint.Damaged):
             return checkpoint.load_tokenizer(workdir, n)
-    if cfg.init_from is None or published.files(cfg.init_from):
+    if cfg.init_from is None or published.is_published(cfg.init_from):
         return None
     description = checkpoint.load_tokenizer(*initial.checkpoint_of(cfg.init_from))
     return description if description and description["kind"] == cfg.data.tokenizer else None

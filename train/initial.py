@@ -101,14 +101,13 @@ def _saved(name: str) -> Found:
 
 def _published(model: Model, path: str) -> Found:
     """The leaves of safetensors files in the layout that others publish of a family."""
-    values = {f"params/{k}": v for k, v in published.leaves(model, path).items()}
+    found = published.find(model, path)
+    shapes = {f"params/{k}": shape for k, shape in found.shapes().items()}
 
     def read(shardings: dict[str, Sharding]) -> dict[str, jax.Array]:
-        return {
-            k: jax.make_array_from_callback(values[k].shape, s, values[k].__getitem__) for k, s in shardings.items()
-        }
+        return {k: found.read(k.removeprefix("params/"), sharding) for k, sharding in shardings.items()}
 
-    return Found(path, {k: v.shape for k, v in values.items()}, read)
+    return Found(path, shapes, read)
 
 
 def load(
@@ -121,7 +120,7 @@ def load(
 
     Raises UsageError that names the leaves that fit nowhere, and those of a vocabulary that is another here.
     """
-    found = _published(model, cfg.init_from) if published.files(cfg.init_from) else _saved(cfg.init_from)
+    found = _published(model, cfg.init_from) if published.is_published(cfg.init_from) else _saved(cfg.init_from)
     leaves = {**flatten({"params": state["params"]}), **flatten({"stats": state["stats"]})}
     taken = _mapped(found.shapes, {name: x.shape for name, x in leaves.items()}, cfg)
     if found.tokenizer not in (None, tokenizer):

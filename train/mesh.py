@@ -29,6 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
     "vocab": ("tp",),
     "heads": ("tp",),
+    "kv_heads": ("tp",),
     "head_dim": (),
     "mlp": ("tp",),
     "classes": ("tp",),
@@ -48,7 +49,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 OR_REPLICATE = frozenset(
-    {"shard", "classes", "inputs", "channels_in", "channels"}
+    {"shard", "classes", "inputs", "channels_in", "channels", "kv_heads"}
 )  # small: replicated where they don't divide
 
 
@@ -137,7 +138,7 @@ def place_on(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = None) -
                 raise unknown(f"mesh axis in the rule of {name}", axis, AXES)
         if len(set(rules[name])) < len(rules[name]):
             raise UsageError(f"the rule of {name!r} names a mesh axis twice: {text!r}")
-    for name in ("seq", "heads", "mlp", "vocab", "classes"):  # dims that stand beside the rows in one array
+    for name in ("seq", "heads", "kv_heads", "mlp", "vocab", "classes"):  # dims that stand beside the rows in one array
         both = set(rules["batch"]) & set(rules[name])
         if both:
             raise UsageError(f"the rules of 'batch' and {name!r} share the mesh axis {min(both)!r}, in one array")

@@ -1,120 +1,250 @@
 """Parameters as others publish them: safetensors files, read and written by one layout a family.
 
 A layout lists for each leaf of a family's table the foreign tensor's name and how the two are laid out; it serves both
-directions. Nothing is unpickled.
+directions. A layout of the Hugging Face hub has also
+
+- TYPES, the `model_type`s it reads, ARCHITECTURE, the class of transformers by type, and HARMLESS, keys to pass over;
+- `fields(keys)`, a Config's fields from a config.json, and `config(c)`, a config.json's from a Config;
+- PREFIX, which files of the bare network leave out, IGNORED, patterns of tensors that are no parameters, and TIED, of
+  tensors that may be copies of others.
+
+Nothing is unpickled.
 """
 
+import fnmatch
+import json
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import rnn
-from models.published.layout import Row
-from models.spec import flatten
+from models.published import gpt, llama, rnn
+from models.published.layout import Keys, Row
+from models.published.tensors import SUFFIX, Tensors, write
+from models.spec import flatten, unflatten
 
-LAYOUTS: dict[str, ModuleType] = {"rnn": rnn}
-SUFFIX = ".safetensors"
+LAYOUTS: dict[str, ModuleType] = {"rnn": rnn, "gpt": gpt, "llama": llama}
+TYPES = {kind: family for family, module in LAYOUTS.items() for kind in getattr(module, "TYPES", ())}
+DTYPES = ("float32", "bfloat16")
 
 
-def files(path: str | Path) -> list[Path]:
-    """The safetensors files that a path names: one, or those of a folder; none where it is neither."""
+def is_published(path: str | Path) -> bool:
+    """Whether a path names safetensors: a file, or a folder that holds some."""
     path = Path(path)
-    if path.is_dir():
-        return sorted(path.glob(f"*{SUFFIX}"))
-    return [path] if path.suffix == SUFFIX else []
+    return path.suffix == SUFFIX or (path.is_dir() and any(path.glob(f"*{SUFFIX}")))
 
 
-def leaves(model: models.Model, path: str | Path) -> dict[str, np.ndarray]:
-    """What files hold for a model of a family with a layout: leaf -> value, in the leaf's own dims, by its path.
+@dataclass(frozen=True)
+class Found:
+    """What files hold for a model: the tensors of each leaf, and those that are for none."""
 
-    A tensor that the layout does not know keeps its name. What all known names begin with, as `lstm.`, is left out.
+    model: models.Model
+    tensors: Tensors
+    rows: dict[str, Row]  # by the leaf's path
+    names: dict[str, list[str]]  # of the leaf's tensors, in the files, in the order of its stack
+    left: tuple[str, ...]  # names that no leaf has a place for
 
-    Raises UsageError for files that cannot be read, and where several such networks lie in them.
+    def read(self, path: str, sharding: jax.sharding.Sharding | None = None, dtype: Any = jnp.float32) -> jax.Array:
+        """One leaf, placed tensor by tensor where it is to be; what is beyond the tensors, padding, is 0."""
+        row, shape = self.rows[path], self.shape(path)
+        stack = np.array(self.names[path], object).reshape(shape[: row.stacked])
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            cut = np.asarray(stack[index[: row.stacked]], object)
+            sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
+            made = _aligned(tuple(sizes), np.dtype(dtype))
+            inner = index[row.stacked :]
+            for at in np.ndindex(cut.shape):
+                value = row.ours(self.tensors.read(str(cut[at])))[inner]
+                made[at][tuple(slice(n) for n in value.shape)] = value
+            return made
+
+        if sharding is None:
+            sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Of a leaf."""
+        return flatten(self.model.specs["params"])[path].shape
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What there is: leaves all of whose tensors are there, with their own shape if a tensor does not fit.
+
+        Tensors that are for no leaf, or for one that is not whole, have their own names.
+        """
+        have = self.tensors.shapes
+        found = {name: have[name] for name in self.left}
+        for path, names in self.names.items():
+            there = {name: have[name] for name in names if name in have}
+            wrong = [shape for shape in there.values() if shape != self.rows[path].shape]
+            if len(there) < len(names):
+                found |= there
+            else:
+                found[path] = wrong[0] if wrong else self.shape(path)
+        return found
+
+    def check(self) -> None:
+        """Raise UsageError for the first tensors that are missing, surplus or misshapen."""
+        wrong = []
+        for path in flatten(self.model.specs["params"]):
+            if path not in self.rows:
+                raise UsageError(f"the published layout of family {self.model.family!r} has no tensor for {path}")
+            row = self.rows[path]
+            have = [name for name in self.names[path] if name in self.tensors.shapes]
+            wrong += [f"tensor {name!r} is missing" for name in self.names[path] if name not in self.tensors.shapes]
+            shapes = {name: self.tensors.shapes[name] for name in have}
+            wrong += [f"tensor {k!r} is {v}, not {row.shape}" for k, v in shapes.items() if v != row.shape]
+        wrong += [f"tensor {name!r} is not part of this network" for name in self.left]
+        if wrong:
+            more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            raise UsageError(f"{self.tensors.path}: {'; '.join(wrong[:4])}{more}")
+
+
+def find(model: models.Model, path: str | Path, *, prefix: str | None = None) -> Found:
+    """Look in files for a model of a family with a layout; nothing is read yet.
+
+    Names may lack the layout's PREFIX, or have a further one, as `lstm.`: `prefix`, or else what all known names begin
+    with. Raises UsageError for files that cannot be looked into, and where several such networks lie in them.
     """
-    tensors: dict[str, np.ndarray] = {}
-    for file in files(path):
-        for name, value in read(file).items():
-            if name in tensors:
-                raise UsageError(
-                    f"{path} has the tensor {name!r} in several files, {file.name} among them; give one file"
-                )
-            tensors[name] = value
-    rows = _layout(model.family).rows(model.config)
-    prefixes = sorted(
-        {name.removesuffix(row.name) for row in rows for name in tensors if name.endswith(f".{row.name}")}
-    )
-    if len(prefixes) > 1:
-        raise UsageError(f"{path} holds several networks: {', '.join(prefixes)}")
-    start = prefixes[0] if prefixes else ""
-    known = {start + row.name: row for row in rows}
-    found = {}
-    for name, value in tensors.items():
-        row = known.get(name)
-        found[row.path if row else name] = row.ours(value) if row and value.shape == row.shape else value
-    return found
+    tensors, layout = Tensors(path), _layout(model.family)
+    rows = {row.path: row for row in layout.rows(model.config)}
+    base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
+    core = first.names((1,) * first.stacked)[0].removeprefix(base)
+    ends = {name.removesuffix(core) for name in tensors.shapes if name == core or name.endswith(f".{core}")}
+    if prefix is None and len(ends) > 1:
+        raise UsageError(f"{path} holds several networks: {', '.join(sorted(ends))}; `prefix` says which")
+    start = prefix if prefix is not None else next(iter(ends), base)
+
+    def there(name: str) -> str:
+        inside = name.startswith(base)
+        return start + name.removeprefix(base) if inside else start.removesuffix(base) + name
+
+    shapes = flatten(model.specs["params"])
+    names = {p: [there(n) for n in row.names(shapes[p].shape)] for p, row in rows.items() if p in shapes}
+    known = {name for group in names.values() for name in group}
+    left = []
+    for name in tensors.shapes:
+        passed = any(
+            fnmatch.fnmatchcase(name.removeprefix(start), pattern) for pattern in getattr(layout, "IGNORED", ())
+        )
+        if name in known or passed or not name.startswith(prefix or ""):
+            continue
+        twin = {there(k): start + v for k, v in getattr(layout, "TIED", {}).items()}.get(name)
+        if twin is None or not _equal(tensors, name, twin):
+            left.append(name)
+    return Found(model, tensors, {p: rows[p] for p in names}, names, tuple(left))
+
+
+def _equal(tensors: Tensors, one: str, two: str) -> bool:
+    same = two in tensors.shapes and tensors.shapes[one] == tensors.shapes[two]
+    return same and np.array_equal(tensors.read(one), tensors.read(two))
 
 
 def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -> tuple[models.Model, dict[str, Any]]:
-    """A model and its variables from a safetensors file; the tensors' shapes tell the config -> (model, variables).
+    """A model and its variables from safetensors; the tensors' shapes tell the config -> (model, variables), float32.
 
-    `prefix` is what the tensors' names begin with, as `lstm.`; tensors without it are not looked at. `overrides` are
-    fields of the family's Config that no shape tells.
+    For families whose layout is of bare tensors, as torch.nn.LSTM's. `prefix` is what the tensors' names begin with, as
+    `lstm.`; tensors without it are not looked at. `overrides` are fields of the family's Config that no shape tells.
 
     Raises UsageError for a file that is no safetensors, and for a tensor that is missing, surplus or misshapen.
     """
-    tensors = {k.removeprefix(prefix): v for k, v in read(file).items() if k.startswith(prefix)}
-    layout = _layout(family)
-    model = models.build(family, **{**layout.fields({k: v.shape for k, v in tensors.items()}), **overrides})
-    leaves = flatten(model.specs["params"])
-    rows = _rows(model, leaves)
-    names = {row.name for row in rows.values()}
-    for name in sorted(names ^ set(tensors)):
-        state = "is missing" if name in names else "is not part of this network"
-        raise UsageError(f"{file}: tensor {prefix + name!r} {state}")
-    params: dict[str, Any] = {}
-    for path, spec in leaves.items():
-        row = rows[path]
-        if tensors[row.name].shape != row.shape:
-            raise UsageError(f"{file}: tensor {prefix + row.name!r} is {tensors[row.name].shape}, not {row.shape}")
-        value = row.ours(tensors[row.name])
-        assert value.shape == spec.shape, path
-        _put(params, path, jax.numpy.asarray(value, jax.numpy.float32))
-    return model, {"params": params}
+    shapes = {k.removeprefix(prefix): v for k, v in Tensors(file).shapes.items() if k.startswith(prefix)}
+    model = models.build(family, **{**_layout(family).fields_of(shapes), **overrides})
+    return model, _variables(find(model, file, prefix=prefix), None, "float32")
 
 
 def save(model: models.Model, variables: Any, file: str | Path, *, prefix: str = "") -> None:
     """Write a model's parameters under the names that others give them. Raises UsageError for a leaf that has none."""
     from safetensors.numpy import save_file
 
-    leaves = flatten(jax.device_get(variables["params"]))
-    rows = _rows(model, leaves).values()
-    save_file({prefix + r.name: np.ascontiguousarray(r.theirs(leaves[r.path])) for r in rows}, file)
+    tensors = _tensors(model, variables)
+    save_file({prefix + name: np.ascontiguousarray(read()) for name, (_, read) in tensors.items()}, file)
 
 
-def _rows(model: models.Model, leaves: Iterable[str]) -> dict[str, Row]:
-    """The layout's rows by path, one for each leaf."""
+def load_pretrained(
+    directory: str | Path, *, dtype: str = "float32", shardings: Any = None, ignore: Iterable[str] = ()
+) -> tuple[models.Model, dict[str, Any]]:
+    """A model and its variables from a folder as the Hugging Face hub has it: config.json and safetensors.
+
+    Parameters come as float32 or bfloat16; tensor by tensor, so that the host holds the model and its largest tensor at
+    most. `shardings` is a function from the model to a tree of shardings for `variables["params"]`; None is the first
+    device. `ignore` names keys of config.json to pass over.
+
+    Raises UsageError for a config.json of an unknown type, or with keys that may change what is computed; for pickled
+    files; and for a tensor that is missing, surplus, misshapen or of integers.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    model = read_config(directory, ignore)
+    return model, _variables(find(model, directory), shardings and shardings(model), dtype)
+
+
+def read_config(directory: str | Path, ignore: Iterable[str] = ()) -> models.Model:
+    """The model of a folder's config.json. Raises UsageError."""
+    file = Path(directory) / "config.json"
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{file} holds no settings by name")
+    kind = values.get("model_type")
+    if kind not in TYPES:
+        raise unknown("model_type of config.json", str(kind), TYPES)
+    layout, keys = LAYOUTS[TYPES[kind]], Keys({k: v for k, v in values.items() if k not in set(ignore)})
+    fields = layout.fields(keys)
+    keys.done(layout.HARMLESS)
+    return models.build(TYPES[kind], **fields)
+
+
+def save_pretrained(model: models.Model, variables: Any, directory: str | Path) -> None:
+    """Write a folder as the Hugging Face hub has it, which `transformers` loads: config.json and safetensors.
+
+    Raises UsageError for a family or a Config that has no place there, and for a folder that holds a model already.
+    """
+    layout, folder = _layout(model.family), Path(directory)
+    if not hasattr(layout, "config"):
+        raise unknown("family of the hub", model.family, TYPES.values())
+    held = [f.name for f in (folder / "config.json", *folder.glob(f"*{SUFFIX}")) if f.exists()]
+    if held:
+        raise UsageError(f"{folder} holds {held[0]} already; give a folder without a model")
+    settings, tensors = layout.config(model.config), _tensors(model, variables)
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}
+    settings |= {"architectures": [layout.ARCHITECTURE[settings["model_type"]]], "torch_dtype": min(dtypes)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder, {name: size for name, (size, _) in tensors.items()}, lambda name: tensors[name][1]())
+    part = folder / "config.json.part"
+    part.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    os.replace(part, folder / "config.json")
+
+
+def _variables(found: Found, shardings: Any, dtype: str) -> dict[str, Any]:
+    found.check()
+    where = flatten(shardings) if shardings is not None else {}
+    return {"params": unflatten({path: found.read(path, where.get(path), dtype) for path in found.rows})}
+
+
+def _tensors(model: models.Model, variables: Any) -> dict[str, tuple[int, Any]]:
+    """The foreign tensors of parameters, by name: bytes, and a function that fetches each."""
     rows = {row.path: row for row in _layout(model.family).rows(model.config)}
-    for path in leaves:
+    found: dict[str, tuple[int, Any]] = {}
+    for path, leaf in flatten(variables["params"]).items():
         if path not in rows:
             raise UsageError(f"the published layout of family {model.family!r} has no tensor for {path}")
-    return rows
-
-
-def read(file: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, by name."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{file} cannot be read as safetensors: {str(error).splitlines()[0]}") from None
+        row = rows[path]
+        size = int(np.prod(row.shape)) * leaf.dtype.itemsize
+        for at, name in zip(np.ndindex(leaf.shape[: row.stacked]), row.names(leaf.shape), strict=True):
+            found[name] = size, lambda row=row, leaf=leaf, at=at: row.theirs(np.asarray(leaf[at] if at else leaf))
+    return found
 
 
 def _layout(family: str) -> ModuleType:
@@ -123,8 +253,9 @@ def _layout(family: str) -> ModuleType:
     return LAYOUTS[family]
 
 
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    *folders, leaf = path.split("/")
-    for folder in folders:
-        tree = tree.setdefault(folder, {})
-    tree[leaf] = value
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros where XLA's CPU backend takes an array over as it lies, and copies nothing: at a multiple of 64 bytes."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)

@@ -1,29 +1,167 @@
-"""How one leaf of a table lies in a foreign file."""
+"""How one leaf of a table lies in foreign files, and how a foreign config is read.
+
+Legend: D in, O out of a matrix product.
+"""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
+
+from errors import UsageError, unknown
 
 
 @dataclass(frozen=True)
 class Row:
-    """One leaf: its path here, the tensor's name there, and `ours = theirs.reshape(split).transpose(order)`."""
+    """One leaf: its path here, the tensor's name there, and `ours = theirs.reshape(split).transpose(order)`.
+
+    Each `{}` in the name stands for the index of a stacked dim, of which the leaf has so many first; `split`, `order`
+    and `shape`, that of the foreign tensor, are then of one tensor. A leaf may be padded beyond the tensor.
+    """
 
     path: str
     name: str
     split: tuple[int, ...]
     order: tuple[int, ...]
-    shape: tuple[int, ...]  # of the foreign tensor
+    shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
         assert math.prod(self.split) == math.prod(self.shape)
         assert sorted(self.order) == list(range(len(self.split)))
 
+    @property
+    def stacked(self) -> int:
+        """How many dims of the leaf are stacks of tensors."""
+        return self.name.count("{}")
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The dims of the leaf, or of each layer of a stack, without padding."""
+        return tuple(self.split[i] for i in self.order)
+
+    def names(self, leaf: tuple[int, ...]) -> list[str]:
+        """The tensors of a leaf of a shape, in the order of their stack."""
+        return [self.name.format(*index) for index in product(*map(range, leaf[: self.stacked]))]
+
     def ours(self, tensor: np.ndarray) -> np.ndarray:
-        """The leaf, from the foreign tensor."""
+        """The leaf, or one layer of it, from the foreign tensor."""
         return tensor.reshape(self.split).transpose(self.order)
 
     def theirs(self, leaf: np.ndarray) -> np.ndarray:
-        """The foreign tensor, from the leaf."""
-        return leaf.transpose(np.argsort(self.order)).reshape(self.shape)
+        """The foreign tensor, from the leaf or one layer of it."""
+        whole = leaf[tuple(slice(n) for n in self.size)]
+        return whole.transpose(np.argsort(self.order)).reshape(self.shape)
+
+
+def same(path: str, name: str, *shape: int) -> Row:
+    """A tensor that lies there as it does here."""
+    return Row(path, name, shape, tuple(range(len(shape))), shape)
+
+
+def linear(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Row:
+    """The weight of a torch.nn.Linear, [O D]; ours has its inputs first: [D O], each of them perhaps several dims."""
+    n, m = len(outputs), len(inputs)
+    order = (*range(n, n + m), *range(n))
+    return Row(path, name, (*outputs, *inputs), order, (math.prod(outputs), math.prod(inputs)))
+
+
+ACTIVATIONS = {  # names there -> here
+    **dict(gelu="gelu", gelu_python="gelu", gelu_new="gelu_tanh", gelu_pytorch_tanh="gelu_tanh", gelu_fast="gelu_tanh"),
+    **dict(relu="relu", silu="silu", swish="silu", tanh="tanh", sigmoid="sigmoid", linear="identity"),
+}
+
+HARMLESS = {  # of a config.json: what changes no number that a forward pass gives
+    *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "auto_map"),
+    *(
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "return_dict_in_generate",
+        "torchscript",
+    ),
+    *("output_scores", "use_bfloat16", "tf_legacy_loss", "chunk_size_feed_forward", "gradient_checkpointing"),
+    *(
+        "initializer_range",
+        "initializer_factor",
+        "_commit_hash",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+    ),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id"),
+    *("unk_token_id", "mask_token_id", "tokenizer_class", "prefix", "id2label", "label2id", "num_labels"),
+    *("problem_type", "task_specific_params", "finetuning_task", "language", "license", "_from_model_config"),
+    *("keys_to_ignore_at_inference", "begin_suppress_tokens", "suppress_tokens", "bad_words_ids", "max_length"),
+    *("min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature"),
+    *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
+    *(
+        "encoder_no_repeat_ngram_size",
+        "num_return_sequences",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+    ),
+    *("forced_bos_token_id", "forced_eos_token_id", "max_new_tokens", "unsloth_version", "unsloth_fixed"),
+}
+PLAIN: dict[str, tuple[Any, ...]] = {  # of a config.json: what must be so, if it is there
+    **dict(is_encoder_decoder=(False,), is_decoder=(False, True), add_cross_attention=(False,)),
+    **dict(cross_attention_hidden_size=(None,), tie_encoder_decoder=(False,), pruned_heads=({}, None)),
+    **dict(quantization_config=(None,), sparsify_config=(None,)),
+}
+
+
+class Keys:
+    """A config.json, of which every key is to be read, held to a value, or known to be harmless."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values, self.seen = values, set(HARMLESS)
+        for name, legal in PLAIN.items():
+            self.hold(name, *legal)
+
+    def take(self, *names: str, default: Any = None) -> Any:
+        """The value of the first spelling that is there and no null, else the default."""
+        self.seen.update(names)
+        return next((self.values[name] for name in names if self.values.get(name) is not None), default)
+
+    def need(self, *names: str) -> Any:
+        """The value of the first spelling that is there. Raises UsageError where none is."""
+        value = self.take(*names)
+        if value is None:
+            raise UsageError(f"config.json has no {' or '.join(names)}")
+        return value
+
+    def hold(self, name: str, *legal: Any) -> None:
+        """Raise UsageError where a key has a value that is not among those that are known here."""
+        self.seen.add(name)
+        if name in self.values and self.values[name] not in legal:
+            says = " or ".join(map(repr, legal))
+            raise UsageError(f"config.json has {name} = {self.values[name]!r}; only {says} is known here")
+
+    def activation(self, *names: str, default: str) -> str:
+        """The name here of an activation. Raises UsageError for one that is unknown."""
+        name = self.take(*names, default=default)
+        if name not in ACTIVATIONS:
+            raise unknown("activation of config.json", str(name), ACTIVATIONS)
+        return ACTIVATIONS[name]
+
+    def done(self, harmless: Iterable[str] = ()) -> None:
+        """Raise UsageError for a key that nobody has looked at: it may change what the model computes."""
+        strange = [k for k, v in self.values.items() if k not in self.seen and k not in harmless and v is not None]
+        if strange:
+            listed = ", ".join(f"{k} = {self.values[k]!r}" for k in strange)
+            raise UsageError(
+                f"config.json has {listed}: not known here, and it may change what is computed; "
+                f"to load all the same, name it in `ignore`"
+            )
+
+
+def their_activation(name: str) -> str:
+    """The name there of an activation. Raises UsageError for one that is unknown there."""
+    found = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == name), None)
+    if found is None:
+        raise UsageError(
+            f"activation {name!r} has no published name; those of {', '.join(set(ACTIVATIONS.values()))} do"
+        )
+    return "gelu_new" if name == "gelu_tanh" else found

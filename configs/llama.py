@@ -1,0 +1,87 @@
+"""Llama shaped language models.
+
+    python launch.py train --config=configs/llama.py:shakespeare --workdir=runs/llama
+
+`shakespeare`: characters, at the budget and within 1 % of the parameters of `gpt.py:shakespeare`. `quick`: bytes of
+Python's own documentation, seconds on two cores. `llama3.2_1b`: the published size, for a machine that carries it.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+_SMALL: dict[str, Any] = {
+    "model.family": "llama",
+    "model.width": 128,
+    "model.depth": 4,
+    "model.heads": 4,
+    "model.hidden": 344,
+    "model.tied": True,
+    "model.context": 64,
+    "loss": "next_token",
+    "optim.beta2": 0.99,
+    "optim.decay": 0.1,
+    "optim.clip": 1.0,
+    "schedule.name": "cosine",
+    "schedule.warmup": 100,
+    "schedule.end": 0.1,
+    "eval.split": "validation",
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "shakespeare": {
+        **_SMALL,
+        "data.name": "tiny_shakespeare",
+        "data.tokenizer": "char",
+        "train.batch": 12,
+        "train.steps": 2000,
+        "optim.lr": 3e-3,
+        "eval.every": 500,
+        "eval.batch": 64,
+        "checkpoint.every": 500,
+    },
+    "quick": {
+        **_SMALL,
+        "model.width": 64,
+        "model.depth": 2,
+        "model.hidden": 172,
+        "train.batch": 8,
+        "train.steps": 100,
+        "schedule.warmup": 10,
+        "eval.batch": 64,
+    },
+    "llama3.2_1b": {
+        "model.family": "llama",
+        "model.size": "llama3.2_1b",
+        "loss": "next_token",
+        "train.batch": 64,
+        "train.steps": 100_000,
+        "train.precision": "bf16",
+        "train.remat": "full",
+        "optim.lr": 3e-4,
+        "optim.beta2": 0.95,
+        "optim.decay": 0.1,
+        "optim.clip": 1.0,
+        "schedule.name": "cosine",
+        "schedule.warmup": 2000,
+        "schedule.end": 0.1,
+        "eval.split": "validation",
+        "checkpoint.every": 1000,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "grouped": {"model.kv_heads": 2},
+    "qk_norm": {"model.qk_norm": True},
+    "window": {"model.window": 16},
+    "untied": {"model.tied": False},
+    "gelu": {"model.activation": "gelu"},
+    "bf16": {"train.precision": "bf16"},
+}
+
+
+def get_config(names: str = "quick") -> ConfigDict:
+    """The named config with its ablations, as `shakespeare+grouped+qk_norm`."""
+    return base.config(names, CONFIGS, ABLATIONS)

@@ -1,0 +1,225 @@
+"""Folders of the hub: what is read however it is spelt and cut into files, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import models
+from errors import UsageError
+from models import published
+from models.published import tensors
+from models.spec import flatten
+from tests.harness import tiny
+from train import mesh
+
+NAMES = ("gpt", "llama")
+
+
+@pytest.fixture(params=NAMES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A tiny network in a folder of the hub."""
+    model = small(request.param)
+    models.save_pretrained(model, model.init(jax.random.key(3)), tmp_path / "hub")
+    return tmp_path / "hub"
+
+
+def small(name: str) -> models.Model:
+    """A network that the hub has a place for, its vocabulary no multiple of anything."""
+    return tiny(name, vocab=101, **(dict(tied=True, window=None, sliding=None) if name == "llama" else {}))
+
+
+def values(variables: Any) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in flatten(variables["params"]).items()}
+
+
+def assert_same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> None:
+    assert set(one) == set(two)
+    for path, value in one.items():
+        np.testing.assert_array_equal(value, two[path], err_msg=path)
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+def prefix(folder: Path) -> str:
+    return "transformer." if "transformer.wte.weight" in load_file(folder / "model.safetensors") else "model."
+
+
+def test_save_and_load_are_inverse(folder: Path) -> None:
+    """And padding of the vocabulary is 0, not in the files."""
+    model, variables = models.load_pretrained(folder)
+    whole = small(model.family).init(jax.random.key(3))
+    loaded = values(variables)
+    table = loaded["embed/token"]
+    assert (table[101:] == 0).all()
+    whole["params"]["embed"]["token"] = whole["params"]["embed"]["token"].at[101:].set(0)
+    assert_same(loaded, values(whole))
+    assert model.count() == sum(v.size for v in load_file(folder / "model.safetensors").values())
+
+
+def test_names_may_lack_the_prefix_or_have_another(folder: Path) -> None:
+    want, base = values(models.load_pretrained(folder)[1]), prefix(folder)
+    rewrite(folder, lambda t: {k.removeprefix(base): v for k, v in t.items()})
+    assert_same(values(models.load_pretrained(folder)[1]), want)
+    rewrite(folder, lambda t: {f"module.{base}{k}": v for k, v in t.items()})
+    assert_same(values(models.load_pretrained(folder)[1]), want)
+
+
+def test_buffers_are_passed_over_and_copies_of_tied_tables_checked(folder: Path) -> None:
+    want, base = values(models.load_pretrained(folder)[1]), prefix(folder)
+    table = f"{base}{'wte' if base == 'transformer.' else 'embed_tokens'}.weight"
+    buffer = f"{base}{'h.0.attn.bias' if base == 'transformer.' else 'layers.0.self_attn.rotary_emb.inv_freq'}"
+    rewrite(folder, lambda t: {**t, buffer: np.ones((1, 1, 4, 4), np.uint8), "lm_head.weight": t[table].copy()})
+    assert_same(values(models.load_pretrained(folder)[1]), want)
+    rewrite(folder, lambda t: {**t, "lm_head.weight": t[table] + 1})
+    with pytest.raises(UsageError, match=r"'lm_head.weight' is not part of this network"):
+        models.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("limit", [1, 5000, 10**9])
+def test_tensors_may_lie_in_several_files(folder: Path, limit: int, tmp_path: Path) -> None:
+    model, variables = models.load_pretrained(folder)
+    given = load_file(folder / "model.safetensors")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "config.json").write_text((folder / "config.json").read_text())
+    tensors.write(tmp_path / "cut", {k: v.nbytes for k, v in given.items()}, given.__getitem__, limit)
+    files = list((tmp_path / "cut").glob("*.safetensors"))
+    assert (len(files) == 1) == (limit == 10**9)
+    assert len(files) <= len(given)
+    again = models.load_pretrained(tmp_path / "cut")
+    assert again[0].config == model.config
+    assert_same(values(again[1]), values(variables))
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_dtypes_of_files(folder: Path, kind: Any) -> None:
+    """Halves widen without loss; asked for bfloat16, parameters are so."""
+    rewrite(folder, lambda t: {k: v.astype(kind) for k, v in t.items()})
+    cast = {k: v.astype(kind).astype(np.float32) for k, v in load_file(folder / "model.safetensors").items()}
+    model, variables = models.load_pretrained(folder)
+    assert {str(v.dtype) for v in flatten(variables).values()} == {"float32"}
+    rows = {row.path: row for row in published.LAYOUTS[model.family].rows(model.config)}
+    for path, leaf in values(variables).items():
+        row = rows[path]
+        for at, name in zip(np.ndindex(leaf.shape[: row.stacked]), row.names(leaf.shape), strict=True):
+            np.testing.assert_array_equal(row.theirs(leaf[at]), cast[name])
+    half = models.load_pretrained(folder, dtype="bfloat16")[1]
+    assert {str(v.dtype) for v in flatten(half).values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("text", ["fsdp:8", "dp:2,fsdp:2,tp:2", "tp:4,dp:2"])
+def test_parameters_are_read_onto_a_mesh(folder: Path, text: str) -> None:
+    want = values(models.load_pretrained(folder)[1])
+
+    def shardings(model: models.Model) -> Any:
+        return mesh.place_on(mesh.make_mesh(text), model.specs).shardings(model.specs["params"])
+
+    model, variables = models.load_pretrained(folder, shardings=shardings)
+    assert_same(values(variables), want)
+    given = flatten(shardings(model))
+    assert all(leaf.sharding == given[path] for path, leaf in flatten(variables["params"]).items())
+    assert any(not leaf.sharding.is_fully_replicated for leaf in flatten(variables).values())
+
+
+def first(tensors: dict[str, np.ndarray]) -> str:
+    return min(tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: {k: v for k, v in t.items() if k != first(t)}, "is missing"),
+        (lambda t: {**t, "adapter.weight": np.ones(2)}, "'adapter.weight' is not part of this network"),
+        (lambda t: {**t, first(t): t[first(t)][:-1]}, "not ("),
+        (lambda t: {**t, first(t): t[first(t)].astype(np.int32)}, "is of I32"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(folder: Path, change: Any, says: str) -> None:
+    rewrite(folder, change)
+    with pytest.raises(UsageError) as refused:
+        models.load_pretrained(folder)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def index(folder: Path, where: Any) -> None:
+    (folder / tensors.INDEX).write_text(json.dumps({"weight_map": where}))
+
+
+def test_an_index_cannot_lead_out_of_its_folder(folder: Path) -> None:
+    for name in ("../secret.safetensors", "/etc/secret.safetensors", "sub/a.safetensors", "weights.bin"):
+        index(folder, {"a": name})
+        with pytest.raises(UsageError, match=r"no \.safetensors file of that folder"):
+            models.load_pretrained(folder)
+    index(folder, {"a": "gone.safetensors"})
+    with pytest.raises(UsageError, match="which is not there"):
+        models.load_pretrained(folder)
+    index(folder, {"a": "model.safetensors"})
+    with pytest.raises(UsageError, match="does not hold it"):
+        models.load_pretrained(folder)
+    for wrong in ([1], {"a": 1}, None):
+        index(folder, wrong)
+        with pytest.raises(UsageError, match="no index of tensors"):
+            models.load_pretrained(folder)
+
+
+def test_pickles_and_broken_files_are_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    for broken in (b"", whole[:100], (2**62).to_bytes(8, "little") + whole[8:], whole[:-8]):
+        file.write_bytes(broken)
+        with pytest.raises(UsageError, match="cannot be read as safetensors"):
+            models.load_pretrained(folder)
+    file.unlink()
+    with pytest.raises(UsageError, match=r"holds no \.safetensors file$"):
+        models.load_pretrained(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(UsageError, match=r"pytorch_model\.bin is pickled, may run code.*safe_serialization"):
+        models.load_pretrained(folder)
+
+
+def test_a_folder_with_a_model_is_not_written_over(folder: Path) -> None:
+    model, variables = models.load_pretrained(folder)
+    with pytest.raises(UsageError, match=r"holds config\.json already"):
+        models.save_pretrained(model, variables, folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "says"),
+    [
+        ("mlp", {}, "family with a published layout 'mlp'"),
+        ("rnn", dict(head="none"), "family of the hub 'rnn'"),
+        ("gpt", dict(drop_path=0.1), "drop_path = 0.1"),
+        ("llama", dict(window=4, sliding=(1,)), "qk_norm"),
+        ("llama", dict(qk_norm=True, mlp_bias=True), "mlp_bias = True"),
+    ],
+)
+def test_what_has_no_place_on_the_hub_is_refused(family: str, fields: dict, says: str, tmp_path: Path) -> None:
+    model = tiny(family, **(dict(window=None, sliding=None) if family == "llama" else {}) | fields)
+    with pytest.raises(UsageError) as refused:
+        models.save_pretrained(model, model.init(jax.random.key(0)), tmp_path / "hub")
+    assert says in str(refused.value)
+    assert not (tmp_path / "hub").exists()
+
+
+def test_keys_that_are_passed_over_must_be_named(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"softcap": 30.0, "novelty": None}))
+    with pytest.raises(UsageError, match=r"softcap = 30\.0: not known here"):
+        models.load_pretrained(folder)
+    assert models.load_pretrained(folder, ignore=["softcap"])[0].family in NAMES
+
+
+def test_logits_are_of_the_published_vocabulary(folder: Path) -> None:
+    model, variables = models.load_pretrained(folder)
+    tokens = jnp.arange(12).reshape(2, 6)
+    assert model.predict(variables, tokens).shape == (2, 6, 101)
