@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from errors import UsageError, unknown
-from models import cnn, flax, gpt, llama, mlp, rnn, spec
+from models import bert, cnn, flax, gpt, llama, mlp, rnn, spec
 from models.layers import row_keys
 from models.spec import Array, Outputs, Place, nowhere
 from models.validate import Pairs, check_types, frozen
 
-FAMILIES: dict[str, ModuleType] = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "flax": flax}
+FAMILIES: dict[str, ModuleType] = {
+    **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "bert": bert, "flax": flax}
+}
 
 TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
     {

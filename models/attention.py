@@ -20,16 +20,19 @@ def visible(
     query: Int[Array, "#b t"],
     key: Int[Array, "#b s"],
     *,
+    causal: bool = True,
     window: int | None = None,
     segments: tuple[Int[Array, "b t"], Int[Array, "b s"]] | None = None,
 ) -> Bool[Array, "_ t s"]:
     """Which key each query sees: positions query [B T], key [B S] -> [B T S].
 
-    A query sees itself and what is before it, of that the nearest `window` with itself, of its own segment. Padding
-    sees padding alone, so that its softmax is one.
+    A query sees itself and what is before it, or, not `causal`, everything; of what is before it the nearest `window`
+    with itself; of its own segment. Padding is seen by padding alone, so that its softmax is one.
     """
     now, then = query[:, :, None], key[:, None, :]
-    seen = (then <= now) & ((then >= 0) | (now < 0))
+    seen = (then >= 0) | (now < 0)
+    if causal:
+        seen = seen & (then <= now)
     if window is not None:
         seen = seen & (now - then < window)
     if segments is not None:

@@ -173,9 +173,16 @@ def lookup(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: Any = None) -
     return gathered(table, ids).at[ids].get(out_sharding=out)
 
 
-def unembed(x: Float[Array, "b t d"], table: Float[Array, "v d"], vocab: int, out: Any = None) -> Float[Array, "b t v"]:
-    """Logits over the padded vocabulary, float32, the padding masked: x [B T D], table [V D] -> [B T V]."""
+def unembed(
+    x: Float[Array, "b t d"],
+    table: Float[Array, "v d"],
+    vocab: int,
+    out: Any = None,
+    bias: Float[Array, " v"] | None = None,
+) -> Float[Array, "b t v"]:
+    """Logits over the padded vocabulary, float32, the padding masked: x [B T D], table [V D], bias [V] -> [B T V]."""
     logits = product("btd,vd->btv", x, table, out, jnp.float32)
+    logits = logits if bias is None else add(logits, bias)
     if table.shape[0] == vocab:
         return logits
     real = jnp.arange(table.shape[0]) < vocab

@@ -37,12 +37,17 @@ TINY: dict[str, dict[str, Any]] = {
         window=4,
         sliding=(0,),
     ),
+    "bert": dict(vocab=100, vocab_multiple=64, context=16, width=32, depth=2, heads=8, head="mlm", pooler=False),
+    "bert_classes": dict(
+        family="bert", vocab=100, context=16, width=32, depth=2, heads=8, head="classes", pool="first", classes=4
+    ),
     "linen": dict(family="flax", module="examples.linen_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
     "nnx": dict(family="flax", module="examples.nnx_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
 }
 LOSS = {
     **dict(mlp="softmax", cnn="softmax", rnn="next_token", gru_both_ways="softmax", elman_values="squared"),
     **dict(gpt="next_token", llama="next_token", linen="softmax", nnx="softmax"),
+    **dict(bert="next_token", bert_classes="softmax"),
 }
 INPUT = {  # shape of a row of examples
     **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1))
@@ -63,9 +68,17 @@ def noisy(name: str, **overrides: Any) -> models.Model:
 
 def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed)
+    tokens = draw.integers(0, 100, (B, 17)).astype(np.int32)
+    two = {  # texts of different lengths, each of two kinds
+        "mask": (np.arange(16) < draw.integers(2, 17, B)[:, None]).astype(np.float32),
+        "type": (np.arange(16) >= draw.integers(1, 16, B)[:, None]).astype(np.int32),
+    }
     if LOSS[name] == "next_token":
-        tokens = draw.integers(0, 100, (B, 17)).astype(np.int32)
-        return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weight": weights(draw, B, 16)}
+        more = two if name == "bert" else {}
+        return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weight": weights(draw, B, 16), **more}
+    if name == "bert_classes":
+        label = draw.integers(0, TINY[name]["classes"], B).astype(np.int32)
+        return {"tokens": tokens[:, 1:], **two, "label": label, "weight": weights(draw, B)}
     shape = INPUT[name]
     batch = {"image" if len(shape) == 3 else "features": draw.normal(size=(B, *shape)).astype(np.float32)}
     if name == "gru_both_ways":

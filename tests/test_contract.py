@@ -13,7 +13,12 @@ from tests.harness import MESHES, TINY, B, Trainer, assert_gradients_close, batc
 from train import checkpoint
 
 NAMES = sorted(TINY)
-VARIANTS = ("gru_both_ways", "elman_values", "nnx")  # of families that go through every law under another name
+VARIANTS = (
+    "gru_both_ways",
+    "elman_values",
+    "bert_classes",
+    "nnx",
+)  # of families that go through every law under another name
 FIRST = ("mlp", "cnn", "gpt")  # also go through the laws that take long to compile in the default suite
 
 
@@ -72,6 +77,12 @@ PUBLISHED = {
     ("gpt", "gpt2_large"): 774_030_080,
     ("gpt", "gpt2_xl"): 1_557_611_200,
     **{("llama", name): count for name, count in LLAMAS.items()},
+    ("bert", "bert_base"): 109_482_240,
+    ("bert", "bert_large"): 335_141_888,
+    ("bert", "bert_base_cased"): 108_310_272,
+    ("bert", "bert_large_cased"): 333_579_264,
+    ("bert", "minilm_l6"): 22_713_216,
+    ("bert", "minilm_l12"): 33_360_000,
     ("mlp", "nielsen"): 23_860,
     ("mlp", "perceptron"): 6,
     ("cnn", "lenet5"): 60_000,

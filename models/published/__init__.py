@@ -3,10 +3,10 @@
 A layout lists for each leaf of a family's table the foreign tensor's name and how the two are laid out; it serves both
 directions. A layout of the Hugging Face hub has also
 
-- TYPES, the `model_type`s it reads, ARCHITECTURE, the class of transformers by type, and HARMLESS, keys to pass over;
+- TYPES, the `model_type`s it reads, and HARMLESS, keys to pass over;
 - `fields(keys)`, a Config's fields from a config.json, and `config(c)`, a config.json's from a Config;
-- PREFIX, which files of the bare network leave out, IGNORED, patterns of tensors that are no parameters, and TIED, of
-  tensors that may be copies of others.
+- PREFIX, which files of the bare network leave out, `ignored(c)`, patterns of tensors that are no parameters,
+  TIED, of tensors that may be copies of others, and perhaps `copies(c)`, of tensors to write under a second name too.
 
 Nothing is unpickled.
 """
@@ -26,12 +26,12 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import gpt, llama, rnn
+from models.published import bert, gpt, llama, rnn
 from models.published.layout import Keys, Row
 from models.published.tensors import SUFFIX, Tensors, write
 from models.spec import flatten, unflatten
 
-LAYOUTS: dict[str, ModuleType] = {"rnn": rnn, "gpt": gpt, "llama": llama}
+LAYOUTS: dict[str, ModuleType] = {"rnn": rnn, "gpt": gpt, "llama": llama, "bert": bert}
 TYPES = {kind: family for family, module in LAYOUTS.items() for kind in getattr(module, "TYPES", ())}
 DTYPES = ("float32", "bfloat16")
 
@@ -51,6 +51,7 @@ class Found:
     rows: dict[str, Row]  # by the leaf's path
     names: dict[str, list[str]]  # of the leaf's tensors, in the files, in the order of its stack
     left: tuple[str, ...]  # names that no leaf has a place for
+    passed: tuple[str, ...] = ()  # names that are known, and not of this network's parameters
 
     def read(self, path: str, sharding: jax.sharding.Sharding | None = None, dtype: Any = jnp.float32) -> jax.Array:
         """One leaf, placed tensor by tensor where it is to be; what is beyond the tensors, padding, is 0."""
@@ -129,19 +130,22 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
         return start + name.removeprefix(base) if inside else start.removesuffix(base) + name
 
     shapes = flatten(model.specs["params"])
-    names = {p: [there(n) for n in row.names(shapes[p].shape)] for p, row in rows.items() if p in shapes}
+    names = {}
+    for leaf in (leaf for leaf in rows if leaf in shapes):
+        new, old = ([there(n) for n in rows[leaf].names(shapes[leaf].shape, older)] for older in (False, True))
+        both = zip(new, old, strict=True)
+        names[leaf] = [o if o in tensors.shapes and n not in tensors.shapes else n for n, o in both]
     known = {name for group in names.values() for name in group}
-    left = []
+    twins = {there(k): there(v) for k, v in getattr(layout, "TIED", {}).items()}
+    ignored = [there(pattern) for pattern in (layout.ignored(model.config) if hasattr(layout, "ignored") else ())]
+    left: list[str] = []
+    passed: list[str] = []
     for name in tensors.shapes:
-        passed = any(
-            fnmatch.fnmatchcase(name.removeprefix(start), pattern) for pattern in getattr(layout, "IGNORED", ())
-        )
-        if name in known or passed or not name.startswith(prefix or ""):
+        if name in known or not name.startswith(prefix or ""):
             continue
-        twin = {there(k): start + v for k, v in getattr(layout, "TIED", {}).items()}.get(name)
-        if twin is None or not _equal(tensors, name, twin):
-            left.append(name)
-    return Found(model, tensors, {p: rows[p] for p in names}, names, tuple(left))
+        twin = name in twins and _equal(tensors, name, twins[name])
+        (passed if twin or any(fnmatch.fnmatchcase(name, p) for p in ignored) else left).append(name)
+    return Found(model, tensors, {p: rows[p] for p in names}, names, tuple(left), tuple(passed))
 
 
 def _equal(tensors: Tensors, one: str, two: str) -> bool:
@@ -171,25 +175,30 @@ def save(model: models.Model, variables: Any, file: str | Path, *, prefix: str =
 
 
 def load_pretrained(
-    directory: str | Path, *, dtype: str = "float32", shardings: Any = None, ignore: Iterable[str] = ()
+    directory: str | Path,
+    *,
+    dtype: str = "float32",
+    shardings: Any = None,
+    ignore: Iterable[str] = (),
+    **overrides: Any,
 ) -> tuple[models.Model, dict[str, Any]]:
     """A model and its variables from a folder as the Hugging Face hub has it: config.json and safetensors.
 
     Parameters come as float32 or bfloat16; tensor by tensor, so that the host holds the model and its largest tensor at
     most. `shardings` is a function from the model to a tree of shardings for `variables["params"]`; None is the first
-    device. `ignore` names keys of config.json to pass over.
+    device. `ignore` names keys of config.json to pass over. `overrides` are fields of the Config, as pool="mean".
 
     Raises UsageError for a config.json of an unknown type, or with keys that may change what is computed; for pickled
     files; and for a tensor that is missing, surplus, misshapen or of integers.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    model = read_config(directory, ignore)
+    model = read_config(directory, ignore, **overrides)
     return model, _variables(find(model, directory), shardings and shardings(model), dtype)
 
 
-def read_config(directory: str | Path, ignore: Iterable[str] = ()) -> models.Model:
-    """The model of a folder's config.json. Raises UsageError."""
+def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: Any) -> models.Model:
+    """The model of a folder's config.json, its fields overridden by name. Raises UsageError."""
     file = Path(directory) / "config.json"
     try:
         values = json.loads(file.read_text())
@@ -200,10 +209,11 @@ def read_config(directory: str | Path, ignore: Iterable[str] = ()) -> models.Mod
     kind = values.get("model_type")
     if kind not in TYPES:
         raise unknown("model_type of config.json", str(kind), TYPES)
-    layout, keys = LAYOUTS[TYPES[kind]], Keys({k: v for k, v in values.items() if k not in set(ignore)})
+    layout = LAYOUTS[TYPES[kind]]
+    keys = Keys({k: v for k, v in values.items() if k not in set(ignore)}, Tensors(directory).shapes)
     fields = layout.fields(keys)
     keys.done(layout.HARMLESS)
-    return models.build(TYPES[kind], **fields)
+    return models.build(TYPES[kind], **{**fields, **overrides})
 
 
 def save_pretrained(model: models.Model, variables: Any, directory: str | Path) -> None:
@@ -219,7 +229,7 @@ def save_pretrained(model: models.Model, variables: Any, directory: str | Path) 
         raise UsageError(f"{folder} holds {held[0]} already; give a folder without a model")
     settings, tensors = layout.config(model.config), _tensors(model, variables)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}
-    settings |= {"architectures": [layout.ARCHITECTURE[settings["model_type"]]], "torch_dtype": min(dtypes)}
+    settings["torch_dtype"] = min(dtypes)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder, {name: size for name, (size, _) in tensors.items()}, lambda name: tensors[name][1]())
     part = folder / "config.json.part"
@@ -244,7 +254,8 @@ def _tensors(model: models.Model, variables: Any) -> dict[str, tuple[int, Any]]:
         size = int(np.prod(row.shape)) * leaf.dtype.itemsize
         for at, name in zip(np.ndindex(leaf.shape[: row.stacked]), row.names(leaf.shape), strict=True):
             found[name] = size, lambda row=row, leaf=leaf, at=at: row.theirs(np.asarray(leaf[at] if at else leaf))
-    return found
+    more = _layout(model.family).copies(model.config) if hasattr(_layout(model.family), "copies") else {}
+    return found | {name: found[other] for name, other in more.items()}
 
 
 def _layout(family: str) -> ModuleType:

@@ -7,10 +7,8 @@ from models.gpt import Config
 from models.published.layout import Keys, Row, same, their_activation
 
 TYPES = ("gpt2",)
-ARCHITECTURE = {"gpt2": "GPT2LMHeadModel"}
 PREFIX = "transformer."
-IGNORED = ("h.*.attn.bias", "h.*.attn.masked_bias")  # buffers of the causal mask
-TIED = {"lm_head.weight": "wte.weight"}  # a copy, where the head is the token table
+TIED = {"lm_head.weight": "transformer.wte.weight"}  # a copy, where the head is the token table
 
 
 def fields(keys: Keys) -> dict[str, Any]:
@@ -47,6 +45,7 @@ def config(c: Config) -> dict[str, Any]:
     site = lambda name: c.dropout if getattr(c, f"dropout_{name}") is None else getattr(c, f"dropout_{name}")  # noqa: E731
     return {
         "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
         "vocab_size": c.vocab,
         "n_positions": c.context,
         "n_ctx": c.context,
@@ -62,6 +61,11 @@ def config(c: Config) -> dict[str, Any]:
         "tie_word_embeddings": c.tied,
         "layer_norm_epsilon": c.eps,
     }
+
+
+def ignored(c: Config) -> tuple[str, ...]:
+    """Buffers of the causal mask."""
+    return f"{PREFIX}h.*.attn.bias", f"{PREFIX}h.*.attn.masked_bias"
 
 
 def rows(c: Config) -> list[Row]:

@@ -19,7 +19,8 @@ class Row:
     """One leaf: its path here, the tensor's name there, and `ours = theirs.reshape(split).transpose(order)`.
 
     Each `{}` in the name stands for the index of a stacked dim, of which the leaf has so many first; `split`, `order`
-    and `shape`, that of the foreign tensor, are then of one tensor. A leaf may be padded beyond the tensor.
+    and `shape`, that of the foreign tensor, are then of one tensor. A leaf may be padded beyond the tensor. Files that
+    lack the name may have the `older` one.
     """
 
     path: str
@@ -27,6 +28,7 @@ class Row:
     split: tuple[int, ...]
     order: tuple[int, ...]
     shape: tuple[int, ...]
+    older: str | None = None
 
     def __post_init__(self) -> None:
         assert math.prod(self.split) == math.prod(self.shape)
@@ -42,9 +44,10 @@ class Row:
         """The dims of the leaf, or of each layer of a stack, without padding."""
         return tuple(self.split[i] for i in self.order)
 
-    def names(self, leaf: tuple[int, ...]) -> list[str]:
+    def names(self, leaf: tuple[int, ...], older: bool = False) -> list[str]:
         """The tensors of a leaf of a shape, in the order of their stack."""
-        return [self.name.format(*index) for index in product(*map(range, leaf[: self.stacked]))]
+        name = self.older or self.name if older else self.name
+        return [name.format(*index) for index in product(*map(range, leaf[: self.stacked]))]
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """The leaf, or one layer of it, from the foreign tensor."""
@@ -56,9 +59,9 @@ class Row:
         return whole.transpose(np.argsort(self.order)).reshape(self.shape)
 
 
-def same(path: str, name: str, *shape: int) -> Row:
+def same(path: str, name: str, *shape: int, older: str | None = None) -> Row:
     """A tensor that lies there as it does here."""
-    return Row(path, name, shape, tuple(range(len(shape))), shape)
+    return Row(path, name, shape, tuple(range(len(shape))), shape, older)
 
 
 def linear(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Row:
@@ -66,6 +69,13 @@ def linear(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ..
     n, m = len(outputs), len(inputs)
     order = (*range(n, n + m), *range(n))
     return Row(path, name, (*outputs, *inputs), order, (math.prod(outputs), math.prod(inputs)))
+
+
+def affine(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], biased: bool = True) -> list[Row]:
+    """The weight and, where it has one, the bias of a torch.nn.Linear."""
+    weight = linear(f"{path}/kernel", f"{name}.weight", inputs, outputs)
+    bias = Row(f"{path}/bias", f"{name}.bias", outputs, tuple(range(len(outputs))), (math.prod(outputs),))
+    return [weight, bias] if biased else [weight]
 
 
 ACTIVATIONS = {  # names there -> here
@@ -113,10 +123,13 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # of a config.json: what must be so, if i
 
 
 class Keys:
-    """A config.json, of which every key is to be read, held to a value, or known to be harmless."""
+    """A config.json, of which every key is to be read, held to a value, or known to be harmless.
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.values, self.seen = values, set(HARMLESS)
+    `tensors` are the names of those that lie beside it.
+    """
+
+    def __init__(self, values: dict[str, Any], tensors: Iterable[str] = ()) -> None:
+        self.values, self.tensors, self.seen = values, tuple(tensors), set(HARMLESS)
         for name, legal in PLAIN.items():
             self.hold(name, *legal)
 

@@ -5,13 +5,11 @@ from typing import Any
 
 from errors import UsageError
 from models.llama import Config
-from models.published.layout import Keys, Row, linear, same, their_activation
+from models.published.layout import Keys, Row, affine, same, their_activation
 
 TYPES = ("llama", "mistral", "qwen3")
-ARCHITECTURE = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 PREFIX = "model."
-IGNORED = ("layers.*.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq")  # buffers
-TIED = {"lm_head.weight": "embed_tokens.weight"}
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 HARMLESS = ("pretraining_tp", "max_sequence_length")
 EPS = 1e-6  # of a config.json that has none
 CONTEXT = {"llama": 2048, "mistral": 131072, "qwen3": 32768}
@@ -116,6 +114,7 @@ def config(c: Config) -> dict[str, Any]:
         )
     found = {
         "model_type": kind,
+        "architectures": [{"llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3"}[kind] + "ForCausalLM"],
         "vocab_size": c.vocab,
         "hidden_size": c.width,
         "intermediate_size": c.feed_forward,
@@ -160,6 +159,11 @@ def _their_rope(c: Config) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": c.rope_base, **found}, **old}
 
 
+def ignored(c: Config) -> tuple[str, ...]:
+    """Buffers of rotary frequencies."""
+    return f"{PREFIX}layers.*.self_attn.rotary_emb.inv_freq", f"{PREFIX}rotary_emb.inv_freq"
+
+
 def rows(c: Config) -> list[Row]:
     """The layout."""
     V, D, N, K, H, F = c.vocab, c.width, c.heads, c.groups, c.head_width, c.feed_forward
@@ -180,10 +184,7 @@ def rows(c: Config) -> list[Row]:
         ("down", (F,), (D,), c.mlp_bias),
     ):
         there = f"{layer}mlp.{name}_proj" if name in ("gate", "up", "down") else f"{layer}self_attn.{name[0]}_proj"
-        found.append(linear(f"blocks/{name}/kernel", f"{there}.weight", inputs, outputs))
-        if biased:
-            size = math.prod(outputs)
-            found.append(Row(f"blocks/{name}/bias", f"{there}.bias", outputs, tuple(range(len(outputs))), (size,)))
+        found += affine(f"blocks/{name}", there, inputs, outputs, biased)
     if c.qk_norm:
         found += [same(f"blocks/{n}_norm/scale", f"{layer}self_attn.{n}_norm.weight", H) for n in "qk"]
     return found if c.tied else [*found, same("head", "lm_head.weight", V, D)]

@@ -126,7 +126,8 @@ def join_rows(x: jax.Array, over: Any) -> jax.Array:
     return auto_axes(one, out_sharding=over)(x)
 
 
-SEQUENCES = {"tokens", "targets", "weight", "bytes", "position", "segment", "mask"}  # fields whose second dim is time
+# fields whose second dim is time
+SEQUENCES = {"tokens", "targets", "weight", "bytes", "position", "segment", "mask", "type"}
 
 
 def batch_axes(field: str, ndim: int) -> str:
