@@ -41,8 +41,8 @@ def find(name: str, data_dir: str | None) -> Any:
         raise UsageError(f"data set {name!r}: {str(error).splitlines()[0]}") from None
 
 
-def load(name: str, split: str, field: str | None, data_dir: str | None) -> Source:
-    """Images with labels, or texts, with labels where the set has classes. Raises UsageError as `sources.load`."""
+def open_split(name: str, split: str, data_dir: str | None) -> tuple[Any, Any, dict[str, Any]]:
+    """Rows, features and identity of a split of a prepared set. Raises UsageError where it is not there."""
     builder = find(name, data_dir)
     if builder.info.splits and split not in builder.info.splits:  # a set that is not prepared knows none
         raise unknown(f"split of {name}", split, builder.info.splits)
@@ -53,9 +53,25 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
             f"data set {name!r} is not prepared as array_record in {builder.data_dir}; run: python -c "
             f"\"import tensorflow_datasets as t; t.data_source('{name}', download=True)\", or set TFDS_DATA_DIR"
         ) from None
-    features, count = builder.info.features, len(rows)
     digest = checksum(repr([(s.name, s.shard_lengths, s.num_bytes) for s in builder.info.splits.values()]).encode())
-    identity = {"name": builder.info.full_name, "split": split, "count": count, "checksum": digest}
+    identity = {"name": builder.info.full_name, "split": split, "count": len(rows), "checksum": digest}
+    return rows, builder.info.features, identity
+
+
+def rows(name: str, split: str, data_dir: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """All rows of a split, and its identity. Raises UsageError where it is not there."""
+    source, _, identity = open_split(name, split, data_dir)
+    return _all(source), identity
+
+
+def _all(source: Any) -> list[dict[str, Any]]:
+    count = len(source)
+    return [row for i in range(0, count, 1024) for row in source.__getitems__(range(i, min(i + 1024, count)))]
+
+
+def load(name: str, split: str, field: str | None, data_dir: str | None) -> Source:
+    """Images with labels, or texts, with labels where the set has classes. Raises UsageError as `sources.load`."""
+    rows, features, identity = open_split(name, split, data_dir)
     if "image" in features and "label" in features:
         if field is not None:
             raise no_field(name, field)
@@ -65,8 +81,8 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
         field = texts[0]
     if field not in texts:
         raise unknown(f"text field of {name}", str(field), texts)
-    read = [row for i in range(0, count, 1024) for row in rows.__getitems__(range(i, min(i + 1024, count)))]
-    documents, identity = tuple(_decode(row[field]) for row in read), {**identity, "field": field}
+    read = _all(rows)
+    documents, identity = tuple(decode(row[field]) for row in read), {**identity, "field": field}
     label = next((k for k, f in features.items() if type(f).__name__ == "ClassLabel"), None)
     if label is None:
         return Texts(documents, identity)
@@ -80,7 +96,8 @@ def _names(label: Any) -> tuple[str, ...] | None:
     return None if names == tuple(map(str, range(len(names)))) else names
 
 
-def _decode(text: bytes | str) -> str:
+def decode(text: bytes | str) -> str:
+    """Text as TFDS gives it, which may be bytes."""
     return text.decode("utf-8") if isinstance(text, bytes) else text
 
 

@@ -13,7 +13,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from models.layers import MASKED, dropout, product, resharded
 from models.spec import Place, Spec, constant, nowhere, zeros
 
-UNSEEN = -1  # the position of a key that is none: of padding, or of a cache's empty place
+UNSEEN = -1  # the place of a key that is none: of padding, or of a cache's empty place
+
+
+def in_order(position: Int[Array, "b t"], start: Int[Array, ""]) -> Int[Array, "b t"]:
+    """The place of tokens in their row, from `start` on, UNSEEN where their position is below 0: [B T] -> [B T].
+
+    Positions may begin anew within a row; what comes first does not change by that.
+    """
+    return jnp.where(position < 0, UNSEEN, start + jnp.arange(position.shape[1])[None])
 
 
 def visible(
@@ -24,7 +32,7 @@ def visible(
     window: int | None = None,
     segments: tuple[Int[Array, "b t"], Int[Array, "b s"]] | None = None,
 ) -> Bool[Array, "_ t s"]:
-    """Which key each query sees: positions query [B T], key [B S] -> [B T S].
+    """Which key each query sees: places in their row query [B T], key [B S] -> [B T S].
 
     A query sees itself and what is before it, or, not `causal`, everything; of what is before it the nearest `window`
     with itself; of its own segment. Padding is seen by padding alone, so that its softmax is one.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.attention import attention, remember, visible
+from models.attention import attention, cache_specs, in_order, remember, visible
 from models.layers import (
     ACTIVATIONS,
     add,
@@ -110,11 +110,10 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Spec]:
-    """The table of a key-value cache for `length` tokens: k v [L B S N H], filled []."""
+    """The table of a key-value cache for `length` tokens: k v [L B S N H], position [B S], filled []."""
     check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
-    shape = (c.depth, batch, length, c.heads, c.width // c.heads)
-    held = Spec(shape, "layers batch key heads head_dim", zeros, dtype=c.compute)
-    return {"k": held, "v": held, "filled": Spec((), "", zeros, dtype="int32")}
+    held = cache_specs(c.depth, batch, length, c.heads, c.width // c.heads, c.compute)
+    return {**held, "filled": Spec((), "", zeros, dtype="int32")}
 
 
 def rate(c: Config, site: str) -> float:
@@ -135,19 +134,21 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], segment [B T] (a token sees
-    its own segment only; not with a cache). With a cache the tokens follow those that it holds.
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
+    that it holds.
     """
     p, tokens = variables["params"], inputs["tokens"]
     keys, start = key if train else None, jnp.zeros((), jnp.int32) if cache is None else cache["filled"]
     T = tokens.shape[1]
     check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
-    now = start + jnp.arange(T)[None]
-    position = inputs.get("position", now)
+    position = resharded(inputs.get("position", start + jnp.arange(T)[None]), place("one query"))
+    now = in_order(position, start)
     stream = place("batch seq width")
 
     x = lookup(p["embed"]["token"], tokens, stream)
-    x = x + lookup(p["embed"]["position"], position, stream if position.shape[0] > 1 else place("one seq width"))
+    over = stream if position.shape[0] > 1 else place("one seq width")
+    x = x + lookup(p["embed"]["position"], jnp.maximum(position, 0), over)
     x = dropout(x.astype(COMPUTE[c.compute]), keys, rate(c, "embed"), "embed", stream)
 
     if cache is None:
@@ -155,7 +156,8 @@ def apply(
         segment = None if segment is None else resharded(segment, place("batch query"))
         mask = visible(now, now, segments=None if segment is None else (segment, segment))
     else:
-        mask = visible(now, jnp.arange(cache["k"].shape[2])[None])
+        then = remember(cache["position"], jnp.broadcast_to(now, (tokens.shape[0], T)), start)[0]
+        mask = visible(now, then)
 
     def branch(x: Array, keys: Array | None, index: Array, site: str) -> Array:
         x = dropout(x, keys, rate(c, "residual"), site, stream)
@@ -194,5 +196,5 @@ def apply(
     logits = unembed(x, table, c.vocab, place("batch seq vocab"))
     if cache is not None:  # what a full cache could not take is wrong, and is not to pass for right
         logits = jnp.where(start + T <= cache["k"].shape[2], logits, jnp.nan)
-    new = None if held is None else {"k": held[0], "v": held[1], "filled": start + T}
+    new = None if held is None else {"k": held[0], "v": held[1], "position": then, "filled": start + T}
     return Outputs(logits, cache=new)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from models.attention import attention, cache_specs, remember, visible
+from models.attention import attention, cache_specs, in_order, remember, visible
 from models.layers import ACTIVATIONS, add, fold_keys, lookup, product, resharded, rms_norm, unembed
 from models.rope import KINDS, Stretch, frequencies, rotate
 from models.spec import Array, Outputs, Place, Spec, nowhere, ones, std, zeros
@@ -219,7 +219,8 @@ def apply(
     p, tokens, keys = variables["params"], inputs["tokens"], key if train else None
     T, start = tokens.shape[1], jnp.zeros((), jnp.int32) if cache is None else cache["filled"]
     check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
-    now = resharded(inputs.get("position", start + jnp.arange(T)[None]), place("one query"))
+    position = resharded(inputs.get("position", start + jnp.arange(T)[None]), place("one query"))
+    now = in_order(position, start)
     turns, stream = frequencies(c.head_width, c.rope_base, c.stretch), place("batch seq width")
     segment = inputs.get("segment")
     segment = None if segment is None else resharded(segment, place("batch query"))
@@ -246,7 +247,7 @@ def apply(
         k, v = (affine("btd,dkh->btkh", h, p[name], place("batch seq kv_heads head_dim")) for name in ("k", "v"))
         if c.qk_norm:
             q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
-        q, k = (rotate(x, now, turns, c.rope_scale) for x in (q, k))
+        q, k = (rotate(x, position, turns, c.rope_scale) for x in (q, k))
         if held is not None:
             at = None if kind == "sliding" else start
             (k, kept_k), (v, kept_v) = remember(held["k"], k, at), remember(held["v"], v, at)

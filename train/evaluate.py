@@ -78,6 +78,25 @@ def evaluate(
     Sums run in float64 on the host in the order of the examples, so that neither the batch size nor the mesh enters.
     Raises Interrupted where `stopped`, asked before each batch, says so.
     """
+    rows, told = measured(examine, variables, exam, place, size, limit, stopped)
+    if not rows:
+        return Scores({}, {}, 0, 0)
+    count = rows["loss"].shape[1]
+    total, weight = rows["loss"]
+    loss = np.divide(total, weight, out=np.full(count, np.nan), where=weight > 0)
+    return scores_of(rows, exam.clusters[:count])._replace(rows=Rows(loss, weight, **told))
+
+
+def measured(
+    examine: Examiner,
+    variables: Any,
+    exam: Exam,
+    place: Placement,
+    size: int,
+    limit: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A row's sums and weights [2 n] in float64, and answers [n ...], by name; raises as `evaluate`."""
     size = -(-size // place.batch_shards) * place.batch_shards
     sums: dict[str, list[np.ndarray]] = {}
     told: dict[str, list[np.ndarray]] = {}
@@ -89,18 +108,18 @@ def evaluate(
             sums.setdefault(name, []).append(np.stack(pair).astype(np.float64))
         for name, values in answers.items():
             told.setdefault(name, []).append(values)
-    if not sums:
-        return Scores({}, {}, 0, 0)
     rows = {name: np.concatenate(parts, 1)[:, : len(exam)] for name, parts in sums.items()}
+    return rows, {name: np.concatenate(parts)[: len(exam)] for name, parts in told.items()}
+
+
+def scores_of(rows: dict[str, np.ndarray], clusters: np.ndarray | None = None) -> Scores:
+    """Ratios of totals with their standard errors: sums and weights [2 n] by name, clusters [n] (each row one)."""
     count = next(iter(rows.values())).shape[1]
-    _, cluster = np.unique(exam.clusters[:count], return_inverse=True)
+    _, cluster = np.unique(np.arange(count) if clusters is None else clusters, return_inverse=True)
     names = sorted(rows, key=lambda n: (n != "loss", n))
     pairs = {name: _ratio(rows[name][0], rows[name][1], cluster) for name in names}
     metrics, stderr = {k: v[0] for k, v in pairs.items()}, {k: v[1] for k, v in pairs.items()}
-    total, weight = rows["loss"]
-    loss = np.divide(total, weight, out=np.full(count, np.nan), where=weight > 0)
-    kept = Rows(loss, weight, **{name: np.concatenate(parts)[:count] for name, parts in told.items()})
-    return Scores(metrics, stderr, count, int(cluster.max()) + 1, rows=kept)
+    return Scores(metrics, stderr, count, int(cluster.max()) + 1)
 
 
 def with_perplexity(scores: Scores) -> Scores:

@@ -1,94 +1,235 @@
-"""Text from a language model: one prefill, then one jitted loop that feeds each token back through the cache."""
+"""Text from a language model: the prompts are read at once, then tokens are written by a jitted loop over the cache.
+
+Legend: B prompts, T time, V vocabulary.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from errors import UsageError
 from models import Model
 
+STRIDE = 16  # tokens that are written before the host looks at them
+ENDED = -1  # what stands after a text's end
 
-def choose(logits: Float[Array, "b v"], key: Key[Array, ""], temperature: float, top_k: int | None) -> Int[Array, "b"]:
-    """One token a row: [B V] -> [B]. Temperature 0 takes the likeliest; top_k leaves the k likeliest alone."""
-    if temperature == 0:
-        return jnp.argmax(logits, -1).astype(jnp.int32)
-    if top_k is not None:
-        floor = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Raises UsageError for values out of their range."""
+
+    temperature: float = 1.0  # 0 takes the likeliest
+    top_k: int | None = None  # draw among the so many likeliest
+    top_p: float | None = None  # among the fewest likeliest that have this probability together
+    min_p: float | None = None  # among those that have this share of the likeliest's probability
+    repetition: float = 1.0  # by how much the logits of tokens that were there are lowered
+    stop: tuple[int, ...] = ()  # tokens that end a text
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf or 0 < self.temperature < 1e-3:
+            raise UsageError(f"sampling wants a temperature of 0, or of 0.001 or more, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"sampling wants a top_k of 1 or more, not {self.top_k}")
+        for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
+            if share is not None and not 0 < share <= 1:
+                raise UsageError(f"sampling wants a {name} above 0, at most 1, not {share}")
+        if not 0 < self.repetition < math.inf:
+            raise UsageError(f"sampling wants a repetition penalty above 0 (1 is none), not {self.repetition}")
+
+
+def narrowed(logits: Float[Array, "b v"], how: Sampling, seen: Bool[Array, "b v"]) -> Float[Array, "b v"]:
+    """Logits to draw by, -inf where a token is out: logits [B V], tokens that were there [B V] -> [B V].
+
+    Source: repetition penalty, Keskar et al. 2019, arXiv:1909.05858, section 4.1 (negative logits are multiplied, as in
+    transformers); top-k, Fan et al. 2018, arXiv:1805.04833; top-p, Holtzman et al. 2020, arXiv:1904.09751, eq. 2;
+    min-p, Nguyen et al. 2024, arXiv:2407.01082, section 3. They apply in this order, after the temperature.
+    """
+    if how.repetition != 1:
+        lowered = jnp.where(logits > 0, logits / how.repetition, logits * how.repetition)
+        logits = jnp.where(seen, lowered, logits)
+    if how.temperature == 0:
+        return logits
+    logits = logits / how.temperature
+    if how.top_k is not None:
+        floor = jax.lax.top_k(logits, min(how.top_k, logits.shape[-1]))[0][:, -1:]
         logits = jnp.where(logits < floor, -jnp.inf, logits)
-    return jax.random.categorical(key, logits / temperature, -1).astype(jnp.int32)
+    if how.top_p is not None:
+        order = jnp.argsort(-logits, -1)
+        sorted_ = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), -1)
+        before = jnp.cumsum(sorted_, -1) - sorted_  # probability of all that are likelier
+        keep = jnp.take_along_axis(before < how.top_p, jnp.argsort(order, -1), -1)
+        logits = jnp.where(keep, logits, -jnp.inf)
+    if how.min_p is not None:
+        floor = jnp.max(logits, -1, keepdims=True) + math.log(how.min_p)
+        logits = jnp.where(logits < floor, -jnp.inf, logits)
+    return logits
 
 
-@partial(jax.jit, static_argnames=("model", "count", "temperature", "top_k"))
-def continue_tokens(
+def choose(
+    logits: Float[Array, "b v"], keys: Key[Array, "b"], how: Sampling, seen: Bool[Array, "b v"]
+) -> Int[Array, "b"]:
+    """One token a row, each by its own key: logits [B V], keys [B], tokens that were there [B V] -> [B]."""
+    logits = narrowed(logits, how, seen)
+    if how.temperature == 0:
+        return jnp.argmax(logits, -1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("model", "room", "how"))
+def read(
     model: Model,
     variables: Any,
-    prompt: Int[Array, "b t"],
-    key: Key[Array, ""],
+    tokens: Int[Array, "b t"],
+    mask: Float[Array, "b t"],
+    ended: Bool[Array, "b"],
+    keys: Key[Array, "b"],
     *,
-    count: int,
-    temperature: float,
-    top_k: int | None,
-) -> Int[Array, "b count"]:
-    """`count` tokens after a prompt, by the cache: prompt [B T] -> [B count]; T + count - 1 must fit the context."""
-    cache = model.cache(prompt.shape[0], prompt.shape[1] + count - 1)
-    draw = partial(choose, temperature=temperature, top_k=top_k)
-    out = model.apply(variables, {"tokens": prompt}, cache=cache)
-    first = draw(out.value[:, -1], jax.random.fold_in(key, 0))
+    room: int,
+    how: Sampling,
+) -> dict[str, Any]:
+    """The state after prompts, with a first token of `room`: tokens, mask [B T], 0 at padding on the left, ended [B].
 
-    def next_one(carry: Any, i: Array) -> tuple[Any, Array]:
-        token, cache = carry
-        out = model.apply(variables, {"tokens": token[:, None]}, cache=cache)
-        token = draw(out.value[:, -1], jax.random.fold_in(key, i))
-        return (token, out.cache), token
+    The state holds the cache, of each row the newest token and its place [B], the tokens that were there [B V] (where
+    the penalty asks for them), whether it has ended [B], and how many were drawn [].
+    """
+    position = jnp.cumsum(mask, 1).astype(jnp.int32) - 1
+    inputs = {"tokens": tokens, "mask": mask, "position": jnp.where(mask > 0, position, -1)}
+    out = model.apply(variables, inputs, cache=model.cache(tokens.shape[0], tokens.shape[1] + room - 1))
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    seen = jnp.zeros((tokens.shape[0], out.value.shape[-1]), bool)
+    if how.repetition != 1:
+        seen = seen.at[rows, tokens].max(mask > 0)
+    state = {"cache": out.cache, "seen": seen, "place": position[:, -1], "ended": ended}
+    state["drawn"] = jnp.zeros((), jnp.int32)
+    return _drawn(state, out.value[:, -1], keys, how)
 
-    _, rest = jax.lax.scan(next_one, (first, out.cache), jnp.arange(1, count))
-    return jnp.concatenate([first[:, None], rest.T], 1)
+
+def _drawn(state: dict[str, Any], logits: Array, keys: Array, how: Sampling) -> dict[str, Any]:
+    """The state with one more token a row."""
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, state["drawn"])
+    token = jnp.where(state["ended"], 0, choose(logits, own, how, state["seen"]))
+    seen = state["seen"]
+    if how.repetition != 1:
+        seen = seen.at[jnp.arange(token.shape[0]), token].max(~state["ended"])
+    stops = jnp.isin(token, jnp.asarray(how.stop, jnp.int32)) if how.stop else jnp.zeros_like(state["ended"])
+    told = jnp.where(state["ended"], ENDED, token)
+    new = {"token": token, "told": told, "ended": state["ended"] | stops, "seen": seen}
+    return {**state, **new, "place": state["place"] + 1, "drawn": state["drawn"] + 1}
+
+
+@partial(jax.jit, static_argnames=("model", "count", "how"))
+def write(
+    model: Model, variables: Any, state: dict[str, Any], keys: Key[Array, "b"], *, count: int, how: Sampling
+) -> tuple[dict[str, Any], Int[Array, "b n"]]:
+    """`count` more tokens a row -> the state after them, and the tokens [B count], ENDED after a row's end."""
+
+    def one(state: dict[str, Any], _: None) -> tuple[dict[str, Any], Array]:
+        inputs = {"tokens": state["token"][:, None], "position": state["place"][:, None]}
+        out = model.apply(variables, inputs, cache=state["cache"])
+        state = _drawn({**state, "cache": out.cache}, out.value[:, -1], keys, how)
+        return state, state["told"]
+
+    state, told = jax.lax.scan(one, state, None, count)
+    return state, told.T
+
+
+@dataclass
+class Pace:
+    """Tokens of all rows that were read and written, and the seconds it took, without compiling."""
+
+    clock: Callable[[], float]
+    tokens: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Both rates."""
+        names = {"read": "prefill", "write": "decode"}
+        rates = {name: (self.tokens[name], self.seconds[name]) for name in names if name in self.tokens}
+        return ", ".join(
+            f"{names[k]}: {n:,} tokens in {s:.3f} s ({n / s:,.0f} a second)" for k, (n, s) in rates.items()
+        )
 
 
 def generate(
     model: Model,
     variables: Any,
-    prompt: np.ndarray,
-    key: Array,
+    prompts: Sequence[np.ndarray],
+    key: Key[Array, ""],
     *,
     count: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
+    how: Sampling | None = None,
+    pace: Pace | None = None,
 ) -> Iterator[np.ndarray]:
-    """`count` tokens after a prompt [T], in chunks as they are made -> arrays [n].
+    """`count` tokens after each of B prompts [T_i], in chunks as they are made -> arrays [B n], ENDED after an end.
 
-    Where the context is full, the newest half of it is read again and the text goes on from there.
-    Raises UsageError for an empty prompt, a family that is no cached language model, and bad settings.
+    Row i draws by the key's fold with i, and what it says does not hang on the other rows. Where the context is full,
+    the newest half of each text is read again and goes on from there.
+    Raises UsageError for an empty prompt, a model that is no cached language model, and bad settings.
     """
-    if "cached" not in model.traits:
+    how = how or Sampling()
+    if not {"cached", "language_model"} <= model.traits:
         raise UsageError(f"family {model.family!r} does not generate text; sample needs a cached language model")
-    if not 0 <= temperature < math.inf or 0 < temperature < 1e-3 or (top_k is not None and top_k < 1) or count < 1:
-        raise UsageError(
-            f"sampling wants a temperature 0 or >= 0.001, top_k >= 1, tokens >= 1; not {temperature}, {top_k}, {count}"
-        )
-    if not len(prompt):
+    if count < 1:
+        raise UsageError(f"sampling wants a count of 1 token or more, not {count}")
+    if not all(len(p) for p in prompts) or not len(prompts):
         raise UsageError("the prompt is empty; give --prompt some text")
-    context, text, chunk = model.config.context, np.asarray(prompt, np.int32), 0
+    context, rows = model.config.context, jnp.arange(len(prompts))
+    texts, seen = [np.asarray(p, np.int32) for p in prompts], [np.asarray(p, np.int32)[-context:] for p in prompts]
+    if max(map(len, texts)) > context:
+        seen = [text[-max(1, context // 2) :] for text in texts]
+    own, chunk = jax.vmap(jax.random.fold_in, (None, 0))(key, rows), 0
+    ended = np.zeros(len(prompts), bool)
+    while count and not ended.all():
+        keys, room = jax.vmap(jax.random.fold_in, (0, None))(own, chunk), context - max(map(len, seen)) + 1
+        for new in _until_full(model, variables, seen, ended, keys, min(count, room), how, pace):
+            texts = [np.concatenate([text, row[row != ENDED]]) for text, row in zip(texts, new, strict=True)]
+            ended, count = np.isin([text[-1] for text in texts], how.stop), count - new.shape[1]
+            yield new
+            if ended.all():
+                break
+        seen, chunk = [text[-max(1, context // 2) :] for text in texts], chunk + 1
+
+
+def _until_full(
+    model: Model,
+    variables: Any,
+    prompts: list[np.ndarray],
+    ended: np.ndarray,
+    keys: Array,
+    count: int,
+    how: Sampling,
+    pace: Pace | None,
+) -> Iterator[np.ndarray]:
+    """`count` tokens after prompts, for which the context has room, in chunks."""
+    longest = max(map(len, prompts))
+    tokens = np.stack([np.pad(p, (longest - len(p), 0)) for p in prompts])
+    mask = np.stack([np.pad(np.ones(len(p), np.float32), (longest - len(p), 0)) for p in prompts])
+    begin = partial(read, model, variables, tokens, mask, ended, keys, room=count, how=how)
+    state = _timed(pace, "read", begin, int(mask.sum()))
+    yield np.asarray(state["told"])[:, None]
+    count -= 1
     while count:
-        seen = text if len(text) <= max(1, context // 2) else text[-max(1, context // 2) :]
-        if chunk == 0 and len(text) < context:
-            seen = text
-        room = min(count, context - len(seen) + 1)
-        made = continue_tokens(
-            model,
-            variables,
-            jnp.asarray(seen)[None],
-            jax.random.fold_in(key, chunk),
-            count=room,
-            temperature=temperature,
-            top_k=top_k,
-        )
-        new = np.asarray(made[0])
-        yield new
-        text, count, chunk = np.concatenate([text, new]), count - room, chunk + 1
+        size = min(count, STRIDE)
+        go_on = partial(write, model, variables, state, keys, count=size, how=how)
+        state, told = _timed(pace, "write", go_on, size * len(prompts))
+        yield np.asarray(told)
+        count -= size
+
+
+def _timed(pace: Pace | None, what: str, work: Callable[[], Any], tokens: int) -> Any:
+    """What the work gives; where its pace is asked for, it is done once before, so that it is compiled."""
+    if pace is None:
+        return work()
+    jax.block_until_ready(work())
+    start = pace.clock()
+    found = jax.block_until_ready(work())
+    pace.tokens[what] = pace.tokens.get(what, 0) + tokens
+    pace.seconds[what] = pace.seconds.get(what, 0.0) + pace.clock() - start
+    return found

@@ -1,0 +1,146 @@
+"""Questions with choices, one of which is right, and texts whose last word is asked: exams of language models.
+
+A question is put as a context and its choices' texts; which is likelier to follow tells what the model takes for right.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import prepared
+from data.kinds import Texts, checksum
+from errors import UsageError, unknown
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A context, the texts that may follow it after a space, and which of them is right."""
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A set of questions, sure of its identity."""
+
+    items: tuple[Question, ...]
+    identity: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def plain(question: str, choices: tuple[str, ...], answer: int, subject: str) -> Question:
+    """The choices' own texts after `Answer:`, as lm-evaluation-harness puts ARC."""
+    return Question(f"Question: {question}\nAnswer:", choices, answer)
+
+
+def lettered(question: str, choices: tuple[str, ...], answer: int, subject: str) -> Question:
+    """The choices listed and their letters asked for, as lm-evaluation-harness puts MMLU.
+
+    Source: Hendrycks et al. 2021, arXiv:2009.03300, figure 1.
+    """
+    about = subject.replace("_", " ")
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False))
+    heading = f"The following are multiple choice questions (with answers) about {about}.\n\n" if subject else ""
+    return Question(f"{heading}{question.strip()}\n{listed}\nAnswer:", tuple(LETTERS[: len(choices)]), answer)
+
+
+FORMS: dict[str, Callable[[str, tuple[str, ...], int, str], Question]] = {"mmlu": lettered}  # by a name's beginning
+
+
+def holds_questions(name: str, data_dir: str | None) -> bool:
+    """Whether a data set is one of questions with choices."""
+    if name.endswith(".jsonl"):
+        return True
+    return _is_prepared(name, data_dir) and {"question", "choices"} <= set(prepared.find(name, data_dir).info.features)
+
+
+def _is_prepared(name: str, data_dir: str | None) -> bool:
+    return any(name in (known, known.split("/")[0]) for known in prepared.prepared(data_dir))
+
+
+def load(name: str, split: str, data_dir: str | None) -> Questions:
+    """Questions of a prepared set, or of a .jsonl file with `context`, `choices` and `answer` in each line.
+
+    Raises UsageError for a split that is not there, and for a line or a row that is no question.
+    """
+    if name.endswith(".jsonl"):
+        return _of_lines(Path(name))
+    rows, identity = prepared.rows(name, split, data_dir)
+    form = next((form for start, form in FORMS.items() if name.startswith(start)), plain)
+    return Questions(tuple(_of_row(row, form, name) for row in rows), identity)
+
+
+def _of_row(row: dict[str, Any], form: Callable[..., Question], name: str) -> Question:
+    texts, labels = row["choices"], None
+    if isinstance(texts, dict):
+        texts, labels = texts["text"], [prepared.decode(label) for label in texts["label"]]
+    given = row["answer"] if "answer" in row else prepared.decode(row["answer_key"])
+    answer = labels.index(given) if labels and given in labels else given
+    choices = tuple(map(prepared.decode, texts))
+    if not str(answer).isdigit() or not 0 <= int(answer) < len(choices):
+        raise UsageError(f"data set {name!r} has a question whose answer {given!r} is none of its choices")
+    subject = prepared.decode(row["subject"]) if "subject" in row else ""
+    return form(prepared.decode(row["question"]), choices, int(answer), subject)
+
+
+def _of_lines(path: Path) -> Questions:
+    try:
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from None
+    items = []
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            item = Question(row["context"], tuple(row["choices"]), row["answer"])
+            fits = isinstance(item.context, str) and all(isinstance(c, str) for c in item.choices)
+            if not fits or type(item.answer) is not int or not 0 <= item.answer < len(item.choices):
+                raise ValueError("context and choices are text, answer the number of a choice, from 0")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}, line {i + 1}: no question with context, choices and answer: {error}") from None
+        items.append(item)
+    if not items:
+        raise UsageError(f"{path} holds no questions")
+    digest = checksum(*(line.encode() for line in lines))
+    return Questions(tuple(items), {"name": path.name, "split": "all", "count": len(items), "checksum": digest})
+
+
+def last_words(texts: Texts) -> Questions:
+    """Each document but its last word, and that word: what LAMBADA asks (Paperno et al. 2016, arXiv:1606.06031).
+
+    Raises UsageError for a document of a single word.
+    """
+    items = []
+    for i, document in enumerate(texts.documents):
+        context, space, word = document.strip().rpartition(" ")
+        if not space:
+            raise UsageError(f"document {i} of {texts.identity['name']!r} has no last word after others: {document!r}")
+        items.append(Question(context, (word,), 0))
+    return Questions(tuple(items), texts.identity)
+
+
+KINDS = ("text", "choices", "last_word")
+
+
+def kind_of(asked: str | None, name: str, data_dir: str | None) -> str:
+    """How a data set examines a language model: as asked, or by what it holds. Raises UsageError."""
+    if asked is None:
+        return "choices" if holds_questions(name, data_dir) else "text"
+    if asked not in KINDS:
+        raise unknown("kind of examination", asked, KINDS)
+    if asked == "choices" and not holds_questions(name, data_dir):
+        raise UsageError(f"data set {name!r} holds no questions with choices; text or last_word would do")
+    return asked
+
+
+def pairs(questions: Iterable[Question]) -> list[tuple[str, str]]:
+    """Each context with each of its choices, a space before it."""
+    return [(q.context, f" {choice}") for q in questions for choice in q.choices]
