@@ -2,7 +2,9 @@
 
     python launch.py train  --config=configs/gpt.py:quickstart --workdir=runs/a   # goes on if runs/a has a checkpoint
     python launch.py eval   --workdir=runs/a            # or runs/a@500, @best, @latest, @all
-    python launch.py sample --workdir=runs/a --prompt="The import statement"
+    python launch.py sample --workdir=runs/a --prompt="The import statement"    # or --from=DIR, of the hub
+    python launch.py convert --from=DIR --workdir=runs/b     # and back: --workdir=runs/b --to=DIR
+    python launch.py tokenizer --train=TEXT --to=bpe.json
     python launch.py doctor                             # devices, versions, data folder, disk
 
 `python launch.py VERB --help` explains a verb and its flags. A config is a file, a named config in it, and ablations:
@@ -42,13 +44,30 @@ Try first:  python launch.py train --config=configs/gpt.py:quickstart --workdir=
 """,
     "eval": """Restore a checkpoint, on any devices, and measure it on the config's held-out split.
 
---workdir takes W (its newest good checkpoint), W@n, W@best or W@all. Other data or batches by knobs, for example
+--workdir takes W (its newest good checkpoint), W@n, W@best or W@all. Other data by --dataset, or by knobs, for example
 --config.eval.split=validation. W/plots/eval-n-* shows where checkpoint n errs: confusion matrix and worst mistakes
 of a classifier, the passages of highest loss of a language model, the values of a regressor.
-""",
-    "sample": """Print the text that a language model puts after --prompt. --workdir as for eval.
 
---temperature=0 takes the likeliest token each time; --top_k=40 draws among the 40 likeliest.
+--from=DIR takes a folder as the Hugging Face hub has it, with its tokenizer. A language model is measured by loss,
+perplexity and bits per byte of texts; where the data are questions with choices, by acc and acc_norm as
+lm-evaluation-harness defines them; with --as=last_word by the last words of texts:
+
+    python launch.py eval --from=DIR --dataset=arc_challenge_test
+    python launch.py eval --from=DIR --dataset=lambada_openai_test --as=last_word
+""",
+    "sample": """Print the text that a language model puts after --prompt. --workdir and --from as for eval.
+
+--temperature=0 takes the likeliest token each time; --top_k=40 draws among the 40 likeliest. Several prompts, each with
+a --prompt of its own, are written at once.
+""",
+    "convert": """Carry a network over from the Hugging Face hub, or to it.
+
+    python launch.py convert --from=DIR --workdir=W      # a checkpoint 0 that eval and sample take, and init_from
+    python launch.py convert --workdir=W --to=DIR        # a folder that transformers loads; W@n, W@best too
+""",
+    "tokenizer": """Learn a byte-level BPE from text and write a tokenizer.json, which --config.data.tokenizer takes.
+
+Try first:  python launch.py tokenizer --train=pydoc_text --size=1024 --to=bpe.json
 """,
     "doctor": """Look at what a run needs: devices, versions, data folder, disk. Say what is wrong and how to mend it.
 """,
@@ -113,18 +132,43 @@ def _flags(verb: str) -> flags.FlagValues:
 
     flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=own)
     whole("cpu_devices", None, "simulate so many CPU devices", 1)
-    if verb != "doctor":
+
+    def texts(name: str, default: list[str], says: str) -> None:
+        flags.DEFINE_multi_string(name, default, says, flag_values=own)
+
+    def share(name: str, says: str) -> None:
+        flags.DEFINE_float(name, None, says, flag_values=own)
+
+    if verb not in ("doctor", "tokenizer"):
         text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
+    if verb in ("eval", "sample", "convert"):
+        text("from", None, "instead of a workdir, a folder as the Hugging Face hub has it")
     if verb == "train":
         text("config", None, "path/to/file.py:name+ablation")
         text("coordinator", None, "host:port of process 0, where several processes train together")
         whole("processes", 1, "how many processes train together", 1)
         whole("process", 0, "which of them this is, from 0")
+    if verb == "eval":
+        text("dataset", None, "what to measure it on; for a workdir None is its own data")
+        text("as", None, "text | choices | last_word: how the data examine; None is choices where there are some")
+    if verb == "convert":
+        text("to", None, "a folder to write, as the Hugging Face hub has it")
+    if verb == "tokenizer":
+        text("train", None, "a data set to learn from: a .txt file or folder, or a name")
+        text("split", "train", "its split")
+        text("field", None, "which text of a set that has several")
+        whole("size", 4096, "how many tokens to learn, the 256 bytes and an end among them", 257)
+        text("to", None, "the tokenizer.json to write")
     if verb == "sample":
-        text("prompt", "\n", "the text to go on from")
+        texts("prompt", ["\n"], "the text to go on from; given again, several at once")
         whole("tokens", 300, "how many tokens to add", 1)
         flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest", lower_bound=0, flag_values=own)
         whole("top_k", None, "draw among the so many likeliest", 1)
+        share("top_p", "among the fewest likeliest that have this probability together")
+        share("min_p", "among those with this share of the likeliest's probability")
+        flags.DEFINE_float("repetition_penalty", 1.0, "lowers tokens that were there; 1 is none", flag_values=own)
+        texts("stop", [], "a text that ends the writing; may be given again")
+        flags.DEFINE_boolean("stats", False, "tell tokens a second of reading and writing", flag_values=own)
         whole("seed", 0, "of the draws", upper=2**32 - 1)
     return own
 
@@ -222,6 +266,33 @@ def _join(args: flags.FlagValues) -> None:
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # jax has put its own in the place of ours
 
 
+def _source(args: flags.FlagValues) -> str | None:
+    """The folder of --from, None where there is --workdir instead. Raises UsageError for both or neither."""
+    if args["from"].value and args.workdir:
+        raise UsageError("--from and --workdir name two models; give one of them")
+    if not args["from"].value and not args.workdir:
+        raise UsageError("--workdir or --from is missing: the folder of a run, or one of the Hugging Face hub")
+    return os.path.expanduser(args["from"].value) if args["from"].value else None
+
+
+def _published(args: flags.FlagValues, assignments: list[tuple[str, str]], **knobs: Any) -> tuple[Any, Any]:
+    """Host and config for --from: every knob at its default, but for some, and those that are assigned."""
+    from configs import base, reader
+
+    _start_jax(args)
+    cfg = base.defaults()
+    for key, value in knobs.items():
+        base.assign(cfg, key.replace("__", "."), value)
+    for key, _ in assignments:
+        _refuse_training(key)
+    return _host(), reader.override(cfg, assignments)
+
+
+def _refuse_training(key: str) -> None:
+    if key.startswith(("optim.", "init_")):
+        raise UsageError(f"--config.{key} is of training; a checkpoint is what it was trained to be")
+
+
 def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> tuple[Any, Any, str, list[int], str]:
     """Host, config maker, workdir, candidate steps and which for --workdir=W@which."""
     from configs import reader
@@ -240,51 +311,118 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
         cfg.mesh = "dp:*"  # the mesh of the training run says nothing about this machine
         cfg.eval.limit = None  # that is of evaluations while training
         for key, _ in assignments:
-            if key.startswith(("optim.", "init_")):
-                raise UsageError(f"--config.{key} is of training; a checkpoint is what it was trained to be")
+            _refuse_training(key)
         return reader.override(cfg, assignments)
 
     return _host(), config, workdir, checkpoint.select(workdir, which), which
 
 
 def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    folder, asked = _source(args), getattr(args, "as")
+    if args.dataset:
+        assignments = [("data.name", args.dataset), *assignments]
+
+    def prepared(cfg: Any, host: Any) -> tuple[str, Any]:
+        """How the data examine, and the held-out ones."""
+        from data import questions
+        from train import restored
+
+        kind = questions.kind_of(asked, cfg.data.name, host.environ.get("TFDS_DATA_DIR"))
+        return kind, restored.example_of(cfg, host, kind)
+
+    if folder is not None:
+        if not args.dataset:
+            raise UsageError("--dataset is missing: what to measure the model on, as --dataset=lambada_openai_test")
+        host, cfg = _published(args, assignments, eval__batch=8)
+        from train import restored
+
+        kind, held_out = prepared(cfg, host)
+        restored.report(restored.open_published(cfg, folder, host, held_out), held_out, kind)
+        return DONE
+
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, restored
 
     def one(step: int) -> None:
-        restored.report_checkpoint(config(step), workdir, step, host)
+        cfg = config(step)
+        kind, held_out = prepared(cfg, host)
+        opened = restored.open_checkpoint(cfg, workdir, step, host, held_out)
+        restored.report(opened, held_out, kind, workdir, step)
 
     if which == "latest":
         checkpoint.first_good(workdir, steps, one, host.say)
-    else:
-        damaged = 0
-        for step in steps:
-            try:
-                one(step)
-            except checkpoint.Damaged as error:
-                if which != "all":
-                    raise
-                damaged += 1
-                host.say(f"{error}; passing over it")
-        return FAILED if damaged else DONE
-    return DONE
+        return DONE
+    damaged = 0
+    for step in steps:
+        try:
+            one(step)
+        except checkpoint.Damaged as error:
+            if which != "all":
+                raise
+            damaged += 1
+            host.say(f"{error}; passing over it")
+    return FAILED if damaged else DONE
 
 
 def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     try:
-        args.prompt.encode()
+        "".join((*args.prompt, *args.stop)).encode()
     except UnicodeEncodeError:  # bytes that the terminal's encoding does not know arrive as lone surrogates
-        raise UsageError("--prompt is not text in the terminal's encoding") from None
+        raise UsageError("--prompt or --stop is not text in the terminal's encoding") from None
+    if any(key == "mesh" for key, _ in assignments):
+        raise UsageError("sample runs on one device and takes no --config.mesh")
+    folder = _source(args)
+    settings: dict[str, Any] = {k: args[k].value for k in ("prompt", "tokens", "stop", "seed", "stats")}
+    how = {k: args[k].value for k in ("temperature", "top_k", "top_p", "min_p")}
+    how["repetition"] = args.repetition_penalty
+    if folder is not None:
+        host, cfg = _published(args, assignments)
+        from train import restored, writing
+
+        writing.say(restored.open_to_write(cfg, host, folder), **settings, **how)
+        return DONE
     host, config, workdir, steps, which = _checkpoint(args, assignments)
-    from train import checkpoint, restored
+    from train import checkpoint, restored, writing
 
     if which == "all":
         raise UsageError("sample takes one checkpoint, not @all")
-    if any(key == "mesh" for key, _ in assignments):
-        raise UsageError("sample runs on one device and takes no --config.mesh")
-    settings: dict[str, Any] = {k: args[k].value for k in ("prompt", "tokens", "temperature", "top_k", "seed")}
-    checkpoint.first_good(
-        workdir, steps, lambda step: restored.sample_checkpoint(config(step), workdir, step, host, **settings), host.say
+
+    def one(step: int) -> None:
+        writing.say(restored.open_to_write(config(step), host, workdir, step), **settings, **how)
+
+    checkpoint.first_good(workdir, steps, one, host.say)
+    return DONE
+
+
+def _convert(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    workdir = _need_workdir(args)
+    if bool(args["from"].value) == bool(args.to):
+        raise UsageError("convert takes --from=DIR --workdir=W, or --workdir=W --to=DIR")
+    if args["from"].value:
+        host, cfg = _published(args, assignments)
+        from train import export
+
+        export.take_in(cfg, os.path.expanduser(args["from"].value), workdir, host)
+        return DONE
+    host, config, workdir, steps, which = _checkpoint(args, assignments)
+    from train import checkpoint, export
+
+    if which == "all":
+        raise UsageError("convert takes one checkpoint, not @all")
+    to = os.path.expanduser(args.to)
+    checkpoint.first_good(workdir, steps, lambda n: export.put_out(config(n), workdir, n, to, host), host.say)
+    return DONE
+
+
+def _tokenizer(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    if not args.train or not args.to:
+        raise UsageError("tokenizer takes --train=DATA --to=FILE, as --train=pydoc_text --to=bpe.json")
+    if assignments:
+        raise UsageError("tokenizer takes no --config.KEY=VALUE; --train, --split, --field and --size say all")
+    from data import tokenizer_training
+
+    tokenizer_training.train_tokenizer(
+        args.train, args.split, args.field, args.size, os.path.expanduser(args.to), _host()
     )
     return DONE
 
@@ -302,6 +440,8 @@ VERBS: dict[str, Callable[[flags.FlagValues, list[tuple[str, str]]], int]] = {
     "train": _train,
     "eval": _eval,
     "sample": _sample,
+    "convert": _convert,
+    "tokenizer": _tokenizer,
     "doctor": _doctor,
 }
 

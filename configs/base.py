@@ -31,7 +31,9 @@ KNOBS: dict[str, Knob] = {
     "data.split": Knob("train", "str", "identity", "split to train on"),
     "data.field": Knob(None, "str | None", "identity", "which text of a TFDS set that has several"),
     "data.weights": Knob(None, "tuple[float] | None", "schedule", "share of each set of a mixture; None is equal"),
-    "data.tokenizer": Knob("byte", "str", "identity", "byte | char | word"),
+    "data.tokenizer": Knob(
+        "byte", "str", "identity", "byte | char | word, or the path of a tokenizer.json or its folder"
+    ),
     "data.vocab": Knob(None, "int | None", "identity", "commonest words that the tokenizer `word` knows; None is all"),
     "data.augment": Knob(None, "str | None", "identity", "for images: flip, crop:PIXELS, joined by commas"),
     "data.mean": Knob(0.0, "float", "identity", "subtracted from pixels in [0, 1]"),

@@ -57,17 +57,20 @@ def of_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0)
         raise UsageError(
             f"config key 'eval.overlap' must lie between 0 and {context - 1}, below model.context, not {overlap}"
         )
-    windows, clusters, told = [], [], []
+    windows, clusters, told, lengths = [], [], [], []
     single, stride = len(texts) == 1, context - overlap
     for i, document in enumerate(texts.documents):
         ids = tokenizer.encode(document)
+        spans = bytes_of(tokenizer, ids, document)
         if not single:  # a document begins after the end of another, and its own end is to be told too
-            ids = np.concatenate([[tokenizer.vocab - 1], ids, [tokenizer.vocab - 1]]).astype(np.int32)
+            ids = np.concatenate([tokenizer.prefix or [tokenizer.eot], ids, [tokenizer.eot]]).astype(np.int32)
+            spans = np.concatenate([np.zeros(len(ids) - 1 - len(spans)), spans, [0]])
         count = 0 if len(ids) < 2 else 1 + max(0, -(-(len(ids) - 1 - context) // stride))
-        grid = np.full(count * stride + context + 1, -1, np.int32)
-        grid[: len(ids)] = ids
+        grid, spread = (np.full(count * stride + context + 1, fill) for fill in (np.int32(-1), np.float32(0)))
+        grid[: len(ids)], spread[: len(ids)] = ids, spans
         starts = np.arange(count) * stride
         windows.append(grid[starts[:, None] + np.arange(context + 1)])
+        lengths.append(spread[starts[:, None] + np.arange(1, context + 1)])
         told.append((starts[:, None] == 0) | (np.arange(context) >= overlap))
         clusters.append(starts if single else np.full(count, i))
     rows = np.concatenate(windows) if windows else np.empty((0, context + 1), np.int32)
@@ -75,5 +78,17 @@ def of_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0)
     weight = ((rows[:, 1:] >= 0) & np.concatenate([*told, np.empty((0, context), bool)])).astype(np.float32)
     fields = {"tokens": tokens, "targets": targets, "weight": weight}
     if tokenizer.byte_lengths is not None:
-        fields["bytes"] = tokenizer.byte_lengths[targets] * weight
+        fields["bytes"] = np.concatenate([*lengths, np.empty((0, context), np.float32)]) * weight
     return Exam(fields, np.concatenate(clusters) if clusters else np.empty(0, np.int64))
+
+
+def bytes_of(tokenizer: Tokenizer, ids: np.ndarray, document: str) -> np.ndarray:
+    """UTF-8 bytes of a document that each of its ids stands for [n]: in all those of the document.
+
+    A space that the tokenizer puts before a text, or what its normalization changes, is the first id's.
+    """
+    found = np.zeros(len(ids), np.float32)
+    if tokenizer.byte_lengths is not None and len(ids):
+        found = tokenizer.byte_lengths[ids]
+        found[0] += len(document.encode()) - found.sum(dtype=np.float64)
+    return found

@@ -79,7 +79,7 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
     texts = [k for k, f in features.items() if type(f).__name__ == "Text"]
     if field is None and texts:
         field = texts[0]
-    if field not in texts:
+    if field is None or field not in texts:
         raise unknown(f"text field of {name}", str(field), texts)
     read = _all(rows)
     documents, identity = tuple(decode(row[field]) for row in read), {**identity, "field": field}

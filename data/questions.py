@@ -35,6 +35,10 @@ class Questions:
     def __len__(self) -> int:
         return len(self.items)
 
+    def first(self, count: int) -> "Questions":
+        """The first so many."""
+        return Questions(self.items[:count], self.identity)
+
 
 def plain(question: str, choices: tuple[str, ...], answer: int, subject: str) -> Question:
     """The choices' own texts after `Answer:`, as lm-evaluation-harness puts ARC."""

@@ -36,7 +36,7 @@ def stream(texts: Texts, tokenizer: Tokenizer) -> np.ndarray:
     """All documents' tokens [n] int32, an `eot` after each but where there is one document only."""
     if len(texts) == 1:
         return tokenizer.encode(texts.documents[0])
-    end = np.array([tokenizer.vocab - 1], np.int32)
+    end = np.array([tokenizer.eot], np.int32)
     return np.concatenate([part for d in texts.documents for part in (tokenizer.encode(d), end)] or [end])
 
 
@@ -82,15 +82,22 @@ def _cut(tokens: np.ndarray, starts: np.ndarray, context: int) -> Batch:
 def padded(texts: Texts, tokenizer: Tokenizer, context: int) -> Examples:
     """Labelled documents as examples: their first `context` tokens, int32 [n T], mask [n T] and label [n].
 
+    What the tokenizer puts around a text is there. T is the longest of them, up to a multiple of 8.
+
     Raises UsageError where the documents have no labels, or secret ones.
     """
     name = texts.identity["name"]
     if texts.labels is None or texts.classes is None:
         raise UsageError(f"data set {name!r} has no labels to tell; as plain text it goes with the loss next_token")
     hold_labels(texts.labels, texts.identity)
-    tokens, mask = (np.zeros((len(texts), context), kind) for kind in (np.int32, np.float32))
-    for i, document in enumerate(texts.documents):
-        ids = tokenizer.encode(document)[:context]
+    before, after = (np.array(ids, np.int32) for ids in (tokenizer.prefix, tokenizer.suffix))
+    room = context - len(before) - len(after)
+    if room < 1:
+        raise UsageError(f"model.context = {context} has no room between {len(before)} and {len(after)} special tokens")
+    rows = [np.concatenate([before, tokenizer.encode(d)[:room], after]) for d in texts.documents]
+    length = min(context, -(-max(map(len, rows), default=1) // 8) * 8)
+    tokens, mask = (np.zeros((len(texts), length), kind) for kind in (np.int32, np.float32))
+    for i, ids in enumerate(rows):
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, 1
     fields = {"tokens": tokens, "mask": mask, "label": texts.labels}
     return Examples(fields, len(texts), texts.identity, texts.classes, texts.names)

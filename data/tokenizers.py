@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, or the characters or words of a corpus. One travels in every checkpoint, as JSON."""
+"""Text to ids and back: bytes, the characters or words of a corpus, or subwords. One travels in every checkpoint."""
 
 import hashlib
 import json
@@ -6,20 +6,37 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from data import subwords, tokenizer_reader
 from errors import UsageError, unknown
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """ids are int32; the last id is the end of a document, `eot`, which stands for no text."""
+    """ids are int32; some of them stand for no text."""
 
     @property
     def vocab(self) -> int:
         """Number of ids."""
+
+    @property
+    def eot(self) -> int:
+        """The end of a document."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """What ends a text that is written, eot among it."""
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """What is put before a text that is read."""
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """What is put after a text that is to be classified."""
 
     @property
     def byte_lengths(self) -> np.ndarray | None:
@@ -35,8 +52,30 @@ class Tokenizer(Protocol):
         """What `restore` needs, as JSON."""
 
 
+class _LastEnds:
+    """A tokenizer whose last id is the end of a document, with nothing around a text."""
+
+    prefix: ClassVar[tuple[int, ...]] = ()
+    suffix: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def vocab(self) -> int:
+        """Number of ids."""
+        raise NotImplementedError
+
+    @property
+    def eot(self) -> int:
+        """The last id."""
+        return self.vocab - 1
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """eot alone."""
+        return (self.eot,)
+
+
 @dataclass(frozen=True)
-class Bytes:
+class Bytes(_LastEnds):
     """UTF-8 bytes: 256 ids and `eot`."""
 
     @property
@@ -63,7 +102,7 @@ class Bytes:
 
 
 @dataclass(frozen=True)
-class Characters:
+class Characters(_LastEnds):
     """The characters of a corpus in code-point order, and `eot`."""
 
     characters: str
@@ -105,7 +144,7 @@ class Characters:
 
 
 @dataclass(frozen=True)
-class Words:
+class Words(_LastEnds):
     """Words between white space, the commonest first; then an id for every other word, and `eot`."""
 
     words: tuple[str, ...]
@@ -134,7 +173,7 @@ class Words:
         return {"kind": "word", "words": list(self.words)}
 
 
-KINDS = ("byte", "char", "word")
+KINDS = ("byte", "char", "word", "subword")
 
 
 def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenizer:
@@ -151,12 +190,22 @@ def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenize
         if not counts:
             raise UsageError("a tokenizer of words needs a corpus with at least one word")
         return Words(tuple(sorted(counts, key=lambda w: (-counts[w], w))[:limit]))
-    raise unknown("tokenizer", kind, KINDS)
+    if kind == "subword" or not tokenizer_reader.is_there(kind):
+        names = (*KINDS[:-1], "the path of a tokenizer.json or of its folder")
+        raise unknown("tokenizer", kind, names)
+    return tokenizer_reader.read(kind)
+
+
+def kind_of(name: str) -> str:
+    """The kind that `data.tokenizer` asks for: a name of KINDS, or a path, which is of a subword tokenizer."""
+    return name if name in KINDS else "subword"
 
 
 def restore(description: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a `description()`. Raises UsageError for an unknown kind."""
     kind = description.get("kind")
+    if kind == "subword":
+        return subwords.restore(description)
     if kind == "char":
         return Characters(description["characters"])
     if kind == "word":

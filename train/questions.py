@@ -35,12 +35,13 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     if not bare:
         return _start(tokenizer), tokenizer.encode(context + continuation)
     continuation = context[len(bare) :] + continuation
-    before = tokenizer.encode(bare)
-    return before, tokenizer.encode(bare + continuation)[len(before) :]
+    before, whole = tokenizer.encode(bare), tokenizer.encode(bare + continuation)
+    start = np.array(tokenizer.prefix, np.int32)
+    return np.concatenate([start, before]), whole[len(before) :]
 
 
 def _start(tokenizer: Tokenizer) -> np.ndarray:
-    return np.array([tokenizer.vocab - 1], np.int32)
+    return np.array(tokenizer.prefix or [tokenizer.eot], np.int32)
 
 
 def likelihoods(

@@ -1,16 +1,38 @@
-"""The composition root of all that starts from a checkpoint: evaluation and sampling, on any devices."""
+"""Models that are there, of checkpoints or of folders of the Hugging Face hub, opened on any devices and measured."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from data import tokenizers
+from data import questions, tokenizer_reader
 from data.evaluation import Exam
 from data.kinds import Source, Texts
-from errors import UsageError
-from train import begin, checkpoint, evaluate, sample
+from errors import UsageError, unknown
+from models import Model, published
+from train import begin, checkpoint, evaluate
+from train import questions as examiner
 from train.host import Host
 from train.record import pictures
-from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up
+from train.setup import PRECISIONS, Config, Setup, exam_of, load_source, measure_views, names_of, set_up
 from train.update import losses, optim, step
+
+WINDOW = 2048  # tokens of a window, at most, by which a published network with a long context is measured
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with its parameters on devices."""
+
+    name: str  # as the user is told
+    setup: Setup
+    views: dict[str, Any]  # variables by the prefix of their metrics; the last are those to be used
+
+    @property
+    def variables(self) -> Any:
+        """Those to be used."""
+        return list(self.views.values())[-1]
 
 
 def restore_state(setup: Setup, workdir: str, n: int) -> step.State:
@@ -21,77 +43,115 @@ def restore_state(setup: Setup, workdir: str, n: int) -> step.State:
     return checkpoint.restore(workdir, n, {part: target[part] for part in wanted})
 
 
+def open_checkpoint(
+    cfg: Config, workdir: str, n: int, host: Host, example: Source, devices: list[jax.Device] | None = None
+) -> Opened:
+    """A checkpoint on devices (all where None), for the kind of an example's data."""
+    setup = set_up(cfg, host, example, checkpoint.load_tokenizer(workdir, n), devices)
+    return Opened(
+        f"checkpoint {n:,} of {workdir}", setup, step.views(restore_state(setup, workdir, n), setup.cfg.optim)
+    )
+
+
+def open_published(
+    cfg: Config, folder: str, host: Host, example: Source, devices: list[jax.Device] | None = None
+) -> Opened:
+    """A folder of the hub on devices (all where None); says what was loaded. `cfg.model` overrides its fields.
+
+    Raises UsageError for a folder that cannot be read, and a network that has no task.
+    """
+    if cfg.train.precision not in PRECISIONS:
+        raise unknown("precision", cfg.train.precision, PRECISIONS)
+    compute, dtype, _ = PRECISIONS[cfg.train.precision]
+    fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
+    model = published.read_config(folder, compute=compute, **fields)
+    cfg.loss, cfg.model.family = loss_of(model), model.family
+    tokenizer = tokenizer_reader.read(folder).description() if isinstance(example, Texts) else None
+    cfg.data.tokenizer = "subword" if tokenizer else cfg.data.tokenizer
+    setup = set_up(cfg, host, example, tokenizer, devices, model)
+    found = published.find(model, folder)
+    found.check()
+    host.say(f"{folder}: {model.family}, {model.count():,} parameters; {found.told}")
+    params = found.variables(setup.place.shardings(model.specs["params"]), jnp.dtype(dtype).name)
+    return Opened(folder, setup, {"": {**params, "stats": {}}})
+
+
+def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None) -> Opened:
+    """A language model on one device: checkpoint n of a workdir, or where n is None a folder of the hub.
+
+    Raises UsageError for what generates no text.
+    """
+    cfg.mesh, one, blank = "dp:1", jax.local_devices()[:1], Texts((), {"name": cfg.data.name})
+    if n is None:
+        return open_published(cfg, name, host, blank, one)
+    if checkpoint.load_tokenizer(name, n) is None or losses.find(cfg.loss).trait != "language_model":
+        raise UsageError(f"{name} holds a {cfg.model.family} trained by loss {cfg.loss}, which does not generate text")
+    return open_checkpoint(cfg, name, n, host, blank, one)
+
+
+def loss_of(model: Model) -> str:
+    """The loss by which a published network is measured. Raises UsageError for one that has none."""
+    for traits, loss in ({"causal", "language_model"}, "next_token"), ({"classifier"}, "softmax"):
+        if traits <= model.traits:
+            return loss
+    raise UsageError(f"a {model.family} with head {model.config.head!r} has no task by which it could be measured")
+
+
+def example_of(cfg: Config, host: Host, kind: str) -> Source:
+    """The held-out data, or where questions are put, no text at all: a model is set up by it."""
+    if kind == "choices":
+        return Texts((), {"name": cfg.data.name})
+    return load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
+
+
 def evaluate_checkpoint(
     cfg: Config, workdir: str, n: int, host: Host, devices: list[jax.Device] | None = None
 ) -> evaluate.Scores:
     """Restore a checkpoint on any devices (all where None) and measure it on the held-out split."""
-    return _examined(cfg, workdir, n, host, devices)[-1]
+    held_out = example_of(cfg, host, "text")
+    return measured(open_checkpoint(cfg, workdir, n, host, held_out, devices), held_out)[1]
 
 
-def report_checkpoint(cfg: Config, workdir: str, n: int, host: Host) -> None:
-    """Measure a checkpoint, say the figures, and draw into a local workdir what they are made of."""
-    setup, held_out, exam, scores = _examined(cfg, workdir, n, host, None)
-    host.say(f"checkpoint {n:,} of {workdir} on {cfg.data.name}, {cfg.eval.split}: {evaluate.in_words(scores)}")
-    if scores.rows is None or jax.process_index() or "://" in workdir:
+def measured(opened: Opened, held_out: Source) -> tuple[Exam, evaluate.Scores]:
+    """The exam that a held-out source gives, and what an opened model makes of it."""
+    setup, exam = opened.setup, exam_of(opened.setup, held_out)
+    examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
+    return exam, measure_views(setup, examine, opened.views, exam, setup.cfg.eval.limit)
+
+
+def asked(opened: Opened, held_out: Source, kind: str) -> evaluate.Scores:
+    """What an opened language model makes of questions: those of a data set, or the last words of texts."""
+    setup = opened.setup
+    if setup.task.trait != "language_model" or setup.tokenizer is None:
+        raise UsageError(f"{opened.name} is no language model, and cannot be asked questions")
+    cfg, data_dir = setup.cfg, setup.host.environ.get("TFDS_DATA_DIR")
+    if kind == "choices":
+        items = questions.load(cfg.data.name, cfg.eval.split, data_dir)
+    else:
+        assert isinstance(held_out, Texts)
+        items = questions.last_words(held_out)
+    examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
+    rows = cfg.eval.batch or cfg.train.batch
+    if cfg.eval.limit is not None:
+        items = items.first(rows * cfg.eval.limit)
+    return examiner.ask(setup.model, setup.tokenizer, examine, opened.variables, setup.place, items, rows)
+
+
+def report(opened: Opened, held_out: Source, kind: str, workdir: str | None = None, n: int = 0) -> None:
+    """Measure an opened model, say the figures, and draw into a local workdir what they are made of."""
+    cfg, host = opened.setup.cfg, opened.setup.host
+    if kind != "text":
+        scores, how = asked(opened, held_out, kind), {"choices": "choices", "last_word": "last words"}[kind]
+        host.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}, {how}: {evaluate.in_words(scores)}")
+        return
+    exam, scores = measured(opened, held_out)
+    host.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}: {evaluate.in_words(scores)}")
+    if scores.rows is None or workdir is None or jax.process_index() or "://" in workdir:
         return
     try:
-        drawn = pictures.draw(setup, held_out, exam, scores.rows, workdir, n)
+        drawn = pictures.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
     except OSError as error:  # another's run may be measured where one must not write
         host.say(f"nothing drawn: {error}")
         return
     if drawn:
         host.say(f"to look at, in {drawn[0].parent}: {', '.join(path.name for path in drawn)}")
-
-
-def _examined(
-    cfg: Config, workdir: str, n: int, host: Host, devices: list[jax.Device] | None
-) -> tuple[Setup, Source, Exam, evaluate.Scores]:
-    held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
-    setup = set_up(cfg, host, held_out, checkpoint.load_tokenizer(workdir, n), devices)
-    state, exam = restore_state(setup, workdir, n), exam_of(setup, held_out)
-    examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
-    return setup, held_out, exam, measure_views(setup, examine, state, exam, cfg.eval.limit)
-
-
-def sample_checkpoint(
-    cfg: Config,
-    workdir: str,
-    n: int,
-    host: Host,
-    *,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    top_k: int | None,
-    seed: int,
-) -> None:
-    """Print a prompt and the text that a checkpoint's model puts after it."""
-    description = checkpoint.load_tokenizer(workdir, n)
-    if description is None or losses.find(cfg.loss).trait != "language_model":
-        raise UsageError(
-            f"{workdir} holds a {cfg.model.family} trained by loss {cfg.loss}, which does not generate text"
-        )
-    tokenizer = tokenizers.restore(description)
-    blank = Texts((), {"name": cfg.data.name})
-    cfg.mesh = "dp:1"
-    setup = set_up(cfg, host, blank, description, jax.local_devices()[:1])
-    variables = list(step.views(restore_state(setup, workdir, n), cfg.optim).values())[-1]
-    ids, end = tokenizer.encode(prompt), tokenizer.vocab - 1
-    written: list[int] = []
-    shown = 0  # characters
-    host.stdout.write(prompt)
-    chunks = sample.generate(
-        setup.model, variables, ids, jax.random.key(seed), count=tokens, temperature=temperature, top_k=top_k
-    )
-    for chunk in chunks:
-        written += chunk.tolist()
-        done = end in written
-        written = written[: written.index(end)] if done else written
-        text = tokenizer.decode(written)
-        ready = len(text.rstrip("\ufffd"))  # the rest may be a character cut in two
-        host.stdout.write(text[shown:ready])
-        host.stdout.flush()
-        shown = max(shown, ready)
-        if done:
-            break
-    host.say(tokenizer.decode(written)[shown:])

@@ -173,7 +173,8 @@ def _train(
 
     def measure(n: int, state: step.State) -> evaluate.Scores:
         """Record what is measured, at the end on the whole split -> the scores on which checkpoints are compared."""
-        measured = partial(measure_views, setup, examine, state, exam, stopped=stopped)
+        views = step.views(state, cfg.optim)
+        measured = partial(measure_views, setup, examine, views, exam, stopped=stopped)
         compared = measured(cfg.eval.limit)
         scores = measured(None) if cfg.eval.limit and n == cfg.train.steps else compared
         recorder.write("eval", n, scores.metrics, split=cfg.eval.split, stderr=scores.stderr)
@@ -181,7 +182,7 @@ def _train(
         return compared
 
     def save(n: int, state: step.State, scores: evaluate.Scores | None) -> None:
-        store.save(state, manifest_of(setup, n, origin, identity, scores), _description(setup))
+        store.save(state, manifest_of(setup, n, origin, identity, scores), setup.description)
 
     def stopped() -> bool:
         """Whether an evaluation is to end: where several processes evaluate, they do so to the end."""
@@ -234,10 +235,6 @@ def _draw_curve(setup: Setup, workdir: str) -> None:
     picture = plots.curve(workdir, f"{setup.model.family} on {setup.cfg.data.name}", setup.task.unit)
     where = f"curve in {picture}, " if picture else ""
     setup.host.say(f"{where}checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
-
-
-def _description(setup: Setup) -> dict[str, Any] | None:
-    return setup.tokenizer.description() if setup.tokenizer else None
 
 
 def manifest_of(

@@ -44,6 +44,11 @@ class Setup:
         return self.model.config.context if self.tokenizer else None
 
     @property
+    def description(self) -> dict[str, Any] | None:
+        """The tokenizer's, as checkpoints carry it."""
+        return self.tokenizer.description() if self.tokenizer else None
+
+    @property
     def fingerprint(self) -> str | None:
         """The tokenizer's, as manifests have it."""
         return tokenizers.fingerprint(self.tokenizer.description()) if self.tokenizer else None
@@ -83,8 +88,8 @@ def names_of(cfg: Config) -> list[str]:
 
 def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
     """The tokenizer of a config; `char` reads every split, for held-out text, `word` the training one."""
-    if cfg.data.tokenizer == "byte":
-        return tokenizers.make("byte", ())
+    if tokenizers.kind_of(cfg.data.tokenizer) in ("byte", "subword"):
+        return tokenizers.make(cfg.data.tokenizer, ())
     corpus: list[str] = []
     for name in names_of(cfg):
         every = sources.splits_of(name, host.environ.get("TFDS_DATA_DIR"))
@@ -137,10 +142,12 @@ def set_up(
     example: Source,
     tokenizer: dict[str, Any] | None,
     devices: list[jax.Device] | None = None,
+    model: Model | None = None,
 ) -> Setup:
     """Model, task and placement (on all devices where None) for a config and the kind of its data.
 
-    `tokenizer` is a checkpoint's description; None makes one as the config says.
+    `tokenizer` is a checkpoint's description; None makes one as the config says. `model` is one that is there, which
+    goes before what the config says.
 
     Raises UsageError for whatever does not fit together.
     """
@@ -154,11 +161,9 @@ def set_up(
 
     task = losses.find(cfg.loss)
     _hold_data_to_task(cfg, example, task)
-    if cfg.data.tokenizer not in tokenizers.KINDS:
-        raise unknown("tokenizer", cfg.data.tokenizer, tokenizers.KINDS)
     made = None
     if isinstance(example, Texts):
-        if tokenizer and tokenizer["kind"] != cfg.data.tokenizer:
+        if tokenizer and tokenizer["kind"] != tokenizers.kind_of(cfg.data.tokenizer):
             kinds = f"the parameters go with {tokenizer['kind']!r}, not with {cfg.data.tokenizer!r}"
             raise UsageError(f"config key 'data.tokenizer': {kinds}")
         made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)
@@ -166,7 +171,9 @@ def set_up(
         raise UsageError(f"config key 'data.augment' = {cfg.data.augment!r}: {cfg.data.name!r} holds no images")
     facts = _facts(example, task, made)
     how = {"compute": compute, "remat": cfg.train.remat, "scan": cfg.train.scan}
-    model = _build(cfg, example, {**facts, **how})
+    model = model or _build(cfg, example, {**facts, **how})
+    if task.needs == "targets" and "causal" not in model.traits and task.trait in model.traits:
+        raise UsageError(f"a {model.family} as configured sees the tokens that loss {cfg.loss!r} asks for")
     if task.trait not in model.traits:
         raise UsageError(f"family {cfg.model.family!r} cannot learn from {cfg.data.name!r} by loss {cfg.loss!r}")
     for name, value in facts.items():
@@ -271,21 +278,21 @@ def exam_of(setup: Setup, source: Source) -> evaluation.Exam:
 def measure_views(
     setup: Setup,
     examine: evaluate.Examiner,
-    state: step.State,
+    views: dict[str, Any],
     exam: evaluation.Exam,
     limit: int | None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> evaluate.Scores:
-    """Measure all that a state has to be evaluated: its parameters, and their running mean where there is one.
+    """Measure all that there is to be evaluated, variables by prefix: parameters, perhaps their running mean.
 
     Raises evaluate.Interrupted where `stopped` says so.
     """
     rows = setup.cfg.eval.batch or setup.cfg.train.batch
-    views = {}
-    for prefix, variables in step.views(state, setup.cfg.optim).items():
+    found = {}
+    for prefix, variables in views.items():
         scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit, stopped)
-        views[prefix] = evaluate.with_perplexity(scores) if setup.task.trait == "language_model" else scores
-    return evaluate.joined(views)
+        found[prefix] = evaluate.with_perplexity(scores) if setup.task.trait == "language_model" else scores
+    return evaluate.joined(found)
 
 
 def _examples(setup: Setup, source: Source) -> Examples:

@@ -93,6 +93,21 @@ class Found:
                 found[path] = wrong[0] if wrong else self.shape(path)
         return found
 
+    @property
+    def told(self) -> str:
+        """What there is in words: tensors for leaves, leaves without any, tensors for none."""
+        have = sum(name in self.tensors.shapes for names in self.names.values() for name in names)
+        fresh = sum(name not in self.tensors.shapes for names in self.names.values() for name in names)
+        over = len(self.passed) + len(self.left)
+        named = f" ({', '.join([*self.left, *self.passed][:4])}{', …' if over > 4 else ''})" if over else ""
+        return f"{have:,} tensors, {fresh:,} fresh, {over:,} left over{named}"
+
+    def variables(self, shardings: Any = None, dtype: str = "float32") -> dict[str, Any]:
+        """All leaves, placed by a tree of shardings (on the first device where None). Raises UsageError as `check`."""
+        self.check()
+        where = flatten(shardings) if shardings is not None else {}
+        return {"params": unflatten({path: self.read(path, where.get(path), dtype) for path in self.rows})}
+
     def check(self) -> None:
         """Raise UsageError for the first tensors that are missing, surplus or misshapen."""
         wrong = []
@@ -163,7 +178,7 @@ def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -
     """
     shapes = {k.removeprefix(prefix): v for k, v in Tensors(file).shapes.items() if k.startswith(prefix)}
     model = models.build(family, **{**_layout(family).fields_of(shapes), **overrides})
-    return model, _variables(find(model, file, prefix=prefix), None, "float32")
+    return model, find(model, file, prefix=prefix).variables()
 
 
 def save(model: models.Model, variables: Any, file: str | Path, *, prefix: str = "") -> None:
@@ -194,7 +209,7 @@ def load_pretrained(
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     model = read_config(directory, ignore, **overrides)
-    return model, _variables(find(model, directory), shardings and shardings(model), dtype)
+    return model, find(model, directory).variables(shardings and shardings(model), dtype)
 
 
 def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: Any) -> models.Model:
@@ -235,12 +250,6 @@ def save_pretrained(model: models.Model, variables: Any, directory: str | Path) 
     part = folder / "config.json.part"
     part.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     os.replace(part, folder / "config.json")
-
-
-def _variables(found: Found, shardings: Any, dtype: str) -> dict[str, Any]:
-    found.check()
-    where = flatten(shardings) if shardings is not None else {}
-    return {"params": unflatten({path: found.read(path, where.get(path), dtype) for path in found.rows})}
 
 
 def _tensors(model: models.Model, variables: Any) -> dict[str, tuple[int, Any]]:

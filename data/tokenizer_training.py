@@ -1,0 +1,32 @@
+"""A tokenizer learnt from a data set."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from data import sources
+from data.kinds import Texts
+from data.subwords import train_bpe
+from errors import UsageError
+
+
+def train_tokenizer(name: str, split: str, field: str | None, size: int, to: str, host: Any) -> None:
+    """Learn a byte-level BPE from a set's texts, write it, and say how well it packs them.
+
+    Raises UsageError for a set that holds no text, a file that is there, and a size that the text cannot fill.
+    """
+    file = Path(to)
+    if file.exists():
+        raise UsageError(f"{to} is there already; give another --to")
+    source = sources.load(name, split, field=field, data_dir=host.environ.get("TFDS_DATA_DIR"))
+    if not isinstance(source, Texts):
+        raise UsageError(f"data set {name!r} holds no text to learn a tokenizer from")
+    made = train_bpe(source.documents, size)
+    if made.vocab < size:
+        raise UsageError(f"--size={size}: the text gives {made.vocab} tokens at most, having no pair left to join")
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(made.source, "utf-8")
+    os.replace(part, file)
+    tokens = sum(len(made.encode(document)) for document in source.documents)
+    count = sum(len(document.encode()) for document in source.documents)
+    host.say(f"{to}: {made.vocab:,} tokens, {count / max(tokens, 1):.3f} bytes a token on {name}, {split}")

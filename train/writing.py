@@ -1,0 +1,71 @@
+"""Text out of a language model as it is made: tokens become characters when no later token can change them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from data.tokenizers import Tokenizer
+from train import sample
+from train.restored import Opened
+
+
+def texts(
+    tokenizer: Tokenizer, prompts: Sequence[np.ndarray], chunks: Iterator[np.ndarray], until: Sequence[str] = ()
+) -> Iterator[list[str]]:
+    """What each chunk of tokens [B n] adds to the text of each row -> B texts; a row ends before a text of `until`.
+
+    What may be the beginning of a character or of such a text is held back until it is decided.
+    """
+    before = [tokenizer.decode(p) for p in prompts]  # a decoder may drop the first space of all, so decode on from it
+    written: list[list[int]] = [[] for _ in prompts]
+    shown, ended = [0] * len(prompts), [False] * len(prompts)
+
+    def more(row: int, last: bool) -> str:
+        text = tokenizer.decode([*prompts[row], *written[row]])[len(before[row]) :]
+        ends = [at for stop in until if (at := text.find(stop)) >= 0]
+        ready = min(ends) if ends else len(text) if last else _decided(text, until)
+        ended[row] = ended[row] or bool(ends)
+        new, shown[row] = text[shown[row] : ready], max(shown[row], ready)
+        return new
+
+    for chunk in chunks:
+        for row, new in enumerate(chunk):
+            written[row] += [] if ended[row] else new[new != sample.ENDED].tolist()
+        yield [more(row, last=False) for row in range(len(prompts))]
+        if all(ended):
+            return
+    yield [more(row, last=True) for row in range(len(prompts))]
+
+
+def _decided(text: str, until: Sequence[str]) -> int:
+    """Up to where later tokens change nothing of a text."""
+    ready = len(text.rstrip("\ufffd"))  # the rest may be a character cut in two
+    partial = [n for stop in until for n in range(1, len(stop)) if text[:ready].endswith(stop[:n])]
+    return ready - max(partial, default=0)
+
+
+def say(
+    opened: Opened, *, prompt: Sequence[str], tokens: int, stop: Sequence[str], seed: int, stats: bool, **how: Any
+) -> None:
+    """Print prompts and the texts that a model puts after them: one as it is made, several one after another.
+
+    `how` are the fields of a Sampling; a text ends at the tokenizer's ends, and before a text of `stop`.
+    """
+    setup, host = opened.setup, opened.setup.host
+    tokenizer = setup.tokenizer
+    assert tokenizer is not None
+    ids = [np.array([*tokenizer.prefix, *tokenizer.encode(text)], np.int32) for text in prompt]
+    pace, sampling = sample.Pace(host.clock) if stats else None, sample.Sampling(stop=tokenizer.ends, **how)
+    key, alone = jax.random.key(seed), len(prompt) == 1
+    made = sample.generate(setup.model, opened.variables, ids, key, count=tokens, how=sampling, pace=pace)
+    host.stdout.write(prompt[0] if alone else "")
+    parts: list[list[str]] = []
+    for new in texts(tokenizer, ids, made, [text for text in stop if text]):
+        parts.append(new)
+        host.stdout.write(new[0] if alone else "")
+        host.stdout.flush()
+    host.say("" if alone else "\n\n".join(p + "".join(rows) for p, *rows in zip(prompt, *parts, strict=True)))
+    if pace:
+        host.say(f"{pace}; {len(prompt)} at once, {jax.local_devices()[0].device_kind}")
