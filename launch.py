@@ -271,7 +271,9 @@ def _source(args: flags.FlagValues) -> str | None:
     if args["from"].value and args.workdir:
         raise UsageError("--from and --workdir name two models; give one of them")
     if not args["from"].value and not args.workdir:
-        raise UsageError("--workdir or --from is missing: the folder of a run, or one of the Hugging Face hub")
+        raise UsageError(
+            "--workdir is missing: the folder of the run, as --workdir=runs/a; or --from, one of the Hugging Face hub"
+        )
     return os.path.expanduser(args["from"].value) if args["from"].value else None
 
 
@@ -322,21 +324,13 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if args.dataset:
         assignments = [("data.name", args.dataset), *assignments]
 
-    def prepared(cfg: Any, host: Any) -> tuple[str, Any]:
-        """How the data examine, and the held-out ones."""
-        from data import questions
-        from train import restored
-
-        kind = questions.kind_of(asked, cfg.data.name, host.environ.get("TFDS_DATA_DIR"))
-        return kind, restored.example_of(cfg, host, kind)
-
     if folder is not None:
         if not args.dataset:
             raise UsageError("--dataset is missing: what to measure the model on, as --dataset=lambada_openai_test")
         host, cfg = _published(args, assignments, eval__batch=8)
         from train import restored
 
-        kind, held_out = prepared(cfg, host)
+        kind, held_out = restored.exam_source(cfg, host, asked)
         restored.report(restored.open_published(cfg, folder, host, held_out), held_out, kind)
         return DONE
 
@@ -345,7 +339,7 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
     def one(step: int) -> None:
         cfg = config(step)
-        kind, held_out = prepared(cfg, host)
+        kind, held_out = restored.exam_source(cfg, host, asked)
         opened = restored.open_checkpoint(cfg, workdir, step, host, held_out)
         restored.report(opened, held_out, kind, workdir, step)
 
@@ -365,10 +359,11 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
 
 def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
-    try:
-        "".join((*args.prompt, *args.stop)).encode()
-    except UnicodeEncodeError:  # bytes that the terminal's encoding does not know arrive as lone surrogates
-        raise UsageError("--prompt or --stop is not text in the terminal's encoding") from None
+    for name in ("prompt", "stop"):
+        try:
+            "".join(args[name].value).encode()
+        except UnicodeEncodeError:  # bytes that the terminal's encoding does not know arrive as lone surrogates
+            raise UsageError(f"--{name} is not text in the terminal's encoding") from None
     if any(key == "mesh" for key, _ in assignments):
         raise UsageError("sample runs on one device and takes no --config.mesh")
     folder = _source(args)
@@ -419,11 +414,9 @@ def _tokenizer(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> in
         raise UsageError("tokenizer takes --train=DATA --to=FILE, as --train=pydoc_text --to=bpe.json")
     if assignments:
         raise UsageError("tokenizer takes no --config.KEY=VALUE; --train, --split, --field and --size say all")
-    from data import tokenizer_training
+    from train import tokenizing
 
-    tokenizer_training.train_tokenizer(
-        args.train, args.split, args.field, args.size, os.path.expanduser(args.to), _host()
-    )
+    tokenizing.learn(args.train, args.split, args.field, args.size, os.path.expanduser(args.to), _host())
     return DONE
 
 

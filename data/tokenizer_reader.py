@@ -106,7 +106,7 @@ def _byte_level(vocab: Path, merges: Path) -> str:
         ids = json.loads(_text(vocab))
         made = Tokenizer(models.BPE(ids, [(left, right) for left, _, right in (line.partition(" ") for line in lines)]))
     except Exception as error:  # the library raises nothing narrower
-        raise UsageError(f"{vocab} and {merges.name} are no byte-level BPE: {error}") from None
+        raise UsageError(f"{vocab} and {merges.name} are no byte-level BPE: {str(error).splitlines()[0]}") from None
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     if EOT in ids:

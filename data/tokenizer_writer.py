@@ -8,7 +8,7 @@ from data.tokenizers import Bytes, Characters, Tokenizer
 
 
 def write(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, which transformers reads, into a folder; words have no such form."""
+    """Write tokenizer.json and tokenizer_config.json for transformers into a folder; words have no such form."""
     made = as_subwords(tokenizer)
     if made is None:
         return

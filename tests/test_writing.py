@@ -1,0 +1,59 @@
+"""Text as it is written: characters cut in two, texts that end the writing, and first spaces."""
+
+import numpy as np
+import pytest
+
+from data import subwords, tokenizers
+from train import writing
+from train.sample import ENDED
+
+BYTE = tokenizers.Bytes()
+
+
+def chunks(rows: list[str], size: int) -> list[np.ndarray]:
+    """Bytes of texts, in chunks, ENDED after the end of each."""
+    ids = [BYTE.encode(row) for row in rows]
+    longest = max(map(len, ids))
+    whole = np.stack([np.pad(i, (0, longest - len(i)), constant_values=ENDED) for i in ids])
+    return [whole[:, at : at + size] for at in range(0, longest, size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_what_is_shown_is_never_taken_back(size: int) -> None:
+    """Whole characters alone, and in the end all of them, broken ones as U+FFFD."""
+    rows = ["naïve 🙂 – café", "日本語", "x"]
+    prompts = [BYTE.encode("é "), BYTE.encode("a"), BYTE.encode("🙂")]
+    parts = list(writing.texts(BYTE, prompts, iter(chunks(rows, size))))
+    assert ["".join(p[i] for p in parts) for i in range(3)] == rows
+    assert not any("\ufffd" in new for part in parts for new in part)
+    cut = np.array([list("é".encode())[:1]])
+    assert "".join(p[0] for p in writing.texts(BYTE, prompts[:1], iter([cut]))) == "\ufffd"
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_text_ends_before_what_stops_it(size: int) -> None:
+    """Wherever chunks are cut, and nothing of it is shown before it is decided; rows without it go on."""
+    rows = ["one\n\nQ: two", "one\nQ two \n", "\n\n"]
+    prompts = [BYTE.encode("a\n")] * 3
+    parts = list(writing.texts(BYTE, prompts, iter(chunks(rows, size)), ["\n\n", "Q:"]))
+    assert ["".join(p[i] for p in parts) for i in range(3)] == ["one", "one\nQ two \n", ""]
+
+
+def test_writing_ends_when_all_have() -> None:
+    made = iter(chunks(["a.bcdef", "xy.zabc"], 2))
+    list(writing.texts(BYTE, [BYTE.encode("p")] * 2, made, ["."]))
+    assert len(list(made)) == 2  # of four
+
+
+def test_the_first_space_stays() -> None:
+    """A decoder that drops the first space of all does not drop that of what is written."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    coder = Tokenizer(models.BPE({"</s>": 0, "▁": 1, "a": 2, "▁a": 3}, [("▁", "a")]))
+    coder.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    coder.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = subwords.Subwords(coder.to_str(), 0)
+    assert tokenizer.encode("a").tolist() == [3]
+    assert tokenizer.decode([3]) == "a"
+    written = writing.texts(tokenizer, [tokenizer.encode("a")], iter([np.array([[3, 2]])]))
+    assert "".join(part[0] for part in written) == " aa"
