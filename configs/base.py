@@ -35,6 +35,7 @@ KNOBS: dict[str, Knob] = {
         "byte", "str", "identity", "byte | char | word, or the path of a tokenizer.json or its folder"
     ),
     "data.vocab": Knob(None, "int | None", "identity", "commonest words that the tokenizer `word` knows; None is all"),
+    "data.length": Knob(None, "int | None", "identity", "tokens that a text to classify keeps; None is model.context"),
     "data.augment": Knob(None, "str | None", "identity", "for images: flip, crop:PIXELS, joined by commas"),
     "data.mean": Knob(0.0, "float", "identity", "subtracted from pixels in [0, 1]"),
     "data.deviation": Knob(1.0, "float", "identity", "by which pixels are divided after that"),

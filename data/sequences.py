@@ -93,7 +93,9 @@ def padded(texts: Texts, tokenizer: Tokenizer, context: int) -> Examples:
     before, after = (np.array(ids, np.int32) for ids in (tokenizer.prefix, tokenizer.suffix))
     room = context - len(before) - len(after)
     if room < 1:
-        raise UsageError(f"model.context = {context} has no room between {len(before)} and {len(after)} special tokens")
+        raise UsageError(
+            f"a length of {context} tokens has no room between {len(before)} and {len(after)} special tokens"
+        )
     rows = [np.concatenate([before, tokenizer.encode(d)[:room], after]) for d in texts.documents]
     length = min(context, -(-max(map(len, rows), default=1) // 8) * 8)
     tokens, mask = (np.zeros((len(texts), length), kind) for kind in (np.int32, np.float32))

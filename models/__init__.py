@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from errors import UsageError, unknown
 from models import bert, cnn, flax, gpt, llama, mlp, rnn, spec
-from models.layers import row_keys
-from models.spec import Array, Outputs, Place, nowhere
+from models.layers import logits_of, row_keys
+from models.spec import Array, Outputs, Place, Unembedding, nowhere
 from models.validate import Pairs, check_types, frozen
 
 FAMILIES: dict[str, ModuleType] = {
@@ -67,8 +67,12 @@ class Model:
         key: Array | None = None,
         cache: Any = None,
         place: Place = nowhere,
+        logits: bool = True,
     ) -> Outputs:
         """The family's `apply`; a bare array is taken as its main input, and a single key is spread over the rows.
+
+        A language model's value is its logits [B T V]; with `logits` False an Unembedding, which a loss may take in
+        parts: at a large vocabulary the logits are by far the largest array there is.
 
         Raises UsageError for a cache that the model does not keep.
         """
@@ -79,7 +83,10 @@ class Model:
         variables, inputs = jax.tree.map(jnp.asarray, (variables, inputs))
         if key is not None and key.ndim == 0:
             key = row_keys(key, jnp.arange(next(iter(inputs.values())).shape[0]))
-        return self.module.apply(variables, inputs, self.config, train=train, key=key, cache=cache, place=place)
+        out = self.module.apply(variables, inputs, self.config, train=train, key=key, cache=cache, place=place)
+        if logits and isinstance(out.value, Unembedding):
+            return out.replace(value=logits_of(out.value, place("batch seq vocab")))
+        return out
 
     def predict(self, variables: Any, inputs: Any) -> Any:
         """The value without training's noise: logits of a classifier [B C], of a language model [B T V] in float32."""

@@ -25,9 +25,8 @@ from models.layers import (
     norm_specs,
     product,
     resharded,
-    unembed,
 )
-from models.spec import Array, Outputs, Place, Spec, nowhere, std, zeros
+from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std, zeros
 from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
 
 TRAITS = frozenset({"encoder"})
@@ -192,7 +191,7 @@ def apply(
         h = layer_norm(ACTIVATIONS[c.activation](affine("btd,de->bte", x, p["head"], stream)), p["head"]["norm"], c.eps)
         vocab = p["head"]["vocab"]
         table = p["embed"]["token"] if c.tied else vocab["kernel"]
-        return Outputs(unembed(h, table, c.vocab, place("batch seq vocab"), vocab["bias"]))
+        return Outputs(Unembedding(h, table, c.vocab, vocab["bias"]))
     if c.pool == "first":
         x = resharded(x, place("batch query width"))[:, 0]
         x = jnp.tanh(dense(x, p["pooler"], place("batch width"))) if c.pooler else x

@@ -23,9 +23,8 @@ from models.layers import (
     norm_specs,
     product,
     resharded,
-    unembed,
 )
-from models.spec import Array, Outputs, Place, Spec, nowhere, std, zeros
+from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std, zeros
 from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -193,8 +192,7 @@ def apply(
 
     x = layer_norm(x, p["norm"], c.eps)
     table = p["embed"]["token"] if c.tied else p["head"]
-    logits = unembed(x, table, c.vocab, place("batch seq vocab"))
     if cache is not None:  # what a full cache could not take is wrong, and is not to pass for right
-        logits = jnp.where(start + T <= cache["k"].shape[2], logits, jnp.nan)
+        x = jnp.where(start + T <= cache["k"].shape[2], x, jnp.nan)
     new = None if held is None else {"k": held[0], "v": held[1], "position": then, "filled": start + T}
-    return Outputs(logits, cache=new)
+    return Outputs(Unembedding(x, table, c.vocab), cache=new)

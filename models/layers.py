@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models.spec import Law, Spec, ones, zeros
+from models.spec import Law, Spec, Unembedding, ones, zeros
 
 MASKED = -1e30  # a logit that no softmax can see: finite, so that 0 * MASKED is 0 in a gradient
 
@@ -173,19 +173,14 @@ def lookup(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: Any = None) -
     return gathered(table, ids).at[ids].get(out_sharding=out)
 
 
-def unembed(
-    x: Float[Array, "b t d"],
-    table: Float[Array, "v d"],
-    vocab: int,
-    out: Any = None,
-    bias: Float[Array, " v"] | None = None,
-) -> Float[Array, "b t v"]:
-    """Logits over the padded vocabulary, float32, the padding masked: x [B T D], table [V D], bias [V] -> [B T V]."""
-    logits = product("btd,vd->btv", x, table, out, jnp.float32)
-    logits = logits if bias is None else add(logits, bias)
-    if table.shape[0] == vocab:
+def logits_of(value: Unembedding, out: Any = None) -> Float[Array, "b t v"]:
+    """Logits over the padded vocabulary, float32, the padding masked -> [B T V]."""
+    size = value.table.shape[0]
+    logits = product("btd,vd->btv", value.x, value.table, out, jnp.float32)
+    logits = logits if value.bias is None else add(logits, value.bias)
+    if size == value.vocab:
         return logits
-    real = jnp.arange(table.shape[0]) < vocab
+    real = jnp.arange(size) < value.vocab
     return jnp.where(real[None, None], logits, MASKED)
 
 

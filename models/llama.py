@@ -14,9 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from models.attention import attention, cache_specs, in_order, remember, visible
-from models.layers import ACTIVATIONS, add, fold_keys, lookup, product, resharded, rms_norm, unembed
+from models.layers import ACTIVATIONS, add, fold_keys, lookup, product, resharded, rms_norm
 from models.rope import KINDS, Stretch, frequencies, rotate
-from models.spec import Array, Outputs, Place, Spec, nowhere, ones, std, zeros
+from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, ones, std, zeros
 from models.stack import scan_layers
 from models.validate import COMPUTE, REMAT, check, one_of
 
@@ -265,12 +265,10 @@ def apply(
     held = None if cache is None else {kind: {n: cache[kind][n] for n in ("k", "v")} for kind in masks}
     how: dict[str, Any] = dict(remat=c.remat, scan=c.scan)
     x, held = scan_layers(lambda kind: partial(block, kind), c.kinds, x, p["blocks"], held, **how)
-    logits = unembed(
-        norm(x, p["norm"]), p["embed"]["token"] if c.tied else p["head"], c.vocab, place("batch seq vocab")
-    )
+    x, table = norm(x, p["norm"]), p["embed"]["token"] if c.tied else p["head"]
     if cache is None or held is None:
-        return Outputs(logits)
+        return Outputs(Unembedding(x, table, c.vocab))
     if "full" in cache:  # what a full cache could not take is wrong, and is not to pass for right
-        logits = jnp.where(start + T <= cache["full"]["k"].shape[2], logits, jnp.nan)
+        x = jnp.where(start + T <= cache["full"]["k"].shape[2], x, jnp.nan)
     new = {kind: {**held[kind], "position": positions[kind]} for kind in held}
-    return Outputs(logits, cache={**new, "filled": start + T})
+    return Outputs(Unembedding(x, table, c.vocab), cache={**new, "filled": start + T})

@@ -12,9 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from models.layers import MASKED, dense, dropout, linear, lookup, resharded, unembed
+from models.layers import MASKED, dense, dropout, linear, lookup, resharded
 from models.recurrent import CELLS, layer_specs, run_layer, state_specs
-from models.spec import Array, Outputs, Place, Spec, normal, nowhere, std, uniform, zeros
+from models.spec import Array, Outputs, Place, Spec, Unembedding, normal, nowhere, std, uniform, zeros
 from models.validate import COMPUTE, check, one_of
 
 TRAITS = frozenset({"causal", "cached", "carried", "classifier", "language_model", "regressor", "encoder"})
@@ -152,8 +152,7 @@ def apply(
     if c.head == "tokens":
         assert c.vocab is not None
         x = dropout(x, keys, c.dropout, "head", along)
-        logits = unembed(x, p["head"]["kernel"], c.vocab, place("batch time vocab"))
-        value = logits + p["head"]["bias"][None, None]
+        value: Any = Unembedding(x, p["head"]["kernel"], c.vocab, p["head"]["bias"])
     elif c.head == "none":
         value = x.astype(jnp.float32)
     else:

@@ -129,8 +129,24 @@ class Spec:
 
 
 @struct.dataclass
+class Unembedding:
+    """Logits that are not made yet: x [B T D] by the rows of table [V D], perhaps plus bias [V].
+
+    Rows from `vocab` on are padding.
+    """
+
+    x: Any
+    table: Any
+    vocab: int = struct.field(pytree_node=False)
+    bias: Any = None
+
+
+@struct.dataclass
 class Outputs:
-    """What `apply` returns: the value, new running statistics, new cache, and `(sum, weight)` scalars for the loss."""
+    """What `apply` returns: value, new running statistics, new cache, and `(sum, weight)` scalars for the loss.
+
+    The value of a language model is an Unembedding.
+    """
 
     value: Any
     stats: Any = None

@@ -151,7 +151,7 @@ class Trainer:
             )
             keys = models.row_keys(jax.random.key(7), rows)
             variables = {"params": params, "stats": stats}
-            out = self.model.apply(variables, batch, train=train, key=keys, place=self.place)
+            out = self.model.apply(variables, batch, train=train, key=keys, place=self.place, logits=False)
             total, weight = self.task(out.value, batch)["loss"]
             return jnp.sum(total) / jnp.sum(weight)
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import models
-from configs import base, cnn, flax, gpt, llama, mlp, reader, rnn
+from configs import base, bert, cnn, flax, gpt, llama, mlp, reader, rnn
 from configs.base import KNOBS
 from errors import UsageError
 from models.validate import REMAT
@@ -19,7 +19,7 @@ from train import setup
 from train.update import losses, optim, schedules
 
 ROOT = Path(__file__).parent.parent
-FILES = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "flax": flax}
+FILES = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "bert": bert, "flax": flax}
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))
     for file, module in FILES.items()

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -33,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert launch.main(["train", "--config=configs/llama.py:quick", f"--workdir={home}/W", *SMALL, *more]) == 0
     (home / "bpe.json").unlink()  # from here on the checkpoint's own will do
     assert launch.main(["convert", f"--workdir={home}/W", f"--to={home}/H"]) == 0
+    jax.set_mesh(None)
     return home
 
 
@@ -79,7 +81,7 @@ def test_what_is_brought_in_goes_out_again_bit_for_bit(folder: Path, tmp_path: P
     # and another run may begin with it
     more = ["--config.model.kv_heads=2", f"--config.data.tokenizer={folder}/H", f"--config.init_from={tmp_path}/W"]
     out = said(capsys, "train", "--config=configs/llama.py:quick", f"--workdir={tmp_path}/N", *SMALL, *more)
-    assert "12 leaves loaded" in out
+    assert "11 leaves loaded" in out
 
 
 def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> None:

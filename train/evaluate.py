@@ -58,7 +58,7 @@ def make_examiner(model: Model, task: Task, place: Placement) -> Examiner:
     """The jitted forward pass: (variables, batch) -> a row's sums and weights [B], and answers, whole everywhere."""
 
     def examine(variables: Any, batch: dict[str, jax.Array]) -> tuple[Terms, dict[str, jax.Array]]:
-        value = model.apply(variables, batch, place=place).value
+        value = model.apply(variables, batch, place=place, logits=False).value
         return task(value, batch), task.answers(value, batch)
 
     return jax.jit(examine, out_shardings=place.whole)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from errors import UsageError
 from models import Model
+from models.layers import logits_of
 
 STRIDE = 16  # tokens that are written before the host looks at them
 ENDED = -1  # what stands after a text's end
@@ -101,14 +102,16 @@ def read(
     """
     position = jnp.cumsum(mask, 1).astype(jnp.int32) - 1
     inputs = {"tokens": tokens, "mask": mask, "position": jnp.where(mask > 0, position, -1)}
-    out = model.apply(variables, inputs, cache=model.cache(tokens.shape[0], tokens.shape[1] + room - 1))
+    cache = model.cache(tokens.shape[0], tokens.shape[1] + room - 1)
+    out = model.apply(variables, inputs, cache=cache, logits=False)
+    last = logits_of(out.value.replace(x=out.value.x[:, -1:]))[:, 0]
     rows = jnp.arange(tokens.shape[0])[:, None]
-    seen = jnp.zeros((tokens.shape[0], out.value.shape[-1]), bool)
+    seen = jnp.zeros(last.shape, bool)
     if how.repetition != 1:
         seen = seen.at[rows, tokens].max(mask > 0)
     state = {"cache": out.cache, "seen": seen, "place": position[:, -1], "ended": ended}
     state["drawn"] = jnp.zeros((), jnp.int32)
-    return _drawn(state, out.value[:, -1], keys, how)
+    return _drawn(state, last, keys, how)
 
 
 def _drawn(state: dict[str, Any], logits: Array, keys: Array, how: Sampling) -> dict[str, Any]:

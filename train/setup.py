@@ -102,7 +102,7 @@ def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
 LEAST = {  # of knobs that count something
     1: (
         *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit"),
-        *("checkpoint.every", "checkpoint.keep", "data.vocab"),
+        *("checkpoint.every", "checkpoint.keep", "data.vocab", "data.length"),
     ),
     0: ("checkpoint.keep_best", "data.workers", "train.max_skipped"),
 }
@@ -132,8 +132,11 @@ def check_values(cfg: Config) -> None:
         raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
 
 
+OR_NONE = ("eval.every", "eval.batch", "eval.limit", "checkpoint.every", "data.vocab", "data.length")
+
+
 def _or_none(key: str) -> str:
-    return ", or None" if key in ("eval.every", "eval.batch", "eval.limit", "checkpoint.every", "data.vocab") else ""
+    return ", or None" if key in OR_NONE else ""
 
 
 def set_up(
@@ -300,4 +303,4 @@ def _examples(setup: Setup, source: Source) -> Examples:
         return source
     assert setup.tokenizer is not None
     assert setup.context is not None
-    return sequences.padded(source, setup.tokenizer, setup.context)
+    return sequences.padded(source, setup.tokenizer, min(setup.context, setup.cfg.data.length or setup.context))

@@ -223,7 +223,7 @@ def gradient_of(model: Model, task: Task, place: Placement, options: Options) ->
         if options.frozen is not None:
             params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, options.frozen)
         variables = {"params": params, "stats": stats}
-        out = model.apply(variables, batch, train=True, key=keys, cache=carry or None, place=place)
+        out = model.apply(variables, batch, train=True, key=keys, cache=carry or None, place=place, logits=False)
         terms = summed(out.value, batch)
         more = sum((s / w for s, w in out.aux.values()), start=jnp.zeros(()))  # of the model's own, a mean over rows
         share = terms["loss"][1] / total

