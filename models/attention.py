@@ -1,74 +1,72 @@
-"""Scaled dot-product attention, which keys a query sees, and the key-value cache.
+"""Scaled dot-product attention by the backend that is asked for, and the key-value cache.
 
 Legend: B batch, T query time, S key time, N query heads, K key-value heads, H head width.
 """
 
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import auto_axes
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
+from errors import UsageError
+from models.kernels import LANES, cudnn, splash, xla
 from models.layers import MASKED, dropout, product, resharded
+from models.sight import UNSEEN, Sight
 from models.spec import Place, Spec, constant, nowhere, zeros
 
-UNSEEN = -1  # the place of a key that is none: of padding, or of a cache's empty place
+FEATURES = {  # what a call may ask of a backend
+    "positions": "positions other than 0, 1, 2 …: of padding, of a cache",
+    "segments": "segments that do not see each other",
+    "window": "a sliding window",
+    "both ways": "queries that see later keys",
+    "window both ways": "such queries in a window",
+    "groups": "fewer heads of keys than of queries",
+    "dropout": "dropout on the weights",
+    "soft cap": "a soft cap on the scores",
+    "sinks": "sinks",
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "cp": "time cut over the mesh axis cp",
+}
 
 
-def in_order(position: Int[Array, "b t"], start: Int[Array, ""]) -> Int[Array, "b t"]:
-    """The place of tokens in their row, from `start` on, UNSEEN where their position is below 0: [B T] -> [B T].
-
-    Positions may begin anew within a row; what comes first does not change by that.
-    """
-    return jnp.where(position < 0, UNSEEN, start + jnp.arange(position.shape[1])[None])
-
-
-def visible(
-    query: Int[Array, "#b t"],
-    key: Int[Array, "#b s"],
-    *,
-    causal: bool = True,
-    window: int | None = None,
-    segments: tuple[Int[Array, "b t"], Int[Array, "b s"]] | None = None,
-) -> Bool[Array, "_ t s"]:
-    """Which key each query sees: places in their row query [B T], key [B S] -> [B T S].
-
-    A query sees itself and what is before it, or, not `causal`, everything; of what is before it the nearest `window`
-    with itself; of its own segment. Padding is seen by padding alone, so that its softmax is one.
-    """
-    now, then = query[:, :, None], key[:, None, :]
-    seen = (then >= 0) | (now < 0)
-    if causal:
-        seen = seen & (then <= now)
-    if window is not None:
-        seen = seen & (now - then < window)
-    if segments is not None:
-        seen = seen & (segments[0][:, :, None] == segments[1][:, None, :])
-    return seen
-
-
-def attention(
+def reference(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s k h"],
     v: Float[Array, "b s k h"],
-    mask: Bool[Array, "_ t s"],
+    sight: Sight,
+    place: Place = nowhere,
     *,
     scale: float | Float[Array, ""],
     rate: float = 0.0,
     keys: Key[Array, "b"] | None = None,
-    place: Place = nowhere,
+    soft_cap: float | None = None,
+    sinks: Float[Array, " n"] | None = None,
 ) -> Float[Array, "b t n h"]:
-    """Softmax attention, the softmax in float32: q [B T N H], k v [B S K H], mask [B or 1, T S] -> [B T N H].
+    """Attention by two products, the softmax in float32: q [B T N H], k v [B S K H] -> [B T N H].
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; dropout on the weights as in its section 5.4; fewer key-value
-    heads than queries as in Ainslie et al. 2023, arXiv:2305.13245.
+    heads than queries as in Ainslie et al. 2023, arXiv:2305.13245; the soft cap as in Gemma 2, 2024, arXiv:2408.00118;
+    sinks as in gpt-oss, 2025, arXiv:2508.10925.
     """
     over = place("batch heads query key")
     k, v = (spread(x, q.shape[2], place("batch key heads head_dim")) for x in (k, v))
     scores = product("btnh,bsnh->bnts", q, k, over).astype(jnp.float32) * scale
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), -1).astype(q.dtype)
-    weights = dropout(weights, keys, rate, "attention", over)
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = jnp.where(sight.mask[:, None], scores, MASKED)
+    if sinks is None:
+        weights = jax.nn.softmax(scores, -1)
+    else:
+        sunk = resharded(sinks.astype(jnp.float32), place("heads"))[None, :, None, None]
+        weights = jnp.exp(scores - jnp.logaddexp(jax.nn.logsumexp(scores, -1, keepdims=True), sunk))
+    weights = dropout(weights.astype(q.dtype), keys, rate, "attention", over)
     return product("bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
 
 
@@ -80,6 +78,118 @@ def spread(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float[Ar
     if over is None:
         return jnp.repeat(x, group, 2)
     return auto_axes(lambda x: jnp.repeat(x, group, 2), out_sharding=over)(x)
+
+
+def on_shards(kernel: Callable[..., Array]) -> Callable[..., Array]:
+    """The kernel on each device's own rows, heads and, under cp, queries: (q, k, v, sight, place, ...) -> array."""
+
+    def run(q: Array, k: Array, v: Array, sight: Sight, place: Place, *, scale: Any, **more: Any) -> Array:
+        if isinstance(scale, jax.Array):  # a kernel is compiled for one scale
+            q, scale = (q * scale).astype(q.dtype), 1.0
+        arrays = {name: more.pop(name) for name in ("sinks",) if name in more}
+        local, heads = partial(kernel, scale=scale, **more), place("batch key heads head_dim")
+        if heads is None:
+            return local(q, k, v, sight, **arrays)
+        grouped = place("kv_heads") == place("heads")  # else a device may lack keys of its queries' group
+        k, v = (k, v) if grouped else (spread(x, q.shape[2], heads) for x in (k, v))
+        queries, keys = place("batch seq heads head_dim"), place("batch key kv_heads head_dim") if grouped else heads
+
+        def positions(x: Array, time: str) -> Any:
+            return place(f"{'one' if x.shape[0] == 1 else 'batch'} {time}")
+
+        cut = dataclasses.replace(
+            sight,
+            query=positions(sight.query, "seq"),
+            key=positions(sight.key, "key"),
+            segments=None if sight.segments is None else (place("batch seq"), place("batch key")),
+        )
+        specs = (queries, keys, keys, cut, {name: place("heads") for name in arrays})
+        mapped = jax.shard_map(
+            lambda q, k, v, sight, arrays: local(q, k, v, sight, **arrays),
+            in_specs=specs,
+            out_specs=queries,
+            check_vma=False,  # kernels do not say over which axes their results vary
+        )
+        return mapped(*jax.tree.map(resharded, (q, k, v, sight, arrays), specs))
+
+    return run
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute attention, and what it can."""
+
+    run: Callable[..., Array]
+    can: frozenset[str]  # out of FEATURES
+    platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+    length: int = 1  # T and S are multiples of it
+    width: int = 1  # H is a multiple of it
+
+
+_EVERY = frozenset(FEATURES)
+BACKENDS = {
+    "reference": Backend(reference, _EVERY),
+    "xla": Backend(on_shards(xla), _EVERY - {"dropout", "soft cap", "sinks"}),
+    "cudnn": Backend(on_shards(cudnn), frozenset({"window", "both ways", "groups", "bfloat16"}), ("gpu",), width=8),
+    "kernel": Backend(on_shards(splash), _EVERY - {"positions", "dropout", "cp"}, ("tpu",), length=LANES),
+}
+
+
+def attention(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s k h"],
+    v: Float[Array, "b s k h"],
+    sight: Sight,
+    *,
+    scale: float | Float[Array, ""],
+    backend: str = "reference",
+    rate: float = 0.0,
+    keys: Key[Array, "b"] | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, " n"] | None = None,
+    place: Place = nowhere,
+) -> Float[Array, "b t n h"]:
+    """Softmax attention by a backend of BACKENDS: q [B T N H], k v [B S K H] -> [B T N H].
+
+    `rate` is of the dropout on the weights, drawn by `keys`, one a row. `soft_cap` bounds the scores. `sinks` are
+    logits, one a head, that take part in the softmax and lead nowhere.
+
+    Raises UsageError for what the backend lacks, and names the backends that have it: none stands in for another.
+    """
+    asked = {
+        "positions": not sight.plain,
+        "segments": sight.segments is not None,
+        "window": sight.window is not None and sight.causal,
+        "both ways": not sight.causal,
+        "window both ways": sight.window is not None and not sight.causal,
+        "groups": k.shape[2] != q.shape[2],
+        "dropout": keys is not None and rate > 0,
+        "soft cap": soft_cap is not None,
+        "sinks": sinks is not None,
+        "float32": q.dtype.itemsize > 2,
+        "bfloat16": q.dtype.itemsize == 2,
+        "cp": (place("seq") or (None,))[0] is not None,
+    }
+    wanted = {name for name, on in asked.items() if on}
+    missing = {name: _missing(b, wanted, (q.shape[1], k.shape[1]), q.shape[3]) for name, b in BACKENDS.items()}
+    if missing[backend]:
+        able = ", ".join(name for name, lacks in missing.items() if not lacks) or "none"
+        raise UsageError(f"attention = {backend!r} cannot take {'; '.join(missing[backend])}. Able here: {able}")
+
+    more: dict[str, Any] = {"soft_cap": soft_cap} if asked["soft cap"] else {}
+    more |= {"sinks": sinks} if asked["sinks"] else {}
+    more |= {"rate": rate, "keys": keys} if asked["dropout"] else {}
+    return BACKENDS[backend].run(q, k, v, sight, place, scale=scale, **more)
+
+
+def _missing(backend: Backend, wanted: set[str], lengths: tuple[int, int], width: int) -> list[str]:
+    """What a backend lacks of what is wanted of it here, in words."""
+    device = jax.sharding.get_abstract_mesh().abstract_device  # of the mesh that is compiled for, not always ours
+    platform = device.platform if device else jax.default_backend()
+    words = [says for name, says in FEATURES.items() if name in wanted - backend.can]
+    words += [f"{n} tokens, no multiple of {backend.length}" for n in sorted(set(lengths)) if n % backend.length]
+    words += [f"heads of width {width}, no multiple of {backend.width}"] if width % backend.width else []
+    return words + ([] if platform in backend.platforms else [f"the platform {platform}"])
 
 
 def cache_specs(layers: int, batch: int, length: int, heads: int, width: int, dtype: str) -> dict[str, Spec]:

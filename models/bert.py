@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.attention import UNSEEN, attention, visible
+from models.attention import BACKENDS, attention
 from models.layers import (
     ACTIVATIONS,
     add,
@@ -26,6 +26,7 @@ from models.layers import (
     product,
     resharded,
 )
+from models.sight import UNSEEN, Sight
 from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std, zeros
 from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
 
@@ -67,6 +68,7 @@ class Config:
     tied: bool = True  # the head of mlm is the token table
     eps: float = 1e-12
     compute: str = "float32"  # dtype of activations
+    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS
     remat: str = "none"  # what the backward pass recomputes
     scan: bool = True  # one compiled block, looped; False unrolls
 
@@ -74,7 +76,7 @@ class Config:
         check(self, "positive", "vocab", "vocab_multiple", "context", "types", "width", "depth", "heads", "hidden")
         check(self, "positive", "classes", "eps")
         check(self, "probability", "dropout", "dropout_attention")
-        one_of(self, activation=ACTIVATIONS, head=HEADS, pool=POOLS, compute=COMPUTE, remat=REMAT)
+        one_of(self, activation=ACTIVATIONS, head=HEADS, pool=POOLS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
         check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
         if self.head == "mlm":
             check(self, "'none' for head='mlm', which tells of every token", "pool", ok=lambda p: p == "none")
@@ -160,7 +162,7 @@ def apply(
     check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
     now = jnp.arange(T)[None]
     mask = resharded(inputs.get("mask", jnp.ones(tokens.shape)), place("batch query"))
-    seen = visible(now, jnp.where(mask > 0, now, UNSEEN), causal=False)
+    sight = Sight(now, jnp.where(mask > 0, now, UNSEEN), causal=False, plain="mask" not in inputs)
     position = inputs.get("position", now)
 
     x = lookup(p["embed"]["token"], tokens, stream)
@@ -177,7 +179,8 @@ def apply(
         own = fold_keys(keys, index)
         q, k, v = (affine("btd,dnh->btnh", x, p[n], place("batch seq heads head_dim")) for n in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
-        a = attention(q, k, v, seen, scale=(c.width // c.heads) ** -0.5, rate=rate, keys=own, place=place)
+        scale = (c.width // c.heads) ** -0.5
+        a = attention(q, k, v, sight, scale=scale, backend=c.attention, rate=rate, keys=own, place=place)
         a = dropout(affine("btnh,nhd->btd", a, p["out"], stream), own, c.dropout, "attention_out", stream)
         x = layer_norm(x + a, p["norm1"], c.eps)
         h = ACTIVATIONS[c.activation](affine("btd,df->btf", x, p["up"], place("batch seq mlp")))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.attention import attention, cache_specs, in_order, remember, visible
+from models.attention import BACKENDS, attention, cache_specs, remember
 from models.layers import (
     ACTIVATIONS,
     add,
@@ -24,6 +24,7 @@ from models.layers import (
     product,
     resharded,
 )
+from models.sight import Sight, in_order
 from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std, zeros
 from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
 
@@ -60,6 +61,7 @@ class Config:
     tied: bool = True  # the head is the token table
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
+    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS; with a cache by the reference
     remat: str = "none"  # what the backward pass recomputes
     scan: bool = True  # one compiled block, looped; False unrolls
 
@@ -67,7 +69,7 @@ class Config:
         check(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
         check(self, "probability", "dropout", "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
         check(self, "positive", "eps")
-        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
+        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
         check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
 
 
@@ -153,10 +155,11 @@ def apply(
     if cache is None:
         segment = inputs.get("segment")
         segment = None if segment is None else resharded(segment, place("batch query"))
-        mask = visible(now, now, segments=None if segment is None else (segment, segment))
+        sight = Sight(now, now, None if segment is None else (segment, segment), plain="position" not in inputs)
     else:
         then = remember(cache["position"], jnp.broadcast_to(now, (tokens.shape[0], T)), start)[0]
-        mask = visible(now, then)
+        sight = Sight(now, then)
+    backend = c.attention if cache is None else "reference"
 
     def branch(x: Array, keys: Array | None, index: Array, site: str) -> Array:
         x = dropout(x, keys, rate(c, "residual"), site, stream)
@@ -176,7 +179,7 @@ def apply(
         if held is not None:
             k, v = held = (remember(held[0], k, start)[0], remember(held[1], v, start)[0])
         scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.layer_scale else 1)
-        a = attention(q, k, v, mask, scale=scale, rate=rate(c, "attention"), keys=own, place=place)
+        a = attention(q, k, v, sight, scale=scale, backend=backend, rate=rate(c, "attention"), keys=own, place=place)
         a = add(product("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
         x = x + branch(a, own, index, "attention_out")
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from models.attention import attention, cache_specs, in_order, remember, visible
+from models.attention import BACKENDS, attention, cache_specs, remember
 from models.layers import ACTIVATIONS, add, fold_keys, lookup, product, resharded, rms_norm
 from models.rope import KINDS, Stretch, frequencies, rotate
+from models.sight import Sight, in_order
 from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, ones, std, zeros
 from models.stack import scan_layers
 from models.validate import COMPUTE, REMAT, check, one_of
@@ -106,6 +107,7 @@ class Config:
     tied: bool = False  # the head is the token table
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
+    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS; with a cache by the reference
     remat: str = "none"  # what the backward pass recomputes
     scan: bool = True  # one compiled block, looped; False unrolls
 
@@ -114,7 +116,7 @@ class Config:
         check(self, "positive", "hidden", "window", "eps", "rope_base", "rope_factor", "rope_context", "rope_scale")
         check(self, "positive", "rope_low", "rope_high")
         check(self, "probability", "dropout")
-        one_of(self, activation=ACTIVATIONS, rope=KINDS, compute=COMPUTE, remat=REMAT)
+        one_of(self, activation=ACTIVATIONS, rope=KINDS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
         check(self, f"a divisor of heads={self.heads}", "kv_heads", ok=lambda n: self.heads % n == 0)
         if self.head_dim is None:
             check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
@@ -224,14 +226,17 @@ def apply(
     turns, stream = frequencies(c.head_width, c.rope_base, c.stretch), place("batch seq width")
     segment = inputs.get("segment")
     segment = None if segment is None else resharded(segment, place("batch query"))
-    masks, positions = {}, {}
+    sights, positions = {}, {}
     for kind in set(c.kinds):
         then = now
         if cache is not None:
             whole = jnp.broadcast_to(now, (tokens.shape[0], T))
             then, positions[kind] = remember(cache[kind]["position"], whole, None if kind == "sliding" else start)
         window = c.window if kind == "sliding" else None
-        masks[kind] = visible(now, then, window=window, segments=None if segment is None else (segment, segment))
+        plain = cache is None and "position" not in inputs
+        sights[kind] = Sight(now, then, None if segment is None else (segment, segment), window, plain=plain)
+
+    backend = c.attention if cache is None else "reference"
 
     def norm(x: Array, p: dict[str, Array]) -> Array:
         return rms_norm(x, p["scale"], c.eps)
@@ -253,7 +258,7 @@ def apply(
             (k, kept_k), (v, kept_v) = remember(held["k"], k, at), remember(held["v"], v, at)
             held = {"k": kept_k, "v": kept_v}
         own, scale = fold_keys(keys, index), c.head_width**-0.5
-        a = attention(q, k, v, masks[kind], scale=scale, rate=c.dropout, keys=own, place=place)
+        a = attention(q, k, v, sights[kind], scale=scale, backend=backend, rate=c.dropout, keys=own, place=place)
         x = x + affine("btnh,nhd->btd", a, p["out"], stream)
         h, hidden = norm(x, p["norm2"]), place("batch seq mlp")
         h = ACTIVATIONS[c.activation](affine("btd,df->btf", h, p["gate"], hidden)) * affine(
@@ -262,7 +267,7 @@ def apply(
         return x + affine("btf,fd->btd", h, p["down"], stream), held
 
     x = lookup(p["embed"]["token"], tokens, stream).astype(COMPUTE[c.compute])
-    held = None if cache is None else {kind: {n: cache[kind][n] for n in ("k", "v")} for kind in masks}
+    held = None if cache is None else {kind: {n: cache[kind][n] for n in ("k", "v")} for kind in sights}
     how: dict[str, Any] = dict(remat=c.remat, scan=c.scan)
     x, held = scan_layers(lambda kind: partial(block, kind), c.kinds, x, p["blocks"], held, **how)
     x, table = norm(x, p["norm"]), p["embed"]["token"] if c.tied else p["head"]

@@ -14,6 +14,7 @@ import models
 from configs import base, bert, cnn, flax, gpt, llama, mlp, reader, rnn
 from configs.base import KNOBS
 from errors import UsageError
+from models.attention import BACKENDS
 from models.validate import REMAT
 from train import setup
 from train.update import losses, optim, schedules
@@ -318,6 +319,7 @@ def test_every_variant_builds(file: str, names: str) -> None:
 
     assert cfg.loss in losses.TASKS
     assert cfg.train.precision in setup.PRECISIONS
+    assert cfg.train.attention in BACKENDS
     assert cfg.train.remat in REMAT
     optim.make(cfg.optim, model.specs["params"])
     schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
@@ -331,6 +333,7 @@ def test_every_variant_builds(file: str, names: str) -> None:
         ("optim.name", optim.OPTIMIZERS),
         ("schedule.name", schedules.SCHEDULES),
         ("train.precision", setup.PRECISIONS),
+        ("train.attention", BACKENDS),
         ("train.remat", REMAT),
         ("loss", losses.TASKS),
     ],

@@ -43,6 +43,15 @@ def test_flops_of_a_branch_are_the_dearest() -> None:
     assert flops.count(chosen, X, W) == 2 * PRODUCT
 
 
+def test_flops_on_shards_are_of_all_devices() -> None:
+    """What each device computes of a product by itself adds up to the product."""
+    mesh, rows = jax.make_mesh((4,), ("dp",)), jax.sharding.PartitionSpec("dp")
+    cut = jax.shard_map(hidden, mesh=mesh, in_specs=(rows, jax.sharding.PartitionSpec()), out_specs=rows)
+    with jax.set_mesh(mesh):
+        x, w = (jnp.zeros(s.shape) for s in (X, W))
+        assert flops.count(cut, jax.device_put(x, jax.NamedSharding(mesh, rows)), w) == PRODUCT
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_flops_of_a_convolution(groups: int) -> None:
     """Each output element costs a kernel's products over its group's channels."""

@@ -26,7 +26,7 @@ def take_in(cfg: Config, folder: str, workdir: str, host: Host) -> None:
     opened = restored.open_published(cfg, folder, host, blank)
     setup, config = opened.setup, opened.setup.model.config
     for field in dataclasses.fields(config):
-        if field.name not in ("compute", "remat", "scan"):  # those are the trainer's
+        if field.name not in ("compute", "attention", "remat", "scan"):  # those are the trainer's
             setup.cfg.model[field.name] = getattr(config, field.name)
     zero = {
         "step": np.zeros((), np.int32),

@@ -64,7 +64,7 @@ def open_published(
         raise unknown("precision", cfg.train.precision, PRECISIONS)
     compute, dtype, _ = PRECISIONS[cfg.train.precision]
     fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
-    model = published.read_config(folder, compute=compute, **fields)
+    model = published.read_config(folder, compute=compute, attention=cfg.train.attention, **fields)
     cfg.loss, cfg.model.family = loss_of(model), model.family
     tokenizer = tokenizer_reader.read(folder).description() if isinstance(example, Texts) else None
     cfg.data.tokenizer = "subword" if tokenizer else cfg.data.tokenizer

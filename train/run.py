@@ -137,13 +137,16 @@ def _introduce(
     still = sum(
         s.size for s, f in zip(*map(jax.tree.leaves, (model.specs["params"], setup.options.frozen)), strict=True) if f
     )
+    hidden = (
+        ", but for the inside of attention" if getattr(model.config, "attention", "") in ("cudnn", "kernel") else ""
+    )
     held = f", {still:,} of them frozen" if still else ""
     host.say(
         f"model   {model.family}{size_name}: {model.count():,} parameters{held}, {cfg.train.precision}{coupled}",
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
         f"mesh    {summary.mesh_line(setup.place)}",
-        f"cost    {summary.quantity(cost, 'FLOP')} an update",
+        f"cost    {summary.quantity(cost, 'FLOP')} an update{hidden}",
         f"files   {workdir}/{{config.json, metrics.jsonl, events/, plots/, checkpoints/}}",
         "",
     )

@@ -173,7 +173,7 @@ def set_up(
     if cfg.data.augment and (isinstance(example, Texts) or "image" not in example.shapes):
         raise UsageError(f"config key 'data.augment' = {cfg.data.augment!r}: {cfg.data.name!r} holds no images")
     facts = _facts(example, task, made)
-    how = {"compute": compute, "remat": cfg.train.remat, "scan": cfg.train.scan}
+    how = {"compute": compute, "attention": cfg.train.attention, "remat": cfg.train.remat, "scan": cfg.train.scan}
     model = model or _build(cfg, example, {**facts, **how})
     if task.needs == "targets" and "causal" not in model.traits and task.trait in model.traits:
         raise UsageError(f"a {model.family} as configured sees the tokens that loss {cfg.loss!r} asks for")
@@ -223,12 +223,13 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
     module = models.FAMILIES[family]
     fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
     known = {f.name for f in dataclasses.fields(module.Config)}
-    for name, plain in (("remat", "none"), ("scan", True)):
+    for name, plain in (("attention", "reference"), ("remat", "none"), ("scan", True)):
         if cfg.train[name] != plain and name not in known:
-            raise UsageError(f"train.{name} = {cfg.train[name]!r}: family {family!r} has no stacked layers")
-    for name, knob in (("compute", "train.precision"), ("remat", "train.remat"), ("scan", "train.scan")):
+            part = "attention" if name == "attention" else "stacked layers"
+            raise UsageError(f"train.{name} = {cfg.train[name]!r}: family {family!r} has no {part}")
+    for name in ("compute", "attention", "remat", "scan"):
         if name in fields:
-            raise UsageError(f"config key 'model.{name}' is set by {knob}")
+            raise UsageError(f"config key 'model.{name}' is set by train.{'precision' if name == 'compute' else name}")
     if isinstance(example, Examples) and hasattr(module, "fit"):
         defaults = {**defaults, **module.fit(example.shapes)}
     given = {*fields, *module.SIZES.get(cfg.model.size, {})}

@@ -1,5 +1,7 @@
 """Floating-point operations of a function, counted from its jaxpr: products and convolutions, loops unrolled.
 
+What a kernel does inside (Pallas, cuDNN) does not show in a jaxpr, and is not counted.
+
 XLA's own cost analysis counts a loop's body once, so it cannot tell what a scanned model costs.
 """
 
@@ -27,9 +29,13 @@ def _equation(e: Any) -> int:
         numbers, kernel = e.params["dimension_numbers"], e.invars[1].aval.shape
         per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
         return 2 * e.outvars[0].aval.size * per_output // max(e.params["batch_group_count"], 1)
+    if e.primitive.name == "pallas_call":  # its jaxpr is of one block
+        return 0
     inner = [_of(j) for v in e.params.values() for j in _jaxprs(v)]
     if e.primitive.name == "scan":
         return sum(inner) * e.params["length"]
+    if e.primitive.name == "shard_map":  # of one device
+        return sum(inner) * e.params["mesh"].size
     return max(inner, default=0) if e.primitive.name == "cond" else sum(inner)
 
 
