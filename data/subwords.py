@@ -1,4 +1,7 @@
-"""Tokenizers of the `tokenizers` library: those that others publish as tokenizer.json, and BPE trained here."""
+"""Subwords: any tokenizer that a tokenizer.json holds, as others publish them, and byte-level BPE trained here.
+
+The library `tokenizers` does the work, and is imported where it is needed only.
+"""
 
 import json
 from collections.abc import Iterable
@@ -10,14 +13,32 @@ import numpy as np
 
 from errors import UsageError
 
-EOT = "<|endoftext|>"
-# Normalizers after which the text is still there, but for spaces before it; NFC leaves common text as it is.
-FAITHFUL = {"Prepend", "Replace", "NFC", "Sequence"}
+EOT = "<|endoftext|>"  # the end of a document, of a tokenizer that we train
+SPACE = "▁"  # how SentencePiece writes a space
+FRONT = r"\A(?!"  # how a pattern begins that finds where a text does
+PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")  # of a tokenizer.json
+# What of a tokenizer.json changes no text, but for a space more or less, or one canonical form of Unicode for another.
+KEEPING = {"ByteLevel", "Metaspace", "Prepend", "NFC", "Split", "Punctuation", "Digits", "UnicodeScripts"}
+
+
+def alphabet() -> dict[str, int]:
+    """The characters by which byte-level vocabularies write the 256 bytes: those that print stand for themselves.
+
+    Source: Radford et al., 2019, GPT-2.
+    """
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+def fallbacks() -> list[str]:
+    """The pieces by which SentencePiece writes the 256 bytes of characters that it does not know."""
+    return [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 @dataclass(frozen=True)
 class Subwords:
-    """A tokenizer.json, whole, with the ids that have a part to play; what is special stands for no text.
+    """A tokenizer.json, whole, with the ids that have a part to play; a special token written in a text is text.
 
     `prefix` and `suffix` are put around a text that is to be read; `ends` are the ids after which a text has ended.
     """
@@ -29,39 +50,97 @@ class Subwords:
     ends: tuple[int, ...] = ()
 
     @cached_property
-    def _coder(self) -> Any:
-        return coder(self.source)
+    def _file(self) -> dict[str, Any]:
+        return {**dict.fromkeys(PARTS), **json.loads(self.source)}
+
+    @property
+    def _added(self) -> list[dict[str, Any]]:
+        """Tokens that are looked for before the model."""
+        return self._file["added_tokens"] or []
 
     @cached_property
-    def _json(self) -> dict[str, Any]:
-        return json.loads(self.source)
+    def _pieces(self) -> dict[str, int]:
+        """The model's own vocabulary."""
+        return pieces(self._file)
+
+    @cached_property
+    def special(self) -> dict[int, str]:
+        """What stands for no text: the tokens that the file calls special, and what begins, ends or masks."""
+        names = {i: name for name, i in vocabulary(self._file).items()}
+        found = {a["id"] for a in self._added if a["special"]}
+        found |= {self.eot, *self.prefix, *self.suffix, *self.ends} & set(names)
+        return {i: names[i] for i in sorted(found)}
 
     @cached_property
     def vocab(self) -> int:
-        """One more than the largest id."""
-        return 1 + max(self._coder.get_vocab(with_added_tokens=True).values())
+        """Ids, from 0 to the greatest."""
+        return max(vocabulary(self._file).values()) + 1
+
+    @cached_property
+    def _engine(self) -> Any:
+        """The library's tokenizer, so made that no text gives a special id.
+
+        `encode_special_tokens` keeps it from looking for special tokens, but a model may still know some as pieces
+        (Unigram, where a path leads to them). With a space in front they lie where no piece is looked for.
+        """
+        special, model = self.special, dict(self._file["model"])
+        hidden = {name: f" {name}" for i, name in special.items() if self._pieces.get(name) == i}
+        added = [{**a, "special": a["id"] in special} for a in self._added if a["content"] not in hidden]
+        if hidden and isinstance(model["vocab"], dict):
+            model["vocab"] = {hidden.get(name, name): i for name, i in model["vocab"].items()}
+        elif hidden:
+            model["vocab"] = [[hidden.get(name, name), score] for name, score in model["vocab"]]
+        if hidden and "merges" in model:
+            pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+            model["merges"] = [(a, b) for a, b in pairs if not {a, b, a + b} & set(hidden)]
+        if model["type"] == "Unigram" and model.get("byte_fallback"):  # nor is a written <0x41> the byte
+            worst, rare = 8 * min(score for _, score in model["vocab"]), set(fallbacks())
+            model["vocab"] = [[name, worst if name in rare else score] for name, score in model["vocab"]]
+        if model.get("unk_token") in hidden:
+            model["unk_token"] = hidden[model["unk_token"]]
+        file = {**self._file, "added_tokens": added, "post_processor": None, "model": model}
+        engine = coder(json.dumps(file, ensure_ascii=False))
+        engine.encode_special_tokens = True
+        return engine
 
     @cached_property
     def byte_lengths(self) -> np.ndarray | None:
-        """UTF-8 bytes that each id stands for [vocab]; None where ids do not give the text back."""
-        lossy = _types(self._json.get("normalizer")) - FAITHFUL
-        decoders = _types(self._json.get("decoder"))
-        if lossy or not decoders & {"ByteLevel", "Metaspace", "ByteFallback", "Replace", "Fuse"}:
+        """UTF-8 bytes of each id [vocab], 0 for special ones; None where a text does not come back whole.
+
+        A space that the tokenizer puts before a text counts, and text counts as it is after a normalisation to NFC.
+        """
+        parts = [*_parts(self._file["normalizer"]), *_parts(self._file["pre_tokenizer"])]
+        if not all(map(_keeps, parts)) or not _joins(self._file["model"]):
             return None
+        plain = [a for a in self._added if a["id"] not in self.special]
+        if any(a["lstrip"] or a["rstrip"] for a in plain):
+            return None
+        known = set(self._pieces) - set(self.special.values())
+        space = any(part["type"] == "Metaspace" or part.get("content") == SPACE for part in parts)
+        if any(part["type"] == "ByteLevel" for part in parts):
+            if not known >= set(alphabet()):
+                return None
+            lengths = {i: len(piece) for piece, i in self._pieces.items()}
+        elif self._file["model"].get("byte_fallback") and known >= {*fallbacks(), *([SPACE] if space else [])}:
+            lengths = {
+                i: len((piece.replace(SPACE, " ") if space else piece).encode()) for piece, i in self._pieces.items()
+            }
+            lengths |= {self._pieces[piece]: 1 for piece in fallbacks()}
+        else:
+            return None
+        lengths |= {a["id"]: len(a["content"].encode()) for a in plain} | dict.fromkeys(self.special, 0)
         found = np.zeros(self.vocab, np.float32)
-        for token, i in self._coder.get_vocab(with_added_tokens=True).items():
-            found[i] = len(token) if "ByteLevel" in decoders else _spelt(token)
-        for i, token in self._coder.get_added_tokens_decoder().items():
-            found[i] = 0 if token.special else len(token.content.encode())
+        found[list(lengths)] = list(lengths.values())
         return found
 
     def encode(self, text: str) -> np.ndarray:
-        """Text -> ids [n], without prefix and suffix; what looks like a special token is text like any other."""
-        return np.array(self._coder.encode(text, add_special_tokens=False).ids, np.int32)
+        """Text -> ids [n], none of them added."""
+        return np.array(self._engine.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """ids -> text."""
-        return self._coder.decode([int(i) for i in ids], skip_special_tokens=True)
+        """ids -> text; special ones give nothing, a broken sequence of bytes U+FFFD."""
+        kept = [int(i) for i in ids if int(i) < self.vocab and int(i) not in self.special]
+        return self._engine.decode(kept, skip_special_tokens=False)
 
     def description(self) -> dict[str, Any]:
         """All of it."""
@@ -85,26 +164,9 @@ def coder(source: str) -> Any:
         made = Tokenizer.from_str(source)
     except Exception as error:  # the library raises nothing narrower
         raise UsageError(f"this is no tokenizer.json: {str(error).splitlines()[0]}") from None
-    made.encode_special_tokens = True
     made.no_truncation()
     made.no_padding()
     return made
-
-
-def _types(part: Any) -> set[str]:
-    """The types of a normalizer or decoder and of those inside it."""
-    if isinstance(part, list):
-        return set().union(*map(_types, part))
-    if not isinstance(part, dict):
-        return set()
-    return {part["type"]} | _types([*part.get("normalizers", ()), *part.get("decoders", ())])
-
-
-def _spelt(token: str) -> int:
-    """Bytes of a token of SentencePiece's: `<0xE2>` is one, and so is its sign for a space."""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return 1
-    return len(token.replace("▁", " ").encode())
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Subwords:
@@ -119,9 +181,39 @@ def train_bpe(texts: Iterable[str], size: int) -> Subwords:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[EOT], initial_alphabet=sorted(alphabet), show_progress=False
+        vocab_size=size, special_tokens=[EOT], initial_alphabet=sorted(alphabet()), show_progress=False
     )
     made.train_from_iterator(texts, trainer)
     return Subwords(made.to_str(), 0, ends=(0,))  # special tokens come first
+
+
+def pieces(file: dict[str, Any]) -> dict[str, int]:
+    """The ids of the model of a tokenizer.json, added tokens not among them."""
+    vocab = file["model"]["vocab"]
+    return vocab if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+
+
+def vocabulary(file: dict[str, Any]) -> dict[str, int]:
+    """All ids of a tokenizer.json."""
+    return pieces(file) | {a["content"]: a["id"] for a in file["added_tokens"] or []}
+
+
+def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer, or all that are in a sequence."""
+    inner = (part or {}).get("normalizers", (part or {}).get("pretokenizers"))
+    return [part] if part and inner is None else [found for each in inner or () for found in _parts(each)]
+
+
+def _keeps(part: dict[str, Any]) -> bool:
+    """Whether a part of a tokenizer.json leaves the text as it is, or its spaces to be told from the rest."""
+    if part["type"] == "Replace":
+        before = part["content"] == " " and part["pattern"].get("Regex", "").startswith(FRONT)
+        return before or (part["pattern"], part["content"]) == ({"String": " "}, SPACE)
+    return part["type"] in KEEPING and part.get("behavior") != "Removed"
+
+
+def _joins(model: dict[str, Any]) -> bool:
+    """Whether a model's pieces, side by side, are the text."""
+    marks = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
+    return model["type"] in ("BPE", "Unigram") and not any(model.get(mark) for mark in marks)

@@ -3,7 +3,7 @@
     tokenizer.json                            as it is
     vocab.json, merges.txt                    GPT-2's byte-level BPE; encoder.json, vocab.bpe in OpenAI's release
     vocab.txt                                 BERT's WordPiece
-    tokenizer.model                           SentencePiece, by the package of that name
+    tokenizer.model                           SentencePiece
 
 tokenizer_config.json, special_tokens_map.json, config.json and generation_config.json beside them tell what is special.
 """
@@ -12,13 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data import sentencepieces
 from data.subwords import EOT, Subwords, coder
 from errors import UsageError
 
 SIDE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 USUAL = (EOT, "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>", "[SEP]")  # ends of text, where none is told
-SPACE = "▁"
 
 
 def is_there(path: str) -> bool:
@@ -139,54 +139,7 @@ def _word_piece(vocab: Path, told: dict[str, Any]) -> str:
 
 
 def _sentence_piece(path: Path) -> str:
-    """A SentencePiece model, BPE or unigram (Kudo, Richardson 2018, arXiv:1808.06226), with its own normalization."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
     try:
-        from sentencepiece import sentencepiece_model_pb2
-    except ImportError as error:
-        raise UsageError(f"{path} is a SentencePiece model, which needs the package sentencepiece: {error}") from None
-    proto: Any = sentencepiece_model_pb2
-    model = proto.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's own kind
-        raise UsageError(f"{path} is no SentencePiece model: {error}") from None
-    pieces, spec, rules = [(p.piece, p.score) for p in model.pieces], model.trainer_spec, model.normalizer_spec
-    if spec.model_type not in (1, 2):
-        raise UsageError(f"{path} is a SentencePiece model of words or characters; unigram and BPE are known here")
-    if spec.model_type == 1:
-        made = Tokenizer(models.Unigram(pieces, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
-    else:
-        ids = {piece: i for i, (piece, _) in enumerate(pieces)}
-        unknown = pieces[spec.unk_id][0]
-        made = Tokenizer(
-            models.BPE(ids, _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=spec.byte_fallback)
-        )
-    steps: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
-    if rules.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if rules.add_dummy_prefix:
-        steps.append(normalizers.Prepend(SPACE))
-    made.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    if spec.model_type == 1:
-        made.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
-    strip = [decoders.Strip(" ", 1, 0)] if rules.add_dummy_prefix else []
-    made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    kinds = [(p.piece, p.type) for p in model.pieces]
-    made.add_special_tokens(
-        [AddedToken(piece, special=True, normalized=False) for piece, kind in kinds if kind in (2, 3)]
-    )
-    made.add_tokens([AddedToken(piece, normalized=False) for piece, kind in kinds if kind == 4])
-    return made.to_str()
-
-
-def _merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE: each piece out of all pairs that make it, the best scores first."""
-    rank = {piece: i for i, (piece, _) in enumerate(pieces)}
-    found = []
-    for piece, score in pieces:
-        cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        pairs = sorted((p for p in cuts if p[0] in rank and p[1] in rank), key=lambda p: (rank[p[0]], rank[p[1]]))
-        found += [(-score, rank[piece], pair) for pair in pairs]
-    return [pair for *_, pair in sorted(found, key=lambda item: item[:2])]
+        return json.dumps(sentencepieces.parse(path.read_bytes()), ensure_ascii=False)
+    except (OSError, UsageError) as error:
+        raise UsageError(f"{path}: {error}") from None

