@@ -23,7 +23,7 @@ import numpy as np
 
 from models.layers import logits_of
 from models.spec import Unembedding
-from train.update import cross_entropy
+from train.update import chunked, losses
 
 SHAPES = {  # B, T, D, vocabulary, padded vocabulary
     "V 128,256, D 256, 2 x 512 tokens": (2, 512, 256, 128256, 128256),
@@ -34,10 +34,10 @@ SHAPES = {  # B, T, D, vocabulary, padded vocabulary
 def plain(head: Unembedding, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What `losses.next_token` does where the logits are few."""
     logits = logits_of(head)
-    return cross_entropy.cross_entropy(logits, targets), cross_entropy.hits(logits, targets)
+    return losses.cross_entropy(logits, targets), losses.hits(logits, targets)
 
 
-WAYS: dict[str, Callable[..., Any]] = {"plain": plain, "chunked": cross_entropy.of_tokens}
+WAYS: dict[str, Callable[..., Any]] = {"plain": plain, "chunked": chunked.cross_entropy}
 
 
 def measure(shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "commit": commit,
         "repeats": args.repeats,
-        "logits_of_a_chunk": cross_entropy.CHUNK,
+        "logits_of_a_chunk": chunked.LOGITS,
         "rows": rows,
     }
     path = Path(args.out)

@@ -12,14 +12,51 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from errors import UsageError, unknown
+from models.layers import MASKED, logits_of
 from models.spec import Unembedding
-from train.update.cross_entropy import cross_entropy, guesses, hits, of_tokens
+from train.update import chunked
 
 Terms = dict[str, tuple[Array, Array]]
 FEW = 8  # values a row that an evaluation keeps
+
+
+def cross_entropy(
+    logits: Float[Array, "*b c"], label: Int[Array, "*b"], *, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Float[Array, "*b"]:
+    """-log softmax(logits)[label], in nats: logits [... C], label [...] -> [...].
+
+    `smoothing` gives that share of the target to all classes alike (Szegedy et al. 2016, arXiv:1512.00567, section 7);
+    `z_loss` times the squared log of the normaliser is added (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+    Masked logits are no classes. The label's logit is picked by comparison, not by a gather: C may be sharded.
+    """
+    chosen = jnp.arange(logits.shape[-1]).reshape((1,) * label.ndim + (-1,)) == label[..., None]
+    picked = jnp.sum(jnp.where(chosen, logits, 0.0), -1)
+    normaliser = jax.nn.logsumexp(logits, -1)
+    nats = normaliser - picked
+    if smoothing:
+        real = logits > MASKED / 2
+        mean = jnp.sum(jnp.where(real, logits, 0.0), -1) / jnp.sum(real, -1)
+        nats = (1 - smoothing) * nats + smoothing * (normaliser - mean)
+    return nats + z_loss * jnp.square(normaliser) if z_loss else nats
+
+
+def guesses(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
+    """The class of the largest logit, the first of equals, C in a row with a NaN: [... C] -> [...].
+
+    By comparison, as the picked logit of cross_entropy: C may be sharded.
+    """
+    index = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
+    top = jnp.max(logits, -1, keepdims=True)
+    return jnp.min(jnp.where(logits == top, index, logits.shape[-1]), -1)
+
+
+def hits(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, "*b"]:
+    """1 where the label's logit is the largest (the first of equals), else 0: [... C], [...] -> [...]."""
+    return (guesses(logits) == label).astype(jnp.float32)
 
 
 def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float) -> Terms:
@@ -64,15 +101,22 @@ def squared(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
 def next_token(value: Unembedding | Float[Array, "b t v"], batch: dict[str, Array], **extra: Any) -> Terms:
     """Language modelling: loss in nats a token, accuracy, and bits per byte where the batch counts bytes."""
     w, targets = batch["weight"], batch["targets"]
-    if isinstance(value, Unembedding):
-        nats, right = of_tokens(value, targets, **extra)
+    if isinstance(value, Unembedding) and not chunked.fits(value):
+        nats, right = chunked.cross_entropy(value, targets, **extra)
     else:
-        nats, right = cross_entropy(value, targets, **extra), hits(value, targets)
+        logits = _logits(value, targets) if isinstance(value, Unembedding) else value
+        nats, right = cross_entropy(logits, targets, **extra), hits(logits, targets)
     nats, weight = jnp.sum(nats * w, -1), jnp.sum(w, -1)
     terms = {"loss": (nats, weight), "accuracy": (jnp.sum(right * w, -1), weight)}
     if "bytes" in batch:
         terms["bits_per_byte"] = (nats / math.log(2), jnp.sum(batch["bytes"], -1))
     return terms
+
+
+def _logits(value: Unembedding, targets: Int[Array, "b t"]) -> Float[Array, "b t v"]:
+    """Logits that lie as the targets and the table do."""
+    lies, table = jax.typeof(targets).sharding, jax.typeof(value.table).sharding
+    return logits_of(value, None if lies.mesh.empty else PartitionSpec(*lies.spec, table.spec[0]))
 
 
 @dataclass(frozen=True)
@@ -86,11 +130,11 @@ class Task:
     single: bool = False  # takes one score instead of one a class
     extras: tuple[str, ...] = ()  # what may be added to it in training
 
-    def __call__(self, value: Array, batch: dict[str, Array]) -> Terms:
+    def __call__(self, value: Array | Unembedding, batch: dict[str, Array]) -> Terms:
         """The terms of a batch."""
         return self.terms(value, batch)
 
-    def answers(self, value: Array, batch: dict[str, Array]) -> dict[str, Array]:
+    def answers(self, value: Any, batch: dict[str, Array]) -> dict[str, Array]:
         """A row's `guess` and `truth`: classes [B], or a regressor's few values [B C]; {} where they would be many."""
         if self.trait == "classifier":
             guess = (value[:, 0] > 0).astype(jnp.int32) if self.single else guesses(value)
