@@ -73,6 +73,7 @@ def test_a_folder_is_measured_and_sampled_as_its_run(folder: Path, capsys) -> No
     assert f"ema_{figure}" in ours
 
 
+@pytest.mark.slow
 def test_what_is_brought_in_goes_out_again_bit_for_bit(folder: Path, tmp_path: Path, capsys) -> None:
     assert "checkpoint 0 in" in said(capsys, "convert", f"--from={folder}/H", f"--workdir={tmp_path}/W")
     said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
