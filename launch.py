@@ -327,7 +327,7 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if folder is not None:
         if not args.dataset:
             raise UsageError("--dataset is missing: what to measure the model on, as --dataset=lambada_openai_test")
-        host, cfg = _published(args, assignments, eval__batch=8)
+        host, cfg = _published(args, assignments, eval__batch=8, eval__context=2048)
         from train import restored
 
         kind, held_out = restored.exam_source(cfg, host, asked)

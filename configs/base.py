@@ -87,6 +87,7 @@ KNOBS: dict[str, Knob] = {
     "eval.every": Knob(None, "int | None", "free", "updates between evaluations; None evaluates at the end only"),
     "eval.split": Knob("test", "str", "free", "held-out split"),
     "eval.batch": Knob(None, "int | None", "free", "global rows a batch; None is train.batch"),
+    "eval.context": Knob(None, "int | None", "free", "tokens of a window of text at most; None is model.context"),
     "eval.overlap": Knob(0, "int", "free", "tokens of a window that are only read, having been told in the one before"),
     "eval.limit": Knob(None, "int | None", "free", "evaluate this many batches only while training; None is all"),
     "checkpoint.every": Knob(None, "int | None", "free", "updates between checkpoints; None saves at the end only"),

@@ -33,11 +33,11 @@ class WindowCorpus:
 
 
 def stream(texts: Texts, tokenizer: Tokenizer) -> np.ndarray:
-    """All documents' tokens [n] int32, an `eot` after each but where there is one document only."""
+    """All documents' tokens [n] int32, between prefix and `eot`, but where there is one document only."""
     if len(texts) == 1:
         return tokenizer.encode(texts.documents[0])
-    end = np.array([tokenizer.eot], np.int32)
-    return np.concatenate([part for d in texts.documents for part in (tokenizer.encode(d), end)] or [end])
+    begin, end = np.array(tokenizer.prefix, np.int32), np.array([tokenizer.eot], np.int32)
+    return np.concatenate([part for d in texts.documents for part in (begin, tokenizer.encode(d), end)] or [end])
 
 
 class StreamCorpus:

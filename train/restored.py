@@ -18,8 +18,6 @@ from train.record import pictures
 from train.setup import PRECISIONS, Config, Setup, exam_of, load_source, measure_views, names_of, set_up
 from train.update import losses, optim, step
 
-WINDOW = 2048  # tokens of a window, at most, by which a published network with a long context is measured
-
 
 @dataclass(frozen=True)
 class Opened:

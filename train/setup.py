@@ -101,7 +101,7 @@ def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
 
 LEAST = {  # of knobs that count something
     1: (
-        *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit"),
+        *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit", "eval.context"),
         *("checkpoint.every", "checkpoint.keep", "data.vocab", "data.length"),
     ),
     0: ("checkpoint.keep_best", "data.workers", "train.max_skipped"),
@@ -132,7 +132,7 @@ def check_values(cfg: Config) -> None:
         raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
 
 
-OR_NONE = ("eval.every", "eval.batch", "eval.limit", "checkpoint.every", "data.vocab", "data.length")
+OR_NONE = ("eval.every", "eval.batch", "eval.limit", "eval.context", "checkpoint.every", "data.vocab", "data.length")
 
 
 def _or_none(key: str) -> str:
@@ -276,7 +276,8 @@ def exam_of(setup: Setup, source: Source) -> evaluation.Exam:
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
-    return evaluation.of_texts(source, setup.tokenizer, setup.context, setup.cfg.eval.overlap)
+    context = min(setup.context, setup.cfg.eval.context or setup.context)
+    return evaluation.of_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap)
 
 
 def measure_views(

@@ -1,0 +1,108 @@
+"""Our weights under lm-evaluation-harness, against our own questions."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+
+import models
+from data import tokenizer_writer, tokenizers
+from data.kinds import Texts
+from data.questions import Question, Questions
+from examples.lm_eval_adapter import Harness
+from tests.harness import tiny
+from tests.test_run import host
+from train import evaluate, questions, restored
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
+    """A tiny GPT of bytes, opened from a folder of the hub."""
+    from configs import base
+
+    folder = tmp_path_factory.mktemp("harness") / "hub"
+    model = tiny("gpt", vocab=257, context=32)
+    variables = model.init(jax.random.key(0))
+    variables = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), variables)
+    models.save_pretrained(model, variables, folder)
+    tokenizer_writer.write(tokenizers.Bytes(), folder)
+    cfg = base.defaults()
+    cfg.mesh = "dp:1"
+    blank = Texts((), {"name": "x"})
+    return Harness(restored.open_published(cfg, str(folder), host(), blank, jax.devices()[:1]), rows=3)
+
+
+def request(*args: object) -> SimpleNamespace:
+    return SimpleNamespace(args=args)
+
+
+def test_likelihoods_are_ours(harness: Harness) -> None:
+    """And so acc and acc_norm, which the package makes of them."""
+    asked = (Question("The cat", ("sat", "is a cat", "x"), 0), Question("", ("yes", "no"), 1))
+    pairs = [(q.context, f" {c}") for q in asked for c in q.choices]
+    found = harness.loglikelihood([request(*pair) for pair in pairs])
+    setup = harness.opened.setup
+    rows = [questions.encode_pair(harness.coder, *pair) for pair in pairs]
+    ours = questions.likelihoods(setup.model, harness._examine, harness.opened.variables, setup.place, rows, 2)
+    np.testing.assert_allclose([nats for nats, _ in found], ours.nats, rtol=1e-5)
+    assert [greedy for _, greedy in found] == ours.greedy.tolist()
+    scores = questions.examined(Questions(asked, {}), ours)
+    assert set(scores.metrics) == {"acc", "acc_norm"}
+
+
+def test_rolling_tells_each_token_once(harness: Harness) -> None:
+    """A text longer than the context: the sum over windows, each by the definition."""
+    text = "The cat sat on the mat, and then it sat on the other mat for a long while."
+    setup, ids = harness.opened.setup, [harness.eot_token_id, *harness.coder.encode(text).tolist()]
+    total, told = 0.0, 1
+    variables = jax.device_get(harness.opened.variables)
+    while told < len(ids):
+        start = 0 if told == 1 else told - 16
+        window = np.array(ids[start : start + 33])
+        logits = jax.nn.log_softmax(setup.model.predict(variables, window[None, :-1])[0])
+        total += sum(float(logits[i - 1, window[i]]) for i in range(told - start, len(window)))
+        told = start + len(window)
+    assert harness.loglikelihood_rolling([request(text), request("")])[0] == pytest.approx(total, rel=1e-5)
+
+
+def test_writing_stops(harness: Harness) -> None:
+    free = harness.generate_until([request("The cat", {"max_gen_toks": 12, "until": []})])[0]
+    again = harness.generate_until([request("The cat", {"max_gen_toks": 12, "until": [free[3:5]]})])[0]
+    assert again == free[: free.index(free[3:5])]
+
+
+def test_a_task_of_the_package_runs(harness: Harness, tmp_path: Path) -> None:
+    """Its own acc and acc_norm on a set of ours are those of `eval`."""
+    datasets = pytest.importorskip("datasets", reason="datasets, which lm_eval reads by, is not installed")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    assert datasets
+    asked = [Question(f"Item {i}:", ("alpha", "be", f"gamma {i}"), i % 3) for i in range(6)]
+    rows = [{"context": q.context, "choices": list(q.choices), "answer": q.answer} for q in asked]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "ours",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "q.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    told = simple_evaluate(harness, tasks=[task], task_manager=TaskManager(include_defaults=False), verbosity="ERROR")
+    setup = harness.opened.setup
+    examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
+    ours = questions.ask(
+        setup.model, harness.coder, examine, harness.opened.variables, setup.place, Questions(tuple(asked), {}), 4
+    )
+    for name in ("acc", "acc_norm"):
+        assert told["results"]["ours"][f"{name},none"] == pytest.approx(ours.metrics[name])
+        assert told["results"]["ours"][f"{name}_stderr,none"] == pytest.approx(ours.stderr[name])
