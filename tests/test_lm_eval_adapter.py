@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+pytest.importorskip("lm_eval", reason="lm_eval is not installed (requirements-parity.txt)")
 
 import models
 from data import tokenizer_writer, tokenizers
@@ -78,11 +78,9 @@ def test_writing_stops(harness: Harness) -> None:
 
 def test_a_task_of_the_package_runs(harness: Harness, tmp_path: Path) -> None:
     """Its own acc and acc_norm on a set of ours are those of `eval`."""
-    datasets = pytest.importorskip("datasets", reason="datasets, which lm_eval reads by, is not installed")
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    assert datasets
     asked = [Question(f"Item {i}:", ("alpha", "be", f"gamma {i}"), i % 3) for i in range(6)]
     rows = [{"context": q.context, "choices": list(q.choices), "answer": q.answer} for q in asked]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -100,9 +98,9 @@ def test_a_task_of_the_package_runs(harness: Harness, tmp_path: Path) -> None:
     told = simple_evaluate(harness, tasks=[task], task_manager=TaskManager(include_defaults=False), verbosity="ERROR")
     setup = harness.opened.setup
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
-    ours = questions.ask(
-        setup.model, harness.coder, examine, harness.opened.variables, setup.place, Questions(tuple(asked), {}), 4
-    )
+    with jax.set_mesh(setup.place.mesh):
+        variables, place = harness.opened.variables, setup.place
+        ours = questions.ask(setup.model, harness.coder, examine, variables, place, Questions(tuple(asked), {}), 4)
     for name in ("acc", "acc_norm"):
         assert told["results"]["ours"][f"{name},none"] == pytest.approx(ours.metrics[name])
         assert told["results"]["ours"][f"{name}_stderr,none"] == pytest.approx(ours.stderr[name])
