@@ -182,7 +182,8 @@ def start_from(path: Path, workdir: Path, *more: str) -> int:
 NEW = "--config.init_fresh=embed,head"
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("dp:*", marks=pytest.mark.slow), "dp:2,fsdp:2,tp:2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["dp:*", "dp:2,fsdp:2,tp:2"])
 def test_parameters_as_others_publish_them(theirs, mesh: str, tmp_path: Path, capsys) -> None:
     """A folder or a file; what a layout does not hold must start fresh by name."""
     folder, leaves = theirs

@@ -153,8 +153,8 @@ def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
 
 
 def on_meshes() -> list[Any]:
-    """Every name on every mesh: by default on the last, the first ones on one more."""
-    usual = {name: MESHES[-2:] if name in FIRST else MESHES[-1:] for name in NAMES}
+    """Every name on every mesh: by default families on the last, the first of them on one more."""
+    usual = {name: () if name in VARIANTS else MESHES[-2:] if name in FIRST else MESHES[-1:] for name in NAMES}
     marks = {name: {m: [] if m in usual[name] else [pytest.mark.slow] for m in MESHES} for name in NAMES}
     return [pytest.param(name, mesh, marks=marks[name][mesh]) for name in NAMES for mesh in MESHES]
 
@@ -185,7 +185,7 @@ def test_accumulated_equals_whole_with_dropout_on(name: str) -> None:
     assert_gradients_close(moved[1], moved[0], 2e-5)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LONG)
 def test_overfits_one_batch(name: str) -> None:
     losses = Trainer(name, lr=2e-2, model=tiny(name)).steps(80, one_batch=True)
     assert losses[-1] < 0.1 * losses[0], losses[::10]
@@ -293,7 +293,7 @@ def test_running_statistics_move_in_training_only(name: str) -> None:
         assert (flatten(moved)[name] != before).any()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LONG)
 def test_a_bad_update_never_exists(name: str) -> None:
     trainer = Trainer(name, "dp:2", model=tiny(name))
     trainer.steps(1)

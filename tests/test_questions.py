@@ -36,11 +36,11 @@ def likelihood(model, variables, context: str, after: str) -> tuple[float, bool]
     """By the definition, token by token, each from as much of what is before it as there is room for."""
     told = [*BYTE.encode(context), *BYTE.encode(after)] if context else [256, *BYTE.encode(after)]
     count = len(BYTE.encode(after))
-    told = told[-41:]
-    logits = jax.nn.log_softmax(model.predict(variables, np.array(told[:-1])[None])[0])
-    picked = [
-        (logits[i - 1, told[i]], int(np.argmax(logits[i - 1])) == told[i]) for i in range(len(told) - count, len(told))
-    ]
+    told = np.array(told[-41:])
+    padded = np.pad(told[:-1], (0, 41 - len(told)))  # a later token changes nothing, and one length is compiled
+    logits = jax.nn.log_softmax(jax.jit(model.predict)(variables, padded[None])[0])
+    rows = range(len(told) - count, len(told))
+    picked = [(logits[i - 1, told[i]], int(np.argmax(logits[i - 1])) == told[i]) for i in rows]
     return float(sum(p for p, _ in picked)), all(hit for _, hit in picked)
 
 

@@ -72,6 +72,7 @@ def test_a_carried_state_joins_windows(mesh: str, accumulate: int) -> None:
         assert abs(loss(1, 8, 16) - halves[1]) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_carried_state_is_in_the_checkpoint(tmp_path: Path) -> None:
     """Stopped in the middle of a stream and gone on with, a run has the digests of the straight one."""
     args = ["--config=configs/gpt.py:quick", "--config.model.family=rnn", "--config.train.carry=true"]
