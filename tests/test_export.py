@@ -1,6 +1,7 @@
 """Networks carried over, by the verbs: a run to the hub's form, and such a folder measured, sampled and brought in."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -134,3 +135,34 @@ def test_transformers_writes_the_same_text(folder: Path, capsys) -> None:
     ours = said(capsys, "sample", f"--from={folder}/H", f"--prompt={prompt}", "--tokens=20", "--temperature=0")
     text = tokenizer.decode(np.asarray(made), skip_special_tokens=True)
     assert ours.endswith(f"\n{text}\n")
+
+
+@pytest.mark.slow
+def test_a_classifier_goes_out_too(tmp_path: Path, capsys) -> None:
+    """Without its data; and comes back with the figures that it had, and with theirs."""
+    theirs = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
+    given = os.environ.get("TFDS_DATA_DIR", "")
+    if not (Path(given) / "glue" / "sst2").exists():
+        pytest.skip("glue/sst2 is not prepared in TFDS_DATA_DIR")
+    small = [
+        f"--config.model.{f}" for f in ("size=None", "width=16", "depth=1", "heads=2", "pool=first", "pooler=true")
+    ]
+    small += [
+        "--config.data.tokenizer=byte",
+        "--config.data.length=24",
+        "--config.train.batch=8",
+        "--config.train.steps=1",
+    ]
+    small += ["--config.schedule.warmup=0", "--config.eval.limit=1", "--config.log.table=false"]
+    run = ["train", "--config=configs/bert.py:sst2+scratch", f"--workdir={tmp_path}/W", *small]
+    assert launch.main(run) == 0
+    assert "parameters and its tokenizer" in said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
+    module, told = theirs.BertForSequenceClassification.from_pretrained(tmp_path / "H", output_loading_info=True)
+    assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    jax.set_mesh(None)
+    model, variables = models.load_pretrained(tmp_path / "H")
+    tokens = np.arange(20)[None]
+    with torch.no_grad():
+        logits = module.eval()(torch.tensor(tokens)).logits
+    np.testing.assert_allclose(model.predict(variables, tokens), logits, atol=2e-5)

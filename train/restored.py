@@ -92,7 +92,7 @@ def loss_of(model: Model) -> str:
     for traits, loss in ({"causal", "language_model"}, "next_token"), ({"classifier"}, "softmax"):
         if traits <= model.traits:
             return loss
-    raise UsageError(f"a {model.family} with head {model.config.head!r} has no task by which it could be measured")
+    raise UsageError(f"a {model.family} with head {model.config.head!r} has no task; init_from takes its folder")
 
 
 def exam_source(cfg: Config, host: Host, asked: str | None) -> tuple[str, Source]:
