@@ -17,7 +17,7 @@ _SMALL: dict[str, Any] = {
     "model.width": 128,
     "model.depth": 4,
     "model.heads": 4,
-    "model.hidden": 344,
+    "model.hidden": 352,
     "model.tied": True,
     "model.context": 64,
     "loss": "next_token",

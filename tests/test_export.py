@@ -160,6 +160,9 @@ def test_a_classifier_goes_out_too(tmp_path: Path, capsys) -> None:
     assert "parameters and its tokenizer" in said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
     module, told = theirs.BertForSequenceClassification.from_pretrained(tmp_path / "H", output_loading_info=True)
     assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    said(capsys, "convert", f"--from={tmp_path}/H", f"--workdir={tmp_path}/V")
+    said(capsys, "convert", f"--workdir={tmp_path}/V", f"--to={tmp_path}/G")
+    assert (tmp_path / "G" / "model.safetensors").read_bytes() == (tmp_path / "H" / "model.safetensors").read_bytes()
     jax.set_mesh(None)
     model, variables = models.load_pretrained(tmp_path / "H")
     tokens = np.arange(20)[None]

@@ -7,13 +7,11 @@ import jax
 import numpy as np
 
 from data import tokenizer_writer
-from data.kinds import Texts
 from errors import UsageError
 from models import published
 from train import begin, checkpoint, restored, run
 from train.host import Host
 from train.setup import Config
-from train.update import losses
 
 
 def take_in(cfg: Config, folder: str, workdir: str, host: Host) -> None:
@@ -23,7 +21,8 @@ def take_in(cfg: Config, folder: str, workdir: str, host: Host) -> None:
     """
     if checkpoint.steps(workdir):
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
-    blank = Texts((), {"name": cfg.data.name})
+    model = published.read_config(folder)
+    blank = restored.no_text(cfg, restored.loss_of(model), getattr(model.config, "classes", None))
     opened = restored.open_published(cfg, folder, host, blank)
     setup, config = opened.setup, opened.setup.model.config
     for field in dataclasses.fields(config):
@@ -50,19 +49,12 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
 
     Raises UsageError for a family or a config that has no place there, and for a folder that holds a model.
     """
-    opened = restored.open_checkpoint(cfg, workdir, n, host, _like(cfg, checkpoint.load_manifest(workdir, n)))
+    head = checkpoint.load_manifest(workdir, n)["table"].get("params/head/bias")
+    blank = restored.no_text(cfg, cfg.loss, head["shape"][-1] if head else None)
+    opened = restored.open_checkpoint(cfg, workdir, n, host, blank)
     published.save_pretrained(opened.setup.model, opened.variables, to)
     names = [f"{opened.setup.model.count():,} parameters"]
     if opened.setup.tokenizer is not None:
         tokenizer_writer.write(opened.setup.tokenizer, Path(to))
         names.append("its tokenizer")
     host.say(f"{opened.name}: {' and '.join(names)} in {to}")
-
-
-def _like(cfg: Config, manifest: checkpoint.Manifest) -> Texts:
-    """No text, but of the kind that a run learnt from: the data themselves are not needed."""
-    identity = {"name": cfg.data.name}
-    if losses.find(cfg.loss).needs != "label":
-        return Texts((), identity)
-    classes = manifest["table"].get("params/head/bias", {"shape": [0]})["shape"][-1]
-    return Texts((), identity, np.zeros(0, np.int32), classes)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data import questions, tokenizer_reader
 from data.evaluation import Exam
@@ -79,12 +80,18 @@ def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None) -> O
 
     Raises UsageError for what generates no text.
     """
-    cfg.mesh, one, blank = "dp:1", jax.local_devices()[:1], Texts((), {"name": cfg.data.name})
+    cfg.mesh, one, blank = "dp:1", jax.local_devices()[:1], no_text(cfg, "next_token")
     if n is None:
         return open_published(cfg, name, host, blank, one)
     if checkpoint.load_tokenizer(name, n) is None or losses.find(cfg.loss).trait != "language_model":
         raise UsageError(f"{name} holds a {cfg.model.family} trained by loss {cfg.loss}, which does not generate text")
     return open_checkpoint(cfg, name, n, host, blank, one)
+
+
+def no_text(cfg: Config, loss: str, classes: int | None = None) -> Texts:
+    """No text at all, with labels out of `classes` where the loss asks for some: to set a model up without its data."""
+    labels = np.zeros(0, np.int32) if losses.find(loss).needs == "label" else None
+    return Texts((), {"name": cfg.data.name}, labels, None if labels is None else classes)
 
 
 def loss_of(model: Model) -> str:
@@ -102,7 +109,7 @@ def exam_source(cfg: Config, host: Host, asked: str | None) -> tuple[str, Source
     """
     kind = questions.kind_of(asked, cfg.data.name, host.environ.get("TFDS_DATA_DIR"))
     if kind == "choices":
-        return kind, Texts((), {"name": cfg.data.name})
+        return kind, no_text(cfg, "next_token")
     return kind, load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
 
 

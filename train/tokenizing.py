@@ -24,6 +24,7 @@ def learn(name: str, split: str, field: str | None, size: int, to: str, host: Ho
     made = train_bpe(source.documents, size)
     if made.vocab < size:
         raise UsageError(f"--size={size}: the text gives {made.vocab} tokens at most, having no pair left to join")
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
     part.write_text(made.source, "utf-8")
     os.replace(part, file)
