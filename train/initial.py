@@ -64,6 +64,7 @@ class Found:
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[dict[str, Sharding]], dict[str, jax.Array]]
     tokenizer: str | None = None  # the fingerprint of the one that they go with
+    passed: tuple[str, ...] = ()  # what else there is, known not to be of this network
 
 
 def checkpoint_of(name: str) -> tuple[str, int]:
@@ -107,7 +108,7 @@ def _published(model: Model, path: str) -> Found:
     def read(shardings: dict[str, Sharding]) -> dict[str, jax.Array]:
         return {k: found.read(k.removeprefix("params/"), sharding) for k, sharding in shardings.items()}
 
-    return Found(path, shapes, read)
+    return Found(path, shapes, read, passed=found.passed)
 
 
 def load(
@@ -131,7 +132,8 @@ def load(
                 )
     values = found.read({theirs: leaves[ours].sharding for ours, theirs in taken.items()})
     left = [theirs for theirs in found.shapes if theirs not in taken.values()]
-    report = Report(found.source, tuple(taken), tuple(n for n in leaves if n not in taken), tuple(left))
+    fresh = tuple(name for name in leaves if name not in taken)
+    report = Report(found.source, tuple(taken), fresh, (*left, *found.passed))
     for ours, theirs in taken.items():
         leaves[ours] = _cast(values[theirs], leaves[ours])
     new = jax.tree_util.tree_map_with_path(
