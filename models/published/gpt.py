@@ -33,7 +33,15 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 HARMLESS = (  # of heads that are not read, and of older files
-    *("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
+    *(
+        "n_ctx",
+        "n_special",
+        "predict_special_tokens",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+    ),
     *("summary_first_dropout", "gradient_checkpointing"),
 )
 
