@@ -28,50 +28,9 @@ from typing import Any
 from absl import flags
 
 from errors import UsageError, unknown
+from usage import HELP, flags_of
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4
-
-HELP = {
-    "train": """Train a model: --config says which, --workdir where its files go.
-
-The same command again goes on from the newest good checkpoint; a finished run says so. With no --config the one in the
-workdir is taken. On several hosts, or for a trial of it on one, start one process each:
-
-    python launch.py train --config=… --workdir=… --coordinator=HOST:PORT --processes=2 --process=0
-
-Try first:  python launch.py train --config=configs/gpt.py:quickstart --workdir=runs/quickstart
-            python launch.py train --config=configs/cnn.py:digits --workdir=runs/a --cpu_devices=8 --config.mesh=dp:8
-""",
-    "eval": """Restore a checkpoint, on any devices, and measure it on the config's held-out split.
-
---workdir takes W (its newest good checkpoint), W@n, W@best or W@all. Other data by --dataset, or by knobs, for example
---config.eval.split=validation. W/plots/eval-n-* shows where checkpoint n errs: confusion matrix and worst mistakes
-of a classifier, the passages of highest loss of a language model, the values of a regressor.
-
---from=DIR takes a folder as the Hugging Face hub has it, with its tokenizer. A language model is measured by loss,
-perplexity and bits per byte of texts; where the data are questions with choices, by acc and acc_norm as
-lm-evaluation-harness defines them; with --as=last_word by the last words of texts:
-
-    python launch.py eval --from=DIR --dataset=arc_challenge_test
-    python launch.py eval --from=DIR --dataset=lambada_openai_test --as=last_word
-""",
-    "sample": """Print the text that a language model puts after --prompt. --workdir and --from as for eval.
-
---temperature=0 takes the likeliest token each time; --top_k=40 draws among the 40 likeliest. Several prompts, each with
-a --prompt of its own, are written at once.
-""",
-    "convert": """Carry a network over from the Hugging Face hub, or to it.
-
-    python launch.py convert --from=DIR --workdir=W      # a checkpoint 0 that eval and sample take, and init_from
-    python launch.py convert --workdir=W --to=DIR        # a folder that transformers loads; W@n, W@best too
-""",
-    "tokenizer": """Learn a byte-level BPE from text and write a tokenizer.json, which --config.data.tokenizer takes.
-
-Try first:  python launch.py tokenizer --train=pydoc_text --size=1024 --to=bpe.json
-""",
-    "doctor": """Look at what a run needs: devices, versions, data folder, disk. Say what is wrong and how to mend it.
-""",
-}
 
 
 def main(argv: list[str]) -> int:
@@ -102,7 +61,7 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     if "--help" in argv or "-h" in argv:
-        print(f"{HELP[verb]}\n{_flags(verb).get_help(include_special_flags=False).strip()}")
+        print(f"{HELP[verb]}\n{flags_of(verb).get_help(include_special_flags=False).strip()}")
         return DONE
     assignments = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     if verb != "train" and any(a.partition("=")[0] == "--config" for a in argv):
@@ -110,7 +69,7 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     for text in assignments:
         if "=" not in text:
             raise UsageError(f"--config.{text} has no value; write --config.{text}=VALUE")
-    args = _flags(verb)
+    args = flags_of(verb)
     try:
         rest = args(["launch.py", *(a for a in argv if not a.startswith("--config."))])[1:]
     except flags.Error as error:
@@ -118,59 +77,6 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     if rest:
         raise UsageError(f"{rest[0]!r} is no flag; flags are written --name=value, as --workdir=runs/a")
     return VERBS[verb](args, [(k, v) for k, _, v in (a.partition("=") for a in assignments)])
-
-
-def _flags(verb: str) -> flags.FlagValues:
-    """The plain flags of a verb."""
-    own = flags.FlagValues()
-
-    def text(name: str, default: str | None, says: str) -> None:
-        flags.DEFINE_string(name, default, says, flag_values=own)
-
-    def whole(name: str, default: int | None, says: str, lower: int = 0, upper: int | None = None) -> None:
-        flags.DEFINE_integer(name, default, says, lower_bound=lower, upper_bound=upper, flag_values=own)
-
-    flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=own)
-    whole("cpu_devices", None, "simulate so many CPU devices", 1)
-
-    def texts(name: str, default: list[str], says: str) -> None:
-        flags.DEFINE_multi_string(name, default, says, flag_values=own)
-
-    def share(name: str, says: str) -> None:
-        flags.DEFINE_float(name, None, says, flag_values=own)
-
-    if verb not in ("doctor", "tokenizer"):
-        text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
-    if verb in ("eval", "sample", "convert"):
-        text("from", None, "instead of a workdir, a folder as the Hugging Face hub has it")
-    if verb == "train":
-        text("config", None, "path/to/file.py:name+ablation")
-        text("coordinator", None, "host:port of process 0, where several processes train together")
-        whole("processes", 1, "how many processes train together", 1)
-        whole("process", 0, "which of them this is, from 0")
-    if verb == "eval":
-        text("dataset", None, "what to measure it on; for a workdir None is its own data")
-        text("as", None, "text | choices | last_word: how the data examine; None is choices where there are some")
-    if verb == "convert":
-        text("to", None, "a folder to write, as the Hugging Face hub has it")
-    if verb == "tokenizer":
-        text("train", None, "a data set to learn from: a .txt file or folder, or a name")
-        text("split", "train", "its split")
-        text("field", None, "which text of a set that has several")
-        whole("size", 4096, "how many tokens to learn, the 256 bytes and an end among them", 257)
-        text("to", None, "the tokenizer.json to write")
-    if verb == "sample":
-        texts("prompt", ["\n"], "the text to go on from; given again, several at once")
-        whole("tokens", 300, "how many tokens to add", 1)
-        flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest", lower_bound=0, flag_values=own)
-        whole("top_k", None, "draw among the so many likeliest", 1)
-        share("top_p", "among the fewest likeliest that have this probability together")
-        share("min_p", "among those with this share of the likeliest's probability")
-        flags.DEFINE_float("repetition_penalty", 1.0, "lowers tokens that were there; 1 is none", flag_values=own)
-        texts("stop", [], "a text that ends the writing; may be given again")
-        flags.DEFINE_boolean("stats", False, "tell tokens a second of reading and writing", flag_values=own)
-        whole("seed", 0, "of the draws", upper=2**32 - 1)
-    return own
 
 
 def _host(listen: bool = False) -> Any:

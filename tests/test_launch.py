@@ -10,6 +10,7 @@ import jax
 import pytest
 
 import launch
+import usage
 from configs import gpt
 from errors import UsageError
 
@@ -174,8 +175,8 @@ def test_help_of_a_verb_explains_its_flags(verb: str, flag: str, capsys: pytest.
     """Every flag that the verb takes is listed, also where other arguments stand before."""
     assert launch.main([verb, "--nonsense", flag]) == launch.DONE
     out = capsys.readouterr().out
-    assert out.startswith(launch.HELP[verb])
-    assert all(f"--{'[no]' if name in ('debug', 'stats') else ''}{name}:" in out for name in launch._flags(verb))
+    assert out.startswith(usage.HELP[verb])
+    assert all(f"--{'[no]' if name in ('debug', 'stats') else ''}{name}:" in out for name in usage.flags_of(verb))
 
 
 def test_debug_shows_where(tmp_path: Path) -> None:
