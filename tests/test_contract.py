@@ -19,16 +19,16 @@ VARIANTS = (
     "bert_classes",
     "nnx",
 )  # of families that go through every law under another name
-FIRST = ("mlp", "cnn", "gpt")  # also go through the laws that take long to compile in the default suite
+FIRST = ("mlp", "cnn", "gpt")  # go through every law in the default suite, the others in the slow one
 
 
 def late(name: str, long: bool = False) -> Any:
-    """A name, of a variant or for a law that takes long among the slow tests."""
+    """A name; of a variant, or for a law that is long for all but the first, among the slow tests."""
     slow = name in VARIANTS or (long and name not in FIRST)
     return pytest.param(name, marks=[pytest.mark.slow] if slow else [])
 
 
-EVERY, LONG = [late(name) for name in NAMES], [late(name, long=True) for name in NAMES]
+LONG = [late(name, long=True) for name in NAMES]
 
 
 def with_trait(*traits: str, without: str = "", long: bool = False) -> list[Any]:
@@ -115,7 +115,7 @@ def test_shapes_and_dtypes_follow_the_table(name: str) -> None:
         np.testing.assert_array_equal(model.predict(variables, main), value)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LONG)
 def test_jit_equals_eager(name: str) -> None:
     model = tiny(name, **({"depth": 1} if "depth" in TINY[name] else {}))
     variables, inputs = model.init(jax.random.key(0)), inputs_of(batch_for(name))
@@ -138,7 +138,7 @@ def test_gradients_are_finite_and_not_zero(name: str) -> None:
             assert np.linalg.norm(g) > 1e-6 * whole, leaf
 
 
-@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny(n).config, "dropout")])
+@pytest.mark.parametrize("name", [late(n, long=True) for n in NAMES if hasattr(tiny(n).config, "dropout")])
 def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
     """Equal rows part ways, another key draws anew, the same one again; in evaluation a key is not looked at."""
     model, batch = noisy(name), {k: np.repeat(v[:1], 4, 0) for k, v in batch_for(name).items()}
@@ -191,7 +191,7 @@ def test_overfits_one_batch(name: str) -> None:
     assert losses[-1] < 0.1 * losses[0], losses[::10]
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LONG)
 def test_initial_values_are_determined_by_key_and_path(name: str) -> None:
     model = tiny(name)
     one, same, other = (flatten(model.init(jax.random.key(k))["params"]) for k in (0, 0, 1))
@@ -238,7 +238,7 @@ def target_of(trainer: Trainer):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trainer.state)
 
 
-@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny(n).config, "compute")])
+@pytest.mark.parametrize("name", [late(n, long=True) for n in NAMES if hasattr(tiny(n).config, "compute")])
 def test_bfloat16_is_close_to_float32(name: str) -> None:
     model, low = tiny(name), tiny(name, compute="bfloat16")
     variables, inputs = model.init(jax.random.key(0)), inputs_of(batch_for(name))
