@@ -32,17 +32,11 @@ def fields(keys: Keys) -> dict[str, Any]:
     }
 
 
-HARMLESS = (  # of heads that are not read, and of older files
-    *(
-        "n_ctx",
-        "n_special",
-        "predict_special_tokens",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_proj_to_labels",
-    ),
-    *("summary_first_dropout", "gradient_checkpointing"),
+HARMLESS = frozenset(  # of heads that are not read, and of older files
+    """
+    n_ctx n_special predict_special_tokens gradient_checkpointing
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    """.split()
 )
 
 

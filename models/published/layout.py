@@ -83,49 +83,24 @@ ACTIVATIONS = {  # names there -> here
     **dict(relu="relu", silu="silu", swish="silu", tanh="tanh", sigmoid="sigmoid", linear="identity"),
 }
 
-HARMLESS = {  # of a config.json: what changes no number that a forward pass gives
-    *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "auto_map"),
-    *(
-        "use_cache",
-        "output_attentions",
-        "output_hidden_states",
-        "return_dict",
-        "return_dict_in_generate",
-        "torchscript",
-    ),
-    *("output_scores", "use_bfloat16", "tf_legacy_loss", "chunk_size_feed_forward", "gradient_checkpointing"),
-    *(
-        "initializer_range",
-        "initializer_factor",
-        "_commit_hash",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-    ),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id"),
-    *(
-        "unk_token_id",
-        "mask_token_id",
-        "_num_labels",
-        "output_past",
-        "xla_device",
-        "tokenizer_class",
-        "prefix",
-        "id2label",
-        "label2id",
-        "num_labels",
-    ),
-    *("problem_type", "task_specific_params", "finetuning_task", "language", "license", "_from_model_config"),
-    *("keys_to_ignore_at_inference", "begin_suppress_tokens", "suppress_tokens", "bad_words_ids", "max_length"),
-    *("min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature"),
-    *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
-    *(
-        "encoder_no_repeat_ngram_size",
-        "num_return_sequences",
-        "remove_invalid_values",
-        "exponential_decay_length_penalty",
-    ),
-    *("forced_bos_token_id", "forced_eos_token_id", "max_new_tokens", "unsloth_version", "unsloth_fixed"),
-}
+HARMLESS = frozenset(  # keys of a config.json that change no number of a forward pass
+    """
+    architectures model_type torch_dtype dtype transformers_version tokenizer_class auto_map _name_or_path _commit_hash
+    _from_model_config _attn_implementation _attn_implementation_autoset _num_labels initializer_range
+    initializer_factor use_cache use_bfloat16 gradient_checkpointing chunk_size_feed_forward torchscript tf_legacy_loss
+    output_attentions output_hidden_states output_past output_scores return_dict return_dict_in_generate xla_device
+    keys_to_ignore_at_inference unsloth_version unsloth_fixed
+
+    bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id decoder_start_token_id
+
+    problem_type task_specific_params finetuning_task language license prefix id2label label2id num_labels
+
+    max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty exponential_decay_length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences remove_invalid_values bad_words_ids
+    suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id
+    """.split()
+)
 PLAIN: dict[str, tuple[Any, ...]] = {  # of a config.json: what must be so, if it is there
     **dict(is_encoder_decoder=(False,), is_decoder=(False, True), add_cross_attention=(False,)),
     **dict(cross_attention_hidden_size=(None,), tie_encoder_decoder=(False,), pruned_heads=({}, None)),
