@@ -129,6 +129,7 @@ def test_a_vocabulary_of_another_tokenizer_is_not_taken_over(tmp_path: Path, cap
     assert launch.main([*begin, "--config.init_fresh=embed,head"]) == 0
 
 
+@pytest.mark.slow
 def test_the_average_of_schedule_free_is_what_another_run_begins_with(tmp_path: Path) -> None:
     """Frozen leaves have none, and are as they are."""
     free = ["--config.optim.name=schedule_free", "--config.optim.lr=0.02", "--config.optim.freeze=hidden/0/bias"]

@@ -19,7 +19,7 @@ VARIANTS = (
     "bert_classes",
     "nnx",
 )  # of families that go through every law under another name
-FIRST = ("mlp", "cnn", "gpt")  # go through every law in the default suite, the others in the slow one
+FIRST = ("mlp", "gpt")  # go through every law in the default suite, the others in the slow one
 
 
 def late(name: str, long: bool = False) -> Any:
