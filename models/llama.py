@@ -118,8 +118,9 @@ class Config:
         check(self, "probability", "dropout")
         one_of(self, activation=ACTIVATIONS, rope=KINDS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
         check(self, f"a divisor of heads={self.heads}", "kv_heads", ok=lambda n: self.heads % n == 0)
+        check(self, "even (rotary dims are pairs)", "head_dim", ok=lambda n: n % 2 == 0)
         if self.head_dim is None:
-            check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
+            check(self, f"a divisor of half of width={self.width}", "heads", ok=lambda n: self.width % (2 * n) == 0)
         check(self, "layers of the depth", "sliding", ok=lambda n: 0 <= n < self.depth)
 
     @property

@@ -1,6 +1,8 @@
 """Folders of the hub: what is read however it is spelt and cut into files, and what is refused."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,21 @@ from models.spec import flatten
 from tests.harness import tiny
 from train import mesh
 
-NAMES = ("gpt", "llama")
+NAMES = ("gpt", "llama", "bert")
 
 
-@pytest.fixture(params=NAMES)
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+@pytest.fixture(params=NAMES, scope="module")
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network in a folder of the hub."""
-    model = small(request.param)
-    models.save_pretrained(model, model.init(jax.random.key(3)), tmp_path / "hub")
-    return tmp_path / "hub"
+    model, where = small(request.param), tmp_path_factory.mktemp("hub")
+    models.save_pretrained(model, model.init(jax.random.key(3)), where)
+    return where
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(saved, tmp_path / "hub")
 
 
 def small(name: str) -> models.Model:
@@ -74,6 +82,7 @@ def test_names_may_lack_the_prefix_or_have_another(folder: Path) -> None:
     assert_same(values(models.load_pretrained(folder)[1]), want)
 
 
+@pytest.mark.parametrize("saved", ["gpt", "llama"], indirect=True)
 def test_buffers_are_passed_over_and_copies_of_tied_tables_checked(folder: Path) -> None:
     want, base = values(models.load_pretrained(folder)[1]), prefix(folder)
     table = f"{base}{'wte' if base == 'transformer.' else 'embed_tokens'}.weight"
@@ -217,6 +226,30 @@ def test_keys_that_are_passed_over_must_be_named(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"softcap = 30\.0: not known here"):
         models.load_pretrained(folder)
     assert models.load_pretrained(folder, ignore=["softcap"])[0].family in NAMES
+
+
+STRANGE = (None, "x", 3, -1, 0, 2.5, 10**9, math.nan, math.inf, True, [], [1], {}, {"a": 1})
+
+
+def test_a_strange_value_in_a_config_is_legal_or_refused_by_name(folder: Path) -> None:
+    """No value ends in one of Python's own errors, or in work without end."""
+    file = folder / "config.json"
+    whole = json.loads(file.read_text())
+    if "rope_parameters" in whole:
+        whole["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 8.0}
+        whole["rope_parameters"] |= {"original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0}
+    inner = whole.get("rope_parameters", {})
+    changed = [{**whole, key: value} for key in whole for value in STRANGE]
+    changed += [{**whole, "rope_parameters": {**inner, key: value}} for key in inner for value in STRANGE]
+    said = []
+    for values in changed:
+        file.write_text(json.dumps(values))
+        try:
+            published.read_config(folder)
+        except UsageError as error:
+            said.append(str(error))
+    assert not [text for text in said if "\n" in text]
+    assert len(changed) / 4 < len(said) < len(changed)
 
 
 def test_logits_are_of_the_published_vocabulary(folder: Path) -> None:

@@ -221,14 +221,17 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
         raise UsageError(f"{file} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file} holds no settings by name")
-    kind = values.get("model_type")
+    kind = str(values.get("model_type"))
     if kind not in TYPES:
-        raise unknown("model_type of config.json", str(kind), TYPES)
+        raise unknown("model_type of config.json", kind, TYPES)
     layout = LAYOUTS[TYPES[kind]]
     keys = Keys({k: v for k, v in values.items() if k not in set(ignore)}, Tensors(directory).shapes)
     fields = layout.fields(keys)
     keys.done(layout.HARMLESS)
-    return models.build(TYPES[kind], **{**fields, **overrides})
+    model = models.build(TYPES[kind], **{**fields, **overrides})
+    if model.config.depth > len(keys.tensors):  # before anything is made for each layer
+        raise UsageError(f"{directory} holds {len(keys.tensors)} tensors, too few for {model.config.depth} layers")
+    return model
 
 
 def save_pretrained(model: models.Model, variables: Any, directory: str | Path) -> None:

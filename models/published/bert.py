@@ -30,7 +30,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     keys.hold("position_embedding_type", "absolute")
     keys.hold("is_decoder", False)
     head = _head(keys)
-    names = keys.take("id2label", default=range(keys.take("num_labels", default=2)))
+    names = keys.take("id2label", kind=dict)
     last = keys.take("classifier_dropout")
     dropout = keys.take("hidden_dropout_prob", default=0.1)
     if head == "classes" and last not in (None, dropout):
@@ -47,7 +47,7 @@ def fields(keys: Keys) -> dict[str, Any]:
         "head": head,
         "pool": "first" if head == "classes" else "none",
         "pooler": head != "mlm" and any(name.endswith("pooler.dense.weight") for name in keys.tensors),
-        "classes": len(names),
+        "classes": len(names) if names is not None else keys.take("num_labels", default=2),
         "dropout": dropout,
         "dropout_attention": keys.take("attention_probs_dropout_prob", default=0.1),
         "tied": keys.take("tie_word_embeddings", default=True),
@@ -56,7 +56,7 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 def _head(keys: Keys) -> str:
-    given = (keys.take("architectures") or [None])[0]
+    given = (keys.take("architectures", kind=list) or [None])[0]
     if given is None:
         held = {name.split(".")[0] for name in keys.tensors}
         return "mlm" if "cls" in held else "classes" if "classifier" in held else "none"

@@ -119,10 +119,15 @@ class Keys:
         for name, legal in PLAIN.items():
             self.hold(name, *legal)
 
-    def take(self, *names: str, default: Any = None) -> Any:
-        """The value of the first spelling that is there and no null, else the default."""
+    def take(self, *names: str, default: Any = None, kind: type = object) -> Any:
+        """The value of the first spelling that is there and no null, else the default. Raises UsageError by kind."""
         self.seen.update(names)
-        return next((self.values[name] for name in names if self.values.get(name) is not None), default)
+        name = next((name for name in names if self.values.get(name) is not None), None)
+        value = default if name is None else self.values[name]
+        if name and not isinstance(value, kind):
+            says = {list: "a list", dict: "a mapping", bool: "true or false"}[kind]
+            raise UsageError(f"config.json has {name} = {value!r}, which is not {says}")
+        return value
 
     def need(self, *names: str) -> Any:
         """The value of the first spelling that is there. Raises UsageError where none is."""
@@ -138,11 +143,18 @@ class Keys:
             says = " or ".join(map(repr, legal))
             raise UsageError(f"config.json has {name} = {self.values[name]!r}; only {says} is known here")
 
+    def number(self, *names: str, default: float | None = None) -> float:
+        """The value of the first spelling that is there. Raises UsageError where it is no number, or there is none."""
+        value = self.need(*names) if default is None else self.take(*names, default=default)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise UsageError(f"config.json has {names[0]} = {value!r}, which is no number")
+        return float(value)
+
     def activation(self, *names: str, default: str) -> str:
         """The name here of an activation. Raises UsageError for one that is unknown."""
-        name = self.take(*names, default=default)
+        name = str(self.take(*names, default=default))
         if name not in ACTIVATIONS:
-            raise unknown("activation of config.json", str(name), ACTIVATIONS)
+            raise unknown("activation of config.json", name, ACTIVATIONS)
         return ACTIVATIONS[name]
 
     def done(self, harmless: Iterable[str] = ()) -> None:

@@ -18,7 +18,9 @@ CONTEXT = {"llama": 2048, "mistral": 131072, "qwen3": 32768}
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
     kind, depth = keys.need("model_type"), keys.need("num_hidden_layers")
-    context = keys.take("max_position_embeddings", default=CONTEXT[kind])
+    for name in {"llama": (), "mistral": ("attention_bias", "mlp_bias"), "qwen3": ("mlp_bias",)}[kind]:
+        keys.hold(name, False)  # transformers has no such biases there
+    context = int(keys.number("max_position_embeddings", default=CONTEXT[kind]))
     heads = keys.need("num_attention_heads")
     found = {
         "vocab": keys.need("vocab_size"),
@@ -30,8 +32,8 @@ def fields(keys: Keys) -> dict[str, Any]:
         "head_dim": keys.take("head_dim", default=128 if kind == "qwen3" else None),
         "hidden": keys.need("intermediate_size"),
         "activation": keys.activation("hidden_act", default="silu"),
-        "attention_bias": kind != "mistral" and keys.take("attention_bias", default=False),
-        "mlp_bias": kind == "llama" and keys.take("mlp_bias", default=False),
+        "attention_bias": keys.take("attention_bias", default=False),
+        "mlp_bias": keys.take("mlp_bias", default=False),
         "qk_norm": kind == "qwen3",
         "dropout": keys.take("attention_dropout", default=0.0),
         "tied": keys.take("tie_word_embeddings", default=False),
@@ -46,8 +48,8 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 def _sliding(keys: Keys, depth: int) -> dict[str, Any]:
     """Which of Qwen's layers slide: those that `layer_types` names so, else those from `max_window_layers` on."""
-    on, window = keys.take("use_sliding_window", default=False), keys.take("sliding_window")
-    first, kinds = keys.take("max_window_layers", default=28), keys.take("layer_types")
+    on, window = keys.take("use_sliding_window", default=False, kind=bool), keys.take("sliding_window")
+    first, kinds = keys.number("max_window_layers", default=28), keys.take("layer_types", kind=list)
     if not on or window is None:
         if kinds and "sliding_attention" in kinds:
             raise UsageError("config.json has layer_types with sliding_attention, but use_sliding_window is not on")
@@ -62,25 +64,25 @@ def _sliding(keys: Keys, depth: int) -> dict[str, Any]:
 
 def _rope(keys: Keys, context: int) -> dict[str, Any]:
     """Rotary frequencies: `rope_parameters`, or in older files `rope_theta` and `rope_scaling`."""
-    values = keys.take("rope_parameters", "rope_scaling", default={})
+    values = keys.take("rope_parameters", "rope_scaling", default={}, kind=dict)
     keys.hold("partial_rotary_factor", 1.0, 1, None)
     given = Keys({**values, "rope_theta": values.get("rope_theta", keys.take("rope_theta", default=10000.0))})
     kind = given.take("rope_type", "type", default="default")
-    found = {"rope": "none" if kind == "default" else kind, "rope_base": float(given.need("rope_theta"))}
+    found = {"rope": "none" if kind == "default" else kind, "rope_base": given.number("rope_theta")}
     given.hold("partial_rotary_factor", 1.0, 1, None)
-    trained = keys.take("original_max_position_embeddings") or given.take("original_max_position_embeddings")
+    trained = given.number("original_max_position_embeddings", default=context)
+    trained = keys.number("original_max_position_embeddings", default=trained)
     if kind == "linear":
-        found["rope_factor"] = float(given.need("factor"))
+        found["rope_factor"] = given.number("factor")
     elif kind == "llama3":
-        found |= {"rope_factor": float(given.need("factor")), "rope_context": trained or context}
-        found |= {"rope_low": float(given.need("low_freq_factor")), "rope_high": float(given.need("high_freq_factor"))}
+        found |= {"rope_factor": given.number("factor"), "rope_context": int(trained)}
+        found |= {"rope_low": given.number("low_freq_factor"), "rope_high": given.number("high_freq_factor")}
     elif kind == "yarn":
-        trained = trained or context
-        factor = float(given.take("factor", default=context / trained))
-        found |= {"rope_factor": factor, "rope_context": trained, "rope_scale": _attention_factor(given, factor)}
+        factor = given.number("factor", default=context / (trained or 1))
+        found |= {"rope_factor": factor, "rope_context": int(trained), "rope_scale": _attention_factor(given, factor)}
         found |= {
-            "rope_low": float(given.take("beta_slow", default=1)),
-            "rope_high": float(given.take("beta_fast", default=32)),
+            "rope_low": given.number("beta_slow", default=1),
+            "rope_high": given.number("beta_fast", default=32),
             "rope_whole": given.take("truncate", default=True),
         }
     elif kind != "default":
@@ -95,10 +97,8 @@ def _attention_factor(keys: Keys, factor: float) -> float:
     def of(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
-    given, one, all_ = keys.take("attention_factor"), keys.take("mscale"), keys.take("mscale_all_dim")
-    if given is not None:
-        return float(given)
-    return of(one) / of(all_) if one and all_ else of(1)
+    one, all_ = keys.number("mscale", default=0), keys.number("mscale_all_dim", default=0)
+    return keys.number("attention_factor", default=of(one) / of(all_) if one and all_ else of(1))
 
 
 def config(c: Config) -> dict[str, Any]:
