@@ -31,6 +31,7 @@ from errors import UsageError, unknown
 from usage import HELP, flags_of
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4
+FREE = ("mesh", "train.precision", "train.attention", "train.batch", "train.scan")  # knobs that go with --from
 
 
 def main(argv: list[str]) -> int:
@@ -188,12 +189,18 @@ def _published(args: flags.FlagValues, assignments: list[tuple[str, str]], **kno
     from configs import base, reader
 
     _start_jax(args)
+    from train import restored
+
     cfg = base.defaults()
-    for key, value in knobs.items():
+    for key, value in {"data__tokenizer": restored.OWN, **knobs}.items():
         base.assign(cfg, key.replace("__", "."), value)
+    cfg = reader.override(cfg, assignments)
     for key, _ in assignments:
-        _refuse_training(key)
-    return _host(), reader.override(cfg, assignments)
+        if key in ("model.family", "model.size"):
+            raise UsageError(f"--config.{key} is told by the folder's config.json")
+        if not key.startswith(("data.", "eval.", "model.", "rules.")) and key not in FREE:
+            raise UsageError(f"--config.{key} is of training, and the folder's network is trained")
+    return _host(), cfg
 
 
 def _refuse_training(key: str) -> None:
@@ -229,6 +236,13 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     folder, asked = _source(args), getattr(args, "as")
     if args.dataset:
         assignments = [("data.name", args.dataset), *assignments]
+    given = not args.dataset or any(key == "eval.split" for key, _ in assignments)
+
+    def choose_split(cfg: Any, host: Any) -> Any:
+        from train import restored
+
+        cfg.eval.split = cfg.eval.split if given else restored.split_of(cfg, host)
+        return cfg
 
     if folder is not None:
         if not args.dataset:
@@ -236,15 +250,15 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         host, cfg = _published(args, assignments, eval__batch=8, eval__context=2048)
         from train import restored
 
-        kind, held_out = restored.exam_source(cfg, host, asked)
-        restored.report(restored.open_published(cfg, folder, host, held_out), held_out, kind)
+        kind, held_out = restored.exam_source(choose_split(cfg, host), host, asked)
+        restored.report(restored.open_published(cfg, folder, host, held_out, ignore=args.ignore), held_out, kind)
         return DONE
 
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, restored
 
     def one(step: int) -> None:
-        cfg = config(step)
+        cfg = choose_split(config(step), host)
         kind, held_out = restored.exam_source(cfg, host, asked)
         opened = restored.open_checkpoint(cfg, workdir, step, host, held_out)
         restored.report(opened, held_out, kind, workdir, step)
@@ -280,7 +294,7 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         host, cfg = _published(args, assignments)
         from train import restored, writing
 
-        writing.say(restored.open_to_write(cfg, host, folder), **settings, **how)
+        writing.say(restored.open_to_write(cfg, host, folder, ignore=args.ignore), **settings, **how)
         return DONE
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, restored, writing
@@ -303,7 +317,7 @@ def _convert(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         host, cfg = _published(args, assignments)
         from train import export
 
-        export.take_in(cfg, os.path.expanduser(args["from"].value), workdir, host)
+        export.take_in(cfg, os.path.expanduser(args["from"].value), workdir, host, args.ignore)
         return DONE
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, export

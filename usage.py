@@ -68,6 +68,7 @@ def flags_of(verb: str) -> flags.FlagValues:
         text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
     if verb in ("eval", "sample", "convert"):
         text("from", None, "instead of a workdir, a folder as the Hugging Face hub has it")
+        texts("ignore", [], "with --from, a key of its config.json to pass over; may be given again")
     if verb == "train":
         text("config", None, "path/to/file.py:name+ablation")
         text("coordinator", None, "host:port of process 0, where several processes train together")

@@ -102,19 +102,32 @@ def _of_lines(path: Path) -> Questions:
         raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from None
     items = []
     for i, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-            item = Question(row["context"], tuple(row["choices"]), row["answer"])
-            fits = isinstance(item.context, str) and all(isinstance(c, str) for c in item.choices)
-            if not fits or type(item.answer) is not int or not 0 <= item.answer < len(item.choices):
-                raise ValueError("context and choices are text, answer the number of a choice, from 0")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path}, line {i + 1}: no question with context, choices and answer: {error}") from None
+        item = _of_line(line)
+        if item is None:
+            raise UsageError(
+                f"{path}, line {i + 1} is no question: a JSON object has a `context`, a list of `choices`, all of them "
+                f"texts, and the number of the right one, from 0, as `answer`"
+            )
         items.append(item)
     if not items:
         raise UsageError(f"{path} holds no questions")
     digest = checksum(*(line.encode() for line in lines))
     return Questions(tuple(items), {"name": path.name, "split": "all", "count": len(items), "checksum": digest})
+
+
+def _of_line(line: str) -> Question | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("choices"), list):
+        return None
+    context, choices, answer = row.get("context"), row["choices"], row.get("answer")
+    if not isinstance(context, str) or not all(isinstance(choice, str) for choice in choices):
+        return None
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        return None
+    return Question(context, tuple(choices), answer)
 
 
 def last_words(texts: Texts) -> Questions:

@@ -83,7 +83,7 @@ def _with_parts(source: str, told: dict[str, Any], path: Path) -> Subwords:
     eot = next((i for i in ids if i is not None), next(iter(told["ends"]), None))
     if eot is None:
         raise UsageError(f"{path} has no end of a text: no eos_token or sep_token, nor any of {', '.join(USUAL)}")
-    prefix, suffix = _around(made)
+    prefix, suffix = around(made)
     bos = made.token_to_id(told["bos_token"]) if isinstance(told.get("bos_token"), str) else None
     if not prefix and bos is not None and told.get("add_bos_token") is True:
         prefix = (bos,)
@@ -91,11 +91,15 @@ def _with_parts(source: str, told: dict[str, Any], path: Path) -> Subwords:
     return Subwords(source, eot, prefix, suffix, ends)
 
 
-def _around(made: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that a tokenizer puts before a text and after it."""
-    bare, whole = (made.encode("a", add_special_tokens=on).ids for on in (False, True))
-    at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-    return tuple(whole[:at]), tuple(whole[at + len(bare) :])
+def around(made: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the library's tokenizer puts before a text and after it, told by one of tokens that are neither."""
+    nothing, added = (made.encode("", add_special_tokens=on).ids for on in (False, True))
+    for text in ("a", *made.get_vocab()):
+        bare, whole = (made.encode(text, add_special_tokens=on).ids for on in (False, True))
+        if bare and not set(bare) & (set(added) - set(nothing)):
+            at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+            return tuple(whole[:at]), tuple(whole[at + len(bare) :])
+    return (), ()
 
 
 def _byte_level(vocab: Path, merges: Path) -> str:

@@ -2,20 +2,46 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+from data import tokenizer_reader
 from data.subwords import EOT, Subwords, alphabet, coder
 from data.tokenizers import Bytes, Characters, Tokenizer
 
+ROLES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
-def write(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json for transformers into a folder; words have no such form."""
-    made = as_subwords(tokenizer)
-    if made is None:
-        return
-    end = coder(made.source).id_to_token(made.eot)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "clean_up_tokenization_spaces": False}
-    (folder / "tokenizer.json").write_text(made.source, "utf-8")
+
+def ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Keys of a config.json and of a generation_config.json: what begins a text, and what ends one that is written."""
+    ends = list(tokenizer.ends)
+    return {"bos_token_id": next(iter(tokenizer.prefix), None), "eos_token_id": ends[0] if len(ends) == 1 else ends}
+
+
+def write(tokenizer: Subwords, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json into a folder."""
+    source = _whole(tokenizer)
+    made = coder(source)
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    settings |= {"eos_token": made.id_to_token(tokenizer.eot)}
+    if tokenizer.prefix:
+        settings["bos_token"] = made.id_to_token(tokenizer.prefix[0])
+    settings |= {role: name for role, name in ROLES.items() if made.token_to_id(name) in tokenizer.special}
+    (folder / "tokenizer.json").write_text(source, "utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _whole(tokenizer: Subwords) -> str:
+    """The tokenizer.json, which says itself what is put around a text."""
+    from tokenizers import processors
+
+    made = coder(tokenizer.source)
+    if tokenizer_reader.around(made) == (tokenizer.prefix, tokenizer.suffix):
+        return tokenizer.source
+    before, after = ([made.id_to_token(i) for i in some] for some in (tokenizer.prefix, tokenizer.suffix))
+    special = [(made.id_to_token(i), i) for i in {*tokenizer.prefix, *tokenizer.suffix}]
+    one = [*before, "$A", *after]
+    made.post_processor = processors.TemplateProcessing(one, [*one, "$B:1", *after], special)
+    return made.to_str()
 
 
 def as_subwords(tokenizer: Tokenizer) -> Subwords | None:

@@ -141,11 +141,11 @@ def load_pretrained(directory: Any, **how: Any) -> tuple[Model, dict[str, Any]]:
     return published.load_pretrained(directory, **how)
 
 
-def save_pretrained(model: Model, variables: Any, directory: Any) -> None:
+def save_pretrained(model: Model, variables: Any, directory: Any, **keys: Any) -> None:
     """Write a folder as the Hugging Face hub has it; see `published.save_pretrained`."""
     from models import published
 
-    published.save_pretrained(model, variables, directory)
+    published.save_pretrained(model, variables, directory, **keys)
 
 
 def _field(value: Any) -> Any:

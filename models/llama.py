@@ -121,6 +121,8 @@ class Config:
         check(self, "even (rotary dims are pairs)", "head_dim", ok=lambda n: n % 2 == 0)
         if self.head_dim is None:
             check(self, f"a divisor of half of width={self.width}", "heads", ok=lambda n: self.width % (2 * n) == 0)
+        if self.rope != "yarn":
+            check(self, f"1 for rope={self.rope!r}", "rope_scale", ok=lambda scale: scale == 1)
         check(self, "layers of the depth", "sliding", ok=lambda n: 0 <= n < self.depth)
 
     @property

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -78,12 +79,38 @@ def test_a_folder_is_measured_and_sampled_as_its_run(folder: Path, capsys) -> No
 def test_what_is_brought_in_goes_out_again_bit_for_bit(folder: Path, tmp_path: Path, capsys) -> None:
     assert "checkpoint 0 in" in said(capsys, "convert", f"--from={folder}/H", f"--workdir={tmp_path}/W")
     said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+    names = "model.safetensors config.json tokenizer.json tokenizer_config.json generation_config.json"
+    for name in names.split():
         assert (tmp_path / "H" / name).read_bytes() == (folder / "H" / name).read_bytes(), name
     # and another run may begin with it
     more = ["--config.model.kv_heads=2", f"--config.data.tokenizer={folder}/H", f"--config.init_from={tmp_path}/W"]
     out = said(capsys, "train", "--config=configs/llama.py:quick", f"--workdir={tmp_path}/N", *SMALL, *more)
     assert "11 leaves loaded" in out
+
+
+def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp_path: Path, capsys) -> None:
+    """Told by the files beside a tokenizer alone; and a key that is not known may be named."""
+    hub = shutil.copytree(folder / "H", tmp_path / "hub")
+    for name, more in (
+        ("tokenizer_config.json", {"bos_token": "<|endoftext|>", "add_bos_token": True}),
+        ("generation_config.json", {"eos_token_id": [0, 7, 9]}),
+        ("config.json", {"novelty": 1}),
+    ):
+        (hub / name).write_text(json.dumps({**json.loads((hub / name).read_text()), **more}))
+    assert launch.main(["convert", f"--from={hub}", f"--workdir={tmp_path}/W"]) == 2
+    assert "novelty = 1" in capsys.readouterr().err
+    (tmp_path / ".again.part").mkdir()  # as a conversion leaves that is killed
+    said(capsys, "convert", f"--from={hub}", f"--workdir={tmp_path}/W", "--ignore=novelty")
+    said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/again")
+    one, two = (tokenizer_reader.read(path) for path in (hub, tmp_path / "again"))
+    assert (one.prefix, one.ends) == ((0,), (0, 7, 9))
+    assert (two.prefix, two.suffix, two.ends, two.eot) == (one.prefix, one.suffix, one.ends, one.eot)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == [0, 7, 9]
+    assert not list(tmp_path.glob(".*.part"))
+    # the split that there is, where none is asked for
+    assert "pydoc_text, validation" in said(
+        capsys, "eval", f"--from={tmp_path}/again", "--dataset=pydoc_text", "--config.eval.limit=1"
+    )
 
 
 def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> None:
@@ -105,15 +132,21 @@ def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> 
         (["eval", "--from=H", "--dataset=pydoc_text", "--as=choises"], "'choices'"),
         (["eval", "--from=H", "--dataset=pydoc_text", "--as=choices"], "holds no questions"),
         (["eval", "--from=H", "--dataset=pydoc_text", "--config.optim.lr=1"], "is of training"),
+        (["eval", "--from=H", "--dataset=pydoc_text", "--config.model.family=gpt"], "told by the folder"),
+        (["eval", "--from=H", "--dataset=nowhere.txt"], "no .txt file at 'nowhere.txt'"),
+        (["eval", "--from=H", "--dataset=short.txt", "--config.eval.split=train"], "holds nothing to be told"),
+        (["eval", "--workdir=W", "--dataset=digits"], "holds examples with"),
         (["sample", "--from=nowhere"], "nowhere"),
         (["sample", "--from=H", "--top_p=2"], "top_p"),
         (["convert", "--workdir=W"], "--to=DIR"),
         (["convert", "--workdir=W", "--from=H"], "holds checkpoints already"),
-        (["convert", "--workdir=W", "--to=H"], "already; give a folder"),
+        (["convert", "--workdir=W", "--to=H"], "no empty folder"),
     ],
 )
 def test_mistakes_get_one_line(argv: list[str], says: str, folder: Path, capsys) -> None:
+    (folder / "short.txt").write_text("a")
     argv = [a.replace("=H", f"={folder}/H").replace("=W", f"={folder}/W") for a in argv]
+    argv = [a.replace("=short.txt", f"={folder}/short.txt") for a in argv]
     capsys.readouterr()
     assert launch.main(argv) == 2
     err = capsys.readouterr().err

@@ -153,6 +153,44 @@ def compare(module: Any, folder: Path) -> None:
     np.testing.assert_array_equal(found, want)
 
 
+LINEAR, YARN = {"rope_type": "linear", "factor": 2.0}, {"type": "yarn", "factor": 4.0, "finetuned": True}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e3}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e3}, "rope_scaling": LINEAR, "rope_theta": 5e5},
+        {"rope_parameters": {**LINEAR, "rope_theta": 1e3}, "rope_scaling": None, "rope_theta": 5e5},
+        {"rope_scaling": LINEAR, "rope_theta": 5e5},
+        {"rope_scaling": {**YARN, "original_max_position_embeddings": 8}},
+        {"rope_scaling": {**YARN, "original_max_position_embeddings": 8}, "original_max_position_embeddings": 16},
+        {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 0},
+        {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 0, "sliding_window": None},
+        {"model_type": "qwen3", "num_key_value_heads": None},
+        {"model_type": "mistral", "num_key_value_heads": None, "attention_bias": False},
+    ],
+)
+def test_a_config_means_what_it_means_to_transformers(more: dict[str, Any], tmp_path: Path) -> None:
+    """Where spellings disagree, and where keys are absent or null."""
+    sizes = dict(num_hidden_layers=2, num_attention_heads=4, head_dim=8, intermediate_size=40)
+    values = dict(model_type="llama", vocab_size=64, hidden_size=32, max_position_embeddings=64, **sizes) | more
+    theirs = transformers.AutoConfig.for_model(**json.loads(json.dumps(values)))
+    torch.manual_seed(0)
+    module = transformers.AutoModelForCausalLM.from_config(theirs, attn_implementation="eager").eval()
+    module.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    model, variables = models.load_pretrained(tmp_path)
+    if values["model_type"] == "qwen3":
+        assert [f"{kind}_attention" for kind in model.config.kinds] == theirs.layer_types
+        assert model.config.window in (None, theirs.sliding_window)
+    tokens = np.random.default_rng(0).integers(0, 64, (2, 40))
+    with torch.no_grad():
+        want = module(torch.tensor(tokens)).logits.numpy()
+    got = np.asarray(model.predict(variables, jnp.asarray(tokens)))
+    assert np.linalg.norm(got - want) < 2e-5 * np.linalg.norm(want)
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 12))])
 @pytest.mark.parametrize("kind", list(CLASSES))
 def test_networks_are_transformers(kind: str, seed: int, tmp_path: Path) -> None:

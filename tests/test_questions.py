@@ -114,20 +114,23 @@ def test_a_standard_error_is_that_of_a_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    "line",
     [
-        ('{"context": "a", "choices": ["b"]}', "line 2"),
-        ('{"context": "a", "choices": ["b"], "answer": 1}', "number of a choice"),
-        ('{"context": "a", "choices": ["b"], "answer": "0"}', "number of a choice"),
-        ('{"context": 3, "choices": ["b"], "answer": 0}', "are text"),
-        ("nothing", "line 2"),
+        '{"context": "a", "choices": ["b"]}',
+        '{"context": "a", "choices": ["b"], "answer": 1}',
+        '{"context": "a", "choices": ["b"], "answer": "0"}',
+        '{"context": "a", "choices": ["b", "c"], "answer": true}',
+        '{"context": "a", "choices": "bc", "answer": 0}',
+        '{"context": 3, "choices": ["b"], "answer": 0}',
+        '["context", "choices", "answer"]',
+        "nothing",
     ],
 )
-def test_a_line_that_is_no_question_is_named(line: str, says: str, tmp_path: Path) -> None:
+def test_a_line_that_is_no_question_is_named(line: str, tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     good = json.dumps({"context": "a", "choices": ["b", "c"], "answer": 1})
     file.write_text(f"{good}\n{line}\n")
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match="line 2 is no question"):
         questions.load(str(file), "test", None)
     file.write_text(f"{good}\n\n{good}\n")
     assert questions.load(str(file), "test", None).items == (Question("a", ("b", "c"), 1),) * 2

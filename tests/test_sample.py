@@ -56,6 +56,17 @@ def test_beyond_the_context_the_newest_half_is_read_again() -> None:
         assert text[at] == want, (start, at)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_beyond_the_context_too_each_row_writes_what_it_writes_alone(temperature: float) -> None:
+    model, variables = model_of("gpt", context=8)
+    prompts = [np.arange(9), *PROMPTS]  # the first is too long already
+    together = texts(model, variables, prompts, 20, temperature=temperature)
+    assert together[:3] == texts(model, variables, prompts[:3], 20, temperature=temperature)
+    assert [together[0]] == texts(model, variables, prompts[:1], 20, temperature=temperature)
+    if temperature == 0:  # else a row draws by its number
+        assert [together[2]] == texts(model, variables, prompts[2:3], 20, temperature=0)
+
+
 def test_a_stop_ends_its_row_alone() -> None:
     model, variables = model_of("llama")
     free = texts(model, variables, PROMPTS, 20, temperature=0)

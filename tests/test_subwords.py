@@ -162,12 +162,28 @@ def test_bert_puts_special_tokens_around_a_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["byte", "char", "trained"])
 def test_what_is_written_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
     tokenizer = made(kind) if kind == "trained" else tokenizers.make(kind, CORPUS)
-    tokenizer_writer.write(tokenizer, tmp_path)
+    tokenizer_writer.write(tokenizer_writer.as_subwords(tokenizer), tmp_path)
     again = tokenizer_reader.read(tmp_path)
     assert (again.eot, again.vocab) == (tokenizer.eot, tokenizer.vocab)
     for text in [*CORPUS, *(ODD if kind != "char" else [])]:
         assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
         assert again.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), [((), ()), ((0,), ()), ((0,), (1,)), ((), (1,))])
+def test_what_stands_around_a_text_is_told_and_written(prefix: tuple, suffix: tuple, tmp_path: Path) -> None:
+    """Of a vocabulary without the letter a, and of a tokenizer.json that does not say it itself."""
+    library = pytest.importorskip("tokenizers")
+    bare = library.Tokenizer(library.models.BPE({"<s>": 0, "</s>": 1, "A": 2, "C": 3, "G": 4, "T": 5}, []))
+    bare.add_special_tokens(["<s>", "</s>"])
+    given = subwords.Subwords(bare.to_str(), 1, prefix, suffix, (1, 5))
+    tokenizer_writer.write(given, tmp_path)
+    again = tokenizer_reader.read(tmp_path)
+    assert (again.prefix, again.suffix, again.eot) == (prefix, suffix, 1)
+    assert again.encode("GATTACA").tolist() == [4, 2, 5, 5, 2, 3, 2]
+    whole = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("CAT").ids
+    assert whole == [*prefix, 3, 2, 5, *suffix]
+    assert tokenizer_writer.ids(given) == {"bos_token_id": prefix[0] if prefix else None, "eos_token_id": [1, 5]}
 
 
 def test_documents_hold_all_their_bytes() -> None:

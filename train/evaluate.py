@@ -142,6 +142,7 @@ def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[
 
 
 def in_words(scores: Scores) -> str:
-    """Metrics with their standard errors, in one line."""
-    parts = [f"{name} {value:.4f} ± {scores.stderr[name]:.4f}" for name, value in scores.metrics.items()]
+    """Metrics with their standard errors, where there are some, in one line."""
+    error = {name: f" ± {value:.4f}" if np.isfinite(value) else "" for name, value in scores.stderr.items()}
+    parts = [f"{name} {value:.4f}{error[name]}" for name, value in scores.metrics.items()]
     return f"{', '.join(parts)} ({scores.examples:,} examples in {scores.clusters:,} clusters)"

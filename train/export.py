@@ -1,6 +1,9 @@
 """Networks carried over: a folder of the Hugging Face hub made a checkpoint, and a checkpoint made such a folder."""
 
 import dataclasses
+import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -14,16 +17,18 @@ from train.host import Host
 from train.setup import Config
 
 
-def take_in(cfg: Config, folder: str, workdir: str, host: Host) -> None:
+def take_in(cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable[str] = ()) -> None:
     """Write a folder of the hub into a new workdir, as its checkpoint 0: parameters and tokenizer, no more.
 
     Raises UsageError for a workdir that has checkpoints, and as `restored.open_published`.
     """
+    if Path(workdir).is_file():
+        raise UsageError(f"{workdir} is a file, and no folder")
     if checkpoint.steps(workdir):
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
-    model = published.read_config(folder)
+    model = published.read_config(folder, ignore)
     blank = restored.no_text(cfg, restored.loss_of(model), getattr(model.config, "classes", None))
-    opened = restored.open_published(cfg, folder, host, blank)
+    opened = restored.open_published(cfg, folder, host, blank, ignore=ignore)
     setup, config = opened.setup, opened.setup.model.config
     for field in dataclasses.fields(config):
         if field.name not in ("compute", "attention", "remat", "scan"):  # those are the trainer's
@@ -47,14 +52,29 @@ def take_in(cfg: Config, folder: str, workdir: str, host: Host) -> None:
 def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     """Write a checkpoint as a folder of the hub, with its tokenizer; of a run with a running mean, that.
 
-    Raises UsageError for a family or a config that has no place there, and for a folder that holds a model.
+    The folder appears when it is whole. Raises UsageError for a family or a config that has no place there, and for a
+    folder that is not empty.
     """
+    folder = Path(to)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{to} is there already, and no empty folder; give another --to")
     head = checkpoint.load_manifest(workdir, n)["table"].get("params/head/bias")
     blank = restored.no_text(cfg, cfg.loss, head["shape"][-1] if head else None)
     opened = restored.open_checkpoint(cfg, workdir, n, host, blank)
-    published.save_pretrained(opened.setup.model, opened.variables, to)
-    names = [f"{opened.setup.model.count():,} parameters"]
-    if opened.setup.tokenizer is not None:
-        tokenizer_writer.write(opened.setup.tokenizer, Path(to))
-        names.append("its tokenizer")
-    host.say(f"{opened.name}: {' and '.join(names)} in {to}")
+    model, tokenizer = opened.setup.model, opened.setup.tokenizer
+    made = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
+    ids = tokenizer_writer.ids(made) if made and {"causal", "language_model"} <= model.traits else {}
+    part = folder.absolute().with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
+    try:
+        published.save_pretrained(model, opened.variables, part, **ids)
+        if ids:
+            (part / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+        if made:
+            tokenizer_writer.write(made, part)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    more = " and its tokenizer" if made else ""
+    without = "; its tokenizer, of words, has no form there" if tokenizer and not made else ""
+    host.say(f"{opened.name}: {model.count():,} parameters{more} in {to}{without}")

@@ -1,5 +1,6 @@
 """Models that are there, of checkpoints or of folders of the Hugging Face hub, opened on any devices and measured."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import questions, tokenizer_reader
+from data import questions, sources, tokenizer_reader
 from data.evaluation import Exam
 from data.kinds import Source, Texts
 from errors import UsageError, unknown
@@ -18,6 +19,8 @@ from train.host import Host
 from train.record import pictures
 from train.setup import PRECISIONS, Config, Setup, exam_of, load_source, measure_views, names_of, set_up
 from train.update import losses, optim, step
+
+OWN = "own"  # `data.tokenizer` where it is the folder's
 
 
 @dataclass(frozen=True)
@@ -53,20 +56,27 @@ def open_checkpoint(
 
 
 def open_published(
-    cfg: Config, folder: str, host: Host, example: Source, devices: list[jax.Device] | None = None
+    cfg: Config,
+    folder: str,
+    host: Host,
+    example: Source,
+    devices: list[jax.Device] | None = None,
+    ignore: Iterable[str] = (),
 ) -> Opened:
     """A folder of the hub on devices (all where None); says what was loaded. `cfg.model` overrides its fields.
 
+    `ignore` names keys of its config.json to pass over. A `cfg.data.tokenizer` other than OWN stands for the folder's.
     Raises UsageError for a folder that cannot be read, and a network that has no task.
     """
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
     compute, dtype, _ = PRECISIONS[cfg.train.precision]
     fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
-    model = published.read_config(folder, compute=compute, attention=cfg.train.attention, **fields)
+    model = published.read_config(folder, ignore, compute=compute, attention=cfg.train.attention, **fields)
     cfg.loss, cfg.model.family = loss_of(model), model.family
-    tokenizer = tokenizer_reader.read(folder).description() if isinstance(example, Texts) else None
-    cfg.data.tokenizer = "subword" if tokenizer else cfg.data.tokenizer
+    tokenizer = None
+    if isinstance(example, Texts) and cfg.data.tokenizer == OWN:
+        tokenizer, cfg.data.tokenizer = tokenizer_reader.read(folder).description(), "subword"
     setup = set_up(cfg, host, example, tokenizer, devices, model)
     found = published.find(model, folder)
     found.check()
@@ -75,14 +85,17 @@ def open_published(
     return Opened(folder, setup, {"": {**params, "stats": {}}})
 
 
-def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None) -> Opened:
+def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None, ignore: Iterable[str] = ()) -> Opened:
     """A language model on one device: checkpoint n of a workdir, or where n is None a folder of the hub.
 
     Raises UsageError for what generates no text.
     """
     cfg.mesh, one, blank = "dp:1", jax.local_devices()[:1], no_text(cfg, "next_token")
     if n is None:
-        return open_published(cfg, name, host, blank, one)
+        model = published.read_config(name, ignore)
+        if "cached" not in model.traits:
+            raise UsageError(f"{name} holds a {model.family}, which does not generate text")
+        return open_published(cfg, name, host, blank, one, ignore)
     if checkpoint.load_tokenizer(name, n) is None or losses.find(cfg.loss).trait != "language_model":
         raise UsageError(f"{name} holds a {cfg.model.family} trained by loss {cfg.loss}, which does not generate text")
     return open_checkpoint(cfg, name, n, host, blank, one)
@@ -113,6 +126,15 @@ def exam_source(cfg: Config, host: Host, asked: str | None) -> tuple[str, Source
     return kind, load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
 
 
+def split_of(cfg: Config, host: Host) -> str:
+    """Which split of the data examines: the config's, or where they lack it test, validation, or the last they have."""
+    name, data_dir = names_of(cfg)[0], host.environ.get("TFDS_DATA_DIR")
+    if name.endswith(".jsonl"):
+        return cfg.eval.split
+    splits = sources.splits_of(name, data_dir)
+    return next((split for split in (cfg.eval.split, "test", "validation") if split in splits), splits[-1])
+
+
 def evaluate_checkpoint(
     cfg: Config, workdir: str, n: int, host: Host, devices: list[jax.Device] | None = None
 ) -> evaluate.Scores:
@@ -124,6 +146,8 @@ def evaluate_checkpoint(
 def measured(opened: Opened, held_out: Source) -> tuple[Exam, evaluate.Scores]:
     """The exam that a held-out source gives, and what an opened model makes of it."""
     setup, exam = opened.setup, exam_of(opened.setup, held_out)
+    if not len(exam):
+        raise UsageError(f"{setup.cfg.data.name}, {setup.cfg.eval.split}, holds nothing to be told: no two tokens")
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
     return exam, measure_views(setup, examine, opened.views, exam, setup.cfg.eval.limit)
 

@@ -91,11 +91,14 @@ def read(
     mask: Float[Array, "b t"],
     ended: Bool[Array, "b"],
     keys: Key[Array, "b"],
+    drawn: Int[Array, ""],
     *,
     room: int,
     how: Sampling,
 ) -> dict[str, Any]:
     """The state after prompts, with a first token of `room`: tokens, mask [B T], 0 at padding on the left, ended [B].
+
+    `drawn` tokens a row were drawn before [].
 
     The state holds the cache, of each row the newest token and its place [B], the tokens that were there [B V] (where
     the penalty asks for them), whether it has ended [B], and how many were drawn [].
@@ -110,7 +113,7 @@ def read(
     if how.repetition != 1:
         seen = seen.at[rows, tokens].max(mask > 0)
     state = {"cache": out.cache, "seen": seen, "place": position[:, -1], "ended": ended}
-    state["drawn"] = jnp.zeros((), jnp.int32)
+    state["drawn"] = drawn
     return _drawn(state, last, keys, how)
 
 
@@ -172,8 +175,8 @@ def generate(
 ) -> Iterator[np.ndarray]:
     """`count` tokens after each of B prompts [T_i], in chunks as they are made -> arrays [B n], ENDED after an end.
 
-    Row i draws by the key's fold with i, and what it says does not hang on the other rows. Where the context is full,
-    the newest half of each text is read again and goes on from there.
+    Row i draws by the key's fold with i, and what it says does not hang on the other rows. A text that has filled the
+    context is cut to its newest half, which is read again, and goes on from there.
     Raises UsageError for an empty prompt, a model that is no cached language model, and bad settings.
     """
     how = how or Sampling()
@@ -184,20 +187,18 @@ def generate(
     if not all(len(p) for p in prompts) or not len(prompts):
         raise UsageError("the prompt is empty; give --prompt some text")
     context, rows = model.config.context, jnp.arange(len(prompts))
-    texts, seen = [np.asarray(p, np.int32) for p in prompts], [np.asarray(p, np.int32)[-context:] for p in prompts]
-    if max(map(len, texts)) > context:
-        seen = [text[-max(1, context // 2) :] for text in texts]
-    own, chunk = jax.vmap(jax.random.fold_in, (None, 0))(key, rows), 0
+    own, drawn, seen = jax.vmap(jax.random.fold_in, (None, 0))(key, rows), 0, [np.asarray(p, np.int32) for p in prompts]
     ended = np.zeros(len(prompts), bool)
-    while count and not ended.all():
-        keys, room = jax.vmap(jax.random.fold_in, (0, None))(own, chunk), context - max(map(len, seen)) + 1
-        for new in _until_full(model, variables, seen, ended, keys, min(count, room), how, pace):
-            texts = [np.concatenate([text, row[row != ENDED]]) for text, row in zip(texts, new, strict=True)]
-            ended, count = np.isin([text[-1] for text in texts], how.stop), count - new.shape[1]
+    while drawn < count and not ended.all():
+        seen = [s[-1:] if end else s for s, end in zip(seen, ended, strict=True)]  # what has ended is not read again
+        seen = [s if len(s) <= context else s[-max(1, context // 2) :] for s in seen]
+        room = min(count - drawn, context - max(map(len, seen)) + 1)
+        for new in _until_full(model, variables, seen, ended, own, drawn, room, how, pace):
+            seen = [np.concatenate([s, row[row != ENDED]]) for s, row in zip(seen, new, strict=True)]
+            ended, drawn = np.isin([s[-1] for s in seen], how.stop), drawn + new.shape[1]
             yield new
             if ended.all():
                 break
-        seen, chunk = [text[-max(1, context // 2) :] for text in texts], chunk + 1
 
 
 def _until_full(
@@ -206,15 +207,16 @@ def _until_full(
     prompts: list[np.ndarray],
     ended: np.ndarray,
     keys: Array,
+    drawn: int,
     count: int,
     how: Sampling,
     pace: Pace | None,
 ) -> Iterator[np.ndarray]:
-    """`count` tokens after prompts, for which the context has room, in chunks."""
+    """`count` tokens after prompts, for which the context has room, in chunks; `drawn` were before them."""
     longest = max(map(len, prompts))
     tokens = np.stack([np.pad(p, (longest - len(p), 0)) for p in prompts])
     mask = np.stack([np.pad(np.ones(len(p), np.float32), (longest - len(p), 0)) for p in prompts])
-    begin = partial(read, model, variables, tokens, mask, ended, keys, room=count, how=how)
+    begin = partial(read, model, variables, tokens, mask, ended, keys, np.int32(drawn), room=count, how=how)
     state = _timed(pace, "read", begin, int(mask.sum()))
     yield np.asarray(state["told"])[:, None]
     count -= 1

@@ -57,6 +57,12 @@ def say(
     tokenizer = setup.tokenizer
     assert tokenizer is not None
     ids = [np.array([*tokenizer.prefix, *tokenizer.encode(text)], np.int32) for text in prompt]
+    context = setup.model.config.context
+    for text, row in zip(prompt, ids, strict=True):
+        if len(row) > context:
+            host.say(
+                f"{text[:20]!r}… has {len(row):,} tokens, the context {context:,}: its newest half of that is read"
+            )
     pace, sampling = sample.Pace(host.clock) if stats else None, sample.Sampling(stop=tokenizer.ends, **how)
     key, alone = jax.random.key(seed), len(prompt) == 1
     made = sample.generate(setup.model, opened.variables, ids, key, count=tokens, how=sampling, pace=pace)

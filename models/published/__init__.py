@@ -28,7 +28,7 @@ import models
 from errors import UsageError, unknown
 from models.published import bert, gpt, llama, rnn
 from models.published.layout import Keys, Row
-from models.published.tensors import SUFFIX, Tensors, write
+from models.published.tensors import INDEX, SUFFIX, Tensors, write
 from models.spec import flatten, unflatten
 
 LAYOUTS: dict[str, ModuleType] = {"rnn": rnn, "gpt": gpt, "llama": llama, "bert": bert}
@@ -215,6 +215,8 @@ def load_pretrained(
 def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: Any) -> models.Model:
     """The model of a folder's config.json, its fields overridden by name. Raises UsageError."""
     file = Path(directory) / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{directory} is no folder of the Hugging Face hub: it has no config.json")
     try:
         values = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -225,7 +227,7 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
     if kind not in TYPES:
         raise unknown("model_type of config.json", kind, TYPES)
     layout = LAYOUTS[TYPES[kind]]
-    keys = Keys({k: v for k, v in values.items() if k not in set(ignore)}, Tensors(directory).shapes)
+    keys = Keys(values, Tensors(directory).shapes, ignore)
     fields = layout.fields(keys)
     keys.done(layout.HARMLESS)
     model = models.build(TYPES[kind], **{**fields, **overrides})
@@ -234,20 +236,21 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
     return model
 
 
-def save_pretrained(model: models.Model, variables: Any, directory: str | Path) -> None:
+def save_pretrained(model: models.Model, variables: Any, directory: str | Path, **keys: Any) -> None:
     """Write a folder as the Hugging Face hub has it, which `transformers` loads: config.json and safetensors.
 
+    `keys` are further ones of config.json, as eos_token_id=2.
     Raises UsageError for a family or a Config that has no place there, and for a folder that holds a model already.
     """
     layout, folder = _layout(model.family), Path(directory)
     if not hasattr(layout, "config"):
         raise unknown("family of the hub", model.family, TYPES.values())
-    held = [f.name for f in (folder / "config.json", *folder.glob(f"*{SUFFIX}")) if f.exists()]
+    held = [f.name for f in (folder / "config.json", folder / INDEX, *folder.glob(f"*{SUFFIX}")) if f.exists()]
     if held:
         raise UsageError(f"{folder} holds {held[0]} already; give a folder without a model")
     settings, tensors = layout.config(model.config), _tensors(model, variables)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}
-    settings["torch_dtype"] = min(dtypes)
+    settings |= {"torch_dtype": min(dtypes), **keys}
     folder.mkdir(parents=True, exist_ok=True)
     write(folder, {name: size for name, (size, _) in tensors.items()}, lambda name: tensors[name][1]())
     part = folder / "config.json.part"

@@ -46,7 +46,7 @@ def fields(keys: Keys) -> dict[str, Any]:
         "activation": keys.activation("hidden_act", default="gelu"),
         "head": head,
         "pool": "first" if head == "classes" else "none",
-        "pooler": head != "mlm" and any(name.endswith("pooler.dense.weight") for name in keys.tensors),
+        "pooler": head == "classes" or (head == "none" and any("pooler.dense." in name for name in keys.tensors)),
         "classes": len(names) if names is not None else keys.take("num_labels", default=2),
         "dropout": dropout,
         "dropout_attention": keys.take("attention_probs_dropout_prob", default=0.1),

@@ -61,6 +61,8 @@ def config(c: Config) -> dict[str, Any]:
         "resid_pdrop": site("residual"),
         "scale_attn_by_inverse_layer_idx": c.layer_scale,
         "tie_word_embeddings": c.tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
         "layer_norm_epsilon": c.eps,
     }
 

@@ -89,7 +89,7 @@ HARMLESS = frozenset(  # keys of a config.json that change no number of a forwar
     _from_model_config _attn_implementation _attn_implementation_autoset _num_labels initializer_range
     initializer_factor use_cache use_bfloat16 gradient_checkpointing chunk_size_feed_forward torchscript tf_legacy_loss
     output_attentions output_hidden_states output_past output_scores return_dict return_dict_in_generate xla_device
-    keys_to_ignore_at_inference unsloth_version unsloth_fixed
+    keys_to_ignore_at_inference unsloth_version unsloth_fixed is_llama_config
 
     bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id decoder_start_token_id
 
@@ -111,13 +111,23 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # of a config.json: what must be so, if i
 class Keys:
     """A config.json, of which every key is to be read, held to a value, or known to be harmless.
 
-    `tensors` are the names of those that lie beside it.
+    `tensors` are the names of those that lie beside it. Keys named in `ignore` are as if they were not there.
     """
 
-    def __init__(self, values: dict[str, Any], tensors: Iterable[str] = ()) -> None:
-        self.values, self.tensors, self.seen = values, tuple(tensors), set(HARMLESS)
+    def __init__(self, values: dict[str, Any], tensors: Iterable[str] = (), ignore: Iterable[str] = ()) -> None:
+        self.ignore, self.tensors, self.seen = set(ignore), tuple(tensors), set(HARMLESS)
+        self.values = {name: value for name, value in values.items() if name not in self.ignore}
         for name, legal in PLAIN.items():
             self.hold(name, *legal)
+
+    def inner(self, values: dict[str, Any]) -> "Keys":
+        """Settings inside of one of these."""
+        return Keys(values, (), self.ignore)
+
+    def given(self, name: str, default: Any) -> Any:
+        """The value of a key, null too, if it is there, else the default."""
+        self.seen.add(name)
+        return self.values.get(name, default)
 
     def take(self, *names: str, default: Any = None, kind: type = object) -> Any:
         """The value of the first spelling that is there and no null, else the default. Raises UsageError by kind."""
@@ -164,7 +174,7 @@ class Keys:
             listed = ", ".join(f"{k} = {self.values[k]!r}" for k in strange)
             raise UsageError(
                 f"config.json has {listed}: not known here, and it may change what is computed; "
-                f"to load all the same, name it in `ignore`"
+                f"to load all the same, name it by `ignore` (--ignore)"
             )
 
 

@@ -18,17 +18,17 @@ CONTEXT = {"llama": 2048, "mistral": 131072, "qwen3": 32768}
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
     kind, depth = keys.need("model_type"), keys.need("num_hidden_layers")
+    keys.hold("rope_interleaved", False, None)
     for name in {"llama": (), "mistral": ("attention_bias", "mlp_bias"), "qwen3": ("mlp_bias",)}[kind]:
-        keys.hold(name, False)  # transformers has no such biases there
+        keys.hold(name, False, None)  # transformers has no such biases there
     context = int(keys.number("max_position_embeddings", default=CONTEXT[kind]))
-    heads = keys.need("num_attention_heads")
     found = {
         "vocab": keys.need("vocab_size"),
         "context": context,
         "width": keys.need("hidden_size"),
         "depth": depth,
-        "heads": heads,
-        "kv_heads": keys.take("num_key_value_heads", default={"llama": heads, "mistral": 8, "qwen3": 32}[kind]),
+        "heads": keys.need("num_attention_heads"),
+        "kv_heads": keys.given("num_key_value_heads", {"llama": None, "mistral": 8, "qwen3": 32}[kind]),
         "head_dim": keys.take("head_dim", default=128 if kind == "qwen3" else None),
         "hidden": keys.need("intermediate_size"),
         "activation": keys.activation("hidden_act", default="silu"),
@@ -41,14 +41,13 @@ def fields(keys: Keys) -> dict[str, Any]:
         **_rope(keys, context),
     }
     if kind == "mistral":
-        window = keys.take("sliding_window", default=None if "sliding_window" in keys.values else 4096)
-        return {**found, "window": window}
+        return {**found, "window": keys.given("sliding_window", 4096)}
     return {**found, **_sliding(keys, depth)} if kind == "qwen3" else found
 
 
 def _sliding(keys: Keys, depth: int) -> dict[str, Any]:
     """Which of Qwen's layers slide: those that `layer_types` names so, else those from `max_window_layers` on."""
-    on, window = keys.take("use_sliding_window", default=False, kind=bool), keys.take("sliding_window")
+    on, window = keys.take("use_sliding_window", default=False, kind=bool), keys.given("sliding_window", 4096)
     first, kinds = keys.number("max_window_layers", default=28), keys.take("layer_types", kind=list)
     if not on or window is None:
         if kinds and "sliding_attention" in kinds:
@@ -63,13 +62,15 @@ def _sliding(keys: Keys, depth: int) -> dict[str, Any]:
 
 
 def _rope(keys: Keys, context: int) -> dict[str, Any]:
-    """Rotary frequencies: `rope_parameters`, or in older files `rope_theta` and `rope_scaling`."""
-    values = keys.take("rope_parameters", "rope_scaling", default={}, kind=dict)
+    """Rotary frequencies: `rope_scaling` and `rope_theta`, else newer files' `rope_parameters`, as in transformers."""
+    older, newer = (keys.take(name, default={}, kind=dict) for name in ("rope_scaling", "rope_parameters"))
+    values = older or newer
     keys.hold("partial_rotary_factor", 1.0, 1, None)
-    given = Keys({**values, "rope_theta": values.get("rope_theta", keys.take("rope_theta", default=10000.0))})
+    given = keys.inner({**values, "rope_theta": values.get("rope_theta", keys.take("rope_theta", default=10000.0))})
     kind = given.take("rope_type", "type", default="default")
     found = {"rope": "none" if kind == "default" else kind, "rope_base": given.number("rope_theta")}
     given.hold("partial_rotary_factor", 1.0, 1, None)
+    given.take("finetuned")  # tells how, not what
     trained = given.number("original_max_position_embeddings", default=context)
     trained = keys.number("original_max_position_embeddings", default=trained)
     if kind == "linear":
@@ -127,6 +128,8 @@ def config(c: Config) -> dict[str, Any]:
         "rms_norm_eps": c.eps,
         "attention_dropout": c.dropout,
         "tie_word_embeddings": c.tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
         **_their_rope(c),
     }
     if kind != "mistral":
