@@ -154,6 +154,7 @@ def compare(module: Any, folder: Path) -> None:
 
 
 LINEAR, YARN = {"rope_type": "linear", "factor": 2.0}, {"type": "yarn", "factor": 4.0, "finetuned": True}
+QWEN = {"model_type": "qwen3", "num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize(
@@ -165,10 +166,10 @@ LINEAR, YARN = {"rope_type": "linear", "factor": 2.0}, {"type": "yarn", "factor"
         {"rope_scaling": LINEAR, "rope_theta": 5e5},
         {"rope_scaling": {**YARN, "original_max_position_embeddings": 8}},
         {"rope_scaling": {**YARN, "original_max_position_embeddings": 8}, "original_max_position_embeddings": 16},
-        {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 0},
-        {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 0, "sliding_window": None},
-        {"model_type": "qwen3", "num_key_value_heads": None},
-        {"model_type": "mistral", "num_key_value_heads": None, "attention_bias": False},
+        {**QWEN, "use_sliding_window": True, "max_window_layers": 0},
+        {**QWEN, "use_sliding_window": True, "max_window_layers": 0, "sliding_window": None},
+        {**QWEN, "num_key_value_heads": None},
+        {"model_type": "mistral", "num_key_value_heads": 2, "attention_bias": False},
     ],
 )
 def test_a_config_means_what_it_means_to_transformers(more: dict[str, Any], tmp_path: Path) -> None:
