@@ -212,6 +212,8 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
     """Host, config maker, workdir, candidate steps and which for --workdir=W@which."""
     from configs import reader
 
+    if args.ignore:
+        raise UsageError(f"--ignore={args.ignore[0]} goes with --from, and names a key of its config.json")
     name = _need_workdir(args)
     _start_jax(args)
     from train import checkpoint

@@ -139,6 +139,7 @@ def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> 
         (["sample", "--from=nowhere"], "nowhere"),
         (["sample", "--from=H", "--top_p=2"], "top_p"),
         (["convert", "--workdir=W"], "--to=DIR"),
+        (["convert", "--workdir=W", "--to=N", "--ignore=x"], "goes with --from"),
         (["convert", "--workdir=W", "--from=H"], "holds checkpoints already"),
         (["convert", "--workdir=W", "--to=H"], "no empty folder"),
     ],
@@ -160,6 +161,8 @@ def test_transformers_writes_the_same_text(folder: Path, capsys) -> None:
     theirs = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
     module, told = theirs.LlamaForCausalLM.from_pretrained(folder / "H", output_loading_info=True)
     assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert module.generation_config.eos_token_id == 0  # what ends a text, of the BPE
+    assert module.generation_config.bos_token_id is None
     tokenizer = theirs.AutoTokenizer.from_pretrained(folder / "H")
     prompt = "The import"
     ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"])[None]
