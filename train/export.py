@@ -55,7 +55,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     The folder appears when it is whole. Raises UsageError for a family or a config that has no place there, and for a
     folder that is not empty.
     """
-    folder = Path(to)
+    folder = Path(to).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{to} is there already, and no empty folder; give another --to")
     head = checkpoint.load_manifest(workdir, n)["table"].get("params/head/bias")
@@ -64,7 +64,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
     made = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
     ids = tokenizer_writer.ids(made) if made and {"causal", "language_model"} <= model.traits else {}
-    part = folder.absolute().with_name(f".{folder.name}.part")
+    part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
     try:
         published.save_pretrained(model, opened.variables, part, **ids)
