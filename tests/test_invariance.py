@@ -73,13 +73,9 @@ def test_one_process(meshes: tuple[str, ...]) -> None:
     same(found, found["dp:1"])
 
 
-def on_two() -> list[Any]:
-    """Devices in each of two processes, and what cuts them all; most are slow."""
-    cases = [(here, strategy) for here in (1, 2, 4) for strategy in STRATEGIES]
-    return [pytest.param(*c, marks=[] if c == (4, "fsdp") else [pytest.mark.slow]) for c in cases]
-
-
-@pytest.mark.parametrize(("here", "strategy"), on_two())
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("here", [1, 2, 4])
 def test_two_processes(here: int, strategy: str) -> None:
     meshes = [f"{strategy}:{2 * here}"]
     alone, both, _ = together(*probe(1, 8, "dp:1"), *probe(2, here, *meshes))

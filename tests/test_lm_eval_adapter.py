@@ -30,7 +30,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     variables = model.init(jax.random.key(0))
     variables = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), variables)
     models.save_pretrained(model, variables, folder)
-    tokenizer_writer.write(tokenizers.Bytes(), folder)
+    tokenizer_writer.write(tokenizer_writer.as_subwords(tokenizers.Bytes()), folder)
     cfg = base.defaults()
     cfg.mesh = "dp:1"
     blank = Texts((), {"name": "x"})
