@@ -1,7 +1,9 @@
 """Strict surroundings: 8 simulated CPU devices, rank promotion raises, shapes in signatures are checked."""
 
 import os
+import shutil
 from importlib.metadata import version
+from pathlib import Path
 
 # Compiling takes most of a test's time here, and how hard the compiler tries changes no law. What a test starts as a
 # process of its own is compiled as a user's run is: the flags are put back once the devices are there.
@@ -38,3 +40,19 @@ def no_mesh():
     """The mesh that a run sets for its process does not outlive the test."""
     yield
     jax.set_mesh(None)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run that came to its end."""
+    from tests import runs
+
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    assert runs.train(workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def trained(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be spoilt."""
+    return Path(shutil.copytree(finished, tmp_path / "w"))

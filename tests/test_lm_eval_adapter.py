@@ -16,7 +16,7 @@ from data.kinds import Texts
 from data.questions import Question, Questions
 from examples.lm_eval_adapter import Harness
 from tests.harness import tiny
-from tests.test_run import host
+from tests.runs import host
 from train import evaluate, questions, restored
 
 

@@ -1,0 +1,33 @@
+"""A short run of the launcher that several test files look at: the fixtures `finished` and `trained` of conftest.py."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import launch
+from configs import reader
+from train import checkpoint
+from train.host import Host
+
+ARGS = [
+    "--config=configs/mlp.py:digits+dropout",
+    "--config.train.steps=30",
+    "--config.eval.every=10",
+    "--config.checkpoint.every=10",
+    "--config.checkpoint.keep=3",
+    "--config.mesh=fsdp:4,tp:2",
+    "--config.model.classes=16",
+]
+
+
+def train(workdir: Path, *more: str) -> int:
+    return launch.main(["train", f"--workdir={workdir}", *ARGS, *more])
+
+
+def host(**more) -> Host:
+    return Host(lambda: 0.0, os.environ, io.StringIO(), **more)
+
+
+def config_of(workdir: Path, step: int):
+    return reader.from_json(json.dumps(checkpoint.load_manifest(str(workdir), step)["config"]))
