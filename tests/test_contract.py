@@ -153,8 +153,8 @@ def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
 
 
 def on_meshes() -> list[Any]:
-    """Every name on every mesh: by default families on the last, the first of them on one more."""
-    usual = {name: () if name in VARIANTS else MESHES[-2:] if name in FIRST else MESHES[-1:] for name in NAMES}
+    """Every name on every mesh: by default families on the last, an MLP on one more."""
+    usual = {name: () if name in VARIANTS else MESHES[-2:] if name == "mlp" else MESHES[-1:] for name in NAMES}
     marks = {name: {m: [] if m in usual[name] else [pytest.mark.slow] for m in MESHES} for name in NAMES}
     return [pytest.param(name, mesh, marks=marks[name][mesh]) for name in NAMES for mesh in MESHES]
 
