@@ -1,4 +1,4 @@
-"""Scaled dot-product attention by the backend that is asked for, and the key-value cache.
+"""Scaled dot-product attention by the backend that is asked for.
 
 Legend: B batch, T query time, S key time, N query heads, K key-value heads, H head width.
 """
@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import auto_axes
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from errors import UsageError
 from models.kernels import LANES, cudnn, splash, xla
 from models.layers import MASKED, dropout, product, resharded
-from models.sight import UNSEEN, Sight
-from models.spec import Place, Spec, constant, nowhere, zeros
+from models.sight import Sight
+from models.spec import Place, nowhere
 
 FEATURES = {  # what a call may ask of a backend
     "positions": "positions other than 0, 1, 2 …: of padding, of a cache",
@@ -190,25 +190,3 @@ def _missing(backend: Backend, wanted: set[str], lengths: tuple[int, int], width
     words += [f"{n} tokens, no multiple of {backend.length}" for n in sorted(set(lengths)) if n % backend.length]
     words += [f"heads of width {width}, no multiple of {backend.width}"] if width % backend.width else []
     return words + ([] if platform in backend.platforms else [f"the platform {platform}"])
-
-
-def cache_specs(layers: int, batch: int, length: int, heads: int, width: int, dtype: str) -> dict[str, Spec]:
-    """The table of what some layers keep of the newest `length` tokens: k v [L B S K H], position [B S]."""
-    held = Spec((layers, batch, length, heads, width), "layers batch key kv_heads head_dim", zeros, dtype=dtype)
-    return {"k": held, "v": held, "position": Spec((batch, length), "batch key", constant(UNSEEN), dtype="int32")}
-
-
-def remember(held: Array, fresh: Array, start: Int[Array, ""] | None) -> tuple[Array, Array]:
-    """What queries can see, and what is kept of it, along axis 1: held [B S ...], fresh [B T ...] -> two arrays.
-
-    Written from place `start` on, both are [B S ...]; a start that leaves too little room is clamped by XLA, and the
-    caller's to check. With None the fresh follow all held, [B S+T ...], and the newest S are kept.
-    """
-    fresh = fresh.astype(held.dtype)
-    if start is None:
-        seen = jnp.concatenate([held, fresh], 1)
-        return seen, seen[:, fresh.shape[1] :]
-    at = [jnp.zeros((), jnp.int32)] * held.ndim
-    at[1] = start
-    seen = jax.lax.dynamic_update_slice(held, fresh, at)
-    return seen, seen

@@ -8,10 +8,9 @@ the released code (openai/gpt-2, src/model.py), residual projections by 1/sqrt(2
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from models.attention import BACKENDS, attention, cache_specs, remember
+from models.attention import BACKENDS, attention
 from models.layers import (
     ACTIVATIONS,
     add,
@@ -22,11 +21,11 @@ from models.layers import (
     lookup,
     norm_specs,
     product,
-    resharded,
 )
-from models.sight import Sight, in_order
 from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std, zeros
-from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
+from models.stack import Layer, scan_layers
+from models.timeline import Reach, cache_specs, timeline
+from models.validate import COMPUTE, REMAT, check, one_of
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -110,11 +109,14 @@ def specs(c: Config) -> dict[str, Any]:
     return {"params": params}
 
 
-def cache(c: Config, batch: int, length: int) -> dict[str, Spec]:
-    """The table of a key-value cache for `length` tokens: k v [L B S N H], position [B S], filled []."""
+REACHES = {"full": Reach()}
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """The table of a key-value cache for `length` tokens: k v [L B S N H]."""
     check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
-    held = cache_specs(c.depth, batch, length, c.heads, c.width // c.heads, c.compute)
-    return {**held, "filled": Spec((), "", zeros, dtype="int32")}
+    token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.width // c.heads)))
+    return cache_specs(REACHES, {"full": c.depth}, token, batch, length, c.compute)
 
 
 def rate(c: Config, site: str) -> float:
@@ -140,33 +142,20 @@ def apply(
     that it holds.
     """
     p, tokens = variables["params"], inputs["tokens"]
-    keys, start = key if train else None, jnp.zeros((), jnp.int32) if cache is None else cache["filled"]
-    T = tokens.shape[1]
+    keys, stream, T = key if train else None, place("batch seq width"), tokens.shape[1]
     check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
-    position = resharded(inputs.get("position", start + jnp.arange(T)[None]), place("one query"))
-    now = in_order(position, start)
-    stream = place("batch seq width")
+    time, backend = timeline(inputs, REACHES, cache, place), c.attention if cache is None else "reference"
 
     x = lookup(p["embed"]["token"], tokens, stream)
-    over = stream if position.shape[0] > 1 else place("one seq width")
-    x = x + lookup(p["embed"]["position"], jnp.maximum(position, 0), over)
+    over = stream if time.position.shape[0] > 1 else place("one seq width")
+    x = x + lookup(p["embed"]["position"], jnp.maximum(time.position, 0), over)
     x = dropout(x.astype(COMPUTE[c.compute]), keys, rate(c, "embed"), "embed", stream)
-
-    if cache is None:
-        segment = inputs.get("segment")
-        segment = None if segment is None else resharded(segment, place("batch query"))
-        sight = Sight(now, now, None if segment is None else (segment, segment), plain="position" not in inputs)
-    else:
-        then = remember(cache["position"], jnp.broadcast_to(now, (tokens.shape[0], T)), start)[0]
-        sight = Sight(now, then)
-    backend = c.attention if cache is None else "reference"
 
     def branch(x: Array, keys: Array | None, index: Array, site: str) -> Array:
         x = dropout(x, keys, rate(c, "residual"), site, stream)
         return drop_path(x, keys, c.drop_path * (index + 1) / c.depth, f"{site}_path") if c.drop_path else x
 
-    def block(x: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
-        p, index, held = layer
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
         own = fold_keys(keys, index)
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (
@@ -176,10 +165,10 @@ def apply(
             )
             for i in range(3)
         )
-        if held is not None:
-            k, v = held = (remember(held[0], k, start)[0], remember(held[1], v, start)[0])
+        k, v, held = time.remember(layer.kind, held, k=k, v=v)
         scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.layer_scale else 1)
-        a = attention(q, k, v, sight, scale=scale, backend=backend, rate=rate(c, "attention"), keys=own, place=place)
+        how: dict[str, Any] = dict(backend=backend, rate=rate(c, "attention"), keys=own, place=place)
+        a = attention(q, k, v, time.sights[layer.kind], scale=scale, **how)
         a = add(product("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
         x = x + branch(a, own, index, "attention_out")
 
@@ -187,15 +176,9 @@ def apply(
         h = add(product("btd,df->btf", h, p["up"]["kernel"], place("batch seq mlp")), p["up"]["bias"])
         h = ACTIVATIONS[c.activation](h)
         h = add(product("btf,fd->btd", h, p["down"]["kernel"], stream), p["down"]["bias"])
-        return x + branch(h, own, index, "mlp_out"), held
+        return x + branch(h, own, index, "mlp_out"), held, None
 
-    held = None if cache is None else (cache["k"], cache["v"])
-    layers = (p["blocks"], jnp.arange(c.depth), held)
-    x, held = jax.lax.scan(rematerialised(block, c.remat), x, layers, unroll=1 if c.scan else c.depth)
-
-    x = layer_norm(x, p["norm"], c.eps)
-    table = p["embed"]["token"] if c.tied else p["head"]
-    if cache is not None:  # what a full cache could not take is wrong, and is not to pass for right
-        x = jnp.where(start + T <= cache["k"].shape[2], x, jnp.nan)
-    new = None if held is None else {"k": held[0], "v": held[1], "position": then, "filled": start + T}
-    return Outputs(Unembedding(x, table, c.vocab), cache=new)
+    layers, blocks = (Layer("full"),) * c.depth, {"blocks": p["blocks"]}
+    x, held, _ = scan_layers(block, layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
+    x, new = time.renewed(layer_norm(x, p["norm"], c.eps), held)
+    return Outputs(Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)

@@ -54,6 +54,14 @@ def add(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."
     return x + jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - bias.ndim)))
 
 
+def projection(
+    equation: str, x: Float[Array, "..."], p: dict[str, Array], out: Any = None, dtype: Any = None
+) -> Float[Array, "..."]:
+    """A product with a kernel, plus a bias where there is one, as `product`."""
+    y = product(equation, x, p["kernel"], out, dtype)
+    return add(y, p["bias"]) if "bias" in p else y
+
+
 def scale_by(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
     """x [... D] times scale [D], whose dims are x's last ones -> [... D], in x's dtype."""
     return x * jnp.expand_dims(scale.astype(x.dtype), tuple(range(x.ndim - scale.ndim)))

@@ -8,18 +8,24 @@ on queries and keys). Initial values are GPT-2's: the papers give none.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
-
-from models.attention import BACKENDS, attention, cache_specs, remember
-from models.layers import ACTIVATIONS, add, fold_keys, lookup, product, resharded, rms_norm
-from models.rope import KINDS, Stretch, frequencies, rotate
-from models.sight import Sight, in_order
-from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, ones, std, zeros
-from models.stack import scan_layers
-from models.validate import COMPUTE, REMAT, check, one_of
+from models.attention import attention
+from models.decoder import (
+    Sliding,
+    cache_of,
+    ends_specs,
+    gated_mlp,
+    gated_specs,
+    grouped_specs,
+    scale_specs,
+    timeline_of,
+)
+from models.layers import fold_keys, lookup, projection, rms_norm
+from models.rope import frequencies, rotate
+from models.spec import Array, Outputs, Place, Unembedding, nowhere
+from models.stack import Layer, scan_layers
+from models.validate import COMPUTE
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -77,132 +83,30 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Sliding):
     """Shape and options of a Llama."""
 
-    vocab: int = 32000  # tokens
-    vocab_multiple: int = 128  # the table is padded to a multiple of it
-    context: int = 2048  # longest sequence, tokens
-    width: int = 512
-    depth: int = 8
-    heads: int = 8
-    kv_heads: int | None = None  # None is heads
-    head_dim: int | None = None  # None is width / heads
-    hidden: int | None = None  # of the MLP; None is 8/3 width, rounded up to a multiple of 256
-    activation: str = "silu"  # of the MLP's gate
     attention_bias: bool = False  # on q, k, v and out
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm of each head's queries and keys
-    window: int | None = None  # tokens that a sliding layer sees, itself among them
-    sliding: tuple[int, ...] | None = None  # the layers that slide, where there is a window; None is all
-    rope: str = "none"  # how rotary frequencies are stretched: none | linear | llama3 | yarn
-    rope_base: float = 10000.0
-    rope_factor: float = 1.0  # by how much the context has grown
-    rope_context: int | None = None  # of pretraining, tokens; None is context
-    rope_low: float = 1.0  # of llama3 and yarn (beta_slow): fewer turns than this within rope_context are slowed
-    rope_high: float = 4.0  # of llama3 and yarn (beta_fast, whose paper takes 32): more turns than this stay
-    rope_whole: bool = True  # yarn's ramp begins and ends at whole dims
-    rope_scale: float = 1.0  # of yarn: of rotated queries and of keys
-    dropout: float = 0.0  # probability, of the attention weights
-    tied: bool = False  # the head is the token table
-    eps: float = 1e-5
-    compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS; with a cache by the reference
-    remat: str = "none"  # what the backward pass recomputes
-    scan: bool = True  # one compiled block, looped; False unrolls
-
-    def __post_init__(self) -> None:
-        check(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "kv_heads", "head_dim")
-        check(self, "positive", "hidden", "window", "eps", "rope_base", "rope_factor", "rope_context", "rope_scale")
-        check(self, "positive", "rope_low", "rope_high")
-        check(self, "probability", "dropout")
-        one_of(self, activation=ACTIVATIONS, rope=KINDS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        check(self, f"a divisor of heads={self.heads}", "kv_heads", ok=lambda n: self.heads % n == 0)
-        check(self, "even (rotary dims are pairs)", "head_dim", ok=lambda n: n % 2 == 0)
-        if self.head_dim is None:
-            check(self, f"a divisor of half of width={self.width}", "heads", ok=lambda n: self.width % (2 * n) == 0)
-        if self.rope != "yarn":
-            check(self, f"1 for rope={self.rope!r}", "rope_scale", ok=lambda scale: scale == 1)
-        check(self, "layers of the depth", "sliding", ok=lambda n: 0 <= n < self.depth)
-
-    @property
-    def head_width(self) -> int:
-        """H."""
-        return self.head_dim or self.width // self.heads
-
-    @property
-    def groups(self) -> int:
-        """K."""
-        return self.kv_heads or self.heads
-
-    @property
-    def feed_forward(self) -> int:
-        """F."""
-        return self.hidden or -(-8 * self.width // (3 * 256)) * 256
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """What each layer sees: all that is before it, or a sliding window."""
-        slides = range(self.depth) if self.sliding is None else self.sliding
-        return tuple("sliding" if self.window and i in slides else "full" for i in range(self.depth))
-
-    @property
-    def stretch(self) -> Stretch:
-        """How rotary frequencies are stretched."""
-        trained = self.rope_context or self.context
-        ramp = self.rope_low, self.rope_high, self.rope_whole
-        return Stretch(self.rope, self.rope_factor, trained, *ramp, self.rope_scale)
 
 
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
-    L, D, N, K, H, F = c.depth, c.width, c.heads, c.groups, c.head_width, c.feed_forward
-    V = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
-    residual = std(0.02 / (2 * L) ** 0.5)
-
-    def heads(count: int, axis: str) -> dict[str, Spec]:
-        table = {"kernel": Spec((L, D, count, H), f"layers embed {axis} head_dim", std(0.02), fan_in="embed")}
-        return {**table, "bias": Spec((L, count, H), f"layers {axis} head_dim", zeros)} if c.attention_bias else table
-
-    def biased(kernel: Spec, size: int, axis: str, on: bool) -> dict[str, Spec]:
-        return {"kernel": kernel, "bias": Spec((L, size), f"layers {axis}", zeros)} if on else {"kernel": kernel}
-
-    up = Spec((L, D, F), "layers embed mlp", std(0.02), fan_in="embed")
-    out = Spec((L, N, H, D), "layers heads head_dim embed", residual, fan_in="heads head_dim")
+    L, D, H, F = c.depth, c.width, c.head_width, c.feed_forward
     blocks: dict[str, Any] = {
-        "norm1": {"scale": Spec((L, D), "layers norm", ones)},
-        "q": heads(N, "heads"),
-        "k": heads(K, "kv_heads"),
-        "v": heads(K, "kv_heads"),
-        "out": biased(out, D, "norm", c.attention_bias),
-        "norm2": {"scale": Spec((L, D), "layers norm", ones)},
-        "gate": biased(up, F, "mlp", c.mlp_bias),
-        "up": biased(up, F, "mlp", c.mlp_bias),
-        "down": biased(Spec((L, F, D), "layers mlp embed", residual, fan_in="mlp"), D, "norm", c.mlp_bias),
+        **scale_specs(L, D, "norm1", "norm2"),
+        **grouped_specs(c, L, c.attention_bias),
+        **gated_specs(c, L, F, c.mlp_bias),
     }
     if c.qk_norm:
-        blocks |= {name: {"scale": Spec((L, H), "layers norm", ones)} for name in ("q_norm", "k_norm")}
-    params: dict[str, Any] = {
-        "embed": {"token": Spec((V, D), "vocab embed", std(0.02))},
-        "blocks": blocks,
-        "norm": {"scale": Spec((D,), "norm", ones)},
-    }
-    if not c.tied:
-        params["head"] = Spec((V, D), "vocab embed", std(0.02), fan_in="embed")
-    return {"params": params}
+        blocks |= scale_specs(L, H, "q_norm", "k_norm")
+    return {"params": {**ends_specs(c), "blocks": blocks}}
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
-    check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
-    lengths = {"full": length, "sliding": min(length, c.window or length)}
-    counts = {kind: c.kinds.count(kind) for kind in lengths}
-    table: dict[str, Any] = {
-        kind: cache_specs(count, batch, lengths[kind], c.groups, c.head_width, c.compute)
-        for kind, count in counts.items()
-        if count
-    }
-    return {**table, "filled": Spec((), "", zeros, dtype="int32")}
+    return cache_of(c, batch, length)
 
 
 def apply(
@@ -221,62 +125,28 @@ def apply(
     padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
     that it holds.
     """
-    p, tokens, keys = variables["params"], inputs["tokens"], key if train else None
-    T, start = tokens.shape[1], jnp.zeros((), jnp.int32) if cache is None else cache["filled"]
-    check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
-    position = resharded(inputs.get("position", start + jnp.arange(T)[None]), place("one query"))
-    now = in_order(position, start)
-    turns, stream = frequencies(c.head_width, c.rope_base, c.stretch), place("batch seq width")
-    segment = inputs.get("segment")
-    segment = None if segment is None else resharded(segment, place("batch query"))
-    sights, positions = {}, {}
-    for kind in set(c.kinds):
-        then = now
-        if cache is not None:
-            whole = jnp.broadcast_to(now, (tokens.shape[0], T))
-            then, positions[kind] = remember(cache[kind]["position"], whole, None if kind == "sliding" else start)
-        window = c.window if kind == "sliding" else None
-        plain = cache is None and "position" not in inputs
-        sights[kind] = Sight(now, then, None if segment is None else (segment, segment), window, plain=plain)
-
-    backend = c.attention if cache is None else "reference"
+    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
+    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = frequencies(c.head_width, c.rope_base, c.stretch)
 
     def norm(x: Array, p: dict[str, Array]) -> Array:
         return rms_norm(x, p["scale"], c.eps)
 
-    def affine(equation: str, x: Array, p: dict[str, Array], over: Any) -> Array:
-        y = product(equation, x, p["kernel"], over)
-        return add(y, p["bias"]) if "bias" in p else y
-
-    def block(kind: str, x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, Any]:
-        p, index, held = layer
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
         h = norm(x, p["norm1"])
-        q = affine("btd,dnh->btnh", h, p["q"], place("batch seq heads head_dim"))
-        k, v = (affine("btd,dkh->btkh", h, p[name], place("batch seq kv_heads head_dim")) for name in ("k", "v"))
+        q = projection("btd,dnh->btnh", h, p["q"], place("batch seq heads head_dim"))
+        k, v = (projection("btd,dkh->btkh", h, p[name], place("batch seq kv_heads head_dim")) for name in ("k", "v"))
         if c.qk_norm:
             q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
-        q, k = (rotate(x, position, turns, c.rope_scale) for x in (q, k))
-        if held is not None:
-            at = None if kind == "sliding" else start
-            (k, kept_k), (v, kept_v) = remember(held["k"], k, at), remember(held["v"], v, at)
-            held = {"k": kept_k, "v": kept_v}
-        own, scale = fold_keys(keys, index), c.head_width**-0.5
-        a = attention(q, k, v, sights[kind], scale=scale, backend=backend, rate=c.dropout, keys=own, place=place)
-        x = x + affine("btnh,nhd->btd", a, p["out"], stream)
-        h, hidden = norm(x, p["norm2"]), place("batch seq mlp")
-        h = ACTIVATIONS[c.activation](affine("btd,df->btf", h, p["gate"], hidden)) * affine(
-            "btd,df->btf", h, p["up"], hidden
-        )
-        return x + affine("btf,fd->btd", h, p["down"], stream), held
+        q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
+        k, v, held = time.remember(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, **how)
+        x = x + projection("btnh,nhd->btd", a, p["out"], stream)
+        return x + gated_mlp(norm(x, p["norm2"]), p, c.activation, place), held, None
 
-    x = lookup(p["embed"]["token"], tokens, stream).astype(COMPUTE[c.compute])
-    held = None if cache is None else {kind: {n: cache[kind][n] for n in ("k", "v")} for kind in sights}
-    how: dict[str, Any] = dict(remat=c.remat, scan=c.scan)
-    x, held = scan_layers(lambda kind: partial(block, kind), c.kinds, x, p["blocks"], held, **how)
-    x, table = norm(x, p["norm"]), p["embed"]["token"] if c.tied else p["head"]
-    if cache is None or held is None:
-        return Outputs(Unembedding(x, table, c.vocab))
-    if "full" in cache:  # what a full cache could not take is wrong, and is not to pass for right
-        x = jnp.where(start + T <= cache["full"]["k"].shape[2], x, jnp.nan)
-    new = {kind: {**held[kind], "position": positions[kind]} for kind in held}
-    return Outputs(Unembedding(x, table, c.vocab), cache={**new, "filled": start + T})
+    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    blocks = {"blocks": p["blocks"]}
+    x, held, _ = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
+    x, new = time.renewed(norm(x, p["norm"]), held)
+    return Outputs(Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)

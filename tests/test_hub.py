@@ -183,7 +183,7 @@ def test_a_config_means_what_it_means_to_transformers(more: dict[str, Any], tmp_
     (tmp_path / "config.json").write_text(json.dumps(values))
     model, variables = models.load_pretrained(tmp_path)
     if values["model_type"] == "qwen3":
-        assert [f"{kind}_attention" for kind in model.config.kinds] == theirs.layer_types
+        assert [f"{layer.kind}_attention" for layer in model.config.layers] == theirs.layer_types
         assert model.config.window in (None, theirs.sliding_window)
     tokens = np.random.default_rng(0).integers(0, 64, (2, 40))
     with torch.no_grad():

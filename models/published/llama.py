@@ -104,12 +104,13 @@ def _attention_factor(keys: Keys, factor: float) -> float:
 
 def config(c: Config) -> dict[str, Any]:
     """A config.json of a Config, as Llama's, Mistral's or Qwen 3's. Raises UsageError for what none of them has."""
-    slides = "sliding" in c.kinds
+    kinds = [layer.kind for layer in c.layers]
+    slides = "sliding" in kinds
     kind = "qwen3" if c.qk_norm else "mistral" if slides else "llama"
     where = f"a published network with {'norms on q and k' if c.qk_norm else 'a sliding window'}"
     if (c.attention_bias and kind == "mistral") or (c.mlp_bias and kind != "llama"):
         raise UsageError(f"{where} has no such biases: attention_bias = {c.attention_bias}, mlp_bias = {c.mlp_bias}")
-    if kind == "mistral" and "full" in c.kinds:
+    if kind == "mistral" and "full" in kinds:
         raise UsageError(
             f"{where} in some layers only, sliding = {c.sliding}, has norms on q and k too: qk_norm = True"
         )
@@ -141,7 +142,7 @@ def config(c: Config) -> dict[str, Any]:
     if kind == "qwen3":
         names = {"full": "full_attention", "sliding": "sliding_attention"}
         found |= {"use_sliding_window": slides, "sliding_window": c.window if slides else None}
-        found |= {"layer_types": [names[k] for k in c.kinds], "max_window_layers": c.depth}
+        found |= {"layer_types": [names[k] for k in kinds], "max_window_layers": c.depth}
     return found
 
 

@@ -1,0 +1,207 @@
+"""What decoders with rotary positions share: the fields of their Configs, and the parts of a block that none changed.
+
+Legend: B batch, T query time, V padded vocabulary, D width, L layers of a stack, N query heads, K key-value heads,
+H head width, F hidden.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from models.attention import BACKENDS
+from models.layers import ACTIVATIONS, projection
+from models.rope import KINDS, Stretch
+from models.spec import Law, Place, Spec, nowhere, ones, std, zeros
+from models.stack import Layer
+from models.timeline import Reach, Timeline, Token, cache_specs, timeline
+from models.validate import COMPUTE, REMAT, check, one_of
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Shape and options of a decoder with rotary positions."""
+
+    vocab: int = 32000  # tokens
+    vocab_multiple: int = 128  # the table is padded to a multiple of it
+    context: int = 2048  # longest sequence, tokens
+    width: int = 512
+    depth: int = 8
+    heads: int = 8
+    hidden: int | None = None  # of the MLP; None is 8/3 width, rounded up to a multiple of 256
+    activation: str = "silu"  # of the MLP's gate
+    rope: str = "none"  # how rotary frequencies are stretched: none | linear | llama3 | yarn
+    rope_base: float = 10000.0
+    rope_factor: float = 1.0  # by how much the context has grown
+    rope_context: int | None = None  # of pretraining, tokens; None is context
+    rope_low: float = 1.0  # of llama3 and yarn (beta_slow): fewer turns than this within rope_context are slowed
+    rope_high: float = 4.0  # of llama3 and yarn (beta_fast, whose paper takes 32): more turns than this stay
+    rope_whole: bool = True  # yarn's ramp begins and ends at whole dims
+    rope_scale: float = 1.0  # of yarn: of rotated queries and of keys
+    dropout: float = 0.0  # probability, of the attention weights
+    tied: bool = False  # the head is the token table
+    eps: float = 1e-5
+    compute: str = "float32"  # dtype of activations
+    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS; with a cache by the reference
+    remat: str = "none"  # what the backward pass recomputes
+    scan: bool = True  # layers that repeat are one compiled loop; False unrolls
+
+    def __post_init__(self) -> None:
+        check(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden", "eps")
+        check(self, "positive", "rope_base", "rope_factor", "rope_context", "rope_scale", "rope_low", "rope_high")
+        check(self, "probability", "dropout")
+        one_of(self, activation=ACTIVATIONS, rope=KINDS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        if self.rope != "yarn":
+            check(self, f"1 for rope={self.rope!r}", "rope_scale", ok=lambda scale: scale == 1)
+
+    @property
+    def feed_forward(self) -> int:
+        """F."""
+        return self.hidden or -(-8 * self.width // (3 * 256)) * 256
+
+    @property
+    def stretch(self) -> Stretch:
+        """How rotary frequencies are stretched."""
+        trained = self.rope_context or self.context
+        ramp = self.rope_low, self.rope_high, self.rope_whole
+        return Stretch(self.rope, self.rope_factor, trained, *ramp, self.rope_scale)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer is."""
+        return (Layer("full"),) * self.depth
+
+    @property
+    def reaches(self) -> dict[str, Reach]:
+        """What each kind of layer sees."""
+        return {"full": Reach()}
+
+
+@dataclass(frozen=True)
+class Grouped(Decoder):
+    """With grouped-query attention: Ainslie et al. 2023, arXiv:2305.13245."""
+
+    kv_heads: int | None = None  # None is heads
+    head_dim: int | None = None  # None is width / heads
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "positive", "kv_heads", "head_dim")
+        check(self, f"a divisor of heads={self.heads}", "kv_heads", ok=lambda n: self.heads % n == 0)
+        check(self, "even (rotary dims are pairs)", "head_dim", ok=lambda n: n % 2 == 0)
+        if self.head_dim is None:
+            check(self, f"a divisor of half of width={self.width}", "heads", ok=lambda n: self.width % (2 * n) == 0)
+
+    @property
+    def head_width(self) -> int:
+        """H."""
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def groups(self) -> int:
+        """K."""
+        return self.kv_heads or self.heads
+
+    @property
+    def token(self) -> Token:
+        """What a layer keeps of a token."""
+        return dict.fromkeys(("k", "v"), ("kv_heads head_dim", (self.groups, self.head_width)))
+
+
+@dataclass(frozen=True)
+class Sliding(Grouped):
+    """With layers that see a window only: Beltagy et al. 2020, arXiv:2004.05150, section 3.1."""
+
+    window: int | None = None  # tokens that a sliding layer sees, itself among them
+    sliding: tuple[int, ...] | None = None  # the layers that slide, where there is a window; None is all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "positive", "window")
+        check(self, "layers of the depth", "sliding", ok=lambda n: 0 <= n < self.depth)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer is: one that sees all that is before it, or a sliding window."""
+        slides = range(self.depth) if self.sliding is None else self.sliding
+        return tuple(Layer("sliding" if self.window and i in slides else "full") for i in range(self.depth))
+
+    @property
+    def reaches(self) -> dict[str, Reach]:
+        """What each kind of layer sees."""
+        every = {"full": Reach(), "sliding": Reach(self.window)}
+        return {kind: every[kind] for kind in dict.fromkeys(layer.kind for layer in self.layers)}
+
+
+# The table
+
+
+def residual(c: Decoder) -> Law:
+    """The law of what a branch adds: by 1/sqrt(2L) smaller, as in GPT-2."""
+    return std(0.02 / (2 * c.depth) ** 0.5)
+
+
+def ends_specs(c: Decoder) -> dict[str, Any]:
+    """The table of what stands around the layers: token table, last norm, head."""
+    V, D = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, c.width
+    found = {"embed": {"token": Spec((V, D), "vocab embed", std(0.02))}, "norm": {"scale": Spec((D,), "norm", ones)}}
+    return found if c.tied else {**found, "head": Spec((V, D), "vocab embed", std(0.02), fan_in="embed")}
+
+
+def scale_specs(L: int, width: int, *names: str) -> dict[str, Any]:
+    """The table of RMSNorms of a stack."""
+    return {name: {"scale": Spec((L, width), "layers norm", ones)} for name in names}
+
+
+def biased(kernel: Spec, bias: bool) -> dict[str, Spec]:
+    """The table of a product, and of its bias over the dims that it does not contract."""
+    if not bias:
+        return {"kernel": kernel}
+    inside = kernel.fan_in.split()
+    rest = [(name, n) for name, n in zip(kernel.names, kernel.shape, strict=True) if name not in inside]
+    names = " ".join("norm" if name == "embed" else name for name, _ in rest)
+    return {"kernel": kernel, "bias": Spec(tuple(n for _, n in rest), names, zeros)}
+
+
+def grouped_specs(c: Grouped, L: int, bias: bool = False) -> dict[str, Any]:
+    """The table of grouped-query attention: q [D N H], k v [D K H], out [N H D]."""
+    D, N, K, H = c.width, c.heads, c.groups, c.head_width
+    shapes = {"q": (N, "heads"), "k": (K, "kv_heads"), "v": (K, "kv_heads")}
+    kernels = {
+        name: Spec((L, D, n, H), f"layers embed {axis} head_dim", std(0.02), fan_in="embed")
+        for name, (n, axis) in shapes.items()
+    }
+    kernels["out"] = Spec((L, N, H, D), "layers heads head_dim embed", residual(c), fan_in="heads head_dim")
+    return {name: biased(kernel, bias) for name, kernel in kernels.items()}
+
+
+def gated_specs(c: Decoder, L: int, F: int, bias: bool = False) -> dict[str, Any]:
+    """The table of a gated MLP: gate up [D F], down [F D]."""
+    up = Spec((L, c.width, F), "layers embed mlp", std(0.02), fan_in="embed")
+    down = Spec((L, F, c.width), "layers mlp embed", residual(c), fan_in="mlp")
+    return {"gate": biased(up, bias), "up": biased(up, bias), "down": biased(down, bias)}
+
+
+# The block
+
+
+def gated_mlp(
+    x: Float[Array, "b t d"], p: dict[str, Any], activation: str, place: Place = nowhere
+) -> Float[Array, "b t d"]:
+    """(activation(x gate) * x up) down: x [B T D] -> [B T D]. Source: Shazeer 2020, arXiv:2002.05202, eq. 6."""
+    hidden = place("batch seq mlp")
+    gate, up = (projection("btd,df->btf", x, p[name], hidden) for name in ("gate", "up"))
+    return projection("btf,fd->btd", ACTIVATIONS[activation](gate) * up, p["down"], place("batch seq width"))
+
+
+def cache_of(c: Any, batch: int, length: int) -> dict[str, Any]:
+    """The table of a cache for `length` tokens; layers that see a part only keep that part."""
+    check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
+    return cache_specs(c.reaches, Counter(layer.kind for layer in c.layers), c.token, batch, length, c.compute)
+
+
+def timeline_of(c: Any, inputs: dict[str, Array], cache: Any, place: Place) -> Timeline:
+    """Where the input's tokens stand. Raises UsageError for more of them than the context has."""
+    check(c, f"at least the {(T := inputs['tokens'].shape[1])} tokens of the input", "context", ok=lambda n: n >= T)
+    return timeline(inputs, c.reaches, cache, place)
