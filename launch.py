@@ -31,7 +31,7 @@ from errors import UsageError, unknown
 from usage import HELP, flags_of
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4
-FREE = ("mesh", "train.precision", "train.attention", "train.batch", "train.scan")  # knobs that go with --from
+FREE = ("mesh", *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")))  # with --from
 
 
 def main(argv: list[str]) -> int:

@@ -81,6 +81,7 @@ KNOBS: dict[str, Knob] = {
     "train.z_loss": Knob(0.0, "float", "identity", "weight of the squared log of the softmax's normaliser"),
     "train.precision": Knob("f32", "str", "identity", "f32 | bf16 (f32 parameters) | bf16_params"),
     "train.attention": Knob("reference", "str", "free", "how it is computed: reference | xla | cudnn | kernel"),
+    "train.dispatch": Knob("dropless", "str", "free", "how experts share the work: dropless | dense"),
     "train.remat": Knob("none", "str", "free", "what the backward pass recomputes: none | dots | full"),
     "train.scan": Knob(True, "bool", "free", "loop one compiled layer; False unrolls (on CPU faster, slow to compile)"),
     "train.max_skipped": Knob(10, "int", "free", "non-finite updates in a row that are skipped before the run stops"),

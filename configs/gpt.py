@@ -12,57 +12,27 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {
-    "model.family": "gpt",
-    "model.width": 128,
-    "model.depth": 4,
-    "model.heads": 4,
-    "model.context": 64,
-    "loss": "next_token",
-    "optim.beta2": 0.99,
-    "optim.decay": 0.1,
-    "optim.clip": 1.0,
-    "schedule.name": "cosine",
-    "schedule.warmup": 100,
-    "schedule.end": 0.1,
-    "eval.split": "validation",
-}
+_SMALL: dict[str, Any] = {"model.family": "gpt", "model.width": 128, "model.depth": 4, "model.heads": 4}
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "shakespeare": {
-        **_SMALL,
-        "data.name": "tiny_shakespeare",
-        "data.tokenizer": "char",
-        "train.batch": 12,
-        "train.steps": 2000,
-        "optim.lr": 3e-3,
-        "eval.every": 500,
-        "eval.batch": 64,
-        "checkpoint.every": 500,
-    },
+    "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quickstart": {
+        **SHAKESPEARE,
         **_SMALL,
         "data.name": "pydoc_text",
+        "data.tokenizer": "byte",
         "train.batch": 16,
         "train.steps": 600,
-        "optim.lr": 3e-3,
         "schedule.warmup": 50,
         "eval.every": 200,
-        "eval.batch": 64,
         "checkpoint.every": 200,
     },
-    "quick": {
-        **_SMALL,
-        "model.width": 64,
-        "model.depth": 2,
-        "train.batch": 8,
-        "train.steps": 100,
-        "schedule.warmup": 10,
-        "eval.batch": 64,
-    },
+    "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2},
     "gpt2": {
-        **_SMALL,
+        **SMALL,
+        "model.family": "gpt",
         **{f"model.{k}": v for k, v in (("width", 768), ("depth", 12), ("heads", 12), ("context", 1024))},
         "train.batch": 64,
         "train.steps": 100_000,

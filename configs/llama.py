@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
 _SMALL: dict[str, Any] = {
     "model.family": "llama",
@@ -19,55 +20,22 @@ _SMALL: dict[str, Any] = {
     "model.heads": 4,
     "model.hidden": 352,
     "model.tied": True,
-    "model.context": 64,
-    "loss": "next_token",
-    "optim.beta2": 0.99,
-    "optim.decay": 0.1,
-    "optim.clip": 1.0,
-    "schedule.name": "cosine",
-    "schedule.warmup": 100,
-    "schedule.end": 0.1,
-    "eval.split": "validation",
 }
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "shakespeare": {
-        **_SMALL,
-        "data.name": "tiny_shakespeare",
-        "data.tokenizer": "char",
-        "train.batch": 12,
-        "train.steps": 2000,
-        "optim.lr": 3e-3,
-        "eval.every": 500,
-        "eval.batch": 64,
-        "checkpoint.every": 500,
-    },
-    "quick": {
-        **_SMALL,
-        "model.width": 64,
-        "model.depth": 2,
-        "model.hidden": 172,
-        "train.batch": 8,
-        "train.steps": 100,
-        "schedule.warmup": 10,
-        "eval.batch": 64,
-    },
+    "shakespeare": {**SHAKESPEARE, **_SMALL},
+    "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2, "model.hidden": 172},
     "llama3.2_1b": {
+        **SMALL,
         "model.family": "llama",
         "model.size": "llama3.2_1b",
-        "loss": "next_token",
         "train.batch": 64,
         "train.steps": 100_000,
         "train.precision": "bf16",
         "train.remat": "full",
         "optim.lr": 3e-4,
         "optim.beta2": 0.95,
-        "optim.decay": 0.1,
-        "optim.clip": 1.0,
-        "schedule.name": "cosine",
         "schedule.warmup": 2000,
-        "schedule.end": 0.1,
-        "eval.split": "validation",
         "checkpoint.every": 1000,
     },
 }

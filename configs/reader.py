@@ -32,7 +32,7 @@ def read(source: str) -> ConfigDict:
     return module["get_config"](names) if names else module["get_config"]()
 
 
-NOT_CONFIGS = ("__init__", "base", "reader")
+NOT_CONFIGS = ("__init__", "base", "reader", "recipes")
 
 
 def override(cfg: ConfigDict, assignments: list[tuple[str, str]]) -> ConfigDict:

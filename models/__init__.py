@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from errors import UsageError, unknown
-from models import bert, cnn, flax, gpt, llama, mlp, rnn, spec
+from models import bert, cnn, flax, gpt, llama, mixtral, mlp, rnn, spec
 from models.layers import logits_of, row_keys
-from models.spec import Array, Outputs, Place, Unembedding, nowhere
+from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere
 from models.validate import Pairs, check_types, frozen
 
 FAMILIES: dict[str, ModuleType] = {
-    **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "bert": bert, "flax": flax}
+    **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
+    "flax": flax,
 }
 
 TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
@@ -103,12 +104,18 @@ class Model:
         """An empty cache for `batch` rows of at most `length` tokens. Raises UsageError where there is none."""
         return spec.draw(self.cache_specs(batch, length), jax.random.key(0))
 
-    def count(self) -> int:
-        """Number of parameters, without the padding of the vocabulary: the published figure."""
+    def count(self, active: bool = False) -> int:
+        """Number of parameters, without the padding of the vocabulary: the published figure.
+
+        With `active` of the experts only as many as a token is sent to.
+        """
         config = self.config
         if hasattr(config, "vocab_multiple"):
             config = dataclasses.replace(config, vocab_multiple=1)
-        return spec.count(self.module.specs(config)["params"])
+        leaves: list[Spec] = jax.tree.leaves(self.module.specs(config)["params"])
+        routed = sum(leaf.size for leaf in leaves if "experts" in leaf.names)
+        idle = routed - routed * config.active // config.experts if active and routed else 0
+        return sum(leaf.size for leaf in leaves) - idle
 
 
 def build(family: str, size: str | None = None, **overrides: Any) -> Model:

@@ -186,6 +186,15 @@ def gated_specs(c: Decoder, L: int, F: int, bias: bool = False) -> dict[str, Any
 # The block
 
 
+def heads_of(
+    x: Float[Array, "b t d"], p: dict[str, Any], place: Place = nowhere
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
+    """Queries, keys and values: x [B T D] -> [B T N H], [B T K H], [B T K H]."""
+    q = projection("btd,dnh->btnh", x, p["q"], place("batch seq heads head_dim"))
+    k, v = (projection("btd,dkh->btkh", x, p[name], place("batch seq kv_heads head_dim")) for name in ("k", "v"))
+    return q, k, v
+
+
 def gated_mlp(
     x: Float[Array, "b t d"], p: dict[str, Any], activation: str, place: Place = nowhere
 ) -> Float[Array, "b t d"]:

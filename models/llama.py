@@ -18,6 +18,7 @@ from models.decoder import (
     gated_mlp,
     gated_specs,
     grouped_specs,
+    heads_of,
     scale_specs,
     timeline_of,
 )
@@ -133,9 +134,7 @@ def apply(
         return rms_norm(x, p["scale"], c.eps)
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
-        h = norm(x, p["norm1"])
-        q = projection("btd,dnh->btnh", h, p["q"], place("batch seq heads head_dim"))
-        k, v = (projection("btd,dkh->btkh", h, p[name], place("batch seq kv_heads head_dim")) for name in ("k", "v"))
+        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
         if c.qk_norm:
             q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
         q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))

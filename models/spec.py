@@ -143,15 +143,18 @@ class Unembedding:
 
 @struct.dataclass
 class Outputs:
-    """What `apply` returns: value, new running statistics, new cache, and `(sum, weight)` scalars for the loss.
+    """What `apply` returns: value, new running statistics, new cache, what the loss is to have added, and measures.
 
-    The value of a language model is an Unembedding.
+    The value of a language model is an Unembedding. `aux` are `(sum, weight)` scalars, whose ratios are added to the
+    loss in training. `told` are `(sum, weight)` by row, as a task's terms, to be written down; a sum may have further
+    dims, [B ...], each entry of which is a measure of its own.
     """
 
     value: Any
     stats: Any = None
     cache: Any = None
     aux: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
+    told: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -37,6 +37,20 @@ TINY: dict[str, dict[str, Any]] = {
         window=4,
         sliding=(0,),
     ),
+    "mixtral": dict(
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=3,
+        heads=8,
+        kv_heads=2,
+        hidden=48,
+        expert_hidden=24,
+        experts=4,
+        dense=(0,),
+        qk_norm=True,
+    ),
     "bert": dict(vocab=100, vocab_multiple=64, context=16, width=32, depth=2, heads=8, head="mlm", pooler=False),
     "bert_classes": dict(
         family="bert", vocab=100, context=16, width=32, depth=2, heads=8, head="classes", pool="first", classes=4
@@ -46,18 +60,24 @@ TINY: dict[str, dict[str, Any]] = {
 }
 LOSS = {
     **dict(mlp="softmax", cnn="softmax", rnn="next_token", gru_both_ways="softmax", elman_values="squared"),
-    **dict(gpt="next_token", llama="next_token", linen="softmax", nnx="softmax"),
+    **dict(gpt="next_token", llama="next_token", mixtral="next_token", linen="softmax", nnx="softmax"),
     **dict(bert="next_token", bert_classes="softmax"),
 }
 INPUT = {  # shape of a row of examples
     **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1))
 }
 MESHES = ("dp:8", "fsdp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
+MESHES_OF_EXPERTS = ("dp:2,ep:4", "ep:2,cp:2,tp:2", "fsdp:2,ep:2,tp:2")
 
 
 def tiny(name: str, **overrides: Any) -> models.Model:
     fields = {**TINY[name], **overrides}
     return models.build(fields.pop("family", name), **fields)
+
+
+def meshes_of(name: str) -> tuple[str, ...]:
+    """Those that the traits and the parts of a model allow; the last is the hardest."""
+    return MESHES + (MESHES_OF_EXPERTS if hasattr(tiny(name).config, "experts") else ())
 
 
 def noisy(name: str, **overrides: Any) -> models.Model:

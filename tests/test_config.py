@@ -11,16 +11,20 @@ import jax
 import pytest
 
 import models
-from configs import base, bert, cnn, flax, gpt, llama, mlp, reader, rnn
+from configs import base, bert, cnn, flax, gpt, llama, mixtral, mlp, reader, rnn
 from configs.base import KNOBS
 from errors import UsageError
 from models.attention import BACKENDS
+from models.moe import DISPATCH
 from models.validate import REMAT
 from train import setup
 from train.update import losses, optim, schedules
 
 ROOT = Path(__file__).parent.parent
-FILES = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "bert": bert, "flax": flax}
+FILES = {
+    **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
+    "flax": flax,
+}
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))
     for file, module in FILES.items()
@@ -334,6 +338,7 @@ def test_every_variant_builds(file: str, names: str) -> None:
         ("schedule.name", schedules.SCHEDULES),
         ("train.precision", setup.PRECISIONS),
         ("train.attention", BACKENDS),
+        ("train.dispatch", DISPATCH),
         ("train.remat", REMAT),
         ("loss", losses.TASKS),
     ],

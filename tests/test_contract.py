@@ -9,7 +9,7 @@ import pytest
 
 import models
 from models.spec import flatten
-from tests.harness import MESHES, TINY, B, Trainer, assert_gradients_close, batch_for, inputs_of, noisy, tiny
+from tests.harness import TINY, B, Trainer, assert_gradients_close, batch_for, inputs_of, meshes_of, noisy, tiny
 from train import checkpoint
 
 NAMES = sorted(TINY)
@@ -83,6 +83,10 @@ PUBLISHED = {
     ("bert", "bert_large_cased"): 333_579_264,
     ("bert", "minilm_l6"): 22_713_216,
     ("bert", "minilm_l12"): 33_360_000,
+    ("mixtral", "mixtral_8x7b"): 46_702_792_704,
+    ("mixtral", "mixtral_8x22b"): 140_630_071_296,
+    ("mixtral", "qwen3_30b_a3b"): 30_532_122_624,
+    ("mixtral", "qwen3_235b_a22b"): 235_093_634_560,
     ("mlp", "nielsen"): 23_860,
     ("mlp", "perceptron"): 6,
     ("cnn", "lenet5"): 60_000,
@@ -92,6 +96,25 @@ PUBLISHED = {
 @pytest.mark.parametrize(("family", "size"), [(f, s) for f, m in models.FAMILIES.items() for s in m.SIZES])
 def test_parameter_count_is_the_published_one(family: str, size: str) -> None:
     assert models.build(family, size=size).count() == PUBLISHED[family, size]
+
+
+# Of those with experts, the billions active in a token as their makers give them, and the places of the figure, after
+# which some round and some cut off.
+ACTIVE = {
+    ("mixtral", "mixtral_8x7b"): (12.9, 1),
+    ("mixtral", "mixtral_8x22b"): (39, 0),
+    ("mixtral", "qwen3_30b_a3b"): (3.3, 1),
+    ("mixtral", "qwen3_235b_a22b"): (22, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "size"), [(f, s) for f, m in models.FAMILIES.items() for s in m.SIZES if hasattr(m.Config, "experts")]
+)
+def test_active_count_is_the_published_one(family: str, size: str) -> None:
+    billions, places = ACTIVE[family, size]
+    ours = models.build(family, size=size).count(active=True) / 1e9 * 10**places
+    assert billions * 10**places in (round(ours), int(ours))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,6 +161,23 @@ def test_gradients_are_finite_and_not_zero(name: str) -> None:
             assert np.linalg.norm(g) > 1e-6 * whole, leaf
 
 
+@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny(n).config, "experts")])
+def test_an_expert_learns_of_its_own_tokens_alone(name: str) -> None:
+    """One token reaches as many experts as are active; the gradients of all others are zero, bit for bit."""
+    model = tiny(name)
+    variables = model.init(jax.random.key(0))
+
+    def out(params: Any) -> Any:
+        return jnp.sum(jnp.square(model.apply({**variables, "params": params}, jnp.array([[7]])).value))
+
+    grads = flatten(jax.jit(jax.grad(out))(variables["params"]))
+    for path, spec in flatten(model.specs["params"]).items():
+        if "experts" in spec.names:
+            rest = tuple(i for i, axis in enumerate(spec.names) if axis not in ("layers", "experts"))
+            moved = np.any(np.asarray(grads[path]) != 0, rest)
+            np.testing.assert_array_equal(moved.sum(-1), model.config.active)
+
+
 @pytest.mark.parametrize("name", [late(n, long=True) for n in NAMES if hasattr(tiny(n).config, "dropout")])
 def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
     """Equal rows part ways, another key draws anew, the same one again; in evaluation a key is not looked at."""
@@ -154,9 +194,12 @@ def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
 
 def on_meshes() -> list[Any]:
     """Every name on every mesh: by default families on the last, an MLP on one more."""
-    usual = {name: () if name in VARIANTS else MESHES[-2:] if name == "mlp" else MESHES[-1:] for name in NAMES}
-    marks = {name: {m: [] if m in usual[name] else [pytest.mark.slow] for m in MESHES} for name in NAMES}
-    return [pytest.param(name, mesh, marks=marks[name][mesh]) for name in NAMES for mesh in MESHES]
+    usual = {
+        name: () if name in VARIANTS else meshes_of(name)[-2:] if name == "mlp" else meshes_of(name)[-1:]
+        for name in NAMES
+    }
+    marks = {name: {m: [] if m in usual[name] else [pytest.mark.slow] for m in meshes_of(name)} for name in NAMES}
+    return [pytest.param(name, mesh, marks=marks[name][mesh]) for name in NAMES for mesh in meshes_of(name)]
 
 
 @pytest.mark.parametrize(("name", "mesh"), on_meshes())

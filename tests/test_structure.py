@@ -80,7 +80,7 @@ SHARED = {
     "stack": {"spec", "validate"},
     "timeline": {"spec", "layers", "sight"},
     "decoder": {"spec", "validate", "layers", "attention", "rope", "stack", "timeline"},
-    "moe": {"spec", "validate", "layers"},
+    "moe": {"spec", "validate", "layers", "decoder"},
     "recurrent": {"spec", "layers"},
     "foreign": {"spec", "layers"},
     "backprop": {"layers"},

@@ -12,7 +12,8 @@ from data.evaluation import Exam
 from models import Model
 from train import feed
 from train.mesh import Placement
-from train.update.losses import Task, Terms
+from train.record.metrics import by_entry, is_entry
+from train.update.losses import Task, Terms, counted
 
 Examiner = Callable[[Any, dict[str, jax.Array]], tuple[Terms, dict[str, jax.Array]]]
 
@@ -58,8 +59,8 @@ def make_examiner(model: Model, task: Task, place: Placement) -> Examiner:
     """The jitted forward pass: (variables, batch) -> a row's sums and weights [B], and answers, whole everywhere."""
 
     def examine(variables: Any, batch: dict[str, jax.Array]) -> tuple[Terms, dict[str, jax.Array]]:
-        value = model.apply(variables, batch, place=place, logits=False).value
-        return task(value, batch), task.answers(value, batch)
+        out = model.apply(variables, batch, place=place, logits=False)
+        return {**counted(out.told, batch), **task(out.value, batch)}, task.answers(out.value, batch)
 
     return jax.jit(examine, out_shardings=place.whole)
 
@@ -96,7 +97,7 @@ def measured(
     limit: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """A row's sums and weights [2 n] in float64, and answers [n ...], by name; raises as `evaluate`."""
+    """A row's sums and weights [2 n ...] in float64, and answers [n ...], by name; raises as `evaluate`."""
     size = -(-size // place.batch_shards) * place.batch_shards
     sums: dict[str, list[np.ndarray]] = {}
     told: dict[str, list[np.ndarray]] = {}
@@ -105,7 +106,9 @@ def measured(
             raise Interrupted
         terms, answers = jax.device_get(examine(variables, batch))
         for name, pair in terms.items():
-            sums.setdefault(name, []).append(np.stack(pair).astype(np.float64))
+            total, weight = (np.asarray(x, np.float64) for x in pair)
+            weight = np.broadcast_to(np.expand_dims(weight, tuple(range(1, total.ndim))), total.shape)
+            sums.setdefault(name, []).append(np.stack([total, weight]))
         for name, values in answers.items():
             told.setdefault(name, []).append(values)
     rows = {name: np.concatenate(parts, 1)[:, : len(exam)] for name, parts in sums.items()}
@@ -113,12 +116,12 @@ def measured(
 
 
 def scores_of(rows: dict[str, np.ndarray], clusters: np.ndarray | None = None) -> Scores:
-    """Ratios of totals with their standard errors: sums and weights [2 n] by name, clusters [n] (each row one)."""
+    """Ratios of totals with their standard errors: sums and weights [2 n ...] by name, clusters [n] (each row one)."""
     count = next(iter(rows.values())).shape[1]
     _, cluster = np.unique(np.arange(count) if clusters is None else clusters, return_inverse=True)
     names = sorted(rows, key=lambda n: (n != "loss", n))
-    pairs = {name: _ratio(rows[name][0], rows[name][1], cluster) for name in names}
-    metrics, stderr = {k: v[0] for k, v in pairs.items()}, {k: v[1] for k, v in pairs.items()}
+    pairs = {name: _ratios(rows[name], cluster) for name in names}
+    metrics, stderr = (by_entry({k: v[i] for k, v in pairs.items()}, extremes=i == 0) for i in range(2))
     return Scores(metrics, stderr, count, int(cluster.max()) + 1)
 
 
@@ -129,6 +132,13 @@ def with_perplexity(scores: Scores) -> Scores:
     value = math.exp(min(scores.metrics["loss"], 700.0))
     metrics = {**scores.metrics, "perplexity": value}
     return scores._replace(metrics=metrics, stderr={**scores.stderr, "perplexity": value * scores.stderr["loss"]})
+
+
+def _ratios(rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Each entry's ratio of totals and its standard error: [2 n ...] -> [2 ...]."""
+    flat = rows.reshape(2, rows.shape[1], -1)
+    found = [_ratio(flat[0, :, i], flat[1, :, i], cluster) for i in range(flat.shape[2])]
+    return np.array(found).T.reshape(2, *rows.shape[2:])
 
 
 def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:
@@ -143,6 +153,7 @@ def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[
 
 def in_words(scores: Scores) -> str:
     """Metrics with their standard errors, where there are some, in one line."""
-    error = {name: f" ± {value:.4f}" if np.isfinite(value) else "" for name, value in scores.stderr.items()}
-    parts = [f"{name} {value:.4f}{error[name]}" for name, value in scores.metrics.items()]
+    error = {name: f" ± {value:.4f}" for name, value in scores.stderr.items() if np.isfinite(value)}
+    shown = {name: value for name, value in scores.metrics.items() if not is_entry(name)}
+    parts = [f"{name} {value:.4f}{error.get(name, '')}" for name, value in shown.items()]
     return f"{', '.join(parts)} ({scores.examples:,} examples in {scores.clusters:,} clusters)"

@@ -14,7 +14,8 @@ from errors import UsageError
 from models import published
 from train import begin, checkpoint, restored, run
 from train.host import Host
-from train.setup import Config
+from train.record import summary
+from train.setup import HOW, Config
 
 
 def take_in(cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable[str] = ()) -> None:
@@ -31,7 +32,7 @@ def take_in(cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable
     opened = restored.open_published(cfg, folder, host, blank, ignore=ignore)
     setup, config = opened.setup, opened.setup.model.config
     for field in dataclasses.fields(config):
-        if field.name not in ("compute", "attention", "remat", "scan"):  # those are the trainer's
+        if field.name not in ("compute", *HOW):  # those are the trainer's
             setup.cfg.model[field.name] = getattr(config, field.name)
     zero = {
         "step": np.zeros((), np.int32),
@@ -77,4 +78,4 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
         shutil.rmtree(part, ignore_errors=True)
     more = " and its tokenizer" if made else ""
     without = "; its tokenizer, of words, has no form there" if tokenizer and not made else ""
-    host.say(f"{opened.name}: {model.count():,} parameters{more} in {to}{without}")
+    host.say(f"{opened.name}: {summary.parameters(model)}{more} in {to}{without}")

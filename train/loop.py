@@ -12,7 +12,7 @@ import jax
 
 from train.evaluate import Interrupted
 from train.host import Host
-from train.record.metrics import Nothing, Recorder
+from train.record.metrics import Nothing, Recorder, by_entry
 from train.record.summary import duration, quantity
 
 State = dict[str, Any]
@@ -51,7 +51,7 @@ class Progress:
         """
         while len(self._pending) > keep:
             step, arrays = self._pending.pop(0)
-            values = {k: float(v) for k, v in jax.device_get(arrays).items()}
+            values = by_entry(jax.device_get(arrays))
             self._judge(step, values)
             if not self._compiled:  # the first update's time is the compiler's
                 self._compiled = True

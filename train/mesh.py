@@ -32,6 +32,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tp",),
     "head_dim": (),
     "mlp": ("tp",),
+    "experts": ("ep",),
+    "choice": (),  # the same dim, of what a router says of each
     "classes": ("tp",),
     "inputs": ("fsdp",),
     "channels_in": ("fsdp",),

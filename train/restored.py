@@ -1,7 +1,7 @@
 """Models that are there, of checkpoints or of folders of the Hugging Face hub, opened on any devices and measured."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,8 +16,8 @@ from models import Model, published
 from train import begin, checkpoint, evaluate
 from train import questions as examiner
 from train.host import Host
-from train.record import pictures
-from train.setup import PRECISIONS, Config, Setup, exam_of, load_source, measure_views, names_of, set_up
+from train.record import pictures, summary
+from train.setup import PRECISIONS, Config, Setup, exam_of, how_of, load_source, measure_views, names_of, set_up
 from train.update import losses, optim, step
 
 OWN = "own"  # `data.tokenizer` where it is the folder's
@@ -72,7 +72,8 @@ def open_published(
         raise unknown("precision", cfg.train.precision, PRECISIONS)
     compute, dtype, _ = PRECISIONS[cfg.train.precision]
     fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
-    model = published.read_config(folder, ignore, compute=compute, attention=cfg.train.attention, **fields)
+    model = published.read_config(folder, ignore, compute=compute, **fields)
+    model = replace(model, config=replace(model.config, **how_of(cfg, model.family)))
     cfg.loss, cfg.model.family = loss_of(model), model.family
     tokenizer = None
     if isinstance(example, Texts) and cfg.data.tokenizer == OWN:
@@ -80,7 +81,7 @@ def open_published(
     setup = set_up(cfg, host, example, tokenizer, devices, model)
     found = published.find(model, folder)
     found.check()
-    host.say(f"{folder}: {model.family}, {model.count():,} parameters; {found.told}")
+    host.say(f"{folder}: {model.family}, {summary.parameters(model)}; {found.told}")
     params = found.variables(setup.place.shardings(model.specs["params"]), jnp.dtype(dtype).name)
     return Opened(folder, setup, {"": {**params, "stats": {}}})
 

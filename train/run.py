@@ -142,7 +142,7 @@ def _introduce(
     )
     held = f", {still:,} of them frozen" if still else ""
     host.say(
-        f"model   {model.family}{size_name}: {model.count():,} parameters{held}, {cfg.train.precision}{coupled}",
+        f"model   {model.family}{size_name}: {summary.parameters(model)}{held}, {cfg.train.precision}{coupled}",
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
         f"mesh    {summary.mesh_line(setup.place)}",

@@ -25,6 +25,13 @@ PRECISIONS = {  # -> dtype of activations, dtype of parameters, of f32 products
     "bf16_params": ("bfloat16", jnp.bfloat16, "default"),
 }
 
+HOW = {  # knobs of `train` that say how a model computes, not what -> plain value, what a family needs for another one
+    "attention": ("reference", "attention"),
+    "dispatch": ("dropless", "experts"),
+    "remat": ("none", "stacked layers"),
+    "scan": (True, "stacked layers"),
+}
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -173,8 +180,7 @@ def set_up(
     if cfg.data.augment and (isinstance(example, Texts) or "image" not in example.shapes):
         raise UsageError(f"config key 'data.augment' = {cfg.data.augment!r}: {cfg.data.name!r} holds no images")
     facts = _facts(example, task, made)
-    how = {"compute": compute, "attention": cfg.train.attention, "remat": cfg.train.remat, "scan": cfg.train.scan}
-    model = model or _build(cfg, example, {**facts, **how})
+    model = model or _build(cfg, example, {**facts, "compute": compute})
     if task.needs == "targets" and "causal" not in model.traits and task.trait in model.traits:
         raise UsageError(f"a {model.family} as configured sees the tokens that loss {cfg.loss!r} asks for")
     if task.trait not in model.traits:
@@ -223,11 +229,8 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
     module = models.FAMILIES[family]
     fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
     known = {f.name for f in dataclasses.fields(module.Config)}
-    for name, plain in (("attention", "reference"), ("remat", "none"), ("scan", True)):
-        if cfg.train[name] != plain and name not in known:
-            part = "attention" if name == "attention" else "stacked layers"
-            raise UsageError(f"train.{name} = {cfg.train[name]!r}: family {family!r} has no {part}")
-    for name in ("compute", "attention", "remat", "scan"):
+    defaults = {**defaults, **how_of(cfg, family)}
+    for name in ("compute", *HOW):
         if name in fields:
             raise UsageError(f"config key 'model.{name}' is set by train.{'precision' if name == 'compute' else name}")
     if isinstance(example, Examples) and hasattr(module, "fit"):
@@ -236,6 +239,16 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
     return models.build(
         family, cfg.model.size, **fields, **{k: v for k, v in defaults.items() if k in known and k not in given}
     )
+
+
+def how_of(cfg: Config, family: str) -> dict[str, Any]:
+    """Fields of a family's Config by the knobs of HOW. Raises UsageError where it lacks what one is set for."""
+    known = {f.name for f in dataclasses.fields(models.FAMILIES[family].Config)}
+    for name, (plain, part) in HOW.items():
+        if cfg.train[name] != plain and name not in known:
+            raise UsageError(f"train.{name} = {cfg.train[name]!r}: family {family!r} has no {part}")
+    how = dict(attention=cfg.train.attention, dispatch=cfg.train.dispatch, remat=cfg.train.remat, scan=cfg.train.scan)
+    return {name: value for name, value in how.items() if name in known}
 
 
 def _try_on(model: Model, example: Examples, cfg: Config) -> None:

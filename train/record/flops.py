@@ -25,6 +25,8 @@ def _equation(e: Any) -> int:
     if e.primitive.name == "dot_general":
         (contracted, _), _ = e.params["dimension_numbers"]
         return 2 * e.outvars[0].aval.size * math.prod(e.invars[0].aval.shape[i] for i in contracted)
+    if e.primitive.name == "ragged_dot_general":  # each row by one group's matrix
+        return 2 * e.outvars[0].aval.size * e.invars[0].aval.shape[-1]
     if e.primitive.name == "conv_general_dilated":
         numbers, kernel = e.params["dimension_numbers"], e.invars[1].aval.shape
         per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]

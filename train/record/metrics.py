@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from errors import UsageError
@@ -24,10 +25,37 @@ UNITS = {
     "bits_per_byte": "bits a byte of the text",
     "grad_norm": "global norm of the gradient, before clipping",
     "lr": "learning rate",
+    "balance": "what a loss that spreads tokens over experts adds to the loss",
+    "expert_load": "tokens of an expert, in even shares: 1 where every expert gets the same",
+    "expert_dropped": "share of the choices of experts that no expert served",
+    "router_entropy": "nats, of a router's shares, a mean over tokens and layers",
     "skipped": "1 where the update was not finite and was left out",
     "examples_per_second": "training examples over wall time since the last line",
     "tokens_per_second": "training tokens over wall time since the last line",
 }
+
+
+MOST = 256  # entries of a metric that are written one by one
+
+
+def by_entry(metrics: dict[str, Any], extremes: bool = True) -> dict[str, float]:
+    """Numbers by name, of scalars and arrays: of these `name_max`, `name_min` and, where they are few, `name/0/3` …"""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        array = np.asarray(value)
+        if not array.ndim:
+            found[name] = float(array)
+            continue
+        if extremes:
+            found |= {f"{name}_max": float(array.max()), f"{name}_min": float(array.min())}
+        if array.size <= MOST:
+            found |= {"/".join((name, *map(str, at))): float(array[at]) for at in np.ndindex(array.shape)}
+    return found
+
+
+def is_entry(name: str) -> bool:
+    """Whether a metric is one entry of many."""
+    return "/" in name
 
 
 def _plain(values: dict[str, float]) -> dict[str, Any]:

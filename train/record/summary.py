@@ -27,6 +27,12 @@ def table(model: Model, place: Placement, dtype: Any) -> list[str]:
     return [line.rstrip() for line in (aligned[0], "-" * sum(widths), *aligned[1:])]
 
 
+def parameters(model: Model) -> str:
+    """How many there are, and how many a token meets where those are fewer: `1,024 parameters, 512 of them active`."""
+    whole, active = model.count(), model.count(active=True)
+    return f"{whole:,} parameters" + (f", {active:,} of them active" if active < whole else "")
+
+
 def quantity(n: float, unit: str) -> str:
     """A number with a metric prefix: 1.5e9 -> `1.50 GFLOP`."""
     for prefix in ("", "k", "M", "G", "T", "P"):

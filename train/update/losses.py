@@ -119,6 +119,13 @@ def _logits(value: Unembedding, targets: Int[Array, "b t"]) -> Float[Array, "b t
     return logits_of(value, None if lies.mesh.empty else PartitionSpec(*lies.spec, table.spec[0]))
 
 
+def counted(told: Terms, batch: dict[str, Array]) -> Terms:
+    """What a model tells by row, without the rows that weigh nothing: those that only fill a batch."""
+    w = batch["weight"]
+    live = (jnp.max(w.reshape(len(w), -1), 1) > 0).astype(jnp.float32)
+    return {k: (s * jnp.expand_dims(live, range(1, s.ndim)), n * live) for k, (s, n) in told.items()}
+
+
 @dataclass(frozen=True)
 class Task:
     """A loss with what goes with it."""

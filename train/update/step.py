@@ -20,7 +20,7 @@ from models.layers import row_keys, site_hash
 from models.spec import Spec, abstract, draw, flatten, path_name
 from train.mesh import Placement
 from train.update import optim
-from train.update.losses import Task
+from train.update.losses import Task, counted
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -216,17 +216,19 @@ def gradient_of(model: Model, task: Task, place: Placement, options: Options) ->
     It is jax's, or one that the family writes out. Raises UsageError for a source that the family does not have.
     """
 
-    def summed(value: Any, batch: Batch) -> dict[str, jax.Array]:
-        return {name: jnp.stack([jnp.sum(s), jnp.sum(w)]) for name, (s, w) in task(value, batch).items()}
+    def summed(value: Any, batch: Batch, told: Any = None) -> dict[str, tuple[jax.Array, jax.Array]]:
+        terms = {**counted(told or {}, batch), **task(value, batch)}
+        return {name: (jnp.sum(s, 0), jnp.sum(w)) for name, (s, w) in terms.items()}
 
     def loss(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any) -> Any:
         if options.frozen is not None:
             params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, options.frozen)
         variables = {"params": params, "stats": stats}
         out = model.apply(variables, batch, train=True, key=keys, cache=carry or None, place=place, logits=False)
-        terms = summed(out.value, batch)
-        more = sum((s / w for s, w in out.aux.values()), start=jnp.zeros(()))  # of the model's own, a mean over rows
-        share = terms["loss"][1] / total
+        terms = summed(out.value, batch, out.told)
+        own = {name: s / w for name, (s, w) in out.aux.items()}  # the model's, each a mean over rows
+        share, more = terms["loss"][1] / total, sum(own.values(), start=jnp.zeros(()))
+        terms |= {name: (mean * share, share) for name, mean in own.items()}
         return terms["loss"][0] / total + share * more, (
             terms,
             out.stats if stats else stats,

@@ -1,0 +1,156 @@
+"""Mixtral: a decoder whose MLPs are mixtures of experts, each token sent to the few that its router likes best.
+
+Legend: B batch, T query time, S key time, V padded vocabulary, D width, L layers of a stack, N query heads, K key-value
+heads, H head width, F hidden of an MLP or an expert, E experts, A experts of a token.
+Source: Jiang et al. 2024, arXiv:2401.04088; Yang et al. 2025, arXiv:2505.09388 (Qwen 3: norms on queries and keys; its
+smaller siblings sum weights that need not be 1). Initial values are GPT-2's: the papers give none.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from models.attention import attention
+from models.decoder import (
+    Sliding,
+    cache_of,
+    ends_specs,
+    gated_mlp,
+    gated_specs,
+    grouped_specs,
+    heads_of,
+    scale_specs,
+    timeline_of,
+)
+from models.layers import fold_keys, lookup, projection, rms_norm
+from models.moe import (
+    Routed,
+    expert_specs,
+    gated,
+    measures,
+    mixture,
+    pooled_balance,
+    router_logits,
+    softmax_then_top,
+    told,
+)
+from models.rope import frequencies, rotate
+from models.spec import Array, Outputs, Place, Unembedding, nowhere
+from models.stack import Layer, scan_layers
+from models.validate import COMPUTE, check
+
+TRAITS = frozenset({"causal", "cached", "language_model"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+
+
+def _qwen3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, expert_hidden: int) -> dict[str, Any]:
+    shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=128, hidden=hidden)
+    routed = dict(experts=128, active=8, expert_hidden=expert_hidden, renormalise=True)
+    return dict(vocab=151936, context=40960, rope_base=1e6, eps=1e-6, qk_norm=True, **shape, **routed)
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "mixtral_8x7b": dict(
+        vocab=32000, context=32768, width=4096, depth=32, heads=32, kv_heads=8, hidden=14336, rope_base=1e6
+    ),
+    "mixtral_8x22b": dict(
+        vocab=32768, context=65536, width=6144, depth=56, heads=48, kv_heads=8, hidden=16384, rope_base=1e6
+    ),
+    "qwen3_30b_a3b": _qwen3(2048, 48, 32, 4, 6144, 768),
+    "qwen3_235b_a22b": _qwen3(4096, 94, 64, 4, 12288, 1536),
+}
+
+
+@dataclass(frozen=True)
+class Config(Routed, Sliding):
+    """Shape and options of a Mixtral."""
+
+    renormalise: bool = True  # the weights of a token's experts sum to 1
+    dense: tuple[int, ...] = ()  # the layers that have one MLP and no experts
+    attention_bias: bool = False  # on q, k, v and out
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "layers of the depth", "dense", ok=lambda n: 0 <= n < self.depth)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer is."""
+        return tuple(Layer(layer.kind, "dense" if i in self.dense else "moe") for i, layer in enumerate(super().layers))
+
+
+def traits(c: Config) -> frozenset[str]:
+    """A loss that balances the experts is of a whole batch."""
+    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+    blocks: dict[str, Any] = {}
+    for stack in dict.fromkeys(layer.stack for layer in c.layers):
+        L = sum(layer.stack == stack for layer in c.layers)
+        mlp = gated_specs(c, L, c.feed_forward) if stack == "dense" else expert_specs(c, L)
+        blocks[stack] = {
+            **scale_specs(L, c.width, "norm1", "norm2"),
+            **grouped_specs(c, L, c.attention_bias),
+            **(scale_specs(L, c.head_width, "q_norm", "k_norm") if c.qk_norm else {}),
+            **mlp,
+        }
+    return {"params": {**ends_specs(c), "blocks": blocks}}
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
+    return cache_of(c, batch, length)
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Any] | None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
+    that it holds.
+    """
+    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
+    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+
+    def norm(x: Array, p: dict[str, Array]) -> Array:
+        return rms_norm(x, p["scale"], c.eps)
+
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
+        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
+        if c.qk_norm:
+            q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
+        q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
+        k, v, held = time.remember(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, **how)
+        x = x + projection("btnh,nhd->btd", a, p["out"], stream)
+        h = norm(x, p["norm2"])
+        if layer.stack == "dense":
+            return x + gated_mlp(h, p, c.activation, place), held, None
+        routes = softmax_then_top(router_logits(h, p["router"], place), c.active, c.renormalise)
+        y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
+        return x + y, held, told(routes, served)
+
+    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
+    x, new = time.renewed(norm(x, p["norm"]), held)
+    value = Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
+    if "moe" not in says:
+        return Outputs(value, cache=new)
+    aux = {"balance": (c.balance * pooled_balance(says["moe"]), jnp.ones(()))} if c.balance else {}
+    return Outputs(value, cache=new, aux=aux, told=measures(says["moe"]))

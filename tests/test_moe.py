@@ -1,0 +1,122 @@
+"""Mixtures of experts: two paths that give the same on any mesh, routers, and what is told of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import moe
+from models.spec import nowhere
+from train import mesh
+
+B, T, D, E, A, F = 8, 4, 8, 4, 2, 16
+AXES = {"gate": "experts embed mlp", "up": "experts embed mlp", "down": "experts mlp embed"}
+BIASES = {"gate": "experts mlp", "up": "experts mlp", "down": "experts norm"}
+
+
+def parts(bias: bool, seed: int = 0) -> tuple[Any, Any, Any]:
+    """Tokens, logits and experts; one expert gets no token at all."""
+    draw = np.random.default_rng(seed)
+    shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
+    p = {name: {"kernel": 0.3 * draw.normal(size=shape)} for name, shape in shapes.items()}
+    if bias:
+        for name, leaf in p.items():
+            leaf["bias"] = draw.normal(size=(E, shapes[name][-1]))
+    logits = draw.normal(size=(B, T, E)) - 100 * (np.arange(E) == 1)
+    return jax.tree.map(jnp.float32, (draw.normal(size=(B, T, D)), logits, p))
+
+
+def run(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> Any:
+    """The mixture's answer and the gradients by tokens, logits and experts, on a mesh."""
+
+    def value(x: Any, logits: Any, p: Any, place: Any) -> Any:
+        routes = moe.softmax_then_top(logits, A, renormalise=False)
+        gate = moe.gated("silu")
+        y, served = moe.mixture(x, routes, p, gate, dispatch=dispatch, weigh_input=weigh_input, place=place)
+        return jnp.sum(jnp.sin(y)), (y, served)
+
+    x, logits, p = parts(bias)
+    both = jax.value_and_grad(value, (0, 1, 2), has_aux=True)
+    if text is None:
+        return jax.device_get(jax.jit(both, static_argnums=3)(x, logits, p, nowhere))
+    place = mesh.place_on(mesh.make_mesh(text), {})
+    lies = {k: {"kernel": AXES[k]} | ({"bias": BIASES[k]} if bias else {}) for k in p}
+    given = jax.device_put(
+        (x, logits, p),
+        (
+            place.sharding("batch seq width"),
+            place.sharding("batch seq choice"),
+            jax.tree.map(place.sharding, lies),
+        ),
+    )
+    with jax.set_mesh(place.mesh):
+        return jax.device_get(jax.jit(lambda *v: both(*v, place))(*given))
+
+
+@pytest.mark.parametrize("weigh_input", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("text", "dispatch"),
+    [(None, "dropless"), ("fsdp:2,ep:2,tp:2", "dropless"), ("ep:4,cp:2", "dropless"), ("fsdp:2,ep:2,tp:2", "dense")],
+)
+def test_paths_agree_forward_and_backward(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> None:
+    got, want = run(text, dispatch, bias, weigh_input), run(None, "dense", bias, weigh_input)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.linalg.norm(np.float64(a) - b) <= 2e-5 * np.linalg.norm(b)
+    assert got[0][1][1].all()
+    for leaf in jax.tree.leaves(got[1][2]):
+        assert not leaf[1].any()
+        assert leaf[0].any()
+
+
+def test_a_mixture_is_the_sum_over_a_tokens_experts() -> None:
+    """Against a loop in numpy, one token and expert after another."""
+    x, logits, p = jax.tree.map(np.float64, parts(bias=True))
+    (_, (y, _)), _ = run(None, "dropless", bias=True, weigh_input=False)
+    for b, t in np.ndindex(B, T):
+        shares = np.exp(logits[b, t] - logits[b, t].max())
+        shares /= shares.sum()
+        want = np.zeros(D)
+        for e in np.argsort(-logits[b, t])[:A]:
+            gate, up = (x[b, t] @ p[k]["kernel"][e] + p[k]["bias"][e] for k in ("gate", "up"))
+            want += shares[e] * ((gate / (1 + np.exp(-gate)) * up) @ p["down"]["kernel"][e] + p["down"]["bias"][e])
+        np.testing.assert_allclose(y[b, t], want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_router_stays_in_float32() -> None:
+    """Logits that bfloat16 cannot tell apart choose as in float32."""
+    kernel = jnp.float32([[1.0, 1.0 + 2e-4]])
+    logits = moe.router_logits(jnp.ones((1, 1, 1), jnp.bfloat16), {"kernel": kernel})
+    assert logits.dtype == jnp.float32
+    assert moe.top(logits, 1)[0].item() == 1
+
+
+def layers(shares: Any, experts: Any) -> Any:
+    """Two layers that tell the same of shares [B T E] and choices [B T A]."""
+    routes = moe.Routes(jnp.asarray(experts), jnp.ones(np.shape(experts)), jnp.float32(shares))
+    says = moe.told(routes, jnp.asarray(experts) != 3)
+    return jax.tree.map(lambda x: jnp.stack([x, x]), says)
+
+
+def test_what_is_told_of_even_and_of_lopsided_routers() -> None:
+    even = layers(np.full((1, 2, 4), 0.25), [[[0, 1], [2, 3]]])
+    found = {k: np.asarray(s / w.reshape(-1, *[1] * (s.ndim - 1)))[0] for k, (s, w) in moe.measures(even).items()}
+    np.testing.assert_allclose(found["expert_load"], np.ones((2, 4)))
+    np.testing.assert_allclose(found["router_entropy"], np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(found["expert_dropped"], 0.25)  # expert 3 served nobody
+    assert moe.pooled_balance(even) == 2  # A
+    assert moe.rowwise_balance(even) == 2  # 1 a layer
+
+    one = layers([[[1, 0, 0, 0], [1, 0, 0, 0]]], [[[0, 1], [0, 2]]])
+    load = moe.measures(one)["expert_load"]
+    np.testing.assert_allclose(np.asarray(load[0] / load[1][:, None, None])[0, 0], [2, 1, 1, 0])
+    assert moe.pooled_balance(one) == 4
+    assert moe.rowwise_balance(one) == 4
+
+
+def test_a_balanced_run_is_of_a_whole_batch() -> None:
+    plain, coupled = (models.build("mixtral", width=32, heads=4, balance=b).traits for b in (0.0, 0.01))
+    assert coupled - plain == {"batch_coupled"}
