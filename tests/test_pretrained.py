@@ -130,11 +130,11 @@ def test_parameters_are_read_onto_a_mesh(folder: Path, text: str) -> None:
     want = values(models.load_pretrained(folder)[1])
 
     def shardings(model: models.Model) -> Any:
-        return mesh.place_on(mesh.make_mesh(text), model.specs).shardings(model.specs["params"])
+        return mesh.place_on(mesh.make_mesh(text), model.specs).shardings(model.specs)
 
     model, variables = models.load_pretrained(folder, shardings=shardings)
     assert_same(values(variables), want)
-    given = flatten(shardings(model))
+    given = flatten(shardings(model)["params"])
     assert all(leaf.sharding == given[path] for path, leaf in flatten(variables["params"]).items())
     assert any(not leaf.sharding.is_fully_replicated for leaf in flatten(variables).values())
 

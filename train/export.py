@@ -37,12 +37,11 @@ def take_in(cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable
     zero = {
         "step": np.zeros((), np.int32),
         "seed": np.zeros((), np.uint32),
-        "stats": {},
         "opt": {},
         "ema": {},
         "carry": {},
     }
-    state = {**jax.device_put(zero, setup.place.whole), "params": opened.variables["params"]}
+    state = {**jax.device_put(zero, setup.place.whole), **opened.variables}
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
     origin = begin.Origin(0, (begin.first_phase(setup.cfg),))
     store.save(state, run.manifest_of(setup, 0, origin, [], None), setup.description)

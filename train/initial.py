@@ -103,7 +103,7 @@ def _saved(name: str) -> Found:
 def _published(model: Model, path: str) -> Found:
     """The leaves of safetensors files in the layout that others publish of a family."""
     found = published.find(model, path)
-    shapes = {f"params/{k}": shape for k, shape in found.shapes().items()}
+    shapes = {k if k.startswith(published.STATS) else f"params/{k}": shape for k, shape in found.shapes().items()}
 
     def read(shardings: dict[str, Sharding]) -> dict[str, jax.Array]:
         return {k: found.read(k.removeprefix("params/"), sharding) for k, sharding in shardings.items()}

@@ -82,8 +82,8 @@ def open_published(
     found = published.find(model, folder)
     found.check()
     host.say(f"{folder}: {model.family}, {summary.parameters(model)}; {found.told}")
-    params = found.variables(setup.place.shardings(model.specs["params"]), jnp.dtype(dtype).name)
-    return Opened(folder, setup, {"": {**params, "stats": {}}})
+    variables = found.variables(setup.place.shardings(model.specs), jnp.dtype(dtype).name)
+    return Opened(folder, setup, {"": {"stats": {}, **variables}})
 
 
 def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None, ignore: Iterable[str] = ()) -> Opened:

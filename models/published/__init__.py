@@ -13,9 +13,11 @@ Nothing is unpickled.
 
 import fnmatch
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,14 +28,16 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import bert, gpt, llama, rnn
+from models.published import bert, gpt, llama, mixtral, rnn
 from models.published.layout import Keys, Row
+from models.published.quantised import Plain
 from models.published.tensors import INDEX, SUFFIX, Tensors, write
 from models.spec import flatten, unflatten
 
-LAYOUTS: dict[str, ModuleType] = {"rnn": rnn, "gpt": gpt, "llama": llama, "bert": bert}
+LAYOUTS: dict[str, ModuleType] = {"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert}
 TYPES = {kind: family for family, module in LAYOUTS.items() for kind in getattr(module, "TYPES", ())}
 DTYPES = ("float32", "bfloat16")
+STATS = "stats/"
 
 
 def is_published(path: str | Path) -> bool:
@@ -75,7 +79,7 @@ class Found:
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Of a leaf."""
-        return flatten(self.model.specs["params"])[path].shape
+        return leaves(self.model.specs)[path].shape
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What there is: leaves all of whose tensors are there, with their own shape if a tensor does not fit.
@@ -103,15 +107,22 @@ class Found:
         return f"{have:,} tensors, {fresh:,} fresh, {over:,} left over{named}"
 
     def variables(self, shardings: Any = None, dtype: str = "float32") -> dict[str, Any]:
-        """All leaves, placed by a tree of shardings (on the first device where None). Raises UsageError as `check`."""
+        """All leaves, placed by a tree of shardings (on the first device where None). Raises UsageError as `check`.
+
+        `dtype` is that of the parameters; statistics are float32.
+        """
         self.check()
-        where = flatten(shardings) if shardings is not None else {}
-        return {"params": unflatten({path: self.read(path, where.get(path), dtype) for path in self.rows})}
+        where = leaves(shardings) if shardings is not None else {}
+        read = {
+            path: self.read(path, where.get(path), "float32" if path.startswith(STATS) else dtype) for path in self.rows
+        }
+        params = {"params": unflatten({path: x for path, x in read.items() if not path.startswith(STATS)})}
+        return params | unflatten({path: x for path, x in read.items() if path.startswith(STATS)})
 
     def check(self) -> None:
         """Raise UsageError for the first tensors that are missing, surplus or misshapen."""
         wrong = []
-        for path in flatten(self.model.specs["params"]):
+        for path in leaves(self.model.specs):
             if path not in self.rows:
                 raise UsageError(f"the published layout of family {self.model.family!r} has no tensor for {path}")
             row = self.rows[path]
@@ -125,13 +136,19 @@ class Found:
             raise UsageError(f"{self.tensors.path}: {'; '.join(wrong[:4])}{more}")
 
 
+def leaves(variables: Any) -> dict[str, Any]:
+    """Parameters by their path, and running statistics by theirs after `stats/`; of variables, or of a table."""
+    stats = {f"{STATS}{path}": leaf for path, leaf in flatten(variables.get("stats", {})).items()}
+    return flatten(variables["params"]) | stats
+
+
 def find(model: models.Model, path: str | Path, *, prefix: str | None = None) -> Found:
     """Look in files for a model of a family with a layout; nothing is read yet.
 
     Names may lack the layout's PREFIX, or have a further one, as `lstm.`: `prefix`, or else what all known names begin
     with. Raises UsageError for files that cannot be looked into, and where several such networks lie in them.
     """
-    tensors, layout = Tensors(path), _layout(model.family)
+    tensors, layout = Plain(path), _layout(model.family)
     rows = {row.path: row for row in layout.rows(model.config)}
     base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
     core = first.names((1,) * first.stacked)[0].removeprefix(base)
@@ -144,7 +161,7 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
         inside = name.startswith(base)
         return start + name.removeprefix(base) if inside else start.removesuffix(base) + name
 
-    shapes = flatten(model.specs["params"])
+    shapes = leaves(model.specs)
     names = {}
     for leaf in (leaf for leaf in rows if leaf in shapes):
         new, old = ([there(n) for n in rows[leaf].names(shapes[leaf].shape, older)] for older in (False, True))
@@ -200,8 +217,8 @@ def load_pretrained(
     """A model and its variables from a folder as the Hugging Face hub has it: config.json and safetensors.
 
     Parameters come as float32 or bfloat16; tensor by tensor, so that the host holds the model and its largest tensor at
-    most. `shardings` is a function from the model to a tree of shardings for `variables["params"]`; None is the first
-    device. `ignore` names keys of config.json to pass over. `overrides` are fields of the Config, as pool="mean".
+    most. `shardings` is a function from the model to a tree of shardings for `variables`; None is the first device.
+    `ignore` names keys of config.json to pass over. `overrides` are fields of the Config, as pool="mean".
 
     Raises UsageError for a config.json of an unknown type, or with keys that may change what is computed; for pickled
     files; and for a tensor that is missing, surplus, misshapen or of integers.
@@ -227,7 +244,7 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
     if kind not in TYPES:
         raise unknown("model_type of config.json", kind, TYPES)
     layout = LAYOUTS[TYPES[kind]]
-    keys = Keys(values, Tensors(directory).shapes, ignore)
+    keys = Keys(values, Plain(directory).shapes, ignore)
     fields = layout.fields(keys)
     keys.done(layout.HARMLESS)
     model = models.build(TYPES[kind], **{**fields, **overrides})
@@ -261,16 +278,27 @@ def save_pretrained(model: models.Model, variables: Any, directory: str | Path, 
 def _tensors(model: models.Model, variables: Any) -> dict[str, tuple[int, Any]]:
     """The foreign tensors of parameters, by name: bytes, and a function that fetches each."""
     rows = {row.path: row for row in _layout(model.family).rows(model.config)}
-    found: dict[str, tuple[int, Any]] = {}
-    for path, leaf in flatten(variables["params"]).items():
+    parts: dict[str, list[tuple[Row, Any, tuple[int, ...]]]] = {}
+    for path, leaf in leaves(variables).items():
         if path not in rows:
             raise UsageError(f"the published layout of family {model.family!r} has no tensor for {path}")
         row = rows[path]
-        size = int(np.prod(row.shape)) * leaf.dtype.itemsize
         for at, name in zip(np.ndindex(leaf.shape[: row.stacked]), row.names(leaf.shape), strict=True):
-            found[name] = size, lambda row=row, leaf=leaf, at=at: row.theirs(np.asarray(leaf[at] if at else leaf))
+            parts.setdefault(name, []).append((row, leaf, at))
+    sizes = {name: math.prod(each[0][0].shape) * each[0][1].dtype.itemsize for name, each in parts.items()}
+    found = {name: (sizes[name], partial(_whole, each)) for name, each in parts.items()}
     more = _layout(model.family).copies(model.config) if hasattr(_layout(model.family), "copies") else {}
     return found | {name: found[other] for name, other in more.items()}
+
+
+def _whole(parts: list[tuple[Row, Any, tuple[int, ...]]]) -> np.ndarray:
+    """A foreign tensor of which each leaf has a part: of (row, leaf, where in the leaf) each."""
+    row, leaf, _ = parts[0]
+    assert sum(math.prod(row.cut) for row, _, _ in parts) == math.prod(row.shape)
+    tensor = np.empty(row.shape, leaf.dtype)
+    for row, leaf, at in parts:
+        tensor[row.part] = row.theirs(np.asarray(leaf[at] if at else leaf))
+    return tensor
 
 
 def _layout(family: str) -> ModuleType:

@@ -16,11 +16,12 @@ from errors import UsageError, unknown
 
 @dataclass(frozen=True)
 class Row:
-    """One leaf: its path here, the tensor's name there, and `ours = theirs.reshape(split).transpose(order)`.
+    """One leaf: its path here, the tensor's name there, and `ours = theirs[part].reshape(split).transpose(order)`.
 
-    Each `{}` in the name stands for the index of a stacked dim, of which the leaf has so many first; `split`, `order`
-    and `shape`, that of the foreign tensor, are then of one tensor. A leaf may be padded beyond the tensor. Files that
-    lack the name may have the `older` one.
+    The path of a running statistic begins with `stats/`. Each `{}` in the name stands for the index of a stacked dim,
+    of which the leaf has so many first (the first of them has its numbers from `layers` if given); all else is then of
+    one tensor: `shape` is that of the foreign one, of which other leaves may have other parts. A leaf may be padded
+    beyond the tensor. Files that lack the name may have the `older` one.
     """
 
     path: str
@@ -29,9 +30,11 @@ class Row:
     order: tuple[int, ...]
     shape: tuple[int, ...]
     older: str | None = None
+    layers: tuple[int, ...] | None = None
+    part: tuple[slice, ...] = ()
 
     def __post_init__(self) -> None:
-        assert math.prod(self.split) == math.prod(self.shape)
+        assert math.prod(self.split) == math.prod(self.cut)
         assert sorted(self.order) == list(range(len(self.split)))
 
     @property
@@ -44,37 +47,50 @@ class Row:
         """The dims of the leaf, or of each layer of a stack, without padding."""
         return tuple(self.split[i] for i in self.order)
 
+    @property
+    def cut(self) -> tuple[int, ...]:
+        """The shape of the leaf's part of a foreign tensor."""
+        every = (*self.part, *[slice(None)] * (len(self.shape) - len(self.part)))
+        return tuple(len(range(*s.indices(n))) for s, n in zip(every, self.shape, strict=True))
+
     def names(self, leaf: tuple[int, ...], older: bool = False) -> list[str]:
         """The tensors of a leaf of a shape, in the order of their stack."""
         name = self.older or self.name if older else self.name
-        return [name.format(*index) for index in product(*map(range, leaf[: self.stacked]))]
+        numbers: list[Iterable[int]] = [range(n) for n in leaf[: self.stacked]]
+        if numbers and self.layers is not None:
+            assert len(self.layers) == leaf[0]
+            numbers[0] = self.layers
+        return [name.format(*index) for index in product(*numbers)]
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """The leaf, or one layer of it, from the foreign tensor."""
-        return tensor.reshape(self.split).transpose(self.order)
+        return tensor[self.part].reshape(self.split).transpose(self.order)
 
     def theirs(self, leaf: np.ndarray) -> np.ndarray:
-        """The foreign tensor, from the leaf or one layer of it."""
+        """The foreign tensor, or the leaf's part of it, from the leaf or one layer of it."""
         whole = leaf[tuple(slice(n) for n in self.size)]
-        return whole.transpose(np.argsort(self.order)).reshape(self.shape)
+        return whole.transpose(np.argsort(self.order)).reshape(self.cut)
 
 
-def same(path: str, name: str, *shape: int, older: str | None = None) -> Row:
-    """A tensor that lies there as it does here."""
-    return Row(path, name, shape, tuple(range(len(shape))), shape, older)
+def same(path: str, name: str, *shape: int, **more: Any) -> Row:
+    """A tensor that lies there as it does here; `more` are further fields of the Row, here and below."""
+    return Row(path, name, shape, tuple(range(len(shape))), shape, **more)
 
 
-def linear(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Row:
+def linear(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], **more: Any) -> Row:
     """The weight of a torch.nn.Linear, [O D]; ours has its inputs first: [D O], each of them perhaps several dims."""
     n, m = len(outputs), len(inputs)
     order = (*range(n, n + m), *range(n))
-    return Row(path, name, (*outputs, *inputs), order, (math.prod(outputs), math.prod(inputs)))
+    return Row(path, name, (*outputs, *inputs), order, (math.prod(outputs), math.prod(inputs)), **more)
 
 
-def affine(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], biased: bool = True) -> list[Row]:
+def affine(
+    path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], biased: bool = True, **more: Any
+) -> list[Row]:
     """The weight and, where it has one, the bias of a torch.nn.Linear."""
-    weight = linear(f"{path}/kernel", f"{name}.weight", inputs, outputs)
-    bias = Row(f"{path}/bias", f"{name}.bias", outputs, tuple(range(len(outputs))), (math.prod(outputs),))
+    weight = linear(f"{path}/kernel", f"{name}.weight", inputs, outputs, **more)
+    order = tuple(range(len(outputs)))
+    bias = Row(f"{path}/bias", f"{name}.bias", outputs, order, (math.prod(outputs),), **more)
     return [weight, bias] if biased else [weight]
 
 
@@ -104,8 +120,10 @@ HARMLESS = frozenset(  # keys of a config.json that change no number of a forwar
 PLAIN: dict[str, tuple[Any, ...]] = {  # of a config.json: what must be so, if it is there
     **dict(is_encoder_decoder=(False,), is_decoder=(False, True), add_cross_attention=(False,)),
     **dict(cross_attention_hidden_size=(None,), tie_encoder_decoder=(False,), pruned_heads=({}, None)),
-    **dict(quantization_config=(None,), sparsify_config=(None,)),
+    **dict(sparsify_config=(None,)),
 }
+
+QUANTISED = ("mxfp4", "fp8")  # methods whose tensors `quantised` reads; how activations are quantised is not followed
 
 
 class Keys:
@@ -119,6 +137,10 @@ class Keys:
         self.values = {name: value for name, value in values.items() if name not in self.ignore}
         for name, legal in PLAIN.items():
             self.hold(name, *legal)
+        quantised = self.take("quantization_config", default={}, kind=dict)
+        if quantised and quantised.get("quant_method") not in QUANTISED:
+            says = " and ".join(QUANTISED)
+            raise UsageError(f"config.json has quantization_config = {quantised}; the methods {says} are known here")
 
     def inner(self, values: dict[str, Any]) -> "Keys":
         """Settings inside of one of these."""

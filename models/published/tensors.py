@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from errors import UsageError
@@ -27,6 +28,7 @@ class Tensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._files: dict[str, Any] = {}
+        self._where: dict[str, Path] = {}
         for file in files(self.path):
             try:
                 opened = safe_open(file, framework="numpy")
@@ -39,7 +41,7 @@ class Tensors:
                         f"{path} has the tensor {name!r} in several files, {file.name} among them; give one file"
                     )
                 part = opened.get_slice(name)
-                self._files[name] = opened
+                self._files[name], self._where[name] = opened, file
                 self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
         for name, where in _index(self.path).items():
             if name not in self._files:
@@ -49,7 +51,17 @@ class Tensors:
         """One tensor, as it is in its file. Raises UsageError for a dtype that no parameter has."""
         if self.dtypes[name] not in DTYPES:
             raise UsageError(f"tensor {name!r} of {self.path} is of {self.dtypes[name]}; {', '.join(DTYPES)} are known")
-        return self._files[name].get_tensor(name)
+        return self.raw(name)
+
+    def raw(self, name: str) -> np.ndarray:
+        """One tensor of any dtype; of 8-bit floats, which safetensors makes no numpy array of, from its bytes."""
+        if self.dtypes[name] != "F8_E4M3":
+            return self._files[name].get_tensor(name)
+        with self._where[name].open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            start, stop = json.loads(file.read(size))[name]["data_offsets"]
+            file.seek(8 + size + start)
+            return np.frombuffer(file.read(stop - start), ml_dtypes.float8_e4m3fn).reshape(self.shapes[name])
 
 
 def files(path: Path) -> list[Path]:

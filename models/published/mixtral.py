@@ -1,0 +1,121 @@
+"""Mixtral and Qwen 3's mixtures of experts as the Hugging Face hub has them.
+
+Mixtral's files have `block_sparse_moe.experts.0.w1` (gate), `w3` (up), `w2` (down); Qwen's `mlp.experts.0.gate_proj`.
+"""
+
+from typing import Any
+
+from errors import UsageError
+from models.mixtral import Config
+from models.published import decoders
+from models.published.layout import Keys, Row, linear
+
+TYPES = ("mixtral", "qwen3_moe")
+PREFIX, TIED = decoders.PREFIX, decoders.TIED
+HARMLESS: tuple[str, ...] = ()
+NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    qwen = keys.need("model_type") == "qwen3_moe"
+    found = decoders.fields_of(keys, 32768 if qwen else 131072)
+    depth, hidden = found["depth"], found["hidden"]
+    found["eps"] = keys.take("rms_norm_eps", default=1e-6 if qwen else 1e-5)
+    found |= {
+        "head_dim": keys.take("head_dim"),
+        "activation": keys.activation("hidden_act", default="silu"),
+        "active": keys.take("num_experts_per_tok", default=8 if qwen else 2),
+        "qk_norm": qwen,
+        **decoders.rope_of(keys, found["context"], base=1e4 if qwen else 1e6),
+    }
+    weight = keys.take("router_aux_loss_coef", default=0.001)
+    if keys.take("output_router_logits", default=False, kind=bool):  # else the loss has no such part
+        found["balance"] = weight
+    if not qwen:
+        keys.hold("router_jitter_noise", 0.0, 0, None)
+        heads, window = keys.given("num_key_value_heads", 8), keys.given("sliding_window", None)
+        experts = keys.take("num_local_experts", default=8)
+        return found | {"kv_heads": heads, "window": window, "experts": experts, "expert_hidden": hidden}
+    step, without = keys.take("decoder_sparse_step", default=1), keys.take("mlp_only_layers", default=[], kind=list)
+    experts = keys.take("num_experts", "num_local_experts", default=128)
+    window = keys.given("sliding_window", 4096) if keys.take("use_sliding_window", default=False, kind=bool) else None
+    keys.take("max_window_layers")  # transformers slides every layer of these
+    return found | {
+        "kv_heads": keys.given("num_key_value_heads", 4),
+        "window": window,
+        "experts": experts,
+        "expert_hidden": keys.take("moe_intermediate_size", default=768),
+        "renormalise": keys.take("norm_topk_prob", default=False),
+        "attention_bias": keys.take("attention_bias", default=False),
+        "dense": tuple(i for i in range(depth) if i in without or not experts or (i + 1) % step),
+    }
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of a Config, as Mixtral's or Qwen 3's. Raises UsageError for what neither of them has."""
+    kinds = {layer.kind for layer in c.layers}
+    if len(kinds) > 1:
+        raise UsageError(
+            f"a published network of this kind has one window in all layers or none; sliding = {c.sliding}"
+        )
+    window = c.window if kinds == {"sliding"} else None
+    shared = {
+        **decoders.their_fields(c),
+        **decoders.their_rope(c),
+        "num_experts_per_tok": c.active,
+        "num_local_experts": c.experts,
+        "router_aux_loss_coef": c.balance,
+        "output_router_logits": c.balance > 0,
+        "sliding_window": window,
+    }
+    if c.qk_norm:
+        return {
+            "model_type": "qwen3_moe",
+            "architectures": ["Qwen3MoeForCausalLM"],
+            **shared,
+            "num_experts": c.experts,
+            "moe_intermediate_size": c.expert_width,
+            "norm_topk_prob": c.renormalise,
+            "attention_bias": c.attention_bias,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": list(c.dense),
+            "use_sliding_window": window is not None,
+        }
+    for name, plain in (("attention_bias", False), ("dense", ()), ("renormalise", True)):
+        if getattr(c, name) != plain:
+            raise UsageError(
+                f"a published network with {name} = {getattr(c, name)} has norms on q and k: qk_norm = True"
+            )
+    return {
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        **shared,
+        "intermediate_size": c.expert_width,
+        "router_jitter_noise": 0.0,
+    }
+
+
+def ignored(c: Config) -> tuple[str, ...]:
+    """Buffers of rotary frequencies."""
+    return decoders.BUFFERS
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    found = decoders.ends(c)
+    for stack, layers in decoders.stacks_of(c).items():
+        at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
+        found += decoders.scales(c, at, NORMS, **more)
+        found += decoders.attention(c, at, c.attention_bias, c.qk_norm, **more)
+        if stack == "dense":
+            found += decoders.mlp(c.width, c.feed_forward, at, **more)
+            continue
+        there = decoders.LAYER + ("mlp" if c.qk_norm else "block_sparse_moe")
+        names = ("gate_proj", "up_proj", "down_proj") if c.qk_norm else ("w1", "w3", "w2")
+        found.append(linear(f"{at}/router/kernel", f"{there}.gate.weight", (c.width,), (c.experts,), **more))
+        D, F = (c.width,), (c.expert_width,)
+        for name, theirs, inputs, outputs in zip(("gate", "up", "down"), names, (D, D, F), (F, F, D), strict=True):
+            kernel = f"{at}/experts/{name}/kernel"
+            found.append(linear(kernel, f"{there}.experts.{{}}.{theirs}.weight", inputs, outputs, **more))
+    return found

@@ -1,0 +1,89 @@
+"""Networks of transformers at tiny sizes, and whether ours are the same: logits, loss, gradients, greedy tokens."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models.spec import flatten
+from tests.hub_kinds import KINDS
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+
+
+def reference(kind: str, seed: int, **changes: Any) -> Any:
+    """Their model of a random config, every parameter random, those of norms and biases too."""
+    name, draw = KINDS[kind]
+    values = plain(draw(np.random.default_rng(seed))) | changes
+    drop = {"gpt2": dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)}.get(kind, {})
+    made = getattr(transformers, name)
+    config = made.config_class(**values, **drop, attn_implementation="eager")
+    torch.manual_seed(seed)
+    module = made(config).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            one = 1.0 if ("norm" in name or "ln_" in name) and name.endswith("weight") else 0.0
+            parameter.copy_(one + 0.3 * torch.randn_like(parameter))
+    return module
+
+
+def assert_close(ours: Any, theirs: Any, floor: float = 0.0, tolerance: float = 2e-5) -> None:
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert a.shape == b.shape
+    assert np.linalg.norm(a - b) <= tolerance * max(np.linalg.norm(b), floor)
+
+
+def gradients(module: Any, folder: Path) -> dict[str, np.ndarray]:
+    """The gradients of their parameters, by our paths: saved and loaded as if they were the parameters."""
+    copy = deepcopy(module)
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            parameter.copy_(module.get_parameter(name).grad)
+    copy.save_pretrained(folder / "gradients")
+    return {k: np.asarray(v) for k, v in flatten(models.load_pretrained(folder / "gradients")[1]["params"]).items()}
+
+
+def compare(module: Any, folder: Path) -> None:
+    """Logits, loss, the gradient of every parameter, and twelve greedy tokens."""
+    model, variables = models.load_pretrained(folder)
+    vocab, draw = model.config.vocab, np.random.default_rng(1)
+    tokens = draw.integers(0, vocab, (2, 24))
+    theirs = module(torch.tensor(tokens), labels=torch.tensor(tokens))
+    theirs.loss.backward()
+
+    def loss(params: Any) -> Any:
+        out = model.apply({**variables, "params": params}, jnp.asarray(tokens))
+        logits = out.value[..., :vocab]
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), jnp.asarray(tokens)[:, 1:, None], -1)
+        return sum((s / w for s, w in out.aux.values()), start=-jnp.mean(picked)), logits
+
+    (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    assert_close(logits, theirs.logits.detach())
+    assert_close(value, theirs.loss.detach())
+    theirs_grads, ours = gradients(module, folder), flatten(grads)
+    assert set(ours) == set(theirs_grads)
+    whole = np.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in theirs_grads.values()))
+    floor = 0.01 * whole / len(ours) ** 0.5
+    for name, grad in ours.items():
+        assert_close(grad, theirs_grads[name], floor)
+
+    start = tokens[:, :6]
+    want = module.generate(
+        torch.tensor(start), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+    ).numpy()
+    cache, given, found = model.cache(2, 18), jnp.asarray(start), start
+    for _ in range(12):
+        out = model.apply(variables, given, cache=cache)
+        cache, given = out.cache, jnp.argmax(out.value[:, -1:], -1)
+        found = np.concatenate([found, given], 1)
+    np.testing.assert_array_equal(found, want)
