@@ -1,6 +1,6 @@
 """Scaled dot-product attention by the backend that is asked for.
 
-Legend: B batch, T query time, S key time, N query heads, K key-value heads, H head width.
+Legend: B batch, T query time, S key time, N query heads, K key-value heads, H head width, W that of values.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from errors import UsageError
 from models.kernels import LANES, cudnn, splash, xla
-from models.layers import MASKED, dropout, product, resharded
+from models.layers import MASKED, capped, dropout, product, resharded
 from models.sight import Sight
 from models.spec import Place, nowhere
 
@@ -27,6 +27,7 @@ FEATURES = {  # what a call may ask of a backend
     "both ways": "queries that see later keys",
     "window both ways": "such queries in a window",
     "groups": "fewer heads of keys than of queries",
+    "values": "values of another width than keys",
     "dropout": "dropout on the weights",
     "soft cap": "a soft cap on the scores",
     "sinks": "sinks",
@@ -39,7 +40,7 @@ FEATURES = {  # what a call may ask of a backend
 def reference(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s k h"],
-    v: Float[Array, "b s k h"],
+    v: Float[Array, "b s k w"],
     sight: Sight,
     place: Place = nowhere,
     *,
@@ -48,18 +49,21 @@ def reference(
     keys: Key[Array, "b"] | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, " n"] | None = None,
-) -> Float[Array, "b t n h"]:
-    """Attention by two products, the softmax in float32: q [B T N H], k v [B S K H] -> [B T N H].
+) -> Float[Array, "b t n w"]:
+    """Attention by two products, the softmax in float32: q [B T N H], k [B S K H], v [B S K W] -> [B T N W].
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; dropout on the weights as in its section 5.4; fewer key-value
     heads than queries as in Ainslie et al. 2023, arXiv:2305.13245; the soft cap as in Gemma 2, 2024, arXiv:2408.00118;
     sinks as in gpt-oss, 2025, arXiv:2508.10925.
     """
-    over = place("batch heads query key")
-    k, v = (spread(x, q.shape[2], place("batch key heads head_dim")) for x in (k, v))
-    scores = product("btnh,bsnh->bnts", q, k, over).astype(jnp.float32) * scale
+    over, one = place("batch heads query key"), k.shape[2] == 1  # head, which all queries share as it lies
+    if one:
+        k, v = (resharded(x[:, :, 0], place("batch key head_dim")) for x in (k, v))
+    else:
+        k, v = (spread(x, q.shape[2], place("batch key heads head_dim")) for x in (k, v))
+    scores = product("btnh,bsh->bnts" if one else "btnh,bsnh->bnts", q, k, over).astype(jnp.float32) * scale
     if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores / soft_cap)
+        scores = capped(scores, soft_cap)
     scores = jnp.where(sight.mask[:, None], scores, MASKED)
     if sinks is None:
         weights = jax.nn.softmax(scores, -1)
@@ -67,7 +71,7 @@ def reference(
         sunk = resharded(sinks.astype(jnp.float32), place("heads"))[None, :, None, None]
         weights = jnp.exp(scores - jnp.logaddexp(jax.nn.logsumexp(scores, -1, keepdims=True), sunk))
     weights = dropout(weights.astype(q.dtype), keys, rate, "attention", over)
-    return product("bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
+    return product("bnts,bsh->btnh" if one else "bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
 
 
 def spread(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float[Array, "b s n h"]:
@@ -129,16 +133,16 @@ class Backend:
 _EVERY = frozenset(FEATURES)
 BACKENDS = {
     "reference": Backend(reference, _EVERY),
-    "xla": Backend(on_shards(xla), _EVERY - {"dropout", "soft cap", "sinks"}),
+    "xla": Backend(on_shards(xla), _EVERY - {"values", "dropout", "soft cap", "sinks"}),
     "cudnn": Backend(on_shards(cudnn), frozenset({"window", "both ways", "groups", "bfloat16"}), ("gpu",), width=8),
-    "kernel": Backend(on_shards(splash), _EVERY - {"positions", "dropout", "cp"}, ("tpu",), length=LANES),
+    "kernel": Backend(on_shards(splash), _EVERY - {"positions", "values", "dropout", "cp"}, ("tpu",), length=LANES),
 }
 
 
 def attention(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s k h"],
-    v: Float[Array, "b s k h"],
+    v: Float[Array, "b s k w"],
     sight: Sight,
     *,
     scale: float | Float[Array, ""],
@@ -148,8 +152,8 @@ def attention(
     soft_cap: float | None = None,
     sinks: Float[Array, " n"] | None = None,
     place: Place = nowhere,
-) -> Float[Array, "b t n h"]:
-    """Softmax attention by a backend of BACKENDS: q [B T N H], k v [B S K H] -> [B T N H].
+) -> Float[Array, "b t n w"]:
+    """Softmax attention by a backend of BACKENDS: q [B T N H], k [B S K H], v [B S K W] -> [B T N W].
 
     `rate` is of the dropout on the weights, drawn by `keys`, one a row. `soft_cap` bounds the scores. `sinks` are
     logits, one a head, that take part in the softmax and lead nowhere.
@@ -163,6 +167,7 @@ def attention(
         "both ways": not sight.causal,
         "window both ways": sight.window is not None and not sight.causal,
         "groups": k.shape[2] != q.shape[2],
+        "values": v.shape[3] != k.shape[3],
         "dropout": keys is not None and rate > 0,
         "soft cap": soft_cap is not None,
         "sinks": sinks is not None,

@@ -5,6 +5,7 @@ H head width, F hidden.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +115,7 @@ class Sliding(Grouped):
     """With layers that see a window only: Beltagy et al. 2020, arXiv:2004.05150, section 3.1."""
 
     window: int | None = None  # tokens that a sliding layer sees, itself among them
-    sliding: tuple[int, ...] | None = None  # the layers that slide, where there is a window; None is all
+    sliding: tuple[int, ...] | None = None  # the layers that slide, where there is a window; None is the usual ones
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,8 +125,13 @@ class Sliding(Grouped):
     @property
     def layers(self) -> tuple[Layer, ...]:
         """What each layer is: one that sees all that is before it, or a sliding window."""
-        slides = range(self.depth) if self.sliding is None else self.sliding
+        slides = self.usual if self.sliding is None else self.sliding
         return tuple(Layer("sliding" if self.window and i in slides else "full") for i in range(self.depth))
+
+    @property
+    def usual(self) -> Sequence[int]:
+        """The layers that slide if nothing is said."""
+        return range(self.depth)
 
     @property
     def reaches(self) -> dict[str, Reach]:
@@ -142,16 +148,16 @@ def residual(c: Decoder) -> Law:
     return std(0.02 / (2 * c.depth) ** 0.5)
 
 
-def ends_specs(c: Decoder) -> dict[str, Any]:
+def ends_specs(c: Decoder, norm: Law = ones) -> dict[str, Any]:
     """The table of what stands around the layers: token table, last norm, head."""
     V, D = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, c.width
-    found = {"embed": {"token": Spec((V, D), "vocab embed", std(0.02))}, "norm": {"scale": Spec((D,), "norm", ones)}}
+    found = {"embed": {"token": Spec((V, D), "vocab embed", std(0.02))}, "norm": {"scale": Spec((D,), "norm", norm)}}
     return found if c.tied else {**found, "head": Spec((V, D), "vocab embed", std(0.02), fan_in="embed")}
 
 
-def scale_specs(L: int, width: int, *names: str) -> dict[str, Any]:
+def scale_specs(L: int, width: int, *names: str, law: Law = ones) -> dict[str, Any]:
     """The table of RMSNorms of a stack."""
-    return {name: {"scale": Spec((L, width), "layers norm", ones)} for name in names}
+    return {name: {"scale": Spec((L, width), "layers norm", law)} for name in names}
 
 
 def biased(kernel: Spec, bias: bool) -> dict[str, Spec]:

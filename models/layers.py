@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from models.spec import Law, Spec, Unembedding, ones, zeros
+from models.spec import Law, Place, Spec, Unembedding, ones, zeros
 
 MASKED = -1e30  # a logit that no softmax can see: finite, so that 0 * MASKED is 0 in a gradient
 
@@ -98,14 +98,15 @@ def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Floa
     return add(scale_by(y, p["scale"]), p["bias"]).astype(x.dtype)
 
 
-def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, "d"], eps: float) -> Float[Array, "*b d"]:
-    """Divide the last dim by its root mean square, in float32, then scale: x [... D] -> [... D], in x's dtype.
+def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, "d"] | None, eps: float) -> Float[Array, "*b d"]:
+    """Divide the last dim by its root mean square, in float32, perhaps scale: x [... D] -> [... D], in x's dtype.
 
     Source: Zhang, Sennrich 2019, arXiv:1910.07467, eq. 4.
     """
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
-    return scale_by(y.astype(x.dtype), scale)
+    y = y.astype(x.dtype)
+    return y if scale is None else scale_by(y, scale)
 
 
 def batch_norm(
@@ -181,11 +182,23 @@ def lookup(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: Any = None) -
     return gathered(table, ids).at[ids].get(out_sharding=out)
 
 
+def later(x: Shaped[Array, "b t"], count: int, place: Place) -> Shaped[Array, "b t"]:
+    """What stands `count` places further along time, 0 beyond the end: x [B T] -> [B T]."""
+    whole = resharded(x, place("batch query"))
+    return resharded(jnp.pad(whole[:, count:], ((0, 0), (0, min(count, x.shape[1])))), place("batch seq"))
+
+
+def capped(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+    """cap tanh(x / cap), which lies within the cap: [...] -> [...]. Source: Bello et al. 2016, arXiv:1611.09940."""
+    return cap * jnp.tanh(x / cap)
+
+
 def logits_of(value: Unembedding, out: Any = None) -> Float[Array, "b t v"]:
     """Logits over the padded vocabulary, float32, the padding masked -> [B T V]."""
     size = value.table.shape[0]
     logits = product("btd,vd->btv", value.x, value.table, out, jnp.float32)
     logits = logits if value.bias is None else add(logits, value.bias)
+    logits = logits if value.cap is None else capped(logits, value.cap)
     if size == value.vocab:
         return logits
     real = jnp.arange(size) < value.vocab

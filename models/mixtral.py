@@ -9,8 +9,6 @@ smaller siblings sum weights that need not be 1). Initial values are GPT-2's: th
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-
 from models.attention import attention
 from models.decoder import (
     Sliding,
@@ -25,20 +23,19 @@ from models.decoder import (
 )
 from models.layers import fold_keys, lookup, projection, rms_norm
 from models.moe import (
-    Routed,
+    Interleaved,
     expert_specs,
     gated,
-    measures,
     mixture,
-    pooled_balance,
     router_logits,
     softmax_then_top,
+    spoken,
     told,
 )
 from models.rope import frequencies, rotate
 from models.spec import Array, Outputs, Place, Unembedding, nowhere
 from models.stack import Layer, scan_layers
-from models.validate import COMPUTE, check
+from models.validate import COMPUTE
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -64,22 +61,12 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config(Routed, Sliding):
+class Config(Interleaved, Sliding):
     """Shape and options of a Mixtral."""
 
     renormalise: bool = True  # the weights of a token's experts sum to 1
-    dense: tuple[int, ...] = ()  # the layers that have one MLP and no experts
     attention_bias: bool = False  # on q, k, v and out
     qk_norm: bool = False  # RMSNorm of each head's queries and keys
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, "layers of the depth", "dense", ok=lambda n: 0 <= n < self.depth)
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """What each layer is."""
-        return tuple(Layer(layer.kind, "dense" if i in self.dense else "moe") for i, layer in enumerate(super().layers))
 
 
 def traits(c: Config) -> frozenset[str]:
@@ -150,7 +137,4 @@ def apply(
     x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(norm(x, p["norm"]), held)
     value = Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    if "moe" not in says:
-        return Outputs(value, cache=new)
-    aux = {"balance": (c.balance * pooled_balance(says["moe"]), jnp.ones(()))} if c.balance else {}
-    return Outputs(value, cache=new, aux=aux, told=measures(says["moe"]))
+    return Outputs(value, cache=new, **spoken(says, c.balance))

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from models.decoder import Decoder, biased, residual
 from models.layers import ACTIVATIONS, add, gathered, product, resharded
 from models.spec import Law, Place, Spec, nowhere, std
+from models.stack import Layer
 from models.validate import check, one_of
 
 DISPATCH = ("dropless", "dense")
@@ -51,6 +52,23 @@ class Routed(Decoder):
     def expert_width(self) -> int:
         """F of an expert."""
         return self.expert_hidden or self.feed_forward
+
+
+@dataclass(frozen=True)
+class Interleaved(Routed):
+    """With layers that have one MLP and no experts."""
+
+    dense: tuple[int, ...] = ()  # those layers
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "not negative", "dense")
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer is; the stacks are `dense` and `moe`."""
+        names = ("moe", "dense")
+        return tuple(Layer(layer.kind, names[i in self.dense]) for i, layer in enumerate(super().layers))
 
 
 class Routes(NamedTuple):
@@ -80,6 +98,62 @@ def softmax_then_top(logits: Float[Array, "b t e"], active: int, renormalise: bo
     shares = jax.nn.softmax(logits, -1)
     experts, weights = top(shares, active)
     return Routes(experts, weights / jnp.sum(weights, -1, keepdims=True) if renormalise else weights, shares)
+
+
+def top_then_softmax(logits: Float[Array, "b t e"], active: int) -> Routes:
+    """A softmax over the largest logits: logits [B T E] -> Routes. Source: OpenAI 2025, arXiv:2508.10925, 2.2."""
+    experts, largest = top(logits, active)
+    return Routes(experts, jax.nn.softmax(largest, -1), jax.nn.softmax(logits, -1))
+
+
+def top_then_sigmoid(logits: Float[Array, "b t e"], active: int) -> Routes:
+    """A sigmoid of each of the largest logits: logits [B T E] -> Routes. Source: Meta 2025, Llama 4's released code."""
+    experts, largest = top(logits, active)
+    return Routes(experts, jax.nn.sigmoid(largest), jax.nn.softmax(logits, -1))
+
+
+def softmax_in_groups(
+    logits: Float[Array, "b t e"], active: int, groups: int, kept: int, scaling: float = 1.0
+) -> Routes:
+    """The largest shares of a softmax within the groups of the largest: logits [B T E] -> Routes.
+
+    Source: DeepSeek-AI 2024, arXiv:2405.04434, section 2.2.2; the weights are scaled, and need not sum to 1.
+    """
+    shares = jax.nn.softmax(logits, -1)
+    experts, _ = top(of_best_groups(shares, groups, kept, best=1), active)
+    return Routes(experts, picked(shares, experts) * scaling, shares)
+
+
+def sigmoid_in_groups(
+    logits: Float[Array, "b t e"],
+    bias: Float[Array, " e"],
+    active: int,
+    groups: int,
+    kept: int,
+    renormalise: bool = True,
+    scaling: float = 1.0,
+) -> Routes:
+    """The largest of biased sigmoids within the groups whose two best are: logits [B T E], bias [E] -> Routes.
+
+    The bias takes part in the choice, and not in the weights. Source: DeepSeek-AI 2024, arXiv:2412.19437, eq. 12 to 16.
+    """
+    scores = jax.nn.sigmoid(logits)
+    experts, _ = top(of_best_groups(add(scores, bias), groups, kept, best=2), active)
+    weights = picked(scores, experts)
+    if renormalise:
+        weights = weights / (jnp.sum(weights, -1, keepdims=True) + 1e-20)
+    return Routes(experts, weights * scaling, scores / jnp.sum(scores, -1, keepdims=True))
+
+
+def of_best_groups(scores: Float[Array, "b t e"], groups: int, kept: int, best: int) -> Float[Array, "b t e"]:
+    """Scores [B T E], -inf outside of the `kept` groups whose `best` largest have the largest sums -> [B T E]."""
+    if kept == groups:
+        return scores
+    B, T, E = scores.shape
+    apart = scores.reshape(B, T, groups, E // groups)
+    sums = jnp.sum(jax.lax.top_k(jax.lax.stop_gradient(apart), best)[0], -1)
+    chosen = jnp.any(one_hot(top(sums, kept)[0], groups), 2)
+    return jnp.where(chosen[..., None], apart, -jnp.inf).reshape(B, T, E)
 
 
 def top(values: Float[Array, "b t e"], active: int) -> tuple[Int[Array, "b t a"], Float[Array, "b t a"]]:
@@ -239,6 +313,15 @@ def _sorted(
     return jnp.sum(y if weigh_input else y * weights[..., None], 2), served
 
 
+def balanced(bias: Float[Array, "l e"], layers: dict[str, Array], speed: float) -> Float[Array, "l e"]:
+    """The biases after a batch: up by `speed` where an expert got less than the mean of its layer, else down -> [L E].
+
+    Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1.
+    """
+    load = jnp.sum(layers["load"], 1)
+    return bias + speed * jnp.sign(jnp.mean(load, -1, keepdims=True) - load)
+
+
 # What a run is told of its routers
 
 
@@ -253,6 +336,15 @@ def told(routes: Routes, served: Bool[Array, "b t a"]) -> dict[str, Array]:
         "entropy": jax.lax.stop_gradient(nats),
         "dropped": jnp.sum(~served, (1, 2), dtype=jnp.float32),
     }
+
+
+def spoken(says: dict[str, Any], balance: float) -> dict[str, Any]:
+    """Fields of Outputs by what each stack of layers tells: measures, and the loss that spreads tokens over experts."""
+    layers = next((tells for tells in says.values() if tells), None)
+    if layers is None:
+        return {}
+    loss = {"balance": (balance * pooled_balance(layers), jnp.ones(()))} if balance else {}
+    return {"told": measures(layers), "aux": loss}
 
 
 def measures(layers: dict[str, Array]) -> dict[str, tuple[Array, Array]]:

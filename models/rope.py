@@ -58,13 +58,21 @@ def frequencies(width: int, base: float, stretch: Stretch) -> Float[np.ndarray, 
 
 
 def rotate(
-    x: Float[Array, "b t n h"], position: Int[Array, "#b t"], turns: Float[np.ndarray, " half"], scale: float = 1.0
+    x: Float[Array, "b t n h"],
+    position: Int[Array, "#b t"],
+    turns: Float[np.ndarray, " half"],
+    scale: float = 1.0,
+    neighbours: bool = False,
 ) -> Float[Array, "b t n h"]:
-    """Turn each pair of dims (i, i + H/2) by position times its frequency, in float32: x [B T N H] -> [B T N H].
+    """Turn each pair of dims by position times its frequency, in float32: x [B T N H] -> [B T N H].
 
-    Source: Su et al. 2021, arXiv:2104.09864, eq. 34, the pairs half a head apart as in GPT-NeoX and Llama's hub files.
+    Pairs are half a head apart (i, i + H/2), as in GPT-NeoX and Llama's hub files, or `neighbours` (2i, 2i + 1).
+    Source: Su et al. 2021, arXiv:2104.09864, eq. 34.
     """
     angle = position[:, :, None, None].astype(jnp.float32) * jnp.asarray(turns)[None, None, None]
     cos, sin = jnp.cos(angle) * scale, jnp.sin(angle) * scale
-    one, two = jnp.split(x.astype(jnp.float32), 2, -1)
-    return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], -1).astype(x.dtype)
+    y = x.astype(jnp.float32)
+    one, two = (y[..., 0::2], y[..., 1::2]) if neighbours else jnp.split(y, 2, -1)
+    both = one * cos - two * sin, two * cos + one * sin
+    y = jnp.stack(both, -1).reshape(x.shape) if neighbours else jnp.concatenate(both, -1)
+    return y.astype(x.dtype)

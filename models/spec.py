@@ -130,15 +130,16 @@ class Spec:
 
 @struct.dataclass
 class Unembedding:
-    """Logits that are not made yet: x [B T D] by the rows of table [V D], perhaps plus bias [V].
+    """Logits that are not made yet: x [B T D] by the rows of table [V D], perhaps plus bias [V], perhaps capped.
 
-    Rows from `vocab` on are padding.
+    Rows from `vocab` on are padding. A `cap` bends the logits to lie within it, by tanh.
     """
 
     x: Any
     table: Any
     vocab: int = struct.field(pytree_node=False)
     bias: Any = None
+    cap: float | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
@@ -147,7 +148,8 @@ class Outputs:
 
     The value of a language model is an Unembedding. `aux` are `(sum, weight)` scalars, whose ratios are added to the
     loss in training. `told` are `(sum, weight)` by row, as a task's terms, to be written down; a sum may have further
-    dims, [B ...], each entry of which is a measure of its own.
+    dims, [B ...], each entry of which is a measure of its own. `ahead` are values for the tokens after the next, each
+    one further, whose mean loss times `ahead_weight` is added to the loss in training.
     """
 
     value: Any
@@ -155,6 +157,8 @@ class Outputs:
     cache: Any = None
     aux: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
     told: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
+    ahead: tuple[Any, ...] = ()
+    ahead_weight: float = struct.field(pytree_node=False, default=0.0)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

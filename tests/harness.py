@@ -51,6 +51,114 @@ TINY: dict[str, dict[str, Any]] = {
         dense=(0,),
         qk_norm=True,
     ),
+    "gpt_oss": dict(
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=3,
+        heads=8,
+        kv_heads=2,
+        hidden=24,
+        experts=4,
+        window=4,
+        balance=0.01,
+        limit=0.02,
+    ),
+    "grok": dict(
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=2,
+        heads=8,
+        kv_heads=2,
+        widening=2.0,
+        experts=4,
+        balance=0.01,
+        soft_cap=0.05,
+    ),
+    "deepseek": dict(
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=3,
+        heads=8,
+        hidden=48,
+        expert_hidden=16,
+        experts=8,
+        active=3,
+        dense=(0,),
+        groups=4,
+        kept_groups=2,
+        router="sigmoid",
+        renormalise=True,
+        bias_speed=0.01,
+        balance=0.01,
+        q_rank=24,
+        kv_rank=24,
+        nope_dim=8,
+        rope_dim=16,
+        value_dim=12,
+        mtp=1,
+        mtp_weight=2.0,
+    ),
+    "deepseek_softmax": dict(
+        family="deepseek",
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=2,
+        heads=8,
+        expert_hidden=16,
+        experts=8,
+        groups=4,
+        kept_groups=2,
+        scaling=2.0,
+        kv_rank=12,
+        nope_dim=4,
+        rope_dim=4,
+        value_dim=8,
+        neighbours=False,
+        shared=2,
+        mtp=2,
+    ),
+    "llama4": dict(
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=4,
+        heads=8,
+        kv_heads=2,
+        hidden=48,
+        expert_hidden=24,
+        experts=4,
+        active=2,
+        dense=(0, 2),
+        nope=(3,),
+        chunk=4,
+        temperature_from=4,
+    ),
+    "gemma": dict(
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=3,
+        heads=8,
+        kv_heads=2,
+        hidden=48,
+        window=4,
+        pattern=3,
+        local_base=1000.0,
+        query_scale=10.0,
+        attention_cap=2.0,
+        cap=3.0,
+        qk_norm=True,
+    ),
     "bert": dict(vocab=100, vocab_multiple=64, context=16, width=32, depth=2, heads=8, head="mlm", pooler=False),
     "bert_classes": dict(
         family="bert", vocab=100, context=16, width=32, depth=2, heads=8, head="classes", pool="first", classes=4
@@ -59,9 +167,10 @@ TINY: dict[str, dict[str, Any]] = {
     "nnx": dict(family="flax", module="examples.nnx_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
 }
 LOSS = {
-    **dict(mlp="softmax", cnn="softmax", rnn="next_token", gru_both_ways="softmax", elman_values="squared"),
-    **dict(gpt="next_token", llama="next_token", mixtral="next_token", linen="softmax", nnx="softmax"),
-    **dict(bert="next_token", bert_classes="softmax"),
+    **dict.fromkeys(("rnn", "gpt", "llama", "mixtral", "gpt_oss", "deepseek", "deepseek_softmax"), "next_token"),
+    **dict.fromkeys(("llama4", "gemma", "grok", "bert"), "next_token"),
+    **dict.fromkeys(("mlp", "cnn", "gru_both_ways", "bert_classes", "linen", "nnx"), "softmax"),
+    "elman_values": "squared",
 }
 INPUT = {  # shape of a row of examples
     **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1))
@@ -162,21 +271,17 @@ class Trainer:
                 found.append(float(metrics["loss"]))
         return found
 
-    def gradient(self, batch: dict[str, np.ndarray], train: bool = True) -> dict[str, np.ndarray]:
-        """The gradient of the mean loss, by path, gathered."""
+    def gradient(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The gradient of the mean loss, and of what the model adds to it, by path, gathered."""
+        grad = step.gradient_of(self.model, self.task, self.place, step.Options(dtype=self.dtype))
 
-        def loss(params: Any, stats: Any, batch: Any) -> jax.Array:
-            rows = (
-                jnp.arange(B) if self.mesh_text == "dp:1" else jax.sharding.reshard(jnp.arange(B), self.place("batch"))
-            )
+        def of(params: Any, stats: Any, batch: Any) -> Any:
+            rows = jax.sharding.reshard(jnp.arange(B), self.place("batch"))
             keys = models.row_keys(jax.random.key(7), rows)
-            variables = {"params": params, "stats": stats}
-            out = self.model.apply(variables, batch, train=train, key=keys, place=self.place, logits=False)
-            total, weight = self.task(out.value, batch)["loss"]
-            return jnp.sum(total) / jnp.sum(weight)
+            return grad(params, stats, batch, keys, jnp.sum(batch["weight"]), {})[0]
 
         with jax.set_mesh(self.place.mesh):
-            grads = jax.jit(jax.grad(loss))(self.state["params"], self.state["stats"], self.put(batch))
+            grads = jax.jit(of)(self.state["params"], self.state["stats"], self.put(batch))
             return {k: np.asarray(v) for k, v in flatten(grads).items()}
 
 

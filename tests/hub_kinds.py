@@ -83,7 +83,7 @@ def mixtral(draw: np.random.Generator) -> dict[str, Any]:
 
 def qwen3_moe(draw: np.random.Generator) -> dict[str, Any]:
     found = mixtral(draw) | dict(
-        num_hidden_layers=int(draw.integers(1, 5)),
+        num_hidden_layers=int(draw.integers(2, 5)),
         attention_bias=bool(draw.integers(2)),
         moe_intermediate_size=int(draw.choice([12, 20])),
         norm_topk_prob=bool(draw.integers(2)),
@@ -95,11 +95,106 @@ def qwen3_moe(draw: np.random.Generator) -> dict[str, Any]:
     return {"num_experts" if k == "num_local_experts" else k: v for k, v in found.items()}
 
 
+def gpt_oss(draw: np.random.Generator) -> dict[str, Any]:
+    found = mixtral(draw) | dict(
+        attention_bias=bool(draw.integers(2)),
+        sliding_window=int(draw.choice([3, 5])),
+        swiglu_limit=float(draw.choice([7.0, 0.5])),
+        swiglu_alpha=float(draw.choice([1.702, 1.1])),
+    )
+    kinds = draw.choice(["sliding_attention", "full_attention"], found["num_hidden_layers"])
+    return found | {"layer_types": [None, kinds.tolist()][int(draw.integers(2))]}
+
+
+def deepseek_v2(draw: np.random.Generator) -> dict[str, Any]:
+    base, groups = llama(draw), int(draw.choice([1, 2, 3]))
+    kept = int(draw.integers(1, groups + 1))
+    scaling = rope(draw)
+    if scaling["rope_type"] == "yarn":
+        scaling.pop("attention_factor", None)
+        scaling |= [{}, {"mscale": 0.7, "mscale_all_dim": 0.7}, {"mscale_all_dim": 0.9}][int(draw.integers(3))]
+    return {k: v for k, v in base.items() if k not in ("head_dim", "mlp_bias")} | dict(
+        num_key_value_heads=base["num_attention_heads"],
+        rope_parameters=scaling,
+        num_hidden_layers=int(draw.integers(1, 4)),
+        q_lora_rank=draw.choice([None, 12]),
+        kv_lora_rank=int(draw.choice([8, 20])),
+        qk_nope_head_dim=int(draw.choice([4, 8])),
+        qk_rope_head_dim=int(draw.choice([4, 8])),
+        v_head_dim=int(draw.choice([4, 12])),
+        n_routed_experts=groups * 3,
+        n_shared_experts=int(draw.integers(1, 3)),
+        num_experts_per_tok=int(draw.integers(1, 3 * kept + 1)),
+        moe_intermediate_size=int(draw.choice([8, 20])),
+        first_k_dense_replace=int(draw.integers(0, 3)),
+        routed_scaling_factor=float(draw.choice([1.0, 2.5])),
+        n_group=groups,
+        topk_group=kept,
+        topk_method=str(draw.choice(["greedy", "group_limited_greedy"])),
+    )
+
+
+def deepseek_v3(draw: np.random.Generator) -> dict[str, Any]:
+    found = {k: v for k, v in deepseek_v2(draw).items() if k != "topk_method"}
+    return found | dict(norm_topk_prob=bool(draw.integers(2)), rope_interleave=bool(draw.integers(2)))
+
+
+def llama4_text(draw: np.random.Generator) -> dict[str, Any]:
+    base = llama(draw)
+    experts, step = int(draw.choice([2, 4])), int(draw.choice([1, 2]))
+    more = dict(moe_layers=[[0], []][int(draw.integers(2))]) if draw.integers(4) == 0 else {}
+    return (
+        {k: v for k, v in base.items() if k != "mlp_bias"}
+        | more
+        | dict(
+            num_hidden_layers=int(draw.integers(2, 6)),
+            intermediate_size_mlp=int(draw.choice([20, 28])),
+            num_local_experts=experts,
+            num_experts_per_tok=int(draw.integers(1, 3)),
+            interleave_moe_layer_step=step,
+            no_rope_layer_interval=int(draw.choice([2, 4])),
+            attention_chunk_size=int(draw.choice([4, 6])),
+            use_qk_norm=bool(draw.integers(2)),
+            attn_temperature_tuning=bool(draw.integers(2)),
+            floor_scale=int(draw.choice([3, 8])),
+            attn_scale=float(draw.choice([0.1, 0.5])),
+        )
+    )
+
+
+def gemma2(draw: np.random.Generator) -> dict[str, Any]:
+    found = {k: v for k, v in llama(draw).items() if k not in ("mlp_bias", "hidden_act")}
+    found |= dict(
+        hidden_activation=str(draw.choice(["gelu_pytorch_tanh", "silu"])),
+        sliding_window=int(draw.choice([3, 5])),
+        query_pre_attn_scalar=int(draw.choice([8, 20])),
+        attn_logit_softcapping=draw.choice([None, 2.0, 50.0]),
+        final_logit_softcapping=draw.choice([None, 3.0, 30.0]),
+        pad_token_id=None,  # torch gives the row of padding no gradient
+    )
+    kinds = draw.choice(["sliding_attention", "full_attention"], found["num_hidden_layers"])
+    return found | {"layer_types": [None, kinds.tolist()][int(draw.integers(2))]}
+
+
+def gemma3_text(draw: np.random.Generator) -> dict[str, Any]:
+    found = {k: v for k, v in gemma2(draw).items() if k != "attn_logit_softcapping"}
+    turns = found.pop("rope_parameters")
+    local = {"rope_type": "default", "rope_theta": float(draw.choice([1e3, 1e4]))}
+    found |= dict(rope_parameters={"full_attention": turns, "sliding_attention": local})
+    return found | dict(num_hidden_layers=int(draw.integers(1, 8)), layer_types=None)
+
+
 KINDS: dict[str, tuple[str, Callable[[np.random.Generator], dict[str, Any]]]] = {  # -> class, its random config
     "gpt2": ("GPT2LMHeadModel", gpt2),
     "llama": ("LlamaForCausalLM", llama),
     "mistral": ("MistralForCausalLM", mistral),
     "qwen3": ("Qwen3ForCausalLM", qwen3),
     "mixtral": ("MixtralForCausalLM", mixtral),
+    "deepseek_v2": ("DeepseekV2ForCausalLM", deepseek_v2),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", deepseek_v3),
+    "llama4_text": ("Llama4ForCausalLM", llama4_text),
+    "gemma2": ("Gemma2ForCausalLM", gemma2),
+    "gemma3_text": ("Gemma3ForCausalLM", gemma3_text),
+    "gpt_oss": ("GptOssForCausalLM", gpt_oss),
     "qwen3_moe": ("Qwen3MoeForCausalLM", qwen3_moe),
 }

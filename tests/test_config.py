@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import models
-from configs import base, bert, cnn, flax, gpt, llama, mixtral, mlp, reader, rnn
+from configs import base, bert, cnn, deepseek, flax, gemma, gpt, gpt_oss, grok, llama, llama4, mixtral, mlp, reader, rnn
 from configs.base import KNOBS
 from errors import UsageError
 from models.attention import BACKENDS
@@ -23,7 +23,7 @@ from train.update import losses, optim, schedules
 ROOT = Path(__file__).parent.parent
 FILES = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
-    "flax": flax,
+    **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok, "flax": flax},
 }
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))

@@ -120,3 +120,57 @@ def test_what_is_told_of_even_and_of_lopsided_routers() -> None:
 def test_a_balanced_run_is_of_a_whole_batch() -> None:
     plain, coupled = (models.build("mixtral", width=32, heads=4, balance=b).traits for b in (0.0, 0.01))
     assert coupled - plain == {"batch_coupled"}
+
+
+def test_a_softmax_over_the_largest_logits_is_that_of_all_made_to_sum_to_1() -> None:
+    logits = parts(bias=False)[1]
+    few, all_ = moe.top_then_softmax(logits, A), moe.softmax_then_top(logits, A, renormalise=True)
+    np.testing.assert_array_equal(few.experts, all_.experts)
+    np.testing.assert_array_equal(few.shares, all_.shares)
+    np.testing.assert_allclose(few.weights, all_.weights, rtol=1e-6)
+    raw = moe.softmax_then_top(logits, A, renormalise=False)
+    assert (jnp.sum(raw.weights, -1) < 1).all()
+    np.testing.assert_allclose(raw.weights, np.sort(raw.shares, -1)[..., ::-1][..., :A], rtol=1e-6)
+
+
+# Routers that choose groups first
+
+
+def in_groups(scores: np.ndarray, bias: np.ndarray, groups: int, kept: int, active: int, best: int) -> set[int]:
+    """Which experts a token of scores [E] is sent to."""
+    chosen = scores + bias
+    apart = chosen.reshape(groups, -1)
+    rank = np.argsort(-np.sort(apart, -1)[:, -best:].sum(-1))[:kept]
+    inside = [g * apart.shape[1] + i for g in rank for i in range(apart.shape[1])]
+    return set(sorted(inside, key=lambda e: -chosen[e])[:active])
+
+
+@pytest.mark.parametrize(("groups", "kept", "active"), [(1, 1, 3), (4, 2, 3), (4, 1, 2), (4, 4, 5), (2, 1, 6)])
+def test_groups_are_chosen_first(groups: int, kept: int, active: int) -> None:
+    """Against numpy, one token after another; the bias takes part in the choice, and not in the weights."""
+    draw = np.random.default_rng(groups + active)
+    logits, bias = draw.normal(size=(2, 9, 12)).astype(np.float32), draw.normal(size=12).astype(np.float32)
+    soft = moe.softmax_in_groups(jnp.asarray(logits), active, groups, kept, 2.5)
+    sharp = {
+        on: moe.sigmoid_in_groups(jnp.asarray(logits), jnp.asarray(bias), active, groups, kept, on, 2.5)
+        for on in (False, True)
+    }
+    assert any(set(np.asarray(soft.experts[at])) != set(np.asarray(sharp[True].experts[at])) for at in np.ndindex(2, 9))
+    for at in np.ndindex(2, 9):
+        shares = np.exp(logits[at]) / np.exp(logits[at]).sum()
+        scores = 1 / (1 + np.exp(-logits[at]))
+        assert set(np.asarray(soft.experts[at])) == in_groups(shares, 0 * bias, groups, kept, active, best=1)
+        np.testing.assert_allclose(soft.weights[at], 2.5 * shares[np.asarray(soft.experts[at])], rtol=1e-5)
+        for on, routes in sharp.items():
+            experts = np.asarray(routes.experts[at])
+            assert set(experts) == in_groups(scores, bias, groups, kept, active, best=2)
+            weights = scores[experts] / (scores[experts].sum() if on else 1)
+            np.testing.assert_allclose(routes.weights[at], 2.5 * weights, rtol=1e-5)
+            np.testing.assert_allclose(routes.shares[at], scores / scores.sum(), rtol=1e-5)
+
+
+def test_biases_move_towards_an_even_load() -> None:
+    """Up where an expert got less than the mean of its layer, down where more, and not at all where as much."""
+    load = jnp.float32([[[4, 0, 1, 1], [0, 0, 1, 1]], [[2, 2, 2, 2], [2, 2, 2, 2]]])  # [L B E]
+    got = moe.balanced(jnp.full((2, 4), 0.5), {"load": load}, 0.01)
+    np.testing.assert_allclose(got, [[0.49, 0.51, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])

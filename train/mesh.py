@@ -33,6 +33,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "mlp": ("tp",),
     "experts": ("ep",),
+    "rank": (),
     "choice": (),  # the same dim, of what a router says of each
     "classes": ("tp",),
     "inputs": ("fsdp",),

@@ -28,13 +28,16 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import bert, gpt, llama, mixtral, rnn
+from models.published import bert, deepseek, gemma, gpt, gpt_oss, grok, llama, llama4, mixtral, rnn
 from models.published.layout import Keys, Row
 from models.published.quantised import Plain
 from models.published.tensors import INDEX, SUFFIX, Tensors, write
 from models.spec import flatten, unflatten
 
-LAYOUTS: dict[str, ModuleType] = {"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert}
+LAYOUTS: dict[str, ModuleType] = {
+    **{"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "gpt_oss": gpt_oss, "bert": bert},
+    **{"gemma": gemma, "deepseek": deepseek, "llama4": llama4, "grok": grok},
+}
 TYPES = {kind: family for family, module in LAYOUTS.items() for kind in getattr(module, "TYPES", ())}
 DTYPES = ("float32", "bfloat16")
 STATS = "stats/"
@@ -153,30 +156,35 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
     base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
     core = first.names((1,) * first.stacked)[0].removeprefix(base)
     ends = {name.removesuffix(core) for name in tensors.shapes if name == core or name.endswith(f".{core}")}
+    patterns = layout.ignored(model.config) if hasattr(layout, "ignored") else ()
+
+    def there(name: str, start: str) -> str:
+        inside = name.startswith(base)
+        return start + name.removeprefix(base) if inside else start.removesuffix(base) + name
+
+    def ignored(name: str, start: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, there(pattern, start)) for pattern in patterns)
+
+    ends = {end for end in ends if not any(ignored(end + core, other) for other in ends - {end})}
     if prefix is None and len(ends) > 1:
         raise UsageError(f"{path} holds several networks: {', '.join(sorted(ends))}; `prefix` says which")
     start = prefix if prefix is not None else next(iter(ends), base)
 
-    def there(name: str) -> str:
-        inside = name.startswith(base)
-        return start + name.removeprefix(base) if inside else start.removesuffix(base) + name
-
     shapes = leaves(model.specs)
     names = {}
     for leaf in (leaf for leaf in rows if leaf in shapes):
-        new, old = ([there(n) for n in rows[leaf].names(shapes[leaf].shape, older)] for older in (False, True))
+        new, old = ([there(n, start) for n in rows[leaf].names(shapes[leaf].shape, older)] for older in (False, True))
         both = zip(new, old, strict=True)
         names[leaf] = [o if o in tensors.shapes and n not in tensors.shapes else n for n, o in both]
     known = {name for group in names.values() for name in group}
-    twins = {there(k): there(v) for k, v in getattr(layout, "TIED", {}).items()}
-    ignored = [there(pattern) for pattern in (layout.ignored(model.config) if hasattr(layout, "ignored") else ())]
+    twins = {there(k, start): there(v, start) for k, v in getattr(layout, "TIED", {}).items()}
     left: list[str] = []
     passed: list[str] = []
     for name in tensors.shapes:
         if name in known or not name.startswith(prefix or ""):
             continue
         twin = name in twins and _equal(tensors, name, twins[name])
-        (passed if twin or any(fnmatch.fnmatchcase(name, p) for p in ignored) else left).append(name)
+        (passed if twin or ignored(name, start) else left).append(name)
     return Found(model, tensors, {p: rows[p] for p in names}, names, tuple(left), tuple(passed))
 
 
@@ -294,10 +302,10 @@ def _tensors(model: models.Model, variables: Any) -> dict[str, tuple[int, Any]]:
 def _whole(parts: list[tuple[Row, Any, tuple[int, ...]]]) -> np.ndarray:
     """A foreign tensor of which each leaf has a part: of (row, leaf, where in the leaf) each."""
     row, leaf, _ = parts[0]
-    assert sum(math.prod(row.cut) for row, _, _ in parts) == math.prod(row.shape)
+    assert sum(math.prod(row.size) for row, _, _ in parts) == math.prod(row.shape)
     tensor = np.empty(row.shape, leaf.dtype)
     for row, leaf, at in parts:
-        tensor[row.part] = row.theirs(np.asarray(leaf[at] if at else leaf))
+        row.write(np.asarray(leaf[at] if at else leaf), tensor)
     return tensor
 
 

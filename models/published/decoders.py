@@ -4,12 +4,14 @@ Legend: V vocabulary, D width, N query heads, K key-value heads, H head width, F
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from errors import UsageError
 from models.decoder import Decoder, Grouped, Sliding
-from models.published.layout import Keys, Row, affine, same, their_activation
+from models.moe import Routed
+from models.published.layout import Keys, Row, affine, linear, same, their_activation
 
 PREFIX = "model."
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -23,7 +25,7 @@ def fields_of(keys: Keys, context: int) -> dict[str, Any]:
         "vocab": keys.need("vocab_size"),
         "context": int(keys.number("max_position_embeddings", default=context)),
         "width": keys.need("hidden_size"),
-        "depth": keys.need("num_hidden_layers"),
+        "depth": keys.count("num_hidden_layers"),
         "heads": keys.need("num_attention_heads"),
         "hidden": keys.need("intermediate_size"),
         "dropout": keys.take("attention_dropout", default=0.0),
@@ -38,7 +40,7 @@ def layer_types(keys: Keys, depth: int, known: Sequence[str]) -> list[str] | Non
     if found is None:
         return None
     names = {KINDS[kind]: kind for kind in known}
-    if len(found) != depth or set(found) - set(names):
+    if len(found) != depth or {str(name) for name in found} - set(names):
         raise UsageError(f"config.json: layer_types = {found} must name {' or '.join(names)} {depth} times")
     return [names[name] for name in found]
 
@@ -55,13 +57,15 @@ def sliding_of(keys: Keys, depth: int) -> dict[str, Any]:
     return {"window": window, "sliding": tuple(slides)}
 
 
-def rope_of(keys: Keys, context: int, base: float = 10000.0) -> dict[str, Any]:
+def rope_of(
+    keys: Keys, context: int, base: float = 10000.0, absent: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Rotary frequencies: `rope_scaling` and `rope_theta`, else newer files' `rope_parameters`, as in transformers.
 
-    `base` is what an absent `rope_theta` means.
+    `base` is what an absent `rope_theta` means, and `absent` what it means that the other two are not there.
     """
-    older, newer = (keys.take(name, default={}, kind=dict) for name in ("rope_scaling", "rope_parameters"))
-    values = older or newer
+    older, newer = (keys.take(name, kind=dict) for name in ("rope_scaling", "rope_parameters"))
+    values = absent if older is None and newer is None else older or newer or {}
     keys.hold("partial_rotary_factor", 1.0, 1, None)
     given = keys.inner({**values, "rope_theta": values.get("rope_theta", keys.take("rope_theta", default=base))})
     kind = given.take("rope_type", "type", default="default")
@@ -116,16 +120,14 @@ def their_rope(c: Decoder) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": c.rope_base, **found}, **old}
 
 
-def their_fields(c: Grouped) -> dict[str, Any]:
-    """Keys of a config.json that say the same as fields of a Decoder with grouped-query attention."""
+def their_common(c: Decoder) -> dict[str, Any]:
+    """Keys of a config.json that say the same as fields of a Decoder."""
     return {
         "vocab_size": c.vocab,
         "hidden_size": c.width,
         "intermediate_size": c.feed_forward,
         "num_hidden_layers": c.depth,
         "num_attention_heads": c.heads,
-        "num_key_value_heads": c.groups,
-        "head_dim": c.head_width,
         "hidden_act": their_activation(c.activation),
         "max_position_embeddings": c.context,
         "rms_norm_eps": c.eps,
@@ -134,6 +136,11 @@ def their_fields(c: Grouped) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+
+
+def their_fields(c: Grouped) -> dict[str, Any]:
+    """The same for one with grouped-query attention."""
+    return {**their_common(c), "num_key_value_heads": c.groups, "head_dim": c.head_width}
 
 
 def their_sliding(c: Sliding) -> dict[str, Any]:
@@ -185,4 +192,16 @@ def mlp(D: int, F: int, stack: str, there: str = "mlp", bias: bool = False, **mo
     found: list[Row] = []
     for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
         found += affine(f"{stack}/{name}", f"{LAYER}{there}.{name}_proj", (inputs,), (outputs,), bias, **more)
+    return found
+
+
+def experts(
+    c: Routed, stack: str, there: str, names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"), **more: Any
+) -> list[Row]:
+    """A tensor for each matrix of each expert: `names` are those of gate, up and down."""
+    found = []
+    D, F = (c.width,), (c.expert_width,)
+    for name, theirs, inputs, outputs in zip(("gate", "up", "down"), names, (D, D, F), (F, F, D), strict=True):
+        kernel, tensor = f"{stack}/experts/{name}/kernel", f"{there}.experts.{{}}.{theirs}.weight"
+        found.append(linear(kernel, tensor, inputs, outputs, **more))
     return found

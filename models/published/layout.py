@@ -16,7 +16,7 @@ from errors import UsageError, unknown
 
 @dataclass(frozen=True)
 class Row:
-    """One leaf: its path here, the tensor's name there, and `ours = theirs[part].reshape(split).transpose(order)`.
+    """One leaf: its path here, the tensor's name there, and `ours = theirs.reshape(split)[part].transpose(order)`.
 
     The path of a running statistic begins with `stats/`. Each `{}` in the name stands for the index of a stacked dim,
     of which the leaf has so many first (the first of them has its numbers from `layers` if given); all else is then of
@@ -31,11 +31,11 @@ class Row:
     shape: tuple[int, ...]
     older: str | None = None
     layers: tuple[int, ...] | None = None
-    part: tuple[slice, ...] = ()
+    part: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        assert math.prod(self.split) == math.prod(self.cut)
-        assert sorted(self.order) == list(range(len(self.split)))
+        assert math.prod(self.split) == math.prod(self.shape)
+        assert sorted(self.order) == list(range(len(self.cut)))
 
     @property
     def stacked(self) -> int:
@@ -45,13 +45,12 @@ class Row:
     @property
     def size(self) -> tuple[int, ...]:
         """The dims of the leaf, or of each layer of a stack, without padding."""
-        return tuple(self.split[i] for i in self.order)
+        return tuple(self.cut[i] for i in self.order)
 
     @property
     def cut(self) -> tuple[int, ...]:
-        """The shape of the leaf's part of a foreign tensor."""
-        every = (*self.part, *[slice(None)] * (len(self.shape) - len(self.part)))
-        return tuple(len(range(*s.indices(n))) for s, n in zip(every, self.shape, strict=True))
+        """The shape of the leaf's part of the split foreign tensor."""
+        return np.broadcast_to(0, self.split)[self.part].shape
 
     def names(self, leaf: tuple[int, ...], older: bool = False) -> list[str]:
         """The tensors of a leaf of a shape, in the order of their stack."""
@@ -64,12 +63,18 @@ class Row:
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """The leaf, or one layer of it, from the foreign tensor."""
-        return tensor[self.part].reshape(self.split).transpose(self.order)
+        return tensor.reshape(self.split)[self.part].transpose(self.order)
+
+    def write(self, leaf: np.ndarray, tensor: np.ndarray) -> None:
+        """Set the leaf's part of the foreign tensor from the leaf or one layer of it."""
+        whole = leaf[tuple(slice(n) for n in self.size)]
+        tensor.reshape(self.split)[self.part] = whole.transpose(np.argsort(self.order))
 
     def theirs(self, leaf: np.ndarray) -> np.ndarray:
-        """The foreign tensor, or the leaf's part of it, from the leaf or one layer of it."""
-        whole = leaf[tuple(slice(n) for n in self.size)]
-        return whole.transpose(np.argsort(self.order)).reshape(self.cut)
+        """The foreign tensor, of which the leaf has all, from the leaf or one layer of it."""
+        tensor = np.empty(self.shape, leaf.dtype)
+        self.write(leaf, tensor)
+        return tensor
 
 
 def same(path: str, name: str, *shape: int, **more: Any) -> Row:
@@ -181,6 +186,13 @@ class Keys:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise UsageError(f"config.json has {names[0]} = {value!r}, which is no number")
         return float(value)
+
+    def count(self, *names: str) -> int:
+        """The value of the first spelling that is there. Raises UsageError where it is no count, or there is none."""
+        value = self.need(*names)
+        if type(value) is not int or value < 1:
+            raise UsageError(f"config.json has {names[0]} = {value!r}, which is no count")
+        return value
 
     def activation(self, *names: str, default: str) -> str:
         """The name here of an activation. Raises UsageError for one that is unknown."""

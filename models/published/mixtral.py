@@ -114,8 +114,5 @@ def rows(c: Config) -> list[Row]:
         there = decoders.LAYER + ("mlp" if c.qk_norm else "block_sparse_moe")
         names = ("gate_proj", "up_proj", "down_proj") if c.qk_norm else ("w1", "w3", "w2")
         found.append(linear(f"{at}/router/kernel", f"{there}.gate.weight", (c.width,), (c.experts,), **more))
-        D, F = (c.width,), (c.expert_width,)
-        for name, theirs, inputs, outputs in zip(("gate", "up", "down"), names, (D, D, F), (F, F, D), strict=True):
-            kernel = f"{at}/experts/{name}/kernel"
-            found.append(linear(kernel, f"{there}.experts.{{}}.{theirs}.weight", inputs, outputs, **more))
+        found += decoders.experts(c, at, there, names, **more)
     return found

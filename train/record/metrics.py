@@ -26,6 +26,7 @@ UNITS = {
     "grad_norm": "global norm of the gradient, before clipping",
     "lr": "learning rate",
     "balance": "what a loss that spreads tokens over experts adds to the loss",
+    "ahead": "nats a token, of tokens after the next that a model foretells in training",
     "expert_load": "tokens of an expert, in even shares: 1 where every expert gets the same",
     "expert_dropped": "share of the choices of experts that no expert served",
     "router_entropy": "nats, of a router's shares, a mean over tokens and layers",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from models.layers import MASKED, resharded
+from models.layers import MASKED, capped, resharded
 from models.spec import Unembedding
 
 LOGITS = 2**24  # that a device holds at once, in float32: 64 MiB
@@ -30,6 +30,7 @@ class How(NamedTuple):
     vocab: int
     smoothing: float
     z_loss: float
+    cap: float | None = None
     rows: Axes = ()
     time: Axes = ()
     entries: Axes = ()  # of the table
@@ -56,7 +57,7 @@ def cross_entropy(
     Source: a chunk's logits made anew, Chen et al. 2016, arXiv:1604.06174, section 4, for the last layer alone.
     """
     x, table, bias = head.x, head.table, head.bias
-    how = How(head.vocab, smoothing, z_loss)
+    how = How(head.vocab, smoothing, z_loss, head.cap)
     if not jax.sharding.get_abstract_mesh().empty:
         rows, time = map(_axes, jax.typeof(targets).sharding.spec)
         entries, width = map(_axes, jax.typeof(table).sharding.spec)
@@ -140,9 +141,12 @@ def _slopes(
 
     def chunk(sums: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         x, label, normaliser, slope = part
-        p = jnp.exp(_logits(how, x, whole, bias, index) - normaliser[:, None])
+        logits = _logits(how, x, whole, bias, index)
+        p = jnp.exp(logits - normaliser[:, None])
         d = p * (1 + 2 * how.z_loss * normaliser)[:, None] - _wanted(how, index, label)
         d = d * slope[:, None]
+        if how.cap is not None:
+            d = jnp.where(index[None] < how.vocab, d * (1 - jnp.square(logits / how.cap)), 0.0)
         low = d.astype(x.dtype)
         dx = jnp.einsum("nv,vd->nd", low, whole, preferred_element_type=jnp.float32)
         dtable = jnp.einsum("nv,nd->vd", low, x, preferred_element_type=jnp.float32)
@@ -177,6 +181,7 @@ def _logits(how: How, x: Array, table: Array, bias: Array | None, index: Array) 
     """x [N D], table [v D] -> float32 [N v], the padding masked."""
     logits = jnp.einsum("nd,vd->nv", x, table, preferred_element_type=jnp.float32)
     logits = logits if bias is None else logits + bias.astype(jnp.float32)[None]
+    logits = logits if how.cap is None else capped(logits, how.cap)
     return jnp.where(index[None] < how.vocab, logits, MASKED)
 
 

@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from errors import UsageError, unknown
-from models.layers import MASKED, logits_of
-from models.spec import Unembedding
+from models.layers import MASKED, later, logits_of, resharded
+from models.spec import Place, Unembedding
 from train.update import chunked
 
 Terms = dict[str, tuple[Array, Array]]
@@ -124,6 +124,18 @@ def counted(told: Terms, batch: dict[str, Array]) -> Terms:
     w = batch["weight"]
     live = (jnp.max(w.reshape(len(w), -1), 1) > 0).astype(jnp.float32)
     return {k: (s * jnp.expand_dims(live, range(1, s.ndim)), n * live) for k, (s, n) in told.items()}
+
+
+def further(batch: dict[str, Array], count: int, place: Place) -> dict[str, Array]:
+    """The batch whose targets are `count` tokens further on, where all on the way there weigh something.
+
+    Where a batch has segments, none of another's is a target.
+    """
+    weights = [later(batch["weight"], k, place) for k in range(count + 1)]
+    near = jnp.all(jnp.stack(weights[:-1]) > 0, 0)
+    if "segment" in batch:
+        near &= later(batch["segment"], count, place) == resharded(batch["segment"], place("batch seq"))
+    return {"targets": later(batch["targets"], count, place), "weight": jnp.where(near, weights[-1], 0)}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from models.layers import row_keys, site_hash
 from models.spec import Spec, abstract, draw, flatten, path_name
 from train.mesh import Placement
 from train.update import optim
-from train.update.losses import Task, counted
+from train.update.losses import Task, counted, further
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -229,6 +229,11 @@ def gradient_of(model: Model, task: Task, place: Placement, options: Options) ->
         own = {name: s / w for name, (s, w) in out.aux.items()}  # the model's, each a mean over rows
         share, more = terms["loss"][1] / total, sum(own.values(), start=jnp.zeros(()))
         terms |= {name: (mean * share, share) for name, mean in own.items()}
+        ahead = [task(v, further(batch, k, place))["loss"] for k, v in enumerate(out.ahead, 1)]
+        if ahead:
+            nats, weight = (jnp.mean(jnp.stack([jnp.sum(pair[i]) for pair in ahead])) for i in range(2))
+            terms["ahead"] = nats, weight
+            more = more + out.ahead_weight * nats / terms["loss"][1]
         return terms["loss"][0] / total + share * more, (
             terms,
             out.stats if stats else stats,

@@ -1,0 +1,55 @@
+"""Gemma shaped language models: windows between layers that see all, norms after branches, capped logits.
+
+    python launch.py train --config=configs/gemma.py:shakespeare --workdir=runs/gemma
+
+`shakespeare`: characters, at the budget and within 2 % of the parameters of `llama.py:shakespeare`. `quick`: bytes of
+Python's own documentation, seconds on two cores. `gemma3_1b`: the published size, for a machine that carries it.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.recipes import QUICK, SHAKESPEARE, SMALL
+
+_SMALL: dict[str, Any] = {
+    "model.family": "gemma",
+    "model.width": 128,
+    "model.depth": 4,
+    "model.heads": 4,
+    "model.hidden": 352,
+    "model.window": 16,
+    "model.attention_cap": 50.0,
+    "model.cap": 30.0,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "shakespeare": {**SHAKESPEARE, **_SMALL},
+    "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2, "model.hidden": 172},
+    "gemma3_1b": {
+        **SMALL,
+        "model.family": "gemma",
+        "model.size": "gemma3_1b",
+        "train.batch": 64,
+        "train.steps": 100_000,
+        "train.precision": "bf16",
+        "train.remat": "full",
+        "optim.lr": 3e-4,
+        "optim.beta2": 0.95,
+        "schedule.warmup": 2000,
+        "checkpoint.every": 1000,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "third": {"model.qk_norm": True, "model.attention_cap": None, "model.cap": None, "model.local_base": 1e4},
+    "no_caps": {"model.attention_cap": None, "model.cap": None},
+    "no_window": {"model.window": None},
+    "bf16": {"train.precision": "bf16"},
+}
+
+
+def get_config(names: str = "quick") -> ConfigDict:
+    """The named config with its ablations, as `shakespeare+no_caps`."""
+    return base.config(names, CONFIGS, ABLATIONS)

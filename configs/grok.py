@@ -1,0 +1,59 @@
+"""Grok-1 shaped language models: mixtures of experts with capped scores, normalised before and after each branch.
+
+    python launch.py train --config=configs/grok.py:shakespeare --workdir=runs/grok
+
+`shakespeare`: characters, at the budget of `llama.py:shakespeare`, with as many parameters active in a token.
+`quick`: bytes of Python's own documentation, seconds on two cores. `grok_1`: the published size, for a machine that
+carries it.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.recipes import QUICK, SHAKESPEARE, SMALL
+
+_SMALL: dict[str, Any] = {
+    "model.family": "grok",
+    "model.soft_cap": 30.0,
+    "model.width": 128,
+    "model.depth": 4,
+    "model.heads": 4,
+    "model.hidden": 176,
+    "model.balance": 0.01,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "shakespeare": {**SHAKESPEARE, **_SMALL},
+    "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2, "model.hidden": 96},
+    "grok_1": {
+        **SMALL,
+        "model.family": "grok",
+        "model.size": "grok_1",
+        "model.balance": 0.001,
+        "model.pad_token": None,  # of the release's tokenizer; in another 0 is a token like any
+        "train.batch": 256,
+        "train.steps": 100_000,
+        "train.precision": "bf16",
+        "train.remat": "full",
+        "optim.lr": 3e-4,
+        "optim.beta2": 0.95,
+        "schedule.warmup": 2000,
+        "mesh": "fsdp:*,ep:8",
+        "checkpoint.every": 1000,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_cap": {"model.soft_cap": None},
+    "unscaled": {"model.embed_multiplier": 1.0, "model.output_multiplier": 1.0},
+    "unbalanced": {"model.balance": 0.0},
+    "all_experts": {"train.dispatch": "dense"},
+    "bf16": {"train.precision": "bf16"},
+}
+
+
+def get_config(names: str = "quick") -> ConfigDict:
+    """The named config with its ablations, as `shakespeare+no_cap`."""
+    return base.config(names, CONFIGS, ABLATIONS)

@@ -1,0 +1,74 @@
+"""Llama 4 shaped language models: chunks with positions, whole texts without, an expert beside a shared one.
+
+    python launch.py train --config=configs/llama4.py:shakespeare --workdir=runs/llama4
+
+`shakespeare`: characters, at the budget of `llama.py:shakespeare`, with as many parameters active in a token.
+`quick`: bytes of Python's own documentation, seconds on two cores. `llama4_scout`: the published size, for machines
+that carry it.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.recipes import QUICK, SHAKESPEARE, SMALL
+
+_SMALL: dict[str, Any] = {
+    "model.family": "llama4",
+    "model.width": 128,
+    "model.depth": 4,
+    "model.heads": 4,
+    "model.chunk": 16,
+    "model.nope": (3,),
+    "model.temperature_from": 32,
+    "model.experts": 8,
+    "model.hidden": 352,
+    "model.expert_hidden": 176,
+    "model.balance": 0.01,
+    "model.tied": True,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "shakespeare": {**SHAKESPEARE, **_SMALL},
+    "quick": {
+        **QUICK,
+        **_SMALL,
+        "model.width": 64,
+        "model.depth": 2,
+        "model.nope": (1,),
+        "model.hidden": 172,
+        "model.expert_hidden": 96,
+    },
+    "llama4_scout": {
+        **SMALL,
+        "model.family": "llama4",
+        "model.size": "llama4_scout",
+        "model.balance": 0.001,
+        "model.context": 8192,
+        "train.batch": 64,
+        "train.steps": 100_000,
+        "train.precision": "bf16",
+        "train.remat": "full",
+        "optim.lr": 3e-4,
+        "optim.beta2": 0.95,
+        "schedule.warmup": 2000,
+        "mesh": "fsdp:*,ep:8",
+        "checkpoint.every": 1000,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "positions_everywhere": {"model.nope": ()},
+    "no_chunk": {"model.chunk": None},
+    "no_qk_norm": {"model.qk_norm": False},
+    "dense_by_turns": {"model.dense": (0, 2)},
+    "unbalanced": {"model.balance": 0.0},
+    "all_experts": {"train.dispatch": "dense"},
+    "bf16": {"train.precision": "bf16"},
+}
+
+
+def get_config(names: str = "quick") -> ConfigDict:
+    """The named config with its ablations, as `shakespeare+no_chunk`."""
+    return base.config(names, CONFIGS, ABLATIONS)

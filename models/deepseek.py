@@ -1,0 +1,232 @@
+"""DeepSeek: keys and values from a small latent, many fine experts, a bias that balances them, more tokens foretold.
+
+Legend: B batch, T query time, S key time, V padded vocabulary, D width, L layers of a stack, F hidden of an MLP or an
+expert, E experts, A experts of a token; those of latent attention stand in its file.
+Source: DeepSeek-AI 2024, arXiv:2405.04434 (V2) and arXiv:2412.19437 (V3). Initial values are GPT-2's. V2's losses that
+balance devices and what they send (eq. 26 to 31) are left out.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.decoder import cache_of, ends_specs, gated_mlp, gated_specs, scale_specs, timeline_of
+from models.latent import Latent, latent_attention, latent_specs
+from models.layers import fold_keys, later, lookup, product, rms_norm
+from models.moe import (
+    Interleaved,
+    Routes,
+    balanced,
+    expert_specs,
+    gated,
+    measures,
+    mixture,
+    router_logits,
+    rowwise_balance,
+    sigmoid_in_groups,
+    softmax_in_groups,
+    told,
+)
+from models.spec import Array, Outputs, Place, Spec, Unembedding, flatten, nowhere, std, unflatten, zeros
+from models.stack import Layer, scan_layers
+from models.timeline import Timeline
+from models.validate import COMPUTE, check, one_of, rematerialised
+
+TRAITS = frozenset({"causal", "cached", "language_model"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+ROUTERS = ("softmax", "sigmoid")
+BIAS, MTP_BIAS = "blocks/moe/bias", "mtp/block/bias"  # of the experts: statistics, not parameters
+
+_YARN = dict(rope="yarn", rope_factor=40.0, rope_context=4096, rope_high=32.0, rope_scale=1.0)
+SIZES: dict[str, dict[str, Any]] = {
+    "deepseek_v2_lite": dict(
+        **dict(vocab=102400, context=163840, width=2048, depth=27, heads=16, hidden=10944, eps=1e-6),
+        **dict(experts=64, active=6, shared=2, expert_hidden=1408, dense=(0,), mscale=0.707, **_YARN),
+    ),
+    "deepseek_v2": dict(
+        **dict(vocab=102400, context=163840, width=5120, depth=60, heads=128, hidden=12288, eps=1e-6, q_rank=1536),
+        **dict(experts=160, active=6, shared=2, expert_hidden=1536, dense=(0,), groups=8, kept_groups=3),
+        **dict(scaling=16.0, mscale=0.707, **_YARN),
+    ),
+    "deepseek_v3": dict(
+        **dict(vocab=129280, context=163840, width=7168, depth=61, heads=128, hidden=18432, eps=1e-6, q_rank=1536),
+        **dict(experts=256, active=8, shared=1, expert_hidden=2048, dense=(0, 1, 2), groups=8, kept_groups=4),
+        **dict(router="sigmoid", renormalise=True, scaling=2.5, mscale=1.0, **_YARN),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Config(Interleaved, Latent):
+    """Shape and options of a DeepSeek."""
+
+    shared: int = 1  # experts that every token meets, as one MLP
+    router: str = "softmax"  # how experts are scored: softmax | sigmoid
+    groups: int = 1  # of experts
+    kept_groups: int = 1  # whose experts a token may be sent to
+    renormalise: bool = False  # the weights of a token's experts sum to 1, before the scaling
+    scaling: float = 1.0  # of the experts' weights
+    bias_speed: float = 0.0  # by how much an update moves each expert's bias towards an even load
+    mtp: int = 0  # tokens beyond the next that are foretold in training
+    mtp_weight: float = 0.3  # of their loss
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "positive", "groups", "kept_groups", "scaling")
+        check(self, "not negative", "shared", "bias_speed", "mtp", "mtp_weight")
+        check(self, f"a divisor of experts={self.experts}", "groups", ok=lambda n: self.experts % n == 0)
+        check(self, f"at most groups={self.groups}", "kept_groups", ok=lambda n: n <= self.groups)
+        one_of(self, router=ROUTERS)
+        if self.router == "softmax":
+            check(self, "0 for router='softmax', which has no bias", "bias_speed", ok=lambda speed: speed == 0)
+            check(self, "False for router='softmax'", "renormalise", ok=lambda on: not on)
+        inside = self.experts // self.groups * self.kept_groups
+        check(self, f"at most the {inside} experts of the groups that are kept", "active", ok=lambda n: n <= inside)
+        least = f"1, or leave 2 experts and more in a group of router={self.router!r}"
+        alone = self.router == "sigmoid" and self.kept_groups < self.groups
+        check(self, least, "groups", ok=lambda n: not alone or self.experts // n >= 2)
+
+
+def traits(c: Config) -> frozenset[str]:
+    """What balances the experts is of a whole batch; a bias that moves is a state."""
+    coupled = {"batch_coupled"} if c.balance or c.bias_speed else set()
+    return TRAITS | coupled | ({"stateful"} if c.bias_speed else set())
+
+
+# The table
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters, and of the experts' biases where the router has some."""
+    counts = {stack: sum(layer.stack == stack for layer in c.layers) for stack in ("dense", "moe")}
+    params: dict[str, Any] = {
+        **ends_specs(c),
+        "blocks": {stack: _block_specs(c, stack, L) for stack, L in counts.items() if L},
+    }
+    if c.mtp:
+        params["mtp"] = _mtp_specs(c)
+    biases = {path: L for path, L in ((BIAS, counts["moe"]), (MTP_BIAS, c.mtp)) if L and c.router == "sigmoid"}
+    stats = {path: Spec((L, c.experts), "layers choice", zeros) for path, L in biases.items()}
+    return {"params": params, "stats": unflatten(stats)} if stats else {"params": params}
+
+
+def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+    table = {**scale_specs(L, c.width, "norm1", "norm2"), **latent_specs(c, L)}
+    if stack == "dense":
+        return {**table, **gated_specs(c, L, c.feed_forward)}
+    shared = {"shared": gated_specs(c, L, c.shared * c.expert_width)} if c.shared else {}
+    return {**table, **expert_specs(c, L), **shared}
+
+
+def _mtp_specs(c: Config) -> dict[str, Any]:
+    """Modules that foretell further tokens: each joins state and token, and has a block and a norm of its own."""
+    D = c.width
+    join = Spec((c.mtp, D, D), "layers width embed", std(0.02), fan_in="width")
+    return {
+        **scale_specs(c.mtp, D, "state_norm", "token_norm", "norm"),
+        "state": {"kernel": join},
+        "token": {"kernel": join},
+        "block": _block_specs(c, "moe", c.mtp),
+    }
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """The table of a cache for `length` tokens: latents and rotary keys, whatever the number of heads."""
+    return cache_of(c, batch, length)
+
+
+# The network
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Any] | None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V]; in training also later ones.
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
+    that it holds.
+    """
+    stats = flatten(variables.get("stats", {}))
+    p, keys, stream = unflatten(flatten(variables["params"]) | stats), key if train else None, place("batch seq width")
+    time, table = timeline_of(c, inputs, cache, place), p["embed"]["token"]
+    run = partial(block, c, time, keys, place)
+
+    x = lookup(table, inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x, held, says = scan_layers(run, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
+    x, new = time.renewed(_norm(x, p["norm"], c), held)
+    routers, states = ({BIAS: says["moe"]} if "moe" in says else {}), list[Array]()
+    if train and c.mtp:
+        states, routers[MTP_BIAS] = foretell(x, inputs["tokens"], table, p["mtp"], c, run, place)
+    if train and c.bias_speed:
+        stats |= {path: balanced(stats[path], tells, c.bias_speed) for path, tells in routers.items()}
+    loss = c.balance * sum(map(rowwise_balance, routers.values()), start=jnp.zeros(()))
+    value, *ahead = (Unembedding(y, table if c.tied else p["head"], c.vocab) for y in (x, *states))
+    return Outputs(
+        value,
+        stats=unflatten(stats),
+        cache=new,
+        aux={"balance": (loss, jnp.ones(()))} if c.balance else {},
+        told=measures(routers[BIAS]) if BIAS in routers else {},
+        ahead=tuple(ahead),
+        ahead_weight=c.mtp_weight,
+    )
+
+
+def block(
+    c: Config, time: Timeline, keys: Any, place: Place, layer: Layer, x: Array, p: Any, index: Array, held: Any
+) -> tuple[Array, Any, Any]:
+    """A layer: x [B T D] -> [B T D], what it then holds, and what its router tells."""
+    a, held = latent_attention(_norm(x, p["norm1"], c), p, c, time, layer.kind, held, fold_keys(keys, index), place)
+    x = x + a
+    h = _norm(x, p["norm2"], c)
+    if layer.stack == "dense":
+        return x + gated_mlp(h, p, c.activation, place), held, None
+    routes = routes_of(router_logits(h, p["router"], place), p, c)
+    y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
+    if c.shared:
+        y = y + gated_mlp(h, p["shared"], c.activation, place)
+    return x + y, held, told(routes, served)
+
+
+def routes_of(logits: Array, p: Any, c: Config) -> Routes:
+    """Where a layer's router sends each token: logits [B T E] -> Routes."""
+    groups = c.active, c.groups, c.kept_groups
+    if c.router == "softmax":
+        return softmax_in_groups(logits, *groups, c.scaling)
+    return sigmoid_in_groups(logits, p["bias"], *groups, c.renormalise, c.scaling)
+
+
+def foretell(
+    x: Array, tokens: Array, table: Array, p: Any, c: Config, run: Any, place: Place
+) -> tuple[list[Array], Any]:
+    """States for what follows the next token, each by a module of its own, and what their routers tell: x [B T D].
+
+    Source: V3, eq. 21 to 23. What a module gets of the last is normed already, as in the released weights' runtimes.
+    """
+    states, says, stream = [], [], place("batch seq width")
+    for k in range(c.mtp):
+        own = jax.tree.map(lambda w, k=k: w[k], p)
+        token = lookup(table, later(tokens, k + 1, place), stream).astype(x.dtype)
+        x = product("btd,dc->btc", _norm(x, own["state_norm"], c), own["state"]["kernel"], stream)
+        x = x + product("btd,dc->btc", _norm(token, own["token_norm"], c), own["token"]["kernel"], stream)
+        once = rematerialised(partial(run, Layer("full", "moe")), c.remat)
+        x, _, tells = once(x, own["block"], jnp.asarray(c.depth + k), None)
+        states.append(x := _norm(x, own["norm"], c))
+        says.append(tells)
+    return states, jax.tree.map(lambda *each: jnp.stack(each), *says)
+
+
+def _norm(x: Array, p: dict[str, Array], c: Config) -> Array:
+    return rms_norm(x, p["scale"], c.eps)

@@ -1,0 +1,152 @@
+"""Gemma: Llama's decoder with norms after its branches too, scores and logits that are capped, windows between.
+
+Legend: B batch, T query time, S key time, V padded vocabulary, D width, L depth, N query heads, K key-value heads,
+H head width, F hidden.
+Source: Gemma Team 2024, arXiv:2408.00118 (2: windows by turns, caps, norms after); 2025, arXiv:2503.19786 (3: five
+windows to each layer that sees all, which has rotary positions of its own, norms on queries and keys). Initial values
+are GPT-2's: the papers give none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from models.attention import attention
+from models.decoder import (
+    Sliding,
+    cache_of,
+    ends_specs,
+    gated_mlp,
+    gated_specs,
+    grouped_specs,
+    heads_of,
+    scale_specs,
+    timeline_of,
+)
+from models.layers import fold_keys, lookup, projection, rms_norm
+from models.rope import Stretch, frequencies, rotate
+from models.spec import Array, Outputs, Place, Unembedding, nowhere, zeros
+from models.stack import Layer, scan_layers
+from models.validate import COMPUTE, check
+
+TRAITS = frozenset({"causal", "cached", "language_model"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+
+
+def _gemma2(
+    width: int, depth: int, heads: int, kv_heads: int, hidden: int, *, query: int, head_dim: int
+) -> dict[str, Any]:
+    shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=head_dim, hidden=hidden)
+    more = dict(window=4096, query_scale=float(query), attention_cap=50.0, cap=30.0)
+    return dict(vocab=256000, context=8192, **shape, **more)
+
+
+def _gemma3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, **more: Any) -> dict[str, Any]:
+    shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=256, hidden=hidden)
+    near = dict(window=512, pattern=6, local_base=1e4, rope_base=1e6, query_scale=256.0, qk_norm=True)
+    return dict(vocab=262144, context=32768, **shape) | near | more
+
+
+_LONG: dict[str, Any] = dict(vocab=262208, context=131072, window=1024, rope="linear", rope_factor=8.0)
+SIZES: dict[str, dict[str, Any]] = {  # without what sees images
+    "gemma2_2b": _gemma2(2304, 26, 8, 4, 9216, query=256, head_dim=256),
+    "gemma2_9b": _gemma2(3584, 42, 16, 8, 14336, query=256, head_dim=256),
+    "gemma2_27b": _gemma2(4608, 46, 32, 16, 36864, query=144, head_dim=128),
+    "gemma3_270m": _gemma3(640, 18, 4, 1, 2048),
+    "gemma3_1b": _gemma3(1152, 26, 4, 1, 6912),
+    "gemma3_4b": _gemma3(2560, 34, 8, 4, 10240, **_LONG),
+    "gemma3_12b": _gemma3(3840, 48, 16, 8, 15360, **_LONG),
+    "gemma3_27b": _gemma3(5376, 62, 32, 16, 21504, query_scale=168.0, head_dim=128, **_LONG),
+}
+
+
+@dataclass(frozen=True)
+class Config(Sliding):
+    """Shape and options of a Gemma."""
+
+    activation: str = "gelu_tanh"  # of the MLP's gate
+    tied: bool = True  # the head is the token table
+    eps: float = 1e-6
+    pattern: int = 2  # every so many-th layer sees all, where there is a window
+    local_base: float | None = None  # of rotary positions where a window slides, unstretched; None is as elsewhere
+    query_scale: float | None = None  # queries times keys are divided by its root; None is the head's width
+    attention_cap: float | None = None  # of queries times keys
+    cap: float | None = None  # of logits
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys
+    attention_bias: bool = False  # on q, k, v and out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "positive", "pattern", "local_base", "query_scale", "attention_cap", "cap")
+
+    @property
+    def usual(self) -> Sequence[int]:
+        """The layers that slide: all but every `pattern`-th."""
+        return [i for i in range(self.depth) if (i + 1) % self.pattern]
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters; norms multiply by 1 + scale."""
+    L, D = c.depth, c.width
+    blocks: dict[str, Any] = {
+        **scale_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post", law=zeros),
+        **grouped_specs(c, L, c.attention_bias),
+        **gated_specs(c, L, c.feed_forward),
+    }
+    if c.qk_norm:
+        blocks |= scale_specs(L, c.head_width, "q_norm", "k_norm", law=zeros)
+    return {"params": {**ends_specs(c, norm=zeros), "blocks": blocks}}
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
+    return cache_of(c, batch, length)
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Any] | None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
+    that it holds.
+    """
+    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
+    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = {"full": (frequencies(c.head_width, c.rope_base, c.stretch), c.rope_scale)}
+    local = (frequencies(c.head_width, c.local_base, Stretch()), 1.0) if c.local_base else turns["full"]
+    turns["sliding"] = local
+
+    def norm(x: Array, p: dict[str, Array]) -> Array:
+        return rms_norm(x.astype(jnp.float32), 1 + p["scale"].astype(jnp.float32), c.eps).astype(x.dtype)
+
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
+        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
+        if c.qk_norm:
+            q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
+        q, k = (rotate(x, time.position, *turns[layer.kind]) for x in (q, k))
+        k, v, held = time.remember(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        how |= dict(scale=(c.query_scale or c.head_width) ** -0.5, soft_cap=c.attention_cap)
+        a = attention(q, k, v, time.sights[layer.kind], **how)
+        x = x + norm(projection("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
+        h = gated_mlp(norm(x, p["norm2"]), p, c.activation, place)
+        return x + norm(h, p["norm2_post"]), held, None
+
+    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = x * jnp.asarray(c.width**0.5, x.dtype)
+    blocks = {"blocks": p["blocks"]}
+    x, held, _ = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
+    x, new = time.renewed(norm(x, p["norm"]), held)
+    return Outputs(Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, cap=c.cap), cache=new)

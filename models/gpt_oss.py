@@ -1,0 +1,124 @@
+"""gpt-oss: a mixture of experts whose every other layer slides, and whose heads may look at nothing: at a sink.
+
+Legend: B batch, T query time, S key time, V padded vocabulary, D width, L depth, N query heads, K key-value heads,
+H head width, F hidden of an expert, E experts, A experts of a token.
+Source: OpenAI 2025, arXiv:2508.10925, section 2, and the code released with it. Initial values are GPT-2's: none are
+given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.attention import attention
+from models.decoder import Sliding, cache_of, ends_specs, grouped_specs, heads_of, scale_specs, timeline_of
+from models.layers import fold_keys, lookup, projection, rms_norm
+from models.moe import Routed, expert_specs, mixture, router_logits, spoken, told, top_then_softmax
+from models.rope import frequencies, rotate
+from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std
+from models.stack import Layer, scan_layers
+from models.validate import COMPUTE, check
+
+TRAITS = frozenset({"causal", "cached", "language_model"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+
+_YARN = dict(rope="yarn", rope_base=150000.0, rope_factor=32.0, rope_context=4096, rope_high=32.0, rope_whole=False)
+_SHAPE: dict[str, Any] = dict(
+    **dict(vocab=201088, context=131072, width=2880, heads=64, kv_heads=8, head_dim=64, hidden=2880, window=128),
+    **dict(active=4, rope_scale=1.3465735902799727, **_YARN),  # 0.1 ln 32 + 1
+)
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt_oss_20b": dict(depth=24, experts=32, **_SHAPE),
+    "gpt_oss_120b": dict(depth=36, experts=128, **_SHAPE),
+}
+
+
+@dataclass(frozen=True)
+class Config(Routed, Sliding):
+    """Shape and options of a gpt-oss."""
+
+    attention_bias: bool = True  # on q, k, v and out
+    slope: float = 1.702  # of the sigmoid in an expert's gate
+    limit: float = 7.0  # of what an expert's gate, from above, and up, both ways, may be
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "positive", "slope", "limit")
+
+    @property
+    def usual(self) -> Sequence[int]:
+        """The layers that slide: every other one, the first among them."""
+        return range(0, self.depth, 2)
+
+
+def traits(c: Config) -> frozenset[str]:
+    """A loss that balances the experts is of a whole batch."""
+    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+    L, D, N = c.depth, c.width, c.heads
+    blocks: dict[str, Any] = {
+        **scale_specs(L, D, "norm1", "norm2"),
+        **grouped_specs(c, L, c.attention_bias),
+        "sink": Spec((L, N), "layers heads", std(0.02)),
+        **expert_specs(c, L, bias=True, router_bias=True),
+    }
+    return {"params": {**ends_specs(c), "blocks": blocks}}
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
+    return cache_of(c, batch, length)
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Any] | None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
+    that it holds.
+    """
+    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
+    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+
+    def norm(x: Array, p: dict[str, Array]) -> Array:
+        return rms_norm(x, p["scale"], c.eps)
+
+    def gate(gate: Array, up: Array) -> Array:
+        gate, up = jnp.minimum(gate, c.limit), jnp.clip(up, -c.limit, c.limit)
+        return gate * jax.nn.sigmoid(c.slope * gate) * (up + 1)
+
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
+        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
+        q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
+        k, v, held = time.remember(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, sinks=p["sink"], **how)
+        x = x + projection("btnh,nhd->btd", a, p["out"], stream)
+        h = norm(x, p["norm2"])
+        routes = top_then_softmax(router_logits(h, p["router"], place), c.active)
+        y, served = mixture(h, routes, p["experts"], gate, dispatch=c.dispatch, place=place)
+        return x + y, held, told(routes, served)
+
+    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    blocks = {"blocks": p["blocks"]}
+    x, held, says = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
+    x, new = time.renewed(norm(x, p["norm"]), held)
+    value = Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
+    return Outputs(value, cache=new, **spoken(says, c.balance))

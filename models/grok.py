@@ -1,0 +1,156 @@
+"""Grok-1: a mixture of eight experts whose branches are normalised before and after, and whose scores are capped.
+
+Legend: B batch, T query time, S key time, V padded vocabulary, D width, L depth, N query heads, K key-value heads,
+H head width, F hidden of an expert, E experts, A experts of a token.
+Source: xAI 2024, the code released with Grok-1 (github.com/xai-org/grok-1, model.py and run.py); there is no paper.
+Initial values are GPT-2's: none are given.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from models.attention import attention
+from models.decoder import Grouped, cache_of, ends_specs, grouped_specs, heads_of, scale_specs, timeline_of
+from models.layers import fold_keys, lookup, projection, rms_norm
+from models.moe import (
+    Routed,
+    expert_specs,
+    gated,
+    mixture,
+    router_logits,
+    softmax_then_top,
+    spoken,
+    told,
+)
+from models.rope import frequencies, rotate
+from models.sight import UNSEEN
+from models.spec import Array, Outputs, Place, Unembedding, nowhere
+from models.stack import Layer, scan_layers
+from models.validate import COMPUTE, check
+
+TRAITS = frozenset({"causal", "cached", "language_model"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "grok_1": dict(
+        **dict(vocab=131072, context=8192, width=6144, depth=64, heads=48, kv_heads=8, head_dim=128, pad_token=0),
+        embed_multiplier=78.38367176906169,
+        attention_multiplier=0.08838834764831845,
+        output_multiplier=0.5773502691896257,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Config(Routed, Grouped):
+    """Shape and options of a Grok-1."""
+
+    widening: float = 8.0  # an expert's hidden is two thirds of so many widths, rounded up to a multiple of 8
+    activation: str = "gelu_tanh"  # of an expert's gate
+    tied: bool = True
+    embed_multiplier: float | None = None  # of the tokens' vectors; None is the root of width
+    attention_multiplier: float | None = None  # of the scores; None is 1 / the root of head_dim
+    output_multiplier: float = 3**-0.5  # of the logits
+    soft_cap: float | None = 30.0  # of the scores, which tanh keeps below; None caps nothing
+    pad_token: int | None = None  # tokens up to it are padding; None is none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "positive", "widening", "embed_multiplier", "attention_multiplier", "output_multiplier", "soft_cap")
+        check(self, "not negative", "pad_token")
+
+    @property
+    def feed_forward(self) -> int:
+        """F."""
+        return self.hidden or -(-(int(self.widening * self.width) * 2 // 3) // 8) * 8
+
+    @property
+    def embed_scale(self) -> float:
+        """Of the tokens' vectors."""
+        return self.width**0.5 if self.embed_multiplier is None else self.embed_multiplier
+
+    @property
+    def score_scale(self) -> float:
+        """Of the scores, before the cap."""
+        return self.head_width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+
+
+def traits(c: Config) -> frozenset[str]:
+    """A loss that balances the experts is of a whole batch."""
+    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+    L, D = c.depth, c.width
+    blocks: dict[str, Any] = {
+        **scale_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post"),
+        **grouped_specs(c, L),
+        **expert_specs(c, L),
+    }
+    return {"params": {**ends_specs(c), "blocks": blocks}}
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """The table of a cache for `length` tokens."""
+    return cache_of(c, batch, length)
+
+
+def hidden_padding(inputs: dict[str, Array], c: Config, cache: dict[str, Any] | None) -> dict[str, Array]:
+    """Inputs with a position [B T] below 0 where a token is padding by its id.
+
+    In the release such a token sees what is before it and is seen by none. Here it sees padding alone: what comes of
+    it is another, which no other token gets to see, and what comes of all others is the same.
+    """
+    if c.pad_token is None:
+        return inputs
+    tokens, start = inputs["tokens"], 0 if cache is None else cache["filled"]
+    position = inputs.get("position", start + jnp.arange(tokens.shape[1])[None])
+    return {**inputs, "position": jnp.where(tokens > c.pad_token, position, UNSEEN)}
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Any] | None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
+    that it holds. Logits of padding mean nothing.
+    """
+    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
+    time = timeline_of(c, hidden_padding(inputs, c, cache), cache, place)
+    backend = c.attention if cache is None else "reference"
+    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+
+    def norm(x: Array, p: dict[str, Array]) -> Array:
+        return rms_norm(x, p["scale"], c.eps)
+
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
+        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
+        q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
+        k, v, held = time.remember(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        a = attention(q, k, v, time.sights[layer.kind], scale=c.score_scale, soft_cap=c.soft_cap, **how)
+        x = x + norm(projection("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
+        h = norm(x, p["norm2"])
+        routes = softmax_then_top(router_logits(h, p["router"], place), c.active, renormalise=False)
+        y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
+        return x + norm(y, p["norm2_post"]), held, told(routes, served)
+
+    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute]) * c.embed_scale
+    blocks = {"blocks": p["blocks"]}
+    x, held, says = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
+    x, new = time.renewed(norm(x, p["norm"]), held)
+    value = Unembedding(x * c.output_multiplier, p["embed"]["token"] if c.tied else p["head"], c.vocab)
+    return Outputs(value, cache=new, **spoken(says, c.balance))

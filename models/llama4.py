@@ -1,0 +1,161 @@
+"""Llama 4: layers that see their chunk by rotary positions, among them some that see all and know no positions.
+
+Legend: B batch, T query time, S key time, V padded vocabulary, D width, L layers of a stack, N query heads, K key-value
+heads, H head width, F hidden of an MLP or an expert, E experts, A experts of a token.
+Source: Meta 2025, the model card of Llama 4 and the code released with it. Layers without positions: Kazemnejad et al.
+2023, arXiv:2305.19466; their temperature: Nakanishi 2025, arXiv:2501.19399. Initial values are GPT-2's.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from models.attention import attention
+from models.decoder import (
+    Grouped,
+    cache_of,
+    ends_specs,
+    gated_mlp,
+    gated_specs,
+    grouped_specs,
+    heads_of,
+    scale_specs,
+    timeline_of,
+)
+from models.layers import fold_keys, lookup, projection, rms_norm
+from models.moe import (
+    Interleaved,
+    expert_specs,
+    gated,
+    mixture,
+    router_logits,
+    spoken,
+    told,
+    top_then_sigmoid,
+)
+from models.rope import frequencies, rotate
+from models.spec import Array, Outputs, Place, Unembedding, nowhere
+from models.stack import Layer, scan_layers
+from models.timeline import Reach
+from models.validate import COMPUTE, check
+
+TRAITS = frozenset({"causal", "cached", "language_model"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+
+_SHAPE: dict[str, Any] = dict(
+    **dict(vocab=202048, width=5120, depth=48, heads=40, kv_heads=8, head_dim=128, hidden=16384, expert_hidden=8192),
+    **dict(active=1, rope_base=5e5, chunk=8192, nope=tuple(range(3, 48, 4))),
+)
+_STRETCH: dict[str, Any] = dict(rope="llama3", rope_factor=16.0, rope_context=8192, rope_low=1.0, rope_high=1.0)
+SIZES: dict[str, dict[str, Any]] = {  # without what sees images
+    "llama4_scout": dict(experts=16, context=10485760, **_SHAPE, **_STRETCH),
+    "llama4_maverick": dict(experts=128, context=1048576, qk_norm=False, dense=tuple(range(0, 48, 2)), **_SHAPE),
+}
+
+
+@dataclass(frozen=True)
+class Config(Interleaved, Grouped):
+    """Shape and options of a Llama 4."""
+
+    active: int = 1  # experts that a token is sent to
+    chunk: int | None = 8192  # tokens of a chunk, which layers with positions see their own of; None is all
+    nope: tuple[int, ...] = ()  # the layers without positions, which see all
+    qk_norm: bool = True  # queries and keys with positions are brought to length sqrt(H)
+    temperature: float | None = 0.1  # without positions: how fast queries grow with the log of where they stand
+    temperature_from: int = 8192  # tokens, in which they grow by a step
+    attention_bias: bool = False  # on q, k, v and out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "positive", "chunk", "temperature_from")
+        check(self, "not negative", "nope", "temperature")
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer is: with rotary positions or with none, dense or with experts."""
+        kinds = ("rope", "nope")
+        return tuple(Layer(kinds[i in self.nope], layer.stack) for i, layer in enumerate(super().layers))
+
+    @property
+    def reaches(self) -> dict[str, Reach]:
+        """What each kind of layer sees."""
+        every = {"rope": Reach(chunk=self.chunk), "nope": Reach()}
+        return {kind: every[kind] for kind in dict.fromkeys(layer.kind for layer in self.layers)}
+
+
+def traits(c: Config) -> frozenset[str]:
+    """A loss that balances the experts is of a whole batch."""
+    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+    blocks: dict[str, Any] = {}
+    for stack in dict.fromkeys(layer.stack for layer in c.layers):
+        L = sum(layer.stack == stack for layer in c.layers)
+        mlp = gated_specs(c, L, c.feed_forward)
+        if stack == "moe":
+            mlp = {**expert_specs(c, L), "shared": gated_specs(c, L, c.expert_width)}
+        blocks[stack] = {**scale_specs(L, c.width, "norm1", "norm2"), **grouped_specs(c, L, c.attention_bias), **mlp}
+    return {"params": {**ends_specs(c), "blocks": blocks}}
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """The table of a cache for `length` tokens, kind by kind of layer; layers with positions keep a chunk only."""
+    return cache_of(c, batch, length)
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Any] | None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
+    that it holds.
+    """
+    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
+    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+
+    def norm(x: Array, p: dict[str, Array]) -> Array:
+        return rms_norm(x, p["scale"], c.eps)
+
+    def warmth() -> Array:
+        """Of queries without positions, [B T 1 1]."""
+        steps = jnp.floor((jnp.maximum(time.position, 0) + 1.0) / c.temperature_from)
+        return (jnp.log1p(steps) * (c.temperature or 0.0) + 1.0)[:, :, None, None]
+
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
+        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
+        if layer.kind == "nope":
+            q = (q * warmth()).astype(q.dtype)
+        else:
+            q, k = (rotate(x, time.position, turns, c.rope_scale, neighbours=True) for x in (q, k))
+            q, k = (rms_norm(x, None, c.eps) if c.qk_norm else x for x in (q, k))
+        k, v, held = time.remember(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, **how)
+        x = x + projection("btnh,nhd->btd", a, p["out"], stream)
+        h = norm(x, p["norm2"])
+        if layer.stack == "dense":
+            return x + gated_mlp(h, p, c.activation, place), held, None
+        routes = top_then_sigmoid(router_logits(h, p["router"], place), c.active)
+        how = dict(dispatch=c.dispatch, weigh_input=True, place=place)
+        y, served = mixture(h, routes, p["experts"], gated(c.activation), **how)
+        return x + y + gated_mlp(h, p["shared"], c.activation, place), held, told(routes, served)
+
+    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
+    x, new = time.renewed(norm(x, p["norm"]), held)
+    value = Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
+    return Outputs(value, cache=new, **spoken(says, c.balance))

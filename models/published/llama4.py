@@ -1,0 +1,104 @@
+"""Llama 4's language model as the Hugging Face hub has it: all experts of a layer in one tensor, gate before up."""
+
+from typing import Any
+
+from errors import UsageError
+from models.llama4 import Config
+from models.published import decoders
+from models.published.layout import Keys, Row, linear, same
+
+TYPES = ("llama4_text",)
+PREFIX, TIED = decoders.PREFIX, decoders.TIED
+HARMLESS = ("output_router_logits", "router_aux_loss_coef", "for_llm_compressor")  # transformers has no such loss there
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    found = decoders.fields_of(keys, 131072)
+    depth, hidden = found["depth"], found["hidden"]
+    keys.hold("router_jitter_noise", 0.0, 0, None)
+    interval, flags = int(keys.number("no_rope_layer_interval", default=4)), keys.take("no_rope_layers", kind=list)
+    rope = [bool(flag) for flag in flags] if flags else [bool((i + 1) % interval) for i in range(depth)]
+    step, routed = int(keys.number("interleave_moe_layer_step", default=1)), keys.take("moe_layers", kind=list)
+    routed = range(step - 1, depth, step) if routed is None else routed
+    kinds = decoders.layer_types(keys, depth, ("full", "chunked"))
+    if len(rope) != depth:
+        raise UsageError(f"config.json: no_rope_layers = {flags} must have {depth} entries")
+    if kinds and kinds != ["chunked" if on else "full" for on in rope]:
+        raise UsageError(
+            "config.json: layer_types and no_rope_layers disagree: chunked layers are those with positions"
+        )
+    return found | {
+        "eps": keys.take("rms_norm_eps", default=1e-5),
+        "kv_heads": keys.given("num_key_value_heads", 8),
+        "head_dim": keys.take("head_dim", default=128),
+        "hidden": keys.take("intermediate_size_mlp", default=16384),
+        "expert_hidden": hidden,
+        "activation": keys.activation("hidden_act", default="silu"),
+        "attention_bias": keys.take("attention_bias", default=False),
+        "qk_norm": keys.take("use_qk_norm", default=True),
+        "chunk": keys.given("attention_chunk_size", 8192),
+        "nope": tuple(i for i, on in enumerate(rope) if not on),
+        "dense": tuple(i for i in range(depth) if i not in routed),
+        "temperature": _temperature(keys),
+        "temperature_from": int(keys.number("floor_scale", default=8192)),
+        "experts": keys.take("num_local_experts", default=16),
+        "active": keys.take("num_experts_per_tok", default=1),
+        **decoders.rope_of(keys, found["context"], base=5e5),
+    }
+
+
+def _temperature(keys: Keys) -> float | None:
+    scale = keys.number("attn_scale", default=0.1)
+    return scale if keys.take("attn_temperature_tuning", default=True) else None
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of a Config."""
+    rope = [int(layer.kind == "rope") for layer in c.layers]
+    return {
+        "model_type": "llama4_text",
+        "architectures": ["Llama4ForCausalLM"],
+        **decoders.their_fields(c),
+        **decoders.their_rope(c),
+        "intermediate_size": c.expert_width,
+        "intermediate_size_mlp": c.feed_forward,
+        "attention_bias": c.attention_bias,
+        "use_qk_norm": c.qk_norm,
+        "attention_chunk_size": c.chunk,
+        "no_rope_layers": rope,
+        "layer_types": [decoders.KINDS["chunked" if on else "full"] for on in rope],
+        "moe_layers": [i for i, layer in enumerate(c.layers) if layer.stack == "moe"],
+        "attn_temperature_tuning": c.temperature is not None,
+        "attn_scale": 0.1 if c.temperature is None else c.temperature,
+        "floor_scale": c.temperature_from,
+        "num_local_experts": c.experts,
+        "num_experts_per_tok": c.active,
+        "router_jitter_noise": 0.0,
+    }
+
+
+def ignored(c: Config) -> tuple[str, ...]:
+    """Buffers of rotary frequencies."""
+    return decoders.BUFFERS
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    E, D, F, there = c.experts, c.width, c.expert_width, f"{decoders.LAYER}feed_forward"
+    found = decoders.ends(c)
+    for stack, layers in decoders.stacks_of(c).items():
+        at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
+        found += decoders.scales(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, **more)
+        found += decoders.attention(c, at, c.attention_bias, **more)
+        if stack == "dense":
+            found += decoders.mlp(D, c.feed_forward, at, "feed_forward", **more)
+            continue
+        found.append(linear(f"{at}/router/kernel", f"{there}.router.weight", (D,), (E,), **more))
+        found += decoders.mlp(D, F, f"{at}/shared", "feed_forward.shared_expert", **more)
+        found.append(same(f"{at}/experts/down/kernel", f"{there}.experts.down_proj", E, F, D, **more))
+        for i, name in enumerate(("gate", "up")):
+            both, half = (E, D, 2 * F), (slice(None), slice(None), i)
+            kernel, tensor = f"{at}/experts/{name}/kernel", f"{there}.experts.gate_up_proj"
+            found.append(Row(kernel, tensor, (E, D, 2, F), (0, 1, 2), both, part=half, **more))
+    return found

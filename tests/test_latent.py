@@ -1,0 +1,72 @@
+"""Latent attention: absorbed as with a cache, and plain; rotary pairs of neighbours; what a cache keeps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import latent, timeline
+from models.rope import Stretch, frequencies, rotate
+from models.spec import draw, flatten, nowhere
+
+B, T, D = 2, 7, 16
+SHAPE = dict(width=D, heads=3, depth=1, kv_rank=6, nope_dim=4, rope_dim=2, value_dim=5, context=T)
+
+
+def attend(c: latent.Latent, p: Any, x: Any, cached: bool) -> Any:
+    """The same attention by both forms; with a cache all tokens come at once."""
+    tokens = {"tokens": jnp.zeros((B, T), jnp.int32)}
+    table = timeline.cache_specs(c.reaches, {"full": 1}, c.token, B, T, "float32")
+    time = timeline.timeline(tokens, c.reaches, draw(table, jax.random.key(0)) if cached else None, nowhere)
+    held = jax.tree.map(lambda w: w[0], time.held["full"]) if time.held else None
+    return latent.latent_attention(x, p, c, time, "full", held, None, nowhere)
+
+
+@pytest.mark.parametrize("q_rank", [None, 8])
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_absorbed_is_plain_forward_and_backward(q_rank: int | None, neighbours: bool) -> None:
+    c = latent.Latent(**SHAPE, q_rank=q_rank, neighbours=neighbours, attention_bias=True)
+    specs = latent.latent_specs(c, 1)
+    p = jax.tree.map(lambda w: w[0], draw(specs, jax.random.key(1)))
+    p = jax.tree.map(lambda w: w + 0.3 * jax.random.normal(jax.random.key(w.size), w.shape), p)
+    x = jax.random.normal(jax.random.key(2), (B, T, D))
+
+    def value(p: Any, x: Any, cached: bool) -> Any:
+        y, _ = attend(c, p, x, cached)
+        return jnp.sum(jnp.sin(y)), y
+
+    both = jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True), static_argnums=2)
+    absorbed, plain = both(p, x, True), both(p, x, False)
+    assert len(flatten(absorbed[1][0])) == len(flatten(specs))
+    for a, b in zip(jax.tree.leaves(absorbed), jax.tree.leaves(plain), strict=True):
+        assert np.linalg.norm(a - b) <= 2e-5 * np.linalg.norm(b)
+        assert np.any(b)
+
+
+def test_a_cache_keeps_the_latent_and_the_rotary_key_alone() -> None:
+    """Of a token and layer as many numbers as the two have, whatever the number of heads."""
+    table = models.build("deepseek", size="deepseek_v3").cache_specs(1, 100)
+    kept = {name: spec.shape for name, spec in flatten(table["full"]["held"]).items()}
+    assert kept == {"latent": (61, 1, 100, 512), "k": (61, 1, 100, 64)}
+
+
+def test_neighbours_turn_as_complex_numbers() -> None:
+    """Dims 2i and 2i + 1 are one number times e^(i position frequency); reordered, it is the pairing of halves."""
+    x, position = np.random.default_rng(0).normal(size=(2, 5, 3, 8)).astype(np.float32), np.arange(5)[None] + 3
+    turns = frequencies(8, 100.0, Stretch())
+    got = np.asarray(rotate(jnp.asarray(x), jnp.asarray(position), turns, 1.5, neighbours=True))
+    want = (x[..., 0::2] + 1j * x[..., 1::2]) * 1.5 * np.exp(1j * position[..., None, None] * turns.astype(np.float64))
+    np.testing.assert_allclose(got[..., 0::2] + 1j * got[..., 1::2], want, rtol=1e-5, atol=1e-5)
+    apart = np.concatenate([x[..., 0::2], x[..., 1::2]], -1)
+    halves = np.asarray(rotate(jnp.asarray(apart), jnp.asarray(position), turns, 1.5))
+    np.testing.assert_array_equal(halves, np.concatenate([got[..., 0::2], got[..., 1::2]], -1))
+
+
+def test_scores_grow_with_the_context() -> None:
+    """By (0.1 mscale ln factor + 1) squared, where rope is stretched."""
+    c = latent.Latent(**SHAPE, rope="yarn", rope_factor=40.0, mscale=0.707)
+    np.testing.assert_allclose(c.score_scale, 6**-0.5 * (0.0707 * np.log(40) + 1) ** 2)
+    assert latent.Latent(**SHAPE, rope_factor=40.0, mscale=0.707).score_scale == 6**-0.5
