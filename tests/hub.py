@@ -32,8 +32,9 @@ def reference(kind: str, seed: int, **changes: Any) -> Any:
     module = made(config).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            one = 1.0 if ("norm" in name or "ln_" in name) and name.endswith("weight") else 0.0
-            parameter.copy_(one + 0.3 * torch.randn_like(parameter))
+            norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
+            middle = parameter.mean() if norm else 0.0  # 1, or 0 where 1 is added
+            parameter.copy_(middle + 0.3 * torch.randn_like(parameter))
         for name, buffer in module.named_buffers():
             if name in module.state_dict():
                 buffer.copy_(0.3 * torch.randn_like(buffer))

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import models
 from models.layers import logits_of
@@ -19,6 +20,7 @@ def ahead(model: models.Model, variables: Any, tokens: Any) -> list[np.ndarray]:
     return [np.asarray(logits_of(value)) for value in out]
 
 
+@pytest.mark.slow
 def test_a_token_further_is_told_of_those_before_it_alone() -> None:
     """The k-th module stands at a token, has seen k tokens more, and nothing of what it is to foretell."""
     model = tiny("deepseek_softmax", depth=1, dense=(0,))
@@ -48,6 +50,7 @@ def test_targets_further_on_are_those_that_all_on_the_way_lead_to() -> None:
                 assert got["targets"][b, t] == batch["targets"][b, t + count]
 
 
+@pytest.mark.slow
 def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
     """Eq. 24 and 25 of arXiv:2412.19437: sums of nats over as many tokens as the loss has, mean over modules."""
     model = tiny("deepseek_softmax", depth=1, dense=(0,), mtp_weight=0.7)

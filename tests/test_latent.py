@@ -25,8 +25,10 @@ def attend(c: latent.Latent, p: Any, x: Any, cached: bool) -> Any:
     return latent.latent_attention(x, p, c, time, "full", held, None, nowhere)
 
 
-@pytest.mark.parametrize("q_rank", [None, 8])
-@pytest.mark.parametrize("neighbours", [False, True])
+@pytest.mark.parametrize(
+    ("q_rank", "neighbours"),
+    [(8, True), *(pytest.param(*v, marks=pytest.mark.slow) for v in ((8, False), (None, True), (None, False)))],
+)
 def test_absorbed_is_plain_forward_and_backward(q_rank: int | None, neighbours: bool) -> None:
     c = latent.Latent(**SHAPE, q_rank=q_rank, neighbours=neighbours, attention_bias=True)
     specs = latent.latent_specs(c, 1)

@@ -1,0 +1,163 @@
+"""A block of experts, forward and backward: our two dispatches against loops over the experts, side by side in one run.
+
+    python -m benchmarks.experts [--repeats=7] [--out=benchmarks/results/experts.json]
+
+Each round times every contestant once, so that a noisy machine is noisy for all; a ratio is the median over rounds of
+the loop's time over the contestant's: above 1 is faster than the loop. Contestants: `dropless` and `dense`,
+`models.moe.mixture`; `loop`, one expert after another over all tokens, masked, which is what shapes that are known
+beforehand allow a plain JAX program; `torch_loop`, PyTorch eager, which picks each expert's tokens first. Memory is
+XLA's plan: bytes of temporaries of the compiled program.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import moe
+
+SIZES = {  # tokens, width, hidden of an expert, experts, of a token
+    "8 experts, 2 of them": dict(tokens=2048, width=256, hidden=512, experts=8, active=2),
+    "64 experts, 6 of them": dict(tokens=2048, width=256, hidden=128, experts=64, active=6),
+    "128 experts, 8 of them": dict(tokens=8192, width=2048, hidden=768, experts=128, active=8),  # as Qwen 3's 30b-a3b
+}
+GPU_ONLY = ("128 experts, 8 of them",)
+
+Block = Callable[[Any, Any, Any], Any]  # x, the router's kernel, experts -> y
+
+
+def parameters(s: dict[str, int]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """x [1 T D], the router's kernel [D E], experts' matrices."""
+    draw = np.random.default_rng(0)
+    D, E, F = s["width"], s["experts"], s["hidden"]
+    shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
+    experts = {k: (0.02 * draw.normal(size=shape)).astype(np.float32) for k, shape in shapes.items()}
+    return *(draw.normal(size=n).astype(np.float32) for n in ((1, s["tokens"], D), (D, E))), experts
+
+
+def ours(s: dict[str, int], dispatch: str) -> Block:
+    """The block of experts as the families have it."""
+
+    def block(x: Any, router: Any, experts: Any) -> Any:
+        routes = moe.softmax_then_top(moe.router_logits(x, {"kernel": router}), s["active"], renormalise=True)
+        p = {name: {"kernel": w} for name, w in experts.items()}
+        return moe.mixture(x, routes, p, moe.gated("silu"), dispatch=dispatch)[0]
+
+    return block
+
+
+def loop(s: dict[str, int]) -> Block:
+    """One expert after another, over all tokens."""
+
+    def block(x: Any, router: Any, experts: Any) -> Any:
+        weights, chosen = jax.lax.top_k(jax.nn.softmax(x @ router), s["active"])
+        weights = weights / weights.sum(-1, keepdims=True)
+        y = jnp.zeros_like(x)
+        for e in range(s["experts"]):
+            share = jnp.where(chosen == e, weights, 0).sum(-1, keepdims=True)
+            h = jax.nn.silu(x @ experts["gate"][e]) * (x @ experts["up"][e])
+            y = y + share * (h @ experts["down"][e])
+        return y
+
+    return block
+
+
+def in_jax(block: Block, s: dict[str, int]) -> tuple[Callable[[], Any], int]:
+    """Value and gradients of the block, compiled, and the bytes that it needs besides."""
+    given = jax.device_put(parameters(s))
+    compiled = jax.jit(jax.value_and_grad(lambda *v: jnp.sum(jnp.sin(block(*v))), (0, 1, 2))).lower(*given).compile()
+    return lambda: jax.block_until_ready(compiled(*given)), compiled.memory_analysis().temp_size_in_bytes
+
+
+def in_torch(s: dict[str, int]) -> Callable[[], Any]:
+    """Each expert on its own tokens, gathered and added back."""
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    x, router, experts = parameters(s)
+    leaves = [torch.tensor(v, device=device, requires_grad=True) for v in (x[0], router, *experts.values())]
+
+    def once() -> Any:
+        x, router, gate, up, down = leaves
+        weights, chosen = torch.softmax(x @ router, -1).topk(s["active"])
+        weights = weights / weights.sum(-1, keepdim=True)
+        y = torch.zeros_like(x)
+        for e in range(s["experts"]):
+            rows, which = torch.where(chosen == e)
+            h = torch.nn.functional.silu(x[rows] @ gate[e]) * (x[rows] @ up[e])
+            y = y.index_add(0, rows, (h @ down[e]) * weights[rows, which, None])
+        value = torch.sin(y).sum()
+        grads = torch.autograd.grad(value, leaves)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return value.detach(), grads
+
+    return once
+
+
+def measure(s: dict[str, int], repeats: int) -> dict[str, dict[str, Any]]:
+    """Interleaved rounds -> median time, median speed over the loop's, and bytes, of each contestant."""
+    blocks = {"loop": loop(s), "dropless": ours(s, "dropless"), "dense": ours(s, "dense")}
+    made = {name: in_jax(block, s) for name, block in blocks.items()}
+    calls = {name: call for name, (call, _) in made.items()} | {"torch_loop": in_torch(s)}
+    values = {name: float(call()[0]) for name, call in calls.items()}
+    assert max(values.values()) - min(values.values()) < 1e-3 * max(1, *map(abs, values.values())), values
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, once in calls.items():
+            start = time.perf_counter()
+            once()
+            times[name].append(time.perf_counter() - start)
+    return {
+        name: {
+            "median_ms": round(1e3 * statistics.median(found), 2),
+            "speed_over_loop": round(statistics.median(t / f for t, f in zip(times["loop"], found, strict=True)), 3),
+            "temporary_bytes": made[name][1] if name in made else None,
+            "ms": [round(1e3 * f, 2) for f in found],
+        }
+        for name, found in times.items()
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", default="benchmarks/results/experts.json")
+    args = parser.parse_args()
+    if args.repeats < 5:
+        parser.error(f"--repeats={args.repeats}: a median wants at least 5")
+    import torch
+
+    sizes = {name: s for name, s in SIZES.items() if name not in GPU_ONLY or jax.default_backend() == "gpu"}
+    rows = {name: {**s, "contestants": measure(s, args.repeats)} for name, s in sizes.items()}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    result = {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__},
+        "commit": commit,
+        "repeats": args.repeats,
+        "rows": rows,
+    }
+    path = Path(args.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for name, row in rows.items():
+        for who, cell in row["contestants"].items():
+            size = f"{cell['temporary_bytes'] / 2**20:8,.0f} MiB" if cell["temporary_bytes"] else ""
+            speed = f"{cell['speed_over_loop']:.2f} of the loop's speed"
+            print(f"{name:24} {who:12} {cell['median_ms']:9.1f} ms   {speed} {size}")
+
+
+if __name__ == "__main__":
+    main()
