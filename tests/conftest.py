@@ -42,6 +42,15 @@ def no_mesh():
     jax.set_mesh(None)
 
 
+@pytest.fixture(autouse=True)
+def few_programs():
+    """What is compiled stays mapped, and past vm.max_map_count (65530) maps the compiler fails, or the process dies."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a run that came to its end."""

@@ -85,9 +85,10 @@ def compare(module: Any, folder: Path) -> None:
     want = module.generate(
         torch.tensor(start), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
     ).numpy()
+    step = jax.jit(lambda variables, tokens, cache: model.apply(variables, tokens, cache=cache))
     cache, given, found = model.cache(2, 18), jnp.asarray(start), start
     for _ in range(12):
-        out = model.apply(variables, given, cache=cache)
+        out = step(variables, given, cache)
         cache, given = out.cache, jnp.argmax(out.value[:, -1:], -1)
         found = np.concatenate([found, given], 1)
     np.testing.assert_array_equal(found, want)

@@ -25,6 +25,8 @@ SMALL = [
 ]
 SMALL += ["--config.model.context=32", "--config.eval.batch=8", "--config.log.table=false", "--config.optim.lr=0.01"]
 
+NEWER = ("mixtral", "gemma", "deepseek", "gpt_oss", "llama4")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -155,20 +157,40 @@ def test_mistakes_get_one_line(argv: list[str], says: str, folder: Path, capsys)
     assert err.count("\n") == 1
 
 
-def test_transformers_writes_the_same_text(folder: Path, capsys) -> None:
+@pytest.fixture(scope="module")
+def exported(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the hub of a run of the family: `folder` itself for Llama, with that one's tokenizer for others."""
+    if request.param == "llama":
+        return folder / "H"
+    home = tmp_path_factory.mktemp(request.param)
+    learn = ["tokenizer", "--train=pydoc_text", "--size=400", f"--to={home}/bpe.json"]
+    assert launch.main(learn) == 0
+    more = [f"--config.data.tokenizer={home}/bpe.json"]
+    run = ["train", f"--config=configs/{request.param}.py:quick", f"--workdir={home}/W", *SMALL, *more]
+    assert launch.main(run) == 0
+    assert launch.main(["convert", f"--workdir={home}/W", f"--to={home}/H"]) == 0
+    jax.set_mesh(None)
+    return home / "H"
+
+
+FAMILIES = ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in NEWER)]
+
+
+@pytest.mark.parametrize("exported", FAMILIES, indirect=True)
+def test_transformers_writes_the_same_text(exported: Path, capsys) -> None:
     """Greedily, with the tokenizer that was exported."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
     theirs = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
-    module, told = theirs.LlamaForCausalLM.from_pretrained(folder / "H", output_loading_info=True)
+    module, told = theirs.AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
     assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert module.generation_config.eos_token_id == 0  # what ends a text, of the BPE
     assert module.generation_config.bos_token_id is None
-    tokenizer = theirs.AutoTokenizer.from_pretrained(folder / "H")
+    tokenizer = theirs.AutoTokenizer.from_pretrained(exported)
     prompt = "The import"
     ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"])[None]
-    assert ids[0].tolist() == tokenizer_reader.read(folder / "H").encode(prompt).tolist()
+    assert ids[0].tolist() == tokenizer_reader.read(exported).encode(prompt).tolist()
     made = module.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)[0]
-    ours = said(capsys, "sample", f"--from={folder}/H", f"--prompt={prompt}", "--tokens=20", "--temperature=0")
+    ours = said(capsys, "sample", f"--from={exported}", f"--prompt={prompt}", "--tokens=20", "--temperature=0")
     text = tokenizer.decode(np.asarray(made), skip_special_tokens=True)
     assert ours.endswith(f"\n{text}\n")
 
