@@ -28,7 +28,7 @@ _SMALL: dict[str, Any] = {
     "model.dense": (0,),
     "model.experts": 16,
     "model.active": 3,
-    "model.expert_hidden": 88,
+    "model.expert_hidden": 100,
     "model.groups": 4,
     "model.kept_groups": 2,
     "model.router": "sigmoid",

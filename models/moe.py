@@ -250,7 +250,11 @@ def _dropless(
     local = partial(_sorted, gate=gate, weigh_input=weigh_input)
     rows = place("batch seq width")
     if rows is None:
-        return local(x, experts, weights, p, jnp.zeros((), jnp.int32))
+        alone, mesh = partial(local, first=jnp.zeros((), jnp.int32)), jax.typeof(x).sharding.mesh
+        if mesh.explicit_axes:  # arrays of a mesh, and no place: whole on each device, as ragged_dot infers no sharding
+            whole = jax.sharding.PartitionSpec()
+            alone = jax.shard_map(alone, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+        return alone(x, experts, weights, p)
 
     def axes(name: str) -> tuple[str, ...]:
         (entry,) = place(name)

@@ -72,6 +72,22 @@ def test_paths_agree_forward_and_backward(text: str | None, dispatch: str, bias:
         assert leaf[0].any()
 
 
+@pytest.mark.parametrize("text", ["dp:1", "dp:8"])
+def test_on_a_mesh_without_a_place_all_is_whole(text: str) -> None:
+    """As where one device of a run writes text: no place says how to lie, and the arrays are a mesh's all the same."""
+
+    def value(x: Any, logits: Any, p: Any) -> Any:
+        y, _ = moe.mixture(x, moe.softmax_then_top(logits, A, renormalise=False), p, moe.gated("silu"))
+        return jnp.sum(jnp.sin(y))
+
+    grad = jax.jit(jax.value_and_grad(value, (0, 1, 2)))
+    count = int(text.partition(":")[2])
+    place = mesh.place_on(mesh.make_mesh(text, jax.devices()[:count]), {})
+    want, got = grad(*parts(bias=True)), grad(*jax.device_put(parts(bias=True), place.whole))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.linalg.norm(np.asarray(a) - b) <= 2e-5 * np.linalg.norm(b)
+
+
 def test_a_mixture_is_the_sum_over_a_tokens_experts() -> None:
     """Against a loop in numpy, one token and expert after another."""
     x, logits, p = jax.tree.map(np.float64, parts(bias=True))

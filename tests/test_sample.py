@@ -10,7 +10,7 @@ import pytest
 import models
 from errors import UsageError
 from tests.harness import tiny
-from train import sample
+from train import mesh, sample
 from train.sample import ENDED, Sampling
 
 PROMPTS = [np.array(p) for p in ([5, 9, 2, 7, 3, 8, 1], [4], [6, 6, 1])]
@@ -36,6 +36,17 @@ def test_a_batch_writes_what_each_row_writes_alone(name: str) -> None:
     assert len({tuple(row) for row in together}) == 3
     for prompt, row in zip(PROMPTS, together, strict=True):
         assert texts(model, variables, [prompt], 20, temperature=0) == [row]
+
+
+@pytest.mark.parametrize("name", ["mixtral"])
+def test_parameters_of_a_mesh_of_one_device_write_the_same(name: str) -> None:
+    """A checkpoint is opened on such a mesh; the text is that of plain arrays."""
+    model, variables = model_of(name)
+    row = texts(model, variables, PROMPTS[:1], 4, temperature=0)
+    place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
+    with jax.set_mesh(place.mesh):
+        placed = jax.device_put(variables, place.whole)
+        assert texts(model, placed, PROMPTS[:1], 4, temperature=0) == row
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama"])
