@@ -4,7 +4,7 @@
 
 Each round times every contestant once, so that a noisy machine is noisy for all; a ratio is the median over rounds of
 the loop's time over the contestant's: above 1 is faster than the loop. Contestants: `dropless` and `dense`,
-`models.moe.mixture`; `loop`, one expert after another over all tokens, masked, which is what shapes that are known
+`models.dispatch.mixture`; `loop`, one expert after another over all tokens, masked, which is what shapes that are known
 beforehand allow a plain JAX program; `torch_loop`, PyTorch eager, which picks each expert's tokens first. Memory is
 XLA's plan: bytes of temporaries of the compiled program.
 """
@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import moe
+from models import routers
+from models.dispatch import gated, mixture
 
 SIZES = {  # tokens, width, hidden of an expert, experts, of a token
     "8 experts, 2 of them": dict(tokens=2048, width=256, hidden=512, experts=8, active=2),
@@ -48,9 +49,9 @@ def ours(s: dict[str, int], dispatch: str) -> Block:
     """The block of experts as the families have it."""
 
     def block(x: Any, router: Any, experts: Any) -> Any:
-        routes = moe.softmax_then_top(moe.router_logits(x, {"kernel": router}), s["active"], renormalise=True)
+        routes = routers.softmax_then_top(routers.router_logits(x, {"kernel": router}), s["active"], renormalise=True)
         p = {name: {"kernel": w} for name, w in experts.items()}
-        return moe.mixture(x, routes, p, moe.gated("silu"), dispatch=dispatch)[0]
+        return mixture(x, routes, p, gated("silu"), dispatch=dispatch)[0]
 
     return block
 

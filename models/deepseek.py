@@ -14,22 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from models.decoder import cache_of, ends_specs, gated_mlp, gated_specs, scale_specs, timeline_of
+from models.dispatch import gated, mixture
 from models.latent import Latent, latent_attention, latent_specs
 from models.layers import fold_keys, later, lookup, product, rms_norm
-from models.moe import (
-    Interleaved,
-    Routes,
-    balanced,
-    expert_specs,
-    gated,
-    measures,
-    mixture,
-    router_logits,
-    rowwise_balance,
-    sigmoid_in_groups,
-    softmax_in_groups,
-    told,
-)
+from models.moe import Interleaved, balanced, expert_specs, measures, rowwise_balance, told
+from models.routers import Routes, router_logits, sigmoid_in_groups, softmax_in_groups
 from models.spec import Array, Outputs, Place, Spec, Unembedding, flatten, nowhere, std, unflatten, zeros
 from models.stack import Layer, scan_layers
 from models.timeline import Timeline

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from models.attention import attention
 from models.decoder import Sliding, cache_of, ends_specs, grouped_specs, heads_of, scale_specs, timeline_of
+from models.dispatch import mixture
 from models.layers import fold_keys, lookup, projection, rms_norm
-from models.moe import Routed, expert_specs, mixture, router_logits, spoken, told, top_then_softmax
+from models.moe import Routed, expert_specs, spoken, told
 from models.rope import frequencies, rotate
+from models.routers import router_logits, top_then_softmax
 from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std
 from models.stack import Layer, scan_layers
 from models.validate import COMPUTE, check

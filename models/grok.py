@@ -13,18 +13,11 @@ import jax.numpy as jnp
 
 from models.attention import attention
 from models.decoder import Grouped, cache_of, ends_specs, grouped_specs, heads_of, scale_specs, timeline_of
+from models.dispatch import gated, mixture
 from models.layers import fold_keys, lookup, projection, rms_norm
-from models.moe import (
-    Routed,
-    expert_specs,
-    gated,
-    mixture,
-    router_logits,
-    softmax_then_top,
-    spoken,
-    told,
-)
+from models.moe import Routed, expert_specs, spoken, told
 from models.rope import frequencies, rotate
+from models.routers import router_logits, softmax_then_top
 from models.sight import UNSEEN
 from models.spec import Array, Outputs, Place, Unembedding, nowhere
 from models.stack import Layer, scan_layers

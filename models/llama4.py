@@ -23,18 +23,11 @@ from models.decoder import (
     scale_specs,
     timeline_of,
 )
+from models.dispatch import gated, mixture
 from models.layers import fold_keys, lookup, projection, rms_norm
-from models.moe import (
-    Interleaved,
-    expert_specs,
-    gated,
-    mixture,
-    router_logits,
-    spoken,
-    told,
-    top_then_sigmoid,
-)
+from models.moe import Interleaved, expert_specs, spoken, told
 from models.rope import frequencies, rotate
+from models.routers import router_logits, top_then_sigmoid
 from models.spec import Array, Outputs, Place, Unembedding, nowhere
 from models.stack import Layer, scan_layers
 from models.timeline import Reach

@@ -21,18 +21,11 @@ from models.decoder import (
     scale_specs,
     timeline_of,
 )
+from models.dispatch import gated, mixture
 from models.layers import fold_keys, lookup, projection, rms_norm
-from models.moe import (
-    Interleaved,
-    expert_specs,
-    gated,
-    mixture,
-    router_logits,
-    softmax_then_top,
-    spoken,
-    told,
-)
+from models.moe import Interleaved, expert_specs, spoken, told
 from models.rope import frequencies, rotate
+from models.routers import router_logits, softmax_then_top
 from models.spec import Array, Outputs, Place, Unembedding, nowhere
 from models.stack import Layer, scan_layers
 from models.validate import COMPUTE

@@ -15,7 +15,7 @@ from configs import base, bert, cnn, deepseek, flax, gemma, gpt, gpt_oss, grok, 
 from configs.base import KNOBS
 from errors import UsageError
 from models.attention import BACKENDS
-from models.moe import DISPATCH
+from models.dispatch import DISPATCH
 from models.validate import REMAT
 from train import setup
 from train.update import losses, optim, schedules

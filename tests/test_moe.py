@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import models
-from models import moe
+from models import moe, routers
+from models.dispatch import gated, mixture
 from models.spec import nowhere
 from train import mesh
 
@@ -33,9 +34,9 @@ def run(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> Any:
     """The mixture's answer and the gradients by tokens, logits and experts, on a mesh."""
 
     def value(x: Any, logits: Any, p: Any, place: Any) -> Any:
-        routes = moe.softmax_then_top(logits, A, renormalise=False)
-        gate = moe.gated("silu")
-        y, served = moe.mixture(x, routes, p, gate, dispatch=dispatch, weigh_input=weigh_input, place=place)
+        routes = routers.softmax_then_top(logits, A, renormalise=False)
+        gate = gated("silu")
+        y, served = mixture(x, routes, p, gate, dispatch=dispatch, weigh_input=weigh_input, place=place)
         return jnp.sum(jnp.sin(y)), (y, served)
 
     x, logits, p = parts(bias)
@@ -77,7 +78,7 @@ def test_on_a_mesh_without_a_place_all_is_whole(text: str) -> None:
     """As where one device of a run writes text: no place says how to lie, and the arrays are a mesh's all the same."""
 
     def value(x: Any, logits: Any, p: Any) -> Any:
-        y, _ = moe.mixture(x, moe.softmax_then_top(logits, A, renormalise=False), p, moe.gated("silu"))
+        y, _ = mixture(x, routers.softmax_then_top(logits, A, renormalise=False), p, gated("silu"))
         return jnp.sum(jnp.sin(y))
 
     grad = jax.jit(jax.value_and_grad(value, (0, 1, 2)))
@@ -105,14 +106,14 @@ def test_a_mixture_is_the_sum_over_a_tokens_experts() -> None:
 def test_the_router_stays_in_float32() -> None:
     """Logits that bfloat16 cannot tell apart choose as in float32."""
     kernel = jnp.float32([[1.0, 1.0 + 2e-4]])
-    logits = moe.router_logits(jnp.ones((1, 1, 1), jnp.bfloat16), {"kernel": kernel})
+    logits = routers.router_logits(jnp.ones((1, 1, 1), jnp.bfloat16), {"kernel": kernel})
     assert logits.dtype == jnp.float32
-    assert moe.top(logits, 1)[0].item() == 1
+    assert routers.top(logits, 1)[0].item() == 1
 
 
 def layers(shares: Any, experts: Any) -> Any:
     """Two layers that tell the same of shares [B T E] and choices [B T A]."""
-    routes = moe.Routes(jnp.asarray(experts), jnp.ones(np.shape(experts)), jnp.float32(shares))
+    routes = routers.Routes(jnp.asarray(experts), jnp.ones(np.shape(experts)), jnp.float32(shares))
     says = moe.told(routes, jnp.asarray(experts) != 3)
     return jax.tree.map(lambda x: jnp.stack([x, x]), says)
 
@@ -140,11 +141,11 @@ def test_a_balanced_run_is_of_a_whole_batch() -> None:
 
 def test_a_softmax_over_the_largest_logits_is_that_of_all_made_to_sum_to_1() -> None:
     logits = parts(bias=False)[1]
-    few, all_ = moe.top_then_softmax(logits, A), moe.softmax_then_top(logits, A, renormalise=True)
+    few, all_ = routers.top_then_softmax(logits, A), routers.softmax_then_top(logits, A, renormalise=True)
     np.testing.assert_array_equal(few.experts, all_.experts)
     np.testing.assert_array_equal(few.shares, all_.shares)
     np.testing.assert_allclose(few.weights, all_.weights, rtol=1e-6)
-    raw = moe.softmax_then_top(logits, A, renormalise=False)
+    raw = routers.softmax_then_top(logits, A, renormalise=False)
     assert (jnp.sum(raw.weights, -1) < 1).all()
     np.testing.assert_allclose(raw.weights, np.sort(raw.shares, -1)[..., ::-1][..., :A], rtol=1e-6)
 
@@ -166,9 +167,9 @@ def test_groups_are_chosen_first(groups: int, kept: int, active: int) -> None:
     """Against numpy, one token after another; the bias takes part in the choice, and not in the weights."""
     draw = np.random.default_rng(groups + active)
     logits, bias = draw.normal(size=(2, 9, 12)).astype(np.float32), draw.normal(size=12).astype(np.float32)
-    soft = moe.softmax_in_groups(jnp.asarray(logits), active, groups, kept, 2.5)
+    soft = routers.softmax_in_groups(jnp.asarray(logits), active, groups, kept, 2.5)
     sharp = {
-        on: moe.sigmoid_in_groups(jnp.asarray(logits), jnp.asarray(bias), active, groups, kept, on, 2.5)
+        on: routers.sigmoid_in_groups(jnp.asarray(logits), jnp.asarray(bias), active, groups, kept, on, 2.5)
         for on in (False, True)
     }
     assert any(set(np.asarray(soft.experts[at])) != set(np.asarray(sharp[True].experts[at])) for at in np.ndindex(2, 9))

@@ -1,0 +1,148 @@
+"""The experts' work, by one of two ways that give the same.
+
+Legend: B batch, T time, D width, F an expert's hidden, E experts, A experts that a token is sent to, M tokens of a
+device.
+
+No token is dropped by either, so that there is no capacity to set:
+
+- `dense`: every expert sees every token, and what nobody asked for is weighed 0. For checking, and for few experts.
+- `dropless`: tokens are sorted by their expert, and each expert multiplies its own rows (the idea of Gale et al. 2022,
+  arXiv:2211.15841). Over the mesh axis ep a device has some experts, sees the tokens of all devices along that axis,
+  and gives each device its rows' sums back.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from models.layers import ACTIVATIONS, add, gathered, product, resharded
+from models.ragged import grouped_product, moved
+from models.routers import Routes, one_hot
+from models.spec import Place, nowhere
+
+DISPATCH = ("dropless", "dense")
+
+Gate = Callable[[Array, Array], Array]  # (gate, up) -> hidden, each [... F]
+
+
+def gated(activation: str) -> Gate:
+    """activation(gate) * up, as `decoder.gated_mlp`."""
+    return lambda gate, up: ACTIVATIONS[activation](gate) * up
+
+
+def mixture(
+    x: Float[Array, "b t d"],
+    routes: Routes,
+    p: dict[str, Any],
+    gate: Gate,
+    *,
+    dispatch: str = "dropless",
+    weigh_input: bool = False,
+    place: Place = nowhere,
+) -> tuple[Float[Array, "b t d"], Bool[Array, "b t a"]]:
+    """Each token's experts' answers, weighed and summed: x [B T D] -> [B T D], and which choices were served [B T A].
+
+    `p` is what `expert_specs` has under experts, of one layer. With `weigh_input` the weight multiplies what an expert
+    gets instead of what it gives (Llama 4). Answers are summed in float32.
+    """
+    run = {"dropless": _dropless, "dense": _dense}[dispatch]
+    weights = routes.weights
+    y, served = run(x, routes.experts, weights, p, gate, weigh_input, place)
+    if "bias" in p["down"]:
+        given = served.astype(jnp.float32) * (1 if weigh_input else weights)
+        each = jnp.sum(one_hot(routes.experts, len(p["down"]["bias"])) * given[..., None], 2)
+        y = y + product("bte,ed->btd", each, p["down"]["bias"], place("batch seq width"))
+    return y.astype(x.dtype), served
+
+
+def _dense(
+    x: Array, experts: Array, weights: Array, p: dict[str, Any], gate: Gate, weigh_input: bool, place: Place
+) -> tuple[Array, Array]:
+    """By all experts for all tokens."""
+    chosen = one_hot(experts, len(p["gate"]["kernel"]))
+    each = jnp.sum(chosen * weights[..., None], 2)
+    before, after = (each, jnp.any(chosen, 2).astype(jnp.float32)) if weigh_input else (None, each)
+
+    def wide(p: dict[str, Array]) -> Array:
+        h = product("btd,edf->btef", x, p["kernel"], place("batch seq choice mlp"))
+        h = h if before is None else h * before[..., None].astype(h.dtype)
+        return add(h, gathered(p["bias"], x)) if "bias" in p else h
+
+    h = gate(wide(p["gate"]), wide(p["up"])) * after[..., None].astype(x.dtype)
+    y = product("btef,efd->btd", h, p["down"]["kernel"], place("batch seq width"), jnp.float32)
+    return y, jnp.any(chosen, -1)
+
+
+def _dropless(
+    x: Array, experts: Array, weights: Array, p: dict[str, Any], gate: Gate, weigh_input: bool, place: Place
+) -> tuple[Array, Array]:
+    """By each expert for its own tokens, on the devices that have it."""
+    p = jax.tree.map(lambda w: w.astype(x.dtype), {**p, "down": {"kernel": p["down"]["kernel"]}})
+    local = partial(_sorted, gate=gate, weigh_input=weigh_input)
+    rows = place("batch seq width")
+    if rows is None:
+        alone, mesh = partial(local, first=jnp.zeros((), jnp.int32)), jax.typeof(x).sharding.mesh
+        if mesh.explicit_axes:  # arrays of a mesh, and no place: whole on each device, as sorting infers no sharding
+            whole = jax.sharding.PartitionSpec()
+            alone = jax.shard_map(alone, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+        return alone(x, experts, weights, p)
+
+    def axes(name: str) -> tuple[str, ...]:
+        (entry,) = place(name)
+        return entry if isinstance(entry, tuple) else (entry,) if entry else ()
+
+    owners, inner = axes("experts"), axes("mlp")
+    along = tuple(a for a in owners if a in axes("batch"))  # devices with other experts and other rows
+    across = tuple(
+        a for a in (*owners, *inner) if a not in along
+    )  # with other experts, or parts of them; the same rows
+
+    def on_device(x: Array, experts: Array, weights: Array, p: dict[str, Any]) -> tuple[Array, Array]:
+        first = jnp.asarray(jax.lax.axis_index(owners) if owners else 0) * len(p["gate"]["kernel"])
+        if along:
+            x, experts, weights = (jax.lax.all_gather(v, along, tiled=True) for v in (x, experts, weights))
+        y, served = local(x, experts, weights, p, first)
+        count = served.astype(jnp.int32)
+        if across:
+            y, count = (jax.lax.psum(v, across) for v in (y, count))
+        if along:
+            y, count = (jax.lax.psum_scatter(v, along, tiled=True) for v in (y, count))
+        return y, count > 0
+
+    kernels = {"gate": "experts width mlp", "up": "experts width mlp", "down": "experts mlp width"}
+    lie = {k: {n: place(kernels[k] if n == "kernel" else "experts mlp") for n in leaf} for k, leaf in p.items()}
+    choices = place("batch seq choice")
+    specs = (rows, choices, choices, lie)
+    mapped = jax.shard_map(on_device, in_specs=specs, out_specs=(rows, choices), check_vma=False)
+    return mapped(*jax.tree.map(resharded, (x, experts, weights, p), specs))
+
+
+def _sorted(
+    x: Array, experts: Array, weights: Array, p: dict[str, Any], first: Array, *, gate: Gate, weigh_input: bool
+) -> tuple[Array, Array]:
+    """What the experts from `first` on give to tokens: x [B T D], experts weights [B T A] -> [B T D], [B T A].
+
+    Choices are sorted by expert, those of other devices' experts last, where products give 0.
+    """
+    B, T, A = experts.shape
+    count = len(p["gate"]["kernel"])
+    own = experts.reshape(-1) - first
+    own = jnp.where((own >= 0) & (own < count), own, count)
+    order = jnp.argsort(own)
+    back = jnp.argsort(order)
+    sizes = jnp.sum(own[None] == jnp.arange(count)[:, None], 1, dtype=jnp.int32)
+
+    def by_group(h: Array, p: dict[str, Array]) -> Array:
+        y = grouped_product(h, p["kernel"], sizes)
+        return y + p["bias"].at[own[order]].get(mode="fill", fill_value=0) if "bias" in p else y
+
+    h = moved(x.reshape(B * T, -1), order // A, back.reshape(B * T, A))
+    if weigh_input:
+        h = h * moved(weights.reshape(-1, 1), order, back[:, None]).astype(h.dtype)
+    y = by_group(gate(by_group(h, p["gate"]), by_group(h, p["up"])), p["down"])
+    y = moved(y, back, order[:, None]).reshape(B, T, A, -1).astype(jnp.float32)
+    return jnp.sum(y if weigh_input else y * weights[..., None], 2), (own < count).reshape(B, T, A)
