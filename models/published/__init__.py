@@ -28,7 +28,7 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import bert, deepseek, gemma, gpt, gpt_oss, grok, llama, llama4, mixtral, rnn
+from models.published import bert, beside, deepseek, gemma, gpt, gpt_oss, grok, llama, llama4, mixtral, rnn
 from models.published.layout import Keys, Row
 from models.published.quantised import Plain
 from models.published.tensors import INDEX, SUFFIX, Tensors, write
@@ -159,8 +159,10 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
     patterns = layout.ignored(model.config) if hasattr(layout, "ignored") else ()
 
     def there(name: str, start: str) -> str:
-        inside = name.startswith(base)
-        return start + name.removeprefix(base) if inside else start.removesuffix(base) + name
+        if name.startswith(base):
+            return start + name.removeprefix(base)
+        around = "" if base and start.startswith(base) else start  # model.language_model. has its head outside of all
+        return (start.removesuffix(base) if f".{start}".endswith(f".{base}") else around) + name
 
     def ignored(name: str, start: str) -> bool:
         return any(fnmatch.fnmatchcase(name, there(pattern, start)) for pattern in patterns)
@@ -184,7 +186,8 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
         if name in known or not name.startswith(prefix or ""):
             continue
         twin = name in twins and _equal(tensors, name, twins[name])
-        (passed if twin or ignored(name, start) else left).append(name)
+        apart = start != base and beside.is_beside(name)
+        (passed if twin or apart or ignored(name, start) else left).append(name)
     return Found(model, tensors, {p: rows[p] for p in names}, names, tuple(left), tuple(passed))
 
 
@@ -248,9 +251,11 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
         raise UsageError(f"{file} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file} holds no settings by name")
+    if values.get("model_type") in beside.OUTER:
+        values = beside.text_of(values, ignore)
     kind = str(values.get("model_type"))
     if kind not in TYPES:
-        raise unknown("model_type of config.json", kind, TYPES)
+        raise unknown("model_type of config.json", kind, [*TYPES, *beside.OUTER])
     layout = LAYOUTS[TYPES[kind]]
     keys = Keys(values, Plain(directory).shapes, ignore)
     fields = layout.fields(keys)

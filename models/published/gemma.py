@@ -20,6 +20,9 @@ def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
     third = keys.need("model_type") == "gemma3_text"
     keys.hold("use_bidirectional_attention", False, None)
+    if third:
+        keys.suppose(vocab_size=262208, hidden_size=2304, intermediate_size=9216)
+        keys.suppose(num_hidden_layers=26, num_attention_heads=8)
     found = decoders.fields_of(keys, 131072 if third else 8192)
     depth = found["depth"]
     kinds, window = decoders.layer_types(keys, depth, ("full", "sliding")), keys.given("sliding_window", 4096)

@@ -147,6 +147,10 @@ class Keys:
             says = " and ".join(QUANTISED)
             raise UsageError(f"config.json has quantization_config = {quantised}; the methods {says} are known here")
 
+    def suppose(self, **absent: Any) -> None:
+        """What keys say that are not there."""
+        self.values = {**absent, **self.values}
+
     def inner(self, values: dict[str, Any]) -> "Keys":
         """Settings inside of one of these."""
         return Keys(values, (), self.ignore)

@@ -14,6 +14,8 @@ HARMLESS = ("output_router_logits", "router_aux_loss_coef", "for_llm_compressor"
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    keys.suppose(vocab_size=202048, hidden_size=5120, intermediate_size=8192)
+    keys.suppose(num_hidden_layers=48, num_attention_heads=40)
     found = decoders.fields_of(keys, 131072)
     depth, hidden = found["depth"], found["hidden"]
     keys.hold("router_jitter_noise", 0.0, 0, None)

@@ -1,0 +1,33 @@
+"""Folders of networks that see images or hear too: what of them is a text's network, and what lies beside it."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from errors import UsageError
+from models.published.layout import Keys
+
+OUTER = {"gemma3": "gemma3_text", "llama4": "llama4_text"}  # their model_type -> that of what reads text in them
+SENSES = re.compile("image|vision|video|audio|^(boi|eoi|boa|eoa)_token|^mm_")  # in keys that are not of the text
+PARTS = re.compile(r"^(model\.)?(vision_tower|vision_model|vision_embedder|audio_tower|multi_modal_projector)\.")
+
+
+def text_of(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings of what reads text, whole, in a config.json of a network that sees too.
+
+    Raises UsageError where there are none, and for a key that is neither of the text nor of a sense.
+    """
+    kind, inner = values["model_type"], values.get("text_config")
+    if not isinstance(inner, dict):
+        raise UsageError(f"config.json of a {kind} has text_config = {inner!r}, which is not a mapping")
+    outer = Keys(values, (), ignore)
+    outer.take("text_config", "quantization_config")
+    tied = outer.take("tie_word_embeddings", default=inner.get("tie_word_embeddings"))
+    outer.done(name for name in values if SENSES.search(name))
+    above = {name: values[name] for name in ("quantization_config",) if name in values}
+    return {**inner, **above, "model_type": OUTER[kind], "tie_word_embeddings": tied}
+
+
+def is_beside(name: str) -> bool:
+    """Whether a tensor is of a part that no text meets."""
+    return bool(PARTS.match(name))
