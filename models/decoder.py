@@ -78,6 +78,16 @@ class Decoder:
         """What each kind of layer sees."""
         return {"full": Reach()}
 
+    @property
+    def token(self) -> Token:
+        """What a layer keeps of a token."""
+        raise NotImplementedError
+
+    @property
+    def tokens(self) -> dict[str, Token]:
+        """What a layer of each kind keeps of a token."""
+        return dict.fromkeys(self.reaches, self.token)
+
 
 @dataclass(frozen=True)
 class Grouped(Decoder):
@@ -213,7 +223,7 @@ def gated_mlp(
 def cache_of(c: Any, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens; layers that see a part only keep that part."""
     check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
-    return cache_specs(c.reaches, Counter(layer.kind for layer in c.layers), c.token, batch, length, c.compute)
+    return cache_specs(c.reaches, Counter(layer.kind for layer in c.layers), c.tokens, batch, length, c.compute)
 
 
 def timeline_of(c: Any, inputs: dict[str, Array], cache: Any, place: Place) -> Timeline:

@@ -116,7 +116,7 @@ def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a key-value cache for `length` tokens: k v [L B S N H]."""
     check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
     token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.width // c.heads)))
-    return cache_specs(REACHES, {"full": c.depth}, token, batch, length, c.compute)
+    return cache_specs(REACHES, {"full": c.depth}, {"full": token}, batch, length, c.compute)
 
 
 def rate(c: Config, site: str) -> float:

@@ -96,9 +96,10 @@ def told(routes: Routes, served: Bool[Array, "b t a"]) -> dict[str, Array]:
 
 def spoken(says: dict[str, Any], balance: float) -> dict[str, Any]:
     """Fields of Outputs by what each stack of layers tells: measures, and the loss that spreads tokens over experts."""
-    layers = next((tells for tells in says.values() if tells), None)
-    if layers is None:
+    stacks = [tells for tells in says.values() if tells]
+    if not stacks:
         return {}
+    layers = jax.tree.map(lambda *each: jnp.concatenate(each), *stacks)
     loss = {"balance": (balance * pooled_balance(layers), jnp.ones(()))} if balance else {}
     return {"told": measures(layers), "aux": loss}
 

@@ -39,11 +39,16 @@ Token = Mapping[str, tuple[str, tuple[int, ...]]]  # what a layer keeps of a tok
 
 
 def cache_specs(
-    reaches: Mapping[str, Reach], counts: Mapping[str, int], token: Token, batch: int, length: int, dtype: str
+    reaches: Mapping[str, Reach],
+    counts: Mapping[str, int],
+    tokens: Mapping[str, Token],
+    batch: int,
+    length: int,
+    dtype: str,
 ) -> dict[str, Any]:
     """The table of a cache for `length` tokens, by kind of layer: [L B S ...] of what is kept, place and chunk [B S].
 
-    `counts` says how many layers there are of each kind.
+    `counts` says how many layers there are of each kind, and `tokens` what one of them keeps of a token.
     """
     table: dict[str, Any] = {"filled": Spec((), "", zeros, dtype="int32")}
     for kind, reach in reaches.items():
@@ -51,7 +56,8 @@ def cache_specs(
         marks = ("place", "chunk") if reach.chunk else ("place",)
         table[kind] = {
             "held": {
-                k: Spec((*lead, *n), f"layers batch key {axes}", zeros, dtype=dtype) for k, (axes, n) in token.items()
+                k: Spec((*lead, *n), f"layers batch key {axes}", zeros, dtype=dtype)
+                for k, (axes, n) in tokens[kind].items()
             },
             **{name: Spec(lead[1:], "batch key", constant(UNSEEN), dtype="int32") for name in marks},
         }

@@ -159,6 +159,28 @@ TINY: dict[str, dict[str, Any]] = {
         cap=3.0,
         qk_norm=True,
     ),
+    "gemma4": dict(
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=3,
+        heads=8,
+        kv_heads=4,
+        head_dim=4,
+        full_head_dim=8,
+        full_kv_heads=2,
+        keys_as_values=True,
+        hidden=48,
+        window=4,
+        pattern=3,
+        turning=0.5,
+        cap=10.0,
+        routed=True,
+        experts=4,
+        expert_hidden=24,
+        balance=0.01,
+    ),
     "bert": dict(vocab=100, vocab_multiple=64, context=16, width=32, depth=2, heads=8, head="mlm", pooler=False),
     "bert_classes": dict(
         family="bert", vocab=100, context=16, width=32, depth=2, heads=8, head="classes", pool="first", classes=4
@@ -168,7 +190,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 LOSS = {
     **dict.fromkeys(("rnn", "gpt", "llama", "mixtral", "gpt_oss", "deepseek", "deepseek_softmax"), "next_token"),
-    **dict.fromkeys(("llama4", "gemma", "grok", "bert"), "next_token"),
+    **dict.fromkeys(("llama4", "gemma", "gemma4", "grok", "bert"), "next_token"),
     **dict.fromkeys(("mlp", "cnn", "gru_both_ways", "bert_classes", "linen", "nnx"), "softmax"),
     "elman_values": "squared",
 }

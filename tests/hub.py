@@ -35,9 +35,11 @@ def reference(kind: str, seed: int, **changes: Any) -> Any:
             norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
             middle = parameter.mean() if norm else 0.0  # 1, or 0 where 1 is added
             parameter.copy_(middle + 0.3 * torch.randn_like(parameter))
+            if kind == "gemma4_text" and "q_norm" in name:  # divides scores by nothing: it's norms that keep them small
+                parameter.mul_(parameter.numel() ** -0.5)
         for name, buffer in module.named_buffers():
             if name in module.state_dict():
-                buffer.copy_(0.3 * torch.randn_like(buffer))
+                buffer.copy_(("scalar" in name) + 0.3 * torch.randn_like(buffer))  # factors are about 1
     return module
 
 

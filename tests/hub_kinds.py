@@ -184,6 +184,28 @@ def gemma3_text(draw: np.random.Generator) -> dict[str, Any]:
     return found | dict(num_hidden_layers=int(draw.integers(1, 8)), layer_types=None)
 
 
+def gemma4_text(draw: np.random.Generator) -> dict[str, Any]:
+    found = {k: v for k, v in gemma2(draw).items() if k not in ("attn_logit_softcapping", "query_pre_attn_scalar")}
+    experts, heads = int(draw.choice([3, 4])), found["num_attention_heads"]
+    share = dict(rope_type="proportional", partial_rotary_factor=float(draw.choice([0.25, 0.5, 1.0])), rope_theta=1e5)
+    turns = [share | {"factor": 2.0}, share, dict(rope_type="linear", factor=4.0, rope_theta=1e4)]
+    local = {"rope_type": "default", "rope_theta": float(draw.choice([1e3, 1e4]))}
+    kinds = [*draw.choice(["sliding_attention", "full_attention"], found["num_hidden_layers"] + 1), "full_attention"]
+    return found | dict(
+        num_hidden_layers=len(kinds),
+        layer_types=[None, [str(kind) for kind in kinds]][int(draw.integers(2))],
+        global_head_dim=int(draw.choice([8, 24])),
+        num_global_key_value_heads=[None, 1, heads][int(draw.integers(3))],
+        attention_k_eq_v=bool(draw.integers(2)),
+        rope_parameters={"full_attention": turns[int(draw.integers(3))], "sliding_attention": local},
+        hidden_size_per_layer_input=0,
+        enable_moe_block=bool(draw.integers(2)),
+        num_experts=experts,
+        top_k_experts=int(draw.integers(1, experts + 1)),
+        moe_intermediate_size=int(draw.choice([12, 20])),
+    )
+
+
 KINDS: dict[str, tuple[str, Callable[[np.random.Generator], dict[str, Any]]]] = {  # -> class, its random config
     "gpt2": ("GPT2LMHeadModel", gpt2),
     "llama": ("LlamaForCausalLM", llama),
@@ -195,6 +217,7 @@ KINDS: dict[str, tuple[str, Callable[[np.random.Generator], dict[str, Any]]]] = 
     "llama4_text": ("Llama4ForCausalLM", llama4_text),
     "gemma2": ("Gemma2ForCausalLM", gemma2),
     "gemma3_text": ("Gemma3ForCausalLM", gemma3_text),
+    "gemma4_text": ("Gemma4ForCausalLM", gemma4_text),
     "gpt_oss": ("GptOssForCausalLM", gpt_oss),
     "qwen3_moe": ("Qwen3MoeForCausalLM", qwen3_moe),
 }

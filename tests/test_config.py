@@ -11,7 +11,24 @@ import jax
 import pytest
 
 import models
-from configs import base, bert, cnn, deepseek, flax, gemma, gpt, gpt_oss, grok, llama, llama4, mixtral, mlp, reader, rnn
+from configs import (
+    base,
+    bert,
+    cnn,
+    deepseek,
+    flax,
+    gemma,
+    gemma4,
+    gpt,
+    gpt_oss,
+    grok,
+    llama,
+    llama4,
+    mixtral,
+    mlp,
+    reader,
+    rnn,
+)
 from configs.base import KNOBS
 from errors import UsageError
 from models.attention import BACKENDS
@@ -24,6 +41,7 @@ ROOT = Path(__file__).parent.parent
 FILES = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok, "flax": flax},
+    "gemma4": gemma4,
 }
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))

@@ -19,7 +19,7 @@ SHAPE = dict(width=D, heads=3, depth=1, kv_rank=6, nope_dim=4, rope_dim=2, value
 def attend(c: latent.Latent, p: Any, x: Any, cached: bool) -> Any:
     """The same attention by both forms; with a cache all tokens come at once."""
     tokens = {"tokens": jnp.zeros((B, T), jnp.int32)}
-    table = timeline.cache_specs(c.reaches, {"full": 1}, c.token, B, T, "float32")
+    table = timeline.cache_specs(c.reaches, {"full": 1}, c.tokens, B, T, "float32")
     time = timeline.timeline(tokens, c.reaches, draw(table, jax.random.key(0)) if cached else None, nowhere)
     held = jax.tree.map(lambda w: w[0], time.held["full"]) if time.held else None
     return latent.latent_attention(x, p, c, time, "full", held, None, nowhere)

@@ -28,7 +28,7 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import bert, beside, deepseek, gemma, gpt, gpt_oss, grok, llama, llama4, mixtral, rnn
+from models.published import bert, beside, deepseek, gemma, gemma4, gpt, gpt_oss, grok, llama, llama4, mixtral, rnn
 from models.published.layout import Keys, Row
 from models.published.quantised import Plain
 from models.published.tensors import INDEX, SUFFIX, Tensors, write
@@ -37,6 +37,7 @@ from models.spec import flatten, unflatten
 LAYOUTS: dict[str, ModuleType] = {
     **{"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "gpt_oss": gpt_oss, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "llama4": llama4, "grok": grok},
+    "gemma4": gemma4,
 }
 TYPES = {kind: family for family, module in LAYOUTS.items() for kind in getattr(module, "TYPES", ())}
 DTYPES = ("float32", "bfloat16")
@@ -73,7 +74,7 @@ class Found:
             inner = index[row.stacked :]
             for at in np.ndindex(cut.shape):
                 value = row.ours(self.tensors.read(str(cut[at])))[inner]
-                made[at][tuple(slice(n) for n in value.shape)] = value
+                made[(*at, *(slice(n) for n in value.shape))] = value
             return made
 
         if sharding is None:

@@ -7,9 +7,12 @@ from typing import Any
 from errors import UsageError
 from models.published.layout import Keys
 
-OUTER = {"gemma3": "gemma3_text", "llama4": "llama4_text"}  # their model_type -> that of what reads text in them
+OUTER = {  # their model_type -> that of what reads text in them
+    **{"gemma3": "gemma3_text", "llama4": "llama4_text"},
+    **{"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"},
+}
 SENSES = re.compile("image|vision|video|audio|^(boi|eoi|boa|eoa)_token|^mm_")  # in keys that are not of the text
-PARTS = re.compile(r"^(model\.)?(vision_tower|vision_model|vision_embedder|audio_tower|multi_modal_projector)\.")
+PARTS = re.compile(r"^(model\.)?(vision_\w+|audio_\w+|embed_vision|embed_audio|multi_modal_projector)\.")
 
 
 def text_of(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:

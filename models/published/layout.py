@@ -63,7 +63,7 @@ class Row:
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """The leaf, or one layer of it, from the foreign tensor."""
-        return tensor.reshape(self.split)[self.part].transpose(self.order)
+        return np.asarray(tensor.reshape(self.split)[self.part]).transpose(self.order)
 
     def write(self, leaf: np.ndarray, tensor: np.ndarray) -> None:
         """Set the leaf's part of the foreign tensor from the leaf or one layer of it."""

@@ -1,0 +1,77 @@
+"""Gemma 4 shaped language models: layers that see all have wider heads, whose values are made as their keys are.
+
+    python launch.py train --config=configs/gemma4.py:shakespeare --workdir=runs/gemma4
+
+`shakespeare`: characters, at the budget of `llama.py:shakespeare`, with as many parameters active in a token.
+`quick`: bytes of Python's own documentation, seconds on two cores. `gemma4_26b_a4b`: the published size, for a machine
+that carries it.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.recipes import QUICK, SHAKESPEARE, SMALL
+
+_SMALL: dict[str, Any] = {
+    "model.family": "gemma4",
+    "model.width": 128,
+    "model.depth": 4,
+    "model.heads": 4,
+    "model.kv_heads": 2,
+    "model.head_dim": 32,
+    "model.full_head_dim": 64,
+    "model.full_kv_heads": 1,
+    "model.keys_as_values": True,
+    "model.hidden": 176,
+    "model.window": 16,
+    "model.pattern": 4,
+    "model.cap": 30.0,
+    "model.routed": True,
+    "model.experts": 8,
+    "model.expert_hidden": 112,
+    "model.balance": 0.01,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "shakespeare": {**SHAKESPEARE, **_SMALL},
+    "quick": {
+        **QUICK,
+        **_SMALL,
+        "model.width": 64,
+        "model.depth": 2,
+        "model.head_dim": 16,
+        "model.full_head_dim": 32,
+        "model.hidden": 96,
+        "model.expert_hidden": 48,
+    },
+    "gemma4_26b_a4b": {
+        **SMALL,
+        "model.family": "gemma4",
+        "model.size": "gemma4_26b_a4b",
+        "model.balance": 0.001,
+        "train.batch": 64,
+        "train.steps": 100_000,
+        "train.precision": "bf16",
+        "train.remat": "full",
+        "optim.lr": 3e-4,
+        "optim.beta2": 0.95,
+        "schedule.warmup": 2000,
+        "mesh": "fsdp:*,ep:8",
+        "checkpoint.every": 1000,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_experts": {"model.routed": False, "model.balance": 0.0, "model.hidden": 352},
+    "own_values": {"model.keys_as_values": False},
+    "all_turn": {"model.turning": 1.0},
+    "no_window": {"model.window": None},
+    "bf16": {"train.precision": "bf16"},
+}
+
+
+def get_config(names: str = "quick") -> ConfigDict:
+    """The named config with its ablations, as `shakespeare+own_values`."""
+    return base.config(names, CONFIGS, ABLATIONS)

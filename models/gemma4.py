@@ -1,0 +1,215 @@
+"""Gemma 4: layers that see all have wider heads of their own, whose values may be their keys; experts beside an MLP.
+
+Legend: B batch, T query time, S key time, V padded vocabulary, D width, L layers of a stack, N query heads, K key-value
+heads, H head width, F hidden of an MLP or an expert, E experts, A experts of a token.
+Source: Gemma Team 2026, the model card of Gemma 4 and the code released with it. Vectors of tokens for each layer and
+keys that layers share, which its smallest siblings have, are left out. Initial values are GPT-2's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from models.attention import attention
+from models.decoder import (
+    Sliding,
+    cache_of,
+    ends_specs,
+    gated_mlp,
+    gated_specs,
+    grouped_specs,
+    heads_of,
+    scale_specs,
+    timeline_of,
+)
+from models.dispatch import gated, mixture
+from models.layers import fold_keys, lookup, projection, rms_norm
+from models.moe import Routed, expert_specs, router_specs, spoken, told
+from models.rope import Stretch, frequencies, rotate
+from models.routers import Routes, picked, router_logits, softmax_then_top
+from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, ones, std
+from models.stack import Layer, scan_layers
+from models.timeline import Token
+from models.validate import COMPUTE, check
+
+TRAITS = frozenset({"causal", "cached", "language_model"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+
+
+def _size(width: int, depth: int, heads: int, kv_heads: int, full_kv_heads: int, hidden: int, **more: Any) -> Any:
+    shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=256, hidden=hidden)
+    full = dict(full_kv_heads=full_kv_heads, full_head_dim=512, keys_as_values=True)
+    return dict(vocab=262144, context=262144, window=1024, cap=30.0, **shape, **full, **more)
+
+
+_EXPERTS: dict[str, Any] = dict(routed=True, experts=128, active=8, expert_hidden=704)
+SIZES: dict[str, dict[str, Any]] = {  # without what sees and hears
+    "gemma4_12b": _size(3840, 48, 16, 8, 1, 15360),
+    "gemma4_31b": _size(5376, 60, 32, 16, 4, 21504),
+    "gemma4_26b_a4b": _size(2816, 30, 16, 8, 2, 2112, **_EXPERTS),
+}
+
+
+@dataclass(frozen=True)
+class Config(Routed, Sliding):
+    """Shape and options of a Gemma 4."""
+
+    activation: str = "gelu_tanh"  # of the gates of MLP and experts
+    tied: bool = True  # the head is the token table
+    eps: float = 1e-6
+    rope_base: float = 1e6  # where all is seen
+    local_base: float = 1e4  # where a window slides
+    turning: float = 0.25  # share of a head's pairs of dims that turn, where all is seen
+    pattern: int = 6  # every so many-th layer sees all, and the last
+    full_head_dim: int | None = None  # of layers that see all; None is that of the others
+    full_kv_heads: int | None = None  # likewise
+    keys_as_values: bool = False  # where all is seen, values are made as keys are
+    routed: bool = False  # a mixture of experts beside each MLP
+    cap: float | None = None  # of logits
+    attention_bias: bool = False  # on q, k, v and out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "positive", "pattern", "local_base", "full_head_dim", "full_kv_heads", "cap")
+        check(self, "above 0, at most 1", "turning", ok=lambda share: 0 < share <= 1)
+        check(self, "even (rotary dims are pairs)", "full_head_dim", ok=lambda n: n % 2 == 0)
+        check(self, f"a divisor of heads={self.heads}", "full_kv_heads", ok=lambda n: self.heads % n == 0)
+
+    @property
+    def usual(self) -> Sequence[int]:
+        """The layers that slide: all but every `pattern`-th and the last."""
+        return [i for i in range(self.depth - 1) if (i + 1) % self.pattern]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer is; those that slide have a stack of their own, as their heads are others."""
+        return tuple(Layer(layer.kind, layer.kind) for layer in super().layers)
+
+    @property
+    def tokens(self) -> dict[str, Token]:
+        """What a layer of each kind keeps of a token."""
+        return {kind: self.of(kind).token for kind in self.reaches}
+
+    def of(self, kind: str) -> "Config":
+        """As layers of a kind have it."""
+        if kind == "sliding":
+            return self
+        wide = self.full_head_dim or self.head_dim
+        return replace(self, head_dim=wide, kv_heads=self.full_kv_heads or self.kv_heads)
+
+
+def traits(c: Config) -> frozenset[str]:
+    """A loss that balances the experts is of a whole batch."""
+    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+
+
+# The table
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters; the factors of whole layers are not trained."""
+    counts = {stack: sum(layer.stack == stack for layer in c.layers) for stack in c.reaches}
+    blocks = {stack: _block_specs(c.of(stack), stack, L) for stack, L in counts.items()}
+    factors = {stack: {"factor": Spec((L,), "layers", ones)} for stack, L in counts.items()}
+    return {"params": {**ends_specs(c), "blocks": blocks}, "stats": {"blocks": factors}}
+
+
+def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+    heads = grouped_specs(c, L, c.attention_bias)
+    if c.keys_as_values and stack == "full":
+        del heads["v"]
+    table = {
+        **scale_specs(L, c.width, "norm1", "norm1_post", "norm2", "norm2_post"),
+        **scale_specs(L, c.head_width, "q_norm", "k_norm"),
+        **heads,
+        **gated_specs(c, L, c.feed_forward),
+    }
+    if not c.routed:
+        return table
+    router = {
+        **router_specs(c, L, std(0.02 * c.width**0.5)),  # of what it is given the root of width is taken out again
+        "scale": Spec((L, c.width), "layers norm", ones),
+        "gain": Spec((L, c.experts), "layers choice", ones),
+    }
+    return {
+        **table,
+        **expert_specs(c, L),
+        "router": router,
+        **scale_specs(L, c.width, "mlp_post", "experts_norm", "experts_post"),
+    }
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
+    return cache_of(c, batch, length)
+
+
+# The network
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Any] | None = None,
+    place: Place = nowhere,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
+    that it holds.
+    """
+    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
+    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = {"sliding": frequencies(c.head_width, c.local_base, Stretch()), "full": wide_turns(c.of("full"))}
+    scale = {"sliding": 1.0, "full": c.rope_scale}
+
+    def norm(x: Array, p: dict[str, Array] | None) -> Array:
+        return rms_norm(x, None if p is None else p["scale"], c.eps)
+
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
+        q, k, v = heads_of(norm(x, p["norm1"]), {"v": p["k"], **p}, place)
+        q, k, v = norm(q, p["q_norm"]), norm(k, p["k_norm"]), norm(v, None)
+        q, k = (rotate(x, time.position, turns[layer.kind], scale[layer.kind]) for x in (q, k))
+        k, v, held = time.remember(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        a = attention(q, k, v, time.sights[layer.kind], scale=1.0, **how)
+        x = x + norm(projection("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
+        h, tells = gated_mlp(norm(x, p["norm2"]), p, c.activation, place), None
+        if c.routed:
+            routes = routes_of(x, p["router"], c, place)
+            y = norm(x, p["experts_norm"])
+            y, served = mixture(y, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
+            h, tells = norm(h, p["mlp_post"]) + norm(y, p["experts_post"]), told(routes, served)
+        x = x + norm(h, p["norm2_post"])
+        return x * p["factor"].astype(x.dtype), held, tells
+
+    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = x * jnp.asarray(c.width**0.5, x.dtype)
+    blocks = {stack: {**p["blocks"][stack], **variables["stats"]["blocks"][stack]} for stack in c.reaches}
+    x, held, says = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
+    x, new = time.renewed(norm(x, p["norm"]), held)
+    value = Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, cap=c.cap)
+    return Outputs(value, stats=variables["stats"], cache=new, **spoken(says, c.balance))
+
+
+def wide_turns(c: Config) -> np.ndarray:
+    """Radians a token of each pair of dims where all is seen, 0 beyond the share that turns: [H/2]."""
+    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+    return np.where(np.arange(len(turns)) < int(c.turning * len(turns)), turns, np.float32(0))
+
+
+def routes_of(x: Array, p: dict[str, Array], c: Config, place: Place) -> Routes:
+    """Where the router sends each token, by the stream itself: x [B T D] -> Routes. Each expert has a gain."""
+    x = rms_norm(x.astype(jnp.float32), p["scale"], c.eps) * c.width**-0.5
+    routes = softmax_then_top(router_logits(x, {"kernel": p["kernel"]}, place), c.active, renormalise=True)
+    gains = jnp.broadcast_to(p["gain"].astype(jnp.float32), routes.shares.shape)
+    return routes._replace(weights=routes.weights * picked(gains, routes.experts))

@@ -1,0 +1,176 @@
+"""Gemma 4's language model as the Hugging Face hub has it: all experts of a layer in one tensor, gate before up."""
+
+from typing import Any
+
+from errors import UsageError
+from models.gemma4 import Config
+from models.published import decoders
+from models.published.layout import Keys, Row, linear, same, their_activation
+
+TYPES = ("gemma4_text", "gemma4_unified_text")
+PREFIX, TIED = decoders.PREFIX, decoders.TIED
+HARMLESS = (
+    "cache_implementation",
+    "hidden_act",
+    "vocab_size_per_layer_input",
+    "use_double_wide_mlp",
+    "output_router_logits",
+)
+NORMS = {
+    **{"norm1": "input_layernorm", "norm1_post": "post_attention_layernorm"},
+    **{"norm2": "pre_feedforward_layernorm", "norm2_post": "post_feedforward_layernorm"},
+}
+ROUTED_NORMS = {
+    **{"mlp_post": "post_feedforward_layernorm_1", "experts_norm": "pre_feedforward_layernorm_2"},
+    "experts_post": "post_feedforward_layernorm_2",
+}
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    unified = keys.need("model_type") == "gemma4_unified_text"
+    keys.suppose(vocab_size=262144, num_attention_heads=8, hidden_size=2304, intermediate_size=9216)
+    keys.suppose(hidden_size_per_layer_input=0 if unified else 256)
+    keys.hold("hidden_size_per_layer_input", 0, None)
+    keys.hold("num_kv_shared_layers", 0, None)
+    keys.hold("use_bidirectional_attention", None, False, "vision")  # which is of images
+    found = decoders.fields_of(keys, 262144 if unified else 131072)
+    depth = found["depth"]
+    kinds = decoders.layer_types(keys, depth, ("full", "sliding")) or []
+    slides = [i for i in range(depth - 1) if (kinds[i] == "sliding" if kinds else (i + 1) % 6)]
+    window = keys.given("sliding_window", 1024 if unified else 512)
+    same_kv = keys.take("attention_k_eq_v", default=False, kind=bool)
+    return {
+        **found,
+        **_full_heads(keys, same_kv, [i for i in range(depth) if i not in slides]),
+        **_rope(keys, found["context"]),
+        **_experts(keys),
+        "window": window if slides else None,
+        "sliding": tuple(slides),
+        "kv_heads": keys.given("num_key_value_heads", 4),
+        "head_dim": keys.take("head_dim", default=256),
+        "keys_as_values": same_kv,
+        "activation": keys.activation("hidden_activation", default="gelu_pytorch_tanh"),
+        "attention_bias": keys.take("attention_bias", default=False),
+        "tied": keys.take("tie_word_embeddings", default=True),
+        "cap": keys.given("final_logit_softcapping", None),
+    }
+
+
+def _full_heads(keys: Keys, same_kv: bool, full: list[int]) -> dict[str, Any]:
+    """The heads of layers that see all: by layer in newer files, which are to be alike, by name in older ones."""
+    wide, groups = keys.take("global_head_dim", default=512), keys.take("num_global_key_value_heads")
+    by_layer = keys.take("per_layer_config", kind=dict)
+    if by_layer is None:
+        return {"full_head_dim": wide, "full_kv_heads": groups if same_kv else None}
+    said = [by_layer.get(str(i), {}) for i in full]
+    alike = all(one == said[0] for one in said) and isinstance(said[0], dict)
+    if set(by_layer) - set(map(str, full)) or not alike or set(said[0]) - {"head_dim", "num_key_value_heads"}:
+        raise UsageError(
+            f"config.json has per_layer_config = {by_layer}; known here are head_dim and num_key_value_heads, alike in "
+            f"all layers that see all: {full}"
+        )
+    return {"full_head_dim": said[0].get("head_dim"), "full_kv_heads": said[0].get("num_key_value_heads")}
+
+
+def _rope(keys: Keys, context: int) -> dict[str, Any]:
+    """Rotary positions where all is seen, of which a share of the pairs turns, and where a window slides."""
+    both = keys.take("rope_parameters", default={}, kind=dict)
+    proportional = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
+    usual = {"full": proportional, "sliding": {"rope_type": "default", "rope_theta": 1e4}}
+    full, local = ({"rope_type": "default", **(both.get(decoders.KINDS[k]) or usual[k])} for k in ("full", "sliding"))
+    if strange := {k for k, v in both.items() if v is not None and k not in decoders.KINDS.values()}:
+        raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}, which no layer here is")
+    near = decoders.rope_of(keys.inner({"rope_parameters": local}), context)
+    if near["rope"] != "none":
+        raise UsageError(f"config.json stretches the rotary positions of sliding layers, {local}; not known here")
+    turning = 1.0
+    if full["rope_type"] == "proportional":
+        inner = keys.inner(full)
+        turning = inner.number("partial_rotary_factor", default=1)
+        factor, base = inner.number("factor", default=1), inner.number("rope_theta")
+        inner.take("rope_type")
+        inner.done()
+        full = {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"}
+        full["rope_theta"] = base
+    far = decoders.rope_of(keys.inner({"rope_parameters": full}), context)
+    return {**far, "turning": turning, "local_base": near["rope_base"]}
+
+
+def _experts(keys: Keys) -> dict[str, Any]:
+    routed = keys.take("enable_moe_block", default=False, kind=bool)
+    names = {"experts": "num_experts", "active": "top_k_experts", "expert_hidden": "moe_intermediate_size"}
+    found = {ours: keys.need(theirs) if routed else keys.take(theirs) for ours, theirs in names.items()}
+    return {"routed": True, **found} if routed else {}
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of a Config. Raises UsageError for what they lack: other stretches, and layers that slide last."""
+    kinds = [layer.kind for layer in c.layers]
+    if kinds[-1] != "full":
+        raise UsageError(f"a published network of this kind sees all in its last layer; sliding = {c.sliding}")
+    if c.rope not in ("none", "linear"):
+        raise UsageError(f"a published network of this kind has rope none or linear, not {c.rope!r}")
+    factor = {} if c.rope == "none" else {"factor": c.rope_factor}
+    full = {"rope_type": "proportional", "partial_rotary_factor": c.turning, "rope_theta": c.rope_base, **factor}
+    activation, wide = their_activation(c.activation), c.of("full")
+    over = {"head_dim": c.full_head_dim, "num_key_value_heads": c.full_kv_heads}
+    over = {name: n for name, n in over.items() if n is not None}
+    return {
+        "model_type": "gemma4_text",
+        "architectures": ["Gemma4ForCausalLM"],
+        **{k: v for k, v in decoders.their_fields(c).items() if k != "hidden_act"},
+        "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
+        "attention_bias": c.attention_bias,
+        "attention_k_eq_v": c.keys_as_values,
+        "global_head_dim": wide.head_width,
+        "num_global_key_value_heads": c.full_kv_heads,
+        "per_layer_config": {str(i): over for i, kind in enumerate(kinds) if kind == "full"},
+        "sliding_window": c.window or 512,  # transformers wants one, be there layers that slide or none
+        "layer_types": [decoders.KINDS[kind] for kind in kinds],
+        "rope_parameters": {
+            decoders.KINDS["full"]: full,
+            decoders.KINDS["sliding"]: {"rope_type": "default", "rope_theta": c.local_base},
+        },
+        "final_logit_softcapping": c.cap,
+        "enable_moe_block": c.routed,
+        "num_experts": c.experts if c.routed else None,
+        "top_k_experts": c.active if c.routed else None,
+        "moe_intermediate_size": c.expert_width if c.routed else None,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "use_double_wide_mlp": False,
+        "pad_token_id": None,
+    }
+
+
+def ignored(c: Config) -> tuple[str, ...]:
+    """Buffers of rotary frequencies."""
+    return decoders.BUFFERS
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    D, E, F, layer = c.width, c.experts, c.expert_width, decoders.LAYER
+    found = decoders.ends(c)
+    for stack, layers in decoders.stacks_of(c).items():
+        at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
+        found += decoders.scales(c, at, NORMS, **more)
+        heads = decoders.attention(c.of(stack), at, c.attention_bias, norms=True, **more)
+        alone = c.keys_as_values and stack == "full"
+        found += [row for row in heads if not (alone and row.path.startswith(f"{at}/v/"))]
+        found += decoders.mlp(D, c.feed_forward, at, **more)
+        found.append(Row(f"stats/{at}/factor", f"{layer}layer_scalar", (1,), (), (1,), part=(0,), **more))
+        if not c.routed:
+            continue
+        found += decoders.scales(c, at, ROUTED_NORMS, **more)
+        found.append(linear(f"{at}/router/kernel", f"{layer}router.proj.weight", (D,), (E,), **more))
+        found.append(same(f"{at}/router/scale", f"{layer}router.scale", D, **more))
+        found.append(same(f"{at}/router/gain", f"{layer}router.per_expert_scale", E, **more))
+        down = f"{at}/experts/down/kernel", f"{layer}experts.down_proj"
+        found.append(Row(*down, (E, D, F), (0, 2, 1), (E, D, F), **more))
+        for i, name in enumerate(("gate", "up")):
+            kernel, tensor = f"{at}/experts/{name}/kernel", f"{layer}experts.gate_up_proj"
+            half = (slice(None), i)
+            found.append(Row(kernel, tensor, (E, 2, F, D), (0, 2, 1), (E, 2 * F, D), part=half, **more))
+    return found
