@@ -25,7 +25,7 @@ SMALL = [
 ]
 SMALL += ["--config.model.context=32", "--config.eval.batch=8", "--config.log.table=false", "--config.optim.lr=0.01"]
 
-NEWER = ("mixtral", "gemma", "deepseek", "gpt_oss", "llama4")
+NEWER = ("mixtral", "gemma", "gemma4", "deepseek", "gpt_oss", "llama4")
 
 
 @pytest.fixture(scope="module")
