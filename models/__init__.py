@@ -91,6 +91,12 @@ class Model:
             return out.replace(value=logits_of(out.value, place("batch seq vocab")))
         return out
 
+    def settled(self, stats: Any, told: dict[str, tuple[Array, Array]]) -> Any:
+        """Statistics after an update: those after its batch, and by the sums of what the batch told, if they ask."""
+        if not hasattr(self.module, "settled"):
+            return stats
+        return self.module.settled(stats, {name: total for name, (total, _) in told.items()}, self.config)
+
     def predict(self, variables: Any, inputs: Any) -> Any:
         """The value without training's noise: logits of a classifier [B C], of a language model [B T V] in float32."""
         value = self.apply(variables, inputs).value

@@ -29,6 +29,7 @@ INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 ROUTERS = ("softmax", "sigmoid")
 BIAS, MTP_BIAS = "blocks/moe/bias", "mtp/block/bias"  # of the experts: statistics, not parameters
+AHEAD = "ahead_expert_load"  # what the modules that foretell tokens tell of their experts
 
 _YARN = dict(rope="yarn", rope_factor=40.0, rope_context=4096, rope_high=32.0, rope_scale=1.0)
 SIZES: dict[str, dict[str, Any]] = {
@@ -67,6 +68,7 @@ class Config(Interleaved, Latent):
         super().__post_init__()
         check(self, "positive", "groups", "kept_groups", "scaling")
         check(self, "not negative", "shared", "bias_speed", "mtp", "mtp_weight")
+        check(self, f"less than context={self.context}", "mtp", ok=lambda n: n < self.context)
         check(self, f"a divisor of experts={self.experts}", "groups", ok=lambda n: self.experts % n == 0)
         check(self, f"at most groups={self.groups}", "kept_groups", ok=lambda n: n <= self.groups)
         one_of(self, router=ROUTERS)
@@ -81,8 +83,8 @@ class Config(Interleaved, Latent):
 
 
 def traits(c: Config) -> frozenset[str]:
-    """What balances the experts is of a whole batch; a bias that moves is a state."""
-    coupled = {"batch_coupled"} if c.balance or c.bias_speed else set()
+    """A loss that balances the experts is of a whole batch; a bias that moves is a state."""
+    coupled = {"batch_coupled"} if c.balance else set()
     return TRAITS | coupled | ({"stateful"} if c.bias_speed else set())
 
 
@@ -158,19 +160,26 @@ def apply(
     routers, states = ({BIAS: says["moe"]} if "moe" in says else {}), list[Array]()
     if train and c.mtp:
         states, routers[MTP_BIAS] = foretell(x, inputs["tokens"], table, p["mtp"], c, run, place)
-    if train and c.bias_speed:
-        stats |= {path: balanced(stats[path], tells, c.bias_speed) for path, tells in routers.items()}
     loss = c.balance * sum(map(rowwise_balance, routers.values()), start=jnp.zeros(()))
+    further = {AHEAD: measures(routers[MTP_BIAS])["expert_load"]} if MTP_BIAS in routers else {}
     value, *ahead = (Unembedding(y, table if c.tied else p["head"], c.vocab) for y in (x, *states))
     return Outputs(
         value,
         stats=unflatten(stats),
         cache=new,
         aux={"balance": (loss, jnp.ones(()))} if c.balance else {},
-        told=measures(routers[BIAS]) if BIAS in routers else {},
+        told=measures(routers[BIAS]) | further if BIAS in routers else further,
         ahead=tuple(ahead),
         ahead_weight=c.mtp_weight,
     )
+
+
+def settled(stats: Any, told: dict[str, Array], c: Config) -> Any:
+    """The experts' biases after an update, by how many tokens of its batch each expert got: told [L E]."""
+    if not c.bias_speed:
+        return stats
+    names = {BIAS: "expert_load", MTP_BIAS: AHEAD}
+    return unflatten({path: balanced(bias, told[names[path]], c.bias_speed) for path, bias in flatten(stats).items()})
 
 
 def block(
@@ -186,7 +195,7 @@ def block(
     y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
     if c.shared:
         y = y + gated_mlp(h, p["shared"], c.activation, place)
-    return x + y, held, told(routes, served)
+    return x + y, held, told(routes, served, time.position)
 
 
 def routes_of(logits: Array, p: Any, c: Config) -> Routes:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from errors import UsageError
 from models.layers import ACTIVATIONS, add, gathered, product, resharded
 from models.ragged import grouped_product, moved
 from models.routers import Routes, one_hot
@@ -97,9 +98,13 @@ def _dropless(
 
     owners, inner = axes("experts"), axes("mlp")
     along = tuple(a for a in owners if a in axes("batch"))  # devices with other experts and other rows
-    across = tuple(
-        a for a in (*owners, *inner) if a not in along
-    )  # with other experts, or parts of them; the same rows
+    across = tuple(a for a in (*owners, *inner) if a not in along)  # with other experts, or parts of them, for one row
+    cut = set(across) & set(axes("seq")) | set(axes("width"))
+    if cut:
+        raise UsageError(
+            f"experts get whole tokens, and each of a device's: the mesh axis {min(cut)!r} cannot cut their width, nor "
+            f"time beside experts or their hidden; change a rule of width, seq, experts, mlp, or train.dispatch=dense"
+        )
 
     def on_device(x: Array, experts: Array, weights: Array, p: dict[str, Any]) -> tuple[Array, Array]:
         first = jnp.asarray(jax.lax.axis_index(owners) if owners else 0) * len(p["gate"]["kernel"])

@@ -188,7 +188,7 @@ def apply(
             routes = routes_of(x, p["router"], c, place)
             y = norm(x, p["experts_norm"])
             y, served = mixture(y, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
-            h, tells = norm(h, p["mlp_post"]) + norm(y, p["experts_post"]), told(routes, served)
+            h, tells = norm(h, p["mlp_post"]) + norm(y, p["experts_post"]), told(routes, served, time.position)
         x = x + norm(h, p["norm2_post"])
         return x * p["factor"].astype(x.dtype), held, tells
 

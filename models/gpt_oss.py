@@ -116,7 +116,7 @@ def apply(
         h = norm(x, p["norm2"])
         routes = top_then_softmax(router_logits(h, p["router"], place), c.active)
         y, served = mixture(h, routes, p["experts"], gate, dispatch=c.dispatch, place=place)
-        return x + y, held, told(routes, served)
+        return x + y, held, told(routes, served, time.position)
 
     x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     blocks = {"blocks": p["blocks"]}

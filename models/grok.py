@@ -139,7 +139,7 @@ def apply(
         h = norm(x, p["norm2"])
         routes = softmax_then_top(router_logits(h, p["router"], place), c.active, renormalise=False)
         y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
-        return x + norm(y, p["norm2_post"]), held, told(routes, served)
+        return x + norm(y, p["norm2_post"]), held, told(routes, served, time.position)
 
     x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute]) * c.embed_scale
     blocks = {"blocks": p["blocks"]}

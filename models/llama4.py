@@ -63,7 +63,8 @@ class Config(Interleaved, Grouped):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, "positive", "chunk", "temperature_from")
-        check(self, "not negative", "nope", "temperature")
+        check(self, "not negative", "temperature")
+        check(self, "layers of the depth", "nope", ok=lambda i: 0 <= i < self.depth)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -145,7 +146,7 @@ def apply(
         routes = top_then_sigmoid(router_logits(h, p["router"], place), c.active)
         how = dict(dispatch=c.dispatch, weigh_input=True, place=place)
         y, served = mixture(h, routes, p["experts"], gated(c.activation), **how)
-        return x + y + gated_mlp(h, p["shared"], c.activation, place), held, told(routes, served)
+        return x + y + gated_mlp(h, p["shared"], c.activation, place), held, told(routes, served, time.position)
 
     x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)

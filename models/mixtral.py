@@ -124,7 +124,7 @@ def apply(
             return x + gated_mlp(h, p, c.activation, place), held, None
         routes = softmax_then_top(router_logits(h, p["router"], place), c.active, c.renormalise)
         y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
-        return x + y, held, told(routes, served)
+        return x + y, held, told(routes, served, time.position)
 
     x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from models.decoder import Decoder, biased, residual
 from models.dispatch import DISPATCH
@@ -50,7 +50,7 @@ class Interleaved(Routed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "not negative", "dense")
+        check(self, "layers of the depth", "dense", ok=lambda i: 0 <= i < self.depth)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -81,16 +81,20 @@ def router_specs(c: Routed, L: int, law: Law, bias: bool = False) -> dict[str, S
 # What a run is told of its routers, and what balances them
 
 
-def told(routes: Routes, served: Bool[Array, "b t a"]) -> dict[str, Array]:
-    """Of a layer, by row: choices of each expert, sums of shares [B E], sums of entropies, choices not served [B]."""
+def told(routes: Routes, served: Bool[Array, "b t a"], position: Int[Array, "#b t"]) -> dict[str, Array]:
+    """Of a layer, by row: choices of each expert, sums of shares [B E], sums of entropies, choices not served [B].
+
+    Where a position is below 0, at padding, nothing counts.
+    """
     shares = routes.shares
-    nats = -jnp.sum(shares * jnp.log(jnp.maximum(shares, 1e-30)), (1, 2))
-    load = jnp.sum(one_hot(routes.experts, shares.shape[-1]), (1, 2), dtype=jnp.float32)
+    real = (jnp.zeros(shares.shape[:2], jnp.int32) + position >= 0)[..., None]
+    nats = -jnp.sum(real * shares * jnp.log(jnp.maximum(shares, 1e-30)), (1, 2))
+    load = jnp.sum(one_hot(routes.experts, shares.shape[-1]) & real[..., None], (1, 2), dtype=jnp.float32)
     return {
         "load": jax.lax.stop_gradient(load),
-        "share": jnp.sum(shares, 1),
+        "share": jnp.sum(shares * real, 1),
         "entropy": jax.lax.stop_gradient(nats),
-        "dropped": jnp.sum(~served, (1, 2), dtype=jnp.float32),
+        "dropped": jnp.sum(~served & real, (1, 2), dtype=jnp.float32),
     }
 
 
@@ -125,25 +129,26 @@ def pooled_balance(layers: dict[str, Array]) -> Float[Array, ""]:
     eq. 4 to 6, there of one layer and for A = 1.
     """
     load, share = (jnp.sum(layers[name], (0, 1)) for name in ("load", "share"))
-    tokens = jax.lax.stop_gradient(jnp.sum(share))
+    tokens = jnp.maximum(jax.lax.stop_gradient(jnp.sum(share)), 1)
     return len(load) * jnp.sum(load * share) / tokens**2
 
 
 def rowwise_balance(layers: dict[str, Array]) -> Float[Array, ""]:
     """The same of each row and layer [L B E] on its own, 1 where all is even: mean over rows, sum over layers -> [].
 
+    Counted are the experts that were chosen, by groups and biases too; eq. 18 takes the largest shares.
+
     Source: DeepSeek-AI 2024, arXiv:2412.19437, eq. 17 to 20; arXiv:2405.04434, eq. 23 to 25.
     """
     load, share = layers["load"], layers["share"]
     tokens = jax.lax.stop_gradient(jnp.sum(share, -1))
-    each = load.shape[-1] * jnp.sum(load * share, -1) / (jnp.sum(load, -1) * tokens)
+    each = load.shape[-1] * jnp.sum(load * share, -1) / jnp.maximum(jnp.sum(load, -1) * tokens, 1)
     return jnp.sum(jnp.mean(each, 1))
 
 
-def balanced(bias: Float[Array, "l e"], layers: dict[str, Array], speed: float) -> Float[Array, "l e"]:
-    """The biases after a batch: up by `speed` where an expert got less than the mean of its layer, else down -> [L E].
+def balanced(bias: Float[Array, "l e"], load: Float[Array, "l e"], speed: float) -> Float[Array, "l e"]:
+    """The biases after a batch: up by `speed` where an expert's load is less than its layer's mean, else down -> [L E].
 
     Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1.
     """
-    load = jnp.sum(layers["load"], 1)
     return bias + speed * jnp.sign(jnp.mean(load, -1, keepdims=True) - load)

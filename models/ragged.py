@@ -19,7 +19,7 @@ def grouped_product(x: Float[Array, "m d"], w: Float[Array, "e d f"], sizes: Int
     """The first sizes[0] rows by w[0], the next sizes[1] by w[1] …, 0 beyond the last: x [M D], w [E D F] -> [M F].
 
     `jax.lax.ragged_dot` where a platform has a kernel for it. On CPU it multiplies all rows by each matrix, so there
-    the groups are cut into blocks. Has a derivative of first order, in reverse only.
+    the groups are cut into blocks. Has no forward-mode derivative.
     """
     return jax.lax.platform_dependent(x, w, sizes, cpu=_blocked, default=_ragged)
 
@@ -68,8 +68,8 @@ def _blocked(x: Array, w: Array, sizes: Array) -> Array:
 def moved(x: Float[Array, "m d"], source: Int[Array, " s"], targets: Int[Array, "m a"]) -> Float[Array, "s d"]:
     """Row source[s] of x at each slot s, 0 where that is no row: x [M D] -> [S D].
 
-    `targets` says the same the other way round: the slots that row m goes to. So the derivative, which has its order
-    in reverse only, picks rows too, and nothing is scattered.
+    `targets` says the same the other way round: the slots that row m goes to. So the derivative, in reverse, picks
+    rows too, and nothing is scattered.
     """
     return x.at[source].get(mode="fill", fill_value=0)
 

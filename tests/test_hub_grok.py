@@ -327,3 +327,24 @@ def test_padding_is_the_same_on_a_mesh(mesh: str) -> None:
     model, batch = tiny("grok", pad_token=30), batch_for("grok")
     got, want = (Trainer("grok", text, model=model).gradient(batch) for text in (mesh, "dp:1"))
     assert_gradients_close(got, want, 2e-5)
+
+
+def test_npz_is_read_as_safetensors_is(tmp_path: Path) -> None:
+    """Plain, and bfloat16, whose name numpy does not save; one of Python's objects is refused."""
+    values = settings(0)
+    tensors = tensors_of(values, 0)
+    norm = "language_model/rms_norm/scale"
+    tensors[norm] = tensors[norm].astype(jnp.bfloat16)
+    where = folder_of(tmp_path / "safetensors", values, tensors), tmp_path / "npz"
+    where[1].mkdir()
+    (where[1] / "config.json").write_text(json.dumps(values))
+    np.savez(where[1] / "model.npz", **tensors)
+    one, two = (flatten(models.load_pretrained(folder)[1]) for folder in where)
+    for name, value in one.items():
+        np.testing.assert_array_equal(two[name], value)
+    np.savez(where[1] / "model.npz", **{**tensors, norm: np.array([{}] * len(tensors[norm]), object)})
+    with pytest.raises(UsageError, match=norm):
+        models.load_pretrained(where[1])
+    (where[1] / "model.npz").write_bytes(b"not a zip")
+    with pytest.raises(UsageError, match="cannot be read as npz"):
+        models.load_pretrained(where[1])

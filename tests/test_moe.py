@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import models
+from errors import UsageError
 from models import moe, routers
 from models.dispatch import gated, mixture
-from models.spec import nowhere
+from models.spec import flatten, nowhere, unflatten
+from tests.harness import Trainer, batch_for, inputs_of, tiny
 from train import mesh
 
 B, T, D, E, A, F = 8, 4, 8, 4, 2, 16
@@ -114,7 +116,7 @@ def test_the_router_stays_in_float32() -> None:
 def layers(shares: Any, experts: Any) -> Any:
     """Two layers that tell the same of shares [B T E] and choices [B T A]."""
     routes = routers.Routes(jnp.asarray(experts), jnp.ones(np.shape(experts)), jnp.float32(shares))
-    says = moe.told(routes, jnp.asarray(experts) != 3)
+    says = moe.told(routes, jnp.asarray(experts) != 3, jnp.arange(routes.shares.shape[1])[None])
     return jax.tree.map(lambda x: jnp.stack([x, x]), says)
 
 
@@ -186,8 +188,58 @@ def test_groups_are_chosen_first(groups: int, kept: int, active: int) -> None:
             np.testing.assert_allclose(routes.shares[at], scores / scores.sum(), rtol=1e-5)
 
 
+def test_padding_is_not_told_of() -> None:
+    """Positions below 0 count for nothing; the loss that balances is that of the others, as in transformers."""
+    draw = np.random.default_rng(0)
+    shares = jax.nn.softmax(draw.normal(size=(2, 5, 4)).astype(np.float32))
+    routes = routers.Routes(jnp.asarray(draw.integers(0, 4, (2, 5, 2))), jnp.ones((2, 5, 2)), shares)
+    served, position = jnp.ones((2, 5, 2), bool), jnp.array([[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]])
+    got = moe.told(routes, served, position)
+    for row, first in ((0, 2), (1, 0)):
+        cut = routers.Routes(*(x[row : row + 1, first:] for x in routes))
+        alone = moe.told(cut, served[:1, first:], position[row : row + 1, first:])
+        for name, value in alone.items():
+            np.testing.assert_allclose(got[name][row : row + 1], value, rtol=1e-6)
+    empty = moe.told(routes, served, jnp.full((1, 5), -1))
+    layers = jax.tree.map(lambda x: x[None], empty)
+    assert moe.pooled_balance(layers) == moe.rowwise_balance(layers) == 0
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_biases_move_once_an_update(parts: int) -> None:
+    """By the load of the whole batch, in however many parts it comes."""
+    trainer = Trainer("deepseek", accumulate=parts, model=tiny("deepseek", balance=0.0))
+    before, losses = jax.device_get(flatten(trainer.state["stats"])), trainer.steps(1)
+    after = jax.device_get(flatten(trainer.state["stats"]))
+    assert losses
+    batch, model = inputs_of(batch_for("deepseek")), trainer.model
+    params = Trainer("deepseek", model=model).state["params"]
+    out = model.apply(jax.device_get({"params": params, "stats": unflatten(before)}), batch, train=True)
+    for path, name in (("blocks/moe/bias", "expert_load"), ("mtp/block/bias", "ahead_expert_load")):
+        load = np.asarray(out.told[name][0]).sum(0)
+        want = before[path] + 0.01 * np.sign(load.mean(-1, keepdims=True) - load)
+        np.testing.assert_allclose(after[path], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("dp:4,cp:2", {"experts": "cp"}),
+        ("dp:4,cp:2", {"mlp": "cp"}),
+        ("dp:4,cp:2", {"width": "cp", "seq": None}),
+        ("dp:4,tp:2", {"width": "tp", "mlp": None, "heads": None}),
+    ],
+)
+def test_rules_that_would_mix_tokens_are_refused(text: str, rules: dict[str, Any]) -> None:
+    x, logits, p = parts(bias=False)
+    place = mesh.place_on(mesh.make_mesh(text), {}, rules)
+    routes = routers.softmax_then_top(logits, A, renormalise=False)
+    with jax.set_mesh(place.mesh), pytest.raises(UsageError, match="experts get whole tokens"):
+        mixture(x, routes, p, gated("silu"), place=place)
+
+
 def test_biases_move_towards_an_even_load() -> None:
     """Up where an expert got less than the mean of its layer, down where more, and not at all where as much."""
     load = jnp.float32([[[4, 0, 1, 1], [0, 0, 1, 1]], [[2, 2, 2, 2], [2, 2, 2, 2]]])  # [L B E]
-    got = moe.balanced(jnp.full((2, 4), 0.5), {"load": load}, 0.01)
+    got = moe.balanced(jnp.full((2, 4), 0.5), jnp.sum(load, 1), 0.01)
     np.testing.assert_allclose(got, [[0.49, 0.51, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])

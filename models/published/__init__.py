@@ -1,12 +1,13 @@
-"""Parameters as others publish them: safetensors files, read and written by one layout a family.
+"""Parameters as others publish them: safetensors files (and .npz), read and written by one layout a family.
 
 A layout lists for each leaf of a family's table the foreign tensor's name and how the two are laid out; it serves both
 directions. A layout of the Hugging Face hub has also
 
 - TYPES, the `model_type`s it reads, and HARMLESS, keys to pass over;
 - `fields(keys)`, a Config's fields from a config.json, and `config(c)`, a config.json's from a Config;
-- PREFIX, which files of the bare network leave out, `ignored(c)`, patterns of tensors that are no parameters,
-  TIED, of tensors that may be copies of others, and perhaps `copies(c)`, of tensors to write under a second name too.
+- PREFIX, which files of the bare network leave out, `ignored(c, names)`, patterns of those tensors that are no
+  parameters, TIED, of tensors that may be copies of others, and perhaps `copies(c)`, of tensors to write under a second
+  name too.
 
 Nothing is unpickled.
 """
@@ -28,7 +29,7 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import bert, beside, deepseek, gemma, gemma4, gpt, gpt_oss, grok, llama, llama4, mixtral, rnn
+from models.published import bert, beside, deepseek, gemma, gemma4, gpt, gpt_oss, grok, llama, llama4, mixtral, npz, rnn
 from models.published.layout import Keys, Row
 from models.published.quantised import Plain
 from models.published.tensors import INDEX, SUFFIX, Tensors, write
@@ -45,9 +46,10 @@ STATS = "stats/"
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether a path names safetensors: a file, or a folder that holds some."""
+    """Whether a path names safetensors or .npz: a file, or a folder that holds some."""
     path = Path(path)
-    return path.suffix == SUFFIX or (path.is_dir() and any(path.glob(f"*{SUFFIX}")))
+    forms = (SUFFIX, npz.SUFFIX)
+    return path.suffix in forms or (path.is_dir() and any(file.suffix in forms for file in path.iterdir()))
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
     base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
     core = first.names((1,) * first.stacked)[0].removeprefix(base)
     ends = {name.removesuffix(core) for name in tensors.shapes if name == core or name.endswith(f".{core}")}
-    patterns = layout.ignored(model.config) if hasattr(layout, "ignored") else ()
+    patterns = layout.ignored(model.config, tensors.shapes) if hasattr(layout, "ignored") else ()
 
     def there(name: str, start: str) -> str:
         if name.startswith(base):

@@ -4,6 +4,7 @@ Which head a folder is of is told by `architectures`, or where there is none by 
 network is not of, as that of the next sentence, are passed over, as transformers does.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from errors import UsageError, unknown
@@ -133,7 +134,7 @@ def rows(c: Config) -> list[Row]:
     return found
 
 
-def ignored(c: Config) -> tuple[str, ...]:
+def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """A buffer, and heads that this network is not of."""
     pooler = () if c.pooler else (f"{PREFIX}pooler.dense.*",)
     heads = ("cls.*",) if c.head != "mlm" else ("cls.seq_relationship.*", *copies(c))

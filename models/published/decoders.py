@@ -23,7 +23,7 @@ def fields_of(keys: Keys, context: int) -> dict[str, Any]:
     """Fields of a Decoder with grouped-query attention; `context` is what an absent key means, as in transformers."""
     return {
         "vocab": keys.need("vocab_size"),
-        "context": int(keys.number("max_position_embeddings", default=context)),
+        "context": keys.count("max_position_embeddings", default=context),
         "width": keys.need("hidden_size"),
         "depth": keys.count("num_hidden_layers"),
         "heads": keys.need("num_attention_heads"),
@@ -43,6 +43,14 @@ def layer_types(keys: Keys, depth: int, known: Sequence[str]) -> list[str] | Non
     if len(found) != depth or {str(name) for name in found} - set(names):
         raise UsageError(f"config.json: layer_types = {found} must name {' or '.join(names)} {depth} times")
     return [names[name] for name in found]
+
+
+def window_of(keys: Keys, kinds: Sequence[str] | None, absent: int) -> Any:
+    """The window of layers that slide. Raises UsageError where layers are said to slide, and the window to be none."""
+    window = keys.given("sliding_window", absent)
+    if kinds and "sliding" in kinds and window is None:
+        raise UsageError("config.json has layer_types with sliding_attention, but sliding_window is null")
+    return window if not kinds or "sliding" in kinds else None
 
 
 def sliding_of(keys: Keys, depth: int) -> dict[str, Any]:
@@ -65,7 +73,7 @@ def rope_of(
     `base` is what an absent `rope_theta` means, and `absent` what it means that the other two are not there.
     """
     older, newer = (keys.take(name, kind=dict) for name in ("rope_scaling", "rope_parameters"))
-    values = absent if older is None and newer is None else older or newer or {}
+    values = absent if not older and newer is None else older or newer or {}
     keys.hold("partial_rotary_factor", 1.0, 1, None)
     given = keys.inner({**values, "rope_theta": values.get("rope_theta", keys.take("rope_theta", default=base))})
     kind = given.take("rope_type", "type", default="default")

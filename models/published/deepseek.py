@@ -5,6 +5,7 @@ V3's files hold weights of 8 bits, which `quantised` makes plain, and behind the
 token more. As transformers does, it is passed over, unless one is asked for: load_pretrained(folder, mtp=1).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from errors import UsageError
@@ -30,8 +31,10 @@ def fields(keys: Keys) -> dict[str, Any]:
     keys.hold("mlp_bias", False, None)
     keys.hold("ep_size", 1, None)
     found = decoders.fields_of(keys, 4096 if third else 2048)
-    stretch = keys.take("rope_scaling", "rope_parameters", default={}, kind=dict)
-    dense = min(int(keys.number("first_k_dense_replace", default=3 if third else 0)), found["depth"])
+    older, newer = (keys.take(name, default={}, kind=dict) for name in ("rope_scaling", "rope_parameters"))
+    dense = keys.take("first_k_dense_replace", default=3 if third else 0)
+    if type(dense) is not int or dense < 0:
+        raise UsageError(f"config.json has first_k_dense_replace = {dense!r}, which is no number of layers")
     found |= {
         "activation": keys.activation("hidden_act", default="silu"),
         "attention_bias": keys.take("attention_bias", default=False),
@@ -40,11 +43,11 @@ def fields(keys: Keys) -> dict[str, Any]:
         "nope_dim": keys.take("qk_nope_head_dim", default=128),
         "rope_dim": keys.take("qk_rope_head_dim", default=64),
         "value_dim": keys.take("v_head_dim", default=128),
-        "mscale": float(stretch.get("mscale_all_dim") or 0),
+        "mscale": keys.inner(older or newer).number("mscale_all_dim", default=0),
         "experts": keys.take("n_routed_experts", "num_experts", "num_local_experts", default=256 if third else 64),
         "shared": keys.take("n_shared_experts", default=1 if third else 2),
         "expert_hidden": keys.take("moe_intermediate_size", default=2048 if third else 1407),
-        "dense": tuple(range(dense)),
+        "dense": tuple(range(min(dense, found["depth"]))),
         "scaling": float(keys.number("routed_scaling_factor", default=2.5 if third else 1.0)),
         **decoders.rope_of(keys, found["context"]),
     }
@@ -80,6 +83,8 @@ def config(c: Config) -> dict[str, Any]:
         raise UsageError(f"a published network of router='softmax' foretells no further tokens; mtp = {c.mtp}")
     if not c.shared:
         raise UsageError("a published network of this kind has shared experts; shared = 0")
+    if c.mscale and c.rope not in ("none", "yarn"):
+        raise UsageError(f"a published network with mscale = {c.mscale} has rope yarn, not {c.rope!r}")
     rope = decoders.their_rope(c)
     for stretch in (rope["rope_parameters"], rope["rope_scaling"] or {}):
         stretch |= {"mscale_all_dim": c.mscale} if c.mscale and c.rope != "none" else {}
@@ -110,10 +115,11 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config) -> tuple[str, ...]:
+def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies, modules that foretell tokens further than ours, and their copies of tables."""
-    further = [f"{PREFIX}layers.{i}.*" for i in range(c.depth + c.mtp, c.depth + MODULES)]
-    return *decoders.BUFFERS, *further, *copies(c)
+    ends = {i: f"layers.{i}.eh_proj.weight" for i in range(c.depth + c.mtp, c.depth + MODULES)}
+    modules = [i for i, end in ends.items() if any(name.endswith(end) for name in names)]  # what lacks it is a layer
+    return *decoders.BUFFERS, *(f"{PREFIX}layers.{i}.*" for i in modules), *copies(c)
 
 
 def copies(c: Config) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Gemma 2 and the text of Gemma 3 as the Hugging Face hub has them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from errors import UsageError
@@ -25,12 +26,13 @@ def fields(keys: Keys) -> dict[str, Any]:
         keys.suppose(num_hidden_layers=26, num_attention_heads=8)
     found = decoders.fields_of(keys, 131072 if third else 8192)
     depth = found["depth"]
-    kinds, window = decoders.layer_types(keys, depth, ("full", "sliding")), keys.given("sliding_window", 4096)
-    pattern = int(keys.number("sliding_window_pattern", "_sliding_window_pattern", default=6)) if third else 2
+    kinds = decoders.layer_types(keys, depth, ("full", "sliding"))
+    keys.hold("sliding_window_size", keys.given("sliding_window", 4096), None)  # says it again
+    pattern = keys.count("sliding_window_pattern", "_sliding_window_pattern", default=6) if third else 2
     if kinds:
         found["sliding"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
     found |= {
-        "window": window if not kinds or "sliding" in kinds else None,
+        "window": decoders.window_of(keys, kinds, 4096),
         "pattern": pattern,
         "kv_heads": keys.given("num_key_value_heads", 4),
         "head_dim": keys.take("head_dim", default=256),
@@ -50,7 +52,9 @@ def fields(keys: Keys) -> dict[str, Any]:
 def _rope(keys: Keys, context: int) -> dict[str, Any]:
     """Rotary positions where all is seen and where a window slides; newer files have both under `rope_parameters`."""
     both = keys.take("rope_parameters", default={}, kind=dict)
-    full, local = ({"rope_type": "default", **(both.get(f"{kind}_attention") or {})} for kind in ("full", "sliding"))
+    inner = keys.inner(both)
+    said = (inner.take(f"{kind}_attention", default={}, kind=dict) for kind in ("full", "sliding"))
+    full, local = ({"rope_type": "default", **values} for values in said)
     full |= keys.take("rope_scaling", default={}, kind=dict)
     full.setdefault("rope_theta", keys.take("rope_theta", default=1e6))
     local.setdefault("rope_theta", keys.take("rope_local_base_freq", default=1e4))
@@ -72,6 +76,11 @@ def config(c: Config) -> dict[str, Any]:
     if not third and c.local_base is not None:
         raise UsageError(
             "a published network with rotary positions of sliding layers has norms on q and k: qk_norm = True"
+        )
+    if third and c.local_base is None and c.rope != "none" and c.reaches.keys() >= {"sliding"}:
+        raise UsageError(
+            f"a published network with norms on q and k does not stretch where a window slides: "
+            f"give a local_base beside rope = {c.rope!r}"
         )
     common = {k: v for k, v in decoders.their_fields(c).items() if k != "hidden_act"}
     rope = decoders.their_rope(c)
@@ -98,7 +107,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config) -> tuple[str, ...]:
+def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 

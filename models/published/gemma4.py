@@ -1,5 +1,6 @@
 """Gemma 4's language model as the Hugging Face hub has it: all experts of a layer in one tensor, gate before up."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from errors import UsageError
@@ -78,7 +79,9 @@ def _rope(keys: Keys, context: int) -> dict[str, Any]:
     both = keys.take("rope_parameters", default={}, kind=dict)
     proportional = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
     usual = {"full": proportional, "sliding": {"rope_type": "default", "rope_theta": 1e4}}
-    full, local = ({"rope_type": "default", **(both.get(decoders.KINDS[k]) or usual[k])} for k in ("full", "sliding"))
+    each = keys.inner(both)
+    said = (each.take(decoders.KINDS[kind], default=usual[kind], kind=dict) for kind in ("full", "sliding"))
+    full, local = ({"rope_type": "default", **values} for values in said)
     if strange := {k for k, v in both.items() if v is not None and k not in decoders.KINDS.values()}:
         raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}, which no layer here is")
     near = decoders.rope_of(keys.inner({"rope_parameters": local}), context)
@@ -144,7 +147,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config) -> tuple[str, ...]:
+def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 

@@ -1,5 +1,6 @@
 """GPT-2 as the Hugging Face hub has it: `transformer.h.0.attn.c_attn.weight`, a Conv1D [D 3D], and so on."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from errors import UsageError
@@ -67,7 +68,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config) -> tuple[str, ...]:
+def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of the causal mask."""
     return f"{PREFIX}h.*.attn.bias", f"{PREFIX}h.*.attn.masked_bias"
 

@@ -3,6 +3,7 @@
 The released files hold the experts as MXFP4, which `quantised` makes plain.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from models.gpt_oss import Config
@@ -22,14 +23,14 @@ def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
     found = decoders.fields_of(keys, 131072)
     depth = found["depth"]
-    kinds, window = decoders.layer_types(keys, depth, ("full", "sliding")), keys.given("sliding_window", 128)
+    kinds = decoders.layer_types(keys, depth, ("full", "sliding"))
     if kinds and "sliding" in kinds:
         found["sliding"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
     if keys.take("output_router_logits", default=False, kind=bool):  # else the loss has no such part
         found["balance"] = keys.take("router_aux_loss_coef", default=0.001)
     keys.take("router_aux_loss_coef")
     return found | {
-        "window": window if not kinds or "sliding" in kinds else None,
+        "window": decoders.window_of(keys, kinds, 128),
         "eps": keys.take("rms_norm_eps", default=1e-5),
         "kv_heads": keys.given("num_key_value_heads", 8),
         "head_dim": keys.take("head_dim", default=64),
@@ -63,7 +64,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config) -> tuple[str, ...]:
+def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 

@@ -1,9 +1,10 @@
 """Grok-1 as xAI released it: parameters by their paths in the release's tree, settings by their names in its run.py.
 
-The release is pickled, which is not read here, and has no config.json. Written once as safetensors, under its paths
-(`transformer/decoder_layer_0/moe/linear/w.weight` and `w.scales` of 8 bits, or `w` plain), and beside it a config.json
-of `"model_type": "grok-1"` with run.py's settings, those of TransformerConfig under "model", it loads as any folder of
-the hub. Files in the names of others' ports to PyTorch are not known here. What is written is plain numbers.
+The release is pickled, which is not read here, and has no config.json. Written once as safetensors or .npz, under its
+paths (`transformer/decoder_layer_0/moe/linear/w.weight` and `w.scales` of 8 bits, or `w` plain), and beside it a
+config.json of `"model_type": "grok-1"` with run.py's settings, those of TransformerConfig under "model", it loads as
+any folder of the hub. Files in the names of others' ports to PyTorch are not known here. What is written is plain
+numbers.
 
 What only training knows, dropout and balance, has no place in a config.json.
 """

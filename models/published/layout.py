@@ -191,9 +191,9 @@ class Keys:
             raise UsageError(f"config.json has {names[0]} = {value!r}, which is no number")
         return float(value)
 
-    def count(self, *names: str) -> int:
+    def count(self, *names: str, default: int | None = None) -> int:
         """The value of the first spelling that is there. Raises UsageError where it is no count, or there is none."""
-        value = self.need(*names)
+        value = self.need(*names) if default is None else self.take(*names, default=default)
         if type(value) is not int or value < 1:
             raise UsageError(f"config.json has {names[0]} = {value!r}, which is no count")
         return value

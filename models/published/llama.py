@@ -1,5 +1,6 @@
 """Llama, Mistral and Qwen 3 as the Hugging Face hub has them: `model.layers.0.self_attn.q_proj.weight`, and so on."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from errors import UsageError
@@ -61,7 +62,7 @@ def config(c: Config) -> dict[str, Any]:
     return {**found, **decoders.their_sliding(c)} if kind == "qwen3" else found
 
 
-def ignored(c: Config) -> tuple[str, ...]:
+def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 

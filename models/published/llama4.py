@@ -1,5 +1,6 @@
 """Llama 4's language model as the Hugging Face hub has it: all experts of a layer in one tensor, gate before up."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from errors import UsageError
@@ -9,7 +10,10 @@ from models.published.layout import Keys, Row, linear, same
 
 TYPES = ("llama4_text",)
 PREFIX, TIED = decoders.PREFIX, decoders.TIED
-HARMLESS = ("output_router_logits", "router_aux_loss_coef", "for_llm_compressor")  # transformers has no such loss there
+HARMLESS = (  # transformers has no such loss there
+    *("output_router_logits", "router_aux_loss_coef"),
+    *("for_llm_compressor", "cache_implementation"),
+)
 
 
 def fields(keys: Keys) -> dict[str, Any]:
@@ -19,14 +23,15 @@ def fields(keys: Keys) -> dict[str, Any]:
     found = decoders.fields_of(keys, 131072)
     depth, hidden = found["depth"], found["hidden"]
     keys.hold("router_jitter_noise", 0.0, 0, None)
-    interval, flags = int(keys.number("no_rope_layer_interval", default=4)), keys.take("no_rope_layers", kind=list)
+    interval, flags = keys.count("no_rope_layer_interval", default=4), keys.take("no_rope_layers", kind=list)
     rope = [bool(flag) for flag in flags] if flags else [bool((i + 1) % interval) for i in range(depth)]
-    step, routed = int(keys.number("interleave_moe_layer_step", default=1)), keys.take("moe_layers", kind=list)
+    step, routed = keys.count("interleave_moe_layer_step", default=1), keys.take("moe_layers", kind=list)
     routed = range(step - 1, depth, step) if routed is None else routed
     kinds = decoders.layer_types(keys, depth, ("full", "chunked"))
-    if len(rope) != depth:
-        raise UsageError(f"config.json: no_rope_layers = {flags} must have {depth} entries")
-    if kinds and kinds != ["chunked" if on else "full" for on in rope]:
+    if len(rope) != depth or any(flag not in (0, 1) for flag in flags or ()):
+        raise UsageError(f"config.json: no_rope_layers = {flags} must have {depth} entries, each 0 or 1")
+    chunk = keys.given("attention_chunk_size", 8192)
+    if kinds and kinds != ["chunked" if on and chunk else "full" for on in rope]:
         raise UsageError(
             "config.json: layer_types and no_rope_layers disagree: chunked layers are those with positions"
         )
@@ -39,11 +44,11 @@ def fields(keys: Keys) -> dict[str, Any]:
         "activation": keys.activation("hidden_act", default="silu"),
         "attention_bias": keys.take("attention_bias", default=False),
         "qk_norm": keys.take("use_qk_norm", default=True),
-        "chunk": keys.given("attention_chunk_size", 8192),
+        "chunk": chunk,
         "nope": tuple(i for i, on in enumerate(rope) if not on),
         "dense": tuple(i for i in range(depth) if i not in routed),
         "temperature": _temperature(keys),
-        "temperature_from": int(keys.number("floor_scale", default=8192)),
+        "temperature_from": keys.count("floor_scale", default=8192),
         "experts": keys.take("num_local_experts", default=16),
         "active": keys.take("num_experts_per_tok", default=1),
         **decoders.rope_of(keys, found["context"], base=5e5),
@@ -51,8 +56,10 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 def _temperature(keys: Keys) -> float | None:
-    scale = keys.number("attn_scale", default=0.1)
-    return scale if keys.take("attn_temperature_tuning", default=True) else None
+    scale, on = keys.number("attn_scale", default=0.1), keys.take("attn_temperature_tuning", default=True)
+    if not isinstance(on, int):  # older files have a number
+        raise UsageError(f"config.json has attn_temperature_tuning = {on!r}, which is not true or false")
+    return scale if on else None
 
 
 def config(c: Config) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def config(c: Config) -> dict[str, Any]:
         "use_qk_norm": c.qk_norm,
         "attention_chunk_size": c.chunk,
         "no_rope_layers": rope,
-        "layer_types": [decoders.KINDS["chunked" if on else "full"] for on in rope],
+        "layer_types": [decoders.KINDS["chunked" if on and c.chunk else "full"] for on in rope],
         "moe_layers": [i for i, layer in enumerate(c.layers) if layer.stack == "moe"],
         "attn_temperature_tuning": c.temperature is not None,
         "attn_scale": 0.1 if c.temperature is None else c.temperature,
@@ -80,7 +87,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config) -> tuple[str, ...]:
+def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 

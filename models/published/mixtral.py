@@ -3,6 +3,7 @@
 Mixtral's files have `block_sparse_moe.experts.0.w1` (gate), `w3` (up), `w2` (down); Qwen's `mlp.experts.0.gate_proj`.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from errors import UsageError
@@ -37,7 +38,12 @@ def fields(keys: Keys) -> dict[str, Any]:
         heads, window = keys.given("num_key_value_heads", 8), keys.given("sliding_window", None)
         experts = keys.take("num_local_experts", default=8)
         return found | {"kv_heads": heads, "window": window, "experts": experts, "expert_hidden": hidden}
-    step, without = keys.take("decoder_sparse_step", default=1), keys.take("mlp_only_layers", default=[], kind=list)
+    step, without = keys.count("decoder_sparse_step", default=1), keys.take("mlp_only_layers", default=[], kind=list)
+    if any(type(i) is not int for i in without):
+        raise UsageError(f"config.json has mlp_only_layers = {without}, which are no numbers of layers")
+    keys.hold("qkv_bias", False, None)  # this and the next two are of older files, and say nothing new
+    keys.hold("use_qk_norm", True, None)
+    keys.hold("shared_expert_intermediate_size", 0, None)
     experts = keys.take("num_experts", "num_local_experts", default=128)
     window = keys.given("sliding_window", 4096) if keys.take("use_sliding_window", default=False, kind=bool) else None
     keys.take("max_window_layers")  # transformers slides every layer of these
@@ -96,7 +102,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config) -> tuple[str, ...]:
+def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 

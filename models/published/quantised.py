@@ -73,6 +73,12 @@ class Plain(Tensors):
         else:
             return name, None
         have = self.shapes.get(scales)
+        kinds = ("U8",) if form == "mxfp4" else ("F32", "BF16", "F16")
+        if have is not None and self.dtypes[scales] not in kinds:
+            said = f"{self.dtypes[scales]}; {' or '.join(kinds)} is known here"
+            raise UsageError(f"scales {scales!r} of {self.path} are of {said}")
+        if plain != name and plain in self.shapes:
+            raise UsageError(f"{self.path} has the tensor {plain!r} both plain and as {form}, {name!r}")
         fits = {
             "mxfp4": lambda: len(shape) == 4 and shape[-1] == 16 and have == shape[:-1],
             "fp8": lambda: (
@@ -97,6 +103,8 @@ class Plain(Tensors):
 def _four_bits(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """MXFP4: blocks [E O J 16], scales [E O J] -> [E D O], D = 32 J."""
     pairs = np.stack([FOUR_BITS[blocks & 15], FOUR_BITS[blocks >> 4]], -1)
+    if (scales == 255).any():
+        raise UsageError("scales of MXFP4 hold 255, which stands for no number")
     numbers = np.ldexp(pairs.reshape(*blocks.shape[:-1], 32), scales[..., None].astype(np.int32) - 127)
     return numbers.reshape(*blocks.shape[:-2], -1).swapaxes(-1, -2)
 

@@ -1,7 +1,11 @@
-"""Tensors in safetensors files: found by name, each read when it is asked for; and written. Nothing is unpickled."""
+"""Tensors in safetensors files or numpy's .npz: found by name, each read when it is asked for. Written as the former.
+
+Nothing is unpickled.
+"""
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from errors import UsageError
+from models.published import npz
 
 SUFFIX, INDEX, WHOLE = ".safetensors", "model.safetensors.index.json", "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -31,10 +36,11 @@ class Tensors:
         self._where: dict[str, Path] = {}
         for file in files(self.path):
             try:
-                opened = safe_open(file, framework="numpy")
+                opened = npz.Npz(file) if file.suffix == npz.SUFFIX else safe_open(file, framework="numpy")
                 names = list(opened.keys())
-            except (SafetensorError, OSError) as error:
-                raise UsageError(f"{file} cannot be read as safetensors: {str(error).splitlines()[0]}") from None
+            except (SafetensorError, OSError, ValueError, zipfile.BadZipFile) as error:
+                form = file.suffix.removeprefix(".")
+                raise UsageError(f"{file} cannot be read as {form}: {str(error).splitlines()[0]}") from None
             for name in names:
                 if name in self._files:
                     raise UsageError(
@@ -65,14 +71,15 @@ class Tensors:
 
 
 def files(path: Path) -> list[Path]:
-    """The safetensors files of a folder, by its index if it has one, or the file itself.
+    """The safetensors files of a folder, by its index if it has one, else its .npz files; or the file itself.
 
     Raises UsageError where there are none, or pickled ones, or the index names what is not in the folder.
     """
     if not path.is_dir():
-        if path.suffix != SUFFIX:
+        if path.suffix not in (SUFFIX, npz.SUFFIX):
             raise UsageError(
-                f"{path} is neither a folder nor a {SUFFIX} file; pickled weights may run code, and are not read"
+                f"{path} is neither a folder nor a {SUFFIX} or {npz.SUFFIX} file; "
+                f"pickled weights may run code, and are not read"
             )
         return [path]
     named = sorted(set(_index(path).values()))
@@ -85,7 +92,7 @@ def files(path: Path) -> list[Path]:
         return [path / name for name in named]
     if (path / WHOLE).is_file():
         return [path / WHOLE]
-    found = sorted(path.glob(f"*{SUFFIX}"))
+    found = sorted(path.glob(f"*{SUFFIX}")) or sorted(path.glob(f"*{npz.SUFFIX}"))
     if not found:
         pickled = sorted(file.name for kind in PICKLED for file in path.glob(kind))
         more = (

@@ -180,6 +180,7 @@ def make_step(
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         grads, terms, stats, carry = gradient(state, dict(batch))
+        stats = model.settled(stats, terms)
         grads = _float32(grads)
         norm = optax.tree.norm(grads)
         value = terms["loss"][0] / terms["loss"][1]
