@@ -1,7 +1,6 @@
 """The experts' work, by one of two ways that give the same.
 
-Legend: B batch, T time, D width, F an expert's hidden, E experts, A experts that a token is sent to, M tokens of a
-device.
+Legend: B batch, T time, D width, F an expert's hidden, E experts, A experts that a token is sent to.
 
 No token is dropped by either, so that there is no capacity to set:
 
@@ -48,7 +47,7 @@ def mixture(
     """Each token's experts' answers, weighed and summed: x [B T D] -> [B T D], and which choices were served [B T A].
 
     `p` is what `expert_specs` has under experts, of one layer. With `weigh_input` the weight multiplies what an expert
-    gets instead of what it gives (Llama 4). Answers are summed in float32.
+    gets instead of what it gives. Answers are summed in float32.
     """
     run = {"dropless": _dropless, "dense": _dense}[dispatch]
     weights = routes.weights

@@ -1,4 +1,7 @@
-"""Llama 4's language model as the Hugging Face hub has it: all experts of a layer in one tensor, gate before up."""
+"""Llama 4's language model as the Hugging Face hub has it: all experts of a layer in one tensor, gate before up.
+
+In rows padded on the left transformers counts the padding into a query's temperature; here its position alone counts.
+"""
 
 from collections.abc import Iterable
 from typing import Any
