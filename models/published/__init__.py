@@ -254,9 +254,10 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
         raise UsageError(f"{file} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file} holds no settings by name")
-    if values.get("model_type") in beside.OUTER:
-        values = beside.text_of(values, ignore)
     kind = str(values.get("model_type"))
+    if kind in beside.OUTER:
+        values = beside.text_of(values, ignore)
+        kind = values["model_type"]
     if kind not in TYPES:
         raise unknown("model_type of config.json", kind, [*TYPES, *beside.OUTER])
     layout = LAYOUTS[TYPES[kind]]
