@@ -62,7 +62,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "positions_everywhere": {"model.nope": ()},
     "no_chunk": {"model.chunk": None},
     "no_qk_norm": {"model.qk_norm": False},
-    "dense_first": {"model.dense": (0,)},
+    "dense_by_turns": {"model.dense": (0, 2)},
     "unbalanced": {"model.balance": 0.0},
     "all_experts": {"train.dispatch": "dense"},
     "bf16": {"train.precision": "bf16"},

@@ -54,7 +54,7 @@ class Config(Interleaved, Grouped):
 
     active: int = 1  # experts that a token is sent to
     chunk: int | None = 8192  # tokens of a chunk, which layers with positions see their own of; None is all
-    nope: tuple[int, ...] = ()  # the layers without positions, which see all
+    nope: tuple[int, ...] = ()  # the layers without positions, which see all, as far as the depth goes
     qk_norm: bool = True  # queries and keys with positions are brought to length sqrt(H)
     temperature: float | None = 0.1  # without positions: how fast queries grow with the log of where they stand
     temperature_from: int = 8192  # tokens, in which they grow by a step
@@ -63,8 +63,7 @@ class Config(Interleaved, Grouped):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, "positive", "chunk", "temperature_from")
-        check(self, "not negative", "temperature")
-        check(self, "layers of the depth", "nope", ok=lambda i: 0 <= i < self.depth)
+        check(self, "not negative", "nope", "temperature")
 
     @property
     def layers(self) -> tuple[Layer, ...]:

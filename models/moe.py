@@ -46,11 +46,11 @@ class Routed(Decoder):
 class Interleaved(Routed):
     """With layers that have one MLP and no experts."""
 
-    dense: tuple[int, ...] = ()  # those layers
+    dense: tuple[int, ...] = ()  # those layers, as far as the depth goes
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "layers of the depth", "dense", ok=lambda i: 0 <= i < self.depth)
+        check(self, "not negative", "dense")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
