@@ -75,6 +75,7 @@ class Config(Routed, Sliding):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, "positive", "pattern", "local_base", "full_head_dim", "full_kv_heads", "cap")
+        check(self, f"0 for routed={self.routed}", "balance", ok=lambda weight: self.routed or weight == 0)
         check(self, "above 0, at most 1", "turning", ok=lambda share: 0 < share <= 1)
         check(self, "even (rotary dims are pairs)", "full_head_dim", ok=lambda n: n % 2 == 0)
         check(self, f"a divisor of heads={self.heads}", "full_kv_heads", ok=lambda n: self.heads % n == 0)
