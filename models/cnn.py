@@ -10,12 +10,12 @@ distances to the codes are divided by 16, and their softmax is without the const
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from models.layers import ACTIVATIONS, add, batch_norm, dense, dropout, gathered, linear, norm_specs, product, scale_by
+from models.convolution import conv, max_pool, sum_pool
+from models.layers import ACTIVATIONS, add, batch_norm, dense, dropout, linear, norm_specs, product, scale_by
 from models.spec import Array, Law, Outputs, Place, Spec, constant, nowhere, ones, std, zeros
 from models.validate import COMPUTE, check, one_of
 
@@ -161,20 +161,6 @@ def link(kernel: Float[Array, "i j links"]) -> Float[Array, "i j c o"]:
     return jnp.einsum("ijk,kco->ijco", kernel, onto.astype(kernel.dtype))
 
 
-def conv(x: Float[Array, "b y x c"], kernel: Array, padding: str, out: Any = None) -> Float[Array, "b y2 x2 o"]:
-    """Cross-correlation, stride 1: x [B Y X C], kernel [I J C O] -> [B Y' X' O]."""
-    dims = ("NHWC", "HWIO", "NHWC")
-    kernel = gathered(kernel.astype(x.dtype), x)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dims, out_sharding=out)
-
-
-def _window(x: Array, pool: str) -> Array:
-    size = (1, 2, 2, 1)
-    if pool == "max":
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, size, "VALID")
-    return jax.lax.reduce_window(x, 0.0, jax.lax.add, size, size, "VALID")
-
-
 def rbf(x: Float[Array, "b f"]) -> Float[Array, "b o"]:
     """Minus the squared distance to each class's code (the paper's eq. 7) over TEMPERATURE: x [B 84] -> [B 10].
 
@@ -213,11 +199,11 @@ def apply(
         else:
             x = act(add(x, stage["bias"]))
         if pool == "subsample":  # a trained coefficient and bias, then the squashing function
-            x = act(add(scale_by(_window(x, pool), stage["pool"]["scale"]), stage["pool"]["bias"]))
+            x = act(add(scale_by(sum_pool(x, 2, 2), stage["pool"]["scale"]), stage["pool"]["bias"]))
         elif pool == "average":
-            x = _window(x, pool) / 4
+            x = sum_pool(x, 2, 2) / 4
         elif pool == "max":
-            x = _window(x, pool)
+            x = max_pool(x, 2, 2)
     x = jnp.reshape(x, (x.shape[0], -1))
     for i in range(len(c.hidden)):
         x = act(dense(x, p["hidden"][str(i)], place("batch width")))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import models
-from models import attention, cnn, layers, spec
+from models import attention, cnn, convolution, layers, spec
 from models.sight import Sight
 from models.spec import flatten
 
@@ -49,7 +49,7 @@ def test_conv_is_linens(padding: str) -> None:
     def theirs(x, kernel):
         return nn.Conv(6, (3, 3), padding=padding, use_bias=False).apply({"params": {"kernel": kernel}}, x)
 
-    assert_same(lambda x, k: cnn.conv(x, k, padding), theirs, normal(2, 7, 7, 4), normal(3, 3, 4, 6))
+    assert_same(lambda x, k: convolution.conv(x, k, padding), theirs, normal(2, 7, 7, 4), normal(3, 3, 4, 6))
 
 
 def test_attention_is_jaxs() -> None:

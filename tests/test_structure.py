@@ -73,6 +73,7 @@ SHARED = {
     "spec": set(),
     "validate": set(),
     "layers": {"spec"},
+    "convolution": {"layers"},
     "sight": set(),
     "kernels": {"sight"},
     "attention": {"spec", "layers", "sight", "kernels"},
