@@ -53,6 +53,12 @@ def dress(axes: Any, title: str, x: str, y: str) -> None:
     axes.tick_params(colors=INK)
 
 
+def head(figure: Any, title: str, caption: str) -> None:
+    """Give a figure a title above all of it, and a caption below."""
+    figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
+    figure.supxlabel(caption, x=0.012, ha="left", color=GREY, fontsize=8)
+
+
 def save(figure: Any, path: Path) -> Path:
     """Write a figure -> its path."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -149,6 +149,11 @@ class Task:
     single: bool = False  # takes one score instead of one a class
     extras: tuple[str, ...] = ()  # what may be added to it in training
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether its loss is told a token."""
+        return self.needs in ("targets", "source")
+
     def __call__(self, value: Array | Unembedding, batch: dict[str, Array]) -> Terms:
         """The terms of a batch."""
         return self.terms(value, batch)
