@@ -48,7 +48,7 @@ def scored(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Metric
     for name, metric in (("BLEU", BLEU()), ("chrF", CHRF())):
         score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=RESAMPLES)
         told = json.loads(score.format(width=4, signature=str(metric.get_signature()), is_json=True))
-        found.append(Metric(name, score.score, told["confidence_var"] / TO_NORMAL, told["signature"]))
+        found.append(Metric(name, score.score, told.get("confidence_var", 0.0) / TO_NORMAL, told["signature"]))
     return tuple(found)
 
 
