@@ -175,7 +175,8 @@ def _train(
     exam = exam_of(setup, held_out)
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
     size = lambda n: batches.phase(n).batch_size  # noqa: E731
-    limits = cfg.log.every, cfg.train.steps, size, setup.context or 0, cfg.train.max_skipped
+    tokens = batches.batch(start, [0])["weight"].size if setup.tokenizer and setup.task.of_tokens else 0
+    limits = cfg.log.every, cfg.train.steps, size, tokens, cfg.train.max_skipped
     progress = loop.Progress(host, recorder, *limits, loud=main)
     if recorder.continues:
         changed = [change for entry in origin.history if entry["from_step"] == start for change in entry["changes"]]

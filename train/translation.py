@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data.kinds import Pairs
@@ -67,7 +68,7 @@ class Written:
         assert setup.tokenizer is not None
         self.setup, self.tokenizer, self.pairs = setup, setup.tokenizer, pairs
         self.place = mesh.place_on(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)
-        self.variables = jax.device_put(variables, self.place.shardings(setup.model.specs))
+        self.variables = jax.device_put(variables, self.place.shardings({"stats": {}, **setup.model.specs}))
         with jax.set_mesh(self.place.mesh):
             self.tokens = self._translated()
         self.texts = [self.tokenizer.decode(ids) for ids in self.tokens]
@@ -87,7 +88,7 @@ class Written:
         found: list[np.ndarray] = []
         for first in range(0, len(pairs), size):
             index = np.minimum(np.arange(first, first + size), len(pairs) - 1)  # the last batch is filled up
-            given = fields["source"][index], fields["source_mask"][index]
+            given = jnp.asarray(fields["source"][index]), jnp.asarray(fields["source_mask"][index])
             tokens, _ = translate.translate(model, self.variables, *given, count=context, **how)
             found += [ids[ids != stop] for ids in np.asarray(tokens)]
         return found[: len(pairs)]

@@ -187,7 +187,7 @@ TASKS: dict[str, Task] = {
     "perceptron": Task(mistakes, "classifier", "label", "margin", single=True),
     "squared": Task(squared, "regressor", "target", "squared error"),
     "next_token": Task(next_token, "language_model", "targets", "nats", extras=_CROSS),
-    "translation": Task(next_token, "encoder_decoder", "targets", "nats", extras=_CROSS),
+    "translation": Task(next_token, "encoder_decoder", "source", "nats", extras=_CROSS),
 }
 
 
