@@ -78,7 +78,7 @@ def test_crop_by_zero_and_no_operation_change_nothing() -> None:
 def test_augmentation_leaves_other_batches_alone() -> None:
     """A batch without images passes untouched."""
     batch = {"features": np.ones((2, 3), np.float32)}
-    assert augment.Images(0, (("flip", 0),))(batch, 0, np.arange(2)) is batch
+    assert augment.Images(0, (("flip",),))(batch, 0, np.arange(2)) is batch
 
 
 def test_plan_augments_by_global_row() -> None:
@@ -93,7 +93,7 @@ def test_plan_augments_by_global_row() -> None:
     [
         ("flipp", "did you mean 'flip'"),
         ("crop", "crop:N"),
-        ("flip:2", "crop:N"),
+        ("flip:2", "flip mirrors"),
         ("crop:-1", "crop:N"),
         ("crop:x", "crop:N"),
     ],
