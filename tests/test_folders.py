@@ -247,17 +247,27 @@ def test_prepared_images_of_any_size() -> None:
     assert list(got["label"]) == [1, 0]
 
 
+def test_mixtures_of_any_sizes_have_the_same_channels(tmp_path: Path) -> None:
+    """Two folders of varying sizes mix; where one is grey, the message says so."""
+    for name, mode in (("one", "RGB"), ("two", "RGB"), ("grey", "L")):
+        for i in range(4):
+            save(tmp_path / name / f"class{i % 2}" / f"{i}.png", (8 + i, 6), mode)
+    one, two, grey = (ExampleCorpus(sources.load(str(tmp_path / n), "train")) for n in ("one", "two", "grey"))
+    phases = (Phase(0, 8, (1.0, 1.0)),)
+    assert Plan((one, two), phases, 0, augment.Images(size=(4, 4))).batch(0)["image"].shape == (8, 4, 4, 3)
+    with pytest.raises(UsageError, match=r"uint8\[\*, \*, 3\].*uint8\[\*, \*, 1\]"):
+        Plan((one, grey), phases, 0)
+
+
 def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From its command to the worst mistakes; without a size, one line."""
     root = classes(tmp_path / "pets")
     args = [
         "train",
         f"--workdir={tmp_path}/w",
-        "--config=configs/cnn.py:digits",
+        "--config=configs/mlp.py:digits",
         f"--config.data.name={root}",
-        "--config.model.inputs=(8, 8, 3)",
-        "--config.model.channels=(4, 4)",
-        "--config.model.hidden=(8,)",
+        "--config.model.inputs=192",
         "--config.train.steps=2",
         "--config.train.batch=8",
     ]
