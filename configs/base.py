@@ -27,7 +27,7 @@ class Knob:
 KNOBS: dict[str, Knob] = {
     "model.family": Knob("gpt", "str", "identity", "which network: a key of models.FAMILIES"),
     "model.size": Knob(None, "str | None", "identity", "a published size of the family; other model.* override it"),
-    "data.name": Knob("pydoc_text", "str", "identity", "embedded set, TFDS name, .txt file or folder; a,b mixes two"),
+    "data.name": Knob("pydoc_text", "str", "identity", "embedded set, TFDS name, .txt file, folder; a,b mixes two"),
     "data.split": Knob("train", "str", "identity", "split to train on"),
     "data.field": Knob(None, "str | None", "identity", "which text of a TFDS set that has several; en:de makes pairs"),
     "data.weights": Knob(None, "tuple[float] | None", "schedule", "share of each set of a mixture; None is equal"),
@@ -41,9 +41,24 @@ KNOBS: dict[str, Knob] = {
         "identity",
         "most tokens of a text to classify or translate; None is model.context",
     ),
-    "data.augment": Knob(None, "str | None", "identity", "for images: flip, crop:PIXELS, joined by commas"),
-    "data.mean": Knob(0.0, "float", "identity", "subtracted from pixels in [0, 1]"),
-    "data.deviation": Knob(1.0, "float", "identity", "by which pixels are divided after that"),
+    "data.augment": Knob(
+        None,
+        "str | None",
+        "identity",
+        "of images, joined by commas: flip | crop:N | random_resized_crop | randaugment:N:M | jitter:X | erase | "
+        "mixup:ALPHA | cutmix:ALPHA",
+    ),
+    "data.size": Knob(
+        None, "tuple[int] | None", "identity", "rows and columns of images, or one for both; None keeps theirs"
+    ),
+    "data.crop": Knob(
+        None,
+        "float | None",
+        "identity",
+        "share of a resized image's side that is kept; None is 1, where sizes vary 0.875",
+    ),
+    "data.mean": Knob(0.0, "float | tuple[float]", "identity", "subtracted from pixels in [0, 1], also one a channel"),
+    "data.deviation": Knob(1.0, "float | tuple[float]", "identity", "by which pixels are divided after that, likewise"),
     "data.workers": Knob(0, "int", "free", "worker processes that read; 0 reads in a thread"),
     "data.prefetch": Knob(2, "int", "free", "batches read ahead"),
     "loss": Knob(
@@ -179,8 +194,8 @@ def fits(value: Any, kind: str) -> bool:
             return True
         if one == "float" and isinstance(value, int | float) and not isinstance(value, bool):
             return math.isfinite(value)
-        if one == "tuple[float]" and isinstance(value, tuple) and all(fits(v, "float") for v in value):
-            return True
+        if one in ("tuple[float]", "tuple[int]") and isinstance(value, tuple):
+            return all(fits(v, one[6:-1]) for v in value)
         if one in ("int", "str", "bool") and type(value).__name__ == one:
             return True
     return False

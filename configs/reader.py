@@ -60,7 +60,7 @@ def parse(key: str, text: str) -> Any:
         return text  # a word: for an open key its owner decides, else `assign` refuses it
     if "int" in kinds and isinstance(value, float) and value.is_integer() and "float" not in kinds:
         return int(value)  # 1e4
-    if "tuple[float]" in kinds and isinstance(value, int | float):
+    if isinstance(value, int | float) and "float" not in kinds and any(kind.startswith("tuple") for kind in kinds):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 

@@ -1,64 +1,172 @@
-"""Image augmentation on the host, each example by a generator of its own: (seed, step, global row)."""
+"""What happens to images on the host, each by a generator of its own: (seed, step, global row).
 
+The order: operations as they are written, on pixels 0 to 255; then scaled to [0, 1], and by mean and deviation; then,
+by `data/mixing.py`, rows are mixed. An image takes its size, `data.size`, by random_resized_crop where that is among
+the operations, else before the first of them.
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from data import distortions, geometry
+from data.geometry import Size
+from data.kinds import Draw, Fields, Pixels, generator
 from errors import UsageError, unknown
 
-Draw = np.random.Generator
+Step = tuple[Any, ...]  # an operation with its numbers, as ("crop", 4)
 
 
-def _flip(image: np.ndarray, draw: Draw, size: int) -> np.ndarray:
+def _flip(image: Pixels, draw: Draw, size: Size) -> Pixels:
     return image[:, ::-1] if draw.random() < 0.5 else image
 
 
-def _crop(image: np.ndarray, draw: Draw, size: int) -> np.ndarray:
-    y, x = draw.integers(0, 2 * size + 1, 2)
-    padded = np.pad(image, ((size, size), (size, size), (0, 0)))
+def _crop(image: Pixels, draw: Draw, size: Size, by: int) -> Pixels:
+    y, x = draw.integers(0, 2 * by + 1, 2)
+    padded = np.pad(image, ((by, by), (by, by), (0, 0)))
     return padded[y : y + image.shape[0], x : x + image.shape[1]]
 
 
-OPERATIONS: dict[str, Callable[[np.ndarray, Draw, int], np.ndarray]] = {
-    "flip": _flip,  # left to right with probability 1/2
-    "crop": _crop,  # crop:4 pads by 4 pixels of 0 around and crops the old size anywhere
+def _random_resized_crop(image: Pixels, draw: Draw, size: Size, least: float = 0.08) -> Pixels:
+    return geometry.resize(image[geometry.random_part(image.shape[:2], draw, least)], size)
+
+
+def _randaugment(image: Pixels, draw: Draw, size: Size, count: int, magnitude: int) -> Pixels:
+    return distortions.randaugment(image, draw, count, magnitude)
+
+
+def _jitter(image: Pixels, draw: Draw, size: Size, strength: float) -> Pixels:
+    return distortions.jitter(image, draw, strength)
+
+
+def _erase(image: Pixels, draw: Draw, size: Size, chance: float = 0.5) -> Pixels:
+    """Noise in a random box of 2 to 40 % of the area, sides 3:10 to 10:3 (Zhong et al. 2017, arXiv:1708.04896)."""
+    if draw.random() >= chance:
+        return image
+    y, x = image.shape[:2]
+    for _ in range(100):
+        area, ratio = y * x * draw.uniform(0.02, 0.4), math.exp(draw.uniform(-math.log(10 / 3), math.log(10 / 3)))
+        tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < tall < y and 0 < wide < x:
+            top, left = draw.integers(y - tall + 1), draw.integers(x - wide + 1)
+            erased, noise = image.copy(), draw.integers(0, 256, (tall, wide, image.shape[-1]), np.uint8)
+            erased[top : top + tall, left : left + wide] = noise
+            return erased
+    return image
+
+
+OPERATIONS: dict[str, Callable[..., Pixels]] = {  # (image, draw, size that is wanted, *numbers) -> image
+    "flip": _flip,
+    "crop": _crop,
+    "random_resized_crop": _random_resized_crop,
+    "randaugment": _randaugment,
+    "jitter": _jitter,
+    "erase": _erase,
+}
+
+
+class Form(NamedTuple):
+    """How an operation is written."""
+
+    text: str
+    takes: tuple[tuple[type, float, float], ...] = ()  # of each number type, least and most
+    needs: int = 0  # how many of them must be given
+
+
+_ALPHA = "ALPHA mixes two rows by shares of law Beta(ALPHA, ALPHA), 0.01 to 100"
+FORMS = {
+    "flip": Form("flip mirrors left to right with probability 1/2"),
+    "crop": Form("crop:N pads by N pixels of 0 around and crops the old size anywhere", ((int, 0, 4096),), 1),
+    "random_resized_crop": Form(
+        "random_resized_crop or random_resized_crop:LEAST takes LEAST, 0.01 to 1, to all of the area",
+        ((float, 0.01, 1),),
+    ),
+    "randaugment": Form(
+        f"randaugment:N:M does N operations, 1 to 14, of magnitude M, 0 to {distortions.MOST}",
+        ((int, 1, 14), (int, 0, distortions.MOST)),
+        2,
+    ),
+    "jitter": Form("jitter:X changes brightness, contrast and saturation by up to X, 0 to 1", ((float, 0, 1),), 1),
+    "erase": Form("erase or erase:P puts noise in a box with probability P, 0 to 1", ((float, 0, 1),)),
+    "mixup": Form(f"mixup:{_ALPHA}", ((float, 0.01, 100),), 1),
+    "cutmix": Form(f"cutmix:{_ALPHA}", ((float, 0.01, 100),), 1),
 }
 
 
 @dataclass(frozen=True)
 class Images:
-    """Scale images to [0, 1], or by mean and standard deviation; in training apply the operations first."""
+    """Gives images their size, does the operations, which are of training only, and normalises.
+
+    `crop` is the share of an image's sides that is kept where it is resized as a whole; None is all of it where the
+    images of a set have one size, else 0.875.
+    """
 
     seed: int = 0
-    operations: tuple[tuple[str, int], ...] = ()
-    mean: float = 0.0
-    deviation: float = 1.0
+    operations: tuple[Step, ...] = ()
+    mean: float | tuple[float, ...] = 0.0
+    deviation: float | tuple[float, ...] = 1.0
+    size: Size | None = None
+    crop: float | None = None
 
-    def __call__(self, batch: dict[str, np.ndarray], step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch with its field image uint8 [B Y X C] augmented and turned into float32."""
-        if "image" not in batch:
+    def __call__(self, batch: Fields, step: int, rows: np.ndarray) -> Fields:
+        """The batch with its field image, uint8 [B Y X C] or objects [B], turned into float32 [B Y X C].
+
+        Raises UsageError where sizes differ and none is wanted, or a mean has not one entry a channel.
+        """
+        if "image" not in batch or "boxes" in batch:
             return batch
-        image = batch["image"]
-        if self.operations:
-            image = np.stack([self._one(i, step, int(row)) for i, row in zip(image, rows, strict=True)])
-        return {**batch, "image": (image.astype(np.float32) / 255 - self.mean) / self.deviation}
+        images = batch["image"]
+        differ = images.dtype == object
+        if differ and self.size is None:
+            raise UsageError("the images have different sizes: set data.size, as 224 or (rows, columns)")
+        if differ or self.operations or self.size not in (None, images.shape[1:3]):
+            share = self.crop or (0.875 if differ else 1.0)
+            images = np.stack([self._one(i, step, int(r), share) for i, r in zip(images, rows, strict=True)])
+        found = images.astype(np.float32, order="C")
+        count, y, x, channels = found.shape
+        lines = found.reshape(count, y, x * channels)  # numpy is slow on dims of 3
+        lines /= 255
+        lines -= np.resize(self._of_channels("mean", channels), x * channels)
+        lines /= np.resize(self._of_channels("deviation", channels), x * channels)
+        return {**batch, "image": found}
 
-    def _one(self, image: np.ndarray, step: int, row: int) -> np.ndarray:
-        draw = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, row]))
-        for name, size in self.operations:
-            image = OPERATIONS[name](image, draw, size)
+    def _one(self, image: Pixels, step: int, row: int, share: float) -> Pixels:
+        draw = generator(self.seed, step, row)
+        size = self.size or image.shape[:2]
+        if all(name != "random_resized_crop" for name, *_ in self.operations):
+            image = geometry.fit(image, size, share)
+        for name, *numbers in self.operations:
+            image = OPERATIONS[name](image, draw, size, *numbers)
         return image
 
+    def _of_channels(self, name: str, channels: int) -> np.ndarray:
+        given = np.asarray(getattr(self, name), np.float32)
+        if given.ndim and len(given) != channels:
+            raise UsageError(
+                f"config key 'data.{name}' = {getattr(self, name)}: the images have {channels} channel(s); "
+                f"give one number, or one for each"
+            )
+        return given
 
-def parse(text: str | None) -> tuple[tuple[str, int], ...]:
-    """`flip,crop:4` -> (("flip", 0), ("crop", 4)). Raises UsageError for an unknown operation or size."""
-    operations = []
-    for part in (text or "").split(",") if text else ():
-        name, _, size = part.strip().partition(":")
-        if name not in OPERATIONS:
-            raise unknown("augmentation", name, OPERATIONS)
-        if (name == "crop") != bool(size) or (size and not size.isdecimal()):
-            raise UsageError(f"augmentation {part!r}: write flip, or crop:N with N pixels of padding")
-        operations.append((name, int(size or 0)))
-    return tuple(operations)
+
+def parse(text: str | None) -> tuple[Step, ...]:
+    """`flip,crop:4` -> (("flip",), ("crop", 4)). Raises UsageError for an unknown operation or wrong numbers."""
+    return tuple(_parsed(part.strip()) for part in (text or "").split(",") if text)
+
+
+def _parsed(part: str) -> Step:
+    name, *given = part.split(":")
+    if name not in FORMS:
+        raise unknown("augmentation", name, FORMS)
+    text, takes, needs = FORMS[name]
+    try:
+        numbers = [kind(n) for (kind, _, _), n in zip(takes, given, strict=False)]
+    except ValueError:
+        numbers = []
+    inside = all(low <= n <= high for n, (_, low, high) in zip(numbers, takes, strict=False))
+    if not inside or len(numbers) != len(given) or len(given) < needs:
+        raise UsageError(f"augmentation {part!r}: {text}")
+    return (name, *numbers)

@@ -10,6 +10,8 @@ import numpy as np
 from errors import UsageError
 
 Fields = dict[str, np.ndarray]
+Pixels = np.ndarray  # one image, uint8 [Y X C]
+Draw = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,9 @@ class Examples:
     """Examples, a row each, with what is to be told of them.
 
     Fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask float32 [n T]; and
-    label int32 [n] out of `classes`, or target float32 [n C]. They are a dict of arrays, or a function from rows to one
-    where the set is too large to hold. `names` are those of the classes, where they have some.
+    label int32 [n] out of `classes`, or target float32 [n C]. Images of different sizes are objects [n], each uint8
+    [y x C]. The fields are a dict of arrays, or a function from rows to one where the set is too large to hold. `names`
+    are those of the classes, where they have some.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
@@ -74,6 +77,19 @@ class Pairs:
 
 
 Source = Examples | Texts | Pairs
+
+
+def generator(seed: int, step: int, row: int, site: int = 0) -> Draw:
+    """The draws for a row of the batch of a step; each site that draws has its own."""
+    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, site, row]))
+
+
+def of_any_size(images: Sequence[Pixels]) -> np.ndarray:
+    """Images of different sizes as an array of objects [n]."""
+    held = np.empty(len(images), object)
+    for i, image in enumerate(images):  # numpy would try to make one array of those that are alike
+        held[i] = image
+    return held
 
 
 def hold_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:

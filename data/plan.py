@@ -21,6 +21,16 @@ Batch = dict[str, np.ndarray]
 Augment = Callable[[Batch, int, np.ndarray], Batch]  # (fields, step, global rows) -> fields
 
 
+class Mixer(Protocol):
+    """Something that mixes each row of a batch with another one."""
+
+    def partners(self, step: int, size: int) -> np.ndarray:
+        """The row that goes with each row of the batch of a step [size]."""
+
+    def __call__(self, batch: Batch, others: Batch, step: int, rows: np.ndarray) -> Batch:
+        """The fields of global rows mixed with those of their partners."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """From update `from_step` on, a batch has `batch_size` rows and each corpus its weight in the mixture."""
@@ -89,14 +99,12 @@ class Plan:
     phases: tuple[Phase, ...]
     seed: int
     augment: Augment | None = None
+    mix: Mixer | None = None
 
     def __post_init__(self) -> None:
         if len(self.corpora) > 1:
             first = np.zeros(1, np.int64)
-            kinds = [
-                {k: f"{v.dtype}{list(v.shape[1:])}" for k, v in sorted(c.items(first, first).items())}
-                for c in self.corpora
-            ]
+            kinds = [{k: _kind(v) for k, v in sorted(c.items(first, first).items())} for c in self.corpora]
             if any(kind != kinds[0] for kind in kinds):
                 raise UsageError(
                     f"the sets of a mixture must have the same fields; they have {' and '.join(map(str, kinds))}"
@@ -115,8 +123,19 @@ class Plan:
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """The rows (all where None) of the batch that update `step` -> `step` + 1 consumes; [len(rows) ...]."""
+        size = self.phase(step).batch_size
+        own = np.arange(size) if rows is None else np.asarray(rows)
+        if self.mix is None:
+            return self._read(step, own)
+        both = np.concatenate([own, self.mix.partners(step, size)[own]])
+        needed, spots = np.unique(both, return_inverse=True)
+        read = self._read(step, needed)
+        batch, others = ({k: v[spot] for k, v in read.items()} for spot in np.split(spots, 2))
+        return self.mix(batch, others, step, own)
+
+    def _read(self, step: int, own: np.ndarray) -> Batch:
+        """Rows of a batch, augmented, each by itself."""
         phase = self.phase(step)
-        own = np.arange(phase.batch_size) if rows is None else np.asarray(rows)
         places = self.consumed(step) + own
         which, before = _mix(places, phase.weights, self.seed)
         ranks = before[which, np.arange(len(places))] + self._carried(step)[which]
@@ -141,6 +160,13 @@ class Plan:
             edge = np.array([self.consumed(new.from_step)])
             lack += (_mix(edge, old.weights, self.seed)[1] - _mix(edge, new.weights, self.seed)[1])[:, 0]
         return lack
+
+
+def _kind(values: np.ndarray) -> str:
+    """Type and shape of a row of a field [n ...]; of images of different sizes only the channels are fixed."""
+    if values.dtype == object:
+        return f"uint8[*, *, {values[0].shape[-1]}]"
+    return f"{values.dtype}{list(values.shape[1:])}"
 
 
 def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, corpus: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.embedded import EMBEDDED
-from data.kinds import Examples, Fields, Pairs, Source, Texts, checksum, hold_labels, no_field
+from data.kinds import Examples, Fields, Pairs, Source, Texts, checksum, hold_labels, no_field, of_any_size
 from data.pairs import languages
 from errors import UsageError, unknown
 
@@ -110,17 +110,17 @@ def decode(text: bytes | str) -> str:
 
 
 def _labelled_images(rows: Any, features: Any, identity: dict[str, Any]) -> Examples:
+    label, shape, count = features["label"], features["image"].shape, len(rows)
+
     def read(wanted: np.ndarray) -> Fields:
         got = rows.__getitems__([int(i) for i in wanted])
-        label = np.array([g["label"] for g in got], np.int32)
-        hold_labels(label, identity)
-        return {"image": np.stack([g["image"] for g in got]), "label": label}
+        labels = np.array([g["label"] for g in got], np.int32)
+        hold_labels(labels, identity)
+        images = [g["image"] for g in got]
+        return {"image": of_any_size(images) if None in shape else np.stack(images), "label": labels}
 
-    label, shape, count = features["label"], features["image"].shape, len(rows)
     classes, names = label.num_classes, _names(label)
-    if None in shape:
-        raise UsageError(f"{identity['name']}: images of varying size {shape} need a resize, which this source lacks")
-    if count * int(np.prod(shape)) > DECODE_ONCE:
+    if None in shape or count * int(np.prod(shape)) > DECODE_ONCE:
         return Examples(read, count, identity, classes, names)
     parts = [read(np.arange(i, min(i + 1024, count))) for i in range(0, count, 1024)]
     fields = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

@@ -1,16 +1,16 @@
-"""Where examples come from: embedded sets, a user's text files, and TFDS, by one name."""
+"""Where examples come from: embedded sets, a user's files of text or folders of images, and TFDS, by one name."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from data import embedded, pairs, prepared
+from data import embedded, folders, pairs, prepared
 from data.kinds import Source, Texts, no_field, texts
 from errors import UsageError, unknown
 
 
 def load(name: str, split: str, *, field: str | None = None, data_dir: str | None = None) -> Source:
-    """A source by name: an embedded set, a path to text (`.txt` file or folder of them), else a TFDS name.
+    """A source by name: an embedded set, a path to text (`.txt` file or folder of them) or to images, else a TFDS name.
 
     `field` picks the text of a TFDS set that has several; `en:de` makes pairs, of a folder's files too. Raises
     UsageError for an unknown name, split or field, or a set that is not prepared, with the command that prepares it.
@@ -18,13 +18,16 @@ def load(name: str, split: str, *, field: str | None = None, data_dir: str | Non
     found = embedded.find(name)
     if pairs.languages(field) and not found and Path(name).is_dir():
         return pairs.of_files(Path(name), split, str(field))
-    if field is not None and (found or _is_text(name)):
+    kind = "embedded" if found else _kind_of_files(name)
+    if field is not None and kind:
         raise no_field(name, field)
     if found:
         reader, splits = found
         _known_split(name, split, splits)
         return reader(split)
-    if _is_text(name):
+    if kind == "images":
+        return folders.load(name, split)
+    if kind == "text":
         return _text_files(Path(name), split)
     return prepared.load(name, split, field, data_dir)
 
@@ -36,16 +39,26 @@ def splits_of(name: str, data_dir: str | None = None, field: str | None = None) 
         return found[1]
     if pairs.languages(field) and Path(name).is_dir():
         return pairs.splits_of(Path(name), str(field))
-    if _is_text(name):
-        return ("train", "validation")
+    kind = _kind_of_files(name)
+    if kind:
+        return folders.splits_of(name) if kind == "images" else ("train", "validation")
     return tuple(prepared.find(name, data_dir).info.splits)
 
 
-def _is_text(name: str) -> bool:
-    """A path, or a bare word that is a folder with text in it: `mnist` may be both a folder and a set of TFDS."""
-    if name.endswith(".txt") or (os.sep in name and Path(name).exists()):
-        return True
-    return Path(name).is_dir() and (not name.isidentifier() or any(Path(name).rglob("*.txt")))
+def _kind_of_files(name: str) -> str | None:
+    """`text` or `images`, of which a folder holds more files, for a path; None for what is none.
+
+    A bare word is a path where it is a folder that holds either: `mnist` may be both a folder and a set of TFDS.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        return "text" if name.endswith(".txt") or (os.sep in name and path.exists()) else None
+    texts, images = 0, 0
+    for file in folders.walk(name):
+        texts, images = texts + file.endswith(".txt"), images + folders.is_image(file)
+    if not texts and not images and os.sep not in name and name.isidentifier():
+        return None
+    return "images" if images > texts else "text"
 
 
 def _known_split(name: str, split: str, splits: Iterable[str]) -> None:
@@ -61,7 +74,7 @@ def _text_files(path: Path, split: str) -> Texts:
     _known_split(str(path), split, ("train", "validation"))
     files = sorted(p for p in path.rglob("*.txt") if p.is_file()) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise UsageError(f"no .txt file at {str(path)!r}; give a .txt file or a folder that holds some")
+        raise UsageError(f"no .txt file at {str(path)!r}; give a .txt file, or a folder that holds some or images")
     documents = [_read(f) for f in files]
     if len(documents) >= 10:
         held = max(2, len(documents) // 10)  # one alone would have no neighbour, and its windows count as documents

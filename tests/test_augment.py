@@ -1,12 +1,12 @@
-"""Flips, crops and normalisation, keyed by row."""
+"""What happens to images, keyed by row: operations, size, normalisation."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from data import augment, sources
-from data.kinds import Examples
+from data import augment, geometry, sources
+from data.kinds import Examples, of_any_size
 from data.plan import ExampleCorpus, Phase, Plan
 from errors import UsageError
 
@@ -78,7 +78,80 @@ def test_crop_by_zero_and_no_operation_change_nothing() -> None:
 def test_augmentation_leaves_other_batches_alone() -> None:
     """A batch without images passes untouched."""
     batch = {"features": np.ones((2, 3), np.float32)}
-    assert augment.Images(0, (("flip", 0),))(batch, 0, np.arange(2)) is batch
+    assert augment.Images(0, (("flip",),))(batch, 0, np.arange(2)) is batch
+
+
+def photos(count: int = 8) -> np.ndarray:
+    """Images of sizes from 10 to 40."""
+    draw = np.random.default_rng(0)
+    return of_any_size([draw.integers(0, 256, (*draw.integers(10, 41, 2), 3)).astype(np.uint8) for _ in range(count)])
+
+
+EVERY = "random_resized_crop:0.3,flip,crop:1,randaugment:2:9,jitter:0.3,erase"
+
+
+@pytest.mark.parametrize("text", [None, EVERY, "flip,erase:1"])
+def test_images_of_any_size_take_one(text: str | None) -> None:
+    """Keyed by row too, and in the range of a pixel; the sources are left as they were."""
+    do, before = augment.Images(3, augment.parse(text), size=(12, 16)), photos()
+    given = photos()
+    whole = do({"image": given}, 2, np.arange(8))["image"]
+    assert whole.shape == (8, 12, 16, 3)
+    assert whole.dtype == np.float32
+    assert 0 <= whole.min() < whole.max() <= 1
+    part = do({"image": photos()[[6, 1]]}, 2, np.array([6, 1]))["image"]
+    np.testing.assert_array_equal(part, whole[[6, 1]])
+    assert all((a == b).all() for a, b in zip(given, before, strict=True))
+
+
+def test_what_is_evaluated_is_resized_and_cropped() -> None:
+    """By 0.875 where sizes vary; by nothing where all have one; by what is said; not at all where it is the size."""
+    some, alike = photos(), images()
+    look = lambda image, **how: augment.Images(size=(6, 6), **how)({"image": image}, 0, np.arange(len(image)))["image"]  # noqa: E731
+    for share, got in ((0.875, look(some)), (0.5, look(some, crop=0.5))):
+        want = np.stack([geometry.fit(image, (6, 6), share) for image in some])
+        np.testing.assert_array_equal(got, want.astype(np.float32) / 255)
+    np.testing.assert_array_equal(look(alike), alike.astype(np.float32) / 255)
+    np.testing.assert_array_equal(look(alike, crop=0.5), alike.astype(np.float32) / 255)
+    larger = np.repeat(np.repeat(alike, 2, 1), 2, 2)
+    assert np.abs(look(larger) - look(alike)).mean() < 0.15  # the whole of each, not its middle
+
+
+def test_operations_go_in_their_order() -> None:
+    """A box of noise before the crop may be cut away; after it is there."""
+    flat = np.zeros((200, 8, 8, 1), np.uint8)
+    count = {}
+    for text in ("erase:1,crop:8", "crop:8,erase:1"):
+        got = augment.Images(0, augment.parse(text))({"image": flat}, 0, np.arange(200))["image"]
+        count[text] = int((got.max((1, 2, 3)) > 0).sum())
+    assert count["crop:8,erase:1"] == 200
+    assert count["erase:1,crop:8"] < 190
+
+
+def test_erased_boxes_have_their_law() -> None:
+    """Half of the images keep all pixels; the others lose one box, of at most 40 % of the area."""
+    flat = np.zeros((400, 20, 20, 1), np.uint8)
+    got = augment.Images(0, augment.parse("erase"))({"image": flat}, 0, np.arange(400))["image"][..., 0]
+    touched = [np.argwhere(g) for g in got if g.any()]
+    assert 140 <= len(touched) <= 260
+    sides = np.array([t.max(0) - t.min(0) + 1 for t in touched])
+    assert (sides.prod(1) / 400).min() >= 0.01
+    assert (sides.prod(1) / 400).max() <= 0.43
+    filled = np.array([len(t) for t in touched]) / sides.prod(1)
+    assert filled.mean() == pytest.approx(255 / 256, abs=0.01)  # noise may be 0
+
+
+def test_a_mean_of_each_channel() -> None:
+    """One number, or one a channel; another count is refused, and so are sizes that differ where none is wanted."""
+    mean, deviation = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
+    image = np.repeat(images()[..., :1], 3, -1)
+    got = augment.Images(mean=mean, deviation=deviation)({"image": image}, 0, np.arange(8))["image"]
+    np.testing.assert_allclose(got, (image / 255 - mean) / deviation, rtol=1e-5, atol=1e-6)
+    assert got.dtype == np.float32
+    with pytest.raises(UsageError, match=r"'data\.deviation' = \(1\.0, 2\.0\): the images have 3 channel"):
+        augment.Images(deviation=(1.0, 2.0))({"image": image}, 0, np.arange(8))
+    with pytest.raises(UsageError, match=r"set data\.size"):
+        augment.Images()({"image": photos()}, 0, np.arange(8))
 
 
 def test_plan_augments_by_global_row() -> None:
@@ -93,9 +166,20 @@ def test_plan_augments_by_global_row() -> None:
     [
         ("flipp", "did you mean 'flip'"),
         ("crop", "crop:N"),
-        ("flip:2", "crop:N"),
+        ("flip:2", "flip mirrors"),
         ("crop:-1", "crop:N"),
         ("crop:x", "crop:N"),
+        ("crop:1.5", "crop:N"),
+        ("flip,", "unknown augmentation ''"),
+        ("random_resized_crop:0", r"0\.01 to 1"),
+        ("random_resized_crop:nan", r"0\.01 to 1"),
+        ("randaugment:2", "randaugment:N:M"),
+        ("randaugment:2:31", "magnitude M, 0 to 30"),
+        ("jitter:0.1:0.2", "jitter:X"),
+        ("erase:2", "probability P"),
+        ("mixup", "mixup:ALPHA"),
+        ("mixup:0", r"0\.01 to 100"),
+        ("cutmx:1", "'cutmix'"),
     ],
 )
 def test_bad_augmentations_are_refused(text: str, says: str) -> None:

@@ -214,7 +214,7 @@ def test_an_older_config_takes_new_defaults() -> None:
         reader.from_json(json.dumps(kept))
 
 
-CHANGED = {"int": 7, "float": 0.125, "str": "other", "bool": None, "tuple[float]": (0.25, 0.75)}
+CHANGED = {"int": 7, "float": 0.125, "str": "other", "bool": None, "tuple[float]": (0.25, 0.75), "tuple[int]": (3, 5)}
 
 
 @pytest.mark.parametrize("key", list(KNOBS))

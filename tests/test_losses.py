@@ -73,6 +73,21 @@ def test_softmax_task_weighs_rows() -> None:
     assert all((w == weight).all() for _, w in got.values())
 
 
+@pytest.mark.parametrize("extra", [{}, {"smoothing": 0.1, "z_loss": 0.01}])
+def test_mixed_rows_have_two_labels(extra: dict[str, float]) -> None:
+    """The loss is linear in the target; the label of larger share is the one to be told."""
+    logits, label, other = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 2, 2, 1], np.int32)
+    share, weight = np.array([0.75, 0.25, 0.5, 0.0], np.float32), np.array([1, 1, 1, 2], np.float32)
+    batch = {"label": label, "other": other, "share": share, "weight": weight}
+    got = losses.softmax(jnp.asarray(logits), {k: jnp.asarray(v) for k, v in batch.items()}, **extra)
+    one, two = (losses.cross_entropy(jnp.asarray(logits), jnp.asarray(y), **extra) for y in (label, other))
+    np.testing.assert_allclose(got["loss"][0], (share * one + (1 - share) * two) * weight, rtol=F32)
+    if not extra:
+        target = share[:, None] * np.eye(3)[label] + (1 - share[:, None]) * np.eye(3)[other]
+        np.testing.assert_allclose(got["loss"][0], -(target * log_softmax(logits)).sum(-1) * weight, rtol=F32)
+    np.testing.assert_array_equal(got["accuracy"][0], (logits.argmax(-1) == [0, 2, 2, 1]) * weight)
+
+
 def test_quadratic_task_is_half_the_squared_distance() -> None:
     """Nielsen's equation 6, a row at a time."""
     value, label, weight = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 1, 0, 2], np.float32)

@@ -78,6 +78,20 @@ def test_mistakes_show_the_images_as_they_are(tmp_path: Path, channels: int) -> 
     assert fewer.shape[0] < sheet.shape[0]
 
 
+def test_large_images_are_shown_small(tmp_path: Path) -> None:
+    """On one sheet with others of any size, in their own proportions."""
+    small = pictures._small(np.full((2 * pictures.SHOWN, pictures.SHOWN, 3), 77, np.uint8))
+    assert small.shape == (pictures.SHOWN, pictures.SHOWN // 2, 3)
+    assert (small == 77).all()
+    strip = np.full((1, 4000, 1), 77, np.uint8)
+    assert pictures._small(strip).shape == (1, pictures.SHOWN, 1)
+    tiny = np.full((5, 4, 3), 77, np.uint8)
+    assert pictures._small(tiny) is tiny
+    told = pictures.Told(np.zeros(2, int), np.ones(2, int), np.ones(2), ["a", "b"])
+    sheet = pixels(pictures.mistakes([small, tiny], told, TITLE, tmp_path / "sheet.png"))
+    assert (sheet == 77).all(-1).sum() > 1000
+
+
 def test_mistaken_texts_are_written(tmp_path: Path) -> None:
     """Truth, guess, loss and the text, cut where it is long; a class without a name is its number."""
     documents = ["a fine\nfilm", "word " * 500]

@@ -16,11 +16,11 @@ import orbax.checkpoint
 from etils import epath
 from jax.experimental import multihost_utils
 
-from data import augment, plan
+from data import plan
 from data.kinds import Examples, Pairs, Source
 from errors import UsageError
 from models.spec import flatten
-from train import begin, checkpoint, evaluate, feed, loop
+from train import begin, checkpoint, evaluate, feed, images, loop
 from train.host import Host
 from train.record import flops, metrics, plots, profile, summary
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
@@ -41,11 +41,13 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
     if cfg.log.wandb:
         metrics.wandb()
     tx = optim.make(cfg.optim, setup.model.specs["params"])
-    batches = plan.Plan(_corpora(setup, corpora), (begin.first_phase(cfg),), cfg.seed, _augment(cfg))
+    phases, mix = (begin.first_phase(cfg),), images.mixed(cfg, setup.task)
+    batches = plan.Plan(_corpora(setup, corpora), phases, cfg.seed, images.trained(cfg), mix)
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
-    if cfg.train.gradient != "autodiff" and (cfg.train.smoothing or cfg.train.z_loss):
-        raise UsageError(f"train.gradient = {cfg.train.gradient!r} knows neither train.smoothing nor train.z_loss")
+    if cfg.train.gradient != "autodiff" and (cfg.train.smoothing or cfg.train.z_loss or mix):
+        extras = "train.smoothing, train.z_loss, mixup nor cutmix"
+        raise UsageError(f"train.gradient = {cfg.train.gradient!r} knows neither {extras}")
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
     if not checkpoint.steps(workdir):  # what the update refuses leaves no folder
         jax.eval_shape(update, begin.target_of(setup, tx), _shapes(setup, batches, 0))
@@ -88,10 +90,6 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     if cfg.train.carry and len(corpora) > 1:
         raise UsageError(f"train.carry = True goes with one data set, not with the mixture {cfg.data.name!r}")
     return tuple(training_rows(setup, source) for source in corpora)
-
-
-def _augment(cfg: Config) -> augment.Images:
-    return augment.Images(cfg.seed, augment.parse(cfg.data.augment), cfg.data.mean, cfg.data.deviation)
 
 
 def _size(source: Source, corpus: plan.Corpus) -> str:

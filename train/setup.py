@@ -14,7 +14,7 @@ from data.kinds import Examples, Pairs, Source, Texts
 from errors import UsageError, unknown
 from models import Model
 from models.spec import abstract
-from train import evaluate, mesh
+from train import evaluate, images, mesh
 from train.host import Host
 from train.update import leaves, losses, step
 
@@ -77,7 +77,7 @@ class Setup:
     @property
     def prepare(self) -> augment.Images:
         """What happens to images that are evaluated."""
-        return augment.Images(self.cfg.seed, (), self.cfg.data.mean, self.cfg.data.deviation)
+        return images.examined(self.cfg)
 
 
 def load_source(cfg: Config, host: Host, name: str, split: str) -> Source:
@@ -137,8 +137,7 @@ def check_values(cfg: Config) -> None:
         raise UsageError(f"config key 'data.vocab' = {cfg.data.vocab} goes with data.tokenizer word or bpe")
     if cfg.data.vocab is None and cfg.data.tokenizer == tokenizers.LEARNT:
         raise UsageError("config key 'data.tokenizer' = 'bpe' wants data.vocab, how many tokens to learn")
-    if cfg.data.deviation <= 0:
-        raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
+    images.check_values(cfg)
 
 
 OR_NONE = ("eval.every", "eval.batch", "eval.limit", "eval.context", "checkpoint.every", "data.vocab", "data.length")
@@ -172,6 +171,7 @@ def set_up(
     jax.config.update("jax_default_matmul_precision", precision)
 
     task = losses.find(cfg.loss)
+    example = images.seen(cfg, example)
     _hold_data_to_task(cfg, example, task)
     made = None
     if not isinstance(example, Examples):
@@ -179,8 +179,6 @@ def set_up(
             kinds = f"the parameters go with {tokenizer['kind']!r}, not with {cfg.data.tokenizer!r}"
             raise UsageError(f"config key 'data.tokenizer': {kinds}")
         made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)
-    if cfg.data.augment and (not isinstance(example, Examples) or "image" not in example.shapes):
-        raise UsageError(f"config key 'data.augment' = {cfg.data.augment!r}: {cfg.data.name!r} holds no images")
     facts = _facts(example, task, made)
     model = model or _build(cfg, example, {**facts, "compute": compute})
     if task.needs == "targets" and "causal" not in model.traits and task.trait in model.traits:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.evaluation import Exam
+from data.geometry import resize
 from data.kinds import Pairs, Source, Texts
 from data.tokenizers import Tokenizer
 from train.evaluate import Rows
@@ -15,6 +16,7 @@ from train.record.plots import GREY, HELD, INK, PALE, dress, head, save, sheet
 from train.setup import Setup
 
 WORST = 40  # mistakes shown
+SHOWN = 256  # pixels of an image's longer side, at most
 PASSAGES = 20
 WRITTEN = 20  # classes up to which the counts stand in the matrix
 NAMED = 60  # classes up to which each has its name beside it
@@ -52,7 +54,7 @@ def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: 
         documents = [source.documents[i] for i in chosen]
         drawn.append(mistaken_texts(documents, told, title, Path(f"{start}-mistakes.txt")))
     elif len(chosen) and not isinstance(source, Texts) and "image" in source.shapes:
-        images = source.__getitems__(chosen)["image"]
+        images = [_small(source.__getitems__([i])["image"][0]) for i in chosen]  # one at a time: they may be large
         drawn.append(mistakes(images, told, title, Path(f"{start}-mistakes.png")))
     return drawn
 
@@ -134,8 +136,14 @@ def _side(axes: Any, right: np.ndarray, total: np.ndarray) -> None:
             axes.text(1.06, i, text, va="center", color=GREY, fontsize=7)
 
 
-def mistakes(images: np.ndarray, told: Told, title: str, path: Path) -> Path:
-    """Draw images uint8 [n Y X C] on a sheet, each with its truth, what it is taken for and the loss -> path."""
+def _small(image: np.ndarray) -> np.ndarray:
+    """An image that is no larger than a sheet shows: [Y X C] -> [y x C]."""
+    share = SHOWN / max(image.shape[:2])
+    return image if share >= 1 else resize(image, tuple(max(1, round(side * share)) for side in image.shape[:2]))
+
+
+def mistakes(images: Sequence[np.ndarray] | np.ndarray, told: Told, title: str, path: Path) -> Path:
+    """Draw images, uint8 [Y X C] each, on a sheet, each with its truth, what it is taken for and the loss -> path."""
     columns = min(8, max(len(images), 5))
     lines = -(-len(images) // columns)
     figure = sheet(1.35 * columns, 1.75 * lines + 0.8)

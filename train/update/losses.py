@@ -60,9 +60,14 @@ def hits(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, 
 
 
 def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float) -> Terms:
-    """Classification by cross-entropy: loss in nats, accuracy."""
+    """Classification by cross-entropy: loss in nats, accuracy; of mixed rows by both labels, by that of more share."""
     w, label = batch["weight"], batch["label"]
-    return {"loss": (cross_entropy(value, label, **extra) * w, w), "accuracy": (hits(value, label) * w, w)}
+    nats = cross_entropy(value, label, **extra)
+    if "other" in batch:
+        share, other = batch["share"], batch["other"]
+        nats = share * nats + (1 - share) * cross_entropy(value, other, **extra)
+        label = jnp.where(share >= 0.5, label, other)
+    return {"loss": (nats * w, w), "accuracy": (hits(value, label) * w, w)}
 
 
 def quadratic(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
@@ -181,7 +186,7 @@ class Task:
 
 _CROSS = ("smoothing", "z_loss")
 TASKS: dict[str, Task] = {
-    "softmax": Task(softmax, "classifier", "label", "nats", extras=_CROSS),
+    "softmax": Task(softmax, "classifier", "label", "nats", extras=(*_CROSS, "mixing")),
     "quadratic": Task(quadratic, "classifier", "label", "quadratic cost"),
     "hinge": Task(hinge, "classifier", "label", "margin", single=True),
     "perceptron": Task(mistakes, "classifier", "label", "margin", single=True),
