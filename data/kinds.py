@@ -10,6 +10,7 @@ import numpy as np
 from errors import UsageError
 
 Fields = dict[str, np.ndarray]
+DECODE_ONCE = 2**30  # bytes: a set no larger than this when decoded is held decoded in memory
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,9 @@ class Examples:
     """Examples, a row each, with what is to be told of them.
 
     Fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask float32 [n T]; and
-    label int32 [n] out of `classes`, or target float32 [n C]. They are a dict of arrays, or a function from rows to one
-    where the set is too large to hold. `names` are those of the classes, where they have some.
+    label int32 [n] out of `classes`, or target float32 [n C]. Or those of `data/detection.py: Reading`, images of any
+    size with boxes. They are a dict of arrays, or a function from rows to one where the set is too large to hold.
+    `names` are those of the classes, where they have some.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]

@@ -1,21 +1,22 @@
-"""Where examples come from: embedded sets, a user's text files, and TFDS, by one name."""
+"""Where examples come from: embedded sets, a user's text files or images with boxes, and TFDS, by one name."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from data import embedded, prepared
+from data import detection_folders, embedded, prepared
 from data.kinds import Source, Texts, no_field, texts
 from errors import UsageError, unknown
 
 
 def load(name: str, split: str, *, field: str | None = None, data_dir: str | None = None) -> Source:
-    """A source by name: an embedded set, a path to text (`.txt` file or folder of them), else a TFDS name.
+    """A source by name: an embedded set, a folder of images with boxes, a path to text (`.txt` file or folder of them),
+    else a TFDS name.
 
     `field` picks the text of a TFDS set that has several. Raises UsageError for an unknown name, split or field, or a
     set that is not prepared, with the command that prepares it.
     """
-    found = embedded.find(name)
+    found = embedded.find(name) or detection_folders.find(name)
     if field is not None and (found or _is_text(name)):
         raise no_field(name, field)
     if found:
@@ -29,7 +30,7 @@ def load(name: str, split: str, *, field: str | None = None, data_dir: str | Non
 
 def splits_of(name: str, data_dir: str | None = None) -> tuple[str, ...]:
     """The splits a source has, in the order of its own listing."""
-    found = embedded.find(name)
+    found = embedded.find(name) or detection_folders.find(name)
     if found:
         return found[1]
     if _is_text(name):
