@@ -101,9 +101,8 @@ def _outline(axes: Any, corners: np.ndarray, colour: str, text: str = "", **line
     if text:
         label = dict(facecolor=colour, edgecolor="none", pad=0.6, alpha=0.8)
         side = "bottom" if top > axes.get_ylim()[0] / 20 else "top"  # at the upper edge inside the box
-        told = axes.text(left, top, text, va=side, color="white", fontsize=4.5, bbox=label, clip_on=True)
-        told.set_parse_math(False)
-        told.set_in_layout(False)  # or each is measured for the layout, seconds in all
+        style = dict(color="white", fontsize=4.5, bbox=label, clip_on=True, parse_math=False)
+        axes.text(left, top, text, va=side, **style)
 
 
 def curves(judged: Sequence[Judged], names: Sequence[str], title: str, path: Path) -> Path:
