@@ -27,11 +27,12 @@ class Truth(NamedTuple):
 
 
 class Marked(NamedTuple):
-    """An image as it was annotated: its name, rows and columns, and its boxes, which may be amiss."""
+    """An image as it was annotated: its name, rows and columns, its boxes, which may be amiss, and its file's bytes."""
 
     name: str
     size: tuple[int, int]
     truth: Truth
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Reading:
     most: int
 
     def __call__(self, rows: np.ndarray) -> Fields:
-        """The fields of some rows. Raises UsageError where an image has not the size it is said to have."""
+        """The fields of some rows, in their order."""
         image, shape = np.empty(len(rows), object), (len(rows), self.most)
         boxes, kinds, there = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         for i, row in enumerate(rows):
@@ -131,7 +132,7 @@ def scenes(
     cut = _note(f"{name} {split}", "cut to the image", [m[1] for m in mended], named)
     left = _note(f"{name} {split}", "without area left out", [m[2] for m in mended], named)
     if identity is None:
-        names = repr([(image.name, *image.size) for image in images] + list(classes)).encode()
+        names = repr([(i.name, *i.size, i.length) for i in images] + list(classes)).encode()
         digest = checksum(names, boxes, kinds, crowd, starts)
         identity = {"name": name, "split": split, "count": len(images), "checksum": digest}
     if 3 * int(sizes.prod(1, dtype=np.int64).sum()) <= DECODE_ONCE:

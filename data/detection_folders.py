@@ -68,7 +68,8 @@ def _coco(root: Path, files: dict[str, Path], split: str) -> Scenes:
     for image, path in zip(images, paths, strict=True):
         truth = _truth(found[image["id"]])
         truth.boxes[:, 2:] += truth.boxes[:, :2]  # from width and height
-        marked.append(Marked(path.name, _size(path, image.get("height"), image.get("width"), file), truth))
+        size = _size(path, image.get("height"), image.get("width"), file)
+        marked.append(Marked(path.name, size, truth, path.stat().st_size))
     return scenes(root.name, split, marked, [named[i] for i in classes], _Files(tuple(paths)))
 
 
@@ -161,7 +162,7 @@ def _voc(root: Path, splits: dict[str, Path], split: str) -> Scenes:
         paths.append(images.get(name, root / "JPEGImages" / f"{name}.jpg"))
         size = _size(paths[-1], trees[name].findtext("size/height"), trees[name].findtext("size/width"), file)
         truth = _truth([(box, names.index(kind), hard) for box, kind, hard in objects[name]])
-        marked.append(Marked(name, size, truth))
+        marked.append(Marked(name, size, truth, paths[-1].stat().st_size))
     return scenes(root.name, split, marked, names, _Files(tuple(paths)))
 
 

@@ -68,6 +68,13 @@ def test_letterbox_of_the_size_itself_is_the_image() -> None:
     np.testing.assert_allclose(to_corners(got["boxes"][0, 0], (48, 64)), (1, 2, 3, 4), atol=1e-5)
 
 
+def test_what_is_made_smaller_is_averaged() -> None:
+    """A chessboard of single pixels becomes grey, neither black nor white."""
+    board = np.repeat(255 * (np.indices((64, 64)).sum(0) % 2)[..., None], 3, -1).astype(np.uint8)
+    got = Boxed(0, (16, 16))(batch_of((board, [])), 0, np.arange(1))["image"]
+    np.testing.assert_allclose(got, 0.5, atol=0.01)
+
+
 def test_letterbox_by_hand() -> None:
     """100 columns by 50 rows into 40 by 40: by 0.4, below 10 rows; (20, 10)-(60, 30) is (8, 14)-(24, 22)."""
     assert boxed.letterbox((50, 100), (40, 40)) == View((0, 0, 100, 50), (0, 10, 40, 30))
@@ -124,6 +131,9 @@ def test_jitter_moves_edges_by_the_share_and_no_more() -> None:
     assert 10 <= moved_out.max() <= 20
     assert ((places[:, 2:] - places[:, :2]) > 0).all()
     assert abs((low[:, 0] == 0).mean() - 0.5) < 0.08  # half of the edges move out
+    wide = np.array([Boxed(0, (100, 100), (("jitter", 0.2),))._draw((50, 100), 0, row)[0].place for row in range(100)])
+    assert wide.min(0).tolist()[:2] == [0, 25]  # within the letterbox, on all of it at times
+    assert wide.max(0).tolist()[2:] == [100, 75]
 
 
 def test_boxes_out_of_sight_are_dropped() -> None:
@@ -180,6 +190,16 @@ def test_colour_leaves_boxes_and_surroundings() -> None:
     factor = bright["image"][0, 10:30] / plain["image"][0, 10:30]
     assert np.ptp(factor) < 1e-5
     assert 0.5 <= factor[0, 0, 0] <= 2 != 1
+
+
+def test_colour_draws() -> None:
+    """Hue either way by up to its share; brightness up to twice as much or as little, each half of the time."""
+    do = Boxed(0, (8, 8), boxed.parse("hue:0.1,exposure:2"))
+    drawn = [do._draw((8, 8), 0, row)[1] for row in range(400)]
+    hue, exposure = (np.array([d[name] for d in drawn]) for name in ("hue", "exposure"))
+    assert -0.1 <= hue.min() < -0.09 < 0.09 < hue.max() <= 0.1
+    assert 0.5 <= exposure.min() < 0.52 < 1.9 < exposure.max() <= 2
+    assert abs((exposure > 1).mean() - 0.5) < 0.1
 
 
 def test_draws_are_keyed_by_seed_step_and_row() -> None:

@@ -93,18 +93,21 @@ def test_rows_are_limited_and_padded(tmp_path: Path) -> None:
 
 
 def test_identity_is_that_of_content(tmp_path: Path) -> None:
-    """The same folder elsewhere is the same set; a moved box, a renamed class or image another."""
+    """The same folder elsewhere is the same set; a moved box, a renamed class, another image, another set."""
     one = scenes(write_coco(tmp_path / "a" / "set", coco())).identity
     assert one == scenes(write_coco(tmp_path / "b" / "set", coco())).identity
-    for i, change in enumerate(("box", "name", "file_name")):
+    for i, change in enumerate(("box", "class", "image")):
         table = coco()
         if change == "box":
             table["annotations"][0]["bbox"][0] += 1
-        elif change == "name":
+        elif change == "class":
             table["categories"][0]["name"] = "cats"
         else:
             table["images"].pop(1), table["annotations"].pop(1)
         assert scenes(write_coco(tmp_path / str(i) / "set", table)).identity["checksum"] != one["checksum"]
+    root = tmp_path / "a" / "set"
+    Image.new("RGB", (40, 20), "red").save(root / "val" / "wide.png")
+    assert scenes(root).identity["checksum"] != one["checksum"]
 
 
 def test_what_is_mended_is_told(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def _judged(matches: list[Any], seen: dict[int, Any], told: dict[int, Any], coun
         np.array([seen[i]["row"] for i in ids], np.int64),
         score[order],
         (match > 0) & ~ignored,
-        (match == 0) & ~ignored,
+        match == 0,
         np.array([told[int(i)]["row"] if i else -1 for i in match[0]], np.int64),
         truths,
     )
