@@ -1,6 +1,8 @@
 """Images with boxes brought to the network's size: the letterbox, and augmentation in which boxes go with the pixels.
 
 All geometry is one `View`, so an image is resampled once. Each row draws by a generator of its own: (seed, step, row).
+Source: Redmon et al. 2016, "You only look once", arXiv:1506.02640, section 2.2: `jitter:0.2`, `saturation:1.5` and
+`exposure:1.5`; hue and the grey beside the image are Darknet's. What jitter moves in from outside is grey too.
 """
 
 from collections.abc import Callable, Sequence

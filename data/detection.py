@@ -151,10 +151,10 @@ def _mend(image: Marked, classes: int) -> tuple[Truth, int, int]:
         raise UsageError(f"{image.name}: a box has a corner that is no finite number: {corners.tolist()}")
     if len(kinds) and not 0 <= kinds.min() <= kinds.max() < classes:
         raise UsageError(f"{image.name}: a box is of class {kinds[(kinds < 0) | (kinds >= classes)][0]} of {classes}")
-    inside = np.clip(corners, 0, (x, y, x, y))
+    inside = np.clip(corners, 0, (x, y, x, y)).astype(np.float32)
     real = (inside[:, 2:] > inside[:, :2]).all(1)
     cut = real & (np.abs(inside - corners).max(1, initial=0) > SLACK)
-    return Truth(inside[real].astype(np.float32), kinds[real], crowd[real]), int(cut.sum()), int((~real).sum())
+    return Truth(inside[real], kinds[real], crowd[real]), int(cut.sum()), int((~real).sum())
 
 
 def _note(where: str, what: str, counts: Sequence[int], names: Sequence[str]) -> tuple[str, ...]:
