@@ -29,19 +29,26 @@ KNOBS: dict[str, Knob] = {
     "model.size": Knob(None, "str | None", "identity", "a published size of the family; other model.* override it"),
     "data.name": Knob("pydoc_text", "str", "identity", "embedded set, TFDS name, .txt file or folder; a,b mixes two"),
     "data.split": Knob("train", "str", "identity", "split to train on"),
-    "data.field": Knob(None, "str | None", "identity", "which text of a TFDS set that has several"),
+    "data.field": Knob(None, "str | None", "identity", "which text of a TFDS set that has several; en:de makes pairs"),
     "data.weights": Knob(None, "tuple[float] | None", "schedule", "share of each set of a mixture; None is equal"),
     "data.tokenizer": Knob(
-        "byte", "str", "identity", "byte | char | word, or the path of a tokenizer.json or its folder"
+        "byte", "str", "identity", "byte | char | word | bpe, or the path of a tokenizer.json or its folder"
     ),
-    "data.vocab": Knob(None, "int | None", "identity", "commonest words that the tokenizer `word` knows; None is all"),
-    "data.length": Knob(None, "int | None", "identity", "tokens that a text to classify keeps; None is model.context"),
+    "data.vocab": Knob(None, "int | None", "identity", "words that `word` knows, None is all; tokens of `bpe`"),
+    "data.length": Knob(
+        None,
+        "int | None",
+        "identity",
+        "most tokens of a text to classify or translate; None is model.context",
+    ),
     "data.augment": Knob(None, "str | None", "identity", "for images: flip, crop:PIXELS, joined by commas"),
     "data.mean": Knob(0.0, "float", "identity", "subtracted from pixels in [0, 1]"),
     "data.deviation": Knob(1.0, "float", "identity", "by which pixels are divided after that"),
     "data.workers": Knob(0, "int", "free", "worker processes that read; 0 reads in a thread"),
     "data.prefetch": Knob(2, "int", "free", "batches read ahead"),
-    "loss": Knob("softmax", "str", "identity", "softmax | quadratic | hinge | perceptron | squared | next_token"),
+    "loss": Knob(
+        "softmax", "str", "identity", "softmax | quadratic | hinge | perceptron | squared | next_token | translation"
+    ),
     "optim.name": Knob(
         "adamw", "str", "identity", "sgd | momentum | nesterov | adam | adamw | lion | adafactor | muon | schedule_free"
     ),
@@ -91,6 +98,8 @@ KNOBS: dict[str, Knob] = {
     "eval.context": Knob(None, "int | None", "free", "tokens of a window of text at most; None is model.context"),
     "eval.overlap": Knob(0, "int", "free", "tokens of a window that are only read, having been told in the one before"),
     "eval.limit": Knob(None, "int | None", "free", "evaluate this many batches only while training; None is all"),
+    "eval.beams": Knob(4, "int", "free", "hypotheses that beam search keeps of a translation; 1 is greedy"),
+    "eval.penalty": Knob(0.6, "float", "free", "exponent of beam search's reward for length; 0 is none"),
     "checkpoint.every": Knob(None, "int | None", "free", "updates between checkpoints; None saves at the end only"),
     "checkpoint.keep": Knob(2, "int", "free", "newest checkpoints kept"),
     "checkpoint.keep_best": Knob(1, "int", "free", "best checkpoints kept besides, by loss on eval.split"),

@@ -1,4 +1,4 @@
-"""What a source is: labelled examples, or documents; both random-access, by row, and sure of their identity."""
+"""What a source is: examples, documents, or pairs of them; random-access, by row, and sure of their identity."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +57,25 @@ class Texts:
         return len(self.documents)
 
 
-Source = Examples | Texts
+@dataclass(frozen=True)
+class Pairs:
+    """Texts, each with its translation: from the first of two languages, as their fields or files are named."""
+
+    texts: tuple[str, ...]
+    translations: tuple[str, ...]
+    languages: tuple[str, str]
+    identity: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """The texts of both languages."""
+        return self.texts + self.translations
+
+
+Source = Examples | Texts | Pairs
 
 
 def hold_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:

@@ -66,9 +66,9 @@ class ExampleCorpus:
         return len(self.source)
 
     def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
-        """Fields of those rows, and weight 1 [B]."""
+        """Fields of those rows, and weight 1 [B] where they have none of their own."""
         fields = self.source.__getitems__(positions)
-        return {**fields, "weight": np.ones(len(positions), np.float32)}
+        return {"weight": np.ones(len(positions), np.float32), **fields}
 
 
 def hash32(*parts: Any) -> int:

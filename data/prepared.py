@@ -8,7 +8,8 @@ import numpy as np
 
 from data import detection
 from data.embedded import EMBEDDED
-from data.kinds import DECODE_ONCE, Examples, Fields, Source, Texts, checksum, hold_labels, no_field
+from data.kinds import DECODE_ONCE, Examples, Fields, Pairs, Source, Texts, checksum, hold_labels, no_field
+from data.pairs import languages
 from errors import UsageError, unknown
 
 
@@ -94,8 +95,15 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
     texts = [k for k, f in features.items() if type(f).__name__ == "Text"]
     if field is None and texts:
         field = texts[0]
-    if field is None or field not in texts:
-        raise unknown(f"text field of {name}", str(field), texts)
+    both = languages(field)
+    for one in both or (str(field),):
+        if one not in texts:
+            raise unknown(f"text field of {name}", one, texts)
+    if both:
+        read = _all(rows)
+        first, second = (tuple(decode(row[side]) for row in read) for side in both)
+        return Pairs(first, second, both, {**identity, "field": field})
+    assert field is not None
     read = _all(rows)
     documents, identity = tuple(decode(row[field]) for row in read), {**identity, "field": field}
     label = next((k for k, f in features.items() if type(f).__name__ == "ClassLabel"), None)

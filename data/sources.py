@@ -4,19 +4,20 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from data import detection_folders, embedded, prepared
+from data import detection_folders, embedded, pairs, prepared
 from data.kinds import Source, Texts, no_field, texts
 from errors import UsageError, unknown
 
 
 def load(name: str, split: str, *, field: str | None = None, data_dir: str | None = None) -> Source:
-    """A source by name: an embedded set, a folder of images with boxes, a path to text (`.txt` file or folder of them),
-    else a TFDS name.
+    """A source by name: an embedded set, a folder of images with boxes, text (a `.txt` file or folder), or of TFDS.
 
-    `field` picks the text of a TFDS set that has several. Raises UsageError for an unknown name, split or field, or a
-    set that is not prepared, with the command that prepares it.
+    `field` picks the text of a TFDS set that has several; `en:de` makes pairs, of a folder's files too. Raises
+    UsageError for an unknown name, split or field, or a set that is not prepared, with the command that prepares it.
     """
     found = embedded.find(name) or detection_folders.find(name)
+    if pairs.languages(field) and not found and Path(name).is_dir():
+        return pairs.of_files(Path(name), split, str(field))
     if field is not None and (found or _is_text(name)):
         raise no_field(name, field)
     if found:
@@ -28,11 +29,13 @@ def load(name: str, split: str, *, field: str | None = None, data_dir: str | Non
     return prepared.load(name, split, field, data_dir)
 
 
-def splits_of(name: str, data_dir: str | None = None) -> tuple[str, ...]:
+def splits_of(name: str, data_dir: str | None = None, field: str | None = None) -> tuple[str, ...]:
     """The splits a source has, in the order of its own listing."""
     found = embedded.find(name) or detection_folders.find(name)
     if found:
         return found[1]
+    if pairs.languages(field) and Path(name).is_dir():
+        return pairs.splits_of(Path(name), str(field))
     if _is_text(name):
         return ("train", "validation")
     return tuple(prepared.find(name, data_dir).info.splits)

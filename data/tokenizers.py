@@ -174,12 +174,19 @@ class Words(_LastEnds):
 
 
 KINDS = ("byte", "char", "word", "subword")
+LEARNT = "bpe"  # a name of `data.tokenizer` too: subwords that the training split teaches
 
 
 def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenizer:
-    """A tokenizer by kind; the corpus gives characters, or words, the commonest `limit`. Raises UsageError."""
+    """A tokenizer by kind; the corpus gives characters, or words, or subwords, the commonest `limit`.
+
+    Raises UsageError.
+    """
     if kind == "byte":
         return Bytes()
+    if kind == LEARNT:
+        assert limit is not None
+        return subwords.train_bpe(corpus, limit)
     if kind == "char":
         characters = "".join(sorted(set().union(*map(set, corpus))))
         if not characters:
@@ -191,7 +198,7 @@ def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenize
             raise UsageError("a tokenizer of words needs a corpus with at least one word")
         return Words(tuple(sorted(counts, key=lambda w: (-counts[w], w))[:limit]))
     if kind == "subword" or not tokenizer_reader.is_there(kind):
-        names = (*KINDS[:-1], "the path of a tokenizer.json or of its folder")
+        names = (*KINDS[:-1], LEARNT, "the path of a tokenizer.json or of its folder")
         raise unknown("tokenizer", kind, names)
     return tokenizer_reader.read(kind)
 

@@ -15,7 +15,25 @@ import jax
 import jax.numpy as jnp
 
 from errors import UsageError, unknown
-from models import bert, cnn, deepseek, flax, gemma, gemma4, gpt, gpt_oss, grok, llama, llama4, mixtral, mlp, rnn, spec
+from models import (
+    bert,
+    cnn,
+    deepseek,
+    flax,
+    gemma,
+    gemma4,
+    gpt,
+    gpt_oss,
+    grok,
+    llama,
+    llama4,
+    mixtral,
+    mlp,
+    rnn,
+    seq2seq,
+    spec,
+    transformer,
+)
 from models.layers import logits_of, row_keys
 from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere
 from models.validate import Pairs, check_types, frozen
@@ -23,14 +41,14 @@ from models.validate import Pairs, check_types, frozen
 FAMILIES: dict[str, ModuleType] = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok},
-    "gemma4": gemma4,
+    **{"gemma4": gemma4, "seq2seq": seq2seq, "transformer": transformer},
     "flax": flax,
 }
 
 TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
     {
         *("causal", "cached", "carried", "stateful", "batch_coupled"),
-        *("classifier", "language_model", "regressor", "encoder"),
+        *("classifier", "language_model", "regressor", "encoder", "encoder_decoder"),
     }
 )
 
@@ -74,8 +92,8 @@ class Model:
     ) -> Outputs:
         """The family's `apply`; a bare array is taken as its main input, and a single key is spread over the rows.
 
-        A language model's value is its logits [B T V]; with `logits` False an Unembedding, which a loss may take in
-        parts: at a large vocabulary the logits are by far the largest array there is.
+        The value of a language model or a translator is its logits [B T V]; with `logits` False an Unembedding, which a
+        loss may take in parts: at a large vocabulary the logits are by far the largest array there is.
 
         Raises UsageError for a cache that the model does not keep.
         """
@@ -98,19 +116,26 @@ class Model:
         return self.module.settled(stats, {name: total for name, (total, _) in told.items()}, self.config)
 
     def predict(self, variables: Any, inputs: Any) -> Any:
-        """The value without training's noise: logits of a classifier [B C], of a language model [B T V] in float32."""
+        """The value without training's noise: logits of a classifier [B C], of next tokens [B T V] in float32."""
         value = self.apply(variables, inputs).value
-        return value[..., : self.config.vocab] if "language_model" in self.traits else value
+        return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
 
-    def cache_specs(self, batch: int, length: int) -> Any:
-        """The table of a cache for `batch` rows of at most `length` tokens. Raises UsageError where there is none."""
+    def cache_specs(self, batch: int, length: int, source: int | None = None) -> Any:
+        """The table of a cache for `batch` rows of at most `length` tokens, and of `source` tokens that are translated.
+
+        Raises UsageError where there is none, and for a `source` where nothing is translated.
+        """
         if "cached" not in self.traits:
             raise UsageError(f"family {self.family!r} keeps no cache; cached: {', '.join(_with_trait('cached'))}")
+        if "encoder_decoder" in self.traits:
+            return self.module.cache(self.config, batch, length, source)
+        if source is not None:
+            raise UsageError(f"family {self.family!r} translates nothing; its cache keeps no source of {source} tokens")
         return self.module.cache(self.config, batch, length)
 
-    def cache(self, batch: int, length: int) -> Any:
-        """An empty cache for `batch` rows of at most `length` tokens. Raises UsageError where there is none."""
-        return spec.draw(self.cache_specs(batch, length), jax.random.key(0))
+    def cache(self, batch: int, length: int, source: int | None = None) -> Any:
+        """An empty cache, as `cache_specs` has it. Raises UsageError as that does."""
+        return spec.draw(self.cache_specs(batch, length, source), jax.random.key(0))
 
     def count(self, active: bool = False) -> int:
         """Number of parameters, without the padding of the vocabulary: the published figure.

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-from models.layers import add, gathered, product, resharded
+from models.layers import gathered, product, projection, resharded
 from models.spec import Law, Place, Spec, nowhere, uniform, zeros
 
 State = dict[str, Array]  # h [B P], and c [B H] of an LSTM
@@ -124,26 +124,17 @@ def run_layer(
     Where the mask is 0 the state stands still and the output is 0; so a sequence may be padded at its end, in the
     reverse direction too.
     """
-    kernel = gathered(p["state"]["kernel"].astype(x.dtype), x)
-    out = gathered(p["out"]["kernel"].astype(x.dtype), x) if "out" in p else None
-    fed = _sums("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
-    whole = place("batch width")
+    fed = projection("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
+    p = whole(p, x)
 
     def step(state: State, now: tuple[Array, Array | None]) -> tuple[State, Array]:
         fed, real = now
-        back = _sums(
-            "bh,hgk->bgk", resharded(state["h"], whole), {**p["state"], "kernel": kernel}, place("batch gates mlp")
-        )
-        new = CELLS[cell].step(fed, back, state)
-        if out is not None:
-            new["h"] = product("bh,hp->bp", new["h"], out, whole)
-        if real is not None:
-            new = {name: jnp.where(real[:, None] > 0, new[name], state[name]) for name in state}
+        new = held_back(advance(fed, p, cell, state, place), state, real)
         return new, new["h"]
 
     def rest() -> State:
         c = jnp.zeros_like(fed[:, 0, 0])
-        h = c if out is None else jnp.zeros_like(product("bh,hp->bp", c, out, whole))
+        h = jnp.zeros_like(product("bh,hp->bp", c, p["out"]["kernel"], place("batch width"))) if "out" in p else c
         return {"h": h, "c": c} if CELLS[cell].remembers else {"h": h}
 
     along = (fed.swapaxes(0, 1), None if mask is None else mask.swapaxes(0, 1))
@@ -152,6 +143,20 @@ def run_layer(
     return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), last
 
 
-def _sums(equation: str, x: Array, p: dict[str, Array], over: Any) -> Array:
-    y = product(equation, x, p["kernel"], over)
-    return add(y, p["bias"]) if "bias" in p else y
+def advance(fed: Sums, p: dict[str, Any], cell: str, state: State, place: Place = nowhere) -> State:
+    """One time of a layer: what comes in, summed for each gate [B G H], and a state -> the next state."""
+    back = projection("bh,hgk->bgk", resharded(state["h"], place("batch width")), p["state"], place("batch gates mlp"))
+    new = CELLS[cell].step(fed, back, state)
+    if "out" in p:
+        new["h"] = product("bh,hp->bp", new["h"], p["out"]["kernel"], place("batch width"))
+    return new
+
+
+def held_back(new: Any, state: Any, real: Shaped[Array, "b"] | None) -> Any:
+    """The new state in rows that are real [B], all of them where that is None, else the old one: trees of [B ...]."""
+    return new if real is None else jax.tree.map(lambda n, old: jnp.where(real[:, None] > 0, n, old), new, state)
+
+
+def whole(p: Any, x: Float[Array, "b ..."]) -> Any:
+    """Parameters made ready for a loop over time: in x's dtype, gathered once instead of at each time."""
+    return jax.tree.map(lambda w: gathered(w.astype(x.dtype), x), p)

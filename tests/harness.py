@@ -185,6 +185,46 @@ TINY: dict[str, dict[str, Any]] = {
     "bert_classes": dict(
         family="bert", vocab=100, context=16, width=32, depth=2, heads=8, head="classes", pool="first", classes=4
     ),
+    "transformer": dict(vocab=100, vocab_multiple=64, context=16, width=32, depth=2, heads=8, hidden=48),
+    "transformer_pre_norm": dict(
+        family="transformer",
+        vocab=100,
+        source_vocab=90,
+        vocab_multiple=64,
+        context=16,
+        width=32,
+        depth=1,
+        decoder_depth=2,
+        heads=8,
+        pre_norm=True,
+        positions="learned",
+        tied="none",
+    ),
+    "seq2seq": dict(vocab=100, vocab_multiple=64, context=16, embed=16, width=32, depth=2),
+    "seq2seq_additive": dict(
+        family="seq2seq",
+        vocab=100,
+        source_vocab=90,
+        vocab_multiple=64,
+        context=16,
+        embed=16,
+        width=32,
+        score_width=16,
+        attend="additive",
+        tied="decoder",
+    ),
+    "seq2seq_none": dict(
+        family="seq2seq",
+        vocab=100,
+        vocab_multiple=64,
+        context=16,
+        embed=16,
+        width=32,
+        bidirectional=False,
+        reverse_source=True,
+        attend="none",
+        tied="none",
+    ),
     "linen": dict(family="flax", module="examples.linen_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
     "nnx": dict(family="flax", module="examples.nnx_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
 }
@@ -193,6 +233,8 @@ LOSS = {
     **dict.fromkeys(("llama4", "gemma", "gemma4", "grok", "bert"), "next_token"),
     **dict.fromkeys(("mlp", "cnn", "gru_both_ways", "bert_classes", "linen", "nnx"), "softmax"),
     "elman_values": "squared",
+    **dict.fromkeys(("transformer", "transformer_pre_norm"), "translation"),
+    **dict.fromkeys(("seq2seq", "seq2seq_additive", "seq2seq_none"), "translation"),
 }
 INPUT = {  # shape of a row of examples
     **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1))
@@ -227,6 +269,12 @@ def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     if LOSS[name] == "next_token":
         more = two if name == "bert" else {}
         return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weight": weights(draw, B, 16), **more}
+    if LOSS[name] == "translation":
+        source = {
+            "source": draw.integers(0, 90, (B, 12)).astype(np.int32),
+            "source_mask": (np.arange(12) < draw.integers(1, 13, B)[:, None]).astype(np.float32),
+        }
+        return {**source, "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weight": weights(draw, B, 16)}
     if name == "bert_classes":
         label = draw.integers(0, TINY[name]["classes"], B).astype(np.int32)
         return {"tokens": tokens[:, 1:], **two, "label": label, "weight": weights(draw, B)}

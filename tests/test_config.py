@@ -28,6 +28,8 @@ from configs import (
     mlp,
     reader,
     rnn,
+    seq2seq,
+    transformer,
 )
 from configs.base import KNOBS
 from errors import UsageError
@@ -41,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 FILES = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok, "flax": flax},
-    "gemma4": gemma4,
+    **{"gemma4": gemma4, "seq2seq": seq2seq, "transformer": transformer},
 }
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))
@@ -315,7 +317,7 @@ def _model(cfg: Any) -> models.Model:
     """The model as `setup` would build it, with what data would fix made up."""
     fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
     module = models.FAMILIES[cfg.model.family]
-    made = {"vocab": 100} if cfg.data.tokenizer != "byte" or cfg.loss == "next_token" else {}
+    made = {"vocab": 100} if cfg.data.tokenizer != "byte" or cfg.loss in ("next_token", "translation") else {}
     if cfg.loss in ("softmax", "hinge", "perceptron", "quadratic"):
         made["classes"] = 1 if losses.TASKS[cfg.loss].single else 10
     made |= {"shape": (8, 8, 1), "outputs": 1}

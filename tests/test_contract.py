@@ -10,12 +10,13 @@ import pytest
 import models
 from models.spec import flatten
 from tests.harness import TINY, B, Trainer, assert_gradients_close, batch_for, inputs_of, meshes_of, noisy, tiny
-from train import checkpoint
+from train import checkpoint, translate
 
 NAMES = sorted(TINY)
 VARIANTS = (  # of what goes through every law under another name, or in most parts
     *("gru_both_ways", "elman_values", "bert_classes", "nnx"),
     *("gpt_oss", "deepseek", "deepseek_softmax", "llama4", "gemma", "gemma4", "grok"),
+    *("transformer", "transformer_pre_norm", "seq2seq", "seq2seq_additive", "seq2seq_none"),
 )
 FIRST = ("mlp", "gpt")  # go through every law in the default suite, the others in the slow one
 
@@ -104,6 +105,10 @@ PUBLISHED = {
     ("gemma4", "gemma4_12b"): 11_907_350_272,  # these too, as transformers' modules of that size have them
     ("gemma4", "gemma4_31b"): 30_697_345_280,
     ("gemma4", "gemma4_26b_a4b"): 25_233_141_760,
+    # The paper's table 3 says 65 and 213 million of a shared vocabulary of "about 37000 tokens". By its sizes, with
+    # exactly as many and torch.nn.Transformer's biases, they are (counted by hand, and by that module):
+    ("transformer", "base"): 63_082_496,
+    ("transformer", "big"): 214_245_376,
     ("mlp", "nielsen"): 23_860,
     ("mlp", "perceptron"): 6,
     ("cnn", "lenet5"): 60_000,
@@ -159,13 +164,13 @@ def test_shapes_and_dtypes_follow_the_table(name: str) -> None:
         }
     batch = batch_for(name)
     value = model.predict(variables, batch)
-    last = {"language_model": "vocab", "classifier": "classes", "regressor": "outputs"}
+    last = {"language_model": "vocab", "encoder_decoder": "vocab", "classifier": "classes", "regressor": "outputs"}
     told = getattr(model.config, next(last[trait] for trait in last if trait in model.traits))
-    want = (*batch["tokens"].shape, told) if "language_model" in model.traits else (B, told)
+    want = (*batch["tokens"].shape, told) if told == model.config.vocab else (B, told)
     assert value.shape == want
     assert value.dtype == jnp.float32
     main = next(batch[k] for k in ("tokens", "image", "features") if k in batch)
-    if "mask" not in batch:
+    if not {"mask", "source"} & set(batch):
         np.testing.assert_array_equal(model.predict(variables, main), value)
 
 
@@ -336,12 +341,12 @@ def test_no_token_sees_a_later_one(name: str) -> None:
     """Another token at time t leaves all earlier logits as they were, bit for bit, and changes those from t on."""
     model = tiny(name)
     variables, predict = model.init(jax.random.key(0)), jax.jit(model.predict)
-    tokens = batch_for(name)["tokens"][:4]
-    before = predict(variables, tokens)
+    batch = {k: v[:4] for k, v in batch_for(name).items()}
+    tokens, before = batch["tokens"], predict(variables, batch)
     for t in (0, 5, tokens.shape[1] - 1):
         other = tokens.copy()
         other[:, t] = (other[:, t] + 1) % model.config.vocab
-        after = predict(variables, other)
+        after = predict(variables, {**batch, "tokens": other})
         np.testing.assert_array_equal(after[:, :t], before[:, :t])
         assert (np.abs(after[:, t:] - before[:, t:]).max((0, 2)) > 0).all()
 
@@ -357,6 +362,39 @@ def test_cached_decoding_equals_the_full_forward(name: str) -> None:
         cache = out.cache
         parts.append(out.value[..., : model.config.vocab])
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", with_trait("cached", "encoder_decoder"))
+def test_cached_decoding_reads_the_source_once(name: str) -> None:
+    """As the full forward, in parts, in a cache with room for more, and after its rows have changed places."""
+    model, batch = tiny(name), {k: jnp.asarray(v[:3]) for k, v in batch_for(name).items()}
+    variables, tokens = model.init(jax.random.key(0)), batch["tokens"][:, :12]
+    full = model.predict(variables, {**batch, "tokens": tokens})
+    step, cache, parts = jax.jit(lambda v, inputs, cache: model.apply(v, inputs, cache=cache)), model.cache(3, 12), []
+    rows, table = jnp.array([2, 0, 0]), model.cache_specs(3, 12)
+    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 12)):
+        inputs = {**batch, "tokens": tokens[:, start:stop]} if start == 0 else {"tokens": tokens[:, start:stop]}
+        out = step(variables, inputs, cache)
+        assert jax.tree.map(lambda s: s.shape, table) == jax.tree.map(lambda x: x.shape, out.cache)
+        parts, cache = [*parts, out.value[..., : model.config.vocab]], out.cache
+        if start == 6:
+            cache, tokens, full = translate.take(cache, table, rows), tokens[rows], full[rows]
+            parts = [part[rows] for part in parts]
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", with_trait("encoder_decoder"))
+def test_padding_of_a_source_is_not_read(name: str) -> None:
+    """What stands there changes nothing, bit for bit; what is a token does. A mask of ones is as none."""
+    model, batch = tiny(name), batch_for(name)
+    variables, predict = model.init(jax.random.key(0)), jax.jit(model.predict)
+    before, pad = predict(variables, batch), batch["source_mask"] == 0
+    other = np.where(pad, (batch["source"] + 1) % 90, batch["source"])
+    np.testing.assert_array_equal(predict(variables, {**batch, "source": other}), before)
+    assert (predict(variables, {**batch, "source": np.where(pad, other, (other + 1) % 90)}) != before).any((1, 2)).all()
+    batch["source_mask"] = np.ones_like(batch["source_mask"])
+    bare = {k: v for k, v in batch.items() if k != "source_mask"}
+    np.testing.assert_allclose(predict(variables, bare), predict(variables, batch), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", with_trait("stateful"))

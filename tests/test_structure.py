@@ -87,6 +87,7 @@ SHARED = {
     "dispatch": {"spec", "layers", "ragged", "routers"},
     "moe": {"spec", "validate", "stack", "decoder", "routers", "dispatch"},
     "recurrent": {"spec", "layers"},
+    "memory": {"spec", "layers"},
     "foreign": {"spec", "layers"},
     "backprop": {"layers"},
     "scalar": {"backprop"},

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from data import plan
+from data import plan, tokenizers
 from errors import UsageError
 from models import published
 from train import checkpoint, initial
@@ -89,4 +89,4 @@ def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
     if cfg.init_from is None or published.is_published(cfg.init_from):
         return None
     description = checkpoint.load_tokenizer(*initial.checkpoint_of(cfg.init_from))
-    return description if description and description["kind"] == cfg.data.tokenizer else None
+    return description if description and description["kind"] == tokenizers.kind_of(cfg.data.tokenizer) else None

@@ -10,10 +10,10 @@ import numpy as np
 
 from data import questions, sources, tokenizer_reader
 from data.evaluation import Exam
-from data.kinds import Source, Texts
+from data.kinds import Examples, Pairs, Source, Texts
 from errors import UsageError, unknown
 from models import Model, published
-from train import begin, checkpoint, evaluate
+from train import begin, checkpoint, evaluate, translation
 from train import questions as examiner
 from train.host import Host
 from train.record import pictures, summary
@@ -76,7 +76,7 @@ def open_published(
     model = replace(model, config=replace(model.config, **how_of(cfg, model.family)))
     cfg.loss, cfg.model.family = loss_of(model), model.family
     tokenizer = None
-    if isinstance(example, Texts) and cfg.data.tokenizer == OWN:
+    if not isinstance(example, Examples) and cfg.data.tokenizer == OWN:
         tokenizer, cfg.data.tokenizer = tokenizer_reader.read(folder).description(), "subword"
     setup = set_up(cfg, host, example, tokenizer, devices, model)
     found = published.find(model, folder)
@@ -132,7 +132,7 @@ def split_of(cfg: Config, host: Host) -> str:
     name, data_dir = names_of(cfg)[0], host.environ.get("TFDS_DATA_DIR")
     if name.endswith(".jsonl"):
         return cfg.eval.split
-    splits = sources.splits_of(name, data_dir)
+    splits = sources.splits_of(name, data_dir, cfg.data.field)
     return next((split for split in (cfg.eval.split, "test", "validation") if split in splits), splits[-1])
 
 
@@ -180,10 +180,16 @@ def report(opened: Opened, held_out: Source, kind: str, workdir: str | None = No
         return
     exam, scores = measured(opened, held_out)
     host.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}: {evaluate.in_words(scores)}")
+    if isinstance(held_out, Pairs):
+        written = translation.Written(opened.setup, opened.variables, held_out)
+        host.say(*map(str, written.scores))
     if scores.rows is None or workdir is None or jax.process_index() or "://" in workdir:
         return
     try:
-        drawn = pictures.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
+        if isinstance(held_out, Pairs):
+            drawn = written.draw(workdir, n)
+        else:
+            drawn = pictures.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
     except OSError as error:  # another's run may be measured where one must not write
         host.say(f"nothing drawn: {error}")
         return

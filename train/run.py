@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data import augment, plan
-from data.kinds import Source, Texts
+from data.kinds import Examples, Pairs, Source
 from errors import UsageError
 from models.spec import flatten
 from train import begin, checkpoint, evaluate, feed, loop
@@ -94,6 +94,15 @@ def _augment(cfg: Config) -> augment.Images:
     return augment.Images(cfg.seed, augment.parse(cfg.data.augment), cfg.data.mean, cfg.data.deviation)
 
 
+def _size(source: Source, corpus: plan.Corpus) -> str:
+    """What a source holds, and what of it is trained on where that is counted otherwise."""
+    what = "examples" if isinstance(source, Examples) else "pairs" if isinstance(source, Pairs) else "documents"
+    more = f", {len(corpus) * corpus.context:,} tokens" if hasattr(corpus, "context") else ""
+    if isinstance(source, Pairs) and len(corpus) < len(source):
+        more = f", {len(source) - len(corpus):,} of them too long or empty"
+    return f"{source.identity['name']} ({len(source):,} {what}{more})"
+
+
 def _shapes(setup: Setup, batches: plan.Plan, start: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch of an update, as ShapeDtypeStructs."""
     rows = batches.phase(start).batch_size
@@ -129,9 +138,7 @@ def _introduce(
             raise
         first = str(error).splitlines()[0]
         raise UsageError(f"the rules {cfg.rules.to_dict()} cannot cut this model so: {first}") from error
-    size = ", ".join(f"{c.identity['name']} ({len(c):,} {'documents' if isinstance(c, Texts) else 'examples'}"
-                     f"{f', {len(k) * k.context:,} tokens' if hasattr(k, 'context') else ''})"
-                     for c, k in zip(corpora, batches.corpora, strict=True))  # fmt: skip
+    size = ", ".join(map(_size, corpora, batches.corpora))
     size_name = f", size {cfg.model.size}" if cfg.model.size else ""
     coupled = "; batch_coupled: accumulation changes its statistics" if "batch_coupled" in model.traits else ""
     still = sum(
@@ -168,7 +175,8 @@ def _train(
     exam = exam_of(setup, held_out)
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
     size = lambda n: batches.phase(n).batch_size  # noqa: E731
-    limits = cfg.log.every, cfg.train.steps, size, setup.context or 0, cfg.train.max_skipped
+    tokens = batches.batch(start, [0])["weight"].size if setup.tokenizer and setup.task.of_tokens else 0
+    limits = cfg.log.every, cfg.train.steps, size, tokens, cfg.train.max_skipped
     progress = loop.Progress(host, recorder, *limits, loud=main)
     if recorder.continues:
         changed = [change for entry in origin.history if entry["from_step"] == start for change in entry["changes"]]

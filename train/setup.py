@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 import models
-from data import augment, evaluation, plan, sequences, sources, tokenizers
-from data.kinds import Examples, Source, Texts
+from data import augment, evaluation, pairs, plan, sequences, sources, tokenizers
+from data.kinds import Examples, Pairs, Source, Texts
 from errors import UsageError, unknown
 from models import Model
 from models.spec import abstract
@@ -94,24 +94,24 @@ def names_of(cfg: Config) -> list[str]:
 
 
 def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
-    """The tokenizer of a config; `char` reads every split, for held-out text, `word` the training one."""
-    if tokenizers.kind_of(cfg.data.tokenizer) in ("byte", "subword"):
+    """The tokenizer of a config; `char` reads every split, for held-out text, `word` and `bpe` the training one."""
+    if cfg.data.tokenizer not in ("char", "word", tokenizers.LEARNT):
         return tokenizers.make(cfg.data.tokenizer, ())
     corpus: list[str] = []
     for name in names_of(cfg):
-        every = sources.splits_of(name, host.environ.get("TFDS_DATA_DIR"))
+        every = sources.splits_of(name, host.environ.get("TFDS_DATA_DIR"), cfg.data.field)
         for split in every if cfg.data.tokenizer == "char" else (cfg.data.split,):
             source = load_source(cfg, host, name, split)
-            corpus += source.documents if isinstance(source, Texts) else ()
+            corpus += () if isinstance(source, Examples) else source.documents
     return tokenizers.make(cfg.data.tokenizer, corpus, cfg.data.vocab)
 
 
 LEAST = {  # of knobs that count something
     1: (
         *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit", "eval.context"),
-        *("checkpoint.every", "checkpoint.keep", "data.vocab", "data.length"),
+        *("checkpoint.every", "checkpoint.keep", "data.vocab", "data.length", "eval.beams"),
     ),
-    0: ("checkpoint.keep_best", "data.workers", "train.max_skipped"),
+    0: ("checkpoint.keep_best", "data.workers", "train.max_skipped", "eval.penalty"),
 }
 
 
@@ -133,8 +133,10 @@ def check_values(cfg: Config) -> None:
             raise UsageError("optim.name = 'schedule_free' wants float32 parameters: train.precision f32 or bf16")
     if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
         raise UsageError(f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}")
-    if cfg.data.vocab is not None and cfg.data.tokenizer != "word":
-        raise UsageError(f"config key 'data.vocab' = {cfg.data.vocab} goes with data.tokenizer word")
+    if cfg.data.vocab is not None and cfg.data.tokenizer not in ("word", tokenizers.LEARNT):
+        raise UsageError(f"config key 'data.vocab' = {cfg.data.vocab} goes with data.tokenizer word or bpe")
+    if cfg.data.vocab is None and cfg.data.tokenizer == tokenizers.LEARNT:
+        raise UsageError("config key 'data.tokenizer' = 'bpe' wants data.vocab, how many tokens to learn")
     if cfg.data.deviation <= 0:
         raise UsageError(f"config key 'data.deviation' must be positive, not {cfg.data.deviation}")
 
@@ -172,12 +174,12 @@ def set_up(
     task = losses.find(cfg.loss)
     _hold_data_to_task(cfg, example, task)
     made = None
-    if isinstance(example, Texts):
+    if not isinstance(example, Examples):
         if tokenizer and tokenizer["kind"] != tokenizers.kind_of(cfg.data.tokenizer):
             kinds = f"the parameters go with {tokenizer['kind']!r}, not with {cfg.data.tokenizer!r}"
             raise UsageError(f"config key 'data.tokenizer': {kinds}")
         made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)
-    if cfg.data.augment and (isinstance(example, Texts) or "image" not in example.shapes):
+    if cfg.data.augment and (not isinstance(example, Examples) or "image" not in example.shapes):
         raise UsageError(f"config key 'data.augment' = {cfg.data.augment!r}: {cfg.data.name!r} holds no images")
     facts = _facts(example, task, made)
     model = model or _build(cfg, example, {**facts, "compute": compute})
@@ -203,6 +205,8 @@ def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
     if isinstance(example, Texts):
         fields = {"targets"} | ({"label"} if example.labels is not None else set())
         kind = f"text{'' if example.labels is None else ' with labels'}"
+    elif isinstance(example, Pairs):
+        fields, kind = {"source"}, "texts with their translations"
     else:
         fields = set(example.shapes)
         kind = f"examples with {', '.join(sorted(fields))}"
@@ -215,6 +219,7 @@ def _facts(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer |
     """Sizes of a model that the data fix, by the name of the Config's field."""
     facts: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
     if task.needs == "label":
+        assert not isinstance(example, Pairs)
         facts["classes"] = 1 if task.single else example.classes
     if task.needs == "target" and isinstance(example, Examples):
         facts["outputs"] = example.shapes["target"][0]
@@ -273,7 +278,7 @@ def training_rows(setup: Setup, source: Source) -> plan.Corpus:
     """What a source gives to train on: windows of text, or examples."""
     cfg = setup.cfg
     if setup.task.trait != "language_model":
-        return plan.ExampleCorpus(_examples(setup, source))
+        return plan.ExampleCorpus(_examples(setup, source, exam=False))
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
@@ -285,7 +290,7 @@ def training_rows(setup: Setup, source: Source) -> plan.Corpus:
 def exam_of(setup: Setup, source: Source) -> evaluation.Exam:
     """What a source gives to be evaluated on."""
     if setup.task.trait != "language_model":
-        return evaluation.of_examples(_examples(setup, source), setup.prepare)
+        return evaluation.of_examples(_examples(setup, source, exam=True), setup.prepare)
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
@@ -309,13 +314,16 @@ def measure_views(
     found = {}
     for prefix, variables in views.items():
         scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit, stopped)
-        found[prefix] = evaluate.with_perplexity(scores) if setup.task.trait == "language_model" else scores
+        found[prefix] = evaluate.with_perplexity(scores) if setup.task.of_tokens else scores
     return evaluate.joined(found)
 
 
-def _examples(setup: Setup, source: Source) -> Examples:
+def _examples(setup: Setup, source: Source, exam: bool) -> Examples:
     if isinstance(source, Examples):
         return source
     assert setup.tokenizer is not None
     assert setup.context is not None
+    if isinstance(source, Pairs):
+        limit = setup.context if exam else min(setup.context, setup.cfg.data.length or setup.context)
+        return pairs.rows(source, setup.tokenizer, limit, cut=exam)
     return sequences.padded(source, setup.tokenizer, min(setup.context, setup.cfg.data.length or setup.context))

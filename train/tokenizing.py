@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from data import sources
-from data.kinds import Texts
+from data.kinds import Examples
 from data.subwords import train_bpe
 from errors import UsageError
 from train.host import Host
@@ -19,7 +19,7 @@ def learn(name: str, split: str, field: str | None, size: int, to: str, host: Ho
     if file.exists():
         raise UsageError(f"{to} is there already; give another --to")
     source = sources.load(name, split, field=field, data_dir=host.environ.get("TFDS_DATA_DIR"))
-    if not isinstance(source, Texts):
+    if isinstance(source, Examples):
         raise UsageError(f"data set {name!r} holds no text to learn a tokenizer from")
     made = train_bpe(source.documents, size)
     if made.vocab < size:

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.detection import Scenes, Truth
 from train.detection import RECALLS, Found, Judged, precision, surest
-from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, heading, named, save, sheet
+from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, head, named, save, sheet
 
 WORST, TYPICAL = 8, 4  # images on the sheet
 COLUMNS = 4
@@ -77,7 +77,7 @@ def boxes(source: Scenes, found: Sequence[Found], judged: Sequence[Judged], titl
         what = f"image {i:,}: {len(tally[i].missed)} of {count} missed, {len(tally[i].wrong)} wrong"
         axes.set_title(what, loc="left", color=INK, fontsize=8, pad=3)
     how = "blue: right; orange: wrong; orange, dashed: missed; white, dotted: truths that are found, or are crowds"
-    heading(figure, title, f"{how}. Scores from {least:.2f} on, where F1 is best")
+    head(figure, title, f"{how}. Scores from {least:.2f} on, where F1 is best")
     return save(figure, path)
 
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.evaluation import Exam
-from data.kinds import Source, Texts
+from data.kinds import Pairs, Source, Texts
 from data.tokenizers import Tokenizer
 from train.evaluate import Rows
-from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, heading, named, save, sheet
+from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, head, named, save, sheet
 from train.setup import Setup
 
 WORST = 40  # mistakes shown
@@ -21,14 +21,18 @@ NAMED = 60  # classes up to which each has its name beside it
 POINTS = 5000  # rows in a scatter
 
 
-def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: int) -> list[Path]:
-    """Draw into `W/plots/eval-<n>-*` what goes with the task -> the files. What an earlier evaluation left goes."""
+def begin(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
+    """The title of an evaluation's pictures, and how their paths begin. What an earlier evaluation left goes."""
     folder, cfg = Path(workdir) / "plots", setup.cfg
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"eval-{n}-*"):
         old.unlink()
-    title = f"{setup.model.family} on {cfg.data.name}, {cfg.eval.split}, checkpoint {n:,}"
-    start = f"{folder}/eval-{n}"
+    return f"{setup.model.family} on {cfg.data.name}, {cfg.eval.split}, checkpoint {n:,}", f"{folder}/eval-{n}"
+
+
+def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: int) -> list[Path]:
+    """Draw into `W/plots/eval-<n>-*` what goes with the task -> the files."""
+    title, start = begin(setup, workdir, n)
     if setup.task.trait == "language_model":
         assert setup.tokenizer is not None
         return [passages(exam, rows, setup.tokenizer, title, Path(f"{start}-passages.txt"))]
@@ -36,6 +40,7 @@ def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: 
         return []
     if setup.task.trait == "regressor":
         return [values(rows.truth, rows.guess, title, Path(f"{start}-values.png"))]
+    assert not isinstance(source, Pairs)
     names = source.names or tuple(map(str, range(source.classes or 0)))
     drawn = [confusion(rows.truth, rows.guess, names, title, Path(f"{start}-confusion.png"))]
     wrong = int((rows.guess != rows.truth).sum())
@@ -110,7 +115,7 @@ def confusion(labels: np.ndarray, guesses: np.ndarray, names: Sequence[str], tit
     matrix.set_xlabel("guess", color=INK)
     matrix.set_ylabel("truth", color=INK)
     bars.set_title(f"right: {np.trace(table) / max(total.sum(), 1):.2%}", loc="left", color=RIGHT, fontsize=10)
-    heading(figure, title, "colour: square root of the share of the row")
+    head(figure, title, "colour: square root of the share of the row")
     return save(figure, path)
 
 
@@ -144,7 +149,7 @@ def mistakes(images: np.ndarray, told: Told, title: str, path: Path) -> Path:
         axes.text(0, 1.03, named(told.names, truth, 12), va="bottom", color=INK, **small)
         axes.text(0, -0.03, named(told.names, guess, 12), va="top", color=HELD, fontweight="bold", **small)
         axes.text(1, -0.03, f"{loss:.2f}", va="top", ha="right", color=GREY, **small)
-    heading(figure, title, "above the truth, below the guess and the loss")
+    head(figure, title, "above the truth, below the guess and the loss")
     return save(figure, path)
 
 

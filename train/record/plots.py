@@ -56,8 +56,8 @@ def dress(axes: Any, title: str, x: str, y: str) -> None:
     axes.tick_params(colors=INK)
 
 
-def heading(figure: Any, title: str, caption: str) -> None:
-    """Give a figure of several axes its title, and below a line on how to read it."""
+def head(figure: Any, title: str, caption: str) -> None:
+    """Give a figure a title above all of it, and a caption below."""
     figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
     figure.supxlabel(caption, x=0.012, ha="left", color=GREY, fontsize=8)
 

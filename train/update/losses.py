@@ -99,7 +99,7 @@ def squared(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
 
 
 def next_token(value: Unembedding | Float[Array, "b t v"], batch: dict[str, Array], **extra: Any) -> Terms:
-    """Language modelling: loss in nats a token, accuracy, and bits per byte where the batch counts bytes."""
+    """Language modelling, translation: loss in nats a token, accuracy, and bits per byte where the batch has bytes."""
     w, targets = batch["weight"], batch["targets"]
     if isinstance(value, Unembedding) and not chunked.fits(value):
         nats, right = chunked.cross_entropy(value, targets, **extra)
@@ -149,6 +149,11 @@ class Task:
     single: bool = False  # takes one score instead of one a class
     extras: tuple[str, ...] = ()  # what may be added to it in training
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether its loss is told a token."""
+        return self.needs in ("targets", "source")
+
     def __call__(self, value: Array | Unembedding, batch: dict[str, Array]) -> Terms:
         """The terms of a batch."""
         return self.terms(value, batch)
@@ -182,6 +187,7 @@ TASKS: dict[str, Task] = {
     "perceptron": Task(mistakes, "classifier", "label", "margin", single=True),
     "squared": Task(squared, "regressor", "target", "squared error"),
     "next_token": Task(next_token, "language_model", "targets", "nats", extras=_CROSS),
+    "translation": Task(next_token, "encoder_decoder", "source", "nats", extras=_CROSS),
 }
 
 

@@ -127,7 +127,7 @@ def join_rows(x: jax.Array, over: Any) -> jax.Array:
 
 
 # fields whose second dim is time
-SEQUENCES = {"tokens", "targets", "weight", "bytes", "position", "segment", "mask", "type"}
+SEQUENCES = {"tokens", "targets", "weight", "bytes", "position", "segment", "mask", "type", "source", "source_mask"}
 
 
 def batch_axes(field: str, ndim: int) -> str:

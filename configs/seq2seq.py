@@ -1,0 +1,53 @@
+"""Recurrent translators: Sutskever et al. 2014, Bahdanau et al. 2015, Luong et al. 2015.
+
+    python launch.py train --config=configs/seq2seq.py:multi30k --workdir=runs/seq2seq
+
+`multi30k`: captions of images, English to German, 29,000 pairs; attention by Luong et al. or, with the ablations, by
+Bahdanau et al. (`additive`) or none at all, each of 4.5 million parameters at a joint vocabulary of 8,000 within 1 %,
+as `multi30k` of configs/transformer.py.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "multi30k": {
+        "model.family": "seq2seq",
+        "model.embed": 192,
+        "model.width": 488,
+        "model.context": 64,
+        "model.dropout": 0.3,
+        "data.name": "multi30k_en_de",
+        "data.field": "en:de",
+        "data.tokenizer": "bpe",
+        "data.vocab": 8000,
+        "data.length": 32,
+        "loss": "translation",
+        "train.smoothing": 0.1,
+        "train.batch": 128,
+        "train.steps": 4000,
+        "optim.name": "adam",
+        "optim.lr": 2e-3,
+        "optim.clip": 1.0,
+        "schedule.name": "cosine",
+        "schedule.warmup": 200,
+        "schedule.end": 0.05,
+        "eval.split": "validation",
+        "eval.every": 500,
+        "log.every": 50,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_attention": {"model.attend": "none", "model.width": 576},
+    "additive": {"model.attend": "additive", "model.width": 404},
+    "no_feeding": {"model.feeding": False, "model.width": 528},
+}
+
+
+def get_config(names: str = "multi30k") -> ConfigDict:
+    """The named config with its ablations, as `multi30k+no_attention`."""
+    return base.config(names, CONFIGS, ABLATIONS)

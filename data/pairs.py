@@ -1,0 +1,103 @@
+"""Texts and their translations: read from files side by side, and laid out as rows of tokens.
+
+Legend: n pairs, S T tokens of a text and of its translation.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from data.kinds import Examples, Pairs, checksum
+from data.tokenizers import Tokenizer
+from errors import UsageError
+
+MULTIPLE = 8  # lengths are rounded up to it, so that few are compiled
+
+
+def languages(field: str | None) -> tuple[str, str] | None:
+    """The two sides that `en:de` names, the one to translate from first; None where it names no two."""
+    first, colon, second = (field or "").partition(":")
+    return (first, second) if first and colon and second and ":" not in second else None
+
+
+def of_files(folder: Path, split: str, field: str) -> Pairs:
+    """Pairs of the lines of two files: `train.en`, `train.de`, `test.en` …, or where there are such, files `en`, `de`.
+
+    Of the latter the last tenth is the split `validation`. Raises UsageError where files lack or differ in length.
+    """
+    both, splits = languages(field), splits_of(folder, field)
+    assert both is not None
+    if split not in splits:
+        known = f"it has {', '.join(splits)}" if splits else f"wanted are {' and '.join(f'{split}.{s}' for s in both)}"
+        raise UsageError(f"{folder} has no pairs of files for {field} and the split {split!r}; {known}")
+    whole = _are_files(folder, both)
+    names = both if whole else tuple(f"{split}.{side}" for side in both)
+    sides = [_lines(folder / name) for name in names]
+    if len(sides[0]) != len(sides[1]):
+        counts = " and ".join(f"{len(side):,} in {name}" for name, side in zip(names, sides, strict=True))
+        raise UsageError(f"{folder}: files side by side must have as many lines; there are {counts}")
+    if whole:
+        cut = len(sides[0]) - len(sides[0]) // 10
+        sides = [side[:cut] if split == "train" else side[cut:] for side in sides]
+    texts, translations = map(tuple, sides)
+    digest = checksum(*(line.encode() + b"\0" for line in texts + translations))
+    identity = {"name": folder.name, "split": split, "count": len(texts), "checksum": digest, "field": field}
+    return Pairs(texts, translations, both, identity)
+
+
+def splits_of(folder: Path, field: str) -> tuple[str, ...]:
+    """The splits that a folder's files make, training first."""
+    both = languages(field)
+    assert both is not None
+    if _are_files(folder, both):
+        return ("train", "validation")
+    found = sorted(p.name.removesuffix(f".{both[0]}") for p in folder.glob(f"*.{both[0]}"))
+    return tuple(sorted((s for s in found if (folder / f"{s}.{both[1]}").is_file()), key=lambda s: s != "train"))
+
+
+def _are_files(folder: Path, names: tuple[str, str]) -> bool:
+    return all((folder / name).is_file() for name in names)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+
+
+def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool) -> Examples:
+    """Pairs as rows: source [n S], source_mask [n S]; tokens, targets and weight [n T]; S and T at most `limit`.
+
+    Both ends are eot; tokens begin with the tokenizer's first prefix, or with eot, and foretell targets. What is longer
+    is cut where `cut`, as in an exam, else left out. An empty text or translation is left out of what is learnt from.
+
+    Raises UsageError where nothing is left.
+    """
+    encoded = [[tokenizer.encode(line) for line in side] for side in (pairs.texts, pairs.translations)]
+    fit = [cut or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
+    sources, targets = ([ids for ids, keep in zip(side, fit, strict=True) if keep] for side in encoded)
+    if pairs.texts and not sources:
+        raise UsageError(f"{pairs.identity['name']} has no pair of at most {limit} tokens; raise data.length")
+    end = np.array([tokenizer.eot], np.int32)
+    source, mask = _padded([np.concatenate([ids, end])[:limit] for ids in sources], limit)
+    target, weight = _padded([np.concatenate([ids, end])[:limit] for ids in targets], limit)
+    begin = np.full((len(target), 1), start_of(tokenizer), np.int32)
+    fields = {"source": source, "source_mask": mask, "tokens": np.concatenate([begin, target[:, :-1]], 1)}
+    identity = {**pairs.identity, "rows": len(source)}
+    return Examples({**fields, "targets": target, "weight": weight}, len(source), identity, None)
+
+
+def start_of(tokenizer: Tokenizer) -> int:
+    """The token after which a translation begins."""
+    return tokenizer.prefix[0] if tokenizer.prefix else tokenizer.eot
+
+
+def _padded(ids: list[np.ndarray], limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int32 [n T], and 1 where they are [n T]."""
+    length = min(limit, -(-max(map(len, ids), default=1) // MULTIPLE) * MULTIPLE)
+    tokens, there = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), np.float32)
+    for row, own in enumerate(ids):
+        tokens[row, : len(own)], there[row, : len(own)] = own, 1
+    return tokens, there

@@ -1,0 +1,61 @@
+"""Translations scored and shown."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.kinds import Pairs
+from train import translation
+from train.record import translated
+
+TEXTS = [f"the number {i} is a number that is said here" for i in range(30)]
+
+
+def test_bleu_and_chrf_of_a_perfect_and_an_empty_translation() -> None:
+    """100 without an error, and 0; the signature says how it was computed."""
+    for name, metric in zip(("BLEU", "chrF"), translation.scored(TEXTS, TEXTS), strict=True):
+        assert metric.name == name
+        assert metric.value == pytest.approx(100)
+        assert metric.stderr == pytest.approx(0, abs=1e-4)
+        assert "nrefs:1" in metric.signature
+        assert "version:" in metric.signature
+    assert [m.value for m in translation.scored([""] * 30, TEXTS)] == [0, 0]
+
+
+def test_bleu_by_hand() -> None:
+    """One sentence of six words, five right: precisions 5/6, 3/5, 2/4, 1/3 and no penalty (Papineni et al. 2002)."""
+    made, meant = ["the cat sat on the mat"] * 20, ["the cat sat on a mat"] * 20
+    want = 100 * float(np.prod([5 / 6, 3 / 5, 2 / 4, 1 / 3])) ** 0.25
+    assert translation.scored(made, meant)[0].value == pytest.approx(want, abs=1e-3)
+
+
+def test_the_error_falls_with_the_root_of_the_count() -> None:
+    made = [text if i % 2 else text.upper() for i, text in enumerate(TEXTS)]
+    few, many = (translation.scored(made * n, TEXTS * n)[0].stderr for n in (1, 16))
+    assert 3 < few / many < 5.5
+
+
+def test_the_worst_translations_come_first(tmp_path: Path) -> None:
+    """By chrF of each; each group once, the text, what was made and what was meant."""
+    made = list(TEXTS)
+    made[7] = "nothing of the kind"
+    quality = translation.of_sentences(made, TEXTS)
+    assert quality.argmin() == 7
+    pairs = Pairs(tuple(TEXTS), tuple(TEXTS), ("en", "de"), {})
+    path = translated.side_by_side(pairs, made, quality, "a title", tmp_path / "t.txt")
+    lines = path.read_text().splitlines()
+    assert lines[0] == "a title"
+    assert lines[4].startswith("pair 7, chrF")
+    assert [line.split()[0] for line in lines[5:8]] == ["en", "made", "meant"]
+    assert lines[6].endswith("nothing of the kind")
+
+
+def test_attention_is_drawn_dark_where_it_is_paid(tmp_path: Path) -> None:
+    share = np.eye(3)[[0, 1, 2, 2]]
+    one = translated.Attended(["a", "·b", "end"], ["x", "·y", "$z$", "end"], share)
+    path = translated.attention([one, one, one], "a title", tmp_path / "a.png")
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    blue = (pixels[..., 2] > pixels[..., 0] + 60).mean()
+    assert 0.05 < blue < 0.4

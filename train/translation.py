@@ -1,0 +1,123 @@
+"""Translations of a held-out split: written by beam search, scored by BLEU and chrF, and kept to be read.
+
+Legend: n pairs, S T tokens of a text and of its translation.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.kinds import Pairs
+from data.pairs import rows, start_of
+from errors import UsageError
+from train import mesh, translate
+from train.record import pictures, translated
+from train.setup import Setup
+
+RESAMPLES = 1000  # of the test set, for confidence intervals
+TO_NORMAL = 1.96  # half a 95 % interval in standard errors
+DRAWN, LONGEST = 4, 24  # sentences whose attention is drawn, of at most so many tokens
+
+
+class Metric(NamedTuple):
+    """A corpus metric: its value and standard error, in points of 100, and sacrebleu's signature."""
+
+    name: str
+    value: float
+    stderr: float
+    signature: str
+
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.name} {self.value:.2f} ± {self.stderr:.2f} ({self.signature})"
+
+
+def scored(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Metric, ...]:
+    """BLEU and chrF of a corpus as sacrebleu computes them, standard errors by its bootstrap over sentences.
+
+    Source: Papineni et al. 2002, ACL; Popovic 2015, WMT; Post 2018, arXiv:1804.08771. The error is half of the 95 %
+    interval over 1.96.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    found = []
+    for name, metric in (("BLEU", BLEU()), ("chrF", CHRF())):
+        score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=RESAMPLES)
+        told = json.loads(score.format(width=4, signature=str(metric.get_signature()), is_json=True))
+        found.append(Metric(name, score.score, told.get("confidence_var", 0.0) / TO_NORMAL, told["signature"]))
+    return tuple(found)
+
+
+def of_sentences(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """chrF of each sentence [n]."""
+    from sacrebleu.metrics import CHRF
+
+    metric = CHRF()
+    return np.array([metric.sentence_score(h, [r]).score for h, r in zip(hypotheses, references, strict=True)])
+
+
+class Written:
+    """What a translator makes of the texts of pairs."""
+
+    def __init__(self, setup: Setup, variables: Any, pairs: Pairs) -> None:
+        assert setup.tokenizer is not None
+        self.setup, self.tokenizer, self.pairs = setup, setup.tokenizer, pairs
+        self.place = mesh.place_on(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)
+        self.variables = jax.device_put(variables, self.place.shardings({"stats": {}, **setup.model.specs}))
+        with jax.set_mesh(self.place.mesh):
+            self.tokens = self._translated()
+        self.texts = [self.tokenizer.decode(ids) for ids in self.tokens]
+
+    @property
+    def scores(self) -> tuple[Metric, ...]:
+        """BLEU and chrF."""
+        return scored(self.texts, self.pairs.translations)
+
+    def _translated(self) -> list[np.ndarray]:
+        """The tokens of a translation of each text, without its end, at most model.context of them."""
+        model, cfg, pairs = self.setup.model, self.setup.cfg, self.pairs
+        context, stop = model.config.context, self.tokenizer.eot
+        fields = rows(pairs, self.tokenizer, context, cut=True).__getitems__(range(len(pairs)))
+        how = dict(start=start_of(self.tokenizer), stop=stop, beams=cfg.eval.beams, penalty=cfg.eval.penalty)
+        size = cfg.eval.batch or cfg.train.batch
+        found: list[np.ndarray] = []
+        for first in range(0, len(pairs), size):
+            index = np.minimum(np.arange(first, first + size), len(pairs) - 1)  # the last batch is filled up
+            given = jnp.asarray(fields["source"][index]), jnp.asarray(fields["source_mask"][index])
+            tokens, _ = translate.translate(model, self.variables, *given, count=context, **how)
+            found += [ids[ids != stop] for ids in np.asarray(tokens)]
+        return found[: len(pairs)]
+
+    def draw(self, workdir: str, n: int) -> list[Path]:
+        """Write translations beside their references, draw attention where the model has some -> the files."""
+        title, start = pictures.begin(self.setup, workdir, n)
+        quality = of_sentences(self.texts, self.pairs.translations)
+        head = "\n".join([title, *map(str, self.scores)])
+        drawn = [translated.side_by_side(self.pairs, self.texts, quality, head, Path(f"{start}-translations.txt"))]
+        short = [i for i, ids in enumerate(self.tokens) if 2 < len(ids) <= LONGEST]
+        short = [i for i in short if len(self.tokenizer.encode(self.pairs.texts[i])) < LONGEST]
+        try:
+            with jax.set_mesh(self.place.mesh):
+                sentences = [self._attended(i) for i in short[:: max(1, len(short) // DRAWN)][:DRAWN]]
+        except UsageError:  # a network without attention
+            return drawn
+        if sentences:
+            drawn.append(translated.attention(sentences, title, Path(f"{start}-attention.png")))
+        return drawn
+
+    def _attended(self, i: int) -> translated.Attended:
+        stop, model = self.tokenizer.eot, self.setup.model
+        source = np.append(self.tokenizer.encode(self.pairs.texts[i]), stop).astype(np.int32)
+        tokens = np.append(start_of(self.tokenizer), self.tokens[i]).astype(np.int32)
+        inputs = {"source": source[None], "tokens": tokens[None]}
+        share = model.module.alignment(self.variables, inputs, model.config)
+        return translated.Attended(self._words(source), self._words([*self.tokens[i], stop]), np.asarray(share[0]))
+
+    def _words(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """What each token says, a middle dot for a space; an end where it says nothing."""
+        return [self.tokenizer.decode([int(i)]).replace(" ", "·") or "end" for i in ids]
