@@ -12,6 +12,7 @@ from errors import UsageError
 Fields = dict[str, np.ndarray]
 Pixels = np.ndarray  # one image, uint8 [Y X C]
 Draw = np.random.Generator
+DECODE_ONCE = 2**30  # bytes: a set no larger than this when decoded is held decoded in memory
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Examples:
 
     Fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask float32 [n T]; and
     label int32 [n] out of `classes`, or target float32 [n C]. Images of different sizes are objects [n], each uint8
-    [y x C]. The fields are a dict of arrays, or a function from rows to one where the set is too large to hold. `names`
-    are those of the classes, where they have some.
+    [y x C]; those with boxes have the fields of `data/detection.py: Reading`. The fields are a dict of arrays, or a
+    function from rows to one where the set is too large to hold. `names` are those of the classes, if they have some.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from data import detection
 from data.embedded import EMBEDDED
-from data.kinds import Examples, Fields, Pairs, Source, Texts, checksum, hold_labels, no_field, of_any_size
+from data.kinds import DECODE_ONCE, Examples, Fields, Pairs, Source, Texts, checksum, hold_labels, no_field, of_any_size
 from data.pairs import languages
 from errors import UsageError, unknown
-
-DECODE_ONCE = 2**30  # bytes: a set no larger than this when decoded is held decoded in memory
 
 
 def prepared(data_dir: str | None) -> list[str]:
@@ -42,13 +41,16 @@ def find(name: str, data_dir: str | None) -> Any:
         raise UsageError(f"data set {name!r}: {str(error).splitlines()[0]}") from None
 
 
-def open_split(name: str, split: str, data_dir: str | None) -> tuple[Any, Any, dict[str, Any]]:
-    """Rows, features and identity of a split of a prepared set. Raises UsageError where it is not there."""
+def open_split(name: str, split: str, data_dir: str | None, raw: str | None = None) -> tuple[Any, Any, dict[str, Any]]:
+    """Rows, features and identity of a split of a prepared set; the feature `raw` comes as the bytes of its file.
+
+    Raises UsageError where it is not there.
+    """
     builder = find(name, data_dir)
     if builder.info.splits and split not in builder.info.splits:  # a set that is not prepared knows none
         raise unknown(f"split of {name}", split, builder.info.splits)
     try:
-        rows = builder.as_data_source(split=split)
+        rows = builder.as_data_source(split=split, decoders=_undecoded(raw))
     except (NotImplementedError, ValueError, AssertionError, OSError):
         raise UsageError(
             f"data set {name!r} is not prepared as array_record in {builder.data_dir}; run: python -c "
@@ -57,6 +59,14 @@ def open_split(name: str, split: str, data_dir: str | None) -> tuple[Any, Any, d
     digest = checksum(repr([(s.name, s.shard_lengths, s.num_bytes) for s in builder.info.splits.values()]).encode())
     identity = {"name": builder.info.full_name, "split": split, "count": len(rows), "checksum": digest}
     return rows, builder.info.features, identity
+
+
+def _undecoded(feature: str | None) -> dict[str, Any] | None:
+    if feature is None:
+        return None
+    import tensorflow_datasets as tfds
+
+    return {feature: tfds.decode.SkipDecoding()}
 
 
 def rows(name: str, split: str, data_dir: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -77,6 +87,11 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
         if field is not None:
             raise no_field(name, field)
         return _labelled_images(rows, features, identity)
+    if "image" in features and "objects" in features:
+        if field is not None:
+            raise no_field(name, field)
+        rows, _, _ = open_split(name, split, data_dir, raw="image")
+        return detection.of_prepared(rows, features["objects"].feature, identity)
     texts = [k for k, f in features.items() if type(f).__name__ == "Text"]
     if field is None and texts:
         field = texts[0]

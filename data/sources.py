@@ -1,21 +1,21 @@
-"""Where examples come from: embedded sets, a user's files of text or folders of images, and TFDS, by one name."""
+"""Where examples come from: embedded sets, a user's texts or images, with boxes too, and TFDS, by one name."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from data import embedded, folders, pairs, prepared
+from data import detection_folders, embedded, folders, pairs, prepared
 from data.kinds import Source, Texts, no_field, texts
 from errors import UsageError, unknown
 
 
 def load(name: str, split: str, *, field: str | None = None, data_dir: str | None = None) -> Source:
-    """A source by name: an embedded set, a path to text (`.txt` file or folder of them) or to images, else a TFDS name.
+    """A source by name: an embedded set, a folder of images or with boxes, text (a `.txt` file or folder), or of TFDS.
 
     `field` picks the text of a TFDS set that has several; `en:de` makes pairs, of a folder's files too. Raises
     UsageError for an unknown name, split or field, or a set that is not prepared, with the command that prepares it.
     """
-    found = embedded.find(name)
+    found = embedded.find(name) or detection_folders.find(name)
     if pairs.languages(field) and not found and Path(name).is_dir():
         return pairs.of_files(Path(name), split, str(field))
     kind = "embedded" if found else _kind_of_files(name)
@@ -34,7 +34,7 @@ def load(name: str, split: str, *, field: str | None = None, data_dir: str | Non
 
 def splits_of(name: str, data_dir: str | None = None, field: str | None = None) -> tuple[str, ...]:
     """The splits a source has, in the order of its own listing."""
-    found = embedded.find(name)
+    found = embedded.find(name) or detection_folders.find(name)
     if found:
         return found[1]
     if pairs.languages(field) and Path(name).is_dir():

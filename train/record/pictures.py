@@ -12,7 +12,7 @@ from data.geometry import resize
 from data.kinds import Pairs, Source, Texts
 from data.tokenizers import Tokenizer
 from train.evaluate import Rows
-from train.record.plots import GREY, HELD, INK, PALE, dress, head, save, sheet
+from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, head, named, save, sheet
 from train.setup import Setup
 
 WORST = 40  # mistakes shown
@@ -21,7 +21,6 @@ PASSAGES = 20
 WRITTEN = 20  # classes up to which the counts stand in the matrix
 NAMED = 60  # classes up to which each has its name beside it
 POINTS = 5000  # rows in a scatter
-RIGHT = "#2563a8"
 
 
 def begin(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
@@ -90,7 +89,7 @@ def confusion(labels: np.ndarray, guesses: np.ndarray, names: Sequence[str], tit
     table = counts(labels, guesses, len(names))
     size, total = len(table), table.sum(1)
     share = table / np.maximum(total, 1)[:, None]
-    words = [_named(names, i) for i in range(size)]
+    words = [named(names, i) for i in range(size)]
     side = min(max(0.46 * size, 3.4), 9.5)
     room = 0.07 * max(map(len, words)) if size <= NAMED else 0.3
     figure = sheet(side + 2.6 + room, side + 1.3 + room)
@@ -155,8 +154,8 @@ def mistakes(images: Sequence[np.ndarray] | np.ndarray, told: Told, title: str, 
     for axes, image, truth, guess, loss in zip(grid, images, *told[:3], strict=False):
         axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
         small["transform"] = axes.transAxes
-        axes.text(0, 1.03, _named(told.names, truth, 12), va="bottom", color=INK, **small)
-        axes.text(0, -0.03, _named(told.names, guess, 12), va="top", color=HELD, fontweight="bold", **small)
+        axes.text(0, 1.03, named(told.names, truth, 12), va="bottom", color=INK, **small)
+        axes.text(0, -0.03, named(told.names, guess, 12), va="top", color=HELD, fontweight="bold", **small)
         axes.text(1, -0.03, f"{loss:.2f}", va="top", ha="right", color=GREY, **small)
     head(figure, title, "above the truth, below the guess and the loss")
     return save(figure, path)
@@ -167,7 +166,7 @@ def mistaken_texts(documents: Sequence[str], told: Told, title: str, path: Path)
     parts = [title]
     for document, truth, guess, loss in zip(documents, *told[:3], strict=True):
         short = textwrap.shorten(document, 600, placeholder=" …")
-        head = f"loss {loss:.3f}: {_named(told.names, truth, None)}, taken for {_named(told.names, guess, None)}"
+        head = f"loss {loss:.3f}: {named(told.names, truth, None)}, taken for {named(told.names, guess, None)}"
         parts.append(f"{head}\n{_barred(textwrap.fill(short, 100))}")
     return _write(parts, path)
 
@@ -196,24 +195,12 @@ def values(truth: np.ndarray, guess: np.ndarray, title: str, path: Path) -> Path
     ends = np.concatenate([truth, guess])
     low, high = (float(f(ends[np.isfinite(ends)])) for f in (np.min, np.max))
     axes.plot((low, high), (low, high), color=GREY, lw=1, label="guess = truth")
-    for output, colour in zip(range(truth.shape[1]), _colours(truth.shape[1]), strict=True):
+    for output, colour in zip(range(truth.shape[1]), colours(truth.shape[1]), strict=True):
         label = f"output {output}" if truth.shape[1] > 1 else None
         axes.scatter(truth[:POINTS, output], guess[:POINTS, output], s=9, alpha=0.5, lw=0, color=[colour], label=label)
     dress(axes, title, "truth", "guess")
     axes.legend(frameon=False, labelcolor=INK)
     return save(figure, path)
-
-
-def _colours(count: int) -> list[Any]:
-    from matplotlib import colormaps
-
-    return [RIGHT] if count == 1 else [colormaps["viridis"](i / count) for i in range(count)]
-
-
-def _named(names: Sequence[str], i: int | np.integer, width: int | None = 15) -> str:
-    """The name of a class, cut to `width`; its number where it has none."""
-    name = names[int(i)] if i < len(names) else str(i)
-    return name if width is None or len(name) <= width else f"{name[: width - 1]}…"
 
 
 def _barred(text: str) -> str:

@@ -1,11 +1,14 @@
 """The curve of a run as a picture, from its `metrics.jsonl`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train.record.metrics import read
 
-INK, PALE, GREY, TRAIN, HELD = "#22303c", "#d9dee3", "#6b7780", "#8fb3d9", "#c2410c"
+INK, PALE, GREY, TRAIN, HELD, RIGHT = "#22303c", "#d9dee3", "#6b7780", "#8fb3d9", "#c2410c", "#2563a8"
 
 
 def curve(workdir: str, title: str, unit: str) -> str | None:
@@ -20,7 +23,7 @@ def curve(workdir: str, title: str, unit: str) -> str | None:
         xs, ys = zip(*train, strict=True)
         axes.plot(xs, ys, color=TRAIN, lw=1, alpha=0.6, label=None if len(xs) > 20 else "training batches")
         if len(xs) > 20:
-            axes.plot(xs, _smooth(ys), color="#2563a8", lw=1.8, label="training, smoothed")
+            axes.plot(xs, _smooth(ys), color=RIGHT, lw=1.8, label="training, smoothed")
     if held:
         xs, ys = zip(*held, strict=True)
         split = next(line["split"] for line in lines if line["kind"] == "eval")
@@ -57,6 +60,19 @@ def head(figure: Any, title: str, caption: str) -> None:
     """Give a figure a title above all of it, and a caption below."""
     figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
     figure.supxlabel(caption, x=0.012, ha="left", color=GREY, fontsize=8)
+
+
+def named(names: Sequence[str], i: int | np.integer, width: int | None = 15) -> str:
+    """The name of a class, cut to `width`; its number where it has none."""
+    name = names[int(i)] if i < len(names) else str(i)
+    return name if width is None or len(name) <= width else f"{name[: width - 1]}…"
+
+
+def colours(count: int) -> list[Any]:
+    """So many colours that can be told apart; one alone is that of what is right."""
+    from matplotlib import colormaps
+
+    return [RIGHT] if count == 1 else [colormaps["viridis"](i / count) for i in range(count)]
 
 
 def save(figure: Any, path: Path) -> Path:

@@ -1,0 +1,217 @@
+"""Images of any size with boxes around what is in them, as a detector learns them and is judged by them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data.kinds import DECODE_ONCE, Examples, Fields, checksum
+from errors import UsageError
+
+SLACK = 0.01  # pixels by which a box may leave its image and nobody is told: rounding of what an annotator wrote
+TOLD = 3  # images that a note names
+
+
+class Truth(NamedTuple):
+    """The boxes of one image: corners (left, top, right, bottom) in its pixels [m 4], classes [m], and whether each
+    stands for a crowd, or is too hard to count [m]: such a box is no example, and finding it neither right nor wrong.
+    """
+
+    boxes: np.ndarray
+    kinds: np.ndarray
+    crowd: np.ndarray
+
+
+class Marked(NamedTuple):
+    """An image as it was annotated: its name, rows and columns, its boxes, which may be amiss, and its file's bytes."""
+
+    name: str
+    size: tuple[int, int]
+    truth: Truth
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Truths:
+    """The boxes of all images, image after image, those of image i from `starts[i]`; and the images' sizes."""
+
+    boxes: np.ndarray  # float32 [all 4], corners in pixels
+    kinds: np.ndarray  # int32 [all]
+    crowd: np.ndarray  # bool [all]
+    starts: np.ndarray  # int64 [n + 1]
+    sizes: np.ndarray  # int32 [n 2], rows and columns
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, i: int) -> Truth:
+        """The boxes of image i."""
+        own = slice(self.starts[i], self.starts[i + 1])
+        return Truth(self.boxes[own], self.kinds[own], self.crowd[own])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """From rows to fields: image as an object array [n] of uint8 [y x 3], boxes padded to `most` an image.
+
+    boxes float32 [n M 4] as centre and size in shares of the image, kinds int32 [n M], there float32 [n M]: 1 a box, 0
+    padding. Crowds are left out, and of more than `most` boxes the last.
+    """
+
+    decode: Callable[[int], np.ndarray]
+    truths: Truths
+    most: int
+
+    def __call__(self, rows: np.ndarray) -> Fields:
+        """The fields of some rows, in their order."""
+        image, shape = np.empty(len(rows), object), (len(rows), self.most)
+        boxes, kinds, there = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        for i, row in enumerate(rows):
+            image[i], truth = self.decode(int(row)), self.truths[row]
+            kept = np.flatnonzero(~truth.crowd)[: self.most]
+            boxes[i, : len(kept)] = to_shares(truth.boxes[kept], self.truths.sizes[row])
+            kinds[i, : len(kept)], there[i, : len(kept)] = truth.kinds[kept], 1
+        return {"image": image, "boxes": boxes, "kinds": kinds, "there": there}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes(Examples):
+    """Images with boxes: fields as of `Reading`; all boxes as they were annotated; and in words what was mended."""
+
+    truths: Truths
+    notes: tuple[str, ...] = ()
+
+    def limited(self, most: int) -> "Scenes":
+        """The same with at most so many boxes a row, and padding up to them."""
+        assert isinstance(self.fields, Reading)
+        return replace(self, fields=replace(self.fields, most=most))
+
+
+def to_shares(corners: np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Corners in pixels [... 4], rows and columns of the image -> centre and size in shares of it [... 4]."""
+    y, x = size
+    low, high = corners[..., :2] / (x, y), corners[..., 2:] / (x, y)
+    return np.concatenate([(low + high) / 2, high - low], -1)
+
+
+def to_corners(boxes: np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Centre and size in shares of an image [... 4], its rows and columns -> corners in pixels [... 4]."""
+    y, x = size
+    middle, half = boxes[..., :2] * (x, y), boxes[..., 2:] * (x / 2, y / 2)
+    return np.concatenate([middle - half, middle + half], -1)
+
+
+def scenes(
+    name: str,
+    split: str,
+    images: Sequence[Marked],
+    classes: Sequence[str],
+    decode: Callable[[int], np.ndarray],
+    identity: dict[str, Any] | None = None,
+) -> Scenes:
+    """A source of annotated images; a box that leaves its image is cut, one without area left out, and `notes` say so.
+
+    What is small when decoded is decoded now. Raises UsageError where there is no image or no class, or a box is
+    of another class or no number.
+    """
+    if not images:
+        raise UsageError(f"{name}: its split {split!r} holds no image")
+    if not classes:
+        raise UsageError(f"{name}: its annotations name no class")
+    mended = [_mend(image, len(classes)) for image in images]
+    parts = [truth for truth, _, _ in mended]
+    starts = np.cumsum([0, *(len(t.kinds) for t in parts)])
+    sizes = np.array([image.size for image in images], np.int32)
+    boxes, kinds, crowd = (np.concatenate(part) for part in zip(*parts, strict=True))
+    truths = Truths(boxes, kinds, crowd, starts, sizes)
+    named = [image.name for image in images]
+    cut = _note(f"{name} {split}", "cut to the image", [m[1] for m in mended], named)
+    left = _note(f"{name} {split}", "without area left out", [m[2] for m in mended], named)
+    if identity is None:
+        names = repr([(i.name, *i.size, i.length) for i in images] + list(classes)).encode()
+        digest = checksum(names, boxes, kinds, crowd, starts)
+        identity = {"name": name, "split": split, "count": len(images), "checksum": digest}
+    if 3 * int(sizes.prod(1, dtype=np.int64).sum()) <= DECODE_ONCE:
+        decode = [decode(i) for i in range(len(images))].__getitem__
+    most = max(1, *(int((~t.crowd).sum()) for t in parts))
+    reading = Reading(decode, truths, most)
+    return Scenes(reading, len(images), identity, len(classes), tuple(classes), truths=truths, notes=cut + left)
+
+
+def _mend(image: Marked, classes: int) -> tuple[Truth, int, int]:
+    """Boxes within their image and with an area, how many were cut for it, and how many left out."""
+    y, x = image.size
+    corners = np.asarray(image.truth.boxes, np.float64).reshape(-1, 4)
+    kinds, crowd = np.asarray(image.truth.kinds, np.int32), np.asarray(image.truth.crowd, bool)
+    if not np.isfinite(corners).all():
+        raise UsageError(f"{image.name}: a box has a corner that is no finite number: {corners.tolist()}")
+    if len(kinds) and not 0 <= kinds.min() <= kinds.max() < classes:
+        raise UsageError(f"{image.name}: a box is of class {kinds[(kinds < 0) | (kinds >= classes)][0]} of {classes}")
+    inside = np.clip(corners, 0, (x, y, x, y)).astype(np.float32)
+    real = (inside[:, 2:] > inside[:, :2]).all(1)
+    cut = real & (np.abs(inside - corners).max(1, initial=0) > SLACK)
+    return Truth(inside[real], kinds[real], crowd[real]), int(cut.sum()), int((~real).sum())
+
+
+def _note(where: str, what: str, counts: Sequence[int], names: Sequence[str]) -> tuple[str, ...]:
+    """A line on boxes that were mended, with the first images that have some; none where there are none."""
+    some = [name for count, name in zip(counts, names, strict=True) if count]
+    if not some:
+        return ()
+    more = f" and {len(some) - TOLD} more images" if len(some) > TOLD else ""
+    return (f"{where}: {sum(counts)} box{'es' * (sum(counts) > 1)} {what}, of {', '.join(some[:TOLD])}{more}",)
+
+
+def pixels(data: bytes | Path, name: str) -> np.ndarray:
+    """An image file, or its bytes, as uint8 [y x 3]. Raises UsageError where it cannot be read.
+
+    Pixels stay as they are stored, since boxes count by these: a camera's note that it was held askew is not heeded.
+    """
+    try:
+        with Image.open(BytesIO(data) if isinstance(data, bytes) else data) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{name}: the image cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Decodes the images of a prepared set, which are read as the bytes of their files."""
+
+    rows: Any
+    name: str
+
+    def __call__(self, i: int) -> np.ndarray:
+        return pixels(self.rows.__getitems__([i])[0]["image"], f"{self.name}, image {i}")
+
+
+def of_prepared(rows: Any, objects: Any, identity: dict[str, Any]) -> Scenes:
+    """A set prepared by TFDS: rows with the files' bytes as image, and the features of one of its objects.
+
+    Boxes are the BBoxFeature, classes the ClassLabel, `label` before others, and crowds those of `is_crowd` or
+    `is_difficult`. Raises UsageError where one is missing.
+    """
+    of_type = lambda kind: [k for k, f in objects.items() if type(f).__name__ == kind]  # noqa: E731
+    boxes, labels = of_type("BBoxFeature"), sorted(of_type("ClassLabel"), key=lambda k: k != "label")
+    if not boxes or not labels:
+        has = ", ".join(objects)
+        raise UsageError(f"{identity['name']}: its objects need a BBoxFeature and a ClassLabel; they have {has}")
+    hard = [k for k in ("is_crowd", "is_difficult") if k in objects]
+    images = []
+    for i in range(len(rows)):
+        row = rows.__getitems__([i])[0]
+        got, name = row["objects"], row.get("image/filename", b"")
+        name = (name.decode() if isinstance(name, bytes) else str(name)).strip() or f"image {i}"
+        corners = np.array(got[boxes[0]], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]  # TFDS has rows before columns
+        with Image.open(BytesIO(row["image"])) as header:
+            x, y = header.size
+        crowd = np.zeros(len(corners), bool)
+        for key in hard:
+            crowd |= np.array(got[key], bool)
+        images.append(Marked(name, (y, x), Truth(corners * (x, y, x, y), np.array(got[labels[0]], np.int32), crowd)))
+    set_name, label = str(identity["name"]), objects[labels[0]]
+    return scenes(set_name, identity["split"], images, label.names, _Rows(rows, set_name), identity)

@@ -1,0 +1,127 @@
+"""What an evaluation of a detector leaves to look at: images with boxes drawn in, and precision against recall."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.detection import Scenes, Truth
+from train.detection import RECALLS, Found, Judged, precision, surest
+from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, head, named, save, sheet
+
+WORST, TYPICAL = 8, 4  # images on the sheet
+COLUMNS = 4
+CURVES = 10  # classes up to which each has a curve in a colour of its own
+
+
+class Tally(NamedTuple):
+    """Of one image, which of its finds are right and which wrong, and which of its truths are missed."""
+
+    right: np.ndarray
+    wrong: np.ndarray
+    missed: np.ndarray
+
+    @property
+    def mistakes(self) -> int:
+        """Boxes that are wrong or missed."""
+        return len(self.wrong) + len(self.missed)
+
+
+def tallies(judged: Sequence[Judged], truths: Sequence[Truth], least: float) -> list[Tally]:
+    """What finds of at least a score come to, at the least threshold, image by image."""
+    found: list[list[Tally]] = [[] for _ in truths]
+    for one in judged:
+        shown = one.score >= least
+        for i in np.unique(one.image[shown]):
+            here = shown & (one.image == i)
+            right, wrong = here & one.right[0], here & one.wrong[0]
+            found[i].append(Tally(one.row[right], one.row[wrong], one.taken[right]))
+    none = Tally(*[np.zeros(0, np.int64)] * 3)
+    whole = [Tally(*map(np.concatenate, zip(none, *some, strict=True))) for some in found]
+    return [
+        tally._replace(missed=np.setdiff1d(np.flatnonzero(~truth.crowd), tally.missed))
+        for tally, truth in zip(whole, truths, strict=True)
+    ]
+
+
+def chosen(mistakes: np.ndarray) -> np.ndarray:
+    """Which images to show: those of most mistakes, then some of a middling number [at most 12]."""
+    order = np.argsort(-mistakes, kind="stable")
+    rest = order[WORST:]
+    start = max(0, (len(rest) - TYPICAL) // 2)
+    return np.concatenate([order[:WORST], rest[start : start + TYPICAL]])
+
+
+def boxes(source: Scenes, found: Sequence[Found], judged: Sequence[Judged], title: str, path: Path) -> Path:
+    """Draw the images of most mistakes and some typical ones, with truths and finds, on a sheet -> path.
+
+    Finds are shown down to the score of the best F1. `found` may be of the source's first images only.
+    """
+    least = surest(judged)
+    truths = [source.truths[i] for i in range(len(found))]
+    tally = tallies(judged, truths, least)
+    rows = chosen(np.array([t.mistakes for t in tally]))
+    columns = min(COLUMNS, len(rows))
+    lines = -(-len(rows) // columns)
+    images = source.__getitems__(rows)["image"]
+    shape = max(image.shape[0] / image.shape[1] for image in images)
+    figure = sheet(3.6 * columns, (3.6 * min(shape, 1.5) + 0.25) * lines + 0.6)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, i, image in zip(grid, rows, images, strict=False):
+        axes.imshow(image, interpolation="antialiased")
+        _fill(axes, found[i], truths[i], tally[i], source.names or ())
+        count = int((~truths[i].crowd).sum())
+        what = f"image {i:,}: {len(tally[i].missed)} of {count} missed, {len(tally[i].wrong)} wrong"
+        axes.set_title(what, loc="left", color=INK, fontsize=8, pad=3)
+    how = "blue: right; orange: wrong; orange, dashed: missed; white, dotted: truths that are found, or are crowds"
+    head(figure, title, f"{how}. Scores from {least:.2f} on, where F1 is best")
+    return save(figure, path)
+
+
+def _fill(axes: Any, found: Found, truth: Truth, tally: Tally, names: Sequence[str]) -> None:
+    """Draw the boxes of one image."""
+    for i in set(range(len(truth.kinds))) - set(tally.missed.tolist()):
+        _outline(axes, truth.boxes[i], "white", lw=0.7, ls=":")
+    for i in tally.missed:
+        _outline(axes, truth.boxes[i], HELD, named(names, truth.kinds[i], 12), lw=1.0, ls="--")
+    for rows, colour in ((tally.right, RIGHT), (tally.wrong, HELD)):
+        for i in rows:
+            text = f"{named(names, found.kinds[i], 12)} {found.scores[i]:.2f}"
+            _outline(axes, found.boxes[i], colour, text, lw=1.2)
+
+
+def _outline(axes: Any, corners: np.ndarray, colour: str, text: str = "", **line: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    left, top, right, bottom = (float(x) - 0.5 for x in corners)  # imshow has the first pixel's middle at 0
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, **line))
+    if text:
+        label = dict(facecolor=colour, edgecolor="none", pad=0.6, alpha=0.8)
+        side = "bottom" if top > axes.get_ylim()[0] / 20 else "top"  # at the upper edge inside the box
+        style = dict(color="white", fontsize=4.5, bbox=label, clip_on=True, parse_math=False)
+        axes.text(left, top, text, va=side, **style)
+
+
+def curves(judged: Sequence[Judged], names: Sequence[str], title: str, path: Path) -> Path:
+    """Draw precision against recall at an overlap of 0.5, a curve a class and their mean -> path."""
+    figure = sheet(7, 5)
+    axes = figure.subplots()
+    lines = np.array([precision(one)[0][0] for one in judged])  # [classes 101]
+    real = np.flatnonzero(np.isfinite(lines[:, 0]))
+    many = len(real) > CURVES
+    for k, colour in zip(real, colours(len(real)), strict=True):
+        label = None if many else f"{named(names, k)}: {lines[k].mean():.3f}"
+        axes.plot(RECALLS, lines[k], color=PALE if many else colour, lw=1 if many else 1.6, label=label)
+    if len(real) > 1:
+        mean = lines[real].mean(0)
+        axes.plot(RECALLS, mean, color=INK, lw=2, ls="--", label=f"mean of {len(real)} classes: {mean.mean():.3f}")
+    dress(axes, title, "recall", "precision")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    if len(real):
+        legend = axes.legend(frameon=False, labelcolor=INK, title="average precision", loc="lower left")
+        legend.get_title().set_color(GREY)
+    return save(figure, path)
