@@ -58,6 +58,7 @@ def load(name: str, split: str) -> Examples:
     folder = _sorted_out(name, files)
     if split not in folder.splits:
         raise unknown(f"split of {name}", split, folder.splits)
+    channels, size = _survey(name, files)
     groups = [folder.splits[split].get(c, []) for c in folder.names]
     chosen = [f for group in groups for f in group]
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
@@ -65,7 +66,7 @@ def load(name: str, split: str) -> Examples:
     if sum(f.length for f in chosen) <= HASHED:
         digest += [checksum(Path(name, f.path).read_bytes()).encode() for f in chosen]
     identity = {"name": Path(name).resolve().name, "split": split, "count": len(chosen), "checksum": checksum(*digest)}
-    read = Reading(name, tuple(f.path for f in chosen), labels, *_survey(name, files))
+    read = Reading(name, tuple(f.path for f in chosen), labels, channels, size)
     return Examples(read, len(chosen), identity, len(folder.names), folder.names)
 
 
