@@ -62,7 +62,7 @@ def load(name: str, split: str) -> Examples:
     groups = [folder.splits[split].get(c, []) for c in folder.names]
     chosen = [f for group in groups for f in group]
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
-    digest = [repr([(f.path, f.length) for f in chosen]).encode()]
+    digest = [repr((folder.names, [(f.path, f.length) for f in chosen])).encode()]
     if sum(f.length for f in chosen) <= HASHED:
         digest += [checksum(Path(name, f.path).read_bytes()).encode() for f in chosen]
     identity = {"name": Path(name).resolve().name, "split": split, "count": len(chosen), "checksum": checksum(*digest)}

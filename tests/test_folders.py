@@ -67,6 +67,8 @@ def test_split_folders_are_splits(tmp_path: Path) -> None:
     assert train.names == val.names == ("a", "b", "c")
     assert list(train.__getitems__(range(2))["label"]) == [1, 2]
     assert list(val.__getitems__(range(2))["label"]) == [0, 2]
+    save(tmp_path / "val" / "aa" / "5.jpg")
+    assert sources.load(str(tmp_path), "train").identity != train.identity  # its labels are others now
     with pytest.raises(UsageError, match=r"unknown split .*'test'.*train, val"):
         sources.load(str(tmp_path), "test")
 
