@@ -34,14 +34,6 @@ def _random_resized_crop(image: Pixels, draw: Draw, size: Size, least: float = 0
     return geometry.resize(image[geometry.random_part(image.shape[:2], draw, least)], size)
 
 
-def _randaugment(image: Pixels, draw: Draw, size: Size, count: int, magnitude: int) -> Pixels:
-    return distortions.randaugment(image, draw, count, magnitude)
-
-
-def _jitter(image: Pixels, draw: Draw, size: Size, strength: float) -> Pixels:
-    return distortions.jitter(image, draw, strength)
-
-
 def _erase(image: Pixels, draw: Draw, size: Size, chance: float = 0.5) -> Pixels:
     """Noise in a random box of 2 to 40 % of the area, sides 3:10 to 10:3 (Zhong et al. 2017, arXiv:1708.04896)."""
     if draw.random() >= chance:
@@ -62,8 +54,8 @@ OPERATIONS: dict[str, Callable[..., Pixels]] = {  # (image, draw, size that is w
     "flip": _flip,
     "crop": _crop,
     "random_resized_crop": _random_resized_crop,
-    "randaugment": _randaugment,
-    "jitter": _jitter,
+    "randaugment": lambda image, draw, size, *numbers: distortions.randaugment(image, draw, *numbers),
+    "jitter": lambda image, draw, size, *numbers: distortions.jitter(image, draw, *numbers),
     "erase": _erase,
 }
 

@@ -58,13 +58,15 @@ def load(name: str, split: str) -> Examples:
     folder = _sorted_out(name, files)
     if split not in folder.splits:
         raise unknown(f"split of {name}", split, folder.splits)
-    found = [(f, folder.names.index(c)) for c, group in sorted(folder.splits[split].items()) for f in group]
-    chosen, labels = [f for f, _ in found], np.array([label for _, label in found], np.int32)
-    digest = [repr([(f.path, f.length) for f in chosen]).encode()]
+    channels, size = _survey(name, files)
+    groups = [folder.splits[split].get(c, []) for c in folder.names]
+    chosen = [f for group in groups for f in group]
+    labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
+    digest = [repr((folder.names, [(f.path, f.length) for f in chosen])).encode()]
     if sum(f.length for f in chosen) <= HASHED:
         digest += [checksum(Path(name, f.path).read_bytes()).encode() for f in chosen]
     identity = {"name": Path(name).resolve().name, "split": split, "count": len(chosen), "checksum": checksum(*digest)}
-    read = Reading(name, tuple(f.path for f in chosen), labels, *_survey(name, files))
+    read = Reading(name, tuple(f.path for f in chosen), labels, channels, size)
     return Examples(read, len(chosen), identity, len(folder.names), folder.names)
 
 
@@ -84,9 +86,15 @@ class Reading:
     size: Size | None  # of all images
 
     def __call__(self, rows: np.ndarray) -> Fields:
-        """The fields of some rows."""
-        images = [decode(os.path.join(self.root, self.paths[int(row)]), self.channels) for row in rows]
+        """The fields of some rows. Raises UsageError for a file that is damaged, or not as it was."""
+        images = [self._one(os.path.join(self.root, self.paths[int(row)])) for row in rows]
         return {"image": of_any_size(images) if self.size is None else np.stack(images), "label": self.labels[rows]}
+
+    def _one(self, path: str) -> Pixels:
+        image = decode(path, self.channels)
+        if self.size not in (None, image.shape[:2]):
+            raise _damaged(path, f"its header told {self.size}, it is {image.shape[:2]}")
+        return image
 
 
 def decode(path: str, channels: int) -> Pixels:
@@ -104,8 +112,9 @@ def decode(path: str, channels: int) -> Pixels:
     return found if channels == 3 else found[..., None]
 
 
-def _damaged(path: str, error: Exception) -> UsageError:
-    return UsageError(f"{path} cannot be read as an image ({str(error).splitlines()[0]}): mend it or take it away")
+def _damaged(path: str, error: Exception | str) -> UsageError:
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return UsageError(f"{path} cannot be read as an image ({first}): mend it or take it away")
 
 
 def _files(root: str) -> tuple[File, ...]:

@@ -67,6 +67,8 @@ def test_split_folders_are_splits(tmp_path: Path) -> None:
     assert train.names == val.names == ("a", "b", "c")
     assert list(train.__getitems__(range(2))["label"]) == [1, 2]
     assert list(val.__getitems__(range(2))["label"]) == [0, 2]
+    save(tmp_path / "val" / "aa" / "5.jpg")
+    assert sources.load(str(tmp_path), "train").identity != train.identity  # its labels are others now
     with pytest.raises(UsageError, match=r"unknown split .*'test'.*train, val"):
         sources.load(str(tmp_path), "test")
 
@@ -186,6 +188,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     source = sources.load(str(root), "train")
     with pytest.raises(UsageError, match=r"cat/00\.jpg cannot be read as an image \(image file is truncated"):
         source.__getitems__([0])
+    alike = sources.load(str(classes(tmp_path / "alike", 3, vary=False)), "train")
+    save(tmp_path / "alike" / "cat" / "01.png", (5, 5))
+    with pytest.raises(UsageError, match=r"cat/01\.png .* \(its header told \(8, 6\), it is \(5, 5\)\)"):
+        alike.__getitems__([0, 1])
     (root / "dog" / "x.png").write_bytes(b"nothing of the kind")
     with pytest.raises(UsageError, match=r"dog/x\.png cannot be read as an image"):
         sources.load(str(root), "test")

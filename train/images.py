@@ -64,5 +64,4 @@ def seen(cfg: Config, example: Source) -> Source:
 def _images(cfg: Config, operations: tuple[augment.Step, ...]) -> augment.Images:
     data = cfg.data
     size: Size | None = None if data.size is None else (data.size[0], data.size[-1])
-    mean, deviation = (tuple(v) if isinstance(v, list | tuple) else v for v in (data.mean, data.deviation))
-    return augment.Images(cfg.seed, operations, mean, deviation, size, data.crop)
+    return augment.Images(cfg.seed, operations, data.mean, data.deviation, size, data.crop)
