@@ -129,7 +129,7 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
         total, weight = task(out.value, {k: jnp.asarray(v) for k, v in batch.items()})["loss"]
         return jnp.sum(total) / jnp.sum(weight)
 
-    value = np.asarray(model.predict(variables, batch))
+    value = np.asarray(jax.jit(model.predict)(variables, batch))
     want = logits.detach().numpy()
     assert value.shape == want.shape
     assert np.linalg.norm(value - want) <= 2e-5 * np.linalg.norm(want)
@@ -173,7 +173,7 @@ def test_saved_parameters_are_torchs(seed: int, tmp_path: Path) -> None:
 def test_files_of_another_shape_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    torch, net, model, _ = built(0, tmp_path)
+    torch, net, *_ = built(0, tmp_path)
     tensors = net.state_dict()
     save_file({k: v for k, v in tensors.items() if k != "decoder.layers.1.norm3.bias"}, tmp_path / "few.safetensors")
     with pytest.raises(UsageError, match=r"'decoder\.layers\.1\.norm3\.bias' is missing"):
@@ -232,9 +232,11 @@ def test_backends_and_the_alignment_agree() -> None:
     """Attention by another backend is the same; the alignment is of real tokens alone, and sums to 1."""
     model, batch = tiny(), {k: v for k, v in batch_of(tiny().config).items() if k not in ("targets", "weight")}
     variables = model.init(jax.random.key(0))
-    want = model.predict(variables, batch)
-    np.testing.assert_allclose(tiny(attention="xla").predict(variables, batch), want, rtol=2e-5, atol=2e-5)
-    share = np.asarray(model.module.alignment(variables, inputs_of(batch), tiny(attention="xla").config))
+    other = tiny(attention="xla")
+    want = jax.jit(model.predict)(variables, batch)
+    np.testing.assert_allclose(jax.jit(other.predict)(variables, batch), want, rtol=2e-5, atol=2e-5)
+    share = jax.jit(lambda v, inputs: model.module.alignment(v, inputs, other.config))(variables, inputs_of(batch))
+    share = np.asarray(share)
     assert share.shape == (B, T, S)
     np.testing.assert_allclose(share.sum(-1), 1, rtol=1e-5)
     assert (share[np.broadcast_to(batch["source_mask"][:, None] == 0, share.shape)] == 0).all()
@@ -244,10 +246,10 @@ def test_backends_and_the_alignment_agree() -> None:
 def test_padding_of_tokens_on_the_left_changes_nothing() -> None:
     """Tokens of a position below 0 are not seen, and the others are where their positions say."""
     model = tiny()
-    variables, batch = model.init(jax.random.key(0)), batch_of(model.config)
+    variables, batch, predict = model.init(jax.random.key(0)), batch_of(model.config), jax.jit(model.predict)
     source = {k: batch[k] for k in ("source", "source_mask")}
-    alone = model.predict(variables, {**source, "tokens": batch["tokens"]})
+    alone = predict(variables, {**source, "tokens": batch["tokens"]})
     tokens = np.concatenate([np.full((B, 2), 3, np.int32), batch["tokens"]], 1)
     position = np.broadcast_to(np.maximum(np.arange(T + 2) - 2, -1), (B, T + 2))
-    padded = model.predict(variables, {**source, "tokens": tokens, "position": position})
+    padded = predict(variables, {**source, "tokens": tokens, "position": position})
     np.testing.assert_allclose(padded[:, 2:], alone, rtol=1e-5, atol=1e-5)
