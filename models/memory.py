@@ -29,7 +29,9 @@ def source_of(
         return None
     source, mask = inputs["source"], inputs.get("source_mask")
     if cache is not None and source.shape[1] > room_of(cache):
-        raise UsageError(f"the cache has room for {room_of(cache)} tokens of a source, and this one {source.shape[1]}")
+        raise UsageError(
+            f"the cache has room for {room_of(cache)} tokens of a source, and this one has {source.shape[1]}"
+        )
     if mask is None and cache is not None:
         mask = jnp.ones(source.shape)
     return source, None if mask is None else resharded(mask, place("batch query"))

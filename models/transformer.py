@@ -87,6 +87,11 @@ class Config:
         if self.positions == "sinusoidal":
             check(self, "even for sinusoidal positions", "width", ok=lambda n: n % 2 == 0)
 
+    @property
+    def normed_last(self) -> bool:
+        """Whether what a side gives is normalised."""
+        return self.pre_norm if self.final_norm is None else self.final_norm
+
 
 def padded(c: Config, tokens: int) -> int:
     """Rows of a table for so many tokens."""
@@ -135,7 +140,7 @@ def specs(c: Config) -> dict[str, Any]:
         embed |= dict.fromkeys(("position", "source_position"), Spec((c.context, D), "time embed", table))
     if c.tied == "none":
         params["head"] = Spec((V, D), "vocab embed", table, fan_in="embed")
-    if c.pre_norm if c.final_norm is None else c.final_norm:
+    if c.normed_last:
         params["encoder"]["norm"], params["decoder"]["norm"] = norm_specs(D), norm_specs(D)
     return {"params": params}
 

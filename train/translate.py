@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from errors import UsageError
@@ -35,8 +36,8 @@ def penalised(total: Float[Array, "*b"], length: Int[Array, ""], penalty: float 
 def translate(
     model: Model,
     variables: Any,
-    source: Int[Array, "b s"],
-    source_mask: Float[Array, "b s"] | None = None,
+    source: Int[Array | np.ndarray, "b s"],
+    source_mask: Float[Array | np.ndarray, "b s"] | None = None,
     *,
     start: int,
     stop: int,

@@ -29,7 +29,22 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import bert, beside, deepseek, gemma, gemma4, gpt, gpt_oss, grok, llama, llama4, mixtral, npz, rnn
+from models.published import (
+    bert,
+    beside,
+    deepseek,
+    gemma,
+    gemma4,
+    gpt,
+    gpt_oss,
+    grok,
+    llama,
+    llama4,
+    mixtral,
+    npz,
+    rnn,
+    transformer,
+)
 from models.published.layout import Keys, Row
 from models.published.quantised import Plain
 from models.published.tensors import INDEX, SUFFIX, Tensors, write
@@ -38,7 +53,7 @@ from models.spec import flatten, unflatten
 LAYOUTS: dict[str, ModuleType] = {
     **{"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "gpt_oss": gpt_oss, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "llama4": llama4, "grok": grok},
-    "gemma4": gemma4,
+    **{"gemma4": gemma4, "transformer": transformer},
 }
 TYPES = {kind: family for family, module in LAYOUTS.items() for kind in getattr(module, "TYPES", ())}
 DTYPES = ("float32", "bfloat16")
