@@ -195,6 +195,7 @@ TINY: dict[str, dict[str, Any]] = {
         heads=8,
         classes=4,
         pool="mean",
+        class_token=False,
         position="sines",
         norm="pooled",
         qkv_bias=False,

@@ -5,9 +5,13 @@ directions. A layout of the Hugging Face hub has also
 
 - TYPES, the `model_type`s it reads, and HARMLESS, keys to pass over;
 - `fields(keys)`, a Config's fields from a config.json, and `config(c)`, a config.json's from a Config;
+- perhaps `overridden(fields, c)`, which refuses a Config that these fields of a config.json do not go with;
 - PREFIX, which files of the bare network leave out, `ignored(c, names)`, patterns of those tensors that are no
   parameters, TIED, of tensors that may be copies of others, and perhaps `copies(c)`, of tensors to write under a second
   name too.
+
+A further layout, of OTHERS, is known by a tensor, MARK, and by `knows(values)` of a config.json; what the tensors'
+shapes tell of a Config is its `fields_of(shapes)`.
 
 Nothing is unpickled.
 """
@@ -29,7 +33,23 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import bert, beside, deepseek, gemma, gemma4, gpt, gpt_oss, grok, llama, llama4, mixtral, npz, rnn
+from models.published import (
+    bert,
+    beside,
+    deepseek,
+    gemma,
+    gemma4,
+    gpt,
+    gpt_oss,
+    grok,
+    llama,
+    llama4,
+    mixtral,
+    npz,
+    rnn,
+    timm_vit,
+    vit,
+)
 from models.published.layout import Keys, Row
 from models.published.quantised import Plain
 from models.published.tensors import INDEX, SUFFIX, Tensors, write
@@ -38,8 +58,9 @@ from models.spec import flatten, unflatten
 LAYOUTS: dict[str, ModuleType] = {
     **{"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "gpt_oss": gpt_oss, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "llama4": llama4, "grok": grok},
-    "gemma4": gemma4,
+    **{"gemma4": gemma4, "vit": vit},
 }
+OTHERS: dict[str, ModuleType] = {"vit": timm_vit}  # further layouts, of files with other names
 TYPES = {kind: family for family, module in LAYOUTS.items() for kind in getattr(module, "TYPES", ())}
 DTYPES = ("float32", "bfloat16")
 STATS = "stats/"
@@ -96,7 +117,7 @@ class Found:
         found = {name: have[name] for name in self.left}
         for path, names in self.names.items():
             there = {name: have[name] for name in names if name in have}
-            wrong = [shape for shape in there.values() if shape != self.rows[path].shape]
+            wrong = [shape for shape in there.values() if not self.rows[path].takes(shape)]
             if len(there) < len(names):
                 found |= there
             else:
@@ -135,7 +156,7 @@ class Found:
             have = [name for name in self.names[path] if name in self.tensors.shapes]
             wrong += [f"tensor {name!r} is missing" for name in self.names[path] if name not in self.tensors.shapes]
             shapes = {name: self.tensors.shapes[name] for name in have}
-            wrong += [f"tensor {k!r} is {v}, not {row.shape}" for k, v in shapes.items() if v != row.shape]
+            wrong += [f"tensor {k!r} is {v}, not {row.shape}" for k, v in shapes.items() if not row.takes(v)]
         wrong += [f"tensor {name!r} is not part of this network" for name in self.left]
         if wrong:
             more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
@@ -154,7 +175,8 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
     Names may lack the layout's PREFIX, or have a further one, as `lstm.`: `prefix`, or else what all known names begin
     with. Raises UsageError for files that cannot be looked into, and where several such networks lie in them.
     """
-    tensors, layout = Plain(path), _layout(model.family)
+    tensors = Plain(path)
+    layout = _spoken(model.family, tensors.shapes)
     rows = {row.path: row for row in layout.rows(model.config)}
     base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
     core = first.names((1,) * first.stacked)[0].removeprefix(base)
@@ -208,7 +230,7 @@ def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -
     Raises UsageError for a file that is no safetensors, and for a tensor that is missing, surplus or misshapen.
     """
     shapes = {k.removeprefix(prefix): v for k, v in Tensors(file).shapes.items() if k.startswith(prefix)}
-    model = models.build(family, **{**_layout(family).fields_of(shapes), **overrides})
+    model = models.build(family, **{**_spoken(family, shapes).fields_of(shapes), **overrides})
     return model, find(model, file, prefix=prefix).variables()
 
 
@@ -258,13 +280,18 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
     if kind in beside.OUTER:
         values = beside.text_of(values, ignore)
         kind = values["model_type"]
-    if kind not in TYPES:
+    family = next((name for name, other in OTHERS.items() if other.knows(values)), TYPES.get(kind))
+    if family is None:
         raise unknown("model_type of config.json", kind, [*TYPES, *beside.OUTER])
-    layout = LAYOUTS[TYPES[kind]]
-    keys = Keys(values, Plain(directory).shapes, ignore)
+    shapes = Plain(directory).shapes
+    layout, keys = LAYOUTS[family] if kind in TYPES else OTHERS[family], Keys(values, shapes, ignore)
     fields = layout.fields(keys)
     keys.done(layout.HARMLESS)
-    model = models.build(TYPES[kind], **{**fields, **overrides})
+    if layout in OTHERS.values():
+        fields = {**layout.fields_of(shapes), **fields}
+    model = models.build(family, **{**fields, **overrides})
+    if hasattr(LAYOUTS[family], "overridden"):
+        LAYOUTS[family].overridden(fields, model.config)
     if model.config.depth > len(keys.tensors):  # before anything is made for each layer
         raise UsageError(f"{directory} holds {len(keys.tensors)} tensors, too few for {model.config.depth} layers")
     return model
@@ -316,6 +343,12 @@ def _whole(parts: list[tuple[Row, Any, tuple[int, ...]]]) -> np.ndarray:
     for row, leaf, at in parts:
         row.write(np.asarray(leaf[at] if at else leaf), tensor)
     return tensor
+
+
+def _spoken(family: str, names: Iterable[str]) -> ModuleType:
+    """The layout of a family whose names these are."""
+    other = OTHERS.get(family)
+    return other if other and any(name.endswith(other.MARK) for name in names) else _layout(family)
 
 
 def _layout(family: str) -> ModuleType:
