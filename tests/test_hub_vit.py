@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import models
 from errors import UsageError
 from models import published
-from models.published import timm_vit
+from models.published import vit_timm
 from models.published.grid import resized
 from models.spec import flatten
 
@@ -268,10 +268,10 @@ def test_networks_are_timms(name: str, tmp_path: Path) -> None:
     assert_close(value, loss.detach())
     assert_close(found, want.detach())
     named = {name: p.grad.numpy() for name, p in module.named_parameters()}
-    assert_gradients(model, timm_vit, grads, named)
-    if how["size"][0] == how["size"][1]:
-        bare = published.load("vit", tmp_path / "model.safetensors", heads=3, pool=model.config.pool)
-        assert bare[0].config == model.config
+    assert_gradients(model, vit_timm, grads, named)
+    fields = {name: value for name, value in vars(model.config).items() if value is not None}
+    bare, again = published.load("vit", tmp_path / "model.safetensors", **fields)
+    np.testing.assert_array_equal(bare.predict(again, image), model.predict(variables, image))
     for key, says in ((dict(reg_tokens=4), "reg_tokens = 4: not known here"), (dict(pre_norm=True), "pre_norm")):
         (tmp_path / "config.json").write_text(json.dumps({**told, "pretrained_cfg": cfg, "model_args": args | key}))
         with pytest.raises(UsageError, match=says):
@@ -286,11 +286,12 @@ def test_released_configs_are_read() -> None:
     for size, name in (("ti_16", "tiny"), ("s_16", "small"), ("b_16", "base"), ("l_16", "large"), ("h_14", "huge")):
         model = models.build("vit", size=size)
         shapes = {}
-        for row in timm_vit.rows(model.config):
+        for row in vit_timm.rows(model.config):
             leaf = (model.config.depth,) if row.stacked else ()
             shapes |= dict.fromkeys(row.names(leaf), row.shape)
-        told = timm_vit.fields_of(shapes)
-        assert told["heads"] == timm_vit.HEADS[name][1]
-        assert models.build("vit", **{**told, "hidden": None}).config == model.config
+        told = vit_timm.fields_of(shapes)
+        heads = vit_timm.HEADS[name]
+        assert models.build("vit", **{**told, "heads": heads, "hidden": None}).config == model.config
+    assert all(kind.split("_")[1] in vit_timm.HEADS for kind in vit_timm.TYPES)
     with pytest.raises(UsageError, match="of no Vision Transformer of timm"):
-        timm_vit.fields_of({"patch_embed.proj.weight": (8, 3, 4, 4)})
+        vit_timm.fields_of({"patch_embed.proj.weight": (8, 3, 4, 4)})

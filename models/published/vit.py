@@ -5,15 +5,16 @@ network is passed over: no published classifier has one.
 """
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 from errors import UsageError, unknown
-from models.published.grid import resized
-from models.published.layout import Keys, Row, affine, same, their_activation
+from models.published import vit_timm
+from models.published.layout import Keys, Row, affine, their_activation
+from models.published.vit_timm import embedded, norm
 from models.vit import Config
 
 TYPES = ("vit",)
+DIALECTS = {"timm": vit_timm}
 HEADS = {"ViTModel": "none", "ViTForImageClassification": "classes"}
 PREFIX = "vit."
 HARMLESS = ("encoder_stride", "pooler_act", "pooler_output_size")  # of heads that are none of ours
@@ -101,26 +102,6 @@ def rows(c: Config) -> list[Row]:
         *norm("norm", f"{PREFIX}layernorm", D),
     ]
     return found + (affine("head", "classifier", (D,), (c.classes,)) if c.head == "classes" else [])
-
-
-def embedded(c: Config, patch: str, token: str, position: str) -> list[Row]:
-    """What makes tokens of an image: the patches' convolution, and vectors with dims of 1 before them."""
-    (I, J), C, D, T = c.kernel, c.inputs[2], c.width, c.positions
-    found = [
-        Row("embed/patch/kernel", f"{patch}.weight", (D, C, I, J), (2, 3, 1, 0), (D, C, I, J)),
-        same("embed/patch/bias", f"{patch}.bias", D),
-    ]
-    if c.class_token:
-        found.append(Row("embed/class", token, (D,), (0,), (1, 1, D)))
-    if c.position != "sines":
-        other = partial(resized, grid=c.grid, first=T - c.grid[0] * c.grid[1])
-        found.append(Row("embed/position", position, (T, D), (0, 1), (1, T, D), resized=other))
-    return found
-
-
-def norm(ours: str, theirs: str, width: int) -> list[Row]:
-    """A normalisation's scale and bias."""
-    return [same(f"{ours}/scale", f"{theirs}.weight", width), same(f"{ours}/bias", f"{theirs}.bias", width)]
 
 
 def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:

@@ -7,16 +7,25 @@ Source: Wightman 2019, PyTorch Image Models (timm), github.com/huggingface/pytor
 import math
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from errors import UsageError
+from models.published.grid import resized
 from models.published.layout import Keys, Row, affine, same
-from models.published.vit import embedded, norm
 from models.vit import Config
 
-MARK = "patch_embed.proj.weight"  # a tensor by which such files are known
-ARCHITECTURE = re.compile(r"(?:vit|deit|deit3)_(tiny|small|base|large|huge)_patch\d+(?:_gap)?_\d+")
-HEADS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024, 16), "huge": (1280, 16)}
+_224_384 = ("tiny_patch16", "small_patch16", "small_patch32", "base_patch16", "base_patch32")
+_DEIT3 = ("small_patch16", "medium_patch16", "base_patch16", "large_patch16")
+TYPES = (  # those architectures that are plain
+    *(f"vit_{name}_{size}" for name in (*_224_384, "large_patch16", "large_patch32") for size in (224, 384)),
+    *("vit_small_patch8_224", "vit_base_patch8_224", "vit_base_patch16_224_miil", "vit_large_patch14_224"),
+    *("vit_huge_patch14_224", "vit_huge_patch14_gap_224", "vit_huge_patch16_gap_448"),
+    *(f"deit_{name}_patch16_224" for name in ("tiny", "small", "base")),
+    *(f"deit3_{name}_{size}" for name in _DEIT3 for size in (224, 384)),
+    *("deit_base_patch16_384", "deit3_huge_patch14_224"),
+)
+HEADS = dict(tiny=3, small=6, medium=8, base=12, large=16, huge=16)
 POOLS = {"token": "first", "avg": "mean"}
 HARMLESS = ("num_classes", "num_features", "label_names", "label_descriptions")
 TOLD = (  # arguments that the tensors tell
@@ -25,33 +34,28 @@ TOLD = (  # arguments that the tensors tell
 )
 
 
-def knows(values: dict[str, Any]) -> bool:
-    """Whether a config.json is of a plain Vision Transformer of timm."""
-    return "model_type" not in values and bool(ARCHITECTURE.fullmatch(str(values.get("architecture"))))
-
-
 def fields(keys: Keys) -> dict[str, Any]:
     """The fields of a Config that a config.json tells beside the tensors."""
-    match = ARCHITECTURE.fullmatch(keys.need("architecture"))
-    assert match is not None
+    heads = HEADS[keys.need("architecture").split("_")[1]]
     given = keys.inner(keys.take("model_args", default={}, kind=dict))
-    channels, *sides = keys.take("pretrained_cfg", default={}, kind=dict).get("input_size") or (3, 0, 0)
-    sides = given.take("img_size", default=sides)
+    seen = keys.inner(keys.take("pretrained_cfg", default={}, kind=dict)).take("input_size", default=[3], kind=list)
+    sides = given.take("img_size", default=seen[1:])
     pool = given.take("global_pool", default=keys.take("global_pool", default="token"))
     if pool not in POOLS:
         raise UsageError(f"config.json has global_pool = {pool!r}; only {' or '.join(map(repr, POOLS))} is known here")
-    found = {"heads": given.take("num_heads", default=HEADS[match[1]][1]), "pool": POOLS[pool]}
+    found = {"heads": given.take("num_heads", default=heads), "pool": POOLS[pool]}
     given.done(TOLD)
-    return found | ({"inputs": (*sides, channels)} if isinstance(sides, list) and sides[0] != sides[1] else {})
+    oblong = isinstance(sides, list) and len(set(sides)) > 1
+    return found | ({"inputs": (*sides, *seen[:1])} if oblong else {})
 
 
 def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The fields of a Config that tensors tell: all but heads, which their width tells of the usual sizes, and pool.
+    """The fields of a Config that tensors tell, which is all but heads, pool and the sides of an oblong image.
 
     Raises UsageError where a tensor is not there that each such network has.
     """
     try:
-        (D, C, I, J), count = shapes[MARK], shapes["pos_embed"][1]
+        (D, C, I, J), count = shapes["patch_embed.proj.weight"], shapes["pos_embed"][1]
         hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     except (KeyError, ValueError, IndexError) as error:
         raise UsageError(f"these tensors are of no Vision Transformer of timm: {error}") from None
@@ -59,22 +63,19 @@ def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     alone = first and math.isqrt(count) ** 2 == count  # the class token has no position
     side = math.isqrt(count - (first and not alone))
     depth = 1 + max(int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name))
-    scale = "blocks.0.ls1.gamma" in shapes
     return {
         "inputs": (side * I, side * J, C),
         "patch": I if I == J else (I, J),
         "width": D,
         "depth": depth,
-        "heads": dict(HEADS.values()).get(D),
         "hidden": hidden,
         "head": "classes" if "head.weight" in shapes else "none",
         **({"classes": shapes["head.weight"][0]} if "head.weight" in shapes else {}),
         "class_token": first,
-        "pool": "first" if first else "mean",
         "position": "patches" if alone else "learned",
         "norm": "pooled" if "fc_norm.weight" in shapes else "tokens",
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
-        "layer_scale": 1e-5 if scale else None,
+        "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
     }
 
 
@@ -94,6 +95,26 @@ def rows(c: Config) -> list[Row]:
     if c.layer_scale is not None:
         found += [same(f"blocks/scale{i}", f"blocks.{{}}.ls{i}.gamma", D) for i in (1, 2)]
     return found + (affine("head", "head", (D,), (c.classes,)) if c.head == "classes" else [])
+
+
+def embedded(c: Config, patch: str, token: str, position: str) -> list[Row]:
+    """What makes tokens of an image: the patches' convolution, and vectors with dims of 1 before them."""
+    (I, J), C, D, T = c.kernel, c.inputs[2], c.width, c.positions
+    found = [
+        Row("embed/patch/kernel", f"{patch}.weight", (D, C, I, J), (2, 3, 1, 0), (D, C, I, J)),
+        same("embed/patch/bias", f"{patch}.bias", D),
+    ]
+    if c.class_token:
+        found.append(Row("embed/class", token, (D,), (0,), (1, 1, D)))
+    if c.position != "sines":
+        other = partial(resized, grid=c.grid, first=T - c.grid[0] * c.grid[1])
+        found.append(Row("embed/position", position, (T, D), (0, 1), (1, T, D), resized=other))
+    return found
+
+
+def norm(ours: str, theirs: str, width: int) -> list[Row]:
+    """A normalisation's scale and bias."""
+    return [same(f"{ours}/scale", f"{theirs}.weight", width), same(f"{ours}/bias", f"{theirs}.bias", width)]
 
 
 def _third(c: Config, path: str, i: int) -> list[Row]:
