@@ -33,6 +33,7 @@ from models import (
     seq2seq,
     spec,
     transformer,
+    vit,
 )
 from models.layers import logits_of, row_keys
 from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere
@@ -41,7 +42,7 @@ from models.validate import Pairs, check_types, frozen
 FAMILIES: dict[str, ModuleType] = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok},
-    **{"gemma4": gemma4, "seq2seq": seq2seq, "transformer": transformer},
+    **{"gemma4": gemma4, "seq2seq": seq2seq, "transformer": transformer, "vit": vit},
     "flax": flax,
 }
 

@@ -225,19 +225,37 @@ TINY: dict[str, dict[str, Any]] = {
         attend="none",
         tied="none",
     ),
+    "vit": dict(inputs=(8, 12, 1), patch=4, width=32, depth=2, heads=8, classes=4),
+    "vit_mean": dict(
+        family="vit",
+        inputs=(8, 8, 1),
+        patch=(4, 2),
+        width=32,
+        depth=3,
+        heads=8,
+        classes=4,
+        pool="mean",
+        class_token=False,
+        position="sines",
+        norm="pooled",
+        qkv_bias=False,
+        layer_scale=0.5,
+    ),
     "linen": dict(family="flax", module="examples.linen_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
     "nnx": dict(family="flax", module="examples.nnx_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
 }
 LOSS = {
     **dict.fromkeys(("rnn", "gpt", "llama", "mixtral", "gpt_oss", "deepseek", "deepseek_softmax"), "next_token"),
     **dict.fromkeys(("llama4", "gemma", "gemma4", "grok", "bert"), "next_token"),
-    **dict.fromkeys(("mlp", "cnn", "gru_both_ways", "bert_classes", "linen", "nnx"), "softmax"),
+    **dict.fromkeys(("mlp", "cnn", "gru_both_ways", "bert_classes", "vit", "vit_mean"), "softmax"),
+    **dict.fromkeys(("linen", "nnx"), "softmax"),
     "elman_values": "squared",
     **dict.fromkeys(("transformer", "transformer_pre_norm"), "translation"),
     **dict.fromkeys(("seq2seq", "seq2seq_additive", "seq2seq_none"), "translation"),
 }
 INPUT = {  # shape of a row of examples
-    **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1))
+    **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1)),
+    **dict(vit=(8, 12, 1), vit_mean=(8, 8, 1)),
 }
 MESHES = ("dp:8", "fsdp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
 MESHES_OF_EXPERTS = ("dp:2,ep:4", "ep:2,cp:2,tp:2", "fsdp:2,ep:2,tp:2")

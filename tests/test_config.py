@@ -30,6 +30,7 @@ from configs import (
     rnn,
     seq2seq,
     transformer,
+    vit,
 )
 from configs.base import KNOBS
 from errors import UsageError
@@ -43,7 +44,7 @@ ROOT = Path(__file__).parent.parent
 FILES = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok, "flax": flax},
-    **{"gemma4": gemma4, "seq2seq": seq2seq, "transformer": transformer},
+    **{"gemma4": gemma4, "seq2seq": seq2seq, "transformer": transformer, "vit": vit},
 }
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))

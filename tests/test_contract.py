@@ -14,7 +14,7 @@ from train import checkpoint, translate
 
 NAMES = sorted(TINY)
 VARIANTS = (  # of what goes through every law under another name, or in most parts
-    *("gru_both_ways", "elman_values", "bert_classes", "nnx"),
+    *("gru_both_ways", "elman_values", "bert_classes", "vit_mean", "nnx"),
     *("gpt_oss", "deepseek", "deepseek_softmax", "llama4", "gemma", "gemma4", "grok"),
     *("transformer", "transformer_pre_norm", "seq2seq", "seq2seq_additive", "seq2seq_none"),
 )
@@ -109,6 +109,16 @@ PUBLISHED = {
     # exactly as many and torch.nn.Transformer's biases, they are (counted by hand, and by that module):
     ("transformer", "base"): 63_082_496,
     ("transformer", "big"): 214_245_376,
+    # Of DeiT (Touvron et al. 2021, table 1: 5 and 22 million) and of timm, and from B on of torchvision; H there for
+    # images of 518 x 518, which has 1,113 positions more.
+    ("vit", "ti_16"): 5_717_416,
+    ("vit", "s_16"): 22_050_664,
+    ("vit", "s_32"): 22_878_952,
+    ("vit", "b_16"): 86_567_656,
+    ("vit", "b_32"): 88_224_232,
+    ("vit", "l_16"): 304_326_632,
+    ("vit", "l_32"): 306_535_400,
+    ("vit", "h_14"): 633_470_440 - 1113 * 1280,
     ("mlp", "nielsen"): 23_860,
     ("mlp", "perceptron"): 6,
     ("cnn", "lenet5"): 60_000,

@@ -67,7 +67,7 @@ def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
     got = evaluate.evaluate(examine, None, exam, place, size)
     assert (got.examples, got.clusters) == (37, 19)
     assert got.rows is not None
-    for have, kept in zip(got.rows, (x, np.ones(37), x > 0, x), strict=True):
+    for have, kept in zip(got.rows[:4], (x, np.ones(37), x > 0, x), strict=True):
         np.testing.assert_array_equal(have, kept)
     want = evaluate._ratio(x.astype(np.float64), np.ones(37), np.arange(37) // 2)
     assert (got.metrics["loss"], got.stderr["loss"]) == want
@@ -121,10 +121,64 @@ def test_answers_on_a_mesh_are_the_models(name: str) -> None:
         assert place("batch classes") == P(("dp", "fsdp"), "tp")
         np.testing.assert_array_equal(got.rows.guess, value.argmax(-1))
         np.testing.assert_array_equal(got.rows.truth, batch["label"])
-        assert got.metrics["accuracy"] == (value.argmax(-1) == batch["label"]).mean()
+        right = value.argmax(-1) == batch["label"]
+        assert got.metrics["accuracy"] == right.mean()
+        shares = np.exp(value - value.max(-1, keepdims=True))
+        sure = (shares / shares.sum(-1, keepdims=True)).max(-1)
+        np.testing.assert_allclose(got.rows.confidence, sure, rtol=1e-5)
+        assert got.metrics["ece"] == pytest.approx(by_bins(sure, right, np.ones(harness.B)), rel=1e-4)
     else:
         np.testing.assert_allclose(got.rows.guess, value, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(got.rows.truth, batch["target"])
+
+
+def by_bins(confidence: np.ndarray, right: np.ndarray, weight: np.ndarray) -> float:
+    """The expected calibration error, bin by bin (Guo et al. 2017, eq. 3)."""
+    found = 0.0
+    for m in range(15):
+        inside = (confidence > m / 15) & (confidence <= (m + 1) / 15)
+        w = weight[inside].sum()
+        if w:
+            accuracy, sure = (np.average(x[inside], weights=weight[inside]) for x in (right, confidence))
+            found += w / weight.sum() * abs(accuracy - sure)
+    return found
+
+
+def test_calibration_by_hand() -> None:
+    """Two bins: 3 of 4 right at 0.9, 0 of 1 at 0.35, and a row that weighs nothing; edges belong to the bin below."""
+    sure, right = np.array([0.9, 0.9, 0.9, 0.9, 0.35, 0.1]), np.array([1, 1, 1, 0, 0, 1], bool)
+    weight = np.array([1, 1, 1, 1, 1, 0], float)
+    terms = evaluate.calibration(sure, right, weight)
+    assert terms[0].sum() / terms[1].sum() == pytest.approx((4 * 0.15 + 0.35) / 5)
+    assert terms[0, 5] == 0
+    np.testing.assert_array_equal(
+        evaluate.bins_of(np.array([0.0, 1 / 15, 0.0667, 14 / 15, 0.934, 1.0])), [0, 0, 1, 13, 14, 14]
+    )
+    draw = np.random.default_rng(0)
+    sure, right, weight = draw.random(500), draw.random(500) < 0.5, draw.integers(0, 3, 500).astype(float)
+    terms = evaluate.calibration(sure, right, weight)
+    assert terms[0].sum() / terms[1].sum() == pytest.approx(by_bins(sure, right, weight))
+
+
+def test_the_error_of_calibration_is_its_spread() -> None:
+    """Of a model that is too sure by 0.2, over samples of 2,000: the delta method tells the spread to a fifth."""
+    draw, found = np.random.default_rng(0), []
+    for _ in range(300):
+        sure = draw.choice([0.5, 0.7, 0.9], 2000)
+        terms = evaluate.calibration(sure, draw.random(2000) < sure - 0.2, np.ones(2000))
+        found.append(evaluate._ratio(*terms, np.arange(2000)))
+    values, errors = np.array(found).T
+    assert values.mean() == pytest.approx(0.2, abs=0.003)
+    assert errors.mean() == pytest.approx(values.std(), rel=0.2)
+
+
+def test_confidence_is_of_losses_of_probabilities() -> None:
+    """A margin or a quadratic cost has none."""
+    batch = {"label": jnp.zeros(2, jnp.int32), "weight": jnp.ones(2)}
+    got = losses.TASKS["softmax"].answers(jnp.array([[0.0, math.log(3.0)], [0.0, 0.0]]), batch)
+    np.testing.assert_allclose(got["confidence"], [0.75, 0.5], rtol=1e-6)
+    assert "confidence" not in losses.TASKS["quadratic"].answers(jnp.zeros((2, 3)), batch)
+    assert "confidence" not in losses.TASKS["hinge"].answers(jnp.zeros((2, 1)), batch)
 
 
 def test_a_single_score_tells_two_classes() -> None:

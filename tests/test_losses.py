@@ -63,6 +63,29 @@ def test_hits_give_ties_to_the_first() -> None:
     np.testing.assert_array_equal(losses.hits(jnp.asarray(random), jnp.asarray(label)), random.argmax(-1) == label)
 
 
+def test_ranks_are_places_in_a_stable_sort() -> None:
+    """By hand, with ties and NaN; and by sorting."""
+    logits = jnp.array([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [0.0, 0.0, 0.0], [2.0, jnp.nan, 0.0], [jnp.nan] * 3])
+    np.testing.assert_array_equal(losses.ranks(logits, jnp.array([0, 2, 1, 0, 1])), [2, 1, 1, 1, 2])
+    random = np.random.default_rng(2).integers(0, 5, (50, 9)).astype(np.float32)  # full of ties
+    label = np.random.default_rng(3).integers(0, 9, 50).astype(np.int32)
+    want = [list(np.argsort(-row, kind="stable")).index(i) for row, i in zip(random, label, strict=True)]
+    np.testing.assert_array_equal(losses.ranks(jnp.asarray(random), jnp.asarray(label)), want)
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_five_guesses_are_told_of_more_classes_alone(classes: int) -> None:
+    """The share of rows whose class is not the very last of six; a row that weighs nothing adds nothing."""
+    logits = -jnp.broadcast_to(jnp.arange(float(classes)), (4, classes))
+    label, weight = np.array([0, classes - 1, 4, 5 % classes], np.int32), np.array([1, 1, 2, 0], np.float32)
+    got = losses.softmax(logits, {"label": jnp.asarray(label), "weight": jnp.asarray(weight)})
+    if classes == 5:
+        assert "accuracy_top5" not in got
+    else:
+        np.testing.assert_array_equal(got["accuracy_top5"][0], [1, 0, 2, 0])
+        np.testing.assert_array_equal(got["accuracy_top5"][1], weight)
+
+
 def test_softmax_task_weighs_rows() -> None:
     """Sums carry the weight, so that a padded row adds nothing to sum or weight."""
     logits, label, weight = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 1, 1, 0], np.float32)

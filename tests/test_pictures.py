@@ -63,6 +63,22 @@ def test_confusion_of_a_model_gone_astray(tmp_path: Path) -> None:
     assert orange(image) > 1000
 
 
+def test_reliability_shows_the_distance_to_confidence(tmp_path: Path) -> None:
+    """What is as often right as it is sure has no orange; a model too sure has; NaN, and rows of no weight, pass."""
+    confidence = np.repeat([0.25, 0.5, 0.75, 1.0], 100)
+    right = np.arange(400) % 100 < 100 * confidence
+    loss, ones, truth = np.zeros(400), np.ones(400), np.zeros(400, int)
+    fit = Rows(loss, ones, np.where(right, 0, 1), truth, confidence)
+    drawn = pixels(pictures.reliability(fit, TITLE, tmp_path / "fit.png"))
+    far = fit._replace(confidence=np.minimum(confidence + 0.25, 1))
+    over = pixels(pictures.reliability(far, TITLE, tmp_path / "over.png"))
+    assert min(drawn.shape[:2]) > 500
+    assert orange(over) > orange(drawn) + 5000  # the legend has some too
+    noise = confidence.copy()
+    noise[:7] = np.nan
+    pictures.reliability(fit._replace(confidence=noise, weight=np.zeros(400)), TITLE, tmp_path / "none.png")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_mistakes_show_the_images_as_they_are(tmp_path: Path, channels: int) -> None:
     """Every image is on the sheet in its own brightness, not stretched to black and white."""

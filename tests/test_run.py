@@ -74,12 +74,12 @@ def test_eval_on_one_device_equals_eval_on_eight(finished: Path) -> None:
 def test_eval_leaves_pictures_of_a_classifier(trained: Path, capsys) -> None:
     """Each checkpoint's own, said in one line; those of an earlier evaluation go; none where one must not write."""
     assert launch.main(["eval", f"--workdir={trained}"]) == 0
-    plots = trained / "plots"
-    assert f"to look at, in {plots}: eval-30-confusion.png, eval-30-mistakes.png\n" in capsys.readouterr().out
+    plots, made = trained / "plots", ("confusion", "calibration", "mistakes")
+    assert f"to look at, in {plots}: {', '.join(f'eval-30-{what}.png' for what in made)}\n" in capsys.readouterr().out
     assert launch.main(["eval", f"--workdir={trained}@20", "--config.eval.limit=1"]) == 0
     drawn = sorted(p.name for p in plots.iterdir())
     assert drawn == [
-        *(f"eval-{n}-{what}.png" for n in (20, 30) for what in ("confusion", "mistakes")),
+        *(f"eval-{n}-{what}.png" for n in (20, 30) for what in sorted(made)),
         "loss.png",
     ]
     assert all((plots / name).read_bytes()[:4] == b"\x89PNG" for name in drawn)

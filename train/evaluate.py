@@ -15,6 +15,8 @@ from train.mesh import Placement
 from train.record.metrics import by_entry, is_entry
 from train.update.losses import Task, Terms, counted
 
+BINS = 15  # of confidence, as Guo et al. have them
+
 Examiner = Callable[[Any, dict[str, jax.Array]], tuple[Terms, dict[str, jax.Array]]]
 
 
@@ -29,6 +31,7 @@ class Rows(NamedTuple):
     weight: np.ndarray  # of a row in the loss: 1, or the tokens told
     guess: np.ndarray | None = None  # classes or values, where the task keeps them
     truth: np.ndarray | None = None
+    confidence: np.ndarray | None = None  # a classifier's probability of its guess
 
 
 class Scores(NamedTuple):
@@ -85,6 +88,8 @@ def evaluate(
     count = rows["loss"].shape[1]
     total, weight = rows["loss"]
     loss = np.divide(total, weight, out=np.full(count, np.nan), where=weight > 0)
+    if "confidence" in told:
+        rows["ece"] = calibration(told["confidence"], told["guess"] == told["truth"], weight)
     return scores_of(rows, exam.clusters[:count])._replace(rows=Rows(loss, weight, **told))
 
 
@@ -113,6 +118,23 @@ def measured(
             told.setdefault(name, []).append(values)
     rows = {name: np.concatenate(parts, 1)[:, : len(exam)] for name, parts in sums.items()}
     return rows, {name: np.concatenate(parts)[: len(exam)] for name, parts in told.items()}
+
+
+def bins_of(confidence: np.ndarray) -> np.ndarray:
+    """Which of the equal bins ((m - 1)/M, m/M] of [0, 1] each confidence lies in, 0 in the first: [n] -> [n]."""
+    return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence.astype(np.float64), side="left")
+
+
+def calibration(confidence: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Rows' terms of the expected calibration error, sums and weights: [n], [n], [n] -> [2 n].
+
+    The error is the mean over bins, by their weight, of |accuracy - confidence|: the ratio of totals of what each row
+    adds to its bin's difference, under the bin's sign. Its standard error is by the delta method: the signs are held.
+    Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
+    """
+    gap = np.where(weight > 0, weight * (right - confidence.astype(np.float64)), 0.0)
+    bins = bins_of(confidence)
+    return np.stack([gap * np.sign(np.bincount(bins, gap, BINS))[bins], weight])
 
 
 def scores_of(rows: dict[str, np.ndarray], clusters: np.ndarray | None = None) -> Scores:

@@ -21,6 +21,8 @@ from train.host import Host
 UNITS = {
     "loss": "nats a token or an example; the quadratic cost where that is the loss",
     "accuracy": "share of tokens or examples whose first guess is right",
+    "accuracy_top5": "share of examples whose class is among the five of the largest logits",
+    "ece": "expected calibration error: mean distance of confidence to accuracy over 15 bins of confidence",
     "perplexity": "exp(loss)",
     "bits_per_byte": "bits a byte of the text",
     "map": "mean average precision of boxes found, over classes and overlaps of 0.5, 0.55 … 0.95",

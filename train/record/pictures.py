@@ -1,4 +1,4 @@
-"""What an evaluation leaves to look at: confusion matrix, worst mistakes, passages of highest loss, values."""
+"""What an evaluation leaves to look at: confusion, calibration, worst mistakes, passages of highest loss, values."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from data.evaluation import Exam
 from data.geometry import resize
 from data.kinds import Pairs, Source, Texts
 from data.tokenizers import Tokenizer
-from train.evaluate import Rows
-from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, head, named, save, sheet
+from train.evaluate import BINS, Rows, bins_of, calibration
+from train.record.plots import GREY, HELD, INK, PALE, RIGHT, TRAIN, colours, dress, head, named, save, sheet
 from train.setup import Setup
 
 WORST = 40  # mistakes shown
@@ -45,6 +45,8 @@ def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: 
     assert not isinstance(source, Pairs)
     names = source.names or tuple(map(str, range(source.classes or 0)))
     drawn = [confusion(rows.truth, rows.guess, names, title, Path(f"{start}-confusion.png"))]
+    if rows.confidence is not None:
+        drawn.append(reliability(rows, title, Path(f"{start}-calibration.png")))
     wrong = int((rows.guess != rows.truth).sum())
     chosen = worst(rows.truth, rows.guess, rows.loss)
     title = f"{title}: {f'the worst {WORST} of ' if wrong > WORST else ''}{wrong:,} mistake{'s' * (wrong > 1)}"
@@ -133,6 +135,39 @@ def _side(axes: Any, right: np.ndarray, total: np.ndarray) -> None:
         for i, (share, n) in enumerate(zip(accuracy, total, strict=True)):
             text = f"{share:.0%} of {n:,}" if n else "none"
             axes.text(1.06, i, text, va="center", color=GREY, fontsize=7)
+
+
+def reliability(rows: Rows, title: str, path: Path) -> Path:
+    """Draw accuracy against confidence by bins of confidence, and how many examples lie in each -> path.
+
+    Source: DeGroot, Fienberg 1983, The Statistician 32; Guo et al. 2017, arXiv:1706.04599, figure 1.
+    """
+    assert rows.confidence is not None
+    sure = np.nan_to_num(rows.confidence.astype(np.float64))
+    weight, right, bins = rows.weight, np.asarray(rows.guess == rows.truth), bins_of(sure)
+    total, hits, told = (np.bincount(bins, weight * x, BINS) for x in (np.ones_like(sure), right, sure))
+    full = total > 0
+    accuracy, confidence = (np.where(full, x / np.where(full, total, 1), 0.0) for x in (hits, told))
+    middle, wide = (np.arange(BINS) + 0.5) / BINS, 0.9 / BINS
+    figure = sheet(5.5, 6.5)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color=GREY, lw=1, ls="--", label="accuracy = confidence")
+    upper.bar(middle, accuracy, wide, color=RIGHT, label="accuracy")
+    low = np.minimum(accuracy, confidence)
+    upper.bar(middle, np.abs(accuracy - confidence), wide, low, color=HELD, alpha=0.3, lw=0)
+    ends = (x[full] for x in (confidence, middle - wide / 2, middle + wide / 2))
+    upper.hlines(*ends, color=HELD, lw=2, label="mean confidence")
+    upper.set_xlim(0, 1)
+    upper.set_ylim(0, 1)
+    lower.bar(middle, total / max(total.sum(), 1), wide, color=TRAIN)
+    dress(upper, title, "", "accuracy")
+    dress(lower, "", "confidence: the probability of the guess", "share of examples")
+    for axes in (upper, lower):
+        axes.set_axisbelow(True)
+    error = calibration(sure, right, weight)[0].sum() / max(weight.sum(), 1)
+    upper.text(0.03, 0.95, f"expected calibration error {error:.4f}", color=INK, fontweight="bold", va="top")
+    upper.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(0, 0.93))
+    return save(figure, path)
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from train.update import chunked
 
 Terms = dict[str, tuple[Array, Array]]
 FEW = 8  # values a row that an evaluation keeps
+GUESSES = 5  # of the looser accuracy
 
 
 def cross_entropy(
@@ -59,15 +60,32 @@ def hits(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, 
     return (guesses(logits) == label).astype(jnp.float32)
 
 
+def ranks(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Int[Array, "*b"]:
+    """How many classes stand before the label: [... C], [...] -> [...].
+
+    Those of a larger logit or a NaN, and of equal ones the first. By counting: C may be sharded.
+    """
+    index = jnp.arange(logits.shape[-1]).reshape((1,) * label.ndim + (-1,))
+    own = jnp.sum(jnp.where(index == label[..., None], logits, 0.0), -1, keepdims=True)
+    before = jnp.where(index < label[..., None], ~(logits < own), ~(logits <= own))
+    return jnp.sum(before & (index != label[..., None]), -1)
+
+
 def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float) -> Terms:
-    """Classification by cross-entropy: loss in nats, accuracy; of mixed rows by both labels, by that of more share."""
+    """Classification by cross-entropy: loss in nats, accuracy, and where classes are many that of five guesses.
+
+    Of mixed rows the loss is of both labels, and what is right by that of more share.
+    """
     w, label = batch["weight"], batch["label"]
     nats = cross_entropy(value, label, **extra)
     if "other" in batch:
         share, other = batch["share"], batch["other"]
         nats = share * nats + (1 - share) * cross_entropy(value, other, **extra)
         label = jnp.where(share >= 0.5, label, other)
-    return {"loss": (nats * w, w), "accuracy": (hits(value, label) * w, w)}
+    terms = {"loss": (nats * w, w), "accuracy": (hits(value, label) * w, w)}
+    if value.shape[-1] > GUESSES:
+        terms["accuracy_top5"] = ((ranks(value, label) < GUESSES) * w, w)
+    return terms
 
 
 def quadratic(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
@@ -164,10 +182,16 @@ class Task:
         return self.terms(value, batch)
 
     def answers(self, value: Any, batch: dict[str, Array]) -> dict[str, Array]:
-        """A row's `guess` and `truth`: classes [B], or a regressor's few values [B C]; {} where they would be many."""
+        """A row's `guess` and `truth`: classes [B], or a regressor's few values [B C]; {} where they would be many.
+
+        Where the loss is of probabilities, `confidence` is the guess's [B].
+        """
         if self.trait == "classifier":
             guess = (value[:, 0] > 0).astype(jnp.int32) if self.single else guesses(value)
-            return {"guess": guess, "truth": batch["label"]}
+            told = {"guess": guess, "truth": batch["label"]}
+            if self.unit == "nats":
+                told["confidence"] = jnp.exp(jnp.max(value, -1) - jax.nn.logsumexp(value, -1))
+            return told
         if self.trait == "regressor" and value.ndim == 2 and value.shape[1] <= FEW:
             return {"guess": value, "truth": batch["target"]}
         return {}

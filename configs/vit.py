@@ -1,0 +1,54 @@
+"""Vision Transformers (Dosovitskiy et al. 2021, arXiv:2010.11929).
+
+    python launch.py train --config=configs/vit.py:fashion --workdir=runs/vit
+
+`fashion`: 49 patches of 4 x 4 pixels of Fashion-MNIST, the mean of them; beside configs/mlp.py:fashion, an MLP of as
+many parameters; README has both figures.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "fashion": {
+        "model.family": "vit",
+        "model.inputs": (28, 28, 1),
+        "model.patch": 4,
+        "model.width": 64,
+        "model.depth": 4,
+        "model.heads": 4,
+        "model.hidden": 128,
+        "model.pool": "mean",
+        "model.class_token": False,
+        "model.position": "sines",
+        "data.name": "fashion_mnist",
+        "data.mean": 0.286,
+        "data.deviation": 0.353,
+        "train.batch": 64,
+        "train.steps": 5600,
+        "train.scan": False,
+        "optim.lr": 2e-3,
+        "optim.decay": 0.05,
+        "optim.clip": 1.0,
+        "schedule.name": "cosine",
+        "schedule.warmup": 300,
+        "eval.every": 1400,
+        "eval.batch": 500,
+        "log.every": 50,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "class_token": {"model.pool": "first", "model.class_token": True},
+    "learned": {"model.position": "learned"},
+    "zero_head": {"model.zero_head": True},
+    "drop_path": {"model.drop_path": 0.1},
+}
+
+
+def get_config(names: str = "fashion") -> ConfigDict:
+    """The named config with its ablations, as `fashion+learned`."""
+    return base.config(names, CONFIGS, ABLATIONS)

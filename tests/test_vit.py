@@ -1,0 +1,108 @@
+"""Vision Transformers: patches are a convolution, sines and pools by hand, paths that are left out, what is refused."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from errors import UsageError
+from models import vit
+from models.convolution import conv
+from models.spec import nowhere
+from tests.harness import tiny
+
+
+def image(model: models.Model, rows: int = 3) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (rows, *model.config.inputs))
+
+
+@pytest.mark.parametrize("patch", [4, (4, 6), (2, 3)])
+def test_patches_are_a_convolution_of_their_own_stride(patch: Any) -> None:
+    """The product over patches is what a convolution makes of it, row by row."""
+    model = tiny("vit", patch=patch, position="patches", inputs=(8, 12, 3))
+    c, x = model.config, image(model)
+    p = model.init(jax.random.key(0))["params"]["embed"]
+    got = vit.embed(x, p, c, nowhere)
+    dims = ("NHWC", "HWIO", "NHWC")
+    want = jax.lax.conv_general_dilated(x, p["patch"]["kernel"], c.kernel, "VALID", dimension_numbers=dims)
+    want = want.reshape(3, -1, c.width) + p["position"][None]
+    np.testing.assert_allclose(got[:, 1:], want, rtol=2e-5, atol=2e-5)
+    np.testing.assert_array_equal(got[:, 0], jnp.broadcast_to(p["class"], (3, c.width)))
+    if isinstance(patch, int):
+        square = conv(x, p["patch"]["kernel"], "VALID", stride=patch).reshape(3, -1, c.width)
+        np.testing.assert_allclose(square + p["position"][None], want, rtol=2e-5, atol=2e-5)
+
+
+def test_sines_are_those_of_a_loop() -> None:
+    """Column first, then row; the longest wavelength is 20000 pi."""
+    got = vit.sines(2, 3, 8)
+    want = np.zeros((6, 8))
+    for y in range(2):
+        for x in range(3):
+            for i, turn in enumerate((1.0, 1e-4)):
+                parts = math.sin(x * turn), math.cos(x * turn), math.sin(y * turn), math.cos(y * turn)
+                want[3 * y + x, i::2] = parts
+    np.testing.assert_allclose(got, want, atol=1e-7)
+
+
+def test_a_pool_is_the_first_token_or_the_mean_of_the_patches() -> None:
+    """Of the vectors that the bare network tells; the mean is without the class token."""
+    model = tiny("vit")
+    variables, x = model.init(jax.random.key(0)), image(model)
+    bare = models.build("vit", **{**vars(model.config), "head": "none", "pool": "none"})
+    vectors, head = bare.predict(variables, x), variables["params"]["head"]
+    assert vectors.shape == (3, 2 * 3 + 1, 32)
+    assert "encoder" in bare.traits
+    for pool, pooled in (("first", vectors[:, 0]), ("mean", vectors[:, 1:].mean(1))):
+        model = models.build("vit", **{**vars(model.config), "pool": pool})
+        want = pooled @ head["kernel"] + head["bias"][None]
+        np.testing.assert_allclose(model.predict(variables, x), want, rtol=2e-5, atol=2e-5)
+
+
+def test_a_head_of_zeros_tells_nothing_at_first() -> None:
+    model = tiny("vit", zero_head=True)
+    assert not model.predict(model.init(jax.random.key(0)), image(model)).any()
+
+
+def test_paths_are_left_out_more_often_further_up() -> None:
+    """Of two layers at rate 0.6 the first's branches are left out of 0.3 of the rows, the second's of 0.6."""
+    model = tiny("vit", drop_path=0.6, depth=2, head="none", pool="none", inputs=(4, 4, 1))
+    variables, rows = model.init(jax.random.key(0)), 2000
+    x = jnp.broadcast_to(image(model, 1), (rows, *model.config.inputs))
+    value = model.apply(variables, x, train=True, key=jax.random.key(2)).value
+    kinds, count = np.unique(np.round(np.asarray(value[:, 0, :4]), 4), axis=0, return_counts=True)
+    assert len(kinds) == 16  # each of four branches in or out
+    assert count.max() / rows == pytest.approx(0.7 * 0.7 * 0.6 * 0.6, abs=0.03)
+    assert count.min() / rows == pytest.approx(0.3 * 0.3 * 0.4 * 0.4, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (dict(patch=5), "patch = 5 must be a divisor of the image's 224 x 224"),
+        (dict(patch=(16, 16, 16)), "one number or two"),
+        (dict(inputs=(224, 224)), "three numbers"),
+        (dict(class_token=False), "class_token = False must be True for pool='first'"),
+        (dict(pool="none"), "pool = 'none' must be 'first' or 'mean' for head='classes'"),
+        (dict(position="sines", width=6, heads=2), "multiple of 4"),
+        (dict(position="sines", width=4, heads=2), "8 or more"),
+        (dict(pool="none", head="none", norm="pooled"), "'tokens' for pool='none'"),
+        (dict(layer_scale=0.0), "layer_scale = 0.0 must be positive"),
+        (dict(heads=5), "a divisor of width=768"),
+    ],
+)
+def test_what_is_no_vision_transformer_is_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        models.build("vit", **fields)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_image_of_another_size_is_refused() -> None:
+    model = tiny("vit")
+    with pytest.raises(UsageError, match=r"inputs = \(8, 12, 1\) must be \(8, 8, 1\), as the image is"):
+        model.predict(model.init(jax.random.key(0)), jnp.zeros((1, 8, 8, 1)))
