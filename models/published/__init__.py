@@ -9,6 +9,9 @@ directions. A layout of the Hugging Face hub has also
   parameters, TIED, of tensors that may be copies of others, and perhaps `copies(c)`, of tensors to write under a second
   name too.
 
+Where others name one family's tensors in several ways, its layout has DIALECTS: further layouts, by name. What is read
+is in that of which most names are there; what is written, in the first that serves, or in the one that is asked for.
+
 Nothing is unpickled.
 """
 
@@ -40,7 +43,18 @@ LAYOUTS: dict[str, ModuleType] = {
     **{"gemma": gemma, "deepseek": deepseek, "llama4": llama4, "grok": grok},
     "gemma4": gemma4,
 }
-TYPES = {kind: family for family, module in LAYOUTS.items() for kind in getattr(module, "TYPES", ())}
+
+
+def dialects(family: str) -> dict[str, ModuleType]:
+    """The layouts of a family by name, first its `own`. Raises UsageError for a family without any."""
+    if family not in LAYOUTS:
+        raise unknown("family with a published layout", family, LAYOUTS)
+    return {"own": LAYOUTS[family], **getattr(LAYOUTS[family], "DIALECTS", {})}
+
+
+TYPES = {
+    kind: family for family in LAYOUTS for layout in dialects(family).values() for kind in getattr(layout, "TYPES", ())
+}
 DTYPES = ("float32", "bfloat16")
 STATS = "stats/"
 
@@ -104,10 +118,15 @@ class Found:
         return found
 
     @property
+    def held(self) -> int:
+        """How many tensors there are for leaves."""
+        return sum(name in self.tensors.shapes for names in self.names.values() for name in names)
+
+    @property
     def told(self) -> str:
         """What there is in words: tensors for leaves, leaves without any, tensors for none."""
-        have = sum(name in self.tensors.shapes for names in self.names.values() for name in names)
-        fresh = sum(name not in self.tensors.shapes for names in self.names.values() for name in names)
+        have = self.held
+        fresh = sum(map(len, self.names.values())) - have
         over = len(self.passed) + len(self.left)
         named = f" ({', '.join([*self.left, *self.passed][:4])}{', …' if over > 4 else ''})" if over else ""
         return f"{have:,} tensors, {fresh:,} fresh, {over:,} left over{named}"
@@ -154,7 +173,12 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
     Names may lack the layout's PREFIX, or have a further one, as `lstm.`: `prefix`, or else what all known names begin
     with. Raises UsageError for files that cannot be looked into, and where several such networks lie in them.
     """
-    tensors, layout = Plain(path), _layout(model.family)
+    tensors = Plain(path)
+    found = [_find(model, tensors, layout, prefix) for layout in dialects(model.family).values()]
+    return max(found, key=lambda one: one.held)
+
+
+def _find(model: models.Model, tensors: Tensors, layout: ModuleType, prefix: str | None) -> Found:
     rows = {row.path: row for row in layout.rows(model.config)}
     base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
     core = first.names((1,) * first.stacked)[0].removeprefix(base)
@@ -172,7 +196,7 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
 
     ends = {end for end in ends if not any(ignored(end + core, other) for other in ends - {end})}
     if prefix is None and len(ends) > 1:
-        raise UsageError(f"{path} holds several networks: {', '.join(sorted(ends))}; `prefix` says which")
+        raise UsageError(f"{tensors.path} holds several networks: {', '.join(sorted(ends))}; `prefix` says which")
     start = prefix if prefix is not None else next(iter(ends), base)
 
     shapes = leaves(model.specs)
@@ -208,15 +232,20 @@ def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -
     Raises UsageError for a file that is no safetensors, and for a tensor that is missing, surplus or misshapen.
     """
     shapes = {k.removeprefix(prefix): v for k, v in Tensors(file).shapes.items() if k.startswith(prefix)}
-    model = models.build(family, **{**_layout(family).fields_of(shapes), **overrides})
+    model = models.build(family, **{**dialects(family)["own"].fields_of(shapes), **overrides})
     return model, find(model, file, prefix=prefix).variables()
 
 
-def save(model: models.Model, variables: Any, file: str | Path, *, prefix: str = "") -> None:
-    """Write a model's parameters under the names that others give them. Raises UsageError for a leaf that has none."""
+def save(
+    model: models.Model, variables: Any, file: str | Path, *, prefix: str = "", dialect: str | None = None
+) -> None:
+    """Write a model's parameters under the names that others give them. Raises UsageError for a leaf that has none.
+
+    `dialect` names a layout other than the family's own.
+    """
     from safetensors.numpy import save_file
 
-    tensors = _tensors(model, variables)
+    tensors = _tensors(model, variables, _layout(model.family, dialect, "rows"))
     save_file({prefix + name: np.ascontiguousarray(read()) for name, (_, read) in tensors.items()}, file)
 
 
@@ -254,35 +283,37 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
         raise UsageError(f"{file} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file} holds no settings by name")
-    kind = str(values.get("model_type"))
+    kind = str(values.get("model_type", values.get("architecture")))  # as timm has it
     if kind in beside.OUTER:
         values = beside.text_of(values, ignore)
         kind = values["model_type"]
     if kind not in TYPES:
         raise unknown("model_type of config.json", kind, [*TYPES, *beside.OUTER])
-    layout = LAYOUTS[TYPES[kind]]
+    layout = next(one for one in dialects(TYPES[kind]).values() if kind in getattr(one, "TYPES", ()))
     keys = Keys(values, Plain(directory).shapes, ignore)
     fields = layout.fields(keys)
     keys.done(layout.HARMLESS)
     model = models.build(TYPES[kind], **{**fields, **overrides})
-    if model.config.depth > len(keys.tensors):  # before anything is made for each layer
-        raise UsageError(f"{directory} holds {len(keys.tensors)} tensors, too few for {model.config.depth} layers")
+    depth = getattr(model.config, "depth", 0)
+    if depth > len(keys.tensors):  # before anything is made for each layer
+        raise UsageError(f"{directory} holds {len(keys.tensors)} tensors, too few for {depth} layers")
     return model
 
 
-def save_pretrained(model: models.Model, variables: Any, directory: str | Path, **keys: Any) -> None:
+def save_pretrained(
+    model: models.Model, variables: Any, directory: str | Path, *, dialect: str | None = None, **keys: Any
+) -> None:
     """Write a folder as the Hugging Face hub has it, which `transformers` loads: config.json and safetensors.
 
-    `keys` are further ones of config.json, as eos_token_id=2.
+    `dialect` names a layout other than the first of the family's that has a place there. `keys` are further ones of
+    config.json, as eos_token_id=2.
     Raises UsageError for a family or a Config that has no place there, and for a folder that holds a model already.
     """
-    layout, folder = _layout(model.family), Path(directory)
-    if not hasattr(layout, "config"):
-        raise unknown("family of the hub", model.family, TYPES.values())
+    layout, folder = _layout(model.family, dialect, "config"), Path(directory)
     held = [f.name for f in (folder / "config.json", folder / INDEX, *folder.glob(f"*{SUFFIX}")) if f.exists()]
     if held:
         raise UsageError(f"{folder} holds {held[0]} already; give a folder without a model")
-    settings, tensors = layout.config(model.config), _tensors(model, variables)
+    settings, tensors = layout.config(model.config), _tensors(model, variables, layout)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}
     settings |= {"torch_dtype": min(dtypes), **keys}
     folder.mkdir(parents=True, exist_ok=True)
@@ -292,9 +323,9 @@ def save_pretrained(model: models.Model, variables: Any, directory: str | Path, 
     os.replace(part, folder / "config.json")
 
 
-def _tensors(model: models.Model, variables: Any) -> dict[str, tuple[int, Any]]:
+def _tensors(model: models.Model, variables: Any, layout: ModuleType) -> dict[str, tuple[int, Any]]:
     """The foreign tensors of parameters, by name: bytes, and a function that fetches each."""
-    rows = {row.path: row for row in _layout(model.family).rows(model.config)}
+    rows = {row.path: row for row in layout.rows(model.config)}
     parts: dict[str, list[tuple[Row, Any, tuple[int, ...]]]] = {}
     for path, leaf in leaves(variables).items():
         if path not in rows:
@@ -304,7 +335,7 @@ def _tensors(model: models.Model, variables: Any) -> dict[str, tuple[int, Any]]:
             parts.setdefault(name, []).append((row, leaf, at))
     sizes = {name: math.prod(each[0][0].shape) * each[0][1].dtype.itemsize for name, each in parts.items()}
     found = {name: (sizes[name], partial(_whole, each)) for name, each in parts.items()}
-    more = _layout(model.family).copies(model.config) if hasattr(_layout(model.family), "copies") else {}
+    more = layout.copies(model.config) if hasattr(layout, "copies") else {}
     return found | {name: found[other] for name, other in more.items()}
 
 
@@ -318,10 +349,15 @@ def _whole(parts: list[tuple[Row, Any, tuple[int, ...]]]) -> np.ndarray:
     return tensor
 
 
-def _layout(family: str) -> ModuleType:
-    if family not in LAYOUTS:
-        raise unknown("family with a published layout", family, LAYOUTS)
-    return LAYOUTS[family]
+def _layout(family: str, dialect: str | None, has: str) -> ModuleType:
+    """The layout of a dialect, of None the first, among those that export `has`."""
+    known = {name: layout for name, layout in dialects(family).items() if hasattr(layout, has)}
+    if not known:
+        raise unknown("family of the hub", family, TYPES.values())
+    name = next(iter(known)) if dialect is None else dialect
+    if name not in known:
+        raise unknown(f"dialect of {family}", name, known)
+    return known[name]
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
