@@ -32,7 +32,23 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import bert, beside, deepseek, gemma, gemma4, gpt, gpt_oss, grok, llama, llama4, mixtral, npz, rnn
+from models.published import (
+    bert,
+    beside,
+    deepseek,
+    gemma,
+    gemma4,
+    gpt,
+    gpt_oss,
+    grok,
+    llama,
+    llama4,
+    mixtral,
+    npz,
+    resnet,
+    rnn,
+    vgg,
+)
 from models.published.layout import Keys, Row
 from models.published.quantised import Plain
 from models.published.tensors import INDEX, SUFFIX, Tensors, write
@@ -41,7 +57,7 @@ from models.spec import flatten, unflatten
 LAYOUTS: dict[str, ModuleType] = {
     **{"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "gpt_oss": gpt_oss, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "llama4": llama4, "grok": grok},
-    "gemma4": gemma4,
+    **{"gemma4": gemma4, "vgg": vgg, "resnet": resnet},
 }
 
 
@@ -224,15 +240,17 @@ def _equal(tensors: Tensors, one: str, two: str) -> bool:
 
 
 def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -> tuple[models.Model, dict[str, Any]]:
-    """A model and its variables from safetensors; the tensors' shapes tell the config -> (model, variables), float32.
+    """A model and its variables from safetensors, whose shapes may tell the config -> (model, variables), float32.
 
-    For families whose layout is of bare tensors, as torch.nn.LSTM's. `prefix` is what the tensors' names begin with, as
-    `lstm.`; tensors without it are not looked at. `overrides` are fields of the family's Config that no shape tells.
+    `prefix` is what the tensors' names begin with, as `lstm.`; tensors without it are not looked at. `overrides` are
+    fields of the family's Config that no shape tells: some for torch.nn.LSTM's, all for most families, as size="vgg16".
 
     Raises UsageError for a file that is no safetensors, and for a tensor that is missing, surplus or misshapen.
     """
     shapes = {k.removeprefix(prefix): v for k, v in Tensors(file).shapes.items() if k.startswith(prefix)}
-    model = models.build(family, **{**dialects(family)["own"].fields_of(shapes), **overrides})
+    layout = dialects(family)["own"]
+    told = layout.fields_of(shapes) if hasattr(layout, "fields_of") else {}
+    model = models.build(family, **{**told, **overrides})
     return model, find(model, file, prefix=prefix).variables()
 
 
