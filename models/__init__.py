@@ -29,10 +29,12 @@ from models import (
     llama4,
     mixtral,
     mlp,
+    resnet,
     rnn,
     seq2seq,
     spec,
     transformer,
+    vgg,
     vit,
 )
 from models.layers import logits_of, row_keys
@@ -42,7 +44,8 @@ from models.validate import Pairs, check_types, frozen
 FAMILIES: dict[str, ModuleType] = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok},
-    **{"gemma4": gemma4, "seq2seq": seq2seq, "transformer": transformer, "vit": vit},
+    "gemma4": gemma4,
+    **{"vgg": vgg, "resnet": resnet, "vit": vit, "seq2seq": seq2seq, "transformer": transformer},
     "flax": flax,
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from models.layers import gathered
@@ -32,6 +33,21 @@ def max_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Paddin
 def sum_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Padding = 0) -> Float[Array, "b y2 x2 c"]:
     """The sum of each window of size x size pixels: [B Y X C] -> [B Y' X' C]."""
     return _windows(x, 0.0, jax.lax.add, size, stride, padding)
+
+
+def adaptive_average_pool(x: Float[Array, "b y x c"], size: int, out: Any = None) -> Float[Array, "b size size c"]:
+    """The means of size x size windows that cover the image, as even as they can be: [B Y X C] -> [B size size C].
+
+    Window i of n pixels is from floor(i n / size) to ceil((i + 1) n / size); where there are fewer pixels than windows,
+    pixels come several times. Source: torch.nn.AdaptiveAvgPool2d.
+    """
+    for axis, equation in ((1, "byxc,sy->bsxc"), (2, "byxc,sx->bysc")):
+        n = x.shape[axis]
+        if n != size:
+            ends = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+            means = np.array([[(start <= at < stop) / (stop - start) for at in range(n)] for start, stop in ends])
+            x = jnp.einsum(equation, x, means.astype(x.dtype), out_sharding=out)
+    return x
 
 
 def _windows(x: Array, start: float, reduce: Any, size: int, stride: int, padding: Padding) -> Array:

@@ -47,8 +47,10 @@ from models.published import (
     llama4,
     mixtral,
     npz,
+    resnet,
     rnn,
     transformer,
+    vgg,
     vit,
 )
 from models.published.layout import Keys, Row
@@ -59,7 +61,8 @@ from models.spec import flatten, unflatten
 LAYOUTS: dict[str, ModuleType] = {
     **{"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "gpt_oss": gpt_oss, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "llama4": llama4, "grok": grok},
-    **{"gemma4": gemma4, "transformer": transformer, "vit": vit},
+    "gemma4": gemma4,
+    **{"vgg": vgg, "resnet": resnet, "vit": vit, "transformer": transformer},
 }
 
 
@@ -245,7 +248,7 @@ def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -
     """A model and its variables from safetensors, whose shapes may tell the config -> (model, variables), float32.
 
     `prefix` is what the tensors' names begin with, as `lstm.`; tensors without it are not looked at. `overrides` are
-    fields of the family's Config that no shape tells: some for torch.nn.LSTM's, all for most families, as size="b_16".
+    fields of the family's Config that no shape tells: some for torch.nn.LSTM's, all for most families, as size="vgg16".
 
     Raises UsageError for a file that is no safetensors, and for a tensor that is missing, surplus or misshapen.
     """

@@ -109,6 +109,19 @@ def affine(
     return [weight, bias] if biased else [weight]
 
 
+def conv(path: str, name: str, inputs: int, outputs: int, size: int, **more: Any) -> Row:
+    """The weight of a torch.nn.Conv2d, [O C I J]; ours is [I J C O]."""
+    shape = (outputs, inputs, size, size)
+    return Row(f"{path}/kernel", f"{name}.weight", shape, (2, 3, 1, 0), shape, **more)
+
+
+def batch_norm(path: str, name: str, width: int, **more: Any) -> list[Row]:
+    """Scale, bias and running moments of a torch.nn.BatchNorm2d; how many batches it has seen is no part of ours."""
+    ours = (f"{path}/norm/scale", f"{path}/norm/bias", f"stats/{path}/mean", f"stats/{path}/var")
+    theirs = ("weight", "bias", "running_mean", "running_var")
+    return [same(one, f"{name}.{other}", width, **more) for one, other in zip(ours, theirs, strict=True)]
+
+
 ACTIVATIONS = {  # names there -> here
     **dict(gelu="gelu", gelu_python="gelu", gelu_new="gelu_tanh", gelu_pytorch_tanh="gelu_tanh", gelu_fast="gelu_tanh"),
     **dict(relu="relu", silu="silu", swish="silu", tanh="tanh", sigmoid="sigmoid", linear="identity"),

@@ -1,0 +1,406 @@
+"""VGG and ResNet against transformers, and against torch.nn modules that bear torchvision's and timm's names."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from errors import UsageError
+from models import published
+from models.spec import flatten
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
+
+from tests.test_hub import assert_close  # noqa: E402  (needs both)
+
+nn = torch.nn
+CLASSES, B = 5, 6
+
+
+# Networks of torch.nn
+
+
+class Vgg(nn.Module):
+    """As torchvision names it; with timm's names the hidden layers are convolutions."""
+
+    def __init__(self, model: models.Model, timm: bool = False) -> None:
+        super().__init__()
+        c, layers, inputs = model.config, [], model.config.inputs
+        for outputs, depth in zip(c.channels, c.depths, strict=True):
+            for _ in range(depth):
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1)]
+                layers += [nn.BatchNorm2d(outputs)] if c.norm == "batch" else []
+                layers += [nn.ReLU()]
+                inputs = outputs
+            layers.append(nn.MaxPool2d(2))
+        self.features, self.timm = nn.Sequential(*layers), timm
+        self.avgpool = nn.AdaptiveAvgPool2d(c.pool)
+        if timm:
+            one, two = c.hidden
+            self.pre_logits, self.head = nn.Module(), nn.Module()
+            self.pre_logits.fc1, self.pre_logits.fc2 = nn.Conv2d(inputs, one, c.pool), nn.Conv2d(one, two, 1)
+            self.head.fc = nn.Linear(two, c.classes)
+            return
+        widths, layers = [inputs * c.pool**2, *c.hidden, c.classes], []
+        for i in range(len(widths) - 1):
+            layers += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU(), nn.Dropout(0.0)]
+        self.classifier = nn.Sequential(*layers[:-2])
+
+    def forward(self, x: Any) -> Any:
+        x = self.avgpool(self.features(x))
+        if not self.timm:
+            return self.classifier(torch.flatten(x, 1))
+        x = torch.relu(self.pre_logits.fc2(torch.relu(self.pre_logits.fc1(x))))
+        return self.head.fc(x.flatten(1))
+
+
+class Block(nn.Module):
+    """A basic or bottleneck block with torchvision's names."""
+
+    def __init__(self, c: Any, inputs: int, outputs: int, stride: int, first: bool) -> None:
+        super().__init__()
+        kernels = (3, 3) if c.block == "basic" else (1, 3, 1)
+        inner = outputs if c.block == "basic" else outputs // 4 * c.widening
+        ends, at = [inputs, *[inner] * (len(kernels) - 1), outputs], 0 if c.stride_first else kernels.index(3)
+        for i, k in enumerate(kernels):
+            kernel = nn.Conv2d(ends[i], ends[i + 1], k, stride if i == at else 1, k // 2, bias=False)
+            setattr(self, f"conv{i + 1}", kernel)
+            setattr(self, f"bn{i + 1}", nn.BatchNorm2d(ends[i + 1]))
+        self.count, self.pad, self.stride = len(kernels), outputs - inputs, stride
+        if first and c.shortcut == "projection" and (stride > 1 or inputs != outputs):
+            kernel = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(kernel, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Any) -> Any:
+        y = x
+        for i in range(1, self.count + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = torch.relu(y) if i < self.count else y
+        if hasattr(self, "downsample"):
+            x = self.downsample(x)
+        else:
+            x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.pad))
+        return torch.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """As torchvision names it."""
+
+    def __init__(self, model: models.Model) -> None:
+        super().__init__()
+        c, inputs, self.imagenet = model.config, model.config.stem_channels, model.config.stem == "imagenet"
+        self.conv1 = nn.Conv2d(c.inputs, inputs, *((7, 2, 3) if self.imagenet else (3, 1, 1)), bias=False)
+        self.bn1, self.count = nn.BatchNorm2d(inputs), len(c.depths)
+        for i, depth in enumerate(c.depths):
+            outputs, blocks = c.channels[i] * (c.widening if c.block == "basic" else 1), []
+            for j in range(depth):
+                stride = 2 if j == 0 and (i > 0 or c.halve_first) else 1
+                blocks.append(Block(c, inputs, outputs, stride, j == 0))
+                inputs = outputs
+            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, c.classes)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = nn.functional.max_pool2d(x, 3, 2, 1) if self.imagenet else x
+        for i in range(self.count):
+            x = getattr(self, f"layer{i + 1}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
+# What is compared
+
+
+def drawn(module: Any, seed: int) -> Any:
+    """The module, every parameter and moment random."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, x in module.state_dict().items():
+            if x.ndim > 1:
+                x.copy_(torch.randn_like(x) * (2 / x[0].numel()) ** 0.5)
+            elif name.endswith("running_var"):
+                x.copy_(0.5 + torch.rand_like(x))
+            elif x.ndim:
+                one = 1.0 if name.endswith("weight") else 0.0
+                x.copy_(one + 0.3 * torch.randn_like(x))
+    return module
+
+
+def write(module: Any, folder: Path, settings: dict[str, Any] | None) -> Path:
+    """Its folder of the hub."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    if hasattr(module, "save_pretrained"):
+        module.save_pretrained(folder)
+    else:
+        save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / "model.safetensors")
+    if settings is not None:
+        (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def read(module: Any, folder: Path, model: models.Model) -> dict[str, np.ndarray]:
+    """Its tensors by our paths."""
+    found = published.find(model, write(module, folder, None)).variables()
+    return {k: np.asarray(v) for k, v in published.leaves(found).items()}
+
+
+def logits_of(out: Any) -> Any:
+    return getattr(out, "logits", out)
+
+
+def compare(module: Any, model: models.Model, size: int, folder: Path, train: bool) -> None:
+    """Logits, loss, every gradient, and in training the moments after it."""
+    module.train(train)
+    variables = published.find(model, write(module, folder / "network", None)).variables()
+    draw = np.random.default_rng(size)
+    image = draw.normal(size=(B, size, size + 3, model.config.inputs)).astype(np.float32)
+    label = draw.integers(0, model.config.classes, B)
+    given = torch.tensor(image.transpose(0, 3, 1, 2))
+    logits = logits_of(module(given))
+    loss = nn.functional.cross_entropy(logits, torch.tensor(label))
+    loss.backward()
+
+    def ours(params: Any) -> Any:
+        out = model.apply({**variables, "params": params}, jnp.asarray(image), train=train)
+        told = jax.nn.log_softmax(out.value)
+        return -jnp.mean(jnp.take_along_axis(told, jnp.asarray(label)[:, None], 1)), out
+
+    (value, out), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])
+    assert_close(out.value, logits.detach())
+    assert_close(value, loss.detach())
+    after = read(module, folder / "after", model)
+    for path, moment in flatten(out.stats).items():
+        assert_close(moment, after[f"stats/{path}"])
+    slopes = deepcopy(module)
+    with torch.no_grad():
+        for name, parameter in slopes.named_parameters():
+            parameter.copy_(module.get_parameter(name).grad)
+    want, found = read(slopes, folder / "gradients", model), flatten(grads)
+    whole = np.sqrt(sum(float(np.sum(np.square(want[k], dtype=np.float64))) for k in found))
+    for path, grad in found.items():
+        if train and model.config.norm == "batch" and path in model.module.ZERO_GRAD:
+            assert max(np.linalg.norm(grad), np.linalg.norm(want[path])) < 1e-6 * whole
+        else:
+            assert_close(grad, want[path], 0.01 * whole / len(found) ** 0.5)
+
+
+def strict_both_ways(module: Any, model: models.Model, folder: Path, dialect: str | None, **settings: Any) -> None:
+    """Ours, saved, are loaded strictly by torch and by us, bit for bit; the config too, where it has a place there."""
+    from safetensors.torch import load_file
+
+    variables = published.find(model, write(module, folder / "theirs", None)).variables()
+    published.save(model, variables, folder / "ours.safetensors", dialect=dialect)
+    theirs = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+    saved = load_file(folder / "ours.safetensors")
+    assert saved.keys() == theirs.keys()
+    assert all(torch.equal(saved[k], v) for k, v in theirs.items())
+    module.load_state_dict(saved, strict=True)
+    again = published.find(model, folder / "ours.safetensors").variables()
+    for path, leaf in published.leaves(variables).items():
+        np.testing.assert_array_equal(leaf, published.leaves(again)[path])
+
+
+# VGG
+
+
+def random_vgg(seed: int, **more: Any) -> models.Model:
+    draw = np.random.default_rng(seed)
+    stages = int(draw.integers(2, 4))
+    fields = dict(
+        inputs=int(draw.integers(1, 4)),
+        channels=tuple(int(n) for n in draw.integers(3, 9, stages)),
+        depths=tuple(int(n) for n in draw.integers(1, 3, stages)),
+        norm=str(draw.choice(["batch", "none"])),
+        pool=int(draw.integers(1, 5)),
+        hidden=tuple(int(n) for n in draw.integers(6, 12, draw.integers(0, 3))),
+        classes=CLASSES,
+    )
+    return models.build("vgg", **{**fields, **more})
+
+
+SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))]
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_vgg_is_torchvisions(seed: int, train: bool, tmp_path: Path) -> None:
+    """Also of maps that are smaller than what the perceptron takes, so that the pool repeats pixels."""
+    model = random_vgg(seed, dropout=0.0)
+    compare(drawn(Vgg(model), seed), model, int(np.random.default_rng(seed).choice([8, 13, 26])), tmp_path, train)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_vgg_is_timms(norm: str, tmp_path: Path) -> None:
+    model = random_vgg(3, norm=norm, hidden=(7, 9))
+    module = drawn(Vgg(model, timm=True), 3)
+    compare(module, model, 24, tmp_path, False)
+    (tmp_path / "again").mkdir()
+    strict_both_ways(module, model, tmp_path / "again", "timm")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_vggs_files_are_torchvisions(seed: int, tmp_path: Path) -> None:
+    model = random_vgg(seed)
+    strict_both_ways(drawn(Vgg(model), seed), model, tmp_path, None)
+
+
+# ResNet
+
+
+def random_resnet(seed: int) -> Any:
+    """Their model of a random config."""
+    draw = np.random.default_rng(seed)
+    stages = int(draw.integers(2, 4))
+    block = str(draw.choice(["basic", "bottleneck"]))
+    config = transformers.ResNetConfig(
+        num_channels=int(draw.integers(1, 4)),
+        embedding_size=int(draw.choice([4, 8])),
+        hidden_sizes=[int(n) for n in draw.choice([4, 8, 12], stages)],
+        depths=[int(n) for n in draw.integers(1, 4, stages)],
+        layer_type=block,
+        hidden_act=str(draw.choice(["relu", "silu"])),
+        downsample_in_first_stage=bool(draw.integers(2)),
+        downsample_in_bottleneck=bool(draw.integers(2)),
+        num_labels=CLASSES,
+    )
+    return drawn(transformers.ResNetForImageClassification(config), seed)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_resnet_is_transformers(seed: int, train: bool, tmp_path: Path) -> None:
+    module = random_resnet(seed)
+    module.save_pretrained(tmp_path / "theirs")
+    model, _ = models.load_pretrained(tmp_path / "theirs")
+    compare(module, model, 33, tmp_path, train)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_folders_of_resnets_are_strict_both_ways(seed: int, tmp_path: Path) -> None:
+    """Theirs loads ours with nothing missing, nothing over; and we load what we wrote."""
+    module = random_resnet(seed)
+    strict_both_ways(module, models.load_pretrained(write(module, tmp_path / "first", None))[0], tmp_path, None)
+    model, variables = models.load_pretrained(tmp_path / "first")
+    models.save_pretrained(model, variables, tmp_path / "ours")
+    theirs, told = transformers.ResNetForImageClassification.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(told[k] for k in ("unexpected_keys", "mismatched_keys"))
+    assert all(name.endswith("num_batches_tracked") for name in told["missing_keys"])
+    image = np.random.default_rng(seed).normal(size=(2, 32, 32, model.config.inputs)).astype(np.float32)
+    with torch.no_grad():
+        want = theirs.eval()(torch.tensor(image.transpose(0, 3, 1, 2))).logits
+    assert_close(model.predict(variables, image), want)
+    again, back = models.load_pretrained(tmp_path / "ours")
+    assert again.config == model.config
+    for path, leaf in published.leaves(variables).items():
+        np.testing.assert_array_equal(leaf, published.leaves(back)[path])
+
+
+def test_a_bare_resnet_gives_the_mean_over_its_last_map(tmp_path: Path) -> None:
+    module = random_resnet(0).resnet
+    model, variables = models.load_pretrained(write(module, tmp_path / "theirs", None))
+    image = np.random.default_rng(0).normal(size=(2, 40, 40, model.config.inputs)).astype(np.float32)
+    with torch.no_grad():
+        want = module.eval()(torch.tensor(image.transpose(0, 3, 1, 2))).pooler_output.flatten(1)
+    assert_close(model.predict(variables, image), want)
+    models.save_pretrained(model, variables, tmp_path / "ours")
+    assert models.load_pretrained(tmp_path / "ours")[0].config == model.config
+
+
+TORCHVISIONS: dict[str, dict[str, Any]] = {
+    "option_a": dict(stem="cifar", stem_channels=4, channels=(4, 8), depths=(2, 3), shortcut="identity"),
+    "wide": dict(block="bottleneck", stem_channels=4, channels=(8, 16), depths=(2, 1), widening=2),
+    "wide_basic": dict(stem="cifar", stem_channels=4, channels=(4, 8), depths=(1, 2), widening=2),
+    "paper": dict(block="bottleneck", stem_channels=6, channels=(8, 12), depths=(1, 2), stride_first=True),
+}
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    "name", ["option_a", "wide", *(pytest.param(n, marks=pytest.mark.slow) for n in ("wide_basic", "paper"))]
+)
+def test_resnet_is_torchvisions(name: str, train: bool, tmp_path: Path) -> None:
+    model = models.build("resnet", classes=CLASSES, **TORCHVISIONS[name])
+    module = drawn(ResNet(model), 1)
+    compare(module, model, 17, tmp_path, train)
+    (tmp_path / "again").mkdir()
+    strict_both_ways(module, model, tmp_path / "again", "timm")
+
+
+# Folders of timm
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "made"),
+    [
+        ("resnet", "resnet18", ResNet),
+        pytest.param("resnet", "resnet50", ResNet, marks=pytest.mark.slow),
+        pytest.param("vgg", "vgg11_bn", lambda model: Vgg(model, timm=True), marks=pytest.mark.slow),
+    ],
+)
+def test_a_folder_of_timm(family: str, size: str, made: Any, tmp_path: Path) -> None:
+    """By its config.json, which names an architecture, and back."""
+    settings = {"architecture": size, "num_classes": 3, "num_features": 512, "pretrained_cfg": {"tag": "a1"}}
+    wanted = models.build(family, size=size, classes=3)
+    module = drawn(made(wanted), 0).eval()
+    model, variables = models.load_pretrained(write(module, tmp_path / "theirs", settings))
+    assert model == wanted
+    image = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        assert_close(model.predict(variables, image), module(torch.tensor(image.transpose(0, 3, 1, 2))))
+    models.save_pretrained(model, variables, tmp_path / "ours", dialect="timm")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architecture"] == size
+    assert models.load_pretrained(tmp_path / "ours")[0] == model
+
+
+def timms(**more: Any) -> dict[str, Any]:
+    return {"architecture": "resnet18", **more}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (timms(architecture="resnet19"), "unknown model_type of config.json 'resnet19'"),
+        (timms(model_args={"output_stride": 8}), "unknown key in model_args of config.json 'output_stride'"),
+        (timms(global_pool="max"), "global_pool = 'max'"),
+        (timms(num_classes="x"), "num_classes = 'x'"),
+        (timms(novelty=3), "novelty = 3"),
+        ({"model_type": "resnet", "architectures": ["ResNetBackbone"]}, "ResNetBackbone"),
+        ({"model_type": "resnet", "layer_type": "x"}, "layer_type of config.json 'x'"),
+        ({"model_type": "resnet", "depths": [3, 4]}, "one for each of channels"),
+        ({"model_type": "resnet", "depths": [2, 2, 2, 10**9]}, "too few"),
+    ],
+)
+def test_folders_that_are_refused(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
+    folder = write(nn.Linear(2, 2), tmp_path / "H", settings)
+    with pytest.raises(UsageError) as caught:
+        models.load_pretrained(folder)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "dialect", "says"),
+    [
+        ("resnet", dict(size="resnet20"), None, "has stem = 'imagenet', not 'cifar'"),
+        ("resnet", dict(size="resnet20"), "timm", "a network of timm is one of resnet18"),
+        ("vgg", dict(channels=(4,), depths=(1,), hidden=()), None, "a network of timm is one of vgg11"),
+        ("resnet", dict(stem_channels=4, channels=(4,), depths=(1,)), "keras", "unknown dialect of resnet 'keras'"),
+    ],
+)
+def test_networks_without_a_published_form(family: str, fields: Any, dialect: Any, says: str, tmp_path: Path) -> None:
+    model = models.build(family, **fields)
+    with pytest.raises(UsageError) as caught:
+        models.save_pretrained(model, model.init(jax.random.key(0)), tmp_path / "H", dialect=dialect)
+    assert says in str(caught.value)
+    assert not (tmp_path / "H").exists()
