@@ -15,7 +15,24 @@ import jax
 import jax.numpy as jnp
 
 from errors import UsageError, unknown
-from models import bert, cnn, deepseek, flax, gemma, gemma4, gpt, gpt_oss, grok, llama, llama4, mixtral, mlp, rnn, spec
+from models import (
+    bert,
+    cnn,
+    deepseek,
+    flax,
+    gemma,
+    gemma4,
+    gpt,
+    gpt_oss,
+    grok,
+    llama,
+    llama4,
+    mixtral,
+    mlp,
+    rnn,
+    spec,
+    yolo,
+)
 from models.layers import logits_of, row_keys
 from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere
 from models.validate import Pairs, check_types, frozen
@@ -24,13 +41,14 @@ FAMILIES: dict[str, ModuleType] = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok},
     "gemma4": gemma4,
+    "yolo": yolo,
     "flax": flax,
 }
 
 TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
     {
         *("causal", "cached", "carried", "stateful", "batch_coupled"),
-        *("classifier", "language_model", "regressor", "encoder"),
+        *("classifier", "language_model", "regressor", "encoder", "detector"),
     }
 )
 

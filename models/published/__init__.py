@@ -29,7 +29,22 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import bert, beside, deepseek, gemma, gemma4, gpt, gpt_oss, grok, llama, llama4, mixtral, npz, rnn
+from models.published import (
+    bert,
+    beside,
+    darknet,
+    deepseek,
+    gemma,
+    gemma4,
+    gpt,
+    gpt_oss,
+    grok,
+    llama,
+    llama4,
+    mixtral,
+    npz,
+    rnn,
+)
 from models.published.layout import Keys, Row
 from models.published.quantised import Plain
 from models.published.tensors import INDEX, SUFFIX, Tensors, write
@@ -39,6 +54,7 @@ LAYOUTS: dict[str, ModuleType] = {
     **{"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "gpt_oss": gpt_oss, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "llama4": llama4, "grok": grok},
     "gemma4": gemma4,
+    "yolo": darknet,
 }
 TYPES = {kind: family for family, module in LAYOUTS.items() for kind in getattr(module, "TYPES", ())}
 DTYPES = ("float32", "bfloat16")
@@ -46,10 +62,11 @@ STATS = "stats/"
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether a path names safetensors or .npz: a file, or a folder that holds some."""
+    """Whether a path names safetensors or .npz, a file or a folder that holds some, or a file of Darknet's."""
     path = Path(path)
     forms = (SUFFIX, npz.SUFFIX)
-    return path.suffix in forms or (path.is_dir() and any(file.suffix in forms for file in path.iterdir()))
+    inside = path.is_dir() and any(file.suffix in forms for file in path.iterdir())
+    return path.suffix in forms or inside or darknet.is_darknet(path)
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,8 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
     Names may lack the layout's PREFIX, or have a further one, as `lstm.`: `prefix`, or else what all known names begin
     with. Raises UsageError for files that cannot be looked into, and where several such networks lie in them.
     """
-    tensors, layout = Plain(path), _layout(model.family)
+    layout = _layout(model.family)
+    tensors = layout.tensors(path, model.config) if hasattr(layout, "tensors") else Plain(path)
     rows = {row.path: row for row in layout.rows(model.config)}
     base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
     core = first.names((1,) * first.stacked)[0].removeprefix(base)
