@@ -230,9 +230,7 @@ def run(
 
 def upsample(x: Float[Array, "b y x c"], stride: int) -> Float[Array, "b y2 x2 c"]:
     """Each pixel stride x stride times: [B Y X C] -> [B Y*s X*s C]."""
-    B, Y, X, C = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (B, Y, stride, X, stride, C))
-    return x.reshape(B, Y * stride, X * stride, C)
+    return jnp.repeat(jnp.repeat(x, stride, 1), stride, 2)
 
 
 def reorg(x: Float[Array, "b y x c"], stride: int) -> Float[Array, "b y2 x2 c2"]:
@@ -243,6 +241,6 @@ def reorg(x: Float[Array, "b y x c"], stride: int) -> Float[Array, "b y2 x2 c2"]
     """
     B, Y, X, C = x.shape
     s = stride
-    x = jnp.moveaxis(x, 3, 1).reshape(B, C // s**2, Y, s, X, s)
-    x = x.transpose(0, 3, 5, 1, 2, 4).reshape(B, C * s**2, Y // s, X // s)
-    return jnp.moveaxis(x, 1, 3)
+    flat = jnp.moveaxis(x, 3, 1).reshape(B, -1)  # on a mesh, dims are joined or parted, not both at once
+    blocks = flat.reshape(B, C // s**2, Y, s, X, s).transpose(0, 3, 5, 1, 2, 4)
+    return jnp.moveaxis(blocks.reshape(B, -1).reshape(B, C * s**2, Y // s, X // s), 1, 3)

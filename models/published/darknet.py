@@ -19,6 +19,7 @@ from errors import UsageError
 from models.darknet import Conv, sizes
 from models.published import cfg as configuration
 from models.published.layout import Row
+from models.published.tensors import Tensors
 from models.spec import flatten, unflatten
 from models.yolo import Config
 
@@ -92,8 +93,8 @@ def rows(c: Config) -> list[Row]:
     return found
 
 
-class Weights:
-    """The arrays of a file by name, looked at as `tensors.Tensors` are: shapes, and each of them on demand."""
+class Weights(Tensors):
+    """The arrays of a file by name, by the number of their layer: shapes, and each of them on demand."""
 
     def __init__(self, path: str | Path, c: Config, cutoff: int | None = None) -> None:
         """Look into the file, which holds all layers, or those before layer `cutoff`; a name may say that too.
@@ -108,6 +109,7 @@ class Weights:
             raise UsageError(f"cutoff = {cutoff} must be from 1 to {len(c.layers)}, the number of layers")
         whole = tensors_of(c)
         self.shapes = {name: s for name, s in whole.items() if cutoff is None or int(name.split(".")[0]) < cutoff}
+        self.dtypes = dict.fromkeys(self.shapes, "F32")
         self._start = dict(zip(self.shapes, np.cumsum([0, *map(np.prod, self.shapes.values())]).tolist(), strict=False))
         skipped = len(self.header.bytes())
         size = self.path.stat().st_size - skipped
@@ -134,7 +136,7 @@ class Weights:
         at = next(at for at, end in ends.items() if end > have)
         raise UsageError(f"{self.path} is {want - have:,} numbers too short: it ends before layer {at} is whole{hint_}")
 
-    def read(self, name: str) -> np.ndarray:
+    def raw(self, name: str) -> np.ndarray:
         """One array."""
         start, shape = self._start[name], self.shapes[name]
         return np.asarray(self._numbers[start : start + int(np.prod(shape))]).reshape(shape)

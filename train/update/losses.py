@@ -16,9 +16,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from errors import UsageError, unknown
+from models.grids import Grids
 from models.layers import MASKED, later, logits_of, resharded
 from models.spec import Place, Unembedding
 from train.update import chunked
+from train.update.detection import detection
 
 Terms = dict[str, tuple[Array, Array]]
 FEW = 8  # values a row that an evaluation keeps
@@ -149,7 +151,7 @@ class Task:
     single: bool = False  # takes one score instead of one a class
     extras: tuple[str, ...] = ()  # what may be added to it in training
 
-    def __call__(self, value: Array | Unembedding, batch: dict[str, Array]) -> Terms:
+    def __call__(self, value: Array | Unembedding | Grids, batch: dict[str, Array]) -> Terms:
         """The terms of a batch."""
         return self.terms(value, batch)
 
@@ -182,6 +184,7 @@ TASKS: dict[str, Task] = {
     "perceptron": Task(mistakes, "classifier", "label", "margin", single=True),
     "squared": Task(squared, "regressor", "target", "squared error"),
     "next_token": Task(next_token, "language_model", "targets", "nats", extras=_CROSS),
+    "detection": Task(detection, "detector", "boxes", "nats"),
 }
 
 
