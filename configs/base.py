@@ -62,7 +62,10 @@ KNOBS: dict[str, Knob] = {
     "data.workers": Knob(0, "int", "free", "worker processes that read; 0 reads in a thread"),
     "data.prefetch": Knob(2, "int", "free", "batches read ahead"),
     "loss": Knob(
-        "softmax", "str", "identity", "softmax | quadratic | hinge | perceptron | squared | next_token | translation"
+        "softmax",
+        "str",
+        "identity",
+        "softmax | quadratic | hinge | perceptron | squared | next_token | translation | detection",
     ),
     "optim.name": Knob(
         "adamw", "str", "identity", "sgd | momentum | nesterov | adam | adamw | lion | adafactor | muon | schedule_free"

@@ -36,6 +36,7 @@ from models import (
     transformer,
     vgg,
     vit,
+    yolo,
 )
 from models.layers import logits_of, row_keys
 from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere
@@ -45,14 +46,14 @@ FAMILIES: dict[str, ModuleType] = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok},
     "gemma4": gemma4,
-    **{"vgg": vgg, "resnet": resnet, "vit": vit, "seq2seq": seq2seq, "transformer": transformer},
+    **{"vgg": vgg, "resnet": resnet, "vit": vit, "yolo": yolo, "seq2seq": seq2seq, "transformer": transformer},
     "flax": flax,
 }
 
 TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
     {
         *("causal", "cached", "carried", "stateful", "batch_coupled"),
-        *("classifier", "language_model", "regressor", "encoder", "encoder_decoder"),
+        *("classifier", "detector", "language_model", "regressor", "encoder", "encoder_decoder"),
     }
 )
 

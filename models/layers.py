@@ -117,10 +117,12 @@ def batch_norm(
     train: bool,
     momentum: float,
     eps: float,
+    outside: bool = False,
 ) -> tuple[Float[Array, "b *spatial d"], dict[str, Array]]:
     """Normalise each channel over the global batch and space: x [B ... D], stats [D] -> (y [B ... D], new stats).
 
     In training the batch's own moments are used and the running ones move by `1 - momentum`; else the running ones.
+    `eps` is added to the variance, or where `outside` to its root, as Darknet does.
     The running variance is the unbiased one, as in torch (the batch is normalised by the biased one).
     Source: Ioffe, Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
     """
@@ -134,7 +136,9 @@ def batch_norm(
         stats = {name: momentum * stats[name] + (1 - momentum) * jax.lax.stop_gradient(fresh[name]) for name in fresh}
     else:
         mean, variance = stats["mean"], stats["var"]
-    y = scale_by(add(y, -mean), p["scale"] * jax.lax.rsqrt(variance + eps))
+    root = jnp.sqrt(jnp.maximum(variance, 1e-24)) if outside else None  # the root of 0 has no slope
+    inverse = jax.lax.rsqrt(variance + eps) if root is None else 1 / (root + eps)
+    y = scale_by(add(y, -mean), p["scale"] * inverse)
     return add(y, p["bias"]).astype(x.dtype), stats
 
 

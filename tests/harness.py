@@ -9,11 +9,19 @@ import numpy as np
 
 import models
 from configs import base
+from models.darknet import Conv, Head, MaxPool, Reorg, Route, Shortcut, Upsample
 from models.spec import flatten
 from train import mesh
 from train.update import leaves, losses, optim, step
 
 B = 16  # rows of a batch: divisible by 8 devices, and by 2 microbatches on them
+
+DETECTOR = (  # all of Darknet's layers, and two grids
+    *(Conv(8, stride=2), Conv(8), Shortcut(-2), MaxPool(), Conv(16, activation="mish"), Route((-1,), 2, 1)),
+    *(Conv(16, 1, activation="relu"), MaxPool(2, 1), Conv(None, 1, norm=False, activation="linear"), Head((1, 2))),
+    *(Route((4,)), Conv(8, 1), Upsample(), Route((-1, 2)), Conv(None, 3, norm=False, activation="linear"), Head((0,))),
+)
+SINGLE = (*(Conv(8, stride=2), Reorg(), Conv(16), Conv(None, 1, norm=False, activation="linear"), Head((0, 1))),)
 
 # Each family at a tiny size, some in several forms; `family` is the name where none is given.
 TINY: dict[str, dict[str, Any]] = {
@@ -241,6 +249,10 @@ TINY: dict[str, dict[str, Any]] = {
         qkv_bias=False,
         layer_scale=0.5,
     ),
+    "yolo": dict(layers=DETECTOR, inputs=(16, 8, 3), classes=3, anchors=((2, 3), (5, 2), (4, 8)), ignore=0.3),
+    "yolo_region": dict(
+        family="yolo", layers=SINGLE, head="region", inputs=(8, 16, 3), classes=3, anchors=((2, 3), (5, 2)), ignore=0.3
+    ),
     "linen": dict(family="flax", module="examples.linen_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
     "nnx": dict(family="flax", module="examples.nnx_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
 }
@@ -252,10 +264,11 @@ LOSS = {
     "elman_values": "squared",
     **dict.fromkeys(("transformer", "transformer_pre_norm"), "translation"),
     **dict.fromkeys(("seq2seq", "seq2seq_additive", "seq2seq_none"), "translation"),
+    **dict.fromkeys(("yolo", "yolo_region"), "detection"),
 }
 INPUT = {  # shape of a row of examples
     **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1)),
-    **dict(vit=(8, 12, 1), vit_mean=(8, 8, 1)),
+    **dict(vit=(8, 12, 1), vit_mean=(8, 8, 1), yolo=(16, 8, 3), yolo_region=(8, 16, 3)),
 }
 MESHES = ("dp:8", "fsdp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
 MESHES_OF_EXPERTS = ("dp:2,ep:4", "ep:2,cp:2,tp:2", "fsdp:2,ep:2,tp:2")
@@ -300,7 +313,12 @@ def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     batch = {"image" if len(shape) == 3 else "features": draw.normal(size=(B, *shape)).astype(np.float32)}
     if name == "gru_both_ways":
         batch["mask"] = (np.arange(shape[0]) < draw.integers(1, shape[0] + 1, B)[:, None]).astype(np.float32)
-    if LOSS[name] == "squared":
+    if LOSS[name] == "detection":
+        corner, size = draw.uniform(0, 0.6, (B, 3, 2)), draw.uniform(0.1, 0.4, (B, 3, 2))
+        batch["boxes"] = np.concatenate([corner + size / 2, size], -1).astype(np.float32)
+        batch["kinds"] = draw.integers(0, TINY[name]["classes"], (B, 3)).astype(np.int32)
+        batch["there"] = (np.arange(3) < draw.integers(0, 4, B)[:, None]).astype(np.float32)
+    elif LOSS[name] == "squared":
         batch["target"] = draw.normal(size=(B, TINY[name]["outputs"])).astype(np.float32)
     else:
         batch["label"] = draw.integers(0, TINY[name].get("classes", 10), B).astype(np.int32)

@@ -16,7 +16,7 @@ NAMES = sorted(TINY)
 VARIANTS = (  # of what goes through every law under another name, or in most parts
     *("gru_both_ways", "elman_values", "bert_classes", "vit_mean", "nnx"),
     *("gpt_oss", "deepseek", "deepseek_softmax", "llama4", "gemma", "gemma4", "grok"),
-    *("transformer", "transformer_pre_norm", "seq2seq", "seq2seq_additive", "seq2seq_none"),
+    *("transformer", "transformer_pre_norm", "seq2seq", "seq2seq_additive", "seq2seq_none", "yolo_region"),
 )
 FIRST = ("mlp", "gpt")  # go through every law in the default suite, the others in the slow one
 
@@ -122,6 +122,12 @@ PUBLISHED = {
     ("mlp", "nielsen"): 23_860,
     ("mlp", "perceptron"): 6,
     ("cnn", "lenet5"): 60_000,
+    # Of Redmon's .weights files: their bytes less the header's, by 4, less the running moments.
+    ("yolo", "yolov2"): (203_934_264 - 20) // 4 - 20_672,
+    ("yolo", "yolov2_tiny_voc"): (63_471_556 - 16) // 4 - 6_112,
+    ("yolo", "yolov3"): (248_007_048 - 20) // 4 - 52_608,
+    ("yolo", "yolov3_tiny"): (35_434_956 - 20) // 4 - 6_368,
+    ("yolo", "yolov3_spp"): (252_209_544 - 20) // 4 - 53_632,
 }
 
 
@@ -163,6 +169,14 @@ def test_active_count_is_the_published_one(family: str, size: str) -> None:
     assert round(ours, places) == billions or int(ours * 10**places) / 10**places == billions
 
 
+MAPS = {"yolo": ((4, 2, 2), (8, 4, 1)), "yolo_region": ((2, 4, 2),)}  # rows, columns, anchors of a detector's grids
+
+
+def numbers(value: Any) -> np.ndarray:
+    """All of a value, of a detector's grids too."""
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(value)])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_and_dtypes_follow_the_table(name: str) -> None:
     model = tiny(name)
@@ -175,13 +189,15 @@ def test_shapes_and_dtypes_follow_the_table(name: str) -> None:
     batch = batch_for(name)
     value = model.predict(variables, batch)
     last = {"language_model": "vocab", "encoder_decoder": "vocab", "classifier": "classes", "regressor": "outputs"}
-    told = getattr(model.config, next(last[trait] for trait in last if trait in model.traits))
-    want = (*batch["tokens"].shape, told) if told == model.config.vocab else (B, told)
-    assert value.shape == want
-    assert value.dtype == jnp.float32
+    if "detector" in model.traits:
+        want = [(B, *cells, 5 + model.config.classes) for cells in MAPS[name]]
+    else:
+        told = getattr(model.config, next(last[trait] for trait in last if trait in model.traits))
+        want = [(*batch["tokens"].shape, told) if told == getattr(model.config, "vocab", None) else (B, told)]
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(value)] == [(shape, jnp.float32) for shape in want]
     main = next(batch[k] for k in ("tokens", "image", "features") if k in batch)
     if not {"mask", "source"} & set(batch):
-        np.testing.assert_array_equal(model.predict(variables, main), value)
+        np.testing.assert_array_equal(numbers(model.predict(variables, main)), numbers(value))
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -191,7 +207,7 @@ def test_jit_equals_eager(name: str) -> None:
     compiled = jax.jit(model.predict)(variables, inputs)
     with jax.disable_jit():
         eager = model.predict(variables, inputs)
-    np.testing.assert_allclose(compiled, eager, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(numbers(compiled), numbers(eager), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", [late(n) for n in NAMES])
@@ -335,8 +351,9 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
     model, low = tiny(name, **all_experts), tiny(name, compute="bfloat16", **all_experts)
     variables, inputs = model.init(jax.random.key(0)), inputs_of(batch_for(name))
     full, half = (jax.jit(m.predict)(variables, inputs) for m in (model, low))
-    assert half.dtype == jnp.float32
-    assert 0 < float(jnp.linalg.norm(half - full)) < 0.03 * float(jnp.linalg.norm(full))
+    full, half = numbers(full), numbers(half)
+    assert half.dtype == np.float32
+    assert 0 < np.linalg.norm(half - full) < 0.03 * np.linalg.norm(full)
 
 
 @pytest.mark.parametrize("change", [{"scan": False}, {"remat": "dots"}, {"remat": "full"}])

@@ -37,6 +37,7 @@ from errors import UsageError, unknown
 from models.published import (
     bert,
     beside,
+    darknet,
     deepseek,
     gemma,
     gemma4,
@@ -62,7 +63,7 @@ LAYOUTS: dict[str, ModuleType] = {
     **{"rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "gpt_oss": gpt_oss, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "llama4": llama4, "grok": grok},
     "gemma4": gemma4,
-    **{"vgg": vgg, "resnet": resnet, "vit": vit, "transformer": transformer},
+    **{"vgg": vgg, "resnet": resnet, "vit": vit, "yolo": darknet, "transformer": transformer},
 }
 
 
@@ -81,10 +82,11 @@ STATS = "stats/"
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether a path names safetensors or .npz: a file, or a folder that holds some."""
+    """Whether a path names safetensors or .npz, a file or a folder that holds some, or a file of Darknet's."""
     path = Path(path)
     forms = (SUFFIX, npz.SUFFIX)
-    return path.suffix in forms or (path.is_dir() and any(file.suffix in forms for file in path.iterdir()))
+    inside = path.is_dir() and any(file.suffix in forms for file in path.iterdir())
+    return path.suffix in forms or inside or darknet.is_darknet(path)
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,10 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
     Names may lack the layout's PREFIX, or have a further one, as `lstm.`: `prefix`, or else what all known names begin
     with. Raises UsageError for files that cannot be looked into, and where several such networks lie in them.
     """
-    tensors = Plain(path)
-    found = [_find(model, tensors, layout, prefix) for layout in dialects(model.family).values()]
+    layouts = dialects(model.family)
+    reader = getattr(layouts["own"], "tensors", None)  # of files that are no safetensors
+    tensors = reader(path, model.config) if reader else Plain(path)
+    found = [_find(model, tensors, layout, prefix) for layout in layouts.values()]
     return max(found, key=lambda one: one.held)
 
 

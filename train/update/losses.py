@@ -16,9 +16,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from errors import UsageError, unknown
+from models.grids import Grids
 from models.layers import MASKED, later, logits_of, resharded
 from models.spec import Place, Unembedding
 from train.update import chunked
+from train.update.detection import detection
 
 Terms = dict[str, tuple[Array, Array]]
 FEW = 8  # values a row that an evaluation keeps
@@ -177,7 +179,7 @@ class Task:
         """Whether its loss is told a token."""
         return self.needs in ("targets", "source")
 
-    def __call__(self, value: Array | Unembedding, batch: dict[str, Array]) -> Terms:
+    def __call__(self, value: Array | Unembedding | Grids, batch: dict[str, Array]) -> Terms:
         """The terms of a batch."""
         return self.terms(value, batch)
 
@@ -217,6 +219,7 @@ TASKS: dict[str, Task] = {
     "squared": Task(squared, "regressor", "target", "squared error"),
     "next_token": Task(next_token, "language_model", "targets", "nats", extras=_CROSS),
     "translation": Task(next_token, "encoder_decoder", "source", "nats", extras=_CROSS),
+    "detection": Task(detection, "detector", "boxes", "nats"),
 }
 
 

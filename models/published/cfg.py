@@ -1,0 +1,282 @@
+"""Darknet's .cfg files: networks as sections of settings, read line by line and written.
+
+Every setting is known here: it says what is computed, or how Darknet itself trains, or it must have the value by which
+our network computes. Any other is refused, with its line.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from errors import UsageError, unknown
+from models import darknet
+from models.darknet import ACTIVATIONS, Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
+
+T = TypeVar("T")
+ALIASES = {"network": "net", "conv": "convolutional", "max": "maxpool", "conn": "connected", "avg": "avgpool"} | {
+    "soft": "softmax"
+}
+SECTIONS = (  # those without a layer here can be read, but are no part of a detector
+    *("net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "yolo", "region"),
+    *("connected", "avgpool", "dropout", "softmax", "crop", "cost", "local", "detection", "batchnorm"),
+)
+TRAINING = {  # settings by which Darknet trains
+    "net": (
+        "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches policy "
+        "steps scales power gamma max_crop min_crop aspect mosaic cutmix"
+    ).split(),
+    "yolo": ["jitter", "random", "max"],
+    "region": ["jitter", "random", "max", "log"],
+}
+FIXED: dict[str, dict[str, tuple[float, float]]] = {  # what a setting is if it is not there, what it must be
+    "convolutional": dict(groups=(1, 1), dilation=(1, 1), binary=(0, 0), xnor=(0, 0), flipped=(0, 0)),
+    "upsample": dict(scale=(1, 1)),
+    "reorg": dict(reverse=(0, 0), extra=(0, 0), flatten=(0, 0)),
+    "yolo": dict(truth_thresh=(1, 1), scale_x_y=(1, 1)),
+    "region": dict(
+        **dict(coords=(4, 4), softmax=(0, 1), bias_match=(0, 1), rescore=(0, 1), absolute=(1, 1)),
+        **dict(object_scale=(1, 5), noobject_scale=(1, 1), class_scale=(1, 1), coord_scale=(1, 1)),
+    ),
+}
+
+
+@dataclass
+class Section:
+    """A section: its kind, where it stands, its settings as (text, line), and which of them were read."""
+
+    kind: str
+    file: Path
+    line: int
+    settings: dict[str, tuple[str, int]] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    def error(self, says: str, key: str = "") -> UsageError:
+        """A mistake in the section, or at one of its settings."""
+        return UsageError(f"{self.file}:{self.settings[key][1] if key in self.settings else self.line}: {says}")
+
+    def take(self, key: str, kind: Callable[[str], T], default: T, least: float | None = None) -> T:
+        """A setting. Raises UsageError for a text that is no such value, or below the least."""
+        self.seen.add(key)
+        if key not in self.settings:
+            return default
+        text = self.settings[key][0]
+        try:
+            value = kind(text)
+        except ValueError:
+            raise self.error(f"{key} = {text} is {_SAYS[kind]}", key) from None
+        if least is not None and not value >= least:  # type: ignore[operator]
+            raise self.error(f"{key} = {text} must be {least} or more", key)
+        return value
+
+    def done(self) -> None:
+        """Hold what is left to the tables above. Raises UsageError for a setting that is not known, or not followed."""
+        for key, (default, must) in FIXED.get(self.kind, {}).items():
+            if self.take(key, float, default) != must:
+                raise self.error(f"[{self.kind}] is followed only with {key} = {must:g}", key)
+        known = {*self.seen, *TRAINING.get(self.kind, ())}
+        for key in self.settings:
+            if key not in known:
+                raise self.error(str(unknown(f"setting of [{self.kind}]", key, known)), key)
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`6,7,8` -> (6, 7, 8)."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """`10,13, 16.5,30` -> (10.0, 13.0, 16.5, 30.0)."""
+    return tuple(float(part) for part in text.split(","))
+
+
+_NONE: tuple[Any, ...] = ()
+_SAYS: dict[Any, str] = {
+    **{int: "no whole number", float: "no number", str: "no text"},
+    **{whole_numbers: "no list of whole numbers", numbers: "no list of numbers"},
+}
+
+
+def sections(file: str | Path) -> list[Section]:
+    """The sections of a file, of any of Darknet's networks. Raises UsageError with the line of the first mistake."""
+    file, found = Path(file), list[Section]()
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from None
+    for n, raw in enumerate(lines, 1):
+        line = "".join(raw.split())
+        if not line or line[0] in "#;":
+            continue
+        if line[0] == "[":
+            kind = line.strip("[]").lower()
+            if ALIASES.get(kind, kind) not in SECTIONS or line[-1] != "]":
+                raise UsageError(f"{file}:{n}: {unknown('section', line.strip('[]'), SECTIONS)}")
+            found.append(Section(ALIASES.get(kind, kind), file, n))
+            continue
+        key, equals, value = line.partition("=")
+        if not (key and equals and value):
+            raise UsageError(f"{file}:{n}: {raw.strip()!r} is no setting; they read key = value")
+        if not found:
+            raise UsageError(f"{file}:{n}: {key} stands before the first section")
+        if key in found[-1].settings:
+            raise UsageError(f"{file}:{n}: [{found[-1].kind}] has {key} already, in line {found[-1].settings[key][1]}")
+        found[-1].settings[key] = value, n
+    if not found or found[0].kind != "net":
+        raise UsageError(f"{file} must begin with [net]")
+    return found
+
+
+def fields(file: str | Path) -> dict[str, Any]:
+    """The fields of a detector's Config that a file says. Raises UsageError with the line of the first mistake."""
+    net, *rest = sections(file)
+    sides = [net.take(key, int, 0, least=1) for key in ("height", "width", "channels")]
+    net.done()
+    layers: list[Layer] = []
+    common: dict[str, Any] = {}
+    for at, section in enumerate(rest):
+        if section.kind not in _LAYERS:
+            raise section.error(f"[{section.kind}] is no layer of a detector here; legal: {', '.join(_LAYERS)}")
+        if section.kind not in ("yolo", "region"):
+            layers.append(_LAYERS[section.kind](section, at))
+            section.done()
+            continue
+        head, said = _head(section)
+        if common and said != common:
+            names = ", ".join(key for key in said if said[key] != common[key])
+            raise section.error(f"all heads must agree, and this one differs from the first in {names}")
+        common, before = said, layers[-1:]
+        want = len(head.mask) * (5 + said["classes"])
+        if before and isinstance(before[0], Conv):
+            if before[0].filters != want:
+                raise rest[at - 1].error(f"filters = {before[0].filters} must be {want}, for the head after it")
+            layers[-1] = Conv(None, *_rest(before[0]))
+        layers.append(head)
+    if not common:
+        raise UsageError(f"{file} is no detector: it has neither [yolo] nor [region]")
+    found = {"layers": tuple(layers), "inputs": (sides[0], sides[1], sides[2]), **common}
+    if common["head"] == "region":  # whose anchors are in cells
+        cells = darknet.sizes(found["layers"], found["inputs"], 5 + common["classes"])[-1]
+        stride = sides[0] // cells[0]
+        found["anchors"] = tuple((stride * w, stride * h) for w, h in common["anchors"])
+    return found
+
+
+def _rest(layer: Conv) -> tuple[Any, ...]:
+    return layer.size, layer.stride, layer.norm, layer.activation, layer.padding
+
+
+def _activation(section: Section, default: str) -> str:
+    name = section.take("activation", str, default)
+    if name not in ACTIVATIONS:
+        raise section.error(str(unknown("activation", name, ACTIVATIONS)), "activation")
+    return name
+
+
+def _conv(section: Section, at: int) -> Conv:
+    filters, size, stride = (section.take(key, int, 1, least=1) for key in ("filters", "size", "stride"))
+    padding = section.take("padding", int, 0, least=0)
+    padding = size // 2 if section.take("pad", int, 0) else padding
+    norm = bool(section.take("batch_normalize", int, 0))
+    activation = _activation(section, "logistic")
+    return Conv(filters, size, stride, norm, activation, None if padding == size // 2 else padding)
+
+
+def _maxpool(section: Section, at: int) -> MaxPool:
+    stride = section.take("stride", int, 1, least=1)
+    size = section.take("size", int, stride, least=1)
+    if (padding := section.take("padding", int, size - 1)) != size - 1:
+        raise section.error(
+            f"[maxpool] is followed only with padding = size - 1 = {size - 1}, not {padding}", "padding"
+        )
+    return MaxPool(size, stride)
+
+
+def _route(section: Section, at: int) -> Route:
+    named = _sources(section, at, "layers")
+    return Route(named, section.take("groups", int, 1, least=1), section.take("group_id", int, 0, least=0))
+
+
+def _shortcut(section: Section, at: int) -> Shortcut:
+    return Shortcut(_sources(section, at, "from")[0], _activation(section, "linear"))
+
+
+def _sources(section: Section, at: int, key: str) -> tuple[int, ...]:
+    if key not in section.settings:
+        raise section.error(f"[{section.kind}] must name its {key}")
+    named = section.take(key, whole_numbers, _NONE)
+    if any(not -at <= i < at for i in named):
+        raise section.error(f"layer {at} can take those from {-at} to {at - 1}, not {section.settings[key][0]}", key)
+    return named
+
+
+_LAYERS: dict[str, Callable[[Section, int], Layer]] = {
+    "convolutional": _conv,
+    "maxpool": _maxpool,
+    "route": _route,
+    "shortcut": _shortcut,
+    "upsample": lambda section, at: Upsample(section.take("stride", int, 2, least=1)),
+    "reorg": lambda section, at: Reorg(section.take("stride", int, 1, least=1)),
+    "yolo": lambda section, at: _head(section)[0],
+    "region": lambda section, at: _head(section)[0],
+}
+
+
+def _head(section: Section) -> tuple[Head, dict[str, Any]]:
+    """A head, and the fields that all heads must have alike."""
+    classes, count = section.take("classes", int, 20, least=1), section.take("num", int, 1, least=1)
+    if "anchors" not in section.settings:
+        raise section.error(f"[{section.kind}] must have anchors")
+    flat = section.take("anchors", numbers, _NONE)
+    if len(flat) != 2 * count:
+        raise section.error(f"num = {count} anchors are {2 * count} numbers; there are {len(flat)}")
+    mask = tuple(range(count))
+    mask = section.take("mask", whole_numbers, mask) if section.kind == "yolo" else mask
+    if any(i not in range(count) for i in mask):
+        raise section.error(f"mask must name anchors from 0 to {count - 1}, not {mask}", "mask")
+    ignore = section.take("ignore_thresh" if section.kind == "yolo" else "thresh", float, 0.5)
+    section.done()
+    anchors = tuple(zip(flat[::2], flat[1::2], strict=True))
+    return Head(mask), dict(anchors=anchors, head=section.kind, classes=classes, ignore=ignore)
+
+
+def text(c: Any) -> str:
+    """A file that says what a Config of family yolo does."""
+    shapes = darknet.sizes(c.layers, c.image, 5 + c.classes)
+    parts = [("net", dict(zip(("height", "width", "channels"), c.inputs, strict=True)))]
+    for at, layer in enumerate(c.layers):
+        stride = c.inputs[0] // shapes[at][0]
+        parts.append(_settings(layer, shapes[at][2], stride, c))
+    blocks = ["\n".join([f"[{kind}]", *(f"{k}={_plain(v)}" for k, v in said.items())]) for kind, said in parts]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _settings(layer: Layer, channels: int, stride: int, c: Any) -> tuple[str, dict[str, Any]]:
+    match layer:
+        case Conv():
+            norm = {"batch_normalize": 1} if layer.norm else {}
+            sides = dict(filters=channels, size=layer.size, stride=layer.stride, padding=layer.around)
+            return "convolutional", {**norm, **sides, "activation": layer.activation}
+        case MaxPool():
+            return "maxpool", dict(size=layer.size, stride=layer.stride)
+        case Route():
+            groups = dict(groups=layer.groups, group_id=layer.group) if layer.groups > 1 else {}
+            return "route", dict(layers=layer.sources, **groups)
+        case Shortcut():
+            return "shortcut", {"from": layer.source, "activation": layer.activation}
+        case Upsample():
+            return "upsample", dict(stride=layer.stride)
+        case Reorg():
+            return "reorg", dict(stride=layer.stride)
+    unit = stride if c.head == "region" else 1
+    anchors = [side / unit for pair in c.anchors for side in pair]
+    said: dict[str, Any] = dict(anchors=anchors, num=len(c.anchors), classes=c.classes)
+    if c.head == "yolo":
+        return "yolo", {"mask": layer.mask, **said, "ignore_thresh": c.ignore, "truth_thresh": 1}
+    return "region", {**said, "thresh": c.ignore, **{key: must for key, (_, must) in FIXED["region"].items()}}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(_plain, value))
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,0 +1,141 @@
+"""The loss of a detector, against Darknet's rules written out as loops."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.grids import Grids
+from tests.test_boxes import draw_boxes, iou_by_hand
+from train.update import losses
+
+ANCHORS = (((0.2, 0.3), (0.5, 0.4)), ((0.1, 0.2),))
+PLANES = ((2, 3, 2), (4, 6, 1))
+C = 3
+
+
+def squash(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def value_for(exclusive: bool, seed: int = 0) -> Grids:
+    draw = np.random.default_rng(seed)
+    maps = [jnp.asarray(draw.normal(size=(3, y, x, q, 5 + C)).astype("f4")) for y, x, q in PLANES]
+    return Grids(tuple(maps), ANCHORS, exclusive=exclusive, ignore=0.3)
+
+
+def batch_for(seed: int = 1) -> dict[str, np.ndarray]:
+    """Images of 4, 2 and no boxes; two of the first have one cell and anchor."""
+    draw = np.random.default_rng(seed)
+    boxes = draw_boxes(draw, 3, 5)
+    boxes[0, 2] = boxes[0, 0] * np.array([1, 1, 1.01, 0.99], np.float32)
+    boxes[1, 1, :2] = 1.0  # at the very corner
+    boxes[1, 0, 2:] = 1e-6
+    kinds = draw.integers(0, C, (3, 5)).astype(np.int32)
+    kinds[0, 2] = (kinds[0, 0] + 1) % C
+    there = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], np.float32)
+    boxes[2], boxes[1, 2] = 0, (0.5, 0.5, 0, 0)
+    there[1, 2] = 1  # a box without an area is none
+    return {"boxes": boxes, "kinds": kinds, "there": there, "weight": np.array([1, 0.5, 2], np.float32)}
+
+
+def entropy(p: float) -> float:
+    return -sum(x * np.log(x) for x in (p, 1 - p) if x > 0)
+
+
+def cross(t: float, target: float) -> float:
+    return -target * np.log(squash(t)) - (1 - target) * np.log(1 - squash(t)) - entropy(target)
+
+
+def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, float]:
+    """The terms of one image."""
+    maps = [np.asarray(one[n], np.float64) for one in value.maps]
+    truths = [
+        (batch["boxes"][n, m].astype(np.float64), int(batch["kinds"][n, m]))
+        for m in range(batch["boxes"].shape[1])
+        if batch["there"][n, m] and batch["boxes"][n, m, 2:].min() > 0
+    ]
+    answers: dict[tuple[int, ...], list[Any]] = {}
+    for box, kind in truths:
+        best, where = -1.0, (0, 0)
+        for s, anchors in enumerate(ANCHORS):
+            for q, (w, h) in enumerate(anchors):
+                likeness = iou_by_hand(np.array([0, 0, w, h]), np.array([0, 0, *box[2:]]))
+                if likeness > best:
+                    best, where = likeness, (s, q)
+        s, q = where
+        Y, X = maps[s].shape[:2]
+        slot = (s, min(int(box[1] * Y), Y - 1), min(int(box[0] * X), X - 1), q)
+        answers.setdefault(slot, []).append((box, kind))
+    terms = {"box": 0.0, "object": 0.0, "class": 0.0, "iou": 0.0, "count": 0.0}
+    for s, one in enumerate(maps):
+        Y, X, Q = one.shape[:3]
+        for y, x, q in np.ndindex(Y, X, Q):
+            t, (w, h) = one[y, x, q], ANCHORS[s][q]
+            box = np.array([(x + squash(t[0])) / X, (y + squash(t[1])) / Y, w * np.exp(t[2]), h * np.exp(t[3])])
+            if (s, y, x, q) not in answers:
+                if all(iou_by_hand(box, truth) <= value.ignore for truth, _ in truths):
+                    terms["object"] += squash(t[4]) ** 2 / 2 if value.exclusive else cross(t[4], 0)
+                continue
+            mine = answers[s, y, x, q]
+            truth, kind = mine[-1]
+            target = np.array([truth[0] * X - x, truth[1] * Y - y, np.log(truth[2] / w), np.log(truth[3] / h)])
+            fit = iou_by_hand(box, truth)
+            terms["iou"] += fit
+            terms["count"] += 1
+            sizes = np.sum((t[2:4] - target[2:]) ** 2) / 2
+            if value.exclusive:
+                terms["box"] += np.sum((squash(t[:2]) - target[:2]) ** 2) / 2 + sizes
+                terms["object"] += 5 * (squash(t[4]) - fit) ** 2 / 2
+                terms["class"] += -np.log(np.exp(t[5 + kind]) / np.exp(t[5:]).sum())
+            else:
+                terms["box"] += (2 - truth[2] * truth[3]) * (sum(cross(t[i], target[i]) for i in (0, 1)) + sizes)
+                terms["object"] += cross(t[4], 1)
+                kinds = {k for _, k in mine}
+                terms["class"] += sum(cross(t[5 + k], float(k in kinds)) for k in range(C))
+    return terms
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_loss_is_that_of_loops(exclusive: bool, seed: int) -> None:
+    """Each term of each image, v3's and v2's; a row counts by its weight."""
+    value, batch = value_for(exclusive, seed), batch_for(seed + 10)
+    terms = jax.jit(losses.TASKS["detection"])(value, jax.tree.map(jnp.asarray, batch))
+    assert set(terms) == {"loss", "box", "object", "class", "iou"}
+    for n, w in enumerate(batch["weight"]):
+        want = by_loops(value, batch, n)
+        for name in ("box", "object", "class", "iou"):
+            np.testing.assert_allclose(terms[name][0][n], w * want[name], rtol=2e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(terms["loss"][0][n], w * (want["box"] + want["object"] + want["class"]), rtol=2e-5)
+        assert float(terms["loss"][1][n]) == w
+        assert float(terms["iou"][1][n]) == w * want["count"]
+
+
+def test_of_two_boxes_with_one_prediction_the_last_is_learnt() -> None:
+    """Its place and size; of v3's classes both, of v2's the last one."""
+    batch = {k: jnp.asarray(v) for k, v in batch_for().items()}
+    turned = {**batch, **{k: batch[k].at[0, :3].set(batch[k][0, 2::-1]) for k in ("boxes", "kinds")}}
+    for exclusive in (False, True):
+        one, two = (losses.TASKS["detection"](value_for(exclusive), b) for b in (batch, turned))
+        assert float(one["box"][0][0]) != float(two["box"][0][0])
+        same = float(one["class"][0][0]) == pytest.approx(float(two["class"][0][0]), rel=1e-5)
+        assert same == (not exclusive)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_gradients_are_finite_and_darknets(exclusive: bool) -> None:
+    """At boxes of no and of almost no area, at the border, in images without any; slopes are Darknet's."""
+    batch, value = {k: jnp.asarray(v) for k, v in batch_for().items()}, value_for(exclusive)
+    slope = jax.grad(lambda v: jnp.sum(losses.TASKS["detection"](v, batch)["loss"][0]))(value)
+    assert all(np.isfinite(one).all() for one in slope.maps)
+    empty = [2 * squash(np.asarray(one[2, ..., 4])) for one in value.maps]  # of weight 2, and without boxes
+    for got, want in zip(slope.maps, empty, strict=True):
+        want = want**2 / 2 * (1 - want / 2) if exclusive else want
+        np.testing.assert_allclose(got[2, ..., 4], want, rtol=1e-5)
+        assert not np.delete(np.asarray(got[2]), 4, -1).any()
+    far = {**batch, "weight": jnp.array([1.0, 0.0, 0.0])}
+    slope = jax.grad(lambda v: jnp.sum(losses.TASKS["detection"](v, far)["loss"][0]))(value)
+    assert all(not np.asarray(one[1:]).any() for one in slope.maps)

@@ -1,0 +1,118 @@
+"""The loss of a detector: which prediction answers for which box, and what it costs.
+
+A batch has `boxes` [B M 4] (x, y, w, h as shares), `kinds` [B M], `there` [B M] and `weight` [B]; a box without an area
+counts as none. What is minimised has the gradients that Darknet writes out: where it takes a prediction from its target
+the loss is the cross-entropy, less the target's own entropy, or half a square.
+Legend: B batch, M boxes of an image, N predictions of all grids, A anchors of all grids, C classes.
+Source: Redmon, Farhadi 2016, arXiv:1612.08242, section 2; 2018, arXiv:1804.02767, sections 2.1 to 2.3; Darknet's region
+and yolo layers. Deviations: v2's first 12,800 images draw no boxes to their anchors; an anchor that two grids have is
+the first's.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from models.boxes import iou, overlap
+from models.grids import Grids, boxes_of, joined, slots
+
+OBJECT = 5.0  # v2's weight of the objectness where there is a box; 1 elsewhere
+
+
+class Match(NamedTuple):
+    """The prediction that answers for each box, [B M ...]."""
+
+    slot: Int[Array, "b m"]  # among the predictions of an image
+    cell: Float[Array, "b m 2"]  # column, row
+    cells: Float[Array, "b m 2"]  # columns, rows of its grid
+    anchor: Float[Array, "b m 2"]
+    same: Bool[Array, "b m m2"]  # whether two boxes that are there have the same
+    alone: Float[Array, "b m"]  # 1 for a box that is there, and the last of those with its prediction
+
+
+def matched(value: Grids, boxes: Float[Array, "b m 4"], there: Bool[Array, "b m"]) -> Match:
+    """The one prediction for each box: in the cell of its centre, of the anchor most like it in shape -> [B M ...].
+
+    Where several boxes have the same prediction, the last one is learnt, as in Darknet.
+    """
+    found, start = [], 0
+    for one, anchors in zip(value.maps, value.anchors, strict=True):
+        _, Y, X, Q, _ = one.shape
+        found += [(start + q, Q, X, Y, *anchor) for q, anchor in enumerate(anchors)]
+        start += Y * X * Q
+    table = np.array(found, np.float32)  # [A 6]
+    shapes = jnp.asarray(np.pad(table[:, 4:], ((0, 0), (2, 0))))  # all boxes at one centre
+    likeness = overlap(jnp.where(np.arange(4)[None, None] < 2, 0, boxes)[:, :, None], shapes[None, None])
+    best = jnp.argmax(likeness, -1)  # of equals the first
+    chosen = best[..., None] == jnp.arange(len(table))[None, None]
+    row = jnp.sum(jnp.where(chosen[..., None], table[None, None], 0), -2)  # [B M 6]
+    cells, anchor = row[..., 2:4], row[..., 4:]
+    cell = jnp.clip(jnp.floor(boxes[..., :2] * cells), 0, cells - 1)
+    first, count, columns = (row[..., i].astype(jnp.int32) for i in range(3))
+    at = cell.astype(jnp.int32)
+    slot = first + (at[..., 1] * columns + at[..., 0]) * count
+    same = (slot[:, :, None] == slot[:, None, :]) & there[:, :, None] & there[:, None, :]
+    later = jnp.any(same & jnp.asarray(np.triu(np.ones((boxes.shape[1],) * 2, bool), 1))[None], -1)
+    return Match(slot, cell, cells, anchor, same, (there & ~later).astype(jnp.float32))
+
+
+def detection(value: Grids, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+    """Detection: loss in nats an image, its parts (box, object, class), and the overlap of what answers for the boxes.
+
+    Of v3's grids: the box weighs 2 - w*h; each class on its own, all that boxes of one prediction have; no other
+    prediction is held to be no box that overlaps one by more than `ignore`. Of v2's: squares of the objectness, whose
+    target is the overlap, and of the box; a softmax over classes.
+    """
+    truth = batch["boxes"]
+    there = (batch["there"] > 0) & (truth[..., 2] > 0) & (truth[..., 3] > 0)
+    truth = jnp.where(there[..., None], truth, 0.5)
+    raw, match = joined(value), matched(value, truth, there)
+    mine = jnp.take_along_axis(raw, match.slot[..., None], 1)
+    fit = overlap(boxes_of(jax.lax.stop_gradient(mine), match.cell, match.cells, match.anchor), truth)
+
+    all_boxes = boxes_of(jax.lax.stop_gradient(raw), *(jnp.asarray(x)[None] for x in slots(value)))
+    near = jnp.where(there[:, None, :], iou(all_boxes, truth), 0) > value.ignore
+    taken = (match.slot[:, None, :] == jnp.arange(raw.shape[1])[None, :, None]) & there[:, None, :]
+    free = 1 - jnp.any(near | taken, -1).astype(jnp.float32)
+
+    inside = truth[..., :2] * match.cells - match.cell
+    size = jnp.log(truth[..., 2:] / match.anchor)
+    kind = batch["kinds"][..., None] == jnp.arange(raw.shape[-1] - 5)[None, None]
+    sizes = half_square(mine[..., 2:4] - size)
+    if value.exclusive:
+        box = jnp.sum(half_square(jax.nn.sigmoid(mine[..., :2]) - inside) + sizes, -1)
+        empty = half_square(jax.nn.sigmoid(raw[..., 4]))
+        full = OBJECT * half_square(jax.nn.sigmoid(mine[..., 4]) - fit)
+        classes = -jnp.sum(jnp.where(kind, jax.nn.log_softmax(mine[..., 5:], -1), 0), -1)
+    else:
+        weight = 2 - truth[..., 2] * truth[..., 3]
+        box = weight * jnp.sum(excess(mine[..., :2], jnp.clip(inside, 0, 1)) + sizes, -1)
+        empty, full = jax.nn.softplus(raw[..., 4]), jax.nn.softplus(-mine[..., 4])
+        kinds = jnp.any(match.same[..., None] & kind[:, None], 2).astype(jnp.float32)
+        classes = jnp.sum(excess(mine[..., 5:], kinds), -1)
+
+    w, alone = batch["weight"], match.alone
+    parts = {
+        "box": jnp.sum(box * alone, -1),
+        "object": jnp.sum(empty * free, -1) + jnp.sum(full * alone, -1),
+        "class": jnp.sum(classes * alone, -1),
+    }
+    terms = {"loss": (sum(parts.values(), jnp.zeros_like(w)) * w, w)} | {k: (v * w, w) for k, v in parts.items()}
+    return terms | {"iou": (jnp.sum(fit * alone, -1) * w, jnp.sum(alone, -1) * w)}
+
+
+def half_square(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Half the square, whose slope is x: [...] -> [...]."""
+    return 0.5 * jnp.square(x)
+
+
+def excess(logit: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Cross-entropy of a share by a logit, less the share's own entropy: logit, target in [0, 1] [...] -> nats [...].
+
+    It is 0 at best, and its slope is sigmoid(logit) - target.
+    """
+    own = jax.scipy.special.xlogy(target, target) + jax.scipy.special.xlog1py(1 - target, -target)
+    return jax.nn.softplus(logit) - target * logit + jax.lax.stop_gradient(own)
