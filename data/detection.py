@@ -85,6 +85,11 @@ class Scenes(Examples):
     truths: Truths
     notes: tuple[str, ...] = ()
 
+    @property
+    def most(self) -> int:
+        """Boxes of a row."""
+        return self.shapes["boxes"][0]
+
     def limited(self, most: int) -> "Scenes":
         """The same with at most so many boxes a row, and padding up to them."""
         assert isinstance(self.fields, Reading)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.detection import Truth
+from data.boxed import to_original
+from data.detection import Scenes, Truth
 from train.evaluate import Scores
 
 OVERLAPS = np.linspace(0.5, 0.95, 10)  # thresholds, intersection over union
@@ -127,6 +128,43 @@ def precision(judged: Judged, times: np.ndarray | None = None) -> tuple[np.ndarr
     best = np.pad(best, ((0, 0), (0, 1)))  # beyond the recall reached: 0
     at = np.stack([b[np.searchsorted(r, RECALLS)] for b, r in zip(best, recall, strict=True)])
     return at, recall.max(1, initial=0)
+
+
+def found_in(guess: np.ndarray, scenes: Scenes, size: Sequence[int]) -> list[Found]:
+    """What a detector tells of the first n images, as it sees them at a size, in their own pixels: [n K 6] -> n Founds.
+
+    Each of K rows is a box as shares, its score (0 of none) and its class.
+    """
+    found = []
+    for i, rows in enumerate(guess.astype(np.float64)):
+        rows = rows[rows[:, 4] > 0]
+        corners = to_original(rows[:, :4], size, scenes.truths.sizes[i])
+        found.append(Found(corners, rows[:, 4], rows[:, 5].astype(np.int64)))
+    return found
+
+
+def judged_in(guess: np.ndarray, scenes: Scenes, size: Sequence[int]) -> tuple[list[Found], list[Judged]]:
+    """What is told of the first n images [n K 6], in their pixels, and class by class how right it is."""
+    assert scenes.classes is not None
+    found = found_in(guess, scenes, size)
+    return found, judge(found, [scenes.truths[i] for i in range(len(found))], scenes.classes)
+
+
+def with_precision(scores: Scores, scenes: Scenes, size: Sequence[int]) -> Scores:
+    """Scores with mAP and its kin; as they are where nothing was measured."""
+    if scores.rows is None or scores.rows.guess is None:
+        return scores
+    more = scores_of(judged_in(scores.rows.guess, scenes, size)[1], scenes.names or ())
+    return scores._replace(metrics={**scores.metrics, **more.metrics}, stderr={**scores.stderr, **more.stderr})
+
+
+def by_class(scores: Scores, names: Sequence[str]) -> str:
+    """The average precision of each class at the least threshold, in one line."""
+    pairs = [
+        (name, scores.judged.get(f"map_50/{name}"), scores.stderr.get(f"{scores.prefix}map_50/{name}"))
+        for name in names
+    ]
+    return f"average precision at 0.5: {', '.join(f'{name} {value:.4f} ± {error:.4f}' for name, value, error in pairs)}"
 
 
 def score(found: Sequence[Found], truths: Sequence[Truth], names: Sequence[str]) -> Scores:

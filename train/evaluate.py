@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
     loss: np.ndarray  # of a row; nan where it weighs nothing
     weight: np.ndarray  # of a row in the loss: 1, or the tokens told
-    guess: np.ndarray | None = None  # classes or values, where the task keeps them
+    guess: np.ndarray | None = None  # classes or values, where the task keeps them; a detector's boxes [n K 6]
     truth: np.ndarray | None = None
     confidence: np.ndarray | None = None  # a classifier's probability of its guess
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from data import augment, mixing
+from data import augment, boxed, mixing
+from data.detection import Scenes
 from data.geometry import Size
 from data.kinds import Examples, Source
+from data.plan import Augment
 from errors import UsageError
 from train.update.losses import TASKS, Task
 
@@ -25,21 +27,24 @@ def check_values(cfg: Config) -> None:
         raise UsageError(f"config key 'data.crop' must be above 0 and at most 1, or None, not {data.crop}")
     if data.crop is not None and data.size is None:
         raise UsageError(f"config key 'data.crop' = {data.crop} goes with data.size, which is None")
-    augment.parse(data.augment)
 
 
-def examined(cfg: Config) -> augment.Images:
-    """What happens to images that are evaluated."""
-    return _images(cfg, ())
+def examined(cfg: Config, boxes: bool = False) -> Augment:
+    """What happens to images that are evaluated, with boxes or without. Raises UsageError."""
+    return boxed.Boxed(cfg.seed, size_for_boxes(cfg)) if boxes else _images(cfg, ())
 
 
-def trained(cfg: Config) -> augment.Images:
-    """What happens to images that are trained on, each by itself."""
+def trained(cfg: Config, boxes: bool = False) -> Augment:
+    """What happens to images that are trained on, each by itself, with boxes or without. Raises UsageError."""
+    if boxes:
+        return boxed.Boxed(cfg.seed, size_for_boxes(cfg), boxed.parse(cfg.data.augment))
     return _images(cfg, tuple(s for s in augment.parse(cfg.data.augment) if s[0] in augment.OPERATIONS))
 
 
 def mixed(cfg: Config, task: Task) -> mixing.Mix | None:
     """What happens to pairs of them; None where nothing does. Raises UsageError for a task that takes no mixed rows."""
+    if task.needs == "boxes":
+        return None
     ways = tuple(s for s in augment.parse(cfg.data.augment) if s[0] in mixing.WAYS)
     if ways and "mixing" not in task.extras:
         able = ", ".join(name for name, other in TASKS.items() if "mixing" in other.extras)
@@ -58,10 +63,29 @@ def seen(cfg: Config, example: Source) -> Source:
             raise UsageError(f"config key 'data.{name}' = {cfg.data[name]!r}: {cfg.data.name!r} holds no images")
     if not isinstance(example, Examples):
         return example
-    return dataclasses.replace(example, fields=examined(cfg)(row, 0, np.zeros(1, np.int64)), count=1)
+    boxes = isinstance(example, Scenes)
+    trained(cfg, boxes)
+    return dataclasses.replace(example, fields=examined(cfg, boxes)(row, 0, np.zeros(1, np.int64)), count=1)
+
+
+def size_of(cfg: Config) -> Size | None:
+    """Rows and columns that a network sees; None keeps those of the images."""
+    return None if cfg.data.size is None else (cfg.data.size[0], cfg.data.size[-1])
+
+
+def size_for_boxes(cfg: Config) -> Size:
+    """The size of images with boxes. Raises UsageError where it is not told, and for knobs that such images lack."""
+    size = size_of(cfg)
+    if size is None:
+        raise UsageError(
+            f"config key 'data.size' is None: {cfg.data.name!r} holds images with boxes; give rows, columns"
+        )
+    for name, plain in (("crop", None), ("mean", 0.0), ("deviation", 1.0)):
+        if cfg.data[name] != plain:
+            raise UsageError(f"config key 'data.{name}' = {cfg.data[name]}: images with boxes are whole, from 0 to 1")
+    return size
 
 
 def _images(cfg: Config, operations: tuple[augment.Step, ...]) -> augment.Images:
     data = cfg.data
-    size: Size | None = None if data.size is None else (data.size[0], data.size[-1])
-    return augment.Images(cfg.seed, operations, data.mean, data.deviation, size, data.crop)
+    return augment.Images(cfg.seed, operations, data.mean, data.deviation, size_of(cfg), data.crop)

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import questions, sources, tokenizer_reader
+from data.detection import Scenes
 from data.evaluation import Exam
 from data.kinds import Examples, Pairs, Source, Texts
 from errors import UsageError, unknown
 from models import Model, published
-from train import begin, checkpoint, evaluate, translation
+from train import begin, checkpoint, detection, evaluate, translation
 from train import questions as examiner
 from train.host import Host
-from train.record import pictures, summary
+from train.record import drawn, pictures, summary
 from train.setup import PRECISIONS, Config, Setup, exam_of, how_of, load_source, measure_views, names_of, set_up
 from train.update import losses, optim, step
 
@@ -183,15 +184,19 @@ def report(opened: Opened, held_out: Source, kind: str, workdir: str | None = No
     if isinstance(held_out, Pairs):
         written = translation.Written(opened.setup, opened.variables, held_out)
         host.say(*map(str, written.scores))
+    if isinstance(held_out, Scenes):
+        host.say(detection.by_class(scores, held_out.names or ()))
     if scores.rows is None or workdir is None or jax.process_index() or "://" in workdir:
         return
     try:
         if isinstance(held_out, Pairs):
-            drawn = written.draw(workdir, n)
+            files = written.draw(workdir, n)
+        elif isinstance(held_out, Scenes):
+            files = drawn.draw(opened.setup, held_out, scores.rows, workdir, n)
         else:
-            drawn = pictures.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
+            files = pictures.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
     except OSError as error:  # another's run may be measured where one must not write
         host.say(f"nothing drawn: {error}")
         return
-    if drawn:
-        host.say(f"to look at, in {drawn[0].parent}: {', '.join(path.name for path in drawn)}")
+    if files:
+        host.say(f"to look at, in {files[0].parent}: {', '.join(path.name for path in files)}")

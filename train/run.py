@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data import plan
+from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source
 from errors import UsageError
 from models.spec import flatten
@@ -40,9 +41,13 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
     feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
     if cfg.log.wandb:
         metrics.wandb()
+    if getattr(held_out, "names", None) != getattr(corpora[0], "names", None):
+        raise UsageError(f"{cfg.data.name}: split {cfg.eval.split!r} has other classes than {cfg.data.split!r}")
     tx = optim.make(cfg.optim, setup.model.specs["params"])
     phases, mix = (begin.first_phase(cfg),), images.mixed(cfg, setup.task)
-    batches = plan.Plan(_corpora(setup, corpora), phases, cfg.seed, images.trained(cfg), mix)
+    batches = plan.Plan(
+        _corpora(setup, corpora), phases, cfg.seed, images.trained(cfg, setup.task.needs == "boxes"), mix
+    )
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
     if cfg.train.gradient != "autodiff" and (cfg.train.smoothing or cfg.train.z_loss or mix):
@@ -85,6 +90,8 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     if len(kinds) > 1:
         what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(kinds, key=str))
         raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of one kind: it has {what}")
+    most = max((source.most for source in corpora if isinstance(source, Scenes)), default=0)
+    corpora = [source.limited(most) if isinstance(source, Scenes) else source for source in corpora]
     if cfg.train.carry and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
         raise UsageError("train.carry = True goes with a recurrent network and loss next_token")
     if cfg.train.carry and len(corpora) > 1:
@@ -150,6 +157,7 @@ def _introduce(
         f"model   {model.family}{size_name}: {summary.parameters(model)}{held}, {cfg.train.precision}{coupled}",
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
+        *(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
         f"mesh    {summary.mesh_line(setup.place)}",
         f"cost    {summary.quantity(cost, 'FLOP')} an update{hidden}",
         f"files   {workdir}/{{config.json, metrics.jsonl, events/, plots/, checkpoints/}}",

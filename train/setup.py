@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 import models
-from data import augment, evaluation, pairs, plan, sequences, sources, tokenizers
+from data import evaluation, pairs, plan, sequences, sources, tokenizers
+from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source, Texts
 from errors import UsageError, unknown
 from models import Model
 from models.spec import abstract
-from train import evaluate, images, mesh
+from train import detection, evaluate, images, mesh
 from train.host import Host
 from train.update import leaves, losses, step
 
@@ -75,9 +76,9 @@ class Setup:
         )
 
     @property
-    def prepare(self) -> augment.Images:
+    def prepare(self) -> plan.Augment:
         """What happens to images that are evaluated."""
-        return images.examined(self.cfg)
+        return images.examined(self.cfg, self.task.needs == "boxes")
 
 
 def load_source(cfg: Config, host: Host, name: str, split: str) -> Source:
@@ -216,7 +217,7 @@ def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
 def _facts(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
     """Sizes of a model that the data fix, by the name of the Config's field."""
     facts: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
-    if task.needs == "label":
+    if task.needs in ("label", "boxes"):
         assert not isinstance(example, Pairs)
         facts["classes"] = 1 if task.single else example.classes
     if task.needs == "target" and isinstance(example, Examples):
@@ -269,7 +270,11 @@ def _try_on(model: Model, example: Examples, cfg: Config) -> None:
         ) from error
 
 
-_KINDS = {"tokens": jnp.int32, "label": jnp.int32}  # of a row's fields; the rest are float32 when they reach a model
+_KINDS = {
+    "tokens": jnp.int32,
+    "label": jnp.int32,
+    "kinds": jnp.int32,
+}  # of a row's fields; the rest are float32 when they reach a model
 
 
 def training_rows(setup: Setup, source: Source) -> plan.Corpus:
@@ -312,6 +317,8 @@ def measure_views(
     found = {}
     for prefix, variables in views.items():
         scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit, stopped)
+        if isinstance(exam.fields, Scenes):
+            scores = detection.with_precision(scores, exam.fields, images.size_for_boxes(setup.cfg))
         found[prefix] = evaluate.with_perplexity(scores) if setup.task.of_tokens else scores
     return evaluate.joined(found)
 

@@ -7,12 +7,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.detection import Scenes, Truth
-from train.detection import RECALLS, Found, Judged, precision, surest
+from train.detection import RECALLS, Found, Judged, judged_in, precision, surest
+from train.evaluate import Rows
+from train.images import size_for_boxes
+from train.record.pictures import begin
 from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, head, named, save, sheet
+from train.setup import Setup
 
 WORST, TYPICAL = 8, 4  # images on the sheet
 COLUMNS = 4
 CURVES = 10  # classes up to which each has a curve in a colour of its own
+
+
+def draw(setup: Setup, source: Scenes, rows: Rows, workdir: str, n: int) -> list[Path]:
+    """Draw boxes and precision into `W/plots/eval-<n>-*` -> the files. What an earlier evaluation left goes."""
+    title, start = begin(setup, workdir, n)
+    assert rows.guess is not None
+    found, judged = judged_in(rows.guess, source, size_for_boxes(setup.cfg))
+    sheet = boxes(source, found, judged, title, Path(f"{start}-boxes.png"))
+    return [sheet, curves(judged, source.names or (), title, Path(f"{start}-precision.png"))]
 
 
 class Tally(NamedTuple):

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from errors import UsageError, unknown
-from models.grids import Grids
+from models.grids import Grids, detections
 from models.layers import MASKED, later, logits_of, resharded
 from models.spec import Place, Unembedding
 from train.update import chunked
@@ -25,6 +25,7 @@ from train.update.detection import detection
 Terms = dict[str, tuple[Array, Array]]
 FEW = 8  # values a row that an evaluation keeps
 GUESSES = 5  # of the looser accuracy
+FAINT, ALIKE, MOST = 0.005, 0.45, 100  # a detector's least score, overlap of one class, and boxes, as in Darknet
 
 
 def cross_entropy(
@@ -186,8 +187,12 @@ class Task:
     def answers(self, value: Any, batch: dict[str, Array]) -> dict[str, Array]:
         """A row's `guess` and `truth`: classes [B], or a regressor's few values [B C]; {} where they would be many.
 
-        Where the loss is of probabilities, `confidence` is the guess's [B].
+        Where the loss is of probabilities, `confidence` is the guess's [B]. Of a detector only the guess [B MOST 6]:
+        boxes, each with its score, 0 of none, and its class.
         """
+        if self.trait == "detector":
+            boxes, scores, kinds, _ = detections(value, FAINT, ALIKE, MOST)
+            return {"guess": jnp.concatenate([boxes, scores[..., None], kinds[..., None].astype(boxes.dtype)], -1)}
         if self.trait == "classifier":
             guess = (value[:, 0] > 0).astype(jnp.int32) if self.single else guesses(value)
             told = {"guess": guess, "truth": batch["label"]}
