@@ -28,6 +28,7 @@ from configs import (
     mlp,
     reader,
     rnn,
+    yolo,
 )
 from configs.base import KNOBS
 from errors import UsageError
@@ -42,6 +43,7 @@ FILES = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok, "flax": flax},
     "gemma4": gemma4,
+    "yolo": yolo,
 }
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))
