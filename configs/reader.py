@@ -62,7 +62,12 @@ def parse(key: str, text: str) -> Any:
         return int(value)  # 1e4
     if isinstance(value, int | float) and "float" not in kinds and any(kind.startswith("tuple") for kind in kinds):
         return (value,)
-    return tuple(value) if isinstance(value, list) else value
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    """A value with its lists as tuples, those inside too."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def flat(cfg: Any) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def flat(cfg: Any) -> dict[str, Any]:
         if isinstance(value, ConfigDict | dict):
             result.update({f"{key}.{k}": v for k, v in flat(value).items()})
         else:
-            result[key] = tuple(value) if isinstance(value, list) else value
+            result[key] = _tuples(value)
     return result
 
 

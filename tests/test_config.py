@@ -31,6 +31,7 @@ from configs import (
     seq2seq,
     transformer,
     vit,
+    yolo,
 )
 from configs.base import KNOBS
 from errors import UsageError
@@ -44,7 +45,8 @@ ROOT = Path(__file__).parent.parent
 FILES = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok, "flax": flax},
-    **{"gemma4": gemma4, "seq2seq": seq2seq, "transformer": transformer, "vit": vit},
+    "gemma4": gemma4,
+    **{"vit": vit, "yolo": yolo, "seq2seq": seq2seq, "transformer": transformer},
 }
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))

@@ -5,7 +5,7 @@ our network computes. Any other is refused, with its line.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,8 +130,10 @@ def sections(file: str | Path) -> list[Section]:
 def fields(file: str | Path) -> dict[str, Any]:
     """The fields of a detector's Config that a file says. Raises UsageError with the line of the first mistake."""
     net, *rest = sections(file)
-    sides = [net.take(key, int, 0, least=1) for key in ("height", "width", "channels")]
+    Y, X, C = (net.take(key, int, 0, least=1) for key in ("height", "width", "channels"))
     net.done()
+    if not Y * X * C:
+        raise net.error("[net] must have height, width and channels")
     layers: list[Layer] = []
     common: dict[str, Any] = {}
     for at, section in enumerate(rest):
@@ -140,6 +142,7 @@ def fields(file: str | Path) -> dict[str, Any]:
         if section.kind not in ("yolo", "region"):
             layers.append(_LAYERS[section.kind](section, at))
             section.done()
+            _fits(section, layers, (Y, X, C), common)
             continue
         head, said = _head(section)
         if common and said != common:
@@ -150,20 +153,23 @@ def fields(file: str | Path) -> dict[str, Any]:
         if before and isinstance(before[0], Conv):
             if before[0].filters != want:
                 raise rest[at - 1].error(f"filters = {before[0].filters} must be {want}, for the head after it")
-            layers[-1] = Conv(None, *_rest(before[0]))
+            layers[-1] = replace(before[0], filters=None)
         layers.append(head)
+        _fits(section, layers, (Y, X, C), common)
     if not common:
         raise UsageError(f"{file} is no detector: it has neither [yolo] nor [region]")
-    found = {"layers": tuple(layers), "inputs": (sides[0], sides[1], sides[2]), **common}
     if common["head"] == "region":  # whose anchors are in cells
-        cells = darknet.sizes(found["layers"], found["inputs"], 5 + common["classes"])[-1]
-        stride = sides[0] // cells[0]
-        found["anchors"] = tuple((stride * w, stride * h) for w, h in common["anchors"])
-    return found
+        stride = Y // _fits(net, layers, (Y, X, C), common)[-1][0]
+        common["anchors"] = tuple((stride * w, stride * h) for w, h in common["anchors"])
+    return {"layers": tuple(layers), "inputs": (Y, X, C), **common}
 
 
-def _rest(layer: Conv) -> tuple[Any, ...]:
-    return layer.size, layer.stride, layer.norm, layer.activation, layer.padding
+def _fits(section: Section, layers: list[Layer], image: darknet.Size, common: dict[str, Any]) -> list[darknet.Size]:
+    """The sizes of the outputs so far. Raises UsageError, at the section's line, for a layer that cannot be."""
+    try:
+        return darknet.sizes(tuple(layers), image, 5 + common.get("classes", 0))
+    except UsageError as error:
+        raise section.error(str(error)) from None
 
 
 def _activation(section: Section, default: str) -> str:

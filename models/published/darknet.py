@@ -127,14 +127,14 @@ class Weights(Tensors):
             total += int(np.prod(shape))
             ends[int(name.split(".")[0])] = total
         last = max(int(name.split(".")[0]) for name in self.shapes)
-        hint = [at + 1 for at, end in ends.items() if end == have]
-        hint_ = f"; it holds the first layers, which cutoff={hint[0]} reads" if hint else ""
+        cutoffs = [at + 1 for at, end in ends.items() if end == have]
+        hint = f"; it holds the first layers, which cutoff={cutoffs[0]} reads" if cutoffs else ""
         if have > want:
             raise UsageError(
-                f"{self.path} holds {have - want:,} numbers more than the network takes up to layer {last}{hint_}"
+                f"{self.path} holds {have - want:,} numbers more than the network takes up to layer {last}{hint}"
             )
         at = next(at for at, end in ends.items() if end > have)
-        raise UsageError(f"{self.path} is {want - have:,} numbers too short: it ends before layer {at} is whole{hint_}")
+        raise UsageError(f"{self.path} is {want - have:,} numbers too short: it ends before layer {at} is whole{hint}")
 
     def raw(self, name: str) -> np.ndarray:
         """One array."""
