@@ -107,7 +107,7 @@ def test_a_row_has_the_ratio_of_its_own_sums() -> None:
 @pytest.mark.parametrize("name", ["mlp", "elman_values"])
 def test_answers_on_a_mesh_are_the_models(name: str) -> None:
     """Guesses of classes that lie on two devices are the argmax of the scores; accuracy is the share that is right."""
-    model, task = harness.tiny(name), losses.TASKS[harness.LOSS[name]]
+    model, task = harness.tiny(name, **{"classes": 8} if name == "mlp" else {}), losses.TASKS[harness.LOSS[name]]
     batch = harness.batch_for(name)
     place = mesh.place_on(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
     exam = Exam({k: v for k, v in batch.items() if k != "weight"}, np.arange(harness.B))
@@ -123,6 +123,8 @@ def test_answers_on_a_mesh_are_the_models(name: str) -> None:
         np.testing.assert_array_equal(got.rows.truth, batch["label"])
         right = value.argmax(-1) == batch["label"]
         assert got.metrics["accuracy"] == right.mean()
+        five = np.argsort(-value, -1, kind="stable")[:, :5]
+        assert got.metrics["accuracy_top5"] == (five == batch["label"][:, None]).any(-1).mean()
         shares = np.exp(value - value.max(-1, keepdims=True))
         sure = (shares / shares.sum(-1, keepdims=True)).max(-1)
         np.testing.assert_allclose(got.rows.confidence, sure, rtol=1e-5)

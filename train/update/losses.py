@@ -68,10 +68,9 @@ def ranks(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Int[Array, "
 
     Those of a larger logit or a NaN, and of equal ones the first. By counting: C may be sharded.
     """
-    index = jnp.arange(logits.shape[-1]).reshape((1,) * label.ndim + (-1,))
-    own = jnp.sum(jnp.where(index == label[..., None], logits, 0.0), -1, keepdims=True)
-    before = jnp.where(index < label[..., None], ~(logits < own), ~(logits <= own))
-    return jnp.sum(before & (index != label[..., None]), -1)
+    index, mine = jnp.arange(logits.shape[-1]).reshape((1,) * label.ndim + (-1,)), label[..., None]
+    own = jnp.sum(jnp.where(index == mine, logits, 0.0), -1, keepdims=True)
+    return jnp.sum(~(logits < own) & (index < mine) | ~(logits <= own) & (index > mine), -1)
 
 
 def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float) -> Terms:
