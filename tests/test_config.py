@@ -27,7 +27,9 @@ from configs import (
     mixtral,
     mlp,
     reader,
+    resnet,
     rnn,
+    vgg,
 )
 from configs.base import KNOBS
 from errors import UsageError
@@ -41,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 FILES = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok, "flax": flax},
-    "gemma4": gemma4,
+    **{"gemma4": gemma4, "vgg": vgg, "resnet": resnet},
 }
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))
