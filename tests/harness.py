@@ -253,14 +253,19 @@ TINY: dict[str, dict[str, Any]] = {
     "yolo_region": dict(
         family="yolo", layers=SINGLE, head="region", inputs=(8, 16, 3), classes=3, anchors=((2, 3), (5, 2)), ignore=0.3
     ),
+    "vgg": dict(inputs=1, channels=(8, 16), depths=(1, 2), norm="batch", pool=2, hidden=(32,), classes=10),
+    "resnet": dict(inputs=1, stem="cifar", stem_channels=8, depths=(1, 3), channels=(8, 16), classes=10),
+    "bottleneck": dict(
+        family="resnet", inputs=1, block="bottleneck", stem_channels=8, depths=(3, 2), channels=(16, 32), classes=10
+    ),
     "linen": dict(family="flax", module="examples.linen_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
     "nnx": dict(family="flax", module="examples.nnx_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
 }
 LOSS = {
     **dict.fromkeys(("rnn", "gpt", "llama", "mixtral", "gpt_oss", "deepseek", "deepseek_softmax"), "next_token"),
     **dict.fromkeys(("llama4", "gemma", "gemma4", "grok", "bert"), "next_token"),
-    **dict.fromkeys(("mlp", "cnn", "gru_both_ways", "bert_classes", "vit", "vit_mean"), "softmax"),
-    **dict.fromkeys(("linen", "nnx"), "softmax"),
+    **dict.fromkeys(("mlp", "cnn", "gru_both_ways", "bert_classes", "linen", "nnx"), "softmax"),
+    **dict.fromkeys(("vgg", "resnet", "bottleneck", "vit", "vit_mean"), "softmax"),
     "elman_values": "squared",
     **dict.fromkeys(("transformer", "transformer_pre_norm"), "translation"),
     **dict.fromkeys(("seq2seq", "seq2seq_additive", "seq2seq_none"), "translation"),
@@ -269,6 +274,7 @@ LOSS = {
 INPUT = {  # shape of a row of examples
     **dict(mlp=(16,), cnn=(8, 8, 1), gru_both_ways=(6, 4), elman_values=(6, 4), linen=(8, 8, 1), nnx=(8, 8, 1)),
     **dict(vit=(8, 12, 1), vit_mean=(8, 8, 1), yolo=(16, 8, 3), yolo_region=(8, 16, 3)),
+    **dict(vgg=(8, 8, 1), resnet=(8, 8, 1), bottleneck=(16, 16, 1)),
 }
 MESHES = ("dp:8", "fsdp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
 MESHES_OF_EXPERTS = ("dp:2,ep:4", "ep:2,cp:2,tp:2", "fsdp:2,ep:2,tp:2")

@@ -27,9 +27,11 @@ from configs import (
     mixtral,
     mlp,
     reader,
+    resnet,
     rnn,
     seq2seq,
     transformer,
+    vgg,
     vit,
     yolo,
 )
@@ -45,8 +47,8 @@ ROOT = Path(__file__).parent.parent
 FILES = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
     **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok, "flax": flax},
-    "gemma4": gemma4,
-    **{"vit": vit, "yolo": yolo, "seq2seq": seq2seq, "transformer": transformer},
+    **{"gemma4": gemma4, "vgg": vgg, "resnet": resnet, "vit": vit, "yolo": yolo},
+    **{"seq2seq": seq2seq, "transformer": transformer},
 }
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))

@@ -17,6 +17,7 @@ VARIANTS = (  # of what goes through every law under another name, or in most pa
     *("gru_both_ways", "elman_values", "bert_classes", "vit_mean", "nnx"),
     *("gpt_oss", "deepseek", "deepseek_softmax", "llama4", "gemma", "gemma4", "grok"),
     *("transformer", "transformer_pre_norm", "seq2seq", "seq2seq_additive", "seq2seq_none", "yolo_region"),
+    *("vgg", "resnet", "bottleneck"),
 )
 FIRST = ("mlp", "gpt")  # go through every law in the default suite, the others in the slow one
 
@@ -67,6 +68,32 @@ LLAMAS = {
     "qwen3_14b": 14_768_307_200,
     "qwen3_32b": 32_762_123_264,
 }
+
+# As torchvision's tables give them.
+CONVNETS = {
+    ("vgg", "vgg11"): 132_863_336,
+    ("vgg", "vgg11_bn"): 132_868_840,
+    ("vgg", "vgg13"): 133_047_848,
+    ("vgg", "vgg13_bn"): 133_053_736,
+    ("vgg", "vgg16"): 138_357_544,
+    ("vgg", "vgg16_bn"): 138_365_992,
+    ("vgg", "vgg19"): 143_667_240,
+    ("vgg", "vgg19_bn"): 143_678_248,
+    ("resnet", "resnet18"): 11_689_512,
+    ("resnet", "resnet34"): 21_797_672,
+    ("resnet", "resnet50"): 25_557_032,
+    ("resnet", "resnet101"): 44_549_160,
+    ("resnet", "resnet152"): 60_192_808,
+    ("resnet", "wide_resnet50_2"): 68_883_240,
+    ("resnet", "wide_resnet101_2"): 126_886_696,
+}
+
+
+def cifar_resnet(n: int) -> int:
+    """2n convolutions of each width, norms, stem and head; He et al. 2015, table 6, has 0.27 to 1.7 million."""
+    stages = sum(9 * w * (c + (2 * n - 1) * w) + 4 * n * w for c, w in ((16, 16), (16, 32), (32, 64)))
+    return 9 * 3 * 16 + 2 * 16 + stages + 65 * 10
+
 
 # Parameters of the published networks: the GPT-2 tables of the released checkpoints (openai/gpt-2, with tied heads),
 # Nielsen 2015 ch. 1 (784-30-10), LeCun et al. 1998 p. 8 (60,000 trainable), a perceptron's 2x2 weights and 2 biases.
@@ -128,6 +155,8 @@ PUBLISHED = {
     ("yolo", "yolov3"): (248_007_048 - 20) // 4 - 52_608,
     ("yolo", "yolov3_tiny"): (35_434_956 - 20) // 4 - 6_368,
     ("yolo", "yolov3_spp"): (252_209_544 - 20) // 4 - 53_632,
+    **CONVNETS,
+    **{("resnet", f"resnet{6 * n + 2}"): cifar_resnet(n) for n in (3, 5, 7, 9, 18)},
 }
 
 

@@ -1,0 +1,69 @@
+"""Residual networks.
+
+    python launch.py train --config=configs/resnet.py:fashion --workdir=runs/resnet
+
+`fashion`: the ResNet-20 of He et al. 2015, section 4.2, on Fashion-MNIST. `cifar10`: the same on CIFAR-10 with the
+paper's own settings, 64,000 updates of momentum, its rate cut at 32,000 and 48,000; 91.25 % published (table 6).
+`train.scan` is off, since XLA's CPU backend computes a loop's convolutions slowly; elsewhere it may be on.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "fashion": {
+        "model.family": "resnet",
+        "model.size": "resnet20",
+        "data.name": "fashion_mnist",
+        "data.augment": "flip,crop:2",
+        "data.mean": 0.286,
+        "data.deviation": 0.353,
+        "train.batch": 128,
+        "train.steps": 4690,
+        "train.scan": False,
+        "optim.lr": 2e-3,
+        "optim.decay": 0.05,
+        "schedule.name": "cosine",
+        "schedule.warmup": 200,
+        "eval.every": 938,
+        "eval.batch": 500,
+        "log.every": 50,
+    },
+    "cifar10": {
+        "model.family": "resnet",
+        "model.size": "resnet20",
+        "data.name": "cifar10",
+        "data.augment": "flip,crop:4",
+        "data.mean": 0.473,  # of all channels together, as is the deviation
+        "data.deviation": 0.251,
+        "train.batch": 128,
+        "train.steps": 64_000,
+        "train.scan": False,
+        "optim.name": "momentum",
+        "optim.lr": 0.1,
+        "optim.decay": 1e-4,
+        "schedule.name": "piecewise",
+        "schedule.steps": "32000:0.1,48000:0.1",
+        "eval.every": 8000,
+        "eval.batch": 500,
+        "checkpoint.every": 8000,
+        "log.every": 100,
+    },
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_norm": {"model.norm": "none", "model.zero_init": True},
+    "option_b": {"model.shortcut": "projection"},
+    "zero_init": {"model.zero_init": True},
+    "bottleneck": {"model.block": "bottleneck", "model.channels": (64, 128, 256), "model.depths": (2, 2, 2)},
+    "wide": {"model.widening": 2},
+    "deeper": {"model.depths": (9, 9, 9)},
+}
+
+
+def get_config(names: str = "fashion") -> ConfigDict:
+    """The named config with its ablations, as `fashion+option_b`."""
+    return base.config(names, CONFIGS, ABLATIONS)
