@@ -25,7 +25,7 @@ FILES = {
     **{"yolov2": "yolov2", "yolov2-tiny-voc": "yolov2_tiny_voc", "yolov3": "yolov3", "yolov3-tiny": "yolov3_tiny"},
     "yolov3-spp": "yolov3_spp",
 }
-LONG = ("yolov3", "yolov3-spp")
+LONG = ("yolov2", "yolov3", "yolov3-spp")
 
 
 def numbers(model: models.Model, seed: int = 0) -> bytes:
