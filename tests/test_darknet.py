@@ -15,12 +15,14 @@ from errors import UsageError
 from models import grids, published
 from models.darknet import Conv, Head, reorg, upsample
 from models.layers import batch_norm
-from models.published import cfg, darknet
+from models.published import cfg, darknet, vgg_darknet
+from models.published.weights import Header
+from models.published.weights import header as header_of
 from models.spec import flatten
 from tests.harness import TINY, tiny
 
 ASSETS = Path(os.environ.get("DARKNET_CFG_DIR", Path(__file__).parents[2] / "shared" / "assets" / "darknet"))
-there = pytest.mark.skipif(not ASSETS.exists(), reason="no ../shared/assets/darknet, nor DARKNET_CFG_DIR")
+there = pytest.mark.skipif(not ASSETS.exists(), reason="DARKNET_CFG_DIR, of Darknet's published .cfg files, is not set")
 FILES = {
     **{"yolov2": "yolov2", "yolov2-tiny-voc": "yolov2_tiny_voc", "yolov3": "yolov3", "yolov3-tiny": "yolov3_tiny"},
     "yolov3-spp": "yolov3_spp",
@@ -45,11 +47,11 @@ def numbers(model: models.Model, seed: int = 0) -> bytes:
     return b"".join(parts)
 
 
-def written(folder: Path, model: models.Model, header: darknet.Header | None = None) -> tuple[Path, Path]:
+def written(folder: Path, model: models.Model, header: Header | None = None) -> tuple[Path, Path]:
     """Both files of a network: what it is, and some numbers."""
     files = folder / "net.cfg", folder / "net.weights"
     files[0].write_text(cfg.text(model.config))
-    files[1].write_bytes((header or darknet.Header()).bytes() + numbers(model))
+    files[1].write_bytes((header or Header()).bytes() + numbers(model))
     return files
 
 
@@ -76,7 +78,7 @@ def test_opencv_computes_the_same(file: str, plane: tuple[int, int], tmp_path: P
     for key, value in (("height", plane[0]), ("width", plane[1]), ("thresh", 0)):  # none of v2's classes is left out
         said = re.sub(rf"(?m)^{key} *=.*", f"{key}={value}", said)
     (tmp_path / "net.cfg").write_text(said)
-    header = darknet.Header(seen=32_013_312)
+    header = Header(seen=32_013_312)
     content = header.bytes() + numbers(darknet.read_cfg(tmp_path / "net.cfg"))
     (tmp_path / "net.weights").write_bytes(content)
     model, variables = darknet.load(tmp_path / "net.cfg", tmp_path / "net.weights")
@@ -224,15 +226,15 @@ def test_heads_must_agree(tmp_path: Path) -> None:
 # Numbers
 
 
-@pytest.mark.parametrize("header", [darknet.Header(0, 1, 0, 77), darknet.Header(0, 2, 5, 2**40)])
+@pytest.mark.parametrize("header", [Header(0, 1, 0, 77), Header(0, 2, 5, 2**40)])
 @pytest.mark.parametrize("name", ["yolo", "yolo_region"])
-def test_both_files_are_written_back(header: darknet.Header, name: str, tmp_path: Path) -> None:
+def test_both_files_are_written_back(header: Header, name: str, tmp_path: Path) -> None:
     """Bit by bit, with the header; all kinds of layers, and the old header of four integers."""
     files = written(tmp_path, tiny(name), header)
     model, variables = darknet.load(*files)
     assert model == tiny(name, momentum=model.config.momentum)
     assert {k: v.shape for k, v in flatten(variables).items()} == {k: s.shape for k, s in flatten(model.specs).items()}
-    assert darknet.header(files[1]) == header
+    assert header_of(files[1]) == header
     again = tmp_path / "again.cfg", tmp_path / "again.weights"
     darknet.save(model, variables, *again, header=header)
     assert [a.read_bytes() == b.read_bytes() for a, b in zip(files, again, strict=True)] == [True, True]
@@ -283,7 +285,7 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
     assert {int(path.split("/")[-2 - ("norm" in path)]) for path in published.find(model, part).shapes()} == {0, 1, 4}
     for path, leaf in flatten(published.find(model, weights).variables()).items():
         np.testing.assert_array_equal(leaf, flatten(whole)[path])
-    with pytest.raises(UsageError, match=r"is no NAME.weights or NAME.conv.N"):
+    with pytest.raises(UsageError, match=r"are published as NAME.weights or NAME.conv.N"):
         published.find(model, tmp_path / "net.safetensors")
 
 
@@ -314,3 +316,36 @@ def test_an_image_of_another_size_is_refused() -> None:
     model = tiny("yolo")
     with pytest.raises(UsageError, match=r"inputs = \(16, 8, 3\) must be the size of the image, \(8, 8, 3\)"):
         model.predict(model.init(jax.random.key(0)), jnp.zeros((1, 8, 8, 3)))
+
+
+# VGG-16
+
+
+@there
+def test_opencv_computes_the_same_vgg(tmp_path: Path) -> None:
+    """The published .cfg, narrower and without the crop of what is read: the probabilities of OpenCV's network."""
+    cv2 = pytest.importorskip("cv2")
+    said = re.sub(r"(?s)\[crop\].*?(?=\[conv)", "", (ASSETS / "vgg-16.cfg").read_text())
+    said = re.sub(r"(height|width)=256", r"\1=64", said)
+    for kind, of in (("filters", 16), ("output", 64)):
+        said = re.sub(rf"{kind}=(\d+)", lambda m, kind=kind, of=of: f"{kind}={max(8, int(m[1]) // of)}", said)
+    config = dict(channels=(8, 8, 16, 32, 32), pool=2, hidden=(64, 64), classes=15, dropout=0.0)
+    model = models.build("vgg", size="vgg16", **config)
+    draw, parts = np.random.default_rng(0), []
+    for row in vgg_darknet.rows(model.config):
+        fan_in = int(np.prod(row.shape[1:])) if len(row.shape) > 1 else 100
+        parts.append((draw.normal(size=row.shape) * (2 / fan_in) ** 0.5).astype("<f4").tobytes())
+    (tmp_path / "net.cfg").write_text(said)
+    (tmp_path / "net.weights").write_bytes(Header().bytes() + b"".join(parts))
+    variables = published.find(model, tmp_path / "net.weights").variables()
+    images = draw.random((2, 64, 64, 3)).astype(np.float32)
+    net = cv2.dnn.readNetFromDarknet(str(tmp_path / "net.cfg"), str(tmp_path / "net.weights"))
+    net.setInput(images.transpose(0, 3, 1, 2))
+    got = jax.nn.softmax(model.predict(variables, images))
+    np.testing.assert_allclose(got, net.forward().reshape(got.shape), rtol=1e-4, atol=1e-6)
+
+
+def test_darknet_has_no_vgg_with_batch_norm(tmp_path: Path) -> None:
+    (tmp_path / "net.weights").write_bytes(Header().bytes())
+    with pytest.raises(UsageError, match="norm = 'batch' has no place in Darknet's files"):
+        published.find(models.build("vgg", size="vgg11_bn"), tmp_path / "net.weights")

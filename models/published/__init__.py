@@ -53,6 +53,7 @@ from models.published import (
     transformer,
     vgg,
     vit,
+    weights,
 )
 from models.published.layout import Keys, Row
 from models.published.quantised import Plain
@@ -86,7 +87,7 @@ def is_published(path: str | Path) -> bool:
     path = Path(path)
     forms = (SUFFIX, npz.SUFFIX)
     inside = path.is_dir() and any(file.suffix in forms for file in path.iterdir())
-    return path.suffix in forms or inside or darknet.is_darknet(path)
+    return path.suffix in forms or inside or weights.is_weights(path)
 
 
 @dataclass(frozen=True)
@@ -196,10 +197,15 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
     Names may lack the layout's PREFIX, or have a further one, as `lstm.`: `prefix`, or else what all known names begin
     with. Raises UsageError for files that cannot be looked into, and where several such networks lie in them.
     """
-    layouts = dialects(model.family)
-    reader = getattr(layouts["own"], "tensors", None)  # of files that are no safetensors
-    tensors = reader(path, model.config) if reader else Plain(path)
-    found = [_find(model, tensors, layout, prefix) for layout in layouts.values()]
+    layouts = dialects(model.family).values()
+    fit = [
+        one for one in layouts if hasattr(one, "tensors") == weights.is_weights(path)
+    ]  # Darknet's have their own reader
+    if not fit:
+        forms = "safetensors" if weights.is_weights(path) else f"NAME{weights.SUFFIX} or NAME.conv.N"
+        raise UsageError(f"{path}: the numbers of family {model.family!r} are published as {forms}")
+    files = [one.tensors(path, model.config) if hasattr(one, "tensors") else Plain(path) for one in fit]
+    found = [_find(model, file, one, prefix) for file, one in zip(files, fit, strict=True)]
     return max(found, key=lambda one: one.held)
 
 

@@ -5,12 +5,12 @@ Rows of the first of `classifier` are channel by channel, [F, C*Y*X]; ours are [
 
 from collections.abc import Iterable
 
-from models.published import vgg_timm
+from models.published import vgg_darknet, vgg_timm
 from models.published.layout import Row, affine, same
 from models.published.vgg_timm import features
 from models.vgg import Config
 
-DIALECTS = {"timm": vgg_timm}
+DIALECTS = {"timm": vgg_timm, "darknet": vgg_darknet}
 
 
 def rows(c: Config) -> list[Row]:
