@@ -100,7 +100,8 @@ class Config:
         check(self, "'first' or 'mean' for head='classes'", "pool", ok=lambda p: p != "none" or self.head == "none")
         check(self, "'tokens' for pool='none'", "norm", ok=lambda n: n == "tokens" or self.pool != "none")
         if self.position == "sines":
-            check(self, "8 or more and a multiple of 4 for position='sines'", "width", ok=lambda n: n >= 8 > n % 4 * 8)
+            even = self.width >= 8 and self.width % 4 == 0
+            check(self, "8 or more and a multiple of 4 for position='sines'", "width", ok=lambda _: even)
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -259,7 +260,10 @@ def apply(
     layers = (Layer("block"),) * c.depth
     x, _, _ = scan_layers(block, layers, x, {"blocks": p["blocks"]}, None, remat=c.remat, scan=c.scan)
     x = layer_norm(x, p["norm"], c.eps) if c.norm == "tokens" else x
-    x = {"first": lambda: x[:, 0], "mean": lambda: jnp.mean(x[:, int(c.class_token) :], 1), "none": lambda: x}[c.pool]()
+    if c.pool == "first":
+        x = x[:, 0]
+    elif c.pool == "mean":
+        x = jnp.mean(x[:, int(c.class_token) :], 1)
     x = layer_norm(x, p["norm"], c.eps) if c.norm == "pooled" else x
     if c.head == "classes":
         return Outputs(dense(x, p["head"], place("batch classes"), jnp.float32))

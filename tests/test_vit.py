@@ -20,13 +20,13 @@ def image(model: models.Model, rows: int = 3) -> jax.Array:
     return jax.random.normal(jax.random.key(1), (rows, *model.config.inputs))
 
 
-@pytest.mark.parametrize("patch", [4, (4, 6), (2, 3)])
+@pytest.mark.parametrize("patch", [4, (2, 3)])
 def test_patches_are_a_convolution_of_their_own_stride(patch: Any) -> None:
     """The product over patches is what a convolution makes of it, row by row."""
     model = tiny("vit", patch=patch, position="patches", inputs=(8, 12, 3))
     c, x = model.config, image(model)
     p = model.init(jax.random.key(0))["params"]["embed"]
-    got = vit.embed(x, p, c, nowhere)
+    got = jax.jit(lambda x, p: vit.embed(x, p, c, nowhere))(x, p)
     dims = ("NHWC", "HWIO", "NHWC")
     want = jax.lax.conv_general_dilated(x, p["patch"]["kernel"], c.kernel, "VALID", dimension_numbers=dims)
     want = want.reshape(3, -1, c.width) + p["position"][None]
@@ -54,18 +54,18 @@ def test_a_pool_is_the_first_token_or_the_mean_of_the_patches() -> None:
     model = tiny("vit")
     variables, x = model.init(jax.random.key(0)), image(model)
     bare = models.build("vit", **{**vars(model.config), "head": "none", "pool": "none"})
-    vectors, head = bare.predict(variables, x), variables["params"]["head"]
+    vectors, head = jax.jit(bare.predict)(variables, x), variables["params"]["head"]
     assert vectors.shape == (3, 2 * 3 + 1, 32)
     assert "encoder" in bare.traits
     for pool, pooled in (("first", vectors[:, 0]), ("mean", vectors[:, 1:].mean(1))):
         model = models.build("vit", **{**vars(model.config), "pool": pool})
         want = pooled @ head["kernel"] + head["bias"][None]
-        np.testing.assert_allclose(model.predict(variables, x), want, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(jax.jit(model.predict)(variables, x), want, rtol=2e-5, atol=2e-5)
 
 
 def test_a_head_of_zeros_tells_nothing_at_first() -> None:
     model = tiny("vit", zero_head=True)
-    assert not model.predict(model.init(jax.random.key(0)), image(model)).any()
+    assert not jax.jit(model.predict)(model.init(jax.random.key(0)), image(model)).any()
 
 
 def test_paths_are_left_out_more_often_further_up() -> None:
@@ -73,7 +73,7 @@ def test_paths_are_left_out_more_often_further_up() -> None:
     model = tiny("vit", drop_path=0.6, depth=2, head="none", pool="none", inputs=(4, 4, 1))
     variables, rows = model.init(jax.random.key(0)), 2000
     x = jnp.broadcast_to(image(model, 1), (rows, *model.config.inputs))
-    value = model.apply(variables, x, train=True, key=jax.random.key(2)).value
+    value = jax.jit(lambda v, x: model.apply(v, x, train=True, key=jax.random.key(2)).value)(variables, x)
     kinds, count = np.unique(np.round(np.asarray(value[:, 0, :4]), 4), axis=0, return_counts=True)
     assert len(kinds) == 16  # each of four branches in or out
     assert count.max() / rows == pytest.approx(0.7 * 0.7 * 0.6 * 0.6, abs=0.03)
