@@ -227,7 +227,7 @@ def random_vgg(seed: int, **more: Any) -> models.Model:
     return models.build("vgg", **{**fields, **more})
 
 
-SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))]
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -257,14 +257,14 @@ def test_vggs_files_are_torchvisions(seed: int, tmp_path: Path) -> None:
 
 
 def random_resnet(seed: int) -> Any:
-    """Their model of a random config."""
+    """Their model of a random config; a bottleneck of one channel has gradients of 0, since a norm takes its scale."""
     draw = np.random.default_rng(seed)
     stages = int(draw.integers(2, 4))
     block = str(draw.choice(["basic", "bottleneck"]))
     config = transformers.ResNetConfig(
         num_channels=int(draw.integers(1, 4)),
         embedding_size=int(draw.choice([4, 8])),
-        hidden_sizes=[int(n) for n in draw.choice([4, 8, 12], stages)],
+        hidden_sizes=[int(n) for n in draw.choice([16, 24, 32], stages)],
         depths=[int(n) for n in draw.integers(1, 4, stages)],
         layer_type=block,
         hidden_act=str(draw.choice(["relu", "silu"])),
@@ -325,9 +325,9 @@ TORCHVISIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
-    "name", ["option_a", "wide", *(pytest.param(n, marks=pytest.mark.slow) for n in ("wide_basic", "paper"))]
+    "name", ["option_a", *(pytest.param(n, marks=pytest.mark.slow) for n in list(TORCHVISIONS)[1:])]
 )
 def test_resnet_is_torchvisions(name: str, train: bool, tmp_path: Path) -> None:
     model = models.build("resnet", classes=CLASSES, **TORCHVISIONS[name])
@@ -340,12 +340,13 @@ def test_resnet_is_torchvisions(name: str, train: bool, tmp_path: Path) -> None:
 # Folders of timm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "size", "made"),
     [
         ("resnet", "resnet18", ResNet),
-        pytest.param("resnet", "resnet50", ResNet, marks=pytest.mark.slow),
-        pytest.param("vgg", "vgg11_bn", lambda model: Vgg(model, timm=True), marks=pytest.mark.slow),
+        ("resnet", "resnet50", ResNet),
+        ("vgg", "vgg11_bn", lambda model: Vgg(model, timm=True)),
     ],
 )
 def test_a_folder_of_timm(family: str, size: str, made: Any, tmp_path: Path) -> None:
@@ -392,8 +393,8 @@ def test_folders_that_are_refused(settings: dict[str, Any], says: str, tmp_path:
 @pytest.mark.parametrize(
     ("family", "fields", "dialect", "says"),
     [
-        ("resnet", dict(size="resnet20"), None, "has stem = 'imagenet', not 'cifar'"),
-        ("resnet", dict(size="resnet20"), "timm", "a network of timm is one of resnet18"),
+        ("resnet", dict(size="resnet20", depths=(1, 1, 1)), None, "has stem = 'imagenet', not 'cifar'"),
+        ("resnet", dict(size="resnet20", depths=(1, 1, 1)), "timm", "a network of timm is one of resnet18"),
         ("vgg", dict(channels=(4,), depths=(1,), hidden=()), None, "a network of timm is one of vgg11"),
         ("resnet", dict(stem_channels=4, channels=(4,), depths=(1,)), "keras", "unknown dialect of resnet 'keras'"),
     ],
