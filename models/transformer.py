@@ -315,7 +315,7 @@ def _decoded(
         return x, (held, None if cache is None else told, share)
 
     x = parts.embedded(tokens, time.position, p["embed"]["token"], p["embed"].get("position"), keys)
-    has = (None, None) if cache is None else ((time.held or {})["full"], {n: cache["memory"][n] for n in "kv"})
+    has = (None, None) if cache is None else (cache["full"]["held"], {n: cache["memory"][n] for n in "kv"})
     x, (held, told, shares) = parts.layers(block, x, p["decoder"], depth, has)
     x, new = time.renewed(x, {"full": held})
     new = None if cache is None else {**new, "memory": {**told, MASK: mask}}
