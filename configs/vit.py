@@ -2,8 +2,9 @@
 
     python launch.py train --config=configs/vit.py:fashion --workdir=runs/vit
 
-`fashion`: 49 patches of 4 x 4 pixels of Fashion-MNIST, the mean of them; beside configs/mlp.py:fashion, an MLP of as
-many parameters; README has both figures.
+`fashion`: 49 patches of 4 x 4 pixels of Fashion-MNIST, the mean of them, six passes: 88.6 +- 0.3 % right, where
+configs/mlp.py:fashion, an MLP of as many parameters, has 88.9 +- 0.3 %; by ablation `long` twelve passes, mirrored and
+shifted, as there.
 """
 
 from typing import Any
@@ -42,6 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
+    "long": {"train.steps": 11_250, "data.augment": "flip,crop:1"},
     "class_token": {"model.pool": "first", "model.class_token": True},
     "learned": {"model.position": "learned"},
     "zero_head": {"model.zero_head": True},
