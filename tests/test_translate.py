@@ -1,6 +1,7 @@
 """Beam search: against all sequences there are, a greedy loop, and its own words."""
 
 import itertools
+from functools import cache
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
 def started(family: str, **more: Any) -> tuple[models.Model, Any]:
     """A model far from its initial values, whose tokens hang on what was said, and whose padding would be likely."""
     model = models.build(family, **{**TINY[family], **more})
