@@ -4,7 +4,6 @@
 
 `fashion`: the ResNet-20 of He et al. 2015, section 4.2, on Fashion-MNIST. `cifar10`: the same on CIFAR-10 with the
 paper's own settings, 64,000 updates of momentum, its rate cut at 32,000 and 48,000; 91.25 % published (table 6).
-`train.scan` is off, since XLA's CPU backend computes a loop's convolutions slowly; elsewhere it may be on.
 """
 
 from typing import Any
@@ -23,7 +22,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "data.deviation": 0.353,
         "train.batch": 128,
         "train.steps": 4690,
-        "train.scan": False,
         "optim.lr": 2e-3,
         "optim.decay": 0.05,
         "schedule.name": "cosine",
@@ -41,7 +39,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "data.deviation": 0.251,
         "train.batch": 128,
         "train.steps": 64_000,
-        "train.scan": False,
         "optim.name": "momentum",
         "optim.lr": 0.1,
         "optim.decay": 1e-4,

@@ -3,26 +3,93 @@
 Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J kernel rows and columns.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from models.layers import gathered
+from models.layers import gathered, product
 
-Padding = str | int | tuple[tuple[int, int], tuple[int, int]]  # SAME, VALID; pixels on each side; of rows, of columns
+Sides = tuple[tuple[int, int], tuple[int, int]]  # pixels before and after: of rows, of columns
+Padding = str | int | Sides  # SAME, VALID; pixels on each side
 DIMS = ("NHWC", "HWIO", "NHWC")
 
 
 def conv(
     x: Float[Array, "b y x c"], kernel: Float[Array, "i j c o"], padding: Padding, out: Any = None, stride: int = 1
 ) -> Float[Array, "b y2 x2 o"]:
-    """Cross-correlation: x [B Y X C], kernel [I J C O] -> [B Y' X' O], in x's dtype."""
+    """Cross-correlation: x [B Y X C], kernel [I J C O] -> [B Y' X' O], in x's dtype.
+
+    A kernel of one pixel is a product. On one device the gradient is written out, for CPU's sake (docs/decisions/0019),
+    and has no forward-mode derivative.
+    """
+    size = kernel.shape[:2]
+    sides = _sides(padding, x.shape[1:3], size, stride)
+    if size == (1, 1) and not np.any(sides):
+        return product("byxc,co->byxo", x[:, ::stride, ::stride], kernel[0, 0], out)
     kernel = gathered(kernel.astype(x.dtype), x)
-    strides = (stride, stride)
-    return jax.lax.conv_general_dilated(x, kernel, strides, _sides(padding), dimension_numbers=DIMS, out_sharding=out)
+    window = Window(sides, stride, out)
+    mesh = jax.typeof(x).sharding.mesh
+    return _correlated(x, kernel, window) if mesh.empty or mesh.size == 1 else _correlation(x, kernel, window)
+
+
+class Window(NamedTuple):
+    """Where a kernel goes: pixels that are added at the sides, its steps, and the sharding of what comes out."""
+
+    sides: Sides
+    stride: int
+    out: Any
+
+
+def _correlation(x: Array, kernel: Array, window: Window) -> Array:
+    steps = (window.stride, window.stride)
+    return jax.lax.conv_general_dilated(x, kernel, steps, window.sides, dimension_numbers=DIMS, out_sharding=window.out)
+
+
+_correlated = jax.custom_vjp(_correlation, nondiff_argnums=(2,))
+
+
+def _forward(x: Array, kernel: Array, window: Window) -> tuple[Array, tuple[Array, Array]]:
+    return _correlation(x, kernel, window), (x, kernel)
+
+
+def _backward(window: Window, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    def transposed(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+        (dx,) = jax.linear_transpose(lambda x: _correlation(x, kernel, window), x)(g)
+        (dk,) = jax.linear_transpose(lambda kernel: _correlation(x, kernel, window), kernel)(g)
+        return dx, dk
+
+    return jax.lax.platform_dependent(*kept, g, cpu=partial(_laid_out, window), default=transposed)
+
+
+_correlated.defvjp(_forward, _backward)
+
+
+def _laid_out(window: Window, x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+    """Both gradients as correlations of arrays that lie as the forward one's do: the only kind that is fast on CPU.
+
+    XLA lays them out so by itself, but not inside of a loop.
+    """
+    s, back, over = window.stride, list[tuple[int, int]](), list[tuple[int, int]]()  # and pixels at the sides of each
+    for size, n, places, (before, _) in zip(kernel.shape, x.shape[1:3], g.shape[1:3], window.sides, strict=False):
+        reach = (places - 1) * s  # from the first place of the kernel to the last
+        back.append((size - 1 - before, n + before - 1 - reach))
+        over.append((before, size + reach - n - before))
+    lies = jax.typeof(x).sharding.spec, jax.typeof(kernel).sharding.spec
+    if not jax.typeof(x).sharding.mesh.empty:  # of one device
+        x, kernel, g = (jax.sharding.reshard(a, jax.sharding.PartitionSpec()) for a in (x, kernel, g))
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    dx = jax.lax.conv_general_dilated(g, turned, (1, 1), back, lhs_dilation=(s, s), dimension_numbers=DIMS)
+    by_channel, by_row = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
+    dk = jax.lax.conv_general_dilated(by_channel, by_row, (1, 1), over, rhs_dilation=(s, s), dimension_numbers=DIMS)
+    return _put(dx, lies[0]), _put(dk.transpose(1, 2, 0, 3), lies[1])
+
+
+def _put(x: Array, spec: Any) -> Array:
+    return x if jax.typeof(x).sharding.mesh.empty else jax.sharding.reshard(x, spec)
 
 
 def max_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Padding = 0) -> Float[Array, "b y2 x2 c"]:
@@ -51,10 +118,15 @@ def adaptive_average_pool(x: Float[Array, "b y x c"], size: int, out: Any = None
 
 
 def _windows(x: Array, start: float, reduce: Any, size: int, stride: int, padding: Padding) -> Array:
-    sides = _sides(padding)
-    around = sides if isinstance(sides, str) else ((0, 0), *sides, (0, 0))
+    around = ((0, 0), *_sides(padding, x.shape[1:3], (size, size), stride), (0, 0))
     return jax.lax.reduce_window(x, start, reduce, (1, size, size, 1), (1, stride, stride, 1), around)
 
 
-def _sides(padding: Padding) -> str | tuple[tuple[int, int], tuple[int, int]]:
-    return ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
+def _sides(padding: Padding, plane: tuple[int, ...], size: tuple[int, ...], stride: int) -> Sides:
+    """Pixels before and after the rows, and the columns, of images [Y X] that windows of a size go over."""
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    if isinstance(padding, tuple):
+        return padding
+    (top, bottom), (left, right) = jax.lax.padtype_to_pads(plane, size, (stride, stride), padding)
+    return (top, bottom), (left, right)

@@ -28,7 +28,8 @@ def take_in(cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable
     if checkpoint.steps(workdir):
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
     model = published.read_config(folder, ignore)
-    blank = restored.no_text(cfg, restored.loss_of(model), getattr(model.config, "classes", None))
+    classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
+    blank = restored.stand_in(cfg, host, model.family, restored.loss_of(model), classes, inputs)
     opened = restored.open_published(cfg, folder, host, blank, ignore=ignore)
     setup, config = opened.setup, opened.setup.model.config
     for field in dataclasses.fields(config):
@@ -59,7 +60,8 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{to} is there already, and no empty folder; give another --to")
     head = checkpoint.load_manifest(workdir, n)["table"].get("params/head/bias")
-    blank = restored.no_text(cfg, cfg.loss, head["shape"][-1] if head else None)
+    classes, inputs = head["shape"][-1] if head else None, cfg.model.get("inputs")
+    blank = restored.stand_in(cfg, host, cfg.model.family, cfg.loss, classes, inputs)
     opened = restored.open_checkpoint(cfg, workdir, n, host, blank)
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
     made = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None

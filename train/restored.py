@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import models
 from data import questions, sources, tokenizer_reader
 from data.detection import Scenes
 from data.evaluation import Exam
@@ -22,6 +23,7 @@ from train.setup import PRECISIONS, Config, Setup, exam_of, how_of, load_source,
 from train.update import losses, optim, step
 
 OWN = "own"  # `data.tokenizer` where it is the folder's
+SIDE = 224  # pixels, of an image for a network that takes any size
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,20 @@ def no_text(cfg: Config, loss: str, classes: int | None = None) -> Texts:
     """No text at all, with labels out of `classes` where the loss asks for some: to set a model up without its data."""
     labels = np.zeros(0, np.int32) if losses.find(loss).needs == "label" else None
     return Texts((), {"name": cfg.data.name}, labels, None if labels is None else classes)
+
+
+def stand_in(cfg: Config, host: Host, family: str, loss: str, classes: int | None, inputs: Any = None) -> Source:
+    """What a model of a family is set up by without its data: no text, or a black image of the inputs that are known.
+
+    Where an image's size is not known, it is the data after all, which must be there.
+    """
+    if models.FAMILIES[family].INPUT != "image":
+        return no_text(cfg, loss, classes)
+    if inputs is None:
+        return load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
+    shape = (SIDE, SIDE, inputs) if isinstance(inputs, int) else tuple(inputs)
+    fields = {"image": np.zeros((1, *shape), np.uint8), "label": np.zeros(1, np.int32)}
+    return Examples(fields, 1, {"name": cfg.data.name}, classes)
 
 
 def loss_of(model: Model) -> str:

@@ -30,7 +30,8 @@ def _equation(e: Any) -> int:
     if e.primitive.name == "conv_general_dilated":
         numbers, kernel = e.params["dimension_numbers"], e.invars[1].aval.shape
         per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-        return 2 * e.outvars[0].aval.size * per_output // max(e.params["batch_group_count"], 1)
+        idle = math.prod(e.params["lhs_dilation"])  # of so many pixels one is no filling
+        return 2 * e.outvars[0].aval.size * per_output // (max(e.params["batch_group_count"], 1) * idle)
     if e.primitive.name == "pallas_call":  # its jaxpr is of one block
         return 0
     inner = [_of(j) for v in e.params.values() for j in _jaxprs(v)]
