@@ -1,10 +1,11 @@
-"""The training step of our GPT and CNN against the same model in PyTorch eager, side by side in one run.
+"""The training step of our GPT, CNN, VGG and ResNets against the same models in PyTorch eager, side by side in one run.
 
     python -m benchmarks.step_time [--repeats=7] [--out=benchmarks/results/step_time.json]
 
 Each round times one step of every contestant, so that a noisy machine is noisy for all; the ratio of a row is the
 median over rounds of PyTorch's time over its own: above 1 is faster. Contestants: `canon`, our step as launched
 (scanned); `canon_unrolled`; `naive`, a plain Flax Linen model with optax.adamw; `torch`, PyTorch eager with AdamW.
+`--only=NAME` times the workloads whose name holds NAME.
 """
 
 import argparse
@@ -33,6 +34,15 @@ GPTS = {  # layers, width, heads, context, batch, vocabulary
     "gpt 6x384, context 256, batch 8": dict(depth=6, width=384, heads=6, context=256, batch=8, vocab=65),
 }
 CNN = dict(channels=(32, 64), hidden=128, batch=64)
+CONVNETS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int, int]]] = {  # family, its fields, images
+    "vgg 32-64-128, 28 x 28, batch 128": (
+        "vgg",
+        dict(channels=(32, 64, 128), depths=(2, 2, 2), norm="batch", pool=1, hidden=(128,), dropout=0.0, inputs=1),
+        (128, 28, 28, 1),
+    ),
+    "resnet20, 28 x 28, batch 128": ("resnet", dict(size="resnet20", inputs=1), (128, 28, 28, 1)),
+    "resnet50, 96 x 96, batch 8": ("resnet", dict(size="resnet50"), (8, 96, 96, 3)),
+}
 
 Step = Callable[[], None]  # one update, waited for
 
@@ -155,6 +165,61 @@ def torch_cnn() -> Any:
     )
 
 
+def torch_vgg(c: Any) -> Any:
+    """VGG with batch norm as torchvision builds it, its map pooled to one pixel."""
+    from torch import nn as t
+
+    layers, before = [], c.inputs
+    for width, depth in zip(c.channels, c.depths, strict=True):
+        for _ in range(depth):
+            layers += [t.Conv2d(before, width, 3, padding=1), t.BatchNorm2d(width), t.ReLU(inplace=True)]
+            before = width
+        layers.append(t.MaxPool2d(2))
+    (hidden,) = c.hidden
+    head = (t.Linear(before, hidden), t.ReLU(inplace=True), t.Linear(hidden, c.classes))
+    return t.Sequential(*layers, t.AdaptiveAvgPool2d(c.pool), t.Flatten(), *head)
+
+
+def torch_resnet(c: Any) -> Any:
+    """He et al.'s residual network: basic blocks or bottlenecks, shortcuts padded by zeros or projected."""
+    import torch
+    from torch import nn as t
+    from torch.nn import functional as F
+
+    def unit(i: int, o: int, size: int, stride: int = 1) -> Any:
+        return t.Sequential(t.Conv2d(i, o, size, stride, size // 2, bias=False), t.BatchNorm2d(o))
+
+    class Block(t.Module):
+        def __init__(self, i: int, o: int, stride: int) -> None:
+            super().__init__()
+            if c.block == "basic":
+                self.branch = t.Sequential(unit(i, o, 3, stride), t.ReLU(inplace=True), unit(o, o, 3))
+            else:
+                parts = unit(i, o // 4, 1), t.ReLU(inplace=True), unit(o // 4, o // 4, 3, stride), t.ReLU(inplace=True)
+                self.branch = t.Sequential(*parts, unit(o // 4, o, 1))
+            projected = c.shortcut == "projection" and (stride > 1 or i != o)
+            self.shortcut = unit(i, o, 1, stride) if projected else None
+            self.stride, self.more = stride, o - i
+
+        def forward(self, x: Any) -> Any:
+            if self.shortcut is not None:
+                around = self.shortcut(x)
+            else:
+                around = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+            return torch.relu(self.branch(x) + around)
+
+    stem = [unit(c.inputs, c.stem_channels, 3 if c.stem == "cifar" else 7, 1 if c.stem == "cifar" else 2), t.ReLU()]
+    layers, before = stem + ([] if c.stem == "cifar" else [t.MaxPool2d(3, 2, 1)]), c.stem_channels
+    for i, (width, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
+        for j in range(depth):
+            layers.append(Block(before, width, 2 if i and not j else 1))
+            before = width
+    return t.Sequential(*layers, t.AdaptiveAvgPool2d(1), t.Flatten(), t.Linear(before, c.classes))
+
+
+TORCH = {"vgg": torch_vgg, "resnet": torch_resnet}
+
+
 def torch_step(net: Any, inputs: np.ndarray, labels: np.ndarray) -> Step:
     """PyTorch eager: forward, cross-entropy, backward, AdamW."""
     import torch
@@ -185,6 +250,20 @@ def contestants(name: str) -> dict[str, Step]:
             "canon_unrolled": canon(models.build("gpt", **s, scan=False), "next_token", batch),
             "naive": linen(LinenGPT(s), x, y),
         }
+    if name in CONVNETS:
+        family, fields, shape = CONVNETS[name]
+        model = models.build(family, **fields)
+        image, label = draw.normal(size=shape).astype(np.float32), draw.integers(0, model.config.classes, shape[0])
+        batch = {"image": image, "label": label.astype(np.int32), "weight": np.ones(shape[0], np.float32)}
+        net = TORCH[family](model.config)
+        assert sum(p.numel() for p in net.parameters()) == model.count()
+        found = {
+            "torch": torch_step(net, image.transpose(0, 3, 1, 2).copy(), label),
+            "canon": canon(model, "softmax", batch),
+        }
+        if hasattr(model.config, "scan"):
+            found["canon_unrolled"] = canon(models.build(family, **fields, scan=False), "softmax", batch)
+        return found
     image, label = draw.normal(size=(CNN["batch"], 28, 28, 1)).astype(np.float32), draw.integers(0, 10, CNN["batch"])
     batch = {"image": image, "label": label.astype(np.int32), "weight": np.ones(CNN["batch"], np.float32)}
     model = models.build("cnn", channels=CNN["channels"], hidden=(CNN["hidden"],))
@@ -220,13 +299,15 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", default="")
     parser.add_argument("--out", default="benchmarks/results/step_time.json")
     args = parser.parse_args()
     if args.repeats < 5:
         parser.error(f"--repeats={args.repeats}: a median wants at least 5")
     import torch
 
-    rows = {name: measure(contestants(name), args.repeats) for name in (*GPTS, "cnn 32-64, batch 64")}
+    names = [name for name in (*GPTS, "cnn 32-64, batch 64", *CONVNETS) if args.only in name]
+    rows = {name: measure(contestants(name), args.repeats) for name in names}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",

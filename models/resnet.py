@@ -70,7 +70,7 @@ class Config:
     eps: float = 1e-5
     compute: str = "float32"
     remat: str = "none"  # what the backward pass recomputes
-    scan: bool = True  # one compiled block a stage, looped; False unrolls, which XLA's CPU backend needs to be fast
+    scan: bool = True  # one compiled block a stage, looped; False unrolls
 
     def __post_init__(self) -> None:
         check(self, "positive", "inputs", "stem_channels", "depths", "channels", "widening", "classes", "eps")
