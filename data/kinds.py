@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,10 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def first(self, count: int) -> "Pairs":
+        """The first so many pairs."""
+        return replace(self, texts=self.texts[:count], translations=self.translations[:count])
 
     @property
     def documents(self) -> tuple[str, ...]:

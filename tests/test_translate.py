@@ -125,8 +125,8 @@ def test_more_beams_find_no_worse_score() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (dict(beams=0), "beams of 1 or more, not 0"),
-        (dict(count=0), "count of 1 or more, not 0"),
+        (dict(beams=0), "beams a whole number of 1 or more, not 0"),
+        (dict(count=0), "count a whole number of 1 or more, not 0"),
         (dict(penalty=-1.0), "penalty of 0 or more, not -1.0"),
         (dict(start=4), "start token below vocab=4, not 4"),
         (dict(stop=-1), "stop token below vocab=4, not -1"),

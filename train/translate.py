@@ -3,6 +3,7 @@
 Legend: B rows, S source time, K beams, V vocabulary.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -56,14 +57,23 @@ def translate(
     """
     if not {"cached", "encoder_decoder"} <= model.traits:
         raise UsageError(f"family {model.family!r} does not translate; a cached encoder_decoder does")
-    for name, value, least in (("count", count, 1), ("beams", beams, 1), ("penalty", penalty, 0)):
-        if value < least:
-            raise UsageError(f"translation wants {name} of {least} or more, not {value}")
+    for name, whole in (("count", count), ("beams", beams)):
+        if not isinstance(whole, int) or whole < 1:
+            raise UsageError(f"translation wants {name} a whole number of 1 or more, not {whole}")
+    if not 0 <= penalty < math.inf:
+        raise UsageError(f"translation wants a penalty of 0 or more, not {penalty}")
     for name, token in (("start", start), ("stop", stop)):
         if not 0 <= token < model.config.vocab:
             raise UsageError(f"translation wants a {name} token below vocab={model.config.vocab}, not {token}")
     source = jnp.asarray(source)
+    known = getattr(model.config, "source_vocab", None) or model.config.vocab
+    if source.ndim != 2 or not 0 <= int(jnp.min(source, initial=0)) <= int(jnp.max(source, initial=0)) < known:
+        raise UsageError(
+            f"translation wants a source [B S] of tokens below {known}, not {source.shape} up to {jnp.max(source)}"
+        )
     mask = jnp.ones(source.shape) if source_mask is None else jnp.asarray(source_mask, jnp.float32)
+    if mask.shape != source.shape:
+        raise UsageError(f"translation wants a source_mask like the source, {source.shape}, not {mask.shape}")
     return _search(model, variables, source, mask, start, stop, penalty, count=count, beams=beams)
 
 

@@ -62,11 +62,13 @@ def of_sentences(hypotheses: Sequence[str], references: Sequence[str]) -> np.nda
 
 
 class Written:
-    """What a translator makes of the texts of pairs."""
+    """What a translator makes of the texts of pairs, of as many as eval.limit says; on one device of one process."""
 
     def __init__(self, setup: Setup, variables: Any, pairs: Pairs) -> None:
         assert setup.tokenizer is not None
-        self.setup, self.tokenizer, self.pairs = setup, setup.tokenizer, pairs
+        limit, size = setup.cfg.eval.limit, setup.cfg.eval.batch or setup.cfg.train.batch
+        pairs = pairs if limit is None else pairs.first(limit * size)
+        self.setup, self.tokenizer, self.pairs, self.size = setup, setup.tokenizer, pairs, size
         self.place = mesh.place_on(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)
         self.variables = jax.device_put(variables, self.place.shardings({"stats": {}, **setup.model.specs}))
         with jax.set_mesh(self.place.mesh):
@@ -84,8 +86,7 @@ class Written:
         context, stop = model.config.context, self.tokenizer.eot
         fields = rows(pairs, self.tokenizer, context, cut=True).__getitems__(range(len(pairs)))
         how = dict(start=start_of(self.tokenizer), stop=stop, beams=cfg.eval.beams, penalty=cfg.eval.penalty)
-        size = cfg.eval.batch or cfg.train.batch
-        found: list[np.ndarray] = []
+        size, found = self.size, list[np.ndarray]()
         for first in range(0, len(pairs), size):
             index = np.minimum(np.arange(first, first + size), len(pairs) - 1)  # the last batch is filled up
             given = jnp.asarray(fields["source"][index]), jnp.asarray(fields["source_mask"][index])
