@@ -17,8 +17,9 @@ Try first:  python launch.py train --config=configs/gpt.py:quickstart --workdir=
 
 --workdir takes W (its newest good checkpoint), W@n, W@best or W@all. Other data by --dataset, or by knobs. The split
 is --config.eval.split; where it is not given and --dataset lacks it, test, else validation. W/plots/eval-n-* shows
-where checkpoint n errs: confusion matrix and worst mistakes of a classifier, the passages of highest loss of a language
-model, the values of a regressor.
+where checkpoint n errs: confusion matrix, calibration and worst mistakes of a classifier, boxes and precision of a
+detector, translations and attention of a translator, the passages of highest loss of a language model, the values of a
+regressor.
 
 --from=DIR takes a folder as the Hugging Face hub has it, with its tokenizer. A language model is measured by loss,
 perplexity and bits per byte of texts; where the data are questions with choices, by acc and acc_norm as

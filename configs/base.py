@@ -46,7 +46,7 @@ KNOBS: dict[str, Knob] = {
         "str | None",
         "identity",
         "of images, joined by commas: flip | crop:N | random_resized_crop | randaugment:N:M | jitter:X | erase | "
-        "mixup:ALPHA | cutmix:ALPHA",
+        "mixup:ALPHA | cutmix:ALPHA; with boxes: flip | jitter:X | hue:X | saturation:X | exposure:X",
     ),
     "data.size": Knob(
         None, "tuple[int] | None", "identity", "rows and columns of images, or one for both; None keeps theirs"

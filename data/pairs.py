@@ -67,11 +67,12 @@ def _lines(path: Path) -> list[str]:
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
 
 
-def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool) -> Examples:
+def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool, full: bool = False) -> Examples:
     """Pairs as rows: source [n S], source_mask [n S]; tokens, targets and weight [n T]; S and T at most `limit`.
 
-    Both ends are eot; tokens begin with the tokenizer's first prefix, or with eot, and foretell targets. What is longer
-    is cut where `cut`, as in an exam, else left out. An empty text or translation is left out of what is learnt from.
+    They are those of the longest, rounded up, or where `full` the limit, so that sets can be mixed. Both ends are eot;
+    tokens begin with the tokenizer's first prefix, or with eot, and foretell targets. What is longer is cut where
+    `cut`, as in an exam, else left out. An empty text or translation is left out of what is learnt from.
 
     Raises UsageError where nothing is left.
     """
@@ -81,8 +82,8 @@ def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool) -> Exampl
     if pairs.texts and not sources:
         raise UsageError(f"{pairs.identity['name']} has no pair of at most {limit} tokens; raise data.length")
     end = np.array([tokenizer.eot], np.int32)
-    source, mask = _padded([np.concatenate([ids, end])[:limit] for ids in sources], limit)
-    target, weight = _padded([np.concatenate([ids, end])[:limit] for ids in targets], limit)
+    source, mask = _padded([np.concatenate([ids, end])[:limit] for ids in sources], limit, full)
+    target, weight = _padded([np.concatenate([ids, end])[:limit] for ids in targets], limit, full)
     begin = np.full((len(target), 1), start_of(tokenizer), np.int32)
     fields = {"source": source, "source_mask": mask, "tokens": np.concatenate([begin, target[:, :-1]], 1)}
     identity = {**pairs.identity, "rows": len(source)}
@@ -94,9 +95,9 @@ def start_of(tokenizer: Tokenizer) -> int:
     return tokenizer.prefix[0] if tokenizer.prefix else tokenizer.eot
 
 
-def _padded(ids: list[np.ndarray], limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _padded(ids: list[np.ndarray], limit: int, full: bool) -> tuple[np.ndarray, np.ndarray]:
     """Ids int32 [n T], and 1 where they are [n T]."""
-    length = min(limit, -(-max(map(len, ids), default=1) // MULTIPLE) * MULTIPLE)
+    length = limit if full else min(limit, -(-max(map(len, ids), default=1) // MULTIPLE) * MULTIPLE)
     tokens, there = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), np.float32)
     for row, own in enumerate(ids):
         tokens[row, : len(own)], there[row, : len(own)] = own, 1

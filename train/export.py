@@ -59,6 +59,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     folder = Path(to).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{to} is there already, and no empty folder; give another --to")
+    published.layout_of(cfg.model.family, None, "config")  # raises where there is none
     head = checkpoint.load_manifest(workdir, n)["table"].get("params/head/bias")
     classes, inputs = head["shape"][-1] if head else None, cfg.model.get("inputs")
     blank = restored.stand_in(cfg, host, cfg.model.family, cfg.loss, classes, inputs)

@@ -55,6 +55,17 @@ def check_batch(size: int, accumulate: int, place: Placement, context: int | Non
         )
 
 
+def check_time(row: Batch, place: Placement) -> None:
+    """Hold the lengths of a batch's sequences to whole parts. Raises UsageError."""
+    parts = math.prod(place.mesh.shape[a] for a in place.rules["seq"])
+    for name, values in row.items():
+        if values.ndim > 1 and batch_axes(name, 2) == "batch seq" and values.shape[1] % parts:
+            raise UsageError(
+                f"rows of {values.shape[1]} {name} cannot be cut into {parts} parts by the mesh; "
+                f"data.length = {-(-values.shape[1] // parts) * parts} would fit"
+            )
+
+
 def training(
     plan: Plan, place: Placement, start: int, stop: int, *, workers: int, prefetch: int
 ) -> Iterator[dict[str, jax.Array]]:

@@ -15,6 +15,7 @@ from data.evaluation import Exam
 from data.kinds import Examples, Pairs, Source, Texts
 from errors import UsageError, unknown
 from models import Model, published
+from models.published import preprocessing
 from train import begin, checkpoint, detection, evaluate, translation
 from train import questions as examiner
 from train.host import Host
@@ -53,6 +54,10 @@ def open_checkpoint(
 ) -> Opened:
     """A checkpoint on devices (all where None), for the kind of an example's data."""
     setup = set_up(cfg, host, example, checkpoint.load_tokenizer(workdir, n), devices)
+    known = checkpoint.load_manifest(workdir, n).get("classes")
+    if known and setup.names and tuple(known) != setup.names:
+        theirs, ours = (", ".join(names[:4]) + (", …" if len(names) > 4 else "") for names in (known, setup.names))
+        raise UsageError(f"{workdir} tells the classes {theirs}; {cfg.data.name!r} has {ours}")
     return Opened(
         f"checkpoint {n:,} of {workdir}", setup, step.views(restore_state(setup, workdir, n), setup.cfg.optim)
     )
@@ -78,6 +83,8 @@ def open_published(
     model = published.read_config(folder, ignore, compute=compute, **fields)
     model = replace(model, config=replace(model.config, **how_of(cfg, model.family)))
     cfg.loss, cfg.model.family = loss_of(model), model.family
+    if model.module.INPUT == "image":
+        _take_pixels(cfg, folder, host)
     tokenizer = None
     if not isinstance(example, Examples) and cfg.data.tokenizer == OWN:
         tokenizer, cfg.data.tokenizer = tokenizer_reader.read(folder).description(), "subword"
@@ -87,6 +94,17 @@ def open_published(
     host.say(f"{folder}: {model.family}, {summary.parameters(model)}; {found.told}")
     variables = found.variables(setup.place.shardings(model.specs), jnp.dtype(dtype).name)
     return Opened(folder, setup, {"": {"stats": {}, **variables}})
+
+
+def _take_pixels(cfg: Config, folder: str, host: Host) -> None:
+    """Take how images are made ready from a folder of the hub, but for what the config says itself; say what holds."""
+    told = {**preprocessing.of_folder(folder)}
+    for name, plain in (("mean", 0.0), ("deviation", 1.0), ("size", None), ("crop", None)):
+        if name in told and cfg.data[name] == plain:
+            with cfg.unlocked(), cfg.ignore_type():
+                cfg.data[name] = told[name]
+    held = ", ".join(f"data.{name} = {cfg.data[name]}" for name in ("size", "crop", "mean", "deviation"))
+    host.say(f"images  {held}{'' if told else f' ({folder} does not say how they were made ready)'}")
 
 
 def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None, ignore: Iterable[str] = ()) -> Opened:

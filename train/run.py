@@ -85,8 +85,12 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
 
 def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     cfg = setup.cfg
-    told = setup.task.needs == "label"
+    told = setup.task.needs in ("label", "boxes")
     kinds = {(type(s).__name__, getattr(s, "classes", None) if told else None) for s in corpora}
+    names = {getattr(s, "names", None) for s in corpora} if told else set()
+    if len(names) > 1 and len(kinds) == 1:
+        differ = " and ".join(", ".join(n or ("numbers",)) for n in sorted(names, key=str))
+        raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of the same classes: they are {differ}")
     if len(kinds) > 1:
         what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(kinds, key=str))
         raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of one kind: it has {what}")
@@ -108,14 +112,19 @@ def _size(source: Source, corpus: plan.Corpus) -> str:
     return f"{source.identity['name']} ({len(source):,} {what}{more})"
 
 
+def _tokens(setup: Setup, batches: plan.Plan, start: int) -> int:
+    """Tokens of a row that are told; of translations, whose lengths differ, the mean over a batch."""
+    if setup.task.needs != "source":
+        return setup.context or 0
+    return round(float(batches.batch(start)["weight"].sum(1).mean()))
+
+
 def _shapes(setup: Setup, batches: plan.Plan, start: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch of an update, as ShapeDtypeStructs."""
-    rows = batches.phase(start).batch_size
+    rows, row = batches.phase(start).batch_size, batches.batch(start, [0])
+    feed.check_time(row, setup.place)
     sharding = lambda k, v: setup.place.sharding(step.batch_axes(k, v.ndim))  # noqa: E731
-    return {
-        k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=sharding(k, v))
-        for k, v in batches.batch(start, [0]).items()
-    }
+    return {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=sharding(k, v)) for k, v in row.items()}
 
 
 def _introduce(
@@ -181,7 +190,7 @@ def _train(
     exam = exam_of(setup, held_out)
     examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
     size = lambda n: batches.phase(n).batch_size  # noqa: E731
-    tokens = batches.batch(start, [0])["weight"].size if setup.tokenizer and setup.task.of_tokens else 0
+    tokens = _tokens(setup, batches, start)
     limits = cfg.log.every, cfg.train.steps, size, tokens, cfg.train.max_skipped
     progress = loop.Progress(host, recorder, *limits, loud=main)
     if recorder.continues:
@@ -276,6 +285,7 @@ def manifest_of(
         "history": origin.history,
         "data": identity,
         "tokenizer": setup.fingerprint,
+        "classes": list(setup.names) if setup.names else None,
         "metrics": (scores.judged or None) if scores else None,  # an empty held-out split measures nothing
     }
 

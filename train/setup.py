@@ -45,6 +45,7 @@ class Setup:
     place: mesh.Placement
     dtype: Any
     tokenizer: tokenizers.Tokenizer | None
+    names: tuple[str, ...] | None = None  # of the data's classes, where they have some
 
     @property
     def context(self) -> int | None:
@@ -196,7 +197,7 @@ def set_up(
         _try_on(model, example, cfg)
     place = mesh.place_on(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules.to_dict())
     jax.set_mesh(place.mesh)
-    return Setup(cfg, host, model, task, place, dtype, made)
+    return Setup(cfg, host, model, task, place, dtype, made, getattr(example, "names", None))
 
 
 def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
@@ -329,6 +330,7 @@ def _examples(setup: Setup, source: Source, exam: bool) -> Examples:
     assert setup.tokenizer is not None
     assert setup.context is not None
     if isinstance(source, Pairs):
-        limit = setup.context if exam else min(setup.context, setup.cfg.data.length or setup.context)
-        return pairs.rows(source, setup.tokenizer, limit, cut=exam)
+        length = None if exam else setup.cfg.data.length
+        limit = min(setup.context, length or setup.context)
+        return pairs.rows(source, setup.tokenizer, limit, cut=exam, full=length is not None)
     return sequences.padded(source, setup.tokenizer, min(setup.context, setup.cfg.data.length or setup.context))

@@ -278,7 +278,7 @@ def save(
     """
     from safetensors.numpy import save_file
 
-    tensors = _tensors(model, variables, _layout(model.family, dialect, "rows"))
+    tensors = _tensors(model, variables, layout_of(model.family, dialect, "rows"))
     save_file({prefix + name: np.ascontiguousarray(read()) for name, (_, read) in tensors.items()}, file)
 
 
@@ -346,7 +346,7 @@ def save_pretrained(
     config.json, as eos_token_id=2.
     Raises UsageError for a family or a Config that has no place there, and for a folder that holds a model already.
     """
-    layout, folder = _layout(model.family, dialect, "config"), Path(directory)
+    layout, folder = layout_of(model.family, dialect, "config"), Path(directory)
     held = [f.name for f in (folder / "config.json", folder / INDEX, *folder.glob(f"*{SUFFIX}")) if f.exists()]
     if held:
         raise UsageError(f"{folder} holds {held[0]} already; give a folder without a model")
@@ -386,11 +386,11 @@ def _whole(parts: list[tuple[Row, Any, tuple[int, ...]]]) -> np.ndarray:
     return tensor
 
 
-def _layout(family: str, dialect: str | None, has: str) -> ModuleType:
+def layout_of(family: str, dialect: str | None, has: str) -> ModuleType:
     """The layout of a dialect, of None the first, among those that export `has`."""
     known = {name: layout for name, layout in dialects(family).items() if hasattr(layout, has)}
     if not known:
-        raise unknown("family of the hub", family, TYPES.values())
+        raise unknown("family of the hub", family, sorted(set(TYPES.values())))
     name = next(iter(known)) if dialect is None else dialect
     if name not in known:
         raise unknown(f"dialect of {family}", name, known)

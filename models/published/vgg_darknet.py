@@ -1,7 +1,7 @@
 """VGG as Darknet has it: of each convolution and each connected layer biases, then weights, in a .weights file.
 
 Layers are numbered from 0 by those that have numbers. There is no other way from names to a batch norm of ours, which
-has a bias before it too; the published file has none. Its network wants pixels from -1 to 1, as its `[crop]` makes them.
+has a bias before it too; the published file has none. It wants pixels from -1 to 1, as its `[crop]` makes them.
 """
 
 from pathlib import Path
