@@ -289,6 +289,23 @@ def test_mixtures_of_any_sizes_have_the_same_channels(tmp_path: Path) -> None:
         Plan((one, grey), phases, 0)
 
 
+def test_mixtures_of_sizes_are_united_by_one(tmp_path: Path) -> None:
+    """Sets of one size, of another, and of any size mix by the size that is wanted, each row as in its own set."""
+    for name, sizes in (("one", (12, 12)), ("two", (16, 16)), ("any", (14, 18))):
+        for i in range(4):
+            save(tmp_path / name / f"class{i % 2}" / f"{i}.png", (sizes[i // 2], 10), level=60 + i)
+    corpora = tuple(ExampleCorpus(sources.load(str(tmp_path / n), "train")) for n in ("one", "two", "any"))
+    images = augment.Images(0, (("flip",),), size=(8, 8))
+    plan = Plan(corpora, (Phase(0, 30, (1.0, 1.0, 1.0)),), 0, images)
+    whole, part = plan.batch(2), plan.batch(2, [7, 4, 21])
+    assert whole["image"].shape == (30, 8, 8, 3)
+    np.testing.assert_array_equal(part["image"], whole["image"][[7, 4, 21]])
+    with pytest.raises(UsageError, match=r"same fields.*12, 10.*16, 10"):
+        Plan(corpora[:2], (Phase(0, 8, (1.0, 1.0)),), 0, augment.Images())
+    with pytest.raises(UsageError, match=r"different sizes: set data\.size"):
+        Plan(corpora, (Phase(0, 8, (1.0, 1.0, 1.0)),), 0, augment.Images())
+
+
 def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From its command to the worst mistakes; without a size, one line."""
     root = classes(tmp_path / "pets")
