@@ -5,7 +5,7 @@ Source: Redmon et al. 2016, "You only look once", arXiv:1506.02640, section 2.2:
 `exposure:1.5`; hue and the grey beside the image are Darknet's. What jitter moves in from outside is grey too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from data.detection import to_corners, to_shares
+from data.geometry import Size
+from data.kinds import Draw, generator
 from errors import UsageError, unknown
 
-Draw = np.random.Generator
-Size = Sequence[int] | np.ndarray  # rows, columns
 FILL = 0.5  # what is beside an image, as in Darknet
 LEAST = 0.25  # share of a box's area that must stay in sight, or the box is dropped
 
@@ -33,8 +33,8 @@ class View(NamedTuple):
 
 
 def letterbox(original: Size, size: Size) -> View:
-    """The whole image as large as the network's allows, its proportions kept, in the middle; both sizes [2]."""
-    (y, x), (rows, columns) = map(int, original), map(int, size)
+    """The whole image as large as the network's allows, its proportions kept, in the middle."""
+    (y, x), (rows, columns) = original, size
     if columns * y < rows * x:
         height, width = max(1, y * columns // x), columns
     else:
@@ -140,7 +140,7 @@ class Boxed:
     """Bring images with boxes to `size`, rows and columns, by the letterbox; in training by the operations too."""
 
     seed: int
-    size: tuple[int, int]
+    size: Size
     operations: tuple[tuple[str, float], ...] = ()
 
     def __call__(self, batch: dict[str, np.ndarray], step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -163,7 +163,7 @@ class Boxed:
         return {**batch, "image": image, "boxes": boxes, "kinds": kinds, "there": there}
 
     def _draw(self, original: Size, step: int, row: int) -> tuple[View, dict[str, float]]:
-        draw = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, row]))
+        draw = generator(self.seed, step, row)
         view, colour = letterbox(original, self.size), dict[str, float]()
         for name, amount in self.operations:
             if name in GEOMETRY:

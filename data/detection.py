@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from data.kinds import DECODE_ONCE, Examples, Fields, checksum
+from data import image_files
+from data.geometry import Size
+from data.kinds import DECODE_ONCE, Examples, Fields, Pixels, blocks
 from errors import UsageError
 
 SLACK = 0.01  # pixels by which a box may leave its image and nobody is told: rounding of what an annotator wrote
@@ -18,21 +18,26 @@ TOLD = 3  # images that a note names
 
 class Truth(NamedTuple):
     """The boxes of one image: corners (left, top, right, bottom) in its pixels [m 4], classes [m], and whether each
-    stands for a crowd, or is too hard to count [m]: such a box is no example, and finding it neither right nor wrong.
+    stands for a crowd, as COCO has it [m], or is difficult, as VOC has it [m].
     """
 
     boxes: np.ndarray
     kinds: np.ndarray
     crowd: np.ndarray
+    difficult: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Which boxes count [m]: a crowd or a difficult one is no example, and finding it neither right nor wrong."""
+        return ~(self.crowd | self.difficult)
 
 
 class Marked(NamedTuple):
-    """An image as it was annotated: its name, rows and columns, its boxes, which may be amiss, and its file's bytes."""
+    """An image as it was annotated: its name, rows and columns, and its boxes, which may be amiss."""
 
     name: str
-    size: tuple[int, int]
+    size: Size
     truth: Truth
-    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Truths:
     boxes: np.ndarray  # float32 [all 4], corners in pixels
     kinds: np.ndarray  # int32 [all]
     crowd: np.ndarray  # bool [all]
+    difficult: np.ndarray  # bool [all]
     starts: np.ndarray  # int64 [n + 1]
     sizes: np.ndarray  # int32 [n 2], rows and columns
 
@@ -51,7 +57,12 @@ class Truths:
     def __getitem__(self, i: int) -> Truth:
         """The boxes of image i."""
         own = slice(self.starts[i], self.starts[i + 1])
-        return Truth(self.boxes[own], self.kinds[own], self.crowd[own])
+        return Truth(self.boxes[own], self.kinds[own], self.crowd[own], self.difficult[own])
+
+    def size(self, i: int) -> Size:
+        """Rows and columns of image i."""
+        y, x = self.sizes[i].tolist()
+        return y, x
 
 
 @dataclass(frozen=True)
@@ -59,10 +70,10 @@ class Reading:
     """From rows to fields: image as an object array [n] of uint8 [y x 3], boxes padded to `most` an image.
 
     boxes float32 [n M 4] as centre and size in shares of the image, kinds int32 [n M], there float32 [n M]: 1 a box, 0
-    padding. Crowds are left out, and of more than `most` boxes the last.
+    padding. Boxes that do not count are left out, and of more than `most` the last.
     """
 
-    decode: Callable[[int], np.ndarray]
+    decode: Callable[[int], Pixels]
     truths: Truths
     most: int
 
@@ -72,8 +83,8 @@ class Reading:
         boxes, kinds, there = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         for i, row in enumerate(rows):
             image[i], truth = self.decode(int(row)), self.truths[row]
-            kept = np.flatnonzero(~truth.crowd)[: self.most]
-            boxes[i, : len(kept)] = to_shares(truth.boxes[kept], self.truths.sizes[row])
+            kept = np.flatnonzero(truth.counts)[: self.most]
+            boxes[i, : len(kept)] = to_shares(truth.boxes[kept], self.truths.size(int(row)))
             kinds[i, : len(kept)], there[i, : len(kept)] = truth.kinds[kept], 1
         return {"image": image, "boxes": boxes, "kinds": kinds, "there": there}
 
@@ -96,14 +107,14 @@ class Scenes(Examples):
         return replace(self, fields=replace(self.fields, most=most))
 
 
-def to_shares(corners: np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
+def to_shares(corners: np.ndarray, size: Size) -> np.ndarray:
     """Corners in pixels [... 4], rows and columns of the image -> centre and size in shares of it [... 4]."""
     y, x = size
     low, high = corners[..., :2] / (x, y), corners[..., 2:] / (x, y)
     return np.concatenate([(low + high) / 2, high - low], -1)
 
 
-def to_corners(boxes: np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
+def to_corners(boxes: np.ndarray, size: Size) -> np.ndarray:
     """Centre and size in shares of an image [... 4], its rows and columns -> corners in pixels [... 4]."""
     y, x = size
     middle, half = boxes[..., :2] * (x, y), boxes[..., 2:] * (x / 2, y / 2)
@@ -115,8 +126,8 @@ def scenes(
     split: str,
     images: Sequence[Marked],
     classes: Sequence[str],
-    decode: Callable[[int], np.ndarray],
-    identity: dict[str, Any] | None = None,
+    decode: Callable[[int], Pixels],
+    identity: dict[str, Any],
 ) -> Scenes:
     """A source of annotated images; a box that leaves its image is cut, one without area left out, and `notes` say so.
 
@@ -131,18 +142,14 @@ def scenes(
     parts = [truth for truth, _, _ in mended]
     starts = np.cumsum([0, *(len(t.kinds) for t in parts)])
     sizes = np.array([image.size for image in images], np.int32)
-    boxes, kinds, crowd = (np.concatenate(part) for part in zip(*parts, strict=True))
-    truths = Truths(boxes, kinds, crowd, starts, sizes)
+    boxes, kinds, crowd, difficult = (np.concatenate(part) for part in zip(*parts, strict=True))
+    truths = Truths(boxes, kinds, crowd, difficult, starts, sizes)
     named = [image.name for image in images]
     cut = _note(f"{name} {split}", "cut to the image", [m[1] for m in mended], named)
     left = _note(f"{name} {split}", "without area left out", [m[2] for m in mended], named)
-    if identity is None:
-        names = repr([(i.name, *i.size, i.length) for i in images] + list(classes)).encode()
-        digest = checksum(names, boxes, kinds, crowd, starts)
-        identity = {"name": name, "split": split, "count": len(images), "checksum": digest}
     if 3 * int(sizes.prod(1, dtype=np.int64).sum()) <= DECODE_ONCE:
         decode = [decode(i) for i in range(len(images))].__getitem__
-    most = max(1, *(int((~t.crowd).sum()) for t in parts))
+    most = max(1, *(int(t.counts.sum()) for t in parts))
     reading = Reading(decode, truths, most)
     return Scenes(reading, len(images), identity, len(classes), tuple(classes), truths=truths, notes=cut + left)
 
@@ -151,7 +158,8 @@ def _mend(image: Marked, classes: int) -> tuple[Truth, int, int]:
     """Boxes within their image and with an area, how many were cut for it, and how many left out."""
     y, x = image.size
     corners = np.asarray(image.truth.boxes, np.float64).reshape(-1, 4)
-    kinds, crowd = np.asarray(image.truth.kinds, np.int32), np.asarray(image.truth.crowd, bool)
+    kinds = np.asarray(image.truth.kinds, np.int32)
+    crowd, difficult = (np.asarray(mark, bool) for mark in (image.truth.crowd, image.truth.difficult))
     if not np.isfinite(corners).all():
         raise UsageError(f"{image.name}: a box has a corner that is no finite number: {corners.tolist()}")
     if len(kinds) and not 0 <= kinds.min() <= kinds.max() < classes:
@@ -159,7 +167,8 @@ def _mend(image: Marked, classes: int) -> tuple[Truth, int, int]:
     inside = np.clip(corners, 0, (x, y, x, y)).astype(np.float32)
     real = (inside[:, 2:] > inside[:, :2]).all(1)
     cut = real & (np.abs(inside - corners).max(1, initial=0) > SLACK)
-    return Truth(inside[real], kinds[real], crowd[real]), int(cut.sum()), int((~real).sum())
+    truth = Truth(inside[real], kinds[real], crowd[real], difficult[real])
+    return truth, int(cut.sum()), int((~real).sum())
 
 
 def _note(where: str, what: str, counts: Sequence[int], names: Sequence[str]) -> tuple[str, ...]:
@@ -171,16 +180,12 @@ def _note(where: str, what: str, counts: Sequence[int], names: Sequence[str]) ->
     return (f"{where}: {sum(counts)} box{'es' * (sum(counts) > 1)} {what}, of {', '.join(some[:TOLD])}{more}",)
 
 
-def pixels(data: bytes | Path, name: str) -> np.ndarray:
-    """An image file, or its bytes, as uint8 [y x 3]. Raises UsageError where it cannot be read.
+def pixels(file: bytes | Path, name: str) -> Pixels:
+    """An image file, or its bytes, as uint8 [y x 3]. Raises UsageError where it cannot be read, or is too deep.
 
     Pixels stay as they are stored, since boxes count by these: a camera's note that it was held askew is not heeded.
     """
-    try:
-        with Image.open(BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"{name}: the image cannot be read: {error}") from None
+    return image_files.decode(file, name, upright=False)
 
 
 @dataclass(frozen=True)
@@ -190,33 +195,39 @@ class _Rows:
     rows: Any
     name: str
 
-    def __call__(self, i: int) -> np.ndarray:
+    def __call__(self, i: int) -> Pixels:
         return pixels(self.rows.__getitems__([i])[0]["image"], f"{self.name}, image {i}")
 
 
-def of_prepared(rows: Any, objects: Any, identity: dict[str, Any]) -> Scenes:
-    """A set prepared by TFDS: rows with the files' bytes as image, and the features of one of its objects.
+def of_prepared(rows: Any, objects: Any, shape: Sequence[int | None], identity: dict[str, Any]) -> Scenes:
+    """A set prepared by TFDS: rows with the files' bytes as image, the features of one of its objects, and the shape
+    of all images, None where they differ.
 
-    Boxes are the BBoxFeature, classes the ClassLabel, `label` before others, and crowds those of `is_crowd` or
-    `is_difficult`. Raises UsageError where one is missing.
+    Boxes are the BBoxFeature, classes the ClassLabel, `label` before others, crowds those of `is_crowd`, and difficult
+    ones those of `is_difficult`. Raises UsageError where one is missing, or an image cannot be read.
     """
     of_type = lambda kind: [k for k, f in objects.items() if type(f).__name__ == kind]  # noqa: E731
     boxes, labels = of_type("BBoxFeature"), sorted(of_type("ClassLabel"), key=lambda k: k != "label")
+    set_name = str(identity["name"])
     if not boxes or not labels:
         has = ", ".join(objects)
-        raise UsageError(f"{identity['name']}: its objects need a BBoxFeature and a ClassLabel; they have {has}")
-    hard = [k for k in ("is_crowd", "is_difficult") if k in objects]
-    images = []
-    for i in range(len(rows)):
-        row = rows.__getitems__([i])[0]
+        raise UsageError(f"{set_name}: its objects need a BBoxFeature and a ClassLabel; they have {has}")
+    images: list[Marked] = []
+    for row in (row for block in blocks(len(rows)) for row in rows.__getitems__(block)):
         got, name = row["objects"], row.get("image/filename", b"")
-        name = (name.decode() if isinstance(name, bytes) else str(name)).strip() or f"image {i}"
+        name = (name.decode() if isinstance(name, bytes) else str(name)).strip() or f"image {len(images)}"
+        y, x = _size(row["image"], shape, f"{set_name}, image {len(images)}")
         corners = np.array(got[boxes[0]], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]  # TFDS has rows before columns
-        with Image.open(BytesIO(row["image"])) as header:
-            x, y = header.size
-        crowd = np.zeros(len(corners), bool)
-        for key in hard:
-            crowd |= np.array(got[key], bool)
-        images.append(Marked(name, (y, x), Truth(corners * (x, y, x, y), np.array(got[labels[0]], np.int32), crowd)))
-    set_name, label = str(identity["name"]), objects[labels[0]]
-    return scenes(set_name, identity["split"], images, label.names, _Rows(rows, set_name), identity)
+        kinds, none = np.array(got[labels[0]], np.int32), np.zeros(len(corners), bool)
+        marks = (np.array(got.get(key, none), bool) for key in ("is_crowd", "is_difficult"))
+        images.append(Marked(name, (y, x), Truth(corners * (x, y, x, y), kinds, *marks)))
+    return scenes(set_name, identity["split"], images, objects[labels[0]].names, _Rows(rows, set_name), identity)
+
+
+def _size(data: bytes, shape: Sequence[int | None], name: str) -> Size:
+    """Rows and columns of an image: those of all, or by the header of its file."""
+    y, x, *_ = shape
+    if y is not None and x is not None:
+        return y, x
+    with image_files.opened(data, name) as header:
+        return header.height, header.width

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from data.detection import Marked, Scenes, Truth, pixels, scenes
+from data.geometry import Size
+from data.image_files import identity, name_of, opened
+from data.kinds import Pixels, checksum
 from errors import UsageError
 
 
@@ -42,8 +44,17 @@ class _Files:
 
     paths: tuple[Path, ...]
 
-    def __call__(self, i: int) -> np.ndarray:
+    def __call__(self, i: int) -> Pixels:
         return pixels(self.paths[i], str(self.paths[i]))
+
+
+class _Object(NamedTuple):
+    """A box as it was annotated: four numbers, a class, and whether it is a crowd, or difficult."""
+
+    box: tuple[float, ...]
+    kind: int
+    crowd: bool = False
+    difficult: bool = False
 
 
 def _coco(root: Path, files: dict[str, Path], split: str) -> Scenes:
@@ -53,15 +64,16 @@ def _coco(root: Path, files: dict[str, Path], split: str) -> Scenes:
     table = _json(file)
     images, categories, marks = (_dicts(table, key, file) for key in ("images", "categories", "annotations"))
     named = {row["id"]: str(row["name"]) for row in _keyed(categories, ("id", "name"), "category", file)}
+    _once(named.values(), f"{file}: the name of a category,")
     classes = {number: i for i, number in enumerate(sorted(named))}
-    found: dict[int, list[Any]] = {row["id"]: [] for row in _keyed(images, ("id", "file_name"), "image", file)}
+    found: dict[int, list[_Object]] = {row["id"]: [] for row in _keyed(images, ("id", "file_name"), "image", file)}
     for mark in _keyed(marks, ("id", "image_id", "category_id", "bbox"), "annotation", file):
         where = f"{file}: annotation {mark['id']}"
         for key, known in (("image_id", found), ("category_id", classes)):
             if mark[key] not in known:
                 raise UsageError(f"{where} has {key} {mark[key]}, which the file does not list")
         box, crowd = _numbers(mark["bbox"], f"{where}: 'bbox'"), bool(mark.get("iscrowd", 0))
-        found[mark["image_id"]].append((box, classes[mark["category_id"]], crowd))
+        found[mark["image_id"]].append(_Object(box, classes[mark["category_id"]], crowd=crowd))
     paths = [folder / str(image["file_name"]) for image in images]
     _once(map(str, paths), f"{file}: image")
     marked = []
@@ -69,14 +81,22 @@ def _coco(root: Path, files: dict[str, Path], split: str) -> Scenes:
         truth = _truth(found[image["id"]])
         truth.boxes[:, 2:] += truth.boxes[:, :2]  # from width and height
         size = _size(path, image.get("height"), image.get("width"), file)
-        marked.append(Marked(path.name, size, truth, path.stat().st_size))
-    return scenes(root.name, split, marked, [named[i] for i in classes], _Files(tuple(paths)))
+        marked.append(Marked(path.name, size, truth))
+    return _scenes(root, split, marked, [named[i] for i in classes], paths)
 
 
-def _truth(objects: Sequence[tuple[tuple[float, ...], int, bool]]) -> Truth:
-    boxes, kinds, crowd = zip(*objects, strict=True) if objects else ((), (), ())
+def _scenes(root: Path, split: str, marked: Sequence[Marked], classes: Sequence[str], paths: Sequence[Path]) -> Scenes:
+    lengths = [path.stat().st_size for path in paths]
+    images = [(m.name, *m.size, len(m.truth.kinds), length) for m, length in zip(marked, lengths, strict=True)]
+    told = checksum(repr((classes, images)).encode(), *(field for m in marked for field in m.truth)).encode()
+    known = identity(root, split, told, paths, sum(lengths))
+    return scenes(name_of(root), split, marked, classes, _Files(tuple(paths)), known)
+
+
+def _truth(objects: Sequence[_Object]) -> Truth:
+    boxes, kinds, crowd, difficult = zip(*objects, strict=True) if objects else ((),) * 4
     corners = np.array(boxes, np.float64).reshape(-1, 4)
-    return Truth(corners, np.array(kinds, np.int32), np.array(crowd, bool))
+    return Truth(corners, np.array(kinds, np.int32), np.array(crowd, bool), np.array(difficult, bool))
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -125,16 +145,13 @@ def _numbers(values: Any, what: str, count: int = 4) -> tuple[float, ...]:
     return numbers
 
 
-def _size(path: Path, y: Any, x: Any, file: Path) -> tuple[int, int]:
+def _size(path: Path, y: Any, x: Any, file: Path) -> Size:
     """Rows and columns of an image file, by its head. Raises UsageError where its annotation says otherwise."""
     said = _numbers((y or 0, x or 0), f"{file}: the size of {path.name}", 2)
-    try:
-        with Image.open(path) as image:
-            columns, rows = image.size
-    except FileNotFoundError:
-        raise UsageError(f"{file}: its image {path} is missing") from None
-    except OSError as error:
-        raise UsageError(f"{path}: the image cannot be read: {error}") from None
+    if not path.exists():
+        raise UsageError(f"{file}: its image {path} is missing")
+    with opened(path, str(path)) as image:
+        columns, rows = image.size
     if said not in ((rows, columns), (0, 0)):  # some annotators write 0
         raise UsageError(f"{path} has {rows} rows and {columns} columns, {file} says {said[0]:g} and {said[1]:g}")
     return rows, columns
@@ -161,9 +178,9 @@ def _voc(root: Path, splits: dict[str, Path], split: str) -> Scenes:
             raise UsageError(f"{splits[split]} lists {name}, and {file} is missing")
         paths.append(images.get(name, root / "JPEGImages" / f"{name}.jpg"))
         size = _size(paths[-1], trees[name].findtext("size/height"), trees[name].findtext("size/width"), file)
-        truth = _truth([(box, names.index(kind), hard) for box, kind, hard in objects[name]])
-        marked.append(Marked(name, size, truth, paths[-1].stat().st_size))
-    return scenes(root.name, split, marked, names, _Files(tuple(paths)))
+        truth = _truth([_Object(box, names.index(kind), difficult=hard) for box, kind, hard in objects[name]])
+        marked.append(Marked(name, size, truth))
+    return _scenes(root, split, marked, names, paths)
 
 
 def _xml(file: Path) -> ElementTree.Element:

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from data.geometry import Size
-from data.kinds import Examples, Fields, Pixels, checksum, of_any_size
+from data.image_files import damaged, decode, identity, opened
+from data.kinds import Examples, Fields, Pixels, of_any_size
 from errors import UsageError, unknown
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
-SPLITS = ("train", "test", "val", "validation")
-HASHED = 2**28  # bytes: of a split no larger than this the contents are in its checksum, else names and lengths only
+SPLITS = ("train", "test", "val", "valid", "validation")
 GREY = ("1", "L", "LA")
-DEEP = ("I", "F")  # first letters of Pillow's modes of more than 8 bits a channel
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
 ORIENTATION = 0x0112
 
@@ -53,21 +50,21 @@ def is_image(path: str) -> bool:
 
 
 def load(name: str, split: str) -> Examples:
-    """The images of a split with their classes. Raises UsageError for what cannot be read, or has no classes."""
+    """The images of a split with their classes. Raises UsageError for what cannot be read, no classes, or no image."""
     files = _files(name)
     folder = _sorted_out(name, files)
     if split not in folder.splits:
         raise unknown(f"split of {name}", split, folder.splits)
-    channels, size = _survey(name, files)
     groups = [folder.splits[split].get(c, []) for c in folder.names]
     chosen = [f for group in groups for f in group]
+    if not chosen:  # one image a class, say
+        raise UsageError(f"{name}: its split {split!r} holds no image")
+    channels, size = _survey(name, files)
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
-    digest = [repr((folder.names, [(f.path, f.length) for f in chosen])).encode()]
-    if sum(f.length for f in chosen) <= HASHED:
-        digest += [checksum(Path(name, f.path).read_bytes()).encode() for f in chosen]
-    identity = {"name": Path(name).resolve().name, "split": split, "count": len(chosen), "checksum": checksum(*digest)}
+    told = repr((folder.names, [(f.path, f.length) for f in chosen])).encode()
+    known = identity(name, split, told, [Path(name, f.path) for f in chosen], sum(f.length for f in chosen))
     read = Reading(name, tuple(f.path for f in chosen), labels, channels, size)
-    return Examples(read, len(chosen), identity, len(folder.names), folder.names)
+    return Examples(read, len(chosen), known, len(folder.names), folder.names)
 
 
 def splits_of(name: str) -> tuple[str, ...]:
@@ -91,30 +88,10 @@ class Reading:
         return {"image": of_any_size(images) if self.size is None else np.stack(images), "label": self.labels[rows]}
 
     def _one(self, path: str) -> Pixels:
-        image = decode(path, self.channels)
+        image = decode(path, path, self.channels)
         if self.size not in (None, image.shape[:2]):
-            raise _damaged(path, f"its header told {self.size}, it is {image.shape[:2]}")
+            raise damaged(path, f"its header told {self.size}, it is {image.shape[:2]}")
         return image
-
-
-def decode(path: str, channels: int) -> Pixels:
-    """An image file as grey or RGB, upright as EXIF tells, any transparency dropped -> [Y X C].
-
-    Raises UsageError for a file that is damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            plain = image.convert("RGBA") if image.mode == "P" else image  # a palette may have transparent entries
-            found = np.asarray(plain.convert("RGB" if channels == 3 else "L"))
-    except UNREADABLE as error:
-        raise _damaged(path, error) from None
-    return found if channels == 3 else found[..., None]
-
-
-def _damaged(path: str, error: Exception | str) -> UsageError:
-    first = (str(error) or type(error).__name__).splitlines()[0]
-    return UsageError(f"{path} cannot be read as an image ({first}): mend it or take it away")
 
 
 def _files(root: str) -> tuple[File, ...]:
@@ -123,7 +100,7 @@ def _files(root: str) -> tuple[File, ...]:
         try:
             status = os.stat(path)
         except OSError as error:  # a link to nowhere
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
         found.append(File(Path(path).relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
     return tuple(found)
 
@@ -132,13 +109,19 @@ def _sorted_out(root: str, files: tuple[File, ...]) -> Folder:
     """Files by split and class.
 
     Where no folder is named as a split, the last tenth of each class's files by name is the split `test`: one at least,
-    if the class has two. Raises UsageError where there are no class folders.
+    if the class has two. Raises UsageError where there are no class folders, or some beside those of splits.
     """
     parts = {f: f.path.split("/") for f in files}
     apart = any(len(p) > 2 and p[0] in SPLITS for p in parts.values())
+    beside = sorted({p[0] for p in parts.values() if len(p) > 1 and p[0] not in SPLITS})
+    if apart and beside:
+        raise UsageError(
+            f"{root} has folders of splits, and beside them {', '.join(beside)}: "
+            f"a split is called {', '.join(SPLITS[:-1])} or {SPLITS[-1]}; rename it or take it away"
+        )
     classes: dict[str, dict[str, list[File]]] = defaultdict(lambda: defaultdict(list))
     for f, p in parts.items():
-        if apart and p[0] in SPLITS and len(p) > 2:
+        if apart and len(p) > 2:
             classes[p[0]][p[1]].append(f)
         elif not apart and len(p) > 1:
             classes["train"][p[0]].append(f)
@@ -161,14 +144,9 @@ def _survey(root: str, files: tuple[File, ...]) -> tuple[int, Size | None]:
     grey, sizes = True, set()
     for file in files:
         path = os.path.join(root, file.path)
-        try:
-            with Image.open(path) as image:
-                turned = "exif" in image.info and image.getexif().get(ORIENTATION) in TURNED
-                mode, (columns, rows) = image.mode, image.size
-        except UNREADABLE as error:
-            raise _damaged(path, error) from None
-        if mode.startswith(DEEP):
-            raise UsageError(f"{path} has more than 8 bits a channel: convert it first")
+        with opened(path, path) as image:
+            turned = "exif" in image.info and image.getexif().get(ORIENTATION) in TURNED
+            mode, (columns, rows) = image.mode, image.size
         grey &= mode in GREY
         sizes.add((columns, rows) if turned else (rows, columns))
     return 1 if grey else 3, sizes.pop() if len(sizes) == 1 else None

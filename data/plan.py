@@ -104,7 +104,8 @@ class Plan:
     def __post_init__(self) -> None:
         if len(self.corpora) > 1:
             first = np.zeros(1, np.int64)
-            kinds = [{k: _kind(v) for k, v in sorted(c.items(first, first).items())} for c in self.corpora]
+            rows = [self._augmented(c.items(first, first), 0, first) for c in self.corpora]
+            kinds = [{k: _kind(v) for k, v in sorted(row.items())} for row in rows]
             if any(kind != kinds[0] for kind in kinds):
                 raise UsageError(
                     f"the sets of a mixture must have the same fields; they have {' and '.join(map(str, kinds))}"
@@ -147,10 +148,15 @@ class Plan:
             epochs, positions = np.divmod(ranks[mine], len(corpus))
             if corpus.shuffled:
                 positions = _shuffle(positions, epochs, len(corpus), self.seed, i)
-            for name, values in corpus.items(epochs, positions).items():
+            found = self._augmented(corpus.items(epochs, positions), step, own[mine])
+            for name, values in found.items():
                 whole = batch.setdefault(name, np.empty((len(own), *values.shape[1:]), values.dtype))
                 whole[mine] = values
-        return self.augment(batch, step, own) if self.augment else batch
+        return batch
+
+    def _augmented(self, items: Batch, step: int, own: np.ndarray) -> Batch:
+        """Rows of one corpus as the mixture takes them, which has them of one shape."""
+        return self.augment(items, step, own) if self.augment else items
 
     def _carried(self, step: int) -> np.ndarray:
         """What each corpus's count lacks under the weights in force at `step`, to go on where it was [corpora]."""

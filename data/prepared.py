@@ -8,7 +8,19 @@ import numpy as np
 
 from data import detection
 from data.embedded import EMBEDDED
-from data.kinds import DECODE_ONCE, Examples, Fields, Pairs, Source, Texts, checksum, hold_labels, no_field, of_any_size
+from data.kinds import (
+    DECODE_ONCE,
+    Examples,
+    Fields,
+    Pairs,
+    Source,
+    Texts,
+    blocks,
+    checksum,
+    hold_labels,
+    no_field,
+    of_any_size,
+)
 from data.pairs import languages
 from errors import UsageError, unknown
 
@@ -76,8 +88,7 @@ def rows(name: str, split: str, data_dir: str | None) -> tuple[list[dict[str, An
 
 
 def _all(source: Any) -> list[dict[str, Any]]:
-    count = len(source)
-    return [row for i in range(0, count, 1024) for row in source.__getitems__(range(i, min(i + 1024, count)))]
+    return [row for block in blocks(len(source)) for row in source.__getitems__(block)]
 
 
 def load(name: str, split: str, field: str | None, data_dir: str | None) -> Source:
@@ -91,7 +102,7 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
         if field is not None:
             raise no_field(name, field)
         rows, _, _ = open_split(name, split, data_dir, raw="image")
-        return detection.of_prepared(rows, features["objects"].feature, identity)
+        return detection.of_prepared(rows, features["objects"].feature, features["image"].shape, identity)
     texts = [k for k, f in features.items() if type(f).__name__ == "Text"]
     if field is None and texts:
         field = texts[0]
@@ -137,6 +148,6 @@ def _labelled_images(rows: Any, features: Any, identity: dict[str, Any]) -> Exam
     classes, names = label.num_classes, _names(label)
     if None in shape or count * int(np.prod(shape)) > DECODE_ONCE:
         return Examples(read, count, identity, classes, names)
-    parts = [read(np.arange(i, min(i + 1024, count))) for i in range(0, count, 1024)]
+    parts = [read(np.array(block)) for block in blocks(count)]
     fields = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     return Examples(fields, count, identity, classes, names)

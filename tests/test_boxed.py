@@ -29,9 +29,9 @@ def batch_of(*images: tuple[np.ndarray, list[tuple[int, int, int, int]]], most: 
     marked = []
     for i, (image, corners) in enumerate(images):
         count = len(corners)
-        truth = Truth(np.array(corners, float).reshape(-1, 4), np.arange(count), np.zeros(count, bool))
+        truth = Truth(np.array(corners, float).reshape(-1, 4), np.arange(count), *np.zeros((2, count), bool))
         marked.append(Marked(str(i), (image.shape[0], image.shape[1]), truth))
-    source = detection.scenes("made", "train", marked, "abcdef", lambda i: images[i][0]).limited(most)
+    source = detection.scenes("made", "train", marked, "abcdef", lambda i: images[i][0], {}).limited(most)
     return {**source.__getitems__(np.arange(len(images))), "weight": np.ones(len(images), np.float32)}
 
 
@@ -224,9 +224,9 @@ def made(count: int = 7) -> Scenes:
     images = [draw.integers(0, 256, (10 + i, 30 - 2 * i, 3)).astype(np.uint8) for i in range(count)]
     marked = []
     for i, image in enumerate(images):
-        truth = Truth(np.array([[1, 2, 9, 10]] * i, float).reshape(-1, 4), np.zeros(i, int), np.zeros(i, bool))
+        truth = Truth(np.array([[1, 2, 9, 10]] * i, float).reshape(-1, 4), np.zeros(i, int), *np.zeros((2, i), bool))
         marked.append(Marked(str(i), (image.shape[0], image.shape[1]), truth))
-    return detection.scenes("made", "train", marked, ["a"], images.__getitem__)
+    return detection.scenes("made", "train", marked, ["a"], images.__getitem__, {})
 
 
 def test_through_plan_and_exam() -> None:

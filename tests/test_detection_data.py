@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import detection, sources
+from data import detection, image_files, kinds, sources
 from data.detection import Marked, Scenes, Truth
 from errors import UsageError
 
@@ -69,7 +69,7 @@ def test_coco_is_read(tmp_path: Path, form: str) -> None:
     assert (len(source), source.classes, source.names, source.notes) == (2, 2, ("bird", "cat"), ())
     wide, high = source.truths[0], source.truths[1]
     np.testing.assert_allclose(wide.boxes, [[10, 5, 30, 15], [0, 0, 40, 20], [30, 10, 34, 12.5]])
-    assert (wide.kinds.tolist(), wide.crowd.tolist()) == ([1, 0, 0], [False, True, False])
+    assert (wide.kinds.tolist(), wide.crowd.tolist(), wide.difficult.any()) == ([1, 0, 0], [False, True, False], False)
     np.testing.assert_allclose(high.boxes, [[0, 0, 10, 15]])
     assert source.truths.sizes.tolist() == [[20, 40], [30, 10]]
     got = source.__getitems__([1, 0])
@@ -92,8 +92,8 @@ def test_rows_are_limited_and_padded(tmp_path: Path) -> None:
     assert source.shapes == {"image": (), "boxes": (2, 4), "kinds": (2,), "there": (2,)}
 
 
-def test_identity_is_that_of_content(tmp_path: Path) -> None:
-    """The same folder elsewhere is the same set; a moved box, a renamed class, another image, another set."""
+def test_identity_is_that_of_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same folder elsewhere is the same set; a moved box, a renamed class, another image or pixel, another set."""
     one = scenes(write_coco(tmp_path / "a" / "set", coco())).identity
     assert one == scenes(write_coco(tmp_path / "b" / "set", coco())).identity
     for i, change in enumerate(("box", "class", "image")):
@@ -106,8 +106,17 @@ def test_identity_is_that_of_content(tmp_path: Path) -> None:
             table["images"].pop(1), table["annotations"].pop(1)
         assert scenes(write_coco(tmp_path / str(i) / "set", table)).identity["checksum"] != one["checksum"]
     root = tmp_path / "a" / "set"
-    Image.new("RGB", (40, 20), "red").save(root / "val" / "wide.png")
-    assert scenes(root).identity["checksum"] != one["checksum"]
+    found = {one["checksum"]}
+    for colour in ("red", "blue"):  # two files of one length
+        Image.new("RGB", (40, 20), colour).save(root / "val" / "wide.png", "BMP")
+        found.add(scenes(root).identity["checksum"])
+    assert len(found) == 3
+    monkeypatch.chdir(root)
+    assert scenes(Path(".")).identity == scenes(root).identity
+    monkeypatch.setattr(image_files, "HASHED", 0)
+    large = scenes(root).identity
+    Image.new("RGB", (40, 20), "green").save(root / "val" / "wide.png", "BMP")
+    assert scenes(root).identity == large
 
 
 def test_what_is_mended_is_told(tmp_path: Path) -> None:
@@ -125,8 +134,8 @@ def test_what_is_mended_is_told(tmp_path: Path) -> None:
 
 def test_notes_name_some_images() -> None:
     """The first three, and how many more."""
-    images = [Marked(f"{i}.png", (4, 4), Truth([[0, 0, 9, 2]], [0], [False])) for i in range(5)]
-    source = detection.scenes("set", "val", images, ["a"], lambda i: np.zeros((4, 4, 3), np.uint8))
+    images = [Marked(f"{i}.png", (4, 4), Truth([[0, 0, 9, 2]], [0], [False], [False])) for i in range(5)]
+    source = detection.scenes("set", "val", images, ["a"], lambda i: np.zeros((4, 4, 3), np.uint8), {})
     assert source.notes == ("set val: 5 boxes cut to the image, of 0.png, 1.png, 2.png and 2 more images",)
 
 
@@ -164,6 +173,7 @@ def spoilt(**change: Any) -> Spoil:
         (lambda t: t["images"][0].update(width=41), "has 20 rows and 40 columns, .* says 20 and 41"),
         (lambda t: t["images"][0].update(width="x"), r"the size of wide\.png is \(20, 'x'\), not 2 numbers"),
         (lambda t: t["categories"][0].update(id=3), "category id 3 is there twice"),
+        (lambda t: t["categories"][0].update(name="bird"), "the name of a category, 'bird' is there twice"),
         (lambda t: t.pop("categories"), "has no list 'categories' of objects"),
         (lambda t: t.update(images=[1]), "has no list 'images' of objects"),
         (lambda t: t.update(images=[], annotations=[]), "its split 'val' holds no image"),
@@ -194,8 +204,37 @@ def test_broken_images_are_refused(tmp_path: Path) -> None:
     whole = (root / "val" / "wide.png").read_bytes()
     for data in (b"no image", whole[: len(whole) // 2]):
         (root / "val" / "wide.png").write_bytes(data)
-        with pytest.raises(UsageError, match=r"wide\.png: the image cannot be read"):
+        with pytest.raises(UsageError, match=r"wide\.png cannot be read as an image"):
             scenes(root)
+
+
+def test_images_that_cannot_be_read_well_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 16 bits, which would turn white, and one so large that Pillow calls it an attack; in any kind of set."""
+    root, voc = write_coco(tmp_path / "set", coco()), write_voc(tmp_path / "voc")
+    path = paint(tmp_path / "i.png", 20, 40)
+    objects = {"bbox": BBoxFeature(), "label": ClassLabel()}
+    read = (
+        lambda: detection.pixels(path, "i.png"),
+        lambda: detection.pixels(path.read_bytes(), "i.png"),
+        lambda: scenes(root),
+        lambda: scenes(voc, "train"),
+        lambda: detection.of_prepared(
+            Rows([{"image": path.read_bytes(), "objects": {"bbox": [], "label": []}}]),
+            objects,
+            (None, None, 3),
+            {"name": "set", "split": "val"},
+        ),
+    )
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for each in read:
+        with pytest.raises(UsageError, match=r"cannot be read as an image .*decompression bomb"):
+            each()
+    monkeypatch.undo()
+    for file in (path, root / "val" / "wide.png", voc / "JPEGImages" / "one.png"):
+        Image.fromarray(np.full((20, 40), 1000, np.uint16)).save(file)
+    for each in read:
+        with pytest.raises(UsageError, match="has more than 8 bits a channel"):
+            each()
 
 
 def test_names_of_folders(tmp_path: Path) -> None:
@@ -248,7 +287,7 @@ def test_voc_is_read(tmp_path: Path) -> None:
     assert (len(source), source.names) == (2, ("ant", "cat", "dog"))
     one = source.truths[0]
     np.testing.assert_allclose(one.boxes, [[0, 0, 40, 20], [10, 5, 30, 15]])
-    assert (one.kinds.tolist(), one.crowd.tolist()) == ([2, 1], [False, True])
+    assert (one.kinds.tolist(), one.crowd.tolist(), one.difficult.tolist()) == ([2, 1], [False] * 2, [False, True])
     got = source.__getitems__([0, 1])
     assert got["there"].tolist() == [[1], [0]]
     np.testing.assert_allclose(got["boxes"][:, 0], [[0.5, 0.5, 1, 1], [0, 0, 0, 0]])
@@ -283,9 +322,9 @@ def test_voc_without_its_image(tmp_path: Path) -> None:
 
 def test_a_class_beyond_the_list_is_refused() -> None:
     """As of a prepared set that keeps its labels to itself, by -1."""
-    images = [Marked("a.png", (4, 4), Truth([[0, 0, 2, 2]], [-1], [False]))]
+    images = [Marked("a.png", (4, 4), Truth([[0, 0, 2, 2]], [-1], [False], [False]))]
     with pytest.raises(UsageError, match=r"a\.png: a box is of class -1 of 1"):
-        detection.scenes("set", "val", images, ["a"], lambda i: np.zeros((4, 4, 3), np.uint8))
+        detection.scenes("set", "val", images, ["a"], lambda i: np.zeros((4, 4, 3), np.uint8), {})
 
 
 PREPARED = os.environ.get("TFDS_DATA_DIR")
@@ -328,12 +367,37 @@ class Rows(list[Any]):
 def test_prepared_sets_with_crowds(tmp_path: Path) -> None:
     """Rows before columns, in shares; `label` goes before another ClassLabel; crowds and hard ones are set apart."""
     image = paint(tmp_path / "i.png", 20, 40).read_bytes()
-    marks = dict(bbox=[[0.25, 0.5, 0.5, 1], [0, 0, 1, 1]], label=[1, 0], pose=[0, 0], is_difficult=[False, True])
+    marks = dict(
+        bbox=[[0.25, 0.5, 0.5, 1], [0, 0, 1, 1], [0, 0, 1, 0.5]],
+        label=[1, 0, 1],
+        pose=[0, 0, 0],
+        is_difficult=[False, True, False],
+        is_crowd=[False, False, True],
+    )
     rows = Rows([{"image": image, "objects": marks}, {"image": image, "objects": {k: [] for k in marks}}])
     objects = {"bbox": BBoxFeature(), "is_difficult": Feature(), "pose": ClassLabel(), "label": ClassLabel()}
-    source = detection.of_prepared(rows, objects, {"name": "set", "split": "val"})
-    np.testing.assert_allclose(source.truths[0].boxes, [[20, 5, 40, 10], [0, 0, 40, 20]])
-    assert source.truths[0].crowd.tolist() == [False, True]
+    source = detection.of_prepared(rows, objects, (None, None, 3), {"name": "set", "split": "val"})
+    np.testing.assert_allclose(source.truths[0].boxes, [[20, 5, 40, 10], [0, 0, 40, 20], [0, 0, 20, 20]])
+    assert source.truths[0].difficult.tolist() == [False, True, False]
+    assert source.truths[0].crowd.tolist() == [False, False, True]
     assert source.__getitems__([0, 1])["there"].tolist() == [[1], [0]]
     with pytest.raises(UsageError, match="need a BBoxFeature and a ClassLabel; they have bbox"):
-        detection.of_prepared(rows, {"bbox": BBoxFeature()}, {"name": "set", "split": "val"})
+        detection.of_prepared(rows, {"bbox": BBoxFeature()}, (None, None, 3), {"name": "set", "split": "val"})
+
+
+@pytest.mark.parametrize("shape", [(None, None, 3), (20, 40, 3)])
+def test_prepared_rows_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Any) -> None:
+    """Not one by one; where all images have one shape, none is opened for it."""
+    image, opened = paint(tmp_path / "i.png", 20, 40).read_bytes(), []
+    rows = Rows([{"image": image, "objects": {"bbox": [], "label": []}}] * 5)
+    asked: list[int] = []
+    monkeypatch.setattr(
+        Rows, "__getitems__", lambda self, wanted: (asked.append(len(wanted)), [self[i] for i in wanted])[1]
+    )
+    monkeypatch.setattr(image_files, "opened", lambda *of, real=image_files.opened: (opened.append(of), real(*of))[1])
+    monkeypatch.setattr(kinds, "BLOCK", 3)
+    monkeypatch.setattr(detection, "DECODE_ONCE", 0)
+    objects = {"bbox": BBoxFeature(), "label": ClassLabel()}
+    source = detection.of_prepared(rows, objects, shape, {"name": "set", "split": "val"})
+    assert (asked, len(opened)) == ([3, 2], 0 if shape[0] else 5)
+    assert source.truths.size(4) == (20, 40)

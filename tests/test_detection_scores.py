@@ -15,10 +15,11 @@ NAMES = ("cat", "dog", "ant")
 CAT, DOG = (10, 10, 50, 50), (60, 20, 90, 80)
 
 
-def truth(*boxes: tuple[tuple[float, ...], int], crowd: tuple[int, ...] = ()) -> Truth:
+def truth(*boxes: tuple[tuple[float, ...], int], crowd: tuple[int, ...] = (), difficult: tuple[int, ...] = ()) -> Truth:
     """An image's truths, (corners, class) each."""
     corners = np.array([b for b, _ in boxes], np.float32).reshape(-1, 4)
-    return Truth(corners, np.array([k for _, k in boxes], np.int32), np.isin(np.arange(len(boxes)), crowd))
+    marks = (np.isin(np.arange(len(boxes)), some) for some in (crowd, difficult))
+    return Truth(corners, np.array([k for _, k in boxes], np.int32), *marks)
 
 
 def found(*boxes: tuple[tuple[float, ...], float, int]) -> Found:
@@ -93,6 +94,22 @@ def test_crowds_are_neither_right_nor_wrong() -> None:
     assert metrics([found(((0, 60, 30, 90), 0.9, 0), (CAT, 0.5, 0))], [crowd])["map_50"] == pytest.approx(0.5)
 
 
+def test_difficult_boxes_are_found_by_their_union() -> None:
+    """A find inside one is wrong, unlike in a crowd; those that overlap it well do not count, nor does a miss."""
+    hard = (((0, 0, 100, 100), 0), ((120, 120, 160, 160), 0))
+    right, inside = (hard[1][0], 0.5, 0), ((10, 10, 20, 20), 0.9, 0)
+    marked = truth(*hard, difficult=(0,))
+    assert metrics([found(inside, right)], [marked])["map_50"] == pytest.approx(0.5)
+    assert metrics([found(inside, right)], [truth(*hard, crowd=(0,))])["map_50"] == 1
+    well = [((0, 0, 100, 90 - i), 0.9, 0) for i in range(3)]
+    assert metrics([found(*well, right)], [marked])["map_50"] == 1
+    assert metrics([found(*well, right)], [marked])["map_75"] == 1
+    assert metrics([found(((0, 0, 100, 60), 0.9, 0), right)], [marked])["map_75"] == pytest.approx(0.5)
+    assert metrics([found(right)], [marked])["map"] == pytest.approx(1)
+    [tally] = drawn.tallies(detection.judge([found(right)], [marked], 3), [marked], 0)
+    assert tally.mistakes == 0
+
+
 def test_what_is_not_finite_is_passed_over() -> None:
     """A model gone astray is scored all the same."""
     astray = found((CAT, float("nan"), 0), ((0, 0, float("inf"), 9), 0.9, 0), (CAT, 0.5, 0))
@@ -109,7 +126,7 @@ def made(count: int, seed: int = 0) -> tuple[list[Found], list[Truth]]:
         low = draw.random((draw.integers(0, 6), 2)) * 70
         boxes = np.concatenate([low, low + 5 + draw.random(low.shape) * 25], 1)
         kinds = draw.integers(0, 3, len(boxes))
-        truths.append(Truth(boxes.astype(np.float32), kinds, draw.random(len(boxes)) < 0.1))
+        truths.append(Truth(boxes.astype(np.float32), kinds, draw.random(len(boxes)) < 0.1, np.zeros(len(boxes), bool)))
         hit = draw.random(len(boxes)) < 0.8
         moved = boxes[hit] + draw.normal(0, 1.5, (hit.sum(), 4))
         stray = draw.random((draw.integers(0, 4), 2)) * 60
@@ -137,7 +154,7 @@ def by_pycocotools(finds: list[Found], truths: list[Truth]) -> np.ndarray:
         made.createIndex()
         return made
 
-    told = [(i, b, k, {"iscrowd": int(c)}) for i, t in enumerate(truths) for b, k, c in zip(*t, strict=True)]
+    told = [(i, b, k, {"iscrowd": int(c)}) for i, t in enumerate(truths) for b, k, c in zip(*t[:3], strict=True)]
     seen = [(i, b, k, {"score": s, "iscrowd": 0}) for i, f in enumerate(finds) for b, s, k in zip(*f, strict=True)]
     judge = COCOeval(table(told), table(seen), "bbox")
     judge.evaluate()
@@ -225,7 +242,9 @@ def source(truths: list[Truth]) -> Scenes:
     """Grey images with those truths, of two shapes."""
     shapes = [(100, 140) if i % 2 else (120, 100) for i in range(len(truths))]
     marked = [Marked(str(i), s, t) for i, (s, t) in enumerate(zip(shapes, truths, strict=True))]
-    return scenes("made", "test", marked, ["a $5 name", *NAMES[1:]], lambda i: np.full((*shapes[i], 3), 200, np.uint8))
+    return scenes(
+        "made", "test", marked, ["a $5 name", *NAMES[1:]], lambda i: np.full((*shapes[i], 3), 200, np.uint8), {}
+    )
 
 
 def test_boxes_are_drawn(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import launch
-from data import augment, folders, loader, mixing, sources
+from data import augment, folders, image_files, loader, mixing, sources
 from data import prepared as prepared_sets
 from data.kinds import Examples, Texts
 from data.plan import ExampleCorpus, Phase, Plan
@@ -23,6 +23,10 @@ def save(path: Path, size: tuple[int, int] = (8, 6), mode: str = "RGB", level: i
     image = Image.new("RGB", size[::-1], (level, level // 2, 10))
     (image.quantize(2) if mode == "P" else image.convert(mode)).save(path, **how)
     return path
+
+
+def decode(path: str, channels: int = 3) -> np.ndarray:
+    return image_files.decode(path, path, channels)
 
 
 def classes(root: Path, count: int = 12, vary: bool = True) -> Path:
@@ -55,12 +59,11 @@ def test_class_folders_hold_out_a_tenth_of_each(tmp_path: Path) -> None:
 
 
 def test_split_folders_are_splits(tmp_path: Path) -> None:
-    """Classes are those of all splits together, so that a label means one class; other folders are no splits."""
+    """Classes are those of all splits together, so that a label means one class."""
     save(tmp_path / "train" / "b" / "1.jpg")
     save(tmp_path / "train" / "c" / "deeper" / "2.jpg")
     save(tmp_path / "val" / "a" / "3.jpg")
     save(tmp_path / "val" / "c" / "4.jpg")
-    save(tmp_path / "drafts" / "d" / "5.jpg")
     (tmp_path / "train" / "empty").mkdir()
     assert sources.splits_of(str(tmp_path)) == ("train", "val")
     train, val = (sources.load(str(tmp_path), s) for s in ("train", "val"))
@@ -70,6 +73,27 @@ def test_split_folders_are_splits(tmp_path: Path) -> None:
     save(tmp_path / "val" / "aa" / "5.jpg")
     assert sources.load(str(tmp_path), "train").identity != train.identity  # its labels are others now
     with pytest.raises(UsageError, match=r"unknown split .*'test'.*train, val"):
+        sources.load(str(tmp_path), "test")
+
+
+def test_valid_is_a_split_and_what_is_none_is_refused(tmp_path: Path) -> None:
+    """As Roboflow and ultralytics lay out a set; a folder of images beside those of splits is not lost in silence."""
+    for split in ("train", "valid", "test"):
+        save(tmp_path / split / "a" / "1.jpg")
+    assert sources.splits_of(str(tmp_path)) == ("train", "test", "valid")
+    assert len(sources.load(str(tmp_path), "valid")) == 1
+    save(tmp_path / "drafts" / "a" / "5.jpg")
+    save(tmp_path / "cat" / "5.jpg")
+    with pytest.raises(UsageError, match=r"beside them cat, drafts: a split is called train, .* or validation"):
+        sources.load(str(tmp_path), "train")
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    """Where no class has two images, none is held out."""
+    for name in ("a", "b"):
+        save(tmp_path / name / "1.jpg")
+    assert len(sources.load(str(tmp_path), "train")) == 2
+    with pytest.raises(UsageError, match="its split 'test' holds no image"):
         sources.load(str(tmp_path), "test")
 
 
@@ -124,7 +148,7 @@ def test_a_turned_photo_is_upright(tmp_path: Path) -> None:
     dark = np.zeros((32, 16, 3), np.uint8)
     dark[:, :8] = 255
     Image.fromarray(dark).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    got = folders.decode(str(tmp_path / "turned.jpg"), 3)
+    got = decode(str(tmp_path / "turned.jpg"))
     assert got.shape == (16, 32, 3)
     assert got[:7].min() > 240
     assert got[9:].max() < 15
@@ -140,7 +164,7 @@ def test_every_mode_becomes_colours(mode: str, tmp_path: Path) -> None:
     save(tmp_path / "b" / "3.png", mode="L")
     channels = 1 if mode in folders.GREY else 3
     assert sources.load(str(tmp_path), "train").shapes["image"] == (8, 6, channels)
-    colour, grey = (folders.decode(str(tmp_path / "a" / f"1.{ending}"), c) for c in (3, 1))
+    colour, grey = (decode(str(tmp_path / "a" / f"1.{ending}"), c) for c in (3, 1))
     assert colour.shape == (8, 6, 3)
     assert grey.shape == (8, 6, 1)
     if mode in ("P", "RGBA", "CMYK"):
@@ -153,7 +177,7 @@ def test_every_mode_becomes_colours(mode: str, tmp_path: Path) -> None:
 def test_every_format_is_read(ending: str, tmp_path: Path) -> None:
     save(tmp_path / f"x.{ending}")
     assert folders.is_image(f"X.{ending.upper()}")
-    assert folders.decode(str(tmp_path / f"x.{ending}"), 3).shape == (8, 6, 3)
+    assert decode(str(tmp_path / f"x.{ending}")).shape == (8, 6, 3)
 
 
 def test_identity_is_of_names_lengths_and_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +196,7 @@ def test_identity_is_of_names_lengths_and_contents(tmp_path: Path, monkeypatch: 
     flat = sources.load(str(two), "train").identity
     save(path, level=52)
     assert sources.load(str(two), "train").identity != flat
-    monkeypatch.setattr(folders, "HASHED", 0)
+    monkeypatch.setattr(image_files, "HASHED", 0)
     large = sources.load(str(two), "train").identity
     save(path, level=53)
     assert sources.load(str(two), "train").identity == large
@@ -263,6 +287,23 @@ def test_mixtures_of_any_sizes_have_the_same_channels(tmp_path: Path) -> None:
     assert Plan((one, two), phases, 0, augment.Images(size=(4, 4))).batch(0)["image"].shape == (8, 4, 4, 3)
     with pytest.raises(UsageError, match=r"uint8\[\*, \*, 3\].*uint8\[\*, \*, 1\]"):
         Plan((one, grey), phases, 0)
+
+
+def test_mixtures_of_sizes_are_united_by_one(tmp_path: Path) -> None:
+    """Sets of one size, of another, and of any size mix by the size that is wanted, each row as in its own set."""
+    for name, sizes in (("one", (12, 12)), ("two", (16, 16)), ("any", (14, 18))):
+        for i in range(4):
+            save(tmp_path / name / f"class{i % 2}" / f"{i}.png", (sizes[i // 2], 10), level=60 + i)
+    corpora = tuple(ExampleCorpus(sources.load(str(tmp_path / n), "train")) for n in ("one", "two", "any"))
+    images = augment.Images(0, (("flip",),), size=(8, 8))
+    plan = Plan(corpora, (Phase(0, 30, (1.0, 1.0, 1.0)),), 0, images)
+    whole, part = plan.batch(2), plan.batch(2, [7, 4, 21])
+    assert whole["image"].shape == (30, 8, 8, 3)
+    np.testing.assert_array_equal(part["image"], whole["image"][[7, 4, 21]])
+    with pytest.raises(UsageError, match=r"same fields.*12, 10.*16, 10"):
+        Plan(corpora[:2], (Phase(0, 8, (1.0, 1.0)),), 0, augment.Images())
+    with pytest.raises(UsageError, match=r"different sizes: set data\.size"):
+        Plan(corpora, (Phase(0, 8, (1.0, 1.0, 1.0)),), 0, augment.Images())
 
 
 def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

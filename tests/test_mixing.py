@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data import augment, mixing, sources
-from data.kinds import Examples
+from data.kinds import Examples, generator
 from data.mixing import Mix
 from data.plan import ExampleCorpus, Phase, Plan
 
@@ -109,10 +109,21 @@ def test_mixing_differs_by_seed_step_and_row() -> None:
     np.testing.assert_array_equal(plan().batch(0)["share"], shares[0])
 
 
-def test_draws_of_operations_and_of_mixing_are_apart() -> None:
+def test_draws_of_operations_and_of_mixing_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A share does not follow from the flip of its row."""
     examples = Examples({"image": np.ones((2, 2, 2, 1), np.uint8), "label": np.zeros(2, np.int32)}, 2, {}, 2)
     with_flip = Plan((ExampleCorpus(examples),), (Phase(0, 8),), 0, augment.Images(0, (("flip",),)), Mix(0, BOTH))
     without = Plan((ExampleCorpus(examples),), (Phase(0, 8),), 0, augment.Images(0), Mix(0, BOTH))
     np.testing.assert_array_equal(with_flip.batch(0)["share"], without.batch(0)["share"])
-    assert mixing.SHARES != mixing.PARTNERS != 0 != mixing.SHARES
+    first: list[float] = []
+
+    def spied(*of: int) -> np.random.Generator:
+        first.append(generator(*of).random())
+        return generator(*of)
+
+    for module in (augment, mixing):
+        monkeypatch.setattr(module, "generator", spied)
+    with_flip.batch(0, [0])
+    mine = [generator(0, 0, 0, site).random() for site in (0, mixing.PARTNERS, mixing.SHARES)]
+    assert set(mine) <= set(first)
+    assert len(set(mine)) == 3

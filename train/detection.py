@@ -14,11 +14,12 @@ import numpy as np
 
 from data.boxed import to_original
 from data.detection import Scenes, Truth
+from data.geometry import Size
 from train.evaluate import Scores
 
 OVERLAPS = np.linspace(0.5, 0.95, 10)  # thresholds, intersection over union
 RECALLS = np.linspace(0, 1, 101)
-MOST = 100  # boxes of a class that count in one image, the surest
+MOST = 100  # boxes of a class that are judged in one image, the surest; a detector tells no more of all classes
 RESAMPLES = 200  # of the images, for standard errors: these are right to a twentieth or so
 SEED = 0
 
@@ -38,9 +39,9 @@ class Judged(NamedTuple):
     row: np.ndarray  # int [D], which of the image's boxes
     score: np.ndarray  # [D]
     right: np.ndarray  # bool [T D]
-    wrong: np.ndarray  # bool [T D]; neither where what it overlaps is a crowd
+    wrong: np.ndarray  # bool [T D]; neither where what it overlaps does not count
     taken: np.ndarray  # int [D], the image's truth that it overlaps at the least threshold, or -1
-    truths: np.ndarray  # int [n], of each image, crowds aside
+    truths: np.ndarray  # int [n], of each image, that count
 
 
 def judge(found: Sequence[Found], truths: Sequence[Truth], classes: int) -> list[Judged]:
@@ -48,18 +49,37 @@ def judge(found: Sequence[Found], truths: Sequence[Truth], classes: int) -> list
 
     Boxes that are not finite, as of a model gone astray, are passed over.
     """
-    from pycocotools.cocoeval import COCOeval
-
     finite = [(f, np.isfinite(f.scores) & np.isfinite(f.boxes).all(-1)) for f in found]
     with redirect_stdout(io.StringIO()):  # it talks
-        told = _table([_rows(t.boxes, t.kinds, iscrowd=t.crowd) for t in truths], classes)
+        told = _table([_rows(t.boxes, t.kinds, iscrowd=t.crowd, difficult=t.difficult) for t in truths], classes)
         seen = _table([_rows(f.boxes, f.kinds, where, score=f.scores) for f, where in finite], classes)
-        match = COCOeval(told, seen, "bbox")
+        match = _matcher(told, seen)
         match.params.iouThrs, match.params.maxDets = OVERLAPS, [MOST]
         match.params.areaRng, match.params.areaRngLbl = [[0, 1e10]], ["all"]
         match.evaluate()
     count = len(truths)
     return [_judged(match.evalImgs[k * count : (k + 1) * count], seen.anns, told.anns, count) for k in range(classes)]
+
+
+def _matcher(told: Any, seen: Any) -> Any:
+    """pycocotools' matching, with VOC's difficult boxes: found by intersection over union, and any number of times.
+
+    A crowd's overlap is over the find alone. Source: Everingham et al. 2010, doi:10.1007/s11263-009-0275-4.
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    class Match(COCOeval):
+        def _prepare(self) -> None:
+            super()._prepare()
+            for truth in (truth for some in self._gts.values() for truth in some):
+                truth["ignore"] = truth["iscrowd"] or truth["difficult"]
+
+        def evaluateImg(self, image: Any, kind: Any, *rest: Any) -> Any:
+            for truth in self._gts[image, kind]:  # overlaps are known by now, and here a crowd is what finds may share
+                truth["iscrowd"] = truth["ignore"]
+            return super().evaluateImg(image, kind, *rest)
+
+    return Match(told, seen, "bbox")
 
 
 def _rows(boxes: np.ndarray, kinds: np.ndarray, where: np.ndarray | None = None, **more: np.ndarray) -> list[Any]:
@@ -130,7 +150,7 @@ def precision(judged: Judged, times: np.ndarray | None = None) -> tuple[np.ndarr
     return at, recall.max(1, initial=0)
 
 
-def found_in(guess: np.ndarray, scenes: Scenes, size: Sequence[int]) -> list[Found]:
+def found_in(guess: np.ndarray, scenes: Scenes, size: Size) -> list[Found]:
     """What a detector tells of the first n images, as it sees them at a size, in their own pixels: [n K 6] -> n Founds.
 
     Each of K rows is a box as shares, its score (0 of none) and its class.
@@ -138,19 +158,19 @@ def found_in(guess: np.ndarray, scenes: Scenes, size: Sequence[int]) -> list[Fou
     found = []
     for i, rows in enumerate(guess.astype(np.float64)):
         rows = rows[rows[:, 4] > 0]
-        corners = to_original(rows[:, :4], size, scenes.truths.sizes[i])
+        corners = to_original(rows[:, :4], size, scenes.truths.size(i))
         found.append(Found(corners, rows[:, 4], rows[:, 5].astype(np.int64)))
     return found
 
 
-def judged_in(guess: np.ndarray, scenes: Scenes, size: Sequence[int]) -> tuple[list[Found], list[Judged]]:
+def judged_in(guess: np.ndarray, scenes: Scenes, size: Size) -> tuple[list[Found], list[Judged]]:
     """What is told of the first n images [n K 6], in their pixels, and class by class how right it is."""
     assert scenes.classes is not None
     found = found_in(guess, scenes, size)
     return found, judge(found, [scenes.truths[i] for i in range(len(found))], scenes.classes)
 
 
-def with_precision(scores: Scores, scenes: Scenes, size: Sequence[int]) -> Scores:
+def with_precision(scores: Scores, scenes: Scenes, size: Size) -> Scores:
     """Scores with mAP and its kin; as they are where nothing was measured."""
     if scores.rows is None or scores.rows.guess is None:
         return scores

@@ -53,7 +53,7 @@ def tallies(judged: Sequence[Judged], truths: Sequence[Truth], least: float) -> 
     none = Tally(*[np.zeros(0, np.int64)] * 3)
     whole = [Tally(*map(np.concatenate, zip(none, *some, strict=True))) for some in found]
     return [
-        tally._replace(missed=np.setdiff1d(np.flatnonzero(~truth.crowd), tally.missed))
+        tally._replace(missed=np.setdiff1d(np.flatnonzero(truth.counts), tally.missed))
         for tally, truth in zip(whole, truths, strict=True)
     ]
 
@@ -86,10 +86,10 @@ def boxes(source: Scenes, found: Sequence[Found], judged: Sequence[Judged], titl
     for axes, i, image in zip(grid, rows, images, strict=False):
         axes.imshow(image, interpolation="antialiased")
         _fill(axes, found[i], truths[i], tally[i], source.names or ())
-        count = int((~truths[i].crowd).sum())
+        count = int(truths[i].counts.sum())
         what = f"image {i:,}: {len(tally[i].missed)} of {count} missed, {len(tally[i].wrong)} wrong"
         axes.set_title(what, loc="left", color=INK, fontsize=8, pad=3)
-    how = "blue: right; orange: wrong; orange, dashed: missed; white, dotted: truths that are found, or are crowds"
+    how = "blue: right; orange: wrong; orange, dashed: missed; white, dotted: truths that are found, or do not count"
     head(figure, title, f"{how}. Scores from {least:.2f} on, where F1 is best")
     return save(figure, path)
 

@@ -32,7 +32,7 @@ UNITS = {
     "map": "mean average precision of boxes found, over classes and overlaps of 0.5, 0.55 … 0.95",
     "map_50": "mean average precision of boxes found, at an overlap of 0.5; of one class, its average precision",
     "map_75": "mean average precision of boxes found, at an overlap of 0.75",
-    "average_recall": "share of boxes found by the 100 surest of a class in an image, a mean as map",
+    "average_recall": "share of boxes found by the 100 surest in an image, scores above 0.005; a mean as map",
     "grad_norm": "global norm of the gradient, before clipping",
     "lr": "learning rate",
     "balance": "what a loss that spreads tokens over experts adds to the loss",
