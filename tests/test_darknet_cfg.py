@@ -18,6 +18,7 @@ def test_a_small_file_is_read(tmp_path: Path) -> None:
     model = darknet.read_cfg(tmp_path / "a.cfg", inputs=(16, 8, 3))
     assert model.config.layers == (Conv(None, 1, norm=False, activation="linear"), Head((0, 1)))
     assert (model.config.inputs, model.config.anchors, model.config.ignore) == ((16, 8, 3), ((2, 3), (4, 5)), 0.5)
+    assert model.config.momentum == 0.99  # which no file says, and Darknet has in its code
 
 
 @pytest.mark.parametrize(
