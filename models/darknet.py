@@ -5,7 +5,7 @@ Source: Redmon 2013-2016, Darknet: open source neural networks in C, pjreddie.co
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from errors import UsageError
 from models.convolution import conv, max_pool
 from models.layers import add, batch_norm, norm_specs
 from models.spec import Place, Spec, he, ones, zeros
+from models.validate import check, one_of
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
@@ -40,6 +41,11 @@ class Conv:
     activation: str = "leaky"
     padding: int | None = None  # pixels on each side; None is size // 2
 
+    def __post_init__(self) -> None:
+        check(self, "positive", "filters", "size", "stride")
+        check(self, "not negative", "padding")
+        one_of(self, activation=ACTIVATIONS)
+
     @property
     def around(self) -> int:
         """Pixels of padding on each side."""
@@ -53,14 +59,25 @@ class MaxPool:
     size: int = 2
     stride: int = 2
 
+    def __post_init__(self) -> None:
+        check(self, "positive", "size", "stride")
+
 
 @dataclass(frozen=True)
 class Route:
-    """Outputs of other layers side by side, or one of `groups` equal parts of them. Below 0 counts from here."""
+    """Outputs of other layers side by side, or of each one of `groups` equal parts. Below 0 counts from here."""
 
     sources: tuple[int, ...]
     groups: int = 1
     group: int = 0
+
+    def __post_init__(self) -> None:
+        check(self, "positive", "groups")
+        check(self, "not negative", "group")
+        check(self, f"below groups = {self.groups}", "group", ok=lambda group: group < self.groups)
+        check(self, "whole numbers", "sources", ok=lambda _: True)
+        if not self.sources:
+            raise UsageError("darknet: sources = () must name a layer")
 
 
 @dataclass(frozen=True)
@@ -70,12 +87,19 @@ class Shortcut:
     source: int
     activation: str = "linear"
 
+    def __post_init__(self) -> None:
+        check(self, "a whole number", "source", ok=lambda _: True)
+        one_of(self, activation=ACTIVATIONS)
+
 
 @dataclass(frozen=True)
 class Upsample:
     """Each pixel, `stride` times in rows and columns."""
 
     stride: int = 2
+
+    def __post_init__(self) -> None:
+        check(self, "positive", "stride")
 
 
 @dataclass(frozen=True)
@@ -84,12 +108,18 @@ class Reorg:
 
     stride: int = 2
 
+    def __post_init__(self) -> None:
+        check(self, "positive", "stride")
+
 
 @dataclass(frozen=True)
 class Head:
     """Where boxes are read off: the output before is the result, for some of the network's anchors."""
 
     mask: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check(self, "not negative", "mask")
 
 
 Layer = Conv | MaxPool | Route | Shortcut | Upsample | Reorg | Head
@@ -121,7 +151,7 @@ def sizes(layers: tuple[Layer, ...], image: Size, asked: int) -> list[Size]:
         taken = [found[i] if i >= 0 else image for i in sources(layer, at)]
         (y, x, c), planes = taken[0], {size[:2] for size in taken}
         if len(planes) > 1 or (isinstance(layer, Shortcut) and len(set(taken)) > 1):
-            raise UsageError(f"layer {at}, {layer}, gets outputs of different sizes: {', '.join(map(str, taken))}")
+            raise UsageError(f"layer {at}, {layer}, gets outputs of different sizes: {_listed(taken)}")
         match layer:
             case Conv():
                 y, x = ((n + 2 * layer.around - layer.size) // layer.stride + 1 for n in (y, x))
@@ -132,11 +162,11 @@ def sizes(layers: tuple[Layer, ...], image: Size, asked: int) -> list[Size]:
                 c = heads[0] * asked if layer.filters is None else layer.filters
             case MaxPool(_, stride):
                 y, x = ((n - 1) // stride + 1 for n in (y, x))
-            case Route(_, groups, group):
-                c = sum(size[2] for size in taken)
-                if c % groups or not 0 <= group < groups:
-                    raise UsageError(f"layer {at} cannot take part {group} of {groups} of {c} channels")
-                c //= groups
+            case Route(_, groups):
+                channels = [size[2] for size in taken]
+                if any(c % groups for c in channels):
+                    raise UsageError(f"layer {at} cannot part {_listed(channels)} channels into {groups} each")
+                c = sum(channels) // groups
             case Upsample(stride):
                 y, x = y * stride, x * stride
             case Reorg(stride):
@@ -150,6 +180,10 @@ def sizes(layers: tuple[Layer, ...], image: Size, asked: int) -> list[Size]:
             raise UsageError(f"layer {at}, {layer}, leaves nothing of {taken[0]}")
         found.append((y, x, c))
     return found
+
+
+def _listed(parts: Iterable[Any]) -> str:
+    return ", ".join(map(str, parts))
 
 
 def reduction(layers: tuple[Layer, ...]) -> int:
@@ -215,9 +249,7 @@ def run(
                 sides = ((size - 1) // 2, size // 2)
                 x = max_pool(x, size, stride, (sides, sides))
             case Route(_, groups, group):
-                x = jnp.concatenate(taken, -1)
-                part = x.shape[-1] // groups
-                x = x[..., group * part : (group + 1) * part]
+                x = jnp.concatenate([jnp.split(x, groups, -1)[group] for x in taken], -1)
             case Shortcut(_, activation):
                 x = ACTIVATIONS[activation](x + taken[1])
             case Upsample(stride):

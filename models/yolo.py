@@ -5,11 +5,13 @@ Source: Redmon, Farhadi 2016, "YOLO9000: better, faster, stronger", arXiv:1612.0
 improvement", arXiv:1804.02767 (v3, tables 1 and 3); both as Darknet's configuration files have them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 
+from errors import UsageError
 from models import darknet
 from models.darknet import Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
 from models.grids import Anchors, Grids
@@ -118,14 +120,17 @@ class Config:
     head: str = "yolo"  # yolo: v3's, each class on its own; region: v2's, classes by softmax
     classes: int = 80
     ignore: float = 0.7  # overlap with a truth from which a box is not held to be none; v3's paper says 0.5
-    momentum: float = 0.9  # kept of the running moments, an update
+    momentum: float = 0.99  # kept of the running moments, an update
     compute: str = "float32"
 
     def __post_init__(self) -> None:
+        for name in ("layers", "inputs", "anchors"):
+            if not getattr(self, name):
+                raise UsageError(f"yolo: {name} = {getattr(self, name)} must not be empty")
         check(self, "positive", "inputs", "classes")
         check(self, "probability", "momentum")
         check(self, "from 0 to 1", "ignore", ok=lambda x: 0 <= x <= 1)
-        check(self, "pairs of positive numbers", "anchors", ok=lambda pair: len(pair) == 2 and min(pair) > 0)
+        check(self, "pairs of positive numbers", "anchors", ok=_is_pair)
         one_of(self, head=HEADS, compute=COMPUTE)
         check(self, "three numbers: rows, columns, channels", "inputs", ok=lambda _: len(self.inputs) == 3)
         masks = [layer.mask for layer in self.layers if isinstance(layer, Head)]
@@ -133,6 +138,7 @@ class Config:
         check(self, "of Darknet, with a head that has anchors", "layers", ok=lambda _: bool(named) and all(masks))
         known = range(len(self.anchors))
         check(self, f"those that heads name, {sorted(named)}", "anchors", ok=lambda _: all(i in known for i in named))
+        check(self, "yolo where several layers are heads", "head", ok=lambda head: head == "yolo" or len(masks) == 1)
         stride = darknet.reduction(self.layers)
         check(self, f"sides that {stride} divides", "inputs", ok=lambda _: not any(n % stride for n in self.inputs[:2]))
         darknet.sizes(self.layers, self.image, 5 + self.classes)
@@ -142,6 +148,10 @@ class Config:
         """Rows, columns and channels of the input."""
         Y, X, C = self.inputs
         return Y, X, C
+
+
+def _is_pair(sides: tuple[float, ...]) -> bool:
+    return len(sides) == 2 and all(0 < side < math.inf for side in sides)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Darknet's files: what OpenCV makes of the same ones, what is written back, and what is refused."""
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -11,14 +12,15 @@ import numpy as np
 import pytest
 
 import models
+from configs import yolo
 from errors import UsageError
 from models import grids, published
-from models.darknet import Conv, Head, reorg, upsample
+from models.darknet import Conv, Head, MaxPool, Reorg, Route, Shortcut, Upsample, reorg, run, sizes, upsample
 from models.layers import batch_norm
-from models.published import cfg, darknet, vgg_darknet
+from models.published import cfg, darknet
 from models.published.weights import Header
 from models.published.weights import header as header_of
-from models.spec import flatten
+from models.spec import flatten, nowhere
 from tests.harness import TINY, tiny
 
 ASSETS = Path(os.environ.get("DARKNET_CFG_DIR", Path(__file__).parents[2] / "shared" / "assets" / "darknet"))
@@ -104,6 +106,27 @@ def test_opencv_computes_the_same(file: str, plane: tuple[int, int], tmp_path: P
     assert (tmp_path / "b.weights").read_bytes() == content
 
 
+@pytest.mark.parametrize("names", ["bccd", *(f"bccd+{name}" for name in yolo.ABLATIONS)])
+def test_what_configs_train_is_read_as_it_is_written(names: str, tmp_path: Path) -> None:
+    """Of a region network those anchors that its head names, since Darknet's has no others."""
+    said = yolo.get_config(names)
+    fields = said.model.to_dict()
+    model = models.build(fields.pop("family"), **fields, inputs=(*said.data.size, 3), classes=3)
+    want, heads = model.config, [layer for layer in model.config.layers if isinstance(layer, Head)]
+    if want.head == "region":
+        want = dataclasses.replace(want, anchors=tuple(want.anchors[i] for i in heads[0].mask))
+    (tmp_path / "a.cfg").write_text(cfg.text(model.config))
+    assert darknet.read_cfg(tmp_path / "a.cfg").config == want
+
+
+def test_a_region_network_writes_its_heads_anchors(tmp_path: Path) -> None:
+    """In the head's order."""
+    layers = (*TINY["yolo_region"]["layers"][:-1], Head((2, 0)))
+    model = tiny("yolo_region", layers=layers, anchors=((2, 3), (5, 2), (4, 4)))
+    (tmp_path / "a.cfg").write_text(cfg.text(model.config))
+    assert darknet.read_cfg(tmp_path / "a.cfg") == tiny("yolo_region", anchors=((4, 4), (2, 3)))
+
+
 @there
 @pytest.mark.parametrize("file", ["vgg-16", "yolov1"])
 def test_other_networks_are_read_as_sections(file: str) -> None:
@@ -139,6 +162,58 @@ def test_upsample_repeats_pixels() -> None:
     np.testing.assert_array_equal(upsample(jnp.asarray(x), 2), x.repeat(2, 1).repeat(2, 2))
 
 
+def test_a_route_takes_its_part_of_each_source() -> None:
+    """Each source is parted, then they are joined."""
+    x = jnp.arange(48, dtype=jnp.float32).reshape(1, 3, 4, 4)
+    layers = (MaxPool(1, 1), MaxPool(3, 1), Route((1, 0, -2), 2, 1))
+    found, _ = run(layers, {"params": {}, "stats": {}}, x, train=False, momentum=0.9, place=nowhere)
+    parts = [one[..., 2:] for one in (found[1], found[0], found[0])]
+    np.testing.assert_array_equal(found[2], np.concatenate(parts, -1))
+    assert sizes(layers, (3, 4, 4), 8)[2] == (3, 4, 6)
+    with pytest.raises(UsageError, match="layer 2 cannot part 3, 5 channels into 2 each"):
+        sizes((Conv(3), Conv(5), Route((0, 1), 2)), (3, 4, 4), 8)
+
+
+def test_opencv_computes_the_same_of_a_grouped_route(tmp_path: Path) -> None:
+    """In the form of v4-tiny's blocks (Wang et al. 2020, arXiv:2011.08036): the second half of the channels before."""
+    cv2 = pytest.importorskip("cv2")
+    block = (Conv(8, stride=2), Route((-1,), 2, 1), Conv(4), Conv(4), Route((-1, -2)), Conv(8, 1), Route((-6, -1)))
+    linear = Conv(None, 1, norm=False, activation="linear")
+    model = tiny("yolo", layers=(*block, MaxPool(), linear, Head((0, 1, 2))))
+    files = written(tmp_path, model)
+    _, variables = darknet.load(*files)
+    image = np.random.default_rng(1).random((2, *model.config.inputs)).astype(np.float32)
+    net = cv2.dnn.readNetFromDarknet(*map(str, files))
+    net.setInput(np.ascontiguousarray(image.transpose(0, 3, 1, 2)))
+    want = net.forward(f"conv_{len(block) + 1}").transpose(0, 2, 3, 1)
+    got = model.predict(variables, image).maps[0].reshape(want.shape)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("layer", "given", "says"),
+    [
+        (Conv, (8, 3, 0), "stride = 0 must be positive"),
+        (Conv, (8, -3), "size = -3 must be positive"),
+        (Conv, (0,), "filters = 0 must be positive"),
+        (Conv, (8, 3, 1, True, "leaky", -1), "padding = -1 must be 0 or more"),
+        (Conv, (8, 3, 1, True, "foo"), "unknown value of darknet's activation 'foo'"),
+        (MaxPool, (2, 0), "stride = 0 must be positive"),
+        (Upsample, (0,), "stride = 0 must be positive"),
+        (Reorg, (0,), "stride = 0 must be positive"),
+        (Route, ((),), r"sources = \(\) must name a layer"),
+        (Route, ((-1,), 0), "groups = 0 must be positive"),
+        (Route, ((-1,), 2, -1), "group = -1 must be 0 or more"),
+        (Route, ((-1,), 2, 2), "group = 2 must be below groups = 2"),
+        (Shortcut, (-2, "foo"), "unknown value of darknet's activation 'foo'"),
+        (Head, ((0, -1),), r"mask = \(0, -1\) must be 0 or more"),
+    ],
+)
+def test_a_layer_that_cannot_be_is_refused(layer: Any, given: tuple[Any, ...], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        layer(*given)
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_the_deviation_plus_epsilon_divides(train: bool) -> None:
     """Outside the root, as Darknet has it; what runs moves to the unbiased variance, and a dead channel has a slope."""
@@ -160,69 +235,6 @@ def test_the_deviation_plus_epsilon_divides(train: bool) -> None:
     assert np.isfinite(jax.grad(lambda x: jnp.sum(jnp.square(run(x)[0])))(jnp.asarray(x))).all()
 
 
-# Mistakes in a .cfg
-
-HEAD = "filters=16\nsize=1\nactivation=linear\n\n[yolo]\nanchors=2,3,4,5\nnum=2\nclasses=3\n"
-GOOD = f"[net]\nheight=8\nwidth=8\nchannels=3\n\n[convolutional]\n{HEAD}"
-
-
-def test_a_small_file_is_read(tmp_path: Path) -> None:
-    (tmp_path / "a.cfg").write_text("# a comment\n" + GOOD.replace("size=1", " size = 1 "))
-    model = darknet.read_cfg(tmp_path / "a.cfg", inputs=(16, 8, 3))
-    assert model.config.layers == (Conv(None, 1, norm=False, activation="linear"), Head((0, 1)))
-    assert (model.config.inputs, model.config.anchors, model.config.ignore) == ((16, 8, 3), ((2, 3), (4, 5)), 0.5)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "says"),
-    [
-        ("[convolutional]", "[convolutionall]", "a.cfg:6: unknown section 'convolutionall'; did you mean"),
-        ("[net]", "[convolutional]", "a.cfg must begin with .net."),
-        ("[net]\n", "", "a.cfg:1: height stands before the first section"),
-        ("size=1", "size", "a.cfg:8: 'size' is no setting"),
-        ("size=1", "size=one", "a.cfg:8: size = one is no whole number"),
-        ("size=1", "size=0", "a.cfg:8: size = 0 must be 1 or more"),
-        ("size=1", "size=1\nsize=3", r"a.cfg:9: \[convolutional\] has size already, in line 8"),
-        ("size=1", "sise=1", r"a.cfg:8: unknown setting of \[convolutional\] 'sise'; did you mean 'size'"),
-        ("size=1", "size=1\ngroups=2", r"a.cfg:9: \[convolutional\] is followed only with groups = 1"),
-        ("linear", "swish", "a.cfg:9: unknown activation 'swish'"),
-        ("filters=16", "filters=24", "a.cfg:6: filters = 24 must be 16, for the head after it"),
-        ("width=8\n", "", r"a.cfg:1: \[net\] must have height, width and channels"),
-        ("[yolo]", "[upsample]\n[shortcut]\nfrom=-2\n[yolo]", "a.cfg:12: layer 2, .*, gets outputs of different sizes"),
-        ("[yolo]", "[reorg]\nstride=3\n[yolo]", "a.cfg:11: layer 1 cannot make channels of 3 x 3 pixels"),
-        ("num=2", "num=3", "a.cfg:11: num = 3 anchors are 6 numbers; there are 4"),
-        ("num=2", "num=2\nmask=1,2", "a.cfg:14: mask must name anchors from 0 to 1"),
-        ("anchors=2,3,4,5\n", "", r"a.cfg:11: \[yolo\] must have anchors"),
-        ("classes=3", "classes=3\nscale_x_y=1.05", r"a.cfg:15: \[yolo\] is followed only with scale_x_y = 1"),
-        ("[yolo]", "[route]\nlayers=-2\n\n[yolo]", "a.cfg:12: layer 1 can take those from -1 to 0, not -2"),
-        ("[yolo]", "[dropout]\n\n[yolo]", r"a.cfg:11: \[dropout\] is no layer of a detector here"),
-        ("[yolo]", "[region]", r"a.cfg:11: \[region\] is followed only with softmax = 1"),
-        (
-            "[yolo]",
-            "[maxpool]\nsize=2\npadding=0\n\n[yolo]",
-            "a.cfg:13: .* only with padding = size - 1 = 1, not 0",
-        ),
-        ("[yolo]", "[upsample]\nstride=x\n\n[yolo]", "a.cfg:12: stride = x is no whole number"),
-    ],
-)
-def test_a_mistake_in_a_cfg_is_one_line(old: str, new: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "a.cfg").write_text(GOOD.replace(old, new))
-    with pytest.raises(UsageError, match=says) as found:
-        darknet.read_cfg(tmp_path / "a.cfg")
-    assert "\n" not in str(found.value)
-
-
-def test_heads_must_agree(tmp_path: Path) -> None:
-    (tmp_path / "a.cfg").write_text(GOOD + "\n[convolutional]\n" + HEAD.replace("classes=3", "classes=4"))
-    with pytest.raises(UsageError, match=r"a.cfg:21: all heads must agree, and this one differs .* in classes"):
-        darknet.read_cfg(tmp_path / "a.cfg")
-    (tmp_path / "a.cfg").write_text(GOOD.split("[yolo]")[0])
-    with pytest.raises(UsageError, match="is no detector: it has neither"):
-        darknet.read_cfg(tmp_path / "a.cfg")
-    with pytest.raises(UsageError, match="cannot be read"):
-        darknet.read_cfg(tmp_path / "b.cfg")
-
-
 # Numbers
 
 
@@ -232,7 +244,7 @@ def test_both_files_are_written_back(header: Header, name: str, tmp_path: Path) 
     """Bit by bit, with the header; all kinds of layers, and the old header of four integers."""
     files = written(tmp_path, tiny(name), header)
     model, variables = darknet.load(*files)
-    assert model == tiny(name, momentum=model.config.momentum)
+    assert model == tiny(name)
     assert {k: v.shape for k, v in flatten(variables).items()} == {k: s.shape for k, s in flatten(model.specs).items()}
     assert header_of(files[1]) == header
     again = tmp_path / "again.cfg", tmp_path / "again.weights"
@@ -251,7 +263,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         (whole[:16], "has 16 bytes, less than the header"),
         (whole[:-2], "bytes after the header are no float32 numbers"),
         (whole[:-20], "is 5 numbers too short: it ends before layer 14 is whole$"),
-        (whole + whole[-12:], "holds 3 numbers more than the network takes up to layer 14$"),
+        (whole + whole[-12:], "holds 3 numbers more than the network takes up to layer 15$"),
         (
             whole[: 20 + 4 * first],
             "ends before layer 4 is whole; it holds the first layers, which cutoff=2 reads",
@@ -264,6 +276,16 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         darknet.load(config, tmp_path / "none.weights")
     with pytest.raises(UsageError, match="cutoff = 99 must be from 1 to 16"):
         darknet.load(config, weights, cutoff=99)
+
+
+def test_the_first_layers_may_have_no_numbers(tmp_path: Path) -> None:
+    """Then a file that has some is too long."""
+    layers = (MaxPool(2, 1), Conv(None, 1, norm=False, activation="linear"), Head((0, 1, 2)))
+    config, weights = written(tmp_path, tiny("yolo", layers=layers))
+    with pytest.raises(UsageError, match=r"96 numbers more than the network takes up to layer 0; .* cutoff=2 reads"):
+        darknet.load(config, weights, cutoff=1)
+    weights.write_bytes(Header().bytes())
+    darknet.load(config, weights, cutoff=1)
 
 
 def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
@@ -302,6 +324,11 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
         ({"layers": (Conv(None), Conv(None), Head((0,)))}, "layer 0 must say its filters"),
         ({"anchors": ((2, 3),)}, r"anchors = .* must be those that heads name, \[0, 1, 2\]"),
         ({"anchors": ((2, 3), (0, 1), (1, 1))}, "anchors = .* must be pairs of positive numbers"),
+        ({"anchors": ((2, 3), (1, float("nan")), (1, 1))}, "anchors = .* must be pairs of positive numbers"),
+        ({"anchors": ()}, r"anchors = \(\) must not be empty"),
+        ({"layers": ()}, r"layers = \(\) must not be empty"),
+        ({"inputs": ()}, r"inputs = \(\) must not be empty"),
+        ({"head": "region"}, "head = 'region' must be yolo where several layers are heads"),
         ({"head": "yolov9"}, "unknown value of yolo's head 'yolov9'"),
         ({"layers": ("conv",)}, "layers = .* is not of type"),
         ({"ignore": 2.0}, "ignore = 2.0 must be from 0 to 1"),
@@ -316,36 +343,3 @@ def test_an_image_of_another_size_is_refused() -> None:
     model = tiny("yolo")
     with pytest.raises(UsageError, match=r"inputs = \(16, 8, 3\) must be the size of the image, \(8, 8, 3\)"):
         model.predict(model.init(jax.random.key(0)), jnp.zeros((1, 8, 8, 3)))
-
-
-# VGG-16
-
-
-@there
-def test_opencv_computes_the_same_vgg(tmp_path: Path) -> None:
-    """The published .cfg, narrower and without the crop of what is read: the probabilities of OpenCV's network."""
-    cv2 = pytest.importorskip("cv2")
-    said = re.sub(r"(?s)\[crop\].*?(?=\[conv)", "", (ASSETS / "vgg-16.cfg").read_text())
-    said = re.sub(r"(height|width)=256", r"\1=64", said)
-    for kind, of in (("filters", 16), ("output", 64)):
-        said = re.sub(rf"{kind}=(\d+)", lambda m, kind=kind, of=of: f"{kind}={max(8, int(m[1]) // of)}", said)
-    config = dict(channels=(8, 8, 16, 32, 32), pool=2, hidden=(64, 64), classes=15, dropout=0.0)
-    model = models.build("vgg", size="vgg16", **config)
-    draw, parts = np.random.default_rng(0), []
-    for row in vgg_darknet.rows(model.config):
-        fan_in = int(np.prod(row.shape[1:])) if len(row.shape) > 1 else 100
-        parts.append((draw.normal(size=row.shape) * (2 / fan_in) ** 0.5).astype("<f4").tobytes())
-    (tmp_path / "net.cfg").write_text(said)
-    (tmp_path / "net.weights").write_bytes(Header().bytes() + b"".join(parts))
-    variables = published.find(model, tmp_path / "net.weights").variables()
-    images = draw.random((2, 64, 64, 3)).astype(np.float32)
-    net = cv2.dnn.readNetFromDarknet(str(tmp_path / "net.cfg"), str(tmp_path / "net.weights"))
-    net.setInput(images.transpose(0, 3, 1, 2))
-    got = jax.nn.softmax(model.predict(variables, images))
-    np.testing.assert_allclose(got, net.forward().reshape(got.shape), rtol=1e-4, atol=1e-6)
-
-
-def test_darknet_has_no_vgg_with_batch_norm(tmp_path: Path) -> None:
-    (tmp_path / "net.weights").write_bytes(Header().bytes())
-    with pytest.raises(UsageError, match="norm = 'batch' has no place in Darknet's files"):
-        published.find(models.build("vgg", size="vgg11_bn"), tmp_path / "net.weights")

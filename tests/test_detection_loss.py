@@ -49,8 +49,10 @@ def cross(t: float, target: float) -> float:
     return -target * np.log(squash(t)) - (1 - target) * np.log(1 - squash(t)) - entropy(target)
 
 
-def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, float]:
-    """The terms of one image."""
+def answers_of(
+    value: Grids, batch: dict[str, np.ndarray], n: int
+) -> tuple[list[Any], dict[tuple[int, ...], list[Any]]]:
+    """The boxes of one image, and those that each prediction answers for, as (box, kind)."""
     maps = [np.asarray(one[n], np.float64) for one in value.maps]
     truths = [
         (batch["boxes"][n, m].astype(np.float64), int(batch["kinds"][n, m]))
@@ -69,12 +71,25 @@ def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, fl
         Y, X = maps[s].shape[:2]
         slot = (s, min(int(box[1] * Y), Y - 1), min(int(box[0] * X), X - 1), q)
         answers.setdefault(slot, []).append((box, kind))
+    return truths, answers
+
+
+def box_of(t: np.ndarray, anchor: tuple[float, float], place: tuple[int, ...], plane: tuple[int, ...]) -> np.ndarray:
+    """A prediction's box."""
+    (y, x), (Y, X), (w, h) = place, plane, anchor
+    return np.array([(x + squash(t[0])) / X, (y + squash(t[1])) / Y, w * np.exp(t[2]), h * np.exp(t[3])])
+
+
+def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, float]:
+    """The terms of one image."""
+    maps = [np.asarray(one[n], np.float64) for one in value.maps]
+    truths, answers = answers_of(value, batch, n)
     terms = {"box": 0.0, "object": 0.0, "class": 0.0, "iou": 0.0, "count": 0.0}
     for s, one in enumerate(maps):
         Y, X, Q = one.shape[:3]
         for y, x, q in np.ndindex(Y, X, Q):
             t, (w, h) = one[y, x, q], ANCHORS[s][q]
-            box = np.array([(x + squash(t[0])) / X, (y + squash(t[1])) / Y, w * np.exp(t[2]), h * np.exp(t[3])])
+            box = box_of(t, (w, h), (y, x), (Y, X))
             if (s, y, x, q) not in answers:
                 if all(iou_by_hand(box, truth) <= value.ignore for truth, _ in truths):
                     terms["object"] += squash(t[4]) ** 2 / 2 if value.exclusive else cross(t[4], 0)
@@ -85,13 +100,13 @@ def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, fl
             fit = iou_by_hand(box, truth)
             terms["iou"] += fit
             terms["count"] += 1
-            sizes = np.sum((t[2:4] - target[2:]) ** 2) / 2
+            weight, sizes = 2 - truth[2] * truth[3], np.sum((t[2:4] - target[2:]) ** 2) / 2
             if value.exclusive:
-                terms["box"] += np.sum((squash(t[:2]) - target[:2]) ** 2) / 2 + sizes
+                terms["box"] += weight * (np.sum((squash(t[:2]) - target[:2]) ** 2) / 2 + sizes)
                 terms["object"] += 5 * (squash(t[4]) - fit) ** 2 / 2
                 terms["class"] += -np.log(np.exp(t[5 + kind]) / np.exp(t[5:]).sum())
             else:
-                terms["box"] += (2 - truth[2] * truth[3]) * (sum(cross(t[i], target[i]) for i in (0, 1)) + sizes)
+                terms["box"] += weight * (sum(cross(t[i], target[i]) for i in (0, 1)) + sizes)
                 terms["object"] += cross(t[4], 1)
                 kinds = {k for _, k in mine}
                 terms["class"] += sum(cross(t[5 + k], float(k in kinds)) for k in range(C))
@@ -125,17 +140,54 @@ def test_of_two_boxes_with_one_prediction_the_last_is_learnt() -> None:
         assert same == (not exclusive)
 
 
+def deltas(value: Grids, batch: dict[str, np.ndarray], n: int) -> list[np.ndarray]:
+    """The slopes at one image's raw maps, as Darknet's layers write them out, of the other sign."""
+    truths, answers = answers_of(value, batch, n)
+    found = []
+    for s, one in enumerate(np.asarray(one[n], np.float64) for one in value.maps):
+        Y, X, Q = one.shape[:3]
+        d = np.zeros_like(one)
+        for y, x, q in np.ndindex(Y, X, Q):
+            t, at, (w, h) = one[y, x, q], d[y, x, q], ANCHORS[s][q]
+            p = squash(t)
+            bend = p * (1 - p) if value.exclusive else np.ones_like(p)  # region's squares are of what is squashed
+            box = box_of(t, (w, h), (y, x), (Y, X))
+            mine = answers.get((s, y, x, q))
+            if mine is None:
+                free = all(iou_by_hand(box, truth) <= value.ignore for truth, _ in truths)
+                at[4] = p[4] * bend[4] * free
+                continue
+            truth, kind = mine[-1]
+            weight = 2 - truth[2] * truth[3]
+            at[:2] = weight * (p[:2] - (truth[0] * X - x, truth[1] * Y - y)) * bend[:2]
+            at[2:4] = weight * (t[2:4] - np.log((truth[2] / w, truth[3] / h)))
+            if value.exclusive:
+                at[4] = 5 * (p[4] - iou_by_hand(box, truth)) * bend[4]
+                at[5:] = np.exp(t[5:]) / np.exp(t[5:]).sum() - np.eye(C)[kind]
+            else:
+                at[4] = p[4] - 1
+                at[5:] = p[5:] - np.isin(np.arange(C), [k for _, k in mine])
+        found.append(d)
+    return found
+
+
 @pytest.mark.parametrize("exclusive", [False, True])
-def test_gradients_are_finite_and_darknets(exclusive: bool) -> None:
-    """At boxes of no and of almost no area, at the border, in images without any; slopes are Darknet's."""
+def test_slopes_are_darknets(exclusive: bool) -> None:
+    """At every raw number of every image: with boxes, with two of one prediction, and with none."""
+    value, batch = value_for(exclusive), batch_for()
+    given = jax.tree.map(jnp.asarray, batch)
+    slope = jax.jit(jax.grad(lambda v: jnp.sum(losses.TASKS["detection"](v, given)["loss"][0])))(value)
+    for n, weight in enumerate(batch["weight"]):
+        for got, want in zip(slope.maps, deltas(value, batch, n), strict=True):
+            np.testing.assert_allclose(got[n], weight * want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_gradients_are_finite(exclusive: bool) -> None:
+    """At boxes of no and of almost no area and at the border; an image that weighs nothing has none."""
     batch, value = {k: jnp.asarray(v) for k, v in batch_for().items()}, value_for(exclusive)
     slope = jax.grad(lambda v: jnp.sum(losses.TASKS["detection"](v, batch)["loss"][0]))(value)
     assert all(np.isfinite(one).all() for one in slope.maps)
-    empty = [2 * squash(np.asarray(one[2, ..., 4])) for one in value.maps]  # of weight 2, and without boxes
-    for got, want in zip(slope.maps, empty, strict=True):
-        want = want**2 / 2 * (1 - want / 2) if exclusive else want
-        np.testing.assert_allclose(got[2, ..., 4], want, rtol=1e-5)
-        assert not np.delete(np.asarray(got[2]), 4, -1).any()
     far = {**batch, "weight": jnp.array([1.0, 0.0, 0.0])}
     slope = jax.grad(lambda v: jnp.sum(losses.TASKS["detection"](v, far)["loss"][0]))(value)
     assert all(not np.asarray(one[1:]).any() for one in slope.maps)

@@ -74,7 +74,7 @@ SHARED = {
     "validate": set(),
     "layers": {"spec"},
     "convolution": {"layers"},
-    "darknet": {"spec", "layers", "convolution"},
+    "darknet": {"spec", "layers", "convolution", "validate"},
     "boxes": set(),
     "grids": {"boxes"},
     "sight": set(),

@@ -4,6 +4,7 @@ Every setting is known here: it says what is computed, or how Darknet itself tra
 our network computes. Any other is refused, with its line.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +22,16 @@ SECTIONS = (  # those without a layer here can be read, but are no part of a det
     *("net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "yolo", "region"),
     *("connected", "avgpool", "dropout", "softmax", "crop", "cost", "local", "detection", "batchnorm"),
 )
+_LAYERWISE = ["stopbackward", "onlyforward", "learning_rate"]
 TRAINING = {  # settings by which Darknet trains
+    **dict.fromkeys(SECTIONS, _LAYERWISE),
     "net": (
-        "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches policy "
-        "steps scales power gamma max_crop min_crop aspect mosaic cutmix"
+        "batch subdivisions momentum decay adam B1 B2 eps learning_rate burn_in max_batches policy step steps scales "
+        "power gamma angle saturation exposure hue aspect max_crop min_crop max_ratio min_ratio center flip letter_box "
+        "mosaic mosaic_bound cutmix mixup blur gaussian_noise"
     ).split(),
-    "yolo": ["jitter", "random", "max"],
-    "region": ["jitter", "random", "max", "log"],
+    "yolo": [*_LAYERWISE, "jitter", "random", "max"],
+    "region": [*_LAYERWISE, "jitter", "random", "max", "log"],
 }
 FIXED: dict[str, dict[str, tuple[float, float]]] = {  # what a setting is if it is not there, what it must be
     "convolutional": dict(groups=(1, 1), dilation=(1, 1), binary=(0, 0), xnor=(0, 0), flipped=(0, 0)),
@@ -68,6 +72,13 @@ class Section:
         if least is not None and not value >= least:  # type: ignore[operator]
             raise self.error(f"{key} = {text} must be {least} or more", key)
         return value
+
+    def holds(self, make: Callable[..., T], *given: Any) -> T:
+        """What is made of the section. Raises UsageError, with its line, for what cannot be."""
+        try:
+            return make(*given)
+        except UsageError as error:
+            raise self.error(str(error)) from None
 
     def done(self) -> None:
         """Hold what is left to the tables above. Raises UsageError for a setting that is not known, or not followed."""
@@ -145,6 +156,8 @@ def fields(file: str | Path) -> dict[str, Any]:
             _fits(section, layers, (Y, X, C), common)
             continue
         head, said = _head(section)
+        if common and section.kind == "region":
+            raise section.error("[region] must be the only head")
         if common and said != common:
             names = ", ".join(key for key in said if said[key] != common[key])
             raise section.error(f"all heads must agree, and this one differs from the first in {names}")
@@ -155,21 +168,22 @@ def fields(file: str | Path) -> dict[str, Any]:
                 raise rest[at - 1].error(f"filters = {before[0].filters} must be {want}, for the head after it")
             layers[-1] = replace(before[0], filters=None)
         layers.append(head)
-        _fits(section, layers, (Y, X, C), common)
+        shapes = _fits(section, layers, (Y, X, C), common)
+        if section.kind == "region":  # whose anchors are in cells
+            stride = Y // shapes[-1][0]
+            common["anchors"] = tuple((stride * w, stride * h) for w, h in common["anchors"])
     if not common:
         raise UsageError(f"{file} is no detector: it has neither [yolo] nor [region]")
-    if common["head"] == "region":  # whose anchors are in cells
-        stride = Y // _fits(net, layers, (Y, X, C), common)[-1][0]
-        common["anchors"] = tuple((stride * w, stride * h) for w, h in common["anchors"])
+    stride = darknet.reduction(tuple(layers))
+    for key, side in (("height", Y), ("width", X)):
+        if side % stride:
+            raise net.error(f"{key} = {side} must be a multiple of {stride}, the network's stride", key)
     return {"layers": tuple(layers), "inputs": (Y, X, C), **common}
 
 
 def _fits(section: Section, layers: list[Layer], image: darknet.Size, common: dict[str, Any]) -> list[darknet.Size]:
     """The sizes of the outputs so far. Raises UsageError, at the section's line, for a layer that cannot be."""
-    try:
-        return darknet.sizes(tuple(layers), image, 5 + common.get("classes", 0))
-    except UsageError as error:
-        raise section.error(str(error)) from None
+    return section.holds(darknet.sizes, tuple(layers), image, 5 + common.get("classes", 0))
 
 
 def _activation(section: Section, default: str) -> str:
@@ -200,11 +214,15 @@ def _maxpool(section: Section, at: int) -> MaxPool:
 
 def _route(section: Section, at: int) -> Route:
     named = _sources(section, at, "layers")
-    return Route(named, section.take("groups", int, 1, least=1), section.take("group_id", int, 0, least=0))
+    groups, group = section.take("groups", int, 1, least=1), section.take("group_id", int, 0, least=0)
+    return section.holds(Route, named, groups, group)
 
 
 def _shortcut(section: Section, at: int) -> Shortcut:
-    return Shortcut(_sources(section, at, "from")[0], _activation(section, "linear"))
+    named = _sources(section, at, "from")
+    if len(named) > 1:
+        raise section.error(f"[shortcut] adds one layer, not {len(named)}", "from")
+    return Shortcut(named[0], _activation(section, "linear"))
 
 
 def _sources(section: Section, at: int, key: str) -> tuple[int, ...]:
@@ -236,11 +254,16 @@ def _head(section: Section) -> tuple[Head, dict[str, Any]]:
     flat = section.take("anchors", numbers, _NONE)
     if len(flat) != 2 * count:
         raise section.error(f"num = {count} anchors are {2 * count} numbers; there are {len(flat)}")
+    if not all(0 < side < math.inf for side in flat):
+        raise section.error(f"anchors = {section.settings['anchors'][0]} must be positive", "anchors")
     mask = tuple(range(count))
     mask = section.take("mask", whole_numbers, mask) if section.kind == "yolo" else mask
     if any(i not in range(count) for i in mask):
         raise section.error(f"mask must name anchors from 0 to {count - 1}, not {mask}", "mask")
-    ignore = section.take("ignore_thresh" if section.kind == "yolo" else "thresh", float, 0.5)
+    overlap = "ignore_thresh" if section.kind == "yolo" else "thresh"
+    ignore = section.take(overlap, float, 0.5)
+    if not 0 <= ignore <= 1:
+        raise section.error(f"{overlap} = {ignore} must be from 0 to 1", overlap)
     section.done()
     anchors = tuple(zip(flat[::2], flat[1::2], strict=True))
     return Head(mask), dict(anchors=anchors, head=section.kind, classes=classes, ignore=ignore)
@@ -275,8 +298,9 @@ def _settings(layer: Layer, channels: int, stride: int, c: Any) -> tuple[str, di
         case Reorg():
             return "reorg", dict(stride=layer.stride)
     unit = stride if c.head == "region" else 1
-    anchors = [side / unit for pair in c.anchors for side in pair]
-    said: dict[str, Any] = dict(anchors=anchors, num=len(c.anchors), classes=c.classes)
+    pairs = [c.anchors[i] for i in layer.mask] if c.head == "region" else c.anchors  # [region] knows no mask
+    anchors = [side / unit for pair in pairs for side in pair]
+    said: dict[str, Any] = dict(anchors=anchors, num=len(pairs), classes=c.classes)
     if c.head == "yolo":
         return "yolo", {"mask": layer.mask, **said, "ignore_thresh": c.ignore, "truth_thresh": 1}
     return "region", {**said, "thresh": c.ignore, **{key: must for key, (_, must) in FIXED["region"].items()}}

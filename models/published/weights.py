@@ -76,10 +76,10 @@ class Weights(Tensors):
         size = self.path.stat().st_size - skipped
         if size % 4:
             raise UsageError(f"{path}: the {size:,} bytes after the header are no float32 numbers")
-        self._check(size // 4, whole)
+        self._check(size // 4, whole, (cutoff or layers) - 1)
         self._numbers = np.memmap(self.path, "<f4", "r", skipped, (size // 4,)) if size else np.zeros(0, "<f4")
 
-    def _check(self, have: int, whole: dict[str, tuple[int, ...]]) -> None:
+    def _check(self, have: int, whole: dict[str, tuple[int, ...]], last: int) -> None:
         want = int(sum(map(np.prod, self.shapes.values())))
         if have == want:
             return
@@ -87,7 +87,6 @@ class Weights(Tensors):
         for name, shape in whole.items():
             total += int(np.prod(shape))
             ends[int(name.split(".")[0])] = total
-        last = max(int(name.split(".")[0]) for name in self.shapes)
         cutoffs = [at + 1 for at, end in ends.items() if end == have]
         hint = f"; it holds the first layers, which cutoff={cutoffs[0]} reads" if cutoffs else ""
         if have > want:

@@ -6,7 +6,8 @@ the loss is the cross-entropy, less the target's own entropy, or half a square.
 Legend: B batch, M boxes of an image, N predictions of all grids, A anchors of all grids, C classes.
 Source: Redmon, Farhadi 2016, arXiv:1612.08242, section 2; 2018, arXiv:1804.02767, sections 2.1 to 2.3; Darknet's region
 and yolo layers. Deviations: v2's first 12,800 images draw no boxes to their anchors; an anchor that two grids have is
-the first's.
+the first's; a box is learnt by the likest of the anchors that heads have, even where one that no head has is likest.
+Darknet learns nothing there.
 """
 
 from typing import NamedTuple
@@ -62,8 +63,8 @@ def matched(value: Grids, boxes: Float[Array, "b m 4"], there: Bool[Array, "b m"
 def detection(value: Grids, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
     """Detection: loss in nats an image, its parts (box, object, class), and the overlap of what answers for the boxes.
 
-    Of v3's grids: the box weighs 2 - w*h; each class on its own, all that boxes of one prediction have; no other
-    prediction is held to be no box that overlaps one by more than `ignore`. Of v2's: squares of the objectness, whose
+    The box weighs 2 - w*h; no other prediction is held to be no box that overlaps one by more than `ignore`. Of v3's
+    grids: each class on its own, all that boxes of one prediction have. Of v2's: squares of the objectness, whose
     target is the overlap, and of the box; a softmax over classes.
     """
     truth = batch["boxes"]
@@ -81,18 +82,17 @@ def detection(value: Grids, batch: dict[str, Array]) -> dict[str, tuple[Array, A
     inside = truth[..., :2] * match.cells - match.cell
     size = jnp.log(truth[..., 2:] / match.anchor)
     kind = batch["kinds"][..., None] == jnp.arange(raw.shape[-1] - 5)[None, None]
-    sizes = half_square(mine[..., 2:4] - size)
     if value.exclusive:
-        box = jnp.sum(half_square(jax.nn.sigmoid(mine[..., :2]) - inside) + sizes, -1)
+        centre = half_square(jax.nn.sigmoid(mine[..., :2]) - inside)
         empty = half_square(jax.nn.sigmoid(raw[..., 4]))
         full = OBJECT * half_square(jax.nn.sigmoid(mine[..., 4]) - fit)
         classes = -jnp.sum(jnp.where(kind, jax.nn.log_softmax(mine[..., 5:], -1), 0), -1)
     else:
-        weight = 2 - truth[..., 2] * truth[..., 3]
-        box = weight * jnp.sum(excess(mine[..., :2], jnp.clip(inside, 0, 1)) + sizes, -1)
+        centre = excess(mine[..., :2], jnp.clip(inside, 0, 1))
         empty, full = jax.nn.softplus(raw[..., 4]), jax.nn.softplus(-mine[..., 4])
         kinds = jnp.any(match.same[..., None] & kind[:, None], 2).astype(jnp.float32)
         classes = jnp.sum(excess(mine[..., 5:], kinds), -1)
+    box = (2 - truth[..., 2] * truth[..., 3]) * jnp.sum(centre + half_square(mine[..., 2:4] - size), -1)
 
     w, alone = batch["weight"], match.alone
     parts = {
