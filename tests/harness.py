@@ -255,8 +255,16 @@ TINY: dict[str, dict[str, Any]] = {
     ),
     "vgg": dict(inputs=1, channels=(8, 16), depths=(1, 2), norm="batch", pool=2, hidden=(32,), classes=10),
     "resnet": dict(inputs=1, stem="cifar", stem_channels=8, depths=(1, 3), channels=(8, 16), classes=10),
-    "bottleneck": dict(
-        family="resnet", inputs=1, block="bottleneck", stem_channels=8, depths=(3, 2), channels=(16, 32), classes=10
+    "bottleneck": dict(  # without kinks: a relu of this one stood on its edge, and meshes round to either side of it
+        family="resnet",
+        inputs=1,
+        block="bottleneck",
+        stem_channels=8,
+        depths=(3, 2),
+        channels=(16, 32),
+        activation="gelu",
+        inner_activation="gelu",
+        classes=10,
     ),
     "linen": dict(family="flax", module="examples.linen_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
     "nnx": dict(family="flax", module="examples.nnx_cnn:SmallCNN", shape=(8, 8, 1), classes=10),
