@@ -91,17 +91,17 @@ class Config:
         check(self, "probability", "dropout", "dropout_attention", "drop_path")
         one_of(self, head=HEADS, pool=POOLS, position=POSITIONS, norm=NORMS)
         one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        check(self, "three numbers: rows, columns, channels", "inputs", ok=lambda _: len(self.inputs) == 3)
-        check(self, "one number or two: rows, columns", "patch", ok=lambda _: len(self.kernel) == 2)
+        check(self, "three numbers: rows, columns, channels", "inputs", whole=len(self.inputs) == 3)
+        check(self, "one number or two: rows, columns", "patch", whole=len(self.kernel) == 2)
         fits = all(n % m == 0 for n, m in zip(self.inputs, self.kernel, strict=False))
-        check(self, f"a divisor of the image's {self.inputs[0]} x {self.inputs[1]}", "patch", ok=lambda _: fits)
+        check(self, f"a divisor of the image's {self.inputs[0]} x {self.inputs[1]}", "patch", whole=fits)
         check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
         check(self, "True for pool='first'", "class_token", ok=lambda on: on or self.pool != "first")
         check(self, "'first' or 'mean' for head='classes'", "pool", ok=lambda p: p != "none" or self.head == "none")
         check(self, "'tokens' for pool='none'", "norm", ok=lambda n: n == "tokens" or self.pool != "none")
         if self.position == "sines":
             even = self.width >= 8 and self.width % 4 == 0
-            check(self, "8 or more and a multiple of 4 for position='sines'", "width", ok=lambda _: even)
+            check(self, "8 or more and a multiple of 4 for position='sines'", "width", whole=even)
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -230,7 +230,7 @@ def apply(
     `key` is one PRNG key a row, [B]; None draws nothing. Raises UsageError for an image of another size.
     """
     p, image, keys, stream = variables["params"], inputs["image"], key if train else None, place("batch query width")
-    check(c, f"{image.shape[1:]}, as the image is", "inputs", ok=lambda _: c.inputs == image.shape[1:])
+    check(c, f"{image.shape[1:]}, as the image is", "inputs", whole=c.inputs == image.shape[1:])
     x = embed(image.astype(COMPUTE[c.compute]), p["embed"], c, place)
     x = dropout(x, keys, c.dropout, "embed", stream)
     now = jnp.arange(x.shape[1])[None]

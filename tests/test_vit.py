@@ -85,6 +85,8 @@ def test_paths_are_left_out_more_often_further_up() -> None:
     [
         (dict(patch=5), "patch = 5 must be a divisor of the image's 224 x 224"),
         (dict(patch=(16, 16, 16)), "one number or two"),
+        (dict(patch=()), "patch = () must be one number or two"),
+        (dict(inputs=()), "inputs = () must be three numbers"),
         (dict(inputs=(224, 224)), "three numbers"),
         (dict(class_token=False), "class_token = False must be True for pool='first'"),
         (dict(pool="none"), "pool = 'none' must be 'first' or 'mean' for head='classes'"),
