@@ -224,7 +224,11 @@ def test_heads_are_taken_off_and_masks_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [dict(pool="mean"), dict(position="patches"), dict(layer_scale=0.1), dict(head="none", pool="mean")]
+    "change",
+    [
+        *(dict(pool="mean"), dict(position="patches"), dict(layer_scale=0.1), dict(head="none", pool="mean")),
+        dict(drop_path=0.1),
+    ],
 )
 def test_what_the_hub_has_no_form_for_is_not_written(change: dict, tmp_path: Path) -> None:
     model = models.build("vit", inputs=(8, 8, 3), patch=4, width=8, depth=1, heads=2, classes=3, **change)
