@@ -287,6 +287,11 @@ def test_an_expert_learns_of_its_own_tokens_alone(name: str) -> None:
             np.testing.assert_array_equal(moved.sum(-1), model.config.active)
 
 
+def test_the_laws_hold_with_every_kind_of_noise_on() -> None:
+    for name, kinds in (("vit", "dropout drop_path"), ("transformer", "dropout dropout_attention dropout_hidden")):
+        assert {getattr(noisy(name).config, kind) for kind in kinds.split()} == {0.25}
+
+
 @pytest.mark.parametrize("name", [late(n, long=True) for n in NAMES if hasattr(tiny(n).config, "dropout")])
 def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
     """Equal rows part ways, another key draws anew, the same one again; in evaluation a key is not looked at."""
