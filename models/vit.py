@@ -80,9 +80,7 @@ class Config:
     zero_head: bool = False  # the head starts at 0, as in the released code
     dropout: float = 0.0  # probability, of the embeddings and of what a branch adds
     dropout_attention: float | None = None  # of the attention weights; None is `dropout`
-    drop_path: float = (
-        0.0  # probability that the last block's branches are left out; it grows linearly from 0 in the first
-    )
+    drop_path: float = 0.0  # probability that the last block's branches are left out; it grows from 0 in the first
     eps: float = 1e-6
     compute: str = "float32"  # dtype of activations
     attention: str = "reference"  # how it is computed: a key of attention.BACKENDS
