@@ -92,12 +92,12 @@ class Config:
         check(self, "positive", "eps")
         one_of(self, padding=("SAME", "VALID"), norm=NORMS, pools=POOLS, head=HEADS)
         one_of(self, activation=ACTIVATIONS, compute=COMPUTE)
-        check(self, "three numbers: rows, columns, channels", "inputs", ok=lambda _: len(self.inputs) == 3)
-        check(self, "one for each of channels", "pools", ok=lambda _: len(self.pools) == len(self.channels))
+        check(self, "three numbers: rows, columns, channels", "inputs", whole=len(self.inputs) == 3)
+        check(self, "one for each of channels", "pools", whole=len(self.pools) == len(self.channels))
         check(self, "False unless channels start 6, 16", "sparse", ok=lambda on: not on or self.channels[:2] == (6, 16))
         code_head = self.hidden[-1:] == (84,) and self.classes == 10
         check(self, "'linear' unless hidden ends in 84 and classes is 10", "head", ok=lambda h: h != "rbf" or code_head)
-        check(self, f"large enough for {len(self.channels)} stages", "inputs", ok=lambda _: min(_final_size(self)) > 0)
+        check(self, f"large enough for {len(self.channels)} stages", "inputs", whole=min(_final_size(self)) > 0)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -215,5 +215,5 @@ def apply(
 
 def _pad(image: Array, c: Config) -> Array:
     room = [n - m for n, m in zip(c.inputs, image.shape[1:], strict=True)]
-    check(c, f"{image.shape[1:]} or larger, of as many channels", "inputs", ok=lambda _: min(room[:2]) >= 0 == room[2])
+    check(c, f"{image.shape[1:]} or larger, of as many channels", "inputs", whole=min(room[:2]) >= 0 == room[2])
     return jnp.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in room)])

@@ -77,12 +77,12 @@ class Config:
         check(self, "probability", "momentum")
         one_of(self, stem=STEMS, block=BLOCKS, shortcut=SHORTCUTS, norm=NORMS, head=HEADS)
         one_of(self, activation=ACTIVATIONS, inner_activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
-        check(self, "one for each of channels", "depths", ok=lambda _: len(self.depths) == len(self.channels) > 0)
+        check(self, "one for each of channels", "depths", whole=len(self.depths) == len(self.channels) > 0)
         if self.block == "bottleneck":
             check(self, f"a multiple of {REDUCTION} in bottlenecks", "channels", ok=lambda n: n % REDUCTION == 0)
         if self.shortcut == "identity":
             grows = widths(self) == sorted(widths(self))
-            check(self, "never fewer than before for shortcut='identity'", "channels", ok=lambda _: grows)
+            check(self, "never fewer than before for shortcut='identity'", "channels", whole=grows)
 
     @property
     def depth(self) -> int:

@@ -55,7 +55,7 @@ class Config:
         check(self, "positive", "classes", "outputs", "embed_std")
         check(self, "probability", "dropout")
         one_of(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
-        check(self, "None unless cell is 'lstm'", "projection", ok=lambda _: self.cell == "lstm")
+        check(self, "None unless cell is 'lstm'", "projection", whole=self.cell == "lstm")
         keeps = self.bias and CELLS[self.cell].keep is not None
         lstm = keeps and self.cell == "lstm" and self.lags is None
         check(self, "0 unless cell is 'lstm', with a bias and no lags", "forget", ok=lambda f: lstm or f == 0)

@@ -57,8 +57,8 @@ class Config:
         check(self, "positive", "score_width")
         check(self, "probability", "dropout")
         one_of(self, attend=ATTEND, tied=TIED, compute=COMPUTE)
-        check(self, "None for tied='all', one table for both sides", "source_vocab", ok=lambda _: self.tied != "all")
-        check(self, "None unless attend is 'additive'", "score_width", ok=lambda _: self.attend == "additive")
+        check(self, "None for tied='all', one table for both sides", "source_vocab", whole=self.tied != "all")
+        check(self, "None unless attend is 'additive'", "score_width", whole=self.attend == "additive")
         if self.bidirectional:
             check(self, "even for two directions", "width", ok=lambda n: n % 2 == 0)
             check(self, "False where it is read both ways", "reverse_source", ok=lambda on: not on)

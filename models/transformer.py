@@ -83,7 +83,7 @@ class Config:
         one_of(self, activation=ACTIVATIONS, positions=POSITIONS, tied=TIED)
         one_of(self, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
         check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
-        check(self, "None for tied='all', one table for both sides", "source_vocab", ok=lambda _: self.tied != "all")
+        check(self, "None for tied='all', one table for both sides", "source_vocab", whole=self.tied != "all")
         if self.positions == "sinusoidal":
             check(self, "even for sinusoidal positions", "width", ok=lambda n: n % 2 == 0)
 

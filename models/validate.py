@@ -47,10 +47,13 @@ def thawed(value: Any) -> Any:
     return tuple(map(thawed, value)) if isinstance(value, tuple) else value
 
 
-def check(config: Any, rule: str, *fields: str, ok: Callable[[Any], bool] | None = None) -> None:
-    """Hold fields of a Config to their declared types and to a rule (a name of RULES, or words with a test `ok`).
+def check(
+    config: Any, rule: str, *fields: str, ok: Callable[[Any], bool] | None = None, whole: bool | None = None
+) -> None:
+    """Hold fields of a Config to their declared types and to a rule (a name of RULES, or words with a test).
 
-    A field that is None where its type allows it passes; a tuple is held element by element.
+    A field that is None where its type allows it passes; a tuple is held element by element by the test `ok`. What a
+    field must be as a whole, an empty tuple too, has been judged already: `whole`.
     Raises UsageError that names family, field, value and rule.
     """
     types_ = typing.get_type_hints(type(config))
@@ -58,9 +61,13 @@ def check(config: Any, rule: str, *fields: str, ok: Callable[[Any], bool] | None
         value = getattr(config, name)
         if not _is(value, types_[name]):
             raise UsageError(f"{_family(config)}: {name} = {value!r} is not of type {_say(types_[name])}")
-        for one in value if isinstance(value, tuple) else (value,):
-            if one is not None and not (ok or RULES[rule])(one):
-                raise UsageError(f"{_family(config)}: {name} = {value!r} must be {SAYS.get(rule, rule)}")
+        if whole is None:
+            parts = value if isinstance(value, tuple) else (value,)
+            held = all(one is None or (ok or RULES[rule])(one) for one in parts)
+        else:
+            held = value is None or whole
+        if not held:
+            raise UsageError(f"{_family(config)}: {name} = {value!r} must be {SAYS.get(rule, rule)}")
 
 
 def one_of(config: Any, **legal: Mapping[str, Any] | tuple[str, ...]) -> None:
@@ -74,7 +81,7 @@ def one_of(config: Any, **legal: Mapping[str, Any] | tuple[str, ...]) -> None:
 
 def check_types(config: Any) -> None:
     """Hold every field to its declared type. Raises UsageError."""
-    check(config, "of its type", *(f.name for f in dataclasses.fields(config)), ok=lambda _: True)
+    check(config, "of its type", *(f.name for f in dataclasses.fields(config)), whole=True)
 
 
 def rematerialised(block: Callable[..., Any], policy: str) -> Callable[..., Any]:

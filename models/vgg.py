@@ -53,7 +53,7 @@ class Config:
     def __post_init__(self) -> None:
         check(self, "positive", "inputs", "channels", "depths", "pool", "hidden", "classes", "eps")
         check(self, "probability", "dropout", "momentum")
-        check(self, "one for each of channels", "depths", ok=lambda _: len(self.depths) == len(self.channels) > 0)
+        check(self, "one for each of channels", "depths", whole=len(self.depths) == len(self.channels) > 0)
         one_of(self, norm=NORMS, activation=ACTIVATIONS, compute=COMPUTE)
 
 
@@ -122,7 +122,7 @@ def apply(
     p, keys, act = variables["params"], key if train else None, ACTIVATIONS[c.activation]
     x, stats = inputs["image"].astype(COMPUTE[c.compute]), variables.get("stats", {}).get("stages", {})
     least = 2 ** len(c.depths)
-    check(c, f"fewer, for images of {x.shape[1]} x {x.shape[2]}", "depths", ok=lambda _: min(x.shape[1:3]) >= least)
+    check(c, f"fewer, for images of {x.shape[1]} x {x.shape[2]}", "depths", whole=min(x.shape[1:3]) >= least)
     maps, moved = place("batch rows columns width"), {i: dict(stage) for i, stage in stats.items()}
     for i, depth in enumerate(c.depths):
         for j in range(depth):

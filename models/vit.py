@@ -5,7 +5,8 @@ perhaps after one for the class), D width, L depth, N heads, H head width, F hid
 Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1, initial values by its released code (Gaussians of the
 deviation of its uniform ones); the small sizes by Touvron et al. 2021, arXiv:2012.12877, and Steiner et al. 2022,
 arXiv:2106.10270; the mean of the patches and positions by sines as in Beyer et al. 2022, arXiv:2205.01580; factors on
-the branches as in Touvron et al. 2021, arXiv:2103.17239, eq. 1.
+the branches as in Touvron et al. 2021, arXiv:2103.17239, eq. 1; whole branches left out (Huang et al. 2016,
+arXiv:1603.09382) more often from block to block, never in the first, as by the released code of arXiv:2012.12877.
 """
 
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class Config:
     zero_head: bool = False  # the head starts at 0, as in the released code
     dropout: float = 0.0  # probability, of the embeddings and of what a branch adds
     dropout_attention: float | None = None  # of the attention weights; None is `dropout`
-    drop_path: float = 0.0  # probability that the last block's branches are left out; it grows linearly from the first
+    drop_path: float = 0.0  # probability that the last block's branches are left out; it grows from 0 in the first
     eps: float = 1e-6
     compute: str = "float32"  # dtype of activations
     attention: str = "reference"  # how it is computed: a key of attention.BACKENDS
@@ -91,17 +92,17 @@ class Config:
         check(self, "probability", "dropout", "dropout_attention", "drop_path")
         one_of(self, head=HEADS, pool=POOLS, position=POSITIONS, norm=NORMS)
         one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        check(self, "three numbers: rows, columns, channels", "inputs", ok=lambda _: len(self.inputs) == 3)
-        check(self, "one number or two: rows, columns", "patch", ok=lambda _: len(self.kernel) == 2)
+        check(self, "three numbers: rows, columns, channels", "inputs", whole=len(self.inputs) == 3)
+        check(self, "one number or two: rows, columns", "patch", whole=len(self.kernel) == 2)
         fits = all(n % m == 0 for n, m in zip(self.inputs, self.kernel, strict=False))
-        check(self, f"a divisor of the image's {self.inputs[0]} x {self.inputs[1]}", "patch", ok=lambda _: fits)
+        check(self, f"a divisor of the image's {self.inputs[0]} x {self.inputs[1]}", "patch", whole=fits)
         check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
         check(self, "True for pool='first'", "class_token", ok=lambda on: on or self.pool != "first")
         check(self, "'first' or 'mean' for head='classes'", "pool", ok=lambda p: p != "none" or self.head == "none")
         check(self, "'tokens' for pool='none'", "norm", ok=lambda n: n == "tokens" or self.pool != "none")
         if self.position == "sines":
             even = self.width >= 8 and self.width % 4 == 0
-            check(self, "8 or more and a multiple of 4 for position='sines'", "width", ok=lambda _: even)
+            check(self, "8 or more and a multiple of 4 for position='sines'", "width", whole=even)
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -230,7 +231,7 @@ def apply(
     `key` is one PRNG key a row, [B]; None draws nothing. Raises UsageError for an image of another size.
     """
     p, image, keys, stream = variables["params"], inputs["image"], key if train else None, place("batch query width")
-    check(c, f"{image.shape[1:]}, as the image is", "inputs", ok=lambda _: c.inputs == image.shape[1:])
+    check(c, f"{image.shape[1:]}, as the image is", "inputs", whole=c.inputs == image.shape[1:])
     x = embed(image.astype(COMPUTE[c.compute]), p["embed"], c, place)
     x = dropout(x, keys, c.dropout, "embed", stream)
     now = jnp.arange(x.shape[1])[None]
@@ -243,7 +244,8 @@ def apply(
     def branch(x: Array, p: Any, keys: Array | None, index: Array, number: int) -> Array:
         x = scale_by(x, p[f"scale{number}"]) if c.layer_scale is not None else x
         x = dropout(x, keys, c.dropout, f"branch{number}", stream)
-        return drop_path(x, keys, c.drop_path * (index + 1) / c.depth, f"path{number}") if c.drop_path else x
+        rate = c.drop_path * index / max(c.depth - 1, 1)
+        return drop_path(x, keys, rate, f"path{number}") if c.drop_path else x
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, None, None]:
         own, over = fold_keys(keys, index), place("batch query heads head_dim")

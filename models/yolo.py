@@ -11,7 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from errors import UsageError
 from models import darknet
 from models.darknet import Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
 from models.grids import Anchors, Grids
@@ -124,23 +123,20 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("layers", "inputs", "anchors"):
-            if not getattr(self, name):
-                raise UsageError(f"yolo: {name} = {getattr(self, name)} must not be empty")
         check(self, "positive", "inputs", "classes")
         check(self, "probability", "momentum")
         check(self, "from 0 to 1", "ignore", ok=lambda x: 0 <= x <= 1)
         check(self, "pairs of positive numbers", "anchors", ok=_is_pair)
         one_of(self, head=HEADS, compute=COMPUTE)
-        check(self, "three numbers: rows, columns, channels", "inputs", ok=lambda _: len(self.inputs) == 3)
+        check(self, "three numbers: rows, columns, channels", "inputs", whole=len(self.inputs) == 3)
         masks = [layer.mask for layer in self.layers if isinstance(layer, Head)]
         named = [i for mask in masks for i in mask]
-        check(self, "of Darknet, with a head that has anchors", "layers", ok=lambda _: bool(named) and all(masks))
+        check(self, "of Darknet, with a head that has anchors", "layers", whole=bool(named) and all(masks))
         known = range(len(self.anchors))
-        check(self, f"those that heads name, {sorted(named)}", "anchors", ok=lambda _: all(i in known for i in named))
+        check(self, f"those that heads name, {sorted(named)}", "anchors", whole=all(i in known for i in named))
         check(self, "yolo where several layers are heads", "head", ok=lambda head: head == "yolo" or len(masks) == 1)
         stride = darknet.reduction(self.layers)
-        check(self, f"sides that {stride} divides", "inputs", ok=lambda _: not any(n % stride for n in self.inputs[:2]))
+        check(self, f"sides that {stride} divides", "inputs", whole=not any(n % stride for n in self.inputs[:2]))
         darknet.sizes(self.layers, self.image, 5 + self.classes)
 
     @property
@@ -180,7 +176,7 @@ def apply(
     Raises UsageError where the image is not of the config's size.
     """
     image = inputs["image"]
-    check(c, f"the size of the image, {image.shape[1:]}", "inputs", ok=lambda _: image.shape[1:] == c.inputs)
+    check(c, f"the size of the image, {image.shape[1:]}", "inputs", whole=image.shape[1:] == c.inputs)
     parts = {part: variables.get(part, {}).get("layers", {}) for part in ("params", "stats")}
     x = image.astype(COMPUTE[c.compute])
     found, stats = darknet.run(c.layers, parts, x, train=train, momentum=c.momentum, place=place)

@@ -299,9 +299,10 @@ def meshes_of(name: str) -> tuple[str, ...]:
 
 
 def noisy(name: str, **overrides: Any) -> models.Model:
-    """The same with dropout, where that is a field of the family's."""
-    model = tiny(name, **overrides)
-    return tiny(name, **overrides, dropout=0.25) if hasattr(model.config, "dropout") else model
+    """The same with every probability of noise that its Config has, but those that others stand for."""
+    fields = vars(tiny(name, **overrides).config)
+    noise = [k for k, v in fields.items() if k.startswith(("dropout", "drop_path")) and isinstance(v, float)]
+    return tiny(name, **overrides, **dict.fromkeys(noise, 0.25))
 
 
 def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import models
+from errors import UsageError
 from models.spec import flatten
 from tests.harness import TINY, B, Trainer, assert_gradients_close, batch_for, inputs_of, meshes_of, noisy, tiny
 from train import checkpoint, translate
@@ -42,6 +43,22 @@ def test_every_family_is_tested_and_has_legal_traits() -> None:
         assert module.TRAITS <= models.TRAITS
         assert module.__doc__
         assert all(reason for reason in module.ZERO_GRAD.values())
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "says"),
+    [
+        ("cnn", dict(inputs=()), "inputs = () must be three numbers"),
+        ("vgg", dict(depths=(), channels=()), "depths = () must be one for each of channels"),
+        ("resnet", dict(depths=(), channels=()), "depths = () must be one for each of channels"),
+        ("yolo", dict(layers=()), "layers = () must be of Darknet"),
+        ("yolo", dict(anchors=()), "anchors = () must be those that heads name"),
+    ],
+)
+def test_nothing_is_refused_where_something_is_wanted(family: str, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        models.build(family, **fields)
+    assert says in str(refused.value)
 
 
 # Of the checkpoints on the Hugging Face hub (a tied head counted once).
@@ -268,6 +285,11 @@ def test_an_expert_learns_of_its_own_tokens_alone(name: str) -> None:
             rest = tuple(i for i, axis in enumerate(spec.names) if axis not in ("layers", "experts"))
             moved = np.any(np.asarray(grads[path]) != 0, rest)
             np.testing.assert_array_equal(moved.sum(-1), model.config.active)
+
+
+def test_the_laws_hold_with_every_kind_of_noise_on() -> None:
+    for name, kinds in (("vit", "dropout drop_path"), ("transformer", "dropout dropout_attention dropout_hidden")):
+        assert {getattr(noisy(name).config, kind) for kind in kinds.split()} == {0.25}
 
 
 @pytest.mark.parametrize("name", [late(n, long=True) for n in NAMES if hasattr(tiny(n).config, "dropout")])

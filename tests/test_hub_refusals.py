@@ -86,13 +86,13 @@ def test_strange_values_end_in_a_refusal_or_a_network(kind: str, tmp_path: Path)
     """Each key of a config.json, many values: never one of Python's own errors."""
     saved(kind, tmp_path / "H")
     settings = json.loads((tmp_path / "H" / "config.json").read_text())
-    names = published.Plain(tmp_path / "H").shapes
+    shapes = published.Plain(tmp_path / "H").shapes
     layout = published.LAYOUTS[published.TYPES[kind]]
     values: tuple[Any, ...] = (None, 0, -1, 1, 2.5, float("inf"), True, "x", "", [], [0], ["x"], {}, {"a": 1}, [None])
     for key in set(settings) - {"model_type", "num_hidden_layers"}:
         for value in values:
             with suppress(UsageError):
-                keys = Keys({**settings, key: value}, names)
+                keys = Keys({**settings, key: value}, shapes)
                 fields = layout.fields(keys)
                 keys.done(layout.HARMLESS)
                 models.build(published.TYPES[kind], **fields)

@@ -69,13 +69,13 @@ def test_a_head_of_zeros_tells_nothing_at_first() -> None:
 
 
 def test_paths_are_left_out_more_often_further_up() -> None:
-    """Of two layers at rate 0.6 the first's branches are left out of 0.3 of the rows, the second's of 0.6."""
-    model = tiny("vit", drop_path=0.6, depth=2, head="none", pool="none", inputs=(4, 4, 1))
+    """Of three layers at rate 0.6 the first's branches are never left out, the next's of 0.3 of the rows, then 0.6."""
+    model = tiny("vit", drop_path=0.6, depth=3, head="none", pool="none", inputs=(4, 4, 1))
     variables, rows = model.init(jax.random.key(0)), 2000
     x = jnp.broadcast_to(image(model, 1), (rows, *model.config.inputs))
     value = jax.jit(lambda v, x: model.apply(v, x, train=True, key=jax.random.key(2)).value)(variables, x)
     kinds, count = np.unique(np.round(np.asarray(value[:, 0, :4]), 4), axis=0, return_counts=True)
-    assert len(kinds) == 16  # each of four branches in or out
+    assert len(kinds) == 16  # each of the last four branches in or out
     assert count.max() / rows == pytest.approx(0.7 * 0.7 * 0.6 * 0.6, abs=0.03)
     assert count.min() / rows == pytest.approx(0.3 * 0.3 * 0.4 * 0.4, abs=0.015)
 
@@ -85,6 +85,8 @@ def test_paths_are_left_out_more_often_further_up() -> None:
     [
         (dict(patch=5), "patch = 5 must be a divisor of the image's 224 x 224"),
         (dict(patch=(16, 16, 16)), "one number or two"),
+        (dict(patch=()), "patch = () must be one number or two"),
+        (dict(inputs=()), "inputs = () must be three numbers"),
         (dict(inputs=(224, 224)), "three numbers"),
         (dict(class_token=False), "class_token = False must be True for pool='first'"),
         (dict(pool="none"), "pool = 'none' must be 'first' or 'mean' for head='classes'"),

@@ -4,12 +4,14 @@ A layout lists for each leaf of a family's table the foreign tensor's name and h
 directions. A layout of the Hugging Face hub has also
 
 - TYPES, the `model_type`s it reads, and HARMLESS, keys to pass over;
-- `fields(keys)`, a Config's fields from a config.json, and `config(c)`, a config.json's from a Config;
-- perhaps `fields_of(shapes)`, what the tensors' shapes tell of it, and `overridden(fields, c)`, which refuses a Config
-  that the fields of a config.json do not go with;
+- `fields(keys)`, a Config's fields from a config.json and the tensors' shapes, and `config(c)`, a config.json's from a
+  Config;
+- perhaps `overridden(fields, c)`, which refuses a Config that those fields do not go with;
 - PREFIX, which files of the bare network leave out, `ignored(c, names)`, patterns of those tensors that are no
   parameters, TIED, of tensors that may be copies of others, and perhaps `copies(c)`, of tensors to write under a second
   name too.
+
+One that is read without a config.json may have `fields_of(shapes)`, a Config's fields from the shapes alone.
 
 Where others name one family's tensors in several ways, its layout has DIALECTS: further layouts, by name. What is read
 is in that of which most names are there; what is written, in the first that serves, or in the one that is asked for.
@@ -323,11 +325,9 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
     if kind not in TYPES:
         raise unknown("model_type of config.json", kind, [*TYPES, *beside.OUTER])
     layout = next(one for one in dialects(TYPES[kind]).values() if kind in getattr(one, "TYPES", ()))
-    shapes = Plain(directory).shapes
-    keys = Keys(values, shapes, ignore)
+    keys = Keys(values, Plain(directory).shapes, ignore)
     fields = layout.fields(keys)
     keys.done(layout.HARMLESS)
-    fields = {**(layout.fields_of(shapes) if hasattr(layout, "fields_of") else {}), **fields}
     model = models.build(TYPES[kind], **{**fields, **overrides})
     if hasattr(LAYOUTS[TYPES[kind]], "overridden"):
         LAYOUTS[TYPES[kind]].overridden(fields, model.config)

@@ -23,7 +23,7 @@ def text_of(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any
     kind, inner = values["model_type"], values.get("text_config")
     if not isinstance(inner, dict):
         raise UsageError(f"config.json of a {kind} has text_config = {inner!r}, which is not a mapping")
-    outer = Keys(values, (), ignore)
+    outer = Keys(values, ignore=ignore)
     outer.take("text_config", "quantization_config")
     tied = outer.take("tie_word_embeddings", default=inner.get("tie_word_embeddings"))
     outer.done(name for name in values if SENSES.search(name))

@@ -4,7 +4,7 @@ Legend: D in, O out of a matrix product.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -157,11 +157,13 @@ QUANTISED = ("mxfp4", "fp8")  # methods whose tensors `quantised` reads; how act
 class Keys:
     """A config.json, of which every key is to be read, held to a value, or known to be harmless.
 
-    `tensors` are the names of those that lie beside it. Keys named in `ignore` are as if they were not there.
+    `tensors` are the shapes by name of those that lie beside it. Keys named in `ignore` are as if they were not there.
     """
 
-    def __init__(self, values: dict[str, Any], tensors: Iterable[str] = (), ignore: Iterable[str] = ()) -> None:
-        self.ignore, self.tensors, self.seen = set(ignore), tuple(tensors), set(HARMLESS)
+    def __init__(
+        self, values: dict[str, Any], tensors: Mapping[str, tuple[int, ...]] | None = None, ignore: Iterable[str] = ()
+    ) -> None:
+        self.ignore, self.tensors, self.seen = set(ignore), tensors or {}, set(HARMLESS)
         self.values = {name: value for name, value in values.items() if name not in self.ignore}
         for name, legal in PLAIN.items():
             self.hold(name, *legal)
@@ -176,7 +178,7 @@ class Keys:
 
     def inner(self, values: dict[str, Any]) -> "Keys":
         """Settings inside of one of these."""
-        return Keys(values, (), self.ignore)
+        return Keys(values, ignore=self.ignore)
 
     def given(self, name: str, default: Any) -> Any:
         """The value of a key, null too, if it is there, else the default."""

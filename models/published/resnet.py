@@ -42,7 +42,10 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config. Raises UsageError for what no ResNet of transformers is."""
+    """A config.json of a Config, without what training alone uses: `momentum` and `zero_init` have no place there.
+
+    Raises UsageError for what no ResNet of transformers is.
+    """
     fixed = dict(stem="imagenet", shortcut="projection", norm="batch", inner_activation="relu", eps=1e-5)
     if c.block == "bottleneck":
         fixed["widening"] = 1

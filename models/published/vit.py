@@ -61,7 +61,8 @@ def overridden(told: dict[str, Any], c: Config) -> None:
 def config(c: Config) -> dict[str, Any]:
     """A config.json of a Config. Raises UsageError for what no Vision Transformer of the hub is."""
     pool = "first" if c.head == "classes" else "none"
-    for name, only in dict(pool=pool, class_token=True, position="learned", norm="tokens", layer_scale=None).items():
+    fixed = dict(pool=pool, class_token=True, position="learned", norm="tokens", layer_scale=None, drop_path=0)
+    for name, only in fixed.items():
         if getattr(c, name) != only and not (name == "norm" and pool == "first"):
             raise UsageError(f"a published vit with head {c.head!r} has {name} = {only!r}, not {getattr(c, name)!r}")
     Y, X, C = c.inputs

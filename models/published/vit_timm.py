@@ -1,12 +1,13 @@
 """Vision Transformers as timm names them: `blocks.0.attn.qkv.weight`, and its config.json of an `architecture`.
 
-The tensors tell all but the heads, the pool and the sides of an image that is no square. Read, not written.
+The tensors tell all but the heads, the pool and the sides of an image that is no square: without those, 14 x 16 patches
+and a class token look like 15 x 15 patches. Read, not written.
 Source: Wightman 2019, PyTorch Image Models (timm), github.com/huggingface/pytorch-image-models.
 """
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,24 +36,27 @@ TOLD = (  # arguments that the tensors tell
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """The fields of a Config that a config.json tells beside the tensors."""
-    heads = HEADS[keys.need("architecture").split("_")[1]]
+    """The fields of a Config, from a config.json and the tensors' shapes."""
     given = keys.inner(keys.take("model_args", default={}, kind=dict))
-    seen = keys.inner(keys.take("pretrained_cfg", default={}, kind=dict)).take("input_size", default=[3], kind=list)
-    sides = given.take("img_size", default=seen[1:])
+    heads = given.take("num_heads", default=HEADS[keys.need("architecture").split("_")[1]])
+    seen = keys.inner(keys.take("pretrained_cfg", default={}, kind=dict)).take("input_size", kind=list)
+    sides = _sides(given.take("img_size", default=seen and seen[1:]))
     pool = given.take("global_pool", default=keys.take("global_pool", default="token"))
     if pool not in POOLS:
         raise UsageError(f"config.json has global_pool = {pool!r}; only {' or '.join(map(repr, POOLS))} is known here")
-    found = {"heads": given.take("num_heads", default=heads), "pool": POOLS[pool]}
+    told = fields_of(keys.tensors, sides, given.take("no_embed_class", kind=bool))
     given.done(TOLD)
-    oblong = isinstance(sides, list) and len(set(sides)) > 1
-    return found | ({"inputs": (*sides, *seen[:1])} if oblong else {})
+    return {**told, "heads": heads, "pool": POOLS[pool]}
 
 
-def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The fields of a Config that tensors tell, which is all but heads, pool and the sides of an oblong image.
+def fields_of(
+    shapes: Mapping[str, tuple[int, ...]], sides: tuple[int, int] | None = None, bare: bool | None = None
+) -> dict[str, Any]:
+    """The fields of a Config that tensors tell, which is all but heads and pool.
 
-    Raises UsageError where a tensor is not there that each such network has.
+    `sides` are those of the image, by default of a square; `bare` is whether the class token has no position, where
+    that is told.
+    Raises UsageError where a tensor is not there that each such network has, and for positions of another image.
     """
     try:
         (D, C, I, J), count = shapes["patch_embed.proj.weight"], shapes["pos_embed"][1]
@@ -60,11 +64,11 @@ def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     except (KeyError, ValueError, IndexError) as error:
         raise UsageError(f"these tensors are of no Vision Transformer of timm: {error}") from None
     first = "cls_token" in shapes
-    alone = first and math.isqrt(count) ** 2 == count  # the class token has no position
-    side = math.isqrt(count - (first and not alone))
+    legal = (True,) if not first else (True, False) if bare is None else (bare,)
+    (Y, X), alone = _image(count, (I, J), sides, legal)
     depth = 1 + max(int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name))
     return {
-        "inputs": (side * I, side * J, C),
+        "inputs": (Y, X, C),
         "patch": I if I == J else (I, J),
         "width": D,
         "depth": depth,
@@ -72,11 +76,40 @@ def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         "head": "classes" if "head.weight" in shapes else "none",
         **({"classes": shapes["head.weight"][0]} if "head.weight" in shapes else {}),
         "class_token": first,
-        "position": "patches" if alone else "learned",
+        "position": "patches" if first and alone else "learned",
         "norm": "pooled" if "fc_norm.weight" in shapes else "tokens",
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
     }
+
+
+def _image(
+    count: int, patch: tuple[int, int], sides: tuple[int, int] | None, legal: tuple[bool, ...]
+) -> tuple[tuple[int, int], bool]:
+    """Sides of an image of which `count` positions are, and whether they are of its patches alone, as may be legal.
+
+    At most one can be so: no two squares of whole patches differ by one patch.
+    Raises UsageError where none is.
+    """
+    I, J = patch
+    for alone in legal:
+        patches = count if alone else max(count - 1, 0)
+        side = math.isqrt(patches * I * J)
+        Y, X = sides or (side, side)
+        if 0 < patches == Y // I * (X // J):
+            return (Y, X), alone
+    image = f"an image of {sides[0]} x {sides[1]}" if sides else "a square image, and no img_size tells of another"
+    raise UsageError(f"pos_embed has {count} positions, which in patches of {I} x {J} are not those of {image}")
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """Rows and columns of an image of a size, if there is one. Raises UsageError for what is none."""
+    if size is None:
+        return None
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
+        raise UsageError(f"config.json has an image's size {size!r}; one side or two are known here")
+    return sides[0], sides[1]
 
 
 def rows(c: Config) -> list[Row]:

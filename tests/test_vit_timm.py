@@ -1,0 +1,65 @@
+"""What timm's config.json and tensors tell of a Vision Transformer."""
+
+import pytest
+
+import models
+from errors import UsageError
+from models import vit
+from models.published import vit_timm
+from models.published.layout import Keys
+
+
+def shapes_of(c: vit.Config) -> dict[str, tuple[int, ...]]:
+    """The tensors of a network under timm's names."""
+    found: dict[str, tuple[int, ...]] = {}
+    for row in vit_timm.rows(c):
+        found |= dict.fromkeys(row.names((c.depth,) if row.stacked else ()), row.shape)
+    return found
+
+
+@pytest.mark.parametrize("grid", [(14, 16), (16, 14), (15, 15), (3, 5), (2, 3), (1, 1)])
+@pytest.mark.parametrize("position", ["learned", "patches"])
+def test_grids_that_count_alike_are_told_apart(grid: tuple[int, int], position: str) -> None:
+    """14 x 16 patches and a class token are as many as 15 x 15 patches: the image's size tells which they are."""
+    c = vit.Config((4 * grid[0], 4 * grid[1], 3), 4, width=12, depth=1, heads=3, classes=5, position=position)
+    shapes, told = shapes_of(c), {"architecture": "vit_tiny_patch16_224"}
+    size = list(c.inputs[:2])
+    for more in (
+        {"model_args": {"img_size": size, "no_embed_class": position == "patches"}},
+        {"model_args": {"img_size": size}, "pretrained_cfg": {"input_size": [3, 4, 4]}},
+        {"pretrained_cfg": {"input_size": [3, *size]}},
+        *([{}, {"model_args": {"img_size": size[0]}}] if grid[0] == grid[1] else []),
+    ):
+        found = vit_timm.fields(Keys(told | more, shapes))
+        assert vit.Config(**found | {"hidden": None}) == c
+    for args, says in (
+        (
+            {"img_size": [4 * grid[0] + 8, 4 * grid[1]]},
+            "positions, which in patches of 4 x 4 are not those of an image",
+        ),
+        ({"img_size": size, "no_embed_class": position != "patches"}, f"of an image of {size[0]} x {size[1]}"),
+        ({"img_size": "large"}, "an image's size 'large'"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            vit_timm.fields(Keys(told | {"model_args": args}, shapes))
+
+
+def test_an_oblong_grid_that_nothing_tells_is_refused() -> None:
+    """Unless its patches make a square image."""
+    c = vit.Config((8, 12, 3), 4, width=12, depth=1, heads=3)
+    with pytest.raises(UsageError, match=r"pos_embed has 7 positions.*no img_size tells of another"):
+        vit_timm.fields_of(shapes_of(c))
+    c = vit.Config((8, 8, 3), (4, 2), width=12, depth=1, heads=3)
+    assert vit_timm.fields_of(shapes_of(c))["inputs"] == c.inputs
+
+
+def test_released_configs_are_read() -> None:
+    """Each usual architecture has the heads and the fields of our sizes."""
+    for size, name in (("ti_16", "tiny"), ("s_16", "small"), ("b_16", "base"), ("l_16", "large"), ("h_14", "huge")):
+        model = models.build("vit", size=size)
+        told = vit_timm.fields_of(shapes_of(model.config))
+        heads = vit_timm.HEADS[name]
+        assert models.build("vit", **{**told, "heads": heads, "hidden": None}).config == model.config
+    assert all(kind.split("_")[1] in vit_timm.HEADS for kind in vit_timm.TYPES)
+    with pytest.raises(UsageError, match="of no Vision Transformer of timm"):
+        vit_timm.fields_of({"patch_embed.proj.weight": (8, 3, 4, 4)})
