@@ -1,4 +1,4 @@
-"""Knobs that several files set alike: how small language models are trained, and for how long."""
+"""Knobs that several files set alike: how small models are trained, and for how long."""
 
 from typing import Any
 
@@ -31,4 +31,38 @@ QUICK: dict[str, Any] = {  # bytes of Python's own documentation, seconds on two
     "train.steps": 100,
     "schedule.warmup": 10,
     "eval.batch": 64,
+}
+FASHION: dict[str, Any] = {  # Fashion-MNIST by a convolutional network, ten passes
+    "data.name": "fashion_mnist",
+    "data.augment": "flip,crop:2",
+    "data.mean": 0.286,
+    "data.deviation": 0.353,
+    "train.batch": 128,
+    "train.steps": 4690,
+    "optim.lr": 2e-3,
+    "optim.decay": 0.05,
+    "schedule.name": "cosine",
+    "schedule.warmup": 200,
+    "eval.every": 938,
+    "eval.batch": 500,
+    "log.every": 50,
+}
+MULTI30K: dict[str, Any] = {  # English to German captions, 17 passes
+    "model.context": 64,
+    "model.dropout": 0.3,
+    "data.name": "multi30k_en_de",
+    "data.field": "en:de",
+    "data.tokenizer": "bpe",
+    "data.vocab": 8000,
+    "data.length": 32,
+    "loss": "translation",
+    "train.smoothing": 0.1,
+    "train.batch": 128,
+    "train.steps": 4000,
+    "optim.name": "adam",
+    "optim.lr": 2e-3,
+    "optim.clip": 1.0,
+    "eval.split": "validation",
+    "eval.every": 500,
+    "log.every": 50,
 }

@@ -11,24 +11,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.recipes import FASHION
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "fashion": {
+        **FASHION,
         "model.family": "resnet",
         "model.size": "resnet20",
-        "data.name": "fashion_mnist",
-        "data.augment": "flip,crop:2",
-        "data.mean": 0.286,
-        "data.deviation": 0.353,
-        "train.batch": 128,
-        "train.steps": 4690,
-        "optim.lr": 2e-3,
-        "optim.decay": 0.05,
-        "schedule.name": "cosine",
-        "schedule.warmup": 200,
-        "eval.every": 938,
-        "eval.batch": 500,
-        "log.every": 50,
     },
     "cifar10": {
         "model.family": "resnet",

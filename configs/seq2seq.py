@@ -12,32 +12,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.recipes import MULTI30K
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "multi30k": {
+        **MULTI30K,
         "model.family": "seq2seq",
         "model.embed": 192,
         "model.width": 488,
-        "model.context": 64,
-        "model.dropout": 0.3,
-        "data.name": "multi30k_en_de",
-        "data.field": "en:de",
-        "data.tokenizer": "bpe",
-        "data.vocab": 8000,
-        "data.length": 32,
-        "loss": "translation",
-        "train.smoothing": 0.1,
-        "train.batch": 128,
-        "train.steps": 4000,
-        "optim.name": "adam",
-        "optim.lr": 2e-3,
-        "optim.clip": 1.0,
         "schedule.name": "cosine",
         "schedule.warmup": 200,
         "schedule.end": 0.05,
-        "eval.split": "validation",
-        "eval.every": 500,
-        "log.every": 50,
     },
 }
 

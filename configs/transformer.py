@@ -11,35 +11,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.recipes import MULTI30K
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "multi30k": {
+        **MULTI30K,
         "model.family": "transformer",
         "model.width": 192,
         "model.depth": 4,
         "model.heads": 4,
         "model.hidden": 384,
-        "model.context": 64,
-        "model.dropout": 0.3,
-        "data.name": "multi30k_en_de",
-        "data.field": "en:de",
-        "data.tokenizer": "bpe",
-        "data.vocab": 8000,
-        "data.length": 32,
-        "loss": "translation",
-        "train.smoothing": 0.1,
-        "train.batch": 128,
-        "train.steps": 4000,
-        "optim.name": "adam",
-        "optim.lr": 2e-3,
         "optim.beta2": 0.98,
         "optim.eps": 1e-9,
-        "optim.clip": 1.0,
         "schedule.name": "inverse_sqrt",
         "schedule.warmup": 800,
-        "eval.split": "validation",
-        "eval.every": 500,
-        "log.every": 50,
     },
 }
 

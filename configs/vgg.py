@@ -11,9 +11,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.recipes import FASHION
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "fashion": {
+        **FASHION,
         "model.family": "vgg",
         "model.channels": (32, 64, 128),
         "model.depths": (2, 2, 2),
@@ -21,19 +23,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model.pool": 1,
         "model.hidden": (128,),
         "model.dropout": 0.3,
-        "data.name": "fashion_mnist",
-        "data.augment": "flip,crop:2",
-        "data.mean": 0.286,
-        "data.deviation": 0.353,
-        "train.batch": 128,
-        "train.steps": 4690,
-        "optim.lr": 2e-3,
-        "optim.decay": 0.05,
-        "schedule.name": "cosine",
-        "schedule.warmup": 200,
-        "eval.every": 938,
-        "eval.batch": 500,
-        "log.every": 50,
     },
 }
 
