@@ -48,7 +48,7 @@ def parse(key: str, text: str) -> Any:
     if knob is None and not key.startswith(OPEN):
         raise unknown("config key", key, KNOBS)
     kinds = [k.strip() for k in knob.type.split("|")] if knob else []
-    if text in ("None", "none") and (not kinds or "None" in kinds):
+    if text in ("None", "none") and ("None" in kinds or (not kinds and text == "None")):
         return None
     if text in ("true", "false", "True", "False") and (not kinds or "bool" in kinds):
         return text in ("true", "True")

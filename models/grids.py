@@ -5,7 +5,7 @@ Source: Redmon, Farhadi 2016, arXiv:1612.08242, figure 3; 2018, arXiv:1804.02767
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ Anchors = tuple[tuple[float, float], ...]  # widths and heights, as shares of th
 class Grids:
     """Of each scale a map [B Y X Q 5+C], float32: x, y, w, h, objectness, classes, all before any squashing."""
 
-    maps: tuple[Array, ...]
+    maps: tuple[Any, ...]
     anchors: tuple[Anchors, ...] = struct.field(pytree_node=False)  # of each map
     exclusive: bool = struct.field(pytree_node=False, default=False)  # classes by softmax, each on its own otherwise
     ignore: float = struct.field(pytree_node=False, default=0.5)  # overlap from which no box is held to be none

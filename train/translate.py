@@ -49,9 +49,9 @@ def translate(
     """What is said of each source, `stop` after its end, and its score in nats: source, mask [B S] -> [B count], [B].
 
     K hypotheses are kept a row. At each step those of their continuations that end, and are among the K best, are put
-    by; the K best that do not end go on. A row is done when K have ended, or after `count` tokens, and the best of the
-    ended by score (log-probability by the length penalty) is told; if none has ended, the best that there is. One beam
-    is the greedy search. What a row says does not hang on the others.
+    by; the K best that do not end go on. A row is done when none of these can come to a better score (log-probability
+    by the length penalty) than the best that has ended, or after `count` tokens, and that one is told; if none has
+    ended, the best that there is. One beam is the greedy search. What a row says does not hang on the others.
 
     Raises UsageError for a model that translates nothing, and for values out of their range.
     """
@@ -113,12 +113,19 @@ def _search(
         "tokens": blank,
         "total": none.at[:, 0].set(0.0),  # log-probabilities; at first there is one hypothesis, of no tokens
         "ended": {"tokens": blank, "score": none},
-        "found": jnp.zeros((B,), jnp.int32),  # how many have ended
     }
     state = _grown(state, table, stop, penalty)
-    state = jax.lax.while_loop(lambda s: (s["n"] < count) & jnp.any(s["found"] < K), step, state)
+
+    def hopes(state: dict[str, Any]) -> Array:
+        """Whether a row's hypotheses could still end better, at best with nothing but certain tokens up to the last."""
+        best = state["ended"]["score"][:, 0]
+        if K == 1:  # greedy: the first end it is
+            return jnp.any(best == -jnp.inf)
+        return jnp.any(penalised(jnp.max(state["total"], 1), jnp.asarray(count), penalty) > best)
+
+    state = jax.lax.while_loop(lambda s: (s["n"] < count) & hopes(s), step, state)
     open_ = {"tokens": state["tokens"], "score": penalised(state["total"], state["n"], penalty)}
-    any_ = state["found"] > 0
+    any_ = state["ended"]["score"][:, 0] > -jnp.inf
     told = {k: jnp.where(jnp.expand_dims(any_, range(1, v.ndim)), state["ended"][k], v) for k, v in open_.items()}
     best = _best(told, 1)
     return best["tokens"][:, 0], best["score"][:, 0]
@@ -134,7 +141,7 @@ def _grown(state: dict[str, Any], table: Any, stop: Array, penalty: Array) -> di
     tokens = jnp.take_along_axis(state["tokens"], beam[:, :, None], 1).at[:, :, n].set(token)
 
     ends, rank = token == stop, jnp.arange(token.shape[1])[None]
-    ended = ends & (rank < K) & (total > -jnp.inf) & (state["found"] < K)[:, None]
+    ended = ends & (rank < K) & (total > -jnp.inf)
     score = jnp.where(ended, penalised(total, n + 1, penalty), -jnp.inf)
     new = {"tokens": tokens, "score": score}
     both = {name: jnp.concatenate([held, new[name]], 1) for name, held in state["ended"].items()}
@@ -149,7 +156,6 @@ def _grown(state: dict[str, Any], table: Any, stop: Array, penalty: Array) -> di
         "tokens": jnp.take_along_axis(tokens, place[:, :, None], 1),
         "total": total,
         "ended": _best(both, K),
-        "found": state["found"] + jnp.sum(ended, 1, dtype=jnp.int32),
     }
 
 

@@ -66,7 +66,8 @@ class Written:
 
     def __init__(self, setup: Setup, variables: Any, pairs: Pairs) -> None:
         assert setup.tokenizer is not None
-        limit, size = setup.cfg.eval.limit, setup.cfg.eval.batch or setup.cfg.train.batch
+        limit, shards = setup.cfg.eval.limit, setup.place.batch_shards
+        size = -(-(setup.cfg.eval.batch or setup.cfg.train.batch) // shards) * shards  # as the loss is measured
         pairs = pairs if limit is None else pairs.first(limit * size)
         self.setup, self.tokenizer, self.pairs, self.size = setup, setup.tokenizer, pairs, size
         self.place = mesh.place_on(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)
@@ -115,10 +116,12 @@ class Written:
         stop, model = self.tokenizer.eot, self.setup.model
         source = np.append(self.tokenizer.encode(self.pairs.texts[i]), stop).astype(np.int32)
         tokens = np.append(start_of(self.tokenizer), self.tokens[i]).astype(np.int32)
-        inputs = {"source": source[None], "tokens": tokens[None]}
+        inputs = {"source": jnp.asarray(source)[None], "tokens": jnp.asarray(tokens)[None]}
         share = model.module.alignment(self.variables, inputs, model.config)
-        return translated.Attended(self._words(source), self._words([*self.tokens[i], stop]), np.asarray(share[0]))
+        return translated.Attended(
+            self._words(source), self._words(np.append(self.tokens[i], stop)), np.asarray(share[0])
+        )
 
-    def _words(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+    def _words(self, ids: np.ndarray) -> list[str]:
         """What each token says, a middle dot for a space; an end where it says nothing."""
         return [self.tokenizer.decode([int(i)]).replace(" ", "·") or "end" for i in ids]
