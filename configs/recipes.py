@@ -47,7 +47,7 @@ FASHION: dict[str, Any] = {  # Fashion-MNIST by a convolutional network, ten pas
     "eval.batch": 500,
     "log.every": 50,
 }
-MULTI30K: dict[str, Any] = {  # English to German captions, 17 passes
+MULTI30K: dict[str, Any] = {  # English to German captions, 18 passes
     "model.context": 64,
     "model.dropout": 0.3,
     "data.name": "multi30k_en_de",

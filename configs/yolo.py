@@ -4,7 +4,7 @@
 
 `bccd`: YOLOv3-tiny (Redmon, Farhadi 2018, arXiv:1804.02767) from scratch on blood cells, 205 images of 640 x 480, three
 classes; 39 passes at 384 x 288. The anchors are medians of the training boxes, clustered by overlap, in pixels of that
-size. An update of 8 images takes 2.0 seconds of processor time, so that 2 cores need about 20 minutes in all.
+size. An update of 8 images takes 2.0 seconds of processor time (a busy machine); the whole has not been run.
 """
 
 from typing import Any

@@ -98,7 +98,7 @@ def open_published(
 
 def _take_pixels(cfg: Config, folder: str, host: Host) -> None:
     """Take how images are made ready from a folder of the hub, but for what the config says itself; say what holds."""
-    told = {**preprocessing.of_folder(folder)}
+    told = preprocessing.of_folder(folder)
     for name, plain in (("mean", 0.0), ("deviation", 1.0), ("size", None), ("crop", None)):
         if name in told and cfg.data[name] == plain:
             with cfg.unlocked(), cfg.ignore_type():

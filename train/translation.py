@@ -5,6 +5,7 @@ Legend: n pairs, S T tokens of a text and of its translation.
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,9 +77,9 @@ class Written:
             self.tokens = self._translated()
         self.texts = [self.tokenizer.decode(ids) for ids in self.tokens]
 
-    @property
+    @cached_property
     def scores(self) -> tuple[Metric, ...]:
-        """BLEU and chrF."""
+        """BLEU and chrF, resampled once."""
         return scored(self.texts, self.pairs.translations)
 
     def _translated(self) -> list[np.ndarray]:

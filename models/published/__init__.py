@@ -200,13 +200,12 @@ def find(model: models.Model, path: str | Path, *, prefix: str | None = None) ->
     with. Raises UsageError for files that cannot be looked into, and where several such networks lie in them.
     """
     layouts = dialects(model.family).values()
-    fit = [
-        one for one in layouts if hasattr(one, "tensors") == weights.is_weights(path)
-    ]  # Darknet's have their own reader
+    ours = weights.is_weights(path)  # Darknet's, whose layouts have a reader of their own
+    fit = [one for one in layouts if hasattr(one, "tensors") == ours]
     if not fit:
-        forms = "safetensors" if weights.is_weights(path) else f"NAME{weights.SUFFIX} or NAME.conv.N"
+        forms = "safetensors" if ours else f"NAME{weights.SUFFIX} or NAME.conv.N"
         raise UsageError(f"{path}: the numbers of family {model.family!r} are published as {forms}")
-    files = [one.tensors(path, model.config) if hasattr(one, "tensors") else Plain(path) for one in fit]
+    files = [one.tensors(path, model.config) if ours else Plain(path) for one in fit]
     found = [_find(model, file, one, prefix) for file, one in zip(files, fit, strict=True)]
     return max(found, key=lambda one: one.held)
 
