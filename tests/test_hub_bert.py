@@ -120,7 +120,9 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
             name = name if name in named else name.removeprefix("bert.")
             if path == "embed/token":
                 mine[0] = named[name][0]  # torch gives the padding's row no gradient
-            assert_close(mine, named[name], floor)
+            # A softmax does not see a bias that all keys share: its gradient is the rounding of what cancels in it.
+            scale = np.linalg.norm(named[name.replace(".bias", ".weight")]) if path == "blocks/k/bias" else floor
+            assert_close(mine, named[name], max(scale, floor))
             compared += 1
     assert compared == len(named)
 
