@@ -3,7 +3,7 @@
     python launch.py train --config=configs/seq2seq.py:multi30k --workdir=runs/seq2seq
 
 `multi30k`: captions of images, English to German, 29,000 pairs; attention by Luong et al. or, with the ablations, by
-Bahdanau et al. (`additive`) or none at all, each of 4.5 million parameters at a joint vocabulary of 8,000 within 1 %,
+Bahdanau et al. (`additive`) or none at all, each of 1.9 million parameters at a joint vocabulary of 4,000 within 1 %,
 as `multi30k` of configs/transformer.py.
 """
 
@@ -18,18 +18,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "multi30k": {
         **MULTI30K,
         "model.family": "seq2seq",
-        "model.embed": 192,
-        "model.width": 488,
-        "schedule.name": "cosine",
-        "schedule.warmup": 200,
-        "schedule.end": 0.05,
+        "model.embed": 128,
+        "model.width": 336,
     },
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "no_attention": {"model.attend": "none", "model.width": 576},
-    "additive": {"model.attend": "additive", "model.width": 404},
-    "no_feeding": {"model.feeding": False, "model.width": 528},
+    "no_attention": {"model.attend": "none", "model.width": 392},
+    "additive": {"model.attend": "additive", "model.width": 276},
+    "no_feeding": {"model.feeding": False, "model.width": 364},
 }
 
 
