@@ -27,13 +27,15 @@ lm-evaluation-harness defines them; with --as=last_word by the last words of tex
 
     python launch.py eval --from=DIR --dataset=arc_challenge_test
     python launch.py eval --from=DIR --dataset=lambada_openai_test --as=last_word
+
+A DIR with a .cfg and a .weights file is a detector of Darknet's, measured on images with boxes.
 """,
     "sample": """Print the text that a language model puts after --prompt. --workdir and --from as for eval.
 
 --temperature=0 takes the likeliest token each time; --top_k=40 draws among the 40 likeliest. Several prompts, each with
 a --prompt of its own, are written at once.
 """,
-    "convert": """Carry a network over from the Hugging Face hub, or to it.
+    "convert": """Carry a network over from the Hugging Face hub, or to it; a detector from and to Darknet's two files.
 
     python launch.py convert --from=DIR --workdir=W      # a checkpoint 0 that eval and sample take, and init_from
     python launch.py convert --workdir=W --to=DIR        # a folder that transformers loads; W@n, W@best too

@@ -1,4 +1,7 @@
-"""Networks carried over: a folder of the Hugging Face hub made a checkpoint, and a checkpoint made such a folder."""
+"""Networks carried over: a folder of the Hugging Face hub made a checkpoint, and a checkpoint made such a folder.
+
+A detector's folder has Darknet's two files.
+"""
 
 import dataclasses
 import json
@@ -9,9 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import models
 from data import tokenizer_writer
 from errors import UsageError
-from models import published
+from models import Model, published
 from train import begin, checkpoint, restored, run
 from train.host import Host
 from train.record import summary
@@ -29,11 +33,15 @@ def take_in(cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
     model = published.read_config(folder, ignore)
     classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
+    size = _size_of(model, folder) if "detector" in model.traits else None
+    if size:
+        cfg.data.size = model.config.inputs[:2]
     blank = restored.stand_in(cfg, host, model.family, restored.loss_of(model), classes, inputs)
     opened = restored.open_published(cfg, folder, host, blank, ignore=ignore)
     setup, config = opened.setup, opened.setup.model.config
+    setup.cfg.model.size = size
     for field in dataclasses.fields(config):
-        if field.name not in ("compute", *HOW):  # those are the trainer's
+        if field.name not in ("compute", *HOW, *(("layers",) if size else ())):  # compute and HOW are the trainer's
             setup.cfg.model[field.name] = getattr(config, field.name)
     zero = {
         "step": np.zeros((), np.int32),
@@ -50,6 +58,16 @@ def take_in(cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable
     host.say(f"checkpoint 0 in {workdir}/checkpoints; to train from it: --config.init_from={workdir}")
 
 
+def _size_of(model: Model, folder: str) -> str:
+    """The size of a detector that has its layers, which no config can list. Raises UsageError where none has."""
+    sizes = models.FAMILIES[model.family].SIZES
+    found = [name for name, fields in sizes.items() if fields["layers"] == model.config.layers]
+    if not found:
+        known = f"the sizes of {model.family}, {', '.join(sizes)}"
+        raise UsageError(f"{folder}: its layers are those of none of {known}, as a checkpoint's must be")
+    return found[0]
+
+
 def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     """Write a checkpoint as a folder of the hub, with its tokenizer; of a run with a running mean, that.
 
@@ -59,9 +77,10 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     folder = Path(to).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{to} is there already, and no empty folder; give another --to")
-    published.layout_of(cfg.model.family, None, "config")  # raises where there is none
-    head = checkpoint.load_manifest(workdir, n)["table"].get("params/head/bias")
-    classes, inputs = head["shape"][-1] if head else None, cfg.model.get("inputs")
+    published.folder_layout(cfg.model.family)  # raises where there is none
+    manifest = checkpoint.load_manifest(workdir, n)
+    head, inputs = manifest["table"].get("params/head/bias"), cfg.model.get("inputs")
+    classes = head["shape"][-1] if head else len(manifest.get("classes") or ()) or cfg.model.get("classes")
     blank = restored.stand_in(cfg, host, cfg.model.family, cfg.loss, classes, inputs)
     opened = restored.open_checkpoint(cfg, workdir, n, host, blank)
     model, tokenizer = opened.setup.model, opened.setup.tokenizer

@@ -10,13 +10,13 @@ import numpy as np
 
 import models
 from data import questions, sources, tokenizer_reader
-from data.detection import Scenes
+from data.detection import Marked, Scenes, Truth, scenes
 from data.evaluation import Exam
 from data.kinds import Examples, Pairs, Source, Texts
 from errors import UsageError, unknown
 from models import Model, published
 from models.published import preprocessing
-from train import begin, checkpoint, detection, evaluate, translation
+from train import begin, checkpoint, detection, evaluate, images, translation
 from train import questions as examiner
 from train.host import Host
 from train.record import drawn, pictures, summary
@@ -84,7 +84,7 @@ def open_published(
     model = replace(model, config=replace(model.config, **how_of(cfg, model.family)))
     cfg.loss, cfg.model.family = loss_of(model), model.family
     if model.module.INPUT == "image":
-        _take_pixels(cfg, folder, host)
+        _take_pixels(cfg, folder, model, host)
     tokenizer = None
     if not isinstance(example, Examples) and cfg.data.tokenizer == OWN:
         tokenizer, cfg.data.tokenizer = tokenizer_reader.read(folder).description(), "subword"
@@ -96,9 +96,9 @@ def open_published(
     return Opened(folder, setup, {"": {"stats": {}, **variables}})
 
 
-def _take_pixels(cfg: Config, folder: str, host: Host) -> None:
-    """Take how images are made ready from a folder of the hub, but for what the config says itself; say what holds."""
-    told = preprocessing.of_folder(folder)
+def _take_pixels(cfg: Config, folder: str, model: Model, host: Host) -> None:
+    """Take how images are made ready from a folder, but for what the config says itself; say what holds."""
+    told = {"size": model.config.inputs[:2]} if "detector" in model.traits else preprocessing.of_folder(folder)
     for name, plain in (("mean", 0.0), ("deviation", 1.0), ("size", None), ("crop", None)):
         if name in told and cfg.data[name] == plain:
             with cfg.unlocked(), cfg.ignore_type():
@@ -136,6 +136,8 @@ def stand_in(cfg: Config, host: Host, family: str, loss: str, classes: int | Non
     """
     if models.FAMILIES[family].INPUT != "image":
         return no_text(cfg, loss, classes)
+    if losses.find(loss).needs == "boxes":
+        return _no_boxes(cfg, classes)
     if inputs is None:
         return load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
     shape = (SIDE, SIDE, inputs) if isinstance(inputs, int) else tuple(inputs)
@@ -143,9 +145,19 @@ def stand_in(cfg: Config, host: Host, family: str, loss: str, classes: int | Non
     return Examples(fields, 1, {"name": cfg.data.name}, classes)
 
 
+def _no_boxes(cfg: Config, classes: int | None) -> Scenes:
+    """A black image with nothing in it."""
+    size, name = images.size_for_boxes(cfg), cfg.data.name
+    nothing = Truth(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool))
+    black, told = np.zeros((*size, 3), np.uint8), [str(i) for i in range(classes or 1)]
+    return replace(scenes(name, "", [Marked("", size, nothing)], told, lambda i: black, {"name": name}), names=None)
+
+
 def loss_of(model: Model) -> str:
     """The loss by which a published network is measured. Raises UsageError for one that has none."""
-    for traits, loss in ({"causal", "language_model"}, "next_token"), ({"classifier"}, "softmax"):
+    for traits, loss in (
+        *(({"causal", "language_model"}, "next_token"), ({"classifier"}, "softmax"), ({"detector"}, "detection")),
+    ):
         if traits <= model.traits:
             return loss
     raise UsageError(f"a {model.family} with head {model.config.head!r} has no task; init_from takes its folder")
@@ -167,7 +179,7 @@ def split_of(cfg: Config, host: Host) -> str:
     name, data_dir = names_of(cfg)[0], host.environ.get("TFDS_DATA_DIR")
     if name.endswith(".jsonl"):
         return cfg.eval.split
-    splits = sources.splits_of(name, data_dir, cfg.data.field)
+    splits = sources.splits_of(name, data_dir, cfg.data.field) or (cfg.eval.split,)  # a set not prepared knows none
     return next((split for split in (cfg.eval.split, "test", "validation") if split in splits), splits[-1])
 
 

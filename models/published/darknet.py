@@ -20,6 +20,8 @@ from models.published.weights import SUFFIX, Header, Weights
 from models.spec import flatten, unflatten
 from models.yolo import Config
 
+CFG = ".cfg"
+
 
 def tensors_of(c: Config) -> dict[str, tuple[int, ...]]:
     """The arrays of a whole file, in its order: shapes by the layer's number and what they are, as `0.weights`."""
@@ -53,6 +55,21 @@ def rows(c: Config) -> list[Row]:
 def tensors(path: str | Path, c: Config, cutoff: int | None = None) -> Weights:
     """A file's arrays, which `published.find` reads leaf by leaf. Raises UsageError."""
     return Weights(path, tensors_of(c), len(c.layers), cutoff)
+
+
+def pair(folder: str | Path) -> tuple[Path, Path] | None:
+    """The description and the numbers that lie in a folder; None where there is no description, or a config.json.
+
+    Raises UsageError where there are several of either, or no numbers.
+    """
+    found = [sorted(Path(folder).glob(f"*{suffix}")) for suffix in (CFG, SUFFIX)]
+    if not found[0] or (Path(folder) / "config.json").exists():
+        return None
+    for suffix, files in zip((CFG, SUFFIX), found, strict=True):
+        if len(files) != 1:
+            names = f": {', '.join(file.name for file in files)}" if files else ""
+            raise UsageError(f"{folder} must hold one {suffix} file of Darknet's, and holds {len(files)}{names}")
+    return found[0][0], found[1][0]
 
 
 def read_cfg(cfg: str | Path, **overrides: Any) -> models.Model:
@@ -101,6 +118,11 @@ def save(
         with part.open("wb") as file:
             write(file)
         os.replace(part, path)
+
+
+def save_folder(model: models.Model, variables: Any, folder: Path) -> None:
+    """Write Darknet's two files, yolo.cfg and yolo.weights, into a folder."""
+    save(model, variables, folder / f"yolo{CFG}", folder / f"yolo{SUFFIX}")
 
 
 def _paths(variables: Any) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""A folder with Darknet's two files: opened as one of the hub is, measured, carried over and written."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+import models
+from errors import UsageError
+from models import published
+from models.published import darknet
+from models.spec import flatten
+from tests.harness import tiny
+from tests.test_detection_data import coco, write_coco
+
+ANCHORS = ((4, 4), (6, 6), (8, 12), (12, 8), (16, 16), (24, 24))
+
+
+def folder_of(path: Path, model: models.Model) -> Path:
+    """A folder with a network's files, under names of their own."""
+    path.mkdir()
+    darknet.save(model, model.init(jax.random.key(0)), path / "cells.cfg", path / "cells.weights")
+    return path
+
+
+def test_a_folder_is_read_and_written(tmp_path: Path) -> None:
+    """By the calls for the hub's folders; what is there is not written over."""
+    made = folder_of(tmp_path / "a", tiny("yolo"))
+    assert published.is_published(made)
+    model, variables = models.load_pretrained(made)
+    assert model.config.layers == tiny("yolo").config.layers
+    models.save_pretrained(model, variables, tmp_path / "b")
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["yolo.cfg", "yolo.weights"]
+    assert (tmp_path / "b" / "yolo.weights").read_bytes() == (made / "cells.weights").read_bytes()
+    again, found = models.load_pretrained(tmp_path / "b", momentum=0.5)
+    assert again.config.momentum == 0.5
+    for path, leaf in flatten(found).items():
+        np.testing.assert_array_equal(leaf, flatten(variables)[path])
+    with pytest.raises(UsageError, match=r"holds yolo\.cfg already"):
+        models.save_pretrained(model, variables, tmp_path / "b")
+    with pytest.raises(UsageError, match=r"written without a config.json, which \['eos_token_id'\] are keys of"):
+        models.save_pretrained(model, variables, tmp_path / "c", eos_token_id=2)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_amiss_is_refused(tmp_path: Path) -> None:
+    """Several descriptions, no numbers, and keys to pass over where there are none."""
+    made = folder_of(tmp_path / "a", tiny("yolo"))
+    with pytest.raises(UsageError, match=r"'novelty' is of keys in a config\.json, and .*a has cells\.cfg"):
+        models.load_pretrained(made, ignore=["novelty"])
+    shutil.copy(made / "cells.cfg", made / "other.cfg")
+    with pytest.raises(UsageError, match=r"must hold one \.cfg file of Darknet's, and holds 2: cells\.cfg, other\.cfg"):
+        models.load_pretrained(made)
+    (made / "other.cfg").unlink()
+    (made / "cells.weights").unlink()
+    with pytest.raises(UsageError, match=r"must hold one \.weights file of Darknet's, and holds 0"):
+        models.load_pretrained(made)
+
+
+@pytest.mark.slow
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured as it lies and as a checkpoint alike; written back byte for byte; trained on from."""
+    write_coco(tmp_path / "set", coco(), split="val")
+    write_coco(tmp_path / "set", coco(), split="train")
+    size = dict(size="yolov3_tiny", classes=2, inputs=(32, 64, 3), anchors=ANCHORS)
+    made = folder_of(tmp_path / "a", models.build("yolo", **size))
+
+    def said(*args: str) -> str:
+        assert launch.main([*args]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    data = f"--dataset={tmp_path}/set"
+    first = said("eval", f"--from={made}", data)
+    assert "data.size = (32, 64)" in first
+    assert "checkpoint 0 in" in said("convert", f"--from={made}", f"--workdir={tmp_path}/w")
+    then = said("eval", f"--workdir={tmp_path}/w", data)
+    figures = next(line for line in first.splitlines() if "map_50" in line).partition(": ")[2]
+    assert figures in then
+    said("convert", f"--workdir={tmp_path}/w", f"--to={tmp_path}/b")
+    for ours, theirs in (("yolo.weights", "cells.weights"), ("yolo.cfg", "cells.cfg")):
+        assert (tmp_path / "b" / ours).read_bytes() == (made / theirs).read_bytes()
+    more = [f"--config.data.name={tmp_path}/set", "--config.data.size=(32, 64)", "--config.eval.split=val"]
+    more += [f"--config.init_from={tmp_path}/b", "--config.train.steps=1", "--config.schedule.warmup=0"]
+    begun = said("train", "--config=configs/yolo.py:bccd", f"--workdir={tmp_path}/v", *more)
+    assert f"59 leaves loaded from {tmp_path}/b; fresh: none; ignored: none" in begun
+
+
+def test_layers_that_no_size_has_make_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = folder_of(tmp_path / "a", tiny("yolo"))
+    assert launch.main(["convert", f"--from={made}", f"--workdir={tmp_path}/w"]) == 2
+    assert "its layers are those of none of the sizes of yolo, yolov2, " in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
