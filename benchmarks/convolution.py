@@ -1,0 +1,162 @@
+"""One convolution, forward and each of its gradients: ours, as XLA takes it by itself, and PyTorch eager.
+
+    python -m benchmarks.convolution [--repeats=7] [--out=benchmarks/results/convolution.json]
+
+On CPU both gradients of `models.convolution.conv` are written out (docs/decisions/0019); `xla` is jax's own gradient of
+`lax.conv_general_dilated`, `torch` PyTorch's of conv2d. `looped` is a layer of as many channels out as in, three times
+by `lax.scan`, both gradients together, as a network of scanned blocks has it.
+
+Each round times every contestant, so that a noisy machine is noisy for all; a ratio is the median over rounds of a
+contestant's time over ours: above 1 ours is faster.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from models.convolution import DIMS, conv
+
+SHAPES = {  # images, rows and columns, channels in and out, kernel
+    "128 x 28 x 28, 1 to 64, 3 x 3": (128, 28, 1, 64, 3),
+    "128 x 28 x 28, 16 to 16, 3 x 3": (128, 28, 16, 16, 3),
+    "128 x 14 x 14, 32 to 32, 3 x 3": (128, 14, 32, 32, 3),
+    "128 x 14 x 14, 64 to 128, 3 x 3": (128, 14, 64, 128, 3),
+    "128 x 7 x 7, 128 to 256, 3 x 3": (128, 7, 128, 256, 3),
+    "8 x 56 x 56, 64 to 64, 3 x 3": (8, 56, 64, 64, 3),
+    "8 x 112 x 112, 64 to 64, 3 x 3": (8, 112, 64, 64, 3),
+    "8 x 14 x 14, 256 to 256, 3 x 3": (8, 14, 256, 256, 3),
+    "8 x 56 x 56, 64 to 256, 1 x 1": (8, 56, 64, 256, 1),
+}
+LAYERS = 3  # of the loop
+Once = Callable[[], None]  # one computation, waited for
+
+
+def ours(x: Any, kernel: Any) -> Any:
+    """Our convolution."""
+    return conv(x, kernel, kernel.shape[0] // 2)
+
+
+def plain(x: Any, kernel: Any) -> Any:
+    """jax's, differentiated by jax."""
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=DIMS)
+
+
+def in_jax(layer: Callable[[Any, Any], Any], x: Any, kernel: Any, g: Any) -> dict[str, Once]:
+    """What is timed of a convolution, by name."""
+
+    def looped(x: Any, kernels: Any) -> Any:
+        return jax.lax.scan(lambda x, kernel: (layer(x, kernel), None), x, kernels)[0]
+
+    def of(function: Any, *given: Any) -> Once:
+        run = jax.jit(function)
+        run(*given)
+        return lambda: jax.block_until_ready(run(*given))  # type: ignore[no-any-return]
+
+    found = {
+        "forward": of(layer, x, kernel),
+        "image": of(lambda x, kernel, g: jax.vjp(lambda x: layer(x, kernel), x)[1](g), x, kernel, g),
+        "kernel": of(lambda x, kernel, g: jax.vjp(lambda kernel: layer(x, kernel), kernel)[1](g), x, kernel, g),
+    }
+    if x.shape == g.shape:
+        kernels = np.stack([kernel] * LAYERS)
+        found["looped"] = of(lambda x, kernels, g: jax.vjp(looped, x, kernels)[1](g), x, kernels, g)
+    return found
+
+
+def in_torch(x: Any, kernel: Any, g: Any) -> dict[str, Once]:
+    """The same of PyTorch's."""
+    x, g = (torch.tensor(a.transpose(0, 3, 1, 2)).contiguous() for a in (x, g))
+    kernel = torch.tensor(kernel.transpose(3, 2, 0, 1)).contiguous()
+    pad = kernel.shape[-1] // 2
+
+    def looped() -> None:
+        leaf, kernels = x.clone().requires_grad_(), [kernel.clone().requires_grad_() for _ in range(LAYERS)]
+        y = leaf
+        for one in kernels:
+            y = torch.nn.functional.conv2d(y, one, padding=pad)
+        y.backward(g)
+
+    found: dict[str, Once] = {
+        "forward": lambda: torch.nn.functional.conv2d(x, kernel, padding=pad),
+        "image": lambda: torch.nn.grad.conv2d_input(x.shape, kernel, g, padding=pad),
+        "kernel": lambda: torch.nn.grad.conv2d_weight(x, kernel.shape, g, padding=pad),
+    }
+    return found | ({"looped": looped} if x.shape == g.shape else {})
+
+
+def measure(shape: tuple[int, int, int, int, int], repeats: int) -> dict[str, dict[str, Any]]:
+    """Interleaved rounds -> median milliseconds of each contestant and its time over ours, by what is timed."""
+    images, side, inner, outer, size = shape
+    draw = np.random.default_rng(0)
+    x, kernel, g = (
+        draw.normal(size=s).astype(np.float32)
+        for s in ((images, side, side, inner), (size, size, inner, outer), (images, side, side, outer))
+    )
+    contestants = {
+        "canon": in_jax(ours, x, kernel, g),
+        "xla": in_jax(plain, x, kernel, g),
+        "torch": in_torch(x, kernel, g),
+    }
+    found = {}
+    for part in contestants["canon"]:
+        times: dict[str, list[float]] = {name: [] for name in contestants}
+        for n in range(repeats + 1):
+            for name, parts in contestants.items():
+                start = time.perf_counter()
+                parts[part]()
+                if n:  # the first round warms up
+                    times[name].append(1e3 * (time.perf_counter() - start))
+        found[part] = {
+            name: {
+                "median_ms": round(statistics.median(spent), 2),
+                "over_canon": round(statistics.median(s / c for s, c in zip(spent, times["canon"], strict=True)), 3),
+                "ms": [round(s, 2) for s in spent],
+            }
+            for name, spent in times.items()
+        }
+    return found
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", default="benchmarks/results/convolution.json")
+    args = parser.parse_args()
+    if args.repeats < 5:
+        parser.error(f"--repeats={args.repeats}: a median wants at least 5")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    rows = {name: measure(shape, args.repeats) for name, shape in SHAPES.items()}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    versions = {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__}
+    result = {
+        "device": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": versions,
+        "commit": commit,
+        "repeats": args.repeats,
+        "rows": rows,
+    }
+    path = Path(args.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for name, row in rows.items():
+        for part, cells in row.items():
+            said = ", ".join(
+                f"{who} {cell['median_ms']:.1f} ms ({cell['over_canon']:.2f})" for who, cell in cells.items()
+            )
+            print(f"{name:32} {part:8} {said}")
+
+
+if __name__ == "__main__":
+    main()
