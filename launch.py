@@ -253,7 +253,9 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         from train import restored
 
         kind, held_out = restored.exam_source(choose_split(cfg, host), host, asked)
-        restored.report(restored.open_published(cfg, folder, host, held_out, ignore=args.ignore), held_out, kind)
+        known = {key for key, _ in assignments}
+        opened = restored.open_published(cfg, folder, host, held_out, ignore=args.ignore, given=known)
+        restored.report(opened, held_out, kind)
         return DONE
 
     host, config, workdir, steps, which = _checkpoint(args, assignments)
@@ -319,7 +321,8 @@ def _convert(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         host, cfg = _published(args, assignments)
         from train import export
 
-        export.take_in(cfg, os.path.expanduser(args["from"].value), workdir, host, args.ignore)
+        known = {key for key, _ in assignments}
+        export.take_in(cfg, os.path.expanduser(args["from"].value), workdir, host, args.ignore, known)
         return DONE
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, export

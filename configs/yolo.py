@@ -19,7 +19,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model.size": "yolov3_tiny",
         "model.anchors": ((14, 14), (18, 18), (42, 40), (56, 50), (80, 70), (92, 86)),
         "data.name": "bccd",
-        "model.ignore": 0.5,
+        "model.ignore_thresh": 0.5,
         "data.size": (192, 256),
         "data.augment": "flip,jitter:0.2,hue:0.05,saturation:1.3,exposure:1.3",
         "loss": "detection",
@@ -36,7 +36,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "one_grid": {"model.size": "yolov2_tiny_voc"},  # v2's network and loss; it takes the first five anchors
-    "strict": {"model.ignore": 1.0},  # what overlaps a box and does not answer for it is held to be none
+    "strict": {"model.ignore_thresh": 1.0},  # what overlaps a box and does not answer for it is held to be none
 }
 
 

@@ -72,8 +72,10 @@ def _coco(root: Path, files: dict[str, Path], split: str) -> Scenes:
         for key, known in (("image_id", found), ("category_id", classes)):
             if mark[key] not in known:
                 raise UsageError(f"{where} has {key} {mark[key]}, which the file does not list")
-        box, crowd = _numbers(mark["bbox"], f"{where}: 'bbox'"), bool(mark.get("iscrowd", 0))
-        found[mark["image_id"]].append(_Object(box, classes[mark["category_id"]], crowd=crowd))
+        box, crowd = _numbers(mark["bbox"], f"{where}: 'bbox'"), mark.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise UsageError(f"{where}: 'iscrowd' is {crowd!r}, not 0 or 1")
+        found[mark["image_id"]].append(_Object(box, classes[mark["category_id"]], crowd=bool(crowd)))
     paths = [folder / str(image["file_name"]) for image in images]
     _once(map(str, paths), f"{file}: image")
     marked = []
@@ -102,7 +104,7 @@ def _truth(objects: Sequence[_Object]) -> Truth:
 def _json(file: Path) -> dict[str, Any]:
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON and of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
         raise UsageError(f"{file} is not JSON: {error}") from None
     if not isinstance(table, dict):
         raise UsageError(f"{file} holds a {type(table).__name__}, not the lists images, annotations and categories")
@@ -138,7 +140,7 @@ def _once(names: Iterable[Any], what: str) -> None:
 def _numbers(values: Any, what: str, count: int = 4) -> tuple[float, ...]:
     try:
         numbers = tuple(float(x) for x in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
     if len(numbers) != count:
         raise UsageError(f"{what} is {values!r}, not {count} numbers")
@@ -169,7 +171,10 @@ def _voc(root: Path, splits: dict[str, Path], split: str) -> Scenes:
     objects = {name: [_object(o, folder / f"{name}.xml") for o in t.findall("object")] for name, t in trees.items()}
     names = sorted({kind for marks in objects.values() for _, kind, _ in marks})  # one numbering for all splits
     images = {p.stem: p for p in sorted((root / "JPEGImages").glob("*"), reverse=True)}
-    ids = splits[split].read_text(encoding="utf-8").split()
+    try:
+        ids = splits[split].read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{splits[split]} is not UTF-8 text: {error}") from None
     _once(ids, f"{splits[split]}: image")
     marked, paths = [], []
     for name in ids:
@@ -186,8 +191,11 @@ def _voc(root: Path, splits: dict[str, Path], split: str) -> Scenes:
 def _xml(file: Path) -> ElementTree.Element:
     try:
         return ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # of what is in it, or of its encoding
         raise UsageError(f"{file} is not XML: {error}") from None
+
+
+DIFFICULT = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
 
 
 def _object(element: ElementTree.Element, file: Path) -> tuple[tuple[float, ...], str, bool]:
@@ -197,4 +205,7 @@ def _object(element: ElementTree.Element, file: Path) -> tuple[tuple[float, ...]
         raise UsageError(f"{file}: an object has no <name>")
     tags = ("xmin", "ymin", "xmax", "ymax")
     left, top, right, bottom = _numbers([element.findtext(f"bndbox/{t}") for t in tags], f"{file}: box of a {kind}")
-    return (left - 1, top - 1, right, bottom), kind, (element.findtext("difficult") or "0").strip() != "0"
+    hard = (element.findtext("difficult") or "0").strip().lower()
+    if hard not in DIFFICULT:
+        raise UsageError(f"{file}: a {kind} has <difficult>{hard}</difficult>; legal: {', '.join(DIFFICULT)}")
+    return (left - 1, top - 1, right, bottom), kind, DIFFICULT[hard]

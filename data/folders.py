@@ -15,11 +15,12 @@ from data.image_files import damaged, decode, identity, opened
 from data.kinds import Examples, Fields, Pixels, of_any_size
 from errors import UsageError, unknown
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
-SPLITS = ("train", "test", "val", "valid", "validation")
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
 GREY = ("1", "L", "LA")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
 ORIENTATION = 0x0112
+TURNING = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
 
 
 class File(NamedTuple):
@@ -112,8 +113,8 @@ def _sorted_out(root: str, files: tuple[File, ...]) -> Folder:
     if the class has two. Raises UsageError where there are no class folders, or some beside those of splits.
     """
     parts = {f: f.path.split("/") for f in files}
-    apart = any(len(p) > 2 and p[0] in SPLITS for p in parts.values())
-    beside = sorted({p[0] for p in parts.values() if len(p) > 1 and p[0] not in SPLITS})
+    apart = any(len(p) > 2 and p[0].lower() in SPLITS for p in parts.values())
+    beside = sorted({p[0] for p in parts.values() if len(p) > 1 and p[0].lower() not in SPLITS})
     if apart and beside:
         raise UsageError(
             f"{root} has folders of splits, and beside them {', '.join(beside)}: "
@@ -122,11 +123,11 @@ def _sorted_out(root: str, files: tuple[File, ...]) -> Folder:
     classes: dict[str, dict[str, list[File]]] = defaultdict(lambda: defaultdict(list))
     for f, p in parts.items():
         if apart and len(p) > 2:
-            classes[p[0]][p[1]].append(f)
+            classes[p[0].lower()][p[1]].append(f)
         elif not apart and len(p) > 1:
             classes["train"][p[0]].append(f)
     names = sorted({c for split in classes.values() for c in split})
-    if not names or set(names) <= set(SPLITS):
+    if not names or {name.lower() for name in names} <= set(SPLITS):
         raise UsageError(f"{root} holds images, but none in class folders: put each in a folder named as its class")
     if not apart:
         held = {c: min(max(1, len(group) // 10), len(group) - 1) for c, group in classes["train"].items()}
@@ -145,7 +146,7 @@ def _survey(root: str, files: tuple[File, ...]) -> tuple[int, Size | None]:
     for file in files:
         path = os.path.join(root, file.path)
         with opened(path, path) as image:
-            turned = "exif" in image.info and image.getexif().get(ORIENTATION) in TURNED
+            turned = any(key in image.info for key in TURNING) and image.getexif().get(ORIENTATION) in TURNED
             mode, (columns, rows) = image.mode, image.size
         grey &= mode in GREY
         sizes.add((columns, rows) if turned else (rows, columns))

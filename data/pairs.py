@@ -79,8 +79,9 @@ def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool, full: boo
     encoded = [[tokenizer.encode(line) for line in side] for side in (pairs.texts, pairs.translations)]
     fit = [cut or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
     sources, targets = ([ids for ids, keep in zip(side, fit, strict=True) if keep] for side in encoded)
-    if pairs.texts and not sources:
-        raise UsageError(f"{pairs.identity['name']} has no pair of at most {limit} tokens; raise data.length")
+    if not sources and (pairs.texts or not cut):
+        what = f"no pair of at most {limit} tokens; raise data.length" if pairs.texts else "no pair"
+        raise UsageError(f"{pairs.identity['name']} has {what}")
     end = np.array([tokenizer.eot], np.int32)
     source, mask = _padded([np.concatenate([ids, end])[:limit] for ids in sources], limit, full)
     target, weight = _padded([np.concatenate([ids, end])[:limit] for ids in targets], limit, full)

@@ -48,17 +48,19 @@ def splits_of(name: str, data_dir: str | None = None, field: str | None = None) 
 def _kind_of_files(name: str) -> str | None:
     """`text` or `images`, of which a folder holds more files, for a path; None for what is none.
 
+    As many of both are images where all lie in folders, as of classes, each with its caption.
     A bare word is a path where it is a folder that holds either: `mnist` may be both a folder and a set of TFDS.
     """
     path = Path(name)
     if not path.is_dir():
         return "text" if name.endswith(".txt") or (os.sep in name and path.exists()) else None
-    texts, images = 0, 0
+    texts, images, below = 0, 0, 0
     for file in folders.walk(name):
         texts, images = texts + file.endswith(".txt"), images + folders.is_image(file)
+        below += Path(file).parent != path
     if not texts and not images and os.sep not in name and name.isidentifier():
         return None
-    return "images" if images > texts else "text"
+    return "images" if images > texts or (0 < images == texts and below >= 2 * images) else "text"
 
 
 def _known_split(name: str, split: str, splits: Iterable[str]) -> None:

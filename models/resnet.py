@@ -79,7 +79,7 @@ class Config:
         one_of(self, activation=ACTIVATIONS, inner_activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
         check(self, "one for each of channels", "depths", whole=len(self.depths) == len(self.channels) > 0)
         if self.block == "bottleneck":
-            check(self, f"a multiple of {REDUCTION} in bottlenecks", "channels", ok=lambda n: n % REDUCTION == 0)
+            check(self, f"{REDUCTION} or more in bottlenecks", "channels", ok=lambda n: n >= REDUCTION)
         if self.shortcut == "identity":
             grows = widths(self) == sorted(widths(self))
             check(self, "never fewer than before for shortcut='identity'", "channels", whole=grows)

@@ -94,8 +94,8 @@ class Config:
         one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
         check(self, "three numbers: rows, columns, channels", "inputs", whole=len(self.inputs) == 3)
         check(self, "one number or two: rows, columns", "patch", whole=len(self.kernel) == 2)
-        fits = all(n % m == 0 for n, m in zip(self.inputs, self.kernel, strict=False))
-        check(self, f"a divisor of the image's {self.inputs[0]} x {self.inputs[1]}", "patch", whole=fits)
+        fits = all(m <= n for n, m in zip(self.inputs, self.kernel, strict=False))
+        check(self, f"at most the image's {self.inputs[0]} x {self.inputs[1]}", "patch", whole=fits)
         check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
         check(self, "True for pool='first'", "class_token", ok=lambda on: on or self.pool != "first")
         check(self, "'first' or 'mean' for head='classes'", "pool", ok=lambda p: p != "none" or self.head == "none")
@@ -111,7 +111,7 @@ class Config:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Rows and columns of whole patches; what is left of an image at its right and bottom is not seen."""
         return self.inputs[0] // self.kernel[0], self.inputs[1] // self.kernel[1]
 
     @property
@@ -199,9 +199,10 @@ def embed(image: Array, p: Any, c: Config, place: Place) -> Float[Array, "b t d"
 
     A convolution whose stride is its kernel's size, as one product.
     """
-    B, (rows, columns), D, out = image.shape[0], c.grid, c.width, place("batch query width")
-    cut = (B, rows, c.kernel[0], columns, c.kernel[1], c.inputs[2])
-    x = jnp.reshape(image, cut, out_sharding=place("batch rows rows columns columns width"))
+    B, (rows, columns), (I, J), D = image.shape[0], c.grid, c.kernel, c.width
+    out = place("batch query width")
+    x, cut = image[:, : rows * I, : columns * J], (B, rows, I, columns, J, c.inputs[2])
+    x = jnp.reshape(x, cut, out_sharding=place("batch rows rows columns columns width"))
     x = projection("byixjc,ijcd->byxd", x, p["patch"], place("batch rows columns width"))
     x, first = jnp.reshape(x, (B, rows * columns, D)), p.get("class")
     if c.position == "sines":

@@ -95,12 +95,12 @@ ANCHORS2 = _cells((0.57273, 0.677385), (1.87446, 2.06253), (3.33843, 5.47434), (
 ANCHORS2_VOC = _cells((1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52))
 
 SIZES: dict[str, dict[str, Any]] = {  # at any input size; the published classes are COCO's 80, but for VOC's 20
-    "yolov2": dict(layers=_v2(), anchors=ANCHORS2, head="region", ignore=0.6),
+    "yolov2": dict(layers=_v2(), anchors=ANCHORS2, head="region", ignore_thresh=0.6),
     "yolov2_tiny_voc": dict(
         layers=(*_small(), Conv(1024), *_head(0, 1, 2, 3, 4)),
         anchors=ANCHORS2_VOC,
         head="region",
-        ignore=0.6,
+        ignore_thresh=0.6,
         classes=20,
     ),
     "yolov3": dict(layers=_v3(), anchors=ANCHORS3),
@@ -118,14 +118,14 @@ class Config:
     anchors: tuple[tuple[float, float], ...] = ANCHORS3_TINY  # widths and heights in pixels of the input
     head: str = "yolo"  # yolo: v3's, each class on its own; region: v2's, classes by softmax
     classes: int = 80
-    ignore: float = 0.7  # overlap with a truth from which a box is not held to be none; v3's paper says 0.5
+    ignore_thresh: float = 0.7  # overlap with a truth from which a box is not held to be none; v3's paper says 0.5
     momentum: float = 0.99  # kept of the running moments, an update
     compute: str = "float32"
 
     def __post_init__(self) -> None:
         check(self, "positive", "inputs", "classes")
         check(self, "probability", "momentum")
-        check(self, "from 0 to 1", "ignore", ok=lambda x: 0 <= x <= 1)
+        check(self, "from 0 to 1", "ignore_thresh", ok=lambda x: 0 <= x <= 1)
         check(self, "pairs of positive numbers", "anchors", ok=_is_pair)
         one_of(self, head=HEADS, compute=COMPUTE)
         check(self, "three numbers: rows, columns, channels", "inputs", whole=len(self.inputs) == 3)
@@ -186,5 +186,5 @@ def apply(
             maps.append(x.reshape(*x.shape[:3], len(layer.mask), 5 + c.classes).astype(jnp.float32))
             sides = (c.inputs[1], c.inputs[0])
             anchors.append(tuple((c.anchors[i][0] / sides[0], c.anchors[i][1] / sides[1]) for i in layer.mask))
-    value = Grids(tuple(maps), tuple(anchors), exclusive=c.head == "region", ignore=c.ignore)
+    value = Grids(tuple(maps), tuple(anchors), exclusive=c.head == "region", ignore=c.ignore_thresh)
     return Outputs(value, stats={"layers": stats})

@@ -249,9 +249,15 @@ TINY: dict[str, dict[str, Any]] = {
         qkv_bias=False,
         layer_scale=0.5,
     ),
-    "yolo": dict(layers=DETECTOR, inputs=(16, 8, 3), classes=3, anchors=((2, 3), (5, 2), (4, 8)), ignore=0.3),
+    "yolo": dict(layers=DETECTOR, inputs=(16, 8, 3), classes=3, anchors=((2, 3), (5, 2), (4, 8)), ignore_thresh=0.3),
     "yolo_region": dict(
-        family="yolo", layers=SINGLE, head="region", inputs=(8, 16, 3), classes=3, anchors=((2, 3), (5, 2)), ignore=0.3
+        family="yolo",
+        layers=SINGLE,
+        head="region",
+        inputs=(8, 16, 3),
+        classes=3,
+        anchors=((2, 3), (5, 2)),
+        ignore_thresh=0.3,
     ),
     "vgg": dict(inputs=1, channels=(8, 16), depths=(1, 2), norm="batch", pool=2, hidden=(32,), classes=10),
     "resnet": dict(inputs=1, stem="cifar", stem_channels=8, depths=(1, 3), channels=(8, 16), classes=10),

@@ -279,11 +279,12 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_first_layers_may_have_no_numbers(tmp_path: Path) -> None:
-    """Then a file that has some is too long."""
+    """Then a file of them that has some is too long; of a whole file they are what is asked for."""
     layers = (MaxPool(2, 1), Conv(None, 1, norm=False, activation="linear"), Head((0, 1, 2)))
     config, weights = written(tmp_path, tiny("yolo", layers=layers))
     with pytest.raises(UsageError, match=r"96 numbers more than the network takes up to layer 0; .* cutoff=2 reads"):
-        darknet.load(config, weights, cutoff=1)
+        darknet.load(config, weights.rename(tmp_path / "net.conv.1"))
+    darknet.load(config, tmp_path / "net.conv.1", cutoff=1)
     weights.write_bytes(Header().bytes())
     darknet.load(config, weights, cutoff=1)
 
@@ -297,8 +298,8 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
     part = tmp_path / "net.conv.5"
     part.write_bytes(weights.read_bytes()[: 20 + 4 * first])
     fresh = model.init(jax.random.key(3))
-    for how in ({"cutoff": 5}, {}):
-        _, found = darknet.load(config, part, seed=3, **how)
+    for file, how in ((part, {"cutoff": 5}), (part, {}), (weights, {"cutoff": 5})):
+        _, found = darknet.load(config, file, seed=3, **how)
         for path, leaf in flatten(found).items():
             source = whole if int(path.split("/")[2]) < 5 else fresh
             np.testing.assert_array_equal(leaf, flatten(source)[path])
@@ -331,7 +332,7 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
         ({"head": "region"}, "head = 'region' must be yolo where several layers are heads"),
         ({"head": "yolov9"}, "unknown value of yolo's head 'yolov9'"),
         ({"layers": ("conv",)}, "layers = .* is not of type"),
-        ({"ignore": 2.0}, "ignore = 2.0 must be from 0 to 1"),
+        ({"ignore_thresh": 2.0}, "ignore_thresh = 2.0 must be from 0 to 1"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(fields: dict[str, Any], says: str) -> None:

@@ -17,8 +17,16 @@ def test_a_small_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.cfg").write_text("# a comment\n" + GOOD.replace("size=1", " size = 1 "))
     model = darknet.read_cfg(tmp_path / "a.cfg", inputs=(16, 8, 3))
     assert model.config.layers == (Conv(None, 1, norm=False, activation="linear"), Head((0, 1)))
-    assert (model.config.inputs, model.config.anchors, model.config.ignore) == ((16, 8, 3), ((2, 3), (4, 5)), 0.5)
+    assert (model.config.inputs, model.config.anchors) == ((16, 8, 3), ((2, 3), (4, 5)))
+    assert model.config.ignore_thresh == 0.5
     assert model.config.momentum == 0.99  # which no file says, and Darknet has in its code
+
+
+def test_comments_stand_anywhere_in_any_encoding(tmp_path: Path) -> None:
+    said = GOOD.replace("size=1", "size=1 # one").replace("[yolo]", "[yolo] ; a head").replace(",5\n", ",5,\n")
+    (tmp_path / "a.cfg").write_text(GOOD)
+    (tmp_path / "b.cfg").write_bytes("\ufeff# ".encode() + "größe\n".encode("latin-1") + said.encode())
+    assert darknet.read_cfg(tmp_path / "b.cfg") == darknet.read_cfg(tmp_path / "a.cfg")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +81,9 @@ def test_how_darknet_trains_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.cfg").write_text(GOOD)
     (tmp_path / "b.cfg").write_text(said.replace("num=2", "num=2\njitter=.3\nonlyforward=1"))
     assert darknet.read_cfg(tmp_path / "b.cfg") == darknet.read_cfg(tmp_path / "a.cfg")
+    text = cfg.text(tiny("yolo_region").config)
+    (tmp_path / "c.cfg").write_text(text.replace("rescore=1\n", "rescore=0\nmask_scale=1\n"))
+    assert darknet.read_cfg(tmp_path / "c.cfg") == tiny("yolo_region")
 
 
 def test_heads_must_agree(tmp_path: Path) -> None:

@@ -85,6 +85,12 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     more = [f"--config.data.name={tmp_path}/set", "--config.data.size=(32, 64)", "--config.eval.split=val"]
     more += [f"--config.init_from={tmp_path}/b", "--config.train.steps=1", "--config.schedule.warmup=0"]
     begun = said("train", "--config=configs/yolo.py:bccd", f"--workdir={tmp_path}/v", *more)
+    wide = folder_of(tmp_path / "c", models.build("yolo", **{**size, "classes": 5}))
+    told = said("eval", f"--from={wide}", data, "--config.model.inputs=(64, 64, 3)", "--config.model.ignore_thresh=0.9")
+    assert "data.size = (64, 64)" in told
+    assert "has 2, which are taken for the first of the network's 5" in told
+    said("convert", f"--from={wide}", f"--workdir={tmp_path}/x", "--config.model.inputs=(64, 64, 3)")
+    assert "data.size = (64, 64)" in said("eval", f"--from={made}", data, "--config.model.inputs=(64, 64, 3)")
     assert f"59 leaves loaded from {tmp_path}/b; fresh: none; ignored: none" in begun
 
 

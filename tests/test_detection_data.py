@@ -164,6 +164,8 @@ def spoilt(**change: Any) -> Spoil:
         (spoilt(image_id="11"), "annotation 1 has image_id = '11'"),
         (spoilt(bbox=[1, 2, 3]), r"annotation 1: 'bbox' is \[1, 2, 3\], not 4 numbers"),
         (spoilt(bbox=[1, 2, 3, "x"]), r"not 4 numbers"),
+        (spoilt(iscrowd="0"), "annotation 1: 'iscrowd' is '0', not 0 or 1"),
+        (spoilt(bbox=[1, 2, 3, 10**400]), "not 4 numbers"),
         (spoilt(bbox=None), "annotation 1 has bbox = None"),
         (spoilt(bbox=[1, 2, 3, float("nan")]), r"wide\.png: a box has a corner that is no finite number"),
         (spoilt(id=2), "annotation id 2 is there twice"),
@@ -190,7 +192,8 @@ def test_bad_coco_is_refused(tmp_path: Path, spoil: Spoil, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("{", "is not JSON: Expecting"), ("[]", "holds a list, not the lists images")]
+    ("text", "says"),
+    [("{", "is not JSON: Expecting"), ("[]", "holds a list, not the lists images"), (9**5 * "[", "is not JSON")],
 )
 def test_broken_json_is_refused(tmp_path: Path, text: str, says: str) -> None:
     """The message names the file."""
@@ -255,6 +258,9 @@ OBJECT = """<object><name>{name}</name>{more}<bndbox><xmin>{0}</xmin><ymin>{1}</
 </bndbox><part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>"""
 
 
+HARD = OBJECT.format(1, 1, 9, 9, name="dog", more="<difficult>{}</difficult>")
+
+
 def write_voc(root: Path, ids: str = "one two", first: str | None = None) -> Path:
     """A folder in the form of VOC: one image with a box of each of two classes, one with none, one of another split."""
     for name, rows, columns in (("one", 20, 40), ("two", 30, 10), ("three", 8, 8)):
@@ -302,6 +308,12 @@ def test_voc_is_read(tmp_path: Path) -> None:
         ("one", "<annotation>", r"one\.xml is not XML: "),
         ("one", "<annotation><object></object></annotation>", r"one\.xml: an object has no <name>"),
         ("one", "<annotation><object><name>a</name></object></annotation>", "box of a a is .*, not 4 numbers"),
+        ("one", "<?xml version='1.0' encoding='nonesuch'?><annotation/>", r"one\.xml is not XML: "),
+        (
+            "one",
+            XML.format(x=40, y=20, objects=HARD.format("maybe")),
+            "a dog has <difficult>maybe</difficult>; legal: 0",
+        ),
         ("one", XML.format(x=41, y=20, objects=""), r"has 20 rows and 40 columns, .*one\.xml says 20 and 41"),
     ],
 )
@@ -310,6 +322,20 @@ def test_bad_voc_is_refused(tmp_path: Path, ids: str, first: str | None, says: s
     with pytest.raises(UsageError, match=says) as told:
         scenes(write_voc(tmp_path / "voc", ids, first), "train")
     assert "\n" not in str(told.value)
+
+
+def test_difficult_is_said_in_several_ways(tmp_path: Path) -> None:
+    said = {"0": False, "False": False, " 1 ": True, "TRUE": True, "Unspecified": False, "": False}
+    objects = "".join(HARD.format(text) for text in said)
+    source = scenes(write_voc(tmp_path / "voc", "one", XML.format(x=40, y=20, objects=objects)), "train")
+    assert source.truths[0].difficult.tolist() == list(said.values())
+
+
+def test_a_list_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "voc")
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes("größe\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"train\.txt is not UTF-8 text"):
+        scenes(root, "train")
 
 
 def test_voc_without_its_image(tmp_path: Path) -> None:

@@ -84,8 +84,15 @@ def test_valid_is_a_split_and_what_is_none_is_refused(tmp_path: Path) -> None:
     assert len(sources.load(str(tmp_path), "valid")) == 1
     save(tmp_path / "drafts" / "a" / "5.jpg")
     save(tmp_path / "cat" / "5.jpg")
-    with pytest.raises(UsageError, match=r"beside them cat, drafts: a split is called train, .* or validation"):
+    with pytest.raises(UsageError, match=r"beside them cat, drafts: a split is called train, .* or eval"):
         sources.load(str(tmp_path), "train")
+
+
+def test_splits_are_named_in_any_case(tmp_path: Path) -> None:
+    for split in ("Train", "Testing"):
+        save(tmp_path / split / "a" / "1.jpg")
+    assert sources.splits_of(str(tmp_path)) == ("train", "testing")
+    assert sources.load(str(tmp_path), "testing").names == ("a",)
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
@@ -123,6 +130,10 @@ def test_a_folder_is_what_it_holds_more_of(tmp_path: Path, monkeypatch: pytest.M
     for i in range(6):
         (root / f"{i}.txt").write_text("a text of some length")
     assert isinstance(sources.load("mnist", "train"), Texts)
+    captioned = classes(tmp_path / "captioned", 2)
+    for image in captioned.rglob("*.png"):
+        image.with_suffix(".txt").write_text("a caption")
+    assert isinstance(sources.load(str(captioned), "train"), Examples)
     with pytest.raises(UsageError, match="one kind of text or none"):
         sources.load("mnist", "train", field="text")
 

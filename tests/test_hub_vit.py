@@ -14,7 +14,7 @@ import models
 from errors import UsageError
 from models import published
 from models.published import vit_timm
-from models.published.grid import resized
+from models.published.grid import Regrid
 from models.spec import flatten
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
@@ -156,16 +156,18 @@ def test_images_of_another_size_are_seen_as_by_transformers(size: tuple[int, int
     with torch.no_grad():
         want = module(theirs(image), interpolate_pos_encoding=True).logits
     assert_close(model.predict(variables, image), want)
-    with pytest.raises(UsageError, match="patch = 8 must be a divisor"):
-        models.load_pretrained(tmp_path, inputs=(30, 32, 3))
+    with pytest.raises(UsageError, match="patch = 8 must be at most"):
+        models.load_pretrained(tmp_path, inputs=(7, 32, 3))
 
 
-@pytest.mark.parametrize("grid", [(3, 3), (9, 4), (5, 14), (1, 1)])
-def test_tables_are_resized_as_torch_does(grid: tuple[int, int]) -> None:
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("grid", [(3, 3), (9, 4), (5, 14), (1, 1), (2, 40)])
+def test_tables_are_resized_as_torch_does(grid: tuple[int, int], smooth: bool) -> None:
+    """As transformers asks for it, and antialiased as timm does."""
     table = np.random.default_rng(0).normal(size=(1, 1 + 25, 6)).astype(np.float32)
     square = torch.tensor(table[:, 1:].reshape(1, 5, 5, 6).transpose(0, 3, 1, 2))
-    want = torch.nn.functional.interpolate(square, size=grid, mode="bicubic", align_corners=False)
-    got = resized(table, grid, 1)
+    want = torch.nn.functional.interpolate(square, size=grid, mode="bicubic", antialias=smooth)
+    got = Regrid(grid, 1, smooth)(table)
     np.testing.assert_array_equal(got[:, 0], table[:, 0])
     assert_close(got[0, 1:], want.numpy()[0].transpose(1, 2, 0).reshape(-1, 6))
 
@@ -176,6 +178,35 @@ def test_what_no_table_tells_is_refused(tmp_path: Path) -> None:
     for inputs in ((12, 8, 3), (16, 24, 3)):
         with pytest.raises(UsageError, match="positions of 2 x 3 patches cannot be brought to"):
             models.load_pretrained(tmp_path, inputs=inputs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((1, 10, 8), r"\(1, 10, 8\), not \(1, 5, 8\), as an image of \(8, 8\) has it"),
+        ((2, 5, 8), "not"),
+        ((1, 5, 9), "not"),
+    ],
+)
+def test_positions_amiss_are_refused_by_name(shape: tuple[int, ...], says: str, tmp_path: Path) -> None:
+    """Those of another grid than the folder's own config tells too, as transformers does; unless one is asked for."""
+    module = transformers.ViTForImageClassification(small())
+    module.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "vit.embeddings.position_embeddings"
+    save_file({**tensors, name: np.zeros(shape, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=f"tensor {name!r} is .*{says}"):
+        models.load_pretrained(tmp_path)
+
+
+def test_what_is_left_of_an_image_is_not_seen(tmp_path: Path) -> None:
+    """An image whose sides the patch does not divide."""
+    module = drawn(transformers.ViTForImageClassification(small(image_size=[11, 8])), 0)
+    module.save_pretrained(tmp_path)
+    model, variables = models.load_pretrained(tmp_path)
+    image = images((11, 8, 3))
+    with torch.no_grad():
+        assert_close(model.predict(variables, image), module(theirs(image)).logits)
 
 
 def small(**more: Any) -> Any:
@@ -189,8 +220,8 @@ def small(**more: Any) -> Any:
     [
         (dict(architectures=["ViTForMaskedImageModeling"]), "architecture of config.json"),
         (dict(use_mean_pooling=True), "use_mean_pooling = True: not known here"),
-        (dict(patch_size=3), "patch = 3 must be a divisor of the image's 8 x 8"),
-        (dict(patch_size=2), "'vit.embeddings.patch_embeddings.projection.weight' is"),
+        (dict(patch_size=9), "patch = 9 must be at most the image's 8 x 8"),
+        (dict(patch_size=2), "'vit.embeddings.position_embeddings' is"),
         (dict(hidden_act="quick_gelu"), "quick_gelu"),
         (dict(id2label={"0": "a"}), "'classifier.weight' is (3, 8), not (1, 8)"),
     ],

@@ -90,6 +90,8 @@ def test_lengths_end_at_the_limit(limit: int) -> None:
 def test_no_pair_short_enough_is_refused() -> None:
     with pytest.raises(UsageError, match="no pair of at most 2 tokens"):
         pairs.rows(Pairs(("abc",), ("x",), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 2, cut=False)
+    with pytest.raises(UsageError, match="p has no pair"):
+        pairs.rows(Pairs((), (), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 9, cut=False)
 
 
 def test_a_batch_keeps_the_weights_of_tokens() -> None:

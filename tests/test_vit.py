@@ -83,7 +83,7 @@ def test_paths_are_left_out_more_often_further_up() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        (dict(patch=5), "patch = 5 must be a divisor of the image's 224 x 224"),
+        (dict(patch=225), "patch = 225 must be at most the image's 224 x 224"),
         (dict(patch=(16, 16, 16)), "one number or two"),
         (dict(patch=()), "patch = () must be one number or two"),
         (dict(inputs=()), "inputs = () must be three numbers"),

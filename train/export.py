@@ -6,7 +6,7 @@ A detector's folder has Darknet's two files.
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import jax
@@ -22,7 +22,9 @@ from train.record import summary
 from train.setup import HOW, Config
 
 
-def take_in(cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable[str] = ()) -> None:
+def take_in(
+    cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable[str] = (), given: Container[str] = ()
+) -> None:
     """Write a folder of the hub into a new workdir, as its checkpoint 0: parameters and tokenizer, no more.
 
     Raises UsageError for a workdir that has checkpoints, and as `restored.open_published`.
@@ -31,13 +33,13 @@ def take_in(cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable
         raise UsageError(f"{workdir} is a file, and no folder")
     if checkpoint.steps(workdir):
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
-    model = published.read_config(folder, ignore)
+    model = published.read_config(folder, ignore, **restored.fields_of(cfg))
     classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
     size = _size_of(model, folder) if "detector" in model.traits else None
-    if size:
+    if size and cfg.data.size is None:
         cfg.data.size = model.config.inputs[:2]
     blank = restored.stand_in(cfg, host, model.family, restored.loss_of(model), classes, inputs)
-    opened = restored.open_published(cfg, folder, host, blank, ignore=ignore)
+    opened = restored.open_published(cfg, folder, host, blank, ignore=ignore, given=given)
     setup, config = opened.setup, opened.setup.model.config
     setup.cfg.model.size = size
     for field in dataclasses.fields(config):

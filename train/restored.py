@@ -1,6 +1,6 @@
 """Models that are there, of checkpoints or of folders of the Hugging Face hub, opened on any devices and measured."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,25 +70,29 @@ def open_published(
     example: Source,
     devices: list[jax.Device] | None = None,
     ignore: Iterable[str] = (),
+    given: Container[str] = (),
 ) -> Opened:
     """A folder of the hub on devices (all where None); says what was loaded. `cfg.model` overrides its fields.
 
-    `ignore` names keys of its config.json to pass over. A `cfg.data.tokenizer` other than OWN stands for the folder's.
+    `ignore` names keys of its config.json to pass over, `given` the knobs that the user has set, which go before what
+    the folder says of images. A `cfg.data.tokenizer` other than OWN stands for the folder's.
     Raises UsageError for a folder that cannot be read, and a network that has no task.
     """
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
     compute, dtype, _ = PRECISIONS[cfg.train.precision]
-    fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
-    model = published.read_config(folder, ignore, compute=compute, **fields)
+    model = published.read_config(folder, ignore, compute=compute, **fields_of(cfg))
     model = replace(model, config=replace(model.config, **how_of(cfg, model.family)))
     cfg.loss, cfg.model.family = loss_of(model), model.family
     if model.module.INPUT == "image":
-        _take_pixels(cfg, folder, model, host)
+        _take_pixels(cfg, folder, model, host, given)
     tokenizer = None
     if not isinstance(example, Examples) and cfg.data.tokenizer == OWN:
         tokenizer, cfg.data.tokenizer = tokenizer_reader.read(folder).description(), "subword"
     setup = set_up(cfg, host, example, tokenizer, devices, model)
+    have, told = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
+    if 0 < told < have:
+        host.say(f"classes {cfg.data.name} has {told}, which are taken for the first of the network's {have}")
     found = published.find(model, folder)
     found.check()
     host.say(f"{folder}: {model.family}, {summary.parameters(model)}; {found.told}")
@@ -96,11 +100,16 @@ def open_published(
     return Opened(folder, setup, {"": {"stats": {}, **variables}})
 
 
-def _take_pixels(cfg: Config, folder: str, model: Model, host: Host) -> None:
-    """Take how images are made ready from a folder, but for what the config says itself; say what holds."""
+def fields_of(cfg: Config) -> dict[str, Any]:
+    """The fields of a model's Config that a config sets."""
+    return {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
+
+
+def _take_pixels(cfg: Config, folder: str, model: Model, host: Host, given: Container[str]) -> None:
+    """Take how images are made ready from a folder, but for what the user has given; say what holds."""
     told = {"size": model.config.inputs[:2]} if "detector" in model.traits else preprocessing.of_folder(folder)
-    for name, plain in (("mean", 0.0), ("deviation", 1.0), ("size", None), ("crop", None)):
-        if name in told and cfg.data[name] == plain:
+    for name in ("mean", "deviation", "size", "crop"):
+        if name in told and f"data.{name}" not in given:
             with cfg.unlocked(), cfg.ignore_type():
                 cfg.data[name] = told[name]
     held = ", ".join(f"data.{name} = {cfg.data[name]}" for name in ("size", "crop", "mean", "deviation"))

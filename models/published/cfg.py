@@ -1,10 +1,11 @@
 """Darknet's .cfg files: networks as sections of settings, read line by line and written.
 
-Every setting is known here: it says what is computed, or how Darknet itself trains, or it must have the value by which
-our network computes. Any other is refused, with its line.
+Every setting is known here: it says what is computed, or how Darknet itself trains, which is passed over, or it must
+have the value by which our network computes. Any other is refused, with its line.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,20 +29,25 @@ TRAINING = {  # settings by which Darknet trains
     "net": (
         "batch subdivisions momentum decay adam B1 B2 eps learning_rate burn_in max_batches policy step steps scales "
         "power gamma angle saturation exposure hue aspect max_crop min_crop max_ratio min_ratio center flip letter_box "
-        "mosaic mosaic_bound cutmix mixup blur gaussian_noise"
+        "mosaic mosaic_bound cutmix mixup blur gaussian_noise clip"
     ).split(),
-    "yolo": [*_LAYERWISE, "jitter", "random", "max"],
-    "region": [*_LAYERWISE, "jitter", "random", "max", "log"],
+    "yolo": [*_LAYERWISE, "jitter", "random", "max", "truth_thresh", "map"],
+    "region": (
+        "jitter random max log bias_match rescore absolute object_scale noobject_scale class_scale coord_scale "
+        "mask_scale"
+    ).split()
+    + _LAYERWISE,
 }
 FIXED: dict[str, dict[str, tuple[float, float]]] = {  # what a setting is if it is not there, what it must be
     "convolutional": dict(groups=(1, 1), dilation=(1, 1), binary=(0, 0), xnor=(0, 0), flipped=(0, 0)),
     "upsample": dict(scale=(1, 1)),
     "reorg": dict(reverse=(0, 0), extra=(0, 0), flatten=(0, 0)),
-    "yolo": dict(truth_thresh=(1, 1), scale_x_y=(1, 1)),
-    "region": dict(
-        **dict(coords=(4, 4), softmax=(0, 1), bias_match=(0, 1), rescore=(0, 1), absolute=(1, 1)),
-        **dict(object_scale=(1, 5), noobject_scale=(1, 1), class_scale=(1, 1), coord_scale=(1, 1)),
-    ),
+    "yolo": dict(scale_x_y=(1, 1)),
+    "region": dict(coords=(4, 4), softmax=(0, 1)),
+}
+OUR_LOSS = {  # settings of [region] that say how the loss of models/grids.py is made
+    **dict(bias_match=1, rescore=1, absolute=1),
+    **dict(object_scale=5, noobject_scale=1, class_scale=1, coord_scale=1),
 }
 
 
@@ -93,12 +99,12 @@ class Section:
 
 def whole_numbers(text: str) -> tuple[int, ...]:
     """`6,7,8` -> (6, 7, 8)."""
-    return tuple(int(part) for part in text.split(","))
+    return tuple(int(part) for part in text.removesuffix(",").split(","))
 
 
 def numbers(text: str) -> tuple[float, ...]:
     """`10,13, 16.5,30` -> (10.0, 13.0, 16.5, 30.0)."""
-    return tuple(float(part) for part in text.split(","))
+    return tuple(float(part) for part in text.removesuffix(",").split(","))
 
 
 _NONE: tuple[Any, ...] = ()
@@ -109,15 +115,18 @@ _SAYS: dict[Any, str] = {
 
 
 def sections(file: str | Path) -> list[Section]:
-    """The sections of a file, of any of Darknet's networks. Raises UsageError with the line of the first mistake."""
+    """The sections of a file, of any of Darknet's networks, without comments, which # or ; begins.
+
+    Raises UsageError with the line of the first mistake.
+    """
     file, found = Path(file), list[Section]()
     try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file.read_bytes().decode("utf-8-sig", errors="replace").splitlines()  # comments are in any encoding
+    except OSError as error:
         raise UsageError(f"{file} cannot be read: {error}") from None
     for n, raw in enumerate(lines, 1):
-        line = "".join(raw.split())
-        if not line or line[0] in "#;":
+        line = "".join(re.split("[#;]", raw)[0].split())
+        if not line:
             continue
         if line[0] == "[":
             kind = line.strip("[]").lower()
@@ -266,7 +275,7 @@ def _head(section: Section) -> tuple[Head, dict[str, Any]]:
         raise section.error(f"{overlap} = {ignore} must be from 0 to 1", overlap)
     section.done()
     anchors = tuple(zip(flat[::2], flat[1::2], strict=True))
-    return Head(mask), dict(anchors=anchors, head=section.kind, classes=classes, ignore=ignore)
+    return Head(mask), dict(anchors=anchors, head=section.kind, classes=classes, ignore_thresh=ignore)
 
 
 def text(c: Any) -> str:
@@ -302,8 +311,13 @@ def _settings(layer: Layer, channels: int, stride: int, c: Any) -> tuple[str, di
     anchors = [side / unit for pair in pairs for side in pair]
     said: dict[str, Any] = dict(anchors=anchors, num=len(pairs), classes=c.classes)
     if c.head == "yolo":
-        return "yolo", {"mask": layer.mask, **said, "ignore_thresh": c.ignore, "truth_thresh": 1}
-    return "region", {**said, "thresh": c.ignore, **{key: must for key, (_, must) in FIXED["region"].items()}}
+        return "yolo", {"mask": layer.mask, **said, "ignore_thresh": c.ignore_thresh, "truth_thresh": 1}
+    return "region", {
+        **said,
+        "thresh": c.ignore_thresh,
+        **{key: must for key, (_, must) in FIXED["region"].items()},
+        **OUR_LOSS,
+    }
 
 
 def _plain(value: Any) -> str:

@@ -21,6 +21,7 @@ from models.spec import flatten, unflatten
 from models.yolo import Config
 
 CFG = ".cfg"
+OTHERS = ("config.json", "*.safetensors", "*.npz")  # beside which a .cfg is none of Darknet's
 
 
 def tensors_of(c: Config) -> dict[str, tuple[int, ...]]:
@@ -58,12 +59,12 @@ def tensors(path: str | Path, c: Config, cutoff: int | None = None) -> Weights:
 
 
 def pair(folder: str | Path) -> tuple[Path, Path] | None:
-    """The description and the numbers that lie in a folder; None where there is no description, or a config.json.
+    """The description and the numbers that lie in a folder; None where there is no description, or what others have.
 
     Raises UsageError where there are several of either, or no numbers.
     """
     found = [sorted(Path(folder).glob(f"*{suffix}")) for suffix in (CFG, SUFFIX)]
-    if not found[0] or (Path(folder) / "config.json").exists():
+    if not found[0] or any(next(Path(folder).glob(other), None) for other in OTHERS):
         return None
     for suffix, files in zip((CFG, SUFFIX), found, strict=True):
         if len(files) != 1:
@@ -82,8 +83,8 @@ def load(
 ) -> tuple[models.Model, dict[str, Any]]:
     """A model and its variables from Darknet's two files -> (model, variables), float32.
 
-    With `cutoff` the file holds the layers before that one, as 74 of darknet53.conv.74, and the others are drawn anew
-    by `seed`. `overrides` are fields of the Config.
+    With `cutoff` the layers before that one are read, as 74 of darknet53.conv.74, and the others are drawn anew by
+    `seed`. `overrides` are fields of the Config.
 
     Raises UsageError for a mistake in the .cfg, by its line, and for numbers that are too few or too many.
     """

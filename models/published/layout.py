@@ -4,7 +4,7 @@ Legend: D in, O out of a matrix product.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from errors import UsageError, unknown
+from models.published.grid import Regrid
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Row:
     The path of a running statistic begins with `stats/`. Each `{}` in the name stands for the index of a stacked dim,
     of which the leaf has so many first (the first of them has its numbers from `layers` if given); all else is then of
     one tensor: `shape` is that of the foreign one, of which other leaves may have other parts. A leaf may be padded
-    beyond the tensor. Files that lack the name may have the `older` one. `resized` makes the tensor of one that differs
-    in one dim.
+    beyond the tensor. Files that lack the name may have the `older` one. `regrid` makes the tensor of one for
+    another grid.
     """
 
     path: str
@@ -33,7 +34,7 @@ class Row:
     older: str | None = None
     layers: tuple[int, ...] | None = None
     part: tuple[Any, ...] = ()
-    resized: Callable[[np.ndarray], np.ndarray] | None = None
+    regrid: Regrid | None = None
 
     def __post_init__(self) -> None:
         assert math.prod(self.split) == math.prod(self.shape)
@@ -65,14 +66,14 @@ class Row:
 
     def takes(self, shape: tuple[int, ...]) -> bool:
         """Whether the leaf can be made of a tensor of this shape."""
-        if self.resized is None or len(shape) != len(self.shape):
+        if self.regrid is None or shape == self.shape:
             return shape == self.shape
-        return sum(n != m for n, m in zip(shape, self.shape, strict=True)) <= 1
+        return len(shape) == 3 and shape[2] == self.shape[2] and self.regrid.takes(shape)
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """The leaf, or one layer of it, from the foreign tensor."""
-        if self.resized is not None and tensor.shape != self.shape:
-            tensor = self.resized(tensor)
+        if self.regrid is not None and tensor.shape != self.shape:
+            tensor = self.regrid(tensor)
         return np.asarray(tensor.reshape(self.split)[self.part]).transpose(self.order)
 
     def write(self, leaf: np.ndarray, tensor: np.ndarray) -> None:

@@ -5,6 +5,7 @@ images are resized bilinearly.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _of_hub(told: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if told.get("do_normalize", True):
-        found |= _moments(told.get("image_mean"), told.get("image_std"))
+    mean, deviation = told.get("image_mean"), told.get("image_std")
+    if not told.get("do_normalize", True):
+        mean, deviation = None, None
+    scale = 255 * (told.get("rescale_factor") or 1 / 255) if told.get("do_rescale", True) else 255.0
+    if not math.isclose(scale, 1):  # pixels are from 0 to `scale` there when they are normalised
+        mean, deviation = ([x / scale for x in one] for one in (mean or [0.0], deviation or [1.0]))
+    found = _moments(mean, deviation)
     size, cut = told.get("size"), told.get("crop_size") if told.get("do_center_crop") else None
     shortest = size.get("shortest_edge") if isinstance(size, dict) else size
     plane = _plane(cut) or _plane(size)

@@ -24,7 +24,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is transformers' ViTConfig."""
     names = keys.take("id2label", kind=dict)
     head, size, patch = _head(keys), keys.take("image_size", default=224), keys.take("patch_size", default=16)
-    return {
+    told = {
         "inputs": (*(size if isinstance(size, list) else (size, size)), keys.take("num_channels", default=3)),
         "patch": tuple(patch) if isinstance(patch, list) else patch,
         "width": keys.take("hidden_size", default=768),
@@ -40,6 +40,11 @@ def fields(keys: Keys) -> dict[str, Any]:
         "dropout_attention": keys.take("attention_probs_dropout_prob", default=0.0),
         "eps": keys.take("layer_norm_eps", default=1e-12),
     }
+    want = (1, Config(**told).positions, told["width"])
+    for name, shape in keys.tensors.items():
+        if name.endswith("embeddings.position_embeddings") and shape != want:
+            raise UsageError(f"tensor {name!r} is {shape}, not {want}, as an image of {told['inputs'][:2]} has it")
+    return told
 
 
 def _head(keys: Keys) -> str:
@@ -91,7 +96,7 @@ def rows(c: Config) -> list[Row]:
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
     top, layer = f"{PREFIX}embeddings.", f"{PREFIX}encoder.layer.{{}}."
     found = [
-        *embedded(c, f"{top}patch_embeddings.projection", f"{top}cls_token", f"{top}position_embeddings"),
+        *embedded(c, f"{top}patch_embeddings.projection", f"{top}cls_token", f"{top}position_embeddings", smooth=False),
         *norm("blocks/norm1", f"{layer}layernorm_before", D),
         *affine("blocks/q", f"{layer}attention.attention.query", (D,), (N, H), c.qkv_bias),
         *affine("blocks/k", f"{layer}attention.attention.key", (D,), (N, H), c.qkv_bias),

@@ -8,11 +8,10 @@ Source: Wightman 2019, PyTorch Image Models (timm), github.com/huggingface/pytor
 import math
 import re
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from errors import UsageError
-from models.published.grid import resized
+from models.published.grid import Regrid
 from models.published.layout import Keys, Row, affine, same
 from models.vit import Config
 
@@ -116,7 +115,7 @@ def rows(c: Config) -> list[Row]:
     """The layout."""
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
     found = [
-        *embedded(c, "patch_embed.proj", "cls_token", "pos_embed"),
+        *embedded(c, "patch_embed.proj", "cls_token", "pos_embed", smooth=True),
         *norm("blocks/norm1", "blocks.{}.norm1", D),
         *(row for i, name in enumerate(("q", "k", "v")) for row in _third(c, f"blocks/{name}", i)),
         *affine("blocks/out", "blocks.{}.attn.proj", (N, H), (D,)),
@@ -130,8 +129,11 @@ def rows(c: Config) -> list[Row]:
     return found + (affine("head", "head", (D,), (c.classes,)) if c.head == "classes" else [])
 
 
-def embedded(c: Config, patch: str, token: str, position: str) -> list[Row]:
-    """What makes tokens of an image: the patches' convolution, and vectors with dims of 1 before them."""
+def embedded(c: Config, patch: str, token: str, position: str, smooth: bool) -> list[Row]:
+    """What makes tokens of an image: the patches' convolution, and vectors with dims of 1 before them.
+
+    `smooth` is whether positions on another grid are antialiased.
+    """
     (I, J), C, D, T = c.kernel, c.inputs[2], c.width, c.positions
     found = [
         Row("embed/patch/kernel", f"{patch}.weight", (D, C, I, J), (2, 3, 1, 0), (D, C, I, J)),
@@ -140,8 +142,8 @@ def embedded(c: Config, patch: str, token: str, position: str) -> list[Row]:
     if c.class_token:
         found.append(Row("embed/class", token, (D,), (0,), (1, 1, D)))
     if c.position != "sines":
-        other = partial(resized, grid=c.grid, first=T - c.grid[0] * c.grid[1])
-        found.append(Row("embed/position", position, (T, D), (0, 1), (1, T, D), resized=other))
+        other = Regrid(c.grid, T - c.grid[0] * c.grid[1], smooth)
+        found.append(Row("embed/position", position, (T, D), (0, 1), (1, T, D), regrid=other))
     return found
 
 

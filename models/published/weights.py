@@ -60,11 +60,11 @@ class Weights(Tensors):
     def __init__(self, path: str | Path, whole: dict[str, tuple[int, ...]], layers: int, cutoff: int | None) -> None:
         """Look into a file with the arrays of all layers, in their order, or of those before layer `cutoff`.
 
-        A name may say the cutoff too. Raises UsageError for a file too short or too long, by how many numbers and
-        at which layer.
+        A name may say the cutoff too. Raises UsageError for a file too short, or too long where no cutoff is given, by
+        how many numbers and at which layer.
         """
         self.path, self.header = Path(path), header(path)
-        partial = PARTIAL.search(self.path.name)
+        partial, asked = PARTIAL.search(self.path.name), cutoff is not None
         if cutoff is None and partial:
             cutoff = int(partial[1])
         if cutoff is not None and not 0 < cutoff <= layers:
@@ -76,12 +76,12 @@ class Weights(Tensors):
         size = self.path.stat().st_size - skipped
         if size % 4:
             raise UsageError(f"{path}: the {size:,} bytes after the header are no float32 numbers")
-        self._check(size // 4, whole, (cutoff or layers) - 1)
+        self._check(size // 4, whole, (cutoff or layers) - 1, asked)
         self._numbers = np.memmap(self.path, "<f4", "r", skipped, (size // 4,)) if size else np.zeros(0, "<f4")
 
-    def _check(self, have: int, whole: dict[str, tuple[int, ...]], last: int) -> None:
+    def _check(self, have: int, whole: dict[str, tuple[int, ...]], last: int, asked: bool) -> None:
         want = int(sum(map(np.prod, self.shapes.values())))
-        if have == want:
+        if have == want or (asked and have > want):
             return
         ends, total = {}, 0  # how many numbers there are up to a layer
         for name, shape in whole.items():
