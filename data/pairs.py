@@ -3,6 +3,7 @@
 Legend: n pairs, S T tokens of a text and of its translation.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,13 @@ MULTIPLE = 8  # lengths are rounded up to it, so that few are compiled
 
 
 def languages(field: str | None) -> tuple[str, str] | None:
-    """The two sides that `en:de` names, the one to translate from first; None where it names no two."""
+    """The two sides that `en:de` names, the one to translate from first; None where it names no two.
+
+    Raises UsageError where it names one twice.
+    """
     first, colon, second = (field or "").partition(":")
+    if colon and first == second:
+        raise UsageError(f"data.field = {field!r} must name two sides, what to translate from and into")
     return (first, second) if first and colon and second and ":" not in second else None
 
 
@@ -67,12 +73,13 @@ def _lines(path: Path) -> list[str]:
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
 
 
-def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool, full: bool = False) -> Examples:
+def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool, full: bool = False, parts: int = 1) -> Examples:
     """Pairs as rows: source [n S], source_mask [n S]; tokens, targets and weight [n T]; S and T at most `limit`.
 
-    They are those of the longest, rounded up, or where `full` the limit, so that sets can be mixed. Both ends are eot;
-    tokens begin with the tokenizer's first prefix, or with eot, and foretell targets. What is longer is cut where
-    `cut`, as in an exam, else left out. An empty text or translation is left out of what is learnt from.
+    They are those of the longest, up to a multiple of 8 and of `parts`, or where `full` the limit, so that sets can be
+    mixed. Both ends are eot; tokens begin with the tokenizer's first prefix, or with eot, and foretell targets. What is
+    longer is cut where `cut`, as in an exam, else left out. An empty text or translation is left out of what is learnt
+    from.
 
     Raises UsageError where nothing is left.
     """
@@ -80,11 +87,14 @@ def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool, full: boo
     fit = [cut or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
     sources, targets = ([ids for ids, keep in zip(side, fit, strict=True) if keep] for side in encoded)
     if not sources and (pairs.texts or not cut):
-        what = f"no pair of at most {limit} tokens; raise data.length" if pairs.texts else "no pair"
-        raise UsageError(f"{pairs.identity['name']} has {what}")
+        whole = any(len(a) and len(b) for a, b in zip(*encoded, strict=True))
+        longest = f"of at most {limit} tokens with the end; raise data.length or model.context"
+        raise UsageError(f"{pairs.identity['name']} has no pair {longest if whole else 'of two texts'}")
     end = np.array([tokenizer.eot], np.int32)
-    source, mask = _padded([np.concatenate([ids, end])[:limit] for ids in sources], limit, full)
-    target, weight = _padded([np.concatenate([ids, end])[:limit] for ids in targets], limit, full)
+    multiple = math.lcm(MULTIPLE, parts)
+    lengths = dict(limit=limit, multiple=limit if full else multiple)
+    source, mask = _padded([np.concatenate([ids, end])[:limit] for ids in sources], **lengths)
+    target, weight = _padded([np.concatenate([ids, end])[:limit] for ids in targets], **lengths)
     begin = np.full((len(target), 1), start_of(tokenizer), np.int32)
     fields = {"source": source, "source_mask": mask, "tokens": np.concatenate([begin, target[:, :-1]], 1)}
     identity = {**pairs.identity, "rows": len(source)}
@@ -96,9 +106,9 @@ def start_of(tokenizer: Tokenizer) -> int:
     return tokenizer.prefix[0] if tokenizer.prefix else tokenizer.eot
 
 
-def _padded(ids: list[np.ndarray], limit: int, full: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 [n T], and 1 where they are [n T]."""
-    length = limit if full else min(limit, -(-max(map(len, ids), default=1) // MULTIPLE) * MULTIPLE)
+def _padded(ids: list[np.ndarray], limit: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int32 [n T], and 1 where they are [n T]; T is the longest's length, up to a multiple, limit at most."""
+    length = min(limit, -(-max(map(len, ids), default=1) // multiple) * multiple)
     tokens, there = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), np.float32)
     for row, own in enumerate(ids):
         tokens[row, : len(own)], there[row, : len(own)] = own, 1

@@ -46,6 +46,8 @@ def find(name: str, data_dir: str | None) -> Any:
         known = [*EMBEDDED, *prepared(data_dir), *tfds.list_builders(with_community_datasets=False)]
         raise unknown("data set", name, known) from None
     except ValueError as error:
+        if "Parsing builder name" in str(error):
+            raise UsageError(f"{name!r} is no file or folder that is there, nor a name of a set of TFDS") from None
         family = name.partition("/")[0]
         variants = [f"{family}/{v}" for v in getattr(tfds.builder_cls(family), "builder_configs", {})]
         if name.partition("/")[2] and name not in variants:

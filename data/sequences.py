@@ -1,5 +1,7 @@
 """Documents as rows of tokens: windows to model language by, and padded sequences to classify."""
 
+import math
+
 import numpy as np
 
 from data.kinds import Examples, Texts, hold_labels
@@ -79,10 +81,10 @@ def _cut(tokens: np.ndarray, starts: np.ndarray, context: int) -> Batch:
     return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weight": np.ones((len(starts), context), np.float32)}
 
 
-def padded(texts: Texts, tokenizer: Tokenizer, context: int) -> Examples:
+def padded(texts: Texts, tokenizer: Tokenizer, context: int, parts: int = 1) -> Examples:
     """Labelled documents as examples: their first `context` tokens, int32 [n T], mask [n T] and label [n].
 
-    What the tokenizer puts around a text is there. T is the longest of them, up to a multiple of 8.
+    What the tokenizer puts around a text is there. T is the longest of them, up to a multiple of 8 and of `parts`.
 
     Raises UsageError where the documents have no labels, or secret ones.
     """
@@ -97,7 +99,8 @@ def padded(texts: Texts, tokenizer: Tokenizer, context: int) -> Examples:
             f"a length of {context} tokens has no room between {len(before)} and {len(after)} special tokens"
         )
     rows = [np.concatenate([before, tokenizer.encode(d)[:room], after]) for d in texts.documents]
-    length = min(context, -(-max(map(len, rows), default=1) // 8) * 8)
+    multiple = math.lcm(8, parts)
+    length = min(context, -(-max(map(len, rows), default=1) // multiple) * multiple)
     tokens, mask = (np.zeros((len(texts), length), kind) for kind in (np.int32, np.float32))
     for i, ids in enumerate(rows):
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, 1

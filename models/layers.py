@@ -80,14 +80,15 @@ def dense(x: Float[Array, "b i"], p: dict[str, Array], out: Any = None, dtype: A
     return add(product("bi,io->bo", x, p["kernel"], out, dtype), p["bias"])
 
 
-def norm_specs(width: int, stack: tuple[int, ...] = ()) -> dict[str, Spec]:
-    """The table of a normalisation with scale and bias; `stack` is (layers,) where layers are stacked."""
+def norm_specs(width: int, stack: tuple[int, ...] = (), bias: bool = True) -> dict[str, Spec]:
+    """The table of a normalisation with scale and perhaps bias; `stack` is (layers,) where layers are stacked."""
     axes = "layers norm" if stack else "norm"
-    return {"scale": Spec((*stack, width), axes, ones), "bias": Spec((*stack, width), axes, zeros)}
+    shift = {"bias": Spec((*stack, width), axes, zeros)} if bias else {}
+    return {"scale": Spec((*stack, width), axes, ones), **shift}
 
 
 def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Float[Array, "*b d"]:
-    """Normalise the last dim to mean 0, variance 1, then scale and shift, in float32: x [... D] -> [... D].
+    """Normalise the last dim to mean 0, variance 1, then scale and perhaps shift, in float32: x [... D] -> [... D].
 
     Source: Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 3.
     """
@@ -95,7 +96,8 @@ def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Floa
     mean = jnp.mean(y, -1, keepdims=True)
     variance = jnp.mean(jnp.square(y - mean), -1, keepdims=True)
     y = (y - mean) * jax.lax.rsqrt(variance + eps)
-    return add(scale_by(y, p["scale"]), p["bias"]).astype(x.dtype)
+    y = scale_by(y, p["scale"])
+    return (add(y, p["bias"]) if "bias" in p else y).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, "d"] | None, eps: float) -> Float[Array, "*b d"]:

@@ -66,6 +66,7 @@ class Config:
     final_norm: bool | None = None  # after the last layer of either side; None is pre_norm
     positions: str = "sinusoidal"
     tied: str = "all"  # one table for source, tokens and head (all), for tokens and head (decoder), or three (none)
+    bias: bool = True  # of every product and normalisation
     scaled: bool = True  # embeddings are multiplied by sqrt(width)
     dropout: float = 0.0  # probability, of the embeddings and of what a branch adds
     dropout_attention: float = 0.0  # of the attention weights
@@ -106,26 +107,23 @@ def specs(c: Config) -> dict[str, Any]:
     def glorot(i: int, o: int) -> Law:
         return uniform((6 / (i + o)) ** 0.5)
 
+    def affine(kernel: Spec, shape: tuple[int, ...], axes: str) -> dict[str, Spec]:
+        return {"kernel": kernel, "bias": Spec(shape, axes, zeros)} if c.bias else {"kernel": kernel}
+
     def attention_specs(L: int) -> dict[str, Any]:
-        into = {
-            "kernel": Spec((L, D, N, H), "layers embed heads head_dim", glorot(D, D), fan_in="embed"),
-            "bias": Spec((L, N, H), "layers heads head_dim", zeros),
-        }
+        into = Spec((L, D, N, H), "layers embed heads head_dim", glorot(D, D), fan_in="embed")
         out = Spec((L, N, H, D), "layers heads head_dim embed", glorot(D, D), fan_in="heads head_dim")
-        return {**dict.fromkeys("qkv", into), "out": {"kernel": out, "bias": Spec((L, D), "layers norm", zeros)}}
+        heads = affine(into, (L, N, H), "layers heads head_dim")
+        return {**dict.fromkeys("qkv", heads), "out": affine(out, (L, D), "layers norm")}
 
     def blocks(L: int, attentions: tuple[str, ...]) -> dict[str, Any]:
+        up = Spec((L, D, F), "layers embed mlp", glorot(D, F), fan_in="embed")
+        down = Spec((L, F, D), "layers mlp embed", glorot(F, D), fan_in="mlp")
         return {
             **{name: attention_specs(L) for name in attentions},
-            "up": {
-                "kernel": Spec((L, D, F), "layers embed mlp", glorot(D, F), fan_in="embed"),
-                "bias": Spec((L, F), "layers mlp", zeros),
-            },
-            "down": {
-                "kernel": Spec((L, F, D), "layers mlp embed", glorot(F, D), fan_in="mlp"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
-            **{f"norm{i + 1}": norm_specs(D, (L,)) for i in range(len(attentions) + 1)},
+            "up": affine(up, (L, F), "layers mlp"),
+            "down": affine(down, (L, D), "layers norm"),
+            **{f"norm{i + 1}": norm_specs(D, (L,), c.bias) for i in range(len(attentions) + 1)},
         }
 
     embed = {"token": Spec((V, D), "vocab embed", table)}
@@ -141,7 +139,7 @@ def specs(c: Config) -> dict[str, Any]:
     if c.tied == "none":
         params["head"] = Spec((V, D), "vocab embed", table, fan_in="embed")
     if c.normed_last:
-        params["encoder"]["norm"], params["decoder"]["norm"] = norm_specs(D), norm_specs(D)
+        params["encoder"]["norm"], params["decoder"]["norm"] = (norm_specs(D, bias=c.bias) for _ in range(2))
     return {"params": params}
 
 

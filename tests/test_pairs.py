@@ -90,8 +90,20 @@ def test_lengths_end_at_the_limit(limit: int) -> None:
 def test_no_pair_short_enough_is_refused() -> None:
     with pytest.raises(UsageError, match="no pair of at most 2 tokens"):
         pairs.rows(Pairs(("abc",), ("x",), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 2, cut=False)
-    with pytest.raises(UsageError, match="p has no pair"):
+    with pytest.raises(UsageError, match="p has no pair of two texts"):
         pairs.rows(Pairs((), (), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 9, cut=False)
+
+
+def test_lengths_are_cut_into_parts() -> None:
+    given = Pairs(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
+    for parts, length in ((1, 16), (3, 24), (16, 16)):
+        found = pairs.rows(given, tokenizers.make("byte", ()), 48, cut=True, parts=parts)
+        assert found.shapes["tokens"] == (length,)
+
+
+def test_a_language_is_not_translated_into_itself() -> None:
+    with pytest.raises(UsageError, match="must name two sides"):
+        pairs.languages("en:en")
 
 
 def test_a_batch_keeps_the_weights_of_tokens() -> None:

@@ -24,7 +24,9 @@ def shape_of(seed: int) -> dict:
     if seed == 0:
         return dict(width=16, heads=4, depth=2, decoder_depth=2, hidden=32, activation="relu")
     draw = np.random.default_rng(seed)
-    one = dict(pre_norm=True, activation="gelu", positions="learned", tied="none", source_vocab=21, scaled=False)
+    one = dict(
+        pre_norm=True, activation="gelu", positions="learned", tied="none", source_vocab=21, scaled=False, bias=False
+    )
     tied = str(draw.choice(["all", "decoder", "none"]))
     more = dict(
         pre_norm=bool(draw.integers(2)),
@@ -34,6 +36,7 @@ def shape_of(seed: int) -> dict:
         tied=tied,
         source_vocab=21 if tied != "all" and draw.integers(2) else None,
         scaled=bool(draw.integers(2)),
+        bias=bool(draw.integers(2)),
     )
     depths = {name: int(draw.integers(1, 4)) for name in ("depth", "decoder_depth")}
     return dict(width=24, heads=int(draw.choice([1, 2, 3, 6])), hidden=40, **depths, **(one if seed == 1 else more))
@@ -45,7 +48,7 @@ def reference(c):
 
     class Net(torch.nn.Transformer):
         def __init__(self) -> None:
-            how = dict(dropout=0.0, activation=c.activation, batch_first=True, norm_first=c.pre_norm)
+            how = dict(dropout=0.0, activation=c.activation, batch_first=True, norm_first=c.pre_norm, bias=c.bias)
             super().__init__(c.width, c.heads, c.depth, c.decoder_depth, c.hidden, **how)
             if not c.normed_last:
                 self.encoder.norm = self.decoder.norm = None
@@ -104,7 +107,7 @@ def built(seed: int, folder: Path):
     untold = {k: shape[k] for k in ("heads", "activation", "pre_norm", "scaled") if k in shape}
     how = dict(vocab_multiple=16, context=12, **untold)
     model, variables = published.load("transformer", folder / "their.safetensors", **how)
-    told = ("hidden", "depth", "decoder_depth", "positions", "tied", "normed_last")
+    told = ("bias", "hidden", "depth", "decoder_depth", "positions", "tied", "normed_last")
     assert all(getattr(model.config, name) == getattr(wanted.config, name) for name in told)
     return torch, net, model, variables
 
@@ -181,6 +184,8 @@ def test_files_of_another_shape_are_refused(tmp_path: Path) -> None:
     save_file({**tensors, "encoder.bias": torch.zeros(2)}, tmp_path / "more.safetensors")
     with pytest.raises(UsageError, match=r"'encoder\.bias' is not part"):
         published.load("transformer", tmp_path / "more.safetensors", heads=4)
+    with pytest.raises(UsageError, match="no shape tells the heads of a transformer"):
+        published.load("transformer", tmp_path / "their.safetensors")
     save_file({"embed.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
     with pytest.raises(UsageError, match="no Transformer of torch"):
         published.load("transformer", tmp_path / "none.safetensors", heads=4)

@@ -31,6 +31,25 @@ def test_bleu_by_hand() -> None:
     assert translation.scored(made, meant)[0].value == pytest.approx(want, abs=1e-3)
 
 
+@pytest.mark.parametrize("texts", [["die katze"] + [""] * 29, ["", ""], ["a", ""]])
+def test_empty_translations_are_scored(texts: list[str]) -> None:
+    """As a model gives them that has learnt nothing yet: also where resamples hold no n-gram at all."""
+    found = translation.scored(texts, ["die katze schläft"] * len(texts))
+    assert all(0 <= metric.value < 50 and metric.stderr >= 0 for metric in found)
+
+
+def test_words_are_parted_by_the_language() -> None:
+    """Chinese has no spaces: as one word, a sentence with one wrong character would be all wrong."""
+    said, meant = ["一只小狗在草地上快乐地奔跑着"] * 2, ["一只小猫在草地上快乐地奔跑着"] * 2
+    assert translation.scored(said, meant, "zh-CN")[0].value > 60
+    assert translation.scored(said, meant)[0].value < 1
+    assert "tok:zh" in translation.scored(said, meant, "zh")[0].signature
+
+
+def test_one_sentence_has_no_error() -> None:
+    assert all(np.isnan(metric.stderr) for metric in translation.scored(["a b c d"], ["a b c d"]))
+
+
 def test_the_error_falls_with_the_root_of_the_count() -> None:
     made = [text if i % 2 else text.upper() for i, text in enumerate(TEXTS)]
     few, many = (translation.scored(made * n, TEXTS * n)[0].stderr for n in (1, 16))

@@ -1,6 +1,5 @@
 """From host rows to global arrays: each process reads the rows that its devices own, and no others."""
 
-import math
 from collections.abc import Iterator
 
 import jax
@@ -40,7 +39,7 @@ def put(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str,
 
 def check_batch(size: int, accumulate: int, place: Placement, context: int | None = None) -> None:
     """Hold a batch to whole rows a device and microbatch, a row to whole parts. Raises UsageError with what fits."""
-    parts = math.prod(place.mesh.shape[a] for a in place.rules["seq"])
+    parts = place.seq_shards
     if context and context % parts:
         fit = " or ".join(str(n) for n in (context // parts * parts, -(-context // parts) * parts) if n)
         raise UsageError(f"model.context = {context} cannot be cut into {parts} parts by the mesh; {fit} would fit")
@@ -57,7 +56,7 @@ def check_batch(size: int, accumulate: int, place: Placement, context: int | Non
 
 def check_time(row: Batch, place: Placement) -> None:
     """Hold the lengths of a batch's sequences to whole parts. Raises UsageError."""
-    parts = math.prod(place.mesh.shape[a] for a in place.rules["seq"])
+    parts = place.seq_shards
     for name, values in row.items():
         if values.ndim > 1 and batch_axes(name, 2) == "batch seq" and values.shape[1] % parts:
             raise UsageError(

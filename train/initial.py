@@ -106,6 +106,9 @@ def _published(model: Model, path: str) -> Found:
     shapes = {k if k.startswith(published.STATS) else f"params/{k}": shape for k, shape in found.shapes().items()}
 
     def read(shardings: dict[str, Sharding]) -> dict[str, jax.Array]:
+        for k in shardings:
+            if k.removeprefix("params/") not in found.rows:
+                raise UsageError(f"init_from = {path}: {k} is no tensor of a {model.family}, and can be no leaf of it")
         return {k: found.read(k.removeprefix("params/"), sharding) for k, sharding in shardings.items()}
 
     return Found(path, shapes, read, passed=found.passed)

@@ -125,6 +125,11 @@ class Placement:
         """Parts into which a batch is cut."""
         return math.prod(self.mesh.shape[a] for a in self.rules["batch"])
 
+    @property
+    def seq_shards(self) -> int:
+        """Parts into which sequences are cut."""
+        return math.prod(self.mesh.shape[a] for a in self.rules["seq"])
+
 
 def place_on(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = None) -> Placement:
     """The placement of a model's table on a mesh; `changes` replaces single rules, `name: "axis,axis"` or None.

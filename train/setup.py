@@ -329,8 +329,10 @@ def _examples(setup: Setup, source: Source, exam: bool) -> Examples:
         return source
     assert setup.tokenizer is not None
     assert setup.context is not None
+    parts = setup.place.seq_shards
     if isinstance(source, Pairs):
         length = None if exam else setup.cfg.data.length
         limit = min(setup.context, length or setup.context)
-        return pairs.rows(source, setup.tokenizer, limit, cut=exam, full=length is not None)
-    return sequences.padded(source, setup.tokenizer, min(setup.context, setup.cfg.data.length or setup.context))
+        return pairs.rows(source, setup.tokenizer, limit, cut=exam, full=length is not None, parts=parts)
+    length = min(setup.context, setup.cfg.data.length or setup.context)
+    return sequences.padded(source, setup.tokenizer, length, parts)

@@ -4,6 +4,7 @@ Legend: n pairs, S T tokens of a text and of its translation.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,8 @@ from train.setup import Setup
 
 RESAMPLES = 1000  # of the test set, for confidence intervals
 TO_NORMAL = 1.96  # half a 95 % interval in standard errors
-DRAWN, LONGEST = 4, 24  # sentences whose attention is drawn, of at most so many tokens
+WORDLESS = {"zh": "zh", "ja": "char", "ko": "char"}  # languages that BLEU's usual tokenizer leaves whole
+DRAWN, EASY, LONGEST = 4, 24, 96  # sentences whose attention is drawn; tokens that read well; and at most
 
 
 class Metric(NamedTuple):
@@ -38,19 +40,27 @@ class Metric(NamedTuple):
         return f"{self.name} {self.value:.2f} ± {self.stderr:.2f} ({self.signature})"
 
 
-def scored(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Metric, ...]:
+def scored(hypotheses: Sequence[str], references: Sequence[str], language: str = "") -> tuple[Metric, ...]:
     """BLEU and chrF of a corpus as sacrebleu computes them, standard errors by its bootstrap over sentences.
 
-    Source: Papineni et al. 2002, ACL; Popovic 2015, WMT; Post 2018, arXiv:1804.08771. The error is half of the 95 %
-    interval over 1.96.
+    The error is half of the 95 % interval over 1.96, of one sentence nan. `language` is that of the references, as de,
+    by which words are parted.
+
+    Source: Papineni et al. 2002, ACL; Popovic 2015, WMT; Post 2018, arXiv:1804.08771.
     """
     from sacrebleu.metrics import BLEU, CHRF
 
+    class Chrf(CHRF):  # without n-grams its own gives a float, else one of numpy's, which its bootstrap cannot add up
+        def _compute_f_score(self, statistics: Any) -> float:
+            return float(super()._compute_f_score(statistics))
+
     found = []
-    for name, metric in (("BLEU", BLEU()), ("chrF", CHRF())):
+    words = WORDLESS.get(language.lower().replace("_", "-").split("-")[0], "13a")
+    for name, metric in (("BLEU", BLEU(tokenize=words)), ("chrF", Chrf())):
         score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=RESAMPLES)
         told = json.loads(score.format(width=4, signature=str(metric.get_signature()), is_json=True))
-        found.append(Metric(name, score.score, told.get("confidence_var", 0.0) / TO_NORMAL, told["signature"]))
+        error = told.get("confidence_var", 0.0) / TO_NORMAL if len(hypotheses) > 1 else math.nan
+        found.append(Metric(name, float(score.score), error, told["signature"]))
     return tuple(found)
 
 
@@ -80,7 +90,7 @@ class Written:
     @cached_property
     def scores(self) -> tuple[Metric, ...]:
         """BLEU and chrF, resampled once."""
-        return scored(self.texts, self.pairs.translations)
+        return scored(self.texts, self.pairs.translations, self.pairs.languages[1])
 
     def _translated(self) -> list[np.ndarray]:
         """The tokens of a translation of each text, without its end, at most model.context of them."""
@@ -102,16 +112,22 @@ class Written:
         quality = of_sentences(self.texts, self.pairs.translations)
         head = "\n".join([title, *map(str, self.scores)])
         drawn = [translated.side_by_side(self.pairs, self.texts, quality, head, Path(f"{start}-translations.txt"))]
-        short = [i for i, ids in enumerate(self.tokens) if 2 < len(ids) <= LONGEST]
-        short = [i for i in short if len(self.tokenizer.encode(self.pairs.texts[i])) < LONGEST]
         try:
             with jax.set_mesh(self.place.mesh):
-                sentences = [self._attended(i) for i in short[:: max(1, len(short) // DRAWN)][:DRAWN]]
+                sentences = [self._attended(i) for i in self._easy()]
         except UsageError:  # a network without attention
             return drawn
         if sentences:
             drawn.append(translated.attention(sentences, title, Path(f"{start}-attention.png")))
         return drawn
+
+    def _easy(self) -> list[int]:
+        """Sentences to draw: some of those that are short on both sides, or where there are none the shortest."""
+        texts = [self.tokenizer.encode(text) for text in self.pairs.texts]
+        longer = [max(len(text), len(ids)) for text, ids in zip(texts, self.tokens, strict=True)]
+        known = [i for i, ids in enumerate(self.tokens) if len(ids) and len(texts[i]) and longer[i] < LONGEST]
+        short = [i for i in known if longer[i] < EASY and len(self.tokens[i]) > 2]
+        return short[:: max(1, len(short) // DRAWN)][:DRAWN] or sorted(known, key=longer.__getitem__)[:DRAWN]
 
     def _attended(self, i: int) -> translated.Attended:
         stop, model = self.tokenizer.eot, self.setup.model

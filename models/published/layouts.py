@@ -11,7 +11,8 @@ directions. A layout of the Hugging Face hub has also
   parameters, TIED, of tensors that may be copies of others, and perhaps `copies(c)`, of tensors to write under a second
   name too.
 
-One that is read without a config.json may have `fields_of(shapes)`, a Config's fields from the shapes alone.
+One that is read without a config.json may have `fields_of(shapes)`, a Config's fields from the shapes alone, and
+UNTOLD, those that must be given beside them.
 
 Where others name one family's tensors in several ways, its layout has DIALECTS: further layouts, by name. What is read
 is in that of which most names are there; what is written, in the first that serves, or in the one that is asked for.

@@ -2,7 +2,8 @@
 
 That module has neither tables nor a head; the names of ours are `embed.weight` of the tokens, `source_embed.weight`
 where the source has its own, `position.weight` and `source_position.weight` of learned positions, and `head.weight`.
-No shape tells of heads, the activation, the order of norms, or the scale of embeddings.
+No shape tells of heads, which are to be given, nor of the activation, the order of norms and the scale of embeddings,
+which are as in a Config where they are not.
 """
 
 import re
@@ -11,6 +12,8 @@ from typing import Any
 from errors import UsageError
 from models.published.layout import Row, affine, same
 from models.transformer import Config
+
+UNTOLD = ("heads",)
 
 
 def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         "decoder_depth": depths["decoder"],
         "tied": "none" if "head.weight" in shapes else "decoder" if source else "all",
         "final_norm": "encoder.norm.weight" in shapes,
+        "bias": "encoder.layers.0.linear1.bias" in shapes,
         **learned,
     }
 
@@ -47,21 +51,23 @@ def rows(c: Config) -> list[Row]:
     V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
 
     def norm(ours: str, theirs: str) -> list[Row]:
-        return [same(f"{ours}/{n}", f"{theirs}.{m}", D) for n, m in (("scale", "weight"), ("bias", "bias"))]
+        named = (("scale", "weight"), ("bias", "bias"))
+        return [same(f"{ours}/{n}", f"{theirs}.{m}", D) for n, m in named[: 1 + c.bias]]
 
     def attention(ours: str, theirs: str) -> list[Row]:
-        found = affine(f"{ours}/out", f"{theirs}.out_proj", (N, H), (D,))
+        found = affine(f"{ours}/out", f"{theirs}.out_proj", (N, H), (D,), c.bias)
         for i, name in enumerate("qkv"):
             weight, bias = f"{theirs}.in_proj_weight", f"{theirs}.in_proj_bias"
             found.append(Row(f"{ours}/{name}/kernel", weight, (3, N, H, D), (2, 0, 1), (3 * D, D), part=(i,)))
-            found.append(Row(f"{ours}/{name}/bias", bias, (3, N, H), (0, 1), (3 * D,), part=(i,)))
+            if c.bias:
+                found.append(Row(f"{ours}/{name}/bias", bias, (3, N, H), (0, 1), (3 * D,), part=(i,)))
         return found
 
     def side(name: str, attentions: dict[str, str]) -> list[Row]:
         ours, theirs = f"{name}/blocks", f"{name}.layers.{{}}"
         found = [row for key, module in attentions.items() for row in attention(f"{ours}/{key}", f"{theirs}.{module}")]
-        found += affine(f"{ours}/up", f"{theirs}.linear1", (D,), (F,))
-        found += affine(f"{ours}/down", f"{theirs}.linear2", (F,), (D,))
+        found += affine(f"{ours}/up", f"{theirs}.linear1", (D,), (F,), c.bias)
+        found += affine(f"{ours}/down", f"{theirs}.linear2", (F,), (D,), c.bias)
         for i in range(1, len(attentions) + 2):
             found += norm(f"{ours}/norm{i}", f"{theirs}.norm{i}")
         return found + (norm(f"{name}/norm", f"{name}.norm") if c.normed_last else [])

@@ -64,7 +64,7 @@ def attention(sentences: Sequence[Attended], title: str, path: Path) -> Path:
         axes.imshow(one.share, cmap=shades, vmin=0, vmax=1, aspect="auto", interpolation="none")
         axes.set_xticks(range(len(one.source)), one.source, rotation=90, parse_math=False)
         axes.set_yticks(range(len(one.made)), one.made, parse_math=False)
-        axes.tick_params(length=0, colors=INK, labelsize=8)
+        axes.tick_params(length=0, colors=INK, labelsize=min(8, 240 / max(one.share.shape)))
         axes.spines[:].set_color(GREY)
     head(figure, title, "down: what is written; across: the text; blue: the share of attention, 0 white to 1")
     return save(figure, path)
