@@ -164,10 +164,9 @@ def _no_boxes(cfg: Config, classes: int | None) -> Scenes:
 
 def loss_of(model: Model) -> str:
     """The loss by which a published network is measured. Raises UsageError for one that has none."""
-    for traits, loss in (
-        *(({"causal", "language_model"}, "next_token"), ({"classifier"}, "softmax"), ({"detector"}, "detection")),
-    ):
-        if traits <= model.traits:
+    tasks = (("causal language_model", "next_token"), ("classifier", "softmax"), ("detector", "detection"))
+    for traits, loss in tasks:
+        if set(traits.split()) <= model.traits:
             return loss
     raise UsageError(f"a {model.family} with head {model.config.head!r} has no task; init_from takes its folder")
 
