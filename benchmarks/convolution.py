@@ -11,19 +11,16 @@ contestant's time over ours: above 1 ours is faster.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import torch
 
+from benchmarks import record
 from models.convolution import DIMS, conv
 
 SHAPES = {  # images, rows and columns, channels in and out, kernel
@@ -138,18 +135,7 @@ def main() -> None:
         parser.error(f"--repeats={args.repeats}: a median wants at least 5")
     jax.config.update("jax_default_matmul_precision", "highest")
     rows = {name: measure(shape, args.repeats) for name, shape in SHAPES.items()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    versions = {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__}
-    result = {
-        "device": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": versions,
-        "commit": commit,
-        "repeats": args.repeats,
-        "rows": rows,
-    }
-    path = Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(args.out, ("jax", "torch"), threads=torch.get_num_threads(), repeats=args.repeats, rows=rows)
     for name, row in rows.items():
         for part, cells in row.items():
             said = ", ".join(

@@ -10,19 +10,16 @@ XLA's plan: bytes of temporaries of the compiled program.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import record
 from models import routers
 from models.dispatch import gated, mixture
 
@@ -141,18 +138,7 @@ def main() -> None:
 
     sizes = {name: s for name, s in SIZES.items() if name not in GPU_ONLY or jax.default_backend() == "gpu"}
     rows = {name: {**s, "contestants": measure(s, args.repeats)} for name, s in sizes.items()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    result = {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__},
-        "commit": commit,
-        "repeats": args.repeats,
-        "rows": rows,
-    }
-    path = Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(args.out, ("jax", "torch"), threads=torch.get_num_threads(), repeats=args.repeats, rows=rows)
     for name, row in rows.items():
         for who, cell in row["contestants"].items():
             size = f"{cell['temporary_bytes'] / 2**20:8,.0f} MiB" if cell["temporary_bytes"] else ""

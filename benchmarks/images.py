@@ -13,12 +13,9 @@ begins when the first batch is there, so that starting processes does not count.
 """
 
 import argparse
-import json
 import math
-import platform
 import random
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks import record
 from data import augment, distortions, folders, loader
 from data.plan import ExampleCorpus, Phase, Plan
 
@@ -165,18 +162,7 @@ def main() -> None:
                 contestants["torch_dataloader_interpolate"] = pytorch(root, distorted, True)
             for workers in (0, 2):
                 rows[f"{text}; {workers} workers"] = measure(contestants, workers, args.batches, args.repeats)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "pillow": PIL.__version__}
-    result = {
-        "device": platform.machine(),
-        "versions": versions,
-        "commit": commit,
-        "repeats": args.repeats,
-        "rows": rows,
-    }
-    path = Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(args.out, ("torch", "PIL"), repeats=args.repeats, rows=rows)
     for name, row in rows.items():
         for who, cell in row.items():
             speeds = f"{cell['median_images_per_second']:8.1f} images/s   canon is {cell['canon_over_it']:.2f} times it"

@@ -10,13 +10,14 @@ peak over the size of the parameters as they are loaded, in float32.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from benchmarks import record
 
 LOADERS = {
     "canon": """
@@ -123,14 +124,7 @@ def main() -> None:
                 for name, runs in found.items()
             },
         }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    versions = {"python": platform.python_version()}
-    for name in ("jax", "torch", "transformers"):
-        versions[name] = __import__(name).__version__
-    result = {"device": f"cpu, {platform.machine()}", "versions": versions, "commit": commit, "repeats": args.repeats}
-    path = Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
+    record.write(args.out, ("jax", "torch", "transformers"), repeats=args.repeats, rows=rows)
     for dtype, row in rows.items():
         for name in LOADERS:
             one = row[name]

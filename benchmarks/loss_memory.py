@@ -8,19 +8,16 @@ median over rounds: below 1 is less. In float32, on one device.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import record
 from models.layers import logits_of
 from models.spec import Unembedding
 from train.update import chunked, losses
@@ -93,18 +90,7 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
 
     rows = {name: measure(shape, args.repeats) for name, shape in SHAPES.items()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    result = {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "commit": commit,
-        "repeats": args.repeats,
-        "logits_of_a_chunk": chunked.LOGITS,
-        "rows": rows,
-    }
-    path = Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(args.out, ("jax",), repeats=args.repeats, logits_of_a_chunk=chunked.LOGITS, rows=rows)
     for name, row in rows.items():
         for way in WAYS:
             print(f"{name:34} {way:8} {row[way]['temporary_mib']:9,.1f} MiB {row[way]['median_ms']:9,.1f} ms")

@@ -9,13 +9,9 @@ median over rounds of PyTorch's time over its own: above 1 is faster. Contestant
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +21,7 @@ import numpy as np
 import optax
 
 import models
+from benchmarks import record
 from configs import base
 from train import mesh
 from train.update import losses, optim, step
@@ -308,18 +305,7 @@ def main() -> None:
 
     names = [name for name in (*GPTS, "cnn 32-64, batch 64", *CONVNETS) if args.only in name]
     rows = {name: measure(contestants(name), args.repeats) for name in names}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    result = {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__},
-        "commit": commit,
-        "repeats": args.repeats,
-        "rows": rows,
-    }
-    path = Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(args.out, ("jax", "torch"), threads=torch.get_num_threads(), repeats=args.repeats, rows=rows)
     for name, row in rows.items():
         for who, cell in row.items():
             print(f"{name:34} {who:16} {cell['median_ms']:9.1f} ms   {cell['speed_over_torch']:.2f} of PyTorch's speed")

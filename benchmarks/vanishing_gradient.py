@@ -13,9 +13,6 @@ Networks 5.
 """
 
 import argparse
-import json
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
+from benchmarks import record
 from train.record.plots import dress, save, sheet
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -95,17 +93,8 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
 
     rows = {name: summary(norms(args.length, args.seeds, **fields)) for name, fields in NETWORKS.items()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    result = {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "commit": commit,
-        **{"length": args.length, "seeds": args.seeds, "examples": EXAMPLES, "width": WIDTH, "inputs": INPUTS},
-        "rows": rows,
-    }
-    path = Path(f"{args.out}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    setting = {"length": args.length, "seeds": args.seeds, "examples": EXAMPLES, "width": WIDTH, "inputs": INPUTS}
+    path = record.write(f"{args.out}.json", ("jax",), **setting, rows=rows)
     plot(rows, path.with_suffix(".png"))
     for name, row in rows.items():
         lag = row["lag_of_a_thousandth"]

@@ -4,8 +4,8 @@
 
 `multi30k`: captions of images, English to German, 29,000 pairs; attention by Luong et al. or, with the ablations, by
 Bahdanau et al. (`additive`) or none at all, each of 1.9 million parameters at a joint vocabulary of 4,000 within 1 %,
-as `multi30k` of configs/transformer.py; 31 minutes of processor time. BLEU 29.2 +- 0.7 on the test split, without attention
-17.9 +- 0.6.
+as `multi30k` of configs/transformer.py; 31 minutes of processor time. BLEU 29.2 +- 0.7 on the test split, without
+attention 17.9 +- 0.6.
 """
 
 from typing import Any

@@ -94,6 +94,17 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"59 leaves loaded from {tmp_path}/b; fresh: none; ignored: none" in begun
 
 
+def test_a_set_that_is_not_prepared_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no split is given, it knows none to choose from."""
+    pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
+    made = folder_of(tmp_path / "a", tiny("yolo"))
+    assert launch.main(["eval", f"--from={made}", "--dataset=bccd"]) == 2
+    assert "data set 'bccd' is not prepared" in capsys.readouterr().err
+
+
 def test_layers_that_no_size_has_make_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = folder_of(tmp_path / "a", tiny("yolo"))
     assert launch.main(["convert", f"--from={made}", f"--workdir={tmp_path}/w"]) == 2

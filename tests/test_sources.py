@@ -94,6 +94,15 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         sources.load(str(folder), "train")
 
 
+@pytest.mark.parametrize("name", ["./nope", "~/nope", "corpus-en-de", "my data"])
+def test_a_name_of_nothing_is_refused(name: str) -> None:
+    """Neither a path that is there nor what TFDS could call a set."""
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(UsageError, match=r"is no file or folder that is there|no \.txt file") as refused:
+        sources.load(name, "train", field=None if name == "./nope" else "en:de")
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["missing.txt", "."])
 def test_missing_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """No such file, or a folder without text."""

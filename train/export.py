@@ -35,15 +35,15 @@ def take_in(
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
     model = published.read_config(folder, ignore, **restored.fields_of(cfg))
     classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
-    size = _size_of(model, folder) if "detector" in model.traits else None
-    if size and cfg.data.size is None:
+    named = _size_of(model, folder) if "detector" in model.traits else None
+    if named and cfg.data.size is None:
         cfg.data.size = model.config.inputs[:2]
     blank = restored.stand_in(cfg, host, model.family, restored.loss_of(model), classes, inputs)
     opened = restored.open_published(cfg, folder, host, blank, ignore=ignore, given=given)
     setup, config = opened.setup, opened.setup.model.config
-    setup.cfg.model.size = size
+    setup.cfg.model.size = named
     for field in dataclasses.fields(config):
-        if field.name not in ("compute", *HOW, *(("layers",) if size else ())):  # compute and HOW are the trainer's
+        if field.name not in ("compute", *HOW, *(("layers",) if named else ())):  # compute and HOW are the trainer's
             setup.cfg.model[field.name] = getattr(config, field.name)
     zero = {
         "step": np.zeros((), np.int32),
