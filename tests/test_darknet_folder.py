@@ -13,8 +13,8 @@ from errors import UsageError
 from models import published
 from models.published import darknet
 from models.spec import flatten
+from tests.boxed_folders import coco, write_coco
 from tests.harness import tiny
-from tests.test_detection_data import coco, write_coco
 
 ANCHORS = ((4, 4), (6, 6), (8, 12), (12, 8), (16, 16), (24, 24))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from tests.test_detection_data import coco, write_coco
+from tests.boxed_folders import coco, write_coco
 
 PAIRS = [
     ("one dog sleeps here", "ein Hund schläft jetzt hier"),
