@@ -13,28 +13,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import distortions, geometry
-from data.geometry import Size
+from data.geometry import Frame, Size
 from data.kinds import Draw, Fields, Pixels, generator
 from errors import UsageError, unknown
 
 Step = tuple[Any, ...]  # an operation with its numbers, as ("crop", 4)
 
 
-def _flip(image: Pixels, draw: Draw, size: Size) -> Pixels:
+def _flip(image: Pixels, draw: Draw, frame: Frame) -> Pixels:
     return image[:, ::-1] if draw.random() < 0.5 else image
 
 
-def _crop(image: Pixels, draw: Draw, size: Size, by: int) -> Pixels:
+def _crop(image: Pixels, draw: Draw, frame: Frame, by: int) -> Pixels:
     y, x = draw.integers(0, 2 * by + 1, 2)
     padded = np.pad(image, ((by, by), (by, by), (0, 0)))
     return padded[y : y + image.shape[0], x : x + image.shape[1]]
 
 
-def _random_resized_crop(image: Pixels, draw: Draw, size: Size, least: float = 0.08) -> Pixels:
-    return geometry.resize(image[geometry.random_part(image.shape[:2], draw, least)], size)
+def _random_resized_crop(image: Pixels, draw: Draw, frame: Frame, least: float = 0.08) -> Pixels:
+    part = geometry.random_part(image.shape[:2], draw, least)
+    return geometry.resize(image[part], frame.size, frame.resample)
 
 
-def _erase(image: Pixels, draw: Draw, size: Size, chance: float = 0.5) -> Pixels:
+def _erase(image: Pixels, draw: Draw, frame: Frame, chance: float = 0.5) -> Pixels:
     """Noise in a random box of 2 to 40 % of the area, sides 3:10 to 10:3 (Zhong et al. 2017, arXiv:1708.04896)."""
     if draw.random() >= chance:
         return image
@@ -50,12 +51,12 @@ def _erase(image: Pixels, draw: Draw, size: Size, chance: float = 0.5) -> Pixels
     return image
 
 
-OPERATIONS: dict[str, Callable[..., Pixels]] = {  # (image, draw, size that is wanted, *numbers) -> image
+OPERATIONS: dict[str, Callable[..., Pixels]] = {  # (image, draw, frame that is wanted, *numbers) -> image
     "flip": _flip,
     "crop": _crop,
     "random_resized_crop": _random_resized_crop,
-    "randaugment": lambda image, draw, size, *numbers: distortions.randaugment(image, draw, *numbers),
-    "jitter": lambda image, draw, size, *numbers: distortions.jitter(image, draw, *numbers),
+    "randaugment": lambda image, draw, frame, *numbers: distortions.randaugment(image, draw, *numbers),
+    "jitter": lambda image, draw, frame, *numbers: distortions.jitter(image, draw, *numbers),
     "erase": _erase,
 }
 
@@ -92,8 +93,8 @@ FORMS = {
 class Images:
     """Gives images their size, does the operations, which are of training only, and normalises.
 
-    `crop` is the share of an image's sides that is kept where it is resized as a whole; None is all of it where the
-    images of a set have one size, else 0.875.
+    `crop` is the share of an image's sides that is kept where it is resized as a whole; None is all of it, but 0.875
+    where sizes vary in a set and are covered. `fit` and `resample` are those of geometry.Frame.
     """
 
     seed: int = 0
@@ -102,6 +103,8 @@ class Images:
     deviation: float | tuple[float, ...] = 1.0
     size: Size | None = None
     crop: float | None = None
+    fit: str = "cover"
+    resample: str = "bilinear"
 
     def __call__(self, batch: Fields, step: int, rows: np.ndarray) -> Fields:
         """The batch with its field image, uint8 [B Y X C] or objects [B], turned into float32 [B Y X C].
@@ -114,8 +117,8 @@ class Images:
         differ = images.dtype == object
         if differ and self.size is None:
             raise UsageError("the images have different sizes: set data.size, as 224 or (rows, columns)")
-        if differ or self.operations or self.size not in (None, images.shape[1:3]):
-            share = self.crop or (0.875 if differ else 1.0)
+        if differ or self.operations or self.crop or self.size not in (None, images.shape[1:3]):
+            share = self.crop or (0.875 if differ and self.fit == "cover" else 1.0)
             images = np.stack([self._one(i, step, int(r), share) for i, r in zip(images, rows, strict=True)])
         found = images.astype(np.float32, order="C")
         count, y, x, channels = found.shape
@@ -127,11 +130,11 @@ class Images:
 
     def _one(self, image: Pixels, step: int, row: int, share: float) -> Pixels:
         draw = generator(self.seed, step, row)
-        size = self.size or image.shape[:2]
+        frame = Frame(self.size or image.shape[:2], share, self.fit, self.resample)
         if all(name != "random_resized_crop" for name, *_ in self.operations):
-            image = geometry.fit(image, size, share)
+            image = geometry.fit(image, frame)
         for name, *numbers in self.operations:
-            image = OPERATIONS[name](image, draw, size, *numbers)
+            image = OPERATIONS[name](image, draw, frame, *numbers)
         return image
 
     def _of_channels(self, name: str, channels: int) -> np.ndarray:

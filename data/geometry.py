@@ -1,6 +1,7 @@
 """Sizes and parts of images: uint8 [Y X C], on the host, resampled by Pillow."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -9,6 +10,19 @@ from data.kinds import Pixels
 from errors import UsageError
 
 Size = tuple[int, int]  # rows, columns
+RESAMPLINGS = {
+    name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+}
+FITS = ("cover", "stretch")
+
+
+class Frame(NamedTuple):
+    """How images take a size: `share` of a resized image's sides is kept, its middle; of RESAMPLINGS and FITS."""
+
+    size: Size
+    share: float = 1.0
+    fit: str = "cover"
+    resample: str = "bilinear"
 
 
 def picture(image: Pixels) -> Image.Image:
@@ -24,12 +38,12 @@ def pixels(picture: Image.Image) -> Pixels:
     return found if found.ndim == 3 else found[..., None]
 
 
-def resize(image: Pixels, size: Size) -> Pixels:
-    """An image in another size, bilinear and antialiased, each channel by itself: [Y X C] -> [rows columns C]."""
+def resize(image: Pixels, size: Size, resample: str = "bilinear") -> Pixels:
+    """An image in another size, antialiased, each channel by itself: [Y X C] -> [rows columns C]."""
     if image.shape[:2] == size:
         return image
     channels = [image] if image.shape[-1] == 3 else [image[..., i] for i in range(image.shape[-1])]
-    found = [Image.fromarray(c).resize(size[::-1], Image.Resampling.BILINEAR) for c in channels]
+    found = [Image.fromarray(c).resize(size[::-1], RESAMPLINGS[resample]) for c in channels]
     return np.asarray(found[0]) if image.shape[-1] == 3 else np.stack([np.asarray(f) for f in found], -1)
 
 
@@ -39,18 +53,16 @@ def centre(image: Pixels, size: Size) -> Pixels:
     return image[y : y + size[0], x : x + size[1]]
 
 
-def fit(image: Pixels, size: Size, share: float) -> Pixels:
-    """An image as it is evaluated: resized to cover `size` / `share`, its middle kept: [Y X C] -> [rows columns C].
+def fit(image: Pixels, frame: Frame) -> Pixels:
+    """An image as it is evaluated: resized to size / share, its middle of that size kept: [Y X C] -> [rows columns C].
 
-    Of a square size the shorter side becomes side / share. An image that has the size stays as it is.
+    `cover` keeps the image's shape, so that of a square size the shorter side becomes side / share; `stretch` does not.
     """
     y, x = image.shape[:2]
-    if (y, x) == size:
-        return image
-    rows, columns = (math.floor(s / share + 1e-6) for s in size)
-    if rows * x >= columns * y:  # the rows are what is scarce
-        return centre(resize(image, (rows, max(columns, x * rows // y))), size)
-    return centre(resize(image, (max(rows, y * columns // x), columns)), size)
+    rows, columns = (math.floor(s / frame.share + 1e-6) for s in frame.size)
+    if frame.fit == "cover":  # what is not scarce, rows or columns, is longer
+        rows, columns = max(rows, y * columns // x), max(columns, x * rows // y)
+    return centre(resize(image, (rows, columns), frame.resample), frame.size)
 
 
 def random_part(shape: Size, draw: np.random.Generator, least: float) -> tuple[slice, slice]:

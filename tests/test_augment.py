@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import augment, geometry, sources
+from data.geometry import Frame
 from data.kinds import Examples, of_any_size
 from data.plan import ExampleCorpus, Phase, Plan
 from errors import UsageError
@@ -105,14 +106,17 @@ def test_images_of_any_size_take_one(text: str | None) -> None:
 
 
 def test_what_is_evaluated_is_resized_and_cropped() -> None:
-    """By 0.875 where sizes vary; by nothing where all have one; by what is said; not at all where it is the size."""
+    """By 0.875 where sizes vary; by nothing where all have one; by what is said, also where it is the size."""
     some, alike = photos(), images()
     look = lambda image, **how: augment.Images(size=(6, 6), **how)({"image": image}, 0, np.arange(len(image)))["image"]  # noqa: E731
     for share, got in ((0.875, look(some)), (0.5, look(some, crop=0.5))):
-        want = np.stack([geometry.fit(image, (6, 6), share) for image in some])
+        want = np.stack([geometry.fit(image, Frame((6, 6), share)) for image in some])
         np.testing.assert_array_equal(got, want.astype(np.float32) / 255)
     np.testing.assert_array_equal(look(alike), alike.astype(np.float32) / 255)
-    np.testing.assert_array_equal(look(alike, crop=0.5), alike.astype(np.float32) / 255)
+    halves = np.stack([geometry.fit(image, Frame((6, 6), 0.5, "stretch", "nearest")) for image in alike])
+    np.testing.assert_array_equal(
+        look(alike, crop=0.5, fit="stretch", resample="nearest"), halves.astype(np.float32) / 255
+    )
     larger = np.repeat(np.repeat(alike, 2, 1), 2, 2)
     assert np.abs(look(larger) - look(alike)).mean() < 0.15  # the whole of each, not its middle
 

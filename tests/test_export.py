@@ -8,10 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import launch
 import models
 from data import tokenizer_reader
+from models.published import labels
 from models.spec import flatten
 from train import checkpoint
 
@@ -227,3 +229,48 @@ def test_a_classifier_goes_out_too(tmp_path: Path, capsys) -> None:
     with torch.no_grad():
         logits = module.eval()(torch.tensor(tokens)).logits
     np.testing.assert_allclose(model.predict(variables, tokens), logits, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_network_that_sees_goes_out_with_its_classes_and_pixels(tmp_path: Path, capsys) -> None:
+    """Names, size and moments, so that the folder is measured as the run was; other orders of classes are refused."""
+    folder = tmp_path / "photos"
+    draw = np.random.default_rng(0)
+    for name in ("Cat", "dog", "eel"):
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = draw.integers(0, 256, (draw.integers(9, 20), draw.integers(9, 20), 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    data = [f"--config.data.name={folder}", "--config.eval.batch=4", "--config.log.table=false"]
+    fields = (
+        "size=None",
+        "inputs=(12, 12, 3)",
+        "patch=4",
+        "width=16",
+        "depth=1",
+        "heads=2",
+        "pool=first",
+        "class_token=true",
+        "position=learned",
+    )
+    knobs = ("data.size=12", "data.fit=stretch", "data.resample=bicubic", "data.mean=0.4", "data.deviation=0.3")
+    more = [*(f"--config.model.{f}" for f in fields), *(f"--config.{k}" for k in knobs)]
+    more += ["--config.train.batch=8", "--config.train.steps=2", "--config.schedule.warmup=0"]
+    run = ["train", "--config=configs/vit.py:fashion", f"--workdir={tmp_path}/W", *data, *more]
+    assert launch.main([*run, "--config.data.augment=None"]) == 0
+    before = said(capsys, "eval", f"--workdir={tmp_path}/W")
+    said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
+    assert labels.read(tmp_path / "H") == ("Cat", "dog", "eel")
+    hub = ["eval", f"--from={tmp_path}/H", f"--dataset={folder}", "--config.eval.batch=4"]
+    after = said(capsys, *hub)
+    assert "data.fit = stretch, data.resample = bicubic, data.mean = (0.4, 0.4, 0.4)" in after
+    assert "by their order" not in after
+    scores = [text.split(", test: ")[1].split("examples in")[0] for text in (before, after)]
+    assert scores[0] == scores[1]
+    (folder / "Cat").rename(folder / "newt")
+    assert "are called Cat, dog, eel, those of" in said(capsys, *hub)
+    (folder / "newt").rename(folder / "_cat")
+    (folder / "eel").rename(folder / "Eel")  # before dog now
+    assert launch.main(hub) == 2
+    assert "has the classes Cat, dog, eel" in (told := capsys.readouterr().err)
+    assert "in another order, Eel, _cat, dog" in told

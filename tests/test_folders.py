@@ -122,6 +122,23 @@ def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
     assert len(sources.load(str(root), "train")) == 6
 
 
+@pytest.mark.parametrize("split", ["", "Train", "val"])
+def test_a_class_of_no_image_that_is_read_is_refused(split: str, tmp_path: Path) -> None:
+    """As photos of a telephone: the class would vanish from a split, and other labels would move."""
+    root = classes(tmp_path / "pets", 3)
+    if split:
+        classes(tmp_path / "of" / "Train", 3), classes(tmp_path / "of" / "val", 3)
+        root = tmp_path / "of"
+    where = root / split / "fox"
+    where.mkdir(parents=True)
+    assert len(sources.load(str(root), "train").names) == 3  # an empty folder is none
+    (where / "a.heic").write_bytes(b"")
+    with pytest.raises(UsageError, match=rf"the folder {Path(split, 'fox').as_posix()} holds a\.heic, but no image"):
+        sources.load(str(root), "train")
+    save(where / "b.png")
+    assert "fox" in sources.load(str(root), "train").names
+
+
 def test_a_folder_is_what_it_holds_more_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text with a picture beside it stays text; a bare word may be a folder of images."""
     root = classes(tmp_path / "mnist", 2)

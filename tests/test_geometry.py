@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import geometry
+from data.geometry import Frame
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -36,12 +37,16 @@ def test_resizing_is_an_antialiased_triangle(channels: int, size: tuple[int, int
 
 
 def test_evaluation_keeps_the_middle() -> None:
-    """Quarters of an image: shrunk by two, its outer stripes fall away; what has the size stays."""
+    """Quarters of an image: shrunk by two, its outer stripes fall away; as a whole, it stays what it is."""
     image = np.zeros((8, 16, 1), np.uint8)
     image[:, 4:12] = 200  # the middle square of 8 x 8
-    assert (geometry.fit(image, (4, 4), 1.0)[:, 1:-1] == 200).all()
-    assert geometry.fit(image, (8, 16), 0.5) is image
-    assert (geometry.fit(image, (4, 4), 0.5) == 200).all()  # resized to 8 x 16, the middle 4 x 4
+    assert (geometry.fit(image, Frame((4, 4)))[:, 1:-1] == 200).all()
+    assert (geometry.fit(image, Frame((8, 16))) == image).all()
+    assert (geometry.fit(image, Frame((4, 4), 0.5)) == 200).all()  # resized to 8 x 16, the middle 4 x 4
+    assert (geometry.fit(image, Frame((8, 16), 0.5))[:, 1:-1] == 200).all()  # to 16 x 32
+    squeezed = geometry.fit(image, Frame((8, 8), fit="stretch"))  # to half its columns
+    assert (squeezed[:, [0, 7]] == 0).all()
+    assert (squeezed[:, 3:5] == 200).all()
 
 
 @pytest.mark.parametrize(
@@ -59,8 +64,8 @@ def test_evaluation_keeps_the_middle() -> None:
 def test_evaluation_covers_the_size(shape, size, share, resized, monkeypatch: pytest.MonkeyPatch) -> None:
     """The size between, as it is in torchvision; a size that is not square is covered too."""
     asked, resize = [], geometry.resize
-    monkeypatch.setattr(geometry, "resize", lambda image, size: asked.append(size) or resize(image, size))
-    assert geometry.fit(noise(*shape, 3), size, share).shape == (*size, 3)
+    monkeypatch.setattr(geometry, "resize", lambda image, size, how: asked.append(size) or resize(image, size, how))
+    assert geometry.fit(noise(*shape, 3), Frame(size, share)).shape == (*size, 3)
     assert asked == [resized]
 
 

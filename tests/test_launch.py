@@ -131,6 +131,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "size_for_the_model": ([*DIGITS, "--config.data.size=9"], "(9, 9, 1)"),
     "crop": ([*DIGITS, "--config.data.size=9", "--config.data.crop=2"], "'data.crop' must be above 0"),
     "crop_of_no_size": ([*DIGITS, "--config.data.crop=0.5"], "goes with data.size"),
+    "fit_of_no_size": ([*DIGITS, "--config.data.fit=stretch"], "'data.fit' = 'stretch' goes with data.size"),
+    "fit": ([*DIGITS, "--config.data.size=9", "--config.data.fit=stretched"], "did you mean 'stretch'"),
+    "resample": ([*DIGITS, "--config.data.resample=cubic"], "did you mean 'bicubic'"),
+    "resample_of_text": ([*TRAIN, "--config.data.resample=bicubic"], "holds no images"),
     "mixup_of_another_loss": (
         [*DIGITS, "--config.data.augment=mixup:1", "--config.loss=quadratic"],
         "mixup goes with the loss softmax only",

@@ -6,8 +6,9 @@ A detector's folder has Darknet's two files.
 import dataclasses
 import json
 import shutil
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ import models
 from data import tokenizer_writer
 from errors import UsageError
 from models import Model, published
-from train import begin, checkpoint, restored, run
+from train import begin, checkpoint, images, restored, run
 from train.host import Host
 from train.record import summary
 from train.setup import HOW, Config
@@ -91,7 +92,9 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
     try:
-        published.save_pretrained(model, opened.variables, part, **ids)
+        published.save_pretrained(
+            model, opened.variables, part, classes=_names(manifest, model), images=_pixels(cfg, model), **ids
+        )
         if ids:
             (part / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
         if made:
@@ -102,3 +105,17 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     more = " and its tokenizer" if made else ""
     without = "; its tokenizer, of words, has no form there" if tokenizer and not made else ""
     host.say(f"{opened.name}: {summary.parameters(model)}{more} in {to}{without}")
+
+
+def _names(manifest: dict[str, Any], model: Model) -> Sequence[str]:
+    """Of the classes that a network tells apart, where all are known."""
+    names = manifest.get("classes") or ()
+    return names if "classifier" in model.traits and len(names) == model.config.classes else ()
+
+
+def _pixels(cfg: Config, model: Model) -> dict[str, Any] | None:
+    """How images are made ready for a network that sees them."""
+    if model.module.INPUT != "image" or "detector" in model.traits:
+        return None
+    told = {name: cfg.data[name] for name in restored.PIXELS} | {"size": images.size_of(cfg)}
+    return {name: value for name, value in told.items() if value is not None}

@@ -7,12 +7,13 @@ import numpy as np
 
 from data import augment, boxed, mixing
 from data.detection import Scenes
-from data.geometry import Size
+from data.geometry import FITS, RESAMPLINGS, Size
 from data.kinds import Examples, Source
 from data.plan import Augment
-from errors import UsageError
+from errors import UsageError, unknown
 from train.update.losses import TASKS, Task
 
+FRAME = {"size": None, "crop": None, "fit": "cover", "resample": "bilinear"}  # knobs of how images take a size, unset
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 
 
@@ -25,8 +26,12 @@ def check_values(cfg: Config) -> None:
         raise UsageError(f"config key 'data.size' must be rows and columns of 1 or more, or None, not {data.size}")
     if data.crop is not None and not 0 < data.crop <= 1:
         raise UsageError(f"config key 'data.crop' must be above 0 and at most 1, or None, not {data.crop}")
-    if data.crop is not None and data.size is None:
-        raise UsageError(f"config key 'data.crop' = {data.crop} goes with data.size, which is None")
+    for name in ("crop", "fit"):
+        if data[name] != FRAME[name] and data.size is None:
+            raise UsageError(f"config key 'data.{name}' = {data[name]!r} goes with data.size, which is None")
+    for name, legal in (("fit", FITS), ("resample", RESAMPLINGS)):
+        if data[name] not in legal:
+            raise unknown(f"data.{name}", data[name], legal)
 
 
 def examined(cfg: Config, boxes: bool = False) -> Augment:
@@ -58,8 +63,8 @@ def seen(cfg: Config, example: Source) -> Source:
     Raises UsageError for knobs of images where there are none, and sizes or channels that do not fit them.
     """
     row = example.__getitems__([0]) if isinstance(example, Examples) else {}
-    for name in ("augment", "size", "crop"):
-        if "image" not in row and cfg.data[name] is not None:
+    for name, unset in {"augment": None, **FRAME}.items():
+        if "image" not in row and cfg.data[name] != unset:
             raise UsageError(f"config key 'data.{name}' = {cfg.data[name]!r}: {cfg.data.name!r} holds no images")
     if not isinstance(example, Examples):
         return example
@@ -80,12 +85,13 @@ def size_for_boxes(cfg: Config) -> Size:
         raise UsageError(
             f"config key 'data.size' is None: {cfg.data.name!r} holds images with boxes; give rows, columns"
         )
-    for name, plain in (("crop", None), ("mean", 0.0), ("deviation", 1.0)):
-        if cfg.data[name] != plain:
+    for name, unset in {**FRAME, "size": cfg.data.size, "mean": 0.0, "deviation": 1.0}.items():
+        if cfg.data[name] != unset:
             raise UsageError(f"config key 'data.{name}' = {cfg.data[name]}: images with boxes are whole, from 0 to 1")
     return size
 
 
 def _images(cfg: Config, operations: tuple[augment.Step, ...]) -> augment.Images:
     data = cfg.data
-    return augment.Images(cfg.seed, operations, data.mean, data.deviation, size_of(cfg), data.crop)
+    how = (data.mean, data.deviation, size_of(cfg), data.crop, data.fit, data.resample)
+    return augment.Images(cfg.seed, operations, *how)

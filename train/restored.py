@@ -1,5 +1,6 @@
 """Models that are there, of checkpoints or of folders of the Hugging Face hub, opened on any devices and measured."""
 
+import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from data.evaluation import Exam
 from data.kinds import Examples, Pairs, Source, Texts
 from errors import UsageError, unknown
 from models import Model, published
-from models.published import preprocessing
+from models.published import labels, preprocessing
 from train import begin, checkpoint, detection, evaluate, images, translation
 from train import questions as examiner
 from train.host import Host
@@ -24,6 +25,7 @@ from train.setup import PRECISIONS, Config, Setup, exam_of, how_of, load_source,
 from train.update import losses, optim, step
 
 OWN = "own"  # `data.tokenizer` where it is the folder's
+PIXELS = ("size", "crop", "fit", "resample", "mean", "deviation")  # knobs of `data` that a folder of the hub may tell
 SIDE = 224  # pixels, of an image for a network that takes any size
 
 
@@ -93,6 +95,7 @@ def open_published(
     have, told = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
     if 0 < told < have:
         host.say(f"classes {cfg.data.name} has {told}, which are taken for the first of the network's {have}")
+    _hold_classes(folder, cfg.data.name, setup.names, host)
     found = published.find(model, folder)
     found.check()
     host.say(f"{folder}: {model.family}, {summary.parameters(model)}; {found.told}")
@@ -108,12 +111,26 @@ def fields_of(cfg: Config) -> dict[str, Any]:
 def _take_pixels(cfg: Config, folder: str, model: Model, host: Host, given: Container[str]) -> None:
     """Take how images are made ready from a folder, but for what the user has given; say what holds."""
     told = {"size": model.config.inputs[:2]} if "detector" in model.traits else preprocessing.of_folder(folder)
-    for name in ("mean", "deviation", "size", "crop"):
+    for name in PIXELS:
         if name in told and f"data.{name}" not in given:
             with cfg.unlocked(), cfg.ignore_type():
                 cfg.data[name] = told[name]
-    held = ", ".join(f"data.{name} = {cfg.data[name]}" for name in ("size", "crop", "mean", "deviation"))
+    held = ", ".join(f"data.{name} = {cfg.data[name]}" for name in PIXELS)
     host.say(f"images  {held}{'' if told else f' ({folder} does not say how they were made ready)'}")
+
+
+def _hold_classes(folder: str, data: str, ours: tuple[str, ...] | None, host: Host) -> None:
+    """Say where a folder calls its classes otherwise than the data do. Raises UsageError where their order differs."""
+    theirs = labels.read(folder)
+    if not theirs or not ours:
+        return
+    plain = [[re.sub(r"[\W_]+", " ", name).strip().lower() for name in names] for names in (theirs, ours)]
+    if plain[0][: len(ours)] == plain[1]:
+        return
+    shown = [", ".join(names[:4]) + (", …" if len(names) > 4 else "") for names in (theirs, ours)]
+    if set(plain[1]) <= set(plain[0]):
+        raise UsageError(f"{folder} has the classes {shown[0]}; {data!r} has them in another order, {shown[1]}")
+    host.say(f"classes the network's are called {shown[0]}, those of {data} {shown[1]}: taken by their order")
 
 
 def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None, ignore: Iterable[str] = ()) -> Opened:

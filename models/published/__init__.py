@@ -6,7 +6,7 @@ How each family's lie there, models/published/layouts.py says. Nothing is unpick
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ import numpy as np
 
 import models
 from errors import UsageError, unknown
-from models.published import beside, darknet, npz, weights
+from models.published import beside, darknet, labels, npz, preprocessing, weights
 from models.published.finding import STATS, Found, find, leaves
 from models.published.layout import Keys, Row
 from models.published.layouts import LAYOUTS, TYPES, dialects, folder_layout, layout_of
@@ -141,12 +141,20 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
 
 
 def save_pretrained(
-    model: models.Model, variables: Any, directory: str | Path, *, dialect: str | None = None, **keys: Any
+    model: models.Model,
+    variables: Any,
+    directory: str | Path,
+    *,
+    dialect: str | None = None,
+    classes: Sequence[str] = (),
+    images: dict[str, Any] | None = None,
+    **keys: Any,
 ) -> None:
     """Write a folder as the Hugging Face hub has it, which `transformers` loads, or of family yolo Darknet's files.
 
-    `dialect` names a layout other than the first of the family's that has a place there. `keys` are further ones of
-    config.json, as eos_token_id=2.
+    `dialect` names a layout other than the first of the family's that has a place there. `classes` are the names of the
+    classes; `images` says how images were made ready, as preprocessing.of_folder does. `keys` are further ones of
+    config.json, as eos_token_id=2. Darknet's files have no place for these.
     Raises UsageError for a family or a Config that has no place there, and for a folder that holds a model already.
     """
     layout, folder = folder_layout(model.family, dialect), Path(directory)
@@ -162,8 +170,12 @@ def save_pretrained(
         return
     settings, tensors = layout.config(model.config), _tensors(model, variables, layout)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}
-    settings |= {"torch_dtype": min(dtypes), **keys}
+    settings |= {"torch_dtype": min(dtypes), **labels.keys(settings, classes)}
     folder.mkdir(parents=True, exist_ok=True)
+    if images is not None:
+        channels = int(np.atleast_1d(model.config.inputs)[-1])
+        settings |= preprocessing.write(folder, images, channels, timm="architecture" in settings)
+    settings |= keys
     write(folder, {name: size for name, (size, _) in tensors.items()}, lambda name: tensors[name][1]())
     part = folder / "config.json.part"
     part.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

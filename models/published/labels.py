@@ -1,0 +1,32 @@
+"""The names of a network's classes, as a folder's config.json tells them: the hub's id2label, or timm's label_names."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def read(folder: str | Path) -> tuple[str, ...] | None:
+    """The names by the class's number; None where the folder tells none, or only LABEL_0 and so on."""
+    file = Path(folder) / "config.json"
+    told = json.loads(file.read_text()) if file.is_file() else {}
+    names = told.get("id2label", told.get("label_names"))
+    if isinstance(names, dict):
+        names = [names.get(str(i)) for i in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return None
+    return None if names == unnamed(len(names)) else tuple(names)
+
+
+def unnamed(count: int) -> list[str]:
+    """What the hub calls classes without names."""
+    return [f"LABEL_{i}" for i in range(count)]
+
+
+def keys(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What names become in a config.json of these settings; {} where it has no place for them."""
+    if not names:
+        return {}
+    if "id2label" in settings:
+        return {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
+    return {"label_names": list(names)} if "num_classes" in settings else {}
