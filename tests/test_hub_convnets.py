@@ -13,6 +13,7 @@ import pytest
 import models
 from errors import UsageError
 from models import published
+from models.published import labels, preprocessing
 from models.spec import flatten
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
@@ -290,12 +291,18 @@ def test_folders_of_resnets_are_strict_both_ways(seed: int, tmp_path: Path) -> N
     module = random_resnet(seed)
     strict_both_ways(module, models.load_pretrained(write(module, tmp_path / "first", None))[0], tmp_path, None)
     model, variables = models.load_pretrained(tmp_path / "first")
-    models.save_pretrained(model, variables, tmp_path / "ours")
+    names = [f"kind {i}" for i in range(model.config.classes)]
+    models.save_pretrained(model, variables, tmp_path / "ours", classes=names)
+    with pytest.raises(UsageError, match=r"classes = \['one'\] are 1 names; the network tells \d+ apart"):
+        models.save_pretrained(model, variables, tmp_path / "not", classes=["one"])
     theirs, told = transformers.ResNetForImageClassification.from_pretrained(
         tmp_path / "ours", output_loading_info=True
     )
     assert not any(told[k] for k in ("unexpected_keys", "mismatched_keys"))
     assert all(name.endswith("num_batches_tracked") for name in told["missing_keys"])
+    assert [theirs.config.id2label[i] for i in range(len(names))] == names
+    assert tuple(names) == labels.read(tmp_path / "ours")
+    assert labels.read(tmp_path / "first") is None
     image = np.random.default_rng(seed).normal(size=(2, 32, 32, model.config.inputs)).astype(np.float32)
     with torch.no_grad():
         want = theirs.eval()(torch.tensor(image.transpose(0, 3, 1, 2))).logits
@@ -359,8 +366,11 @@ def test_a_folder_of_timm(family: str, size: str, made: Any, tmp_path: Path) -> 
     image = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
         assert_close(model.predict(variables, image), module(torch.tensor(image.transpose(0, 3, 1, 2))))
-    models.save_pretrained(model, variables, tmp_path / "ours", dialect="timm")
+    names, images = ("eel", "ant", "bee"), {"size": (64, 48), "fit": "stretch", "resample": "box", "crop": 0.9}
+    models.save_pretrained(model, variables, tmp_path / "ours", dialect="timm", classes=names, images=images)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["architecture"] == size
+    assert labels.read(tmp_path / "ours") == names
+    assert preprocessing.of_folder(tmp_path / "ours").items() >= images.items()
     assert models.load_pretrained(tmp_path / "ours")[0] == model
 
 

@@ -34,7 +34,7 @@ FORMS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {**HALF, "size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}},
         {**MOMENTS, "size": (224, 224), "crop": 0.875, "fit": "cover", "resample": "bilinear"},
     ),
-    (FILE, {"image_mean": [255.0], "image_std": [51.0], "do_rescale": False}, {"mean": (1.0,), "deviation": (0.2,)}),
+    (FILE, {"image_mean": 255, "image_std": [51.0], "do_rescale": False}, {"mean": (1.0,), "deviation": (0.2,)}),
     (FILE, {"do_normalize": False, "rescale_factor": 2 / 255}, {"mean": (0.0,), "deviation": (0.5,)}),
     (FILE, {**HALF, "rescale_factor": 0.00392156862745098}, MOMENTS),
     (FILE, {**HALF, "do_normalize": False, "do_resize": False, "size": 224}, {}),

@@ -155,9 +155,12 @@ def save_pretrained(
     `dialect` names a layout other than the first of the family's that has a place there. `classes` are the names of the
     classes; `images` says how images were made ready, as preprocessing.of_folder does. `keys` are further ones of
     config.json, as eos_token_id=2. Darknet's files have no place for these.
-    Raises UsageError for a family or a Config that has no place there, and for a folder that holds a model already.
+    Raises UsageError for a family or a Config that has no place there, for a folder that holds a model already, and for
+    names of another number of classes.
     """
     layout, folder = folder_layout(model.family, dialect), Path(directory)
+    if classes and len(classes) != (count := getattr(model.config, "classes", 0)):
+        raise UsageError(f"classes = {[*classes]} are {len(classes)} names; the network tells {count} apart")
     forms = (f"*{SUFFIX}", f"*{darknet.CFG}", f"*{weights.SUFFIX}")
     held = [f.name for name in ("config.json", INDEX, *forms) for f in folder.glob(name)]
     if held:

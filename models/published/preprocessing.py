@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from errors import UsageError
@@ -93,10 +94,7 @@ def _timm_keys(told: dict[str, Any], channels: int) -> dict[str, Any]:
 
 def _each(given: Any, channels: int) -> list[float]:
     """One number a channel."""
-    several = isinstance(given, tuple | list)
-    return (
-        [float(x) for x in given] if several and len(given) > 1 else [float(given[0] if several else given)] * channels
-    )
+    return [float(x) for x in np.broadcast_to(np.asarray(given, float), (channels,))]
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -112,7 +110,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _of_hub(told: dict[str, Any]) -> dict[str, Any]:
-    mean, deviation = told.get("image_mean"), told.get("image_std")
+    mean, deviation = (_listed(told.get(key)) for key in ("image_mean", "image_std"))
     if not told.get("do_normalize", True):
         mean, deviation = None, None
     scale = 255 * (told.get("rescale_factor") or 1 / 255) if told.get("do_rescale", True) else 255.0
@@ -160,9 +158,14 @@ def _cropped(share: Any, fit: str) -> dict[str, Any]:
 
 
 def _moments(mean: Any, deviation: Any) -> dict[str, Any]:
-    pairs = (("mean", mean), ("deviation", deviation))
-    lists = {name: [given] if isinstance(given, int | float) else given for name, given in pairs}
-    return {name: tuple(map(float, given)) for name, given in lists.items() if isinstance(given, list) and given}
+    pairs = (("mean", _listed(mean)), ("deviation", _listed(deviation)))
+    return {name: tuple(map(float, given)) for name, given in pairs if given}
+
+
+def _listed(given: Any) -> list[float] | None:
+    """Numbers, of which a file may hold a single one; None for what is none."""
+    given = [given] if isinstance(given, int | float) else given
+    return given if isinstance(given, list) and all(isinstance(x, int | float) for x in given) else None
 
 
 def _plane(size: Any) -> tuple[int, int] | None:
