@@ -57,6 +57,22 @@ def test_a_translator(
 
 
 @pytest.mark.slow
+def test_a_mixture_of_pairs_has_rows_of_one_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (texts(tmp_path / name) for name in ("first", "second"))
+    lines = (second / "train.en").read_text().splitlines()
+    (second / "train.en").write_text("\n".join([lines[0] * 5, *lines[1:]]) + "\n")
+    args = [
+        *("train", f"--workdir={tmp_path}/w", "--config=configs/transformer.py:multi30k", "--config.train.steps=1"),
+        *(f"--config.data.name={first},{second}", "--config.data.vocab=290", "--config.eval.split=test"),
+        *("--config.train.batch=16", "--config.schedule.warmup=0", "--config.model.width=32", "--config.model.depth=1"),
+    ]
+    assert launch.main([*args, "--config.data.length=None"]) == 2
+    assert "give the tokens of a row, as 64" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+    assert launch.main([*args, "--config.data.length=40"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From a folder of COCO's; notes, mAP and each class's are told, alike in training and after it."""
     root = tmp_path / "set"

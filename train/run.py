@@ -94,6 +94,11 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     if len(kinds) > 1:
         what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(kinds, key=str))
         raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of one kind: it has {what}")
+    if len(corpora) > 1 and cfg.data.length is None and any(isinstance(source, Pairs) for source in corpora):
+        raise UsageError(
+            f"config key 'data.length' = None gives each of {cfg.data.name!r} rows of its own length; "
+            f"give the tokens of a row, as {setup.context}"
+        )
     most = max((source.most for source in corpora if isinstance(source, Scenes)), default=0)
     corpora = [source.limited(most) if isinstance(source, Scenes) else source for source in corpora]
     if cfg.train.carry and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
