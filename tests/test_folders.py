@@ -10,11 +10,14 @@ import pytest
 from PIL import Image
 
 import launch
+from configs import base, resnet
 from data import augment, folders, image_files, loader, mixing, sources
 from data import prepared as prepared_sets
 from data.kinds import Examples, Texts
 from data.plan import ExampleCorpus, Phase, Plan
 from errors import UsageError
+from tests.runs import host
+from train import setup
 
 
 def save(path: Path, size: tuple[int, int] = (8, 6), mode: str = "RGB", level: int = 90, **how: Any) -> Path:
@@ -353,3 +356,14 @@ def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "data    pets (33 examples), split train; held out: test (3)" in capsys.readouterr().out
     assert launch.main(["eval", f"--workdir={tmp_path}/w"]) == 0
     assert "3 examples in 3 clusters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("more", "classes_"), [({}, 3), ({"classes": 7}, 7)])
+def test_a_published_size_takes_the_classes_of_the_data(more: dict[str, int], classes_: int, tmp_path: Path) -> None:
+    """CIFAR's ten are the size's own; what the config says goes before both."""
+    source = sources.load(str(classes(tmp_path / "pets", 3)), "train")
+    cfg = base.config("fashion", resnet.CONFIGS, resnet.ABLATIONS)
+    with cfg.unlocked():
+        cfg.data.update(size=(16, 16), mean=0.5, deviation=0.5)
+        cfg.model.update(more)
+    assert setup.set_up(cfg, host(), source, None).model.config.classes == classes_

@@ -227,7 +227,7 @@ def _facts(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer |
 
 
 def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
-    """The model, with what the data and the precision say where neither config nor size does."""
+    """The model, with what data and precision say where neither config nor size does; classes by the data before a size."""
     family = cfg.model.family
     if family not in models.FAMILIES:
         raise unknown("family", family, models.FAMILIES)
@@ -240,7 +240,7 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
             raise UsageError(f"config key 'model.{name}' is set by train.{'precision' if name == 'compute' else name}")
     if isinstance(example, Examples) and hasattr(module, "fit"):
         defaults = {**defaults, **module.fit(example.shapes)}
-    given = {*fields, *module.SIZES.get(cfg.model.size, {})}
+    given = {*fields, *module.SIZES.get(cfg.model.size, {})} - ({"classes"} - {*fields})
     return models.build(
         family, cfg.model.size, **fields, **{k: v for k, v in defaults.items() if k in known and k not in given}
     )
