@@ -55,7 +55,7 @@ KNOBS: dict[str, Knob] = {
         None,
         "float | None",
         "identity",
-        "share of a resized image's side that is kept; None is 1, but 0.875 where sizes vary and are covered",
+        "share of a resized image's side that is kept, often 0.875 of photos; None is all of it",
     ),
     "data.fit": Knob(
         "cover",

@@ -93,8 +93,8 @@ FORMS = {
 class Images:
     """Gives images their size, does the operations, which are of training only, and normalises.
 
-    `crop` is the share of an image's sides that is kept where it is resized as a whole; None is all of it, but 0.875
-    where sizes vary in a set and are covered. `fit` and `resample` are those of geometry.Frame.
+    `crop` is the share of an image's sides that is kept where it is resized as a whole; None is all of it. `fit` and
+    `resample` are those of geometry.Frame.
     """
 
     seed: int = 0
@@ -118,8 +118,7 @@ class Images:
         if differ and self.size is None:
             raise UsageError("the images have different sizes: set data.size, as 224 or (rows, columns)")
         if differ or self.operations or self.crop or self.size not in (None, images.shape[1:3]):
-            share = self.crop or (0.875 if differ and self.fit == "cover" else 1.0)
-            images = np.stack([self._one(i, step, int(r), share) for i, r in zip(images, rows, strict=True)])
+            images = np.stack([self._one(i, step, int(r)) for i, r in zip(images, rows, strict=True)])
         found = images.astype(np.float32, order="C")
         count, y, x, channels = found.shape
         lines = found.reshape(count, y, x * channels)  # numpy is slow on dims of 3
@@ -128,9 +127,9 @@ class Images:
         lines /= np.resize(self._of_channels("deviation", channels), x * channels)
         return {**batch, "image": found}
 
-    def _one(self, image: Pixels, step: int, row: int, share: float) -> Pixels:
+    def _one(self, image: Pixels, step: int, row: int) -> Pixels:
         draw = generator(self.seed, step, row)
-        frame = Frame(self.size or image.shape[:2], share, self.fit, self.resample)
+        frame = Frame(self.size or image.shape[:2], self.crop or 1.0, self.fit, self.resample)
         if all(name != "random_resized_crop" for name, *_ in self.operations):
             image = geometry.fit(image, frame)
         for name, *numbers in self.operations:

@@ -15,7 +15,25 @@ from data.image_files import damaged, decode, identity, opened
 from data.kinds import Examples, Fields, Pixels, of_any_size
 from errors import UsageError, unknown
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+UNREAD = (  # of pictures too, which Pillow reads not everywhere, or not at all
+    *(
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".tga",
+        ".psd",
+        ".exr",
+        ".dcm",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+    ),
+)
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
 GREY = ("1", "L", "LA")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
@@ -52,8 +70,8 @@ def is_image(path: str) -> bool:
 
 def load(name: str, split: str) -> Examples:
     """The images of a split with their classes. Raises UsageError for what cannot be read, no classes, or no image."""
-    files, others = _files(name)
-    folder = _sorted_out(name, files, others)
+    files = _files(name)
+    folder = _sorted_out(name, files)
     if split not in folder.splits:
         raise unknown(f"split of {name}", split, folder.splits)
     groups = [folder.splits[split].get(c, []) for c in folder.names]
@@ -70,7 +88,7 @@ def load(name: str, split: str) -> Examples:
 
 def splits_of(name: str) -> tuple[str, ...]:
     """The splits of a folder: its own, or where it has class folders only `train` and `test`."""
-    return tuple(_sorted_out(name, *_files(name)).splits)
+    return tuple(_sorted_out(name, _files(name)).splits)
 
 
 @dataclass(frozen=True)
@@ -95,28 +113,30 @@ class Reading:
         return image
 
 
-def _files(root: str) -> tuple[tuple[File, ...], tuple[str, ...]]:
-    """The images below a folder, and the paths of what is none."""
-    found, others = [], []
+def _files(root: str) -> tuple[File, ...]:
+    """The images below a folder. Raises UsageError for pictures of a form that is not read, which would be missed."""
+    found, unread = [], []
     for path in walk(root):
-        name = Path(path).relative_to(root).as_posix()
+        if path.lower().endswith(UNREAD):
+            unread.append(path)
         if not is_image(path):
-            others.append(name)
             continue
         try:
             status = os.stat(path)
         except OSError as error:  # a link to nowhere
             raise damaged(path, error) from None
-        found.append(File(name, status.st_size, status.st_mtime_ns))
-    return tuple(found), tuple(others)
+        found.append(File(Path(path).relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
+    if unread:
+        more = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
+        raise UsageError(f"{unread[0]}{more} cannot be read as an image; convert to one of {', '.join(ENDINGS)}")
+    return tuple(found)
 
 
-def _sorted_out(root: str, files: tuple[File, ...], others: tuple[str, ...]) -> Folder:
+def _sorted_out(root: str, files: tuple[File, ...]) -> Folder:
     """Files by split and class.
 
     Where no folder is named as a split, the last tenth of each class's files by name is the split `test`: one at least,
-    if the class has two. Raises UsageError where there are no class folders, some beside those of splits, or one that
-    holds other files only.
+    if the class has two. Raises UsageError where there are no class folders, or some beside those of splits.
     """
     parts = {f: f.path.split("/") for f in files}
     apart = any(len(p) > 2 and p[0].lower() in SPLITS for p in parts.values())
@@ -132,14 +152,6 @@ def _sorted_out(root: str, files: tuple[File, ...], others: tuple[str, ...]) -> 
             classes[p[0].lower()][p[1]].append(f)
         elif not apart and len(p) > 1:
             classes["train"][p[0]].append(f)
-    for p in (path.split("/") for path in others):
-        if len(p) == 2 + apart and (not apart or p[0].lower() in SPLITS):
-            split, c = (p[0].lower(), p[1]) if apart else ("train", p[0])
-            if c not in classes.get(split, {}):
-                raise UsageError(
-                    f"{root}: the folder {'/'.join(p[:-1])} holds {p[-1]}, but no image that is read, which end in "
-                    f"{', '.join(ENDINGS)}; convert them, or take the folder away"
-                )
     names = sorted({c for split in classes.values() for c in split})
     if not names or {name.lower() for name in names} <= set(SPLITS):
         raise UsageError(f"{root} holds images, but none in class folders: put each in a folder named as its class")

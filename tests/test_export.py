@@ -232,45 +232,51 @@ def test_a_classifier_goes_out_too(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_a_network_that_sees_goes_out_with_its_classes_and_pixels(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("fit", ["cover", "stretch"])
+def test_a_network_that_sees_goes_out_with_its_classes_and_pixels(fit: str, tmp_path: Path, capsys) -> None:
     """Names, size and moments, so that the folder is measured as the run was; other orders of classes are refused."""
     folder = tmp_path / "photos"
     draw = np.random.default_rng(0)
     for name in ("Cat", "dog", "eel"):
         (folder / name).mkdir(parents=True)
         for i in range(20):
-            pixels = draw.integers(0, 256, (draw.integers(9, 20), draw.integers(9, 20), 3)).astype(np.uint8)
+            pixels = draw.integers(0, 256, (*draw.integers(9, 20, 2), 3)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    data = [f"--config.data.name={folder}", "--config.eval.batch=4", "--config.log.table=false"]
-    fields = (
-        "size=None",
-        "inputs=(12, 12, 3)",
-        "patch=4",
-        "width=16",
-        "depth=1",
-        "heads=2",
-        "pool=first",
-        "class_token=true",
-        "position=learned",
-    )
-    knobs = ("data.size=12", "data.fit=stretch", "data.resample=bicubic", "data.mean=0.4", "data.deviation=0.3")
-    more = [*(f"--config.model.{f}" for f in fields), *(f"--config.{k}" for k in knobs)]
-    more += ["--config.train.batch=8", "--config.train.steps=2", "--config.schedule.warmup=0"]
-    run = ["train", "--config=configs/vit.py:fashion", f"--workdir={tmp_path}/W", *data, *more]
-    assert launch.main([*run, "--config.data.augment=None"]) == 0
+    fields = {"size": None, "inputs": (12, 12, 3), "patch": 4, "width": 16, "depth": 1, "heads": 2}
+    fields |= {"pool": "first", "class_token": True, "position": "learned"}
+    knobs = {
+        "name": folder,
+        "size": 12,
+        "fit": fit,
+        "resample": "bicubic",
+        "mean": 0.4,
+        "deviation": 0.3,
+        "augment": None,
+    }
+    run = ["train", "--config=configs/vit.py:fashion", f"--workdir={tmp_path}/W", "--config.log.table=false"]
+    run += [f"--config.model.{name}={value}" for name, value in fields.items()]
+    run += [f"--config.data.{name}={value}" for name, value in knobs.items()]
+    run += ["--config.train.batch=8", "--config.train.steps=2", "--config.schedule.warmup=0", "--config.eval.batch=4"]
+    assert launch.main(run) == 0
     before = said(capsys, "eval", f"--workdir={tmp_path}/W")
     said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
-    assert labels.read(tmp_path / "H") == ("Cat", "dog", "eel")
-    hub = ["eval", f"--from={tmp_path}/H", f"--dataset={folder}", "--config.eval.batch=4"]
-    after = said(capsys, *hub)
-    assert "data.fit = stretch, data.resample = bicubic, data.mean = (0.4, 0.4, 0.4)" in after
-    assert "by their order" not in after
-    scores = [text.split(", test: ")[1].split("examples in")[0] for text in (before, after)]
-    assert scores[0] == scores[1]
-    (folder / "Cat").rename(folder / "newt")
-    assert "are called Cat, dog, eel, those of" in said(capsys, *hub)
-    (folder / "newt").rename(folder / "_cat")
+    said(capsys, "convert", f"--from={tmp_path}/H", f"--workdir={tmp_path}/V")
+    said(capsys, "convert", f"--workdir={tmp_path}/V", f"--to={tmp_path}/G")
+    assert (tmp_path / "G" / "preprocessor_config.json").read_text() == (
+        tmp_path / "H" / "preprocessor_config.json"
+    ).read_text()
+    assert labels.read(tmp_path / "H") == labels.read(tmp_path / "G") == ("Cat", "dog", "eel")
+    data = [f"--dataset={folder}", "--config.eval.batch=4"]
+    folders = ["eval", f"--from={tmp_path}/H", *data], ["eval", f"--workdir={tmp_path}/V", *data]
+    after = [said(capsys, *args) for args in folders]
+    assert f"data.fit = {fit}, data.resample = bicubic, data.mean = (0.4, 0.4, 0.4)" in after[0]
+    scores = [text.split(", test: ")[1].split("examples in")[0] for text in (before, *after)]
+    assert scores[0] == scores[1] == scores[2]
+    (folder / "Cat").rename(folder / "Ant")
+    for args in folders:
+        assert "are called Cat, dog, eel, those of" in said(capsys, *args)
+    (folder / "Ant").rename(folder / "_cat")
     (folder / "eel").rename(folder / "Eel")  # before dog now
-    assert launch.main(hub) == 2
-    assert "has the classes Cat, dog, eel" in (told := capsys.readouterr().err)
-    assert "in another order, Eel, _cat, dog" in told
+    for args in (*folders, ["eval", f"--workdir={tmp_path}/W", *data]):
+        assert launch.main(args) == 2
+        assert "Eel, _cat, dog: a class is known by its place" in capsys.readouterr().err

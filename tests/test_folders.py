@@ -125,21 +125,18 @@ def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
     assert len(sources.load(str(root), "train")) == 6
 
 
-@pytest.mark.parametrize("split", ["", "Train", "val"])
-def test_a_class_of_no_image_that_is_read_is_refused(split: str, tmp_path: Path) -> None:
-    """As photos of a telephone: the class would vanish from a split, and other labels would move."""
+@pytest.mark.parametrize("where", ["fox", "fox/raw", "cat"])
+def test_pictures_that_are_not_read_are_refused(where: str, tmp_path: Path) -> None:
+    """As those of a telephone: a class would vanish and other labels move, or half of one be missed; notes are none."""
     root = classes(tmp_path / "pets", 3)
-    if split:
-        classes(tmp_path / "of" / "Train", 3), classes(tmp_path / "of" / "val", 3)
-        root = tmp_path / "of"
-    where = root / split / "fox"
-    where.mkdir(parents=True)
-    assert len(sources.load(str(root), "train").names) == 3  # an empty folder is none
-    (where / "a.heic").write_bytes(b"")
-    with pytest.raises(UsageError, match=rf"the folder {Path(split, 'fox').as_posix()} holds a\.heic, but no image"):
-        sources.load(str(root), "train")
-    save(where / "b.png")
-    assert "fox" in sources.load(str(root), "train").names
+    (root / where).mkdir(parents=True, exist_ok=True)
+    (root / "notes").mkdir()
+    (root / "notes" / "list.csv").write_text("a,b")
+    assert sources.load(str(root), "train").names == ("cat", "dog", "eel")
+    for name in ("a.HEIC", "b.heic", "c.png"):
+        save(root / where / name, format="PNG")
+    with pytest.raises(UsageError, match=rf"{where}/a\.HEIC and 1 more cannot be read as an image; convert to one of"):
+        sources.load(str(root), "test")
 
 
 def test_a_folder_is_what_it_holds_more_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import models
 from data import tokenizer_writer
 from errors import UsageError
 from models import Model, published
+from models.published import labels, preprocessing
 from train import begin, checkpoint, images, restored, run
 from train.host import Host
 from train.record import summary
@@ -56,7 +57,8 @@ def take_in(
     state = {**jax.device_put(zero, setup.place.whole), **opened.variables}
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
     origin = begin.Origin(0, (begin.first_phase(setup.cfg),))
-    store.save(state, run.manifest_of(setup, 0, origin, [], None), setup.description)
+    told = dataclasses.replace(setup, names=labels.read(folder))
+    store.save(state, run.manifest_of(told, 0, origin, [], None), setup.description)
     store.close()
     host.say(f"checkpoint 0 in {workdir}/checkpoints; to train from it: --config.init_from={workdir}")
 
@@ -92,9 +94,11 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
     try:
+        pixels = _pixels(cfg, model) or {}
         published.save_pretrained(
-            model, opened.variables, part, classes=_names(manifest, model), images=_pixels(cfg, model), **ids
+            model, opened.variables, part, classes=_names(manifest, model), images=pixels or None, **ids
         )
+        sized = preprocessing.has_form(pixels) or not (part / preprocessing.FILE).exists()
         if ids:
             (part / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
         if made:
@@ -104,6 +108,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
         shutil.rmtree(part, ignore_errors=True)
     more = " and its tokenizer" if made else ""
     without = "; its tokenizer, of words, has no form there" if tokenizer and not made else ""
+    without += "" if sized else f"; a size of {pixels['size']} that is covered has no form there"
     host.say(f"{opened.name}: {summary.parameters(model)}{more} in {to}{without}")
 
 

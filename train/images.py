@@ -87,7 +87,9 @@ def size_for_boxes(cfg: Config) -> Size:
         )
     for name, unset in {**FRAME, "size": cfg.data.size, "mean": 0.0, "deviation": 1.0}.items():
         if cfg.data[name] != unset:
-            raise UsageError(f"config key 'data.{name}' = {cfg.data[name]}: images with boxes are whole, from 0 to 1")
+            raise UsageError(
+                f"config key 'data.{name}' = {cfg.data[name]}: images with boxes are whole, from 0 to 1, and bilinear"
+            )
     return size
 
 

@@ -1,7 +1,7 @@
 """Models that are there, of checkpoints or of folders of the Hugging Face hub, opened on any devices and measured."""
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,9 +57,7 @@ def open_checkpoint(
     """A checkpoint on devices (all where None), for the kind of an example's data."""
     setup = set_up(cfg, host, example, checkpoint.load_tokenizer(workdir, n), devices)
     known = checkpoint.load_manifest(workdir, n).get("classes")
-    if known and setup.names and tuple(known) != setup.names:
-        theirs, ours = (", ".join(names[:4]) + (", …" if len(names) > 4 else "") for names in (known, setup.names))
-        raise UsageError(f"{workdir} tells the classes {theirs}; {cfg.data.name!r} has {ours}")
+    _hold_classes(workdir, known, setup, host, exactly="classes" not in cfg.model)  # told there by a network's folder
     return Opened(
         f"checkpoint {n:,} of {workdir}", setup, step.views(restore_state(setup, workdir, n), setup.cfg.optim)
     )
@@ -95,7 +93,7 @@ def open_published(
     have, told = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
     if 0 < told < have:
         host.say(f"classes {cfg.data.name} has {told}, which are taken for the first of the network's {have}")
-    _hold_classes(folder, cfg.data.name, setup.names, host)
+    _hold_classes(folder, labels.read(folder), setup, host)
     found = published.find(model, folder)
     found.check()
     host.say(f"{folder}: {model.family}, {summary.parameters(model)}; {found.told}")
@@ -110,27 +108,42 @@ def fields_of(cfg: Config) -> dict[str, Any]:
 
 def _take_pixels(cfg: Config, folder: str, model: Model, host: Host, given: Container[str]) -> None:
     """Take how images are made ready from a folder, but for what the user has given; say what holds."""
-    told = {"size": model.config.inputs[:2]} if "detector" in model.traits else preprocessing.of_folder(folder)
-    for name in PIXELS:
-        if name in told and f"data.{name}" not in given:
+    told = {} if "detector" in model.traits else preprocessing.of_folder(folder)
+    names = ("size",) if "detector" in model.traits else PIXELS
+    inputs = getattr(model.config, "inputs", None)
+    fixed = {"size": inputs[:2]} if isinstance(inputs, tuple) else {}
+    whole = "data.size" in given and cfg.data.size is None
+    for name, value in {**fixed, **told}.items():
+        if f"data.{name}" not in given and not (whole and name in images.FRAME):
             with cfg.unlocked(), cfg.ignore_type():
-                cfg.data[name] = told[name]
-    held = ", ".join(f"data.{name} = {cfg.data[name]}" for name in PIXELS)
+                cfg.data[name] = value
+    held = ", ".join(f"data.{name} = {cfg.data[name]}" for name in names)
     host.say(f"images  {held}{'' if told else f' ({folder} does not say how they were made ready)'}")
 
 
-def _hold_classes(folder: str, data: str, ours: tuple[str, ...] | None, host: Host) -> None:
-    """Say where a folder calls its classes otherwise than the data do. Raises UsageError where their order differs."""
-    theirs = labels.read(folder)
-    if not theirs or not ours:
+def _hold_classes(where: str, theirs: Sequence[str] | None, setup: Setup, host: Host, *, exactly: bool = False) -> None:
+    """Say where a network's classes have other names than the data's; case and signs do not count.
+
+    Raises UsageError where one of the names stands in another place, and for any difference where `exactly`.
+    """
+    if not theirs or not setup.names:
         return
-    plain = [[re.sub(r"[\W_]+", " ", name).strip().lower() for name in names] for names in (theirs, ours)]
-    if plain[0][: len(ours)] == plain[1]:
+    told, ours = _plain(theirs), _plain(setup.names)
+    if (told if exactly else told[: len(ours)]) == ours:
         return
-    shown = [", ".join(names[:4]) + (", …" if len(names) > 4 else "") for names in (theirs, ours)]
-    if set(plain[1]) <= set(plain[0]):
-        raise UsageError(f"{folder} has the classes {shown[0]}; {data!r} has them in another order, {shown[1]}")
-    host.say(f"classes the network's are called {shown[0]}, those of {data} {shown[1]}: taken by their order")
+    shown = [", ".join(names[:4]) + (", …" if len(names) > 4 else "") for names in (theirs, setup.names)]
+    data = setup.cfg.data.name
+    if exactly or any(name in told and told[: i + 1][i:] != [name] for i, name in enumerate(ours)):
+        raise UsageError(
+            f"{where} tells the classes {shown[0]}; {data!r} has {shown[1]}: a class is known by its place"
+        )
+    host.say(f"classes the network's are called {shown[0]}, those of {data} {shown[1]}: taken by their places")
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """Names to be compared: letters and digits, where these still tell them apart."""
+    plain = [re.sub(r"[\W_]+", " ", name).strip().lower() for name in names]
+    return plain if all(plain) and len(set(plain)) == len(plain) else list(names)
 
 
 def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None, ignore: Iterable[str] = ()) -> Opened:

@@ -227,7 +227,10 @@ def _facts(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer |
 
 
 def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
-    """The model, with what data and precision say where neither config nor size does; classes by the data before a size."""
+    """The model, with what the data and the precision say where neither config nor size does.
+
+    Classes are the data's where the config has none: those of a size are of the data that it was published for.
+    """
     family = cfg.model.family
     if family not in models.FAMILIES:
         raise unknown("family", family, models.FAMILIES)

@@ -177,7 +177,10 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     if images is not None:
         channels = int(np.atleast_1d(model.config.inputs)[-1])
-        settings |= preprocessing.write(folder, images, channels, timm="architecture" in settings)
+        if "architecture" in settings:
+            settings |= preprocessing.timm_keys(images, channels)
+        else:
+            preprocessing.write(folder, images, channels)
     settings |= keys
     write(folder, {name: size for name, (size, _) in tensors.items()}, lambda name: tensors[name][1]())
     part = folder / "config.json.part"

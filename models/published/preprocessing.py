@@ -1,13 +1,13 @@
 """How images were made ready for a published network, as its folder says: preprocessor_config.json, or timm's own.
 
-Each image processor of the hub has settings of its own where the file has none, and reads a size of one number in its
-own way: as a square's, or as the shorter side's.
+What a file of the hub leaves out is what its image processor does by itself; a size of one number is a square's or the
+shorter side's, as that processor has it.
 """
 
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,49 +15,53 @@ from PIL import Image
 from errors import UsageError
 
 FILE = "preprocessor_config.json"
-
-
-class Processor(NamedTuple):
-    """What an image processor does where its file says nothing."""
-
-    resample: str
-    shorter: bool  # whether a size of one number is that of the shorter side
-
-
-PROCESSORS = {  # by how its name begins
-    "ConvNext": Processor("bicubic", True),  # ResNets have it
-    "Bit": Processor("bicubic", True),
-    "CLIP": Processor("bicubic", True),
-    "DeiT": Processor("bicubic", False),
-    "ViT": Processor("bilinear", False),
+HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+CLIP: dict[str, Any] = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+CUT: dict[str, Any] = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
+PROCESSORS: dict[str, dict[str, Any]] = {  # by how the name begins; a size's keys tell how one number is read
+    "ConvNext": HALF | {"size": {"shortest_edge": 384}, "resample": 3},
+    "Bit": CLIP | CUT,
+    "CLIP": CLIP | CUT,
+    "DeiT": HALF | CUT | {"size": {"height": 256, "width": 256}},
+    "ViT": HALF | {"size": {"height": 224, "width": 224}, "resample": 2},
 }
 WARPED = 384  # from this size on ConvNext's processor cuts nothing off
+TIMM: dict[str, Any] = {
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+FITS = {"center": "cover", "squash": "stretch"}  # by timm's crop_mode
+RESAMPLINGS: dict[Any, str] = {way.value: way.name.lower() for way in Image.Resampling}
 
 
 def of_folder(folder: str | Path) -> dict[str, Any]:
     """Settings by the names of the knobs of `data`: mean, deviation, size (rows, columns), crop, fit, resample.
 
-    Those that are not told are left out; a crop, where the shorter side is resized and nothing cut off.
-
-    Raises UsageError for a file that cannot be read.
+    Those that are not told are left out. Raises UsageError for a file that cannot be read, and for what is done to
+    images there and not here.
     """
-    own = _read(Path(folder) / FILE)
-    if own:
-        return _of_hub(own)
-    timm = _read(Path(folder) / "config.json").get("pretrained_cfg")
-    return _of_timm(timm) if isinstance(timm, dict) else {}
+    own, other = Path(folder) / FILE, Path(folder) / "config.json"
+    told, timm = _read(own), _read(other).get("pretrained_cfg")
+    try:
+        return _of_hub(told) if told else _of_timm(timm) if isinstance(timm, dict) else {}
+    except UsageError as error:
+        raise UsageError(f"{own if told else other}: {error}") from None
 
 
-def write(folder: str | Path, told: dict[str, Any], channels: int, timm: bool = False) -> dict[str, Any]:
-    """Write a preprocessor_config.json of such settings, for images of so many channels -> {}.
+def has_form(told: dict[str, Any]) -> bool:
+    """Whether a preprocessor_config.json can say how images take their size: not where one not square is covered."""
+    return "size" not in told or told.get("fit") == "stretch" or told["size"][0] == told["size"][1]
 
-    For timm nothing is written, but a key of config.json returned. On the hub a size that is not square and is covered
-    has no form and is left out.
-    """
-    if timm:
-        return _timm_keys(told, channels)
-    size, share, stretched = told.get("size"), told.get("crop"), told.get("fit") == "stretch"
-    whole = size is None or not (stretched or size[0] == size[1])
+
+def write(folder: str | Path, told: dict[str, Any], channels: int) -> None:
+    """Write a preprocessor_config.json of such settings, for images of so many channels; no size that has no form."""
+    sized = "size" in told and has_form(told)
     found: dict[str, Any] = {
         "image_processor_type": "BitImageProcessor",
         "do_rescale": True,
@@ -66,30 +70,29 @@ def write(folder: str | Path, told: dict[str, Any], channels: int, timm: bool = 
         "image_mean": _each(told.get("mean", 0.0), channels),
         "image_std": _each(told.get("deviation", 1.0), channels),
         "do_convert_rgb": channels == 3,
-        "do_resize": not whole,
-        "do_center_crop": not whole and share is not None,
+        "do_resize": sized,
+        "do_center_crop": sized,
     }
-    if size is not None and not whole:
-        rows, columns = (math.floor(side / (share or 1.0) + 1e-6) for side in size)
-        found["size"] = {"height": rows, "width": columns} if stretched else {"shortest_edge": rows}
-        found["resample"] = Image.Resampling[told.get("resample", "bilinear").upper()].value
-        found["crop_size"] = {"height": size[0], "width": size[1]}
+    if sized:
+        rows, columns = (math.floor(side / told.get("crop", 1.0) + 1e-6) for side in told["size"])
+        found["size"] = {"height": rows, "width": columns} if told.get("fit") == "stretch" else {"shortest_edge": rows}
+        found["crop_size"] = dict(zip(("height", "width"), told["size"], strict=True))
+        ways = {name: value for value, name in RESAMPLINGS.items()}
+        found["resample"] = ways[told.get("resample", "bilinear")]
     (Path(folder) / FILE).write_text(json.dumps(found, indent=2) + "\n")
-    return {}
 
 
-def _timm_keys(told: dict[str, Any], channels: int) -> dict[str, Any]:
-    """What such settings become in a config.json of timm."""
-    found: dict[str, Any] = {
+def timm_keys(told: dict[str, Any], channels: int) -> dict[str, Any]:
+    """What such settings become in a config.json of timm, which takes 224 x 224 for a size that is not told."""
+    modes = {fit: mode for mode, fit in FITS.items()}
+    found = {
         "mean": _each(told.get("mean", 0.0), channels),
         "std": _each(told.get("deviation", 1.0), channels),
         "interpolation": told.get("resample", "bilinear"),
-        "crop_mode": "squash" if told.get("fit") == "stretch" else "center",
-        "crop_pct": told.get("crop"),
+        "crop_mode": modes[told.get("fit", "cover")],
+        "crop_pct": told.get("crop", 1.0),
     }
-    if told.get("size"):
-        found["input_size"] = [channels, *told["size"]]
-    return {"pretrained_cfg": {key: value for key, value in found.items() if value is not None}}
+    return {"pretrained_cfg": found | ({"input_size": [channels, *told["size"]]} if "size" in told else {})}
 
 
 def _each(given: Any, channels: int) -> list[float]:
@@ -110,70 +113,84 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _of_hub(told: dict[str, Any]) -> dict[str, Any]:
-    mean, deviation = (_listed(told.get(key)) for key in ("image_mean", "image_std"))
+    kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "")
+    name = next((n for n in PROCESSORS if kind.startswith(n)), "ConvNext" if "crop_pct" in told else None)
+    own = PROCESSORS[name] if name else {}
+    told = own | {key: value for key, value in told.items() if value is not None or key.startswith("do_")}
     if not told.get("do_normalize", True):
-        mean, deviation = None, None
-    scale = 255 * (told.get("rescale_factor") or 1 / 255) if told.get("do_rescale", True) else 255.0
-    if not math.isclose(scale, 1):  # pixels are from 0 to `scale` there when they are normalised
-        mean, deviation = ([x / scale for x in one] for one in (mean or [0.0], deviation or [1.0]))
-    found = _moments(mean, deviation)
-    return found | _framed(told) if told.get("do_resize", True) else found
+        told = {key: value for key, value in told.items() if key not in HALF}
+    mean, deviation = (np.asarray(_numbers(told, key, x)) for key, x in (("image_mean", 0.0), ("image_std", 1.0)))
+    scale = 255 * _number(told, "rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
+    scale = 1.0 if math.isclose(scale, 1) else scale  # pixels are from 0 to `scale` there when they are normalised
+    found = {"mean": _one(mean / scale), "deviation": _one(deviation / scale)}
+    if not told.get("do_resize", True) or "size" not in told:
+        return found
+    return found | _framed(told, name == "ConvNext", "shortest_edge" in own.get("size", {}))
 
 
-def _framed(told: dict[str, Any]) -> dict[str, Any]:
-    """How images take their size."""
-    name = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "")
-    name = next((n for n in PROCESSORS if name.startswith(n)), "ConvNext" if "crop_pct" in told else "ViT")
-    processor, size = PROCESSORS[name], told.get("size")
+def _framed(told: dict[str, Any], warps: bool, shorter: bool) -> dict[str, Any]:
+    """How images take their size, of a processor for which one number is that of the shorter side, or a square's."""
+    size = told["size"]
     if isinstance(size, int):
-        size = {"shortest_edge": size} if processor.shorter else {"height": size, "width": size}
-    edge = size.get("shortest_edge") if isinstance(size, dict) else None
-    cut = told.get("crop_size") if told.get("do_center_crop") else None
-    plane, resized = _plane(cut) or _plane(size), _plane(size)
-    if not plane or not resized:
-        return {}
-    way = next((way.name.lower() for way in Image.Resampling if way == told.get("resample")), processor.resample)
-    found = {"size": plane, "resample": way}
-    if name == "ConvNext" and not cut:
-        warped = resized[0] >= WARPED
-        return found | _cropped(1.0 if warped else told.get("crop_pct") or 0.875, "stretch" if warped else "cover")
-    share = min(p / r for p, r in zip(plane, resized, strict=True)) if cut or not edge else None
-    return found | _cropped(share, "cover" if edge else "stretch")
+        size = {"shortest_edge": size} if shorter else size
+    covers = isinstance(size, dict) and "shortest_edge" in size
+    resized = _plane(size["shortest_edge"] if covers else size, "size")
+    way = told.get("resample", 2)
+    if (way := RESAMPLINGS.get(way, way) if isinstance(way, int | str) else way) not in RESAMPLINGS.values():
+        raise UsageError(f"'resample' is {way!r}; legal: {', '.join(f'{n} {w}' for n, w in RESAMPLINGS.items())}")
+    covers &= not (warps and resized[0] >= WARPED)
+    share = _number(told, "crop_pct", 0.875) if warps and covers else 1.0
+    cut = _plane(told["crop_size"], "crop_size") if told.get("do_center_crop") and "crop_size" in told else resized
+    shares = {c / r for c, r in zip(cut, resized, strict=True)}
+    if max(shares) > 1 or len(shares) > 1:
+        raise UsageError(f"images are resized to {resized} and cut to {cut}: no part of that shape, which is not done")
+    return {"size": cut, "resample": way, "fit": "cover" if covers else "stretch", "crop": share * max(shares)}
 
 
 def _of_timm(told: dict[str, Any]) -> dict[str, Any]:
-    found = _moments(told.get("mean"), told.get("std"))
-    plane = told.get("input_size")
-    if isinstance(plane, list) and len(plane) == 3:
-        found["size"] = (int(plane[1]), int(plane[2]))
-        found |= _cropped(told.get("crop_pct"), "stretch" if told.get("crop_mode") == "squash" else "cover")
-        how = told.get("interpolation")
-        found |= {"resample": how} if how in [r.name.lower() for r in Image.Resampling] else {}
+    told = TIMM | {key: value for key, value in told.items() if value is not None}
+    found = {"mean": _one(_numbers(told, "mean", 0.0)), "deviation": _one(_numbers(told, "std", 1.0))}
+    if "input_size" not in told:
+        return found
+    if not isinstance(told["input_size"], list) or len(told["input_size"]) != 3:
+        raise UsageError(f"'input_size' is {told['input_size']!r}, not channels, rows and columns")
+    way, mode = told["interpolation"], told["crop_mode"]
+    way = "bilinear" if way == "random" else way  # of training, there
+    for key, given, legal in (("interpolation", way, RESAMPLINGS.values()), ("crop_mode", mode, FITS)):
+        if given not in legal:
+            raise UsageError(f"{key!r} is {given!r}; legal: {', '.join(legal)}")
+    share = _number(told, "crop_pct", 1.0)
+    plane = _plane(told["input_size"][1:], "input_size")
+    return found | {"size": plane, "resample": way, "fit": FITS[mode], "crop": share}
+
+
+def _number(told: dict[str, Any], key: str, default: float) -> float:
+    """A number above 0. Raises UsageError for another thing."""
+    given = told.get(key, default)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+        raise UsageError(f"{key!r} is {given!r}, not a number above 0")
+    return float(given)
+
+
+def _numbers(told: dict[str, Any], key: str, default: float) -> list[float]:
+    """Numbers, of which a file may hold a single one. Raises UsageError for another thing."""
+    given = told.get(key, default)
+    found = given if isinstance(given, list) and given else [given]
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in found):
+        raise UsageError(f"{key!r} is {given!r}, not numbers")
     return found
 
 
-def _cropped(share: Any, fit: str) -> dict[str, Any]:
-    """Which part of a resized image is kept, of its sides; all where the whole is smaller."""
-    return {"fit": fit, **({"crop": min(float(share), 1.0)} if isinstance(share, int | float) and share > 0 else {})}
+def _one(numbers: Any) -> float | tuple[float, ...]:
+    """One number where there is one, as a knob has it."""
+    several = tuple(float(x) for x in np.atleast_1d(numbers))
+    return several if len(several) > 1 else several[0]
 
 
-def _moments(mean: Any, deviation: Any) -> dict[str, Any]:
-    pairs = (("mean", _listed(mean)), ("deviation", _listed(deviation)))
-    return {name: tuple(map(float, given)) for name, given in pairs if given}
-
-
-def _listed(given: Any) -> list[float] | None:
-    """Numbers, of which a file may hold a single one; None for what is none."""
-    given = [given] if isinstance(given, int | float) else given
-    return given if isinstance(given, list) and all(isinstance(x, int | float) for x in given) else None
-
-
-def _plane(size: Any) -> tuple[int, int] | None:
-    """Rows and columns that a size says, be it a number, the shorter side, or both."""
-    if isinstance(size, dict):
-        side = size.get("shortest_edge")
-        size = (size.get("height", side), size.get("width", side))
-    elif isinstance(size, int):
-        size = (size, size)
-    both = size if isinstance(size, tuple) else None
-    return (both[0], both[1]) if both and all(isinstance(n, int) and n > 0 for n in both) else None
+def _plane(size: Any, key: str) -> tuple[int, int]:
+    """Rows and columns, of a number, a list, or by their names. Raises UsageError for another thing."""
+    both = [size.get("height"), size.get("width")] if isinstance(size, dict) else size
+    both = [both, both] if isinstance(both, int) else both
+    if not isinstance(both, list) or len(both) != 2 or not all(type(n) is int and n > 0 for n in both):
+        raise UsageError(f"{key!r} is {size!r}, not rows and columns")
+    return both[0], both[1]
