@@ -191,7 +191,8 @@ def test_accumulated_equals_whole_with_dropout_on(name: str) -> None:
 
 @pytest.mark.parametrize("name", LONG)
 def test_overfits_one_batch(name: str) -> None:
-    losses = Trainer(name, lr=2e-2, model=tiny(name)).steps(80, one_batch=True)
+    updates = 120 if name == "seq2seq" else 80  # a recurrent net at work twice: at 80 it is there on one jax only
+    losses = Trainer(name, lr=2e-2, model=tiny(name)).steps(updates, one_batch=True)
     assert losses[-1] < 0.1 * losses[0], losses[::10]
 
 
