@@ -134,14 +134,13 @@ def main() -> None:
     if args.repeats < 5:
         parser.error(f"--repeats={args.repeats}: a median wants at least 5")
     jax.config.update("jax_default_matmul_precision", "highest")
-    rows = {name: measure(shape, args.repeats) for name, shape in SHAPES.items()}
+    rows = {}
+    for name, shape in SHAPES.items():
+        rows[name] = measure(shape, args.repeats)
+        for part, cells in rows[name].items():
+            said = (f"{who} {cell['median_ms']:.1f} ms ({cell['over_canon']:.2f})" for who, cell in cells.items())
+            print(f"{name:32} {part:8} {', '.join(said)}", flush=True)
     record.write(args.out, ("jax", "torch"), threads=torch.get_num_threads(), repeats=args.repeats, rows=rows)
-    for name, row in rows.items():
-        for part, cells in row.items():
-            said = ", ".join(
-                f"{who} {cell['median_ms']:.1f} ms ({cell['over_canon']:.2f})" for who, cell in cells.items()
-            )
-            print(f"{name:32} {part:8} {said}")
 
 
 if __name__ == "__main__":
