@@ -2,9 +2,9 @@
 
     python launch.py train --config=configs/resnet.py:fashion --workdir=runs/resnet
 
-`fashion`: the ResNet-20 of He et al. 2015, section 4.2, on Fashion-MNIST, ten passes, mirrored and shifted: 93.05 +- 0.25 %
-right, in 49 minutes of processor time. `cifar10`: the same on CIFAR-10 with the paper's own settings, 64,000 updates of
-momentum, its rate cut at 32,000 and 48,000; 91.25 % published (table 6).
+`fashion`: the ResNet-20 of He et al. 2015, section 4.2, on Fashion-MNIST, ten passes, mirrored and shifted: 93.05 +-
+0.25 % right, in 49 minutes of processor time. `cifar10`: the same on CIFAR-10 with the paper's own settings, 64,000
+updates of momentum, its rate cut at 32,000 and 48,000; 91.25 % published (table 6).
 """
 
 from typing import Any
