@@ -1,19 +1,21 @@
-"""One convolution, forward and each of its gradients: ours, as XLA takes it by itself, and PyTorch eager.
+"""One convolution, forward and each of its gradients, and pooling's: ours, as XLA takes it by itself, PyTorch eager.
 
     python -m benchmarks.convolution [--repeats=7] [--out=benchmarks/results/convolution.json]
 
-On CPU both gradients of `models.convolution.conv` are written out (docs/decisions/0019); `xla` is jax's own gradient of
-`lax.conv_general_dilated`, `torch` PyTorch's of conv2d. `looped` is a layer of as many channels out as in, three times
-by `lax.scan`, both gradients together, as a network of scanned blocks has it.
+On CPU the gradients of `models.convolution` are written out (docs/decisions/0019); `xla` is jax's own gradient of
+`lax.conv_general_dilated` and `lax.reduce_window`, `torch` PyTorch's. `looped` is a layer of as many channels out as
+in, three times by `lax.scan`, both gradients together, as a network of scanned blocks has it; of small images only, for
+XLA takes seconds.
 
-Each round times every contestant, so that a noisy machine is noisy for all; a ratio is the median over rounds of a
-contestant's time over ours: above 1 ours is faster.
+Each round times every contestant, so that a noisy machine is noisy for all, after a moment in which the threads of the
+one before go to sleep; a ratio is the median over rounds of a contestant's time over ours: above 1 ours is faster.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks import record
-from models.convolution import DIMS, conv
+from models.convolution import DIMS, conv, max_pool
 
 SHAPES = {  # images, rows and columns, channels in and out, kernel
     "128 x 28 x 28, 1 to 64, 3 x 3": (128, 28, 1, 64, 3),
@@ -34,7 +36,13 @@ SHAPES = {  # images, rows and columns, channels in and out, kernel
     "8 x 14 x 14, 256 to 256, 3 x 3": (8, 14, 256, 256, 3),
     "8 x 56 x 56, 64 to 256, 1 x 1": (8, 56, 64, 256, 1),
 }
-LAYERS = 3  # of the loop
+POOLS = {  # images, rows and columns, channels, window, step, padding
+    "128 x 28 x 28, 32, 2 x 2": (128, 28, 32, 2, 2, 0),
+    "128 x 14 x 14, 64, 2 x 2": (128, 14, 64, 2, 2, 0),
+    "8 x 48 x 48, 64, 3 x 3 by 2": (8, 48, 64, 3, 2, 1),
+}
+LAYERS, LOOPED = 3, 2**20  # of the loop; numbers in images that it goes over at most
+PAUSE = 0.02  # seconds
 Once = Callable[[], None]  # one computation, waited for
 
 
@@ -49,23 +57,25 @@ def plain(x: Any, kernel: Any) -> Any:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=DIMS)
 
 
+def of(function: Any, *given: Any) -> Once:
+    """A function, compiled, at given arguments."""
+    run = jax.jit(function)
+    run(*given)
+    return lambda: jax.block_until_ready(run(*given))  # type: ignore[no-any-return]
+
+
 def in_jax(layer: Callable[[Any, Any], Any], x: Any, kernel: Any, g: Any) -> dict[str, Once]:
     """What is timed of a convolution, by name."""
 
     def looped(x: Any, kernels: Any) -> Any:
         return jax.lax.scan(lambda x, kernel: (layer(x, kernel), None), x, kernels)[0]
 
-    def of(function: Any, *given: Any) -> Once:
-        run = jax.jit(function)
-        run(*given)
-        return lambda: jax.block_until_ready(run(*given))  # type: ignore[no-any-return]
-
     found = {
         "forward": of(layer, x, kernel),
         "image": of(lambda x, kernel, g: jax.vjp(lambda x: layer(x, kernel), x)[1](g), x, kernel, g),
         "kernel": of(lambda x, kernel, g: jax.vjp(lambda kernel: layer(x, kernel), kernel)[1](g), x, kernel, g),
     }
-    if x.shape == g.shape:
+    if x.shape == g.shape and x.size <= LOOPED:
         kernels = np.stack([kernel] * LAYERS)
         found["looped"] = of(lambda x, kernels, g: jax.vjp(looped, x, kernels)[1](g), x, kernels, g)
     return found
@@ -75,7 +85,7 @@ def in_torch(x: Any, kernel: Any, g: Any) -> dict[str, Once]:
     """The same of PyTorch's."""
     x, g = (torch.tensor(a.transpose(0, 3, 1, 2)).contiguous() for a in (x, g))
     kernel = torch.tensor(kernel.transpose(3, 2, 0, 1)).contiguous()
-    pad = kernel.shape[-1] // 2
+    pad, loops = kernel.shape[-1] // 2, x.shape == g.shape and x.numel() <= LOOPED
 
     def looped() -> None:
         leaf, kernels = x.clone().requires_grad_(), [kernel.clone().requires_grad_() for _ in range(LAYERS)]
@@ -89,27 +99,50 @@ def in_torch(x: Any, kernel: Any, g: Any) -> dict[str, Once]:
         "image": lambda: torch.nn.grad.conv2d_input(x.shape, kernel, g, padding=pad),
         "kernel": lambda: torch.nn.grad.conv2d_weight(x, kernel.shape, g, padding=pad),
     }
-    return found | ({"looped": looped} if x.shape == g.shape else {})
+    return found | ({"looped": looped} if loops else {})
 
 
-def measure(shape: tuple[int, int, int, int, int], repeats: int) -> dict[str, dict[str, Any]]:
-    """Interleaved rounds -> median milliseconds of each contestant and its time over ours, by what is timed."""
-    images, side, inner, outer, size = shape
+def pools(images: int, side: int, channels: int, size: int, step: int, pad: int) -> dict[str, dict[str, Once]]:
+    """The gradient of a pooling, with the forward pass that it needs, by contestant."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(images, side, side, channels)).astype(np.float32)
+    window, steps, around = (1, size, size, 1), (1, step, step, 1), ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    layers = {
+        "canon": lambda x: max_pool(x, size, step, pad),
+        "xla": lambda x: jax.lax.reduce_window(x, -np.inf, jax.lax.max, window, steps, around),
+    }
+    leaf = torch.tensor(x.transpose(0, 3, 1, 2)).contiguous().requires_grad_()
+
+    def theirs() -> None:
+        leaf.grad = None
+        torch.nn.functional.max_pool2d(leaf, size, step, pad).sum().backward()
+
+    ours = {who: {"pooling": of(jax.value_and_grad(lambda x, f=f: f(x).sum()), x)} for who, f in layers.items()}
+    return {**ours, "torch": {"pooling": theirs}}
+
+
+def convolutions(images: int, side: int, inner: int, outer: int, size: int) -> dict[str, dict[str, Once]]:
+    """What is timed of a convolution, by contestant."""
     draw = np.random.default_rng(0)
     x, kernel, g = (
         draw.normal(size=s).astype(np.float32)
         for s in ((images, side, side, inner), (size, size, inner, outer), (images, side, side, outer))
     )
-    contestants = {
+    return {
         "canon": in_jax(ours, x, kernel, g),
         "xla": in_jax(plain, x, kernel, g),
         "torch": in_torch(x, kernel, g),
     }
+
+
+def measure(contestants: dict[str, dict[str, Once]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Interleaved rounds -> median milliseconds of each contestant and its time over ours, by what is timed."""
     found = {}
     for part in contestants["canon"]:
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for n in range(repeats + 1):
             for name, parts in contestants.items():
+                time.sleep(PAUSE)
                 start = time.perf_counter()
                 parts[part]()
                 if n:  # the first round warms up
@@ -135,8 +168,9 @@ def main() -> None:
         parser.error(f"--repeats={args.repeats}: a median wants at least 5")
     jax.config.update("jax_default_matmul_precision", "highest")
     rows = {}
-    for name, shape in SHAPES.items():
-        rows[name] = measure(shape, args.repeats)
+    cases = {name: partial(convolutions, *shape) for name, shape in SHAPES.items()}
+    for name, case in (cases | {name: partial(pools, *shape) for name, shape in POOLS.items()}).items():
+        rows[name] = measure(case(), args.repeats)
         for part, cells in rows[name].items():
             said = (f"{who} {cell['median_ms']:.1f} ms ({cell['over_canon']:.2f})" for who, cell in cells.items())
             print(f"{name:32} {part:8} {', '.join(said)}", flush=True)

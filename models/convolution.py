@@ -3,7 +3,8 @@
 Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J kernel rows and columns.
 """
 
-from functools import partial
+import math
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from models.layers import gathered, product
 Sides = tuple[tuple[int, int], tuple[int, int]]  # pixels before and after: of rows, of columns
 Padding = str | int | Sides  # SAME, VALID; pixels on each side
 DIMS = ("NHWC", "HWIO", "NHWC")
+PATCHES = 2**22  # numbers in all patches of a gradient from which on they go in parts; measured, docs/log.md
+AT_ONCE = 2**20  # numbers of a part
 
 
 def conv(
@@ -69,9 +72,9 @@ _correlated.defvjp(_forward, _backward)
 
 
 def _laid_out(window: Window, x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
-    """Both gradients as correlations of arrays that lie as the forward one's do: the only kind that is fast on CPU.
+    """Both gradients as CPU is fast at them: correlations of arrays that lie as the forward one's do, or by patches.
 
-    XLA lays them out so by itself, but not inside of a loop.
+    XLA lays correlations out so by itself, but not inside of a loop.
     """
     s, back, over = window.stride, list[tuple[int, int]](), list[tuple[int, int]]()  # and pixels at the sides of each
     for size, n, places, (before, _) in zip(kernel.shape, x.shape[1:3], g.shape[1:3], window.sides, strict=False):
@@ -83,9 +86,42 @@ def _laid_out(window: Window, x: Array, kernel: Array, g: Array) -> tuple[Array,
         x, kernel, g = (jax.sharding.reshard(a, jax.sharding.PartitionSpec()) for a in (x, kernel, g))
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     dx = jax.lax.conv_general_dilated(g, turned, (1, 1), back, lhs_dilation=(s, s), dimension_numbers=DIMS)
-    by_channel, by_row = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
-    dk = jax.lax.conv_general_dilated(by_channel, by_row, (1, 1), over, rhs_dilation=(s, s), dimension_numbers=DIMS)
-    return _put(dx, lies[0]), _put(dk.transpose(1, 2, 0, 3), lies[1])
+    if math.prod(g.shape[:3]) * math.prod(kernel.shape[:3]) <= PATCHES:
+        by_channel, by_row = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
+        dk = jax.lax.conv_general_dilated(by_channel, by_row, (1, 1), over, rhs_dilation=(s, s), dimension_numbers=DIMS)
+        dk = dk.transpose(1, 2, 0, 3)
+    else:
+        dk = _by_patches(jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*o, 0) for o in over), (0, 0, 0)]), g, s)
+    return _put(dx, lies[0]), _put(dk.astype(kernel.dtype), lies[1])
+
+
+def _by_patches(x: Float[Array, "b y x c"], g: Float[Array, "b y2 x2 o"], stride: int) -> Float[Array, "i j c o"]:
+    """A kernel's gradient: places of the kernel times patches of padded images below them, a part at a time.
+
+    A part's patches, at most AT_ONCE numbers, stay in the cache between their copying and their product.
+    """
+    (B, _, width, C), (_, rows, columns, O) = x.shape, g.shape
+    size = tuple(n - (places - 1) * stride for n, places in zip(x.shape[1:3], g.shape[1:3], strict=True))
+    each = columns * math.prod(size) * C  # numbers, of one row of places
+    tall = max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * each <= AT_ONCE))
+    many = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * rows * each <= AT_ONCE))
+
+    def add(total: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
+        image, row = at
+        seen = (many, (tall - 1) * stride + size[0], width, C)
+        part = jax.lax.dynamic_slice(x, (image, row * stride, 0, 0), seen)
+        places = jax.lax.dynamic_slice(g, (image, row, 0, 0), (many, tall, columns, O))
+        patches = [
+            part[:, i : i + (tall - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
+            for i, j in np.ndindex(*size)
+        ]
+        found = jnp.concatenate(patches, -1).reshape(-1, math.prod(size) * C)
+        return total + jnp.dot(places.reshape(-1, O).T, found, preferred_element_type=total.dtype), None
+
+    at = np.mgrid[0:B:many, 0:rows:tall].reshape(2, -1).astype(np.int32)
+    zero = jnp.zeros((O, math.prod(size) * C), jnp.promote_types(x.dtype, jnp.float32))
+    total, _ = jax.lax.scan(add, zero, tuple(jnp.asarray(at)))
+    return total.T.reshape(*size, C, O)
 
 
 def _put(x: Array, spec: Any) -> Array:
@@ -93,8 +129,40 @@ def _put(x: Array, spec: Any) -> Array:
 
 
 def max_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Padding = 0) -> Float[Array, "b y2 x2 c"]:
-    """The largest of each window of size x size pixels; what is padded is -inf: [B Y X C] -> [B Y' X' C]."""
-    return _windows(x, -jnp.inf, jax.lax.max, size, stride, padding)
+    """The largest of each window of size x size pixels; what is padded is -inf: [B Y X C] -> [B Y' X' C].
+
+    Of equals the first, row by row, has the gradient. On one device that is written out as a convolution's is.
+    """
+    sides = _sides(padding, x.shape[1:3], (size, size), stride)
+    mesh = jax.typeof(x).sharding.mesh
+    return _pooled(x, size, stride, sides) if mesh.empty or mesh.size == 1 else _largest(x, size, stride, sides)
+
+
+def _largest(x: Array, size: int, stride: int, sides: Sides) -> Array:
+    return _windows(x, -jnp.inf, jax.lax.max, size, stride, sides)
+
+
+def _largest_of_shifted(x: Array, size: int, stride: int, sides: Sides) -> Array:
+    """The same, whose gradient XLA does fast on CPU: the larger of shifted images, along rows and then columns."""
+    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *((*pad, 0) for pad in sides), (0, 0, 0)])
+    for axis in (2, 1):  # the first of equals in a row, then the first such row
+        end = x.shape[axis] - size + 1
+        shifted = [jax.lax.slice_in_dim(x, i, end + i, stride, axis) for i in range(size)]
+        x = reduce(lambda most, other: jnp.where((other > most) | jnp.isnan(other), other, most), shifted)
+    return x
+
+
+_pooled = jax.custom_vjp(_largest, nondiff_argnums=(1, 2, 3))
+
+
+def _pool_backward(size: int, stride: int, sides: Sides, x: Array, g: Array) -> tuple[Array]:
+    def of(pool: Any) -> Any:
+        return lambda x, g: jax.vjp(lambda x: pool(x, size, stride, sides), x)[1](g)
+
+    return jax.lax.platform_dependent(x, g, cpu=of(_largest_of_shifted), default=of(_largest))
+
+
+_pooled.defvjp(lambda x, *window: (_largest(x, *window), x), _pool_backward)
 
 
 def sum_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Padding = 0) -> Float[Array, "b y2 x2 c"]:
@@ -117,9 +185,9 @@ def adaptive_average_pool(x: Float[Array, "b y x c"], size: int, out: Any = None
     return x
 
 
-def _windows(x: Array, start: float, reduce: Any, size: int, stride: int, padding: Padding) -> Array:
+def _windows(x: Array, start: float, join: Any, size: int, stride: int, padding: Padding) -> Array:
     around = ((0, 0), *_sides(padding, x.shape[1:3], (size, size), stride), (0, 0))
-    return jax.lax.reduce_window(x, start, reduce, (1, size, size, 1), (1, stride, stride, 1), around)
+    return jax.lax.reduce_window(x, start, join, (1, size, size, 1), (1, stride, stride, 1), around)
 
 
 def _sides(padding: Padding, plane: tuple[int, ...], size: tuple[int, ...], stride: int) -> Sides:

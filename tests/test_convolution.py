@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.convolution import DIMS, Padding, conv
+from models import convolution
+from models.convolution import DIMS, Padding, conv, max_pool
 from train.record import flops
 
 WINDOWS: list[tuple[tuple[int, int], Padding, int]] = [  # kernel, padding, stride
@@ -36,9 +37,18 @@ def both(size: tuple[int, int], padding: Padding, stride: int) -> tuple[Any, Any
     return lambda x, kernel: conv(x, kernel, padding, None, stride), plain, x, kernel
 
 
+@pytest.mark.parametrize("at_once", [None, 1, 200, 600, 10**6])
 @pytest.mark.parametrize(("size", "padding", "stride"), WINDOWS)
-def test_the_gradient_is_that_of_jax(size: tuple[int, int], padding: Padding, stride: int) -> None:
-    """Values too, of all windows: those that reach beyond the image, and those that leave pixels of it out."""
+def test_the_gradient_is_that_of_jax(
+    size: tuple[int, int], padding: Padding, stride: int, at_once: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values too, of all windows: those that reach beyond the image, and those that leave pixels of it out.
+
+    That of the kernel as a correlation, and by patches of one row of places, several, one image, and all.
+    """
+    if at_once is not None:
+        monkeypatch.setattr(convolution, "PATCHES", 0)
+        monkeypatch.setattr(convolution, "AT_ONCE", at_once)
     ours, plain, x, kernel = both(size, padding, stride)
     (got, pull), (want, plain_pull) = (jax.vjp(f, x, kernel) for f in (ours, plain))
     g = jnp.asarray(np.random.default_rng(1).normal(size=want.shape), jnp.float32)
@@ -54,11 +64,44 @@ def test_the_written_gradient_is_of_cpu_alone() -> None:
     assert {p: "[f, 0, 1, b]x" in text for p, text in programs.items()} == {"cpu": False, "tpu": True, "cuda": True}
 
 
+@pytest.mark.parametrize("patches", [0, 2**22])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_gradient_costs_two_passes_forward(stride: int) -> None:
+def test_a_gradient_costs_two_passes_forward(stride: int, patches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As counted: what fills the pixels between those of a strided convolution's gradient is no work."""
     ours, _, x, kernel = both((3, 3), ((1, 1), (1, 1)), stride)
+    monkeypatch.setattr(convolution, "PATCHES", patches)
     x = jnp.zeros((2, 8, 8, 3))
     forward = flops.count(ours, x, kernel)
     whole = flops.count(jax.grad(lambda x, kernel: ours(x, kernel).sum(), (0, 1)), x, kernel)
     assert whole == 3 * forward
+
+
+POOLS = [(2, 2, 0), (3, 2, 1), (2, 1, "SAME"), (5, 1, "SAME"), (3, 3, 0)]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), POOLS)
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_the_gradient_of_pooling_is_that_of_jax(size: int, stride: int, padding: Padding, levels: int) -> None:
+    """Also where many pixels are equal, as after a ReLU, and one is NaN."""
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.integers(0, levels, (2, 9, 8, 3)), jnp.float32)
+    sides = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    around = sides if isinstance(sides, str) else ((0, 0), *sides, (0, 0))
+
+    def plain(x: jax.Array) -> jax.Array:
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), around)
+
+    (got, pull), (want, plain_pull) = (jax.vjp(f, x) for f in (lambda x: max_pool(x, size, stride, padding), plain))
+    np.testing.assert_array_equal(got, want)
+    g = jnp.asarray(draw.integers(1, 9, want.shape), jnp.float32)
+    np.testing.assert_array_equal(pull(g)[0], plain_pull(g)[0])
+    spoilt = max_pool(x.at[0, 4, 4].set(jnp.nan), size, stride, padding)
+    np.testing.assert_array_equal(spoilt, plain(x.at[0, 4, 4].set(jnp.nan)))
+
+
+def test_the_written_gradient_of_pooling_is_of_cpu_alone() -> None:
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x, 2, 2).sum()))
+    x = jnp.zeros((2, 8, 8, 3))
+    programs = {p: gradient.trace(x).lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu", "cuda")}
+    scatters = {p: "select_and_scatter" in text for p, text in programs.items()}
+    assert scatters == {"cpu": False, "tpu": True, "cuda": True}
