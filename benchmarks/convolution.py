@@ -7,8 +7,9 @@ On CPU the gradients of `models.convolution` are written out (docs/decisions/001
 in, three times by `lax.scan`, both gradients together, as a network of scanned blocks has it; of small images only, for
 XLA takes seconds.
 
-Each round times every contestant, so that a noisy machine is noisy for all, after a moment in which the threads of the
-one before go to sleep; a ratio is the median over rounds of a contestant's time over ours: above 1 ours is faster.
+Each round times every contestant, so that a noisy machine is noisy for all, the second of two calls, so that its own
+threads are awake and those of the one before asleep; a ratio is the median over rounds of a contestant's time over
+ours: above 1 ours is faster.
 """
 
 import argparse
@@ -42,7 +43,6 @@ POOLS = {  # images, rows and columns, channels, window, step, padding
     "8 x 48 x 48, 64, 3 x 3 by 2": (8, 48, 64, 3, 2, 1),
 }
 LAYERS, LOOPED = 3, 2**20  # of the loop; numbers in images that it goes over at most
-PAUSE = 0.02  # seconds
 Once = Callable[[], None]  # one computation, waited for
 
 
@@ -142,7 +142,7 @@ def measure(contestants: dict[str, dict[str, Once]], repeats: int) -> dict[str, 
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for n in range(repeats + 1):
             for name, parts in contestants.items():
-                time.sleep(PAUSE)
+                parts[part]()
                 start = time.perf_counter()
                 parts[part]()
                 if n:  # the first round warms up
@@ -166,7 +166,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.repeats < 5:
         parser.error(f"--repeats={args.repeats}: a median wants at least 5")
-    jax.config.update("jax_default_matmul_precision", "highest")
     rows = {}
     cases = {name: partial(convolutions, *shape) for name, shape in SHAPES.items()}
     for name, case in (cases | {name: partial(pools, *shape) for name, shape in POOLS.items()}).items():
