@@ -302,6 +302,7 @@ def test_an_unknown_setting_inside_is_refused() -> None:
 # Padding by its id
 
 
+@pytest.mark.slow
 def test_padding_is_seen_by_no_other_token() -> None:
     """Nothing changes by what stands there; with a cache, in parts, all is the same."""
     model = tiny("grok", pad_token=9)

@@ -205,6 +205,7 @@ def test_padding_is_not_told_of() -> None:
     assert moe.pooled_balance(layers) == moe.rowwise_balance(layers) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 4])
 def test_biases_move_once_an_update(parts: int) -> None:
     """By the load of the whole batch, in however many parts it comes."""

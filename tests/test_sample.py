@@ -67,7 +67,8 @@ def test_beyond_the_context_the_newest_half_is_read_again() -> None:
         assert text[at] == want, (start, at)
 
 
-@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_beyond_the_context_too_each_row_writes_what_it_writes_alone(temperature: float) -> None:
     model, variables = model_of("gpt", context=8)
     prompts = [np.arange(9), *PROMPTS]  # the first is too long already
