@@ -16,24 +16,9 @@ from data.kinds import Examples, Fields, Pixels, of_any_size
 from errors import UsageError, unknown
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
-UNREAD = (  # of pictures too, which Pillow reads not everywhere, or not at all
-    *(
-        ".heic",
-        ".heif",
-        ".avif",
-        ".jxl",
-        ".jp2",
-        ".tga",
-        ".psd",
-        ".exr",
-        ".dcm",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-    ),
-)
+UNREAD = tuple(
+    f".{end}" for end in "heic heif avif jxl jp2 tga psd exr dcm dng cr2 cr3 nef arw".split()
+)  # pictures too
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
 GREY = ("1", "L", "LA")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns

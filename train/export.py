@@ -94,10 +94,8 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
     try:
-        pixels = _pixels(cfg, model) or {}
-        published.save_pretrained(
-            model, opened.variables, part, classes=_names(manifest, model), images=pixels or None, **ids
-        )
+        pixels = _pixels(cfg, model)
+        published.save_pretrained(model, opened.variables, part, classes=_names(manifest, model), images=pixels, **ids)
         sized = preprocessing.has_form(pixels) or not (part / preprocessing.FILE).exists()
         if ids:
             (part / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
@@ -118,9 +116,9 @@ def _names(manifest: dict[str, Any], model: Model) -> Sequence[str]:
     return names if "classifier" in model.traits and len(names) == model.config.classes else ()
 
 
-def _pixels(cfg: Config, model: Model) -> dict[str, Any] | None:
-    """How images are made ready for a network that sees them."""
+def _pixels(cfg: Config, model: Model) -> dict[str, Any]:
+    """How images are made ready for a network that sees them; {} for another, and for a detector, whose are whole."""
     if model.module.INPUT != "image" or "detector" in model.traits:
-        return None
+        return {}
     told = {name: cfg.data[name] for name in restored.PIXELS} | {"size": images.size_of(cfg)}
     return {name: value for name, value in told.items() if value is not None}

@@ -133,7 +133,7 @@ def _hold_classes(where: str, theirs: Sequence[str] | None, setup: Setup, host: 
         return
     shown = [", ".join(names[:4]) + (", …" if len(names) > 4 else "") for names in (theirs, setup.names)]
     data = setup.cfg.data.name
-    if exactly or any(name in told and told[: i + 1][i:] != [name] for i, name in enumerate(ours)):
+    if exactly or any(name in told and told.index(name) != i for i, name in enumerate(ours)):
         raise UsageError(
             f"{where} tells the classes {shown[0]}; {data!r} has {shown[1]}: a class is known by its place"
         )

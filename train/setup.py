@@ -243,7 +243,7 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
             raise UsageError(f"config key 'model.{name}' is set by train.{'precision' if name == 'compute' else name}")
     if isinstance(example, Examples) and hasattr(module, "fit"):
         defaults = {**defaults, **module.fit(example.shapes)}
-    given = {*fields, *module.SIZES.get(cfg.model.size, {})} - ({"classes"} - {*fields})
+    given = {*fields, *({*module.SIZES.get(cfg.model.size, {})} - {"classes"})}
     return models.build(
         family, cfg.model.size, **fields, **{k: v for k, v in defaults.items() if k in known and k not in given}
     )

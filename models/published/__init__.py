@@ -175,7 +175,7 @@ def save_pretrained(
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}
     settings |= {"torch_dtype": min(dtypes), **labels.keys(settings, classes)}
     folder.mkdir(parents=True, exist_ok=True)
-    if images is not None:
+    if images:
         channels = int(np.atleast_1d(model.config.inputs)[-1])
         if "architecture" in settings:
             settings |= preprocessing.timm_keys(images, channels)

@@ -21,6 +21,10 @@ CLIP: dict[str, Any] = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 CUT: dict[str, Any] = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
+PLAIN: dict[str, Any] = {  # what is done where neither a file nor its processor says it
+    **{"do_normalize": True, "image_mean": 0.0, "image_std": 1.0, "do_rescale": True, "rescale_factor": 1 / 255},
+    **{"do_resize": True, "resample": 2, "do_center_crop": False, "crop_pct": 0.875},
+}
 PROCESSORS: dict[str, dict[str, Any]] = {  # by how the name begins; a size's keys tell how one number is read
     "ConvNext": HALF | {"size": {"shortest_edge": 384}, "resample": 3},
     "Bit": CLIP | CUT,
@@ -36,7 +40,7 @@ TIMM: dict[str, Any] = {
     "crop_pct": 0.875,
     "crop_mode": "center",
 }
-FITS = {"center": "cover", "squash": "stretch"}  # by timm's crop_mode
+MODES = {"center": "cover", "squash": "stretch"}  # by timm's crop_mode
 RESAMPLINGS: dict[Any, str] = {way.value: way.name.lower() for way in Image.Resampling}
 
 
@@ -84,7 +88,7 @@ def write(folder: str | Path, told: dict[str, Any], channels: int) -> None:
 
 def timm_keys(told: dict[str, Any], channels: int) -> dict[str, Any]:
     """What such settings become in a config.json of timm, which takes 224 x 224 for a size that is not told."""
-    modes = {fit: mode for mode, fit in FITS.items()}
+    modes = {fit: mode for mode, fit in MODES.items()}
     found = {
         "mean": _each(told.get("mean", 0.0), channels),
         "std": _each(told.get("deviation", 1.0), channels),
@@ -116,14 +120,13 @@ def _of_hub(told: dict[str, Any]) -> dict[str, Any]:
     kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "")
     name = next((n for n in PROCESSORS if kind.startswith(n)), "ConvNext" if "crop_pct" in told else None)
     own = PROCESSORS[name] if name else {}
-    told = own | {key: value for key, value in told.items() if value is not None or key.startswith("do_")}
-    if not told.get("do_normalize", True):
-        told = {key: value for key, value in told.items() if key not in HALF}
-    mean, deviation = (np.asarray(_numbers(told, key, x)) for key, x in (("image_mean", 0.0), ("image_std", 1.0)))
-    scale = 255 * _number(told, "rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
+    told = PLAIN | own | {key: value for key, value in told.items() if value is not None or key.startswith("do_")}
+    moments = told if told["do_normalize"] else PLAIN
+    mean, deviation = (np.asarray(_numbers(moments, key)) for key in ("image_mean", "image_std"))
+    scale = 255 * _number(told, "rescale_factor") if told["do_rescale"] else 255.0
     scale = 1.0 if math.isclose(scale, 1) else scale  # pixels are from 0 to `scale` there when they are normalised
     found = {"mean": _one(mean / scale), "deviation": _one(deviation / scale)}
-    if not told.get("do_resize", True) or "size" not in told:
+    if not told["do_resize"] or "size" not in told:
         return found
     return found | _framed(told, name == "ConvNext", "shortest_edge" in own.get("size", {}))
 
@@ -135,12 +138,12 @@ def _framed(told: dict[str, Any], warps: bool, shorter: bool) -> dict[str, Any]:
         size = {"shortest_edge": size} if shorter else size
     covers = isinstance(size, dict) and "shortest_edge" in size
     resized = _plane(size["shortest_edge"] if covers else size, "size")
-    way = told.get("resample", 2)
+    way = told["resample"]
     if (way := RESAMPLINGS.get(way, way) if isinstance(way, int | str) else way) not in RESAMPLINGS.values():
         raise UsageError(f"'resample' is {way!r}; legal: {', '.join(f'{n} {w}' for n, w in RESAMPLINGS.items())}")
     covers &= not (warps and resized[0] >= WARPED)
-    share = _number(told, "crop_pct", 0.875) if warps and covers else 1.0
-    cut = _plane(told["crop_size"], "crop_size") if told.get("do_center_crop") and "crop_size" in told else resized
+    share = _number(told, "crop_pct") if warps and covers else 1.0
+    cut = _plane(told["crop_size"], "crop_size") if told["do_center_crop"] and "crop_size" in told else resized
     shares = {c / r for c, r in zip(cut, resized, strict=True)}
     if max(shares) > 1 or len(shares) > 1:
         raise UsageError(f"images are resized to {resized} and cut to {cut}: no part of that shape, which is not done")
@@ -149,32 +152,32 @@ def _framed(told: dict[str, Any], warps: bool, shorter: bool) -> dict[str, Any]:
 
 def _of_timm(told: dict[str, Any]) -> dict[str, Any]:
     told = TIMM | {key: value for key, value in told.items() if value is not None}
-    found = {"mean": _one(_numbers(told, "mean", 0.0)), "deviation": _one(_numbers(told, "std", 1.0))}
+    found = {"mean": _one(_numbers(told, "mean")), "deviation": _one(_numbers(told, "std"))}
     if "input_size" not in told:
         return found
     if not isinstance(told["input_size"], list) or len(told["input_size"]) != 3:
         raise UsageError(f"'input_size' is {told['input_size']!r}, not channels, rows and columns")
     way, mode = told["interpolation"], told["crop_mode"]
     way = "bilinear" if way == "random" else way  # of training, there
-    for key, given, legal in (("interpolation", way, RESAMPLINGS.values()), ("crop_mode", mode, FITS)):
+    for key, given, legal in (("interpolation", way, RESAMPLINGS.values()), ("crop_mode", mode, MODES)):
         if given not in legal:
             raise UsageError(f"{key!r} is {given!r}; legal: {', '.join(legal)}")
-    share = _number(told, "crop_pct", 1.0)
+    share = _number(told, "crop_pct")
     plane = _plane(told["input_size"][1:], "input_size")
-    return found | {"size": plane, "resample": way, "fit": FITS[mode], "crop": share}
+    return found | {"size": plane, "resample": way, "fit": MODES[mode], "crop": share}
 
 
-def _number(told: dict[str, Any], key: str, default: float) -> float:
+def _number(told: dict[str, Any], key: str) -> float:
     """A number above 0. Raises UsageError for another thing."""
-    given = told.get(key, default)
+    given = told[key]
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
         raise UsageError(f"{key!r} is {given!r}, not a number above 0")
     return float(given)
 
 
-def _numbers(told: dict[str, Any], key: str, default: float) -> list[float]:
+def _numbers(told: dict[str, Any], key: str) -> list[float]:
     """Numbers, of which a file may hold a single one. Raises UsageError for another thing."""
-    given = told.get(key, default)
+    given = told[key]
     found = given if isinstance(given, list) and given else [given]
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in found):
         raise UsageError(f"{key!r} is {given!r}, not numbers")
