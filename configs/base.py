@@ -116,7 +116,7 @@ KNOBS: dict[str, Knob] = {
     "train.gradient": Knob("autodiff", "str", "identity", "autodiff, or one that the family writes out"),
     "train.smoothing": Knob(0.0, "float", "identity", "share of the target that goes to all classes alike"),
     "train.z_loss": Knob(0.0, "float", "identity", "weight of the squared log of the softmax's normaliser"),
-    "train.precision": Knob("f32", "str", "identity", "f32 | bf16 (f32 parameters) | bf16_params"),
+    "train.precision": Knob("f32", "str", "identity", "f32 | bf16 (f32 parameters) | bf16_params (rounded at random)"),
     "train.attention": Knob("reference", "str", "free", "how it is computed: reference | xla | cudnn | kernel"),
     "train.dispatch": Knob("dropless", "str", "free", "how experts share the work: dropless | dense"),
     "train.remat": Knob("none", "str", "free", "what the backward pass recomputes: none | dots | full"),

@@ -21,6 +21,7 @@ from models.spec import Spec, abstract, draw, flatten, path_name
 from train.mesh import Placement
 from train.update import optim
 from train.update.losses import Task, counted, further
+from train.update.rounding import cast_parameters
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -187,7 +188,9 @@ def make_step(
         lr = rate(state["step"])
         updates, opt = update(grads, state["opt"], _float32(state["params"]), lr)
         finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        params = jax.tree.map(lambda p, u: (p.astype(jnp.float32) - u).astype(p.dtype), state["params"], updates)
+        moved = jax.tree.map(jnp.subtract, _float32(state["params"]), updates)
+        rounding = jax.random.fold_in(stream_key(state["seed"], "rounding"), state["step"])
+        params = cast_parameters(moved, state["params"], rounding, out_shardings[0])
         new = {"params": params, "stats": stats, "opt": opt, "carry": carry}
         new["ema"] = _mean(state["ema"], params, state["step"], options.ema) if state["ema"] else {}
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {k: state[k] for k in new})

@@ -1,0 +1,39 @@
+"""Stochastic rounding: how parameters held in bfloat16 take updates that are smaller than their last bit."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from models.layers import site_hash
+from models.spec import path_name
+
+DROPPED = 16  # low bits of a float32 that bfloat16 lacks
+
+
+def round_stochastically(x: jax.Array, noise: jax.Array) -> jax.Array:
+    """Round float32 to one of the two nearest bfloat16, each with a probability that makes the mean exact.
+
+    x float32 [...], noise uint16 [...], uniform -> bfloat16 [...]. A value that bfloat16 holds stays as it is, an
+    infinity or NaN too. Source: Gupta et al. 2015, arXiv:1502.02551, section 3.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise.astype(jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((bits >> DROPPED).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
+
+
+def cast_parameters(new: Any, old: Any, key: jax.Array, specs: Any) -> Any:
+    """New parameters in the dtypes of the old: float32 trees -> trees of old's dtypes, bfloat16 rounded stochastically.
+
+    `key` is of (seed, step); each leaf folds its path into it. The noise is drawn over whole leaves, laid out by the
+    PartitionSpecs `specs`, so that it is the same on any mesh.
+    """
+
+    def cast(path: tuple[Any, ...], x: jax.Array, held: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if held.dtype != jnp.bfloat16:
+            return x.astype(held.dtype)
+        own = jax.random.fold_in(key, site_hash(path_name(path)))
+        return round_stochastically(x, jax.random.bits(own, x.shape, jnp.uint16, out_sharding=spec))
+
+    return jax.tree_util.tree_map_with_path(cast, new, old, specs)
