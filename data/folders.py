@@ -2,7 +2,6 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.files import find
 from data.geometry import Size
-from data.image_files import damaged, decode, identity, opened
+from data.image_files import ENDINGS, damaged, decode, identity, opened
 from data.kinds import Examples, Fields, Pixels, of_any_size
 from errors import UsageError, unknown
 
-ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 UNREAD = tuple(
     f".{end}" for end in "heic heif avif jxl jp2 tga psd exr dcm dng cr2 cr3 nef arw".split()
 )  # pictures too
@@ -39,18 +38,6 @@ class Folder(NamedTuple):
 
     splits: dict[str, dict[str, list[File]]]
     names: tuple[str, ...]
-
-
-def walk(root: str) -> Iterator[str]:
-    """The files below a folder, by path, without those that are hidden."""
-    for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = sorted(n for n in below if not n.startswith("."))
-        yield from (os.path.join(folder, n) for n in sorted(names) if not n.startswith("."))
-
-
-def is_image(path: str) -> bool:
-    """Whether a file is an image, by the end of its name."""
-    return path.lower().endswith(ENDINGS)
 
 
 def load(name: str, split: str) -> Examples:
@@ -100,21 +87,13 @@ class Reading:
 
 def _files(root: str) -> tuple[File, ...]:
     """The images below a folder. Raises UsageError for pictures of a form that is not read, which would be missed."""
-    found, unread = [], []
-    for path in walk(root):
-        if path.lower().endswith(UNREAD):
-            unread.append(path)
-        if not is_image(path):
-            continue
-        try:
-            status = os.stat(path)
-        except OSError as error:  # a link to nowhere
-            raise damaged(path, error) from None
-        found.append(File(Path(path).relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
+    paths = find(root, ENDINGS + UNREAD)
+    unread = [path for path in paths if path.suffix.lower() in UNREAD]
     if unread:
         more = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
         raise UsageError(f"{unread[0]}{more} cannot be read as an image; convert to one of {', '.join(ENDINGS)}")
-    return tuple(found)
+    status = ((path, path.stat()) for path in paths)
+    return tuple(File(p.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns) for p, s in status)
 
 
 def _sorted_out(root: str, files: tuple[File, ...]) -> Folder:

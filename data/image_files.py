@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from data.kinds import Pixels, checksum
 from errors import UsageError
 
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 HASHED = 2**28  # bytes: of a split no larger than this the contents are in its checksum, else names and lengths only
 DEEP = ("I", "F")  # first letters of Pillow's modes of more than 8 bits a channel
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises

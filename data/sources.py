@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data import detection_folders, embedded, folders, pairs, prepared
+from data.files import find
+from data.image_files import ENDINGS
 from data.kinds import Source, Texts, no_field, texts
 from errors import UsageError, unknown
 
@@ -54,10 +56,9 @@ def _kind_of_files(name: str) -> str | None:
     path = Path(name)
     if not path.is_dir():
         return "text" if name.endswith(".txt") or (os.sep in name and path.exists()) else None
-    texts, images, below = 0, 0, 0
-    for file in folders.walk(name):
-        texts, images = texts + file.endswith(".txt"), images + folders.is_image(file)
-        below += Path(file).parent != path
+    found = find(path, (".txt", *ENDINGS))
+    texts = sum(file.suffix.lower() == ".txt" for file in found)
+    images, below = len(found) - texts, sum(file.parent != path for file in found)
     if not texts and not images and os.sep not in name and name.isidentifier():
         return None
     return "images" if images > texts or (0 < images == texts and below >= 2 * images) else "text"
@@ -74,7 +75,7 @@ def _text_files(path: Path, split: str) -> Texts:
     Of ten files or more whole files are held out, of fewer the end of each file.
     """
     _known_split(str(path), split, ("train", "validation"))
-    files = sorted(p for p in path.rglob("*.txt") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(find(path, (".txt",))) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UsageError(f"no .txt file at {str(path)!r}; give a .txt file, or a folder that holds some or images")
     documents = [_read(f) for f in files]

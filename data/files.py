@@ -1,0 +1,68 @@
+"""Which files lie in a folder, and what each must be: one rule for all that is read from folders."""
+
+import os
+import stat
+from pathlib import Path
+
+from errors import UsageError
+
+SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")  # folders, in any case
+LFS = b"version https://git-lfs.github.com/spec/v1"
+
+
+def find(root: str | Path, endings: tuple[str, ...]) -> list[Path]:
+    """The files below a folder with one of the endings, in any case; a folder's own before those of folders below it.
+
+    Both by name. Hidden files and folders are passed over, as are those that systems leave (`__MACOSX`). Links are
+    followed, and each file is listed once: by its own path if that lies below the root, else by its first link.
+    Raises UsageError for a link to nowhere, and for what is no regular file, as a pipe, which would block its reader.
+    """
+    found, seen, links = [], set(), [os.fspath(root)]
+    for link in links:  # those that the walk meets are appended, so that all files come before all links
+        walk = [(link, os.path.realpath(link))]
+        for path, real in walk:
+            folder = os.path.isdir(path)
+            if real in seen or not (folder or path.lower().endswith(endings)):
+                continue
+            seen.add(real)
+            if folder:
+                with os.scandir(path) as entries:
+                    for entry in sorted(entries, key=lambda e: e.name):
+                        if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
+                            continue
+                        if entry.is_symlink():
+                            links.append(entry.path)
+                        elif entry.is_dir() or entry.name.lower().endswith(endings):
+                            walk.append((entry.path, os.path.join(real, entry.name)))
+            else:
+                require_regular(path)
+                found.append(Path(path))
+    return sorted(found, key=lambda p: (p.parent.parts, p.name))
+
+
+def require_regular(path: str | Path) -> None:
+    """Raises UsageError where a path, links followed, is no regular file: opening a pipe would wait for its writer."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        nowhere = os.path.islink(path) and isinstance(error, FileNotFoundError)
+        raise UsageError(f"{path} cannot be read: {'a link to nowhere' if nowhere else error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path} cannot be read: it is no regular file but {_kind(mode)}")
+
+
+def _kind(mode: int) -> str:
+    named = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return named.get(stat.S_IFMT(mode), "a device")
+
+
+def refuse_lfs_pointer(path: str | Path) -> None:
+    """Raises UsageError where a regular file is what Git LFS leaves in its place until it is fetched."""
+    with open(path, "rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise UsageError(f"{path} is a pointer of Git LFS, not the file itself: fetch it by `git lfs pull`")
+
+
+def expand_home(path: str) -> str:
+    """A path with `~` or `~user` at its beginning replaced by that home folder."""
+    return os.path.expanduser(path)
