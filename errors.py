@@ -1,11 +1,20 @@
 """What a user sees when an input is refused: one line that says what, which value, and what would be legal."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80  # characters
 
 
 class UsageError(ValueError):
     """A mistake in a flag, a config or a file of the user's; the launcher prints it in one line and exits with 2."""
+
+
+def quote(value: object) -> str:
+    """A value as a message shows it: its repr, of which a long or deep one is cut."""
+    return _REPR.repr(value)
 
 
 def unknown(kind: str, name: str, legal: Iterable[str]) -> UsageError:
@@ -22,4 +31,4 @@ def unknown(kind: str, name: str, legal: Iterable[str]) -> UsageError:
     if not near or len(names) <= 8:
         shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
         hint = f"{hint} legal: {shown or 'none'}".strip()
-    return UsageError(f"unknown {kind} {name!r}; {hint}")
+    return UsageError(f"unknown {kind} {quote(name)}; {hint}")

@@ -38,7 +38,6 @@ def test_comments_stand_anywhere_in_any_encoding(tmp_path: Path) -> None:
         ("size=1", "size", "a.cfg:8: 'size' is no setting"),
         ("size=1", "size=one", "a.cfg:8: size = one is no whole number"),
         ("size=1", "size=0", "a.cfg:8: size = 0 must be 1 or more"),
-        ("size=1", "size=1\nsize=3", r"a.cfg:9: \[convolutional\] has size already, in line 8"),
         ("size=1", "sise=1", r"a.cfg:8: unknown setting of \[convolutional\] 'sise'; did you mean 'size'"),
         ("size=1", "size=1\ngroups=2", r"a.cfg:9: \[convolutional\] is followed only with groups = 1"),
         ("linear", "swish", "a.cfg:9: unknown activation 'swish'"),
@@ -50,6 +49,13 @@ def test_comments_stand_anywhere_in_any_encoding(tmp_path: Path) -> None:
         ("num=2", "num=2\nmask=1,2", "a.cfg:14: mask must name anchors from 0 to 1"),
         ("anchors=2,3,4,5\n", "", r"a.cfg:11: \[yolo\] must have anchors"),
         ("classes=3", "classes=3\nscale_x_y=1.05", r"a.cfg:15: \[yolo\] is followed only with scale_x_y = 1"),
+        ("classes=3", "classes=3\nnew_coords=1", r"a.cfg:15: \[yolo\] is followed only with new_coords = 0"),
+        (
+            "classes=3",
+            "classes=3\nnms_kind=diounms",
+            "a.cfg:15: nms_kind = diounms is not followed; legal: default, greed",
+        ),
+        ("size=1", "si" + "z" * 5000, r"a.cfg:8: 'siz+\.\.\.z+' is no setting"),
         ("[yolo]", "[route]\nlayers=-2\n\n[yolo]", "a.cfg:12: layer 1 can take those from -1 to 0, not -2"),
         ("[yolo]", "[dropout]\n\n[yolo]", r"a.cfg:11: \[dropout\] is no layer of a detector here"),
         ("[yolo]", "[region]", r"a.cfg:11: \[region\] is followed only with softmax = 1"),
@@ -75,11 +81,27 @@ def test_a_mistake_in_a_cfg_is_one_line(old: str, new: str, says: str, tmp_path:
     assert "\n" not in str(found.value)
 
 
+def test_the_first_of_equal_keys_holds(tmp_path: Path) -> None:
+    """As Darknet's option_find has it, in every section; only a line feed or a carriage return ends a line."""
+    (tmp_path / "a.cfg").write_text(GOOD)
+    twice = GOOD.replace("[net]\n", "[net]\nbatch=1\n# one\u2028line\nbatch=64\n").replace(
+        "width=8", "width=8\nwidth=16"
+    )
+    (tmp_path / "b.cfg").write_bytes(
+        twice.replace("size=1", "size=1\r\nsize=3").replace("num=2", "num=2\nnum=9").encode()
+    )
+    assert darknet.read_cfg(tmp_path / "b.cfg") == darknet.read_cfg(tmp_path / "a.cfg")
+
+
 def test_how_darknet_trains_is_passed_over(tmp_path: Path) -> None:
     """Settings by which only the training differs: of the network, and of any layer."""
     said = GOOD.replace("width=8", "width=8\nletter_box=1\nflip=0").replace("size=1", "size=1\nstopbackward=1")
     (tmp_path / "a.cfg").write_text(GOOD)
     (tmp_path / "b.cfg").write_text(said.replace("num=2", "num=2\njitter=.3\nonlyforward=1"))
+    assert darknet.read_cfg(tmp_path / "b.cfg") == darknet.read_cfg(tmp_path / "a.cfg")
+    of_loss = "iou_loss=ciou\niou_normalizer=0.07\ncls_normalizer=1.0\niou_thresh=0.2\nmax_delta=5\nscale_x_y=1.0\n"
+    suppression = "nms_kind=greedynms\nbeta_nms=0.6\n"
+    (tmp_path / "b.cfg").write_text(GOOD.replace("num=2\n", f"num=2\n{of_loss}{suppression}"))
     assert darknet.read_cfg(tmp_path / "b.cfg") == darknet.read_cfg(tmp_path / "a.cfg")
     text = cfg.text(tiny("yolo_region").config)
     (tmp_path / "c.cfg").write_text(text.replace("rescore=1\n", "rescore=0\nmask_scale=1\n"))

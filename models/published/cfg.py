@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from errors import UsageError, unknown
+from errors import UsageError, quote, unknown
 from models import darknet
 from models.darknet import ACTIVATIONS, Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
 
@@ -23,18 +23,27 @@ SECTIONS = (  # those without a layer here can be read, but are no part of a det
     *("net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "yolo", "region"),
     *("connected", "avgpool", "dropout", "softmax", "crop", "cost", "local", "detection", "batchnorm"),
 )
-_LAYERWISE = ["stopbackward", "onlyforward", "learning_rate"]
+_LAYERWISE = "stopbackward onlyforward learning_rate dont_update burnin_update train_only_bn grad_centr smooth".split()
 TRAINING = {  # settings by which Darknet trains
     **dict.fromkeys(SECTIONS, _LAYERWISE),
     "net": (
         "batch subdivisions momentum decay adam B1 B2 eps learning_rate burn_in max_batches policy step steps scales "
         "power gamma angle saturation exposure hue aspect max_crop min_crop max_ratio min_ratio center flip letter_box "
-        "mosaic mosaic_bound cutmix mixup blur gaussian_noise clip"
+        "mosaic mosaic_bound cutmix mixup blur gaussian_noise clip resize_step label_smooth_eps adversarial_lr "
+        "contrastive contrastive_jit_flip contrastive_color unsupervised loss_scale dynamic_minibatch ema_alpha "
+        "learning_rate_min batches_per_cycle batches_cycle_mult seq_scales max_chart_loss workspace_size_limit_MB "
+        "optimized_memory use_cuda_graph try_fix_nan weights_reject_freq equidistant_point augment_speed "
+        "badlabels_rejection_percentage num_sigmas_reject_badlabels badlabels_reject_threshold"
     ).split(),
-    "yolo": [*_LAYERWISE, "jitter", "random", "max", "truth_thresh", "map"],
+    "yolo": (
+        "jitter random max truth_thresh map resize iou_loss iou_thresh iou_thresh_kind iou_normalizer obj_normalizer "
+        "cls_normalizer delta_normalizer max_delta focal_loss label_smooth_eps objectness_smooth counters_per_class "
+        "show_details beta_nms"  # read with nms_kind=diounms only
+    ).split()
+    + _LAYERWISE,
     "region": (
         "jitter random max log bias_match rescore absolute object_scale noobject_scale class_scale coord_scale "
-        "mask_scale"
+        "mask_scale focal_loss counters_per_class"
     ).split()
     + _LAYERWISE,
 }
@@ -42,9 +51,10 @@ FIXED: dict[str, dict[str, tuple[float, float]]] = {  # what a setting is if it 
     "convolutional": dict(groups=(1, 1), dilation=(1, 1), binary=(0, 0), xnor=(0, 0), flipped=(0, 0)),
     "upsample": dict(scale=(1, 1)),
     "reorg": dict(reverse=(0, 0), extra=(0, 0), flatten=(0, 0)),
-    "yolo": dict(scale_x_y=(1, 1)),
+    "yolo": dict(scale_x_y=(1, 1), new_coords=(0, 0)),
     "region": dict(coords=(4, 4), softmax=(0, 1)),
 }
+GREEDY = ("default", "greedynms")  # the suppression of overlapping boxes that models/grids.py has
 OUR_LOSS = {  # settings of [region] that say how the loss of models/grids.py is made
     **dict(bias_match=1, rescore=1, absolute=1),
     **dict(object_scale=5, noobject_scale=1, class_scale=1, coord_scale=1),
@@ -65,6 +75,10 @@ class Section:
         """A mistake in the section, or at one of its settings."""
         return UsageError(f"{self.file}:{self.settings[key][1] if key in self.settings else self.line}: {says}")
 
+    def shown(self, key: str) -> str:
+        """The text of a setting as a message shows it."""
+        return quote(self.settings[key][0])[1:-1]
+
     def take(self, key: str, kind: Callable[[str], T], default: T, least: float | None = None) -> T:
         """A setting. Raises UsageError for a text that is no such value, or below the least."""
         self.seen.add(key)
@@ -74,9 +88,9 @@ class Section:
         try:
             value = kind(text)
         except ValueError:
-            raise self.error(f"{key} = {text} is {_SAYS[kind]}", key) from None
+            raise self.error(f"{key} = {self.shown(key)} is {_SAYS[kind]}", key) from None
         if least is not None and not value >= least:  # type: ignore[operator]
-            raise self.error(f"{key} = {text} must be {least} or more", key)
+            raise self.error(f"{key} = {self.shown(key)} must be {least} or more", key)
         return value
 
     def holds(self, make: Callable[..., T], *given: Any) -> T:
@@ -117,14 +131,15 @@ _SAYS: dict[Any, str] = {
 def sections(file: str | Path) -> list[Section]:
     """The sections of a file, of any of Darknet's networks, without comments, which # or ; begins.
 
+    Of a key that stands in a section more than once the first value holds, as Darknet's `option_find` has it.
     Raises UsageError with the line of the first mistake.
     """
     file, found = Path(file), list[Section]()
     try:
-        lines = file.read_bytes().decode("utf-8-sig", errors="replace").splitlines()  # comments are in any encoding
-    except OSError as error:
+        text = file.read_bytes().decode("utf-8-sig", errors="replace")  # comments are in any encoding
+    except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from None
-    for n, raw in enumerate(lines, 1):
+    for n, raw in enumerate(re.split("\r\n?|\n", text), 1):
         line = "".join(re.split("[#;]", raw)[0].split())
         if not line:
             continue
@@ -136,12 +151,10 @@ def sections(file: str | Path) -> list[Section]:
             continue
         key, equals, value = line.partition("=")
         if not (key and equals and value):
-            raise UsageError(f"{file}:{n}: {raw.strip()!r} is no setting; they read key = value")
+            raise UsageError(f"{file}:{n}: {quote(raw.strip())} is no setting; they read key = value")
         if not found:
             raise UsageError(f"{file}:{n}: {key} stands before the first section")
-        if key in found[-1].settings:
-            raise UsageError(f"{file}:{n}: [{found[-1].kind}] has {key} already, in line {found[-1].settings[key][1]}")
-        found[-1].settings[key] = value, n
+        found[-1].settings.setdefault(key, (value, n))
     if not found or found[0].kind != "net":
         raise UsageError(f"{file} must begin with [net]")
     return found
@@ -239,7 +252,7 @@ def _sources(section: Section, at: int, key: str) -> tuple[int, ...]:
         raise section.error(f"[{section.kind}] must name its {key}")
     named = section.take(key, whole_numbers, _NONE)
     if any(not -at <= i < at for i in named):
-        raise section.error(f"layer {at} can take those from {-at} to {at - 1}, not {section.settings[key][0]}", key)
+        raise section.error(f"layer {at} can take those from {-at} to {at - 1}, not {section.shown(key)}", key)
     return named
 
 
@@ -264,11 +277,13 @@ def _head(section: Section) -> tuple[Head, dict[str, Any]]:
     if len(flat) != 2 * count:
         raise section.error(f"num = {count} anchors are {2 * count} numbers; there are {len(flat)}")
     if not all(0 < side < math.inf for side in flat):
-        raise section.error(f"anchors = {section.settings['anchors'][0]} must be positive", "anchors")
+        raise section.error(f"anchors = {section.shown('anchors')} must be positive", "anchors")
     mask = tuple(range(count))
     mask = section.take("mask", whole_numbers, mask) if section.kind == "yolo" else mask
     if any(i not in range(count) for i in mask):
-        raise section.error(f"mask must name anchors from 0 to {count - 1}, not {mask}", "mask")
+        raise section.error(f"mask must name anchors from 0 to {count - 1}, not {quote(mask)}", "mask")
+    if (suppression := section.take("nms_kind", str, GREEDY[0])) not in GREEDY:
+        raise section.error(f"nms_kind = {suppression} is not followed; legal: {', '.join(GREEDY)}", "nms_kind")
     overlap = "ignore_thresh" if section.kind == "yolo" else "thresh"
     ignore = section.take(overlap, float, 0.5)
     if not 0 <= ignore <= 1:
