@@ -1,6 +1,8 @@
 """Average precision: cases counted by hand, pycocotools' own sums, errors over images, and what is drawn of it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from data.detection import Marked, Scenes, Truth, scenes
 from train import detection
 from train.detection import Found
-from train.record import drawn
+from train.record import drawn, pictures, plots
 
 NAMES = ("cat", "dog", "ant")
 CAT, DOG = (10, 10, 50, 50), (60, 20, 90, 80)
@@ -261,6 +263,25 @@ def test_boxes_are_drawn(tmp_path: Path) -> None:
     assert seen["right"][0] > 500 > 0 == seen["right"][1]
     assert min(seen["wrong"]) > 500
     assert seen["none"][0] == 0 < 500 < seen["none"][1]
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No formula, none hidden by its first letter, and no warning, an error here, for a script without font."""
+    names = ["a$b$$", "_nothing_", "猫 ตัว"]
+    kept: list[Any] = []
+    monkeypatch.setattr(drawn, "save", lambda figure, path: kept.append(figure) or plots.save(figure, path))
+    finds = [found((CAT, 0.9, 0), (DOG, 0.8, 1), ((100, 5, 120, 60), 0.95, 2))] * 3
+    truths = [truth((CAT, 0), (DOG, 1), ((0, 0, 9, 9), 2))] * 3
+    judged = detection.judge(finds, truths, 3)
+    drawn.curves(judged, names, "a model on 猫", tmp_path / "p.png")
+    drawn.boxes(replace(source(truths), names=tuple(names)), finds, judged, "a model on 猫", tmp_path / "b.png")
+    shown = [text.get_text() for text in kept[0].axes[0].get_legend().get_texts()]
+    assert [text.split(":")[0] for text in shown] == [*names, "mean of 3 classes"]
+    pictures.confusion(np.arange(3), np.arange(3), names, "a model", tmp_path / "c.png")
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "eval", "step": 1, "time": 0, "split": "_t$e$$st", "metrics": {"loss": 1.0}}\n'
+    )
+    assert plots.curve(str(tmp_path), "a model on $x$$", "nats")
 
 
 @pytest.mark.parametrize("classes", [1, 3, 12])

@@ -11,7 +11,7 @@ from train.detection import RECALLS, Found, Judged, judged_in, precision, surest
 from train.evaluate import Rows
 from train.images import size_for_boxes
 from train.record.pictures import begin
-from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, head, named, save, sheet
+from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, head, legend, named, save, sheet
 from train.setup import Setup
 
 WORST, TYPICAL = 8, 4  # images on the sheet
@@ -124,17 +124,18 @@ def curves(judged: Sequence[Judged], names: Sequence[str], title: str, path: Pat
     axes = figure.subplots()
     lines = np.array([precision(one)[0][0] for one in judged])  # [classes 101]
     real = np.flatnonzero(np.isfinite(lines[:, 0]))
-    many = len(real) > CURVES
+    many, entries = len(real) > CURVES, []
     for k, colour in zip(real, colours(len(real)), strict=True):
-        label = None if many else f"{named(names, k)}: {lines[k].mean():.3f}"
-        axes.plot(RECALLS, lines[k], color=PALE if many else colour, lw=1 if many else 1.6, label=label)
+        line = axes.plot(RECALLS, lines[k], color=PALE if many else colour, lw=1 if many else 1.6)[0]
+        if not many:
+            entries.append((line, f"{named(names, k)}: {lines[k].mean():.3f}"))
     if len(real) > 1:
         mean = lines[real].mean(0)
-        axes.plot(RECALLS, mean, color=INK, lw=2, ls="--", label=f"mean of {len(real)} classes: {mean.mean():.3f}")
+        line = axes.plot(RECALLS, mean, color=INK, lw=2, ls="--")[0]
+        entries.append((line, f"mean of {len(real)} classes: {mean.mean():.3f}"))
     dress(axes, title, "recall", "precision")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     if len(real):
-        legend = axes.legend(frameon=False, labelcolor=INK, title="average precision", loc="lower left")
-        legend.get_title().set_color(GREY)
+        legend(axes, entries, title="average precision", loc="lower left").get_title().set_color(GREY)
     return save(figure, path)

@@ -1,5 +1,6 @@
 """The curve of a run as a picture, from its `metrics.jsonl`."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,25 @@ def curve(workdir: str, title: str, unit: str) -> str | None:
         return None
     figure = sheet(8, 4.5)
     axes = figure.subplots()
+    entries = []
     if train:
         xs, ys = zip(*train, strict=True)
-        axes.plot(xs, ys, color=TRAIN, lw=1, alpha=0.6, label=None if len(xs) > 20 else "training batches")
+        line, what = axes.plot(xs, ys, color=TRAIN, lw=1, alpha=0.6)[0], "training batches"
         if len(xs) > 20:
-            axes.plot(xs, _smooth(ys), color=RIGHT, lw=1.8, label="training, smoothed")
+            line, what = axes.plot(xs, _smooth(ys), color=RIGHT, lw=1.8)[0], "training, smoothed"
+        entries.append((line, what))
     if held:
         xs, ys = zip(*held, strict=True)
         split = next(line["split"] for line in lines if line["kind"] == "eval")
-        axes.plot(xs, ys, color=HELD, lw=1.8, marker="o", ms=5, label=f"{split} (held out)")
+        line = axes.plot(xs, ys, color=HELD, lw=1.8, marker="o", ms=5)[0]
+        entries.append((line, f"{split} (held out)"))
         axes.annotate(f"{ys[-1]:.4g}", (xs[-1], ys[-1]), (6, 0), textcoords="offset points", color=HELD, va="center")
     dress(axes, title, "updates", f"loss ({unit})")
     axes.margins(x=0.06)
     low, high = min(y for _, y in train + held), max(y for _, y in train + held)
     if low > 0 and high / low > 20:
         axes.set_yscale("log")
-    axes.legend(frameon=False, labelcolor=INK)
+    legend(axes, entries)
     return str(save(figure, Path(workdir) / "plots" / "loss.png"))
 
 
@@ -62,6 +66,14 @@ def head(figure: Any, title: str, caption: str) -> None:
     figure.supxlabel(caption, x=0.012, ha="left", color=GREY, fontsize=8)
 
 
+def legend(axes: Any, entries: Sequence[tuple[Any, str]], **style: Any) -> Any:
+    """Give axes a legend of artists and their labels, drawn as they are: `$` begins no formula, `_` hides no entry."""
+    made = axes.legend([one for one, _ in entries], ["-"] * len(entries), frameon=False, labelcolor=INK, **style)
+    for text, (_, label) in zip(made.get_texts(), entries, strict=True):
+        text.set(text=label, parse_math=False)
+    return made
+
+
 def named(names: Sequence[str], i: int | np.integer, width: int | None = 15) -> str:
     """The name of a class, cut to `width`; its number where it has none."""
     name = names[int(i)] if i < len(names) else str(i)
@@ -76,9 +88,11 @@ def colours(count: int) -> list[Any]:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write a figure -> its path."""
+    """Write a figure -> its path. A letter that no font has is drawn as a box, without a warning."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ |Matplotlib currently does not support", UserWarning)
+        figure.savefig(path)
     return path
 
 
