@@ -122,6 +122,10 @@ def _start_jax(args: flags.FlagValues) -> None:
     import jax
 
     _quiet()
+    from train import cache
+
+    if note := cache.use(cache.folder_of(args.cache, os.environ)):
+        print(note, file=sys.stderr)
     if args.cpu_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.cpu_devices)

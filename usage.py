@@ -68,6 +68,8 @@ def flags_of(verb: str) -> flags.FlagValues:
     def share(name: str, says: str) -> None:
         flags.DEFINE_float(name, None, says, flag_values=own)
 
+    if verb != "tokenizer":
+        text("cache", None, "where to keep compiled programs: a folder, or none; None is the user's cache folder")
     if verb not in ("doctor", "tokenizer"):
         text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
     if verb in ("eval", "sample", "convert"):

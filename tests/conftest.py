@@ -1,5 +1,6 @@
 """Strict surroundings: 8 simulated CPU devices, rank promotion raises, shapes in signatures are checked."""
 
+import hashlib
 import os
 import shutil
 from importlib.metadata import version
@@ -29,6 +30,28 @@ os.environ["XLA_FLAGS"] = given
 jaxtyping.install_import_hook(["models", "train"], "tests.typecheck.check")
 
 import logging  # noqa: E402
+
+from train import cache  # noqa: E402
+
+
+def programs() -> str:
+    """The folder of compiled programs, of this jax and these models: that of other ones is removed.
+
+    The workers of a session and the processes that tests start share it, and `make test-slow` after `make test`.
+    """
+    root = Path(__file__).parent.parent
+    code = [file.read_bytes() for part in ("models", "train/update") for file in sorted((root / part).rglob("*.py"))]
+    folder = root / ".jax_cache" / f"{jax.__version__}-{hashlib.sha256(b''.join(code)).hexdigest()[:16]}"
+    for other in folder.parent.glob("*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return str(folder)
+
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs())
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+assert cache.use(os.environ["JAX_COMPILATION_CACHE_DIR"]) is None
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 

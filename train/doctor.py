@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import embedded
+from train import cache
 from train.host import Host
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -20,7 +21,7 @@ ROOM = 5 * 2**30  # bytes free, below which checkpoints may not fit
 
 def examine(host: Host) -> bool:
     """Print what a run needs and whether it is there -> True where nothing is wrong."""
-    checks = (_python, _packages, _devices, _arithmetic, _data, _disk)
+    checks = (_python, _packages, _devices, _arithmetic, _data, _disk, _programs)
     verdicts = [check(host) for check in checks]
     for right, line in verdicts:
         host.say(f"{'ok   ' if right else 'WRONG'}  {line}")
@@ -96,3 +97,14 @@ def _data(host: Host) -> tuple[bool, str]:
 def _disk(host: Host) -> tuple[bool, str]:
     free = shutil.disk_usage(".").free
     return free > ROOM, f"{free / 2**30:.1f} GiB free here" + ("" if free > ROOM else ": checkpoints may not fit")
+
+
+def _programs(host: Host) -> tuple[bool, str]:
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if not folder:
+        return True, "no compiled programs are kept: each process compiles anew (--cache=DIR keeps them)"
+    if "://" in folder:
+        return True, f"compiled programs are kept in {folder}"
+    held = cache.contents(folder)
+    size = f"{held.size / 2**20:.1f} MiB"
+    return True, f"{held.programs:,} compiled program(s), {size}, in {folder} (at most {cache.LIMIT / 2**30:.0f} GiB)"

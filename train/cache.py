@@ -1,0 +1,118 @@
+"""Compiled programs kept between processes: one file each, with its digest, in a folder of bounded size.
+
+JAX's own folder cache (0.10 to 0.12) writes in place, never replaces a damaged entry, and zstandard frames carry no
+checksum, so that a flipped bit becomes machine code. Here an entry is read only if its digest agrees.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax._src import compilation_cache
+from jax._src.compilation_cache_interface import CacheInterface
+
+LIMIT = 2**30  # bytes of a folder when a process begins
+DIGEST = hashlib.sha256
+HEAD = DIGEST().digest_size
+
+
+class Programs(CacheInterface):
+    """The folder, as JAX calls it. What cannot be read or written counts as absent."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def _file(self, key: str) -> Path:
+        return self._path / f"{key}.program"
+
+    def get(self, key: str) -> bytes | None:
+        """The program of a key, or None; a damaged file is removed."""
+        file = self._file(key)
+        try:
+            whole = file.read_bytes()
+            if DIGEST(whole[HEAD:]).digest() == whole[:HEAD]:
+                os.utime(file)  # the least recently used go first
+                return whole[HEAD:]
+            file.unlink()
+        except OSError:
+            pass
+        return None
+
+    def put(self, key: str, value: bytes) -> None:
+        """Write a program whole or not at all, whatever other processes do."""
+        try:
+            handle, name = tempfile.mkstemp(suffix=".part", dir=self._path)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(DIGEST(value).digest() + value)
+                os.replace(name, self._file(key))
+            except OSError:
+                os.unlink(name)
+        except OSError:
+            pass
+
+
+class Contents(NamedTuple):
+    """What a folder holds."""
+
+    programs: int
+    size: int  # bytes
+
+
+def contents(folder: str, limit: int | None = None) -> Contents:
+    """Count a folder's programs; first remove the least recently used until they take at most `limit` bytes."""
+    found = []
+    for file in [*Path(folder).glob("*.program"), *Path(folder).glob("*.part")]:
+        try:
+            found.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+        except OSError:  # another process has removed it
+            continue
+    found.sort(reverse=True)
+    count = total = 0
+    for _, size, file in found:
+        if limit is not None and total + size > limit:
+            file.unlink(missing_ok=True)
+        else:
+            count, total = count + 1, total + size
+    return Contents(count, total)
+
+
+def folder_of(asked: str | None, environ: Mapping[str, str]) -> str | None:
+    """Where programs are kept: `asked` (`none` is nowhere), JAX_COMPILATION_CACHE_DIR, or the user's cache folder."""
+    if asked == "none" or not jax.config.values["jax_enable_compilation_cache"]:
+        return None
+    home = environ.get("XDG_CACHE_HOME", "")
+    home = home if os.path.isabs(home) else "~/.cache"  # as the XDG specification has it
+    given = asked or environ.get("JAX_COMPILATION_CACHE_DIR") or f"{home}/canon/jax-{jax.__version__}"
+    return os.path.expanduser(given)
+
+
+def use(folder: str | None) -> str | None:
+    """Keep this process's compiled programs in a folder, None for nowhere -> a note where it cannot be written to."""
+    note = None
+    if folder is not None and "://" not in folder:
+        try:
+            Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            contents(folder, LIMIT)
+        except OSError as error:
+            note = f"compiled programs are not kept: {folder}: {error.strerror}; --cache=DIR takes another folder"
+            folder = None
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compilation_cache.get_file_cache = _open
+    compilation_cache.reset_cache()
+    return note
+
+
+_of_jax = compilation_cache.get_file_cache
+
+
+def _open(path: str) -> Any:
+    """The cache of a path and the path; one in a bucket is JAX's own."""
+    return _of_jax(path) if "://" in path else (Programs(path), path)
