@@ -14,6 +14,7 @@ from typing import Any
 
 from data import sentencepieces
 from data.subwords import EOT, Subwords, coder
+from documents import read_json, read_settings, read_text, refuse_pointer
 from errors import UsageError
 
 SIDE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
@@ -34,7 +35,7 @@ def read(path: str | Path) -> Subwords:
     told = _told(folder)
     pair = next((pair for pair in PAIRS if names & set(pair) and all((folder / n).is_file() for n in pair)), None)
     if "tokenizer.json" in names or (path.is_file() and path.suffix == ".json" and pair is None):
-        source = _text(folder / "tokenizer.json" if path.is_dir() else path)
+        source = read_text(folder / "tokenizer.json" if path.is_dir() else path)
     elif pair:
         source = _byte_level(folder / pair[0], folder / pair[1])
     elif "vocab.txt" in names:
@@ -47,25 +48,13 @@ def read(path: str | Path) -> Subwords:
     return _with_parts(source, told, path)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-
-
 def _told(folder: Path) -> dict[str, Any]:
     """What the files beside a tokenizer tell, the first of them that knows; the ids of all ends under `ends`."""
     found: dict[str, Any] = {"ends": []}
     for name in SIDE:
         if not (folder / name).is_file():
             continue
-        try:
-            values = json.loads(_text(folder / name))
-            items = values.items()
-        except (ValueError, AttributeError) as error:
-            raise UsageError(f"{folder / name} holds no settings by name: {error}") from None
-        for key, value in items:
+        for key, value in read_settings(folder / name).items():
             value = value.get("content") if isinstance(value, dict) else value
             if key == "eos_token_id":
                 found["ends"] += value if isinstance(value, list) else [value]
@@ -105,9 +94,9 @@ def around(made: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _byte_level(vocab: Path, merges: Path) -> str:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    lines = [line for line in _text(merges).split("\n") if line and not line.startswith("#version")]
+    lines = [line for line in read_text(merges).split("\n") if line and not line.startswith("#version")]
+    ids = read_json(vocab)
     try:
-        ids = json.loads(_text(vocab))
         made = Tokenizer(models.BPE(ids, [(left, right) for left, _, right in (line.partition(" ") for line in lines)]))
     except Exception as error:  # the library raises nothing narrower
         raise UsageError(f"{vocab} and {merges.name} are no byte-level BPE: {str(error).splitlines()[0]}") from None
@@ -121,7 +110,7 @@ def _byte_level(vocab: Path, merges: Path) -> str:
 def _word_piece(vocab: Path, told: dict[str, Any]) -> str:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    ids = {token: i for i, token in enumerate(_text(vocab).splitlines())}
+    ids = {token: i for i, token in enumerate(read_text(vocab).splitlines())}
     special = {k: told.get(f"{k.strip('[]').lower()}_token", k) for k in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")}
     missing = [name for name in special.values() if name not in ids]
     if missing:
@@ -143,6 +132,7 @@ def _word_piece(vocab: Path, told: dict[str, Any]) -> str:
 
 
 def _sentence_piece(path: Path) -> str:
+    refuse_pointer(path)
     try:
         return json.dumps(sentencepieces.parse(path.read_bytes()), ensure_ascii=False)
     except (OSError, UsageError) as error:

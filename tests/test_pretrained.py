@@ -1,8 +1,10 @@
 """Folders of the hub: what is read however it is spelt and cut into files, and what is refused."""
 
+import io
 import json
 import math
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,7 @@ def index(folder: Path, where: Any) -> None:
 
 
 def test_an_index_cannot_lead_out_of_its_folder(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
     for name in ("../secret.safetensors", "/etc/secret.safetensors", "sub/a.safetensors", "weights.bin"):
         index(folder, {"a": name})
         with pytest.raises(UsageError, match=r"no \.safetensors file of that folder"):
@@ -172,13 +175,30 @@ def test_an_index_cannot_lead_out_of_its_folder(folder: Path) -> None:
     index(folder, {"a": "gone.safetensors"})
     with pytest.raises(UsageError, match="which is not there"):
         models.load_pretrained(folder)
-    index(folder, {"a": "model.safetensors"})
+    index(folder, {"a": "one.safetensors"})
     with pytest.raises(UsageError, match="does not hold it"):
         models.load_pretrained(folder)
     for wrong in ([1], {"a": 1}, None):
         index(folder, wrong)
         with pytest.raises(UsageError, match="no index of tensors"):
             models.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("saved", ["llama"], indirect=True)
+def test_the_single_file_goes_before_an_index(folder: Path) -> None:
+    """As in transformers: an older index and its shards beside it, or shards that are gone, change nothing."""
+    want, given = values(models.load_pretrained(folder)[1]), load_file(folder / "model.safetensors")
+    older = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(given)}
+    for where in (older, {"a": "gone.safetensors"}, {"a": "model.safetensors"}, [1]):
+        index(folder, where)
+        assert_same(values(models.load_pretrained(folder)[1]), want)
+    for file in set(older.values()):
+        save_file({name: value + 1 for name, value in given.items() if older[name] == file}, folder / file)
+    index(folder, older)
+    assert_same(values(models.load_pretrained(folder)[1]), want)
+    (folder / "model.safetensors").unlink()
+    save_file({"stale": np.ones(3, np.float32)}, folder / "model-00001-of-00003.safetensors")  # in no index
+    assert not np.array_equal(values(models.load_pretrained(folder)[1])["embed/token"], want["embed/token"])
 
 
 def test_pickles_and_broken_files_are_refused(folder: Path) -> None:
@@ -194,6 +214,33 @@ def test_pickles_and_broken_files_are_refused(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
     with pytest.raises(UsageError, match=r"pytorch_model\.bin is pickled, may run code.*safe_serialization"):
         models.load_pretrained(folder)
+
+
+def test_a_header_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
+    """The library takes the last."""
+    entry = '"a":{"dtype":"%s","shape":[1],"data_offsets":[0,4]}'
+    header = f"{{{entry % 'F32'},{entry % 'I32'}}}".encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(UsageError, match=r"header of .*model\.safetensors .* the key 'a' stands twice"):
+        tensors.Tensors(file)
+
+
+def test_an_npz_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+    array, member = np.arange(6, dtype=np.float32), io.BytesIO()
+    np.save(member, array)
+    for end, says in ((-4, r"array 'x.npy' has 20 bytes, and \(6,\) of float32 takes 24"), (20, "read as npz")):
+        with zipfile.ZipFile(file, "w") as made:
+            made.writestr("x.npy", member.getvalue()[:end])
+        with pytest.raises(UsageError, match=says):
+            tensors.Tensors(file)
+    np.savez(file, x=array)
+    spoilt = bytearray(file.read_bytes())
+    spoilt[spoilt.index(array.tobytes())] ^= 1
+    file.write_bytes(spoilt)
+    with pytest.raises(UsageError, match=r"a\.npz cannot be read.*Bad CRC"):
+        tensors.Tensors(file).read("x")
 
 
 def test_a_folder_with_a_model_is_not_written_over(folder: Path) -> None:

@@ -57,13 +57,14 @@ def test_the_exit_code_is_the_process_exit_code() -> None:
 
 # The arrows
 
-OURS = {"configs", "data", "models", "train", "launch", "usage", "errors", "tests", "benchmarks"}
+OURS = {"configs", "data", "models", "train", "launch", "usage", "errors", "documents", "tests", "benchmarks"}
 ARROWS = {
     "configs": {"configs", "errors"},
-    "data": {"data", "errors"},
-    "models": {"models", "errors"},
-    "train": {"train", "models", "data", "errors"},
+    "data": {"data", "errors", "documents"},
+    "models": {"models", "errors", "documents"},
+    "train": {"train", "models", "data", "errors", "documents"},
     "launch": {"configs", "train", "errors", "usage"},
+    "documents": {"errors"},
     "usage": set(),
     "errors": set(),
 }
@@ -101,7 +102,7 @@ def files(*folders: str) -> list[Path]:
     return [p for f in folders for p in ([ROOT / f] if f.endswith(".py") else sorted((ROOT / f).rglob("*.py")))]
 
 
-ALL = files(*LAYERS, "launch.py", "usage.py", "errors.py")
+ALL = files(*LAYERS, "launch.py", "usage.py", "errors.py", "documents.py")
 
 
 def name_of(path: Path) -> str:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import models
+from documents import read_settings
 from errors import UsageError, unknown
 from models.published import beside, darknet, labels, npz, preprocessing, weights
 from models.published.finding import STATS, Found, find, leaves
@@ -115,12 +116,7 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
         if ignored := next(iter(ignore), None):
             raise UsageError(f"ignore = {ignored!r} is of keys in a config.json, and {directory} has {pair[0].name}")
         return darknet.read_cfg(pair[0], **overrides)
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{file} holds no settings by name")
+    values = read_settings(file)
     kind = str(values.get("model_type", values.get("architecture")))  # as timm has it
     if kind in beside.OUTER:
         values = beside.text_of(values, ignore)

@@ -1,15 +1,16 @@
 """The names of a network's classes, as a folder's config.json tells them: the hub's id2label, or timm's label_names."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from documents import read_settings
 
 
 def read(folder: str | Path) -> tuple[str, ...] | None:
     """The names by the class's number; None where the folder tells none, or only LABEL_0 and so on."""
     file = Path(folder) / "config.json"
-    told = json.loads(file.read_text()) if file.is_file() else {}
+    told = read_settings(file) if file.is_file() else {}
     names = told.get("id2label", told.get("label_names"))
     if isinstance(names, dict):
         names = [names.get(str(i)) for i in range(len(names))]

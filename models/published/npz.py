@@ -1,5 +1,6 @@
 """Arrays of numpy's .npz files, looked at as safetensors' files are: names, shapes, each array on demand."""
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ class Npz:
     """An .npz file. Nothing is unpickled; bfloat16, of which numpy saves two bytes without a name, is known by them."""
 
     def __init__(self, file: Path) -> None:
-        """Look into the file. Raises ValueError, OSError or zipfile.BadZipFile for one that cannot be read."""
+        """Look into the file. Raises many kinds for one that cannot be read, or has an array cut off."""
         self.zip = zipfile.ZipFile(file)
         self.slices = {name.removesuffix(".npy"): self._slice(name) for name in self.zip.namelist()}
 
@@ -56,4 +57,7 @@ class Npz:
             version: Any = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(member)
+            have, want = self.zip.getinfo(name).file_size - member.tell(), math.prod(shape) * dtype.itemsize
+        if have < want and not dtype.hasobject:
+            raise ValueError(f"array {name!r} has {have:,} bytes, and {shape} of {dtype} takes {want:,}")
         return Slice(shape, NAMES.get(dtype.name, dtype.name))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from documents import read_settings
 from errors import UsageError
 
 FILE = "preprocessor_config.json"
@@ -105,15 +106,7 @@ def _each(given: Any, channels: int) -> list[float]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{file} holds no settings by name")
-    return found
+    return read_settings(file) if file.is_file() else {}
 
 
 def _of_hub(told: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,12 @@ size of the file are not. That a runtime rounds activations too, as fp8 files as
 Legend: E experts, D in, O out of a matrix product.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from documents import read_settings
 from errors import UsageError
 from models.published.tensors import Tensors
 
@@ -122,10 +122,8 @@ def _block(path: Path) -> tuple[int, int]:
     file = path / "config.json"
     if not file.is_file():
         return BLOCK
-    try:
-        found = (json.loads(file.read_text()).get("quantization_config") or {}).get("weight_block_size") or BLOCK
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from None
+    told = read_settings(file).get("quantization_config")
+    found = (told.get("weight_block_size") if isinstance(told, dict) else None) or BLOCK
     if not isinstance(found, list | tuple) or len(found) != 2 or not all(type(n) is int and n > 0 for n in found):
         raise UsageError(f"{file} has weight_block_size = {found!r}, which is not two positive numbers")
     return found[0], found[1]

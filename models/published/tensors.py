@@ -5,7 +5,6 @@ Nothing is unpickled.
 
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from documents import parse_json, read_settings, refuse_pointer
 from errors import UsageError
 from models.published import npz
 
@@ -27,7 +27,7 @@ class Tensors:
 
     def __init__(self, path: str | Path) -> None:
         """Look into files and read nothing else. Raises UsageError that names the file and what is wrong with it."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         self.path = Path(path)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -35,13 +35,15 @@ class Tensors:
         self._files: dict[str, Any] = {}
         self._where: dict[str, Path] = {}
         for file in files(self.path):
+            refuse_pointer(file)
             try:
                 opened = npz.Npz(file) if file.suffix == npz.SUFFIX else safe_open(file, framework="numpy")
-                names = list(opened.keys())
-            except (SafetensorError, OSError, ValueError, zipfile.BadZipFile) as error:
+            except Exception as error:  # zipfile, zlib, numpy and safetensors raise many kinds
                 form = file.suffix.removeprefix(".")
-                raise UsageError(f"{file} cannot be read as {form}: {str(error).splitlines()[0]}") from None
-            for name in names:
+                raise UsageError(f"{file} cannot be read as {form}: {_first_line(error)}") from None
+            if file.suffix == SUFFIX:
+                _header(file)  # the library takes the last of a name that stands twice
+            for name in opened.keys():  # noqa: SIM118
                 if name in self._files:
                     raise UsageError(
                         f"{path} has the tensor {name!r} in several files, {file.name} among them; give one file"
@@ -61,13 +63,16 @@ class Tensors:
 
     def raw(self, name: str) -> np.ndarray:
         """One tensor of any dtype; of 8-bit floats, which safetensors makes no numpy array of, from its bytes."""
-        if self.dtypes[name] != "F8_E4M3":
+        file = self._where[name]
+        if self.dtypes[name] == "F8_E4M3":
+            data, header = _header(file)
+            start, stop = header[name]["data_offsets"]
+            bytes_ = np.fromfile(file, ml_dtypes.float8_e4m3fn, stop - start, offset=data + start)
+            return bytes_.reshape(self.shapes[name])
+        try:
             return self._files[name].get_tensor(name)
-        with self._where[name].open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            start, stop = json.loads(file.read(size))[name]["data_offsets"]
-            file.seek(8 + size + start)
-            return np.frombuffer(file.read(stop - start), ml_dtypes.float8_e4m3fn).reshape(self.shapes[name])
+        except Exception as error:  # as above
+            raise UsageError(f"tensor {name!r} of {file} cannot be read: {_first_line(error)}") from None
 
 
 def files(path: Path) -> list[Path]:
@@ -106,17 +111,28 @@ def files(path: Path) -> list[Path]:
 
 
 def _index(path: Path) -> dict[str, str]:
-    """Which file of a folder has each tensor; empty where the folder has no index. Raises UsageError."""
+    """Which file of a folder has each tensor. Raises UsageError.
+
+    Empty where the folder has no index, or the whole in model.safetensors, which goes before it as in transformers.
+    """
     file = path / INDEX
-    if not file.is_file():
+    if not file.is_file() or (path / WHOLE).is_file():
         return {}
-    try:
-        found = json.loads(file.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is no index of tensors: {error}") from None
+    found = read_settings(file).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise UsageError(f"{file} is no index of tensors: weight_map is to map their names to files")
     return found
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data of a safetensors file begin, and its header. Raises UsageError for a name that stands twice."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        return 8 + size, parse_json(opened.read(size), f"the header of {file}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def write(folder: Path, sizes: dict[str, int], read: Callable[[str], np.ndarray], limit: int = SHARD) -> None:

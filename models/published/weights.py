@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from documents import refuse_pointer
 from errors import UsageError
 from models.published.tensors import Tensors
 
@@ -43,11 +44,9 @@ def is_weights(path: str | Path) -> bool:
 
 def header(path: str | Path) -> Header:
     """What stands before the numbers of a file. Raises UsageError for a file that cannot be read, or ends before."""
-    try:
-        with Path(path).open("rb") as file:
-            start = file.read(20)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
+    refuse_pointer(path)
+    with Path(path).open("rb") as file:
+        start = file.read(20)
     version = Header(*(int(n) for n in np.frombuffer(start[:12], "<i4"))) if len(start) >= 12 else Header()
     if len(start) < len(version.bytes()):
         raise UsageError(f"{path} has {len(start)} bytes, less than the header of a {SUFFIX} file")

@@ -1,0 +1,105 @@
+"""Text and JSON of others: each fault is one short line that names the file, whichever reader meets it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+import models
+from data import subwords, tokenizer_reader
+from documents import read_settings
+from errors import UsageError
+from models.published import preprocessing
+from models.published.tensors import Tensors
+from models.published.weights import header
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 137472\n"
+FAULTS: dict[str, tuple[bytes, str]] = {
+    "deep": (b"[" * 100_000, "nests too deep"),
+    "deep object": (b'{"a":' * 100_000, "nests too deep"),
+    "Latin-1": (b'{"a": "\xe9"}', "byte 7 is not UTF-8"),
+    "torn": (b'{"a": 1', "cannot be read as JSON"),
+    "empty": (b"", "cannot be read as JSON"),
+    "long number": (b'{"a": ' + b"1" * 10_000 + b"}", "cannot be read as JSON"),
+    "list": (b"[1]", "holds no settings by name"),
+    "twice": (b'{"' + b"a" * 5_000 + b'": 1, "' + b"a" * 5_000 + b'": 2}', "stands twice"),
+    "pointer": (POINTER, "pointer of Git LFS"),
+}
+
+
+def read_shards(folder: Path) -> Any:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    return models.load_pretrained(folder)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "config.json": models.load_pretrained,
+    "model.safetensors.index.json": read_shards,
+    "tokenizer_config.json": tokenizer_reader.read,
+    "special_tokens_map.json": tokenizer_reader.read,
+    "generation_config.json": tokenizer_reader.read,
+    "preprocessor_config.json": preprocessing.of_folder,
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network with a tokenizer."""
+    where = tmp_path_factory.mktemp("documents") / "hub"
+    model = models.build("gpt", vocab=300, width=8, depth=1, heads=1, context=8)
+    models.save_pretrained(model, model.init(jax.random.key(0)), where)
+    (where / "tokenizer.json").write_text(subwords.train_bpe(["a text"], 257).source)
+    return where
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_fault_of_a_file_is_one_line_that_names_it(name: str, saved: Path, tmp_path: Path) -> None:
+    for i, (content, says) in enumerate(FAULTS.values()):
+        folder = shutil.copytree(saved, tmp_path / f"hub{i}")
+        (folder / name).write_bytes(content)
+        with pytest.raises(UsageError) as caught:
+            READERS[name](folder)
+        said = str(caught.value)
+        assert str(folder / name) in said
+        assert says in said
+        assert "\n" not in said
+        assert len(said) < len(str(folder)) + 300
+        shutil.rmtree(folder)
+
+
+def test_what_does_no_harm_is_read(tmp_path: Path) -> None:
+    """A byte-order mark, and a key that stands twice with one value."""
+    file = tmp_path / "a.json"
+    file.write_bytes(b'\xef\xbb\xbf{"a": [1], "a": [1], "b": "\xc3\xa9"}')
+    assert read_settings(file) == {"a": [1], "b": "é"}
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("model.safetensors", Tensors),
+        ("weights.npz", Tensors),
+        ("net.weights", header),
+        ("tokenizer.json", tokenizer_reader.read),
+        ("vocab.txt", tokenizer_reader.read),
+        ("tokenizer.model", tokenizer_reader.read),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_named(name: str, read: Callable[[Path], Any], tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(POINTER)
+    for path in (file, tmp_path):
+        if path.is_file() or read is not header:
+            with pytest.raises(UsageError, match=r"pointer of Git LFS, not the file itself; `git lfs pull`") as caught:
+                read(path)
+            assert str(file) in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UsageError, match="no regular file"):
+        read_settings(tmp_path / "config.json")
