@@ -114,7 +114,7 @@ def _quiet() -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs the errors that it raises, traceback and all
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets|google")
+    warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets|google|PIL")
 
 
 def _start_jax(args: flags.FlagValues) -> None:

@@ -91,10 +91,9 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes(Examples):
-    """Images with boxes: fields as of `Reading`; all boxes as they were annotated; and in words what was mended."""
+    """Images with boxes: fields as of `Reading`; all boxes as they were annotated; `notes` say what was mended."""
 
     truths: Truths
-    notes: tuple[str, ...] = ()
 
     @property
     def most(self) -> int:

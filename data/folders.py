@@ -1,17 +1,20 @@
 """Images in class folders, perhaps below a folder a split; decoded as they are read."""
 
 import os
+import re
+import unicodedata
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.files import find
 from data.geometry import Size
-from data.image_files import ENDINGS, damaged, decode, identity, opened
+from data.image_files import ENDINGS, damaged, decode, identity, opened, upright_size
 from data.kinds import Examples, Fields, Pixels, of_any_size
 from errors import UsageError, unknown
 
@@ -20,9 +23,8 @@ UNREAD = tuple(
 )  # pictures too
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
 GREY = ("1", "L", "LA")
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
-ORIENTATION = 0x0112
-TURNING = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
+NUMBER = re.compile(r"[+-]?[0-9]+")
+DETECTORS = ("images", "jpegimages")  # folders of images in the layouts of sets with boxes
 
 
 class File(NamedTuple):
@@ -41,7 +43,10 @@ class Folder(NamedTuple):
 
 
 def load(name: str, split: str) -> Examples:
-    """The images of a split with their classes. Raises UsageError for what cannot be read, no classes, or no image."""
+    """The images of a split with their classes, which are those of all splits together.
+
+    Raises UsageError for what cannot be read, less than two classes, or no image.
+    """
     files = _files(name)
     folder = _sorted_out(name, files)
     if split not in folder.splits:
@@ -55,7 +60,9 @@ def load(name: str, split: str) -> Examples:
     told = repr((folder.names, [(f.path, f.length) for f in chosen])).encode()
     known = identity(name, split, told, [Path(name, f.path) for f in chosen], sum(f.length for f in chosen))
     read = Reading(name, tuple(f.path for f in chosen), labels, channels, size)
-    return Examples(read, len(chosen), known, len(folder.names), folder.names)
+    absent = tuple(c for c, group in zip(folder.names, groups, strict=True) if not group)
+    notes = (f"split {split!r} has no image of {', '.join(absent)}",) if absent else ()
+    return Examples(read, len(chosen), known, len(folder.names), folder.names, absent, (*notes, *_stray(files, folder)))
 
 
 def splits_of(name: str) -> tuple[str, ...]:
@@ -85,6 +92,14 @@ class Reading:
         return image
 
 
+def _stray(files: tuple[File, ...], folder: Folder) -> tuple[str, ...]:
+    """A note of images that lie in no class folder, where there are some."""
+    placed = {f for split in folder.splits.values() for group in split.values() for f in group}
+    stray = [f.path for f in files if f not in placed]
+    more = f" and {len(stray) - 1:,} more" if len(stray) > 1 else ""
+    return (f"{stray[0]}{more}: in no class folder, passed over",) if stray else ()
+
+
 def _files(root: str) -> tuple[File, ...]:
     """The images below a folder. Raises UsageError for pictures of a form that is not read, which would be missed."""
     paths = find(root, ENDINGS + UNREAD)
@@ -100,30 +115,93 @@ def _sorted_out(root: str, files: tuple[File, ...]) -> Folder:
     """Files by split and class.
 
     Where no folder is named as a split, the last tenth of each class's files by name is the split `test`: one at least,
-    if the class has two. Raises UsageError where there are no class folders, or some beside those of splits.
+    if the class has two. Raises UsageError for folders beside those of splits, and as `_names`.
     """
-    parts = {f: f.path.split("/") for f in files}
-    apart = any(len(p) > 2 and p[0].lower() in SPLITS for p in parts.values())
-    beside = sorted({p[0] for p in parts.values() if len(p) > 1 and p[0].lower() not in SPLITS})
-    if apart and beside:
-        raise UsageError(
-            f"{root} has folders of splits, and beside them {', '.join(beside)}: "
-            f"a split is called {', '.join(SPLITS[:-1])} or {SPLITS[-1]}; rename it or take it away"
-        )
+    parts = [(f, f.path.split("/")) for f in files]
+    apart = any(len(p) > 2 and p[0].lower() in SPLITS for _, p in parts)
+    if apart:
+        _hold_splits(root, {p[0] for _, p in parts if len(p) > 1})
     classes: dict[str, dict[str, list[File]]] = defaultdict(lambda: defaultdict(list))
-    for f, p in parts.items():
-        if apart and len(p) > 2:
-            classes[p[0].lower()][p[1]].append(f)
-        elif not apart and len(p) > 1:
-            classes["train"][p[0]].append(f)
-    names = sorted({c for split in classes.values() for c in split})
-    if not names or {name.lower() for name in names} <= set(SPLITS):
-        raise UsageError(f"{root} holds images, but none in class folders: put each in a folder named as its class")
+    inside: dict[str, set[str]] = defaultdict(set)  # by class, the folders in its folder
+    for f, p in parts:
+        split, *rest = p if apart else ("train", *p)
+        if len(rest) > 1:
+            classes[split.lower()][rest[0]].append(f)
+            inside[rest[0]].update(rest[1:-1][:1])
+    names = _names(root, inside, [set(split) for split in classes.values()])
     if not apart:
         held = {c: min(max(1, len(group) // 10), len(group) - 1) for c, group in classes["train"].items()}
         classes["test"] = {c: group[len(group) - held[c] :] for c, group in classes["train"].items()}
         classes["train"] = {c: group[: len(group) - held[c]] for c, group in classes["train"].items()}
-    return Folder({s: classes[s] for s in SPLITS if s in classes}, tuple(names))
+    return Folder({s: classes[s] for s in SPLITS if s in classes}, names)
+
+
+def _hold_splits(root: str, folders: set[str]) -> None:
+    beside = sorted(name for name in folders if name.lower() not in SPLITS)
+    if beside:
+        raise UsageError(
+            f"{root} has folders of splits, and beside them {', '.join(beside)}: "
+            f"a split is called {', '.join(SPLITS[:-1])} or {SPLITS[-1]}; rename it or take it away"
+        )
+    _hold_distinct(root, "split", folders, str.lower)
+
+
+def _names(root: str, inside: dict[str, set[str]], together: list[set[str]]) -> tuple[str, ...]:
+    """The classes' names in order: by value where all are whole numbers, as 2 and 10, else as text.
+
+    Raises UsageError where there are no classes or one only, for splits below them, and for names that are not UTF-8 or
+    stand for one class: of the same number, or alike but for case and spaces and in no split together.
+    """
+    names = sorted(inside)
+    if not names or {name.lower() for name in names} <= set(SPLITS):
+        raise UsageError(f"{root} holds images, but none in class folders: put each in a folder named as its class")
+    for name in names:
+        if name.encode(errors="ignore").decode() != name:
+            raise UsageError(f"{root}: the name of the class folder {name!r} is not UTF-8; rename it")
+    if len(names) == 1:
+        raise UsageError(
+            f"{root} has one class folder, {names[0]!r}, where a classifier needs two: {_elsewhere(root, inside)}"
+        )
+    splits = [sorted(below for below in inside[name] if below.lower() in SPLITS) for name in names]
+    if all(splits):
+        raise UsageError(
+            f"{root} has folders of splits inside those of classes, as {names[0]}/{splits[0][0]}: "
+            f"put the split outside, as {splits[0][0]}/{names[0]}"
+        )
+    if all(NUMBER.fullmatch(name) for name in names):
+        _hold_distinct(root, "number", names, int)
+        return tuple(sorted(names, key=int))
+    _hold_distinct(root, "class", names, _plain, together)
+    return tuple(names)
+
+
+def _elsewhere(root: str, inside: dict[str, set[str]]) -> str:
+    """Where the classes of a folder with one class folder may be instead."""
+    (name, below), *_ = inside.items()
+    if below:
+        shown = f"in it lie {', '.join(sorted(below)[:4])}{', …' if len(below) > 4 else ''}"
+        return f"{shown}; give {Path(root, name)}" if Path(root, name).is_dir() else f"{shown}; move these up"
+    if name.lower() in DETECTORS:
+        return "a set with boxes has their annotations beside this folder, in a form that is read"
+    return "put the images of each class in a folder of its own"
+
+
+def _hold_distinct(
+    root: str, kind: str, names: Iterable[str], key: Callable[[str], Any], together: Sequence[set[str]] = ()
+) -> None:
+    """Raises UsageError for two folders of the same key, unless some split has both, which are two classes then."""
+    by_key: dict[Any, set[str]] = defaultdict(set)
+    for name in names:
+        by_key[key(name)].add(name)
+    for group in by_key.values():
+        if len(group) > 1 and not any(len(group & split) > 1 for split in together):
+            shown = " and ".join(map(repr, sorted(group)))
+            raise UsageError(f"{root}: the folders {shown} name one {kind}; give them the same name, or other ones")
+
+
+def _plain(name: str) -> str:
+    """A name without what people see as the same: case, outer spaces, and how Unicode writes its accents."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 @lru_cache(maxsize=2)
@@ -136,8 +214,6 @@ def _survey(root: str, files: tuple[File, ...]) -> tuple[int, Size | None]:
     for file in files:
         path = os.path.join(root, file.path)
         with opened(path, path) as image:
-            turned = any(key in image.info for key in TURNING) and image.getexif().get(ORIENTATION) in TURNED
-            mode, (columns, rows) = image.mode, image.size
-        grey &= mode in GREY
-        sizes.add((columns, rows) if turned else (rows, columns))
+            grey &= image.mode in GREY
+            sizes.add(upright_size(image))
     return 1 if grey else 3, sizes.pop() if len(sizes) == 1 else None

@@ -7,31 +7,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from data.files import refuse_lfs_pointer, require_regular
+from data.geometry import Size
 from data.kinds import Pixels, checksum
 from errors import UsageError
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # of these endings, as Pillow names them
 HASHED = 2**28  # bytes: of a split no larger than this the contents are in its checksum, else names and lengths only
 DEEP = ("I", "F")  # first letters of Pillow's modes of more than 8 bits a channel
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+ORIENTATION = 0x0112  # EXIF's number of the field
+EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # from EXIF's orientations to what makes an image upright; from 5 on rows become columns
 
 
 @contextmanager
 def opened(file: bytes | str | Path, name: str) -> Iterator[Image.Image]:
-    """An image file, or its bytes, with its header read and its pixels not yet.
+    """An image file, or its bytes, with its header read and its pixels not yet; of several frames the first.
 
-    Raises UsageError where it is no image, is damaged, as may show inside the block, or is deeper than 8 bits.
+    Raises UsageError where it is no image of FORMATS, whatever its ending, no regular file, a pointer of Git LFS,
+    damaged, as may show inside the block, or deeper than 8 bits.
     """
     try:
-        with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
+        if not isinstance(file, bytes):
+            require_regular(file)
+        with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             if image.mode.startswith(DEEP):
                 raise UsageError(f"{name} has more than 8 bits a channel: convert it first")
             yield image
-    except UsageError:
+    except (UsageError, MemoryError):
         raise
-    except UNREADABLE as error:
+    except UnidentifiedImageError:
+        if not isinstance(file, bytes):
+            refuse_lfs_pointer(file)
+        raise damaged(name, f"it is none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
         raise damaged(name, error) from None
 
 
@@ -47,11 +67,32 @@ def decode(file: bytes | str | Path, name: str, channels: int = 3, upright: bool
     Raises UsageError as `opened`.
     """
     with opened(file, name) as image:
-        if upright:
-            ImageOps.exif_transpose(image, in_place=True)
-        plain = image.convert("RGBA") if image.mode == "P" else image  # a palette may have transparent entries
+        image.load()
+        turn = TURNS.get(orientation(image)) if upright else None
+        turned = image if turn is None else image.transpose(turn)
+        plain = turned.convert("RGBA") if turned.mode == "P" else turned  # a palette may have transparent entries
         found = np.asarray(plain.convert("RGB" if channels == 3 else "L"))
     return found if channels == 3 else found[..., None]
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1, as the pixels lie, where there is none or the block cannot be read.
+
+    TIFFs have 1: Pillow turns them itself.
+    """
+    if image.format == "TIFF" or not any(key in image.info for key in EXIF):
+        return 1
+    try:
+        told = image.getexif().get(ORIENTATION)
+    except Exception:  # as above; the pixels are whole, and viewers show such an image as it lies
+        return 1
+    return told if told in TURNS else 1
+
+
+def upright_size(image: Image.Image) -> Size:
+    """Rows and columns of an opened image after it is turned upright."""
+    columns, rows = image.size
+    return (columns, rows) if orientation(image) >= 5 else (rows, columns)
 
 
 def identity(root: str | Path, split: str, told: bytes, paths: Sequence[Path], length: int) -> dict[str, Any]:

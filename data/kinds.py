@@ -23,7 +23,8 @@ class Examples:
     Fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask float32 [n T]; and
     label int32 [n] out of `classes`, or target float32 [n C]. Images of different sizes are objects [n], each uint8
     [y x C]; those with boxes have the fields of `data/detection.py: Reading`. The fields are a dict of arrays, or a
-    function from rows to one where the set is too large to hold. `names` are those of the classes, if they have some.
+    function from rows to one where the set is too large to hold. `names` are those of the classes, if they have some;
+    `absent` are the names of classes of other splits without an example here; `notes` say what a user should know.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
@@ -31,6 +32,8 @@ class Examples:
     identity: dict[str, Any]
     classes: int | None
     names: tuple[str, ...] | None = None
+    absent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count

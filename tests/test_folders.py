@@ -1,49 +1,16 @@
-"""Images in class folders: splits, classes, decoding, and what is refused."""
+"""Images in class folders: splits, classes, identity, and what is refused."""
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import launch
-from configs import base, resnet
-from data import augment, folders, image_files, loader, mixing, sources
-from data import prepared as prepared_sets
+from data import image_files, sources
 from data.kinds import Examples, Texts
-from data.plan import ExampleCorpus, Phase, Plan
 from errors import UsageError
-from tests.runs import host
-from train import setup
-
-
-def save(path: Path, size: tuple[int, int] = (8, 6), mode: str = "RGB", level: int = 90, **how: Any) -> Path:
-    """An image of one colour, rows by columns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new("RGB", size[::-1], (level, level // 2, 10))
-    (image.quantize(2) if mode == "P" else image.convert(mode)).save(path, **how)
-    return path
-
-
-def decode(path: str, channels: int = 3) -> np.ndarray:
-    return image_files.decode(path, path, channels)
-
-
-def classes(root: Path, count: int = 12, vary: bool = True) -> Path:
-    """Three classes with `count` images each, told apart by their level of red."""
-    for c, name in enumerate(("cat", "dog", "eel")):
-        for i in range(count):
-            save(root / name / f"{i:02d}.png", (8 + vary * (i % 3), 6 + vary * (i % 2)), level=60 * c + 50 + i)
-    return root
-
-
-def told(source: Examples) -> list[tuple[int, int]]:
-    """Each example's label and level of red."""
-    got = source.__getitems__(range(len(source)))
-    return [(int(y), int(image[0, 0, 0])) for image, y in zip(got["image"], got["label"], strict=True)]
+from tests.image_folders import classes, save, told
 
 
 def test_class_folders_hold_out_a_tenth_of_each(tmp_path: Path) -> None:
@@ -83,8 +50,9 @@ def test_valid_is_a_split_and_what_is_none_is_refused(tmp_path: Path) -> None:
     """As Roboflow and ultralytics lay out a set; a folder of images beside those of splits is not lost in silence."""
     for split in ("train", "valid", "test"):
         save(tmp_path / split / "a" / "1.jpg")
+        save(tmp_path / split / "b" / "1.jpg")
     assert sources.splits_of(str(tmp_path)) == ("train", "test", "valid")
-    assert len(sources.load(str(tmp_path), "valid")) == 1
+    assert len(sources.load(str(tmp_path), "valid")) == 2
     save(tmp_path / "drafts" / "a" / "5.jpg")
     save(tmp_path / "cat" / "5.jpg")
     with pytest.raises(UsageError, match=r"beside them cat, drafts: a split is called train, .* or eval"):
@@ -94,8 +62,12 @@ def test_valid_is_a_split_and_what_is_none_is_refused(tmp_path: Path) -> None:
 def test_splits_are_named_in_any_case(tmp_path: Path) -> None:
     for split in ("Train", "Testing"):
         save(tmp_path / split / "a" / "1.jpg")
+        save(tmp_path / split / "b" / "1.jpg")
     assert sources.splits_of(str(tmp_path)) == ("train", "testing")
-    assert sources.load(str(tmp_path), "testing").names == ("a",)
+    assert sources.load(str(tmp_path), "testing").names == ("a", "b")
+    save(tmp_path / "train" / "a" / "1.jpg")
+    with pytest.raises(UsageError, match="folders 'Train' and 'train' name one split"):
+        sources.splits_of(str(tmp_path))
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
@@ -164,47 +136,9 @@ def test_images_of_one_size_are_one_array(tmp_path: Path) -> None:
     assert varying.dtype == object
     assert [image.shape for image in varying] == [(8, 6, 3), (9, 7, 3), (10, 6, 3)]
     exif = Image.Exif()
-    exif[folders.ORIENTATION] = 6
+    exif[image_files.ORIENTATION] = 6
     save(tmp_path / "alike" / "dog" / "turned.jpg", (8, 6), exif=exif)
     assert sources.load(str(tmp_path / "alike"), "train").__getitems__([0])["image"].dtype == object
-
-
-def test_a_turned_photo_is_upright(tmp_path: Path) -> None:
-    """Orientation 6: the file's left edge is the top."""
-    exif = Image.Exif()
-    exif[folders.ORIENTATION] = 6
-    dark = np.zeros((32, 16, 3), np.uint8)
-    dark[:, :8] = 255
-    Image.fromarray(dark).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    got = decode(str(tmp_path / "turned.jpg"))
-    assert got.shape == (16, 32, 3)
-    assert got[:7].min() > 240
-    assert got[9:].max() < 15
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_every_mode_becomes_colours(mode: str, tmp_path: Path) -> None:
-    """Grey is grey in three channels, transparency is dropped, and only where all are grey is there one channel."""
-    ending = {"CMYK": "jpg"}.get(mode, "png")
-    how = {"transparency": b"\x00\x80"} if mode == "P" else {}
-    save(tmp_path / "a" / f"1.{ending}", mode=mode, **how)
-    save(tmp_path / "b" / "2.png", mode="L")
-    save(tmp_path / "b" / "3.png", mode="L")
-    channels = 1 if mode in folders.GREY else 3
-    assert sources.load(str(tmp_path), "train").shapes["image"] == (8, 6, channels)
-    colour, grey = (decode(str(tmp_path / "a" / f"1.{ending}"), c) for c in (3, 1))
-    assert colour.shape == (8, 6, 3)
-    assert grey.shape == (8, 6, 1)
-    if mode in ("P", "RGBA", "CMYK"):
-        assert np.abs(colour.astype(int) - (90, 45, 10)).max() <= 12  # a palette, or JPEG, is near it
-    else:
-        assert (colour == grey).all()
-
-
-@pytest.mark.parametrize("ending", [e.removeprefix(".") for e in image_files.ENDINGS])
-def test_every_format_is_read(ending: str, tmp_path: Path) -> None:
-    save(tmp_path / f"x.{ending}")
-    assert decode(str(tmp_path / f"x.{ending}")).shape == (8, 6, 3)
 
 
 def test_identity_is_of_names_lengths_and_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,102 +198,90 @@ def test_images_without_classes_are_refused(paths: tuple[str, ...], tmp_path: Pa
         sources.load(str(tmp_path), "train")
 
 
-def plan(root: Path) -> Plan:
-    images = augment.Images(0, augment.parse("random_resized_crop,flip,randaugment:1:9"), size=(8, 8))
-    corpus = ExampleCorpus(sources.load(str(root), "train"))
-    return Plan((corpus,), (Phase(0, 6),), 0, images, mixing.Mix(0, (("mixup", 0.2), ("cutmix", 1.0))))
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        ("10 2 1 0", "0 1 2 10"),
+        ("-1 -10 3 +4", "-10 -1 3 +4"),
+        ("007 1000 08", "007 08 1000"),
+        ("train/10 train/9 test/9 test/10", "9 10"),
+        ("10 9 x", "10 9 x"),
+        ("1.5 10 9", "1.5 10 9"),
+        ("² 10 9", "10 9 ²"),
+    ],
+)
+def test_classes_that_are_all_whole_numbers_are_in_their_order(folders: str, names: str, tmp_path: Path) -> None:
+    """Gaps close up, as a class is known by its place; the label of an image follows."""
+    for i, folder in enumerate(folders.split()):
+        save(tmp_path / folder / "1.png", level=50 + i)
+    source = sources.load(str(tmp_path), "train")
+    assert source.names == tuple(names.split())
+    if "/" not in folders:
+        levels = dict(zip(folders.split(), range(50, 60), strict=False))
+        assert told(source) == [(i, levels[name]) for i, name in enumerate(names.split())]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_folders_are_read_ahead(workers: int, tmp_path: Path) -> None:
-    """In a thread or in processes: the plan's batches, in order; a damaged image is named there too."""
-    made = plan(classes(tmp_path))
-    got = list(loader.batches(made, [0, 4], 1, 6, workers=workers, prefetch=2))
-    assert len(got) == 5
-    for step, batch in zip(range(1, 6), got, strict=True):
-        want = made.batch(step)
-        assert batch.keys() == want.keys()
-        for name in want:
-            np.testing.assert_array_equal(batch[name], want[name][[0, 4]])
-    for path in (tmp_path / "eel").iterdir():
-        path.write_bytes(b"damaged")
-    with pytest.raises(UsageError, match=r"eel/.*cannot be read as an image"):
-        list(loader.batches(made, list(range(6)), 0, 6, workers=workers, prefetch=2))
+@pytest.mark.parametrize(
+    ("folders", "says"),
+    [
+        ("1 01 2", "the folders '01' and '1' name one number"),
+        ("train/1 train/2 test/01 test/2", "the folders '01' and '1' name one number"),
+        ("0 -0", "the folders '-0' and '0' name one number"),
+        ("train/cat train/dog test/Cat test/dog", "the folders 'Cat' and 'cat' name one class"),
+        ("train/cat train/dog test/cat\u00a0 test/dog", "name one class"),
+        ("train/caf\u00e9 train/dog test/cafe\u0301 test/dog", "name one class"),
+        ("photos/cat photos/dog", "one class folder, 'photos', .* needs two: in it lie cat, dog; give .*/photos$"),
+        ("photos/train/cat photos/test/cat", "one class folder, 'photos', .*: in it lie test, train; give .*/photos$"),
+        ("train/photos/cat train/photos/dog", "one class folder, 'photos', .*: in it lie cat, dog; move these up$"),
+        ("images", "one class folder, 'images', .*: a set with boxes has their annotations beside"),
+        ("cat", "one class folder, 'cat', .*: put the images of each class in a folder of its own"),
+        ("train/cat test/cat", "one class folder, 'cat'"),
+        (
+            "cat/train cat/test dog/Train",
+            "splits inside those of classes, as cat/test: put the split outside, as test/cat",
+        ),
+        ("caf\udce9 dog", r"the name of the class folder 'caf\\udce9' is not UTF-8"),
+    ],
+)
+def test_folders_that_leave_the_classes_open_are_refused(folders: str, says: str, tmp_path: Path) -> None:
+    for folder in folders.split(" "):
+        save(tmp_path / folder / "1.png")
+    with pytest.raises(UsageError, match=says):
+        sources.load(str(tmp_path), "train")
 
 
-def test_prepared_images_of_any_size() -> None:
-    """A set of TFDS whose images have sizes of their own gives them as they are."""
-
-    class Rows(list):
-        def __getitems__(self, wanted: list[int]) -> list[dict[str, Any]]:
-            return [self[i] for i in wanted]
-
-    label = SimpleNamespace(num_classes=2, names=["a", "b"])
-    features = {"label": label, "image": SimpleNamespace(shape=(None, None, 3))}
-    rows = Rows({"image": np.full((4 + i, 5, 3), i, np.uint8), "label": i % 2} for i in range(4))
-    source = prepared_sets._labelled_images(rows, features, {"name": "made", "split": "train"})
-    got = source.__getitems__([3, 0])
-    assert got["image"].dtype == object
-    assert [image.shape for image in got["image"]] == [(7, 5, 3), (4, 5, 3)]
-    assert list(got["label"]) == [1, 0]
+def test_names_of_any_kind(tmp_path: Path) -> None:
+    """Letters in both cases are classes where a split has both; spaces and file names that are no text do no harm."""
+    for name in ("A", "a", "hot dog", "日本"):
+        save(tmp_path / name / "1.png")
+    os.rename(tmp_path / "A" / "1.png", os.fsencode(tmp_path / "A") + b"/\xe9 1.PNG")
+    for other in ("Thumbs.db", "desktop.ini", ".DS_Store", "__MACOSX/a/1.png", "a/@eaDir/1.png"):
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / other).write_bytes(b"")
+    source = sources.load(str(tmp_path), "train")
+    assert source.names == ("A", "a", "hot dog", "日本")
+    assert len(source) == len(source.__getitems__(range(4))["label"]) == 4
 
 
-def test_mixtures_of_any_sizes_have_the_same_channels(tmp_path: Path) -> None:
-    """Two folders of varying sizes mix; where one is grey, the message says so."""
-    for name, mode in (("one", "RGB"), ("two", "RGB"), ("grey", "L")):
-        for i in range(4):
-            save(tmp_path / name / f"class{i % 2}" / f"{i}.png", (8 + i, 6), mode)
-    one, two, grey = (ExampleCorpus(sources.load(str(tmp_path / n), "train")) for n in ("one", "two", "grey"))
-    phases = (Phase(0, 8, (1.0, 1.0)),)
-    assert Plan((one, two), phases, 0, augment.Images(size=(4, 4))).batch(0)["image"].shape == (8, 4, 4, 3)
-    with pytest.raises(UsageError, match=r"uint8\[\*, \*, 3\].*uint8\[\*, \*, 1\]"):
-        Plan((one, grey), phases, 0)
+def test_a_class_without_an_image_in_a_split_is_named(tmp_path: Path) -> None:
+    """And images that lie outside."""
+    for folder in ("train/cat", "train/dog", "train/eel", "test/cat", "test/dog"):
+        save(tmp_path / folder / "1.png")
+    train, test = (sources.load(str(tmp_path), split) for split in ("train", "test"))
+    assert isinstance(train, Examples)
+    assert isinstance(test, Examples)
+    assert (train.absent, train.notes) == ((), ())
+    assert (test.absent, test.notes) == (("eel",), ("split 'test' has no image of eel",))
+    for stray in ("cover.png", "test/1.png"):
+        save(tmp_path / stray)
+    assert sources.load(str(tmp_path), "train").notes == ("cover.png and 1 more: in no class folder, passed over",)
 
 
-def test_mixtures_of_sizes_are_united_by_one(tmp_path: Path) -> None:
-    """Sets of one size, of another, and of any size mix by the size that is wanted, each row as in its own set."""
-    for name, sizes in (("one", (12, 12)), ("two", (16, 16)), ("any", (14, 18))):
-        for i in range(4):
-            save(tmp_path / name / f"class{i % 2}" / f"{i}.png", (sizes[i // 2], 10), level=60 + i)
-    corpora = tuple(ExampleCorpus(sources.load(str(tmp_path / n), "train")) for n in ("one", "two", "any"))
-    images = augment.Images(0, (("flip",),), size=(8, 8))
-    plan = Plan(corpora, (Phase(0, 30, (1.0, 1.0, 1.0)),), 0, images)
-    whole, part = plan.batch(2), plan.batch(2, [7, 4, 21])
-    assert whole["image"].shape == (30, 8, 8, 3)
-    np.testing.assert_array_equal(part["image"], whole["image"][[7, 4, 21]])
-    with pytest.raises(UsageError, match=r"same fields.*12, 10.*16, 10"):
-        Plan(corpora[:2], (Phase(0, 8, (1.0, 1.0)),), 0, augment.Images())
-    with pytest.raises(UsageError, match=r"different sizes: set data\.size"):
-        Plan(corpora, (Phase(0, 8, (1.0, 1.0, 1.0)),), 0, augment.Images())
-
-
-def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From its command to the worst mistakes; without a size, one line."""
-    root = classes(tmp_path / "pets")
-    args = [
-        "train",
-        f"--workdir={tmp_path}/w",
-        "--config=configs/mlp.py:digits",
-        f"--config.data.name={root}",
-        "--config.model.inputs=192",
-        "--config.train.steps=2",
-        "--config.train.batch=8",
-    ]
-    assert launch.main(args) == 2
-    assert "the images have different sizes: set data.size" in capsys.readouterr().err
-    more = ["--config.data.size=8", "--config.data.augment=random_resized_crop,flip,mixup:0.2", "--config.eval.batch=2"]
-    assert launch.main([*args, *more, "--config.data.mean=(0.5, 0.4, 0.3)"]) == 0
-    assert "data    pets (33 examples), split train; held out: test (3)" in capsys.readouterr().out
-    assert launch.main(["eval", f"--workdir={tmp_path}/w"]) == 0
-    assert "3 examples in 3 clusters" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("more", "classes_"), [({}, 3), ({"classes": 7}, 7)])
-def test_a_published_size_takes_the_classes_of_the_data(more: dict[str, int], classes_: int, tmp_path: Path) -> None:
-    """CIFAR's ten are the size's own; what the config says goes before both."""
-    source = sources.load(str(classes(tmp_path / "pets", 3)), "train")
-    cfg = base.config("fashion", resnet.CONFIGS, resnet.ABLATIONS)
-    with cfg.unlocked():
-        cfg.data.update(size=(16, 16), mean=0.5, deviation=0.5)
-        cfg.model.update(more)
-    assert setup.set_up(cfg, host(), source, None).model.config.classes == classes_
+def test_links_do_not_mix_splits(tmp_path: Path) -> None:
+    """Each image is there once, in the folder that is its own."""
+    root = classes(tmp_path, 10)
+    alone = [sources.load(str(root), split).identity for split in ("train", "test")]
+    (root / "loop").symlink_to(".")
+    (root / "again").symlink_to("cat")
+    (root / "dog" / "00 too.png").symlink_to(root / "eel" / "00.png")
+    assert [sources.load(str(root), split).identity for split in ("train", "test")] == alone

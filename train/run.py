@@ -85,6 +85,12 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
 
 def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     cfg = setup.cfg
+    absent = set.intersection(*(set(getattr(source, "absent", ())) for source in corpora))
+    if absent:
+        raise UsageError(
+            f"{cfg.data.name}: split {cfg.data.split!r} has no example of the class {' or '.join(sorted(absent))}, "
+            f"which other splits have: it cannot be learnt"
+        )
     told = setup.task.needs in ("label", "boxes")
     kinds = {(type(s).__name__, getattr(s, "classes", None) if told else None) for s in corpora}
     names = {getattr(s, "names", None) for s in corpora} if told else set()
@@ -171,7 +177,7 @@ def _introduce(
         f"model   {model.family}{size_name}: {summary.parameters(model)}{held}, {cfg.train.precision}{coupled}",
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
-        *(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
+        *dict.fromkeys(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
         f"mesh    {summary.mesh_line(setup.place)}",
         f"cost    {summary.quantity(cost, 'FLOP')} an update{hidden}",
         f"files   {workdir}/{{config.json, metrics.jsonl, events/, plots/, checkpoints/}}",
