@@ -11,7 +11,7 @@ import launch
 import models
 from errors import UsageError
 from models import published
-from models.published import darknet
+from models.published import darknet, labels
 from models.spec import flatten
 from tests.boxed_folders import coco, write_coco
 from tests.harness import tiny
@@ -60,6 +60,37 @@ def test_a_folder_amiss_is_refused(tmp_path: Path) -> None:
         models.load_pretrained(made)
 
 
+def test_names_of_classes_are_read(tmp_path: Path) -> None:
+    """Of the .names file beside the .cfg; of several, of that in a .data file, or that is called as the .cfg."""
+    made = folder_of(tmp_path / "a", tiny("yolo"))
+    assert labels.read(made) is None
+    (made / "coco.names").write_bytes("\ufeffcat\r\nbig dog\r\nbird\r\n\r\n".encode())
+    (made / "._coco.names").write_bytes(b"\0\5\x16\7")
+    assert labels.read(made) == ("cat", "big dog", "bird")
+    (made / "obj.names").write_text("bird\ncat\ndog\n")
+    with pytest.raises(
+        UsageError, match=r"a has coco\.names, obj\.names: keep one, or name one by `names = ` in a \.data"
+    ):
+        labels.read(made)
+    (made / "obj.data").write_text("classes= 3\ntrain = data/train.txt\nnames = data/obj.names\n")
+    assert labels.read(made) == ("bird", "cat", "dog")
+    (made / "obj.data").unlink()
+    (made / "cells.names").write_text("ant\nbee\nfly")
+    assert labels.read(made) == ("ant", "bee", "fly")
+    for text in ("ant\nbee\n", "ant\n\nbee\n", ""):
+        (made / "cells.names").write_text(text)
+        with pytest.raises(
+            UsageError, match=r"cells\.names must have 3 names, one a line, for the classes of cells\.cfg"
+        ):
+            labels.read(made)
+    (made / "cells.names").write_bytes("größe\nb\nc\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"cells\.names cannot be read"):
+        labels.read(made)
+    model, variables = models.load_pretrained(made)
+    models.save_pretrained(model, variables, tmp_path / "b", classes=["one", "the other", "猫"])
+    assert labels.read(tmp_path / "b") == ("one", "the other", "猫")
+
+
 @pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Measured as it lies and as a checkpoint alike; written back byte for byte; trained on from."""
@@ -75,12 +106,16 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     data = f"--dataset={tmp_path}/set"
     first = said("eval", f"--from={made}", data)
     assert "data.size = (32, 64)" in first
+    (made / "obj.names").write_text("cat\nbird\n")  # the data have bird before cat
+    assert launch.main(["eval", f"--from={made}", data]) == 2
+    assert "tells the classes cat, bird; " in capsys.readouterr().err
+    (made / "obj.names").write_text("bird\ncat\n")
     assert "checkpoint 0 in" in said("convert", f"--from={made}", f"--workdir={tmp_path}/w")
     then = said("eval", f"--workdir={tmp_path}/w", data)
     figures = next(line for line in first.splitlines() if "map_50" in line).partition(": ")[2]
     assert figures in then
     said("convert", f"--workdir={tmp_path}/w", f"--to={tmp_path}/b")
-    for ours, theirs in (("yolo.weights", "cells.weights"), ("yolo.cfg", "cells.cfg")):
+    for ours, theirs in (("yolo.weights", "cells.weights"), ("yolo.cfg", "cells.cfg"), ("obj.names", "obj.names")):
         assert (tmp_path / "b" / ours).read_bytes() == (made / theirs).read_bytes()
     more = [f"--config.data.name={tmp_path}/set", "--config.data.size=(32, 64)", "--config.eval.split=val"]
     more += [f"--config.init_from={tmp_path}/b", "--config.train.steps=1", "--config.schedule.warmup=0"]

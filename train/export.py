@@ -113,7 +113,8 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
 def _names(manifest: dict[str, Any], model: Model) -> Sequence[str]:
     """Of the classes that a network tells apart, where all are known."""
     names = manifest.get("classes") or ()
-    return names if "classifier" in model.traits and len(names) == model.config.classes else ()
+    told = {"classifier", "detector"} & model.traits
+    return names if told and len(names) == model.config.classes else ()
 
 
 def _pixels(cfg: Config, model: Model) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def save_pretrained(
 
     `dialect` names a layout other than the first of the family's that has a place there. `classes` are the names of the
     classes; `images` says how images were made ready, as preprocessing.of_folder does. `keys` are further ones of
-    config.json, as eos_token_id=2. Darknet's files have no place for these.
+    config.json, as eos_token_id=2. Darknet's files have no place for these and for `images`.
     Raises UsageError for a family or a Config that has no place there, for a folder that holds a model already, and for
     names of another number of classes.
     """
@@ -165,7 +165,7 @@ def save_pretrained(
         if keys:
             raise UsageError(f"family {model.family!r} is written without a config.json, which {[*keys]} are keys of")
         folder.mkdir(parents=True, exist_ok=True)
-        layout.save_folder(model, variables, folder)
+        layout.save_folder(model, variables, folder, classes)
         return
     settings, tensors = layout.config(model.config), _tensors(model, variables, layout)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}

@@ -1,9 +1,10 @@
-"""Darknet's detectors: a .cfg says what is computed, a .weights file holds the numbers.
+"""Darknet's detectors: a .cfg says what is computed, a .weights file holds the numbers, a .names file names classes.
 
 Of each convolution there are biases [O], with batch norm scales, means, variances [O], and weights [O C I J].
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
+from documents import read_text
 from errors import UsageError
 from models.darknet import Conv, sizes
 from models.published import cfg as configuration
@@ -21,6 +23,7 @@ from models.spec import flatten, unflatten
 from models.yolo import Config
 
 CFG = ".cfg"
+NAMES = "obj.names"  # as it is written; any *.names is read
 OTHERS = ("config.json", "*.safetensors", "*.npz")  # beside which a .cfg is none of Darknet's
 
 
@@ -63,7 +66,7 @@ def pair(folder: str | Path) -> tuple[Path, Path] | None:
 
     Raises UsageError where there are several of either, or no numbers.
     """
-    found = [sorted(Path(folder).glob(f"*{suffix}")) for suffix in (CFG, SUFFIX)]
+    found = [_files(folder, suffix) for suffix in (CFG, SUFFIX)]
     if not found[0] or any(next(Path(folder).glob(other), None) for other in OTHERS):
         return None
     for suffix, files in zip((CFG, SUFFIX), found, strict=True):
@@ -71,6 +74,39 @@ def pair(folder: str | Path) -> tuple[Path, Path] | None:
             names = f": {', '.join(file.name for file in files)}" if files else ""
             raise UsageError(f"{folder} must hold one {suffix} file of Darknet's, and holds {len(files)}{names}")
     return found[0][0], found[1][0]
+
+
+def names(folder: str | Path) -> tuple[str, ...] | None:
+    """The names of the classes, one a line of the .names file beside the .cfg; None where the folder has no such file.
+
+    Of several files the one that a .data file calls `names` counts, or else the one called as the .cfg. Raises
+    UsageError where neither picks one, and for other than one name for each class of the .cfg.
+    """
+    found = pair(folder)
+    files = _files(folder, ".names")
+    if found is None or not files:
+        return None
+    told = {Path(line).name for data in _files(folder, ".data") for line in _settings(data, "names")}
+    chosen = [f for f in files if f.name in told] or [f for f in files if f.stem == found[0].stem] or files
+    if len(chosen) > 1:
+        listed = ", ".join(f.name for f in chosen)
+        raise UsageError(f"{folder} has {listed}: keep one, or name one by `names = ` in a .data file")
+    lines = [line.strip() for line in read_text(chosen[0]).rstrip().split("\n")]
+    count = configuration.fields(found[0])["classes"]
+    if len(lines) != count or "" in lines:
+        raise UsageError(f"{chosen[0]} must have {count} names, one a line, for the classes of {found[0].name}")
+    return tuple(lines)
+
+
+def _files(folder: str | Path, suffix: str) -> list[Path]:
+    """The files of a folder with a suffix, without hidden ones, as a Mac's `._` files."""
+    return sorted(file for file in Path(folder).glob(f"*{suffix}") if not file.name.startswith("."))
+
+
+def _settings(file: Path, key: str) -> list[str]:
+    """What a .data file sets a key to."""
+    pairs = (line.partition("=") for line in read_text(file).split("\n"))
+    return [value.strip() for name, _, value in pairs if name.strip() == key]
 
 
 def read_cfg(cfg: str | Path, **overrides: Any) -> models.Model:
@@ -121,9 +157,11 @@ def save(
         os.replace(part, path)
 
 
-def save_folder(model: models.Model, variables: Any, folder: Path) -> None:
-    """Write Darknet's two files, yolo.cfg and yolo.weights, into a folder."""
+def save_folder(model: models.Model, variables: Any, folder: Path, classes: Sequence[str] = ()) -> None:
+    """Write Darknet's files, yolo.cfg and yolo.weights, and obj.names of names of classes, into a folder."""
     save(model, variables, folder / f"yolo{CFG}", folder / f"yolo{SUFFIX}")
+    if classes:
+        (folder / NAMES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
 
 
 def _paths(variables: Any) -> dict[str, Any]:

@@ -1,16 +1,22 @@
-"""The names of a network's classes, as a folder's config.json tells them: the hub's id2label, or timm's label_names."""
+"""The names of a network's classes: the hub's id2label or timm's label_names of a config.json, or Darknet's .names."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from documents import read_settings
+from models.published import darknet
 
 
 def read(folder: str | Path) -> tuple[str, ...] | None:
-    """The names by the class's number; None where the folder tells none, or only LABEL_0 and so on."""
+    """The names by the class's number; None where the folder tells none, or only LABEL_0 and so on.
+
+    Raises UsageError for a .names file that does not fit its .cfg.
+    """
     file = Path(folder) / "config.json"
-    told = read_settings(file) if file.is_file() else {}
+    if not file.is_file():
+        return darknet.names(folder)
+    told = read_settings(file)
     names = told.get("id2label", told.get("label_names"))
     if isinstance(names, dict):
         names = [names.get(str(i)) for i in range(len(names))]
