@@ -77,7 +77,7 @@ KNOBS: dict[str, Knob] = {
         "softmax",
         "str",
         "identity",
-        "softmax | quadratic | hinge | perceptron | squared | next_token | translation | detection",
+        "softmax | sigmoid | quadratic | hinge | perceptron | squared | next_token | translation | detection",
     ),
     "optim.name": Knob(
         "adamw", "str", "identity", "sgd | momentum | nesterov | adam | adamw | lion | adafactor | muon | schedule_free"

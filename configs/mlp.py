@@ -7,6 +7,7 @@
 `micrograd`: that engine's demo (Karpathy 2020): two half moons, 2-16-16-1, margin loss, 100 updates of all points;
 100 % published; by ablation `scalar` or `equations` the gradients are written out here. `moons`: the same points by
 softmax; seconds. `digits`: scikit-learn's 8 x 8 digits, embedded; seconds.
+`multilabel`: rows of any number of labels, a yes or no for each class (loss `sigmoid`), embedded; seconds.
 `mnist`: 784-256-256-10 rectified units, five passes, by ablation `sgd`, `adam`, `muon` or `lion`.
 `fashion`: of as many parameters as configs/vit.py:fashion; 88.9 +- 0.3 %, top-5 99.8 %, in a minute.
 `mnist_nielsen`: Nielsen 2015, chapter 1: 784-30-10 sigmoid units, quadratic cost, SGD at 3.0, batches of 10, 30 epochs;
@@ -79,6 +80,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "train.batch": 64,
         "train.steps": 1000,
         "optim.lr": 2e-3,
+        "schedule.name": "cosine",
+        "log.every": 50,
+    },
+    "multilabel": {
+        "model.family": "mlp",
+        "model.inputs": 40,
+        "model.hidden": (64,),
+        "model.activation": "relu",
+        "model.law": "he",
+        "data.name": "multilabel",
+        "loss": "sigmoid",
+        "train.batch": 64,
+        "train.steps": 500,
+        "optim.decay": 0.1,
         "schedule.name": "cosine",
         "log.every": 50,
     },

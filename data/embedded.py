@@ -1,4 +1,4 @@
-"""Data sets that need no file and no network: xor, two moons, scikit-learn's digits, Python's documentation, sums."""
+"""Data sets that need no file and no network: xor, moons, digits, several labels a row, pydoc_text, sums."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +28,16 @@ def _moons(split: str) -> Examples:
 
     x, y = make_moons(n_samples=100 if split == "train" else 1000, noise=0.1, random_state=1 + (split != "train"))
     return examples("moons", split, 2, features=x.astype(np.float32), label=y.astype(np.int32))
+
+
+def _multilabel(split: str) -> Examples:
+    """Bags of 40 words on five subjects, any number of subjects a row (scikit-learn's generator)."""
+    from sklearn.datasets import make_multilabel_classification
+
+    words, labels = make_multilabel_classification(2000, 40, n_classes=5, n_labels=2, random_state=0)
+    rows = (np.arange(len(words)) % 5 == 4) == (split == "test")
+    fields = {"features": words[rows].astype(np.float32), "labels": labels[rows].astype(np.float32)}
+    return examples("multilabel", split, 5, **fields)
 
 
 def _digits(split: str) -> Examples:
@@ -78,6 +88,7 @@ EMBEDDED: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "xor": (_xor, ("train", "test")),
     "halves": (_halves, ("train", "test")),
     "moons": (_moons, ("train", "test")),
+    "multilabel": (_multilabel, ("train", "test")),
     "digits": (_digits, ("train", "test")),
     "pydoc_text": (_pydoc_text, ("train", "validation")),  # differs by Python's patch release: for first contact only
     **{f"adding:{n}": (partial(_adding, n), ("train", "test")) for n in (100, 400)},  # or any other length

@@ -21,10 +21,11 @@ class Examples:
     """Examples, a row each, with what is to be told of them.
 
     Fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask float32 [n T]; and
-    label int32 [n] out of `classes`, or target float32 [n C]. Images of different sizes are objects [n], each uint8
-    [y x C]; those with boxes have the fields of `data/detection.py: Reading`. The fields are a dict of arrays, or a
-    function from rows to one where the set is too large to hold. `names` are those of the classes, if they have some;
-    `absent` are the names of classes of other splits without an example here; `notes` say what a user should know.
+    label int32 [n] out of `classes`, labels float32 [n C] of 0 and 1 where a row has any number of them, or target
+    float32 [n C]. Images of different sizes are objects [n], each uint8 [y x C]; those with boxes have the fields of
+    `data/detection.py: Reading`. The fields are a dict of arrays, or a function from rows to one where the set is too
+    large to hold. `names` are those of the classes, if they have some; `absent` are the names of classes of other splits
+    without an example here; `notes` say what a user should know.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
@@ -51,7 +52,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents, as str; perhaps each with a label out of `classes`, which may have names."""
+    """Documents, as str; perhaps each with a label out of `classes`, which may have names.
+
+    labels are int32 [n], or float32 [n C] of 0 and 1 where a document has any number of them.
+    """
 
     documents: tuple[str, ...]
     identity: dict[str, Any]
@@ -61,6 +65,11 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    @property
+    def label_field(self) -> str:
+        """The batch's field that the labels become: `label`, or `labels` where a row has any number of them."""
+        return "labels" if self.labels is not None and self.labels.ndim == 2 else "label"
 
 
 @dataclass(frozen=True)

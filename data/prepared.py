@@ -1,6 +1,8 @@
 """Sets prepared by TensorFlow Datasets, read as array_record without TensorFlow."""
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +98,11 @@ def _all(source: Any) -> list[dict[str, Any]]:
 def load(name: str, split: str, field: str | None, data_dir: str | None) -> Source:
     """Images with labels, or texts, with labels where the set has classes. Raises UsageError as `sources.load`."""
     rows, features, identity = open_split(name, split, data_dir)
-    if "image" in features and "label" in features:
+    label = _find_labels(features)
+    if "image" in features and label and label.key in ("label", "labels"):
         if field is not None:
             raise no_field(name, field)
-        return _labelled_images(rows, features, identity)
+        return _labelled_images(rows, features, label, identity)
     if "image" in features and "objects" in features:
         if field is not None:
             raise no_field(name, field)
@@ -119,17 +122,52 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
     assert field is not None
     read = _all(rows)
     documents, identity = tuple(decode(row[field]) for row in read), {**identity, "field": field}
-    label = next((k for k, f in features.items() if type(f).__name__ == "ClassLabel"), None)
     if label is None:
         return Texts(documents, identity)
-    labels = np.array([row[label] for row in read], np.int32)
-    return Texts(documents, identity, labels, features[label].num_classes, _names(features[label]))
+    return Texts(documents, identity, label.read(read), label.classes, label.names)
 
 
-def _names(label: Any) -> tuple[str, ...] | None:
-    """The names of a ClassLabel's classes; None where they are numbers only."""
-    names = tuple(label.names or ())
-    return None if names == tuple(map(str, range(len(names)))) else names
+@dataclass(frozen=True)
+class Labels:
+    """The feature of a set that holds its classes: one a row (ClassLabel), or any number (a Sequence of ClassLabel)."""
+
+    key: str
+    several: bool
+    classes: int
+    names: tuple[str, ...] | None  # None where they are numbers only
+
+    @property
+    def field(self) -> str:
+        """The field of Examples that they become."""
+        return "labels" if self.several else "label"
+
+    def read(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+        """The labels of some rows: int32 [n], or float32 [n C] of 0 and 1 where a row has any number of them.
+
+        What a set keeps secret is -1.
+        """
+        if not self.several:
+            return np.array([row[self.key] for row in rows], np.int32)
+        found = np.zeros((len(rows), self.classes), np.float32)
+        for i, row in enumerate(rows):
+            classes = np.asarray(row[self.key], np.int64)
+            if (classes < 0).any():
+                found[i] = -1
+            else:
+                found[i, classes] = 1
+        return found
+
+
+def _find_labels(features: Any) -> Labels | None:
+    """The labels of a set: the feature `label`, else the first of one class a row, else the first of several."""
+    single = {k: f for k, f in features.items() if type(f).__name__ == "ClassLabel"}
+    several = {k: f.feature for k, f in features.items() if type(getattr(f, "feature", None)).__name__ == "ClassLabel"}
+    found = single or several
+    if not found:
+        return None
+    key = "label" if "label" in found else next(iter(found))
+    names, classes = tuple(found[key].names or ()), found[key].num_classes
+    return Labels(key, not single, classes, None if names == tuple(map(str, range(len(names)))) else names)
 
 
 def decode(text: bytes | str) -> str:
@@ -137,17 +175,17 @@ def decode(text: bytes | str) -> str:
     return text.decode("utf-8") if isinstance(text, bytes) else text
 
 
-def _labelled_images(rows: Any, features: Any, identity: dict[str, Any]) -> Examples:
-    label, shape, count = features["label"], features["image"].shape, len(rows)
+def _labelled_images(rows: Any, features: Any, label: Labels, identity: dict[str, Any]) -> Examples:
+    shape, count = features["image"].shape, len(rows)
 
     def read(wanted: np.ndarray) -> Fields:
         got = rows.__getitems__([int(i) for i in wanted])
-        labels = np.array([g["label"] for g in got], np.int32)
+        labels = label.read(got)
         hold_labels(labels, identity)
         images = [g["image"] for g in got]
-        return {"image": of_any_size(images) if None in shape else np.stack(images), "label": labels}
+        return {"image": of_any_size(images) if None in shape else np.stack(images), label.field: labels}
 
-    classes, names = label.num_classes, _names(label)
+    classes, names = label.classes, label.names
     if None in shape or count * int(np.prod(shape)) > DECODE_ONCE:
         return Examples(read, count, identity, classes, names)
     parts = [read(np.array(block)) for block in blocks(count)]

@@ -82,7 +82,7 @@ def _cut(tokens: np.ndarray, starts: np.ndarray, context: int) -> Batch:
 
 
 def padded(texts: Texts, tokenizer: Tokenizer, context: int, parts: int = 1) -> Examples:
-    """Labelled documents as examples: their first `context` tokens, int32 [n T], mask [n T] and label [n].
+    """Labelled documents as examples: their first `context` tokens, int32 [n T], mask [n T], label [n] or labels [n C].
 
     What the tokenizer puts around a text is there. T is the longest of them, up to a multiple of 8 and of `parts`.
 
@@ -104,5 +104,5 @@ def padded(texts: Texts, tokenizer: Tokenizer, context: int, parts: int = 1) -> 
     tokens, mask = (np.zeros((len(texts), length), kind) for kind in (np.int32, np.float32))
     for i, ids in enumerate(rows):
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, 1
-    fields = {"tokens": tokens, "mask": mask, "label": texts.labels}
+    fields = {"tokens": tokens, "mask": mask, texts.label_field: texts.labels}
     return Examples(fields, len(texts), texts.identity, texts.classes, texts.names)

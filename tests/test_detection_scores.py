@@ -269,7 +269,7 @@ def test_names_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """No formula, none hidden by its first letter, and no warning, an error here, for a script without font."""
     names = ["a$b$$", "_nothing_", "猫 ตัว"]
     kept: list[Any] = []
-    monkeypatch.setattr(drawn, "save", lambda figure, path: kept.append(figure) or plots.save(figure, path))
+    monkeypatch.setattr(pictures, "save", lambda figure, path: kept.append(figure) or plots.save(figure, path))
     finds = [found((CAT, 0.9, 0), (DOG, 0.8, 1), ((100, 5, 120, 60), 0.95, 2))] * 3
     truths = [truth((CAT, 0), (DOG, 1), ((0, 0, 9, 9), 2))] * 3
     judged = detection.judge(finds, truths, 3)

@@ -144,10 +144,10 @@ def test_secret_labels_are_refused() -> None:
         def __getitems__(self, wanted: list[int]) -> list[dict[str, Any]]:
             return [self[i] for i in wanted]
 
-    features = {"label": SimpleNamespace(num_classes=2, names=["a", "b"]), "image": SimpleNamespace(shape=(2, 2, 1))}
+    features, label = {"image": SimpleNamespace(shape=(2, 2, 1))}, prepared_sets.Labels("label", False, 2, ("a", "b"))
     image = np.zeros((2, 2, 1), np.uint8)
     with pytest.raises(UsageError, match="kept secret"):
-        prepared_sets._labelled_images(Rows([{"image": image, "label": -1}]), features, identity)
+        prepared_sets._labelled_images(Rows([{"image": image, "label": -1}]), features, label, identity)
 
 
 PREPARED = os.environ.get("TFDS_DATA_DIR")

@@ -164,7 +164,9 @@ def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None, igno
 
 def no_text(cfg: Config, loss: str, classes: int | None = None) -> Texts:
     """No text at all, with labels out of `classes` where the loss asks for some: to set a model up without its data."""
-    labels = np.zeros(0, np.int32) if losses.find(loss).needs == "label" else None
+    shapes = {"label": (0,), "labels": (0, classes or 1)}
+    needs = losses.find(loss).needs
+    labels = np.zeros(shapes[needs], np.int32) if needs in shapes else None
     return Texts((), {"name": cfg.data.name}, labels, None if labels is None else classes)
 
 
@@ -180,7 +182,9 @@ def stand_in(cfg: Config, host: Host, family: str, loss: str, classes: int | Non
     if inputs is None:
         return load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
     shape = (SIDE, SIDE, inputs) if isinstance(inputs, int) else tuple(inputs)
-    fields = {"image": np.zeros((1, *shape), np.uint8), "label": np.zeros(1, np.int32)}
+    several = losses.find(loss).needs == "labels"
+    label = {"labels": np.zeros((1, classes or 1), np.float32)} if several else {"label": np.zeros(1, np.int32)}
+    fields = {"image": np.zeros((1, *shape), np.uint8), **label}
     return Examples(fields, 1, {"name": cfg.data.name}, classes)
 
 

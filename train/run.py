@@ -91,7 +91,7 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
             f"{cfg.data.name}: split {cfg.data.split!r} has no example of the class {' or '.join(sorted(absent))}, "
             f"which other splits have: it cannot be learnt"
         )
-    told = setup.task.needs in ("label", "boxes")
+    told = setup.task.needs in ("label", "labels", "boxes")
     kinds = {(type(s).__name__, getattr(s, "classes", None) if told else None) for s in corpora}
     names = {getattr(s, "names", None) for s in corpora} if told else set()
     if len(names) > 1 and len(kinds) == 1:

@@ -15,7 +15,7 @@ from data.kinds import Examples, Pairs, Source, Texts
 from errors import UsageError, unknown
 from models import Model
 from models.spec import abstract
-from train import detection, evaluate, images, mesh
+from train import detection, evaluate, images, mesh, multilabel
 from train.host import Host
 from train.update import leaves, losses, step
 
@@ -191,7 +191,7 @@ def set_up(
         have = getattr(model.config, name, value)
         if have < value:
             raise UsageError(f"model.{name} = {have} is too small for the data's {value}")
-        if have > value and (name == "outputs" or task.single):
+        if have > value and (name == "outputs" or task.single or task.needs == "labels"):
             raise UsageError(f"model.{name} = {have} must be {value} for loss {cfg.loss!r} on {cfg.data.name!r}")
     if isinstance(example, Examples):
         _try_on(model, example, cfg)
@@ -203,7 +203,7 @@ def set_up(
 def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
     """Refuse data that do not hold the answer that the task asks for."""
     if isinstance(example, Texts):
-        fields = {"targets"} | ({"label"} if example.labels is not None else set())
+        fields = {"targets"} | ({example.label_field} if example.labels is not None else set())
         kind = f"text{'' if example.labels is None else ' with labels'}"
     elif isinstance(example, Pairs):
         fields, kind = {"source"}, "texts with their translations"
@@ -218,7 +218,7 @@ def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
 def _facts(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
     """Sizes of a model that the data fix, by the name of the Config's field."""
     facts: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
-    if task.needs in ("label", "boxes"):
+    if task.needs in ("label", "labels", "boxes"):
         assert not isinstance(example, Pairs)
         facts["classes"] = 1 if task.single else example.classes
     if task.needs == "target" and isinstance(example, Examples):
@@ -323,6 +323,9 @@ def measure_views(
         scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit, stopped)
         if isinstance(exam.fields, Scenes):
             scores = detection.with_precision(scores, exam.fields, images.size_for_boxes(setup.cfg))
+        if setup.task.needs == "labels":
+            names = setup.names or tuple(map(str, range(setup.model.config.classes)))
+            scores = multilabel.with_precision(scores, names, exam.clusters)
         found[prefix] = evaluate.with_perplexity(scores) if setup.task.of_tokens else scores
     return evaluate.joined(found)
 

@@ -10,13 +10,12 @@ from data.detection import Scenes, Truth
 from train.detection import RECALLS, Found, Judged, judged_in, precision, surest
 from train.evaluate import Rows
 from train.images import size_for_boxes
-from train.record.pictures import begin
-from train.record.plots import GREY, HELD, INK, PALE, RIGHT, colours, dress, head, legend, named, save, sheet
+from train.record.pictures import begin, precision_recall
+from train.record.plots import HELD, INK, RIGHT, head, named, save, sheet
 from train.setup import Setup
 
 WORST, TYPICAL = 8, 4  # images on the sheet
 COLUMNS = 4
-CURVES = 10  # classes up to which each has a curve in a colour of its own
 
 
 def draw(setup: Setup, source: Scenes, rows: Rows, workdir: str, n: int) -> list[Path]:
@@ -120,22 +119,5 @@ def _outline(axes: Any, corners: np.ndarray, colour: str, text: str = "", **line
 
 def curves(judged: Sequence[Judged], names: Sequence[str], title: str, path: Path) -> Path:
     """Draw precision against recall at an overlap of 0.5, a curve a class and their mean -> path."""
-    figure = sheet(7, 5)
-    axes = figure.subplots()
     lines = np.array([precision(one)[0][0] for one in judged])  # [classes 101]
-    real = np.flatnonzero(np.isfinite(lines[:, 0]))
-    many, entries = len(real) > CURVES, []
-    for k, colour in zip(real, colours(len(real)), strict=True):
-        line = axes.plot(RECALLS, lines[k], color=PALE if many else colour, lw=1 if many else 1.6)[0]
-        if not many:
-            entries.append((line, f"{named(names, k)}: {lines[k].mean():.3f}"))
-    if len(real) > 1:
-        mean = lines[real].mean(0)
-        line = axes.plot(RECALLS, mean, color=INK, lw=2, ls="--")[0]
-        entries.append((line, f"mean of {len(real)} classes: {mean.mean():.3f}"))
-    dress(axes, title, "recall", "precision")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    if len(real):
-        legend(axes, entries, title="average precision", loc="lower left").get_title().set_color(GREY)
-    return save(figure, path)
+    return precision_recall(RECALLS, lines, lines.mean(1), names, title, path)

@@ -20,7 +20,10 @@ from train.host import Host
 
 UNITS = {
     "loss": "nats a token or an example; the quadratic cost where that is the loss",
-    "accuracy": "share of tokens or examples whose first guess is right",
+    "accuracy": "share of tokens or examples whose first guess is right; of several labels a row, all of them",
+    "f1": "2 TP / (2 TP + FP + FN) over all rows and classes, at a probability of 0.5; f1/CLASS of one class",
+    "f1_macro": "mean of the classes' F1",
+    "average_precision": "of one class, as average_precision/CLASS: mean precision at its positive rows",
     "accuracy_top5": "share of examples whose class is among the five of the largest logits",
     "ece": "expected calibration error: mean distance of confidence to accuracy over 15 bins of confidence",
     "perplexity": "exp(loss)",
@@ -29,7 +32,7 @@ UNITS = {
     "class": "the same, of what kind",
     "iou": "overlap of a box with the prediction that answers for it: intersection over union",
     "bits_per_byte": "bits a byte of the text",
-    "map": "mean average precision of boxes found, over classes and overlaps of 0.5, 0.55 … 0.95",
+    "map": "mean average precision: of boxes over classes and overlaps of 0.5, 0.55 … 0.95; of labels over classes",
     "map_50": "mean average precision of boxes found, at an overlap of 0.5; of one class, its average precision",
     "map_75": "mean average precision of boxes found, at an overlap of 0.75",
     "average_recall": "share of boxes found by the 100 surest in an image, scores above 0.005; a mean as map",

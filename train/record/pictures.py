@@ -11,6 +11,7 @@ from data.evaluation import Exam
 from data.geometry import resize
 from data.kinds import Pairs, Source, Texts
 from data.tokenizers import Tokenizer
+from train import multilabel
 from train.evaluate import BINS, Rows, bins_of, calibration
 from train.record.plots import GREY, HELD, INK, PALE, RIGHT, TRAIN, colours, dress, head, named, save, sheet
 from train.setup import Setup
@@ -21,6 +22,7 @@ PASSAGES = 20
 WRITTEN = 20  # classes up to which the counts stand in the matrix
 NAMED = 60  # classes up to which each has its name beside it
 POINTS = 5000  # rows in a scatter
+CURVES = 10  # classes up to which each has a curve in a colour of its own
 
 
 def begin(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
@@ -44,6 +46,9 @@ def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: 
         return [values(rows.truth, rows.guess, title, Path(f"{start}-values.png"))]
     assert not isinstance(source, Pairs)
     names = source.names or tuple(map(str, range(source.classes or 0)))
+    if setup.task.needs == "labels":
+        lines, averages = multilabel.curves(rows.guess, rows.truth)
+        return [precision_recall(multilabel.RECALLS, lines, averages, names, title, Path(f"{start}-precision.png"))]
     drawn = [confusion(rows.truth, rows.guess, names, title, Path(f"{start}-confusion.png"))]
     if rows.confidence is not None:
         drawn.append(reliability(rows, title, Path(f"{start}-calibration.png")))
@@ -221,6 +226,32 @@ def passages(exam: Exam, rows: Rows, tokenizer: Tokenizer, title: str, path: Pat
         head = f"loss {rows.loss[i]:.4f} nats a token over {len(told)} tokens, window {i:,}"
         parts.append(f"{head}\n{_barred(tokenizer.decode(told))}")
     return _write(parts, path)
+
+
+def precision_recall(
+    recalls: np.ndarray, lines: np.ndarray, averages: np.ndarray, names: Sequence[str], title: str, path: Path
+) -> Path:
+    """Draw precision against recall, a curve a class and their mean: [R], [C R], average precisions [C] -> path.
+
+    A class without positives has a curve of NaN, and none is drawn.
+    """
+    figure = sheet(7, 5)
+    axes = figure.subplots()
+    real = np.flatnonzero(np.isfinite(lines[:, 0]))
+    many, entries = len(real) > CURVES, []
+    for k, colour in zip(real, colours(len(real)), strict=True):
+        line = axes.plot(recalls, lines[k], color=PALE if many else colour, lw=1 if many else 1.6)[0]
+        if not many:
+            entries.append((line, f"{named(names, k)}: {averages[k]:.3f}"))
+    if len(real) > 1:
+        line = axes.plot(recalls, lines[real].mean(0), color=INK, lw=2, ls="--")[0]
+        entries.append((line, f"mean of {len(real)} classes: {averages[real].mean():.3f}"))
+    dress(axes, title, "recall", "precision")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    if len(real):
+        legend(axes, entries, title="average precision", loc="lower left").get_title().set_color(GREY)
+    return save(figure, path)
 
 
 def values(truth: np.ndarray, guess: np.ndarray, title: str, path: Path) -> Path:

@@ -90,6 +90,23 @@ def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float)
     return terms
 
 
+def sigmoid(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
+    """Several labels a row, labels [B C] of 0 and 1: each class is a yes or no of its own, by binary cross-entropy.
+
+    loss is the mean over classes, in nats. A class is predicted from a probability of 0.5 on: accuracy counts the rows
+    of which all classes are right, f1 is 2 TP / (2 TP + FP + FN) over all rows and classes (micro-averaged).
+    """
+    w, labels = batch["weight"], batch["labels"]
+    nats = jnp.mean(jax.nn.softplus(value) - labels * value, -1)
+    right, hit = (value >= 0) == (labels > 0), (value >= 0) & (labels > 0)
+    twice = 2.0 * jnp.sum(hit, -1)
+    return {
+        "loss": (nats * w, w),
+        "accuracy": (jnp.all(right, -1) * w, w),
+        "f1": (twice * w, (twice + jnp.sum(~right, -1)) * w),
+    }
+
+
 def quadratic(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
     """Classification by the quadratic cost, half the squared distance to the one-hot label (Nielsen 2015, eq. 6)."""
     w, label = batch["weight"], batch["label"]
@@ -186,12 +203,15 @@ class Task:
     def answers(self, value: Any, batch: dict[str, Array]) -> dict[str, Array]:
         """A row's `guess` and `truth`: classes [B], or a regressor's few values [B C]; {} where they would be many.
 
-        Where the loss is of probabilities, `confidence` is the guess's [B]. Of a detector only the guess [B MOST 6]:
+        Of several labels a row, the guess is each class's probability and the truth 0 or 1 [B C]. Where the loss is
+        of the probabilities of one label, `confidence` is the guess's [B]. Of a detector only the guess [B MOST 6]:
         boxes, each with its score, 0 of none, and its class.
         """
         if self.trait == "detector":
             boxes, scores, kinds, _ = detections(value, FAINT, ALIKE, MOST)
             return {"guess": jnp.concatenate([boxes, scores[..., None], kinds[..., None].astype(boxes.dtype)], -1)}
+        if self.needs == "labels":
+            return {"guess": jax.nn.sigmoid(value), "truth": batch["labels"]}
         if self.trait == "classifier":
             guess = (value[:, 0] > 0).astype(jnp.int32) if self.single else guesses(value)
             told = {"guess": guess, "truth": batch["label"]}
@@ -217,6 +237,7 @@ class Task:
 _CROSS = ("smoothing", "z_loss")
 TASKS: dict[str, Task] = {
     "softmax": Task(softmax, "classifier", "label", "nats", extras=(*_CROSS, "mixing")),
+    "sigmoid": Task(sigmoid, "classifier", "labels", "nats"),
     "quadratic": Task(quadratic, "classifier", "label", "quadratic cost"),
     "hinge": Task(hinge, "classifier", "label", "margin", single=True),
     "perceptron": Task(mistakes, "classifier", "label", "margin", single=True),
