@@ -13,7 +13,7 @@ from data.kinds import Pairs, Source, Texts
 from data.tokenizers import Tokenizer
 from train import multilabel
 from train.evaluate import BINS, Rows, bins_of, calibration
-from train.record.plots import GREY, HELD, INK, PALE, RIGHT, TRAIN, colours, dress, head, named, save, sheet
+from train.record.plots import GREY, HELD, INK, PALE, RIGHT, TRAIN, colours, dress, head, legend, named, save, sheet
 from train.setup import Setup
 
 WORST = 40  # mistakes shown
