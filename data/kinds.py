@@ -24,8 +24,8 @@ class Examples:
     label int32 [n] out of `classes`, labels float32 [n C] of 0 and 1 where a row has any number of them, or target
     float32 [n C]. Images of different sizes are objects [n], each uint8 [y x C]; those with boxes have the fields of
     `data/detection.py: Reading`. The fields are a dict of arrays, or a function from rows to one where the set is too
-    large to hold. `names` are those of the classes, if they have some; `absent` are the names of classes of other splits
-    without an example here; `notes` say what a user should know.
+    large to hold. `names` are those of the classes, if they have some; `absent` are the names of classes of other
+    splits without an example here; `notes` say what a user should know.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
