@@ -4,7 +4,7 @@ Update n is dispatched before the metrics of n-1 are fetched, so that the device
 evaluation or a save the metrics of every dispatched update are in, so that nothing unseen is ever written.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 
 from train.evaluate import Interrupted
 from train.host import Host
+from train.record import speed
 from train.record.metrics import Nothing, Recorder, by_entry
 from train.record.summary import duration, quantity
 
@@ -20,7 +21,10 @@ State = dict[str, Any]
 
 @dataclass
 class Progress:
-    """Fetches each update's metrics, records and shows every `every`-th, and stops a run that no longer learns."""
+    """Fetches each update's metrics, records and shows every `every`-th, and stops a run that no longer learns.
+
+    The very first is recorded too, and the first of this process shown.
+    """
 
     host: Host
     recorder: Recorder | Nothing
@@ -30,15 +34,25 @@ class Progress:
     tokens: int  # a row's tokens; 0 where rows are no text
     max_skipped: int
     loud: bool = True
+    cost: int = 0  # FLOP of an update, on all devices
+    devices: Sequence[Any] = ()  # jax.Device, of the mesh
     _pending: list[tuple[int, dict[str, jax.Array]]] = field(default_factory=list)
     skipped: int = 0  # updates in all
     _skipped: int = 0  # of them in a row, now
     _mark: tuple[int, float] | None = None  # step and time from which the rate is counted
+    _waited: float = 0.0  # seconds since then that the loop waited for data
     _compiled: bool = False
 
     def begin(self, step: int) -> None:
         """Start the clock at a step."""
-        self._mark = (step, self.host.clock())
+        self._mark, self._waited = (step, self.host.clock()), 0.0
+
+    def next_of(self, batches: Iterator[Any]) -> Any:
+        """The next batch; the time that it takes to come is counted."""
+        begun = self.host.clock()
+        batch = next(batches)
+        self._waited += self.host.clock() - begun
+        return batch
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Note a dispatched update, now `step` in number, and settle the one before it."""
@@ -53,11 +67,12 @@ class Progress:
             step, arrays = self._pending.pop(0)
             values = by_entry(jax.device_get(arrays))
             self._judge(step, values)
-            if not self._compiled:  # the first update's time is the compiler's
-                self._compiled = True
+            first, self._compiled = not self._compiled, True
+            if first:  # its time is the compiler's
                 self.begin(step)
-            if step % self.every == 0 or step == self.last:
-                self._show(step, values)
+            recorded = step == 1 or due(step, self.every, self.last)
+            if recorded or first:
+                self._show(step, values, recorded)
 
     def _judge(self, step: int, values: dict[str, float]) -> None:
         if not values["skipped"]:
@@ -75,16 +90,21 @@ class Progress:
                 f"{values['grad_norm']}), and none of them was made. Lower optim.lr or set optim.clip"
             )
 
-    def _show(self, step: int, values: dict[str, float]) -> None:
+    def _show(self, step: int, values: dict[str, float], recorded: bool) -> None:
         start, then = self._mark or (step, self.host.clock())
         now = self.host.clock()
-        self._mark = (step, now)
-        seconds = max(now - then, 1e-9)
+        seconds, waited = max(now - then, 1e-9), self._waited
+        self._mark, self._waited = (step, now), 0.0
+        values |= speed.memory(self.devices)
         if step > start:
             values["examples_per_second"] = sum(self.rows(n) for n in range(start, step)) / seconds
             if self.tokens:
                 values["tokens_per_second"] = values["examples_per_second"] * self.tokens
-        self.recorder.write("train", step, values)
+            values["data_wait"] = waited / seconds
+            if self.cost:
+                values |= speed.rates(self.cost * (step - start), seconds, self.devices)
+        if recorded:
+            self.recorder.write("train", step, values)
         if not self.loud:
             return
         rate = values.get("tokens_per_second" if self.tokens else "examples_per_second", 0.0)
@@ -92,11 +112,11 @@ class Progress:
         eta = f"ETA {duration(left)}" if step > start else ""
         unit = "tokens/s" if self.tokens else "examples/s"
         accuracy = f"  accuracy {values['accuracy']:.3f}" if "accuracy" in values else ""
-        speed = f"  {quantity(rate, unit)}" if rate else ""
+        pace = f"  {quantity(rate, unit)}" if rate else ""
         line = (
-            f"step {step:,}/{self.last:,}  loss {values['loss']:.4f}{accuracy}{speed}  "
+            f"step {step:,}/{self.last:,}  loss {values['loss']:.4f}{accuracy}{pace}{speed.in_words(values)}  "
             f"{'done' if step == self.last else eta}"
-        )
+        ).rstrip()
         if self.host.stdout.isatty():
             self.host.stdout.write(f"\r\033[K{line}" + ("\n" if step == self.last else ""))
             self.host.stdout.flush()
@@ -130,7 +150,7 @@ def run(
     """Updates `start` to `stop` -> the last state, and the name of the signal that ended it early, or None."""
     progress.begin(start)
     for n in range(start, stop):
-        state, metrics = update(state, next(batches))
+        state, metrics = update(state, progress.next_of(batches))
         progress.add(n + 1, metrics)
         signal = stopping(n + 1) if n + 1 < stop else None  # the end comes as soon, and is measured
         evaluating, saving = due(n + 1, eval_every, stop), due(n + 1, save_every, stop) or signal is not None

@@ -24,6 +24,7 @@ from models.spec import flatten
 from train import begin, checkpoint, evaluate, feed, images, loop
 from train.host import Host
 from train.record import flops, metrics, plots, profile, summary
+from train.record.ticker import Ticker
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
 from train.update import optim, schedules, step
 
@@ -74,13 +75,13 @@ def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequ
         if jax.process_index() == 0:
             checkpoint.write_whole(epath.Path(workdir) / "config.json", config_json)
         batch = _shapes(setup, batches, start)
-        _introduce(setup, corpora, held_out, update, state, batch, batches, start, workdir)
+        cost = _introduce(setup, corpora, held_out, update, state, batch, batches, start, workdir)
         if cfg.log.hlo and jax.process_index() == 0:
             profile.write_programs(update, state, batch, Path(workdir) / "hlo")
         if traced and traced[1] <= start:
             host.say(f"no profile: updates {cfg.log.profile} were made before")
         with profile.traced(update, start, traced, str(Path(workdir) / "profile")) as update:
-            return _train(setup, update, state, batches, origin, held_out, workdir, identity)
+            return _train(setup, update, state, batches, origin, held_out, workdir, identity, cost)
 
 
 def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
@@ -148,9 +149,10 @@ def _introduce(
     batches: plan.Plan,
     start: int,
     workdir: str,
-) -> None:
+) -> int:
+    """Say what the run is -> the FLOP of an update, 0 where another process counts them."""
     if jax.process_index():
-        return
+        return 0
     cfg, host, model = setup.cfg, setup.host, setup.model
     if cfg.log.table:
         host.say(*summary.table(model, setup.place, setup.dtype), "")
@@ -183,6 +185,7 @@ def _introduce(
         f"files   {workdir}/{{config.json, metrics.jsonl, events/, plots/, checkpoints/}}",
         "",
     )
+    return cost
 
 
 def _train(
@@ -194,6 +197,7 @@ def _train(
     held_out: Source,
     workdir: str,
     identity: list[dict[str, Any]],
+    cost: int,
 ) -> str | None:
     cfg, host, main, start = setup.cfg, setup.host, jax.process_index() == 0, origin.start
     recorder = metrics.Recorder(workdir, host, start, cfg.log.wandb, cfg.to_dict()) if main else metrics.Nothing()
@@ -203,7 +207,7 @@ def _train(
     size = lambda n: batches.phase(n).batch_size  # noqa: E731
     tokens = _tokens(setup, batches, start)
     limits = cfg.log.every, cfg.train.steps, size, tokens, cfg.train.max_skipped
-    progress = loop.Progress(host, recorder, *limits, loud=main)
+    progress = loop.Progress(host, recorder, *limits, main, cost, tuple(setup.place.mesh.devices.flat))
     if recorder.continues:
         changed = [change for entry in origin.history if entry["from_step"] == start for change in entry["changes"]]
         recorder.write("event", start, {}, note="; ".join([f"resumed from update {start}", *changed]))
@@ -243,7 +247,7 @@ def _train(
             checkpoint.note_metrics(workdir, start, measure(start, state).judged)
         _, signal = loop.run(
             state,
-            update,
+            Ticker(host).compiling(update),
             feeding,
             progress,
             start,

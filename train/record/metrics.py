@@ -47,6 +47,10 @@ UNITS = {
     "skipped": "1 where the update was not finite and was left out",
     "examples_per_second": "training examples over wall time since the last line",
     "tokens_per_second": "training tokens over wall time since the last line",
+    "flops_per_second": "FLOP of the updates since the last line over wall time, of all devices; counted as in `cost`",
+    "mfu": "model FLOP utilisation: flops_per_second over the devices' dense bf16 peak; what remat repeats is counted",
+    "memory_peak": "bytes of device memory that were in use at once since the process began, the most of any device",
+    "data_wait": "share of wall time since the last line that the host waited for the next batch",
 }
 
 

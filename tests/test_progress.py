@@ -1,0 +1,135 @@
+"""What a user sees while something is under way: the first lines of a run, how far it is, how fast."""
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from data.progress import counted
+from train import loop
+from train.host import Host
+from train.record import metrics, speed
+from train.record.ticker import Ticker
+
+
+class Clock:
+    """A clock that moves when it is pushed."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A stream that calls itself a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Kept(metrics.Nothing):
+    """A recorder that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, dict[str, float]]] = []
+
+    def write(self, kind: str, step: int, metrics: dict[str, float], **more: Any) -> None:
+        self.lines.append((step, metrics))
+
+
+def ran(start: int, stop: int, devices: Any = (), cost: int = 0) -> tuple[list[str], Kept]:
+    """The lines and the record of updates of 2 s each, for which the data let wait 1 s, the first compiled in 8 s."""
+    clock, out, kept = Clock(), io.StringIO(), Kept()
+    host = Host(clock, {}, out)
+    progress = loop.Progress(host, kept, 10, 30, lambda n: 4, 0, 5, True, cost, devices)
+
+    def batches() -> Any:
+        while True:
+            clock.now += 1
+            yield None
+
+    first = True
+
+    def update(state: Any, batch: Any) -> Any:
+        nonlocal first
+        clock.now, first = clock.now + (8 if first else 1), False
+        return state, {"loss": jnp.float32(1.5), "skipped": jnp.float32(0)}
+
+    nothing = lambda *args: None  # noqa: E731
+    given = (progress, start, stop, nothing, nothing, None, None, nothing)
+    loop.run({}, Ticker(host).compiling(update), batches(), *given)
+    return out.getvalue().splitlines(), kept
+
+
+def test_a_run_says_that_it_compiles_and_shows_its_first_update() -> None:
+    lines, kept = ran(0, 30)
+    assert lines[:3] == ["compiling …", "compiled in 8.0 s", "step 1/30  loss 1.5000"]
+    assert [line.split()[1] for line in lines[3:]] == ["10/30", "20/30", "30/30"]
+    assert [step for step, _ in kept.lines] == [1, 10, 20, 30]
+
+
+def test_a_resumed_run_shows_its_first_update_and_records_as_one_that_was_not() -> None:
+    lines, kept = ran(15, 30)
+    assert [line.split()[1] for line in lines[2:]] == ["16/30", "20/30", "30/30"]
+    assert [step for step, _ in kept.lines] == [20, 30]
+
+
+def test_speed_memory_and_wait_are_measured() -> None:
+    """In the record and, short, in the line; each has a unit."""
+    device = SimpleNamespace(
+        device_kind="NVIDIA H200", process_index=0, memory_stats=lambda: {"peak_bytes_in_use": 3_000_000_000}
+    )
+    lines, kept = ran(0, 30, (device, device), cost=4 * 10**14)
+    last = kept.lines[2][1]
+    assert last["flops_per_second"] == pytest.approx(2e14)
+    assert last["mfu"] == pytest.approx(2e14 / (2 * 989.4e12))
+    assert last["memory_peak"] == 3e9
+    assert last["data_wait"] == pytest.approx(0.5)
+    assert "  2 examples/s  MFU 10.1%  memory 3 GB  waits for data 50%  ETA" in lines[4]
+    assert set(last) <= set(metrics.UNITS)
+    unknown = SimpleNamespace(device_kind="cpu", process_index=0, memory_stats=lambda: None)
+    lines, kept = ran(0, 30, (unknown,), cost=4 * 10**9)
+    assert "  2 GFLOP/s  waits" in lines[4]
+    assert not {"mfu", "memory_peak"} & set(kept.lines[2][1])
+
+
+def test_peaks_are_of_the_device_that_is_meant() -> None:
+    assert speed.peak("NVIDIA H100 80GB HBM3") == 989.4e12
+    assert speed.peak("NVIDIA H100 PCIe") == 756e12
+    assert speed.peak("NVIDIA A100-SXM4-40GB") == 312e12
+    assert (speed.peak("TPU v5"), speed.peak("TPU v5 lite")) == (459e12, 197e12)
+    for kind in ("cpu", "NVIDIA L40S", "NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
+        assert speed.peak(kind) is None
+
+
+def shown(out: io.StringIO, seconds: float, count: int) -> str:
+    """What a ticker writes on so many items of so many seconds each."""
+    clock = Clock()
+    ticker = Ticker(Host(clock, {}, out))
+    for _ in counted(range(count), "tokenising", ticker):
+        clock.now += seconds
+    return out.getvalue()
+
+
+def test_what_is_quick_is_silent() -> None:
+    assert shown(io.StringIO(), 0.01, 190) == ""
+    assert "tokenising" not in shown(Terminal(), 0.01, 190)
+
+
+def test_a_line_every_ten_seconds_with_what_is_left() -> None:
+    assert shown(io.StringIO(), 1, 30).splitlines() == [
+        "tokenising: 2 of 30, 28s left",
+        "tokenising: 12 of 30, 18s left",
+        "tokenising: 22 of 30, 8s left",
+    ]
+
+
+def test_a_live_line_leaves_nothing_on_a_terminal() -> None:
+    text = shown(Terminal(), 1, 4)
+    assert "\r\033[Ktokenising: 3 of 4, 1s left" in text
+    assert text.endswith("\r\033[K")
+    assert "\n" not in text

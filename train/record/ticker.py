@@ -1,0 +1,64 @@
+"""What a user sees while something long is under way: how far it is and when it ends, or that it compiles."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from train.host import Host
+from train.record.summary import duration
+
+QUIET = 2.0  # seconds without a word: what ends within them is not worth one
+LIVE, APART = 0.2, 10.0  # seconds between two words, on a terminal and elsewhere
+
+
+class Ticker:
+    """Shows how far something is: one live line on a terminal, elsewhere a line every 10 s. Process 0 alone shows it.
+
+    A call is a `data.progress.Tick`: (what, done, total), from 0 done to all, which clears the live line.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host, self._live = host, host.stdout.isatty()
+        self._what, self._begun, self._next = "", 0.0, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show it, if it is time."""
+        now = self._host.clock()
+        if not done or what != self._what:
+            self._what, self._begun, self._next = what, now, now + QUIET
+        if done >= total:
+            self._what = ""
+            self._show("", live_only=True)
+        elif done and now >= self._next:
+            left = (now - self._begun) * (total - done) / done
+            self._show(f"{what}: {done:,} of {total:,}, {duration(left)} left")
+            self._next = now + (LIVE if self._live else APART)
+
+    def compiling(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The jitted function, whose first call says that it compiles, and afterwards in what time."""
+        first = True
+
+        def call(*args: Any) -> Any:
+            nonlocal first
+            if not first:
+                return function(*args)
+            first = False
+            self._show("compiling …")
+            begun = self._host.clock()
+            made = function(*args)
+            self._show("", live_only=True)
+            if not jax.process_index():
+                self._host.say(f"compiled in {self._host.clock() - begun:.1f} s")
+            return made
+
+        return call
+
+    def _show(self, line: str, live_only: bool = False) -> None:
+        if jax.process_index():
+            return
+        if self._live:
+            self._host.stdout.write(f"\r\033[K{line}")
+            self._host.stdout.flush()
+        elif not live_only:
+            self._host.say(line)
