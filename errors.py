@@ -1,9 +1,12 @@
 """What a user sees when an input is refused: one line that says what, which value, and what would be legal."""
 
 import difflib
+import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+LONG = 200  # characters of one value that a message repeats, at most
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80  # characters
 
@@ -17,8 +20,37 @@ def quote(value: object) -> str:
     return _REPR.repr(value)
 
 
-def unknown(kind: str, name: str, legal: Iterable[str]) -> UsageError:
-    """The refusal of a misspelt name: names the nearest legal ones, else lists them all."""
+def refusal(problems: Iterable[str]) -> UsageError:
+    """All that is wrong with an input as one error, each problem once: `2 problems: (1) …; (2) …`."""
+    found = list(dict.fromkeys(problems))
+    if len(found) == 1:
+        return UsageError(found[0])
+    return UsageError(f"{len(found)} problems: " + "; ".join(f"({i}) {text}" for i, text in enumerate(found, 1)))
+
+
+@contextmanager
+def along_with(problems: Iterable[str]) -> Iterator[None]:
+    """Raise one UsageError of what the block refuses and of these problems, so that neither hides the other."""
+    known = list(problems)
+    try:
+        yield
+    except UsageError as error:
+        raise refusal([str(error), *known]) from error
+    if known:
+        raise refusal(known)
+
+
+def shortened(text: str) -> str:
+    """A message on one line, its long quoted values, tuples and words cut to LONG characters."""
+    value = rf"""(?<!\w)'[^']{{{LONG},}}'(?!\w)|"[^"]{{{LONG},}}"|[([][\d'"([][^()[\]]{{{LONG},}}|\S{{{LONG},}}"""
+    cut = lambda m: f"{m[0][: LONG - 40]}… ({len(m[0]):,} characters)"  # noqa: E731
+    return re.sub(value, cut, " ".join(text.split()))
+
+
+def unknown(kind: str, name: str, legal: Iterable[str], *, listed: bool = True) -> UsageError:
+    """The refusal of a misspelt name: names the nearest legal ones, else lists them all where `listed`."""
+    if len(name := str(name)) > LONG:  # no typing error, and slow to compare
+        return UsageError(f"unknown {kind} {quote(name)}")
     names = sorted(str(n) for n in legal)
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if not near:  # a dotted name is often right in its last part only
@@ -28,7 +60,7 @@ def unknown(kind: str, name: str, legal: Iterable[str]) -> UsageError:
         tail = difflib.get_close_matches(str(name).rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)
         near = [n for t in tail for n in tails[t]][:3]
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    if not near or len(names) <= 8:
+    if listed and (not near or len(names) <= 8):
         shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
         hint = f"{hint} legal: {shown or 'none'}".strip()
     return UsageError(f"unknown {kind} {quote(name)}; {hint}")

@@ -14,24 +14,34 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted and saved (run the same command again).
 """
 
+import errno
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from errors import UsageError, unknown
+from errors import UsageError, shortened, unknown
 from usage import HELP, flags_of
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4
 FREE = ("mesh", *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")))  # with --from
+
+
+LONGEST_NAME = 255  # bytes, of one folder or file, on every common disk
+PATHS = (
+    *("--workdir", "--config", "--from", "--to", "--dataset", "--train", "--split"),
+    *(f"--config.{key}" for key in ("data.name", "data.tokenizer", "data.split", "eval.split", "init_from")),
+)
 
 
 def main(argv: list[str]) -> int:
@@ -48,11 +58,11 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
         return FAILED
-    except Exception as error:
+    except BaseException as error:  # a library's panic or exit is no Exception
         if debug:
             raise
-        usage = isinstance(error, UsageError)
-        text = " ".join(str(error).split()) or type(error).__name__
+        usage = isinstance(error, UsageError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+        text = shortened(str(error)) or type(error).__name__
         note = "" if usage else f" [{type(error).__name__}; --debug shows where]"
         print(f"launch.py {argv[0]}: {text}{note}", file=sys.stderr)
         return USAGE if usage else FAILED
@@ -64,6 +74,8 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(f"{HELP[verb]}\n{flags_of(verb).get_help(include_special_flags=False).strip()}")
         return DONE
+    for text in argv:
+        _hold_text(text)
     assignments = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     if verb != "train" and any(a.partition("=")[0] == "--config" for a in argv):
         raise UsageError(f"{verb} takes the config that the checkpoint holds; change knobs by --config.KEY=VALUE")
@@ -78,6 +90,15 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     if rest:
         raise UsageError(f"{rest[0]!r} is no flag; flags are written --name=value, as --workdir=runs/a")
     return VERBS[verb](args, [(k, v) for k, _, v in (a.partition("=") for a in assignments)])
+
+
+def _hold_text(argument: str) -> None:
+    """Hold an argument to be text, and a path among them to be one that a disk can have. Raises UsageError."""
+    name, _, value = argument.partition("=")
+    if "\0" in argument or any("\ud800" <= sign <= "\udfff" for sign in argument):
+        raise UsageError(f"{name.encode(errors='replace').decode()} is not text in the terminal's encoding")
+    if name in PATHS and max(len(part.encode()) for part in re.split("[/,]", value)) > LONGEST_NAME:
+        raise UsageError(f"{name}={value!r}: a name of a file has at most {LONGEST_NAME} bytes")
 
 
 def _host(listen: bool = False) -> Any:
@@ -139,7 +160,7 @@ def _need_workdir(args: flags.FlagValues) -> str:
 
 def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     workdir = _need_workdir(args)
-    from configs import reader
+    from configs import reader, unread
 
     host = _host(listen=True)  # from here on a signal is kept for the first update's end
     _start_jax(args)
@@ -158,7 +179,8 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if cfg.resume not in ("auto", "extend"):
         raise unknown("value of resume", cfg.resume, ("auto", "extend"))
     changes = reader.refuse_other_run(workdir, reader.from_json(kept), cfg) if kept is not None else []
-    ended = run.train(cfg, reader.to_json(cfg), workdir, host, changes)
+    useless = partial(unread.unread, cfg, {key for key, _ in assignments}, only_given=not args.config)
+    ended = run.train(cfg, reader.to_json(cfg), workdir, host, changes, useless)
     if ended:
         host.say(f"{ended}: saved; run the same command again to go on")
     return SAVED if ended else DONE
@@ -202,14 +224,20 @@ def _published(args: flags.FlagValues, assignments: list[tuple[str, str]], **kno
     for key, _ in assignments:
         if key in ("model.family", "model.size"):
             raise UsageError(f"--config.{key} is told by the folder's config.json")
-        if not key.startswith(("data.", "eval.", "model.", "rules.")) and key not in FREE:
-            raise UsageError(f"--config.{key} is of training, and the folder's network is trained")
+        _refuse_training(key)
     return _host(), cfg
 
 
 def _refuse_training(key: str) -> None:
-    if key.startswith(("optim.", "init_")):
-        raise UsageError(f"--config.{key} is of training; a checkpoint is what it was trained to be")
+    if not key.startswith(("data.", "eval.", "model.", "rules.")) and key not in FREE:
+        raise UsageError(f"--config.{key} has no effect here: it is read in training only")
+
+
+def _given(cfg: Any, assignments: list[tuple[str, str]]) -> dict[str, Any]:
+    """How a model is opened so that what this call assigns must have an effect."""
+    from configs import unread
+
+    return {"unread": partial(unread.unread, cfg, {key for key, _ in assignments}, only_given=True)}
 
 
 def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> tuple[Any, Any, str, list[int], str]:
@@ -257,8 +285,8 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         from train import restored
 
         kind, held_out = restored.exam_source(choose_split(cfg, host), host, asked)
-        known = {key for key, _ in assignments}
-        opened = restored.open_published(cfg, folder, host, held_out, ignore=args.ignore, given=known)
+        known, held = {key for key, _ in assignments}, _given(cfg, assignments)
+        opened = restored.open_published(cfg, folder, host, held_out, ignore=args.ignore, given=known, **held)
         restored.report(opened, held_out, kind)
         return DONE
 
@@ -268,7 +296,7 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     def one(step: int) -> None:
         cfg = choose_split(config(step), host)
         kind, held_out = restored.exam_source(cfg, host, asked)
-        opened = restored.open_checkpoint(cfg, workdir, step, host, held_out)
+        opened = restored.open_checkpoint(cfg, workdir, step, host, held_out, **_given(cfg, assignments))
         restored.report(opened, held_out, kind, workdir, step)
 
     if which == "latest":
@@ -287,11 +315,6 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
 
 def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
-    for name in ("prompt", "stop"):
-        try:
-            "".join(args[name].value).encode()
-        except UnicodeEncodeError:  # bytes that the terminal's encoding does not know arrive as lone surrogates
-            raise UsageError(f"--{name} is not text in the terminal's encoding") from None
     if any(key == "mesh" for key, _ in assignments):
         raise UsageError("sample runs on one device and takes no --config.mesh")
     folder = _source(args)

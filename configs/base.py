@@ -3,9 +3,9 @@
 Classes: an `identity` knob defines the run, so that resuming under another value is refused; a `schedule` knob may
 change with `--config.resume=extend`, which records a new phase; a `free` knob never matters to the result.
 None means off. The knobs under `model.` are the fields of the family's Config, which documents and checks them.
+`configs/unread.py` has the knobs that are read only under certain others.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class Knob:
     type: str
     kind: str  # identity | schedule | free
     says: str
+    most: int = 2**31 - 1  # of an int
 
 
 KNOBS: dict[str, Knob] = {
@@ -71,8 +72,8 @@ KNOBS: dict[str, Knob] = {
     ),
     "data.mean": Knob(0.0, "float | tuple[float]", "identity", "subtracted from pixels in [0, 1], also one a channel"),
     "data.deviation": Knob(1.0, "float | tuple[float]", "identity", "by which pixels are divided after that, likewise"),
-    "data.workers": Knob(0, "int", "free", "worker processes that read; 0 reads in a thread"),
-    "data.prefetch": Knob(2, "int", "free", "batches read ahead"),
+    "data.workers": Knob(0, "int", "free", "worker processes that read; 0 reads in a thread", 1024),
+    "data.prefetch": Knob(2, "int", "free", "batches read ahead", 1024),
     "loss": Knob(
         "softmax",
         "str",
@@ -143,7 +144,7 @@ KNOBS: dict[str, Knob] = {
     "init_fresh": Knob(None, "str | None", "identity", "leaves that start fresh all the same, as head,embed/position"),
     "init_ignore": Knob(None, "str | None", "identity", "leaves of that checkpoint to leave out, as head/*"),
     "init_rename": Knob(None, "str | None", "identity", "leaves with other paths there, as THEIRS:OURS"),
-    "seed": Knob(0, "int", "identity", "of initial weights, order of data, and all noise; 0 to 2^32 - 1"),
+    "seed": Knob(0, "int", "identity", "of initial weights, order of data, and all noise; 0 to 2^32 - 1", 2**32 - 1),
     "resume": Knob("auto", "str", "free", "auto | extend (take changed schedule knobs as a new phase)"),
 }
 
@@ -157,11 +158,12 @@ def config(names: str, configs: dict[str, dict[str, Any]], ablations: dict[str, 
     Raises UsageError for an unknown name, and where the names do not hold exactly one config.
     """
     chosen = [n for n in names.split("+") if n]
+    legal = f"configs: {', '.join(configs)}; ablations: {', '.join(ablations) or 'none'}"
     for name in chosen:
         if name not in configs and name not in ablations:
-            raise unknown("config or ablation", name, [*configs, *ablations])
+            raise UsageError(f"{unknown('config or ablation', name, [*configs, *ablations], listed=False)} {legal}")
     if sum(n in configs for n in chosen) != 1 or chosen[0] not in configs:
-        raise UsageError(f"{names!r} must begin with one config, then ablations; configs: {', '.join(configs)}")
+        raise UsageError(f"{names!r} must begin with one config, then ablations; {legal}")
     result = defaults()
     for name in chosen:
         for key, value in (configs[name] if name in configs else ablations[name]).items():
@@ -184,8 +186,9 @@ def assign(cfg: ConfigDict, key: str, value: Any) -> None:
     if knob is None:
         if not key.startswith(OPEN) or key.count(".") > 1 + key.startswith(NESTED):
             raise unknown("config key", key, KNOBS)
-    elif not fits(value, knob.type):
-        raise UsageError(f"config key {key!r} takes {knob.type} ({knob.says}), not {value!r}")
+    elif not fits(value, knob.type, knob.most):
+        bound = f" up to {knob.most:,}" if isinstance(value, int) and value > knob.most else ""
+        raise UsageError(f"config key {key!r} takes {knob.type}{bound} ({knob.says}), not {value!r}")
     if knob and knob.type.startswith("float") and isinstance(value, int):
         value = float(value)
     _put(cfg, key, value)
@@ -202,15 +205,21 @@ def _put(cfg: ConfigDict, key: str, value: Any) -> None:
         cfg[last] = value
 
 
-def fits(value: Any, kind: str) -> bool:
-    """Whether a value is of a knob's type."""
+def get(cfg: ConfigDict, key: str) -> Any:
+    """The value of a dotted key of KNOBS."""
+    section, _, name = key.rpartition(".")
+    return (cfg[section] if section else cfg)[name]
+
+
+def fits(value: Any, kind: str, most: int = 2**31 - 1) -> bool:
+    """Whether a value is of a knob's type: a whole number from -most to most, a number that float32 holds."""
     for one in (k.strip() for k in kind.split("|")):
         if one == "None" and value is None:
             return True
         if one == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-            return math.isfinite(value)
+            return value == 0 or 2**-126 <= abs(value) < 2**128
         if one in ("tuple[float]", "tuple[int]") and isinstance(value, tuple):
-            return all(fits(v, one[6:-1]) for v in value)
+            return all(fits(v, one[6:-1], most) for v in value)
         if one in ("int", "str", "bool") and type(value).__name__ == one:
-            return True
+            return one != "int" or abs(value) <= most
     return False

@@ -3,19 +3,21 @@
 import ast
 import json
 import runpy
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.base import KNOBS, OPEN, assign, defaults
-from errors import UsageError, unknown
+from errors import UsageError, quote, unknown
 
 
 def read(source: str) -> ConfigDict:
     """The config of `path/to/file.py` or `path/to/file.py:names`, whose function get_config(names) returns it.
 
-    Raises UsageError for a file that is not there, does not run, or has no get_config.
+    Raises UsageError for a file that is not there, does not run, or whose get_config does not give a config.
     """
     path, _, names = source.partition(":")
     if not Path(path).is_file():
@@ -23,16 +25,44 @@ def read(source: str) -> ConfigDict:
         if not found and not Path(path).is_absolute():
             raise UsageError(f"no config file {path!r} below this folder; run Canon from its clone")
         raise unknown("config file", path, found)
-    try:
-        module = runpy.run_path(path)
-    except SyntaxError as error:
-        raise UsageError(f"config file {path} line {error.lineno}: {error.msg}") from None
-    if "get_config" not in module:
+    made = _run(path, lambda: runpy.run_path(path))
+    if not callable(made.get("get_config")):
         raise UsageError(f"config file {path} has no function get_config(names)")
-    return module["get_config"](names) if names else module["get_config"]()
+    return _whole(path, _run(path, lambda: made["get_config"](*([names] if names else []))))
 
 
-NOT_CONFIGS = ("__init__", "base", "reader", "recipes")
+def _run(path: str, act: Callable[[], Any]) -> Any:
+    """What a user's Python gives. Raises UsageError with the file and the line for whatever ends it."""
+    try:
+        return act()
+    except (UsageError, KeyboardInterrupt):
+        raise
+    except SyntaxError as error:
+        where = f" line {error.lineno}" if error.lineno else ""
+        raise UsageError(f"config file {path}{where}: {error.msg}") from None
+    except BaseException as error:  # an exit too
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f" line {lines[-1]}" if lines else ""
+        raise UsageError(f"config file {path}{where}: {type(error).__name__}: {error}") from None
+
+
+def _whole(path: str, made: Any) -> ConfigDict:
+    """A config with every knob at a value of its type. Raises UsageError for anything else."""
+    if not isinstance(made, ConfigDict):
+        raise UsageError(f"config file {path}: get_config gives {quote(made)}, not a ConfigDict as configs.base.config")
+    try:
+        given, cfg = flat(made), defaults()
+        if missing := [key for key in KNOBS if key not in given]:
+            names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            raise UsageError(f"its config lacks {names}; begin with configs.base.defaults()")
+        for key, value in given.items():
+            assign(cfg, str(key), value)
+    except (UsageError, RecursionError) as error:
+        raise UsageError(f"config file {path}: {error}") from None
+    return cfg
+
+
+NOT_CONFIGS = ("__init__", "base", "reader", "recipes", "unread")
 
 
 def override(cfg: ConfigDict, assignments: list[tuple[str, str]]) -> ConfigDict:

@@ -101,10 +101,10 @@ def _is(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]
         return isinstance(value, tuple) and all(_is(v, inner) for v in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float:  # as float32 holds it
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**128
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
     return isinstance(value, hint)
 
 

@@ -1,6 +1,7 @@
 """What a config says of images: in training, in evaluation, and in which shape a network sees them."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,22 @@ from errors import UsageError, unknown
 from train.update.losses import TASKS, Task
 
 FRAME = {"size": None, "crop": None, "fit": "cover", "resample": "bilinear"}  # knobs of how images take a size, unset
+LARGEST = 16_384  # rows or columns of an image that a network sees
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 
 
-def check_values(cfg: Config) -> None:
-    """Hold the knobs of images to their ranges. Raises UsageError that names key, value and range."""
+def wrong_values(cfg: Config) -> Iterator[str]:
+    """The knobs of images whose values are out of range, a line each with key, value and range."""
     data = cfg.data
     if np.size(data.deviation) == 0 or np.min(data.deviation) <= 0:
-        raise UsageError(f"config key 'data.deviation' must be positive, not {data.deviation}")
-    if data.size is not None and (len(data.size) not in (1, 2) or min(data.size) < 1):
-        raise UsageError(f"config key 'data.size' must be rows and columns of 1 or more, or None, not {data.size}")
+        yield f"config key 'data.deviation' must be positive, not {data.deviation}"
+    if data.size is not None and (len(data.size) not in (1, 2) or not 1 <= min(data.size) <= max(data.size) <= LARGEST):
+        yield f"config key 'data.size' must be rows and columns from 1 to {LARGEST:,}, or None, not {data.size}"
     if data.crop is not None and not 0 < data.crop <= 1:
-        raise UsageError(f"config key 'data.crop' must be above 0 and at most 1, or None, not {data.crop}")
-    for name in ("crop", "fit"):
-        if data[name] != FRAME[name] and data.size is None:
-            raise UsageError(f"config key 'data.{name}' = {data[name]!r} goes with data.size, which is None")
+        yield f"config key 'data.crop' must be above 0 and at most 1, or None, not {data.crop}"
     for name, legal in (("fit", FITS), ("resample", RESAMPLINGS)):
         if data[name] not in legal:
-            raise unknown(f"data.{name}", data[name], legal)
+            yield str(unknown(f"data.{name}", data[name], legal))
 
 
 def examined(cfg: Config, boxes: bool = False) -> Augment:
@@ -60,14 +59,11 @@ def mixed(cfg: Config, task: Task) -> mixing.Mix | None:
 def seen(cfg: Config, example: Source) -> Source:
     """The first row of examples as a network sees it, for its shapes; texts as they are.
 
-    Raises UsageError for knobs of images where there are none, and sizes or channels that do not fit them.
+    Raises UsageError for sizes or channels that do not fit them.
     """
-    row = example.__getitems__([0]) if isinstance(example, Examples) else {}
-    for name, unset in {"augment": None, **FRAME}.items():
-        if "image" not in row and cfg.data[name] != unset:
-            raise UsageError(f"config key 'data.{name}' = {cfg.data[name]!r}: {cfg.data.name!r} holds no images")
     if not isinstance(example, Examples):
         return example
+    row = example.__getitems__([0])
     boxes = isinstance(example, Scenes)
     trained(cfg, boxes)
     return dataclasses.replace(example, fields=examined(cfg, boxes)(row, 0, np.zeros(1, np.int64)), count=1)

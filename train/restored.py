@@ -19,6 +19,7 @@ from models import Model, published
 from models.published import labels, preprocessing
 from train import begin, checkpoint, detection, evaluate, images, translation
 from train import questions as examiner
+from train.facts import Unread
 from train.host import Host
 from train.record import drawn, pictures, summary
 from train.setup import PRECISIONS, Config, Setup, exam_of, how_of, load_source, measure_views, names_of, set_up
@@ -52,10 +53,16 @@ def restore_state(setup: Setup, workdir: str, n: int) -> step.State:
 
 
 def open_checkpoint(
-    cfg: Config, workdir: str, n: int, host: Host, example: Source, devices: list[jax.Device] | None = None
+    cfg: Config,
+    workdir: str,
+    n: int,
+    host: Host,
+    example: Source,
+    devices: list[jax.Device] | None = None,
+    unread: Unread = lambda facts: [],
 ) -> Opened:
-    """A checkpoint on devices (all where None), for the kind of an example's data."""
-    setup = set_up(cfg, host, example, checkpoint.load_tokenizer(workdir, n), devices)
+    """A checkpoint on devices (all where None), for the kind of an example's data; `unread` is that of `set_up`."""
+    setup = set_up(cfg, host, example, checkpoint.load_tokenizer(workdir, n), devices, unread=unread)
     known = checkpoint.load_manifest(workdir, n).get("classes")
     _hold_classes(workdir, known, setup, host, exactly="classes" not in cfg.model)  # told there by a network's folder
     return Opened(
@@ -71,11 +78,13 @@ def open_published(
     devices: list[jax.Device] | None = None,
     ignore: Iterable[str] = (),
     given: Container[str] = (),
+    unread: Unread = lambda facts: [],
 ) -> Opened:
     """A folder of the hub on devices (all where None); says what was loaded. `cfg.model` overrides its fields.
 
     `ignore` names keys of its config.json to pass over, `given` the knobs that the user has set, which go before what
-    the folder says of images. A `cfg.data.tokenizer` other than OWN stands for the folder's.
+    the folder says of images. A `cfg.data.tokenizer` other than OWN stands for the folder's. `unread` is that of
+    `set_up`.
     Raises UsageError for a folder that cannot be read, and a network that has no task.
     """
     if cfg.train.precision not in PRECISIONS:
@@ -89,7 +98,7 @@ def open_published(
     tokenizer = None
     if not isinstance(example, Examples) and cfg.data.tokenizer == OWN:
         tokenizer, cfg.data.tokenizer = tokenizer_reader.read(folder).description(), "subword"
-    setup = set_up(cfg, host, example, tokenizer, devices, model)
+    setup = set_up(cfg, host, example, tokenizer, devices, model, unread)
     have, told = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
     if 0 < told < have:
         host.say(f"classes {cfg.data.name} has {told}, which are taken for the first of the network's {have}")

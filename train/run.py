@@ -19,9 +19,10 @@ from jax.experimental import multihost_utils
 from data import plan
 from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source
-from errors import UsageError
+from errors import UsageError, along_with
 from models.spec import flatten
 from train import begin, checkpoint, evaluate, feed, images, loop
+from train.facts import Unread
 from train.host import Host
 from train.record import flops, metrics, plots, profile, summary
 from train.record.ticker import Ticker
@@ -29,16 +30,25 @@ from train.setup import Config, Setup, exam_of, load_source, measure_views, name
 from train.update import optim, schedules, step
 
 
-def train(cfg: Config, config_json: str, workdir: str, host: Host, changes: Sequence[str] = ()) -> str | None:
+def train(
+    cfg: Config,
+    config_json: str,
+    workdir: str,
+    host: Host,
+    changes: Sequence[str] = (),
+    unread: Unread = lambda facts: [],
+) -> str | None:
     """Train in a workdir, from its newest good checkpoint if it has one -> the signal that ended it early, or None.
 
-    `changes` says in words what this run changes in the schedule of the one before.
+    `changes` says in words what this run changes in the schedule of the one before; `unread` is that of `set_up`.
     """
-    traced = profile.window(cfg.log.profile, cfg.train.steps)
+    wrong = [*schedules.wrong(cfg.schedule, cfg.train.steps), *optim.wrong(cfg.optim), *unread({})]
+    with along_with(wrong):  # what is wrong with these does not hide what else is
+        traced = profile.window(cfg.log.profile, cfg.train.steps)
+        corpora = [load_source(cfg, host, name, cfg.data.split) for name in names_of(cfg)]
+        held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
+        setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir), unread=unread)
     rate = schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
-    corpora = [load_source(cfg, host, name, cfg.data.split) for name in names_of(cfg)]
-    held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
-    setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir))
     feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
     if cfg.log.wandb:
         metrics.wandb()

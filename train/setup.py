@@ -12,10 +12,11 @@ import models
 from data import evaluation, pairs, plan, sequences, sources, tokenizers
 from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source, Texts
-from errors import UsageError, unknown
+from errors import UsageError, along_with, refusal, unknown
 from models import Model
 from models.spec import abstract
-from train import detection, evaluate, images, mesh, multilabel
+from train import detection, evaluate, facts, images, mesh, multilabel, values
+from train.facts import HOW, Unread
 from train.host import Host
 from train.update import leaves, losses, step
 
@@ -24,13 +25,6 @@ PRECISIONS = {  # -> dtype of activations, dtype of parameters, of f32 products
     "f32": ("float32", jnp.float32, "highest"),
     "bf16": ("bfloat16", jnp.float32, "default"),
     "bf16_params": ("bfloat16", jnp.bfloat16, "default"),
-}
-
-HOW = {  # knobs of `train` that say how a model computes, not what -> plain value, what a family needs for another one
-    "attention": ("reference", "attention"),
-    "dispatch": ("dropless", "experts"),
-    "remat": ("none", "stacked layers"),
-    "scan": (True, "stacked layers"),
 }
 
 
@@ -108,47 +102,6 @@ def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
     return tokenizers.make(cfg.data.tokenizer, corpus, cfg.data.vocab)
 
 
-LEAST = {  # of knobs that count something
-    1: (
-        *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit", "eval.context"),
-        *("checkpoint.every", "checkpoint.keep", "data.vocab", "data.length", "eval.beams"),
-    ),
-    0: ("checkpoint.keep_best", "data.workers", "train.max_skipped", "eval.penalty"),
-}
-
-
-def check_values(cfg: Config) -> None:
-    """Hold the numbers of a config to their ranges. Raises UsageError that names key, value and range."""
-    for least, keys in LEAST.items():
-        for key in keys:
-            section, name = key.split(".")
-            value = cfg[section][name]
-            if value is not None and value < least:
-                raise UsageError(f"config key {key!r} must be {least} or more{_or_none(key)}, not {value}")
-    for key in ("init_fresh", "init_ignore", "init_rename"):
-        if cfg[key] is not None and cfg.init_from is None:
-            raise UsageError(f"config key {key!r} = {cfg[key]!r} goes with init_from, which is None")
-    if cfg.optim.name == "schedule_free":  # its average is x, kept as the difference of what it trains and its steps
-        if cfg.optim.ema is not None:
-            raise UsageError(f"config key 'optim.ema' = {cfg.optim.ema}: schedule_free averages by itself")
-        if cfg.train.precision == "bf16_params":
-            raise UsageError("optim.name = 'schedule_free' wants float32 parameters: train.precision f32 or bf16")
-    if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
-        raise UsageError(f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}")
-    if cfg.data.vocab is not None and cfg.data.tokenizer not in ("word", tokenizers.LEARNT):
-        raise UsageError(f"config key 'data.vocab' = {cfg.data.vocab} goes with data.tokenizer word or bpe")
-    if cfg.data.vocab is None and cfg.data.tokenizer == tokenizers.LEARNT:
-        raise UsageError("config key 'data.tokenizer' = 'bpe' wants data.vocab, how many tokens to learn")
-    images.check_values(cfg)
-
-
-OR_NONE = ("eval.every", "eval.batch", "eval.limit", "eval.context", "checkpoint.every", "data.vocab", "data.length")
-
-
-def _or_none(key: str) -> str:
-    return ", or None" if key in OR_NONE else ""
-
-
 def set_up(
     cfg: Config,
     host: Host,
@@ -156,43 +109,47 @@ def set_up(
     tokenizer: dict[str, Any] | None,
     devices: list[jax.Device] | None = None,
     model: Model | None = None,
+    unread: Unread = lambda facts: [],
 ) -> Setup:
     """Model, task and placement (on all devices where None) for a config and the kind of its data.
 
     `tokenizer` is a checkpoint's description; None makes one as the config says. `model` is one that is there, which
-    goes before what the config says.
+    goes before what the config says. `unread` names the knobs that must have an effect and have none.
 
     Raises UsageError for whatever does not fit together.
     """
-    check_values(cfg)
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
-    if not 0 <= cfg.seed < 2**32:
-        raise UsageError(f"seed must lie between 0 and 2^32 - 1, not {cfg.seed}")
+    if wrong := list(values.wrong(cfg)):
+        raise refusal(wrong)
     compute, dtype, precision = PRECISIONS[cfg.train.precision]
     jax.config.update("jax_default_matmul_precision", precision)
 
     task = losses.find(cfg.loss)
-    example = images.seen(cfg, example)
-    _hold_data_to_task(cfg, example, task)
+    told = facts.of_data(cfg, example, task)
+    with along_with(unread(told)):
+        example = images.seen(cfg, example)
+        _hold_data_to_task(cfg, example, task)
     made = None
     if not isinstance(example, Examples):
         if tokenizer and tokenizer["kind"] != tokenizers.kind_of(cfg.data.tokenizer):
             kinds = f"the parameters go with {tokenizer['kind']!r}, not with {cfg.data.tokenizer!r}"
             raise UsageError(f"config key 'data.tokenizer': {kinds}")
         made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)
-    facts = _facts(example, task, made)
-    model = model or _build(cfg, example, {**facts, "compute": compute})
+    sizes = _sizes(example, task, made)
+    model = model or _build(cfg, example, {**sizes, "compute": compute})
     if task.needs == "targets" and "causal" not in model.traits and task.trait in model.traits:
         raise UsageError(f"a {model.family} as configured sees the tokens that loss {cfg.loss!r} asks for")
     if task.trait not in model.traits:
         raise UsageError(f"family {cfg.model.family!r} cannot learn from {cfg.data.name!r} by loss {cfg.loss!r}")
-    for name, value in facts.items():
+    for name, value in sizes.items():
         have = getattr(model.config, name, value)
         if have < value:
             raise UsageError(f"model.{name} = {have} is too small for the data's {value}")
         if have > value and (name == "outputs" or task.single or task.needs == "labels"):
             raise UsageError(f"model.{name} = {have} must be {value} for loss {cfg.loss!r} on {cfg.data.name!r}")
+    if useless := unread({**told, **facts.of_model(model)}):
+        raise refusal(useless)
     if isinstance(example, Examples):
         _try_on(model, example, cfg)
     place = mesh.place_on(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules.to_dict())
@@ -215,15 +172,15 @@ def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
         raise UsageError(f"data set {cfg.data.name!r} holds {kind}, for the losses {able}; the config has {cfg.loss!r}")
 
 
-def _facts(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
+def _sizes(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
     """Sizes of a model that the data fix, by the name of the Config's field."""
-    facts: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
+    sizes: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
     if task.needs in ("label", "labels", "boxes"):
         assert not isinstance(example, Pairs)
-        facts["classes"] = 1 if task.single else example.classes
+        sizes["classes"] = 1 if task.single else example.classes
     if task.needs == "target" and isinstance(example, Examples):
-        facts["outputs"] = example.shapes["target"][0]
-    return facts
+        sizes["outputs"] = example.shapes["target"][0]
+    return sizes
 
 
 def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
@@ -250,11 +207,8 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
 
 
 def how_of(cfg: Config, family: str) -> dict[str, Any]:
-    """Fields of a family's Config by the knobs of HOW. Raises UsageError where it lacks what one is set for."""
+    """Fields of a family's Config by the knobs of HOW, as far as it has them."""
     known = {f.name for f in dataclasses.fields(models.FAMILIES[family].Config)}
-    for name, (plain, part) in HOW.items():
-        if cfg.train[name] != plain and name not in known:
-            raise UsageError(f"train.{name} = {cfg.train[name]!r}: family {family!r} has no {part}")
     how = dict(attention=cfg.train.attention, dispatch=cfg.train.dispatch, remat=cfg.train.remat, scan=cfg.train.scan)
     return {name: value for name, value in how.items() if name in known}
 

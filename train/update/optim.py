@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from optax import contrib
 
-from errors import UsageError, unknown
+from errors import refusal, unknown
 from models.spec import Spec
 from train.update import leaves
 
@@ -181,18 +181,23 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
+def wrong(cfg: Any) -> list[str]:
+    """What is wrong with the numbers and the name in the section `optim` of a config, a line each."""
+    found = [] if cfg.name in OPTIMIZERS else [str(unknown("optimizer", cfg.name, OPTIMIZERS))]
+    rules = [(n, rule) for n, (rule, ok) in RULES.items() if cfg[n] is not None and not ok(cfg[n])]
+    found += [f"config key 'optim.{name}' must be {rule}, not {cfg[name]!r}" for name, rule in rules]
+    if cfg.name == "schedule_free" and not cfg.beta1:
+        found.append("config key 'optim.beta1' must be positive for schedule_free, not 0.0")
+    return found
+
+
 def make(cfg: Any, specs: Any) -> Transform:
     """The optimizer of `cfg.optim`, whose update takes `lr`. Frozen leaves have no state and do not move.
 
     Raises UsageError for an unknown name, a bad value, and a pattern that matches no leaf.
     """
-    if cfg.name not in OPTIMIZERS:
-        raise unknown("optimizer", cfg.name, OPTIMIZERS)
-    for name, (rule, ok) in RULES.items():
-        if cfg[name] is not None and not ok(cfg[name]):
-            raise UsageError(f"config key 'optim.{name}' must be {rule}, not {cfg[name]!r}")
-    if cfg.name == "schedule_free" and not cfg.beta1:
-        raise UsageError("config key 'optim.beta1' must be positive for schedule_free, not 0.0")
+    if problems := wrong(cfg):
+        raise refusal(problems)
 
     factors, frozen = leaves.factors(cfg.rates, cfg.layer_decay, specs), leaves.frozen(cfg.freeze, specs)
     if cfg.freeze is not None:  # what follows sees the trained leaves only

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from errors import UsageError, unknown
+from errors import UsageError, refusal, unknown
 
 
 def _wsd(cfg: Any, updates: int) -> optax.Schedule:
@@ -40,19 +40,14 @@ def _piecewise(cfg: Any, updates: int) -> optax.Schedule:
 
 
 def _jumps(cfg: Any) -> dict[int, float]:
-    """`600:0.1,800:0.1` -> update: factor. Raises UsageError unless updates rise, after the warm-up."""
+    """`600:0.1,800:0.1` -> update: factor; {} unless updates rise, after the warm-up, and factors are positive."""
     try:
         jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in cfg.steps.split(","))]
     except ValueError:
-        jumps = []
+        return {}
     updates = [cfg.warmup, *(n for n, _ in jumps)]
-    rising = all(n < later for n, later in pairwise(updates))
-    if not jumps or not rising or not all(0 < factor < math.inf for _, factor in jumps):
-        raise UsageError(
-            "config key 'schedule.steps' must be UPDATE:FACTOR joined by commas, as 600:0.1,800:0.1, with rising "
-            f"updates above schedule.warmup = {cfg.warmup} and positive factors, not {cfg.steps!r}"
-        )
-    return dict(jumps)
+    rising = all(n < later for n, later in pairwise(updates)) and updates[-1] < 2**31
+    return dict(jumps) if rising and all(0 < factor < math.inf for _, factor in jumps) else {}
 
 
 def _inverse_sqrt(cfg: Any, updates: int) -> optax.Schedule:
@@ -82,18 +77,28 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
+def wrong(cfg: Any, steps: int) -> list[str]:
+    """What is wrong with the section `schedule` of a config for a run of `steps` updates, a line each."""
+    found = [] if cfg.name in SCHEDULES else [str(unknown("schedule", cfg.name, SCHEDULES))]
+    if not 0 <= cfg.warmup <= steps:
+        found.append(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {cfg.warmup}")
+    rules = [(name, rule) for name, (rule, ok) in RULES.items() if not ok(cfg[name])]
+    found += [f"config key 'schedule.{name}' must be {rule}, not {cfg[name]}" for name, rule in rules]
+    if cfg.steps is not None and not _jumps(cfg):
+        found.append(
+            "config key 'schedule.steps' must be UPDATE:FACTOR joined by commas, as 600:0.1,800:0.1, with rising "
+            f"updates above schedule.warmup = {cfg.warmup} and positive factors, not {cfg.steps!r}"
+        )
+    return found
+
+
 def make(cfg: Any, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
     """The learning rate of each update: step [] -> [], by `cfg.schedule`, over `steps` updates.
 
     The warm-up rises linearly, its first update already above 0. Raises UsageError for an unknown name or bad value.
     """
-    if cfg.name not in SCHEDULES:
-        raise unknown("schedule", cfg.name, SCHEDULES)
-    if not 0 <= cfg.warmup <= steps:
-        raise UsageError(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {cfg.warmup}")
-    for name, (rule, ok) in RULES.items():
-        if not ok(cfg[name]):
-            raise UsageError(f"config key 'schedule.{name}' must be {rule}, not {cfg[name]}")
+    if problems := wrong(cfg, steps):
+        raise refusal(problems)
     after = SCHEDULES[cfg.name](cfg, max(1, steps - cfg.warmup))
 
     def rate(step: jax.Array) -> jax.Array:

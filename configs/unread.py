@@ -1,0 +1,82 @@
+"""Which knobs a config leaves unread: one rule for all of them.
+
+A knob of READ_UNDER has an effect only under certain values of other knobs, or under facts that the data and the model
+decide. Set to another value than its default where it is not read, it is refused.
+"""
+
+from collections.abc import Collection, Mapping
+
+from ml_collections import ConfigDict
+
+from configs.base import KNOBS, get
+
+Condition = Mapping[str, tuple[str, ...]]  # a knob, or a fact of FACTS -> the values under which another is read
+Facts = Mapping[str, tuple[Collection[str], str]]  # name of FACTS -> the values that hold, and how a message shows them
+
+SET = ("set",)  # of a Condition: any value but the default
+FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # -> how a message begins, and which knobs decide the fact
+    "data": ("the data are", ("data.name", "data.field", "data.size", "data.augment")),
+    "sets": ("data.name mixes", ("data.name",)),
+    "task": ("the loss trains a", ("loss",)),
+    "parts": ("the model has", ("model.",)),
+}
+
+_ADAM = ("adam", "adamw", "muon", "schedule_free")
+_FALLING = ("linear", "cosine", "polynomial", "wsd", "onecycle")
+_TEXT: Condition = {"data": ("text", "pairs")}
+_CONDITIONS: dict[str, Condition] = {  # knobs -> their condition, all entries of which must hold
+    "data.weights": {"sets": ("several sets",)},
+    "data.tokenizer": _TEXT,
+    "data.vocab": {**_TEXT, "data.tokenizer": ("word", "bpe")},
+    "data.length": {**_TEXT, "task": ("classifier", "encoder_decoder")},
+    "data.augment data.size": {"data": ("images", "boxes")},
+    "data.crop data.fit": {"data": ("images",), "data.size": SET},
+    "data.resample": {"data": ("resized images",)},
+    "data.mean data.deviation": {"data": ("images",)},
+    "optim.momentum": {"optim.name": ("momentum", "nesterov", "muon")},
+    "optim.beta1 optim.beta2": {"optim.name": (*_ADAM, "lion")},
+    "optim.eps": {"optim.name": _ADAM},
+    "optim.decay_embeddings": {"optim.decay": SET, "parts": ("embeddings",)},
+    "schedule.end": {"schedule.name": _FALLING},
+    "schedule.power": {"schedule.name": ("polynomial",)},
+    "schedule.decay": {"schedule.name": ("wsd",)},
+    "schedule.start schedule.rise": {"schedule.name": ("onecycle",)},
+    "schedule.steps": {"schedule.name": ("piecewise",)},
+    "train.carry": {"task": ("language_model",), "parts": ("carried state",)},
+    "train.attention": {"parts": ("attention",)},
+    "train.dispatch": {"parts": ("experts",)},
+    "train.remat train.scan": {"parts": ("stacked layers",)},
+    "eval.context eval.overlap": {"task": ("language_model",)},
+    "eval.beams eval.penalty": {"task": ("encoder_decoder",)},
+    "init_fresh init_ignore init_rename": {"init_from": SET},
+}
+READ_UNDER = {key: condition for keys, condition in _CONDITIONS.items() for key in keys.split()}
+
+
+def unread(cfg: ConfigDict, given: Collection[str], facts: Facts, *, only_given: bool = False) -> list[str]:
+    """The knobs that differ from their defaults and have no effect in a config, a line each.
+
+    `given` are the keys that this call assigns. A value that stems from the config itself passes where the call has
+    changed what it is read under: `gpt.py:quick` with another `optim.name` leaves that config's `optim.beta2` unread.
+    With `only_given` nothing but the call's own keys is held. A fact that is not known yet is taken to hold.
+    """
+    found = []
+    for key, condition in READ_UNDER.items():
+        value = get(cfg, key)
+        if value == KNOBS[key].default or (only_given and key not in given):
+            continue
+        for name, legal in condition.items():
+            says, deciders = FACTS.get(name, (f"{name} is", (name,)))
+            holds, shown = facts.get(name, (legal, "")) if name in FACTS else _of_knob(cfg, name, legal)
+            changed = key not in given and any(k.startswith(deciders) for k in given)
+            if not set(holds) & set(legal) and not changed:
+                where = f"{says} {' or '.join(legal)}; this config has {shown}"
+                found.append(f"config key {key!r} = {value!r} has no effect: it is read where {where}")
+                break
+    return found
+
+
+def _of_knob(cfg: ConfigDict, name: str, legal: tuple[str, ...]) -> tuple[Collection[str], str]:
+    value = get(cfg, name)
+    is_set = legal is SET and value != KNOBS[name].default
+    return SET if is_set else (str(value),), str(value)

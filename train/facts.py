@@ -1,0 +1,45 @@
+"""What data, loss and model decide of which knobs are read; the launcher refuses those that are not."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from data.detection import Scenes
+from data.kinds import Examples, Pairs, Source, Texts
+from models import Model
+from train.update import leaves, losses
+
+Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
+HOW = {  # knobs of `train` that say how a model computes, not what -> the part of a model that reads them
+    "attention": "attention",
+    "dispatch": "experts",
+    "remat": "stacked layers",
+    "scan": "stacked layers",
+}
+Facts = Mapping[str, tuple[Collection[str], str]]  # what decides which knobs are read: the values, and words for them
+Unread = Callable[[Facts], list[str]]  # -> the knobs that have no effect under these facts, a line each
+
+
+def of_data(cfg: Config, example: Source, task: losses.Task) -> Facts:
+    """What the data and the loss decide of which knobs are read."""
+    kind = "text" if isinstance(example, Texts) else "pairs" if isinstance(example, Pairs) else "features"
+    if isinstance(example, Examples) and "image" in example.__getitems__([0]):
+        kind = "boxes" if isinstance(example, Scenes) else "images"
+    resized = kind == "images" and (cfg.data.size is not None or "random_resized_crop" in (cfg.data.augment or ""))
+    sets = "several sets" if len(cfg.data.name.split(",")) > 1 else "one set"
+    return {
+        "data": ({kind, "resized images"} if resized else {kind}, kind),
+        "sets": ({sets}, sets),
+        "task": ({task.trait}, f"loss {cfg.loss}"),
+    }
+
+
+def of_model(model: Model) -> Facts:
+    """The parts of the model that some knobs are read for."""
+    known = {field.name for field in dataclasses.fields(model.config)}
+    parts = {part for name, part in HOW.items() if name in known}
+    if leaves.decays(model.specs["params"], True) != leaves.decays(model.specs["params"], False):
+        parts.add("embeddings")
+    if "carried" in model.traits:
+        parts.add("carried state")
+    return {"parts": (parts, f"family {model.family}")}

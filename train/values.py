@@ -1,0 +1,46 @@
+"""The ranges of the numbers in a config, but for those of optimizer and schedule, which stand beside these."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from data import tokenizers
+from train import images
+
+Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
+
+LEAST = {  # of knobs that count something
+    1: (
+        *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit", "eval.context"),
+        *("checkpoint.every", "checkpoint.keep", "data.vocab", "data.length", "eval.beams"),
+    ),
+    0: ("checkpoint.keep_best", "data.workers", "train.max_skipped", "eval.penalty"),
+}
+
+
+def wrong(cfg: Config) -> Iterator[str]:
+    """The knobs whose values are out of range, a line each with key, value and range."""
+    for least, keys in LEAST.items():
+        for key in keys:
+            section, name = key.split(".")
+            value = cfg[section][name]
+            if value is not None and value < least:
+                yield f"config key {key!r} must be {least} or more{_or_none(key)}, not {value}"
+    if not 0 <= cfg.seed < 2**32:
+        yield f"seed must lie between 0 and 2^32 - 1, not {cfg.seed}"
+    if cfg.optim.name == "schedule_free":  # its average is x, kept as the difference of what it trains and its steps
+        if cfg.optim.ema is not None:
+            yield f"config key 'optim.ema' = {cfg.optim.ema}: schedule_free averages by itself"
+        if cfg.train.precision == "bf16_params":
+            yield "optim.name = 'schedule_free' wants float32 parameters: train.precision f32 or bf16"
+    if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
+        yield f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}"
+    if cfg.data.vocab is None and cfg.data.tokenizer == tokenizers.LEARNT:
+        yield "config key 'data.tokenizer' = 'bpe' wants data.vocab, how many tokens to learn"
+    yield from images.wrong_values(cfg)
+
+
+OR_NONE = ("eval.every", "eval.batch", "eval.limit", "eval.context", "checkpoint.every", "data.vocab", "data.length")
+
+
+def _or_none(key: str) -> str:
+    return ", or None" if key in OR_NONE else ""
