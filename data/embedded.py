@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from data.kinds import Examples, Fields, Source, Texts, checksum, examples, texts
+from errors import UsageError, quote
 
 
 def _xor(split: str) -> Examples:
@@ -96,8 +97,10 @@ EMBEDDED: dict[str, tuple[Reader, tuple[str, ...]]] = {
 
 
 def find(name: str) -> tuple[Reader, tuple[str, ...]] | None:
-    """The reader and the splits of an embedded set, or None."""
+    """The reader and the splits of an embedded set, or None. Raises UsageError for an `adding:` of no length."""
     kind, _, length = name.partition(":")
-    if kind == "adding" and length.isdecimal() and int(length) > 1:
+    if kind == "adding" and length:
+        if not length.isdecimal() or len(length) > 6 or int(length) < 2:
+            raise UsageError(f"{quote(name)}: the adding problem has sequences of 2 to 999,999 numbers, as adding:100")
         return partial(_adding, int(length)), ("train", "test")
     return EMBEDDED.get(name)

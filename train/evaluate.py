@@ -103,6 +103,7 @@ def measured(
     stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A row's sums and weights [2 n ...] in float64, and answers [n ...], by name; raises as `evaluate`."""
+    size = max(1, min(size, len(exam)))  # a batch is no larger than what there is
     size = -(-size // place.batch_shards) * place.batch_shards
     sums: dict[str, list[np.ndarray]] = {}
     told: dict[str, list[np.ndarray]] = {}
