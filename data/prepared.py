@@ -24,7 +24,7 @@ from data.kinds import (
     of_any_size,
 )
 from data.pairs import languages
-from errors import UsageError, unknown
+from errors import UsageError, quote, unknown
 
 
 def prepared(data_dir: str | None) -> list[str]:
@@ -46,15 +46,19 @@ def find(name: str, data_dir: str | None) -> Any:
         return tfds.builder(name, data_dir=data_dir, file_format=None)
     except tfds.core.registered.DatasetNotFoundError:
         known = [*EMBEDDED, *prepared(data_dir), *tfds.list_builders(with_community_datasets=False)]
-        raise unknown("data set", name, known) from None
-    except ValueError as error:
+        raise UsageError(f"{unknown('data set', name, known)}{_unset(data_dir)}") from None
+    except Exception as error:  # a version that is none fails an assertion
         if "Parsing builder name" in str(error):
             raise UsageError(f"{name!r} is no file or folder that is there, nor a name of a set of TFDS") from None
-        family = name.partition("/")[0]
+        family = name.partition("/")[0].partition(":")[0]
         variants = [f"{family}/{v}" for v in getattr(tfds.builder_cls(family), "builder_configs", {})]
-        if name.partition("/")[2] and name not in variants:
+        if isinstance(error, ValueError) and name.partition("/")[2] and name not in variants:
             raise unknown("data set", name, variants) from None
-        raise UsageError(f"data set {name!r}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"data set {quote(name)}: {[*str(error).splitlines(), type(error).__name__][0]}") from None
+
+
+def _unset(data_dir: str | None) -> str:
+    return "" if data_dir else " (TFDS_DATA_DIR, the folder of prepared sets, is not set)"
 
 
 def open_split(name: str, split: str, data_dir: str | None, raw: str | None = None) -> tuple[Any, Any, dict[str, Any]]:
@@ -70,7 +74,8 @@ def open_split(name: str, split: str, data_dir: str | None, raw: str | None = No
     except (NotImplementedError, ValueError, AssertionError, OSError):
         raise UsageError(
             f"data set {name!r} is not prepared as array_record in {builder.data_dir}; run: python -c "
-            f"\"import tensorflow_datasets as t; t.data_source('{name}', download=True)\", or set TFDS_DATA_DIR"
+            f"\"import tensorflow_datasets as t; t.data_source('{name}', download=True)\", "
+            f"or set TFDS_DATA_DIR{_unset(data_dir)}"
         ) from None
     digest = checksum(repr([(s.name, s.shard_lengths, s.num_bytes) for s in builder.info.splits.values()]).encode())
     identity = {"name": builder.info.full_name, "split": split, "count": len(rows), "checksum": digest}

@@ -94,6 +94,10 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
     try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"--to={to} cannot be made a folder: {error}") from None
+    try:
         pixels = _pixels(cfg, model)
         published.save_pretrained(model, opened.variables, part, classes=_names(manifest, model), images=pixels, **ids)
         sized = preprocessing.has_form(pixels) or not (part / preprocessing.FILE).exists()
