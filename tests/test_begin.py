@@ -146,8 +146,8 @@ def test_the_average_of_schedule_free_is_what_another_run_begins_with(tmp_path: 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--config.init_fresh=head"], "'init_fresh' = 'head' goes with init_from"),
-        (["--config.init_rename=a:b"], "'init_rename' = 'a:b' goes with init_from"),
+        (["--config.init_fresh=head"], "'init_fresh' = 'head' has no effect: it is read where init_from is set"),
+        (["--config.init_rename=a:b"], "'init_rename' = 'a:b' has no effect: it is read where init_from is set"),
         (["--config.optim.name=schedule_free", "--config.optim.ema=0.9"], "schedule_free averages by itself"),
         (["--config.optim.name=schedule_free", "--config.train.precision=bf16_params"], "wants float32 parameters"),
         (["--config.train.gradient=equations", "--config.train.smoothing=0.1"], "knows neither train.smoothing"),

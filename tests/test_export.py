@@ -135,7 +135,7 @@ def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> 
         (["eval", "--from=H", "--dataset=digits"], "holds examples with"),
         (["eval", "--from=H", "--dataset=pydoc_text", "--as=choises"], "'choices'"),
         (["eval", "--from=H", "--dataset=pydoc_text", "--as=choices"], "holds no questions"),
-        (["eval", "--from=H", "--dataset=pydoc_text", "--config.optim.lr=1"], "is of training"),
+        (["eval", "--from=H", "--dataset=pydoc_text", "--config.optim.lr=1"], "has no effect here"),
         (["eval", "--from=H", "--dataset=pydoc_text", "--config.model.family=gpt"], "told by the folder"),
         (["eval", "--from=H", "--dataset=nowhere.txt"], "no .txt file at 'nowhere.txt'"),
         (["eval", "--from=H", "--dataset=short.txt", "--config.eval.split=train"], "holds nothing to be told"),
