@@ -3,6 +3,7 @@
 import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from train import begin, checkpoint, detection, evaluate, images, translation
 from train import questions as examiner
 from train.facts import Unread
 from train.host import Host
-from train.record import drawn, pictures, summary
+from train.record import drawn, events, pictures, summary
 from train.setup import PRECISIONS, Config, Setup, exam_of, how_of, load_source, measure_views, names_of, set_up
 from train.update import losses, optim, step
 
@@ -295,5 +296,10 @@ def report(opened: Opened, held_out: Source, kind: str, workdir: str | None = No
     except OSError as error:  # another's run may be measured where one must not write
         host.say(f"nothing drawn: {error}")
         return
-    if files:
-        host.say(f"to look at, in {files[0].parent}: {', '.join(path.name for path in files)}")
+    if not files:
+        return
+    host.say(f"to look at, in {files[0].parent}: {', '.join(path.name for path in files)}")
+    try:
+        events.keep(files, Path(workdir, "events", "eval"), n, host.clock())
+    except OSError as error:
+        host.say(f"not among the events: {error}")

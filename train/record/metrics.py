@@ -17,6 +17,7 @@ from etils import epath
 
 from errors import UsageError
 from train.host import Host
+from train.record.events import Appended, Events
 
 UNITS = {
     "loss": "nats a token or an example; the quadratic cost where that is the loss",
@@ -87,24 +88,23 @@ class Recorder:
     def __init__(
         self, workdir: str, host: Host, start: int = 0, project: str | None = None, config: Any = None
     ) -> None:
-        import tensorboardX
-
         self._wandb = None
         if project is not None:
             settings = dict(project=project, id=_wandb_id(workdir), config=config, resume="allow", dir=workdir)
             self._wandb = wandb().init(name=epath.Path(workdir).name, **settings)
 
-        self._path, self._clock = epath.Path(workdir) / "metrics.jsonl", host.clock
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        earlier = read(workdir, host.say) if self._path.exists() else []
+        path, self._clock = epath.Path(workdir) / "metrics.jsonl", host.clock
+        earlier = read(workdir, host.say) if path.exists() else []
         self.continues = bool(earlier)  # a run wrote here before, even if it left no checkpoint
-        self._start = earlier[0]["time"] if earlier else host.clock()
-        if self._path.exists():
-            _drop_torn_line(self._path)
-        self._file = self._path.open("a")
-        self._events = tensorboardX.SummaryWriter(
-            str(epath.Path(workdir) / "events"), flush_secs=30, purge_step=start + 1
-        )
+        now = host.clock()
+        self._start = earlier[0]["time"] if earlier else now
+        if path.exists():
+            _drop_torn_line(path)
+        self._file = Appended(path)
+        name = f"events.out.tfevents.{int(now):010d}.{secrets.token_hex(4)}"
+        self._events = Events(path.parent / "events" / name, now, purge=start + 1)
+        if config is not None:
+            self._events.text("config", f"```json\n{json.dumps(config, indent=2)}\n```", start, now)
 
     def write(
         self,
@@ -116,22 +116,21 @@ class Recorder:
         stderr: dict[str, float] | None = None,
         note: str | None = None,
     ) -> None:
-        """Append one line, and one event a metric."""
+        """Append one line, and one event a metric. Raises OSError that names the file, as where the disk is full."""
         now = self._clock()
         line: dict[str, Any] = {"v": 1, "kind": kind, "step": step, "time": now, "wall": now - self._start}
         line.update(split=split, metrics=_plain(metrics), stderr=_plain(stderr or {}))
         if note is not None:
             line["note"] = note
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._file.write((json.dumps(line) + "\n").encode())
         for name, value in metrics.items():
-            if math.isfinite(value):  # tensorboardX grumbles at each that is not
-                self._events.add_scalar(f"{split or kind}/{name}", value, step, walltime=now)
+            if math.isfinite(value):
+                self._events.scalar(f"{split or kind}/{name}", value, step, now)
         if self._wandb and metrics:
             self._wandb.log({f"{split or kind}/{name}": value for name, value in metrics.items()}, step=step)
 
     def close(self) -> None:
-        """Flush both."""
+        """Close both."""
         self._file.close()
         self._events.close()
         if self._wandb:

@@ -1,0 +1,148 @@
+"""TensorBoard's event files, written without TensorFlow or PyTorch: scalars, texts and pictures.
+
+A file is a row of records (TFRecord): length, its checksum, data, its checksum. The data are an Event, a protocol buffer.
+Source: tensorflow/core: lib/io/record_writer.h, util/event.proto, framework/summary.proto, framework/tensor.proto.
+"""
+
+import math
+import struct
+from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+INTEGER, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5  # wire types of protocol buffers
+STRING = 7  # DT_STRING
+RGBA = 4
+
+
+class Appended:
+    """A file that is written to at its end, unbuffered, so that a full disk is noticed at once and names the file."""
+
+    def __init__(self, path: epath.Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._file: Any = path.open("ab") if "://" in str(path) else FileIO(path, "a")
+
+    def write(self, data: bytes) -> None:
+        """Append it whole. Raises OSError with the file's name."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Events:
+    """An event file; what older files of its folder hold of step `purge` and later is void.
+
+    TensorBoard takes the files of a folder that are named `events.out.tfevents.*`, in the order of their names.
+    """
+
+    def __init__(self, path: epath.Path, time: float, purge: int | None = None) -> None:
+        self._file = Appended(path)
+        self._write(time, 0, _field(3, "brain.Event:2"))
+        if purge is not None:
+            self._write(time, purge, _field(7, _field(1, 1)))  # a session starts
+
+    def scalar(self, tag: str, value: float, step: int, time: float) -> None:
+        """One number."""
+        self._summary(tag, _field(2, float(value)), step, time)
+
+    def text(self, tag: str, text: str, step: int, time: float) -> None:
+        """Markdown."""
+        string = _field(1, STRING) + _field(2, _field(2, _field(1, 1))) + _field(8, text)
+        self._summary(tag, _field(9, _field(1, _field(1, "text"))) + _field(8, string), step, time)
+
+    def image(self, tag: str, png: bytes, step: int, time: float) -> None:
+        """A picture, as the bytes of a PNG file."""
+        width, height = struct.unpack(">II", png[16:24])
+        picture = _field(1, height) + _field(2, width) + _field(3, RGBA) + _field(4, png)
+        self._summary(tag, _field(4, picture), step, time)
+
+    def _summary(self, tag: str, value: bytes, step: int, time: float) -> None:
+        self._write(time, step, _field(5, _field(1, _field(1, tag) + value)))
+
+    def _write(self, time: float, step: int, what: bytes) -> None:
+        event = _tag(1, DOUBLE) + struct.pack("<d", time) + _field(2, step) + what
+        length = struct.pack("<Q", len(event))
+        self._file.write(length + _masked(length) + event + _masked(event))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def keep(files: Sequence[Path], folder: Path, n: int, time: float) -> None:
+    """Write an evaluation's files, .png and .txt, as the events of step `n`: a file a step, and the last one stays.
+
+    A folder of their own is a run of its own in TensorBoard, which no longer reads a file once it has seen a later one.
+    """
+    path = epath.Path(folder) / f"events.out.tfevents.{n:010d}"
+    path.unlink(missing_ok=True)
+    events = Events(path, time)
+    for file in files:
+        tag = file.stem.removeprefix(f"eval-{n}-")
+        if file.suffix == ".png":
+            events.image(tag, file.read_bytes(), n, time)
+        else:
+            events.text(tag, f"```\n{file.read_text(encoding='utf-8')}\n```", n, time)
+    events.close()
+
+
+def _field(number: int, value: int | float | str | bytes) -> bytes:
+    """A field of a message: an integer, a float of 32 bits, a text, or bytes, which may be a message."""
+    if isinstance(value, int):
+        return _tag(number, INTEGER) + _varint(value)
+    if isinstance(value, float):
+        try:
+            return _tag(number, FLOAT) + struct.pack("<f", value)
+        except OverflowError:
+            return _tag(number, FLOAT) + struct.pack("<f", math.copysign(math.inf, value))
+    data = value.encode() if isinstance(value, str) else value
+    return _tag(number, BYTES) + _varint(len(data)) + data
+
+
+def _tag(number: int, kind: int) -> bytes:
+    return _varint(number << 3 | kind)
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def _table() -> tuple[int, ...]:
+    found = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # Castagnoli's polynomial, reflected
+        found.append(byte)
+    return tuple(found)
+
+
+_TABLE = _table()
+
+
+def checksum(data: bytes) -> int:
+    """CRC-32C."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _TABLE[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _masked(data: bytes) -> bytes:
+    crc = checksum(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
