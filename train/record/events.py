@@ -1,6 +1,6 @@
 """TensorBoard's event files, written without TensorFlow or PyTorch: scalars, texts and pictures.
 
-A file is a row of records (TFRecord): length, its checksum, data, its checksum. The data are an Event, a protocol buffer.
+A file is a row of records: length, its checksum, data, its checksum. The data are an Event, a protobuf message.
 Source: tensorflow/core: lib/io/record_writer.h, util/event.proto, framework/summary.proto, framework/tensor.proto.
 """
 
