@@ -1,13 +1,17 @@
 """Files of others, read whole: whatever is wrong with one is one line that names it."""
 
+import codecs
 import json
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from errors import UsageError, quote
 
 POINTER = b"version https://git-lfs.github.com/spec/"
+WIDE = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}  # before UTF-16, whose mark begins UTF-32's
+WIDE |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def refuse_pointer(path: str | Path) -> None:
@@ -26,14 +30,59 @@ def refuse_pointer(path: str | Path) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8, without a byte-order mark. Raises UsageError, also as `refuse_pointer`."""
+    """The text of a file in UTF-8, line ends as they are, without a byte-order mark.
+
+    Raises UsageError, also as `refuse_pointer`, and for NUL bytes, which binary files and UTF-16 text hold.
+    """
     refuse_pointer(path)
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        data = Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+    for mark, encoding in WIDE.items():
+        if data.startswith(mark):
+            raise UsageError(f"{path} is {encoding} text, not UTF-8; convert it first")
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} cannot be read: byte {error.start:,} is not UTF-8") from None
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start:,}: {error.reason}); convert it first") from None
+    if (at := data.find(0)) >= 0:
+        raise UsageError(f"{path} is not UTF-8 text (byte {at:,} is NUL, as in binary files and UTF-16)")
+    return text
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, each ended by LF or CR LF, the last perhaps by neither.
+
+    `str.splitlines` also cuts at U+0085, U+2028 and other characters that lines of data hold.
+    """
+    lines = text.split("\n")
+    ended = [line.removesuffix("\r") for line in lines[:-1]]
+    return ended + lines[-1:] if lines[-1] else ended
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 file. Raises UsageError as `read_text`, and for lines that end in CR alone."""
+    text = read_text(path)
+    if "\r" in text and "\n" not in text:
+        raise UsageError(f"{path} ends its lines with CR alone; convert them to LF")
+    return split_lines(text)
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """The values of a file with JSON in each line, each with its place, `FILE, line N`; empty lines are passed over.
+
+    Raises UsageError as `read_lines` and `parse_json`, and for half of a surrogate pair, which is no character.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            where = f"{path}, line {number:,}"
+            value = parse_json(line, where)
+            try:
+                json.dumps(value, ensure_ascii=False).encode() if "\\u" in line else None
+            except UnicodeEncodeError:
+                raise UsageError(f"{where} has half of a surrogate pair, which is no character") from None
+            yield where, value
 
 
 def parse_json(text: str | bytes, name: str | Path) -> Any:

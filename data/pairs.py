@@ -10,6 +10,7 @@ import numpy as np
 
 from data.kinds import Examples, Pairs, checksum
 from data.tokenizers import Tokenizer
+from documents import read_lines
 from errors import UsageError
 
 MULTIPLE = 8  # lengths are rounded up to it, so that few are compiled
@@ -38,7 +39,7 @@ def of_files(folder: Path, split: str, field: str) -> Pairs:
         raise UsageError(f"{folder} has no pairs of files for {field} and the split {split!r}; {known}")
     whole = _are_files(folder, both)
     names = both if whole else tuple(f"{split}.{side}" for side in both)
-    sides = [_lines(folder / name) for name in names]
+    sides = [read_lines(folder / name) for name in names]
     if len(sides[0]) != len(sides[1]):
         counts = " and ".join(f"{len(side):,} in {name}" for name, side in zip(names, sides, strict=True))
         raise UsageError(f"{folder}: files side by side must have as many lines; there are {counts}")
@@ -63,14 +64,6 @@ def splits_of(folder: Path, field: str) -> tuple[str, ...]:
 
 def _are_files(folder: Path, names: tuple[str, str]) -> bool:
     return all((folder / name).is_file() for name in names)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
 
 
 def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool, full: bool = False, parts: int = 1) -> Examples:

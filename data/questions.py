@@ -3,7 +3,6 @@
 A question is put as a context and its choices' texts; which is likelier to follow tells what the model takes for right.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from data import prepared
 from data.kinds import Texts, checksum
+from documents import read_lines, read_rows
 from errors import UsageError, unknown
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -96,30 +96,22 @@ def _of_row(row: dict[str, Any], form: Callable[..., Question], name: str) -> Qu
 
 
 def _of_lines(path: Path) -> Questions:
-    try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from None
     items = []
-    for i, line in enumerate(lines):
-        item = _of_line(line)
+    for where, row in read_rows(path):
+        item = _of_line(row)
         if item is None:
             raise UsageError(
-                f"{path}, line {i + 1} is no question: a JSON object has a `context`, a list of `choices`, all of them "
+                f"{where} is no question: a JSON object has a `context`, a list of `choices`, all of them "
                 f"texts, and the number of the right one, from 0, as `answer`"
             )
         items.append(item)
     if not items:
         raise UsageError(f"{path} holds no questions")
-    digest = checksum(*(line.encode() for line in lines))
+    digest = checksum(*(line.encode() for line in read_lines(path) if line.strip()))
     return Questions(tuple(items), {"name": path.name, "split": "all", "count": len(items), "checksum": digest})
 
 
-def _of_line(line: str) -> Question | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
+def _of_line(row: Any) -> Question | None:
     if not isinstance(row, dict) or not isinstance(row.get("choices"), list):
         return None
     context, choices, answer = row.get("context"), row["choices"], row.get("answer")

@@ -6,7 +6,7 @@ Source: Kudo and Richardson, 2018, arXiv:1808.06226; numbers of fields from its 
 import base64
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.subwords import FRONT, SPACE
@@ -20,8 +20,12 @@ MODEL_TYPE, SUFFIX, FALLBACK = 3, 24, 35  # fields of the trainer
 CHARSMAP, PREFIX, SQUEEZE, ESCAPE = 2, 3, 4, 5  # fields of the normalizer
 
 
-def parse(data: bytes) -> dict[str, Any]:
-    """The bytes of a file -> a parsed tokenizer.json. Raises UsageError for another format or kind of model."""
+def parse(data: bytes, added: Sequence[str] = (), first: bool | None = None) -> dict[str, Any]:
+    """The bytes of a file -> a parsed tokenizer.json, for tokens that are `added` to it.
+
+    `first` says whether a space is put before a text, None leaves it to the file. No space is put before an added
+    token. Raises UsageError for another format or kind of model.
+    """
     try:
         fields = list(_fields(data))
         pieces = [_piece(value) for number, value in fields if number == PIECES]
@@ -32,7 +36,9 @@ def parse(data: bytes) -> dict[str, Any]:
         unknown = [type_ for _, _, type_ in pieces].index(UNKNOWN)
     except (IndexError, KeyError, TypeError, ValueError, struct.error):
         raise UsageError("it is no model of SentencePiece; a tokenizer.json of the same tokenizer would do") from None
-    kind, fallback, prefix = trainer.get(MODEL_TYPE, UNIGRAM), bool(trainer.get(FALLBACK)), bool(rules.get(PREFIX, 1))
+    kind, fallback, prefix = trainer.get(MODEL_TYPE, UNIGRAM), bool(trainer.get(FALLBACK)), first
+    if prefix is None:
+        prefix = bool(rules.get(PREFIX, 1))
     if kind not in (UNIGRAM, PAIRS) or trainer.get(SUFFIX) or not rules.get(ESCAPE, 1):
         raise UsageError("of SentencePiece, Unigram and BPE with spaces before words are read; this model is another")
     model: dict[str, Any] = {"type": "Unigram", "unk_id": unknown, "vocab": [piece[:2] for piece in pieces]}
@@ -49,7 +55,7 @@ def parse(data: bytes) -> dict[str, Any]:
             for i, (name, _, type_) in enumerate(pieces)
             if type_ in (UNKNOWN, CONTROL, USER)
         ],
-        "normalizer": _normalizer(rules, prefix, users),
+        "normalizer": _normalizer(rules, prefix, users, added),
         "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False},
         "decoder": _decoder(prefix),
         "model": {**model, "byte_fallback": fallback},
@@ -98,13 +104,15 @@ def _merges(pieces: list[Piece], vocab: dict[str, int]) -> list[tuple[str, str]]
     return [(a, b) for _, a, b in sorted(ranked, key=lambda pair: -pair[0])]
 
 
-def _normalizer(rules: dict[int, Any], prefix: bool, users: list[str]) -> dict[str, Any]:
+def _normalizer(rules: dict[int, Any], prefix: bool, users: list[str], added: Sequence[str]) -> dict[str, Any]:
     """The model's own table of characters, spaces taken away, and one put before the text.
 
     The library normalises the user's symbols too, before it looks for them in a text: they must stay as they are.
     """
     steps = [(" {2,}", " "), (r"\A +| +\z", "")] if rules.get(SQUEEZE, 1) else []
-    steps += [(rf"{FRONT}(?:{'|'.join(map(re.escape, users))})?\z)", " ")] if prefix else []
+    alone = "|".join(map(re.escape, users))
+    tokens = "".join(f"{re.escape(token)}|" for token in added)
+    steps += [(rf"{FRONT}{tokens}(?:{alone})?\z)", " ")] if prefix else []
     parts: list[dict[str, Any]] = []
     if rules.get(CHARSMAP):
         parts += [{"type": "Precompiled", "precompiled_charsmap": base64.b64encode(rules[CHARSMAP]).decode()}]

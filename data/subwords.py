@@ -4,7 +4,9 @@ The library `tokenizers` does the work, and is imported where it is needed only.
 """
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +19,9 @@ EOT = "<|endoftext|>"  # the end of a document, of a tokenizer that we train
 SPACE = "▁"  # how SentencePiece writes a space
 FRONT = r"\A(?!"  # how a pattern begins that finds where a text does
 PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")  # of a tokenizer.json
+PIECE = 2**20  # characters: a longer text is cut where a cut changes no token
+WORD = 1024  # characters: of a longer run of letters, digits, signs or spaces a BPE learns piece by piece
+RUNS = "|".join(rf"(?<!{sign})(?:{sign}{{{WORD}}})+" for sign in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
 # What of a tokenizer.json changes no text, but for a space more or less, or one canonical form of Unicode for another.
 KEEPING = {"ByteLevel", "Metaspace", "Prepend", "NFC", "Split", "Punctuation", "Digits", "UnicodeScripts"}
 
@@ -109,7 +114,7 @@ class Subwords:
 
         A space that the tokenizer puts before a text counts, and text counts as it is after a normalisation to NFC.
         """
-        parts = [*_parts(self._file["normalizer"]), *_parts(self._file["pre_tokenizer"])]
+        parts = [*steps(self._file["normalizer"]), *steps(self._file["pre_tokenizer"])]
         if not all(map(_keeps, parts)) or not _joins(self._file["model"]):
             return None
         plain = [a for a in self._added if a["id"] not in self.special]
@@ -134,13 +139,27 @@ class Subwords:
         return found
 
     def encode(self, text: str) -> np.ndarray:
-        """Text -> ids [n], none of them added."""
-        return np.array(self._engine.encode(text, add_special_tokens=False).ids, np.int32)
+        """Text -> ids [n], none of them added. Raises UsageError where the library fails, as at half a surrogate."""
+        with refusing_failures("this tokenizer cannot encode the text"):
+            parts = split_at_spaces(text) if self._splits_at_spaces else [text]
+            return np.concatenate([np.array(self._ids(part), np.int32) for part in parts])
+
+    def _ids(self, text: str) -> list[int]:
+        return self._engine.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _splits_at_spaces(self) -> bool:
+        """Whether every space after another character begins a part that is encoded by itself, as in GPT-2."""
+        plain = [a for a in self._added if a["id"] not in self.special]
+        before = self._file["pre_tokenizer"] or {}
+        words = before.get("type") == "ByteLevel" and before.get("use_regex", True)
+        return bool(words and not plain and not self._file["normalizer"])
 
     def decode(self, ids: Iterable[int]) -> str:
         """ids -> text; special ones give nothing, a broken sequence of bytes U+FFFD."""
         kept = [int(i) for i in ids if int(i) < self.vocab and int(i) not in self.special]
-        return self._engine.decode(kept, skip_special_tokens=False)
+        with refusing_failures("this tokenizer cannot decode its ids"):
+            return self._engine.decode(kept, skip_special_tokens=False)
 
     def description(self) -> dict[str, Any]:
         """All of it."""
@@ -154,19 +173,56 @@ def restore(description: dict[str, Any]) -> Subwords:
     return Subwords(description["tokenizer"], description["eot"], **around)
 
 
-def coder(source: str) -> Any:
-    """The library's tokenizer of a JSON. Raises UsageError where the library is missing or cannot take it."""
+def coder(source: str, name: str = "this") -> Any:
+    """The library's tokenizer of a JSON; `name` is the file's. Raises UsageError where it cannot be had."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise UsageError(f"subword tokenizers need the package tokenizers: {error}") from None
-    try:
+    with refusing_failures(f"{name} is no tokenizer.json"):
         made = Tokenizer.from_str(source)
-    except Exception as error:  # the library raises nothing narrower
-        raise UsageError(f"this is no tokenizer.json: {str(error).splitlines()[0]}") from None
     made.no_truncation()
     made.no_padding()
     return made
+
+
+@contextmanager
+def refusing_failures(what: str) -> Iterator[None]:
+    """Raise UsageError for whatever the library raises: exceptions of no class of its own, and panics.
+
+    A panic, as of a pattern that backtracks without end, is no Exception but a BaseException.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        first = (str(error) or type(error).__name__).split("\n")[0]
+        raise UsageError(f"{what}: {first}") from None
+
+
+def split_at_spaces(text: str) -> Iterator[str]:
+    """A text in pieces of about PIECE characters, cut before single spaces between other characters."""
+    at, between = 0, re.compile(r"(?<=\S) (?=\S)")
+    while len(text) - at > PIECE and (cut := between.search(text, at + PIECE)):
+        yield text[at : cut.start()]
+        at = cut.start()
+    yield text[at:]
+
+
+def split_runs(text: str) -> Iterator[str]:
+    """A text in pieces, none of which has more than WORD letters, digits, signs or spaces in a row.
+
+    The time that the library takes to learn from a word grows with the square of the word's length.
+    """
+    at, long = 0, re.search(rf"(?<!\S)\S{{{WORD}}}|(?<!\s)\s{{{WORD}}}", text)  # most texts have none: a quick look
+    for run in re.finditer(RUNS, text) if long else ():
+        for cut in range(run.start() + WORD, run.end() + 1, WORD):
+            yield text[at:cut]
+            at = cut
+    yield text[at:]
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Subwords:
@@ -184,7 +240,8 @@ def train_bpe(texts: Iterable[str], size: int) -> Subwords:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=[EOT], initial_alphabet=sorted(alphabet()), show_progress=False
     )
-    made.train_from_iterator(texts, trainer)
+    short = (piece for text in texts for part in split_at_spaces(text) for piece in split_runs(part))
+    made.train_from_iterator(short, trainer)
     return Subwords(made.to_str(), 0, ends=(0,))  # special tokens come first
 
 
@@ -199,10 +256,10 @@ def vocabulary(file: dict[str, Any]) -> dict[str, int]:
     return pieces(file) | {a["content"]: a["id"] for a in file["added_tokens"] or []}
 
 
-def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+def steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     """A normalizer or pre-tokenizer, or all that are in a sequence."""
     inner = (part or {}).get("normalizers", (part or {}).get("pretokenizers"))
-    return [part] if part and inner is None else [found for each in inner or () for found in _parts(each)]
+    return [part] if part and inner is None else [found for each in inner or () for found in steps(each)]
 
 
 def _keeps(part: dict[str, Any]) -> bool:

@@ -12,49 +12,69 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data import sentencepieces
-from data.subwords import EOT, Subwords, coder
-from documents import read_json, read_settings, read_text, refuse_pointer
-from errors import UsageError
+from data import added_tokens, sentencepieces
+from data.files import expand_home
+from data.subwords import EOT, Subwords, coder, refusing_failures, steps
+from documents import read_json, read_settings, read_text, refuse_pointer, split_lines
+from errors import UsageError, quote
 
 SIDE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 USUAL = (EOT, "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>", "[SEP]")  # ends of text, where none is told
+# By the beginning of `tokenizer_class`: those that make of each kind of file what we make of it. Others have rules of
+# their own (Qwen2's splits, RoBERTa's ends, XLM-R's shifted ids), which a tokenizer.json would hold.
+GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
+CLASSES = {
+    "vocab.json": (*GENERIC, "GPT2", "CodeGen"),
+    "vocab.txt": (*GENERIC, "Bert", "DistilBert", "Electra", "MobileBert"),
+    "tokenizer.model": (*GENERIC, "Llama", "CodeLlama", "Gemma", "T5"),
+}
 
 
 def is_there(path: str) -> bool:
     """Whether a path may be a tokenizer."""
-    return Path(path).exists()
+    return Path(expand_home(path)).exists()
 
 
 def read(path: str | Path) -> Subwords:
     """The tokenizer of a file or folder. Raises UsageError where there is none, or it cannot be read."""
-    path = Path(path)
+    path = Path(expand_home(str(path)))
     folder = path if path.is_dir() else path.parent
-    names = {file.name for file in folder.iterdir()} if path.is_dir() else {path.name}
-    told = _told(folder)
+    names = {n.name for n in folder.iterdir() if not n.name.startswith(".")} if path.is_dir() else {path.name}
+    sides = {name: read_settings(folder / name) for name in (*SIDE, "added_tokens.json") if (folder / name).is_file()}
+    told = _told(sides)
+    tokens = added_tokens.read(sides, folder)
     pair = next((pair for pair in PAIRS if names & set(pair) and all((folder / n).is_file() for n in pair)), None)
+    made = None
     if "tokenizer.json" in names or (path.is_file() and path.suffix == ".json" and pair is None):
-        source = read_text(folder / "tokenizer.json" if path.is_dir() else path)
+        file = folder / "tokenizer.json" if path.is_dir() else path
+        text = read_text(file)
+        made = coder(text, str(file))
+        source = _prefixed(text, told, file)
+        if tokens and "added_tokens_decoder" not in sides.get("tokenizer_config.json", {}):
+            held = {token["content"] for token in json.loads(source).get("added_tokens") or []}
+            tokens = [token for token in tokens if token["content"] not in held]
     elif pair:
-        source = _byte_level(folder / pair[0], folder / pair[1])
+        source = _byte_level(folder / pair[0], folder / pair[1], told)
     elif "vocab.txt" in names:
         source = _word_piece(folder / "vocab.txt", told)
     elif any(name.endswith(".model") for name in names):
-        source = _sentence_piece(next(folder / name for name in sorted(names) if name.endswith(".model")))
+        file = next(folder / name for name in sorted(names) if name.endswith(".model"))
+        source, tokens = _sentence_piece(file, told, tokens)
     else:
         wanted = "tokenizer.json, vocab.json with merges.txt, vocab.txt or tokenizer.model"
         raise UsageError(f"{path} holds no tokenizer: {wanted}")
-    return _with_parts(source, told, path)
+    whole = added_tokens.add(source, tokens, path) if tokens else source
+    made = made if made is not None and whole == text else coder(whole, str(path))
+    added_tokens.check(tokens, made, path)
+    return _with_parts(whole, made, told, path)
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _told(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What the files beside a tokenizer tell, the first of them that knows; the ids of all ends under `ends`."""
     found: dict[str, Any] = {"ends": []}
     for name in SIDE:
-        if not (folder / name).is_file():
-            continue
-        for key, value in read_settings(folder / name).items():
+        for key, value in sides.get(name, {}).items():
             value = value.get("content") if isinstance(value, dict) else value
             if key == "eos_token_id":
                 found["ends"] += value if isinstance(value, list) else [value]
@@ -64,9 +84,8 @@ def _told(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _with_parts(source: str, told: dict[str, Any], path: Path) -> Subwords:
+def _with_parts(source: str, made: Any, told: dict[str, Any], path: Path) -> Subwords:
     """The tokenizer with the ids that have a part to play. Raises UsageError where no text can end."""
-    made = coder(source)
     named = (told.get("eos_token"), told.get("sep_token"), *USUAL)
     ids = [made.token_to_id(name) for name in named if isinstance(name, str)]
     eot = next((i for i in ids if i is not None), next(iter(told["ends"]), None))
@@ -82,25 +101,67 @@ def _with_parts(source: str, told: dict[str, Any], path: Path) -> Subwords:
 
 def around(made: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the library's tokenizer puts before a text and after it, told by one of tokens that are neither."""
-    nothing, added = (made.encode("", add_special_tokens=on).ids for on in (False, True))
+
+    def ids(text: str, whole: bool) -> list[int]:
+        with refusing_failures("this tokenizer cannot encode the text"):
+            return made.encode(text, add_special_tokens=whole).ids
+
+    nothing, added = ids("", False), ids("", True)
     for text in ("a", *made.get_vocab()):
-        bare, whole = (made.encode(text, add_special_tokens=on).ids for on in (False, True))
+        bare, whole = ids(text, False), ids(text, True)
         if bare and not set(bare) & (set(added) - set(nothing)):
             at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
             return tuple(whole[:at]), tuple(whole[at + len(bare) :])
     return (), ()
 
 
-def _byte_level(vocab: Path, merges: Path) -> str:
+def _prefixed(source: str, told: dict[str, Any], path: Path) -> str:
+    """A tokenizer.json that puts a space before a text or not, as `add_prefix_space` beside it says.
+
+    Generic classes of tokenizers leave that to the tokenizer.json. Raises UsageError where a file of SentencePiece
+    puts one that is not to be put.
+    """
+    asked = told.get("add_prefix_space")
+    if not isinstance(asked, bool) or str(told.get("tokenizer_class") or GENERIC[0]).startswith(GENERIC):
+        return source
+    file = json.loads(source)
+    parts = [p for name in ("normalizer", "pre_tokenizer") for p in steps(file.get(name))]
+    words = [part for part in parts if part["type"] == "ByteLevel"]
+    puts = any(part["type"] == "Prepend" or part.get("prepend_scheme", "never") != "never" for part in parts)
+    if puts and not asked:
+        raise UsageError(f"{path} puts a space before a text; the tokenizer_config.json beside it says it must not")
+    if all(part["add_prefix_space"] == asked for part in words):
+        return source
+    for part in words:
+        part["add_prefix_space"] = asked
+    return json.dumps(file, ensure_ascii=False)
+
+
+def _hold_class(kind: str, told: dict[str, Any], path: Path) -> None:
+    """Raises UsageError for a class of tokenizers that makes something else of a kind of file."""
+    name = told.get("tokenizer_class")
+    if name is not None and not str(name).startswith(CLASSES[kind]):
+        raise UsageError(
+            f"{path} is of a {quote(name)}, which has rules of its own beside this file; a tokenizer.json has them all"
+        )
+
+
+def _flag(told: dict[str, Any], name: str, usual: bool) -> bool:
+    value = told.get(name, usual)
+    if not isinstance(value, bool):
+        raise UsageError(f"tokenizer_config.json: {name} is {quote(value)}, not true or false")
+    return value
+
+
+def _byte_level(vocab: Path, merges: Path, told: dict[str, Any]) -> str:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    lines = [line for line in read_text(merges).split("\n") if line and not line.startswith("#version")]
+    _hold_class("vocab.json", told, vocab)
+    lines = [line for line in split_lines(read_text(merges)) if line and not line.startswith("#version")]
     ids = read_json(vocab)
-    try:
+    with refusing_failures(f"{vocab} and {merges.name} are no byte-level BPE"):
         made = Tokenizer(models.BPE(ids, [(left, right) for left, _, right in (line.partition(" ") for line in lines)]))
-    except Exception as error:  # the library raises nothing narrower
-        raise UsageError(f"{vocab} and {merges.name} are no byte-level BPE: {str(error).splitlines()[0]}") from None
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_flag(told, "add_prefix_space", False))
     made.decoder = decoders.ByteLevel()
     if EOT in ids:
         made.add_special_tokens([AddedToken(EOT, special=True)])
@@ -110,17 +171,17 @@ def _byte_level(vocab: Path, merges: Path) -> str:
 def _word_piece(vocab: Path, told: dict[str, Any]) -> str:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    ids = {token: i for i, token in enumerate(read_text(vocab).splitlines())}
+    _hold_class("vocab.txt", told, vocab)
+    ids = {token: i for i, token in enumerate(split_lines(read_text(vocab)))}
     special = {k: told.get(f"{k.strip('[]').lower()}_token", k) for k in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")}
-    missing = [name for name in special.values() if name not in ids]
+    missing = [str(name) for name in special.values() if name not in ids]
     if missing:
         raise UsageError(f"{vocab} lacks {', '.join(missing)}, which BERT's vocabulary has")
-    lower = told.get("do_lower_case", True)
     made = Tokenizer(models.WordPiece(ids, unk_token=special["[UNK]"]))
     made.normalizer = normalizers.BertNormalizer(
-        lowercase=lower,
-        strip_accents=told.get("strip_accents"),
-        handle_chinese_chars=told.get("tokenize_chinese_chars", True),
+        lowercase=_flag(told, "do_lower_case", True),
+        strip_accents=None if told.get("strip_accents") is None else _flag(told, "strip_accents", True),
+        handle_chinese_chars=_flag(told, "tokenize_chinese_chars", True),
     )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
@@ -131,9 +192,20 @@ def _word_piece(vocab: Path, told: dict[str, Any]) -> str:
     return made.to_str()
 
 
-def _sentence_piece(path: Path) -> str:
+def _sentence_piece(
+    path: Path, told: dict[str, Any], tokens: list[added_tokens.Token]
+) -> tuple[str, list[added_tokens.Token]]:
+    """A tokenizer.json, and the added tokens as it wants them: looked for in the text with its space in front.
+
+    A `legacy` tokenizer takes each text between added tokens for one of its own, which begins with a space.
+    """
+    _hold_class("tokenizer.model", told, path)
     refuse_pointer(path)
+    legacy = _flag(told, "legacy", str(told.get("tokenizer_class")).startswith(GENERIC))
+    plain = [token["content"] for token in tokens if not token["special"]]
+    tokens = [token if token["special"] else {**token, "normalized": not legacy} for token in tokens]
+    first = None if told.get("add_prefix_space") is None else _flag(told, "add_prefix_space", True)
     try:
-        return json.dumps(sentencepieces.parse(path.read_bytes()), ensure_ascii=False)
+        return json.dumps(sentencepieces.parse(path.read_bytes(), plain, first), ensure_ascii=False), tokens
     except (OSError, UsageError) as error:
         raise UsageError(f"{path}: {error}") from None

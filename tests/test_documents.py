@@ -11,7 +11,7 @@ import pytest
 
 import models
 from data import subwords, tokenizer_reader
-from documents import read_settings
+from documents import read_lines, read_rows, read_settings, split_lines
 from errors import UsageError
 from models.published import preprocessing
 from models.published.tensors import Tensors
@@ -21,7 +21,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 FAULTS: dict[str, tuple[bytes, str]] = {
     "deep": (b"[" * 100_000, "nests too deep"),
     "deep object": (b'{"a":' * 100_000, "nests too deep"),
-    "Latin-1": (b'{"a": "\xe9"}', "byte 7 is not UTF-8"),
+    "Latin-1": (b'{"a": "\xe9"}', "not UTF-8 text (byte 7: "),
     "torn": (b'{"a": 1', "cannot be read as JSON"),
     "empty": (b"", "cannot be read as JSON"),
     "long number": (b'{"a": ' + b"1" * 10_000 + b"}", "cannot be read as JSON"),
@@ -103,3 +103,59 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(UsageError, match="no regular file"):
         read_settings(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", []),
+        ("\n", [""]),
+        ("a", ["a"]),
+        ("a\r\nb\n", ["a", "b"]),
+        ("a\rb\n\nc", ["a\rb", "", "c"]),
+        ("a\u2028b\u0085c\x0bd\x0ce\x1cf\n", ["a\u2028b\u0085c\x0bd\x0ce\x1cf"]),
+    ],
+)
+def test_lines_end_at_line_feeds(text: str, lines: list[str]) -> None:
+    assert split_lines(text) == lines
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("text".encode("utf-16"), "is UTF-16 text"),
+        ("text".encode("utf-32"), "is UTF-32 text"),
+        ("text".encode("utf-16-le"), "byte 1 is NUL"),
+        (b"caf\xe9 au lait", r"not UTF-8 text \(byte 3: "),
+        (POINTER, "Git LFS"),
+        (b"a\rb\r", "CR alone"),
+    ],
+)
+def test_what_is_no_text_is_named(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=rf"x\.txt .*{says}"):
+        read_lines(tmp_path / "x.txt")
+    for path, says in ((tmp_path, "no regular file"), (tmp_path / "nowhere", "No such file")):
+        with pytest.raises(UsageError, match=says):
+            read_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("[" * 100_000, "nests too deep"),
+        ('{"a":' * 100_000, "nests too deep"),
+        (r'{"a": ["\ud800"]}', "half of a surrogate pair"),
+        ('{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+        ('{"a": 1,}', "cannot be read as JSON"),
+        ("9" * 5000, "cannot be read as JSON"),
+    ],
+)
+def test_a_line_that_is_no_json_is_named(line: str, says: str, tmp_path: Path) -> None:
+    """Empty lines count, and are passed over."""
+    (tmp_path / "x.jsonl").write_text(f'\ufeff{{"a": "\\ud83d\\ude42"}}\n\n{line}\n', "utf-8")
+    rows = read_rows(tmp_path / "x.jsonl")
+    assert next(rows) == (f"{tmp_path / 'x.jsonl'}, line 1", {"a": "🙂"})
+    with pytest.raises(UsageError, match=rf"x\.jsonl, line 3 .*{says}") as refused:
+        next(rows)
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))

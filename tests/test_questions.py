@@ -123,7 +123,6 @@ def test_a_standard_error_is_that_of_a_mean() -> None:
         '{"context": "a", "choices": "bc", "answer": 0}',
         '{"context": 3, "choices": ["b"], "answer": 0}',
         '["context", "choices", "answer"]',
-        "nothing",
     ],
 )
 def test_a_line_that_is_no_question_is_named(line: str, tmp_path: Path) -> None:
@@ -132,8 +131,19 @@ def test_a_line_that_is_no_question_is_named(line: str, tmp_path: Path) -> None:
     file.write_text(f"{good}\n{line}\n")
     with pytest.raises(UsageError, match="line 2 is no question"):
         questions.load(str(file), "test", None)
+    file.write_text(f"{good}\nnothing\n")
+    with pytest.raises(UsageError, match="line 2 cannot be read as JSON"):
+        questions.load(str(file), "test", None)
     file.write_text(f"{good}\n\n{good}\n")
     assert questions.load(str(file), "test", None).items == (Question("a", ("b", "c"), 1),) * 2
+
+
+def test_lines_of_questions_end_at_line_feeds_only(tmp_path: Path) -> None:
+    """Not at the line separator or the next line of Unicode, which JSON may hold; a byte-order mark is passed over."""
+    file = tmp_path / "q.jsonl"
+    row = json.dumps({"context": "a\u2028b\u0085", "choices": ["b", "c"], "answer": 1}, ensure_ascii=False)
+    file.write_bytes(b"\xef\xbb\xbf" + f"{row}\r\n\r\n{row}".encode())
+    assert questions.load(str(file), "test", None).items == (Question("a\u2028b\u0085", ("b", "c"), 1),) * 2
 
 
 def test_arc_and_mmlu_are_put_as_in_the_harness() -> None:

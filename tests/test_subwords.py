@@ -212,6 +212,25 @@ def test_training_is_a_function_of_the_text(tmp_path: Path, capsys) -> None:
     assert tokenizers.make(f"{tmp_path}/bpe.json", ()).vocab == 290
 
 
+def test_long_words_take_no_time_without_end() -> None:
+    """A run of a hundred thousand letters, digits, signs or spaces is learnt from in pieces; texts lose nothing."""
+    for text in ("ab" * 100_000, "12" * 100_000, "=-" * 100_000, " \t" * 100_000, "x", ""):
+        assert "".join(subwords.split_runs(text)) == text
+        assert max(map(len, subwords.split_runs(text))) <= subwords.WORD
+        assert subwords.train_bpe([text], 300).vocab >= 257
+    assert list(subwords.split_runs("word " * 5000)) == ["word " * 5000]
+
+
+def test_a_long_text_is_cut_where_no_token_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " ".join(embedded.EMBEDDED["pydoc_text"][0]("validation").documents[:10])
+    one = subwords.train_bpe([text], 500)
+    ids = one.encode(text).tolist()
+    monkeypatch.setattr(subwords, "PIECE", 500)
+    assert len(list(subwords.split_at_spaces(text))) > len(text) / 600
+    assert subwords.train_bpe([text], 500) == one
+    assert one.encode(text).tolist() == ids
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [
