@@ -14,7 +14,7 @@ import numpy as np
 
 from data import distortions, geometry
 from data.geometry import Frame, Size
-from data.kinds import Draw, Fields, Pixels, generator
+from data.kinds import Draw, Fields, Pixels, generator, of_any_size
 from errors import UsageError, unknown
 
 Step = tuple[Any, ...]  # an operation with its numbers, as ("crop", 4)
@@ -94,7 +94,7 @@ class Images:
     """Gives images their size, does the operations, which are of training only, and normalises.
 
     `crop` is the share of an image's sides that is kept where it is resized as a whole; None is all of it. `fit` and
-    `resample` are those of geometry.Frame.
+    `resample` are those of geometry.Frame. Where `channels` is 3, grey images get three equal ones before all else.
     """
 
     seed: int = 0
@@ -105,6 +105,7 @@ class Images:
     crop: float | None = None
     fit: str = "cover"
     resample: str = "bilinear"
+    channels: int | None = None
 
     def __call__(self, batch: Fields, step: int, rows: np.ndarray) -> Fields:
         """The batch with its field image, uint8 [B Y X C] or objects [B], turned into float32 [B Y X C].
@@ -113,7 +114,7 @@ class Images:
         """
         if "image" not in batch or "boxes" in batch:
             return batch
-        images = batch["image"]
+        images = _coloured(batch["image"]) if self.channels == 3 else batch["image"]
         differ = images.dtype == object
         if differ and self.size is None:
             raise UsageError("the images have different sizes: set data.size, as 224 or (rows, columns)")
@@ -144,6 +145,13 @@ class Images:
                 f"give one number, or one for each"
             )
         return given
+
+
+def _coloured(images: np.ndarray) -> np.ndarray:
+    """Images with three channels where they have one, all alike: uint8 [B Y X C], or objects [B], -> the same."""
+    if images.dtype == object:
+        return of_any_size([_coloured(image) for image in images])
+    return images.repeat(3, axis=-1) if images.shape[-1] == 1 else images
 
 
 def parse(text: str | None) -> tuple[Step, ...]:

@@ -84,6 +84,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
         raise UsageError(f"{to} is there already, and no empty folder; give another --to")
     published.folder_layout(cfg.model.family)  # raises where there is none
     manifest = checkpoint.load_manifest(workdir, n)
+    restored.take_inputs(cfg, manifest)
     head, inputs = manifest["table"].get("params/head/bias"), cfg.model.get("inputs")
     classes = head["shape"][-1] if head else len(manifest.get("classes") or ()) or cfg.model.get("classes")
     blank = restored.stand_in(cfg, host, cfg.model.family, cfg.loss, classes, inputs)

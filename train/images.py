@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+import models
 from data import augment, boxed, mixing
 from data.detection import Scenes
 from data.geometry import FITS, RESAMPLINGS, Size
 from data.kinds import Examples, Source
 from data.plan import Augment
 from errors import UsageError, unknown
+from models import Model
 from train.update.losses import TASKS, Task
 
 FRAME = {"size": None, "crop": None, "fit": "cover", "resample": "bilinear"}  # knobs of how images take a size, unset
@@ -33,16 +35,26 @@ def wrong_values(cfg: Config) -> Iterator[str]:
             yield str(unknown(f"data.{name}", data[name], legal))
 
 
-def examined(cfg: Config, boxes: bool = False) -> Augment:
-    """What happens to images that are evaluated, with boxes or without. Raises UsageError."""
-    return boxed.Boxed(cfg.seed, size_for_boxes(cfg)) if boxes else _images(cfg, ())
+def examined(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
+    """What happens to images that are evaluated, with boxes or without; `channels` a network has. Raises UsageError."""
+    return boxed.Boxed(cfg.seed, size_for_boxes(cfg)) if boxes else _images(cfg, (), channels)
 
 
-def trained(cfg: Config, boxes: bool = False) -> Augment:
-    """What happens to images that are trained on, each by itself, with boxes or without. Raises UsageError."""
+def trained(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
+    """What happens to images that are trained on, each by itself; arguments as of `examined`. Raises UsageError."""
     if boxes:
         return boxed.Boxed(cfg.seed, size_for_boxes(cfg), boxed.parse(cfg.data.augment))
-    return _images(cfg, tuple(s for s in augment.parse(cfg.data.augment) if s[0] in augment.OPERATIONS))
+    return _images(cfg, tuple(s for s in augment.parse(cfg.data.augment) if s[0] in augment.OPERATIONS), channels)
+
+
+def channels_of(cfg: Config, model: Model | None = None) -> int | None:
+    """Channels of images that a model, else the one that a config describes, has; None where they are the data's."""
+    module = models.FAMILIES.get(cfg.model.family) if model is None else model.module
+    if module is None or module.INPUT != "image":
+        return None
+    inputs = module.SIZES.get(cfg.model.size, {}).get("inputs")
+    inputs = cfg.model.get("inputs", inputs) if model is None else model.config.inputs
+    return inputs[-1] if isinstance(inputs, tuple) and inputs else inputs
 
 
 def mixed(cfg: Config, task: Task) -> mixing.Mix | None:
@@ -56,8 +68,8 @@ def mixed(cfg: Config, task: Task) -> mixing.Mix | None:
     return mixing.Mix(cfg.seed, ways) if ways else None
 
 
-def seen(cfg: Config, example: Source) -> Source:
-    """The first row of examples as a network sees it, for its shapes; texts as they are.
+def seen(cfg: Config, example: Source, model: Model | None = None) -> Source:
+    """The first row of examples as a network sees it, one that is there or the config's; texts as they are.
 
     Raises UsageError for sizes or channels that do not fit them.
     """
@@ -66,7 +78,8 @@ def seen(cfg: Config, example: Source) -> Source:
     row = example.__getitems__([0])
     boxes = isinstance(example, Scenes)
     trained(cfg, boxes)
-    return dataclasses.replace(example, fields=examined(cfg, boxes)(row, 0, np.zeros(1, np.int64)), count=1)
+    prepare = examined(cfg, boxes, channels_of(cfg, model))
+    return dataclasses.replace(example, fields=prepare(row, 0, np.zeros(1, np.int64)), count=1)
 
 
 def size_of(cfg: Config) -> Size | None:
@@ -89,7 +102,7 @@ def size_for_boxes(cfg: Config) -> Size:
     return size
 
 
-def _images(cfg: Config, operations: tuple[augment.Step, ...]) -> augment.Images:
+def _images(cfg: Config, operations: tuple[augment.Step, ...], channels: int | None) -> augment.Images:
     data = cfg.data
-    how = (data.mean, data.deviation, size_of(cfg), data.crop, data.fit, data.resample)
+    how = (data.mean, data.deviation, size_of(cfg), data.crop, data.fit, data.resample, channels)
     return augment.Images(cfg.seed, operations, *how)

@@ -63,12 +63,22 @@ def open_checkpoint(
     unread: Unread = lambda facts: [],
 ) -> Opened:
     """A checkpoint on devices (all where None), for the kind of an example's data; `unread` is that of `set_up`."""
+    manifest = checkpoint.load_manifest(workdir, n)
+    take_inputs(cfg, manifest)
     setup = set_up(cfg, host, example, checkpoint.load_tokenizer(workdir, n), devices, unread=unread)
-    known = checkpoint.load_manifest(workdir, n).get("classes")
-    _hold_classes(workdir, known, setup, host, exactly="classes" not in cfg.model)  # told there by a network's folder
+    exactly = "classes" not in cfg.model  # told there by a network's folder
+    _hold_classes(workdir, manifest.get("classes"), setup, host, exactly=exactly)
     return Opened(
         f"checkpoint {n:,} of {workdir}", setup, step.views(restore_state(setup, workdir, n), setup.cfg.optim)
     )
+
+
+def take_inputs(cfg: Config, manifest: dict[str, Any]) -> None:
+    """Take from a manifest in which shape a classifier of images sees them, where the config left it to the data."""
+    inputs, family = manifest.get("inputs"), models.FAMILIES[cfg.model.family]
+    if inputs and "inputs" not in cfg.model and family.INPUT == "image" and losses.find(cfg.loss).needs == "label":
+        with cfg.unlocked():
+            cfg.model.inputs = tuple(inputs) if isinstance(inputs, list) else inputs
 
 
 def open_published(
@@ -103,7 +113,10 @@ def open_published(
     have, told = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
     if 0 < told < have:
         host.say(f"classes {cfg.data.name} has {told}, which are taken for the first of the network's {have}")
-    _hold_classes(folder, labels.read(folder), setup, host)
+    named = labels.read(folder)
+    _hold_classes(folder, named, setup, host)
+    if not named:
+        _hold_numbers(folder, setup)
     found = published.find(model, folder)
     found.check()
     host.say(f"{folder}: {model.family}, {summary.parameters(model)}; {found.told}")
@@ -148,6 +161,16 @@ def _hold_classes(where: str, theirs: Sequence[str] | None, setup: Setup, host: 
             f"{where} tells the classes {shown[0]}; {data!r} has {shown[1]}: a class is known by its place"
         )
     host.say(f"classes the network's are called {shown[0]}, those of {data} {shown[1]}: taken by their places")
+
+
+def _hold_numbers(where: str, setup: Setup) -> None:
+    """Raises UsageError where the data's classes are numbers with gaps, for a network whose classes have no names."""
+    names = setup.names or ()
+    if names and all(name.isdecimal() for name in names) and int(names[-1]) - int(names[0]) >= len(names):
+        raise UsageError(
+            f"{setup.cfg.data.name!r} has classes of the numbers {names[0]} to {names[-1]}, but not all of these, "
+            f"and {where} does not name its own: which are which is unknown; give its config.json an id2label"
+        )
 
 
 def _plain(names: Sequence[str]) -> list[str]:

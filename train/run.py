@@ -56,9 +56,8 @@ def train(
         raise UsageError(f"{cfg.data.name}: split {cfg.eval.split!r} has other classes than {cfg.data.split!r}")
     tx = optim.make(cfg.optim, setup.model.specs["params"])
     phases, mix = (begin.first_phase(cfg),), images.mixed(cfg, setup.task)
-    batches = plan.Plan(
-        _corpora(setup, corpora), phases, cfg.seed, images.trained(cfg, setup.task.needs == "boxes"), mix
-    )
+    augment = images.trained(cfg, setup.task.needs == "boxes", images.channels_of(cfg, setup.model))
+    batches = plan.Plan(_corpora(setup, corpora), phases, cfg.seed, augment, mix)
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
     if cfg.train.gradient != "autodiff" and (cfg.train.smoothing or cfg.train.z_loss or mix):
@@ -311,6 +310,7 @@ def manifest_of(
         "data": identity,
         "tokenizer": setup.fingerprint,
         "classes": list(setup.names) if setup.names else None,
+        "inputs": getattr(setup.model.config, "inputs", None),
         "metrics": (scores.judged or None) if scores else None,  # an empty held-out split measures nothing
     }
 

@@ -73,7 +73,7 @@ class Setup:
     @property
     def prepare(self) -> plan.Augment:
         """What happens to images that are evaluated."""
-        return images.examined(self.cfg, self.task.needs == "boxes")
+        return images.examined(self.cfg, self.task.needs == "boxes", images.channels_of(self.cfg, self.model))
 
 
 def load_source(cfg: Config, host: Host, name: str, split: str) -> Source:
@@ -128,7 +128,7 @@ def set_up(
     task = losses.find(cfg.loss)
     told = facts.of_data(cfg, example, task)
     with along_with(unread(told)):
-        example = images.seen(cfg, example)
+        example = images.seen(cfg, example, model)
         _hold_data_to_task(cfg, example, task)
     made = None
     if not isinstance(example, Examples):
