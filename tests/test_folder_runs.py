@@ -48,10 +48,10 @@ def test_prepared_images_of_any_size() -> None:
         def __getitems__(self, wanted: list[int]) -> list[dict[str, Any]]:
             return [self[i] for i in wanted]
 
-    label = SimpleNamespace(num_classes=2, names=["a", "b"])
-    features = {"label": label, "image": SimpleNamespace(shape=(None, None, 3))}
+    features = {"image": SimpleNamespace(shape=(None, None, 3))}
+    label = prepared_sets.Labels("label", False, 2, ("a", "b"))
     rows = Rows({"image": np.full((4 + i, 5, 3), i, np.uint8), "label": i % 2} for i in range(4))
-    source = prepared_sets._labelled_images(rows, features, {"name": "made", "split": "train"})
+    source = prepared_sets._labelled_images(rows, features, label, {"name": "made", "split": "train"})
     got = source.__getitems__([3, 0])
     assert got["image"].dtype == object
     assert [image.shape for image in got["image"]] == [(7, 5, 3), (4, 5, 3)]
