@@ -40,6 +40,17 @@ def along_with(problems: Iterable[str]) -> Iterator[None]:
         raise refusal(known)
 
 
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say of what the block refuses that it is this file's, or folder's, where a message does not name it."""
+    try:
+        yield
+    except UsageError as error:
+        if what in str(error):
+            raise
+        raise UsageError(f"{what}: {error}") from error
+
+
 def shortened(text: str) -> str:
     """A message on one line, its long quoted values, tuples and words cut to LONG characters."""
     value = rf"""(?<!\w)'[^']{{{LONG},}}'(?!\w)|"[^"]{{{LONG},}}"|[([][\d'"([][^()[\]]{{{LONG},}}|\S{{{LONG},}}"""

@@ -30,7 +30,7 @@ from typing import Any
 
 from absl import flags
 
-from errors import UsageError, shortened, unknown
+from errors import LONG, UsageError, quote, shortened, unknown
 from usage import HELP, flags_of
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4
@@ -86,7 +86,9 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     try:
         rest = args(["launch.py", *(a for a in argv if not a.startswith("--config."))])[1:]
     except flags.Error as error:
-        raise UsageError(str(error)) from None
+        given = (a.partition("=")[2] for a in argv)
+        long = next((value for value in given if len(value) > LONG and value in str(error)), None)
+        raise UsageError(str(error).replace(long, quote(long)) if long else str(error)) from None
     if rest:
         raise UsageError(f"{rest[0]!r} is no flag; flags are written --name=value, as --workdir=runs/a")
     return VERBS[verb](args, [(k, v) for k, _, v in (a.partition("=") for a in assignments)])

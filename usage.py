@@ -56,7 +56,7 @@ def flags_of(verb: str) -> flags.FlagValues:
     def text(name: str, default: str | None, says: str) -> None:
         flags.DEFINE_string(name, default, says, flag_values=own)
 
-    def whole(name: str, default: int | None, says: str, lower: int = 0, upper: int | None = None) -> None:
+    def whole(name: str, default: int | None, says: str, lower: int = 0, upper: int = 2**31 - 1) -> None:
         flags.DEFINE_integer(name, default, says, lower_bound=lower, upper_bound=upper, flag_values=own)
 
     flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=own)

@@ -4,6 +4,7 @@ import ast
 import json
 import runpy
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.base import KNOBS, OPEN, assign, defaults
-from errors import UsageError, quote, unknown
+from errors import UsageError, naming, quote, unknown
 
 
 def read(source: str) -> ConfigDict:
@@ -34,7 +35,8 @@ def read(source: str) -> ConfigDict:
 def _run(path: str, act: Callable[[], Any]) -> Any:
     """What a user's Python gives. Raises UsageError with the file and the line for whatever ends it."""
     try:
-        return act()
+        with naming(f"config file {path}"), warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+            return act()
     except (UsageError, KeyboardInterrupt):
         raise
     except SyntaxError as error:
@@ -50,15 +52,13 @@ def _whole(path: str, made: Any) -> ConfigDict:
     """A config with every knob at a value of its type. Raises UsageError for anything else."""
     if not isinstance(made, ConfigDict):
         raise UsageError(f"config file {path}: get_config gives {quote(made)}, not a ConfigDict as configs.base.config")
-    try:
+    with naming(f"config file {path}"):
         given, cfg = flat(made), defaults()
         if missing := [key for key in KNOBS if key not in given]:
             names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
             raise UsageError(f"its config lacks {names}; begin with configs.base.defaults()")
         for key, value in given.items():
             assign(cfg, str(key), value)
-    except (UsageError, RecursionError) as error:
-        raise UsageError(f"config file {path}: {error}") from None
     return cfg
 
 
@@ -86,7 +86,7 @@ def parse(key: str, text: str) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text  # a word: for an open key its owner decides, else `assign` refuses it
     if "int" in kinds and isinstance(value, float) and value.is_integer() and "float" not in kinds:
         return int(value)  # 1e4

@@ -17,7 +17,7 @@ import numpy as np
 
 import models
 from documents import read_settings
-from errors import UsageError, unknown
+from errors import UsageError, naming, unknown
 from models.published import beside, darknet, labels, npz, preprocessing, weights
 from models.published.finding import STATS, Found, find, leaves
 from models.published.layout import Keys, Row
@@ -108,6 +108,11 @@ def load_pretrained(
 
 def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: Any) -> models.Model:
     """The model of a folder's config.json or .cfg, its fields overridden by name. Raises UsageError."""
+    with naming(str(directory)):
+        return _read_config(directory, ignore, **overrides)
+
+
+def _read_config(directory: str | Path, ignore: Iterable[str], **overrides: Any) -> models.Model:
     file = Path(directory) / "config.json"
     if not file.is_file():
         pair = darknet.pair(directory)

@@ -183,7 +183,7 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 def wrong(cfg: Any) -> list[str]:
     """What is wrong with the numbers and the name in the section `optim` of a config, a line each."""
-    found = [] if cfg.name in OPTIMIZERS else [str(unknown("optimizer", cfg.name, OPTIMIZERS))]
+    found = [] if cfg.name in OPTIMIZERS else [str(unknown("optim.name", cfg.name, OPTIMIZERS))]
     rules = [(n, rule) for n, (rule, ok) in RULES.items() if cfg[n] is not None and not ok(cfg[n])]
     found += [f"config key 'optim.{name}' must be {rule}, not {cfg[name]!r}" for name, rule in rules]
     if cfg.name == "schedule_free" and not cfg.beta1:

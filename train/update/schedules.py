@@ -79,7 +79,7 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 def wrong(cfg: Any, steps: int) -> list[str]:
     """What is wrong with the section `schedule` of a config for a run of `steps` updates, a line each."""
-    found = [] if cfg.name in SCHEDULES else [str(unknown("schedule", cfg.name, SCHEDULES))]
+    found = [] if cfg.name in SCHEDULES else [str(unknown("schedule.name", cfg.name, SCHEDULES))]
     if not 0 <= cfg.warmup <= steps:
         found.append(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {cfg.warmup}")
     rules = [(name, rule) for name, (rule, ok) in RULES.items() if not ok(cfg[name])]
