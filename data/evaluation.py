@@ -7,6 +7,7 @@ import numpy as np
 
 from data.kinds import Examples, Texts
 from data.plan import Augment, Batch
+from data.progress import Tick, counted, silent
 from data.tokenizers import Tokenizer
 from errors import UsageError
 
@@ -47,7 +48,7 @@ def of_examples(examples: Examples, prepare: Augment | None = None) -> Exam:
     return Exam(examples, np.arange(len(examples)), prepare)
 
 
-def of_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0) -> Exam:
+def of_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0, tick: Tick = silent) -> Exam:
     """An evaluation of documents in windows of `context` tokens that never cross a document; a document is a cluster.
 
     The first `overlap` tokens of a window, but for a document's first, were told in the one before and are only read.
@@ -59,7 +60,7 @@ def of_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0)
         )
     windows, clusters, told, lengths = [], [], [], []
     single, stride = len(texts) == 1, context - overlap
-    for i, document in enumerate(texts.documents):
+    for i, document in enumerate(counted(texts.documents, "tokenising documents", tick)):
         ids = tokenizer.encode(document)
         spans = bytes_of(tokenizer, ids, document)
         if not single:  # a document begins after the end of another, and its own end is to be told too

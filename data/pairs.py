@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.kinds import Examples, Pairs, checksum
+from data.progress import Tick, counted, silent
 from data.tokenizers import Tokenizer
 from documents import read_lines
 from errors import UsageError
@@ -66,7 +67,16 @@ def _are_files(folder: Path, names: tuple[str, str]) -> bool:
     return all((folder / name).is_file() for name in names)
 
 
-def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool, full: bool = False, parts: int = 1) -> Examples:
+def rows(
+    pairs: Pairs,
+    tokenizer: Tokenizer,
+    limit: int,
+    *,
+    cut: bool,
+    full: bool = False,
+    parts: int = 1,
+    tick: Tick = silent,
+) -> Examples:
     """Pairs as rows: source [n S], source_mask [n S]; tokens, targets and weight [n T]; S and T at most `limit`.
 
     They are those of the longest, up to a multiple of 8 and of `parts`, or where `full` the limit, so that sets can be
@@ -76,7 +86,8 @@ def rows(pairs: Pairs, tokenizer: Tokenizer, limit: int, *, cut: bool, full: boo
 
     Raises UsageError where nothing is left.
     """
-    encoded = [[tokenizer.encode(line) for line in side] for side in (pairs.texts, pairs.translations)]
+    sides = {"tokenising texts": pairs.texts, "tokenising translations": pairs.translations}
+    encoded = [[tokenizer.encode(line) for line in counted(side, what, tick)] for what, side in sides.items()]
     fit = [cut or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
     sources, targets = ([ids for ids, keep in zip(side, fit, strict=True) if keep] for side in encoded)
     if not sources and (pairs.texts or not cut):

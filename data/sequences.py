@@ -6,6 +6,7 @@ import numpy as np
 
 from data.kinds import Examples, Texts, hold_labels
 from data.plan import Batch, hash32
+from data.progress import Tick, counted, silent
 from data.tokenizers import Tokenizer
 from errors import UsageError
 
@@ -19,8 +20,8 @@ class WindowCorpus:
 
     shuffled = True
 
-    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, seed: int) -> None:
-        self.tokens, self.context, self.seed = stream(texts, tokenizer), context, seed
+    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, seed: int, tick: Tick = silent) -> None:
+        self.tokens, self.context, self.seed = stream(texts, tokenizer, tick), context, seed
         spare = _windows(texts, len(self.tokens), context, 1)
         self.shift, self.count = (context, spare - 1) if spare > 1 else (1, 1)
 
@@ -34,12 +35,13 @@ class WindowCorpus:
         return _cut(self.tokens, starts, self.context)
 
 
-def stream(texts: Texts, tokenizer: Tokenizer) -> np.ndarray:
+def stream(texts: Texts, tokenizer: Tokenizer, tick: Tick = silent) -> np.ndarray:
     """All documents' tokens [n] int32, between prefix and `eot`, but where there is one document only."""
     if len(texts) == 1:
         return tokenizer.encode(texts.documents[0])
     begin, end = np.array(tokenizer.prefix, np.int32), np.array([tokenizer.eot], np.int32)
-    return np.concatenate([part for d in texts.documents for part in (begin, tokenizer.encode(d), end)] or [end])
+    documents = counted(texts.documents, "tokenising documents", tick)
+    return np.concatenate([part for d in documents for part in (begin, tokenizer.encode(d), end)] or [end])
 
 
 class StreamCorpus:
@@ -50,8 +52,8 @@ class StreamCorpus:
 
     shuffled = False
 
-    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, rows: int) -> None:
-        self.tokens, self.context, self.rows = stream(texts, tokenizer), context, rows
+    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, rows: int, tick: Tick = silent) -> None:
+        self.tokens, self.context, self.rows = stream(texts, tokenizer, tick), context, rows
         self.windows = _windows(texts, len(self.tokens), context, rows)
 
     def __len__(self) -> int:
@@ -81,7 +83,7 @@ def _cut(tokens: np.ndarray, starts: np.ndarray, context: int) -> Batch:
     return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weight": np.ones((len(starts), context), np.float32)}
 
 
-def padded(texts: Texts, tokenizer: Tokenizer, context: int, parts: int = 1) -> Examples:
+def padded(texts: Texts, tokenizer: Tokenizer, context: int, parts: int = 1, tick: Tick = silent) -> Examples:
     """Labelled documents as examples: their first `context` tokens, int32 [n T], mask [n T], label [n] or labels [n C].
 
     What the tokenizer puts around a text is there. T is the longest of them, up to a multiple of 8 and of `parts`.
@@ -98,7 +100,8 @@ def padded(texts: Texts, tokenizer: Tokenizer, context: int, parts: int = 1) -> 
         raise UsageError(
             f"a length of {context} tokens has no room between {len(before)} and {len(after)} special tokens"
         )
-    rows = [np.concatenate([before, tokenizer.encode(d)[:room], after]) for d in texts.documents]
+    documents = counted(texts.documents, "tokenising documents", tick)
+    rows = [np.concatenate([before, tokenizer.encode(d)[:room], after]) for d in documents]
     multiple = math.lcm(8, parts)
     length = min(context, -(-max(map(len, rows), default=1) // multiple) * multiple)
     tokens, mask = (np.zeros((len(texts), length), kind) for kind in (np.int32, np.float32))

@@ -50,7 +50,7 @@ def test_a_translator(
     capsys.readouterr()
     assert launch.main(["eval", f"--workdir={tmp_path}/w", "--config.eval.batch=4", "--config.eval.limit=2"]) == 0
     said = capsys.readouterr().out
-    assert "(16 examples in 16 clusters)" in said  # of 8 devices
+    assert "(16 examples; ± standard error)" in said  # of 8 devices
     assert ("BLEU 100.00" if config == "transformer" else "BLEU ") in said
     assert sorted(p.name for p in (tmp_path / "w" / "plots").glob("eval-120-*")) == [f"eval-120-{f}" for f in files]
     assert "meant  ein Hund schläft jetzt hier" in (tmp_path / "w" / "plots" / "eval-120-translations.txt").read_text()

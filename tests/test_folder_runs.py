@@ -105,7 +105,7 @@ def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert launch.main([*args, *more, "--config.data.mean=(0.5, 0.4, 0.3)"]) == 0
     assert "data    pets (33 examples), split train; held out: test (3)" in capsys.readouterr().out
     assert launch.main(["eval", f"--workdir={tmp_path}/w"]) == 0
-    assert "3 examples in 3 clusters" in capsys.readouterr().out
+    assert "3 examples; ± standard error" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("more", "classes_"), [({}, 3), ({"classes": 7}, 7)])

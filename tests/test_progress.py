@@ -4,11 +4,17 @@ import io
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from data import sequences
+from data.evaluation import Exam, of_texts
+from data.kinds import Texts
 from data.progress import counted
-from train import loop
+from data.tokenizers import Bytes
+from train import evaluate, loop, mesh
 from train.host import Host
 from train.record import metrics, speed
 from train.record.ticker import Ticker
@@ -133,3 +139,41 @@ def test_a_live_line_leaves_nothing_on_a_terminal() -> None:
     assert "\r\033[Ktokenising: 3 of 4, 1s left" in text
     assert text.endswith("\r\033[K")
     assert "\n" not in text
+
+
+def test_what_follows_something_long_says_its_name() -> None:
+    """It may take as long before its first part is done, as a BPE's merges after the reading of its text."""
+    clock, out = Clock(), io.StringIO()
+    ticker = Ticker(Host(clock, {}, out))
+    for what in ("reading", "merging", "merging"):
+        for _ in counted(range(4), what, ticker):
+            clock.now += 1
+    assert [line.split(":")[0] for line in out.getvalue().splitlines()] == [
+        "reading",
+        "merging …",
+        "merging",
+        "merging",
+    ]
+
+
+def test_evaluations_and_tokenising_report() -> None:
+    """Batches, up to the limit, and documents."""
+    said: list[tuple[str, int, int]] = []
+    note = lambda *what: said.append(what)  # noqa: E731
+    place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), {})
+    exam = Exam({"features": np.zeros((5, 3), np.float32)}, np.arange(5))
+    ones = np.ones(2)
+    for limit in (None, 2):
+        evaluate.measured(lambda variables, batch: ({"loss": (ones, ones)}, {}), {}, exam, place, 2, limit, tick=note)
+    assert [(done, total) for _, done, total in said] == [(0, 3), (1, 3), (2, 3), (3, 3), (0, 2), (1, 2), (2, 2)]
+    said.clear()
+    documents = Texts(("ab", "cd"), {"name": "t", "split": "train"})
+    sequences.stream(documents, Bytes(), note)
+    of_texts(documents, Bytes(), 4, tick=note)
+    assert said == [("tokenising documents", done, 2) for done in (0, 1, 2)] * 2
+
+
+def test_a_first_result_is_awaited_on_a_terminal_only() -> None:
+    for out, want in ((io.StringIO(), ""), (Terminal(), "\r\033[Kcompiling …\r\033[K")):
+        assert list(Ticker(Host(Clock(), {}, out)).awaited(iter([1, 2, 3]))) == [1, 2, 3]
+        assert out.getvalue() == want

@@ -9,12 +9,14 @@ import jax
 import numpy as np
 
 from data.evaluation import Exam
+from data.progress import Tick, silent
 from models import Model
 from train import feed
 from train.mesh import Placement
 from train.record.metrics import by_entry, is_entry
 from train.update.losses import Task, Terms, counted
 
+WORDS = {"ece": "calibration error (ECE)"}  # metrics whose name says nothing
 BINS = 15  # of confidence, as Guo et al. have them
 
 Examiner = Callable[[Any, dict[str, jax.Array]], tuple[Terms, dict[str, jax.Array]]]
@@ -76,13 +78,14 @@ def evaluate(
     size: int,
     limit: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    tick: Tick = silent,
 ) -> Scores:
     """Measure variables on an exam, `size` rows at a time (rounded up to the mesh), at most `limit` batches.
 
     Sums run in float64 on the host in the order of the examples, so that neither the batch size nor the mesh enters.
     Raises Interrupted where `stopped`, asked before each batch, says so.
     """
-    rows, told = measured(examine, variables, exam, place, size, limit, stopped)
+    rows, told = measured(examine, variables, exam, place, size, limit, stopped, tick)
     if not rows:
         return Scores({}, {}, 0, 0)
     count = rows["loss"].shape[1]
@@ -101,13 +104,20 @@ def measured(
     size: int,
     limit: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    tick: Tick = silent,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """A row's sums and weights [2 n ...] in float64, and answers [n ...], by name; raises as `evaluate`."""
+    """A row's sums and weights [2 n ...] in float64, and answers [n ...], by name; raises as `evaluate`.
+
+    Batches are what is reported to `tick`.
+    """
     size = max(1, min(size, len(exam)))  # a batch is no larger than what there is
     size = -(-size // place.batch_shards) * place.batch_shards
     sums: dict[str, list[np.ndarray]] = {}
     told: dict[str, list[np.ndarray]] = {}
-    for batch in itertools.islice(feed.examining(exam, place, size), limit):
+    whole = -(-len(exam) // size)
+    count = whole if limit is None else min(whole, limit)
+    tick("evaluating, batches", 0, count)
+    for i, batch in enumerate(itertools.islice(feed.examining(exam, place, size), limit), 1):
         if stopped():
             raise Interrupted
         terms, answers = jax.device_get(examine(variables, batch))
@@ -117,6 +127,7 @@ def measured(
             sums.setdefault(name, []).append(np.stack([total, weight]))
         for name, values in answers.items():
             told.setdefault(name, []).append(values)
+        tick("evaluating, batches", i, count)
     rows = {name: np.concatenate(parts, 1)[:, : len(exam)] for name, parts in sums.items()}
     return rows, {name: np.concatenate(parts)[: len(exam)] for name, parts in told.items()}
 
@@ -175,8 +186,14 @@ def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[
 
 
 def in_words(scores: Scores) -> str:
-    """Metrics with their standard errors, where there are some, in one line."""
+    """Metrics with their standard errors, where there are some, in one line.
+
+    Of text that is cut into windows the errors are over documents.
+    """
     error = {name: f" ± {value:.4f}" for name, value in scores.stderr.items() if np.isfinite(value)}
     shown = {name: value for name, value in scores.metrics.items() if not is_entry(name)}
-    parts = [f"{name} {value:.4f}{error.get(name, '')}" for name, value in shown.items()]
-    return f"{', '.join(parts)} ({scores.examples:,} examples in {scores.clusters:,} clusters)"
+    parts = [f"{WORDS.get(name, name)} {value:.4f}{error.get(name, '')}" for name, value in shown.items()]
+    rows = f"{scores.examples:,} example{'s' * (scores.examples != 1)}"
+    if scores.clusters != scores.examples:
+        rows = f"{scores.examples:,} windows of {scores.clusters:,} document{'s' * (scores.clusters != 1)}"
+    return f"{', '.join(parts)} ({rows}{'; ± standard error' if error else ''})"

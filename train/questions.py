@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.evaluation import Exam
+from data.progress import Tick, counted, silent
 from data.questions import Questions, pairs
 from data.tokenizers import Tokenizer
 from models import Model
@@ -51,16 +52,21 @@ def likelihoods(
     place: Placement,
     rows: Sequence[tuple[np.ndarray, np.ndarray]],
     size: int,
+    tick: Tick = silent,
 ) -> Likelihood:
     """Each continuation's log-probability after its context, `size` rows at a time; ids of both -> arrays [n].
 
-    What is longer than the model's context loses its beginning.
+    What is longer than the model's context loses its beginning. Rows are what is reported to `tick`.
     """
     context = model.config.context
     whole = [np.concatenate(pair)[-(context + 1) :] for pair in rows]
     told = np.array([len(after) for _, after in rows])
     length = np.array([min(context, max(1, -(-(len(w) - 1) // BUCKET)) * BUCKET) for w in whole])
-    nats, hits = np.zeros(len(rows)), np.zeros(len(rows))
+    nats, hits, done = np.zeros(len(rows)), np.zeros(len(rows)), 0
+
+    def rows_done(what: str, batches: int, of: int) -> None:
+        tick("reading choices", done + min(batches * len(index) // max(of, 1), len(index)), len(rows))
+
     for bucket in np.unique(length):
         index = np.flatnonzero(length == bucket)
         fields = {k: np.zeros((len(index), bucket), np.int32) for k in ("tokens", "targets")}
@@ -70,8 +76,9 @@ def likelihoods(
             fields["tokens"][row, :n], fields["targets"][row, :n] = whole[i][:-1], whole[i][1:]
             weight[row, max(0, n - told[i]) : n] = 1
         exam = Exam({**fields, "weight": weight}, index)
-        found, _ = evaluate.measured(examine, variables, exam, place, size)
+        found, _ = evaluate.measured(examine, variables, exam, place, size, tick=rows_done)
         nats[index], hits[index] = -found["loss"][0], found["accuracy"][0]
+        done += len(index)
     kept = np.minimum(told, [len(w) - 1 for w in whole])
     return Likelihood(nats, hits == kept, kept)
 
@@ -104,7 +111,8 @@ def ask(
     place: Placement,
     questions: Questions,
     size: int,
+    tick: Tick = silent,
 ) -> evaluate.Scores:
     """Put questions to a model -> scores."""
-    rows = [encode_pair(tokenizer, *pair) for pair in pairs(questions.items)]
-    return examined(questions, likelihoods(model, examine, variables, place, rows, size))
+    rows = [encode_pair(tokenizer, *pair) for pair in counted(pairs(questions.items), "tokenising choices", tick)]
+    return examined(questions, likelihoods(model, examine, variables, place, rows, size, tick))

@@ -23,6 +23,7 @@ from train import questions as examiner
 from train.facts import Unread
 from train.host import Host
 from train.record import drawn, events, pictures, summary
+from train.record.ticker import Ticker
 from train.setup import PRECISIONS, Config, Setup, exam_of, how_of, load_source, measure_views, names_of, set_up
 from train.update import losses, optim, step
 
@@ -271,8 +272,9 @@ def measured(opened: Opened, held_out: Source) -> tuple[Exam, evaluate.Scores]:
     setup, exam = opened.setup, exam_of(opened.setup, held_out)
     if not len(exam):
         raise UsageError(f"{setup.cfg.data.name}, {setup.cfg.eval.split}, holds nothing to be told: no two tokens")
-    examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
-    return exam, measure_views(setup, examine, opened.views, exam, setup.cfg.eval.limit)
+    ticker = Ticker(setup.host)
+    examine = ticker.compiling(evaluate.make_examiner(setup.model, setup.task, setup.place))
+    return exam, measure_views(setup, examine, opened.views, exam, setup.cfg.eval.limit, tick=ticker)
 
 
 def asked(opened: Opened, held_out: Source, kind: str) -> evaluate.Scores:
@@ -286,11 +288,12 @@ def asked(opened: Opened, held_out: Source, kind: str) -> evaluate.Scores:
     else:
         assert isinstance(held_out, Texts)
         items = questions.last_words(held_out)
-    examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
+    ticker = Ticker(setup.host)
+    examine = ticker.compiling(evaluate.make_examiner(setup.model, setup.task, setup.place))
     rows = cfg.eval.batch or cfg.train.batch
     if cfg.eval.limit is not None:
         items = items.first(rows * cfg.eval.limit)
-    return examiner.ask(setup.model, setup.tokenizer, examine, opened.variables, setup.place, items, rows)
+    return examiner.ask(setup.model, setup.tokenizer, examine, opened.variables, setup.place, items, rows, ticker)
 
 
 def report(opened: Opened, held_out: Source, kind: str, workdir: str | None = None, n: int = 0) -> None:

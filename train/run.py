@@ -217,6 +217,7 @@ def _train(
     tokens = _tokens(setup, batches, start)
     limits = cfg.log.every, cfg.train.steps, size, tokens, cfg.train.max_skipped
     progress = loop.Progress(host, recorder, *limits, main, cost, tuple(setup.place.mesh.devices.flat))
+    ticker = Ticker(host)
     if recorder.continues:
         changed = [change for entry in origin.history if entry["from_step"] == start for change in entry["changes"]]
         recorder.write("event", start, {}, note="; ".join([f"resumed from update {start}", *changed]))
@@ -224,7 +225,7 @@ def _train(
     def measure(n: int, state: step.State) -> evaluate.Scores:
         """Record what is measured, at the end on the whole split -> the scores on which checkpoints are compared."""
         views = step.views(state, cfg.optim)
-        measured = partial(measure_views, setup, examine, views, exam, stopped=stopped)
+        measured = partial(measure_views, setup, examine, views, exam, stopped=stopped, tick=ticker)
         compared = measured(cfg.eval.limit)
         scores = measured(None) if cfg.eval.limit and n == cfg.train.steps else compared
         recorder.write("eval", n, scores.metrics, split=cfg.eval.split, stderr=scores.stderr)
@@ -256,7 +257,7 @@ def _train(
             checkpoint.note_metrics(workdir, start, measure(start, state).judged)
         _, signal = loop.run(
             state,
-            Ticker(host).compiling(update),
+            ticker.compiling(update),
             feeding,
             progress,
             start,

@@ -12,12 +12,14 @@ import models
 from data import evaluation, pairs, plan, sequences, sources, tokenizers
 from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source, Texts
+from data.progress import Tick, silent
 from errors import UsageError, along_with, refusal, unknown
 from models import Model
 from models.spec import abstract
 from train import detection, evaluate, facts, images, mesh, multilabel, values
 from train.facts import HOW, Unread
 from train.host import Host
+from train.record.ticker import Ticker
 from train.update import leaves, losses, step
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
@@ -244,8 +246,8 @@ def training_rows(setup: Setup, source: Source) -> plan.Corpus:
     assert setup.tokenizer is not None
     assert setup.context is not None
     if cfg.train.carry:
-        return sequences.StreamCorpus(source, setup.tokenizer, setup.context, cfg.train.batch)
-    return sequences.WindowCorpus(source, setup.tokenizer, setup.context, cfg.seed)
+        return sequences.StreamCorpus(source, setup.tokenizer, setup.context, cfg.train.batch, Ticker(setup.host))
+    return sequences.WindowCorpus(source, setup.tokenizer, setup.context, cfg.seed, Ticker(setup.host))
 
 
 def exam_of(setup: Setup, source: Source) -> evaluation.Exam:
@@ -256,7 +258,7 @@ def exam_of(setup: Setup, source: Source) -> evaluation.Exam:
     assert setup.tokenizer is not None
     assert setup.context is not None
     context = min(setup.context, setup.cfg.eval.context or setup.context)
-    return evaluation.of_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap)
+    return evaluation.of_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap, Ticker(setup.host))
 
 
 def measure_views(
@@ -266,6 +268,7 @@ def measure_views(
     exam: evaluation.Exam,
     limit: int | None,
     stopped: Callable[[], bool] = lambda: False,
+    tick: Tick = silent,
 ) -> evaluate.Scores:
     """Measure all that there is to be evaluated, variables by prefix: parameters, perhaps their running mean.
 
@@ -274,7 +277,7 @@ def measure_views(
     rows = setup.cfg.eval.batch or setup.cfg.train.batch
     found = {}
     for prefix, variables in views.items():
-        scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit, stopped)
+        scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit, stopped, tick)
         if isinstance(exam.fields, Scenes):
             scores = detection.with_precision(scores, exam.fields, images.size_for_boxes(setup.cfg))
         if setup.task.needs == "labels":
@@ -289,10 +292,10 @@ def _examples(setup: Setup, source: Source, exam: bool) -> Examples:
         return source
     assert setup.tokenizer is not None
     assert setup.context is not None
-    parts = setup.place.seq_shards
+    parts, tick = setup.place.seq_shards, Ticker(setup.host)
     if isinstance(source, Pairs):
         length = None if exam else setup.cfg.data.length
         limit = min(setup.context, length or setup.context)
-        return pairs.rows(source, setup.tokenizer, limit, cut=exam, full=length is not None, parts=parts)
+        return pairs.rows(source, setup.tokenizer, limit, cut=exam, full=length is not None, parts=parts, tick=tick)
     length = min(setup.context, setup.cfg.data.length or setup.context)
-    return sequences.padded(source, setup.tokenizer, length, parts)
+    return sequences.padded(source, setup.tokenizer, length, parts, tick)

@@ -6,7 +6,7 @@ Legend: n pairs, S T tokens of a text and of its translation.
 import json
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from data.pairs import rows, start_of
 from errors import UsageError
 from train import mesh, translate
 from train.record import pictures, translated
+from train.record.ticker import Ticker
 from train.setup import Setup
 
 RESAMPLES = 1000  # of the test set, for confidence intervals
@@ -98,12 +99,15 @@ class Written:
         context, stop = model.config.context, self.tokenizer.eot
         fields = rows(pairs, self.tokenizer, context, cut=True).__getitems__(range(len(pairs)))
         how = dict(start=start_of(self.tokenizer), stop=stop, beams=cfg.eval.beams, penalty=cfg.eval.penalty)
-        size, found = self.size, list[np.ndarray]()
+        size, found, ticker = self.size, list[np.ndarray](), Ticker(self.setup.host)
+        search = ticker.compiling(partial(translate.translate, model, self.variables, count=context, **how))
+        ticker("translating", 0, len(pairs))
         for first in range(0, len(pairs), size):
             index = np.minimum(np.arange(first, first + size), len(pairs) - 1)  # the last batch is filled up
             given = jnp.asarray(fields["source"][index]), jnp.asarray(fields["source_mask"][index])
-            tokens, _ = translate.translate(model, self.variables, *given, count=context, **how)
+            tokens, _ = search(*given)
             found += [ids[ids != stop] for ids in np.asarray(tokens)]
+            ticker("translating", min(first + size, len(pairs)), len(pairs))
         return found[: len(pairs)]
 
     def draw(self, workdir: str, n: int) -> list[Path]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.tokenizers import Tokenizer
 from train import sample
+from train.record.ticker import Ticker
 from train.restored import Opened
 
 
@@ -64,6 +65,7 @@ def say(
     pace, sampling = sample.Pace(host.clock) if stats else None, sample.Sampling(stop=tokenizer.ends, **how)
     key, alone = jax.random.key(seed), len(prompt) == 1
     made = sample.generate(setup.model, opened.variables, ids, key, count=tokens, how=sampling, pace=pace)
+    made = Ticker(host).awaited(made)
     host.stdout.write(prompt[0] if alone else "")
     parts: list[list[str]] = []
     for new in texts(tokenizer, ids, made, [text for text in stop if text]):

@@ -11,7 +11,7 @@ from train.mesh import Placement
 
 def table(model: Model, place: Placement, dtype: Any) -> list[str]:
     """The parameters, a line each: path, count, shape, axes, dtype, and the mesh axes that cut it."""
-    rows = [("parameter", "count", "shape", "axes", "dtype", "cut over")]
+    rows = [("parameter", "count", "shape", "axes", "dtype", "sharded over")]
     for name, spec in flatten(model.specs["params"]).items():
         cut = [e if isinstance(e, str) else "+".join(e) for e in place(spec.axes) if e]
         used = [c for c in cut if any(place.mesh.shape[a] > 1 for a in c.split("+"))]

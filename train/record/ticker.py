@@ -1,13 +1,15 @@
 """What a user sees while something long is under way: how far it is and when it ends, or that it compiles."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import jax
 
 from train.host import Host
 from train.record.summary import duration
 
+T = TypeVar("T")
 QUIET = 2.0  # seconds without a word: what ends within them is not worth one
 LIVE, APART = 0.2, 10.0  # seconds between two words, on a terminal and elsewhere
 
@@ -25,10 +27,11 @@ class Ticker:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show it, if it is time."""
         now = self._host.clock()
+        if what != self._what and self._next > self._begun + QUIET:  # what went before was long, so this may be too
+            self._show(f"{what} …")
         if not done or what != self._what:
             self._what, self._begun, self._next = what, now, now + QUIET
         if done >= total:
-            self._what = ""
             self._show("", live_only=True)
         elif done and now >= self._next:
             left = (now - self._begun) * (total - done) / done
@@ -53,6 +56,16 @@ class Ticker:
             return made
 
         return call
+
+    def awaited(self, items: Iterator[T]) -> Iterator[T]:
+        """The items, once the first of them is there: until then a terminal, and nothing else, shows `compiling …`."""
+        if self._live:
+            self._show("compiling …")
+        try:
+            first = list(islice(items, 1))
+        finally:
+            self._show("", live_only=True)
+        return chain(first, items)
 
     def _show(self, line: str, live_only: bool = False) -> None:
         if jax.process_index():
