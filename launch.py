@@ -138,6 +138,13 @@ def _quiet() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs the errors that it raises, traceback and all
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets|google|PIL")
+    shown = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:  # TensorStore reports arrays that outlive a failed save or restore
+        if str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _start_jax(args: flags.FlagValues) -> None:

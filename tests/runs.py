@@ -31,3 +31,11 @@ def host(**more) -> Host:
 
 def config_of(workdir: Path, step: int):
     return reader.from_json(json.dumps(checkpoint.load_manifest(str(workdir), step)["config"]))
+
+
+def manifest(n: int, metrics: dict[str, float] | None = None) -> checkpoint.Manifest:
+    """The manifest of a checkpoint that no run has saved."""
+    empty = {"config": {}, "table": {}, "versions": {}, "mesh": {}, "history": [], "data": []}
+    none = {"revision": None, "tokenizer": None, "classes": None}
+    phases = [{"from_step": 0, "batch_size": 1, "weights": [1.0]}]
+    return {"step": n, **empty, **none, "phases": phases, "metrics": metrics}

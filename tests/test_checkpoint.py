@@ -1,6 +1,10 @@
 """What the checkpoints of a run survive, and by what they are known."""
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,8 +12,10 @@ import pytest
 
 import launch
 from errors import UsageError
-from tests.runs import config_of, host, train
+from tests.runs import config_of, host, manifest, train
 from train import checkpoint, mesh, restored, setup
+from train.checkpoint import folder
+from train.checkpoint import manifest as manifests
 from train.record import metrics
 
 
@@ -135,7 +141,7 @@ def test_retention_keeps_newest_and_best(tmp_path: Path) -> None:
     store = checkpoint.Store(str(tmp_path), keep=2, keep_best=1)
     for n, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 4.0)):
         scores = None if loss is None else {"loss": loss}
-        store.save({"step": jax.numpy.int32(n)}, {"step": n, "metrics": scores}, None)
+        store.save({"step": jax.numpy.int32(n)}, manifest(n, metrics=scores), None)
     store.close()
     assert checkpoint.steps(str(tmp_path)) == [2, 4, 5]
 
@@ -143,3 +149,210 @@ def test_retention_keeps_newest_and_best(tmp_path: Path) -> None:
 def test_a_second_run_in_the_same_workdir_is_refused(trained: Path) -> None:
     with checkpoint.lock(str(trained)), pytest.raises(UsageError, match="another run"), checkpoint.lock(str(trained)):
         pass
+
+
+# The manifest
+
+
+def edit(workdir: Path, step: int, change: Callable[[dict], Any], seal: bool = False) -> None:
+    """Change a manifest on disk; its digest stays as it was, or is made anew."""
+    path = workdir / "checkpoints" / str(step) / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(manifests.seal(content) if seal else json.dumps(content))
+
+
+def assign(*path: Any) -> Callable[[dict], None]:
+    *keys, last, value = path
+
+    def change(content: Any) -> None:
+        for key in keys:
+            content = content[key]
+        content[last] = value
+
+    return change
+
+
+ANY_VALUE = {
+    "rate": assign("config", "optim", "lr", 0.9),
+    "seed": assign("config", "seed", 3),
+    "data": assign("config", "data", "name", "xor"),
+    "split": assign("config", "eval", "split", "train"),
+    "loss": assign("metrics", "loss", 1e-4),
+    "checksum": assign("data", 0, "name", "mnist"),
+    "schema": assign("schema", 3),
+    "legacy": assign("schema", 1),
+    "step": assign("step", 20),
+    "shape": assign("state", "params/head/bias", "shape", [17]),
+    "a leaf": assign("state", "params/head/bias", 3),
+    "no dtype": lambda content: content["state"]["params/head/bias"].pop("dtype"),
+    "no state": assign("state", {}),
+    "state": assign("state", None),
+    "phases": assign("phases", []),
+    "history": assign("history", 7),
+    "config": assign("config", None),
+    "no digest": lambda content: content.pop("digest"),
+    "a key more": assign("more", 1),
+}
+
+
+@pytest.mark.parametrize("change", ANY_VALUE.values(), ids=ANY_VALUE)
+def test_a_changed_manifest_is_damaged(change: Callable[[dict], Any], trained: Path) -> None:
+    """Whatever is changed in it; the older ones say what the run is, and which was best."""
+    best = checkpoint.select(str(trained), "best")
+    edit(trained, 30, change)
+    with pytest.raises(checkpoint.Damaged, match=r"checkpoint 30 of .* is damaged: .*manifest"):
+        checkpoint.load_manifest(str(trained), 30)
+    assert list(checkpoint.readable(str(trained))) == [20, 10]
+    assert checkpoint.select(str(trained), "best")[0] in {*best, 20, 10} - {30}
+
+
+STRUCTURE = {k: v for k, v in ANY_VALUE.items() if k in ("step", "a leaf", "no dtype", "no state", "state", "phases")}
+STRUCTURE |= {
+    "no table": lambda content: content.pop("table"),
+    "config": assign("config", 3),
+    "loss": assign("metrics", "loss", "0.1"),
+    "dtype": assign("state", "params/head/bias", "dtype", "float31"),
+    "size": assign("state", "params/head/bias", "shape", [-1]),
+    "digest": assign("state", "params/head/bias", "digest", "zz"),
+    "weights": assign("phases", 0, "weights", None),
+}
+
+
+@pytest.mark.parametrize("change", STRUCTURE.values(), ids=STRUCTURE)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_manifest_has_its_structure(legacy: bool, change: Callable[[dict], Any], trained: Path) -> None:
+    """That of a schema without a digest is held to it as well."""
+    edit(trained, 30, change, seal=True)
+    if legacy:
+        edit(trained, 30, lambda content: content.update(schema=1) or content.pop("digest"))
+    with pytest.raises(checkpoint.Damaged, match="in its manifest"):
+        checkpoint.load_manifest(str(trained), 30)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "3", "{", '{"schema": 2}', "[" * 100_000, "\udcff"])
+def test_a_manifest_that_is_none_is_damaged(text: str, trained: Path) -> None:
+    (trained / "checkpoints" / "30" / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(checkpoint.Damaged, match=r"manifest\.json"):
+        checkpoint.load_manifest(str(trained), 30)
+
+
+def test_a_changed_manifest_is_passed_over_by_every_verb(trained: Path, tmp_path: Path, capsys) -> None:
+    """Another rate in the newest is not gone on with, nor is another seed refused as another run."""
+    edit(trained, 30, assign("config", "optim", "lr", 0.9))
+    assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint 30 of" in out
+    assert "differs from its digest; passing over it" in out
+    assert "checkpoint 20 of" in out
+    assert launch.main(["train", f"--workdir={trained}"]) == 0
+    assert "from checkpoint 20" in capsys.readouterr().out
+    assert checkpoint.load_manifest(str(trained), 30)["config"]["optim"]["lr"] != 0.9
+    edit(trained, 30, assign("config", "seed", 3))
+    more = ["--config=configs/mlp.py:digits", "--config.model.classes=16", "--config.train.steps=1"]
+    assert launch.main(["train", f"--workdir={tmp_path}/b", *more, f"--config.init_from={trained}"]) == 0
+    assert f"loaded from {trained}@20" in capsys.readouterr().out
+
+
+def test_a_newer_schema_is_refused_by_name(trained: Path) -> None:
+    """Where its digest is right: it is no damage."""
+    path = trained / "checkpoints" / "30" / "manifest.json"
+    content = {**json.loads(path.read_text()), "schema": 3}
+    path.write_text(json.dumps({**content, "digest": manifests.digest_of(content)}))
+    with pytest.raises(UsageError, match="has schema 3; this version reads 2 and 1"):
+        checkpoint.load_manifest(str(trained), 30)
+
+
+def test_a_manifest_of_the_schema_without_digest_is_read(trained: Path) -> None:
+    """And gets its digest when it is written the next time."""
+    before = checkpoint.load_manifest(str(trained), 30)
+    edit(trained, 30, lambda content: content.update(schema=1) or [content.pop(k) for k in ("digest", "classes")])
+    old = checkpoint.load_manifest(str(trained), 30)
+    assert {k: v for k, v in old.items() if k != "schema"} == {
+        k: v for k, v in before.items() if k not in ("schema", "digest")
+    }
+    checkpoint.note_metrics(str(trained), 30, {"loss": 0.5})
+    new = checkpoint.load_manifest(str(trained), 30)
+    assert (new["schema"], new["metrics"]) == (2, {"loss": 0.5})
+
+
+# The folder
+
+
+def test_only_canonical_names_of_folders_are_checkpoints(trained: Path) -> None:
+    """Others are passed over by every verb, and are in no save's way."""
+    home = trained / "checkpoints"
+    for name in ("²", "00006", "00099", "٣", "+5", "30 ", "1e3"):
+        (home / name).mkdir()
+    for name in ("³", "0007", "31"):
+        (home / name).write_text("")
+    assert checkpoint.steps(str(trained)) == [10, 20, 30]
+    assert checkpoint.select(str(trained), "latest") == [30, 20, 10]
+    with pytest.raises(UsageError, match="there are 10, 20, 30"):
+        checkpoint.select(str(trained), "00006")
+    store = checkpoint.Store(str(trained), keep=3, keep_best=0)
+    store.save({"step": jax.numpy.int32(40)}, manifest(40), None)
+    store.close()
+    assert checkpoint.steps(str(trained)) == [20, 30, 40]
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a]", "a[", "a\\b", "a*", "a?", "a\0b", "\udcff"])
+def test_a_path_that_cannot_hold_checkpoints_is_refused(name: str, tmp_path: Path) -> None:
+    """Orbax would find nothing again below it; nothing is made. A folder above counts as well."""
+    for workdir in (f"{tmp_path}/{name}", f"{tmp_path}/{name}/w"):
+        with pytest.raises(UsageError, match="cannot hold checkpoints"):
+            checkpoint.prepare(workdir)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_found_again_is_not_committed(tmp_path: Path) -> None:
+    """As below a path that Orbax takes for a pattern: the first save fails, and leaves no checkpoint."""
+    workdir = tmp_path / "a[1]"
+    store = checkpoint.Store(str(workdir), keep=1, keep_best=0)
+    with pytest.raises(checkpoint.Unsaved, match=r"checkpoint 1 could not be written to .*cannot be found again"):
+        store.save({"step": jax.numpy.int32(1)}, manifest(1), None)
+    assert checkpoint.steps(str(workdir)) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(tmp_path: Path, capsys, monkeypatch) -> None:
+    """A file in its place, a file on the way there, storage that refuses."""
+    home = tmp_path / "w" / "checkpoints"
+    home.parent.mkdir()
+    home.write_text("")
+    for workdir, why in ((home.parent, "Not a directory"), (home, "File exists"), (home / "v", "Not a directory")):
+        with pytest.raises(UsageError, match=f"cannot hold checkpoints: {why}: {home}"):
+            checkpoint.prepare(str(workdir))
+
+    def refuse(path: Any, content: bytes) -> None:
+        raise OSError(30, os.strerror(30), str(path))
+
+    monkeypatch.setattr(type(folder.folder_of("w")), "write_bytes", refuse)
+    more = ["--config=configs/mlp.py:xor", "--config.train.steps=1", "--config.train.batch=8"]
+    assert launch.main(["train", f"--workdir={tmp_path}/v", *more]) == 2
+    err = capsys.readouterr().err
+    assert f"cannot hold checkpoints: Read-only file system: {tmp_path}/v/trial-0" in err
+    assert err.count("\n") == 1
+
+
+def test_storage_that_fails_later_is_named_by_the_next_save(tmp_path: Path) -> None:
+    """A folder that is gone; and a save that fails behind the run's back is seen by the next update."""
+    store = checkpoint.Store(str(tmp_path), keep=2, keep_best=0)
+    state = {"step": jax.numpy.int32(1)}
+    store.save(state, manifest(1), None)
+    (tmp_path / "checkpoints").rename(tmp_path / "gone")
+    with pytest.raises(checkpoint.Unsaved, match=r"checkpoint 2 could not be written to .*: No such file"):
+        store.save(state, manifest(2), None)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device", "/w/x"), "No space left on device: /w/x"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing \"x\" in … [os_error_code='28']"), "No space left on device"),
+        (RuntimeError("one\ntwo"), "one"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_the_reason_of_storage_in_a_line(error: Exception, says: str) -> None:
+    assert folder.reason(error) == says

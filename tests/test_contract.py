@@ -11,6 +11,7 @@ import models
 from errors import UsageError
 from models.spec import flatten
 from tests.harness import TINY, B, Trainer, assert_gradients_close, batch_for, inputs_of, meshes_of, noisy, tiny
+from tests.runs import manifest
 from train import checkpoint, translate
 
 NAMES = sorted(TINY)
@@ -235,7 +236,7 @@ def test_resumed_equals_straight_bit_for_bit(name: str, tmp_path) -> None:
 
 def save(folder, trainer: Trainer) -> None:
     store = checkpoint.Store(str(folder), keep=2, keep_best=0)
-    store.save(trainer.state, {"step": int(trainer.state["step"]), "metrics": None}, None)
+    store.save(trainer.state, manifest(int(trainer.state["step"])), None)
     store.close()
 
 

@@ -47,7 +47,7 @@ def begin(
     if not checkpoint.steps(workdir):
         state = step.fresh_state(setup.model, tx, setup.place, cfg.seed, setup.options)
         if cfg.init_from:
-            state, report = initial.load(state, setup.model, tx, cfg, setup.fingerprint)
+            state, report = initial.load(state, setup.model, tx, cfg, setup.fingerprint, setup.host.say)
             setup.host.say(str(report))
         return state, Origin(0, (phase,))
 
@@ -88,5 +88,7 @@ def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
             return checkpoint.load_tokenizer(workdir, n)
     if cfg.init_from is None or published.is_published(cfg.init_from):
         return None
-    description = checkpoint.load_tokenizer(*initial.checkpoint_of(cfg.init_from))
+    workdir, steps = initial.checkpoints_of(cfg.init_from)
+    read = partial(checkpoint.load_tokenizer, workdir)
+    _, description = checkpoint.first_good(workdir, steps, read, lambda line: None)  # `initial.load` names the others
     return description if description and description["kind"] == tokenizers.kind_of(cfg.data.tokenizer) else None

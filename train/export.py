@@ -55,6 +55,7 @@ def take_in(
         "carry": {},
     }
     state = {**jax.device_put(zero, setup.place.whole), **opened.variables}
+    checkpoint.prepare(workdir)
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
     origin = begin.Origin(0, (begin.first_phase(setup.cfg),))
     told = dataclasses.replace(setup, names=labels.read(folder))

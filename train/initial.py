@@ -67,19 +67,18 @@ class Found:
     passed: tuple[str, ...] = ()  # what else there is, known not to be of this network
 
 
-def checkpoint_of(name: str) -> tuple[str, int]:
-    """Workdir and step of `W`, `W@n` or `W@best`. Raises UsageError where there is no such checkpoint."""
+def checkpoints_of(name: str) -> tuple[str, list[int]]:
+    """Workdir and step of `W@n` or `W@best`, of `W` all steps from the newest on. Raises UsageError for none."""
     workdir, which = checkpoint.split_name(name)
     if which == "all":
         raise UsageError(f"init_from = {name!r} must name one checkpoint")
     if not checkpoint.steps(workdir):
         raise UsageError(f"init_from = {name!r} holds neither checkpoints of a run nor {published.SUFFIX} files")
-    return workdir, checkpoint.select(workdir, which)[0]
+    return workdir, checkpoint.select(workdir, which)
 
 
-def _saved(name: str) -> Found:
+def _saved(workdir: str, n: int) -> Found:
     """The leaves of a checkpoint; where its run kept a mean, its own or schedule_free's, that."""
-    workdir, n = checkpoint_of(name)
     manifest = checkpoint.load_manifest(workdir, n)
     saved, knobs = manifest["state"], manifest["config"]["optim"]
     part = "ema" if any(path.startswith("ema/") for path in saved) else "params"
@@ -115,16 +114,36 @@ def _published(model: Model, path: str) -> Found:
 
 
 def load(
-    state: step.State, model: Model, tx: optax.GradientTransformation, cfg: Any, tokenizer: str | None
+    state: step.State,
+    model: Model,
+    tx: optax.GradientTransformation,
+    cfg: Any,
+    tokenizer: str | None,
+    say: Callable[[str], None],
 ) -> tuple[step.State, Report]:
     """A fresh state with the parameters and statistics that `cfg.init_from` names, digests verified -> (state, report).
 
     Each leaf must be there with its shape, but for those that `init_fresh` names; each of theirs must have its place,
     but for those that `init_ignore` names. `tokenizer` is the fingerprint of this run's.
 
+    Of a run the newest good checkpoint is taken; a damaged one is named by `say` and passed over.
     Raises UsageError that names the leaves that fit nowhere, and those of a vocabulary that is another here.
     """
-    found = _published(model, cfg.init_from) if published.is_published(cfg.init_from) else _saved(cfg.init_from)
+    if published.is_published(cfg.init_from):
+        return _load(_published(model, cfg.init_from), state, model, tx, cfg, tokenizer)
+    workdir, steps = checkpoints_of(cfg.init_from)
+    read = lambda n: _load(_saved(workdir, n), state, model, tx, cfg, tokenizer)  # noqa: E731
+    return checkpoint.first_good(workdir, steps, read, say)[1]
+
+
+def _load(
+    found: Found,
+    state: step.State,
+    model: Model,
+    tx: optax.GradientTransformation,
+    cfg: Any,
+    tokenizer: str | None,
+) -> tuple[step.State, Report]:
     leaves = {**flatten({"params": state["params"]}), **flatten({"stats": state["stats"]})}
     taken = _mapped(found.shapes, {name: x.shape for name, x in leaves.items()}, cfg)
     if found.tokenizer not in (None, tokenizer):

@@ -143,28 +143,36 @@ def run(
     stop: int,
     evaluate: Callable[[int, State], Any],
     save: Callable[[int, State, Any], None],
+    rescue: Callable[[State, BaseException], None],
     eval_every: int | None,
     save_every: int | None,
     stopping: Callable[[int], str | None],
 ) -> tuple[State, str | None]:
-    """Updates `start` to `stop` -> the last state, and the name of the signal that ended it early, or None."""
+    """Updates `start` to `stop` -> the last state, and the name of the signal that ended it early, or None.
+
+    Where an error ends it, `rescue` gets the state in hand before the error is raised.
+    """
     progress.begin(start)
-    for n in range(start, stop):
-        state, metrics = update(state, progress.next_of(batches))
-        progress.add(n + 1, metrics)
-        signal = stopping(n + 1) if n + 1 < stop else None  # the end comes as soon, and is measured
-        evaluating, saving = due(n + 1, eval_every, stop), due(n + 1, save_every, stop) or signal is not None
-        if evaluating or saving:
-            progress.settle()
-            scores = None
-            if evaluating and signal is None:
-                try:
-                    scores = evaluate(n + 1, state)
-                except Interrupted:
-                    signal = stopping(n + 1)
-            if saving or signal is not None:
-                save(n + 1, state, scores)
-            progress.begin(n + 1)
-        if signal is not None:
-            return state, signal
+    try:
+        for n in range(start, stop):
+            state, metrics = update(state, progress.next_of(batches))
+            progress.add(n + 1, metrics)
+            signal = stopping(n + 1) if n + 1 < stop else None  # the end comes as soon, and is measured
+            evaluating, saving = due(n + 1, eval_every, stop), due(n + 1, save_every, stop) or signal is not None
+            if evaluating or saving:
+                progress.settle()
+                scores = None
+                if evaluating and signal is None:
+                    try:
+                        scores = evaluate(n + 1, state)
+                    except Interrupted:
+                        signal = stopping(n + 1)
+                if saving or signal is not None:
+                    save(n + 1, state, scores)
+                progress.begin(n + 1)
+            if signal is not None:
+                return state, signal
+    except BaseException as error:
+        rescue(state, error)
+        raise
     return state, None

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,7 @@ def train(
     if not checkpoint.steps(workdir):  # what the update refuses leaves no folder
         jax.eval_shape(update, begin.target_of(setup, tx), _shapes(setup, batches, 0))
 
-    try:
-        epath.Path(workdir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--workdir={workdir} cannot be made a folder: {error}") from None
+    checkpoint.prepare(workdir)
     with checkpoint.lock(workdir):
         state, origin = begin.begin(setup, tx, workdir, identity, list(changes))
         batches, start = dataclasses.replace(batches, phases=origin.phases), origin.start
@@ -232,15 +230,44 @@ def _train(
         progress.say(f"step {n:,}  {cfg.eval.split}: {evaluate.in_words(scores)}")
         return compared
 
+    saved, skipped = start, 0  # the newest checkpoint, and the updates skipped before it
+
     def save(n: int, state: step.State, scores: evaluate.Scores | None) -> None:
+        nonlocal saved, skipped
         store.save(state, manifest_of(setup, n, origin, identity, scores), setup.description)
+        saved, skipped = n, progress.skipped
+
+    def rescue(state: step.State, error: BaseException) -> None:
+        """Save what was learnt since the newest checkpoint, before an error ends the run.
+
+        Nothing is saved where the storage has failed, at a second Ctrl-C, or by one of several processes, since the
+        others may not save with it.
+        """
+        hurried = isinstance(error, KeyboardInterrupt) and host.signals() is not None
+        if isinstance(error, checkpoint.Unsaved) or hurried or jax.process_count() > 1:
+            return
+        with suppress(Exception):  # the error that ends the run may come again
+            progress.settle()
+        try:
+            n = int(state["step"])
+            if n - saved > progress.skipped - skipped:
+                save(n, state, None)
+            store.wait()
+            if saved > start:
+                progress.say(f"saved checkpoint {saved:,}, before the error that ends the run")
+        except Exception as second:  # as where the error left no state: an update takes the old one
+            progress.say(f"what was learnt last is not saved: {checkpoint.reason(second)}")
 
     def stopped() -> bool:
         """Whether an evaluation is to end: where several processes evaluate, they do so to the end."""
         return jax.process_count() == 1 and host.signals() is not None
 
     def stopping(n: int) -> str | None:
-        """The signal that asks for a stop; several processes agree on it, after every line of metrics."""
+        """The signal that asks for a stop; several processes agree on it, after every line of metrics.
+
+        Raises Unsaved where a save has failed meanwhile.
+        """
+        store.check()
         pending = host.signals()
         if jax.process_count() == 1:
             return pending
@@ -252,27 +279,26 @@ def _train(
     feeding = feed.training(
         batches, setup.place, start, cfg.train.steps, workers=cfg.data.workers, prefetch=cfg.data.prefetch
     )
-    try:
-        if not origin.measured and loop.due(start, cfg.eval.every, cfg.train.steps):  # a signal had come before it
-            checkpoint.note_metrics(workdir, start, measure(start, state).judged)
-        _, signal = loop.run(
-            state,
-            ticker.compiling(update),
-            feeding,
-            progress,
-            start,
-            cfg.train.steps,
-            measure,
-            save,
-            cfg.eval.every,
-            cfg.checkpoint.every,
-            stopping,
-        )
-    except evaluate.Interrupted:  # before the first update: the checkpoint is there
-        signal = host.signals()
-    finally:
-        store.close()
-        recorder.close()
+    with closing(recorder), closing(store):
+        try:
+            if not origin.measured and loop.due(start, cfg.eval.every, cfg.train.steps):  # a signal had come before it
+                checkpoint.note_metrics(workdir, start, measure(start, state).judged)
+            _, signal = loop.run(
+                state,
+                ticker.compiling(update),
+                feeding,
+                progress,
+                start,
+                cfg.train.steps,
+                measure,
+                save,
+                rescue,
+                cfg.eval.every,
+                cfg.checkpoint.every,
+                stopping,
+            )
+        except evaluate.Interrupted:  # before the first update: the checkpoint is there
+            signal = host.signals()
     _draw_curve(setup, workdir)
     if progress.skipped:
         host.say(f"{progress.skipped:,} updates were skipped: their loss or gradient was not finite")

@@ -1,0 +1,80 @@
+"""The folder of a run's checkpoints: its path, what is in it, and whether it can be written."""
+
+import os
+import re
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from errors import UsageError
+
+UNUSABLE = re.compile(r"[][*?\\\0\ud800-\udfff]")  # patterns to Orbax, a slash or no text to TensorStore
+STEP = re.compile(r"0|[1-9][0-9]*")  # how a checkpoint's folder is called
+
+
+def folder_of(workdir: str) -> epath.Path:
+    """The folder of a workdir's checkpoints, absolute."""
+    path = epath.Path(workdir)
+    return (path if "://" in workdir else path.absolute()) / "checkpoints"
+
+
+def steps(workdir: str) -> list[int]:
+    """The checkpoints of a workdir, oldest first, damaged ones among them; other names are passed over."""
+    folder = folder_of(workdir)
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if STEP.fullmatch(path.name) and path.is_dir())
+
+
+def prepare(workdir: str) -> None:
+    """Make a workdir, and try to write where its checkpoints go.
+
+    Raises UsageError for a path that cannot hold checkpoints, and for a folder that cannot be written, with the reason.
+    """
+    folder = folder_of(workdir)
+    wrong = UNUSABLE.search(str(folder))
+    if wrong:
+        raise UsageError(f"--workdir={workdir}: a path with {wrong[0]!r} cannot hold checkpoints; take another name")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        problem = why_unwritable(folder if folder.exists() else folder.parent)
+    except OSError as error:
+        problem = reason(error)
+    if problem:
+        raise UsageError(f"--workdir={workdir} cannot hold checkpoints: {problem}")
+
+
+def why_unwritable(folder: epath.Path) -> str | None:
+    """Write a small file into a folder and remove it -> what went wrong, None where nothing did."""
+    trial = folder / f"trial-{jax.process_index()}"
+    try:
+        trial.write_bytes(bytes(4096))
+        trial.unlink()
+    except Exception as error:  # each kind of storage has its own
+        return reason(error)
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """Why storage failed, in a line: the words of the operating system where it was asked, and its file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, behind all that it was about to do
+    if code:
+        return os.strerror(int(code[1]))
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether a flag is set in any process; all processes call this."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray([flag])).any())
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, never a part."""
+    draft = path.parent / f"{path.name}.draft"
+    draft.write_text(text)
+    draft.replace(path)

@@ -1,0 +1,131 @@
+"""`manifest.json`: what a checkpoint says of itself, covered by a digest of its own."""
+
+import hashlib
+import json
+import re
+from contextlib import suppress
+from types import NoneType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from errors import UsageError
+from train.checkpoint.folder import folder_of, steps, write_whole
+
+SCHEMA = 2  # 1 had no digest
+Manifest = dict[str, Any]
+
+FIELDS: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "config": (dict,),
+    "table": (dict,),
+    "versions": (dict,),
+    "revision": (str, NoneType),
+    "mesh": (dict,),
+    "phases": (list,),
+    "history": (list,),
+    "data": (list,),
+    "tokenizer": (str, NoneType),
+    "classes": (list, NoneType),
+    "metrics": (dict, NoneType),
+    "state": (dict,),
+}
+ENTRIES: dict[str, dict[str, type]] = {  # of those fields that hold several of a kind
+    "table": {"shape": list, "axes": str},
+    "phases": {"from_step": int, "batch_size": int, "weights": list},
+    "history": {"from_step": int, "changes": list},
+    "state": {"shape": list, "dtype": str, "digest": str},
+}
+
+
+class Damaged(RuntimeError):
+    """A checkpoint whose files do not hold what was saved."""
+
+
+def seal(manifest: Manifest) -> str:
+    """The text of a manifest, with its schema and digest."""
+    body = json.loads(json.dumps({**manifest, "schema": SCHEMA}))
+    return json.dumps({**body, "digest": digest_of(body)}, indent=1)
+
+
+def digest_of(manifest: Manifest) -> str:
+    """SHA-256 over all of a manifest but its digest, keys in order."""
+    body = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def load_manifest(workdir: str, step: int) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises Damaged where it cannot be read or is not what was written, UsageError for one of a newer schema.
+    """
+    where = f"checkpoint {step} of {workdir}"
+    try:
+        manifest = json.loads((folder_of(workdir) / str(step) / "manifest.json").read_text())
+        schema, digest = manifest["schema"], manifest.get("digest")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{where} is damaged: its manifest.json cannot be read ({error})") from None
+    if schema == 1 and digest is None:
+        manifest = {"history": [], "classes": None, **manifest}
+    elif digest != digest_of(manifest):
+        raise Damaged(f"{where} is damaged: its manifest.json differs from its digest")
+    elif schema != SCHEMA:
+        raise UsageError(f"{where} has schema {schema}; this version reads {SCHEMA} and 1")
+    problem = _problem(manifest, step)
+    if problem:
+        raise Damaged(f"{where} is damaged: in its manifest.json {problem}")
+    return manifest
+
+
+def _problem(manifest: Manifest, step: int) -> str | None:
+    """What is wrong with the structure of a manifest, None where nothing is."""
+    for name, kinds in FIELDS.items():
+        if name not in manifest:
+            return f"{name} is missing"
+        if type(manifest[name]) not in kinds:
+            return f"{name} is no {kinds[0].__name__}"
+    for name, fields in ENTRIES.items():
+        entries = manifest[name].values() if isinstance(manifest[name], dict) else manifest[name]
+        for entry in entries:
+            if not isinstance(entry, dict) or any(type(entry.get(key)) is not kind for key, kind in fields.items()):
+                return f"an entry of {name} is not {', '.join(fields)}"
+    if manifest["step"] != step:
+        return f"step is {manifest['step']}"
+    for name in ("phases", "state"):
+        if not manifest[name]:
+            return f"{name} is empty"
+    if not all(type(value) in (int, float) for value in (manifest["metrics"] or {}).values()):
+        return "metrics holds what is no number"
+    for name, leaf in manifest["state"].items():
+        if not all(type(size) is int and size >= 0 for size in leaf["shape"]):
+            return f"the shape of {name} is {leaf['shape']}"
+        if not _is_dtype(leaf["dtype"]):
+            return f"the dtype of {name} is {leaf['dtype']!r}"
+        if not re.fullmatch(r"[0-9a-f]{16}", leaf["digest"]):
+            return f"the digest of {name} is {leaf['digest']!r}"
+    return None
+
+
+def _is_dtype(name: str) -> bool:
+    try:
+        return jnp.dtype(name).name == name
+    except TypeError:
+        return False
+
+
+def readable(workdir: str) -> dict[int, Manifest]:
+    """The manifests that can be read, newest first."""
+    found = {}
+    for step in reversed(steps(workdir)):
+        with suppress(Damaged):
+            found[step] = load_manifest(workdir, step)
+    return found
+
+
+def note_metrics(workdir: str, step: int, metrics: dict[str, float]) -> None:
+    """Write into the manifest of a checkpoint what was measured after it was saved; process 0 alone."""
+    if jax.process_index():
+        return
+    manifest = {**load_manifest(workdir, step), "metrics": metrics or None}
+    write_whole(folder_of(workdir) / str(step) / "manifest.json", seal(manifest))

@@ -1,0 +1,156 @@
+"""Which checkpoint is meant, and its arrays, read and verified."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import serialization
+from jax.experimental import multihost_utils
+
+from data import tokenizers
+from errors import UsageError
+from models.spec import flatten
+from train.checkpoint.folder import anywhere, folder_of, reason, steps
+from train.checkpoint.manifest import Damaged, load_manifest, readable
+from train.digests import digests
+
+
+def as_dict(state: Any) -> Any:
+    """A state as nested dicts alone: Optax's tuples become dicts by field or index."""
+    return serialization.to_state_dict(state)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`W@n` -> (W, n); a bare W, or a folder whose own name has an @, stands for W@latest."""
+    workdir, at, which = name.rpartition("@")
+    return (workdir, which) if at and not epath.Path(name).exists() else (name, "latest")
+
+
+def select(workdir: str, which: str) -> list[int]:
+    """The steps that `latest`, `best`, `all` or a number names; of `latest`, candidates from the newest on.
+
+    Raises UsageError where there is none, with those that there are.
+    """
+    found = steps(workdir)
+    if not found:
+        raise UsageError(f"no checkpoint in {workdir!r}; train writes them to WORKDIR/checkpoints")
+    if which == "latest":
+        return found[::-1]
+    if which == "all":
+        return found
+    if which == "best":
+        losses = {n: (manifest["metrics"] or {}).get("loss") for n, manifest in readable(workdir).items()}
+        scored = {n: loss for n, loss in losses.items() if loss is not None and math.isfinite(loss)}
+        if not scored:
+            raise UsageError(f"no checkpoint in {workdir!r} has a finite loss from when it was saved, so none is @best")
+        return [min(scored, key=lambda n: (scored[n], n))]
+    if which in map(str, found):
+        return [int(which)]
+    names = ", ".join(map(str, found))
+    raise UsageError(f"no checkpoint {which!r} in {workdir!r}; there are {names}, and @latest, @best, @all")
+
+
+def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
+    """The description of the tokenizer that travels in a checkpoint, None where it is of no text.
+
+    Raises Damaged where it is not the one that the manifest names.
+    """
+    wanted = load_manifest(workdir, step)["tokenizer"]
+    if wanted is None:
+        return None
+    path = folder_of(workdir) / str(step) / "tokenizer" / "tokenizer.json"
+    try:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"checkpoint {step} of {workdir} is damaged: its tokenizer cannot be read ({error})") from None
+    if tokenizers.fingerprint(description) != wanted:
+        raise Damaged(f"checkpoint {step} of {workdir} is damaged: its tokenizer is another than its manifest's")
+    return description
+
+
+def restore(workdir: str, step: int, target: Any) -> Any:
+    """What `target` has of a checkpoint: a state, or some of its entries, in ShapeDtypeStructs with shardings.
+
+    Raises UsageError where a leaf is missing, surplus, or of another shape or dtype than the target's, and Damaged
+    where the files do not hold what the manifest says. Each message names the leaf.
+    """
+    manifest, wanted = load_manifest(workdir, step), as_dict(target)
+    saved, leaves = manifest["state"], flatten(wanted)
+    inside = [k for k in saved if k.split("/")[0] in wanted]
+    for name in sorted({*inside, *leaves}):
+        where = f"checkpoint {step} of {workdir}: {name}"
+        if name not in saved:
+            raise UsageError(f"{where} is not in it; the config asks for a leaf {leaves[name].shape}")
+        if name not in leaves:
+            raise UsageError(f"{where} {tuple(saved[name]['shape'])} is in it, but the config has no such leaf")
+        have = tuple(saved[name]["shape"]), saved[name]["dtype"]
+        want = leaves[name].shape, str(leaves[name].dtype)
+        if have != want:
+            raise UsageError(f"{where} is {have[0]} {have[1]}, the config asks for {want[0]} {want[1]}")
+    return serialization.from_state_dict(target, _verified(workdir, step, wanted, saved))
+
+
+def restore_leaves(workdir: str, step: int, shardings: dict[str, Any]) -> Any:
+    """Some leaves of a checkpoint, by path, on the given shardings -> a nested dict. Raises as `restore` does."""
+    saved = load_manifest(workdir, step)["state"]
+    wanted: dict[str, Any] = {}
+    for name, sharding in shardings.items():
+        *folders, leaf = name.split("/")
+        inside = wanted
+        for folder in folders:
+            inside = inside.setdefault(folder, {})
+        shape, dtype = tuple(saved[name]["shape"]), jnp.dtype(saved[name]["dtype"])
+        inside[leaf] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    return _verified(workdir, step, wanted, saved)
+
+
+def _verified(workdir: str, step: int, wanted: Any, saved: dict[str, Any]) -> Any:
+    tree, problem = _read(folder_of(workdir) / str(step) / "state", wanted), None
+    if isinstance(tree, Exception):
+        problem = f"its arrays cannot be read ({reason(tree)})"
+    else:
+        differ = [name for name, code in digests(tree).items() if code != saved[name]["digest"]]
+        problem = f"digest of {differ[0]} differs ({len(differ)} leaves in all)" if differ else None
+    if anywhere(problem is not None):
+        raise Damaged(f"checkpoint {step} of {workdir} is damaged: {problem or 'another process could not read it'}")
+    return tree
+
+
+def _read(path: epath.Path, wanted: Any) -> Any:
+    """The arrays, or the exception: Orbax and TensorStore raise many kinds for a broken file."""
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+            return reader.restore(path, args=ocp.args.PyTreeRestore(wanted, arguments, partial_restore=True))
+    except Exception as error:
+        return error
+
+
+def first_good(
+    workdir: str, candidates: list[int], read: Callable[[int], Any], say: Callable[[str], None]
+) -> tuple[int, Any]:
+    """The first candidate that `read` restores; each damaged one before it is named and passed over."""
+    for step in candidates:
+        try:
+            return step, read(step)
+        except Damaged as error:
+            say(f"{error}; passing over it")
+    raise Damaged(f"no checkpoint of {workdir} can be restored; tried {', '.join(map(str, candidates))}")
+
+
+def set_aside(workdir: str, newer_than: int) -> None:
+    """Move checkpoints newer than the one restored to `W/damaged`, so that the run can save those steps again."""
+    if jax.process_index() == 0:
+        folder = folder_of(workdir)
+        for step in (n for n in steps(workdir) if n > newer_than):
+            home = folder.parent / "damaged"
+            home.mkdir(parents=True, exist_ok=True)
+            count = sum(p.name.split("-")[0] == str(step) for p in home.iterdir())
+            (folder / str(step)).rename(home / (f"{step}-{count}" if count else str(step)))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("set aside damaged checkpoints")

@@ -1,0 +1,116 @@
+"""Saving: asynchronously, whole or not at all."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from train.checkpoint.folder import anywhere, folder_of, reason, why_unwritable
+from train.checkpoint.manifest import Manifest, seal
+from train.checkpoint.restore import as_dict
+from train.digests import describe
+
+
+class Unsaved(RuntimeError):
+    """A checkpoint that could not be written."""
+
+
+class _NotesHandler(ocp.CheckpointHandler):
+    """Writes the tokenizer's folder and the manifest beside it, the last of a checkpoint before Orbax commits it."""
+
+    def save(self, directory: epath.Path, args: "_Notes") -> None:
+        """Keep the manifest until `finalize`; write the tokenizer."""
+        self._manifest = args.manifest
+        if args.tokenizer is not None and jax.process_index() == 0:
+            (directory / "tokenizer.json").write_text(args.tokenizer)
+
+    def restore(self, directory: epath.Path, args: Any = None) -> None:
+        """Nothing: `load_manifest` and `load_tokenizer` read the files."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Write the manifest into the checkpoint that is about to be committed, where its arrays can be found."""
+        state = directory.parent / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            if reader.metadata(state).item_metadata is None:
+                raise Unsaved(f"the arrays in {state} cannot be found again")
+        (directory.parent / "manifest.json").write_text(self._manifest)
+
+
+@ocp.args.register_with_handler(_NotesHandler, for_save=True, for_restore=True)
+@dataclass
+class _Notes(ocp.args.CheckpointArgs):
+    manifest: str
+    tokenizer: str | None
+
+
+class Store:
+    """Saves a run's checkpoints, asynchronously, and keeps the newest `keep` and the `keep_best` of least loss.
+
+    A checkpoint is committed when the next one is saved, at the latest. What cannot be written raises Unsaved.
+    """
+
+    def __init__(self, workdir: str, keep: int, keep_best: int) -> None:
+        policies = ocp.checkpoint_managers
+        finite = lambda m: m["loss"] if math.isfinite(m["loss"]) else math.inf  # noqa: E731
+        best = policies.BestN(get_metric_fn=finite, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),  # what fails there is seen at once
+        )
+        self._folder = folder_of(workdir)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._step: int | None = None  # of the newest save
+
+    def save(self, state: Any, manifest: Manifest, tokenizer: dict[str, Any] | None) -> None:
+        """Begin to save a state under manifest["step"]; its arrays may be donated once this returns.
+
+        manifest["metrics"], where not None, holds the held-out `loss` by which the best is chosen. The first save
+        returns when it is committed: storage that does not keep a checkpoint ends a run early.
+        """
+        self.wait()
+        first, self._step = self._step is None, manifest["step"]
+        tree, problem = as_dict(state), why_unwritable(self._folder)
+        if anywhere(problem is not None):
+            raise self._unsaved(problem or "another process cannot write there")
+        text = seal({**manifest, "state": describe(tree)})
+        notes = _Notes(text, None if tokenizer is None else json.dumps(tokenizer))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), tokenizer=notes)
+        with self._explained():
+            self._manager.save(self._step, args=items, metrics=manifest["metrics"], force=True)
+        if first:
+            self.wait()
+
+    def check(self) -> None:
+        """Raise where the save under way has failed; processes of several see that when they save the next time."""
+        if jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when what was begun is committed."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then release Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise self._unsaved(reason(error)) from error
+
+    def _unsaved(self, why: str) -> Unsaved:
+        return Unsaved(f"checkpoint {self._step} could not be written to {self._folder}: {why}")
