@@ -18,9 +18,10 @@ from data import tokenizer_writer
 from errors import UsageError
 from models import Model, published
 from models.published import labels, preprocessing
-from train import begin, checkpoint, images, restored, run
+from train import begin, checkpoint, images, restored
 from train.host import Host
 from train.record import summary
+from train.saving import manifest_of
 from train.setup import HOW, Config
 
 
@@ -59,7 +60,7 @@ def take_in(
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
     origin = begin.Origin(0, (begin.first_phase(setup.cfg),))
     told = dataclasses.replace(setup, names=labels.read(folder))
-    store.save(state, run.manifest_of(told, 0, origin, [], None), setup.description)
+    store.save(state, manifest_of(told, 0, origin, [], None), setup.description)
     store.close()
     host.say(f"checkpoint 0 in {workdir}/checkpoints; to train from it: --config.init_from={workdir}")
 

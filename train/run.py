@@ -2,18 +2,14 @@
 
 import dataclasses
 import json
-import platform
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import numpy as np
-import optax
-import orbax.checkpoint
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -21,12 +17,12 @@ from data import plan
 from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source
 from errors import UsageError, along_with
-from models.spec import flatten
 from train import begin, checkpoint, evaluate, feed, images, loop
 from train.facts import Unread
 from train.host import Host
 from train.record import flops, metrics, plots, profile, summary
 from train.record.ticker import Ticker
+from train.saving import Saver
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
 from train.update import optim, schedules, step
 
@@ -216,6 +212,7 @@ def _train(
     limits = cfg.log.every, cfg.train.steps, size, tokens, cfg.train.max_skipped
     progress = loop.Progress(host, recorder, *limits, main, cost, tuple(setup.place.mesh.devices.flat))
     ticker = Ticker(host)
+    saver = Saver(setup, store, origin, identity, progress, start)
     if recorder.continues:
         changed = [change for entry in origin.history if entry["from_step"] == start for change in entry["changes"]]
         recorder.write("event", start, {}, note="; ".join([f"resumed from update {start}", *changed]))
@@ -229,34 +226,6 @@ def _train(
         recorder.write("eval", n, scores.metrics, split=cfg.eval.split, stderr=scores.stderr)
         progress.say(f"step {n:,}  {cfg.eval.split}: {evaluate.in_words(scores)}")
         return compared
-
-    saved, skipped = start, 0  # the newest checkpoint, and the updates skipped before it
-
-    def save(n: int, state: step.State, scores: evaluate.Scores | None) -> None:
-        nonlocal saved, skipped
-        store.save(state, manifest_of(setup, n, origin, identity, scores), setup.description)
-        saved, skipped = n, progress.skipped
-
-    def rescue(state: step.State, error: BaseException) -> None:
-        """Save what was learnt since the newest checkpoint, before an error ends the run.
-
-        Nothing is saved where the storage has failed, at a second Ctrl-C, or by one of several processes, since the
-        others may not save with it.
-        """
-        hurried = isinstance(error, KeyboardInterrupt) and host.signals() is not None
-        if isinstance(error, checkpoint.Unsaved) or hurried or jax.process_count() > 1:
-            return
-        with suppress(Exception):  # the error that ends the run may come again
-            progress.settle()
-        try:
-            n = int(state["step"])
-            if n - saved > progress.skipped - skipped:
-                save(n, state, None)
-            store.wait()
-            if saved > start:
-                progress.say(f"saved checkpoint {saved:,}, before the error that ends the run")
-        except Exception as second:  # as where the error left no state: an update takes the old one
-            progress.say(f"what was learnt last is not saved: {checkpoint.reason(second)}")
 
     def stopped() -> bool:
         """Whether an evaluation is to end: where several processes evaluate, they do so to the end."""
@@ -291,8 +260,8 @@ def _train(
                 start,
                 cfg.train.steps,
                 measure,
-                save,
-                rescue,
+                saver.save,
+                saver.rescue,
                 cfg.eval.every,
                 cfg.checkpoint.every,
                 stopping,
@@ -312,34 +281,6 @@ def _draw_curve(setup: Setup, workdir: str) -> None:
     picture = plots.curve(workdir, f"{setup.model.family} on {setup.cfg.data.name}", setup.task.unit)
     where = f"curve in {picture}, " if picture else ""
     setup.host.say(f"{where}checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
-
-
-def manifest_of(
-    setup: Setup,
-    n: int,
-    origin: begin.Origin,
-    identity: list[dict[str, Any]],
-    scores: evaluate.Scores | None,
-) -> checkpoint.Manifest:
-    """What a checkpoint says of itself, but for the digests that the save adds."""
-    table = {k: {"shape": list(s.shape), "axes": s.axes} for k, s in flatten(setup.model.specs).items()}
-    versions = {m.__name__: m.__version__ for m in (jax, flax, optax, np)} | {"python": platform.python_version()}
-    versions["orbax"] = orbax.checkpoint.__version__
-    return {
-        "step": n,
-        "config": setup.cfg.to_dict(),
-        "table": table,
-        "versions": versions,
-        "revision": setup.host.revision,
-        "mesh": dict(setup.place.mesh.shape),
-        "phases": plan.phases_as_json(origin.phases),
-        "history": origin.history,
-        "data": identity,
-        "tokenizer": setup.fingerprint,
-        "classes": list(setup.names) if setup.names else None,
-        "inputs": getattr(setup.model.config, "inputs", None),
-        "metrics": (scores.judged or None) if scores else None,  # an empty held-out split measures nothing
-    }
 
 
 def recorded_config(workdir: str) -> str | None:

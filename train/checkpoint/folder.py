@@ -38,22 +38,16 @@ def prepare(workdir: str) -> None:
         raise UsageError(f"--workdir={workdir}: a path with {wrong[0]!r} cannot hold checkpoints; take another name")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        problem = why_unwritable(folder if folder.exists() else folder.parent)
-    except OSError as error:
-        problem = reason(error)
-    if problem:
-        raise UsageError(f"--workdir={workdir} cannot hold checkpoints: {problem}")
-
-
-def why_unwritable(folder: epath.Path) -> str | None:
-    """Write a small file into a folder and remove it -> what went wrong, None where nothing did."""
-    trial = folder / f"trial-{jax.process_index()}"
-    try:
-        trial.write_bytes(bytes(4096))
-        trial.unlink()
+        try_to_write(folder if folder.exists() else folder.parent)
     except Exception as error:  # each kind of storage has its own
-        return reason(error)
-    return None
+        raise UsageError(f"--workdir={workdir} cannot hold checkpoints: {reason(error)}") from None
+
+
+def try_to_write(folder: epath.Path) -> None:
+    """Write a small file into a folder and remove it. Raises as the storage does."""
+    trial = folder / f"trial-{jax.process_index()}"
+    trial.write_bytes(bytes(4096))
+    trial.unlink()
 
 
 def reason(error: BaseException) -> str:
@@ -74,7 +68,10 @@ def anywhere(flag: bool) -> bool:
 
 
 def write_whole(path: epath.Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never a part."""
+    """Write a file so that a kill leaves the old one or the new one, never a part. Raises OSError with its name."""
     draft = path.parent / f"{path.name}.draft"
-    draft.write_text(text)
-    draft.replace(path)
+    try:
+        draft.write_text(text)
+        draft.replace(path)
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from train.checkpoint.folder import anywhere, folder_of, reason, why_unwritable
+from train.checkpoint.folder import anywhere, folder_of, reason, try_to_write
 from train.checkpoint.manifest import Manifest, seal
 from train.checkpoint.restore import as_dict
 from train.digests import describe
@@ -77,13 +77,13 @@ class Store:
         """
         self.wait()
         first, self._step = self._step is None, manifest["step"]
-        tree, problem = as_dict(state), why_unwritable(self._folder)
-        if anywhere(problem is not None):
-            raise self._unsaved(problem or "another process cannot write there")
+        with self._together():
+            try_to_write(self._folder)
+        tree = as_dict(state)
         text = seal({**manifest, "state": describe(tree)})
         notes = _Notes(text, None if tokenizer is None else json.dumps(tokenizer))
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), tokenizer=notes)
-        with self._explained():
+        with self._together():
             self._manager.save(self._step, args=items, metrics=manifest["metrics"], force=True)
         if first:
             self.wait()
@@ -94,23 +94,36 @@ class Store:
             self.wait()
 
     def wait(self) -> None:
-        """Return when what was begun is committed."""
-        with self._explained():
+        """Return when what was begun is committed; all processes wait together."""
+        with self._together():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then release Orbax's threads."""
+        """Wait for this process's part, then release Orbax's threads."""
         try:
-            self.wait()
+            with self._named():
+                self._manager.wait_until_finished()
         finally:
             self._manager.close()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _named(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise self._unsaved(reason(error)) from error
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Where one process fails, all do: none waits for another that has gone."""
+        problem = None
+        try:
+            with self._named():
+                yield
+        except Unsaved as error:
+            problem = error
+        if anywhere(problem is not None):
+            raise problem or self._unsaved("another process has failed")
 
     def _unsaved(self, why: str) -> Unsaved:
         return Unsaved(f"checkpoint {self._step} could not be written to {self._folder}: {why}")

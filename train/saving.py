@@ -1,0 +1,86 @@
+"""What a run saves: its checkpoints when they are due, and one more where an error ends it."""
+
+import platform
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint
+
+from data import plan
+from models.spec import flatten
+from train import begin, checkpoint, evaluate, loop
+from train.setup import Setup
+from train.update import step
+
+
+@dataclass
+class Saver:
+    """Saves the states of a run with what they say of themselves."""
+
+    setup: Setup
+    store: checkpoint.Store
+    origin: begin.Origin
+    identity: list[dict[str, Any]]  # of the data
+    progress: loop.Progress
+    newest: int  # checkpoint
+    _skipped: int = 0  # updates of this process, up to that checkpoint
+
+    def save(self, n: int, state: step.State, scores: evaluate.Scores | None) -> None:
+        """Begin to save a state after n updates. Raises checkpoint.Unsaved."""
+        manifest = manifest_of(self.setup, n, self.origin, self.identity, scores)
+        self.store.save(state, manifest, self.setup.description)
+        self.newest, self._skipped = n, self.progress.skipped
+
+    def rescue(self, state: step.State, error: BaseException) -> None:
+        """Save what was learnt since the newest checkpoint, before an error ends the run.
+
+        Nothing is saved where the storage has failed, at a second Ctrl-C, or by one of several processes, since the
+        others may not save with it.
+        """
+        hurried = isinstance(error, KeyboardInterrupt) and self.setup.host.signals() is not None
+        if isinstance(error, checkpoint.Unsaved) or hurried or jax.process_count() > 1:
+            return
+        with suppress(Exception):  # the error that ends the run may come again
+            self.progress.settle()
+        try:
+            n = int(state["step"])
+            if n - self.newest > self.progress.skipped - self._skipped:
+                self.save(n, state, None)
+            self.store.wait()
+            if self.newest > self.origin.start:
+                self.progress.say(f"saved checkpoint {self.newest:,}, before the error that ends the run")
+        except Exception as second:  # as where the error left no state: an update takes the old one
+            self.progress.say(f"what was learnt last is not saved: {checkpoint.reason(second)}")
+
+
+def manifest_of(
+    setup: Setup,
+    n: int,
+    origin: begin.Origin,
+    identity: list[dict[str, Any]],
+    scores: evaluate.Scores | None,
+) -> checkpoint.Manifest:
+    """What a checkpoint says of itself, but for the digests that the save adds."""
+    table = {k: {"shape": list(s.shape), "axes": s.axes} for k, s in flatten(setup.model.specs).items()}
+    versions = {m.__name__: m.__version__ for m in (jax, flax, optax, np)} | {"python": platform.python_version()}
+    versions["orbax"] = orbax.checkpoint.__version__
+    return {
+        "step": n,
+        "config": setup.cfg.to_dict(),
+        "table": table,
+        "versions": versions,
+        "revision": setup.host.revision,
+        "mesh": dict(setup.place.mesh.shape),
+        "phases": plan.phases_as_json(origin.phases),
+        "history": origin.history,
+        "data": identity,
+        "tokenizer": setup.fingerprint,
+        "classes": list(setup.names) if setup.names else None,
+        "inputs": getattr(setup.model.config, "inputs", None),
+        "metrics": (scores.judged or None) if scores else None,  # an empty held-out split measures nothing
+    }
