@@ -127,8 +127,10 @@ def scenes(
     classes: Sequence[str],
     decode: Callable[[int], Pixels],
     identity: dict[str, Any],
+    notes: tuple[str, ...] = (),
 ) -> Scenes:
-    """A source of annotated images; a box that leaves its image is cut, one without area left out, and `notes` say so.
+    """A source of annotated images; a box that leaves its image is cut, one without area left out, and its notes say
+    so after `notes`.
 
     What is small when decoded is decoded now. Raises UsageError where there is no image or no class, or a box is
     of another class or no number.
@@ -150,7 +152,7 @@ def scenes(
         decode = [decode(i) for i in range(len(images))].__getitem__
     most = max(1, *(int(t.counts.sum()) for t in parts))
     reading = Reading(decode, truths, most)
-    return Scenes(reading, len(images), identity, len(classes), tuple(classes), truths=truths, notes=cut + left)
+    return Scenes(reading, len(images), identity, len(classes), tuple(classes), truths=truths, notes=notes + cut + left)
 
 
 def _mend(image: Marked, classes: int) -> tuple[Truth, int, int]:
@@ -179,12 +181,12 @@ def _note(where: str, what: str, counts: Sequence[int], names: Sequence[str]) ->
     return (f"{where}: {sum(counts)} box{'es' * (sum(counts) > 1)} {what}, of {', '.join(some[:TOLD])}{more}",)
 
 
-def pixels(file: bytes | Path, name: str) -> Pixels:
-    """An image file, or its bytes, as uint8 [y x 3]. Raises UsageError where it cannot be read, or is too deep.
+def pixels(file: bytes | Path, name: str, upright: bool = False) -> Pixels:
+    """An image file, or its bytes, as uint8 [y x 3], as it is stored or `upright` as EXIF tells, as its boxes are.
 
-    Pixels stay as they are stored, since boxes count by these: a camera's note that it was held askew is not heeded.
+    Raises UsageError where it cannot be read, or is too deep.
     """
-    return image_files.decode(file, name, upright=False)
+    return image_files.decode(file, name, upright=upright)
 
 
 @dataclass(frozen=True)

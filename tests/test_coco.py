@@ -1,5 +1,7 @@
 """Folders with COCO's JSON: what is read, what is mended and told, what is refused."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from PIL import Image
 
 from data import image_files, sources
 from errors import UsageError
-from tests.boxed_folders import coco, scenes, write_coco
+from tests.boxed_folders import coco, paint, scenes, write_coco
 
 
 @pytest.mark.parametrize("form", ["coco", "images", "roboflow"])
@@ -98,13 +100,22 @@ def spoilt(**change: Any) -> Spoil:
     [
         (spoilt(category_id=8), r"val\.json: annotation 1 has category_id 8, which the file does not list"),
         (spoilt(image_id=8), "annotation 1 has image_id 8, which the file does not list"),
-        (spoilt(image_id="11"), "annotation 1 has image_id = '11'"),
+        (spoilt(image_id="eleven"), "annotation 1 has image_id 'eleven', which the file does not list"),
+        (spoilt(image_id=11.5), r"annotation 1 has image_id = 11\.5"),
+        (spoilt(image_id=True), "annotation 1 has image_id = True"),
+        (spoilt(bbox="1234"), r"annotation 1: 'bbox' is '1234', not 4 numbers"),
+        (spoilt(bbox=["1", "2", "3", "4"]), "not 4 numbers"),
+        (spoilt(bbox=[1, 2, 3, True]), r"'bbox' is \[1, 2, 3, True\], not 4 numbers"),
+        (spoilt(bbox={"x": 1, "y": 2, "w": 3, "h": 4}), "not 4 numbers"),
+        (spoilt(bbox=None, segmentation=[[1, 2, 3, 4, 5, 6]]), "annotation 1 has a segmentation and no bbox"),
+        (spoilt(bbox=list(range(9999))), r"'bbox' is \[0, 1, 2, 3, 4, 5, \.\.\.\], not 4 numbers"),
         (spoilt(bbox=[1, 2, 3]), r"annotation 1: 'bbox' is \[1, 2, 3\], not 4 numbers"),
         (spoilt(bbox=[1, 2, 3, "x"]), r"not 4 numbers"),
         (spoilt(iscrowd="0"), "annotation 1: 'iscrowd' is '0', not 0 or 1"),
         (spoilt(bbox=[1, 2, 3, 10**400]), "not 4 numbers"),
-        (spoilt(bbox=None), "annotation 1 has bbox = None"),
-        (spoilt(bbox=[1, 2, 3, float("nan")]), r"wide\.png: a box has a corner that is no finite number"),
+        (spoilt(bbox=None), "annotation 1: 'bbox' is None, not 4 numbers"),
+        (spoilt(bbox=[1, 2, 3, float("nan")]), r"annotation 1: 'bbox' is \[1, 2, 3, nan\], not 4 numbers"),
+        (spoilt(id="2"), "annotation id 2 is there twice"),
         (spoilt(id=2), "annotation id 2 is there twice"),
         (lambda t: t["images"][0].update(id=5), "image id 5 is there twice"),
         (lambda t: t["images"][0].update(file_name="high.png"), r"high\.png' is there twice"),
@@ -128,9 +139,93 @@ def test_bad_coco_is_refused(tmp_path: Path, spoil: Spoil, says: str) -> None:
     assert "\n" not in str(told.value)
 
 
+def test_ids_are_known_in_any_form(tmp_path: Path) -> None:
+    """As texts and as whole floats; annotations need none; a byte-order mark is passed over."""
+    table, want = coco(), scenes(write_coco(tmp_path / "a" / "set", coco())).identity
+    for form in (str, float):
+        other = coco()
+        for row in other["images"] + other["categories"]:
+            row["id"] = form(row["id"])
+        for row in other["annotations"]:
+            row["image_id"], row["category_id"] = str(row["image_id"]), float(row["category_id"])
+            row.pop("id")
+        assert scenes(write_coco(tmp_path / form.__name__ / "set", other)).identity == want
+    for row in table["categories"] + table["annotations"]:
+        key = "category_id" if "category_id" in row else "id"
+        row[key] = {7: "cat", 3: "bird"}[row[key]]
+    root = write_coco(tmp_path / "set", "\ufeff" + json.dumps(table))
+    assert scenes(root).names == ("bird", "cat")
+
+
+def test_a_root_category_is_no_class(tmp_path: Path) -> None:
+    """Roboflow's, over all the others and without a box in any split, also of the name of one; else it is a class."""
+    table = coco()
+    for row in table["categories"]:
+        row["supercategory"] = "cat"
+    table["categories"].insert(0, {"id": 0, "name": "cat", "supercategory": "none"})
+    root = write_coco(tmp_path / "set", table, "roboflow")
+    source = scenes(root)
+    assert source.names == ("bird", "cat")
+    assert source.notes == ("set val: category 'cat' has the others below it and no box: no class",)
+    for row in table["categories"]:
+        row["name"] = row["name"].replace("cat", "animal") if row["id"] == 0 else row["name"]
+        row["supercategory"] = "animal" if row["id"] else "none"
+    assert scenes(write_coco(root, table, "roboflow")).names == ("bird", "cat")
+    table["annotations"][0]["category_id"] = 0
+    write_coco(root, table, "roboflow", split="train")
+    assert scenes(root).names == ("animal", "bird", "cat")
+
+
+def test_images_are_looked_for_where_tools_put_them(tmp_path: Path) -> None:
+    """CVAT's flat `images/`, Label Studio's names, one file for all; what was tried is named."""
+    table = coco()
+    root = write_coco(tmp_path / "set", table, "images")
+    for name in ("wide.png", "high.png"):
+        (root / "images" / "val" / name).rename(root / "images" / f"a {name}")
+    for form in ("a {}", "images/a {}", "images\\a {}", "a%20{}"):
+        for row, name in zip(table["images"], ("wide.png", "high.png"), strict=True):
+            row["file_name"] = form.format(name)
+        assert len(scenes(write_coco(tmp_path / "set", table, "images"))) == 2
+    (root / "annotations" / "instances_val.json").rename(root / "result.json")
+    assert sources.splits_of(str(root)) == ("train", "test")
+    assert [scenes(root, split).truths.sizes.tolist() for split in ("train", "test")] == [[[30, 10]], [[20, 40]]]
+    table["images"][0]["file_name"] = "gone.png"
+    with pytest.raises(UsageError, match=r"its image .*/val/gone\.png is missing; tried in .*/images/val, .*/images, "):
+        scenes(write_coco(tmp_path / "set", table, "images"))
+
+
+def test_images_outside_are_not_opened(tmp_path: Path) -> None:
+    """By a path, by a link of the file or of a folder; a linked folder of a split is its owner's choice."""
+    outside = paint(tmp_path / "outside" / "wide.png", 20, 40)
+    root = write_coco(tmp_path / "set", coco())
+    (root / "val" / "link.png").symlink_to(outside)
+    (root / "val" / "folder").symlink_to(outside.parent)
+    for name in (
+        str(outside),
+        "../../outside/wide.png",
+        "../../x",
+        "link.png",
+        "folder/wide.png",
+        "..\\..\\outside\\wide.png",
+    ):
+        table = coco()
+        table["images"][0]["file_name"] = name
+        with pytest.raises(
+            UsageError, match=r"instances_val\.json: its image .* lies outside of .*set, and is not opened"
+        ):
+            scenes(write_coco(tmp_path / "set", table))
+    shutil.move(write_coco(root, coco()) / "val", tmp_path / "elsewhere")
+    (root / "val").symlink_to(tmp_path / "elsewhere")
+    assert len(scenes(root)) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "is not JSON: Expecting"), ("[]", "holds a list, not the lists images"), (9**5 * "[", "is not JSON")],
+    [
+        ("{", "cannot be read as JSON: Expecting"),
+        ("[]", "holds a list, not the lists images"),
+        (9**5 * "[", "cannot be read as JSON: it nests too deep"),
+    ],
 )
 def test_broken_json_is_refused(tmp_path: Path, text: str, says: str) -> None:
     """The message names the file."""

@@ -84,7 +84,7 @@ def test_names_of_classes_are_read(tmp_path: Path) -> None:
         ):
             labels.read(made)
     (made / "cells.names").write_bytes("größe\nb\nc\n".encode("latin-1"))
-    with pytest.raises(UsageError, match=r"cells\.names cannot be read"):
+    with pytest.raises(UsageError, match=r"cells\.names is not UTF-8 text"):
         labels.read(made)
     model, variables = models.load_pretrained(made)
     models.save_pretrained(model, variables, tmp_path / "b", classes=["one", "the other", "猫"])

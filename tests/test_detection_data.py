@@ -12,7 +12,7 @@ from PIL import Image
 from data import detection, image_files, kinds, sources
 from data.detection import Marked, Scenes, Truth
 from errors import UsageError
-from tests.boxed_folders import coco, paint, scenes, write_coco, write_voc
+from tests.boxed_folders import OBJECT, XML, coco, paint, scenes, write_coco, write_voc
 
 
 def test_notes_name_some_images() -> None:
@@ -20,6 +20,52 @@ def test_notes_name_some_images() -> None:
     images = [Marked(f"{i}.png", (4, 4), Truth([[0, 0, 9, 2]], [0], [False], [False])) for i in range(5)]
     source = detection.scenes("set", "val", images, ["a"], lambda i: np.zeros((4, 4, 3), np.uint8), {})
     assert source.notes == ("set val: 5 boxes cut to the image, of 0.png, 1.png, 2.png and 2 more images",)
+
+
+def turned(root: Path, name: str, orientation: int, sized: bool | None) -> None:
+    """An image with an orientation and a red box, 10, 5, 30, 15 as seen upright; the .xml tells the size as seen or as
+    stored, or where `sized` is None not at all.
+    """
+    upright = np.full((60, 80, 3), 30, np.uint8)
+    upright[5:15, 10:30] = (250, 40, 40)
+    stored = Image.fromarray(upright).transpose(image_files.TURNS[orientation])
+    if orientation in (6, 8):  # what makes the one upright turns the other
+        stored = Image.fromarray(upright).transpose(image_files.TURNS[14 - orientation])
+    exif = Image.Exif()
+    exif[image_files.ORIENTATION] = orientation
+    stored.save(root / f"{name}.png", exif=exif)
+    columns, rows = (0, 0) if sized is None else (80, 60) if sized else stored.size
+    objects = OBJECT.format(11, 6, 30, 15, name="ball", more="")
+    (root / f"{name}.xml").write_text(XML.format(x=columns, y=rows, objects=objects))
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("sized", [True, None])
+def test_pixels_are_turned_as_boxes_are(tmp_path: Path, orientation: int, sized: bool | None) -> None:
+    """By EXIF's orientation, and a note says so."""
+    turned(tmp_path, "a", orientation, sized)
+    source = scenes(tmp_path, "train")
+    [row] = source.__getitems__([0])["image"]
+    np.testing.assert_allclose(source.truths[0].boxes, [[10, 5, 30, 15]])
+    np.testing.assert_array_equal(row[5:15, 10:30].mean((0, 1)), [250, 40, 40])
+    [note] = source.notes
+    assert note == f"{tmp_path.name} train: images turned upright by EXIF, as their boxes are (1): a.png"
+
+
+def test_pixels_stay_as_stored_where_sizes_say_so(tmp_path: Path) -> None:
+    """And then those too whose size would leave both, as the same tool has annotated them."""
+    turned(tmp_path, "a", 6, sized=False)
+    turned(tmp_path, "b", 3, sized=None)
+    turned(tmp_path, "c", 8, sized=True)
+    (tmp_path / "train").mkdir()
+    for file in [*tmp_path.glob("*.png"), *tmp_path.glob("*.xml")]:
+        file.rename(tmp_path / "train" / file.name)
+    source = scenes(tmp_path, "train")
+    assert source.truths.sizes.tolist() == [[80, 60], [60, 80], [60, 80]]
+    assert [note.partition(": ")[2] for note in source.notes] == [
+        "images turned upright by EXIF, as their boxes are (1): train/c.png",
+        "images not turned by EXIF, as annotated by the size that is stored (2): train/a.png, train/b.png",
+    ]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])

@@ -7,7 +7,7 @@ import pytest
 
 from data import sources
 from errors import UsageError
-from tests.boxed_folders import OBJECT, XML, scenes, write_voc
+from tests.boxed_folders import OBJECT, XML, paint, scenes, write_voc
 
 HARD = OBJECT.format(1, 1, 9, 9, name="dog", more="<difficult>{}</difficult>")
 
@@ -34,7 +34,7 @@ def test_voc_is_read(tmp_path: Path) -> None:
         ("one one", None, r"train\.txt: image 'one' is there twice"),
         ("one", "<annotation>", r"one\.xml is not XML: "),
         ("one", "<annotation><object></object></annotation>", r"one\.xml: an object has no <name>"),
-        ("one", "<annotation><object><name>a</name></object></annotation>", "box of a a is .*, not 4 numbers"),
+        ("one", "<annotation><object><name>a</name></object></annotation>", "a a has no <bndbox>"),
         ("one", "<?xml version='1.0' encoding='nonesuch'?><annotation/>", r"one\.xml is not XML: "),
         (
             "one",
@@ -49,6 +49,55 @@ def test_bad_voc_is_refused(tmp_path: Path, ids: str, first: str | None, says: s
     with pytest.raises(UsageError, match=says) as told:
         scenes(write_voc(tmp_path / "voc", ids, first), "train")
     assert "\n" not in str(told.value)
+
+
+def test_a_name_is_a_line(tmp_path: Path) -> None:
+    """With spaces, after a byte-order mark, with an ending; a number behind a name is the name's if it has an .xml."""
+    root = write_voc(tmp_path / "voc")
+    for folder, ending in (("Annotations", "xml"), ("JPEGImages", "png")):
+        for old, new in (("one", "my photo 1"), ("two", "img (2)")):
+            (root / folder / f"{old}.{ending}").rename(root / folder / f"{new}.{ending}")
+    lists = root / "ImageSets" / "Main"
+    (lists / "train.txt").write_bytes("\ufeffmy photo 1\r\nimg (2).PNG\r\n\r\n".encode())
+    (lists / "one.txt").write_text("my photo 1\n")
+    (lists / "cat_train.txt").write_text("my photo 1 -1\nimg (2)  0\n")
+    assert sources.splits_of(str(root)) == ("one", "train", "val")
+    assert [len(truth.kinds) for truth in map(scenes(root, "train").truths.__getitem__, range(2))] == [2, 0]
+    assert len(scenes(root, "one")) == 1
+
+
+def test_only_images_are_images(tmp_path: Path) -> None:
+    """Other files of the same name are passed over; of two images <filename> chooses."""
+    root = write_voc(tmp_path / "voc")
+    for name in ("one.json", "one.PDF", "._one.png"):
+        (root / "JPEGImages" / name).write_text("{}")
+    want = scenes(root, "train").identity
+    paint(root / "JPEGImages" / "one.jpg", 20, 40)
+    with pytest.raises(UsageError, match=r"one\.xml: is its image one\.jpg or one\.png\? its <filename> is 'x\.jpg'"):
+        scenes(root, "train")
+    file = root / "Annotations" / "one.xml"
+    file.write_text(file.read_text().replace("x.jpg", "one.png"))
+    assert scenes(root, "train").identity == want
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("<xmin>1<", "<xmin>nan<"), r"box of a dog is \[nan, 1\.0, 40\.0, 20\.0\], not 4 numbers"),
+        (("<xmin>1<", "<xmin>1_0<"), r"box of a dog is \['1_0', "),
+        (("<width>40<", "<width>wide<"), r"<size> is \[20\.0, 'wide'\], not 2 numbers"),
+        (("annotation>", "annotations>"), r"one\.xml is no annotation of Pascal VOC: it holds <annotations>"),
+        (("bndbox>", "robndbox>"), "a dog has no <bndbox>"),
+        (("<name>dog<", "<name>do&#10;g<"), r"one\.xml: 'do\\ng' is no name of a class"),
+    ],
+)
+def test_other_xml_is_refused(tmp_path: Path, change: tuple[str, str], says: str) -> None:
+    """What is no number, another tool's, or no name."""
+    root = write_voc(tmp_path / "voc")
+    file = root / "Annotations" / "one.xml"
+    file.write_text(file.read_text().replace(*change))
+    with pytest.raises(UsageError, match=says):
+        scenes(root, "train")
 
 
 def test_difficult_is_said_in_several_ways(tmp_path: Path) -> None:

@@ -1,0 +1,220 @@
+"""What the forms of annotated images have in common: boxes, classes, files, and how they become a source."""
+
+import math
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from data.detection import TOLD, Marked, Scenes, Truth, pixels, scenes
+from data.geometry import Size
+from data.image_files import identity, name_of, opened, orientation, upright_size
+from data.kinds import Pixels, checksum
+from errors import UsageError, quote
+
+T = TypeVar("T")
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
+ASIDE = ("images", "jpegimages", "labels", "annotations", "xmls")  # folders that part images from their annotations
+
+
+class Box(NamedTuple):
+    """A box as it was annotated: corners (left, top, right, bottom), class, and whether it is a crowd, or difficult."""
+
+    corners: tuple[float, ...]
+    kind: int
+    crowd: bool = False
+    difficult: bool = False
+
+
+class Annotated(NamedTuple):
+    """An image file, its boxes, and the file that says so, perhaps with rows and columns of the image."""
+
+    path: Path
+    name: str
+    boxes: Sequence[Box]
+    file: Path
+    size: tuple[float, float] | None = None
+
+
+class _Header(NamedTuple):
+    stored: Size
+    upright: Size
+    turned: bool  # whether EXIF has the pixels turned or mirrored
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Decodes the images of a folder, each upright or as it is stored."""
+
+    paths: tuple[Path, ...]
+    upright: tuple[bool, ...]
+
+    def __call__(self, i: int) -> Pixels:
+        return pixels(self.paths[i], str(self.paths[i]), self.upright[i])
+
+
+def assemble(
+    root: Path,
+    split: str,
+    images: Sequence[Annotated],
+    classes: Sequence[str],
+    *,
+    relative: bool = False,
+    notes: Sequence[str] = (),
+) -> Scenes:
+    """The source of annotated images; corners are in pixels, or `relative`, in shares of the image.
+
+    An image with an EXIF orientation is turned, or stays as it is stored, as the size in its annotation tells; where
+    that leaves both, it is turned unless another image of the split is annotated as it is stored. A note says so.
+    Raises UsageError where an image is missing or cannot be read, or has another size than its annotation says.
+    """
+    headers = [_header(image) for image in images]
+    as_stored = [h.turned and h.upright != h.stored == i.size for h, i in zip(headers, images, strict=True)]
+    upright = [
+        h.turned and not stored and (h.upright == i.size != h.stored or not any(as_stored))
+        for h, i, stored in zip(headers, images, as_stored, strict=True)
+    ]
+    marked = []
+    for image, header, turned in zip(images, headers, upright, strict=True):
+        size = y, x = header.upright if turned else header.stored
+        if image.size not in (None, size):
+            raise UsageError(
+                f"{image.path} has {y} rows and {x} columns, {image.file} says {image.size[0]:g} and {image.size[1]:g}"
+            )
+        marked.append(Marked(image.name, size, _truth(image.boxes, (x, y, x, y) if relative else 1)))
+    where = f"{name_of(root)} {split}"
+    left = [i.name for i, h, turned in zip(images, headers, upright, strict=True) if h.turned and not turned]
+    notes = (
+        *notes,
+        *note(where, "images turned upright by EXIF, as their boxes are", _chosen(images, upright)),
+        *note(where, "images not turned by EXIF, as annotated by the size that is stored", left),
+    )
+    paths = [image.path for image in images]
+    lengths = [path.stat().st_size for path in paths]
+    rows = [(m.name, *m.size, len(m.truth.kinds), length) for m, length in zip(marked, lengths, strict=True)]
+    fields = (field for m in marked for field in m.truth)
+    turns = (repr(upright).encode(),) if any(upright) else ()
+    told = checksum(repr(([*classes], rows)).encode(), *fields, *turns).encode()
+    known = identity(root, split, told, paths, sum(lengths))
+    return scenes(name_of(root), split, marked, classes, _Files(tuple(paths), tuple(upright)), known, notes)
+
+
+def _header(image: Annotated) -> _Header:
+    if not os.path.lexists(image.path):
+        raise UsageError(f"{image.file}: its image {image.path} is missing")
+    with opened(image.path, str(image.path)) as found:
+        return _Header((found.height, found.width), upright_size(found), orientation(found) > 1)
+
+
+def _chosen(images: Sequence[Annotated], which: Sequence[bool]) -> list[str]:
+    return [image.name for image, chosen in zip(images, which, strict=True) if chosen]
+
+
+def _truth(boxes: Sequence[Box], scale: Any) -> Truth:
+    corners, kinds, crowd, difficult = zip(*boxes, strict=True) if boxes else ((),) * 4
+    pixels = np.array(corners, np.float64).reshape(-1, 4) * scale
+    return Truth(pixels, np.array(kinds, np.int32), np.array(crowd, bool), np.array(difficult, bool))
+
+
+def note(where: str, what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """A line on some images or files, with the first names; none where there are none."""
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    return (f"{where}: {what} ({len(names)}): {', '.join(names[:TOLD])}{more}",) if names else ()
+
+
+def require_unique(names: Iterable[Any], what: str) -> None:
+    """Raises UsageError for a name that stands twice."""
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise UsageError(f"{what} {quote(name)} is there twice")
+        seen.add(name)
+
+
+def numbers(values: Any, what: str, count: int = 4) -> tuple[float, ...]:
+    """A list of so many finite numbers. Raises UsageError for anything else: a text, a truth value, infinity."""
+    try:
+        found = tuple(float(x) for x in values if type(x) in (int, float)) if isinstance(values, list | tuple) else ()
+    except OverflowError:
+        found = ()
+    if len(found) != count or len(values) != count or not all(map(math.isfinite, found)):
+        raise UsageError(f"{what} is {quote(values)}, not {count} numbers")
+    return found
+
+
+def number(text: str | None) -> float | str | None:
+    """The number that a text stands for, else the text."""
+    try:
+        return float(text) if text and "_" not in text else text  # Python's own digit groups are nobody else's
+    except ValueError:
+        return text
+
+
+def class_name(name: Any, where: str) -> str:
+    """The name of a class as text. Raises UsageError where it is none, empty, or holds what cannot be printed."""
+    text = str(name) if type(name) in (str, int, float) else ""
+    if not text.strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise UsageError(f"{where}: {quote(name)} is no name of a class")
+    return text
+
+
+def class_list(text: str, file: Path) -> tuple[str, ...]:
+    """The names of classes in a text, one a line. Raises UsageError."""
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    names = tuple(class_name(line, f"{file}: line {n}") for n, line in enumerate(lines, 1))
+    require_unique(names, f"{file}: the class")
+    return names
+
+
+def key(path: Path, root: Path) -> tuple[str, ...]:
+    """What an image and its annotation have in common: the path below the root without its ending.
+
+    The last folder called images, labels or the like does not count.
+    """
+    *folders, _ = path.relative_to(root).parts
+    aside = [i for i, folder in enumerate(folders) if folder.lower() in ASIDE]
+    return (*(f for i, f in enumerate(folders) if i not in aside[-1:]), path.stem)
+
+
+def by_key(paths: Iterable[Path], root: Path) -> dict[tuple[str, ...], Path]:
+    """Files by their keys. Raises UsageError for two of one key: annotations could not tell them apart."""
+    found: dict[tuple[str, ...], Path] = {}
+    for path in paths:
+        other = found.setdefault(key(path, root), path)
+        if other != path:
+            raise UsageError(f"{other} and {path} are called alike: keep one, or name them apart")
+    return found
+
+
+def is_split(name: str) -> bool:
+    """Whether a name is that of a split, in any case, perhaps with a year, as train2017."""
+    return name.lower().rstrip("0123456789_-") in SPLITS
+
+
+def by_split(images: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+    """Images by the split that a folder is named as; where none is, the last tenth by name is the split `test`.
+
+    Raises UsageError where some lie in folders of splits and others do not.
+    """
+    found: dict[str, list[Path]] = {}
+    for image in images:
+        split = next((folder for folder in image.relative_to(root).parts[:-1] if is_split(folder)), "")
+        found.setdefault(split.lower(), []).append(image)
+    if "" not in found:
+        return found
+    if len(found) > 1:
+        raise UsageError(
+            f"{root} has folders of splits, and images outside of them, as {found[''][0].relative_to(root)}: "
+            f"a split is called {', '.join(SPLITS)}"
+        )
+    return last_tenth(images)
+
+
+def last_tenth(items: Sequence[T]) -> dict[str, list[T]]:
+    """The splits `train` and `test`, the last tenth: one at least, if there are two."""
+    first = len(items) - min(max(1, len(items) // 10), len(items) - 1)
+    return {"train": [*items[:first]], "test": [*items[first:]]}

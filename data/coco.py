@@ -1,0 +1,181 @@
+"""Images with boxes in the JSON of COCO, as COCO, Roboflow, CVAT and Label Studio lay it out.
+
+Lin et al. 2014, arXiv:1405.0312. `annotations/instances_SPLIT.json` beside `SPLIT/`, `images/SPLIT/` or `images/`;
+`SPLIT/_annotations.coco.json` among the images; or one file, of which the last tenth of the images is the split `test`.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from data.annotations import Annotated, Box, assemble, class_name, last_tenth, numbers, require_unique
+from data.detection import Scenes
+from data.image_files import name_of
+from documents import read_json
+from errors import UsageError, quote
+
+Id = int | str
+AMONG = "_annotations.coco.json"
+ALONE = (AMONG, "result.json")  # of all images, in the folder itself; the latter is Label Studio's
+OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # COCO's files without classes' boxes
+
+
+def find(root: Path) -> tuple[Callable[[str], Scenes], tuple[str, ...]] | None:
+    """The reader and the splits of a folder with COCO's JSON, or None where it has none."""
+    files = {p.stem.removeprefix("instances_"): p for p in sorted(root.glob("annotations/instances_*.json"))}
+    files |= {p.parent.name: p for p in sorted(root.glob(f"[!.]*/{AMONG}"))}
+    if not files:
+        told = (p for p in sorted(root.glob("annotations/[!.]*.json")) if not p.name.startswith(OTHERS))
+        files = {p.stem: p for p in told if _has_categories(p)}
+    if files:
+        return partial(_read, root, files), tuple(files)
+    for file in (root / name for name in ALONE):
+        if file.is_file() and (file.name == AMONG or _has_categories(file)):
+            return partial(_read, root, dict.fromkeys(("train", "test"), file)), ("train", "test")
+    return None
+
+
+def _has_categories(file: Path) -> bool:
+    return file.is_file() and b'"categories"' in file.read_bytes()
+
+
+def _read(root: Path, files: Mapping[str, Path], split: str) -> Scenes:
+    """A split. Raises UsageError for what is missing, amiss or stands twice, by file and row."""
+    file = files[split]
+    table = _tables(file)
+    categories, root_name = _without_root(table, file, files)
+    ids = [_id(row, "id", f"{file}: category {quote(row.get('name'))}") for row in categories]
+    require_unique(ids, f"{file}: category id")
+    named = {i: class_name(row.get("name"), f"{file}: category {i}") for i, row in zip(ids, categories, strict=True)}
+    require_unique(named.values(), f"{file}: the name of a category,")
+    classes = {number: i for i, number in enumerate(sorted(named, key=lambda i: (isinstance(i, str), i)))}
+    ids = [_id(row, "id", f"{file}: image {quote(row.get('file_name'))}") for row in table.images]
+    require_unique(ids, f"{file}: image id")
+    boxes: dict[Id, list[Box]] = {number: [] for number in ids}
+    for n, mark in enumerate(table.annotations, 1):
+        where = f"{file}: annotation {quote(mark['id']) if mark.get('id') is not None else f'number {n}'}"
+        image, kind = (
+            _known(mark, key, known, where) for key, known in (("image_id", boxes), ("category_id", classes))
+        )
+        boxes[image].append(_box(mark, classes[kind], where))
+    told = (_plain_id(mark.get("id")) for mark in table.annotations)
+    require_unique((number for number in told if number is not None), f"{file}: annotation id")
+    folders = _folders(root, file, split)
+    images = [_image(row, boxes[i], folders, root, file) for row, i in zip(table.images, ids, strict=True)]
+    require_unique((str(image.path) for image in images), f"{file}: image")
+    if len(set(files.values())) < len(files):  # one file for both splits
+        images = last_tenth(sorted(images, key=lambda image: image.name))[split]
+    without = f"{name_of(root)} {split}: category {quote(root_name)} has the others below it and no box: no class"
+    return assemble(root, split, images, [named[i] for i in classes], notes=[without] if root_name else [])
+
+
+class _Tables(NamedTuple):
+    images: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+
+
+def _tables(file: Path) -> _Tables:
+    table = read_json(file)
+    if not isinstance(table, dict):
+        raise UsageError(f"{file} holds a {type(table).__name__}, not the lists images, annotations and categories")
+    for key in _Tables._fields:
+        rows = table.get(key)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise UsageError(f"{file} has no list {key!r} of objects")
+    return _Tables(*(table[key] for key in _Tables._fields))
+
+
+def _plain_id(value: Any) -> Id | None:
+    """An id: 11, 11.0 and "11" are the same; None for what is none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+        return int(value) if str(int(value)) == value else value
+    return value if type(value) in (int, str) else None
+
+
+def _id(row: dict[str, Any], key: str, where: str) -> Id:
+    value = _plain_id(row.get(key))
+    if value is None:
+        raise UsageError(f"{where} has {key} = {quote(row.get(key))}")
+    return value
+
+
+def _known(row: dict[str, Any], key: str, known: Mapping[Id, Any], where: str) -> Id:
+    value = _id(row, key, where)
+    if value not in known:
+        raise UsageError(f"{where} has {key} {quote(value)}, which the file does not list")
+    return value
+
+
+def _box(mark: dict[str, Any], kind: int, where: str) -> Box:
+    if mark.get("bbox") is None and mark.get("segmentation"):
+        raise UsageError(f"{where} has a segmentation and no bbox: write the boxes too")
+    left, top, width, height = numbers(mark.get("bbox"), f"{where}: 'bbox'")
+    crowd = mark.get("iscrowd")
+    if crowd is not None and (crowd not in (0, 1) or isinstance(crowd, str)):
+        raise UsageError(f"{where}: 'iscrowd' is {quote(crowd)}, not 0 or 1")
+    return Box((left, top, left + width, top + height), kind, crowd=bool(crowd))
+
+
+def _without_root(table: _Tables, file: Path, files: Mapping[str, Path]) -> tuple[list[dict[str, Any]], str | None]:
+    """The categories without Roboflow's root, and its name: the supercategory of all others, without a box anywhere."""
+    for root in table.categories:
+        others = [row for row in table.categories if row is not root]
+        if others and all(row.get("supercategory") == root.get("name") for row in others):
+            tables = [table if other == file else _tables(other) for other in set(files.values())]
+            if not any(_has_box(root, one) for one in tables):
+                return others, str(root["name"])
+    return table.categories, None
+
+
+def _has_box(category: dict[str, Any], table: _Tables) -> bool:
+    ids = {_plain_id(row.get("id")) for row in table.categories if row == category}
+    return any(_plain_id(mark.get("category_id")) in ids for mark in table.annotations)
+
+
+def _folders(root: Path, file: Path, split: str) -> list[Path]:
+    """Where the images of a file may lie, the likeliest first."""
+    if file.name == AMONG and file.parent != root:
+        return [file.parent, file.parent / "images"]
+    inside = [] if file.parent == root else [root / split, root / "images" / split]
+    return [folder for folder in (*inside, root / "images", root) if folder.is_dir()]
+
+
+def _image(row: dict[str, Any], boxes: Sequence[Box], folders: Sequence[Path], root: Path, file: Path) -> Annotated:
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{file}: image {quote(row.get('id'))} has file_name = {quote(name)}")
+    path = _locate(name, folders, root, file)
+    said = (row.get("height") or 0, row.get("width") or 0)  # some write 0 where they do not know
+    rows, columns = numbers(said, f"{file}: the size of {path.name}", 2)
+    return Annotated(path, path.name, boxes, file, (rows, columns) if rows and columns else None)
+
+
+def _locate(name: str, folders: Sequence[Path], root: Path, file: Path) -> Path:
+    """The image file of a name, in which `\\` may part folders and %20 stand for a space.
+
+    Raises UsageError where there is none, or it lies outside of the folder, also by a link.
+    """
+    held = [os.path.realpath(folder) + os.sep for folder in (root, *folders)]
+    slashed = name.replace("\\", "/")
+    outside = False
+    for spelled in dict.fromkeys((name, slashed, unquote(slashed))):
+        for folder in folders:
+            path = folder / spelled
+            try:
+                real = os.path.realpath(path)
+            except ValueError:  # no name of a file has a NUL
+                continue
+            if not real.startswith(tuple(held)):
+                outside = True
+            elif os.path.lexists(real):
+                return path
+    if outside:
+        raise UsageError(f"{file}: its image {quote(name)} lies outside of {root}, and is not opened: copy it there")
+    tried = f"; tried in {', '.join(map(str, folders))}" if len(folders) > 1 else ""
+    raise UsageError(f"{file}: its image {quote(str(folders[0] / name))[1:-1]} is missing{tried}")

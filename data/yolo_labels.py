@@ -1,0 +1,229 @@
+"""Images with the labels of Darknet and YOLO: a .txt of each image, with a line `CLASS X Y WIDTH HEIGHT` for each box.
+
+X and Y are the box's middle, all four shares of the image's sides. The .txt lies beside its image, or below `labels/`
+as the image below `images/`. An image without a .txt has no boxes. Names of classes are those of data.yaml, *.names,
+classes.txt or _darknet.labels. Splits are those of data.yaml, else the lists train.txt, val.txt and the like, else
+folders, else the last tenth by name is the split `test`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import yaml
+
+from data import files
+from data.annotations import (
+    Annotated,
+    Box,
+    assemble,
+    by_key,
+    by_split,
+    class_list,
+    class_name,
+    is_split,
+    key,
+    note,
+    number,
+    numbers,
+    require_unique,
+)
+from data.detection import Scenes
+from data.image_files import name_of
+from documents import read_text
+from errors import UsageError, quote
+
+SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+NAMES = ("classes.txt", "_darknet.labels")  # and *.names
+SLACK = 1e-4  # by which a share may leave [0, 1]: tools write few digits
+LOOKED = 8  # .txt files that are looked into to see whether they are labels
+
+
+class _Set(NamedTuple):
+    """A folder: its classes, images by split, labels by key, and what is to be said of it."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, list[Path]]
+    labels: dict[tuple[str, ...], Path]
+    notes: tuple[str, ...]
+
+
+def find(
+    root: Path, images: Sequence[Path], texts: Sequence[Path]
+) -> tuple[Callable[[str], Scenes], tuple[str, ...]] | None:
+    """The reader and the splits of a folder with labels, or None where its .txt files are none. Raises UsageError."""
+    keys = {key(image, root) for image in images}
+    labels = [p for p in texts if key(p, root) in keys and p.name not in NAMES]
+    full = [p for p in labels[: 100 * LOOKED] if p.stat().st_size][:LOOKED]
+    settings = _settings(root)
+    if not labels or not (settings or any(map(_is_label, full)) or (_named(root) and not full)):
+        return None
+    if "kpt_shape" in settings:
+        raise UsageError(f"{root} has labels of key points, by kpt_shape in its settings, and no boxes alone")
+    classes = _classes(root, settings, labels[0])
+    by_key((image for image in images if key(image, root) in {key(p, root) for p in labels}), root)
+    lists = [p for p in texts if p.parent == root and is_split(p.stem) and p not in labels]
+    splits, notes = _splits(root, settings, images, lists, texts)
+    apart = [p for p in texts if p not in {*labels, *lists} and "labels" in p.relative_to(root).parts]
+    notes += note(name_of(root), "labels without an image, passed over", [str(p.relative_to(root)) for p in apart])
+    return partial(_read, root, _Set(classes, splits, by_key(labels, root), notes)), tuple(splits)
+
+
+def _is_label(file: Path) -> bool:
+    """Whether the first line of a file is a label: five numbers or more."""
+    words = read_text(file).lstrip().partition("\n")[0].split()
+    return len(words) >= 5 and all(isinstance(number(word), float) for word in words)
+
+
+def _settings(root: Path) -> dict[str, Any]:
+    """What data.yaml sets, with all values as text; {} where there is none. Raises UsageError."""
+    file = next((root / name for name in SETTINGS if (root / name).is_file()), None)
+    if file is None:
+        return {}
+    try:
+        found = yaml.load(read_text(file), Loader=yaml.BaseLoader)  # `no` is the name of a class, not False
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _named(root: Path) -> list[Path]:
+    """The files with names of classes."""
+    found = files.find(root, (".names", *NAMES))
+    return [file for file in found if file.suffix.lower() == ".names" or file.name in NAMES]
+
+
+def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str, ...]:
+    """The names of the classes. Raises UsageError where there are none, or files that differ."""
+    found = {str(file): class_list(read_text(file), file) for file in _named(root)}
+    told = settings.get("names")
+    if told:
+        order = told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ()
+        names = {str(i): class_name(name, f"names in the settings of {root}") for i, name in order}
+        if not names or [*names] != [str(i) for i in range(len(names))]:
+            raise UsageError(f"the settings of {root} have names = {quote(told)}, no list of the classes' names")
+        require_unique(names.values(), f"the settings of {root}: the class")
+        if settings.get("nc", str(len(names))) != str(len(names)):
+            raise UsageError(f"the settings of {root} have nc = {quote(settings['nc'])} and {len(names)} names")
+        found["its settings"] = tuple(names.values())
+    if not found:
+        raise UsageError(f"{root} has labels, as {label}, and no names of classes: add classes.txt or data.yaml")
+    if len({*found.values()}) > 1:
+        (one, these), (other, those) = next((a, b) for a in found.items() for b in found.items() if a[1] != b[1])
+        raise UsageError(f"{one} names the classes {quote(these)}, {other} {quote(those)}: keep one of the two")
+    return next(iter(found.values()))
+
+
+def _splits(
+    root: Path, settings: Mapping[str, Any], images: Sequence[Path], lists: Sequence[Path], texts: Sequence[Path]
+) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
+    """Images by split, and what is to be said of them. Raises UsageError."""
+    splits: dict[str, list[Path]] = {}
+    lost = []
+    for split in (split for split in ("train", "val", "test") if settings.get(split)):
+        told = settings[split] if isinstance(settings[split], list) else [settings[split]]
+        found = [image for entry in told for image in _entry(str(entry), root, images, texts)]
+        if found:
+            require_unique(found, f"the settings of {root}: {split}: image")
+            splits[split] = found
+        else:
+            lost.append(f"{split}: {quote(settings[split])}")
+    notes = note(name_of(root), "settings for which there is no image", lost)
+    if lost and not splits:
+        raise UsageError(f"the settings of {root} have {lost[0]}, and no image lies there")
+    splits = splits or {file.stem: _listed(file, root, images) for file in lists}
+    pairs = [(a, b) for i, a in enumerate(splits) for b in [*splits][i + 1 :] if {*splits[a]} & {*splits[b]}]
+    shared = [f"{a} and {b} share {len({*splits[a]} & {*splits[b]})} images" for a, b in pairs]
+    return splits or by_split(images, root), notes + note(name_of(root), "splits that overlap", shared)
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """The folders and the name of a path of any machine, without what leads up."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    return tuple(part for part in parts if part not in ("/", "//", ".", ".."))
+
+
+def _entry(path: str, root: Path, images: Sequence[Path], texts: Sequence[Path]) -> list[Path]:
+    """The images of a folder or list that a setting names, by the longest end of its path that lies below the root."""
+    parts = _parts(path)
+    for start in range(len(parts)):
+        end = parts[start:]
+        if path.endswith(".txt"):
+            found = [p for p in texts if p.relative_to(root).parts == end]
+            if found:
+                return _listed(found[0], root, images)
+        elif found := [p for p in images if p.relative_to(root).parts[: len(end)] == end]:
+            return found
+    return [] if parts else [*images]
+
+
+def _listed(file: Path, root: Path, images: Iterable[Path]) -> list[Path]:
+    """The images of a list, a path a line, perhaps of another machine: by the file's name, then by the folders' too.
+
+    Raises UsageError for a line of which there is no image, or more than one.
+    """
+    named: dict[str, list[Path]] = {}
+    for image in images:
+        named.setdefault(image.name, []).append(image)
+    found = []
+    for line in filter(None, map(str.strip, read_text(file).split("\n"))):
+        parts = _parts(line)
+        some = named.get(parts[-1] if parts else "", [])
+        alike = {image: _common(image.relative_to(root).parts, parts) for image in some}
+        best = [image for image in some if alike[image] == max(alike.values())]
+        if len(best) != 1:
+            what = "several images go" if best else "no image goes"
+            raise UsageError(f"{file} lists {quote(line)[1:-1]}, with which {what} in {root}")
+        found += best
+    require_unique(found, f"{file}: image")
+    return found
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two paths have in common at their ends."""
+    same = [a == b for a, b in zip(reversed(one), reversed(other), strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def _read(root: Path, found: _Set, split: str) -> Scenes:
+    images, outlined, twice = [], [], []
+    for path in found.splits[split]:
+        name, file = str(path.relative_to(root)), found.labels.get(key(path, root))
+        boxes, outlines = _boxes(file, found.classes) if file else ([], 0)
+        outlined += [name] * bool(outlines)
+        twice += [name] * (len({*boxes}) < len(boxes))
+        images.append(Annotated(path, name, [*dict.fromkeys(boxes)], file or path))
+    where = f"{name_of(root)} {split}"
+    notes = note(where, "images with outlines, of which the box around is taken", outlined)
+    notes += note(where, "images with a label twice, which is taken once", twice)
+    return assemble(root, split, images, found.classes, relative=True, notes=(*found.notes, *notes))
+
+
+def _boxes(file: Path, classes: Sequence[str]) -> tuple[list[Box], int]:
+    """The boxes of a file, corners in shares of the image, and of how many an outline is told. Raises UsageError."""
+    boxes, outlines = [], 0
+    for n, line in enumerate(read_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{file}: line {n}"
+        words = [number(word) for word in line.split()]
+        values = numbers(words, f"{where}: {quote(line.strip())}", len(words))
+        kind, *shares = values
+        if len(values) == 6:
+            raise UsageError(f"{where} has a sixth number, a confidence: these are predictions, not labels")
+        if len(values) < 5 or len(values) % 2 == 0:
+            raise UsageError(f"{where} has {len(values)} numbers; CLASS X Y WIDTH HEIGHT are 5, an outline 7, 9, …")
+        if kind not in range(len(classes)):
+            raise UsageError(f"{where} is of class {kind:g}; there are {len(classes)}, from 0: {quote(classes)}")
+        if not -SLACK <= min(shares) <= max(shares) <= 1 + SLACK:
+            wrong = min(shares) if min(shares) < -SLACK else max(shares)
+            raise UsageError(f"{where} has {wrong:g}; labels are shares of the image's sides, from 0 to 1")
+        if len(shares) == 4:
+            x, y, width, height = shares
+            corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        else:
+            xs, ys, outlines = shares[::2], shares[1::2], outlines + 1
+            corners = (min(xs), min(ys), max(xs), max(ys))
+        boxes.append(Box(corners, int(kind)))
+    return boxes, outlines
