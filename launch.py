@@ -14,26 +14,22 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted and saved (run the same command again).
 """
 
-import errno
-import io
 import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from errors import LONG, UsageError, quote, shortened, unknown
+import peers
+import process
+from errors import LONG, UsageError, quote, unknown
+from process import DONE, FAILED, SAVED, USAGE
 from usage import HELP, flags_of
 
-DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4
 FREE = ("mesh", *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")))  # with --from
 
 
@@ -46,33 +42,31 @@ PATHS = (
 
 def main(argv: list[str]) -> int:
     """Run one verb -> exit code. Mistakes get one line; --debug raises them instead."""
+    process.open_streams()
     if not argv or argv[0] in ("--help", "-h", "help"):
-        print(__doc__.strip())
+        print(__doc__.strip(), file=process.Terminal(sys.stdout), flush=True)
         return DONE if argv else USAGE
     debug = "--debug" in argv
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a sign prints another in its place
     try:
+        process.need_folder()
         return _dispatch(argv[0], [a for a in argv[1:] if a != "--debug"])
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        process.complain(process.INTERRUPTED)
         return FAILED
     except BaseException as error:  # a library's panic or exit is no Exception
         if debug:
             raise
-        usage = isinstance(error, UsageError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
-        text = shortened(str(error)) or type(error).__name__
-        note = "" if usage else f" [{type(error).__name__}; --debug shows where]"
-        print(f"launch.py {argv[0]}: {text}{note}", file=sys.stderr)
-        return USAGE if usage else FAILED
+        text, code = process.in_words(error)
+        process.complain(f"launch.py {argv[0]}: {text}")
+        return code
 
 
 def _dispatch(verb: str, argv: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     if "--help" in argv or "-h" in argv:
-        print(f"{HELP[verb]}\n{flags_of(verb).get_help(include_special_flags=False).strip()}")
+        text = f"{HELP[verb]}\n{flags_of(verb).get_help(include_special_flags=False).strip()}"
+        print(text, file=process.Terminal(sys.stdout), flush=True)
         return DONE
     for text in argv:
         _hold_text(text)
@@ -103,28 +97,12 @@ def _hold_text(argument: str) -> None:
         raise UsageError(f"{name}={value!r}: a name of a file has at most {LONGEST_NAME} bytes")
 
 
-def _host(listen: bool = False) -> Any:
-    """The outside world, for all below. If we listen, SIGINT or SIGTERM asks for a save; a second SIGINT kills."""
+def _host(**more: Any) -> Any:
+    """The outside world, for all below; a verb that listens to signals says more of it."""
     from train.host import Host
 
-    pending: list[str] = []
-
-    def note(number: int, frame: Any) -> None:
-        pending.append(signal.Signals(number).name)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM) if listen else ():
-        signal.signal(number, note)
-    where = Path(__file__).parent
-    revision = None
-    if shutil.which("git"):
-        command = ["git", "-C", str(where), "rev-parse", "HEAD"]
-        revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-        state = subprocess.run(
-            ["git", "-C", str(where), "status", "--porcelain", "-uno"], capture_output=True, check=False
-        )
-        revision = f"{revision}-dirty" if revision and state.stdout.strip() else revision
-    return Host(time.time, os.environ, sys.stdout, lambda: pending[-1] if pending else None, revision)
+    terminal = process.Terminal(sys.stdout, optional=bool(more))
+    return Host(time.time, os.environ, terminal, revision=process.revision(), monotonic=time.monotonic, **more)
 
 
 def _quiet() -> None:
@@ -171,41 +149,28 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     workdir = _need_workdir(args)
     from configs import reader, unread
 
-    host = _host(listen=True)  # from here on a signal is kept for the first update's end
-    _start_jax(args)
-    if args.processes > 1:
-        _join(args)
-    elif args.coordinator or args.process:
-        raise UsageError(
-            "--coordinator and --process go with --processes=N, the number of processes that train together"
-        )
-    from train import run
+    where = args.coordinator, args.processes, args.process
+    # from here on a signal is kept for the first update's end
+    with process.listening() as signals, peers.together(*where, workdir) as others:
+        host = _host(signals=signals, agree=others.agree)
+        _start_jax(args)
+        from train import run
 
-    kept = run.recorded_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
-    if not args.config and kept is None:
-        raise UsageError("--config is missing: which model to train, as --config=configs/gpt.py:quickstart")
-    cfg = reader.override(reader.read(args.config) if args.config else reader.from_json(str(kept)), assignments)
-    if cfg.resume not in ("auto", "extend"):
-        raise unknown("value of resume", cfg.resume, ("auto", "extend"))
-    changes = reader.refuse_other_run(workdir, reader.from_json(kept), cfg) if kept is not None else []
-    useless = partial(unread.unread, cfg, {key for key, _ in assignments}, only_given=not args.config)
-    ended = run.train(cfg, reader.to_json(cfg), workdir, host, changes, useless)
-    if ended:
-        host.say(f"{ended}: saved; run the same command again to go on")
+        kept = run.recorded_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
+        if not args.config and kept is None:
+            raise UsageError("--config is missing: which model to train, as --config=configs/gpt.py:quickstart")
+        cfg = reader.override(reader.read(args.config) if args.config else reader.from_json(str(kept)), assignments)
+        if cfg.resume not in ("auto", "extend"):
+            raise unknown("value of resume", cfg.resume, ("auto", "extend"))
+        commit = {"the commit of the code": host.revision}
+        others.agree({**commit, "--cpu_devices": args.cpu_devices, **reader.flat(cfg)})
+        others.join_jax()
+        changes = reader.refuse_other_run(workdir, reader.from_json(kept), cfg) if kept is not None else []
+        useless = partial(unread.unread, cfg, {key for key, _ in assignments}, only_given=not args.config)
+        ended = run.train(cfg, reader.to_json(cfg), workdir, host, changes, useless)
+        if ended:
+            host.say(f"{ended}: saved; run the same command again to go on")
     return SAVED if ended else DONE
-
-
-def _join(args: flags.FlagValues) -> None:
-    import jax
-
-    if not args.coordinator:
-        raise UsageError("--processes needs --coordinator=HOST:PORT, the same for all processes")
-    if args.process >= args.processes:
-        raise UsageError(f"--process={args.process} must be below --processes={args.processes}")
-    if args.cpu_devices:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(args.coordinator, args.processes, args.process)
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # jax has put its own in the place of ours
 
 
 def _source(args: flags.FlagValues) -> str | None:
@@ -400,4 +365,4 @@ VERBS: dict[str, Callable[[flags.FlagValues, list[tuple[str, str]]], int]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.end(main(sys.argv[1:]))

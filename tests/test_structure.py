@@ -57,15 +57,17 @@ def test_the_exit_code_is_the_process_exit_code() -> None:
 
 # The arrows
 
-OURS = {"configs", "data", "models", "train", "launch", "usage", "errors", "documents", "tests", "benchmarks"}
+OURS = {*LAYERS, "launch", "usage", "process", "peers", "errors", "documents", "tests", "benchmarks"}
 ARROWS = {
     "configs": {"configs", "errors"},
     "data": {"data", "errors", "documents"},
     "models": {"models", "errors", "documents"},
     "train": {"train", "models", "data", "errors", "documents"},
-    "launch": {"configs", "train", "errors", "usage"},
+    "launch": {"configs", "train", "errors", "usage", "process", "peers"},
     "documents": {"errors"},
     "usage": set(),
+    "process": {"errors"},
+    "peers": {"errors", "process"},
     "errors": set(),
 }
 # Inside models: shared files, lowest first, each with what it may import of models; every other file is a family.
@@ -102,7 +104,7 @@ def files(*folders: str) -> list[Path]:
     return [p for f in folders for p in ([ROOT / f] if f.endswith(".py") else sorted((ROOT / f).rglob("*.py")))]
 
 
-ALL = files(*LAYERS, "launch.py", "usage.py", "errors.py", "documents.py")
+ALL = files(*LAYERS, "launch.py", "usage.py", "process.py", "peers.py", "errors.py", "documents.py")
 
 
 def name_of(path: Path) -> str:

@@ -7,13 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Host:
-    """Clock, environment, terminal and pending signal of this process."""
+    """Clocks, environment, terminal, pending signal and fellow processes of this process."""
 
     clock: Callable[[], float]  # unix seconds
     environ: Mapping[str, str]
     stdout: Any  # a text stream
     signals: Callable[[], str | None] = lambda: None  # the name of a signal that asks for a stop, once it came
     revision: str | None = None  # the commit of this code
+    monotonic: Callable[[], float] = lambda: 0.0  # seconds of a clock that nobody sets, from which rates are counted
+    agree: Callable[[dict[str, Any]], None] = lambda facts: None  # refuses what differs between processes of one run
 
     def say(self, *lines: str) -> None:
         """Print lines at once."""

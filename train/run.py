@@ -17,7 +17,7 @@ from data import plan
 from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source
 from errors import UsageError, along_with
-from train import begin, checkpoint, evaluate, feed, images, loop
+from train import begin, checkpoint, evaluate, feed, images, loop, together
 from train.facts import Unread
 from train.host import Host
 from train.record import flops, metrics, plots, profile, summary
@@ -44,6 +44,8 @@ def train(
         traced = profile.window(cfg.log.profile, cfg.train.steps)
         corpora = [load_source(cfg, host, name, cfg.data.split) for name in names_of(cfg)]
         held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
+        parts = [(name, cfg.data.split) for name in names_of(cfg)] + [(names_of(cfg)[0], cfg.eval.split)]
+        together.compare(host, {part: s.identity for part, s in zip(parts, [*corpora, held_out], strict=True)})
         setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir), unread=unread)
     rate = schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
     feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
@@ -66,6 +68,7 @@ def train(
 
     checkpoint.prepare(workdir)
     with checkpoint.lock(workdir):
+        together.share(workdir, host)
         state, origin = begin.begin(setup, tx, workdir, identity, list(changes))
         batches, start = dataclasses.replace(batches, phases=origin.phases), origin.start
         if start >= cfg.train.steps and (origin.measured or not len(held_out)):

@@ -1,19 +1,14 @@
 """What a run saves: its checkpoints when they are due, and one more where an error ends it."""
 
-import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import flax
 import jax
-import numpy as np
-import optax
-import orbax.checkpoint
 
 from data import plan
 from models.spec import flatten
-from train import begin, checkpoint, evaluate, loop
+from train import begin, checkpoint, evaluate, loop, together
 from train.setup import Setup
 from train.update import step
 
@@ -67,13 +62,11 @@ def manifest_of(
 ) -> checkpoint.Manifest:
     """What a checkpoint says of itself, but for the digests that the save adds."""
     table = {k: {"shape": list(s.shape), "axes": s.axes} for k, s in flatten(setup.model.specs).items()}
-    versions = {m.__name__: m.__version__ for m in (jax, flax, optax, np)} | {"python": platform.python_version()}
-    versions["orbax"] = orbax.checkpoint.__version__
     return {
         "step": n,
         "config": setup.cfg.to_dict(),
         "table": table,
-        "versions": versions,
+        "versions": together.versions(),
         "revision": setup.host.revision,
         "mesh": dict(setup.place.mesh.shape),
         "phases": plan.phases_as_json(origin.phases),
