@@ -16,6 +16,7 @@ from data.files import find
 from data.geometry import Size
 from data.image_files import ENDINGS, damaged, decode, identity, opened, upright_size
 from data.kinds import Examples, Fields, Pixels, of_any_size
+from data.progress import Tick, counted, silent
 from errors import UsageError, unknown
 
 UNREAD = tuple(
@@ -42,7 +43,7 @@ class Folder(NamedTuple):
     names: tuple[str, ...]
 
 
-def load(name: str, split: str) -> Examples:
+def load(name: str, split: str, tick: Tick = silent) -> Examples:
     """The images of a split with their classes, which are those of all splits together.
 
     Raises UsageError for what cannot be read, less than two classes, or no image.
@@ -55,10 +56,10 @@ def load(name: str, split: str) -> Examples:
     chosen = [f for group in groups for f in group]
     if not chosen:  # one image a class, say
         raise UsageError(f"{name}: its split {split!r} holds no image")
-    channels, size = _survey(name, files)
+    channels, size = _survey(name, files, tick)
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
     told = repr((folder.names, [(f.path, f.length) for f in chosen])).encode()
-    known = identity(name, split, told, [Path(name, f.path) for f in chosen], sum(f.length for f in chosen))
+    known = identity(name, split, told, [Path(name, f.path) for f in chosen], sum(f.length for f in chosen), tick)
     read = Reading(name, tuple(f.path for f in chosen), labels, channels, size)
     absent = tuple(c for c, group in zip(folder.names, groups, strict=True) if not group)
     notes = (f"split {split!r} has no image of {', '.join(absent)}",) if absent else ()
@@ -205,13 +206,13 @@ def _plain(name: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _survey(root: str, files: tuple[File, ...]) -> tuple[int, Size | None]:
+def _survey(root: str, files: tuple[File, ...], tick: Tick) -> tuple[int, Size | None]:
     """Channels that all images can have, 1 where all are grey, else 3; and their size where they have one.
 
     By the files' headers, about 0.05 ms each. Raises UsageError for a file that is no image, or deeper than 8 bits.
     """
     grey, sizes = True, set()
-    for file in files:
+    for file in counted(files, "reading headers of images", tick):
         path = os.path.join(root, file.path)
         with opened(path, path) as image:
             grey &= image.mode in GREY

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from data.files import refuse_lfs_pointer, require_regular
 from data.geometry import Size
 from data.kinds import Pixels, checksum
+from data.progress import Tick, counted, silent
 from errors import UsageError
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -95,9 +96,12 @@ def upright_size(image: Image.Image) -> Size:
     return (columns, rows) if orientation(image) >= 5 else (rows, columns)
 
 
-def identity(root: str | Path, split: str, told: bytes, paths: Sequence[Path], length: int) -> dict[str, Any]:
+def identity(
+    root: str | Path, split: str, told: bytes, paths: Sequence[Path], length: int, tick: Tick = silent
+) -> dict[str, Any]:
     """What a split of a folder is known by: what its owner tells of the files, and their contents, `length` bytes."""
-    contents = [checksum(path.read_bytes()).encode() for path in paths] if length <= HASHED else []
+    hashed = counted(paths if length <= HASHED else (), "hashing images", tick)
+    contents = [checksum(path.read_bytes()).encode() for path in hashed]
     return {"name": name_of(root), "split": split, "count": len(paths), "checksum": checksum(told, *contents)}
 
 

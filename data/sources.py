@@ -8,10 +8,13 @@ from data import detection_folders, embedded, folders, pairs, prepared
 from data.files import find
 from data.image_files import ENDINGS
 from data.kinds import Source, Texts, no_field, texts
+from data.progress import Tick, silent
 from errors import UsageError, unknown
 
 
-def load(name: str, split: str, *, field: str | None = None, data_dir: str | None = None) -> Source:
+def load(
+    name: str, split: str, *, field: str | None = None, data_dir: str | None = None, tick: Tick = silent
+) -> Source:
     """A source by name: an embedded set, a folder of images or with boxes, text (a `.txt` file or folder), or of TFDS.
 
     `field` picks the text of a TFDS set that has several; `en:de` makes pairs, of a folder's files too. Raises
@@ -28,7 +31,7 @@ def load(name: str, split: str, *, field: str | None = None, data_dir: str | Non
         _known_split(name, split, splits)
         return reader(split)
     if kind == "images":
-        return folders.load(name, split)
+        return folders.load(name, split, tick)
     if kind == "text":
         return _text_files(Path(name), split)
     return prepared.load(name, split, field, data_dir)

@@ -214,7 +214,7 @@ def stand_in(cfg: Config, host: Host, family: str, loss: str, classes: int | Non
     if losses.find(loss).needs == "boxes":
         return _no_boxes(cfg, classes)
     if inputs is None:
-        return load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
+        return load_source(cfg, host, names_of(cfg)[0], cfg.eval.split, Ticker(host))
     shape = (SIDE, SIDE, inputs) if isinstance(inputs, int) else tuple(inputs)
     several = losses.find(loss).needs == "labels"
     label = {"labels": np.zeros((1, classes or 1), np.float32)} if several else {"label": np.zeros(1, np.int32)}
@@ -247,7 +247,7 @@ def exam_source(cfg: Config, host: Host, asked: str | None) -> tuple[str, Source
     kind = questions.kind_of(asked, cfg.data.name, host.environ.get("TFDS_DATA_DIR"))
     if kind == "choices":
         return kind, no_text(cfg, "next_token")
-    return kind, load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
+    return kind, load_source(cfg, host, names_of(cfg)[0], cfg.eval.split, Ticker(host))
 
 
 def split_of(cfg: Config, host: Host) -> str:

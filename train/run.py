@@ -42,8 +42,9 @@ def train(
     wrong = [*schedules.wrong(cfg.schedule, cfg.train.steps), *optim.wrong(cfg.optim), *unread({})]
     with along_with(wrong):  # what is wrong with these does not hide what else is
         traced = profile.window(cfg.log.profile, cfg.train.steps)
-        corpora = [load_source(cfg, host, name, cfg.data.split) for name in names_of(cfg)]
-        held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split)
+        ticker = Ticker(host)
+        corpora = [load_source(cfg, host, name, cfg.data.split, ticker) for name in names_of(cfg)]
+        held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split, ticker)
         parts = [(name, cfg.data.split) for name in names_of(cfg)] + [(names_of(cfg)[0], cfg.eval.split)]
         together.compare(host, {part: s.identity for part, s in zip(parts, [*corpora, held_out], strict=True)})
         setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir), unread=unread)

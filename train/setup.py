@@ -12,7 +12,7 @@ import models
 from data import evaluation, pairs, plan, sequences, sources, tokenizers
 from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source, Texts
-from data.progress import Tick, silent
+from data.progress import Tick, counted, silent
 from errors import UsageError, along_with, refusal, unknown
 from models import Model
 from models.spec import abstract
@@ -78,9 +78,9 @@ class Setup:
         return images.examined(self.cfg, self.task.needs == "boxes", images.channels_of(self.cfg, self.model))
 
 
-def load_source(cfg: Config, host: Host, name: str, split: str) -> Source:
+def load_source(cfg: Config, host: Host, name: str, split: str, tick: Tick = silent) -> Source:
     """A source of the config's data section."""
-    return sources.load(name, split, field=cfg.data.field, data_dir=host.environ.get("TFDS_DATA_DIR"))
+    return sources.load(name, split, field=cfg.data.field, data_dir=host.environ.get("TFDS_DATA_DIR"), tick=tick)
 
 
 def names_of(cfg: Config) -> list[str]:
@@ -101,7 +101,8 @@ def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
         for split in every if cfg.data.tokenizer == "char" else (cfg.data.split,):
             source = load_source(cfg, host, name, split)
             corpus += () if isinstance(source, Examples) else source.documents
-    return tokenizers.make(cfg.data.tokenizer, corpus, cfg.data.vocab)
+    read = counted(corpus, "reading documents for the tokenizer", Ticker(host), then="choosing tokens")
+    return tokenizers.make(cfg.data.tokenizer, read, cfg.data.vocab)
 
 
 def set_up(

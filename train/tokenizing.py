@@ -5,9 +5,11 @@ from pathlib import Path
 
 from data import sources
 from data.kinds import Examples
+from data.progress import counted
 from data.subwords import train_bpe
 from errors import UsageError
 from train.host import Host
+from train.record.ticker import Ticker
 
 
 def learn(name: str, split: str, field: str | None, size: int, to: str, host: Host) -> None:
@@ -21,13 +23,14 @@ def learn(name: str, split: str, field: str | None, size: int, to: str, host: Ho
     source = sources.load(name, split, field=field, data_dir=host.environ.get("TFDS_DATA_DIR"))
     if isinstance(source, Examples):
         raise UsageError(f"data set {name!r} holds no text to learn a tokenizer from")
-    made = train_bpe(source.documents, size)
+    ticker = Ticker(host)
+    made = train_bpe(counted(source.documents, "counting words of documents", ticker, then="joining tokens"), size)
     if made.vocab < size:
         raise UsageError(f"--size={size}: the text gives {made.vocab} tokens at most, having no pair left to join")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
     part.write_text(made.source, "utf-8")
     os.replace(part, file)
-    tokens = sum(len(made.encode(document)) for document in source.documents)
+    tokens = sum(len(made.encode(document)) for document in counted(source.documents, "tokenising documents", ticker))
     count = sum(len(document.encode()) for document in source.documents)
     host.say(f"{to}: {made.vocab:,} tokens, {count / max(tokens, 1):.3f} bytes a token on {name}, {split}")

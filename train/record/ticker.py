@@ -28,7 +28,9 @@ class Ticker:
         """Show it, if it is time."""
         now = self._host.clock()
         if what != self._what and self._next > self._begun + QUIET:  # what went before was long, so this may be too
-            self._show(f"{what} …")
+            self._show("", live_only=True)
+            if not jax.process_index():
+                self._host.say(f"{what} …")
         if not done or what != self._what:
             self._what, self._begun, self._next = what, now, now + QUIET
         if done >= total:
