@@ -71,6 +71,7 @@ class Peers:
         self.coordinator = ""  # HOST:PORT of jax.distributed
         self._lines: dict[int, Line] = {}  # to all others in process 0, else to process 0 alone
         self._leaving = threading.Event()
+        self._heard = threading.Lock()  # held once an end was heard: what ends next, ends of it
 
     def meet(self, say: Callable[[str], None], wait: float = WAIT) -> None:
         """Return when all processes are there. Raises RuntimeError after `wait` seconds, UsageError for a wrong one."""
@@ -194,6 +195,8 @@ class Peers:
             self._ended(index, None, process.FAILED)
 
     def _ended(self, index: int, text: str | None, code: int) -> None:
+        if not self._heard.acquire(blocking=False):
+            return
         if self.index == 0:
             for other, line in self._lines.items():
                 if other != index:
