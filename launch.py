@@ -147,6 +147,8 @@ def _need_workdir(args: flags.FlagValues) -> str:
 
 def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     workdir = _need_workdir(args)
+    if args.ignore and not args["from"].value:
+        raise UsageError(f"--ignore={args.ignore[0]} goes with --from, and names a key of its config.json")
     from configs import reader, unread
 
     where = args.coordinator, args.processes, args.process
@@ -154,23 +156,53 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     with process.listening() as signals, peers.together(*where, workdir) as others:
         host = _host(signals=signals, agree=others.agree)
         _start_jax(args)
-        from train import run
+        from train import initial, run
 
         kept = run.recorded_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
-        if not args.config and kept is None:
-            raise UsageError("--config is missing: which model to train, as --config=configs/gpt.py:quickstart")
-        cfg = reader.override(reader.read(args.config) if args.config else reader.from_json(str(kept)), assignments)
+        known = None if kept is None else reader.from_json(kept)
+        if args.dataset:
+            assignments = [("data.name", args.dataset), *assignments]
+        if args["from"].value:
+            cfg = _fine_tuning(args, assignments, host, kept)
+        elif args.config or kept is not None:
+            cfg = reader.override(reader.read(args.config) if args.config else reader.from_json(str(kept)), assignments)
+        else:
+            raise UsageError(
+                "--config is missing: which model to train, as --config=configs/gpt.py:quickstart; "
+                "or --from, a folder of the Hugging Face hub to go on from"
+            )
+        initial.take_vocabulary(cfg, known)
         if cfg.resume not in ("auto", "extend"):
             raise unknown("value of resume", cfg.resume, ("auto", "extend"))
         commit = {"the commit of the code": host.revision}
         others.agree({**commit, "--cpu_devices": args.cpu_devices, **reader.flat(cfg)})
         others.join_jax()
-        changes = reader.refuse_other_run(workdir, reader.from_json(kept), cfg) if kept is not None else []
-        useless = partial(unread.unread, cfg, {key for key, _ in assignments}, only_given=not args.config)
+        changes = reader.refuse_other_run(workdir, known, cfg) if known is not None else []
+        given = {key for key, _ in assignments} | ({"model.family", "loss"} if args["from"].value else set())
+        useless = partial(unread.unread, cfg, given, only_given=not args.config)
         ended = run.train(cfg, reader.to_json(cfg), workdir, host, changes, useless)
         if ended:
             host.say(f"{ended}: saved; run the same command again to go on")
     return SAVED if ended else DONE
+
+
+def _fine_tuning(args: flags.FlagValues, assignments: list[tuple[str, str]], host: Any, kept: str | None) -> Any:
+    """The config of a run that goes on from a folder: with --config its knobs of training, else plain ones."""
+    from configs import base, reader
+    from train import restored, tuning
+
+    known, given = reader.from_json(kept) if kept else None, {key for key, _ in assignments}
+    cfg = reader.read(args.config) if args.config else known.copy_and_resolve_references() if known else base.defaults()
+    plain = not args.config and known is None
+    for key, value in tuning.DEFAULTS.items() if plain else ():
+        base.assign(cfg, key, value)
+    cfg = reader.override(cfg, assignments)
+    if plain and "data.name" not in given:
+        raise UsageError("--dataset is missing: what to train on, as --dataset=pydoc_text; or a --config that says it")
+    if plain and "eval.split" not in given:
+        cfg.eval.split = restored.split_of(cfg, host)
+    tuning.take(cfg, os.path.expanduser(args["from"].value), host, args.ignore, given, known)
+    return cfg
 
 
 def _source(args: flags.FlagValues) -> str | None:

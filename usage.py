@@ -6,7 +6,15 @@ HELP = {
     "train": """Train a model: --config says which, --workdir where its files go.
 
 The same command again goes on from the newest good checkpoint; a finished run says so. With no --config the one in the
-workdir is taken. On several hosts, or for a trial of it on one, start one process each:
+workdir is taken.
+
+--from=DIR fine-tunes a network as the Hugging Face hub has it: family, sizes, vocabulary, tokenizer and what is done to
+images are the folder's; a head for other classes than the data's starts fresh. A --config then says how to train; with
+none it is AdamW at 5e-5, falling linearly, 8 rows an update. The checkpoints hold all of it, without DIR:
+
+    python launch.py train --from=DIR --dataset=sst2 --config.train.steps=2000 --workdir=W
+
+On several hosts, or for a trial of it on one, start one process each:
 
     python launch.py train --config=… --workdir=… --coordinator=HOST:PORT --processes=2 --process=0
 
@@ -72,16 +80,19 @@ def flags_of(verb: str) -> flags.FlagValues:
         text("cache", None, "where to keep compiled programs: a folder, or none; None is the user's cache folder")
     if verb not in ("doctor", "tokenizer"):
         text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
-    if verb in ("eval", "sample", "convert"):
-        text("from", None, "instead of a workdir, a folder as the Hugging Face hub has it")
+    if verb in ("train", "eval", "sample", "convert"):
+        instead = "to go on from" if verb == "train" else "instead of a workdir"
+        text("from", None, f"{instead}, a folder as the Hugging Face hub has it")
         texts("ignore", [], "with --from, a key of its config.json to pass over; may be given again")
     if verb == "train":
         text("config", None, "path/to/file.py:name+ablation")
         text("coordinator", None, "host:port of process 0, where several processes train together")
         whole("processes", 1, "how many processes train together", 1)
         whole("process", 0, "which of them this is, from 0")
+    if verb in ("train", "eval"):
+        measured = "what to measure it on; for a workdir None is its own data"
+        text("dataset", None, measured if verb == "eval" else "what to train on, for --config.data.name")
     if verb == "eval":
-        text("dataset", None, "what to measure it on; for a workdir None is its own data")
         text("as", None, "text | choices | last_word: how the data examine; None is choices where there are some")
     if verb == "convert":
         text("to", None, "a folder to write, new or empty, as the Hugging Face hub has it")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from data import plan, tokenizers
+from data import plan, tokenizer_reader, tokenizers
 from errors import UsageError
 from models import published
 from train import checkpoint, initial
@@ -82,12 +82,15 @@ def target_of(setup: Setup, tx: optax.GradientTransformation) -> step.State:
 
 
 def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
-    """The tokenizer of parameters that are there: this run's, or one of the same kind of the run they come from."""
+    """The tokenizer of parameters that are there: this run's, or one of the same kind of whence they come."""
     for n in checkpoint.readable(workdir):
         with suppress(checkpoint.Damaged):
             return checkpoint.load_tokenizer(workdir, n)
-    if cfg.init_from is None or published.is_published(cfg.init_from):
+    if cfg.init_from is None:
         return None
+    if published.is_published(cfg.init_from):
+        own = cfg.data.tokenizer == "subword"  # which names none: it is the folder's
+        return tokenizer_reader.read(cfg.init_from).description() if own else None
     workdir, steps = initial.checkpoints_of(cfg.init_from)
     read = partial(checkpoint.load_tokenizer, workdir)
     _, description = checkpoint.first_good(workdir, steps, read, lambda line: None)  # `initial.load` names the others

@@ -13,16 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-import models
 from data import tokenizer_writer
 from errors import UsageError
 from models import Model, published
 from models.published import labels, preprocessing
-from train import begin, checkpoint, images, restored
+from train import begin, checkpoint, images, restored, tuning
 from train.host import Host
 from train.record import summary
 from train.saving import manifest_of
-from train.setup import HOW, Config
+from train.setup import Config
 
 
 def take_in(
@@ -38,16 +37,13 @@ def take_in(
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
     model = published.read_config(folder, ignore, **restored.fields_of(cfg))
     classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
-    named = _size_of(model, folder) if "detector" in model.traits else None
+    named = tuning.size_of(model, folder) if "detector" in model.traits else None
     if named and cfg.data.size is None:
         cfg.data.size = model.config.inputs[:2]
     blank = restored.stand_in(cfg, host, model.family, restored.loss_of(model), classes, inputs)
     opened = restored.open_published(cfg, folder, host, blank, ignore=ignore, given=given)
-    setup, config = opened.setup, opened.setup.model.config
-    setup.cfg.model.size = named
-    for field in dataclasses.fields(config):
-        if field.name not in ("compute", *HOW, *(("layers",) if named else ())):  # compute and HOW are the trainer's
-            setup.cfg.model[field.name] = getattr(config, field.name)
+    setup = opened.setup
+    tuning.describe(setup.cfg, setup.model, folder)
     zero = {
         "step": np.zeros((), np.int32),
         "seed": np.zeros((), np.uint32),
@@ -63,16 +59,6 @@ def take_in(
     store.save(state, manifest_of(told, 0, origin, [], None), setup.description)
     store.close()
     host.say(f"checkpoint 0 in {workdir}/checkpoints; to train from it: --config.init_from={workdir}")
-
-
-def _size_of(model: Model, folder: str) -> str:
-    """The size of a detector that has its layers, which no config can list. Raises UsageError where none has."""
-    sizes = models.FAMILIES[model.family].SIZES
-    found = [name for name, fields in sizes.items() if fields["layers"] == model.config.layers]
-    if not found:
-        known = f"the sizes of {model.family}, {', '.join(sizes)}"
-        raise UsageError(f"{folder}: its layers are those of none of {known}, as a checkpoint's must be")
-    return found[0]
 
 
 def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:

@@ -14,11 +14,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
 
+import models
+from data import tokenizers
 from errors import UsageError
 from models import Model, published
 from models.spec import flatten
 from train import checkpoint
 from train.update import optim, step
+
+TABLE = "params/embed/token"  # of all families that read tokens by their numbers
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,40 @@ def checkpoints_of(name: str) -> tuple[str, list[int]]:
     if not checkpoint.steps(workdir):
         raise UsageError(f"init_from = {name!r} holds neither checkpoints of a run nor {published.SUFFIX} files")
     return workdir, checkpoint.select(workdir, which)
+
+
+def take_vocabulary(cfg: Any, kept: Any = None) -> None:
+    """Set model.vocab, where a config leaves it to a subword tokenizer, to the rows of the table that init_from has.
+
+    `kept` is the config of the run's checkpoints, which is followed where there is one. Tables of the hub may have more
+    rows than their tokenizers have tokens, and are taken whole.
+    """
+    family, size = models.FAMILIES.get(cfg.model.family), cfg.model.size
+    left = family and "vocab" not in {**cfg.model, **family.SIZES.get(size, {})} and hasattr(family.Config, "vocab")
+    if not left or cfg.init_from is None or tokenizers.kind_of(cfg.data.tokenizer) != "subword":
+        return
+    if kept is not None:
+        rows = kept.model.get("vocab") if kept.init_from == cfg.init_from else None
+    else:
+        rows = None if _matches(TABLE, patterns(cfg.init_fresh)) else _rows(cfg)
+    if rows is not None:
+        with cfg.unlocked():
+            cfg.model.vocab = rows
+
+
+def _rows(cfg: Any) -> int | None:
+    """The rows of the token table that init_from has, None where none is found by the config's fields."""
+    if not published.is_published(cfg.init_from):
+        workdir, steps = checkpoints_of(cfg.init_from)
+        read = partial(checkpoint.load_manifest, workdir)
+        return checkpoint.first_good(workdir, steps, read, lambda line: None)[1]["config"]["model"].get("vocab")
+    fields = {name: value for name, value in cfg.model.items() if name not in ("family", "size")}
+    try:
+        found = published.find(models.build(cfg.model.family, cfg.model.size, **fields), cfg.init_from)
+    except UsageError:  # which the run meets too, when it knows all
+        return None
+    names = found.names.get(TABLE.removeprefix("params/"), ())
+    return next((found.tensors.shapes[name][0] for name in names if found.tensors.shapes.get(name)), None)
 
 
 def _saved(workdir: str, n: int) -> Found:

@@ -106,7 +106,7 @@ def open_published(
     model = replace(model, config=replace(model.config, **how_of(cfg, model.family)))
     cfg.loss, cfg.model.family = loss_of(model), model.family
     if model.module.INPUT == "image":
-        _take_pixels(cfg, folder, model, host, given)
+        take_pixels(cfg, folder, model, host, given)
     tokenizer = None
     if not isinstance(example, Examples) and cfg.data.tokenizer == OWN:
         tokenizer, cfg.data.tokenizer = tokenizer_reader.read(folder).description(), "subword"
@@ -130,7 +130,7 @@ def fields_of(cfg: Config) -> dict[str, Any]:
     return {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
 
 
-def _take_pixels(cfg: Config, folder: str, model: Model, host: Host, given: Container[str]) -> None:
+def take_pixels(cfg: Config, folder: str, model: Model, host: Host, given: Container[str]) -> None:
     """Take how images are made ready from a folder, but for what the user has given; say what holds."""
     told = {} if "detector" in model.traits else preprocessing.of_folder(folder)
     names = ("size",) if "detector" in model.traits else PIXELS
@@ -152,7 +152,7 @@ def _hold_classes(where: str, theirs: Sequence[str] | None, setup: Setup, host: 
     """
     if not theirs or not setup.names:
         return
-    told, ours = _plain(theirs), _plain(setup.names)
+    told, ours = plain(theirs), plain(setup.names)
     if (told if exactly else told[: len(ours)]) == ours:
         return
     shown = [", ".join(names[:4]) + (", …" if len(names) > 4 else "") for names in (theirs, setup.names)]
@@ -174,7 +174,7 @@ def _hold_numbers(where: str, setup: Setup) -> None:
         )
 
 
-def _plain(names: Sequence[str]) -> list[str]:
+def plain(names: Sequence[str]) -> list[str]:
     """Names to be compared: letters and digits, where these still tell them apart."""
     plain = [re.sub(r"[\W_]+", " ", name).strip().lower() for name in names]
     return plain if all(plain) and len(set(plain)) == len(plain) else list(names)

@@ -148,7 +148,8 @@ def set_up(
     for name, value in sizes.items():
         have = getattr(model.config, name, value)
         if have < value:
-            raise UsageError(f"model.{name} = {have} is too small for the data's {value}")
+            whose = f"the tokenizer's {value} tokens" if name == "vocab" else f"the data's {value}"
+            raise UsageError(f"model.{name} = {have} is too small for {whose}")
         if have > value and (name == "outputs" or task.single or task.needs == "labels"):
             raise UsageError(f"model.{name} = {have} must be {value} for loss {cfg.loss!r} on {cfg.data.name!r}")
     if useless := unread({**told, **facts.of_model(model)}):

@@ -34,7 +34,12 @@ class Found:
     passed: tuple[str, ...] = ()  # names that are known, and not of this network's parameters
 
     def read(self, path: str, sharding: jax.sharding.Sharding | None = None, dtype: Any = jnp.float32) -> jax.Array:
-        """One leaf, placed tensor by tensor where it is to be; what is beyond the tensors, padding, is 0."""
+        """One leaf, placed tensor by tensor where it is to be; what is beyond the tensors, padding, is 0.
+
+        Raises UsageError for a tensor that is missing or misshapen.
+        """
+        if wrong := self.amiss(path):
+            raise UsageError(f"{self.tensors.path}: {wrong[0]}")
         row, shape = self.rows[path], self.shape(path)
         stack = np.array(self.names[path], object).reshape(shape[: row.stacked])
 
@@ -52,6 +57,13 @@ class Found:
         if sharding is None:
             sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.make_array_from_callback(shape, sharding, part)
+
+    def amiss(self, path: str) -> list[str]:
+        """What is wrong with the tensors of a leaf: those that are missing, and those that are misshapen."""
+        row, have = self.rows[path], self.tensors.shapes
+        wrong = [f"tensor {name!r} is missing" for name in self.names[path] if name not in have]
+        shapes = {name: have[name] for name in self.names[path] if name in have}
+        return wrong + [f"tensor {k!r} is {v}, not {row.shape}" for k, v in shapes.items() if not row.takes(v)]
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Of a leaf."""
@@ -106,11 +118,7 @@ class Found:
         for path in leaves(self.model.specs):
             if path not in self.rows:
                 raise UsageError(f"the published layout of family {self.model.family!r} has no tensor for {path}")
-            row = self.rows[path]
-            have = [name for name in self.names[path] if name in self.tensors.shapes]
-            wrong += [f"tensor {name!r} is missing" for name in self.names[path] if name not in self.tensors.shapes]
-            shapes = {name: self.tensors.shapes[name] for name in have}
-            wrong += [f"tensor {k!r} is {v}, not {row.shape}" for k, v in shapes.items() if not row.takes(v)]
+            wrong += self.amiss(path)
         wrong += [f"tensor {name!r} is not part of this network" for name in self.left]
         if wrong:
             more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""

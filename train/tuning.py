@@ -1,0 +1,105 @@
+"""Fine-tuning: a run whose network, tokenizer, loss and settings of images are those of a published folder."""
+
+import dataclasses
+from collections.abc import Container, Iterable
+from typing import Any
+
+import models
+from data.kinds import Source
+from errors import UsageError
+from models import Model, published
+from models.published import labels
+from train.host import Host
+from train.restored import PIXELS, fields_of, loss_of, plain, take_pixels
+from train.setup import HOW, Config, load_source, names_of
+from train.update import losses
+
+DEFAULTS: dict[str, Any] = {  # without a config file, those of transformers' Trainer
+    **{"optim.lr": 5e-5, "optim.clip": 1.0, "schedule.name": "linear", "train.batch": 8}
+}
+TOLD = ("loss", "data.tokenizer", "data.vocab", *(f"data.{name}" for name in PIXELS), "init_fresh")
+CLASSIFIER = {"head": "classes", "pool": "first", "pooler": True}  # what a bare network becomes for data with labels
+HEADS = ("head", "pooler")  # parts that start fresh where a folder has none that fit
+
+
+def take(
+    cfg: Config,
+    folder: str,
+    host: Host,
+    ignore: Iterable[str] = (),
+    given: Container[str] = (),
+    kept: Config | None = None,
+) -> None:
+    """Make a config one of fine-tuning a folder's network: model, loss, tokenizer, images, what starts fresh.
+
+    `ignore` names keys of config.json to pass over, `given` the knobs that the user has set, which hold. `kept` is the
+    config that the run's checkpoints have: what the folder told is then taken from there, and the folder may be gone.
+    Raises UsageError for a folder that cannot be read, and for a network that has no task.
+    """
+    for key in ("model.family", "model.size", "init_from"):
+        if key in given:
+            raise UsageError(f"--config.{key} is told by --from={folder}")
+    chosen = {name: value for name, value in fields_of(cfg).items() if f"model.{name}" in given}
+    with cfg.unlocked(), cfg.ignore_type():
+        cfg.init_from = folder
+        if kept is not None:
+            cfg.model = {**kept.model.to_dict(), **chosen}
+            for key in (key for key in TOLD if key not in given):
+                section, _, name = key.rpartition(".")
+                (cfg[section] if section else cfg)[name] = (kept[section] if section else kept)[name]
+            return
+        source = load_source(cfg, host, names_of(cfg)[0], cfg.data.split)
+        model, whole = _network(cfg, folder, ignore, chosen, source)
+        cfg.loss = cfg.loss if "loss" in given else loss_of(model)
+        if model.module.INPUT == "image":
+            take_pixels(cfg, folder, model, host, given)
+        elif "data.tokenizer" not in given:
+            cfg.data.tokenizer, cfg.data.vocab = "subword", None
+        if "init_fresh" not in given:
+            cfg.init_fresh = ",".join(_fresh(model, whole, folder, source)) or None
+        describe(cfg, model, folder, leave=() if "classes" in chosen else ("classes",))
+
+
+def describe(cfg: Config, model: Model, folder: str, leave: Container[str] = ()) -> None:
+    """Write a network of a folder into a config's model section, but for the fields to `leave` to the data."""
+    named = size_of(model, folder) if "detector" in model.traits else None
+    skipped = ("compute", *HOW, *(("layers",) if named else ()))  # compute and HOW are the trainer's
+    fields = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)}
+    kept = {name: value for name, value in fields.items() if name not in skipped and name not in leave}
+    with cfg.unlocked(), cfg.ignore_type():
+        cfg.model = {"family": model.family, "size": named, **kept}
+
+
+def size_of(model: Model, folder: str) -> str:
+    """The size of a detector that has its layers, which no config can list. Raises UsageError where none has."""
+    sizes = models.FAMILIES[model.family].SIZES
+    found = [name for name, fields in sizes.items() if fields["layers"] == model.config.layers]
+    if not found:
+        known = f"the sizes of {model.family}, {', '.join(sizes)}"
+        raise UsageError(f"{folder}: its layers are those of none of {known}, as a checkpoint's must be")
+    return found[0]
+
+
+def _network(
+    cfg: Config, folder: str, ignore: Iterable[str], chosen: dict[str, Any], source: Source
+) -> tuple[Model, Model]:
+    """The network to train, and the one that the folder holds: for data with labels, a classifier of their classes."""
+    whole = model = published.read_config(folder, ignore, **chosen)
+    fields, classes = {f.name for f in dataclasses.fields(model.config)}, getattr(source, "classes", None)
+    if classes is None or {"detector", "causal"} & model.traits:
+        return model, whole
+    if "head" in fields and "head" not in chosen and model.config.head != "classes":
+        chosen = {**{name: value for name, value in CLASSIFIER.items() if name in fields}, **chosen}
+    single = losses.find(cfg.loss).single
+    return published.read_config(folder, ignore, **{"classes": 1 if single else classes, **chosen}), whole
+
+
+def _fresh(model: Model, whole: Model, folder: str, source: Source) -> list[str]:
+    """The parts of a classifier that the folder lacks, or has for other classes."""
+    if "classifier" not in model.traits:
+        return []
+    found = published.find(model, folder)
+    amiss = {path.split("/")[0] for path in found.names if found.amiss(path)}
+    theirs, ours = labels.read(folder), getattr(source, "names", None)
+    renamed = "classifier" in whole.traits and theirs and ours and plain(theirs) != plain(ours)
+    return [part for part in HEADS if part in amiss or (renamed and part == "head")]
