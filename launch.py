@@ -5,7 +5,7 @@
     python launch.py sample --workdir=runs/a --prompt="The import statement"    # or --from=DIR, of the hub
     python launch.py convert --from=DIR --workdir=runs/b     # and back: --workdir=runs/b --to=DIR
     python launch.py tokenizer --train=TEXT --to=bpe.json
-    python launch.py doctor                             # devices, versions, data folder, disk
+    python launch.py doctor                             # devices, versions, data folder, disk; or --data=FOLDER
 
 `python launch.py VERB --help` explains a verb and its flags. A config is a file, a named config in it, and ablations:
 `configs/gpt.py:shakespeare+no_warmup`. Any knob of configs/base.py can follow, in any order, for all but doctor:
@@ -380,11 +380,12 @@ def _tokenizer(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> in
 
 def _doctor(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if assignments:
-        raise UsageError("doctor looks at the machine and takes no --config.KEY=VALUE")
+        raise UsageError("doctor looks at the machine, or at --data=NAME, and takes no --config.KEY=VALUE")
     _start_jax(args)
     from train import doctor
 
-    return DONE if doctor.examine(_host()) else FAILED
+    well = doctor.examine_data(_host(), args.data) if args.data else doctor.examine(_host())
+    return DONE if well else FAILED
 
 
 VERBS: dict[str, Callable[[flags.FlagValues, list[tuple[str, str]]], int]] = {

@@ -53,6 +53,8 @@ a --prompt of its own, are written at once.
 Try first:  python launch.py tokenizer --train=pydoc_text --size=1024 --to=bpe.json
 """,
     "doctor": """Look at what a run needs: devices, versions, data folder, disk. Say what is wrong and how to mend it.
+
+--data=NAME reads a data set instead, a folder or a name as for --config.data.name, and names all files that cannot be.
 """,
 }
 
@@ -78,6 +80,8 @@ def flags_of(verb: str) -> flags.FlagValues:
 
     if verb != "tokenizer":
         text("cache", None, "where to keep compiled programs: a folder, or none; None is the user's cache folder")
+    if verb == "doctor":
+        text("data", None, "a data set to read, all of it: a folder, a file or a name")
     if verb not in ("doctor", "tokenizer"):
         text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
     if verb in ("train", "eval", "sample", "convert"):

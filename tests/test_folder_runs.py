@@ -102,6 +102,11 @@ def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert launch.main(args) == 2
     assert "the images have different sizes: set data.size" in capsys.readouterr().err
     more = ["--config.data.size=8", "--config.data.augment=random_resized_crop,flip,mixup:0.2", "--config.eval.batch=2"]
+    (root / "cat" / "x.png").write_bytes((root / "cat" / "00.png").read_bytes()[:50])
+    assert launch.main([*args, *more]) == 2  # all are read before the run, which leaves nothing
+    assert "cat/x.png cannot be read as an image (" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+    (root / "cat" / "x.png").unlink()
     assert launch.main([*args, *more, "--config.data.mean=(0.5, 0.4, 0.3)"]) == 0
     assert "data    pets (33 examples), split train; held out: test (3)" in capsys.readouterr().out
     assert launch.main(["eval", f"--workdir={tmp_path}/w"]) == 0

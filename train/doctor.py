@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import embedded
+from data import embedded, image_files, intact, prepared, sources
+from data.files import expand_home, find
+from errors import UsageError
 from train import cache
 from train.host import Host
+from train.record.ticker import Ticker
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 ROOM = 5 * 2**30  # bytes free, below which checkpoints may not fit
@@ -27,6 +30,29 @@ def examine(host: Host) -> bool:
         host.say(f"{'ok   ' if right else 'WRONG'}  {line}")
     wrong = sum(not right for right, _ in verdicts)
     host.say("", "all is well" if not wrong else f"{wrong} thing(s) to mend")
+    return not wrong
+
+
+def examine_data(host: Host, name: str) -> bool:
+    """Read all that a data set holds and print what cannot be read -> True where nothing is wrong."""
+    data_dir, name, tick = host.environ.get("TFDS_DATA_DIR"), expand_home(name), Ticker(host)
+    wrong: list[str] = []
+    for split in sources.splits_of(name, data_dir) or ("train",):  # a set that is not prepared knows none
+        try:
+            source = sources.load(name, split, data_dir=data_dir)
+        except UsageError as error:  # the first of maybe many
+            wrong.append(str(error))
+            continue
+        refused = intact.rows_refused(source, what=f"reading {split}", tick=tick)
+        wrong += refused
+        notes = getattr(source, "notes", ())
+        count = f"{len(refused):,} of {len(source):,} cannot be" if refused else f"{len(source):,}"
+        host.say(f"{'WRONG' if refused else 'ok   '}  {split}: {count} read", *(f"       {note}" for note in notes))
+    if wrong and Path(name).is_dir():
+        files = find(name, image_files.ENDINGS)
+        wrong = intact.refusals(lambda file: image_files.decode(file, str(file)), files, "reading", tick) + wrong
+    wrong = list(dict.fromkeys(wrong))
+    host.say(*(f"WRONG  {line}" for line in wrong), "", f"{len(wrong):,} thing(s) to mend" if wrong else "all is well")
     return not wrong
 
 
@@ -85,13 +111,13 @@ def _arithmetic(host: Host) -> tuple[bool, str]:
 
 
 def _data(host: Host) -> tuple[bool, str]:
-    folder = Path(host.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
-    at_hand = f"embedded: {', '.join(embedded.EMBEDDED)}"
+    given = host.environ.get("TFDS_DATA_DIR")
+    folder = Path(given or Path.home() / "tensorflow_datasets")
+    where = f"embedded: {', '.join(embedded.EMBEDDED)}; TFDS_DATA_DIR is {given or 'not set'}"
     if not folder.is_dir():
-        if host.environ.get("TFDS_DATA_DIR"):
-            return False, f"TFDS_DATA_DIR names {folder}, which is no folder; {at_hand}"
-        return True, f"{at_hand}; no TFDS folder at {folder} (set TFDS_DATA_DIR to one with prepared sets)"
-    return True, f"{at_hand}; TFDS in {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}"
+        return not given, f"{where}, no folder is {'there' if given else f'at {folder}'}"
+    found = ", ".join(prepared.prepared(str(folder)))
+    return True, f"{where}{'' if given else f', {folder}'} holds {found or 'no prepared set'}"
 
 
 def _disk(host: Host) -> tuple[bool, str]:

@@ -77,7 +77,7 @@ def open_checkpoint(
 def take_inputs(cfg: Config, manifest: dict[str, Any]) -> None:
     """Take from a manifest in which shape a classifier of images sees them, where the config left it to the data."""
     inputs, family = manifest.get("inputs"), models.FAMILIES[cfg.model.family]
-    if inputs and "inputs" not in cfg.model and family.INPUT == "image" and losses.find(cfg.loss).needs == "label":
+    if inputs and "inputs" not in cfg.model and family.INPUT == "image" and losses.find(cfg.loss).needs != "boxes":
         with cfg.unlocked():
             cfg.model.inputs = tuple(inputs) if isinstance(inputs, list) else inputs
 

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from data import plan
+from data import intact, plan
 from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source
 from errors import UsageError, along_with
@@ -25,6 +25,8 @@ from train.record.ticker import Ticker
 from train.saving import Saver
 from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
 from train.update import optim, schedules, step
+
+READING = 10.0  # seconds that small sets are read before a run, for files that cannot be
 
 
 def train(
@@ -58,6 +60,8 @@ def train(
     phases, mix = (begin.first_phase(cfg),), images.mixed(cfg, setup.task)
     augment = images.trained(cfg, setup.task.needs == "boxes", images.channels_of(cfg, setup.model))
     batches = plan.Plan(_corpora(setup, corpora), phases, cfg.seed, augment, mix)
+    until = host.clock() + READING
+    intact.hold_intact((*corpora, held_out), lambda: host.clock() < until)
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
     if cfg.train.gradient != "autodiff" and (cfg.train.smoothing or cfg.train.z_loss or mix):

@@ -1,0 +1,85 @@
+"""Files and rows that cannot be read are all named: by the doctor, and of small sets before a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import intact, sources
+from data.kinds import Examples
+from errors import UsageError
+from tests.image_folders import classes, save
+from tests.runs import host
+from train import doctor
+
+
+def odd(n: int) -> int:
+    if n % 2:
+        raise UsageError(f"{n} is odd")
+    return n
+
+
+def test_refusals_come_in_order_and_are_all() -> None:
+    heard: list[tuple[str, int, int]] = []
+    want = [f"{n} is odd" for n in range(1, 200, 2)]
+    assert intact.refusals(odd, range(200), "counting", lambda *how: heard.append(how)) == want
+    assert heard == [("counting", done, 200) for done in (0, 64, 128, 192, 200)]
+    left = iter((True, False))
+    assert intact.refusals(odd, range(200), go_on=lambda: next(left)) == want[:32]
+
+
+def test_rows_that_are_held_are_not_read_again() -> None:
+    assert intact.rows_refused(Examples({"label": np.zeros(3, np.int32)}, 3, {}, 2)) == []
+
+
+def spoilt(root: Path) -> Path:
+    """Class folders with two files whose end is missing."""
+    for name in ("cat/03.png", "eel/01.png"):
+        path = classes(root, 5) / name if name.startswith("cat") else root / name
+        path.write_bytes(path.read_bytes()[:50])
+    return root
+
+
+def test_small_sets_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of more examples, and what is left when the time is over, as the run comes to them."""
+    source = sources.load(str(spoilt(tmp_path)), "train")
+    with pytest.raises(UsageError, match=r"cat/03.png cannot .*; 1 more of its files: launch.py doctor --data"):
+        intact.hold_intact([source], lambda: True)
+    intact.hold_intact([source], lambda: False)
+    monkeypatch.setattr(intact, "SMALL", len(source) - 1)
+    intact.hold_intact([source], lambda: True)
+
+
+def said(name: str | Path, **environ: str) -> list[str]:
+    """What the doctor says of a data set."""
+    here = host()
+    well = doctor.examine_data(here, str(name))
+    lines = here.stdout.getvalue().splitlines()
+    assert well == (lines[-1] == "all is well")
+    return lines
+
+
+def test_the_doctor_names_all_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """By their pixels, and where a header is damaged, which ends the set, of all files too."""
+    root = spoilt(tmp_path / "pets")
+    lines = said(root)
+    assert lines[:2] == ["WRONG  train: 2 of 12 cannot be read", "ok     test: 3 read"]
+    assert [line.partition(" cannot")[0] for line in lines[2:4]] == [
+        f"WRONG  {root}/{n}" for n in ("cat/03.png", "eel/01.png")
+    ]
+    assert lines[-1] == "2 thing(s) to mend"
+    (root / "dog" / "x.png").write_bytes(b"no image")
+    named = [line.split()[1] for line in said(root) if line.startswith("WRONG")]
+    assert named == [f"{root}/{n}" for n in ("cat/03.png", "dog/x.png", "eel/01.png")]
+    for name in named:
+        Path(name).unlink()
+    save(root / "cover.png")
+    assert said(root)[1] == "       cover.png: in no class folder, passed over"
+
+
+def test_the_doctor_reads_any_set(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text " * 40)
+    assert said(tmp_path)[:2] == ["ok     train: 1 read", "ok     validation: 1 read"]
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    assert "b.txt is not UTF-8 text" in said(tmp_path)[0]
+    assert said("digits")[:2] == ["ok     train: 1,438 read", "ok     test: 359 read"]
