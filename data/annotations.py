@@ -14,6 +14,7 @@ from data.detection import TOLD, Marked, Scenes, Truth, pixels, scenes
 from data.geometry import Size
 from data.image_files import identity, name_of, opened, orientation, upright_size
 from data.kinds import Pixels, checksum
+from documents import read_lines
 from errors import UsageError, quote
 
 T = TypeVar("T")
@@ -162,10 +163,14 @@ def class_name(name: Any, where: str) -> str:
     return text
 
 
-def class_list(text: str, file: Path) -> tuple[str, ...]:
-    """The names of classes in a text, one a line. Raises UsageError."""
-    lines = [line.strip() for line in text.rstrip().split("\n")]
+def class_list(file: Path) -> tuple[str, ...]:
+    """The names of classes in a file, one a line. Raises UsageError."""
+    lines = [line.strip() for line in read_lines(file)]
+    while lines and not lines[-1]:
+        lines.pop()
     names = tuple(class_name(line, f"{file}: line {n}") for n, line in enumerate(lines, 1))
+    if not names:
+        raise UsageError(f"{file} names no class")
     require_unique(names, f"{file}: the class")
     return names
 

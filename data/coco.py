@@ -63,8 +63,8 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Scenes:
         boxes[image].append(_box(mark, classes[kind], where))
     told = (_plain_id(mark.get("id")) for mark in table.annotations)
     require_unique((number for number in told if number is not None), f"{file}: annotation id")
-    folders = _folders(root, file, split)
-    images = [_image(row, boxes[i], folders, root, file) for row, i in zip(table.images, ids, strict=True)]
+    places = _places(root, file, split)
+    images = [_image(row, boxes[i], places, file) for row, i in zip(table.images, ids, strict=True)]
     require_unique((str(image.path) for image in images), f"{file}: image")
     if len(set(files.values())) < len(files):  # one file for both splits
         images = last_tenth(sorted(images, key=lambda image: image.name))[split]
@@ -126,10 +126,11 @@ def _without_root(table: _Tables, file: Path, files: Mapping[str, Path]) -> tupl
     """The categories without Roboflow's root, and its name: the supercategory of all others, without a box anywhere."""
     for root in table.categories:
         others = [row for row in table.categories if row is not root]
-        if others and all(row.get("supercategory") == root.get("name") for row in others):
+        name = root.get("name")
+        if others and isinstance(name, str) and all(row.get("supercategory") == name for row in others):
             tables = [table if other == file else _tables(other) for other in set(files.values())]
             if not any(_has_box(root, one) for one in tables):
-                return others, str(root["name"])
+                return others, name
     return table.categories, None
 
 
@@ -138,44 +139,52 @@ def _has_box(category: dict[str, Any], table: _Tables) -> bool:
     return any(_plain_id(mark.get("category_id")) in ids for mark in table.annotations)
 
 
-def _folders(root: Path, file: Path, split: str) -> list[Path]:
-    """Where the images of a file may lie, the likeliest first."""
+class _Places(NamedTuple):
+    """Where the images of a file may lie, the likeliest first, and how the real path of each image must begin."""
+
+    folders: list[Path]
+    held: tuple[str, ...]
+
+
+def _places(root: Path, file: Path, split: str) -> _Places:
     if file.name == AMONG and file.parent != root:
-        return [file.parent, file.parent / "images"]
-    inside = [] if file.parent == root else [root / split, root / "images" / split]
-    return [folder for folder in (*inside, root / "images", root) if folder.is_dir()]
+        folders = [file.parent, file.parent / "images"]
+    else:
+        inside = [] if file.parent == root else [root / split, root / "images" / split]
+        folders = [folder for folder in (*inside, root / "images", root) if folder.is_dir()]
+    return _Places(folders, tuple(os.path.realpath(folder) + os.sep for folder in (root, *folders)))
 
 
-def _image(row: dict[str, Any], boxes: Sequence[Box], folders: Sequence[Path], root: Path, file: Path) -> Annotated:
+def _image(row: dict[str, Any], boxes: Sequence[Box], places: _Places, file: Path) -> Annotated:
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         raise UsageError(f"{file}: image {quote(row.get('id'))} has file_name = {quote(name)}")
-    path = _locate(name, folders, root, file)
+    path = _locate(name, places, file)
     said = (row.get("height") or 0, row.get("width") or 0)  # some write 0 where they do not know
     rows, columns = numbers(said, f"{file}: the size of {path.name}", 2)
     return Annotated(path, path.name, boxes, file, (rows, columns) if rows and columns else None)
 
 
-def _locate(name: str, folders: Sequence[Path], root: Path, file: Path) -> Path:
+def _locate(name: str, places: _Places, file: Path) -> Path:
     """The image file of a name, in which `\\` may part folders and %20 stand for a space.
 
     Raises UsageError where there is none, or it lies outside of the folder, also by a link.
     """
-    held = [os.path.realpath(folder) + os.sep for folder in (root, *folders)]
     slashed = name.replace("\\", "/")
     outside = False
     for spelled in dict.fromkeys((name, slashed, unquote(slashed))):
-        for folder in folders:
+        for folder in places.folders:
             path = folder / spelled
             try:
                 real = os.path.realpath(path)
             except ValueError:  # no name of a file has a NUL
                 continue
-            if not real.startswith(tuple(held)):
+            if not real.startswith(places.held):
                 outside = True
             elif os.path.lexists(real):
                 return path
     if outside:
-        raise UsageError(f"{file}: its image {quote(name)} lies outside of {root}, and is not opened: copy it there")
-    tried = f"; tried in {', '.join(map(str, folders))}" if len(folders) > 1 else ""
-    raise UsageError(f"{file}: its image {quote(str(folders[0] / name))[1:-1]} is missing{tried}")
+        raise UsageError(f"{file}: its image {quote(name)} lies outside of its folder and is not opened: copy it there")
+    first, *more = places.folders
+    tried = f"; nor does it lie in {', '.join(map(str, more))}" if more else ""
+    raise UsageError(f"{file}: its image {quote(str(first / name))[1:-1]} is missing{tried}")

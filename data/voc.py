@@ -28,7 +28,7 @@ from data.annotations import (
 )
 from data.detection import Scenes
 from data.image_files import ENDINGS, name_of
-from documents import read_text, refuse_pointer
+from documents import read_lines, refuse_pointer
 from errors import UsageError, quote
 
 DIFFICULT = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
@@ -79,7 +79,7 @@ def _is_of_one_class(file: Path, annotations: Path) -> bool:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in read_text(file).split("\n") if line.strip()]
+    return [line.strip() for line in read_lines(file) if line.strip()]
 
 
 def _read_listed(root: Path, splits: dict[str, Path], split: str) -> Scenes:

@@ -31,7 +31,7 @@ from data.annotations import (
 )
 from data.detection import Scenes
 from data.image_files import name_of
-from documents import read_text
+from documents import read_lines, read_text
 from errors import UsageError, quote
 
 SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -55,9 +55,12 @@ def find(
     """The reader and the splits of a folder with labels, or None where its .txt files are none. Raises UsageError."""
     keys = {key(image, root) for image in images}
     labels = [p for p in texts if key(p, root) in keys and p.name not in NAMES]
-    full = [p for p in labels[: 100 * LOOKED] if p.stat().st_size][:LOOKED]
+    if not labels:
+        return None
+    full = [p for p in labels if p.stat().st_size][:LOOKED]
     settings = _settings(root)
-    if not labels or not (settings or any(map(_is_label, full)) or (_named(root) and not full)):
+    apart = any("labels" in map(str.lower, p.relative_to(root).parts[:-1]) for p in labels)
+    if not (settings or apart or any(map(_is_label, full)) or (_named(root) and not full)):
         return None
     if "kpt_shape" in settings:
         raise UsageError(f"{root} has labels of key points, by kpt_shape in its settings, and no boxes alone")
@@ -65,15 +68,17 @@ def find(
     by_key((image for image in images if key(image, root) in {key(p, root) for p in labels}), root)
     lists = [p for p in texts if p.parent == root and is_split(p.stem) and p not in labels]
     splits, notes = _splits(root, settings, images, lists, texts)
-    apart = [p for p in texts if p not in {*labels, *lists} and "labels" in p.relative_to(root).parts]
-    notes += note(name_of(root), "labels without an image, passed over", [str(p.relative_to(root)) for p in apart])
+    stray = {*texts} - {*labels, *lists}
+    stray_names = sorted(str(p.relative_to(root)) for p in stray if "labels" in p.relative_to(root).parts)
+    notes += note(name_of(root), "labels without an image, passed over", stray_names)
     return partial(_read, root, _Set(classes, splits, by_key(labels, root), notes)), tuple(splits)
 
 
 def _is_label(file: Path) -> bool:
-    """Whether the first line of a file is a label: five numbers or more."""
-    words = read_text(file).lstrip().partition("\n")[0].split()
-    return len(words) >= 5 and all(isinstance(number(word), float) for word in words)
+    """Whether the first line of a file looks like a label: five words or more, all numbers but one at most."""
+    with file.open("rb") as opened:
+        words = opened.read(1000).decode("utf-8-sig", errors="replace").lstrip().partition("\n")[0].split()
+    return len(words) >= 5 and sum(isinstance(number(word), float) for word in words) >= len(words) - 1
 
 
 def _settings(root: Path) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def _named(root: Path) -> list[Path]:
 
 def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str, ...]:
     """The names of the classes. Raises UsageError where there are none, or files that differ."""
-    found = {str(file): class_list(read_text(file), file) for file in _named(root)}
+    found = {str(file): class_list(file) for file in _named(root)}
     told = settings.get("names")
     if told:
         order = told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ()
@@ -167,7 +172,7 @@ def _listed(file: Path, root: Path, images: Iterable[Path]) -> list[Path]:
     for image in images:
         named.setdefault(image.name, []).append(image)
     found = []
-    for line in filter(None, map(str.strip, read_text(file).split("\n"))):
+    for line in filter(None, map(str.strip, read_lines(file))):
         parts = _parts(line)
         some = named.get(parts[-1] if parts else "", [])
         alike = {image: _common(image.relative_to(root).parts, parts) for image in some}
@@ -203,7 +208,7 @@ def _read(root: Path, found: _Set, split: str) -> Scenes:
 def _boxes(file: Path, classes: Sequence[str]) -> tuple[list[Box], int]:
     """The boxes of a file, corners in shares of the image, and of how many an outline is told. Raises UsageError."""
     boxes, outlines = [], 0
-    for n, line in enumerate(read_text(file).split("\n"), 1):
+    for n, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue
         where = f"{file}: line {n}"

@@ -127,7 +127,7 @@ def test_bad_labels_are_refused(tmp_path: Path, label: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        (dict(classes_txt=""), r"classes\.txt: line 1: '' is no name of a class"),
+        (dict(classes_txt=""), r"classes\.txt names no class"),
         (dict(classes_txt="ball\n\ncube"), r"classes\.txt: line 2: '' is no name of a class"),
         (dict(classes_txt="ball\nball"), r"classes\.txt: the class 'ball' is there twice"),
         (dict(obj_names="cube\nball"), "keep one of the two"),
@@ -155,11 +155,16 @@ def test_labels_need_names(tmp_path: Path) -> None:
     """Without names they are refused; texts that are no labels leave the folder one of images of classes."""
     root = flat(tmp_path / "set")
     (root / "classes.txt").unlink()
+    (root / "a.txt").write_text("ball 0.5 0.5 0.1 0.1")
     with pytest.raises(UsageError, match=r"set has labels, as .*a\.txt, and no names of classes: add classes\.txt or"):
         scenes(root, "train")
+    write(tmp_path / "apart", images__a_png="", labels__a_txt="a small animal")
+    with pytest.raises(UsageError, match=r"apart has labels, as .*labels/a\.txt, and no names of classes"):
+        scenes(tmp_path / "apart", "train")
     for kind in ("cat", "dog"):
         write(tmp_path / "captions", **{f"{kind}__{i}_png": "" for i in "ab"}, **{f"{kind}__a_txt": "a small animal"})
-    write(tmp_path / "captions", classes_txt="cat\ndog\n")
+    write(tmp_path / "captions", classes_txt="cat\ndog\n", dog__a_txt="")
+    (tmp_path / "captions" / "cat" / "a.txt").write_bytes("größe".encode("latin-1"))
     assert sources.load(str(tmp_path / "captions"), "train").names == ("cat", "dog")
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from documents import read_text
+from documents import read_lines
 from errors import UsageError
 from models.darknet import Conv, sizes
 from models.published import cfg as configuration
@@ -91,7 +91,9 @@ def names(folder: str | Path) -> tuple[str, ...] | None:
     if len(chosen) > 1:
         listed = ", ".join(f.name for f in chosen)
         raise UsageError(f"{folder} has {listed}: keep one, or name one by `names = ` in a .data file")
-    lines = [line.strip() for line in read_text(chosen[0]).rstrip().split("\n")]
+    lines = [line.strip() for line in read_lines(chosen[0])]
+    while lines and not lines[-1]:
+        lines.pop()
     count = configuration.fields(found[0])["classes"]
     if len(lines) != count or "" in lines:
         raise UsageError(f"{chosen[0]} must have {count} names, one a line, for the classes of {found[0].name}")
@@ -105,7 +107,7 @@ def _files(folder: str | Path, suffix: str) -> list[Path]:
 
 def _settings(file: Path, key: str) -> list[str]:
     """What a .data file sets a key to."""
-    pairs = (line.partition("=") for line in read_text(file).split("\n"))
+    pairs = (line.partition("=") for line in read_lines(file))
     return [value.strip() for name, _, value in pairs if name.strip() == key]
 
 
