@@ -92,8 +92,10 @@ def test_buffers_are_passed_over_and_copies_of_tied_tables_checked(folder: Path)
     rewrite(folder, lambda t: {**t, buffer: np.ones((1, 1, 4, 4), np.uint8), "lm_head.weight": t[table].copy()})
     assert_same(values(models.load_pretrained(folder)[1]), want)
     rewrite(folder, lambda t: {**t, "lm_head.weight": t[table] + 1})
-    with pytest.raises(UsageError, match=r"'lm_head.weight' is not part of this network"):
+    with pytest.raises(UsageError, match=r"'lm_head.weight' is not part of this network.*--config.model.tied=False"):
         models.load_pretrained(folder)
+    own = values(models.load_pretrained(folder, tied=False)[1])["head"]
+    np.testing.assert_array_equal(own[:101], want["embed/token"][:101] + 1)
 
 
 @pytest.mark.parametrize("limit", [1, 5000, 10**9])
@@ -278,6 +280,35 @@ def test_keys_that_are_passed_over_must_be_named(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"softcap = 30\.0: not known here.*--ignore"):
         models.load_pretrained(folder)
     assert models.load_pretrained(folder, ignore=["softcap"])[0].family in NAMES
+
+
+def test_keys_that_change_no_number_are_passed_over(folder: Path) -> None:
+    """Of other programs and of people; a quantisation is none of them."""
+    file = folder / "config.json"
+    whole = json.loads(file.read_text())
+    more = {
+        "transformers.js_config": {"kv_cache_dtype": "fp16"},
+        "_my_note": 3,
+        "onnx_opset": 14,
+        "auto_map": {"a": "b"},
+    }
+    more |= {"attn_implementation": "sdpa", "custom_pipelines": {}, "model_max_length": 8, "task_specific_params": {}}
+    file.write_text(json.dumps(whole | more))
+    assert models.load_pretrained(folder)[0].family in NAMES
+    for key in ("quantization_config", "quantization", "rotary_dims"):
+        file.write_text(json.dumps(whole | {key: {"bits": 4}}))
+        with pytest.raises(UsageError, match=key):
+            models.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("saved", ["bert"], indirect=True)
+def test_numbers_of_classes_have_no_gaps(folder: Path) -> None:
+    file = folder / "config.json"
+    whole = json.loads(file.read_text())
+    for numbers in ("02", "12", "0x"):
+        file.write_text(json.dumps(whole | {"id2label": {n: f"name {n}" for n in numbers}}))
+        with pytest.raises(UsageError, match=r"id2label of .*numbered from 0, without gaps"):
+            models.load_pretrained(folder)
 
 
 STRANGE = (None, "x", 3, -1, 0, 2.5, 10**9, math.nan, math.inf, True, [], [1], {}, {"a": 1})

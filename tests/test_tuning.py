@@ -15,8 +15,9 @@ from configs import base
 from data import subwords
 from data.kinds import Examples, Source, Texts
 from errors import UsageError
+from models import published
 from models.spec import flatten
-from train import begin, checkpoint, initial, tuning
+from train import begin, checkpoint, initial, restored, tuning
 from train.host import Host
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
@@ -125,6 +126,27 @@ def test_a_run_needs_no_more_than_its_workdir(more: list[str], tmp_path: Path, c
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert checkpoint.load_manifest(str(workdir), 1)["config"]["model"]["vocab"] == 300
     jax.set_mesh(None)
+
+
+def test_what_a_classifier_tells_of_a_row_is_its_loss(tmp_path: Path) -> None:
+    """One class, or any number of them; a number, which one output alone is too, is refused by name."""
+    path = folder(tmp_path / "H", "bert", head="classes", pool="first", classes=2)
+    model, file = published.read_config(path), tmp_path / "H" / "config.json"
+    whole = json.loads(file.read_text())
+    kinds = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax", None: "softmax"}
+    for kind, loss in kinds.items():
+        file.write_text(json.dumps(whole | {"problem_type": kind}))
+        assert restored.loss_of(model, path) == loss
+    for changes in ({"problem_type": "regression"}, {"id2label": {"0": "x"}}):
+        file.write_text(json.dumps(whole | changes))
+        with pytest.raises(UsageError, match="problem_type 'regression'"):
+            restored.loss_of(model, path)
+
+
+def test_the_loss_of_a_run_is_that_of_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder(tmp_path / "H", "bert", head="classes", pool="first", classes=2)
+    several = Texts(("ab", "c"), {"name": "tags"}, np.array([[0, 1], [1, 1]], np.float32), 2)
+    assert taken(monkeypatch, path, several).loss == "sigmoid"
 
 
 def from_folder(path: str, **model: Any) -> Any:

@@ -40,7 +40,7 @@ def take_in(
     named = tuning.size_of(model, folder) if "detector" in model.traits else None
     if named and cfg.data.size is None:
         cfg.data.size = model.config.inputs[:2]
-    blank = restored.stand_in(cfg, host, model.family, restored.loss_of(model), classes, inputs)
+    blank = restored.stand_in(cfg, host, model.family, restored.loss_of(model, folder), classes, inputs)
     opened = restored.open_published(cfg, folder, host, blank, ignore=ignore, given=given)
     setup = opened.setup
     tuning.describe(setup.cfg, setup.model, folder)
@@ -88,7 +88,9 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
         raise UsageError(f"--to={to} cannot be made a folder: {error}") from None
     try:
         pixels = _pixels(cfg, model)
-        published.save_pretrained(model, opened.variables, part, classes=_names(manifest, model), images=pixels, **ids)
+        several = cfg.loss == "sigmoid" and "id2label" in published.folder_layout(model.family).config(model.config)
+        keys = {**ids, **({"problem_type": "multi_label_classification"} if several else {})}
+        published.save_pretrained(model, opened.variables, part, classes=_names(manifest, model), images=pixels, **keys)
         sized = preprocessing.has_form(pixels) or not (part / preprocessing.FILE).exists()
         if ids:
             (part / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")

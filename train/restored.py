@@ -15,7 +15,7 @@ from data import questions, sources, tokenizer_reader
 from data.detection import Marked, Scenes, Truth, scenes
 from data.evaluation import Exam
 from data.kinds import Examples, Pairs, Source, Texts
-from errors import UsageError, unknown
+from errors import UsageError, quote, unknown
 from models import Model, published
 from models.published import labels, preprocessing
 from train import begin, checkpoint, detection, evaluate, images, translation
@@ -104,7 +104,7 @@ def open_published(
     compute, dtype, _ = PRECISIONS[cfg.train.precision]
     model = published.read_config(folder, ignore, compute=compute, **fields_of(cfg))
     model = replace(model, config=replace(model.config, **how_of(cfg, model.family)))
-    cfg.loss, cfg.model.family = loss_of(model), model.family
+    cfg.loss, cfg.model.family = loss_of(model, folder), model.family
     if model.module.INPUT == "image":
         take_pixels(cfg, folder, model, host, given)
     tokenizer = None
@@ -230,8 +230,15 @@ def _no_boxes(cfg: Config, classes: int | None) -> Scenes:
     return replace(scenes(name, "", [Marked("", size, nothing)], told, lambda i: black, {"name": name}), names=None)
 
 
-def loss_of(model: Model) -> str:
-    """The loss by which a published network is measured. Raises UsageError for one that has none."""
+def loss_of(model: Model, folder: str) -> str:
+    """The loss by which a folder's network is measured. Raises UsageError for one that has none."""
+    if "classifier" in model.traits and (problem := labels.problem(folder)):
+        if problem != "multi_label_classification":
+            raise UsageError(
+                f"{folder} has problem_type {quote(problem)}, told or by its single output; "
+                f"single_label_classification and multi_label_classification are measured here"
+            )
+        return "sigmoid"
     tasks = (("causal language_model", "next_token"), ("classifier", "softmax"), ("detector", "detection"))
     for traits, loss in tasks:
         if set(traits.split()) <= model.traits:

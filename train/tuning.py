@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable
 from typing import Any
 
 import models
-from data.kinds import Source
+from data.kinds import Source, Texts
 from errors import UsageError
 from models import Model, published
 from models.published import labels
@@ -50,13 +50,17 @@ def take(
             return
         source = load_source(cfg, host, names_of(cfg)[0], cfg.data.split)
         model, whole = _network(cfg, folder, ignore, chosen, source)
-        cfg.loss = cfg.loss if "loss" in given else loss_of(model)
+        cfg.loss = cfg.loss if "loss" in given else _loss(model, folder, source)
         if model.module.INPUT == "image":
             take_pixels(cfg, folder, model, host, given)
         elif "data.tokenizer" not in given:
             cfg.data.tokenizer, cfg.data.vocab = "subword", None
+        found = published.find(model, folder)
+        for name in found.left:
+            if says := found.untied(name):
+                raise UsageError(f"{folder}: tensor {name!r} is not part of this network{says}")
         if "init_fresh" not in given:
-            cfg.init_fresh = ",".join(_fresh(model, whole, folder, source)) or None
+            cfg.init_fresh = ",".join(_fresh(found, whole, folder, source)) or None
         describe(cfg, model, folder, leave=() if "classes" in chosen else ("classes",))
 
 
@@ -94,11 +98,18 @@ def _network(
     return published.read_config(folder, ignore, **{"classes": 1 if single else classes, **chosen}), whole
 
 
-def _fresh(model: Model, whole: Model, folder: str, source: Source) -> list[str]:
-    """The parts of a classifier that the folder lacks, or has for other classes."""
+def _loss(model: Model, folder: str, source: Source) -> str:
+    """The loss of a run: a classifier's is that of the data's labels, one or several a row."""
     if "classifier" not in model.traits:
+        return loss_of(model, folder)
+    several = source.label_field == "labels" if isinstance(source, Texts) else "labels" in getattr(source, "shapes", ())
+    return "sigmoid" if several else "softmax"
+
+
+def _fresh(found: published.Found, whole: Model, folder: str, source: Source) -> list[str]:
+    """The parts of a classifier that the folder lacks, or has for other classes."""
+    if "classifier" not in found.model.traits:
         return []
-    found = published.find(model, folder)
     amiss = {path.split("/")[0] for path in found.names if found.amiss(path)}
     theirs, ours = labels.read(folder), getattr(source, "names", None)
     renamed = "classifier" in whole.traits and theirs and ours and plain(theirs) != plain(ours)

@@ -31,7 +31,6 @@ def fields(keys: Keys) -> dict[str, Any]:
     keys.hold("position_embedding_type", "absolute")
     keys.hold("is_decoder", False)
     head = _head(keys)
-    names = keys.take("id2label", kind=dict)
     last = keys.take("classifier_dropout")
     dropout = keys.take("hidden_dropout_prob", default=0.1)
     if head == "classes" and last not in (None, dropout):
@@ -48,7 +47,7 @@ def fields(keys: Keys) -> dict[str, Any]:
         "head": head,
         "pool": "first" if head == "classes" else "none",
         "pooler": head == "classes" or (head == "none" and any("pooler.dense." in name for name in keys.tensors)),
-        "classes": len(names) if names is not None else keys.take("num_labels", default=2),
+        "classes": keys.classes(),
         "dropout": dropout,
         "dropout_attention": keys.take("attention_probs_dropout_prob", default=0.1),
         "tied": keys.take("tie_word_embeddings", default=True),

@@ -1,7 +1,7 @@
 """What files hold for a model: which tensor is for which leaf, what is amiss, and leaves read one by one."""
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +32,7 @@ class Found:
     names: dict[str, list[str]]  # of the leaf's tensors, in the files, in the order of its stack
     left: tuple[str, ...]  # names that no leaf has a place for
     passed: tuple[str, ...] = ()  # names that are known, and not of this network's parameters
+    twins: dict[str, str] = field(default_factory=dict)  # of names left over, those that are to be copies of others
 
     def read(self, path: str, sharding: jax.sharding.Sharding | None = None, dtype: Any = jnp.float32) -> jax.Array:
         """One leaf, placed tensor by tensor where it is to be; what is beyond the tensors, padding, is 0.
@@ -119,10 +120,17 @@ class Found:
             if path not in self.rows:
                 raise UsageError(f"the published layout of family {self.model.family!r} has no tensor for {path}")
             wrong += self.amiss(path)
-        wrong += [f"tensor {name!r} is not part of this network" for name in self.left]
+        wrong += [f"tensor {name!r} is not part of this network{self.untied(name)}" for name in self.left]
         if wrong:
             more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
             raise UsageError(f"{self.tensors.path}: {'; '.join(wrong[:4])}{more}")
+
+    def untied(self, name: str) -> str:
+        """What a refusal adds for a tensor left over that is to be a copy of another, and differs; else nothing."""
+        if name not in self.twins or not getattr(self.model.config, "tied", False):
+            return ""
+        twin = f"whose config.json ties it to {self.twins[name]!r}, from which it differs"
+        return f", {twin}; to read it as it is: --config.model.tied=False"
 
 
 def leaves(variables: Any) -> dict[str, Any]:
@@ -187,7 +195,7 @@ def _find(model: models.Model, tensors: Tensors, layout: ModuleType, prefix: str
         twin = name in twins and _equal(tensors, name, twins[name])
         apart = start != base and beside.is_beside(name)
         (passed if twin or apart or ignored(name, start) else left).append(name)
-    return Found(model, tensors, {p: rows[p] for p in names}, names, tuple(left), tuple(passed))
+    return Found(model, tensors, {p: rows[p] for p in names}, names, tuple(left), tuple(passed), twins)
 
 
 def _equal(tensors: Tensors, one: str, two: str) -> bool:

@@ -25,6 +25,18 @@ def read(folder: str | Path) -> tuple[str, ...] | None:
     return None if names == unnamed(len(names)) else tuple(names)
 
 
+def problem(folder: str | Path) -> str | None:
+    """What the folder's classifier tells of a row, as transformers calls it: `problem_type`; None for one class each.
+
+    Without that key a single output is a number, not a class.
+    """
+    file = Path(folder) / "config.json"
+    told = read_settings(file) if file.is_file() else {}
+    names, given = told.get("id2label"), told.get("problem_type")
+    alone = "model_type" in told and (len(names) if isinstance(names, dict) else told.get("num_labels")) == 1
+    return None if given == "single_label_classification" else given or ("regression" if alone else None)
+
+
 def unnamed(count: int) -> list[str]:
     """What the hub calls classes without names."""
     return [f"LABEL_{i}" for i in range(count)]

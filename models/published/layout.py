@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import UsageError, unknown
+from errors import UsageError, quote, unknown
 from models.published.grid import Regrid
 
 
@@ -144,8 +144,12 @@ HARMLESS = frozenset(  # keys of a config.json that change no number of a forwar
     temperature top_k top_p typical_p repetition_penalty length_penalty exponential_decay_length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences remove_invalid_values bad_words_ids
     suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id
+
+    attn_implementation custom_pipelines pipeline_tag library_name base_model tags model_max_length
+    bos_token eos_token pad_token unk_token sep_token cls_token mask_token
     """.split()
 )
+MARKS = ("_", "transformers", "unsloth_", "onnx", "openvino")  # how further keys begin that change no number
 PLAIN: dict[str, tuple[Any, ...]] = {  # of a config.json: what must be so, if it is there
     **dict(is_encoder_decoder=(False,), is_decoder=(False, True), add_cross_attention=(False,)),
     **dict(cross_attention_hidden_size=(None,), tie_encoder_decoder=(False,), pruned_heads=({}, None)),
@@ -224,6 +228,17 @@ class Keys:
             raise UsageError(f"config.json has {names[0]} = {value!r}, which is no count")
         return value
 
+    def classes(self) -> int:
+        """How many classes `id2label` names, else `num_labels`. Raises UsageError for numbers with gaps."""
+        names = self.take("id2label", kind=dict)
+        if names is None:
+            return self.count("num_labels", default=2)
+        if {int(key) for key in names if key.isdecimal()} != set(range(len(names))):
+            raise UsageError(
+                f"config.json has id2label of {quote([*names])}: classes are numbered from 0, without gaps"
+            )
+        return len(names)
+
     def activation(self, *names: str, default: str) -> str:
         """The name here of an activation. Raises UsageError for one that is unknown."""
         name = str(self.take(*names, default=default))
@@ -233,7 +248,8 @@ class Keys:
 
     def done(self, harmless: Iterable[str] = ()) -> None:
         """Raise UsageError for a key that nobody has looked at: it may change what the model computes."""
-        strange = [k for k, v in self.values.items() if k not in self.seen and k not in harmless and v is not None]
+        known = {*self.seen, *harmless}
+        strange = [k for k, v in self.values.items() if k not in known and not k.startswith(MARKS) and v is not None]
         if strange:
             listed = ", ".join(f"{k} = {self.values[k]!r}" for k in strange)
             raise UsageError(

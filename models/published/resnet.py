@@ -26,7 +26,6 @@ def fields(keys: Keys) -> dict[str, Any]:
     block = keys.take("layer_type", default="bottleneck")
     if block not in BLOCKS:
         raise unknown("layer_type of config.json", block, BLOCKS)
-    names = keys.take("id2label", kind=dict)
     return {
         "inputs": keys.take("num_channels", default=3),
         "stem_channels": keys.take("embedding_size", default=64),
@@ -37,7 +36,7 @@ def fields(keys: Keys) -> dict[str, Any]:
         "halve_first": keys.take("downsample_in_first_stage", default=False, kind=bool),
         "activation": keys.activation("hidden_act", default="relu"),
         "head": HEADS[given],
-        "classes": len(names) if names is not None else keys.take("num_labels", default=2),
+        "classes": keys.classes(),
     }
 
 

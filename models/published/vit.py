@@ -22,7 +22,6 @@ HARMLESS = ("encoder_stride", "pooler_act", "pooler_output_size")  # of heads th
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is transformers' ViTConfig."""
-    names = keys.take("id2label", kind=dict)
     head, size, patch = _head(keys), keys.take("image_size", default=224), keys.take("patch_size", default=16)
     told = {
         "inputs": (*(size if isinstance(size, list) else (size, size)), keys.take("num_channels", default=3)),
@@ -34,7 +33,7 @@ def fields(keys: Keys) -> dict[str, Any]:
         "activation": keys.activation("hidden_act", default="gelu"),
         "head": head,
         "pool": "first" if head == "classes" else "none",
-        "classes": len(names) if names is not None else keys.take("num_labels", default=2),
+        "classes": keys.classes(),
         "qkv_bias": keys.take("qkv_bias", default=True),
         "dropout": keys.take("hidden_dropout_prob", default=0.0),
         "dropout_attention": keys.take("attention_probs_dropout_prob", default=0.0),
