@@ -29,6 +29,9 @@ where checkpoint n errs: confusion matrix, calibration and worst mistakes of a c
 detector, translations and attention of a translator, the passages of highest loss of a language model, the values of a
 regressor.
 
+± is one standard error, over documents where text is cut into windows. The calibration error (ECE) is the mean distance
+of a classifier's confidence to its accuracy.
+
 --from=DIR takes a folder as the Hugging Face hub has it, with its tokenizer. A language model is measured by loss,
 perplexity and bits per byte of texts; where the data are questions with choices, by acc and acc_norm as
 lm-evaluation-harness defines them; with --as=last_word by the last words of texts:
@@ -52,7 +55,9 @@ a --prompt of its own, are written at once.
 
 Try first:  python launch.py tokenizer --train=pydoc_text --size=1024 --to=bpe.json
 """,
-    "doctor": """Look at what a run needs: devices, versions, data folder, disk. Say what is wrong and how to mend it.
+    "doctor": """Look at what a run needs: devices, versions, data folder, disk, compiled programs.
+
+Say what is wrong and how to mend it.
 
 --data=NAME reads a data set instead, a folder or a name as for --config.data.name, and names all files that cannot be.
 """,
