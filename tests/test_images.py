@@ -98,3 +98,20 @@ def test_a_folder_of_the_hub_is_measured_on_grey_images(tmp_path: Path, capsys: 
     (tmp_path / "grey" / "3").rename(tmp_path / "grey" / "12")
     assert launch.main(["eval", f"--from={tmp_path}/H", f"--dataset={tmp_path}/grey", "--config.eval.batch=8"]) == 2
     assert "has classes of the numbers 0 to 12, but not all of these" in capsys.readouterr().err
+
+
+def test_titles_have_the_last_part_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of TFDS stay whole."""
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = base.defaults()
+    for name, title in (
+        (f"{tmp_path}/pets", "pets"),
+        ("/gone/book.txt", "book.txt"),
+        ("~/photos", "photos"),
+        ("./pets", "pets"),
+        ("glue/sst2", "glue/sst2"),
+        (f"mnist,{tmp_path}/pets/", "mnist, pets"),
+    ):
+        cfg.data.name = name
+        assert setup.title_of(cfg) == title

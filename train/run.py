@@ -23,7 +23,7 @@ from train.host import Host
 from train.record import flops, metrics, plots, profile, summary
 from train.record.ticker import Ticker
 from train.saving import Saver
-from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, training_rows
+from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, title_of, training_rows
 from train.update import optim, schedules, step
 
 READING = 10.0  # seconds that small sets are read before a run, for files that cannot be
@@ -286,7 +286,7 @@ def _draw_curve(setup: Setup, workdir: str) -> None:
     """Draw the curve of a local workdir, and say where it is and the newest checkpoint."""
     if jax.process_index() or "://" in workdir:
         return
-    picture = plots.curve(workdir, f"{setup.model.family} on {setup.cfg.data.name}", setup.task.unit)
+    picture = plots.curve(workdir, f"{setup.model.family} on {title_of(setup.cfg)}", setup.task.unit)
     where = f"curve in {picture}, " if picture else ""
     setup.host.say(f"{where}checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import models
 from data import evaluation, pairs, plan, sequences, sources, tokenizers
 from data.detection import Scenes
+from data.files import expand_home
+from data.image_files import name_of
 from data.kinds import Examples, Pairs, Source, Texts
 from data.progress import Tick, counted, silent
 from errors import UsageError, along_with, refusal, unknown
@@ -89,6 +92,12 @@ def names_of(cfg: Config) -> list[str]:
     if not all(names):
         raise UsageError(f"config key 'data.name' = {cfg.data.name!r} has an empty name")
     return names
+
+
+def title_of(cfg: Config) -> str:
+    """The data sets of a config as the title of a picture has them: of paths the last parts only."""
+    paths = ((name, Path(expand_home(name))) for name in names_of(cfg))
+    return ", ".join(name_of(path) if path.is_absolute() or path.exists() else name for name, path in paths)
 
 
 def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:

@@ -14,7 +14,7 @@ from data.tokenizers import Tokenizer
 from train import multilabel
 from train.evaluate import BINS, Rows, bins_of, calibration
 from train.record.plots import GREY, HELD, INK, PALE, RIGHT, TRAIN, colours, dress, head, legend, named, save, sheet
-from train.setup import Setup
+from train.setup import Setup, title_of
 
 WORST = 40  # mistakes shown
 SHOWN = 256  # pixels of an image's longer side, at most
@@ -31,7 +31,7 @@ def begin(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"eval-{n}-*"):
         old.unlink()
-    return f"{setup.model.family} on {cfg.data.name}, {cfg.eval.split}, checkpoint {n:,}", f"{folder}/eval-{n}"
+    return f"{setup.model.family} on {title_of(cfg)}, {cfg.eval.split}, checkpoint {n:,}", f"{folder}/eval-{n}"
 
 
 def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: int) -> list[Path]:
