@@ -6,6 +6,7 @@
     python launch.py convert --from=DIR --workdir=runs/b     # and back: --workdir=runs/b --to=DIR
     python launch.py tokenizer --train=TEXT --to=bpe.json
     python launch.py doctor                             # devices, versions, data folder, disk; or --data=FOLDER
+    python launch.py list                               # families; or: list configs/gpt.py, list knobs optim
 
 `python launch.py VERB --help` explains a verb and its flags. A config is a file, a named config in it, and ablations:
 `configs/gpt.py:shakespeare+no_warmup`. Any knob of configs/base.py can follow, in any order, for all but doctor:
@@ -20,24 +21,18 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 import peers
 import process
-from errors import LONG, UsageError, quote, unknown
+from errors import UsageError, quote, unknown
 from process import DONE, FAILED, SAVED, USAGE
-from usage import HELP, flags_of
+from usage import HELP, flags_of, hold_text
 
 FREE = ("mesh", *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")))  # with --from
-
-
-LONGEST_NAME = 255  # bytes, of one folder or file, on every common disk
-PATHS = (
-    *("--workdir", "--config", "--from", "--to", "--dataset", "--train", "--split"),
-    *(f"--config.{key}" for key in ("data.name", "data.tokenizer", "data.split", "eval.split", "init_from")),
-)
 
 
 def main(argv: list[str]) -> int:
@@ -46,6 +41,9 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(__doc__.strip(), file=process.Terminal(sys.stdout), flush=True)
         return DONE if argv else USAGE
+    if argv[0] == "--version":
+        print(_version(), file=process.Terminal(sys.stdout), flush=True)
+        return DONE
     debug = "--debug" in argv
     try:
         process.need_folder()
@@ -56,7 +54,7 @@ def main(argv: list[str]) -> int:
     except BaseException as error:  # a library's panic or exit is no Exception
         if debug:
             raise
-        text, code = process.in_words(error)
+        text, code = process.in_words(error, [a.partition("=")[2] for a in argv])
         process.complain(f"launch.py {argv[0]}: {text}")
         return code
 
@@ -69,7 +67,7 @@ def _dispatch(verb: str, argv: list[str]) -> int:
         print(text, file=process.Terminal(sys.stdout), flush=True)
         return DONE
     for text in argv:
-        _hold_text(text)
+        hold_text(text)
     assignments = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     if verb != "train" and any(a.partition("=")[0] == "--config" for a in argv):
         raise UsageError(f"{verb} takes the config that the checkpoint holds; change knobs by --config.KEY=VALUE")
@@ -80,21 +78,20 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     try:
         rest = args(["launch.py", *(a for a in argv if not a.startswith("--config."))])[1:]
     except flags.Error as error:
-        given = (a.partition("=")[2] for a in argv)
-        long = next((value for value in given if len(value) > LONG and value in str(error)), None)
-        raise UsageError(str(error).replace(long, quote(long)) if long else str(error)) from None
-    if rest:
-        raise UsageError(f"{rest[0]!r} is no flag; flags are written --name=value, as --workdir=runs/a")
+        raise UsageError(str(error)) from None
+    if rest and "words" in args:
+        args.words = rest
+    elif rest:
+        raise UsageError(f"{quote(rest[0])} is no flag; flags are written --name=value, as --workdir=runs/a")
     return VERBS[verb](args, [(k, v) for k, _, v in (a.partition("=") for a in assignments)])
 
 
-def _hold_text(argument: str) -> None:
-    """Hold an argument to be text, and a path among them to be one that a disk can have. Raises UsageError."""
-    name, _, value = argument.partition("=")
-    if "\0" in argument or any("\ud800" <= sign <= "\udfff" for sign in argument):
-        raise UsageError(f"{name.encode(errors='replace').decode()} is not text in the terminal's encoding")
-    if name in PATHS and max(len(part.encode()) for part in re.split("[/,]", value)) > LONGEST_NAME:
-        raise UsageError(f"{name}={value!r}: a name of a file has at most {LONGEST_NAME} bytes")
+def _version() -> str:
+    """Canon's, the commit and jax's, in one line."""
+    import jax
+
+    ours = re.search(r"^version: (\S+)", (Path(__file__).parent / "CITATION.cff").read_text(), re.MULTILINE)
+    return f"Canon {ours[1] if ours else ''}, commit {process.revision() or 'unknown'}, jax {jax.__version__}"
 
 
 def _host(**more: Any) -> Any:
@@ -160,6 +157,8 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
         kept = run.recorded_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
         known = None if kept is None else reader.from_json(kept)
+        if note := reader.unnamed(args.config) if args.config else None:
+            host.say(note)
         if args.dataset:
             assignments = [("data.name", args.dataset), *assignments]
         if args["from"].value:
@@ -388,6 +387,28 @@ def _doctor(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     return DONE if well else FAILED
 
 
+def _list(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
+    if assignments:
+        raise UsageError("list shows what there is and takes no --config.KEY=VALUE")
+    from configs import listing
+
+    match args.words:
+        case []:
+            from train.record.listing import families
+
+            lines = families()
+        case ["knobs"]:
+            lines = listing.of_knobs(None)
+        case ["knobs", section]:
+            lines = listing.of_knobs(section)
+        case [path] if path.endswith(".py"):
+            lines = listing.of_file(path)
+        case words:
+            raise UsageError(f"list takes nothing, a config file, or knobs and a section, not {quote(' '.join(words))}")
+    print("\n".join(lines), file=process.Terminal(sys.stdout), flush=True)
+    return DONE
+
+
 VERBS: dict[str, Callable[[flags.FlagValues, list[tuple[str, str]]], int]] = {
     "train": _train,
     "eval": _eval,
@@ -395,6 +416,7 @@ VERBS: dict[str, Callable[[flags.FlagValues, list[tuple[str, str]]], int]] = {
     "convert": _convert,
     "tokenizer": _tokenizer,
     "doctor": _doctor,
+    "list": _list,
 }
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from errors import UsageError, shortened
+from errors import LONG, UsageError, quote, shortened
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4  # exit codes
 INTERRUPTED = "interrupted; run the same command again to go on from the last checkpoint"
@@ -99,9 +99,12 @@ def end(code: int) -> None:
     sys.exit(code)
 
 
-def in_words(error: BaseException) -> tuple[str, int]:
-    """What is said of an error in one line, and the exit code."""
-    text = shortened(str(error)) or type(error).__name__
+def in_words(error: BaseException, given: Sequence[str] = ()) -> tuple[str, int]:
+    """What is said of an error in one line, values that the user has given shortened, and the exit code."""
+    text = str(error)
+    for value in given:
+        text = text.replace(value, quote(value)) if len(value) > LONG else text
+    text = shortened(text) or type(error).__name__
     if isinstance(error, UsageError) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
         return text, USAGE
     return f"{text} [{type(error).__name__}; --debug shows where]", FAILED

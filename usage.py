@@ -1,6 +1,16 @@
 """What each verb of the launcher says of itself, and the flags that it takes."""
 
+import re
+
 from absl import flags
+
+from errors import UsageError
+
+LONGEST_NAME = 255  # bytes, of one folder or file, on every common disk
+PATHS = (
+    *("--workdir", "--config", "--from", "--to", "--dataset", "--train", "--split"),
+    *(f"--config.{key}" for key in ("data.name", "data.tokenizer", "data.split", "eval.split", "init_from")),
+)
 
 HELP = {
     "train": """Train a model: --config says which, --workdir where its files go.
@@ -61,6 +71,12 @@ Say what is wrong and how to mend it.
 
 --data=NAME reads a data set instead, a folder or a name as for --config.data.name, and names all files that cannot be.
 """,
+    "list": """List what there is to choose from.
+
+    python launch.py list                    # the families, and their published sizes with their parameters
+    python launch.py list configs/gpt.py     # the configs and ablations of a file
+    python launch.py list knobs optim        # the knobs of a section, or of all
+""",
 }
 
 
@@ -75,7 +91,8 @@ def flags_of(verb: str) -> flags.FlagValues:
         flags.DEFINE_integer(name, default, says, lower_bound=lower, upper_bound=upper, flag_values=own)
 
     flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=own)
-    whole("cpu_devices", None, "simulate so many CPU devices", 1)
+    if verb != "list":
+        whole("cpu_devices", None, "simulate so many CPU devices", 1)
 
     def texts(name: str, default: list[str], says: str) -> None:
         flags.DEFINE_multi_string(name, default, says, flag_values=own)
@@ -83,11 +100,11 @@ def flags_of(verb: str) -> flags.FlagValues:
     def share(name: str, says: str) -> None:
         flags.DEFINE_float(name, None, says, flag_values=own)
 
-    if verb != "tokenizer":
+    if verb not in ("tokenizer", "list"):
         text("cache", None, "where to keep compiled programs: a folder, or none; None is the user's cache folder")
     if verb == "doctor":
         text("data", None, "a data set to read, all of it: a folder, a file or a name")
-    if verb not in ("doctor", "tokenizer"):
+    if verb not in ("doctor", "tokenizer", "list"):
         text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
     if verb in ("train", "eval", "sample", "convert"):
         instead = "to go on from" if verb == "train" else "instead of a workdir"
@@ -111,6 +128,8 @@ def flags_of(verb: str) -> flags.FlagValues:
         text("field", None, "which text of a set that has several")
         whole("size", 4096, "how many tokens to learn, the 256 bytes and an end among them", 257)
         text("to", None, "the tokenizer.json to write")
+    if verb == "list":
+        texts("words", [], "what to list; stands alone too, as above")
     if verb == "sample":
         texts("prompt", ["\n"], "the text to go on from; given again, several at once")
         whole("tokens", 300, "how many tokens to add", 1)
@@ -123,3 +142,12 @@ def flags_of(verb: str) -> flags.FlagValues:
         flags.DEFINE_boolean("stats", False, "tell tokens a second of reading and writing", flag_values=own)
         whole("seed", 0, "of the draws", upper=2**32 - 1)
     return own
+
+
+def hold_text(argument: str) -> None:
+    """Hold an argument to be text, and a path among them to be one that a disk can have. Raises UsageError."""
+    name, _, value = argument.partition("=")
+    if "\0" in argument or any("\ud800" <= sign <= "\udfff" for sign in argument):
+        raise UsageError(f"{name.encode(errors='replace').decode()} is not text in the terminal's encoding")
+    if name in PATHS and max(len(part.encode()) for part in re.split("[/,]", value)) > LONGEST_NAME:
+        raise UsageError(f"{name}={value!r}: a name of a file has at most {LONGEST_NAME} bytes")

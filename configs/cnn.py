@@ -17,7 +17,6 @@ from configs import base
 CONFIGS: dict[str, dict[str, Any]] = {
     "digits": {
         "model.family": "cnn",
-        "model.inputs": (8, 8, 1),
         "model.channels": (16, 32),
         "model.hidden": (64,),
         "data.name": "digits",

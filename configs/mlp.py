@@ -71,7 +71,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "model.family": "mlp",
-        "model.inputs": 64,
         "model.hidden": (128,),
         "model.classes": 10,
         "model.activation": "relu",

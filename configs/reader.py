@@ -1,6 +1,7 @@
 """From the command line to a ConfigDict: `file.py:name+ablation`, then `--config.KEY=VALUE` in any order."""
 
 import ast
+import inspect
 import json
 import runpy
 import traceback
@@ -21,15 +22,40 @@ def read(source: str) -> ConfigDict:
     Raises UsageError for a file that is not there, does not run, or whose get_config does not give a config.
     """
     path, _, names = source.partition(":")
+    made = variables(path)
+    if not callable(made.get("get_config")):
+        raise UsageError(f"config file {path} has no function get_config(names)")
+    given = [names] if names else []
+    try:
+        inspect.signature(made["get_config"]).bind(*given)
+    except TypeError:
+        takes = "no name" if names else f"a name, as --config={path}:NAME{_names(made)}"
+        raise UsageError(f"config file {path} takes {takes}") from None
+    return _whole(path, _run(path, lambda: made["get_config"](*given)))
+
+
+def unnamed(source: str) -> str | None:
+    """What a config file without a name stands for, in words; None where there is a name, or no choice."""
+    path, _, names = source.partition(":")
+    made = {} if names or not Path(path).is_file() else variables(path)
+    if not made.get("CONFIGS") or not callable(made.get("get_config")):
+        return None
+    chosen = next(iter(inspect.signature(made["get_config"]).parameters.values()), None)
+    return f"config  {path}:{chosen.default}{_names(made)}" if chosen and chosen.default is not chosen.empty else None
+
+
+def _names(made: dict[str, Any]) -> str:
+    return f" (it has {', '.join(map(str, made['CONFIGS']))})" if isinstance(made.get("CONFIGS"), dict) else ""
+
+
+def variables(path: str) -> dict[str, Any]:
+    """What a config file defines, by name. Raises UsageError for a file that is not there or does not run."""
     if not Path(path).is_file():
         found = [str(p) for p in Path("configs").glob("*.py") if p.stem not in NOT_CONFIGS]
         if not found and not Path(path).is_absolute():
             raise UsageError(f"no config file {path!r} below this folder; run Canon from its clone")
         raise unknown("config file", path, found)
-    made = _run(path, lambda: runpy.run_path(path))
-    if not callable(made.get("get_config")):
-        raise UsageError(f"config file {path} has no function get_config(names)")
-    return _whole(path, _run(path, lambda: made["get_config"](*([names] if names else []))))
+    return _run(path, lambda: runpy.run_path(path))
 
 
 def _run(path: str, act: Callable[[], Any]) -> Any:
@@ -62,7 +88,7 @@ def _whole(path: str, made: Any) -> ConfigDict:
     return cfg
 
 
-NOT_CONFIGS = ("__init__", "base", "reader", "recipes", "unread")
+NOT_CONFIGS = ("__init__", "base", "listing", "reader", "recipes", "unread")
 
 
 def override(cfg: ConfigDict, assignments: list[tuple[str, str]]) -> ConfigDict:

@@ -16,7 +16,6 @@ from configs import base
 CONFIGS: dict[str, dict[str, Any]] = {
     "fashion": {
         "model.family": "vit",
-        "model.inputs": (28, 28, 1),
         "model.patch": 4,
         "model.width": 64,
         "model.depth": 4,

@@ -8,6 +8,7 @@ A case is a valid small input of one kind with one thing in it changed. The slow
 import contextlib
 import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -89,10 +90,12 @@ class Fuzz:
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.random = folder, random.Random(seed)
-        self.work = folder / "work"
+        self.work, configs = folder / "work", Path(launch.__file__).parent / "configs"
+        self.configs = configs
+        os.chdir(folder)  # for what a strange name makes
         quiet = ["--config.log.table=false", "--config.train.steps=1", "--config.train.batch=8"]
-        self.xor = ["train", f"--workdir={self.work}", "--config=configs/mlp.py:xor", *quiet]
-        self.gpt = ["train", "--config=configs/gpt.py:quick", *quiet, "--config.schedule.warmup=0"]
+        self.xor = ["train", f"--workdir={self.work}", f"--config={configs}/mlp.py:xor", *quiet]
+        self.gpt = ["train", f"--config={configs}/gpt.py:quick", *quiet, "--config.schedule.warmup=0"]
         self.gpt += [f"--config.model.{k}" for k in ("width=8", "depth=1", "heads=1", "context=8")]
         self.run, self.hub = folder / "run", folder / "hub"
         for argv in (
@@ -199,9 +202,9 @@ class Fuzz:
         stop = "--config.model.nosuch=1"  # ends what is right so far, before anything compiles
         argv = {
             "hub": self.random.choice((["convert", f"--from={copy}"], ["sample", f"--from={copy}", "--tokens=1"])),
-            "classes": ["train", "--config=configs/cnn.py:digits", f"--config.data.name={copy}", stop],
+            "classes": ["train", f"--config={self.configs}/cnn.py:digits", f"--config.data.name={copy}", stop],
             "words": [*self.gpt, f"--config.data.tokenizer={copy}", stop],
-            "boxes": ["train", "--config=configs/yolo.py:bccd", f"--config.data.name={copy}", stop,
+            "boxes": ["train", f"--config={self.configs}/yolo.py:bccd", f"--config.data.name={copy}", stop,
                       "--config.data.split=train2017", "--config.eval.split=val2017"],
             "darknet": ["convert", f"--from={copy}"],
             "quiz.jsonl": ["eval", f"--from={self.hub}", f"--dataset={there}"],
@@ -329,12 +332,12 @@ def main() -> int:
     """Print the faults of --seconds=S --seed=N, keep the files of each -> exit code 1 where there are some."""
     given = dict(a.removeprefix("--").split("=") for a in sys.argv[1:])
     count = 0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for argv, found in faults(float(given.get("seconds", 60)), int(given.get("seed", 0)), Path(folder)):
             count += 1
             print(f"{[a[:150] for a in argv]}\n    {found}", flush=True)
             if (copy := Path(folder) / "copy").exists() and "keep" in given and any("copy" in a for a in argv):
-                shutil.copytree(copy, Path(given["keep"]) / str(count))
+                shutil.copytree(copy, Path(given["keep"]) / str(count), dirs_exist_ok=True)
     print(f"{count} faults")
     return bool(count)
 

@@ -274,7 +274,7 @@ def test_ablations_are_small(file: str) -> None:
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        ("shakespere", "'shakespeare'"),
+        ("shakespere", "'shakespeare'.*configs: shakespeare, quickstart, quick, gpt2; ablations: no_warmup"),
         ("quick+no_warmap", "'no_warmup'"),
         ("no_warmup", "must begin with one config"),
         ("no_warmup+quick", "must begin with one config"),
@@ -309,6 +309,44 @@ def test_unusable_config_files_are_refused(tmp_path: Path, text: str | None, say
         path.write_text(text)
     with pytest.raises(UsageError, match=says):
         reader.read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("raise SystemExit(7)", "line 4: SystemExit: 7"),
+        ("return 1 / 0", "line 4: ZeroDivisionError"),
+        ("return get_config()", "line 4: RecursionError"),
+        ("import nosuch", "line 4: ModuleNotFoundError"),
+        ("return None", "gives None, not a ConfigDict"),
+        ("return ['x'] * 10_000", "gives ['x', 'x'"),
+        ("return ConfigDict({'seed': 1})", "lacks model.family, model.size, data.name, …"),
+        ("cfg = base.defaults()\n    cfg.unlock()\n    cfg.sed = 1\n    return cfg", "'sed'.*'seed'"),
+        ("cfg = base.defaults()\n    cfg.seed = 2**32\n    return cfg", "'seed' takes int up to 4,294,967,295"),
+        ("return base.config('x', {}, {})", "unknown config or ablation 'x'"),
+    ],
+)
+def test_a_config_file_that_gives_no_config_is_named(tmp_path: Path, body: str, says: str) -> None:
+    """With the line where there is one, and nothing of a traceback."""
+    path = tmp_path / "mine.py"
+    path.write_text(f"from ml_collections import ConfigDict\nfrom configs import base\ndef get_config():\n    {body}\n")
+    with pytest.raises(UsageError, match=f"^config file {path}.*{says}".replace("[", r"\[")):
+        reader.read(str(path))
+
+
+def test_names_that_a_config_file_takes(tmp_path: Path) -> None:
+    """Said where one is missing, where none is taken, and where the default is."""
+    path = tmp_path / "mine.py"
+    path.write_text("CONFIGS = {'a': {}, 'b': {}}\ndef get_config(name):\n    return name\n")
+    with pytest.raises(UsageError, match=r"takes a name, as --config=.*mine.py:NAME \(it has a, b\)"):
+        reader.read(str(path))
+    path.write_text("get_config = lambda: 3\n")
+    with pytest.raises(UsageError, match="takes no name"):
+        reader.read(f"{path}:a")
+    said = reader.unnamed(str(ROOT / "configs/gpt.py"))
+    assert said is not None
+    assert said.endswith("configs/gpt.py:quickstart (it has shakespeare, quickstart, quick, gpt2)")
+    assert reader.unnamed("configs/gpt.py:quick") is None
 
 
 def test_a_users_own_config_file_is_read(tmp_path: Path) -> None:

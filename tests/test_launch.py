@@ -131,7 +131,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "size_of_text": ([*TRAIN, "--config.data.size=8"], "where the data are images or boxes; this config has text"),
     "image_size": ([*DIGITS, "--config.data.size=(8, 8, 1)"], "'data.size' must be rows and columns"),
     "size_of_half_pixels": ([*DIGITS, "--config.data.size=(8, 7.5)"], "takes tuple[int] | None"),
-    "size_for_the_model": ([*DIGITS, "--config.data.size=9"], "(9, 9, 1)"),
+    "size_for_the_model": ([*DIGITS, "--config.data.size=9", "--config.model.inputs=(8, 8, 1)"], "(9, 9, 1)"),
     "crop": ([*DIGITS, "--config.data.size=9", "--config.data.crop=2"], "'data.crop' must be above 0"),
     "crop_of_no_size": ([*DIGITS, "--config.data.crop=0.5"], "where data.size is set"),
     "fit_of_no_size": (
@@ -182,6 +182,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "sample_of_nothing": (["sample", "--workdir=W@7"], "no checkpoint in"),
     "prompt": (["sample", "--workdir=W", "--prompt=\udcff"], "--prompt is not text"),
     "knob_of_doctor": (["doctor", "--config.seed=1"], "--config.KEY=VALUE"),
+    "knob_of_list": (["list", "--config.seed=1"], "--config.KEY=VALUE"),
+    "section_of_knobs": (["list", "knobs", "optm"], "'optim'"),
+    "words_of_list": (["list", "models"], "not 'models'"),
     "flag_of_doctor": (["doctor", "--workdir=W"], "workdir"),
 }
 
@@ -230,6 +233,29 @@ def test_help_of_a_verb_explains_its_flags(verb: str, flag: str, capsys: pytest.
     assert all(f"--{'[no]' if name in ('debug', 'stats') else ''}{name}:" in out for name in usage.flags_of(verb))
 
 
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["list"], "llama3.2_1b        1,235,814,400 parameters"),
+        (["list", "configs/gpt.py"], "no_warmup            schedule.warmup=0"),
+        (["list", "knobs", "optim"], "float; identity; read where optim.name is momentum or nesterov or muon"),
+        (["list", "knobs"], "--config.seed=0"),
+    ],
+)
+def test_list_shows_what_there_is(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Families with their sizes, the configs and ablations of a file, knobs with the condition of each."""
+    assert launch.main(argv) == launch.DONE
+    assert says in capsys.readouterr().out
+
+
+def test_version_is_that_of_the_citation(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the commit and jax's version."""
+    assert launch.main(["--version"]) == launch.DONE
+    out = capsys.readouterr().out
+    assert f"version: {out.split()[1].rstrip(',')}\n" in (ROOT / "CITATION.cff").read_text()
+    assert out.endswith(f"jax {jax.__version__}\n")
+
+
 def test_debug_shows_where(tmp_path: Path) -> None:
     """--debug raises instead of the one line."""
     with pytest.raises(UsageError, match="quick"):
@@ -239,6 +265,9 @@ def test_debug_shows_where(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
+        (OSError(36, "File name too long", "x" * 300), 2, "… (302 characters)"),
+        (SystemExit(7), 1, "7 [SystemExit; --debug shows where]"),
+        (type("PanicException", (BaseException,), {})("a panic"), 1, "a panic [PanicException"),
         (RuntimeError("two\nlines"), 1, "two lines [RuntimeError; --debug shows where]"),
         (AssertionError(), 1, "AssertionError"),
         (KeyboardInterrupt(), 1, "run the same command again"),

@@ -65,7 +65,7 @@ ARROWS = {
     "train": {"train", "models", "data", "errors", "documents"},
     "launch": {"configs", "train", "errors", "usage", "process", "peers"},
     "documents": {"errors"},
-    "usage": set(),
+    "usage": {"errors"},
     "process": {"errors"},
     "peers": {"errors", "process"},
     "errors": set(),

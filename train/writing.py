@@ -50,7 +50,7 @@ def _decided(text: str, until: Sequence[str]) -> int:
 def say(
     opened: Opened, *, prompt: Sequence[str], tokens: int, stop: Sequence[str], seed: int, stats: bool, **how: Any
 ) -> None:
-    """Print prompts and the texts that a model puts after them: one as it is made, several one after another.
+    """Print prompts and the texts that a model puts after them: one as it is made, several numbered, one after another.
 
     `how` are the fields of a Sampling; a text ends at the tokenizer's ends, and before a text of `stop`.
     """
@@ -72,6 +72,7 @@ def say(
         parts.append(new)
         host.stdout.write(new[0] if alone else "")
         host.stdout.flush()
-    host.say("" if alone else "\n\n".join(p + "".join(rows) for p, *rows in zip(prompt, *parts, strict=True)))
+    whole = [text + "".join(rows) for text, *rows in zip(prompt, *parts, strict=True)]
+    host.say("" if alone else "\n\n".join(f"[{i} of {len(whole)}]\n{text}" for i, text in enumerate(whole, 1)))
     if pace:
         host.say(f"{pace}; {len(prompt)} at once, {jax.local_devices()[0].device_kind}")

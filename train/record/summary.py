@@ -18,7 +18,8 @@ def table(model: Model, place: Placement, dtype: Any) -> list[str]:
         shape = "x".join(map(str, spec.shape))
         rows.append((name, f"{spec.size:,}", shape, spec.axes, str(jax.numpy.dtype(dtype)), " ".join(used) or "-"))
     total = sum(s.size for s in jax.tree.leaves(model.specs["params"]))
-    rows.append(("total", f"{total:,}", "", "", "", ""))
+    padding = total - model.count()  # rows of the vocabulary's tables that no token has
+    rows.append(("total", f"{total:,}", f"{padding:,} of them padding" if padding else "", "", "", ""))
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     aligned = [
         "  ".join(cell.rjust(w) if i == 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))

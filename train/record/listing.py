@@ -1,0 +1,13 @@
+"""The families with their sizes."""
+
+import models
+from train.record import summary
+
+
+def families() -> list[str]:
+    """Each family in a line, and under it the published sizes with their parameters."""
+    lines = []
+    for name, module in models.FAMILIES.items():
+        lines.append(f"{name:<12} {(module.__doc__ or '').splitlines()[0]}")
+        lines += [f"    {size:<18} {summary.parameters(models.build(name, size))}" for size in module.SIZES]
+    return lines
