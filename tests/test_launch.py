@@ -1,6 +1,5 @@
 """The launcher's answers to mistakes, and the arrows of imports that keep the house in order."""
 
-import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import launch
 import usage
 from configs import gpt
 from errors import UsageError
+from train.checkpoint import manifest
 
 ROOT = Path(__file__).parent.parent
 
@@ -290,7 +290,14 @@ def test_a_failure_gets_one_line(
 
 def test_a_workdir_holds_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another config in a workdir that has a checkpoint is refused with the difference, and the kept config stays."""
-    kept = json.dumps({"schema": 1, "config": gpt.get_config("quick").to_dict()})
+    kept = manifest.seal(
+        {
+            **{name: kinds[0]() for name, kinds in manifest.FIELDS.items()},
+            **{"step": 5, "config": gpt.get_config("quick").to_dict()},
+            "phases": [{"from_step": 0, "batch_size": 8, "weights": [1.0]}],
+            "state": {"step": {"shape": [], "dtype": "int32", "digest": "0" * 16}},
+        }
+    )
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     (tmp_path / "checkpoints" / "5" / "manifest.json").write_text(kept)
     for more, says in (
