@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import launch
+from errors import UsageError
 from train.host import Host
 from train.record import metrics
 from train.update import losses
@@ -130,17 +132,41 @@ def test_runs_of_one_name_are_two_there(tmp_path: Path, monkeypatch: pytest.Monk
     assert first == again != other
 
 
-@pytest.mark.parametrize("line", ["null", "{}", "[1]", '{"kind": "train"}'])
-def test_a_line_that_is_none_of_ours_is_passed_over(line: str, tmp_path: Path) -> None:
+FIELDS = {"v": 1, "kind": "train", "step": 2, "time": 5.0, "wall": 0.0, "split": None, "metrics": {}, "stderr": {}}
+WRONG = [  # of a field of a line
+    *({"step": "x"}, {"step": None}, {"step": 1.5}, {"step": True}, {"step": 10**400}, {"time": "y"}, {"time": None}),
+    *({"time": math.nan}, {"time": 10**400}, {"note": 3}, {"note": None}, {"metrics": None}, {"metrics": [1]}),
+    *({"split": 3}, {"kind": 7}, {"kind": None}, {"stderr": 1}),
+]
+LINES = [b"null", b"{}", b"[1]", b'{"kind": "train"}', b"\xff", b"[" * 100_000, b"\0\0", b'"x"', b"3", b""]
+
+
+@pytest.mark.parametrize("line", [*LINES, *(json.dumps({**FIELDS, **one}).encode() for one in WRONG)])
+def test_a_line_that_is_none_of_ours_is_passed_over(line: bytes, tmp_path: Path) -> None:
     recorder = metrics.Recorder(str(tmp_path), host([0.0]))
     recorder.write("train", 1, {"loss": 1.0})
     recorder.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(line + "\n")
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
     told: list[str] = []
     assert [r["step"] for r in metrics.read(str(tmp_path), told.append)] == [1]
     assert len(told) == 1
     assert "line 2 cannot be read" in told[0]
+
+
+def test_a_folder_in_its_place_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"metrics\.jsonl is a folder"):
+        metrics.Recorder(str(tmp_path), host([0.0]))
+
+
+def test_a_workdir_that_is_no_more_is_noticed(tmp_path: Path) -> None:
+    recorder = metrics.Recorder(str(tmp_path / "w"), host([0.0]))
+    recorder.write("train", 1, {"loss": 1.0})
+    shutil.rmtree(tmp_path / "w")
+    with pytest.raises(RuntimeError, match="was deleted while the run wrote to it"):
+        recorder.write("train", 2, {"loss": 1.0})
+    recorder.close()
 
 
 def test_wandb_is_not_asked_for_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -1,6 +1,7 @@
 """What a user sees while something is under way: the first lines of a run, how far it is, how fast."""
 
 import io
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,7 +51,7 @@ class Kept(metrics.Nothing):
 def ran(start: int, stop: int, devices: Any = (), cost: int = 0) -> tuple[list[str], Kept]:
     """The lines and the record of updates of 2 s each, for which the data let wait 1 s, the first compiled in 8 s."""
     clock, out, kept = Clock(), io.StringIO(), Kept()
-    host = Host(clock, {}, out)
+    host = Host(clock, {}, out, monotonic=clock)
     progress = loop.Progress(host, kept, 10, 30, lambda n: 4, 0, 5, True, cost, devices)
 
     def batches() -> Any:
@@ -115,7 +116,7 @@ def test_peaks_are_of_the_device_that_is_meant() -> None:
 def shown(out: io.StringIO, seconds: float, count: int) -> str:
     """What a ticker writes on so many items of so many seconds each."""
     clock = Clock()
-    ticker = Ticker(Host(clock, {}, out))
+    ticker = Ticker(Host(clock, {}, out, monotonic=clock))
     for _ in counted(range(count), "tokenising", ticker):
         clock.now += seconds
     return out.getvalue()
@@ -144,7 +145,7 @@ def test_a_live_line_leaves_nothing_on_a_terminal() -> None:
 def test_what_follows_something_long_says_its_name() -> None:
     """It may take as long before its first part is done, as a BPE's merges after the reading of its text."""
     clock, out = Clock(), io.StringIO()
-    ticker = Ticker(Host(clock, {}, out))
+    ticker = Ticker(Host(clock, {}, out, monotonic=clock))
     for what in ("reading", "merging", "merging"):
         for _ in counted(range(4), what, ticker):
             clock.now += 1
@@ -177,3 +178,60 @@ def test_a_first_result_is_awaited_on_a_terminal_only() -> None:
     for out, want in ((io.StringIO(), ""), (Terminal(), "\r\033[Kcompiling …\r\033[K")):
         assert list(Ticker(Host(Clock(), {}, out)).awaited(iter([1, 2, 3]))) == [1, 2, 3]
         assert out.getvalue() == want
+
+
+# Updates that are skipped
+
+
+def skipping(values: list[dict[str, float]], last: int = 100, most: int = 2, before: int = 0) -> loop.Progress:
+    """Progress that has seen updates with these metrics."""
+    progress = loop.Progress(Host(Clock(), {}, io.StringIO()), Kept(), 10, last, lambda n: 1, 0, most, in_a_row=before)
+    for n, one in enumerate(values, before + 1):
+        given = {"loss": 1.0, "grad_norm": 1.0, "skipped": 1.0, **one}
+        progress.add(n, {k: jnp.float32(v) for k, v in given.items()})
+    progress.settle()
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"loss": math.nan}, "the loss was not finite"),
+        ({"grad_norm": math.inf}, "the gradient was not finite"),
+        ({"loss": math.inf, "grad_norm": math.nan}, "loss and gradient were not finite"),
+        ({}, "the step that the optimizer makes of the gradient was not finite"),
+    ],
+)
+def test_what_was_not_finite_is_said(values: dict[str, float], says: str) -> None:
+    """Never of what is."""
+    with pytest.raises(RuntimeError, match=f"updates 1 to 3 changed no parameter: {says} "):
+        skipping([values] * 3)
+
+
+def test_skipped_updates_are_counted_across_restarts() -> None:
+    with pytest.raises(RuntimeError, match="updates 1 to 3 "):
+        skipping([{}], before=2)
+    assert skipping([{"skipped": 0.0}], before=2).in_a_row == 0
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_run_that_made_no_update_is_not_done(last: int) -> None:
+    with pytest.raises(RuntimeError, match="changed no parameter"):
+        skipping([{}] * last, last=last, most=10)
+    skipping([{"skipped": 0.0}, {}], last=2, most=10)
+
+
+def test_a_clock_that_is_set_back_gives_no_other_rate() -> None:
+    """Rates are of the monotonic clock; the wall clock is for times of day."""
+    now, wall = Clock(), Clock()
+    kept = Kept()
+    progress = loop.Progress(Host(wall, {}, io.StringIO(), monotonic=now), kept, 1, 4, lambda n: 8, 0, 0)
+    progress.begin(0)
+    for n in range(1, 5):
+        now.now, wall.now = now.now + 2, wall.now - 3600
+        progress.add(n, {"loss": jnp.float32(1), "skipped": jnp.float32(0)})
+    now.now += 2
+    progress.settle()
+    rates = [r["examples_per_second"] for r in (values for _, values in kept.lines) if "examples_per_second" in r]
+    assert rates
+    assert all(rate <= 8 for rate in rates)

@@ -1,16 +1,20 @@
 """A run from its command to its files."""
 
+import math
 import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import launch
 from configs import reader
+from errors import UsageError
 from tests.runs import config_of, host, train
-from train import checkpoint, restored, run
-from train.record import metrics
+from train import checkpoint, feed, restored, run
+from train.record import metrics, plots
+from train.update import step
 
 
 def test_checkpoints_are_compared_on_the_same_examples(tmp_path: Path) -> None:
@@ -172,6 +176,77 @@ def test_a_run_that_no_longer_learns_stops_and_says_so(tmp_path: Path, capsys) -
     assert "not finite" in capsys.readouterr().err
     events = [line for line in metrics.read(str(tmp_path / "w")) if line["kind"] == "event"]
     assert len(events) == 4  # and the one that was under way
+
+
+def test_a_run_that_made_no_update_is_never_done(tmp_path: Path, capsys) -> None:
+    """However often it is started again, saves or not; another rate goes on."""
+    wild = ("--config.optim.name=sgd", "--config.optim.lr=1e38", "--config.train.max_skipped=2")
+    wild = (*wild, "--config.checkpoint.every=2", "--config.train.steps=4")
+    for says in ("updates 1 to 3 changed no parameter", "updates 1 to 3 changed no parameter"):
+        assert train(tmp_path / "w", *wild) == 1
+        assert says in capsys.readouterr().err
+    assert checkpoint.load_manifest(str(tmp_path / "w"), 2)["skipped"] == 2
+    assert train(tmp_path / "w", *wild, "--config.train.max_skipped=1") == 1
+    assert "has stopped at update 2" in capsys.readouterr().err
+    assert train(tmp_path / "w", *wild, "--config.optim.lr=0.1", "--config.resume=extend") == 0
+    assert checkpoint.load_manifest(str(tmp_path / "w"), 4)["skipped"] == 0
+
+
+def test_drawing_fails_no_run(trained: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file where the folder of plots goes, and a matplotlib that does not draw."""
+    shutil.rmtree(trained / "plots")
+    (trained / "plots").write_text("no folder")
+    assert train(trained) == 0
+    out = capsys.readouterr().out
+    assert "no curve drawn: " in out
+    assert "is complete" in out
+
+    def fail(*size: float) -> None:
+        raise ValueError("no backend")
+
+    monkeypatch.setattr(plots, "sheet", fail)
+    assert train(trained) == 0
+    assert "no curve drawn: no backend; checkpoint 30 in" in capsys.readouterr().out
+    assert launch.main(["eval", f"--workdir={trained}", "--config.eval.limit=1"]) == 0
+    assert "nothing drawn: " in capsys.readouterr().out
+
+
+def test_a_finished_run_says_so_where_nothing_can_be_written(
+    trained: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(workdir: str) -> None:
+        raise UsageError("read-only")
+
+    monkeypatch.setattr(checkpoint, "prepare", refuse)
+    assert train(trained) == 0
+    assert "is complete: 30 of 30" in capsys.readouterr().out
+    assert train(trained, "--config.train.steps=40", "--config.resume=extend") == 2
+    assert "read-only" in capsys.readouterr().err
+
+
+def test_an_evaluation_without_a_finite_loss_fails(trained: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not look like a number."""
+    views = step.views
+
+    def broken(*args) -> dict:
+        return jax.tree.map(lambda x: x * math.nan, views(*args))
+
+    monkeypatch.setattr(step, "views", broken)
+    assert launch.main(["eval", f"--workdir={trained}"]) == 1
+    out, err = capsys.readouterr()
+    assert "a loss that is not finite in 359" in out
+    assert "the loss is not finite in 359 of 359 rows" in err
+
+
+def test_data_that_are_not_finite_are_refused() -> None:
+    """A number that only a sum overflows is none of them, nor are whole numbers."""
+    good = {"image": np.full((2, 9), 3e38, np.float32), "label": np.zeros(2, np.int32)}
+    assert feed.finite(good) is good
+    for value in (math.nan, math.inf, -math.inf):
+        bad = good["image"].copy()
+        bad[1, 3] = value
+        with pytest.raises(UsageError, match="'image' is not finite in 1 of the 2 rows"):
+            feed.finite({**good, "image": bad})
 
 
 def test_every_verb_explains_itself(capsys) -> None:

@@ -12,7 +12,7 @@ import optax
 from data import plan, tokenizer_reader, tokenizers
 from errors import UsageError
 from models import published
-from train import checkpoint, initial
+from train import checkpoint, initial, loop
 from train.setup import Config, Setup, names_of
 from train.update import step
 
@@ -25,6 +25,7 @@ class Origin:
     phases: tuple[plan.Phase, ...]
     history: list[dict[str, Any]] = field(default_factory=list)  # changes of the schedule, each with its first update
     measured: bool = True  # the checkpoint was evaluated when it was saved
+    skipped: int = 0  # updates in a row, the newest, that were not finite under the schedule that holds
 
 
 def first_phase(cfg: Config) -> plan.Phase:
@@ -71,7 +72,13 @@ def begin(
         phases = (*phases, dataclasses.replace(phase, from_step=found))
     history = manifest.get("history", []) + ([{"from_step": found, "changes": changes}] if changes else [])
     setup.host.say(f"resuming {workdir} from checkpoint {found:,}")
-    return state, Origin(found, phases, history, manifest["metrics"] is not None)
+    skipped = 0 if changes else manifest.get("skipped", 0)
+    if loop.no_longer_learns(skipped, found, cfg.train.max_skipped, cfg.train.steps):
+        raise RuntimeError(
+            f"{workdir} has stopped at update {found}: the last {skipped} updates were not finite and changed no "
+            f"parameter. Lower optim.lr and add --config.resume=extend, or set optim.clip in another --workdir"
+        )
+    return state, Origin(found, phases, history, manifest["metrics"] is not None, skipped)
 
 
 def target_of(setup: Setup, tx: optax.GradientTransformation) -> step.State:

@@ -51,6 +51,11 @@ class Scores(NamedTuple):
         """The metrics that the model is judged by, without their prefix."""
         return {k.removeprefix(self.prefix): v for k, v in self.metrics.items() if k.startswith(self.prefix)}
 
+    @property
+    def not_finite(self) -> int:
+        """Rows whose loss is nan or infinite."""
+        return 0 if self.rows is None else int(np.sum(~np.isfinite(self.rows.loss) & (self.rows.weight > 0)))
+
 
 def joined(views: dict[str, Scores]) -> Scores:
     """Scores of several variables on one exam, each name with its prefix; the last are those to be judged by."""
@@ -185,6 +190,15 @@ def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[
     return float(mean), spread
 
 
+def refuse_not_finite(name: str, scores: Scores) -> None:
+    """Raise RuntimeError where the loss is not finite: what else was measured there means nothing."""
+    if scores.not_finite:
+        raise RuntimeError(
+            f"{name}: the loss is not finite in {scores.not_finite:,} of {scores.examples:,} rows, so that none of "
+            f"these numbers counts: parameters or activations are nan or infinite"
+        )
+
+
 def in_words(scores: Scores) -> str:
     """Metrics with their standard errors, where there are some, in one line.
 
@@ -193,6 +207,8 @@ def in_words(scores: Scores) -> str:
     error = {name: f" ± {value:.4f}" for name, value in scores.stderr.items() if np.isfinite(value)}
     shown = {name: value for name, value in scores.metrics.items() if not is_entry(name)}
     parts = [f"{WORDS.get(name, name)} {value:.4f}{error.get(name, '')}" for name, value in shown.items()]
+    if scores.not_finite:
+        parts.append(f"a loss that is not finite in {scores.not_finite:,}")
     rows = f"{scores.examples:,} example{'s' * (scores.examples != 1)}"
     if scores.clusters != scores.examples:
         rows = f"{scores.examples:,} windows of {scores.clusters:,} document{'s' * (scores.clusters != 1)}"

@@ -65,6 +65,24 @@ def check_time(row: Batch, place: Placement) -> None:
             )
 
 
+def finite(batch: Batch) -> Batch:
+    """A batch whose numbers are all finite. Raises UsageError: XLA's fused programs need not carry nan through.
+
+    A sum, which is fast, is finite only where all that it is of is finite.
+    """
+    for name, values in batch.items():
+        if np.issubdtype(values.dtype, np.floating):
+            with np.errstate(all="ignore"):
+                suspect = not np.isfinite(values.sum())
+            if suspect and not np.isfinite(values).all():
+                count = int(np.any(~np.isfinite(values.reshape(len(values), -1)), 1).sum())
+                raise UsageError(
+                    f"the data's field {name!r} is not finite in {count} of the {len(values)} rows of a batch; "
+                    f"nothing can be learnt or measured there: mend the data, or data.mean and data.deviation"
+                )
+    return batch
+
+
 def training(
     plan: Plan, place: Placement, start: int, stop: int, *, workers: int, prefetch: int
 ) -> Iterator[dict[str, jax.Array]]:
@@ -75,11 +93,11 @@ def training(
         if first < last:
             rows = own_rows(place, phase.batch_size)
             for batch in loader.batches(plan, rows, first, last, workers=workers, prefetch=prefetch):
-                yield put(batch, rows, phase.batch_size, place)
+                yield put(finite(batch), rows, phase.batch_size, place)
 
 
 def examining(exam: Exam, place: Placement, size: int) -> Iterator[dict[str, jax.Array]]:
     """The global batches of an evaluation, in order."""
     rows = own_rows(place, size)
     for batch in exam.batches(size, rows):
-        yield put(batch, rows, size, place)
+        yield put(finite(batch), rows, size, place)

@@ -4,6 +4,7 @@ Update n is dispatched before the metrics of n-1 are fetched, so that the device
 evaluation or a save the metrics of every dispatched update are in, so that nothing unseen is ever written.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,20 +39,20 @@ class Progress:
     devices: Sequence[Any] = ()  # jax.Device, of the mesh
     _pending: list[tuple[int, dict[str, jax.Array]]] = field(default_factory=list)
     skipped: int = 0  # updates in all
-    _skipped: int = 0  # of them in a row, now
+    in_a_row: int = 0  # of them up to now, those before the run was taken up again too
     _mark: tuple[int, float] | None = None  # step and time from which the rate is counted
     _waited: float = 0.0  # seconds since then that the loop waited for data
     _compiled: bool = False
 
     def begin(self, step: int) -> None:
         """Start the clock at a step."""
-        self._mark, self._waited = (step, self.host.clock()), 0.0
+        self._mark, self._waited = (step, self.host.monotonic()), 0.0
 
     def next_of(self, batches: Iterator[Any]) -> Any:
         """The next batch; the time that it takes to come is counted."""
-        begun = self.host.clock()
+        begun = self.host.monotonic()
         batch = next(batches)
-        self._waited += self.host.clock() - begun
+        self._waited += self.host.monotonic() - begun
         return batch
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -76,23 +77,24 @@ class Progress:
 
     def _judge(self, step: int, values: dict[str, float]) -> None:
         if not values["skipped"]:
-            self._skipped = 0
+            self.in_a_row = 0
             return
-        self._skipped += 1
+        self.in_a_row += 1
         self.skipped += 1
-        note = "skipped: the loss or the gradient was not finite"
+        note = f"skipped: {not_finite(values)} not finite"
         self.recorder.write("event", step, {}, note=note)
-        if self._skipped == 1:
+        if self.in_a_row == 1:
             self.say(f"step {step:,} {note}")
-        if self._skipped > self.max_skipped:
+        if no_longer_learns(self.in_a_row, step, self.max_skipped, self.last):
+            first = f"updates {step - self.in_a_row + 1} to {step}" if self.in_a_row > 1 else f"update {step}"
             raise RuntimeError(
-                f"updates {step - self._skipped + 1} to {step} were not finite (loss {values['loss']}, gradient norm "
-                f"{values['grad_norm']}), and none of them was made. Lower optim.lr or set optim.clip"
+                f"{first} changed no parameter: {not_finite(values)} not finite (loss {values['loss']}, gradient norm "
+                f"{values['grad_norm']}). Lower optim.lr or set optim.clip"
             )
 
     def _show(self, step: int, values: dict[str, float], recorded: bool) -> None:
-        start, then = self._mark or (step, self.host.clock())
-        now = self.host.clock()
+        start, then = self._mark or (step, self.host.monotonic())
+        now = self.host.monotonic()
         seconds, waited = max(now - then, 1e-9), self._waited
         self._mark, self._waited = (step, now), 0.0
         values |= speed.memory(self.devices)
@@ -127,6 +129,19 @@ class Progress:
         """A line of its own, above the live one."""
         if self.loud:
             self.host.say(("\r\033[K" if self.host.stdout.isatty() else "") + line)
+
+
+def no_longer_learns(in_a_row: int, step: int, most: int, last: int) -> bool:
+    """Whether a run is to stop after so many skipped updates in a row: more than `most`, or all that there were."""
+    return in_a_row > most or (step >= last and 0 < step <= in_a_row)
+
+
+def not_finite(values: dict[str, float]) -> str:
+    """What was not finite in an update that was skipped, and the verb."""
+    found = [what for what, name in (("loss", "loss"), ("gradient", "grad_norm")) if not math.isfinite(values[name])]
+    if len(found) == 2:
+        return "loss and gradient were"
+    return f"the {found[0] if found else 'step that the optimizer makes of the gradient'} was"
 
 
 def due(step: int, every: int | None, last: int) -> bool:

@@ -79,6 +79,9 @@ def likelihoods(
         found, _ = evaluate.measured(examine, variables, exam, place, size, tick=rows_done)
         nats[index], hits[index] = -found["loss"][0], found["accuracy"][0]
         done += len(index)
+    if not np.isfinite(nats).all():
+        bad = int((~np.isfinite(nats)).sum())
+        raise RuntimeError(f"the likelihood of {bad:,} of {len(nats):,} choices is not finite: nothing is measured")
     kept = np.minimum(told, [len(w) - 1 for w in whole])
     return Likelihood(nats, hits == kept, kept)
 

@@ -312,6 +312,7 @@ def report(opened: Opened, held_out: Source, kind: str, workdir: str | None = No
         return
     exam, scores = measured(opened, held_out)
     host.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}: {evaluate.in_words(scores)}")
+    evaluate.refuse_not_finite(opened.name, scores)
     if isinstance(held_out, Pairs):
         written = translation.Written(opened.setup, opened.variables, held_out)
         host.say(*map(str, written.scores))
@@ -326,8 +327,8 @@ def report(opened: Opened, held_out: Source, kind: str, workdir: str | None = No
             files = drawn.draw(opened.setup, held_out, scores.rows, workdir, n)
         else:
             files = pictures.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
-    except OSError as error:  # another's run may be measured where one must not write
-        host.say(f"nothing drawn: {error}")
+    except Exception as error:  # another's run may be measured where one must not write, or matplotlib cannot draw
+        host.say(f"nothing drawn: {checkpoint.reason(error)}")
         return
     if not files:
         return

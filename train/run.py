@@ -71,17 +71,21 @@ def train(
     if not checkpoint.steps(workdir):  # what the update refuses leaves no folder
         jax.eval_shape(update, begin.target_of(setup, tx), _shapes(setup, batches, 0))
 
-    checkpoint.prepare(workdir)
+    try:
+        checkpoint.prepare(workdir)
+    except UsageError:
+        newest = next(iter(checkpoint.readable(workdir)), 0)
+        if newest < cfg.train.steps:
+            raise
+        _say_complete(setup, workdir, newest)  # nothing is to be written
+        return None
     with checkpoint.lock(workdir):
         together.share(workdir, host)
         state, origin = begin.begin(setup, tx, workdir, identity, list(changes))
         batches, start = dataclasses.replace(batches, phases=origin.phases), origin.start
         if start >= cfg.train.steps and (origin.measured or not len(held_out)):
             _draw_curve(setup, workdir)
-            host.say(
-                f"{workdir} is complete: {start:,} of {cfg.train.steps:,} updates. "
-                f"To go on: --config.train.steps={2 * start} --config.resume=extend"
-            )
+            _say_complete(setup, workdir, start)
             return None
         if jax.process_index() == 0:
             checkpoint.write_whole(epath.Path(workdir) / "config.json", config_json)
@@ -218,7 +222,8 @@ def _train(
     size = lambda n: batches.phase(n).batch_size  # noqa: E731
     tokens = _tokens(setup, batches, start)
     limits = cfg.log.every, cfg.train.steps, size, tokens, cfg.train.max_skipped
-    progress = loop.Progress(host, recorder, *limits, main, cost, tuple(setup.place.mesh.devices.flat))
+    devices = tuple(setup.place.mesh.devices.flat)
+    progress = loop.Progress(host, recorder, *limits, main, cost, devices, in_a_row=origin.skipped)
     ticker = Ticker(host)
     saver = Saver(setup, store, origin, identity, progress, start)
     if recorder.continues:
@@ -278,16 +283,26 @@ def _train(
             signal = host.signals()
     _draw_curve(setup, workdir)
     if progress.skipped:
-        host.say(f"{progress.skipped:,} updates were skipped: their loss or gradient was not finite")
+        host.say(f"{progress.skipped:,} updates were skipped: loss, gradient or the step made of it was not finite")
     return signal
+
+
+def _say_complete(setup: Setup, workdir: str, made: int) -> None:
+    setup.host.say(
+        f"{workdir} is complete: {made:,} of {setup.cfg.train.steps:,} updates. "
+        f"To go on: --config.train.steps={2 * made} --config.resume=extend"
+    )
 
 
 def _draw_curve(setup: Setup, workdir: str) -> None:
     """Draw the curve of a local workdir, and say where it is and the newest checkpoint."""
     if jax.process_index() or "://" in workdir:
         return
-    picture = plots.curve(workdir, f"{setup.model.family} on {title_of(setup.cfg)}", setup.task.unit)
-    where = f"curve in {picture}, " if picture else ""
+    try:
+        picture = plots.curve(workdir, f"{setup.model.family} on {title_of(setup.cfg)}", setup.task.unit)
+        where = f"curve in {picture}, " if picture else ""
+    except Exception as error:  # a picture that cannot be drawn or written fails no run
+        where = f"no curve drawn: {checkpoint.reason(error)}; "
     setup.host.say(f"{where}checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
 
 

@@ -27,7 +27,7 @@ class Saver:
 
     def save(self, n: int, state: step.State, scores: evaluate.Scores | None) -> None:
         """Begin to save a state after n updates. Raises checkpoint.Unsaved."""
-        manifest = manifest_of(self.setup, n, self.origin, self.identity, scores)
+        manifest = manifest_of(self.setup, n, self.origin, self.identity, scores, self.progress.in_a_row)
         self.store.save(state, manifest, self.setup.description)
         self.newest, self._skipped = n, self.progress.skipped
 
@@ -59,8 +59,9 @@ def manifest_of(
     origin: begin.Origin,
     identity: list[dict[str, Any]],
     scores: evaluate.Scores | None,
+    skipped: int = 0,
 ) -> checkpoint.Manifest:
-    """What a checkpoint says of itself, but for the digests that the save adds."""
+    """What a checkpoint says of itself, but for the digests that the save adds; `skipped` is of the newest updates."""
     table = {k: {"shape": list(s.shape), "axes": s.axes} for k, s in flatten(setup.model.specs).items()}
     return {
         "step": n,
@@ -71,6 +72,7 @@ def manifest_of(
         "mesh": dict(setup.place.mesh.shape),
         "phases": plan.phases_as_json(origin.phases),
         "history": origin.history,
+        "skipped": skipped,
         "data": identity,
         "tokenizer": setup.fingerprint,
         "classes": list(setup.names) if setup.names else None,

@@ -100,6 +100,7 @@ class Recorder:
         self._start = earlier[0]["time"] if earlier else now
         if path.exists():
             _drop_torn_line(path)
+        self._folder, self._local = path.parent, "://" not in workdir
         self._file = Appended(path)
         name = f"events.out.tfevents.{int(now):010d}.{secrets.token_hex(4)}"
         self._events = Events(path.parent / "events" / name, now, purge=start + 1)
@@ -116,7 +117,12 @@ class Recorder:
         stderr: dict[str, float] | None = None,
         note: str | None = None,
     ) -> None:
-        """Append one line, and one event a metric. Raises OSError that names the file, as where the disk is full."""
+        """Append one line, and one event a metric.
+
+        Raises OSError that names the file, as where the disk is full, and RuntimeError where the workdir is no more.
+        """
+        if self._local and not self._folder.exists():
+            raise RuntimeError(f"{self._folder} was deleted while the run wrote to it")
         now = self._clock()
         line: dict[str, Any] = {"v": 1, "kind": kind, "step": step, "time": now, "wall": now - self._start}
         line.update(split=split, metrics=_plain(metrics), stderr=_plain(stderr or {}))
@@ -177,16 +183,15 @@ def _drop_torn_line(path: epath.Path) -> None:
 def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The lines of a run as it stands: those that a resume made void are dropped, a torn last line too.
 
-    A line that cannot be read is passed over, and told by `say`.
+    A line that cannot be read is passed over, and told by `say`. Raises UsageError for a folder in the file's place.
     """
     lines: list[dict[str, Any]] = []
     path = epath.Path(workdir) / "metrics.jsonl"
-    text = path.read_text()
-    for number, row in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
-        try:
-            line = json.loads(row)
-            line["kind"], line["step"], line["time"]
-        except (ValueError, TypeError, KeyError):
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; a run writes its metrics to a file of that name: move the folder away")
+    for number, row in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        line = _line_of(row)
+        if line is None:
             if say:
                 say(f"{path} line {number} cannot be read; passing over it")
             continue
@@ -194,3 +199,15 @@ def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[st
             lines = [old for old in lines if old["step"] <= line["step"]]
         lines.append(line)
     return lines
+
+
+def _line_of(row: bytes) -> dict[str, Any] | None:
+    """A line, None where it is none of ours: no JSON, or a field that is missing or of another type."""
+    try:
+        line = json.loads(row)
+        kinds = [(line["kind"], str), (line["step"], int), (line["time"], int | float), (line["metrics"], dict)]
+        kinds += [(line.get("note", ""), str), (line.get("split"), str | None), (line.get("stderr", {}), dict)]
+        whole = all(isinstance(value, kind) and not isinstance(value, bool) for value, kind in kinds)
+        return line if whole and math.isfinite(line["time"]) and abs(line["step"]) < 2**53 else None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None

@@ -26,7 +26,7 @@ class Ticker:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show it, if it is time."""
-        now = self._host.clock()
+        now = self._host.monotonic()
         if what != self._what and self._next > self._begun + QUIET:  # what went before was long, so this may be too
             self._show("", live_only=True)
             if not jax.process_index():
@@ -50,11 +50,11 @@ class Ticker:
                 return function(*args)
             first = False
             self._show("compiling …")
-            begun = self._host.clock()
+            begun = self._host.monotonic()
             made = function(*args)
             self._show("", live_only=True)
             if not jax.process_index():
-                self._host.say(f"compiled in {self._host.clock() - begun:.1f} s")
+                self._host.say(f"compiled in {self._host.monotonic() - begun:.1f} s")
             return made
 
         return call
