@@ -67,7 +67,7 @@ def ran(start: int, stop: int, devices: Any = (), cost: int = 0) -> tuple[list[s
         return state, {"loss": jnp.float32(1.5), "skipped": jnp.float32(0)}
 
     nothing = lambda *args: None  # noqa: E731
-    given = (progress, start, stop, nothing, nothing, None, None, nothing)
+    given = (progress, start, stop, nothing, nothing, nothing, None, None, nothing)
     loop.run({}, Ticker(host).compiling(update), batches(), *given)
     return out.getvalue().splitlines(), kept
 
