@@ -135,6 +135,14 @@ def test_a_line_every_ten_seconds_with_what_is_left() -> None:
     ]
 
 
+def test_what_is_left_is_not_judged_by_the_first() -> None:
+    """It may have been compiled."""
+    clock, out = Clock(), io.StringIO()
+    for i in counted(range(5), "evaluating", Ticker(Host(clock, {}, out, monotonic=clock))):
+        clock.now += 20 if i == 0 else 1
+    assert out.getvalue().splitlines() == ["evaluating: 2 of 5, 3s left"]
+
+
 def test_a_live_line_leaves_nothing_on_a_terminal() -> None:
     text = shown(Terminal(), 1, 4)
     assert "\r\033[Ktokenising: 3 of 4, 1s left" in text

@@ -23,6 +23,7 @@ class Ticker:
     def __init__(self, host: Host) -> None:
         self._host, self._live = host, host.stdout.isatty()
         self._what, self._begun, self._next = "", 0.0, 0.0
+        self._first = 0, 0.0  # how many were done first, and when: what is left is judged by those after it
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show it, if it is time."""
@@ -32,11 +33,15 @@ class Ticker:
             if not jax.process_index():
                 self._host.say(f"{what} …")
         if not done or what != self._what:
-            self._what, self._begun, self._next = what, now, now + QUIET
+            self._what, self._begun, self._next, self._first = what, now, now + QUIET, (0, now)
         if done >= total:
             self._show("", live_only=True)
-        elif done and now >= self._next:
-            left = (now - self._begun) * (total - done) / done
+            return
+        count, since = self._first
+        if not count:
+            self._first = done, now
+        elif now >= self._next:
+            left = (now - since) * (total - done) / max(done - count, 1)
             self._show(f"{what}: {done:,} of {total:,}, {duration(left)} left")
             self._next = now + (LIVE if self._live else APART)
 
