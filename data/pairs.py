@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data import corpora
 from data.kinds import Examples, Pairs, checksum
 from data.progress import Tick, counted, silent
 from data.tokenizers import Tokenizer
 from documents import read_lines
-from errors import UsageError
+from errors import UsageError, unknown
 
 MULTIPLE = 8  # lengths are rounded up to it, so that few are compiled
 
@@ -50,6 +51,18 @@ def of_files(folder: Path, split: str, field: str) -> Pairs:
     texts, translations = map(tuple, sides)
     digest = checksum(*(line.encode() + b"\0" for line in texts + translations))
     identity = {"name": folder.name, "split": split, "count": len(texts), "checksum": digest, "field": field}
+    return Pairs(texts, translations, both, identity)
+
+
+def of_rows(path: Path, split: str, field: str) -> Pairs:
+    """Pairs of two fields of a file's or folder's rows. Raises UsageError as `corpora.load`."""
+    both = languages(field)
+    assert both is not None
+    if split not in corpora.splits_of(path):
+        raise unknown(f"split of {path}", split, corpora.splits_of(path))
+    texts, translations = corpora.columns(path, split, both)
+    digest = checksum(*(line.encode() + b"\0" for line in texts + translations))
+    identity = {"name": path.name, "split": split, "count": len(texts), "checksum": digest, "field": field}
     return Pairs(texts, translations, both, identity)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data import detection
+from data import detection, splits
 from data.embedded import EMBEDDED
 from data.kinds import (
     DECODE_ONCE,
@@ -67,8 +67,12 @@ def open_split(name: str, split: str, data_dir: str | None, raw: str | None = No
     Raises UsageError where it is not there.
     """
     builder = find(name, data_dir)
-    if builder.info.splits and split not in builder.info.splits:  # a set that is not prepared knows none
-        raise unknown(f"split of {name}", split, builder.info.splits)
+    known = builder.info.splits  # none of a set that is not prepared
+    for one in splits.names(split) if known else ():
+        if one not in known:
+            raise unknown(f"split of {name}", one, known)
+    if known and not splits.is_plain(split):
+        split = splits.resolve(split, lambda one: known[one].num_examples)[0]
     try:
         rows = builder.as_data_source(split=split, decoders=_undecoded(raw))
     except (NotImplementedError, ValueError, AssertionError, OSError):

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import prepared
+from data import prepared, splits
+from data.files import expand_home
 from data.kinds import Texts, checksum
 from documents import read_lines, read_rows
 from errors import UsageError, unknown
 
+ENDING = ".jsonl"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -61,9 +63,17 @@ FORMS: dict[str, Callable[[str, tuple[str, ...], int, str], Question]] = {"mmlu"
 
 def holds_questions(name: str, data_dir: str | None) -> bool:
     """Whether a data set is one of questions with choices."""
-    if name.endswith(".jsonl"):
-        return True
+    if name.lower().endswith(ENDING):
+        return in_lines(name)
     return _is_prepared(name, data_dir) and {"question", "choices"} <= set(prepared.find(name, data_dir).info.features)
+
+
+def in_lines(name: str) -> bool:
+    """Whether a name is of a .jsonl file of questions, which its first line tells: they have `choices`."""
+    if not name.lower().endswith(ENDING):
+        return False
+    _, first = next(read_rows(expand_home(name)), ("", None))
+    return isinstance(first, dict) and "choices" in first
 
 
 def _is_prepared(name: str, data_dir: str | None) -> bool:
@@ -73,10 +83,12 @@ def _is_prepared(name: str, data_dir: str | None) -> bool:
 def load(name: str, split: str, data_dir: str | None) -> Questions:
     """Questions of a prepared set, or of a .jsonl file with `context`, `choices` and `answer` in each line.
 
+    A file has all of its questions in every split; `test[:50]` are its first 50.
+
     Raises UsageError for a split that is not there, and for a line or a row that is no question.
     """
-    if name.endswith(".jsonl"):
-        return _of_lines(Path(name))
+    if name.lower().endswith(ENDING):
+        return _of_lines(Path(expand_home(name)), split)
     rows, identity = prepared.rows(name, split, data_dir)
     form = next((form for start, form in FORMS.items() if name.startswith(start)), plain)
     return Questions(tuple(_of_row(row, form, name) for row in rows), identity)
@@ -95,7 +107,7 @@ def _of_row(row: dict[str, Any], form: Callable[..., Question], name: str) -> Qu
     return form(prepared.decode(row["question"]), choices, int(answer), subject)
 
 
-def _of_lines(path: Path) -> Questions:
+def _of_lines(path: Path, split: str) -> Questions:
     items = []
     for where, row in read_rows(path):
         item = _of_line(row)
@@ -108,7 +120,11 @@ def _of_lines(path: Path) -> Questions:
     if not items:
         raise UsageError(f"{path} holds no questions")
     digest = checksum(*(line.encode() for line in read_lines(path) if line.strip()))
-    return Questions(tuple(items), {"name": path.name, "split": "all", "count": len(items), "checksum": digest})
+    which = "all"
+    if not splits.is_plain(split):
+        which, chosen = splits.resolve(split, lambda _: len(items))
+        items = [items[i] for _, rows in chosen for i in rows]
+    return Questions(tuple(items), {"name": path.name, "split": which, "count": len(items), "checksum": digest})
 
 
 def _of_line(row: Any) -> Question | None:

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from data import detection_folders, embedded, folders, pairs, prepared
-from data.files import find
+from data import corpora, detection_folders, embedded, folders, pairs, prepared, splits
+from data.files import expand_home, find
 from data.image_files import ENDINGS
-from data.kinds import Source, Texts, no_field, texts
+from data.kinds import Source, no_field
 from data.progress import Tick, silent
 from errors import UsageError, unknown
 
@@ -15,30 +15,64 @@ from errors import UsageError, unknown
 def load(
     name: str, split: str, *, field: str | None = None, data_dir: str | None = None, tick: Tick = silent
 ) -> Source:
-    """A source by name: an embedded set, a folder of images or with boxes, text (a `.txt` file or folder), or of TFDS.
+    """A source by name: an embedded set, a folder of images or with boxes, text (a file or folder), or a set of TFDS.
 
-    `field` picks the text of a TFDS set that has several; `en:de` makes pairs, of a folder's files too. Raises
-    UsageError for an unknown name, split or field, or a set that is not prepared, with the command that prepares it.
+    `split` may be in part or a sum, as `train[:90%]`. `field` picks the text of a TFDS set that has several, or of rows
+    in files; `en:de` makes pairs, of a folder's files too. Raises UsageError for an unknown name, split or field, or a
+    set that is not prepared, with the command that prepares it.
     """
+    name = expand_home(name)
+    if splits.is_plain(split) or _is_prepared(name):
+        return _load(name, split, field, data_dir, tick)
+    return splits.take(split, lambda one: _load(name, one, field, data_dir, tick))
+
+
+def _load(name: str, split: str, field: str | None, data_dir: str | None, tick: Tick) -> Source:
     found = embedded.find(name) or detection_folders.find(name)
-    if pairs.languages(field) and not found and Path(name).is_dir():
-        return pairs.of_files(Path(name), split, str(field))
     kind = "embedded" if found else _kind_of_files(name)
-    if field is not None and kind:
+    both = pairs.languages(field)
+    if both and not found and Path(name).is_dir():
+        return pairs.of_files(Path(name), split, str(field))
+    if both and kind == "text" and corpora.has_rows(Path(name)):
+        return pairs.of_rows(Path(name), split, str(field))
+    if field is not None and kind and not (kind == "text" and corpora.has_rows(Path(name))):
         raise no_field(name, field)
     if found:
-        reader, splits = found
-        _known_split(name, split, splits)
+        reader, known = found
+        _known_split(name, split, known)
         return reader(split)
     if kind == "images":
         return folders.load(name, split, tick)
     if kind == "text":
-        return _text_files(Path(name), split)
+        _known_split(name, split, corpora.splits_of(Path(name)))
+        return corpora.load(Path(name), split, field)
     return prepared.load(name, split, field, data_dir)
+
+
+def _is_prepared(name: str) -> bool:
+    """Whether a name can only be of a set of TFDS, which reads parts of splits itself."""
+    return not (embedded.find(name) or detection_folders.find(name) or Path(name).is_dir() or _kind_of_files(name))
+
+
+def names(text: str) -> list[str]:
+    """The sets that a name lists with commas between; where parts of it make a path that exists, they are one.
+
+    Raises UsageError for an empty name.
+    """
+    parts, found = text.split(","), list[str]()
+    while parts:
+        runs = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
+        name = next((run for run in runs if run and os.path.exists(expand_home(run))), runs[-1])
+        if not name:
+            raise UsageError(f"config key 'data.name' = {text!r} has an empty name")
+        found.append(name)
+        parts = parts[len(parts) - runs.index(name) :]
+    return found
 
 
 def splits_of(name: str, data_dir: str | None = None, field: str | None = None) -> tuple[str, ...]:
     """The splits a source has, in the order of its own listing."""
+    name = expand_home(name)
     found = embedded.find(name) or detection_folders.find(name)
     if found:
         return found[1]
@@ -46,7 +80,7 @@ def splits_of(name: str, data_dir: str | None = None, field: str | None = None) 
         return pairs.splits_of(Path(name), str(field))
     kind = _kind_of_files(name)
     if kind:
-        return folders.splits_of(name) if kind == "images" else ("train", "validation")
+        return folders.splits_of(name) if kind == "images" else corpora.splits_of(Path(name))
     return tuple(prepared.find(name, data_dir).info.splits)
 
 
@@ -58,9 +92,10 @@ def _kind_of_files(name: str) -> str | None:
     """
     path = Path(name)
     if not path.is_dir():
-        return "text" if name.endswith(".txt") or (os.sep in name and path.exists()) else None
-    found = find(path, (".txt", *ENDINGS))
-    texts = sum(file.suffix.lower() == ".txt" for file in found)
+        is_path = os.sep in name or not name.isidentifier()
+        return "text" if name.lower().endswith(corpora.ENDINGS) or (is_path and path.exists()) else None
+    found = find(path, (*corpora.ENDINGS, *ENDINGS))
+    texts = sum(file.name.lower().endswith(corpora.ENDINGS) for file in found)
     images, below = len(found) - texts, sum(file.parent != path for file in found)
     if not texts and not images and os.sep not in name and name.isidentifier():
         return None
@@ -70,31 +105,3 @@ def _kind_of_files(name: str) -> str | None:
 def _known_split(name: str, split: str, splits: Iterable[str]) -> None:
     if split not in splits:
         raise unknown(f"split of {name}", split, splits)
-
-
-def _text_files(path: Path, split: str) -> Texts:
-    """A file, or a folder's files in the order of their names; the last tenth is the validation split.
-
-    Of ten files or more whole files are held out, of fewer the end of each file.
-    """
-    _known_split(str(path), split, ("train", "validation"))
-    files = sorted(find(path, (".txt",))) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise UsageError(f"no .txt file at {str(path)!r}; give a .txt file, or a folder that holds some or images")
-    documents = [_read(f) for f in files]
-    if len(documents) >= 10:
-        held = max(2, len(documents) // 10)  # one alone would have no neighbour, and its windows count as documents
-        chosen = documents[:-held] if split == "train" else documents[-held:]
-    else:
-        cuts = [len(d) - len(d) // 10 for d in documents]
-        chosen = [d[:c] if split == "train" else d[c:] for d, c in zip(documents, cuts, strict=True)]
-    if not any(chosen):
-        raise UsageError(f"{path} is too short: its split {split!r}, a tenth, holds nothing")
-    return texts(path.name, split, (d for d in chosen if d))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")  # byte for byte, but for a mark of byte order
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None

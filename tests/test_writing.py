@@ -57,3 +57,13 @@ def test_the_first_space_stays() -> None:
     assert tokenizer.decode([3]) == "a"
     written = writing.texts(tokenizer, [tokenizer.encode("a")], iter([np.array([[3, 2]])]))
     assert "".join(part[0] for part in written) == " aa"
+
+
+def test_a_text_from_nothing_begins_after_the_end_of_another() -> None:
+    """An empty prompt is the end-of-text token, or what the tokenizer puts before every text."""
+    assert writing.prompt_ids(BYTE, "").tolist() == [BYTE.eot]
+    assert writing.prompt_ids(BYTE, "a").tolist() == [97]
+    made = subwords.train_bpe(["some text"], 260)
+    assert writing.prompt_ids(made, "").tolist() == [made.eot]
+    first = subwords.Subwords(made.source, made.eot, prefix=(5,))
+    assert writing.prompt_ids(first, "").tolist() == [5]

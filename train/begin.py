@@ -10,6 +10,7 @@ import jax
 import optax
 
 from data import plan, tokenizer_reader, tokenizers
+from data.files import expand_home
 from errors import UsageError
 from models import published
 from train import checkpoint, initial, loop
@@ -95,10 +96,11 @@ def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
             return checkpoint.load_tokenizer(workdir, n)
     if cfg.init_from is None:
         return None
-    if published.is_published(cfg.init_from):
+    name = expand_home(cfg.init_from)
+    if published.is_published(name):
         own = cfg.data.tokenizer == "subword"  # which names none: it is the folder's
-        return tokenizer_reader.read(cfg.init_from).description() if own else None
-    workdir, steps = initial.checkpoints_of(cfg.init_from)
+        return tokenizer_reader.read(name).description() if own else None
+    workdir, steps = initial.checkpoints_of(name)
     read = partial(checkpoint.load_tokenizer, workdir)
     _, description = checkpoint.first_good(workdir, steps, read, lambda line: None)  # `initial.load` names the others
     return description if description and description["kind"] == tokenizers.kind_of(cfg.data.tokenizer) else None

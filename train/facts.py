@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from data import sources
 from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source, Texts
 from models import Model
@@ -26,7 +27,7 @@ def of_data(cfg: Config, example: Source, task: losses.Task) -> Facts:
     if isinstance(example, Examples) and "image" in example.__getitems__([0]):
         kind = "boxes" if isinstance(example, Scenes) else "images"
     resized = kind == "images" and (cfg.data.size is not None or "random_resized_crop" in (cfg.data.augment or ""))
-    sets = "several sets" if len(cfg.data.name.split(",")) > 1 else "one set"
+    sets = "several sets" if len(sources.names(cfg.data.name)) > 1 else "one set"
     return {
         "data": ({kind, "resized images"} if resized else {kind}, kind),
         "sets": ({sets}, sets),

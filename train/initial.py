@@ -16,6 +16,7 @@ from jax.sharding import Sharding
 
 import models
 from data import tokenizers
+from data.files import expand_home
 from errors import UsageError
 from models import Model, published
 from models.spec import flatten
@@ -102,13 +103,14 @@ def take_vocabulary(cfg: Any, kept: Any = None) -> None:
 
 def _rows(cfg: Any) -> int | None:
     """The rows of the token table that init_from has, None where none is found by the config's fields."""
-    if not published.is_published(cfg.init_from):
-        workdir, steps = checkpoints_of(cfg.init_from)
+    where = expand_home(cfg.init_from)
+    if not published.is_published(where):
+        workdir, steps = checkpoints_of(where)
         read = partial(checkpoint.load_manifest, workdir)
         return checkpoint.first_good(workdir, steps, read, lambda line: None)[1]["config"]["model"].get("vocab")
     fields = {name: value for name, value in cfg.model.items() if name not in ("family", "size")}
     try:
-        found = published.find(models.build(cfg.model.family, cfg.model.size, **fields), cfg.init_from)
+        found = published.find(models.build(cfg.model.family, cfg.model.size, **fields), where)
     except UsageError:  # which the run meets too, when it knows all
         return None
     names = found.names.get(TABLE.removeprefix("params/"), ())
@@ -167,9 +169,10 @@ def load(
     Of a run the newest good checkpoint is taken; a damaged one is named by `say` and passed over.
     Raises UsageError that names the leaves that fit nowhere, and those of a vocabulary that is another here.
     """
-    if published.is_published(cfg.init_from):
-        return _load(_published(model, cfg.init_from), state, model, tx, cfg, tokenizer)
-    workdir, steps = checkpoints_of(cfg.init_from)
+    name = expand_home(cfg.init_from)
+    if published.is_published(name):
+        return _load(_published(model, name), state, model, tx, cfg, tokenizer)
+    workdir, steps = checkpoints_of(name)
     read = lambda n: _load(_saved(workdir, n), state, model, tx, cfg, tokenizer)  # noqa: E731
     return checkpoint.first_good(workdir, steps, read, say)[1]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from data import questions, sources, tokenizer_reader
+from data import questions, sources, splits, tokenizer_reader
 from data.detection import Marked, Scenes, Truth, scenes
 from data.evaluation import Exam
 from data.kinds import Examples, Pairs, Source, Texts
@@ -260,10 +260,11 @@ def exam_source(cfg: Config, host: Host, asked: str | None) -> tuple[str, Source
 def split_of(cfg: Config, host: Host) -> str:
     """Which split of the data examines: the config's, or where they lack it test, validation, or the last they have."""
     name, data_dir = names_of(cfg)[0], host.environ.get("TFDS_DATA_DIR")
-    if name.endswith(".jsonl"):
+    if questions.in_lines(name):
         return cfg.eval.split
-    splits = sources.splits_of(name, data_dir, cfg.data.field) or (cfg.eval.split,)  # a set not prepared knows none
-    return next((split for split in (cfg.eval.split, "test", "validation") if split in splits), splits[-1])
+    known = sources.splits_of(name, data_dir, cfg.data.field) or (cfg.eval.split,)  # a set not prepared knows none
+    wanted = (cfg.eval.split, "test", "validation")
+    return next((split for split in wanted if set(splits.names(split)) <= set(known)), known[-1])
 
 
 def evaluate_checkpoint(

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from data import intact, plan
+from data import intact, plan, splits
 from data.detection import Scenes
 from data.kinds import Examples, Pairs, Source
 from errors import UsageError, along_with
@@ -139,6 +139,13 @@ def _size(source: Source, corpus: plan.Corpus) -> str:
     return f"{source.identity['name']} ({len(source):,} {what}{more})"
 
 
+def _overlap(trained: Source, held_out: Source) -> list[str]:
+    """A line where rows that are held out are trained on too, as of `train[:90%]` and `train[80%:]`."""
+    ours, theirs = trained.identity["split"], held_out.identity["split"]
+    shared = splits.overlap(ours, theirs)
+    return [f"        held-out rows of {shared!r} are trained on too: {ours} and {theirs} overlap"] if shared else []
+
+
 def _tokens(setup: Setup, batches: plan.Plan, start: int) -> int:
     """Tokens of a row that are told; of translations, whose lengths differ, the mean over a batch."""
     if setup.task.needs != "source":
@@ -194,6 +201,7 @@ def _introduce(
         f"model   {model.family}{size_name}: {summary.parameters(model)}{held}, {cfg.train.precision}{coupled}",
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
+        *_overlap(corpora[0], held_out),
         *dict.fromkeys(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
         f"mesh    {summary.mesh_line(setup.place)}",
         f"cost    {summary.quantity(cost, 'FLOP')} an update{hidden}",

@@ -88,10 +88,7 @@ def load_source(cfg: Config, host: Host, name: str, split: str, tick: Tick = sil
 
 def names_of(cfg: Config) -> list[str]:
     """The data sets of a config: one, or the parts of a mixture."""
-    names = [n.strip() for n in cfg.data.name.split(",")]
-    if not all(names):
-        raise UsageError(f"config key 'data.name' = {cfg.data.name!r} has an empty name")
-    return names
+    return sources.names(cfg.data.name)
 
 
 def title_of(cfg: Config) -> str:

@@ -47,6 +47,12 @@ def _decided(text: str, until: Sequence[str]) -> int:
     return ready - max(partial, default=0)
 
 
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    """The ids of a prompt [n]; a text from nothing begins as a document does, after the end of another."""
+    ids = np.array([*tokenizer.prefix, *tokenizer.encode(prompt)], np.int32)
+    return ids if len(ids) else np.array([tokenizer.eot], np.int32)
+
+
 def say(
     opened: Opened, *, prompt: Sequence[str], tokens: int, stop: Sequence[str], seed: int, stats: bool, **how: Any
 ) -> None:
@@ -57,7 +63,7 @@ def say(
     setup, host = opened.setup, opened.setup.host
     tokenizer = setup.tokenizer
     assert tokenizer is not None
-    ids = [np.array([*tokenizer.prefix, *tokenizer.encode(text)], np.int32) for text in prompt]
+    ids = [prompt_ids(tokenizer, text) for text in prompt]
     context = setup.model.config.context
     for text, row in zip(prompt, ids, strict=True):
         if len(row) > context:

@@ -1,0 +1,150 @@
+"""A user's texts: files of plain text, each a document, and files of rows, each row a document by one of its fields."""
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.files import find
+from data.folders import SPLITS
+from data.kinds import Texts, texts
+from documents import read_rows, read_text
+from errors import UsageError, quote
+
+PLAIN = (".txt",)
+JSON, CELLS = (".jsonl", ".ndjson"), (".csv", ".tsv")
+TABLES = (".parquet", ".arrow")  # of rows too, which are not read yet
+ENDINGS = (*PLAIN, *JSON, *CELLS, *TABLES)  # of files that a folder's texts may lie in
+FIELD = "text"  # the field of rows that is read where none is named
+UNREAD = {  # endings of files whose bytes are no text to learn from -> what to do
+    **dict.fromkeys(TABLES, "write its rows as .jsonl"),
+    **dict.fromkeys((".json", ".json5", ".yaml", ".yml", ".xml"), "write it as .jsonl, an object a line, or as .txt"),
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".ipynb", ".tex", ".rtf"), "take its text out and write that as .txt"),
+    **dict.fromkeys(".pdf .doc .docx .odt .epub .mobi .ppt .pptx".split(), "take its text out and write that as .txt"),
+    **dict.fromkeys((".xls", ".xlsx", ".ods"), "write it as .csv"),
+    **dict.fromkeys(".gz .bz2 .xz .zst .lz4 .zip .7z .rar .tar .tgz".split(), "unpack it first"),
+    **dict.fromkeys(".db .sqlite .pkl .npy .npz .h5 .hdf5 .bin .idx .tfrecord .pt".split(), "it holds no text"),
+}
+Row = tuple[str, dict[str, Any]]  # its place, as `FILE, line N`, and its fields
+
+
+def load(path: Path, split: str, field: str | None) -> Texts:
+    """The documents of a split of a file, or of a folder's files by their names.
+
+    Raises UsageError where there is no text, files of several kinds, or a row whose field holds none.
+    """
+    return texts(path.name, split, (d for d in columns(path, split, (field or FIELD,))[0] if d))
+
+
+def columns(path: Path, split: str, fields: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The texts of a split by field, row by row; of plain text the one of all fields.
+
+    Where no files are named as splits, the last tenth is the split `validation`: of ten rows or files or more whole
+    ones, of fewer the end of each. Raises UsageError as `load`.
+    """
+    by_split = _by_split(_files(path))
+    rows = [row for file in by_split.get(split, _files(path)) for row in _texts(file, fields)]
+    if not by_split:
+        rows = _part(rows, split)
+    if not any(any(row) for row in rows):
+        raise UsageError(f"{path} is too short: its split {split!r}{'' if by_split else ', a tenth,'} holds nothing")
+    return tuple(zip(*rows, strict=True))
+
+
+def splits_of(path: Path) -> tuple[str, ...]:
+    """The splits of a file or folder: those that files of rows are named by, else `train` and `validation`."""
+    return tuple(_by_split(_files(path))) or ("train", "validation")
+
+
+def has_rows(path: Path) -> bool:
+    """Whether the texts lie in rows, by field."""
+    return any(file.name.lower().endswith((*JSON, *CELLS)) for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a path. Raises UsageError where there are none, or of several kinds: which would be its texts?"""
+    found = sorted(find(path, ENDINGS)) if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        wanted = "no .txt file, nor one of rows (.jsonl, .csv, .tsv)"
+        raise UsageError(f"{wanted}, at {str(path)!r}; give one, or a folder that holds some or images")
+    kinds = {_kind(file): file for file in found}
+    if len(kinds) > 1:
+        shown = " and ".join(file.name for _, file in sorted(kinds.items()))
+        raise UsageError(f"{path} holds files of several kinds, as {shown}: give one kind a folder of its own")
+    for file in found:
+        if (ending := file.suffix.lower()) in UNREAD:
+            raise UsageError(f"{file} is read as no text: {ending} files are not; {UNREAD[ending]}")
+    return found
+
+
+def _kind(file: Path) -> str:
+    ending = file.suffix.lower()
+    return JSON[0] if ending in JSON else ending if ending in ENDINGS else PLAIN[0]
+
+
+def _by_split(files: list[Path]) -> dict[str, list[Path]]:
+    """Files of rows by split, training first, where all are named by one and there are two or more; else none.
+
+    `test-00000-of-00002.jsonl` is named by its split too.
+    """
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        name = re.split(r"[-_.]", file.name.lower())[0]
+        found.setdefault(name, []).append(file)
+    named = set(found) <= set(SPLITS) and len(found) > 1 and _kind(files[0]) not in PLAIN
+    return {split: found[split] for split in SPLITS if split in found} if named else {}
+
+
+def _part(rows: list[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:
+    if len(rows) >= 10 or len(rows[0]) > 1:  # translations are not cut
+        held = max(2, len(rows) // 10)  # one alone would have no neighbour, and its windows count as documents
+        return rows[:-held] if split == "train" else rows[-held:]
+    cuts = [len(document) - len(document) // 10 for (document,) in rows]
+    return [(d[:cut] if split == "train" else d[cut:],) for (d,), cut in zip(rows, cuts, strict=True)]
+
+
+def _texts(file: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The texts of a file's rows by field. Raises UsageError for a row that lacks one."""
+    if _kind(file) in PLAIN:
+        yield (read_text(file),)
+        return
+    empty = True
+    for where, row in _objects(file) if _kind(file) in JSON else _cells(file):
+        empty = False
+        for field in fields:
+            if field not in row:
+                has = ", ".join(map(quote, list(row)[:8])) or "nothing"
+                raise UsageError(f"{where} has no field {field!r}; it has {has}: data.field names the one to read")
+            if not isinstance(row[field], str):
+                raise UsageError(f"{where}: the field {field!r} is {quote(row[field])}, not text")
+        yield tuple(row[field] for field in fields)
+    if empty:
+        raise UsageError(f"{file} holds no rows")
+
+
+def _objects(file: Path) -> Iterator[Row]:
+    for where, value in read_rows(file):
+        if not isinstance(value, dict):
+            raise UsageError(f"{where} is {quote(value)}, not an object with fields")
+        yield where, value
+
+
+def _cells(file: Path) -> Iterator[Row]:
+    """The rows of a .csv or .tsv file below its header. Raises UsageError for stray quotes or cells."""
+    csv.field_size_limit(sys.maxsize)
+    text = io.StringIO(read_text(file), newline="")
+    reader = csv.DictReader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+    try:
+        header = list(reader.fieldnames or ())
+        if len(set(header)) < len(header):
+            raise UsageError(f"{file}: its header names a column twice: {', '.join(map(quote, header))}")
+        for row in reader:
+            where = f"{file}, line {reader.line_num:,}"
+            if None in row or None in row.values():
+                raise UsageError(f"{where} has more or fewer cells than the {len(header)} of the header")
+            yield where, row
+    except csv.Error as error:
+        raise UsageError(f"{file}, line {reader.reader.line_num:,}: {error}") from None

@@ -1,0 +1,148 @@
+"""A user's texts: plain files, and rows by a field, read as what they are or refused by name."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import questions, sources
+from data.kinds import Pairs, Source, Texts
+from errors import UsageError
+
+DOCUMENTS = [f'Text {i}, "so" it\u2028goes.\nOn\ttwo lines.' for i in range(20)]
+
+
+def write(folder: Path, ending: str, documents: list[Any], field: str = "text") -> Path:
+    file = folder / f"corpus{ending}"
+    if ending.lower() in (".jsonl", ".ndjson"):
+        file.write_text(
+            "\n\n".join(json.dumps({field: d, "meta": {"id": 1}}, ensure_ascii=False) for d in documents), "utf-8"
+        )
+        return file
+    out = io.StringIO()
+    rows = csv.writer(out, delimiter="," if ending.lower() == ".csv" else "\t")
+    rows.writerows([["id", field], *([i, d] for i, d in enumerate(documents))])
+    file.write_text("\ufeff" + out.getvalue(), "utf-8", newline="")
+    return file
+
+
+def documents_of(source: Source) -> list[str]:
+    assert isinstance(source, Texts)
+    return list(source.documents)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".csv", ".tsv", ".JSONL", ".CSV"])
+def test_rows_are_documents(ending: str, tmp_path: Path) -> None:
+    """By the field `text`, or the one that is named; the last tenth is held out."""
+    for field in ("text", "body"):
+        name = str(write(tmp_path, ending, DOCUMENTS, field))
+        train, held = (sources.load(name, s, field=None if field == "text" else field) for s in sources.splits_of(name))
+        assert documents_of(train) + documents_of(held) == DOCUMENTS
+        assert len(held) == 2
+    with pytest.raises(UsageError, match=r"no field 'text'; it has .*'body'.*data\.field"):
+        sources.load(name, "train")
+    assert documents_of(sources.load(str(tmp_path), "train", field="body")) == documents_of(train)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_two_fields_of_rows_are_pairs(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"pairs{ending}"
+    rows = [(f"one {i}", f"eins {i}") for i in range(5)]
+    lines = [json.dumps({"en": a, "de": b}) for a, b in rows] if ending == ".jsonl" else ["en,de", *map(",".join, rows)]
+    file.write_text("\n".join(lines))
+    train, held = (sources.load(str(file), split, field="de:en") for split in ("train", "validation"))
+    assert isinstance(train, Pairs)
+    assert isinstance(held, Pairs)
+    assert list(zip(train.translations + held.translations, train.texts + held.texts, strict=True)) == rows
+    assert len(held) == 2
+
+
+def test_files_of_rows_may_be_named_by_their_splits(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    assert sources.splits_of(str(tmp_path)) == ("train", "test")
+    assert documents_of(sources.load(str(tmp_path), "test")) == ["test"]
+    assert len(sources.load(str(tmp_path), "train")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": null}', r"line 2: the field 'text' is None, not text"),
+        ("a.jsonl", '{"text": 3}', "is 3, not text"),
+        ("a.jsonl", '["text"]', "line 1 is .*, not an object"),
+        ("a.jsonl", "", "holds no rows"),
+        ("a.jsonl", '{"text": ""}', "is too short"),
+        ("a.jsonl", r'{"text": "\ud800"}', "half of a surrogate pair"),
+        ("a.jsonl", '{"text": "a", "text": "b"}', "'text' stands twice"),
+        ("a.csv", 'text,label\n"it is "free" today",1\n', "a.csv, line 2: "),
+        ("a.csv", "text,label\na,1\nb\n", "line 3 has more or fewer cells than the 2"),
+        ("a.csv", "text,text\na,b\n", "names a column twice"),
+        ("a.csv", "text;label\na;1\n", "no field 'text'; it has 'text;label'"),
+        ("a.csv", 'text\n"a\n', "unexpected end of data"),
+        ("a.json", "[]", r"\.json files are not; write it as \.jsonl"),
+        ("a.parquet", "PAR1", r"\.parquet files are not; write its rows as \.jsonl"),
+        ("a.html", "<p>a</p>", r"\.html files are not; take its text out"),
+        ("a.TXT.GZ", "\x1f", r"\.gz files are not; unpack it"),
+        ("a.md", "a\0b", "NUL"),
+        ("a.txt", "", "too short"),
+    ],
+)
+def test_what_is_no_corpus_is_refused_by_name(name: str, content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=says) as refused:
+        sources.load(str(tmp_path / name), "train")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_has_texts_of_one_kind(tmp_path: Path) -> None:
+    write(tmp_path, ".jsonl", DOCUMENTS)
+    (tmp_path / "LICENSE.txt").write_text("as is")
+    with pytest.raises(UsageError, match=r"several kinds, as corpus\.jsonl and LICENSE\.txt"):
+        sources.load(str(tmp_path), "train")
+    (tmp_path / "corpus.jsonl").rename(tmp_path / "corpus.parquet")
+    (tmp_path / "LICENSE.txt").unlink()
+    with pytest.raises(UsageError, match=r"corpus\.parquet is read as no text"):
+        sources.load(str(tmp_path), "train")
+    with pytest.raises(UsageError, match=r"no \.txt file"):
+        sources.load(str(tmp_path / "corpus.txt"), "train")
+
+
+def test_hidden_copies_are_passed_over_and_endings_are_in_any_case(tmp_path: Path) -> None:
+    for name in ("B.TXT", "a.txt", ".ipynb_checkpoints/a.txt", "._a.txt", "__MACOSX/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(Path(name).name)
+    assert documents_of(sources.load(str(tmp_path), "train")) == ["B.TXT", "a.txt"]
+
+
+def test_a_jsonl_file_is_of_questions_where_its_rows_have_choices(tmp_path: Path) -> None:
+    name = str(write(tmp_path, ".jsonl", DOCUMENTS))
+    assert questions.kind_of(None, name, None) == "text"
+    (tmp_path / "corpus.jsonl").write_text('\n{"context": "a", "choices": ["b"], "answer": 0}\n')
+    assert questions.kind_of(None, name, None) == "choices"
+
+
+def test_a_path_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even with commas, and from home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "My book, volume 1").write_text("a book " * 30)
+    (tmp_path / "two, too").mkdir()
+    (tmp_path / "two, too" / "a.txt").write_text("another " * 30)
+    assert sources.names("My book, volume 1") == ["My book, volume 1"]
+    assert sources.names("digits, My book, volume 1,two, too ,xor") == [
+        "digits",
+        "My book, volume 1",
+        "two, too",
+        "xor",
+    ]
+    assert sources.names("~/My book, volume 1") == ["~/My book, volume 1"]
+    for name in ("My book, volume 1", "~/My book, volume 1", "two, too", "~/two, too"):
+        assert sources.splits_of(name) == ("train", "validation")
+        assert len(sources.load(name, "train")) == 1
+    for name in ("", "digits,", ", digits", "a,,b"):
+        with pytest.raises(UsageError, match="has an empty name"):
+            sources.names(name)
