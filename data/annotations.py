@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from data.detection import TOLD, Marked, Scenes, Truth, pixels, scenes
+from data.detection import Marked, Scenes, Truth, note, pixels, scenes
 from data.geometry import Size
 from data.image_files import identity, name_of, opened, orientation, upright_size
 from data.kinds import Pixels, checksum
@@ -119,12 +119,6 @@ def _truth(boxes: Sequence[Box], scale: Any) -> Truth:
     corners, kinds, crowd, difficult = zip(*boxes, strict=True) if boxes else ((),) * 4
     pixels = np.array(corners, np.float64).reshape(-1, 4) * scale
     return Truth(pixels, np.array(kinds, np.int32), np.array(crowd, bool), np.array(difficult, bool))
-
-
-def note(where: str, what: str, names: Sequence[str]) -> tuple[str, ...]:
-    """A line on some images or files, with the first names; none where there are none."""
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
-    return (f"{where}: {what} ({len(names)}): {', '.join(names[:TOLD])}{more}",) if names else ()
 
 
 def require_unique(names: Iterable[Any], what: str) -> None:

@@ -181,6 +181,12 @@ def _note(where: str, what: str, counts: Sequence[int], names: Sequence[str]) ->
     return (f"{where}: {sum(counts)} box{'es' * (sum(counts) > 1)} {what}, of {', '.join(some[:TOLD])}{more}",)
 
 
+def note(where: str, what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """A line on some images or files, with the first names; none where there are none."""
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    return (f"{where}: {what} ({len(names)}): {', '.join(names[:TOLD])}{more}",) if names else ()
+
+
 def pixels(file: bytes | Path, name: str, upright: bool = False) -> Pixels:
     """An image file, or its bytes, as uint8 [y x 3], as it is stored or `upright` as EXIF tells, as its boxes are.
 
@@ -214,21 +220,24 @@ def of_prepared(rows: Any, objects: Any, shape: Sequence[int | None], identity: 
         has = ", ".join(objects)
         raise UsageError(f"{set_name}: its objects need a BBoxFeature and a ClassLabel; they have {has}")
     images: list[Marked] = []
+    askew = []
     for row in (row for block in blocks(len(rows)) for row in rows.__getitems__(block)):
         got, name = row["objects"], row.get("image/filename", b"")
         name = (name.decode() if isinstance(name, bytes) else str(name)).strip() or f"image {len(images)}"
-        y, x = _size(row["image"], shape, f"{set_name}, image {len(images)}")
+        (y, x), turned = _size(row["image"], shape, f"{set_name}, image {len(images)}")
+        askew += [name] * turned
         corners = np.array(got[boxes[0]], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]  # TFDS has rows before columns
         kinds, none = np.array(got[labels[0]], np.int32), np.zeros(len(corners), bool)
         marks = (np.array(got.get(key, none), bool) for key in ("is_crowd", "is_difficult"))
         images.append(Marked(name, (y, x), Truth(corners * (x, y, x, y), kinds, *marks)))
-    return scenes(set_name, identity["split"], images, objects[labels[0]].names, _Rows(rows, set_name), identity)
+    notes = note(f"{set_name} {identity['split']}", "images whose EXIF orientation is not applied", askew)
+    return scenes(set_name, identity["split"], images, objects[labels[0]].names, _Rows(rows, set_name), identity, notes)
 
 
-def _size(data: bytes, shape: Sequence[int | None], name: str) -> Size:
-    """Rows and columns of an image: those of all, or by the header of its file."""
+def _size(data: bytes, shape: Sequence[int | None], name: str) -> tuple[Size, bool]:
+    """Rows and columns of an image, those of all or by the header of its file; and whether EXIF has it turned."""
     y, x, *_ = shape
     if y is not None and x is not None:
-        return y, x
+        return (y, x), False
     with image_files.opened(data, name) as header:
-        return header.height, header.width
+        return (header.height, header.width), image_files.orientation(header) > 1

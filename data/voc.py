@@ -21,12 +21,11 @@ from data.annotations import (
     by_split,
     class_name,
     key,
-    note,
     number,
     numbers,
     require_unique,
 )
-from data.detection import Scenes
+from data.detection import Scenes, note
 from data.image_files import ENDINGS, name_of
 from documents import read_lines, refuse_pointer
 from errors import UsageError, quote

@@ -24,12 +24,11 @@ from data.annotations import (
     class_name,
     is_split,
     key,
-    note,
     number,
     numbers,
     require_unique,
 )
-from data.detection import Scenes
+from data.detection import Scenes, note
 from data.image_files import name_of
 from documents import read_lines, read_text
 from errors import UsageError, quote

@@ -167,6 +167,13 @@ def test_prepared_sets_with_crowds(tmp_path: Path) -> None:
     assert source.truths[0].difficult.tolist() == [False, True, False]
     assert source.truths[0].crowd.tolist() == [False, False, True]
     assert source.__getitems__([0, 1])["there"].tolist() == [[1], [0]]
+    assert source.notes == ()
+    exif = Image.Exif()
+    exif[image_files.ORIENTATION] = 3
+    Image.open(tmp_path / "i.png").save(tmp_path / "j.png", exif=exif)
+    askew = Rows([{"image": (tmp_path / "j.png").read_bytes(), "objects": marks}])
+    noted = detection.of_prepared(askew, objects, (None, None, 3), {"name": "set", "split": "val"})
+    assert noted.notes == ("set val: images whose EXIF orientation is not applied (1): image 0",)
     with pytest.raises(UsageError, match="need a BBoxFeature and a ClassLabel; they have bbox"):
         detection.of_prepared(rows, {"bbox": BBoxFeature()}, (None, None, 3), {"name": "set", "split": "val"})
 
