@@ -113,6 +113,7 @@ def _quiet() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs the errors that it raises, traceback and all
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets|google|PIL")
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # Orbax's, of a save that failed
     shown = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:  # TensorStore reports arrays that outlive a failed save or restore
@@ -268,7 +269,8 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
             _refuse_training(key)
         return reader.override(cfg, assignments)
 
-    return _host(), config, workdir, checkpoint.select(workdir, which), which
+    host = _host()
+    return host, config, workdir, checkpoint.select(workdir, which, host.say), which
 
 
 def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:

@@ -249,6 +249,8 @@ def test_a_changed_manifest_is_passed_over_by_every_verb(trained: Path, tmp_path
     assert "from checkpoint 20" in capsys.readouterr().out
     assert checkpoint.load_manifest(str(trained), 30)["config"]["optim"]["lr"] != 0.9
     edit(trained, 30, assign("config", "seed", 3))
+    assert launch.main(["eval", f"--workdir={trained}@best"]) == 0
+    assert "differs from its digest; passing over it" in capsys.readouterr().out
     more = ["--config=configs/mlp.py:digits", "--config.model.classes=16", "--config.train.steps=1"]
     assert launch.main(["train", f"--workdir={tmp_path}/b", *more, f"--config.init_from={trained}"]) == 0
     assert f"loaded from {trained}@20" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from contextlib import suppress
+from collections.abc import Callable
 from types import NoneType
 from typing import Any
 
@@ -114,12 +114,14 @@ def _is_dtype(name: str) -> bool:
         return False
 
 
-def readable(workdir: str) -> dict[int, Manifest]:
-    """The manifests that can be read, newest first."""
+def readable(workdir: str, say: Callable[[str], None] = lambda line: None) -> dict[int, Manifest]:
+    """The manifests that can be read, newest first; each damaged one is named by `say`."""
     found = {}
     for step in reversed(steps(workdir)):
-        with suppress(Damaged):
+        try:
             found[step] = load_manifest(workdir, step)
+        except Damaged as error:
+            say(f"{error}; passing over it")
     return found
 
 

@@ -31,9 +31,10 @@ def split_name(name: str) -> tuple[str, str]:
     return (workdir, which) if at and not epath.Path(name).exists() else (name, "latest")
 
 
-def select(workdir: str, which: str) -> list[int]:
+def select(workdir: str, which: str, say: Callable[[str], None] = lambda line: None) -> list[int]:
     """The steps that `latest`, `best`, `all` or a number names; of `latest`, candidates from the newest on.
 
+    `say` names the checkpoints that cannot be compared for `best`, as they are damaged.
     Raises UsageError where there is none, with those that there are.
     """
     found = steps(workdir)
@@ -44,7 +45,7 @@ def select(workdir: str, which: str) -> list[int]:
     if which == "all":
         return found
     if which == "best":
-        losses = {n: (manifest["metrics"] or {}).get("loss") for n, manifest in readable(workdir).items()}
+        losses = {n: (manifest["metrics"] or {}).get("loss") for n, manifest in readable(workdir, say).items()}
         scored = {n: loss for n, loss in losses.items() if loss is not None and math.isfinite(loss)}
         if not scored:
             raise UsageError(f"no checkpoint in {workdir!r} has a finite loss from when it was saved, so none is @best")
