@@ -135,6 +135,7 @@ class Peers:
         """Return when all processes have given the same facts. Raises UsageError in all with what differs."""
         if self.count == 1:
             return
+        facts = json.loads(json.dumps(facts))  # as the others' come
         if self.index:
             self._lines[0].send(facts=facts)
             problem = self._lines[0].inbox.get()["differ"]
