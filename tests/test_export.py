@@ -101,6 +101,7 @@ def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp
         ("config.json", {"novelty": 1}),
     ):
         (hub / name).write_text(json.dumps({**json.loads((hub / name).read_text()), **more}))
+    (hub / "chat_template.jinja").write_text("{{ messages }}")
     assert launch.main(["convert", f"--from={hub}", f"--workdir={tmp_path}/W"]) == 2
     assert "novelty = 1" in capsys.readouterr().err
     (tmp_path / ".again.part").mkdir()  # as a conversion leaves that is killed
@@ -110,6 +111,7 @@ def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp
     assert (one.prefix, one.ends) == ((0,), (0, 7, 9))
     assert (two.prefix, two.suffix, two.ends, two.eot) == (one.prefix, one.suffix, one.ends, one.eot)
     assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == [0, 7, 9]
+    assert (tmp_path / "again" / "chat_template.jinja").read_text() == "{{ messages }}"
     assert not list(tmp_path.glob(".*.part"))
     # the split that there is, where none is asked for
     assert "pydoc_text, validation" in said(

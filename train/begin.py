@@ -13,7 +13,7 @@ from data import plan, tokenizer_reader, tokenizers
 from data.files import expand_home
 from errors import UsageError
 from models import published
-from train import checkpoint, initial, loop
+from train import checkpoint, companions, initial, loop
 from train.setup import Config, Setup, names_of
 from train.update import step
 
@@ -27,6 +27,7 @@ class Origin:
     history: list[dict[str, Any]] = field(default_factory=list)  # changes of the schedule, each with its first update
     measured: bool = True  # the checkpoint was evaluated when it was saved
     skipped: int = 0  # updates in a row, the newest, that were not finite under the schedule that holds
+    files: dict[str, str] = field(default_factory=dict)  # of a published network, that go with it (train/companions.py)
 
 
 def first_phase(cfg: Config) -> plan.Phase:
@@ -51,7 +52,7 @@ def begin(
         if cfg.init_from:
             state, report = initial.load(state, setup.model, tx, cfg, setup.fingerprint, setup.host.say)
             setup.host.say(str(report))
-        return state, Origin(0, (phase,))
+        return state, Origin(0, (phase,), files=companions.of_source(cfg.init_from, setup.fingerprint))
 
     target = target_of(setup, tx)
 
@@ -79,7 +80,7 @@ def begin(
             f"{workdir} has stopped at update {found}: the last {skipped} updates were not finite and changed no "
             f"parameter. Lower optim.lr and add --config.resume=extend, or set optim.clip in another --workdir"
         )
-    return state, Origin(found, phases, history, manifest["metrics"] is not None, skipped)
+    return state, Origin(found, phases, history, manifest["metrics"] is not None, skipped, manifest.get("files") or {})
 
 
 def target_of(setup: Setup, tx: optax.GradientTransformation) -> step.State:

@@ -4,7 +4,6 @@ A detector's folder has Darknet's two files.
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from data import tokenizer_writer
 from errors import UsageError
 from models import Model, published
 from models.published import labels, preprocessing
-from train import begin, checkpoint, images, restored, tuning
+from train import begin, checkpoint, companions, images, restored, tuning
 from train.host import Host
 from train.record import summary
 from train.saving import manifest_of
@@ -54,7 +53,8 @@ def take_in(
     state = {**jax.device_put(zero, setup.place.whole), **opened.variables}
     checkpoint.prepare(workdir)
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
-    origin = begin.Origin(0, (begin.first_phase(setup.cfg),))
+    files = companions.of_folder(folder, setup.fingerprint)
+    origin = begin.Origin(0, (begin.first_phase(setup.cfg),), files=files)
     told = dataclasses.replace(setup, names=labels.read(folder))
     store.save(state, manifest_of(told, 0, origin, [], None), setup.description)
     store.close()
@@ -80,6 +80,8 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
     made = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
     ids = tokenizer_writer.ids(made) if made and {"causal", "language_model"} <= model.traits else {}
+    files = manifest.get("files") or {}
+    ids = companions.begin_and_end(files, ids)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
     try:
@@ -92,10 +94,9 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
         keys = {**ids, **({"problem_type": "multi_label_classification"} if several else {})}
         published.save_pretrained(model, opened.variables, part, classes=_names(manifest, model), images=pixels, **keys)
         sized = preprocessing.has_form(pixels) or not (part / preprocessing.FILE).exists()
-        if ids:
-            (part / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
         if made:
             tokenizer_writer.write(made, part)
+        companions.write(files, part, ids, preprocessing.of_folder(part))
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

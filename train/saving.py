@@ -76,6 +76,7 @@ def manifest_of(
         "data": identity,
         "tokenizer": setup.fingerprint,
         "classes": list(setup.names) if setup.names else None,
+        "files": origin.files or None,
         "inputs": getattr(setup.model.config, "inputs", None),
         "metrics": (scores.judged or None) if scores else None,  # an empty held-out split measures nothing
     }

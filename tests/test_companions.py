@@ -1,0 +1,88 @@
+"""Small files beside a published network: which a run takes along, and what an export makes of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data import subwords, tokenizer_reader, tokenizer_writer, tokenizers
+from models.published import preprocessing
+from train import companions
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+CHAT = [{"role": "user", "content": "the text"}, {"role": "assistant", "content": "of 猫"}]
+
+
+def hub(where: Path) -> str:
+    """The fingerprint of the tokenizer of a folder with a chat template."""
+    where.mkdir()
+    (where / "tokenizer.json").write_text(subwords.train_bpe(["the text of nobody"], 270).source)
+    told = {
+        "eos_token": {"content": "<|endoftext|>", "lstrip": False, "__type": "AddedToken"},
+        "bos_token": "<|endoftext|>",
+        "x": 1,
+    }
+    told |= {"model_max_length": 64, "padding_side": "left", "tokenizer_class": "Qwen2Tokenizer"}
+    (where / "tokenizer_config.json").write_text(json.dumps(told))
+    (where / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    (where / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": [0, 3]}))
+    (where / "README.md").write_text("no companion")
+    return tokenizers.fingerprint(tokenizer_reader.read(where).description())
+
+
+def exported(where: Path, files: dict[str, str]) -> Path:
+    """A folder as an export writes it, of the tokenizer of `hub`, with files."""
+    made = tokenizer_reader.read(where.parent / "hub")
+    where.mkdir()
+    tokenizer_writer.write(made, where)
+    ids = companions.begin_and_end(files, tokenizer_writer.ids(made))
+    companions.write(files, where, ids, {})
+    return where
+
+
+def test_files_go_with_their_tokenizer(tmp_path: Path) -> None:
+    own = hub(tmp_path / "hub")
+    files = companions.of_folder(tmp_path / "hub", own)
+    assert set(files) == {"chat_template.jinja", "tokenizer_config.json", "generation_config.json"}
+    assert companions.of_folder(tmp_path / "hub", "another") == companions.of_folder(tmp_path / "hub", None) == {}
+    assert companions.of_folder(tmp_path / "hub" / "README.md", own) == {}
+    assert companions.of_source(None, own) == {}
+
+
+def test_an_export_has_them_and_its_own(tmp_path: Path) -> None:
+    """Its own class of tokenizer; no key that may change an id, and none that is only noted there."""
+    out = exported(tmp_path / "out", companions.of_folder(tmp_path / "hub", hub(tmp_path / "hub")))
+    assert (out / "chat_template.jinja").read_text("utf-8") == TEMPLATE
+    told = json.loads((out / "tokenizer_config.json").read_text())
+    assert (told["model_max_length"], told["padding_side"], told["bos_token"]) == (64, "left", "<|endoftext|>")
+    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "x" not in told
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": None, "temperature": 0.6, "eos_token_id": [0, 3]}
+    bare = exported(tmp_path / "bare", {})
+    assert not (bare / "chat_template.jinja").exists()
+
+
+def test_a_chat_is_written_as_by_transformers(tmp_path: Path) -> None:
+    theirs = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
+    out = exported(tmp_path / "out", companions.of_folder(tmp_path / "hub", hub(tmp_path / "hub")))
+    (tmp_path / "hub" / "tokenizer_config.json").write_text(
+        (tmp_path / "hub" / "tokenizer_config.json").read_text().replace("Qwen2Tokenizer", "PreTrainedTokenizerFast")
+    )
+    one, two = (theirs.AutoTokenizer.from_pretrained(path) for path in (tmp_path / "hub", out))
+    text = two.apply_chat_template(CHAT, tokenize=False)
+    assert text == one.apply_chat_template(CHAT, tokenize=False)
+    assert text.startswith("<|endoftext|><|user|>the text<|endoftext|>")
+    assert two.apply_chat_template(CHAT) == one.apply_chat_template(CHAT)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_settings_of_images_are_kept_where_they_were_followed(told: bool, tmp_path: Path) -> None:
+    theirs = json.dumps({"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.5], "image_std": 0.5})
+    (tmp_path / "preprocessor_config.json").write_text(theirs)
+    files = companions.of_folder(tmp_path, None)
+    settings = preprocessing.of_folder(tmp_path) | ({} if told else {"mean": 0.25})
+    preprocessing.write(tmp_path, settings, 1)
+    companions.write(files, tmp_path, {}, preprocessing.of_folder(tmp_path))
+    assert ((tmp_path / "preprocessor_config.json").read_text() == theirs) == told
+    assert preprocessing.of_folder(tmp_path) == settings
