@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data import tokenizer_reader, tokenizers
+from data.files import expand_home
 from documents import parse_json, read_text
 from errors import UsageError
 from models import published
@@ -45,6 +46,7 @@ def of_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
     """The files that come with what `init_from` names: of its folder, or those that its checkpoint carries."""
     if source is None:
         return {}
+    source = expand_home(source)
     if published.is_published(source):
         return of_folder(source, tokenizer)
     workdir, steps = initial.checkpoints_of(source)
