@@ -17,27 +17,40 @@ def find(root: str | Path, endings: tuple[str, ...]) -> list[Path]:
     followed, and each file is listed once: by its own path if that lies below the root, else by its first link.
     Raises UsageError for a link to nowhere, and for what is no regular file, as a pipe, which would block its reader.
     """
-    found, seen, links = [], set(), [os.fspath(root)]
+    found, seen, links = list[str](), set[str](), [os.fspath(root)]
     for link in links:  # those that the walk meets are appended, so that all files come before all links
         walk = [(link, os.path.realpath(link))]
         for path, real in walk:
-            folder = os.path.isdir(path)
-            if real in seen or not (folder or path.lower().endswith(endings)):
+            if real in seen:
+                continue
+            if not os.path.isdir(path):
+                if path.lower().endswith(endings):
+                    require_regular(path)
+                    seen.add(real)
+                    found.append(path)
                 continue
             seen.add(real)
-            if folder:
-                with os.scandir(path) as entries:
-                    for entry in sorted(entries, key=lambda e: e.name):
-                        if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
-                            continue
-                        if entry.is_symlink():
-                            links.append(entry.path)
-                        elif entry.is_dir() or entry.name.lower().endswith(endings):
-                            walk.append((entry.path, os.path.join(real, entry.name)))
-            else:
-                require_regular(path)
-                found.append(Path(path))
-    return sorted(found, key=lambda p: (p.parent.parts, p.name))
+            with os.scandir(path) as entries:
+                for entry in sorted(entries, key=lambda e: e.name):
+                    if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
+                        continue
+                    own = os.path.join(real, entry.name)
+                    if entry.is_symlink():
+                        links.append(entry.path)
+                    elif entry.is_dir():
+                        walk.append((entry.path, own))
+                    elif entry.name.lower().endswith(endings) and own not in seen:
+                        if not entry.is_file():  # known without a look at the file
+                            require_regular(entry.path)
+                        seen.add(own)
+                        found.append(entry.path)
+    return [Path(path) for path in sorted(found, key=_place)]
+
+
+def _place(path: str) -> tuple[str, str]:
+    """What paths are sorted by: folders by the names of which they are made, as a separator is less than any letter."""
+    folder, name = os.path.split(path)
+    return folder.replace(os.sep, "\0"), name
 
 
 def require_regular(path: str | Path) -> None:

@@ -113,6 +113,27 @@ def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "3 examples; ± standard error" in capsys.readouterr().out
 
 
+def test_a_class_that_cannot_be_learnt_ends_a_run_before_it_begins(tmp_path: Path, capsys) -> None:
+    """One without an image in the training split; without one in the other, a note says so."""
+    for folder in ("train/cat", "train/dog", "test/cat", "test/dog", "test/eel"):
+        save(tmp_path / "pets" / folder / "1.png")
+    args = ["train", f"--workdir={tmp_path}/w", "--config=configs/mlp.py:digits", f"--config.data.name={tmp_path}/pets"]
+    args += [
+        "--config.model.inputs=144",
+        "--config.train.steps=1",
+        "--config.train.batch=8",
+        "--config.log.table=false",
+    ]
+    assert launch.main(args) == 2
+    assert "split 'train' has no example of the class eel, which other splits have" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+    (tmp_path / "pets" / "test").rename(tmp_path / "test")
+    (tmp_path / "pets" / "train").rename(tmp_path / "pets" / "test")
+    (tmp_path / "test").rename(tmp_path / "pets" / "train")
+    assert launch.main(args) == 0
+    assert "        split 'test' has no image of eel\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("more", "classes_"), [({}, 3), ({"classes": 7}, 7)])
 def test_a_published_size_takes_the_classes_of_the_data(more: dict[str, int], classes_: int, tmp_path: Path) -> None:
     """CIFAR's ten are the size's own; what the config says goes before both."""

@@ -39,7 +39,7 @@ def examine_data(host: Host, name: str) -> bool:
     wrong: list[str] = []
     for split in sources.splits_of(name, data_dir) or ("train",):  # a set that is not prepared knows none
         try:
-            source = sources.load(name, split, data_dir=data_dir)
+            source = sources.load(name, split, data_dir=data_dir, tick=tick)
         except UsageError as error:  # the first of maybe many
             wrong.append(str(error))
             continue
