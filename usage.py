@@ -131,7 +131,7 @@ def flags_of(verb: str) -> flags.FlagValues:
     if verb == "list":
         texts("words", [], "what to list; stands alone too, as above")
     if verb == "sample":
-        texts("prompt", ["\n"], "the text to go on from; given again, several at once")
+        texts("prompt", ["\n"], "the text to go on from, empty begins one; given again, several at once")
         whole("tokens", 300, "how many tokens to add", 1)
         flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest", lower_bound=0, flag_values=own)
         whole("top_k", None, "draw among the so many likeliest", 1)

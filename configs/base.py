@@ -28,9 +28,9 @@ class Knob:
 KNOBS: dict[str, Knob] = {
     "model.family": Knob("gpt", "str", "identity", "which network: a key of models.FAMILIES"),
     "model.size": Knob(None, "str | None", "identity", "a published size of the family; other model.* override it"),
-    "data.name": Knob("pydoc_text", "str", "identity", "embedded set, TFDS name, .txt file, folder; a,b mixes two"),
-    "data.split": Knob("train", "str", "identity", "split to train on"),
-    "data.field": Knob(None, "str | None", "identity", "which text of a TFDS set that has several; en:de makes pairs"),
+    "data.name": Knob("pydoc_text", "str", "identity", "embedded set, TFDS name, text file, folder; a,b mixes two"),
+    "data.split": Knob("train", "str", "identity", "split to train on; parts as train[:90%], train+test"),
+    "data.field": Knob(None, "str | None", "identity", "which text of a TFDS set or of rows; en:de makes pairs"),
     "data.weights": Knob(None, "tuple[float] | None", "schedule", "share of each set of a mixture; None is equal"),
     "data.tokenizer": Knob(
         "byte", "str", "identity", "byte | char | word | bpe, or the path of a tokenizer.json or its folder"
@@ -124,7 +124,7 @@ KNOBS: dict[str, Knob] = {
     "train.scan": Knob(True, "bool", "free", "loop one compiled layer; False unrolls (on CPU faster, slow to compile)"),
     "train.max_skipped": Knob(10, "int", "free", "non-finite updates in a row that are skipped before the run stops"),
     "eval.every": Knob(None, "int | None", "free", "updates between evaluations; None evaluates at the end only"),
-    "eval.split": Knob("test", "str", "free", "held-out split"),
+    "eval.split": Knob("test", "str", "free", "held-out split; parts as test[:50%]"),
     "eval.batch": Knob(None, "int | None", "free", "global rows a batch; None is train.batch", 2**20),
     "eval.context": Knob(None, "int | None", "free", "tokens of a window of text at most; None is model.context"),
     "eval.overlap": Knob(0, "int", "free", "tokens of a window that are only read, having been told in the one before"),
