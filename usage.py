@@ -4,7 +4,7 @@ import re
 
 from absl import flags
 
-from errors import UsageError
+from errors import UsageError, quote
 
 LONGEST_NAME = 255  # bytes, of one folder or file, on every common disk
 PATHS = (
@@ -150,4 +150,4 @@ def hold_text(argument: str) -> None:
     if "\0" in argument or any("\ud800" <= sign <= "\udfff" for sign in argument):
         raise UsageError(f"{name.encode(errors='replace').decode()} is not text in the terminal's encoding")
     if name in PATHS and max(len(part.encode()) for part in re.split("[/,]", value)) > LONGEST_NAME:
-        raise UsageError(f"{name}={value!r}: a name of a file has at most {LONGEST_NAME} bytes")
+        raise UsageError(f"{name}={quote(value)}: a name of a file has at most {LONGEST_NAME} bytes")

@@ -159,8 +159,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "mean_of_text": ([*TRAIN, "--config.data.mean=0.5"], "where the data are images"),
     "length_of_a_language_model": ([*TRAIN, "--config.data.length=8"], "classifier or encoder_decoder"),
     "tokenizer_of_images": ([*DIGITS, "--config.data.tokenizer=char"], "where the data are text or pairs"),
-    "context_of_a_classifier": ([*DIGITS, "--config.eval.context=8"], "trains a language_model"),
-    "beams_of_a_classifier": ([*DIGITS, "--config.eval.beams=2"], "trains a encoder_decoder"),
+    "context_of_a_classifier": ([*DIGITS, "--config.eval.context=8"], "kind language_model"),
+    "beams_of_a_classifier": ([*DIGITS, "--config.eval.beams=2"], "kind encoder_decoder"),
     "embeddings_of_a_classifier": (
         [*DIGITS, "--config.optim.decay=0.1", "--config.optim.decay_embeddings=false"],
         "where the model has embeddings",
