@@ -42,7 +42,7 @@ def read(path: str | Path) -> Subwords:
     folder = path if path.is_dir() else path.parent
     names = {n.name for n in folder.iterdir() if not n.name.startswith(".")} if path.is_dir() else {path.name}
     sides = {name: read_settings(folder / name) for name in (*SIDE, "added_tokens.json") if (folder / name).is_file()}
-    told = _told(sides)
+    told = _told(sides, folder)
     tokens = added_tokens.read(sides, folder)
     pair = next((pair for pair in PAIRS if names & set(pair) and all((folder / n).is_file() for n in pair)), None)
     made = None
@@ -70,17 +70,22 @@ def read(path: str | Path) -> Subwords:
     return _with_parts(whole, made, told, path)
 
 
-def _told(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the files beside a tokenizer tell, the first of them that knows; the ids of all ends under `ends`."""
+def _told(sides: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What the files beside a tokenizer tell, the first of them that knows; the ids of all ends under `ends`.
+
+    Raises UsageError for an id that no token can have.
+    """
     found: dict[str, Any] = {"ends": []}
     for name in SIDE:
         for key, value in sides.get(name, {}).items():
             value = value.get("content") if isinstance(value, dict) else value
             if key == "eos_token_id":
-                found["ends"] += value if isinstance(value, list) else [value]
+                ids = [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+                if large := [i for i in ids if abs(i) >= 2**31]:
+                    raise UsageError(f"{folder / name}: eos_token_id = {quote(large[0])} is no token's id")
+                found["ends"] += ids
             elif value is not None:
                 found.setdefault(key, value)
-    found["ends"] = [i for i in found["ends"] if type(i) is int]
     return found
 
 

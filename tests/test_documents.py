@@ -71,6 +71,15 @@ def test_a_fault_of_a_file_is_one_line_that_names_it(name: str, saved: Path, tmp
         shutil.rmtree(folder)
 
 
+def test_an_id_that_no_token_has_is_refused(saved: Path, tmp_path: Path) -> None:
+    """With the file: one of 20 digits fits no array."""
+    folder = shutil.copytree(saved, tmp_path / "hub")
+    file = folder / "generation_config.json"
+    file.write_text(f'{{"eos_token_id": [0, {10**20}]}}')
+    with pytest.raises(UsageError, match=rf"{file}: eos_token_id = {10**20} is no token's id"):
+        tokenizer_reader.read(folder)
+
+
 def test_what_does_no_harm_is_read(tmp_path: Path) -> None:
     """A byte-order mark, and a key that stands twice with one value."""
     file = tmp_path / "a.json"
