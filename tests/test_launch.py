@@ -177,7 +177,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "name_of_300": ([*TRAIN, f"--config.data.name={'x' * 300}"], "at most 255 bytes"),
     "name_of_5000": (["eval", "--workdir=W", f"--dataset={'x' * 5000}"], "at most 255 bytes"),
     "short_text": ([*TRAIN, "--config.data.name=T"], "too few for one window of context 64"),
-    "missing_text": ([*TRAIN, "--config.data.name=missing.txt"], "no .txt file at 'missing.txt'"),
+    "missing_text": ([*TRAIN, "--config.data.name=missing.txt"], "(.jsonl, .csv, .tsv), at 'missing.txt'"),
     "eval_without_workdir": (["eval"], "--workdir=runs/a"),
     "eval_of_nothing": (["eval", "--workdir=W"], "no checkpoint in"),
     "eval_best_of_nothing": (["eval", "--workdir=W@best"], "no checkpoint in"),
