@@ -60,7 +60,9 @@ def check(
     for name in fields:
         value = getattr(config, name)
         if not _is(value, types_[name]):
-            raise UsageError(f"{_family(config)}: {name} = {value!r} is not of type {_say(types_[name])}")
+            said = _say(types_[name])
+            bound = " within float32" if "float" in said else " within int32" if "int" in said else ""
+            raise UsageError(f"{_family(config)}: {name} = {value!r} is not of type {said}{bound}")
         if whole is None:
             parts = value if isinstance(value, tuple) else (value,)
             held = all(one is None or (ok or RULES[rule])(one) for one in parts)

@@ -20,8 +20,9 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def suites_own() -> Iterator[None]:
-    """The suite's folder is put back."""
+def suites_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The suite's folder is put back. Programs of one device are kept here, in spite of the suite's eight."""
+    monkeypatch.setattr(cache, "is_safe", lambda: True)
     before = jax.config.jax_compilation_cache_dir
     yield
     cache.use(before)
@@ -57,6 +58,16 @@ def test_a_program_is_found_again(tmp_path: Path) -> None:
     compiled(tmp_path, 3)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert cache.contents(str(tmp_path)).programs == len(before)
+
+
+def test_programs_of_several_cpu_devices_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert jax.device_count() > 1
+    compiled(tmp_path, 5)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    compiled(tmp_path, 6)
+    assert list(tmp_path.iterdir())
 
 
 def test_losses_are_those_without(tmp_path: Path) -> None:
