@@ -5,6 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def load(path: Path, split: str, field: str | None) -> Texts:
 
     Raises UsageError where there is no text, files of several kinds, or a row whose field holds none.
     """
-    return texts(path.name, split, (d for d in columns(path, split, (field or FIELD,))[0] if d))
+    found = texts(path.name, split, (d for d in columns(path, split, (field or FIELD,))[0] if d))
+    return replace(found, notes=_passed_over(path))
 
 
 def columns(path: Path, split: str, fields: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
@@ -45,7 +47,7 @@ def columns(path: Path, split: str, fields: tuple[str, ...]) -> tuple[tuple[str,
     Where no files are named as splits, the last tenth is the split `validation`: of ten rows or files or more whole
     ones, of fewer the end of each. Raises UsageError as `load`.
     """
-    by_split = _by_split(_files(path))
+    by_split = _by_split(path, _files(path))
     rows = [row for file in by_split.get(split, _files(path)) for row in _texts(file, fields)]
     if not by_split:
         rows = _part(rows, split)
@@ -55,8 +57,8 @@ def columns(path: Path, split: str, fields: tuple[str, ...]) -> tuple[tuple[str,
 
 
 def splits_of(path: Path) -> tuple[str, ...]:
-    """The splits of a file or folder: those that files of rows are named by, else `train` and `validation`."""
-    return tuple(_by_split(_files(path))) or ("train", "validation")
+    """The splits of a file or folder: those that its folders or files are named by, else `train` and `validation`."""
+    return tuple(_by_split(path, _files(path))) or ("train", "validation")
 
 
 def has_rows(path: Path) -> bool:
@@ -85,17 +87,42 @@ def _kind(file: Path) -> str:
     return JSON[0] if ending in JSON else ending if ending in ENDINGS else PLAIN[0]
 
 
-def _by_split(files: list[Path]) -> dict[str, list[Path]]:
-    """Files of rows by split, training first, where all are named by one and there are two or more; else none.
+def _by_split(root: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Files by the split that their folder or they are named by, training first; {} where none or all are of one.
 
-    `test-00000-of-00002.jsonl` is named by its split too.
+    `test-00000-of-00002.jsonl` is named by its split too. Raises UsageError where some are and others are not: held-out
+    text would be trained on.
     """
     found: dict[str, list[Path]] = {}
     for file in files:
-        name = re.split(r"[-_.]", file.name.lower())[0]
-        found.setdefault(name, []).append(file)
-    named = set(found) <= set(SPLITS) and len(found) > 1 and _kind(files[0]) not in PLAIN
-    return {split: found[split] for split in SPLITS if split in found} if named else {}
+        found.setdefault(_split_of(root, file), []).append(file)
+    named = [split for split in SPLITS if split in found]
+    if named and len(named) < len(found):
+        (of_split, *_), (other, *_) = found[named[0]], next(f for name, f in found.items() if name not in SPLITS)
+        raise UsageError(
+            f"{root} holds {of_split.relative_to(root)}, named as a split, beside {other.relative_to(root)}, which is "
+            f"not: name both by {', '.join(SPLITS)}, or take one away"
+        )
+    return {split: found[split] for split in named} if len(named) > 1 else {}
+
+
+def _split_of(root: Path, file: Path) -> str:
+    """The split that a file's folder below the root, else its name, may stand for."""
+    folder, *below = file.relative_to(root).parts or (file.name,)
+    if below and folder.lower() in SPLITS:
+        return folder.lower()
+    plain = _kind(file) in PLAIN  # a text's own name may begin so, as test-of-time.txt
+    return re.sub(r"[-_.]\d+.*", "", file.stem.lower()) if plain else re.split(r"[-_.]", file.name.lower())[0]
+
+
+def _passed_over(path: Path) -> tuple[str, ...]:
+    """A note of the files in a folder that are not read, where there are some."""
+    if not path.is_dir():
+        return ()
+    read = {*_files(path)}
+    names = sorted(str(file.relative_to(path)) for file in find(path, ("",)) if file not in read)
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return (f"{path.name}: passed over, as no texts: {', '.join(names[:3])}{more}",) if names else ()
 
 
 def _part(rows: list[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:

@@ -131,6 +131,12 @@ def _sorted_out(root: str, files: tuple[File, ...]) -> Folder:
             inside[rest[0]].update(rest[1:-1][:1])
     names = _names(root, inside, [set(split) for split in classes.values()])
     if not apart:
+        for name in names:
+            if name.lower() in SPLITS and name.lower() != "train":  # which is a vehicle too
+                raise UsageError(
+                    f"{root} has a folder {name!r} of images beside {', '.join(n for n in names if n != name)}: "
+                    f"a split holds class folders; a class needs another name"
+                )
         held = {c: min(max(1, len(group) // 10), len(group) - 1) for c, group in classes["train"].items()}
         classes["test"] = {c: group[len(group) - held[c] :] for c, group in classes["train"].items()}
         classes["train"] = {c: group[: len(group) - held[c]] for c, group in classes["train"].items()}
@@ -164,11 +170,12 @@ def _names(root: str, inside: dict[str, set[str]], together: list[set[str]]) -> 
             f"{root} has one class folder, {names[0]!r}, where a classifier needs two: {_elsewhere(root, inside)}"
         )
     splits = [sorted(below for below in inside[name] if below.lower() in SPLITS) for name in names]
-    if all(splits):
-        raise UsageError(
-            f"{root} has folders of splits inside those of classes, as {names[0]}/{splits[0][0]}: "
-            f"put the split outside, as {splits[0][0]}/{names[0]}"
-        )
+    for name, below in zip(names, splits, strict=True):
+        if below:
+            raise UsageError(
+                f"{root} has folders of splits inside those of classes, as {name}/{below[0]}: "
+                f"put the split outside, as {below[0]}/{name}, or give {Path(root, name)}"
+            )
     if all(NUMBER.fullmatch(name) for name in names):
         _hold_distinct(root, "number", names, int)
         return tuple(sorted(names, key=int))

@@ -54,7 +54,8 @@ class Examples:
 class Texts:
     """Documents, as str; perhaps each with a label out of `classes`, which may have names.
 
-    labels are int32 [n], or float32 [n C] of 0 and 1 where a document has any number of them.
+    labels are int32 [n], or float32 [n C] of 0 and 1 where a document has any number of them. `notes` say what a user
+    should know.
     """
 
     documents: tuple[str, ...]
@@ -62,6 +63,7 @@ class Texts:
     labels: np.ndarray | None = None
     classes: int | None = None
     names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.documents)

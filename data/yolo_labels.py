@@ -58,19 +58,26 @@ def find(
         return None
     full = [p for p in labels if p.stat().st_size][:LOOKED]
     settings = _settings(root)
-    apart = any("labels" in map(str.lower, p.relative_to(root).parts[:-1]) for p in labels)
+    apart = any(_is_below_labels(p, root) for p in labels)
     if not (settings or apart or any(map(_is_label, full)) or (_named(root) and not full)):
         return None
     if "kpt_shape" in settings:
         raise UsageError(f"{root} has labels of key points, by kpt_shape in its settings, and no boxes alone")
     classes = _classes(root, settings, labels[0])
-    by_key((image for image in images if key(image, root) in {key(p, root) for p in labels}), root)
+    labelled = {key(p, root) for p in labels}
+    by_key((image for image in images if key(image, root) in labelled), root)
     lists = [p for p in texts if p.parent == root and is_split(p.stem) and p not in labels]
     splits, notes = _splits(root, settings, images, lists, texts)
     stray = {*texts} - {*labels, *lists}
-    stray_names = sorted(str(p.relative_to(root)) for p in stray if "labels" in p.relative_to(root).parts)
+    stray_names = sorted(str(p.relative_to(root)) for p in stray if _is_below_labels(p, root) or _is_label(p))
     notes += note(name_of(root), "labels without an image, passed over", stray_names)
+    bare = sorted(str(p.relative_to(root)) for p in images if key(p, root) not in labelled)
+    notes += note(name_of(root), "images without a label file, taken as background", bare)
     return partial(_read, root, _Set(classes, splits, by_key(labels, root), notes)), tuple(splits)
+
+
+def _is_below_labels(file: Path, root: Path) -> bool:
+    return "labels" in map(str.lower, file.relative_to(root).parts[:-1])
 
 
 def _is_label(file: Path) -> bool:
@@ -104,6 +111,8 @@ def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str,
     told = settings.get("names")
     if told:
         order = told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ()
+        if isinstance(told, dict) and all(str(i).isdecimal() for i in told):
+            order = sorted(told.items(), key=lambda entry: int(entry[0]))
         names = {str(i): class_name(name, f"names in the settings of {root}") for i, name in order}
         if not names or [*names] != [str(i) for i in range(len(names))]:
             raise UsageError(f"the settings of {root} have names = {quote(told)}, no list of the classes' names")

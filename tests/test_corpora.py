@@ -146,3 +146,43 @@ def test_a_path_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("", "digits,", ", digits", "a,,b"):
         with pytest.raises(UsageError, match="has an empty name"):
             sources.names(name)
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv"])
+@pytest.mark.parametrize("layout", ["{}{}", "{}/a{}", "{}/b/a{}", "{}-00001-of-00002{}"])
+def test_files_and_folders_named_as_splits_are_splits(layout: str, ending: str, tmp_path: Path) -> None:
+    """Held-out text is not trained on, however the split is written."""
+    for split in ("train", "Valid", "test"):
+        path = tmp_path / layout.format(split, ending)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        documents = [f"{split} {i}" for i in range(12)]
+        if ending == ".txt":
+            path.write_text("\n".join(documents))
+        else:
+            write(path.parent, ending, documents).rename(path)
+    name = str(tmp_path)
+    assert sources.splits_of(name) == ("train", "test", "valid")
+    for split in ("train", "valid", "test"):
+        assert all(d.lower().startswith(split) for d in documents_of(sources.load(name, split)))
+
+
+@pytest.mark.parametrize("other", ["notes.txt", "my_test.txt", "more/a.txt", "README.txt"])
+def test_a_file_beside_those_of_splits_is_refused(other: str, tmp_path: Path) -> None:
+    for name in ("train.txt", "test.txt", other):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a text " * 20)
+    with pytest.raises(UsageError, match=r"named as a split, beside .*, which is not: name both by train, "):
+        sources.load(str(tmp_path), "train")
+
+
+def test_a_title_that_begins_as_a_split_is_a_document(tmp_path: Path) -> None:
+    for name in ("test-of-time.txt", "training a dog.txt", "moby.txt"):
+        (tmp_path / name).write_text("a text " * 20)
+    assert sources.splits_of(str(tmp_path)) == ("train", "validation")
+
+
+def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md", "c.text", ".hidden.md"):
+        (tmp_path / name).write_text("a text " * 20)
+    (note,) = sources.load(str(tmp_path), "train").notes
+    assert note.endswith("passed over, as no texts: b.md, c.text")

@@ -238,8 +238,10 @@ def test_classes_that_are_all_whole_numbers_are_in_their_order(folders: str, nam
         ("train/cat test/cat", "one class folder, 'cat'"),
         (
             "cat/train cat/test dog/Train",
-            "splits inside those of classes, as cat/test: put the split outside, as test/cat",
+            "splits inside those of classes, as cat/test: put the split outside, as test/cat, or give ",
         ),
+        ("data/train/a data/test/a extra/a", "splits inside those of classes, as data/test: .*, or give .*/data$"),
+        ("a b Test", "a folder 'Test' of images beside a, b: a split holds class folders"),
         ("caf\udce9 dog", r"the name of the class folder 'caf\\udce9' is not UTF-8"),
     ],
 )

@@ -34,7 +34,8 @@ def test_labels_beside_images_are_read(tmp_path: Path) -> None:
     root = write(flat(tmp_path / "set"), c_png="", c_txt="\n")
     assert sources.splits_of(str(root)) == ("train", "test")
     source = scenes(root, "train")
-    assert (len(source), source.names, source.notes) == (2, ("ball", "cube"), ())
+    assert (len(source), source.names) == (2, ("ball", "cube"))
+    assert source.notes == ("set: images without a label file, taken as background (1): b.png",)
     np.testing.assert_allclose(source.truths[0].boxes, [[10, 0, 30, 10]])
     assert (source.truths[0].kinds.tolist(), len(source.truths[1].kinds)) == ([1], 0)
     assert len(scenes(root, "test").truths[0].kinds) == 0
@@ -58,7 +59,7 @@ def test_splits_are_folders(tmp_path: Path, order: str) -> None:
         scenes(root, "train")
 
 
-@pytest.mark.parametrize("names", ["[no, 7]", "\n  0: no\n  1: 7", "\n- no\n- 7"])
+@pytest.mark.parametrize("names", ["[no, 7]", "\n  0: no\n  1: 7", "\n- no\n- 7", "{1: 7, 0: no}"])
 def test_settings_name_classes_and_splits(tmp_path: Path, names: str) -> None:
     """By the end of each path, whatever machine it is of; `no` is a class and not False."""
     paths = "path: /home/me/data\ntrain: ../train/images # all\nval: [/x/y/some/a.txt]\ntest: ../gone\n"
@@ -67,7 +68,10 @@ def test_settings_name_classes_and_splits(tmp_path: Path, names: str) -> None:
     assert sources.splits_of(str(root)) == ("train", "val")
     source = scenes(root, "train")
     assert (source.names, source.truths[0].kinds.tolist()) == (("no", "7"), [1])
-    assert source.notes == ("set: settings for which there is no image (1): test: '../gone'",)
+    assert source.notes == (
+        "set: settings for which there is no image (1): test: '../gone'",
+        "set: images without a label file, taken as background (1): more/images/b.png",
+    )
     assert len(scenes(root, "val").truths[0].kinds) == 0
 
 
@@ -82,6 +86,17 @@ def test_lists_are_splits(tmp_path: Path) -> None:
         (root / "train.txt").write_text(line)
         with pytest.raises(UsageError, match=rf"train\.txt lists {line}, with which {says} in "):
             scenes(root, "train")
+
+
+@pytest.mark.parametrize("lost", ["b.png.txt", "b_old.txt", "Labels/x/b.txt"])
+def test_labels_that_match_no_image_are_said(tmp_path: Path, lost: str) -> None:
+    root = write(tmp_path / "set", a_png="", a_txt=LABEL, b_png="", classes_txt="ball\ncube")
+    (root / lost).parent.mkdir(parents=True, exist_ok=True)
+    (root / lost).write_text(LABEL)
+    assert [*scenes(root, "train").notes, *scenes(root, "test").notes][:2] == [
+        f"set: labels without an image, passed over (1): {lost}",
+        "set: images without a label file, taken as background (1): b.png",
+    ]
 
 
 def test_what_is_made_of_labels_is_said(tmp_path: Path) -> None:

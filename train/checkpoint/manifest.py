@@ -68,7 +68,7 @@ def load_manifest(workdir: str, step: int) -> Manifest:
         raise Damaged(f"{where} is damaged: its manifest.json cannot be read ({error})") from None
     if schema == 1 and digest is None:
         manifest = {"history": [], "classes": None, **manifest}
-    elif digest != digest_of(manifest):
+    elif digest != digest_of(manifest) or type(schema) is not int:
         raise Damaged(f"{where} is damaged: its manifest.json differs from its digest")
     elif schema != SCHEMA:
         raise UsageError(f"{where} has schema {schema}; this version reads {SCHEMA} and 1")

@@ -29,9 +29,9 @@ def curve(workdir: str, title: str, unit: str) -> str | None:
         entries.append((line, what))
     if held:
         xs, ys = zip(*held, strict=True)
-        split = next(line["split"] for line in lines if line["kind"] == "eval")
+        split = next(line.get("split") for line in lines if line["kind"] == "eval")
         line = axes.plot(xs, ys, color=HELD, lw=1.8, marker="o", ms=5)[0]
-        entries.append((line, f"{split} (held out)"))
+        entries.append((line, f"{split or 'no split named'} (held out)"))
         axes.annotate(f"{ys[-1]:.4g}", (xs[-1], ys[-1]), (6, 0), textcoords="offset points", color=HELD, va="center")
     dress(axes, title, "updates", f"loss ({unit})")
     axes.margins(x=0.06)
