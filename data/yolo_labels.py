@@ -110,7 +110,7 @@ def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str,
     found = {str(file): class_list(file) for file in _named(root)}
     told = settings.get("names")
     if told:
-        order = told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ()
+        order = list(told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ())
         if isinstance(told, dict) and all(str(i).isdecimal() for i in told):
             order = sorted(told.items(), key=lambda entry: int(entry[0]))
         names = {str(i): class_name(name, f"names in the settings of {root}") for i, name in order}

@@ -87,7 +87,9 @@ def assert_gradients(model: models.Model, layout: Any, grads: Any, named: dict[s
             name = name if name in named else name.removeprefix("vit.")
             rows[path].write(np.asarray(leaf[at] if at else leaf), found[name])
     for name, mine in found.items():
-        assert_close(mine, named[name], floor)
+        # A softmax does not see a bias that all keys share: its gradient is the rounding of what cancels in it.
+        kernel = named[name.replace(".bias", ".weight")] if name.endswith("key.bias") else None
+        assert_close(mine, named[name], floor if kernel is None else float(np.linalg.norm(kernel)))
 
 
 def spelt(module: Any) -> dict[str, str]:
