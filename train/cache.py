@@ -1,7 +1,7 @@
 """Compiled programs kept between processes: one file each, with its digest, in a folder of bounded size.
 
 JAX's own folder cache (0.10 to 0.12) writes in place, never replaces a damaged entry, and zstandard frames carry no
-checksum, so that a flipped bit becomes machine code. Here an entry is read only if its digest agrees.
+checksum, so that nothing stops a flipped bit. Here an entry is read only if its digest agrees.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ HEAD = DIGEST().digest_size
 def is_safe() -> bool:
     """Whether programs of this process may be read back: not those of several CPU devices.
 
-    XLA's CPU backend ends the process in some of them (jaxlib 0.10.2: experts on 8 simulated devices, SIGABRT).
+    XLA's CPU backend ended the process in some of them (jaxlib 0.10.2, experts on 8 simulated devices; docs/log.md).
     """
     return jax.default_backend() != "cpu" or jax.device_count() == 1
 

@@ -8,12 +8,12 @@ import jax
 from train.record.summary import quantity
 
 # FLOP a second of one device, dense products of bf16, by how its `device_kind` begins; the longest that fits counts.
-# Sources: NVIDIA's data sheets of these products; docs.cloud.google.com/tpu/docs, of v2 and v3 a core.
-PEAK = {
-    **{"NVIDIA A100": 312e12, "NVIDIA H100": 989.4e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835.5e12},
-    **{"NVIDIA H200": 989.4e12, "NVIDIA H200 NVL": 835.5e12, "NVIDIA B200": 2250e12, "NVIDIA L4": 121e12},
-    **{"TPU v2": 22.5e12, "TPU v3": 61.5e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12},
-    **{"TPU v5": 459e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12},
+# TPU v5e's is of docs.cloud.google.com/tpu/docs/v5e; NVIDIA's are as public tables cite its data sheets (numbers with
+# sparsity halved), not compared with the sheets themselves. None is a device whose number was not found: it has no MFU.
+PEAK: dict[str, float | None] = {
+    **{"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": None},
+    **{"NVIDIA H200": 989e12, "NVIDIA H200 NVL": None, "NVIDIA L4": 121e12},
+    **{"TPU v5 lite": 197e12, "TPU v5e": 197e12},
 }
 
 
