@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +15,31 @@ WIDE = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}  # before 
 WIDE |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
-def refuse_pointer(path: str | Path) -> None:
-    """Raise UsageError where a file cannot be opened, is no regular file, or is a pointer that Git LFS left for one."""
-    start = None
+def require_regular(path: str | Path) -> None:
+    """Raises UsageError where a path, links followed, is no regular file: opening a pipe would wait for its writer."""
     try:
-        if stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for
-            with Path(path).open("rb") as file:
-                start = file.read(len(POINTER))
+        mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # a name may hold what no file's does
-        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if start is None:
-        raise UsageError(f"{path} cannot be read: it is no regular file")
+        nowhere = isinstance(error, FileNotFoundError) and os.path.islink(path)
+        why = "a link to nowhere" if nowhere else getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read: {why}") from None
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path} cannot be read: it is no regular file but {_kind(mode)}")
+
+
+def _kind(mode: int) -> str:
+    named = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return named.get(stat.S_IFMT(mode), "a device")
+
+
+def refuse_pointer(path: str | Path) -> None:
+    """Raises UsageError where a file cannot be opened, is no regular file, or is a pointer that Git LFS left."""
+    require_regular(path)
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(len(POINTER))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if start == POINTER:
         raise UsageError(f"{path} is a pointer of Git LFS, not the file itself; `git lfs pull` fetches it")
 

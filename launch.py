@@ -229,7 +229,7 @@ def _published(args: flags.FlagValues, assignments: list[tuple[str, str]], **kno
     cfg = reader.override(cfg, assignments)
     for key, _ in assignments:
         if key in ("model.family", "model.size"):
-            raise UsageError(f"--config.{key} is told by the folder's config.json")
+            raise UsageError(f"--config.{key} cannot be set: the folder's config.json says it")
         _refuse_training(key)
     return _host(), cfg
 

@@ -139,7 +139,7 @@ def flags_of(verb: str) -> flags.FlagValues:
         share("min_p", "among those with this share of the likeliest's probability")
         flags.DEFINE_float("repetition_penalty", 1.0, "lowers tokens that were there; 1 is none", flag_values=own)
         texts("stop", [], "a text that ends the writing; may be given again")
-        flags.DEFINE_boolean("stats", False, "tell tokens a second of reading and writing", flag_values=own)
+        flags.DEFINE_boolean("stats", False, "report tokens a second of reading and writing", flag_values=own)
         whole("seed", 0, "of the draws", upper=2**32 - 1)
     return own
 

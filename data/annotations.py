@@ -69,7 +69,7 @@ def assemble(
 ) -> Scenes:
     """The source of annotated images; corners are in pixels, or `relative`, in shares of the image.
 
-    An image with an EXIF orientation is turned, or stays as it is stored, as the size in its annotation tells; where
+    An image with an EXIF orientation is turned, or stays as it is stored, by the size in its annotation; where
     that leaves both, it is turned unless another image of the split is annotated as it is stored. A note says so.
     Raises UsageError where an image is missing or cannot be read, or has another size than its annotation says.
     """
@@ -99,8 +99,8 @@ def assemble(
     rows = [(m.name, *m.size, len(m.truth.kinds), length) for m, length in zip(marked, lengths, strict=True)]
     fields = (field for m in marked for field in m.truth)
     turns = (repr(upright).encode(),) if any(upright) else ()
-    told = checksum(repr(([*classes], rows)).encode(), *fields, *turns).encode()
-    known = identity(root, split, told, paths, sum(lengths))
+    described = checksum(repr(([*classes], rows)).encode(), *fields, *turns).encode()
+    known = identity(root, split, described, paths, sum(lengths))
     return scenes(name_of(root), split, marked, classes, _Files(tuple(paths), tuple(upright)), known, notes)
 
 
@@ -180,7 +180,7 @@ def key(path: Path, root: Path) -> tuple[str, ...]:
 
 
 def by_key(paths: Iterable[Path], root: Path) -> dict[tuple[str, ...], Path]:
-    """Files by their keys. Raises UsageError for two of one key: annotations could not tell them apart."""
+    """Files by their keys. Raises UsageError for two of one key: annotations could belong to either."""
     found: dict[tuple[str, ...], Path] = {}
     for path in paths:
         other = found.setdefault(key(path, root), path)

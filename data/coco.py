@@ -28,8 +28,8 @@ def find(root: Path) -> tuple[Callable[[str], Scenes], tuple[str, ...]] | None:
     files = {p.stem.removeprefix("instances_"): p for p in sorted(root.glob("annotations/instances_*.json"))}
     files |= {p.parent.name: p for p in sorted(root.glob(f"[!.]*/{AMONG}"))}
     if not files:
-        told = (p for p in sorted(root.glob("annotations/[!.]*.json")) if not p.name.startswith(OTHERS))
-        files = {p.stem: p for p in told if _has_categories(p)}
+        found = (p for p in sorted(root.glob("annotations/[!.]*.json")) if not p.name.startswith(OTHERS))
+        files = {p.stem: p for p in found if _has_categories(p)}
     if files:
         return partial(_read, root, files), tuple(files)
     for file in (root / name for name in ALONE):
@@ -61,8 +61,8 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Scenes:
             _known(mark, key, known, where) for key, known in (("image_id", boxes), ("category_id", classes))
         )
         boxes[image].append(_box(mark, classes[kind], where))
-    told = (_plain_id(mark.get("id")) for mark in table.annotations)
-    require_unique((number for number in told if number is not None), f"{file}: annotation id")
+    own = (_plain_id(mark.get("id")) for mark in table.annotations)
+    require_unique((number for number in own if number is not None), f"{file}: annotation id")
     places = _places(root, file, split)
     images = [_image(row, boxes[i], places, file) for row, i in zip(table.images, ids, strict=True)]
     require_unique((str(image.path) for image in images), f"{file}: image")

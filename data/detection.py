@@ -12,8 +12,8 @@ from data.geometry import Size
 from data.kinds import DECODE_ONCE, Examples, Fields, Pixels, blocks
 from errors import UsageError
 
-SLACK = 0.01  # pixels by which a box may leave its image and nobody is told: rounding of what an annotator wrote
-TOLD = 3  # images that a note names
+SLACK = 0.01  # pixels by which a box may leave its image without a note: rounding of what an annotator wrote
+NAMED = 3  # images that a note names
 
 
 class Truth(NamedTuple):
@@ -177,18 +177,18 @@ def _note(where: str, what: str, counts: Sequence[int], names: Sequence[str]) ->
     some = [name for count, name in zip(counts, names, strict=True) if count]
     if not some:
         return ()
-    more = f" and {len(some) - TOLD} more images" if len(some) > TOLD else ""
-    return (f"{where}: {sum(counts)} box{'es' * (sum(counts) > 1)} {what}, of {', '.join(some[:TOLD])}{more}",)
+    more = f" and {len(some) - NAMED} more images" if len(some) > NAMED else ""
+    return (f"{where}: {sum(counts)} box{'es' * (sum(counts) > 1)} {what}, of {', '.join(some[:NAMED])}{more}",)
 
 
 def note(where: str, what: str, names: Sequence[str]) -> tuple[str, ...]:
     """A line on some images or files, with the first names; none where there are none."""
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
-    return (f"{where}: {what} ({len(names)}): {', '.join(names[:TOLD])}{more}",) if names else ()
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (f"{where}: {what} ({len(names)}): {', '.join(names[:NAMED])}{more}",) if names else ()
 
 
 def pixels(file: bytes | Path, name: str, upright: bool = False) -> Pixels:
-    """An image file, or its bytes, as uint8 [y x 3], as it is stored or `upright` as EXIF tells, as its boxes are.
+    """An image file, or its bytes, as uint8 [y x 3], as it is stored or `upright` by EXIF, as its boxes are.
 
     Raises UsageError where it cannot be read, or is too deep.
     """

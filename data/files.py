@@ -1,13 +1,11 @@
 """Which files lie in a folder, and what each must be: one rule for all that is read from folders."""
 
 import os
-import stat
 from pathlib import Path
 
-from errors import UsageError
+from documents import require_regular
 
 SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")  # folders, in any case
-LFS = b"version https://git-lfs.github.com/spec/v1"
 
 
 def find(root: str | Path, endings: tuple[str, ...]) -> list[Path]:
@@ -51,29 +49,6 @@ def _place(path: str) -> tuple[str, str]:
     """What paths are sorted by: folders by the names of which they are made, as a separator is less than any letter."""
     folder, name = os.path.split(path)
     return folder.replace(os.sep, "\0"), name
-
-
-def require_regular(path: str | Path) -> None:
-    """Raises UsageError where a path, links followed, is no regular file: opening a pipe would wait for its writer."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        nowhere = os.path.islink(path) and isinstance(error, FileNotFoundError)
-        raise UsageError(f"{path} cannot be read: {'a link to nowhere' if nowhere else error.strerror}") from None
-    if not stat.S_ISREG(mode):
-        raise UsageError(f"{path} cannot be read: it is no regular file but {_kind(mode)}")
-
-
-def _kind(mode: int) -> str:
-    named = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-    return named.get(stat.S_IFMT(mode), "a device")
-
-
-def refuse_lfs_pointer(path: str | Path) -> None:
-    """Raises UsageError where a regular file is what Git LFS leaves in its place until it is fetched."""
-    with open(path, "rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise UsageError(f"{path} is a pointer of Git LFS, not the file itself: fetch it by `git lfs pull`")
 
 
 def expand_home(path: str) -> str:

@@ -58,8 +58,8 @@ def load(name: str, split: str, tick: Tick = silent) -> Examples:
         raise UsageError(f"{name}: its split {split!r} holds no image")
     channels, size = _survey(name, files, tick)
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
-    told = repr((folder.names, [(f.path, f.length) for f in chosen])).encode()
-    known = identity(name, split, told, [Path(name, f.path) for f in chosen], sum(f.length for f in chosen), tick)
+    described = repr((folder.names, [(f.path, f.length) for f in chosen])).encode()
+    known = identity(name, split, described, [Path(name, f.path) for f in chosen], sum(f.length for f in chosen), tick)
     read = Reading(name, tuple(f.path for f in chosen), labels, channels, size)
     absent = tuple(c for c, group in zip(folder.names, groups, strict=True) if not group)
     notes = (f"split {split!r} has no image of {', '.join(absent)}",) if absent else ()
@@ -89,7 +89,7 @@ class Reading:
     def _one(self, path: str) -> Pixels:
         image = decode(path, path, self.channels)
         if self.size not in (None, image.shape[:2]):
-            raise damaged(path, f"its header told {self.size}, it is {image.shape[:2]}")
+            raise damaged(path, f"its header says {self.size}, it is {image.shape[:2]}")
         return image
 
 

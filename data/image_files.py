@@ -1,4 +1,4 @@
-"""Image files as their owners have them: opened in one manner, refused in one, and what a set of them is told by."""
+"""Image files as their owners have them: opened in one manner, refused in one, and the identity of a set of them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.files import refuse_lfs_pointer, require_regular
 from data.geometry import Size
 from data.kinds import Pixels, checksum
 from data.progress import Tick, counted, silent
+from documents import refuse_pointer, require_regular
 from errors import UsageError
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -50,7 +50,7 @@ def opened(file: bytes | str | Path, name: str) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError:
         if not isinstance(file, bytes):
-            refuse_lfs_pointer(file)
+            refuse_pointer(file)
         raise damaged(name, f"it is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         raise damaged(name, error) from None
@@ -63,7 +63,7 @@ def damaged(name: str, error: Exception | str) -> UsageError:
 
 
 def decode(file: bytes | str | Path, name: str, channels: int = 3, upright: bool = True) -> Pixels:
-    """An image file, or its bytes, as grey or RGB, any transparency dropped -> [Y X C]; `upright` as EXIF tells.
+    """An image file, or its bytes, as grey or RGB, any transparency dropped -> [Y X C]; `upright` by EXIF.
 
     Raises UsageError as `opened`.
     """
@@ -84,10 +84,10 @@ def orientation(image: Image.Image) -> int:
     if image.format == "TIFF" or not any(key in image.info for key in EXIF):
         return 1
     try:
-        told = image.getexif().get(ORIENTATION)
+        found = image.getexif().get(ORIENTATION)
     except Exception:  # as above; the pixels are whole, and viewers show such an image as it lies
         return 1
-    return told if told in TURNS else 1
+    return found if found in TURNS else 1
 
 
 def upright_size(image: Image.Image) -> Size:
@@ -97,12 +97,12 @@ def upright_size(image: Image.Image) -> Size:
 
 
 def identity(
-    root: str | Path, split: str, told: bytes, paths: Sequence[Path], length: int, tick: Tick = silent
+    root: str | Path, split: str, description: bytes, paths: Sequence[Path], length: int, tick: Tick = silent
 ) -> dict[str, Any]:
-    """What a split of a folder is known by: what its owner tells of the files, and their contents, `length` bytes."""
+    """The identity of a split of a folder: a `description` of its files, and their contents, `length` bytes."""
     hashed = counted(paths if length <= HASHED else (), "hashing images", tick)
     contents = [checksum(path.read_bytes()).encode() for path in hashed]
-    return {"name": name_of(root), "split": split, "count": len(paths), "checksum": checksum(told, *contents)}
+    return {"name": name_of(root), "split": split, "count": len(paths), "checksum": checksum(description, *contents)}
 
 
 def name_of(root: str | Path) -> str:

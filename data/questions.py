@@ -69,7 +69,7 @@ def holds_questions(name: str, data_dir: str | None) -> bool:
 
 
 def in_lines(name: str) -> bool:
-    """Whether a name is of a .jsonl file of questions, which its first line tells: they have `choices`."""
+    """Whether a name is of a .jsonl file of questions, by its first line: a question has `choices`."""
     if not name.lower().endswith(ENDING):
         return False
     _, first = next(read_rows(expand_home(name)), ("", None))

@@ -5,7 +5,7 @@
     vocab.txt                                 BERT's WordPiece
     tokenizer.model                           SentencePiece
 
-tokenizer_config.json, special_tokens_map.json, config.json and generation_config.json beside them tell what is special.
+tokenizer_config.json, special_tokens_map.json, config.json and generation_config.json beside them say what is special.
 """
 
 import json
@@ -20,7 +20,7 @@ from errors import UsageError, quote
 
 SIDE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-USUAL = (EOT, "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>", "[SEP]")  # ends of text, where none is told
+USUAL = (EOT, "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>", "<eos>", "[SEP]")  # ends of text, where none is named
 # By the beginning of `tokenizer_class`: those that make of each kind of file what we make of it. Others have rules of
 # their own (Qwen2's splits, RoBERTa's ends, XLM-R's shifted ids), which a tokenizer.json would hold.
 GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
@@ -42,7 +42,7 @@ def read(path: str | Path) -> Subwords:
     folder = path if path.is_dir() else path.parent
     names = {n.name for n in folder.iterdir() if not n.name.startswith(".")} if path.is_dir() else {path.name}
     sides = {name: read_settings(folder / name) for name in (*SIDE, "added_tokens.json") if (folder / name).is_file()}
-    told = _told(sides, folder)
+    settings = _settings(sides, folder)
     tokens = added_tokens.read(sides, folder)
     pair = next((pair for pair in PAIRS if names & set(pair) and all((folder / n).is_file() for n in pair)), None)
     made = None
@@ -50,28 +50,28 @@ def read(path: str | Path) -> Subwords:
         file = folder / "tokenizer.json" if path.is_dir() else path
         text = read_text(file)
         made = coder(text, str(file))
-        source = _prefixed(text, told, file)
+        source = _prefixed(text, settings, file)
         if tokens and "added_tokens_decoder" not in sides.get("tokenizer_config.json", {}):
             held = {token["content"] for token in json.loads(source).get("added_tokens") or []}
             tokens = [token for token in tokens if token["content"] not in held]
     elif pair:
-        source = _byte_level(folder / pair[0], folder / pair[1], told)
+        source = _byte_level(folder / pair[0], folder / pair[1], settings)
     elif "vocab.txt" in names:
-        source = _word_piece(folder / "vocab.txt", told)
+        source = _word_piece(folder / "vocab.txt", settings)
     elif any(name.endswith(".model") for name in names):
         file = next(folder / name for name in sorted(names) if name.endswith(".model"))
-        source, tokens = _sentence_piece(file, told, tokens)
+        source, tokens = _sentence_piece(file, settings, tokens)
     else:
         wanted = "tokenizer.json, vocab.json with merges.txt, vocab.txt or tokenizer.model"
         raise UsageError(f"{path} holds no tokenizer: {wanted}")
     whole = added_tokens.add(source, tokens, path) if tokens else source
     made = made if made is not None and whole == text else coder(whole, str(path))
     added_tokens.check(tokens, made, path)
-    return _with_parts(whole, made, told, path)
+    return _with_parts(whole, made, settings, path)
 
 
-def _told(sides: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """What the files beside a tokenizer tell, the first of them that knows; the ids of all ends under `ends`.
+def _settings(sides: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What the files beside a tokenizer set, the first of them that does; the ids of all ends under `ends`.
 
     Raises UsageError for an id that no token can have.
     """
@@ -89,23 +89,23 @@ def _told(sides: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
     return found
 
 
-def _with_parts(source: str, made: Any, told: dict[str, Any], path: Path) -> Subwords:
+def _with_parts(source: str, made: Any, settings: dict[str, Any], path: Path) -> Subwords:
     """The tokenizer with the ids that have a part to play. Raises UsageError where no text can end."""
-    named = (told.get("eos_token"), told.get("sep_token"), *USUAL)
+    named = (settings.get("eos_token"), settings.get("sep_token"), *USUAL)
     ids = [made.token_to_id(name) for name in named if isinstance(name, str)]
-    eot = next((i for i in ids if i is not None), next(iter(told["ends"]), None))
+    eot = next((i for i in ids if i is not None), next(iter(settings["ends"]), None))
     if eot is None:
         raise UsageError(f"{path} has no end of a text: no eos_token or sep_token, nor any of {', '.join(USUAL)}")
     prefix, suffix = around(made)
-    bos = made.token_to_id(told["bos_token"]) if isinstance(told.get("bos_token"), str) else None
-    if not prefix and bos is not None and told.get("add_bos_token") is True:
+    bos = made.token_to_id(settings["bos_token"]) if isinstance(settings.get("bos_token"), str) else None
+    if not prefix and bos is not None and settings.get("add_bos_token") is True:
         prefix = (bos,)
-    ends = tuple(dict.fromkeys([eot, *told["ends"]]))
+    ends = tuple(dict.fromkeys([eot, *settings["ends"]]))
     return Subwords(source, eot, prefix, suffix, ends)
 
 
 def around(made: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the library's tokenizer puts before a text and after it, told by one of tokens that are neither."""
+    """The ids that the library's tokenizer puts before a text and after it, found by one token that is neither."""
 
     def ids(text: str, whole: bool) -> list[int]:
         with refusing_failures("this tokenizer cannot encode the text"):
@@ -120,14 +120,14 @@ def around(made: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (), ()
 
 
-def _prefixed(source: str, told: dict[str, Any], path: Path) -> str:
+def _prefixed(source: str, settings: dict[str, Any], path: Path) -> str:
     """A tokenizer.json that puts a space before a text or not, as `add_prefix_space` beside it says.
 
     Generic classes of tokenizers leave that to the tokenizer.json. Raises UsageError where a file of SentencePiece
     puts one that is not to be put.
     """
-    asked = told.get("add_prefix_space")
-    if not isinstance(asked, bool) or str(told.get("tokenizer_class") or GENERIC[0]).startswith(GENERIC):
+    asked = settings.get("add_prefix_space")
+    if not isinstance(asked, bool) or str(settings.get("tokenizer_class") or GENERIC[0]).startswith(GENERIC):
         return source
     file = json.loads(source)
     parts = [p for name in ("normalizer", "pre_tokenizer") for p in steps(file.get(name))]
@@ -142,51 +142,53 @@ def _prefixed(source: str, told: dict[str, Any], path: Path) -> str:
     return json.dumps(file, ensure_ascii=False)
 
 
-def _hold_class(kind: str, told: dict[str, Any], path: Path) -> None:
+def _hold_class(kind: str, settings: dict[str, Any], path: Path) -> None:
     """Raises UsageError for a class of tokenizers that makes something else of a kind of file."""
-    name = told.get("tokenizer_class")
+    name = settings.get("tokenizer_class")
     if name is not None and not str(name).startswith(CLASSES[kind]):
         raise UsageError(
             f"{path} is of a {quote(name)}, which has rules of its own beside this file; a tokenizer.json has them all"
         )
 
 
-def _flag(told: dict[str, Any], name: str, usual: bool) -> bool:
-    value = told.get(name, usual)
+def _flag(settings: dict[str, Any], name: str, usual: bool) -> bool:
+    value = settings.get(name, usual)
     if not isinstance(value, bool):
         raise UsageError(f"tokenizer_config.json: {name} is {quote(value)}, not true or false")
     return value
 
 
-def _byte_level(vocab: Path, merges: Path, told: dict[str, Any]) -> str:
+def _byte_level(vocab: Path, merges: Path, settings: dict[str, Any]) -> str:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    _hold_class("vocab.json", told, vocab)
+    _hold_class("vocab.json", settings, vocab)
     lines = [line for line in split_lines(read_text(merges)) if line and not line.startswith("#version")]
     ids = read_json(vocab)
     with refusing_failures(f"{vocab} and {merges.name} are no byte-level BPE"):
         made = Tokenizer(models.BPE(ids, [(left, right) for left, _, right in (line.partition(" ") for line in lines)]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_flag(told, "add_prefix_space", False))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_flag(settings, "add_prefix_space", False))
     made.decoder = decoders.ByteLevel()
     if EOT in ids:
         made.add_special_tokens([AddedToken(EOT, special=True)])
     return made.to_str()
 
 
-def _word_piece(vocab: Path, told: dict[str, Any]) -> str:
+def _word_piece(vocab: Path, settings: dict[str, Any]) -> str:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    _hold_class("vocab.txt", told, vocab)
+    _hold_class("vocab.txt", settings, vocab)
     ids = {token: i for i, token in enumerate(split_lines(read_text(vocab)))}
-    special = {k: told.get(f"{k.strip('[]').lower()}_token", k) for k in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")}
+    special = {
+        k: settings.get(f"{k.strip('[]').lower()}_token", k) for k in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    }
     missing = [str(name) for name in special.values() if name not in ids]
     if missing:
         raise UsageError(f"{vocab} lacks {', '.join(missing)}, which BERT's vocabulary has")
     made = Tokenizer(models.WordPiece(ids, unk_token=special["[UNK]"]))
     made.normalizer = normalizers.BertNormalizer(
-        lowercase=_flag(told, "do_lower_case", True),
-        strip_accents=None if told.get("strip_accents") is None else _flag(told, "strip_accents", True),
-        handle_chinese_chars=_flag(told, "tokenize_chinese_chars", True),
+        lowercase=_flag(settings, "do_lower_case", True),
+        strip_accents=None if settings.get("strip_accents") is None else _flag(settings, "strip_accents", True),
+        handle_chinese_chars=_flag(settings, "tokenize_chinese_chars", True),
     )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
@@ -198,18 +200,18 @@ def _word_piece(vocab: Path, told: dict[str, Any]) -> str:
 
 
 def _sentence_piece(
-    path: Path, told: dict[str, Any], tokens: list[added_tokens.Token]
+    path: Path, settings: dict[str, Any], tokens: list[added_tokens.Token]
 ) -> tuple[str, list[added_tokens.Token]]:
     """A tokenizer.json, and the added tokens as it wants them: looked for in the text with its space in front.
 
     A `legacy` tokenizer takes each text between added tokens for one of its own, which begins with a space.
     """
-    _hold_class("tokenizer.model", told, path)
+    _hold_class("tokenizer.model", settings, path)
     refuse_pointer(path)
-    legacy = _flag(told, "legacy", str(told.get("tokenizer_class")).startswith(GENERIC))
+    legacy = _flag(settings, "legacy", str(settings.get("tokenizer_class")).startswith(GENERIC))
     plain = [token["content"] for token in tokens if not token["special"]]
     tokens = [token if token["special"] else {**token, "normalized": not legacy} for token in tokens]
-    first = None if told.get("add_prefix_space") is None else _flag(told, "add_prefix_space", True)
+    first = None if settings.get("add_prefix_space") is None else _flag(settings, "add_prefix_space", True)
     try:
         return json.dumps(sentencepieces.parse(path.read_bytes(), plain, first), ensure_ascii=False), tokens
     except (OSError, UsageError) as error:

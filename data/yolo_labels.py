@@ -108,14 +108,16 @@ def _named(root: Path) -> list[Path]:
 def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str, ...]:
     """The names of the classes. Raises UsageError where there are none, or files that differ."""
     found = {str(file): class_list(file) for file in _named(root)}
-    told = settings.get("names")
-    if told:
-        order = list(told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ())
-        if isinstance(told, dict) and all(str(i).isdecimal() for i in told):
-            order = sorted(told.items(), key=lambda entry: int(entry[0]))
+    listed = settings.get("names")
+    if listed:
+        order = list(
+            listed.items() if isinstance(listed, dict) else enumerate(listed) if isinstance(listed, list) else ()
+        )
+        if isinstance(listed, dict) and all(str(i).isdecimal() for i in listed):
+            order = sorted(listed.items(), key=lambda entry: int(entry[0]))
         names = {str(i): class_name(name, f"names in the settings of {root}") for i, name in order}
         if not names or [*names] != [str(i) for i in range(len(names))]:
-            raise UsageError(f"the settings of {root} have names = {quote(told)}, no list of the classes' names")
+            raise UsageError(f"the settings of {root} have names = {quote(listed)}, no list of the classes' names")
         require_unique(names.values(), f"the settings of {root}: the class")
         if settings.get("nc", str(len(names))) != str(len(names)):
             raise UsageError(f"the settings of {root} have nc = {quote(settings['nc'])} and {len(names)} names")
@@ -135,8 +137,8 @@ def _splits(
     splits: dict[str, list[Path]] = {}
     lost = []
     for split in (split for split in ("train", "val", "test") if settings.get(split)):
-        told = settings[split] if isinstance(settings[split], list) else [settings[split]]
-        found = [image for entry in told for image in _entry(str(entry), root, images, texts)]
+        entries = settings[split] if isinstance(settings[split], list) else [settings[split]]
+        found = [image for entry in entries for image in _entry(str(entry), root, images, texts)]
         if found:
             require_unique(found, f"the settings of {root}: {split}: image")
             splits[split] = found
@@ -214,7 +216,7 @@ def _read(root: Path, found: _Set, split: str) -> Scenes:
 
 
 def _boxes(file: Path, classes: Sequence[str]) -> tuple[list[Box], int]:
-    """The boxes of a file, corners in shares of the image, and of how many an outline is told. Raises UsageError."""
+    """The boxes of a file, corners in shares of the image, and how many of them are outlines. Raises UsageError."""
     boxes, outlines = [], 0
     for n, line in enumerate(read_lines(file), 1):
         if not line.strip():

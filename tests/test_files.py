@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.files import LFS, expand_home, find, refuse_lfs_pointer, require_regular
+from data.files import expand_home, find
+from documents import require_regular
 from errors import UsageError
 
 
@@ -108,16 +109,6 @@ def test_a_folder_that_cannot_be_listed_is_not_lost(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(PermissionError, match=r"Permission denied: .*b'"):
         find(tmp_path, (".txt",))
-
-
-def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path) -> None:
-    path = fill(tmp_path, "a.txt") / "a.txt"
-    refuse_lfs_pointer(path)
-    path.write_bytes(LFS + b"\noid sha256:00\nsize 3\n")
-    with pytest.raises(
-        UsageError, match=r"a\.txt is a pointer of Git LFS, not the file itself: fetch it by `git lfs pull`"
-    ):
-        refuse_lfs_pointer(path)
 
 
 def test_home(monkeypatch: pytest.MonkeyPatch) -> None:

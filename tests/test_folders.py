@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         source.__getitems__([0])
     alike = sources.load(str(classes(tmp_path / "alike", 3, vary=False)), "train")
     save(tmp_path / "alike" / "cat" / "01.png", (5, 5))
-    with pytest.raises(UsageError, match=r"cat/01\.png .* \(its header told \(8, 6\), it is \(5, 5\)\)"):
+    with pytest.raises(UsageError, match=r"cat/01\.png .* \(its header says \(8, 6\), it is \(5, 5\)\)"):
         alike.__getitems__([0, 1])
     (root / "dog" / "x.png").write_bytes(b"nothing of the kind")
     with pytest.raises(UsageError, match=r"dog/x\.png cannot be read as an image"):

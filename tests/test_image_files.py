@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data import folders, image_files, sources
-from data.files import LFS
+from documents import POINTER
 from errors import UsageError
 from tests.image_folders import save
 
@@ -126,7 +126,7 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "z.png")
     with pytest.raises(UsageError, match=r"z\.png cannot be read: .*a pipe"):
         decode(str(tmp_path / "z.png"))
-    (tmp_path / "l.png").write_bytes(LFS + b"\noid sha256:00\nsize 3\n")
+    (tmp_path / "l.png").write_bytes(POINTER + b"v1\noid sha256:00\nsize 3\n")
     with pytest.raises(UsageError, match=r"l\.png is a pointer of Git LFS"):
         decode(str(tmp_path / "l.png"))
     with pytest.raises(UsageError, match=r"none\.png cannot be read: No such file"):

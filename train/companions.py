@@ -58,15 +58,15 @@ def of_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
 
 def begin_and_end(files: dict[str, str], ids: dict[str, Any]) -> dict[str, Any]:
     """The ids that begin and end a text, as the generation_config.json among the files has them, where it has."""
-    told = _settings(files, GENERATION)
-    return {key: told.get(key, value) for key, value in ids.items()}
+    given = _settings(files, GENERATION)
+    return {key: given.get(key, value) for key, value in ids.items()}
 
 
-def write(files: dict[str, str], folder: Path, ids: dict[str, Any], told: dict[str, Any]) -> None:
+def write(files: dict[str, str], folder: Path, ids: dict[str, Any], images: dict[str, Any]) -> None:
     """Write files into an exported folder that has those of its own.
 
     `ids` are keys for its generation_config.json. A preprocessor_config.json is written where it says of images what
-    the run did with them, `told`.
+    the run did with them, `images`.
     """
     text = (folder / "tokenizer.json").is_file()
     for name in (name for name in CHAT if text and name in files):
@@ -79,7 +79,7 @@ def write(files: dict[str, str], folder: Path, ids: dict[str, Any], told: dict[s
     if IMAGES in files and (folder / IMAGES).is_file():
         ours = (folder / IMAGES).read_text()
         (folder / IMAGES).write_text(files[IMAGES], "utf-8")
-        if preprocessing.of_folder(folder) != told:
+        if preprocessing.of_folder(folder) != images:
             (folder / IMAGES).write_text(ours)
 
 

@@ -88,7 +88,7 @@ def size_of(cfg: Config) -> Size | None:
 
 
 def size_for_boxes(cfg: Config) -> Size:
-    """The size of images with boxes. Raises UsageError where it is not told, and for knobs that such images lack."""
+    """The size of images with boxes. Raises UsageError where it is not given, and for knobs that such images lack."""
     size = size_of(cfg)
     if size is None:
         raise UsageError(

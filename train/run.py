@@ -107,9 +107,9 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
             f"{cfg.data.name}: split {cfg.data.split!r} has no example of the class {' or '.join(sorted(absent))}, "
             f"which other splits have: it cannot be learnt"
         )
-    told = setup.task.needs in ("label", "labels", "boxes")
-    kinds = {(type(s).__name__, getattr(s, "classes", None) if told else None) for s in corpora}
-    names = {getattr(s, "names", None) for s in corpora} if told else set()
+    labelled = setup.task.needs in ("label", "labels", "boxes")
+    kinds = {(type(s).__name__, getattr(s, "classes", None) if labelled else None) for s in corpora}
+    names = {getattr(s, "names", None) for s in corpora} if labelled else set()
     if len(names) > 1 and len(kinds) == 1:
         differ = " and ".join(", ".join(n or ("numbers",)) for n in sorted(names, key=str))
         raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of the same classes: they are {differ}")
@@ -147,7 +147,7 @@ def _overlap(trained: Source, held_out: Source) -> list[str]:
 
 
 def _tokens(setup: Setup, batches: plan.Plan, start: int) -> int:
-    """Tokens of a row that are told; of translations, whose lengths differ, the mean over a batch."""
+    """Tokens of a row that are predicted; of translations, whose lengths differ, the mean over a batch."""
     if setup.task.needs != "source":
         return setup.context or 0
     return round(float(batches.batch(start)["weight"].sum(1).mean()))

@@ -135,8 +135,8 @@ def set_up(
     jax.config.update("jax_default_matmul_precision", precision)
 
     task = losses.find(cfg.loss)
-    told = facts.of_data(cfg, example, task)
-    with along_with(unread(told)):
+    known = facts.of_data(cfg, example, task)
+    with along_with(unread(known)):
         example = images.seen(cfg, example, model)
         _hold_data_to_task(cfg, example, task)
     made = None
@@ -158,7 +158,7 @@ def set_up(
             raise UsageError(f"model.{name} = {have} is too small for {whose}")
         if have > value and (name == "outputs" or task.single or task.needs == "labels"):
             raise UsageError(f"model.{name} = {have} must be {value} for loss {cfg.loss!r} on {cfg.data.name!r}")
-    if useless := unread({**told, **facts.of_model(model)}):
+    if useless := unread({**known, **facts.of_model(model)}):
         raise refusal(useless)
     if isinstance(example, Examples):
         _try_on(model, example, cfg)

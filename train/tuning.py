@@ -17,7 +17,7 @@ from train.update import losses
 DEFAULTS: dict[str, Any] = {  # without a config file, those of transformers' Trainer
     **{"optim.lr": 5e-5, "optim.clip": 1.0, "schedule.name": "linear", "train.batch": 8}
 }
-TOLD = ("loss", "data.tokenizer", "data.vocab", *(f"data.{name}" for name in PIXELS), "init_fresh")
+FOLLOWED = ("loss", "data.tokenizer", "data.vocab", *(f"data.{name}" for name in PIXELS), "init_fresh")
 CLASSIFIER = {"head": "classes", "pool": "first", "pooler": True}  # what a bare network becomes for data with labels
 HEADS = ("head", "pooler")  # parts that start fresh where a folder has none that fit
 
@@ -33,18 +33,18 @@ def take(
     """Make a config one of fine-tuning a folder's network: model, loss, tokenizer, images, what starts fresh.
 
     `ignore` names keys of config.json to pass over, `given` the knobs that the user has set, which hold. `kept` is the
-    config that the run's checkpoints have: what the folder told is then taken from there, and the folder may be gone.
+    config that the run's checkpoints have: what the folder decided comes from there, and the folder may be gone.
     Raises UsageError for a folder that cannot be read, and for a network that has no task.
     """
     for key in ("model.family", "model.size", "init_from"):
         if key in given:
-            raise UsageError(f"--config.{key} is told by --from={folder}")
+            raise UsageError(f"--config.{key} cannot be set: --from={folder} says it")
     chosen = {name: value for name, value in fields_of(cfg).items() if f"model.{name}" in given}
     with cfg.unlocked(), cfg.ignore_type():
         cfg.init_from = folder
         if kept is not None:
             cfg.model = {**kept.model.to_dict(), **chosen}
-            for key in (key for key in TOLD if key not in given):
+            for key in (key for key in FOLLOWED if key not in given):
                 section, _, name = key.rpartition(".")
                 (cfg[section] if section else cfg)[name] = (kept[section] if section else kept)[name]
             return

@@ -9,15 +9,15 @@ from models.published import darknet
 
 
 def read(folder: str | Path) -> tuple[str, ...] | None:
-    """The names by the class's number; None where the folder tells none, or only LABEL_0 and so on.
+    """The names by the class's number; None where the folder names none, or only LABEL_0 and so on.
 
     Raises UsageError for a .names file that does not fit its .cfg.
     """
     file = Path(folder) / "config.json"
     if not file.is_file():
         return darknet.names(folder)
-    told = read_settings(file)
-    names = told.get("id2label", told.get("label_names"))
+    settings = read_settings(file)
+    names = settings.get("id2label", settings.get("label_names"))
     if isinstance(names, dict):
         names = [names.get(str(i)) for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -26,14 +26,14 @@ def read(folder: str | Path) -> tuple[str, ...] | None:
 
 
 def problem(folder: str | Path) -> str | None:
-    """What the folder's classifier tells of a row, as transformers calls it: `problem_type`; None for one class each.
+    """What the folder's classifier predicts of a row: the `problem_type` of transformers; None for one class each.
 
     Without that key a single output is a number, not a class.
     """
     file = Path(folder) / "config.json"
-    told = read_settings(file) if file.is_file() else {}
-    names, given = told.get("id2label"), told.get("problem_type")
-    alone = "model_type" in told and (len(names) if isinstance(names, dict) else told.get("num_labels")) == 1
+    settings = read_settings(file) if file.is_file() else {}
+    names, given = settings.get("id2label"), settings.get("problem_type")
+    alone = "model_type" in settings and (len(names) if isinstance(names, dict) else settings.get("num_labels")) == 1
     return None if given == "single_label_classification" else given or ("regression" if alone else None)
 
 
