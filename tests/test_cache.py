@@ -105,6 +105,20 @@ def test_a_folder_that_vanishes_or_cannot_be_written_stops_nothing(tmp_path: Pat
     assert jax.config.jax_compilation_cache_dir is None
 
 
+def test_a_jax_with_another_cache_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as later:
+        later.delattr(cache.JAX, "get_file_cache")
+        assert cache.module_of_jax() is None
+    assert cache.module_of_jax() is cache.JAX
+    monkeypatch.setattr(cache, "JAX", None)
+    note = cache.use(str(tmp_path))
+    assert note is not None
+    assert note.startswith(f"compiled programs are not kept: jax {jax.__version__} ")
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.undo()
+    cache.use(None)
+
+
 def test_which_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flag, jax's own variable, the user's cache folder; a relative XDG_CACHE_HOME counts for nothing."""
     monkeypatch.setenv("HOME", "/home/me")

@@ -1,10 +1,12 @@
 """Compiled programs kept between processes: one file each, with its digest, in a folder of bounded size.
 
 JAX's own folder cache (0.10 to 0.12) writes in place, never replaces a damaged entry, and zstandard frames carry no
-checksum, so that nothing stops a flipped bit. Here an entry is read only if its digest agrees.
+checksum, so that nothing stops a flipped bit. Here an entry is read only if its digest agrees. JAX has no public place
+for another cache: where a later version lacks the private one, no programs are kept.
 """
 
 import hashlib
+import importlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -12,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax._src import compilation_cache
-from jax._src.compilation_cache_interface import CacheInterface
 
 LIMIT = 2**30  # bytes of a folder when a process begins
 DIGEST = hashlib.sha256
@@ -28,8 +28,8 @@ def is_safe() -> bool:
     return jax.default_backend() != "cpu" or jax.device_count() == 1
 
 
-class Programs(CacheInterface):
-    """The folder, as JAX calls it. What cannot be read or written counts as absent, all where it is not safe."""
+class Programs:
+    """The folder, as JAX calls a cache. What cannot be read or written counts as absent, all where it is not safe."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -104,8 +104,11 @@ def folder_of(asked: str | None, environ: Mapping[str, str]) -> str | None:
 
 
 def use(folder: str | None) -> str | None:
-    """Keep this process's compiled programs in a folder, None for nowhere -> a note where it cannot be written to."""
+    """Keep this process's compiled programs in a folder, None for nowhere -> a note where that cannot be done."""
     note = None
+    if folder is not None and JAX is None:
+        note = f"compiled programs are not kept: jax {jax.__version__} has no place for their cache that Canon knows"
+        folder = None
     if folder is not None and "://" not in folder:
         try:
             Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,14 +120,25 @@ def use(folder: str | None) -> str | None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    compilation_cache.get_file_cache = _open
-    compilation_cache.reset_cache()
+    if JAX is not None:
+        JAX.get_file_cache = _open
+        JAX.reset_cache()
     return note
 
 
-_of_jax = compilation_cache.get_file_cache
+def module_of_jax() -> Any:
+    """JAX's module of caches, None where it is another than this file knows."""
+    try:
+        module = importlib.import_module("jax._src.compilation_cache")
+    except ImportError:
+        return None
+    return module if hasattr(module, "get_file_cache") and hasattr(module, "reset_cache") else None
+
+
+JAX = module_of_jax()
+_usual = JAX and JAX.get_file_cache
 
 
 def _open(path: str) -> Any:
     """The cache of a path and the path; one in a bucket is JAX's own."""
-    return _of_jax(path) if "://" in path else (Programs(path), path)
+    return _usual(path) if "://" in path else (Programs(path), path)
