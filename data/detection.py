@@ -10,6 +10,7 @@ import numpy as np
 from data import image_files
 from data.geometry import Size
 from data.kinds import DECODE_ONCE, Examples, Fields, Pixels, blocks
+from data.progress import Tick, silent
 from errors import UsageError
 
 SLACK = 0.01  # pixels by which a box may leave its image without a note: rounding of what an annotator wrote
@@ -206,7 +207,9 @@ class _Rows:
         return pixels(self.rows.__getitems__([i])[0]["image"], f"{self.name}, image {i}")
 
 
-def of_prepared(rows: Any, objects: Any, shape: Sequence[int | None], identity: dict[str, Any]) -> Scenes:
+def of_prepared(
+    rows: Any, objects: Any, shape: Sequence[int | None], identity: dict[str, Any], tick: Tick = silent
+) -> Scenes:
     """A set prepared by TFDS: rows with the files' bytes as image, the features of one of its objects, and the shape
     of all images, None where they differ.
 
@@ -221,7 +224,7 @@ def of_prepared(rows: Any, objects: Any, shape: Sequence[int | None], identity: 
         raise UsageError(f"{set_name}: its objects need a BBoxFeature and a ClassLabel; they have {has}")
     images: list[Marked] = []
     askew = []
-    for row in (row for block in blocks(len(rows)) for row in rows.__getitems__(block)):
+    for row in (row for block in blocks(len(rows), tick) for row in rows.__getitems__(block)):
         got, name = row["objects"], row.get("image/filename", b"")
         name = (name.decode() if isinstance(name, bytes) else str(name)).strip() or f"image {len(images)}"
         (y, x), turned = _size(row["image"], shape, f"{set_name}, image {len(images)}")

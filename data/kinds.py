@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data.progress import Tick, silent
 from errors import UsageError
 
 Fields = dict[str, np.ndarray]
@@ -124,9 +125,13 @@ def no_field(name: str, field: str) -> UsageError:
     return UsageError(f"config key 'data.field' = {field!r}: {name} has one kind of text or none")
 
 
-def blocks(count: int) -> Iterator[range]:
-    """All rows of a set, some at a time, since a set reads many together faster than one by one."""
-    return (range(i, min(i + BLOCK, count)) for i in range(0, count, BLOCK))
+def blocks(count: int, tick: Tick = silent) -> Iterator[range]:
+    """All rows of a set, some at a time, since a set reads many together faster than one by one; reported as read."""
+    tick("reading rows", 0, count)
+    for start in range(0, count, BLOCK):
+        block = range(start, min(start + BLOCK, count))
+        yield block
+        tick("reading rows", block.stop, count)
 
 
 def checksum(*parts: np.ndarray | bytes) -> str:

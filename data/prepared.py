@@ -24,6 +24,7 @@ from data.kinds import (
     of_any_size,
 )
 from data.pairs import languages
+from data.progress import Tick, silent
 from errors import UsageError, quote, unknown
 
 
@@ -100,23 +101,23 @@ def rows(name: str, split: str, data_dir: str | None) -> tuple[list[dict[str, An
     return _all(source), identity
 
 
-def _all(source: Any) -> list[dict[str, Any]]:
-    return [row for block in blocks(len(source)) for row in source.__getitems__(block)]
+def _all(source: Any, tick: Tick = silent) -> list[dict[str, Any]]:
+    return [row for block in blocks(len(source), tick) for row in source.__getitems__(block)]
 
 
-def load(name: str, split: str, field: str | None, data_dir: str | None) -> Source:
+def load(name: str, split: str, field: str | None, data_dir: str | None, tick: Tick = silent) -> Source:
     """Images with labels, or texts, with labels where the set has classes. Raises UsageError as `sources.load`."""
     rows, features, identity = open_split(name, split, data_dir)
     label = _find_labels(features)
     if "image" in features and label and label.key in ("label", "labels"):
         if field is not None:
             raise no_field(name, field)
-        return _labelled_images(rows, features, label, identity)
+        return _labelled_images(rows, features, label, identity, tick)
     if "image" in features and "objects" in features:
         if field is not None:
             raise no_field(name, field)
         rows, _, _ = open_split(name, split, data_dir, raw="image")
-        return detection.of_prepared(rows, features["objects"].feature, features["image"].shape, identity)
+        return detection.of_prepared(rows, features["objects"].feature, features["image"].shape, identity, tick)
     texts = [k for k, f in features.items() if type(f).__name__ == "Text"]
     if field is None and texts:
         field = texts[0]
@@ -125,11 +126,11 @@ def load(name: str, split: str, field: str | None, data_dir: str | None) -> Sour
         if one not in texts:
             raise unknown(f"text field of {name}", one, texts)
     if both:
-        read = _all(rows)
+        read = _all(rows, tick)
         first, second = (tuple(decode(row[side]) for row in read) for side in both)
         return Pairs(first, second, both, {**identity, "field": field})
     assert field is not None
-    read = _all(rows)
+    read = _all(rows, tick)
     documents, identity = tuple(decode(row[field]) for row in read), {**identity, "field": field}
     if label is None:
         return Texts(documents, identity)
@@ -184,7 +185,7 @@ def decode(text: bytes | str) -> str:
     return text.decode("utf-8") if isinstance(text, bytes) else text
 
 
-def _labelled_images(rows: Any, features: Any, label: Labels, identity: dict[str, Any]) -> Examples:
+def _labelled_images(rows: Any, features: Any, label: Labels, identity: dict[str, Any], tick: Tick) -> Examples:
     shape, count = features["image"].shape, len(rows)
 
     def read(wanted: np.ndarray) -> Fields:
@@ -197,6 +198,6 @@ def _labelled_images(rows: Any, features: Any, label: Labels, identity: dict[str
     classes, names = label.classes, label.names
     if None in shape or count * int(np.prod(shape)) > DECODE_ONCE:
         return Examples(read, count, identity, classes, names)
-    parts = [read(np.array(block)) for block in blocks(count)]
+    parts = [read(np.array(block)) for block in blocks(count, tick)]
     fields = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     return Examples(fields, count, identity, classes, names)

@@ -46,7 +46,7 @@ def _load(name: str, split: str, field: str | None, data_dir: str | None, tick: 
     if kind == "text":
         _known_split(name, split, corpora.splits_of(Path(name)))
         return corpora.load(Path(name), split, field)
-    return prepared.load(name, split, field, data_dir)
+    return prepared.load(name, split, field, data_dir, tick)
 
 
 def _is_prepared(name: str) -> bool:

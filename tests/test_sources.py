@@ -11,6 +11,7 @@ import pytest
 from data import embedded, sequences, sources, tokenizers
 from data import prepared as prepared_sets
 from data.kinds import Texts
+from data.progress import silent
 from errors import UsageError
 
 
@@ -133,6 +134,11 @@ def test_a_set_that_is_not_prepared_says_what_to_run(tmp_path: Path, split: str)
         sources.load("mnist", split, data_dir=str(tmp_path))
 
 
+class Rows(list):
+    def __getitems__(self, wanted: list[int]) -> list[dict[str, Any]]:
+        return [self[i] for i in wanted]
+
+
 def test_secret_labels_are_refused() -> None:
     """Contests keep those of a split to themselves, and TFDS has -1 there: nothing is judged by it."""
     identity = {"name": "contest", "split": "test"}
@@ -140,14 +146,19 @@ def test_secret_labels_are_refused() -> None:
     with pytest.raises(UsageError, match="'contest' are kept secret in its split 'test'"):
         sequences.padded(hidden, tokenizers.make("byte", ()), 8)
 
-    class Rows(list):
-        def __getitems__(self, wanted: list[int]) -> list[dict[str, Any]]:
-            return [self[i] for i in wanted]
-
     features, label = {"image": SimpleNamespace(shape=(2, 2, 1))}, prepared_sets.Labels("label", False, 2, ("a", "b"))
     image = np.zeros((2, 2, 1), np.uint8)
     with pytest.raises(UsageError, match="kept secret"):
-        prepared_sets._labelled_images(Rows([{"image": image, "label": -1}]), features, label, identity)
+        prepared_sets._labelled_images(Rows([{"image": image, "label": -1}]), features, label, identity, silent)
+
+
+def test_rows_of_a_prepared_set_are_reported_as_they_are_read() -> None:
+    said: list[tuple[str, int, int]] = []
+    features, label = {"image": SimpleNamespace(shape=(2, 2, 1))}, prepared_sets.Labels("label", False, 2, ("a", "b"))
+    rows = Rows([{"image": np.zeros((2, 2, 1), np.uint8), "label": 1}] * 3)
+    tick = lambda *what: said.append(what)  # noqa: E731
+    prepared_sets._labelled_images(rows, features, label, {"name": "set", "split": "train"}, tick)
+    assert said == [("reading rows", 0, 3), ("reading rows", 3, 3)]
 
 
 PREPARED = os.environ.get("TFDS_DATA_DIR")
