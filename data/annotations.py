@@ -3,7 +3,7 @@
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from data.detection import Marked, Scenes, Truth, note, pixels, scenes
 from data.geometry import Size
 from data.image_files import identity, name_of, opened, orientation, upright_size
 from data.kinds import Pixels, checksum
+from data.progress import Tick, counted, silent
 from documents import read_lines
 from errors import UsageError, quote
 
@@ -58,22 +59,29 @@ class _Files:
         return pixels(self.paths[i], str(self.paths[i]), self.upright[i])
 
 
-def assemble(
-    root: Path,
-    split: str,
-    images: Sequence[Annotated],
-    classes: Sequence[str],
-    *,
-    relative: bool = False,
-    notes: Sequence[str] = (),
-) -> Scenes:
-    """The source of annotated images; corners are in pixels, or `relative`, in shares of the image.
+class Annotations(NamedTuple):
+    """A split as its files describe it; corners are in pixels, or `relative`, in shares of the image."""
+
+    root: Path
+    split: str
+    images: Sequence[Annotated]
+    classes: Sequence[str]
+    relative: bool = False
+    notes: Sequence[str] = ()
+
+
+Form = tuple[Callable[[str], Annotations], tuple[str, ...]]  # what reads the annotations of a split, and the splits
+
+
+def assemble(found: Annotations, tick: Tick = silent) -> Scenes:
+    """The source of annotated images.
 
     An image with an EXIF orientation is turned, or stays as it is stored, by the size in its annotation; where
     that leaves both, it is turned unless another image of the split is annotated as it is stored. A note says so.
     Raises UsageError where an image is missing or cannot be read, or has another size than its annotation says.
     """
-    headers = [_header(image) for image in images]
+    root, split, images, classes, relative, notes = found
+    headers = [_header(image) for image in counted(images, "reading headers of images", tick)]
     as_stored = [h.turned and h.upright != h.stored == i.size for h, i in zip(headers, images, strict=True)]
     upright = [
         h.turned and not stored and (h.upright == i.size != h.stored or not any(as_stored))
@@ -100,7 +108,7 @@ def assemble(
     fields = (field for m in marked for field in m.truth)
     turns = (repr(upright).encode(),) if any(upright) else ()
     described = checksum(repr(([*classes], rows)).encode(), *fields, *turns).encode()
-    known = identity(root, split, described, paths, sum(lengths))
+    known = identity(root, split, described, paths, sum(lengths), tick)
     return scenes(name_of(root), split, marked, classes, _Files(tuple(paths), tuple(upright)), known, notes)
 
 

@@ -5,14 +5,13 @@ Lin et al. 2014, arXiv:1405.0312. `annotations/instances_SPLIT.json` beside `SPL
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from data.annotations import Annotated, Box, assemble, class_name, last_tenth, numbers, require_unique
-from data.detection import Scenes
+from data.annotations import Annotated, Annotations, Box, Form, class_name, last_tenth, numbers, require_unique
 from data.image_files import name_of
 from documents import read_json
 from errors import UsageError, quote
@@ -23,7 +22,7 @@ ALONE = (AMONG, "result.json")  # of all images, in the folder itself; the latte
 OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # COCO's files without classes' boxes
 
 
-def find(root: Path) -> tuple[Callable[[str], Scenes], tuple[str, ...]] | None:
+def find(root: Path) -> Form | None:
     """The reader and the splits of a folder with COCO's JSON, or None where it has none."""
     files = {p.stem.removeprefix("instances_"): p for p in sorted(root.glob("annotations/instances_*.json"))}
     files |= {p.parent.name: p for p in sorted(root.glob(f"[!.]*/{AMONG}"))}
@@ -42,7 +41,7 @@ def _has_categories(file: Path) -> bool:
     return file.is_file() and b'"categories"' in file.read_bytes()
 
 
-def _read(root: Path, files: Mapping[str, Path], split: str) -> Scenes:
+def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
     """A split. Raises UsageError for what is missing, amiss or stands twice, by file and row."""
     file = files[split]
     table = _tables(file)
@@ -69,7 +68,7 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Scenes:
     if len(set(files.values())) < len(files):  # one file for both splits
         images = last_tenth(sorted(images, key=lambda image: image.name))[split]
     without = f"{name_of(root)} {split}: category {quote(root_name)} has the others below it and no box: no class"
-    return assemble(root, split, images, [named[i] for i in classes], notes=[without] if root_name else [])
+    return Annotations(root, split, images, [named[i] for i in classes], notes=[without] if root_name else [])
 
 
 class _Tables(NamedTuple):

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data import coco, files, voc, yolo_labels
-from data.annotations import key
+from data.annotations import Form, assemble, key
 from data.detection import Scenes
 from data.image_files import ENDINGS
+from data.progress import Tick, silent
 from errors import UsageError
 
 UNREAD = {  # annotations of other tools
@@ -16,14 +17,19 @@ UNREAD = {  # annotations of other tools
 }
 
 
-def find(name: str) -> tuple[Callable[[str], Scenes], tuple[str, ...]] | None:
+def find(name: str, tick: Tick = silent) -> tuple[Callable[[str], Scenes], tuple[str, ...]] | None:
     """The reader and the splits of a folder of images with boxes, or None where it is none.
 
     Raises UsageError for a form that is not read, and for a folder with annotations of two forms.
     """
-    root = Path(name)
-    if not root.is_dir():
+    form = _form(Path(name)) if Path(name).is_dir() else None
+    if form is None:
         return None
+    read, splits = form
+    return lambda split: assemble(read(split), tick), splits
+
+
+def _form(root: Path) -> Form | None:
     if found := coco.find(root) or voc.find(root):
         return found
     for unread, tool in UNREAD.items():

@@ -185,7 +185,9 @@ def decode(text: bytes | str) -> str:
     return text.decode("utf-8") if isinstance(text, bytes) else text
 
 
-def _labelled_images(rows: Any, features: Any, label: Labels, identity: dict[str, Any], tick: Tick) -> Examples:
+def _labelled_images(
+    rows: Any, features: Any, label: Labels, identity: dict[str, Any], tick: Tick = silent
+) -> Examples:
     shape, count = features["image"].shape, len(rows)
 
     def read(wanted: np.ndarray) -> Fields:

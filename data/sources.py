@@ -28,7 +28,7 @@ def load(
 
 
 def _load(name: str, split: str, field: str | None, data_dir: str | None, tick: Tick) -> Source:
-    found = embedded.find(name) or detection_folders.find(name)
+    found = embedded.find(name) or detection_folders.find(name, tick)
     kind = "embedded" if found else _kind_of_files(name)
     both = pairs.languages(field)
     if both and not found and Path(name).is_dir():

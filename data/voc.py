@@ -6,7 +6,7 @@ beside that of the images; splits are then folders too.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 from data import files
 from data.annotations import (
     Annotated,
+    Annotations,
     Box,
-    assemble,
+    Form,
     by_key,
     by_split,
     class_name,
@@ -25,7 +26,7 @@ from data.annotations import (
     numbers,
     require_unique,
 )
-from data.detection import Scenes, note
+from data.detection import note
 from data.image_files import ENDINGS, name_of
 from documents import read_lines, refuse_pointer
 from errors import UsageError, quote
@@ -49,7 +50,7 @@ class _Tree(NamedTuple):
     image: str  # the name that it calls the image by
 
 
-def find(root: Path) -> tuple[Callable[[str], Scenes], tuple[str, ...]] | None:
+def find(root: Path) -> Form | None:
     """The reader and the splits of a folder with VOC's lists, or None where it has none."""
     lists = root / "ImageSets" / "Main"
     if not lists.is_dir() or not (root / "Annotations").is_dir():
@@ -58,9 +59,7 @@ def find(root: Path) -> tuple[Callable[[str], Scenes], tuple[str, ...]] | None:
     return (partial(_read_listed, root, splits), tuple(splits)) if splits else None
 
 
-def find_beside(
-    root: Path, images: Sequence[Path], xmls: Sequence[Path]
-) -> tuple[Callable[[str], Scenes], tuple[str, ...]]:
+def find_beside(root: Path, images: Sequence[Path], xmls: Sequence[Path]) -> Form:
     """The reader and the splits of a folder with images and an .xml for each. Raises UsageError."""
     named = by_key(xmls, root)
     pictures = by_key((image for image in images if key(image, root) in named), root)
@@ -81,7 +80,7 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in read_lines(file) if line.strip()]
 
 
-def _read_listed(root: Path, splits: dict[str, Path], split: str) -> Scenes:
+def _read_listed(root: Path, splits: dict[str, Path], split: str) -> Annotations:
     folder, pictures = root / "Annotations", root / "JPEGImages"
     trees = {_below(p, folder): _tree(p) for p in files.find(folder, (".xml",))}
     images: dict[str, list[Path]] = {}
@@ -95,30 +94,30 @@ def _read_listed(root: Path, splits: dict[str, Path], split: str) -> Scenes:
             raise UsageError(f"{splits[split]} lists {quote(name)[1:-1]}, and {missing} is missing")
         found.append((name, _picture(name, images.get(name, []), trees[name], pictures), trees[name]))
     require_unique((name for name, _, _ in found), f"{splits[split]}: image")
-    return _scenes(root, split, found, trees.values())
+    return _annotations(root, split, found, trees.values())
 
 
 def _read_beside(
     root: Path, splits: dict[str, list[Path]], xmls: dict[tuple[str, ...], Path], left: Sequence[str], split: str
-) -> Scenes:
+) -> Annotations:
     trees = {name: _tree(file) for name, file in xmls.items()}
     found = [(str(path.relative_to(root)), path, trees[key(path, root)]) for path in splits[split]]
-    return _scenes(
+    return _annotations(
         root, split, found, trees.values(), note(name_of(root), "files in no pair of image and .xml, passed over", left)
     )
 
 
-def _scenes(
+def _annotations(
     root: Path, split: str, found: Sequence[tuple[str, Path, _Tree]], trees: Iterable[_Tree], notes: Sequence[str] = ()
-) -> Scenes:
-    """The source of images, each with its name and tree; `trees` are those of all splits, with one numbering."""
+) -> Annotations:
+    """The annotations of images, each with its name and tree; `trees` are those of all splits, with one numbering."""
     kinds = sorted({one.kind for tree in trees for one in tree.objects})
     place = {kind: i for i, kind in enumerate(kinds)}
     images = [
         Annotated(path, name, [Box(o.corners, place[o.kind], difficult=o.difficult) for o in t.objects], t.file, t.size)
         for name, path, t in found
     ]
-    return assemble(root, split, images, kinds, notes=notes)
+    return Annotations(root, split, images, kinds, notes=notes)
 
 
 def _below(path: Path, folder: Path) -> str:

@@ -6,7 +6,7 @@ classes.txt or _darknet.labels. Splits are those of data.yaml, else the lists tr
 folders, else the last tenth by name is the split `test`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -16,8 +16,9 @@ import yaml
 from data import files
 from data.annotations import (
     Annotated,
+    Annotations,
     Box,
-    assemble,
+    Form,
     by_key,
     by_split,
     class_list,
@@ -28,7 +29,7 @@ from data.annotations import (
     numbers,
     require_unique,
 )
-from data.detection import Scenes, note
+from data.detection import note
 from data.image_files import name_of
 from documents import read_lines, read_text
 from errors import UsageError, quote
@@ -48,9 +49,7 @@ class _Set(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find(
-    root: Path, images: Sequence[Path], texts: Sequence[Path]
-) -> tuple[Callable[[str], Scenes], tuple[str, ...]] | None:
+def find(root: Path, images: Sequence[Path], texts: Sequence[Path]) -> Form | None:
     """The reader and the splits of a folder with labels, or None where its .txt files are none. Raises UsageError."""
     keys = {key(image, root) for image in images}
     labels = [p for p in texts if key(p, root) in keys and p.name not in NAMES]
@@ -201,7 +200,7 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
     return same.index(False) if False in same else len(same)
 
 
-def _read(root: Path, found: _Set, split: str) -> Scenes:
+def _read(root: Path, found: _Set, split: str) -> Annotations:
     images, outlined, twice = [], [], []
     for path in found.splits[split]:
         name, file = str(path.relative_to(root)), found.labels.get(key(path, root))
@@ -212,7 +211,7 @@ def _read(root: Path, found: _Set, split: str) -> Scenes:
     where = f"{name_of(root)} {split}"
     notes = note(where, "images with outlines, of which the box around is taken", outlined)
     notes += note(where, "images with a label twice, which is taken once", twice)
-    return assemble(root, split, images, found.classes, relative=True, notes=(*found.notes, *notes))
+    return Annotations(root, split, images, found.classes, relative=True, notes=(*found.notes, *notes))
 
 
 def _boxes(file: Path, classes: Sequence[str]) -> tuple[list[Box], int]:

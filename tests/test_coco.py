@@ -47,6 +47,13 @@ def test_rows_are_limited_and_padded(tmp_path: Path) -> None:
     assert source.shapes == {"image": (), "boxes": (2, 4), "kinds": (2,), "there": (2,)}
 
 
+def test_headers_of_images_are_reported_as_they_are_read(tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    tick = lambda *what: said.append(what)  # noqa: E731
+    sources.load(str(write_coco(tmp_path / "set", coco())), "val", tick=tick)
+    assert said == [(what, done, 2) for what in ("reading headers of images", "hashing images") for done in (0, 1, 2)]
+
+
 def test_identity_is_that_of_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same folder elsewhere is the same set; a moved box, a renamed class, another image or pixel, another set."""
     one = scenes(write_coco(tmp_path / "a" / "set", coco())).identity

@@ -11,7 +11,6 @@ import pytest
 from data import embedded, sequences, sources, tokenizers
 from data import prepared as prepared_sets
 from data.kinds import Texts
-from data.progress import silent
 from errors import UsageError
 
 
@@ -149,7 +148,7 @@ def test_secret_labels_are_refused() -> None:
     features, label = {"image": SimpleNamespace(shape=(2, 2, 1))}, prepared_sets.Labels("label", False, 2, ("a", "b"))
     image = np.zeros((2, 2, 1), np.uint8)
     with pytest.raises(UsageError, match="kept secret"):
-        prepared_sets._labelled_images(Rows([{"image": image, "label": -1}]), features, label, identity, silent)
+        prepared_sets._labelled_images(Rows([{"image": image, "label": -1}]), features, label, identity)
 
 
 def test_rows_of_a_prepared_set_are_reported_as_they_are_read() -> None:
