@@ -6,7 +6,6 @@ for another cache: where a later version lacks the private one, no programs are 
 """
 
 import hashlib
-import importlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -129,7 +128,7 @@ def use(folder: str | None) -> str | None:
 def module_of_jax() -> Any:
     """JAX's module of caches, None where it is another than this file knows."""
     try:
-        module = importlib.import_module("jax._src.compilation_cache")
+        from jax._src import compilation_cache as module
     except ImportError:
         return None
     return module if hasattr(module, "get_file_cache") and hasattr(module, "reset_cache") else None
