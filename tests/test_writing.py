@@ -1,10 +1,16 @@
 """Text as it is written: characters cut in two, texts that end the writing, and first spaces."""
 
+import io
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from data import subwords, tokenizers
 from train import writing
+from train.host import Host
+from train.restored import Opened
 from train.sample import ENDED
 
 BYTE = tokenizers.Bytes()
@@ -67,3 +73,21 @@ def test_a_text_from_nothing_begins_after_the_end_of_another() -> None:
     assert writing.prompt_ids(made, "").tolist() == [made.eot]
     first = subwords.Subwords(made.source, made.eot, prefix=(5,))
     assert writing.prompt_ids(first, "").tolist() == [5]
+
+
+def test_several_prompts_are_numbered_and_timed_by_a_clock_that_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, steady, paces = (lambda: 7.0), (lambda: 1.0), []
+
+    def generate(*_: Any, pace: Any, **__: Any) -> Any:
+        paces.append(pace)
+        return iter(chunks(["xy", "z"], 1))
+
+    monkeypatch.setattr(writing.sample, "generate", generate)
+    out = io.StringIO()
+    model = SimpleNamespace(config=SimpleNamespace(context=9))
+    setup = SimpleNamespace(host=Host(wall, {}, out, monotonic=steady), tokenizer=BYTE, model=model)
+    opened: Any = object.__new__(Opened)
+    vars(opened).update(name="w", setup=setup, views={"": {}})
+    writing.say(opened, prompt=["ab", "c"], tokens=2, stop=[], seed=0, stats=True, temperature=0.0)
+    assert out.getvalue().startswith("[1 of 2]\nabxy\n\n[2 of 2]\ncz\n")
+    assert [pace.clock for pace in paces] == [steady]

@@ -60,8 +60,8 @@ def train(
     phases, mix = (begin.first_phase(cfg),), images.mixed(cfg, setup.task)
     augment = images.trained(cfg, setup.task.needs == "boxes", images.channels_of(cfg, setup.model))
     batches = plan.Plan(_corpora(setup, corpora), phases, cfg.seed, augment, mix)
-    until = host.clock() + READING
-    intact.hold_intact((*corpora, held_out), lambda: host.clock() < until)
+    until = host.monotonic() + READING
+    intact.hold_intact((*corpora, held_out), lambda: host.monotonic() < until)
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
     if cfg.train.gradient != "autodiff" and (cfg.train.smoothing or cfg.train.z_loss or mix):

@@ -68,7 +68,7 @@ def say(
     for text, row in zip(prompt, ids, strict=True):
         if len(row) > context:
             host.say(f"{text[:20]!r}… is of {len(row):,} tokens, the context of {context:,}: only its end is read")
-    pace, sampling = sample.Pace(host.clock) if stats else None, sample.Sampling(stop=tokenizer.ends, **how)
+    pace, sampling = sample.Pace(host.monotonic) if stats else None, sample.Sampling(stop=tokenizer.ends, **how)
     key, alone = jax.random.key(seed), len(prompt) == 1
     made = sample.generate(setup.model, opened.variables, ids, key, count=tokens, how=sampling, pace=pace)
     made = Ticker(host).awaited(made)
