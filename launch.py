@@ -79,6 +79,9 @@ def _dispatch(verb: str, argv: list[str]) -> int:
         rest = args(["launch.py", *(a for a in argv if not a.startswith("--config."))])[1:]
     except flags.Error as error:
         raise UsageError(str(error)) from None
+    for name in args:
+        if args[name].present and args[name].value == "":
+            raise UsageError(f"--{name} is empty; give it a value, or leave it out")
     if rest and "words" in args:
         args.words = rest
     elif rest:

@@ -23,8 +23,6 @@ def read(source: str) -> ConfigDict:
     """
     path, _, names = source.partition(":")
     made = variables(path)
-    if not callable(made.get("get_config")):
-        raise UsageError(f"config file {path} has no function get_config(names)")
     given = [names] if names else []
     try:
         inspect.signature(made["get_config"]).bind(*given)
@@ -38,7 +36,7 @@ def unnamed(source: str) -> str | None:
     """What a config file without a name stands for, in words; None where there is a name, or no choice."""
     path, _, names = source.partition(":")
     made = {} if names or not Path(path).is_file() else variables(path)
-    if not made.get("CONFIGS") or not callable(made.get("get_config")):
+    if not made.get("CONFIGS"):
         return None
     chosen = next(iter(inspect.signature(made["get_config"]).parameters.values()), None)
     return f"config  {path}:{chosen.default}{_names(made)}" if chosen and chosen.default is not chosen.empty else None
@@ -49,13 +47,16 @@ def _names(made: dict[str, Any]) -> str:
 
 
 def variables(path: str) -> dict[str, Any]:
-    """What a config file defines, by name. Raises UsageError for a file that is not there or does not run."""
+    """What a config file defines, by name. Raises UsageError for a file that is not there, does not run, or is none."""
     if not Path(path).is_file():
         found = [str(p) for p in Path("configs").glob("*.py") if p.stem not in NOT_CONFIGS]
         if not found and not Path(path).is_absolute():
             raise UsageError(f"no config file {path!r} below this folder; run Canon from its clone")
         raise unknown("config file", path, found)
-    return _run(path, lambda: runpy.run_path(path))
+    made = _run(path, lambda: runpy.run_path(path))
+    if not callable(made.get("get_config")):
+        raise UsageError(f"config file {path} has no function get_config(names)")
+    return made
 
 
 def _run(path: str, act: Callable[[], Any]) -> Any:

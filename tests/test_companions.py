@@ -10,6 +10,7 @@ from models.published import preprocessing
 from train import companions
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+TOOLS = "additional_chat_templates/tools.jinja"
 CHAT = [{"role": "user", "content": "the text"}, {"role": "assistant", "content": "of 猫"}]
 
 
@@ -25,6 +26,8 @@ def hub(where: Path) -> str:
     told |= {"model_max_length": 64, "padding_side": "left", "tokenizer_class": "Qwen2Tokenizer"}
     (where / "tokenizer_config.json").write_text(json.dumps(told))
     (where / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    (where / "additional_chat_templates").mkdir()
+    (where / TOOLS).write_text(TEMPLATE + "tools", "utf-8")
     (where / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": [0, 3]}))
     (where / "README.md").write_text("no companion")
     return tokenizers.fingerprint(tokenizer_reader.read(where).description())
@@ -43,7 +46,7 @@ def exported(where: Path, files: dict[str, str]) -> Path:
 def test_files_go_with_their_tokenizer(tmp_path: Path) -> None:
     own = hub(tmp_path / "hub")
     files = companions.of_folder(tmp_path / "hub", own)
-    assert set(files) == {"chat_template.jinja", "tokenizer_config.json", "generation_config.json"}
+    assert set(files) == {"chat_template.jinja", TOOLS, "tokenizer_config.json", "generation_config.json"}
     assert companions.of_folder(tmp_path / "hub", "another") == companions.of_folder(tmp_path / "hub", None) == {}
     assert companions.of_folder(tmp_path / "hub" / "README.md", own) == {}
     assert companions.of_source(None, own) == {}
@@ -53,6 +56,7 @@ def test_an_export_has_them_and_its_own(tmp_path: Path) -> None:
     """Its own class of tokenizer; no key that may change an id, and none that is only noted there."""
     out = exported(tmp_path / "out", companions.of_folder(tmp_path / "hub", hub(tmp_path / "hub")))
     assert (out / "chat_template.jinja").read_text("utf-8") == TEMPLATE
+    assert (out / TOOLS).read_text("utf-8") == TEMPLATE + "tools"
     told = json.loads((out / "tokenizer_config.json").read_text())
     assert (told["model_max_length"], told["padding_side"], told["bos_token"]) == (64, "left", "<|endoftext|>")
     assert told["tokenizer_class"] == "PreTrainedTokenizerFast"

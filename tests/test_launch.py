@@ -182,10 +182,13 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "eval_of_nothing": (["eval", "--workdir=W"], "no checkpoint in"),
     "eval_best_of_nothing": (["eval", "--workdir=W@best"], "no checkpoint in"),
     "sample_of_nothing": (["sample", "--workdir=W@7"], "no checkpoint in"),
+    "empty_folder_of_the_hub": ([*TRAIN, "--from="], "--from is empty"),
+    "empty_data": (["eval", "--workdir=W", "--dataset", ""], "--dataset is empty"),
     "prompt": (["sample", "--workdir=W", "--prompt=\udcff"], "--prompt is not text"),
     "knob_of_doctor": (["doctor", "--config.seed=1"], "--config.KEY=VALUE"),
     "knob_of_list": (["list", "--config.seed=1"], "--config.KEY=VALUE"),
     "section_of_knobs": (["list", "knobs", "optm"], "'optim'"),
+    "file_of_no_config": (["list", "configs/base.py"], "no function get_config"),
     "words_of_list": (["list", "models"], "not 'models'"),
     "flag_of_doctor": (["doctor", "--workdir=W"], "workdir"),
 }

@@ -17,6 +17,7 @@ from models import published
 from models.published import preprocessing
 from train import checkpoint, initial
 
+TEMPLATES = "additional_chat_templates"  # a folder of .jinja files, each of which is asked for by its name
 CHAT = ("chat_template.jinja", "chat_template.json", "special_tokens_map.json")  # written as they were
 TOKENIZER, GENERATION, IMAGES = "tokenizer_config.json", "generation_config.json", preprocessing.FILE
 LIMIT = 2**20  # bytes of a file, at most
@@ -39,7 +40,9 @@ def of_folder(folder: str | Path, tokenizer: str | None) -> dict[str, str]:
             return {}
     names = (IMAGES,) if tokenizer is None else (*CHAT, TOKENIZER, GENERATION)
     paths = [Path(folder) / name for name in names]
-    return {path.name: read_text(path) for path in paths if path.is_file() and path.stat().st_size <= LIMIT}
+    paths += sorted(Path(folder, TEMPLATES).glob("*.jinja")) if tokenizer is not None else []
+    read = [path for path in paths if path.is_file() and path.stat().st_size <= LIMIT]
+    return {path.relative_to(folder).as_posix(): read_text(path) for path in read}
 
 
 def of_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
@@ -69,7 +72,8 @@ def write(files: dict[str, str], folder: Path, ids: dict[str, Any], images: dict
     the run did with them, `images`.
     """
     text = (folder / "tokenizer.json").is_file()
-    for name in (name for name in CHAT if text and name in files):
+    for name in (name for name in files if text and (name in CHAT or Path(name).parent == Path(TEMPLATES))):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(files[name], "utf-8")
     if text and TOKENIZER in files:
         theirs = {key: value for key, value in _settings(files, TOKENIZER).items() if key in SETTINGS}

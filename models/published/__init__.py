@@ -122,7 +122,11 @@ def _read_config(directory: str | Path, ignore: Iterable[str], **overrides: Any)
             raise UsageError(f"ignore = {ignored!r} is of keys in a config.json, and {directory} has {pair[0].name}")
         return darknet.read_cfg(pair[0], **overrides)
     values = read_settings(file)
-    kind = str(values.get("model_type", values.get("architecture")))  # as timm has it
+    kind = values.get("model_type", values.get("architecture"))  # as timm has it
+    if kind is None:
+        run = ", but a run: it goes to --workdir, or to --config.init_from" if "optim" in values else ""
+        raise UsageError(f"{directory} is no folder of the Hugging Face hub{run or ': config.json has no model_type'}")
+    kind = str(kind)
     if kind in beside.OUTER:
         values = beside.text_of(values, ignore)
         kind = values["model_type"]
