@@ -4,7 +4,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -78,9 +78,13 @@ def assemble(found: Annotations, tick: Tick = silent) -> Scenes:
 
     An image with an EXIF orientation is turned, or stays as it is stored, by the size in its annotation; where
     that leaves both, it is turned unless another image of the split is annotated as it is stored. A note says so.
-    Raises UsageError where an image is missing or cannot be read, or has another size than its annotation says.
+    Raises UsageError where an image is missing or cannot be read, or has another size than its annotation says, and for
+    boxes in pixels that all lie in the first one: they are shares of the image.
     """
     root, split, images, classes, relative, notes = found
+    ends = {max(box.corners): image.file for image in images for box in image.boxes}
+    if not relative and ends and max(ends) <= 1:
+        raise UsageError(f"{ends[max(ends)]}: all boxes end within the first pixel; write pixels, not shares")
     headers = [_header(image) for image in counted(images, "reading headers of images", tick)]
     as_stored = [h.turned and h.upright != h.stored == i.size for h, i in zip(headers, images, strict=True)]
     upright = [
@@ -109,7 +113,8 @@ def assemble(found: Annotations, tick: Tick = silent) -> Scenes:
     turns = (repr(upright).encode(),) if any(upright) else ()
     described = checksum(repr(([*classes], rows)).encode(), *fields, *turns).encode()
     known = identity(root, split, described, paths, sum(lengths), tick)
-    return scenes(name_of(root), split, marked, classes, _Files(tuple(paths), tuple(upright)), known, notes)
+    made = scenes(name_of(root), split, marked, classes, _Files(tuple(paths), tuple(upright)), known, notes)
+    return replace(made, paths=tuple(map(str, paths)))
 
 
 def _header(image: Annotated) -> _Header:

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from data.annotations import Annotated, Annotations, Box, Form, class_name, last_tenth, numbers, require_unique
+from data.detection import note
+from data.files import match
 from data.image_files import name_of
-from documents import read_json
+from documents import read_json, refuse_pointer
 from errors import UsageError, quote
 
 Id = int | str
@@ -24,21 +26,22 @@ OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_"
 
 def find(root: Path) -> Form | None:
     """The reader and the splits of a folder with COCO's JSON, or None where it has none."""
-    files = {p.stem.removeprefix("instances_"): p for p in sorted(root.glob("annotations/instances_*.json"))}
-    files |= {p.parent.name: p for p in sorted(root.glob(f"[!.]*/{AMONG}"))}
+    files = {p.stem[len("instances_") :]: p for p in match(root, "annotations/instances_*.json")}
+    files |= {p.parent.name: p for p in match(root, f"*/{AMONG}")}
     if not files:
-        found = (p for p in sorted(root.glob("annotations/[!.]*.json")) if not p.name.startswith(OTHERS))
+        found = (p for p in match(root, "annotations/*.json") if not p.name.lower().startswith(OTHERS))
         files = {p.stem: p for p in found if _has_categories(p)}
     if files:
         return partial(_read, root, files), tuple(files)
-    for file in (root / name for name in ALONE):
-        if file.is_file() and (file.name == AMONG or _has_categories(file)):
+    for file in (file for name in ALONE for file in match(root, name)):
+        if file.name.lower() == AMONG or _has_categories(file):
             return partial(_read, root, dict.fromkeys(("train", "test"), file)), ("train", "test")
     return None
 
 
 def _has_categories(file: Path) -> bool:
-    return file.is_file() and b'"categories"' in file.read_bytes()
+    refuse_pointer(file)
+    return b'"categories"' in file.read_bytes()
 
 
 def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
@@ -64,11 +67,16 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
     require_unique((number for number in own if number is not None), f"{file}: annotation id")
     places = _places(root, file, split)
     images = [_image(row, boxes[i], places, file) for row, i in zip(table.images, ids, strict=True)]
+    ignored = {_plain_id(mark["image_id"]) for mark in table.annotations if mark.get("ignore")}
+    named_so = [image.name for image, i in zip(images, ids, strict=True) if i in ignored]
     require_unique((str(image.path) for image in images), f"{file}: image")
     if len(set(files.values())) < len(files):  # one file for both splits
         images = last_tenth(sorted(images, key=lambda image: image.name))[split]
-    without = f"{name_of(root)} {split}: category {quote(root_name)} has the others below it and no box: no class"
-    return Annotations(root, split, images, [named[i] for i in classes], notes=[without] if root_name else [])
+    where = f"{name_of(root)} {split}"
+    notes = note(where, "images with boxes of `ignore` 1, which count all the same, as in COCO's evaluation", named_so)
+    if root_name:
+        notes += (f"{where}: category {quote(root_name)} has the others below it and no box: no class",)
+    return Annotations(root, split, images, [named[i] for i in classes], notes=notes)
 
 
 class _Tables(NamedTuple):
@@ -146,11 +154,12 @@ class _Places(NamedTuple):
 
 
 def _places(root: Path, file: Path, split: str) -> _Places:
-    if file.name == AMONG and file.parent != root:
+    if file.name.lower() == AMONG and file.parent != root:
         folders = [file.parent, file.parent / "images"]
     else:
-        inside = [] if file.parent == root else [root / split, root / "images" / split]
-        folders = [folder for folder in (*inside, root / "images", root) if folder.is_dir()]
+        images = match(root, "images")
+        inside = [] if file.parent == root else [root / split, *(folder / split for folder in images)]
+        folders = [folder for folder in (*inside, *images, root) if folder.is_dir()]
     return _Places(folders, tuple(os.path.realpath(folder) + os.sep for folder in (root, *folders)))
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,18 +160,41 @@ def _objects(file: Path) -> Iterator[Row]:
 
 
 def _cells(file: Path) -> Iterator[Row]:
-    """The rows of a .csv or .tsv file below its header. Raises UsageError for stray quotes or cells."""
+    """The rows of a .csv or .tsv file below its header. Raises UsageError for stray quotes or cells.
+
+    Also for a .tsv row of lines that would be rows by themselves: the quotes around may be those of the texts.
+    """
     csv.field_size_limit(sys.maxsize)
-    text = io.StringIO(read_text(file), newline="")
-    reader = csv.DictReader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+    tab = "\t" if file.suffix.lower() == ".tsv" else None
+    lines = list[str]()  # of the row that is read
+    reader = csv.DictReader(_noted(io.StringIO(read_text(file), newline=""), lines), delimiter=tab or ",", strict=True)
     try:
         header = list(reader.fieldnames or ())
         if len(set(header)) < len(header):
             raise UsageError(f"{file}: its header names a column twice: {', '.join(map(quote, header))}")
+        lines.clear()
         for row in reader:
             where = f"{file}, line {reader.line_num:,}"
             if None in row or None in row.values():
                 raise UsageError(f"{where} has more or fewer cells than the {len(header)} of the header")
+            full = [line for line in lines if line.strip()]
+            if tab and len(full) > 1 and all(line.count(tab) == len(header) - 1 for line in full):
+                raise UsageError(
+                    f"{where} ends a quoted cell of {len(full):,} lines, each of which would be a row: "
+                    f"if the quotes are the texts' own, write the rows as .jsonl"
+                )
+            lines.clear()
             yield where, row
     except csv.Error as error:
-        raise UsageError(f"{file}, line {reader.reader.line_num:,}: {error}") from None
+        first = reader.reader.line_num - len(lines) + 1
+        raise UsageError(
+            f"{file}, from line {first:,} on: {error}; a cell that begins with a quote ends with one, and has those "
+            f"inside doubled"
+        ) from None
+
+
+def _noted(lines: Iterable[str], seen: list[str]) -> Iterator[str]:
+    """Lines, each appended to `seen` as it is read."""
+    for line in lines:
+        seen.append(line)
+        yield line

@@ -92,9 +92,13 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes(Examples):
-    """Images with boxes: fields as of `Reading`; all boxes as they were annotated; `notes` say what was mended."""
+    """Images with boxes: fields as of `Reading`; all boxes as they were annotated; `notes` say what was mended.
+
+    `paths` are the images' files, one a row, where they lie in files.
+    """
 
     truths: Truths
+    paths: tuple[str, ...] = ()
 
     @property
     def most(self) -> int:

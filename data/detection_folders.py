@@ -33,9 +33,8 @@ def _form(root: Path) -> Form | None:
     if found := coco.find(root) or voc.find(root):
         return found
     for unread, tool in UNREAD.items():
-        for file in (root / unread, *root.glob(f"[!.]*/{unread}")):
-            if file.is_file():
-                raise UsageError(f"{file} is the form of {tool}, which is not read: export as COCO, Pascal VOC or YOLO")
+        for file in (*files.match(root, unread), *files.match(root, f"*/{unread}")):
+            raise UsageError(f"{file} is the form of {tool}, which is not read: export as COCO, Pascal VOC or YOLO")
     below = files.find(root, (*ENDINGS, ".txt", ".xml"))
     texts, xmls = ([file for file in below if file.suffix.lower() == ending] for ending in (".txt", ".xml"))
     images = [file for file in below if file.suffix.lower() in ENDINGS]

@@ -1,6 +1,7 @@
 """Which files lie in a folder, and what each must be: one rule for all that is read from folders."""
 
 import os
+import re
 from pathlib import Path
 
 from documents import require_regular
@@ -30,7 +31,7 @@ def find(root: str | Path, endings: tuple[str, ...]) -> list[Path]:
             seen.add(real)
             with os.scandir(path) as entries:
                 for entry in sorted(entries, key=lambda e: e.name):
-                    if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
+                    if _is_hidden(entry.name):
                         continue
                     own = os.path.join(real, entry.name)
                     if entry.is_symlink():
@@ -43,6 +44,17 @@ def find(root: str | Path, endings: tuple[str, ...]) -> list[Path]:
                         seen.add(own)
                         found.append(entry.path)
     return [Path(path) for path in sorted(found, key=_place)]
+
+
+def match(root: Path, pattern: str) -> list[Path]:
+    """The paths below a folder that match a pattern of lower case, themselves in any case, by name; none hidden."""
+    any_case = re.sub("[a-z]", lambda letter: f"[{letter[0]}{letter[0].upper()}]", pattern)
+    found = (path for path in root.glob(any_case) if not any(map(_is_hidden, path.relative_to(root).parts)))
+    return sorted(found)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM
 
 
 def _place(path: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from data.progress import Tick, counted, silent
 from errors import UsageError, unknown
 
 UNREAD = tuple(
-    f".{end}" for end in "heic heif avif jxl jp2 tga psd exr dcm dng cr2 cr3 nef arw".split()
+    f".{end}" for end in "heic heif avif jxl jp2 tga psd exr dcm dng cr2 cr3 nef arw svg ico pcx qoi".split()
 )  # pictures too
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
 GREY = ("1", "L", "LA")

@@ -15,7 +15,7 @@ from data.progress import Tick, counted, silent
 from documents import refuse_pointer, require_regular
 from errors import UsageError
 
-ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+ENDINGS = tuple(f".{end}" for end in "jpg jpeg jpe jfif png bmp webp ppm pgm pbm pnm tif tiff gif".split())
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # of these endings, as Pillow names them
 HASHED = 2**28  # bytes: of a split no larger than this the contents are in its checksum, else names and lengths only
 DEEP = ("I", "F")  # first letters of Pillow's modes of more than 8 bits a channel

@@ -4,6 +4,7 @@ Ends are rows, or a percentage of the split's, rounded to the closest row; negat
 class folders, which lie class after class, are counted so that a part has the same share of every class.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -81,9 +82,13 @@ def names(split: str) -> tuple[str, ...]:
 def resolve(split: str, count: Callable[[str], int]) -> tuple[str, list[tuple[str, range]]]:
     """A split in rows, as `train[0:900]`, and the rows of each part by its split; `count` gives those of a split.
 
-    A part that is a whole split is its name. Raises UsageError as `parse` and `Part.bounds`.
+    A part that is a whole split is its name. Raises UsageError as `parse` and `Part.bounds`, and for a row in two
+    parts, which TFDS gives twice: standard errors would take the copy for another example.
     """
     chosen = [(part.name, range(*part.bounds(count(part.name)))) for part in parse(split)]
+    for (name, rows), (other, more) in itertools.combinations(chosen, 2):
+        if name == other and max(rows.start, more.start) < min(rows.stop, more.stop):
+            raise UsageError(f"split {quote(split)} has rows of {name!r} in two of its parts; each row stands in one")
     plain = [name if len(rows) == count(name) else f"{name}[{rows.start}:{rows.stop}]" for name, rows in chosen]
     return "+".join(plain), chosen
 
@@ -190,4 +195,5 @@ def _joined_scenes(scenes: Scenes, rows: Sequence[tuple[Any, int]]) -> Scenes:
     truths = Truths(boxes, kinds, crowd, difficult, starts, sizes)
     decode = _Decode(tuple((source.fields.decode, row) for source, row in rows))
     most = max(1, *(int(truth.counts.sum()) for truth in found))
-    return replace(scenes, fields=detection.Reading(decode, truths, most), truths=truths)
+    paths = tuple(source.paths[row] for source, row in rows if source.paths)
+    return replace(scenes, fields=detection.Reading(decode, truths, most), truths=truths, paths=paths)

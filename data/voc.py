@@ -55,7 +55,7 @@ def find(root: Path) -> Form | None:
     lists = root / "ImageSets" / "Main"
     if not lists.is_dir() or not (root / "Annotations").is_dir():
         return None
-    splits = {p.stem: p for p in sorted(lists.glob("[!.]*.txt")) if not _is_of_one_class(p, root / "Annotations")}
+    splits = {p.stem: p for p in files.match(lists, "*.txt") if not _is_of_one_class(p, root / "Annotations")}
     return (partial(_read_listed, root, splits), tuple(splits)) if splits else None
 
 

@@ -52,7 +52,7 @@ class _Set(NamedTuple):
 def find(root: Path, images: Sequence[Path], texts: Sequence[Path]) -> Form | None:
     """The reader and the splits of a folder with labels, or None where its .txt files are none. Raises UsageError."""
     keys = {key(image, root) for image in images}
-    labels = [p for p in texts if key(p, root) in keys and p.name not in NAMES]
+    labels = [p for p in texts if key(p, root) in keys and p.name.lower() not in NAMES]
     if not labels:
         return None
     full = [p for p in labels if p.stat().st_size][:LOOKED]
@@ -80,19 +80,24 @@ def _is_below_labels(file: Path, root: Path) -> bool:
 
 
 def _is_label(file: Path) -> bool:
-    """Whether the first line of a file looks like a label: five words or more, all numbers but one at most."""
+    """Whether the first line of a file looks like a label: five words or more, all numbers but one at most.
+
+    Commas, which no label has, part words too, so that labels with them are refused and not learned as texts.
+    """
     with file.open("rb") as opened:
-        words = opened.read(1000).decode("utf-8-sig", errors="replace").lstrip().partition("\n")[0].split()
+        line = opened.read(1000).decode("utf-8-sig", errors="replace").lstrip().partition("\n")[0]
+    words = line.replace(",", " ").split()
     return len(words) >= 5 and sum(isinstance(number(word), float) for word in words) >= len(words) - 1
 
 
 def _settings(root: Path) -> dict[str, Any]:
     """What data.yaml sets, with all values as text; {} where there is none. Raises UsageError."""
-    file = next((root / name for name in SETTINGS if (root / name).is_file()), None)
+    file = next((file for name in SETTINGS for file in files.match(root, name)), None)
     if file is None:
         return {}
+    text = read_text(file)
     try:
-        found = yaml.load(read_text(file), Loader=yaml.BaseLoader)  # `no` is the name of a class, not False
+        found = yaml.load(text, Loader=yaml.BaseLoader)  # `no` is the name of a class, not False
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     return found if isinstance(found, dict) else {}
@@ -101,7 +106,7 @@ def _settings(root: Path) -> dict[str, Any]:
 def _named(root: Path) -> list[Path]:
     """The files with names of classes."""
     found = files.find(root, (".names", *NAMES))
-    return [file for file in found if file.suffix.lower() == ".names" or file.name in NAMES]
+    return [file for file in found if file.suffix.lower() == ".names" or file.name.lower() in NAMES]
 
 
 def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str, ...]:
@@ -163,7 +168,7 @@ def _entry(path: str, root: Path, images: Sequence[Path], texts: Sequence[Path])
     parts = _parts(path)
     for start in range(len(parts)):
         end = parts[start:]
-        if path.endswith(".txt"):
+        if path.lower().endswith(".txt"):
             found = [p for p in texts if p.relative_to(root).parts == end]
             if found:
                 return _listed(found[0], root, images)
@@ -221,6 +226,8 @@ def _boxes(file: Path, classes: Sequence[str]) -> tuple[list[Box], int]:
         if not line.strip():
             continue
         where = f"{file}: line {n}"
+        if "," in line:
+            raise UsageError(f"{where} is {quote(line.strip())}: a label has spaces between its numbers, and no commas")
         words = [number(word) for word in line.split()]
         values = numbers(words, f"{where}: {quote(line.strip())}", len(words))
         kind, *shares = values

@@ -97,6 +97,33 @@ def test_what_is_mended_is_told(tmp_path: Path) -> None:
 Spoil = Callable[[dict[str, Any]], Any]
 
 
+def test_boxes_to_be_ignored_count_and_are_named(tmp_path: Path) -> None:
+    """pycocotools goes by `iscrowd` alone."""
+    table = coco()
+    table["annotations"][0].update(ignore=1)
+    table["annotations"][1].update(ignore=0)
+    source = scenes(write_coco(tmp_path / "set", table))
+    (said,) = source.notes
+    assert (
+        said
+        == "set val: images with boxes of `ignore` 1, which count all the same, as in COCO's evaluation (1): wide.png"
+    )
+    assert source.truths[0].counts.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("annotations/instances_val.json", "Annotations/INSTANCES_val.JSON"), ("images", "Images"), ("", "")],
+)
+def test_names_of_files_are_of_any_case(tmp_path: Path, old: str, new: str) -> None:
+    root = write_coco(tmp_path / "set", coco(), "images" if old else "roboflow")
+    old, new = (old, new) if old else ("val/_annotations.coco.json", "val/_Annotations.coco.JSON")
+    (root / new).parent.mkdir(exist_ok=True)
+    (root / old).rename(root / new)
+    assert sources.splits_of(str(root)) == ("val",)
+    assert len(scenes(root)) == 2
+
+
 def spoilt(**change: Any) -> Spoil:
     """A change of the first annotation."""
     return lambda table: table["annotations"][0].update(change)
@@ -125,6 +152,10 @@ def spoilt(**change: Any) -> Spoil:
         (spoilt(id="2"), "annotation id 2 is there twice"),
         (spoilt(id=2), "annotation id 2 is there twice"),
         (lambda t: t["images"][0].update(id=5), "image id 5 is there twice"),
+        (
+            lambda t: [mark.update(bbox=[0.2, 0.1, 0.8, 0.6]) for mark in t["annotations"]],
+            r"val\.json: all boxes end within the first pixel; write pixels, not shares",
+        ),
         (lambda t: t["images"][0].update(file_name="high.png"), r"high\.png' is there twice"),
         (lambda t: t["images"][0].update(file_name="gone.png"), r"its image .*gone\.png is missing"),
         (lambda t: t["images"][0].update(width=41), "has 20 rows and 40 columns, .* says 20 and 41"),
@@ -240,6 +271,14 @@ def test_broken_json_is_refused(tmp_path: Path, text: str, says: str) -> None:
     """The message names the file."""
     with pytest.raises(UsageError, match=rf"instances_val\.json {says}"):
         scenes(write_coco(tmp_path / "set", text))
+
+
+def test_a_pointer_beside_images_is_named(tmp_path: Path) -> None:
+    """Also one that may be COCO's by its place alone."""
+    root = write_coco(tmp_path / "set", "version https://git-lfs.github.com/spec/v1\n", "images")
+    (root / "annotations" / "instances_val.json").rename(root / "annotations" / "all.json")
+    with pytest.raises(UsageError, match=r"annotations/all\.json is a pointer of Git LFS"):
+        scenes(root)
 
 
 def test_broken_images_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from data import questions, sources
 from data.kinds import Pairs, Source, Texts
 from errors import UsageError
 
-DOCUMENTS = [f'Text {i}, "so" it\u2028goes.\nOn\ttwo lines.' for i in range(20)]
+DOCUMENTS = [f'Text {i}, "so" it\u2028goes.\nOn\ttwo\tlines.' for i in range(20)]
 
 
 def write(folder: Path, ending: str, documents: list[Any], field: str = "text") -> Path:
@@ -78,11 +78,12 @@ def test_files_of_rows_may_be_named_by_their_splits(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": ""}', "is too short"),
         ("a.jsonl", r'{"text": "\ud800"}', "half of a surrogate pair"),
         ("a.jsonl", '{"text": "a", "text": "b"}', "'text' stands twice"),
-        ("a.csv", 'text,label\n"it is "free" today",1\n', "a.csv, line 2: "),
+        ("a.csv", 'text,label\n"it is "free" today",1\n', "a.csv, from line 2 on: "),
         ("a.csv", "text,label\na,1\nb\n", "line 3 has more or fewer cells than the 2"),
         ("a.csv", "text,text\na,b\n", "names a column twice"),
         ("a.csv", "text;label\na;1\n", "no field 'text'; it has 'text;label'"),
-        ("a.csv", 'text\n"a\n', "unexpected end of data"),
+        ("a.csv", 'text\nb\n"a\nc\n', "from line 3 on: unexpected end of data"),
+        ("a.tsv", 'text\tlabel\n"he said\t1\n\nand went\t0\nat last"\t1\n', "line 5 ends a quoted cell of 3 lines"),
         ("a.json", "[]", r"\.json files are not; write it as \.jsonl"),
         ("a.parquet", "PAR1", r"\.parquet files are not; write its rows as \.jsonl"),
         ("a.html", "<p>a</p>", r"\.html files are not; take its text out"),

@@ -35,11 +35,13 @@ def test_a_folder_is_read_and_written(tmp_path: Path) -> None:
     models.save_pretrained(model, variables, tmp_path / "b")
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["yolo.cfg", "yolo.weights"]
     assert (tmp_path / "b" / "yolo.weights").read_bytes() == (made / "cells.weights").read_bytes()
+    for ending in ("cfg", "weights"):
+        (tmp_path / "b" / f"yolo.{ending}").rename(tmp_path / "b" / f"yolo.{ending.upper()}")
     again, found = models.load_pretrained(tmp_path / "b", momentum=0.5)
     assert again.config.momentum == 0.5
     for path, leaf in flatten(found).items():
         np.testing.assert_array_equal(leaf, flatten(variables)[path])
-    with pytest.raises(UsageError, match=r"holds yolo\.cfg already"):
+    with pytest.raises(UsageError, match=r"holds yolo\.CFG already"):
         models.save_pretrained(model, variables, tmp_path / "b")
     with pytest.raises(UsageError, match=r"written without a config.json, which \['eos_token_id'\] are keys of"):
         models.save_pretrained(model, variables, tmp_path / "c", eos_token_id=2)

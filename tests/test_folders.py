@@ -105,7 +105,7 @@ def test_pictures_that_are_not_read_are_refused(where: str, tmp_path: Path) -> N
     (root / "notes").mkdir()
     (root / "notes" / "list.csv").write_text("a,b")
     assert sources.load(str(root), "train").names == ("cat", "dog", "eel")
-    for name in ("a.HEIC", "b.heic", "c.png"):
+    for name in ("a.HEIC", "b.svg", "c.png"):
         save(root / where / name, format="PNG")
     with pytest.raises(UsageError, match=rf"{where}/a\.HEIC and 1 more cannot be read as an image; convert to one of"):
         sources.load(str(root), "test")

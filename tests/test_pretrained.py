@@ -187,6 +187,13 @@ def test_an_index_cannot_lead_out_of_its_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("saved", ["llama"], indirect=True)
+def test_hidden_files_are_passed_over(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    (folder / "._weights.safetensors").write_bytes(b"\0\5\x16\7")
+    models.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("saved", ["llama"], indirect=True)
 def test_the_single_file_goes_before_an_index(folder: Path) -> None:
     """As in transformers: an older index and its shards beside it, or shards that are gone, change nothing."""
     want, given = values(models.load_pretrained(folder)[1]), load_file(folder / "model.safetensors")
@@ -248,7 +255,7 @@ def test_an_npz_that_is_cut_off_is_refused(tmp_path: Path) -> None:
 def test_a_folder_with_a_model_is_not_written_over(folder: Path) -> None:
     model, variables = models.load_pretrained(folder)
     (folder / tensors.INDEX).write_text("{}")
-    for name in ("config.json", tensors.INDEX, "model.safetensors"):
+    for name in ("config.json", "model.safetensors", tensors.INDEX):
         with pytest.raises(UsageError, match=f"holds {name} already"):
             models.save_pretrained(model, variables, folder)
         (folder / name).unlink()

@@ -157,6 +157,8 @@ def test_parts_of_images_with_boxes(tmp_path: Path) -> None:
         ("train[:2000]", "beyond the 1,438 rows"),
         ("train[:101%]", "beyond"),
         ("tain[:10%]", "did you mean 'train'"),
+        ("train[:60]+test+train[59:80]", "rows of 'train' in two of its parts"),
+        ("train+train", "rows of 'train' in two of its parts"),
     ],
 )
 def test_what_is_no_part_is_refused(split: str, says: str) -> None:

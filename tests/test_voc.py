@@ -8,6 +8,7 @@ import pytest
 from data import sources
 from errors import UsageError
 from tests.boxed_folders import OBJECT, XML, paint, scenes, write_voc
+from train import run
 
 HARD = OBJECT.format(1, 1, 9, 9, name="dog", more="<difficult>{}</difficult>")
 
@@ -42,6 +43,11 @@ def test_voc_is_read(tmp_path: Path) -> None:
             "a dog has <difficult>maybe</difficult>; legal: 0",
         ),
         ("one", XML.format(x=41, y=20, objects=""), r"has 20 rows and 40 columns, .*one\.xml says 20 and 41"),
+        (
+            "one",
+            XML.format(x=40, y=20, objects=OBJECT.format(0.1, 0.2, 0.5, 1.0, name="dog", more="")),
+            r"one\.xml: all boxes end within the first pixel",
+        ),
     ],
 )
 def test_bad_voc_is_refused(tmp_path: Path, ids: str, first: str | None, says: str) -> None:
@@ -112,6 +118,22 @@ def test_a_list_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (root / "ImageSets" / "Main" / "train.txt").write_bytes("größe\n".encode("latin-1"))
     with pytest.raises(UsageError, match=r"train\.txt is not UTF-8 text"):
         scenes(root, "train")
+
+
+def test_a_list_has_an_ending_in_any_case(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "voc")
+    lists = root / "ImageSets" / "Main"
+    (lists / "train.txt").rename(lists / "train.TXT")
+    assert sources.splits_of(str(root)) == ("train", "val")
+
+
+def test_images_of_two_splits_are_named(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "voc")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("three\ntwo\n")
+    (said,) = run._overlap(scenes(root, "train"), scenes(root, "val"))
+    assert said.strip().startswith("held out: images that are trained on too (1): ")
+    assert said.endswith("two.png")
+    assert run._overlap(scenes(root, "train"), scenes(root, "val[:1]")) == ()
 
 
 def test_voc_without_its_image(tmp_path: Path) -> None:

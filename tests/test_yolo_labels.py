@@ -59,6 +59,15 @@ def test_splits_are_folders(tmp_path: Path, order: str) -> None:
         scenes(root, "train")
 
 
+def test_names_of_classes_lie_in_files_of_any_case(tmp_path: Path) -> None:
+    (flat(tmp_path / "a") / "classes.txt").rename(tmp_path / "a" / "Classes.TXT")
+    (flat(tmp_path / "b") / "classes.txt").rename(tmp_path / "b" / "obj.NAMES")
+    write(flat(tmp_path / "c"), DATA_YAML="names: [ball, cube]")
+    (tmp_path / "c" / "classes.txt").unlink()
+    for name in "abc":
+        assert scenes(tmp_path / name, "train").names == ("ball", "cube")
+
+
 @pytest.mark.parametrize("names", ["[no, 7]", "\n  0: no\n  1: 7", "\n- no\n- 7", "{1: 7, 0: no}"])
 def test_settings_name_classes_and_splits(tmp_path: Path, names: str) -> None:
     """By the end of each path, whatever machine it is of; `no` is a class and not False."""
@@ -124,6 +133,8 @@ def test_what_is_made_of_labels_is_said(tmp_path: Path) -> None:
         ("0 0.5 0.5 0.1", "line 1 has 4 numbers"),
         ("0 64 48 20 20", "line 1 has 64; labels are shares of the image's sides, from 0 to 1"),
         ("0 -0.5 0.5 0.1 0.1", r"line 1 has -0\.5; labels are shares"),
+        ("0,0.5,0.5,0.1,0.1", "line 1 is '0,0.5,.*': a label has spaces between its numbers, and no commas"),
+        ("0 0,5 0,5 0,1 0,1", "line 1 is '0 0,5 .* no commas"),
         (LABEL + "0 nan 0.5 0.1 0.1", "line 2: '0 nan .* not 5 numbers"),
         (LABEL + "0 0_1 0.5 0.1 0.1", "line 2: '0 0_1 .* not 5 numbers"),
         (LABEL + "ball 0.5 0.5 0.1 0.1", "line 2: 'ball .* not 5 numbers"),
@@ -148,6 +159,7 @@ def test_bad_labels_are_refused(tmp_path: Path, label: str, says: str) -> None:
         (dict(obj_names="cube\nball"), "keep one of the two"),
         (dict(data_yaml="names: [ball, cub"), r"data\.yaml is not YAML: "),
         (dict(data_yaml="[" * 2000), r"data\.yaml is not YAML: "),
+        (dict(data_yaml="version https://git-lfs.github.com/spec/v1\n"), r"^[^:]*data\.yaml is a pointer of Git LFS"),
         (dict(data_yaml="names: [cube, ball]"), "keep one of the two"),
         (dict(data_yaml="names: {0: ball, 2: cube}"), "no list of the classes' names"),
         (dict(data_yaml="names: ball"), "no list of the classes' names"),

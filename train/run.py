@@ -14,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data import intact, plan, splits
-from data.detection import Scenes
+from data.detection import Scenes, note
 from data.kinds import Examples, Pairs, Source
 from errors import UsageError, along_with
 from train import begin, checkpoint, evaluate, feed, images, loop, together
@@ -139,11 +139,16 @@ def _size(source: Source, corpus: plan.Corpus) -> str:
     return f"{source.identity['name']} ({len(source):,} {what}{more})"
 
 
-def _overlap(trained: Source, held_out: Source) -> list[str]:
-    """A line where rows that are held out are trained on too, as of `train[:90%]` and `train[80%:]`."""
+def _overlap(trained: Source, held_out: Source) -> tuple[str, ...]:
+    """A line where rows that are held out are trained on too, as of `train[:90%]` and `train[80%:]`.
+
+    Splits of images with boxes may also list the same files.
+    """
     ours, theirs = trained.identity["split"], held_out.identity["split"]
-    shared = splits.overlap(ours, theirs)
-    return [f"        held-out rows of {shared!r} are trained on too: {ours} and {theirs} overlap"] if shared else []
+    if shared := splits.overlap(ours, theirs):
+        return (f"        held-out rows of {shared!r} are trained on too: {ours} and {theirs} overlap",)
+    both = set(getattr(trained, "paths", ())).intersection(getattr(held_out, "paths", ()))
+    return note("        held out", "images that are trained on too", sorted(both))
 
 
 def _tokens(setup: Setup, batches: plan.Plan, start: int) -> int:

@@ -48,7 +48,7 @@ def is_published(path: str | Path) -> bool:
     """Whether a path names safetensors or .npz, a file or a folder that holds some, or Darknet's."""
     path = Path(path)
     forms = (SUFFIX, npz.SUFFIX)
-    inside = path.is_dir() and any(file.suffix in (*forms, darknet.CFG) for file in path.iterdir())
+    inside = path.is_dir() and any(file.suffix.lower() in (*forms, darknet.CFG) for file in path.iterdir())
     return path.suffix in forms or inside or weights.is_weights(path)
 
 
@@ -166,8 +166,8 @@ def save_pretrained(
     layout, folder = folder_layout(model.family, dialect), Path(directory)
     if classes and len(classes) != (count := getattr(model.config, "classes", 0)):
         raise UsageError(f"classes = {[*classes]} are {len(classes)} names; the network tells {count} apart")
-    forms = (f"*{SUFFIX}", f"*{darknet.CFG}", f"*{weights.SUFFIX}")
-    held = [f.name for name in ("config.json", INDEX, *forms) for f in folder.glob(name)]
+    names, endings = ("config.json", INDEX), (SUFFIX, darknet.CFG, weights.SUFFIX)
+    held = [f.name for f in sorted(folder.glob("*")) if f.name in names or f.suffix.lower() in endings]
     if held:
         raise UsageError(f"{folder} holds {held[0]} already; give a folder without a model")
     if hasattr(layout, "save_folder"):

@@ -101,8 +101,9 @@ def names(folder: str | Path) -> tuple[str, ...] | None:
 
 
 def _files(folder: str | Path, suffix: str) -> list[Path]:
-    """The files of a folder with a suffix, without hidden ones, as a Mac's `._` files."""
-    return sorted(file for file in Path(folder).glob(f"*{suffix}") if not file.name.startswith("."))
+    """The files of a folder with a suffix in any case, without hidden ones, as a Mac's `._` files."""
+    files = (file for file in Path(folder).glob("[!.]*") if file.suffix.lower() == suffix)
+    return sorted(files)
 
 
 def _settings(file: Path, key: str) -> list[str]:

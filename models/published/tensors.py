@@ -97,7 +97,7 @@ def files(path: Path) -> list[Path]:
         return [path / name for name in named]
     if (path / WHOLE).is_file():
         return [path / WHOLE]
-    found = sorted(path.glob(f"*{SUFFIX}")) or sorted(path.glob(f"*{npz.SUFFIX}"))
+    found = sorted(path.glob(f"[!.]*{SUFFIX}")) or sorted(path.glob(f"[!.]*{npz.SUFFIX}"))
     if not found:
         pickled = sorted(file.name for kind in PICKLED for file in path.glob(kind))
         more = (

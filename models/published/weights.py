@@ -39,7 +39,7 @@ class Header(NamedTuple):
 
 def is_weights(path: str | Path) -> bool:
     """Whether a name is that of a file of Darknet's numbers."""
-    return Path(path).suffix == SUFFIX or bool(PARTIAL.search(Path(path).name))
+    return Path(path).suffix.lower() == SUFFIX or bool(PARTIAL.search(Path(path).name))
 
 
 def header(path: str | Path) -> Header:
