@@ -301,7 +301,7 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         return DONE
 
     host, config, workdir, steps, which = _checkpoint(args, assignments)
-    from train import checkpoint, restored
+    from train import checkpoint, evaluate, restored
 
     def one(step: int) -> None:
         cfg = choose_split(config(step), host)
@@ -309,19 +309,17 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         opened = restored.open_checkpoint(cfg, workdir, step, host, held_out, **_given(cfg, assignments))
         restored.report(opened, held_out, kind, workdir, step)
 
-    if which == "latest":
+    if which != "all":
         checkpoint.first_good(workdir, steps, one, host.say)
         return DONE
-    damaged = 0
+    failed = 0
     for step in steps:
         try:
             one(step)
-        except checkpoint.Damaged as error:
-            if which != "all":
-                raise
-            damaged += 1
-            host.say(f"{error}; passing over it")
-    return FAILED if damaged else DONE
+        except (checkpoint.Damaged, evaluate.NotFinite) as error:
+            failed += 1
+            host.say(f"{error}; going on with the others")
+    return FAILED if failed else DONE
 
 
 def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:

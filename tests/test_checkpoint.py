@@ -43,6 +43,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(trained: Path, cap
     assert "damaged" in out
     assert "checkpoint 20 of" in out
     assert launch.main(["eval", f"--workdir={trained}@30"]) == 1
+    assert "checkpoint 30 of" in capsys.readouterr().err
+    assert launch.main(["eval", f"--workdir={trained}@all"]) == 1
+    assert capsys.readouterr().out.count(", test: loss") == 2
     straight = checkpoint.load_manifest(str(trained), 30)["state"]
     assert train(trained) == 0
     assert "resuming" in capsys.readouterr().out
@@ -132,9 +135,20 @@ def test_restore_is_strict_about_dtype_shape_and_names(finished: Path) -> None:
 
 def test_best_is_the_checkpoint_of_least_held_out_loss(finished: Path) -> None:
     losses = {n: checkpoint.load_manifest(str(finished), n)["metrics"]["loss"] for n in (10, 20, 30)}
-    assert checkpoint.select(str(finished), "best") == [min(losses, key=losses.__getitem__)]
+    assert checkpoint.select(str(finished), "best") == sorted(losses, key=losses.__getitem__)
     with pytest.raises(UsageError, match="10, 20, 30"):
         checkpoint.select(str(finished), "11")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops futures when it fails
+def test_where_the_best_is_damaged_it_is_the_best_of_the_others(trained: Path, capsys) -> None:
+    first, second, _ = checkpoint.select(str(trained), "best")
+    for file in array_files(trained, first):
+        flip(file, file.stat().st_size // 2)
+    assert launch.main(["eval", f"--workdir={trained}@best", "--config.eval.limit=1"]) == 0
+    out = capsys.readouterr().out
+    assert f"checkpoint {first} of {trained} is damaged" in out
+    assert f"checkpoint {second} of {trained} on digits" in out
 
 
 def test_retention_keeps_newest_and_best(tmp_path: Path) -> None:

@@ -224,18 +224,32 @@ def test_a_finished_run_says_so_where_nothing_can_be_written(
     assert "read-only" in capsys.readouterr().err
 
 
+def test_a_finished_run_says_so_where_its_lock_cannot_be_held(trained: Path, capsys) -> None:
+    (trained / "lock").unlink()
+    (trained / "lock").mkdir()
+    assert train(trained) == 0
+    assert "is complete: 30 of 30" in capsys.readouterr().out
+    assert train(trained, "--config.train.steps=40", "--config.resume=extend") == 2
+    assert f"cannot hold checkpoints: Is a directory: {trained}/lock" in capsys.readouterr().err
+
+
 def test_an_evaluation_without_a_finite_loss_fails(trained: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not look like a number."""
-    views = step.views
+    """It does not look like a number; of several checkpoints the others are measured all the same."""
+    views, spoils = step.views, iter([True, True, False, True])
 
     def broken(*args) -> dict:
-        return jax.tree.map(lambda x: x * math.nan, views(*args))
+        spoilt = next(spoils)
+        return jax.tree.map(lambda x: x * math.nan if spoilt else x, views(*args))
 
     monkeypatch.setattr(step, "views", broken)
     assert launch.main(["eval", f"--workdir={trained}"]) == 1
     out, err = capsys.readouterr()
     assert "a loss that is not finite in 359" in out
     assert "the loss is not finite in 359 of 359 rows" in err
+    assert launch.main(["eval", f"--workdir={trained}@all"]) == 1
+    out = capsys.readouterr().out
+    for n, says in ((10, "is not finite in 359"), (20, ", test: loss"), (30, "is not finite in 359")):
+        assert any(f"checkpoint {n} of" in line and says in line for line in out.splitlines())
 
 
 def test_data_that_are_not_finite_are_refused() -> None:

@@ -26,6 +26,10 @@ class Interrupted(Exception):
     """A signal came before an evaluation was done."""
 
 
+class NotFinite(RuntimeError):
+    """A model of which nothing can be measured: what it gives is nan or infinite."""
+
+
 class Rows(NamedTuple):
     """What was measured row by row, in the order of the exam [n ...]."""
 
@@ -191,9 +195,9 @@ def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[
 
 
 def refuse_not_finite(name: str, scores: Scores) -> None:
-    """Raise RuntimeError where the loss is not finite: what else was measured there means nothing."""
+    """Raise NotFinite where the loss is not finite: what else was measured there means nothing."""
     if scores.not_finite:
-        raise RuntimeError(
+        raise NotFinite(
             f"{name}: the loss is not finite in {scores.not_finite:,} of {scores.examples:,} rows, so that none of "
             f"these numbers counts: parameters or activations are nan or infinite"
         )

@@ -73,7 +73,7 @@ class Found:
 
 
 def checkpoints_of(name: str) -> tuple[str, list[int]]:
-    """Workdir and step of `W@n` or `W@best`, of `W` all steps from the newest on. Raises UsageError for none."""
+    """Workdir and candidate steps of `W`, `W@n` or `W@best`, first choice first. Raises UsageError for none."""
     workdir, which = checkpoint.split_name(name)
     if which == "all":
         raise UsageError(f"init_from = {name!r} must name one checkpoint")

@@ -81,7 +81,9 @@ def likelihoods(
         done += len(index)
     if not np.isfinite(nats).all():
         bad = int((~np.isfinite(nats)).sum())
-        raise RuntimeError(f"the likelihood of {bad:,} of {len(nats):,} choices is not finite: nothing is measured")
+        raise evaluate.NotFinite(
+            f"the likelihood of {bad:,} of {len(nats):,} choices is not finite: nothing is measured"
+        )
     kept = np.minimum(told, [len(w) - 1 for w in whole])
     return Likelihood(nats, hits == kept, kept)
 

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from errors import UsageError
 
 UNUSABLE = re.compile(r"[][*?\\\0\ud800-\udfff]")  # patterns to Orbax, a slash or no text to TensorStore
+LOCK = "lock"  # the file of a workdir that a run holds while it writes there
 STEP = re.compile(r"0|[1-9][0-9]*")  # how a checkpoint's folder is called
 
 
@@ -28,7 +29,7 @@ def steps(workdir: str) -> list[int]:
 
 
 def prepare(workdir: str) -> None:
-    """Make a workdir, and try to write where its checkpoints go.
+    """Make a workdir, and try to write in it, where its checkpoints go, and to open its lock.
 
     Raises UsageError for a path that cannot hold checkpoints, and for a folder that cannot be written, with the reason.
     """
@@ -38,7 +39,11 @@ def prepare(workdir: str) -> None:
         raise UsageError(f"--workdir={workdir}: a path with {wrong[0]!r} cannot hold checkpoints; take another name")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        try_to_write(folder if folder.exists() else folder.parent)
+        for place in (folder.parent, folder):
+            if place.exists():
+                try_to_write(place)
+        if "://" not in workdir:
+            open(folder.parent / LOCK, "a").close()
     except Exception as error:  # each kind of storage has its own
         raise UsageError(f"--workdir={workdir} cannot hold checkpoints: {reason(error)}") from None
 

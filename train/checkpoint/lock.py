@@ -7,6 +7,7 @@ import jax
 from etils import epath
 
 from errors import UsageError
+from train.checkpoint.folder import LOCK
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def lock(workdir: str) -> Iterator[None]:
         return
     import fcntl
 
-    with open(epath.Path(workdir) / "lock", "w") as file:
+    with open(epath.Path(workdir) / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -32,7 +32,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def select(workdir: str, which: str, say: Callable[[str], None] = lambda line: None) -> list[int]:
-    """The steps that `latest`, `best`, `all` or a number names; of `latest`, candidates from the newest on.
+    """The steps that `latest`, `best`, `all` or a number names; of `latest` and `best`, candidates, first choice first.
 
     `say` names the checkpoints that cannot be compared for `best`, as they are damaged.
     Raises UsageError where there is none, with those that there are.
@@ -49,7 +49,7 @@ def select(workdir: str, which: str, say: Callable[[str], None] = lambda line: N
         scored = {n: loss for n, loss in losses.items() if loss is not None and math.isfinite(loss)}
         if not scored:
             raise UsageError(f"no checkpoint in {workdir!r} has a finite loss from when it was saved, so none is @best")
-        return [min(scored, key=lambda n: (scored[n], n))]
+        return sorted(scored, key=lambda n: (scored[n], n))
     if which in map(str, found):
         return [int(which)]
     names = ", ".join(map(str, found))
@@ -135,11 +135,16 @@ def _read(path: epath.Path, wanted: Any) -> Any:
 def first_good(
     workdir: str, candidates: list[int], read: Callable[[int], Any], say: Callable[[str], None]
 ) -> tuple[int, Any]:
-    """The first candidate that `read` restores; each damaged one before it is named and passed over."""
+    """The first candidate that `read` restores; each damaged one before it is named and passed over.
+
+    Raises Damaged where there is none.
+    """
     for step in candidates:
         try:
             return step, read(step)
         except Damaged as error:
+            if len(candidates) == 1:
+                raise
             say(f"{error}; passing over it")
     raise Damaged(f"no checkpoint of {workdir} can be restored; tried {', '.join(map(str, candidates))}")
 
