@@ -242,11 +242,12 @@ def _refuse_training(key: str) -> None:
         raise UsageError(f"--config.{key} has no effect here: it is read in training only")
 
 
-def _given(cfg: Any, assignments: list[tuple[str, str]]) -> dict[str, Any]:
-    """How a model is opened so that what this call assigns must have an effect."""
+def _given(cfg: Any, assignments: list[tuple[str, str]], **facts: str) -> Callable[[Any], list[str]]:
+    """What this call assigns and is not read, under facts of the call and those that the data and the model decide."""
     from configs import unread
 
-    return {"unread": partial(unread.unread, cfg, {key for key, _ in assignments}, only_given=True)}
+    known, own = {key for key, _ in assignments}, {name: ({value}, value) for name, value in facts.items()}
+    return lambda found: unread.unread(cfg, known, {**found, **own}, only_given=True)
 
 
 def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> tuple[Any, Any, str, list[int], str]:
@@ -291,12 +292,12 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if folder is not None:
         if not args.dataset:
             raise UsageError("--dataset is missing: what to measure the model on, as --dataset=lambada_openai_test")
-        host, cfg = _published(args, assignments, eval__batch=8, eval__context=2048)
+        host, cfg = _published(args, assignments, train__batch=8, eval__context=2048)
         from train import restored
 
         kind, held_out = restored.exam_source(choose_split(cfg, host), host, asked)
-        known, held = {key for key, _ in assignments}, _given(cfg, assignments)
-        opened = restored.open_published(cfg, folder, host, held_out, ignore=args.ignore, given=known, **held)
+        known, useless = {key for key, _ in assignments}, _given(cfg, assignments, verb="eval", exam=kind)
+        opened = restored.open_published(cfg, folder, host, held_out, None, args.ignore, known, useless)
         restored.report(opened, held_out, kind)
         return DONE
 
@@ -306,7 +307,8 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     def one(step: int) -> None:
         cfg = choose_split(config(step), host)
         kind, held_out = restored.exam_source(cfg, host, asked)
-        opened = restored.open_checkpoint(cfg, workdir, step, host, held_out, **_given(cfg, assignments))
+        useless = _given(cfg, assignments, verb="eval", exam=kind)
+        opened = restored.open_checkpoint(cfg, workdir, step, host, held_out, unread=useless)
         restored.report(opened, held_out, kind, workdir, step)
 
     if which != "all":
@@ -333,7 +335,8 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         host, cfg = _published(args, assignments)
         from train import restored, writing
 
-        writing.say(restored.open_to_write(cfg, host, folder, ignore=args.ignore), **settings, **how)
+        useless = _given(cfg, assignments, verb="sample")
+        writing.say(restored.open_to_write(cfg, host, folder, None, args.ignore, useless), **settings, **how)
         return DONE
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, restored, writing
@@ -342,7 +345,9 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         raise UsageError("sample takes one checkpoint, not @all")
 
     def one(step: int) -> None:
-        writing.say(restored.open_to_write(config(step), host, workdir, step), **settings, **how)
+        cfg = config(step)
+        useless = _given(cfg, assignments, verb="sample")
+        writing.say(restored.open_to_write(cfg, host, workdir, step, unread=useless), **settings, **how)
 
     checkpoint.first_good(workdir, steps, one, host.say)
     return DONE
@@ -356,8 +361,8 @@ def _convert(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         host, cfg = _published(args, assignments)
         from train import export
 
-        known = {key for key, _ in assignments}
-        export.take_in(cfg, os.path.expanduser(args["from"].value), workdir, host, args.ignore, known)
+        known, useless = {key for key, _ in assignments}, _given(cfg, assignments, verb="convert --from")
+        export.take_in(cfg, os.path.expanduser(args["from"].value), workdir, host, args.ignore, known, useless)
         return DONE
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, export
@@ -365,7 +370,12 @@ def _convert(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if which == "all":
         raise UsageError("convert takes one checkpoint, not @all")
     to = os.path.expanduser(args.to)
-    checkpoint.first_good(workdir, steps, lambda n: export.put_out(config(n), workdir, n, to, host), host.say)
+
+    def one(step: int) -> None:
+        cfg = config(step)
+        export.put_out(cfg, workdir, step, to, host, _given(cfg, assignments, verb="convert --to"))
+
+    checkpoint.first_good(workdir, steps, one, host.say)
     return DONE
 
 

@@ -1,7 +1,7 @@
 """Which knobs a config leaves unread: one rule for all of them.
 
-A knob of READ_UNDER has an effect only under certain values of other knobs, or under facts that the data and the model
-decide. Set to another value than its default where it is not read, it is refused.
+A knob of READ_UNDER has an effect only under certain values of other knobs, or under facts that the data, the model and
+the launcher's verb decide. Set to another value than its default where it is not read, it is refused.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,20 +19,29 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # -> how a message begins, an
     "sets": ("data.name mixes", ("data.name",)),
     "task": ("the task is that of a model of kind", ("loss",)),
     "parts": ("the model has", ("model.",)),
+    "exam": ("the data examine as", ()),
+    "verb": ("the verb is", ()),
 }
 
 _ADAM = ("adam", "adamw", "muon", "schedule_free")
 _FALLING = ("linear", "cosine", "polynomial", "wsd", "onecycle")
 _TEXT: Condition = {"data": ("text", "pairs")}
+_TRAINED: Condition = {"verb": ("train",)}
+_MEASURED: Condition = {"verb": ("train", "eval", "convert --from")}  # which keeps a config to be measured by
+_SEEN: Condition = {"verb": ("train", "eval", "convert --from", "convert --to")}
 _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition, all entries of which must hold
-    "data.weights": {"sets": ("several sets",)},
+    "data.name eval.split": _SEEN,
+    "data.field": {**_SEEN, "exam": ("text", "last_word")},
+    "data.split data.workers data.prefetch eval.every": _TRAINED,
+    "data.weights": {**_TRAINED, "sets": ("several sets",)},
     "data.tokenizer": _TEXT,
-    "data.vocab": {**_TEXT, "data.tokenizer": ("word", "bpe")},
-    "data.length": {**_TEXT, "task": ("classifier", "encoder_decoder")},
-    "data.augment data.size": {"data": ("images", "boxes")},
-    "data.crop data.fit": {"data": ("images",), "data.size": SET},
-    "data.resample": {"data": ("resized images",)},
-    "data.mean data.deviation": {"data": ("images",)},
+    "data.vocab": {**_TRAINED, **_TEXT, "data.tokenizer": ("word", "bpe")},
+    "data.length": {**_MEASURED, **_TEXT, "task": ("classifier", "encoder_decoder")},
+    "data.augment": {**_TRAINED, "data": ("images", "boxes")},
+    "data.size": {**_SEEN, "data": ("images", "boxes")},
+    "data.crop data.fit": {**_SEEN, "data": ("images",), "data.size": SET},
+    "data.resample": {**_SEEN, "data": ("resized images",)},
+    "data.mean data.deviation": {**_SEEN, "data": ("images",)},
     "optim.momentum": {"optim.name": ("momentum", "nesterov", "muon")},
     "optim.beta1 optim.beta2": {"optim.name": (*_ADAM, "lion")},
     "optim.eps": {"optim.name": _ADAM},
@@ -46,8 +55,9 @@ _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition, all entries o
     "train.attention": {"parts": ("attention",)},
     "train.dispatch": {"parts": ("experts",)},
     "train.remat train.scan": {"parts": ("stacked layers",)},
-    "eval.context eval.overlap": {"task": ("language_model",)},
-    "eval.beams eval.penalty": {"task": ("encoder_decoder",)},
+    "train.batch eval.batch eval.limit": _MEASURED,
+    "eval.context eval.overlap": {**_MEASURED, "task": ("language_model",), "exam": ("text",)},
+    "eval.beams eval.penalty": {**_MEASURED, "task": ("encoder_decoder",)},
     "init_fresh init_ignore init_rename": {"init_from": SET},
 }
 READ_UNDER = {key: condition for keys, condition in _CONDITIONS.items() for key in keys.split()}
@@ -70,7 +80,7 @@ def unread(cfg: ConfigDict, given: Collection[str], facts: Facts, *, only_given:
             holds, shown = facts.get(name, (legal, "")) if name in FACTS else _of_knob(cfg, name, legal)
             changed = key not in given and any(k.startswith(deciders) for k in given)
             if not set(holds) & set(legal) and not changed:
-                where = f"{says} {' or '.join(legal)}; this config has {shown}"
+                where = f"{says} {' or '.join(legal)}; here: {shown}"
                 found.append(f"config key {key!r} = {value!r} has no effect: it is read where {where}")
                 break
     return found

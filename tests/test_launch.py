@@ -97,7 +97,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "attention": ([*TRAIN, "--config.train.attention=flash"], "reference, xla"),
     "attention_of_family": (
         [*DIGITS, "--config.train.attention=xla"],
-        "where the model has attention; this config has family cnn",
+        "where the model has attention; here: family cnn",
     ),
     "attention_of_machine": ([*TRAIN, "--config.train.attention=cudnn"], "the platform cpu. Able here: reference, xla"),
     "attention_of_model": ([*TRAIN, "--config.model.attention=xla"], "is set by train.attention"),
@@ -130,7 +130,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "deviations_in_float32": ([*DIGITS, "--config.data.deviation=(1e-300,)"], "1e-300"),
     "deviation_of_a_channel": ([*DIGITS, "--config.data.deviation=(1, 0)"], "'data.deviation'"),
     "mean_of_channels": ([*DIGITS, "--config.data.mean=(0.5, 0.5, 0.5)"], "have 1 channel"),
-    "size_of_text": ([*TRAIN, "--config.data.size=8"], "where the data are images or boxes; this config has text"),
+    "size_of_text": ([*TRAIN, "--config.data.size=8"], "where the data are images or boxes; here: text"),
     "image_size": ([*DIGITS, "--config.data.size=(8, 8, 1)"], "'data.size' must be rows and columns"),
     "size_of_half_pixels": ([*DIGITS, "--config.data.size=(8, 7.5)"], "takes tuple[int] | None"),
     "size_for_the_model": ([*DIGITS, "--config.data.size=9", "--config.model.inputs=(8, 8, 1)"], "(9, 9, 1)"),
@@ -144,7 +144,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "resample": ([*DIGITS, "--config.data.resample=cubic"], "did you mean 'bicubic'"),
     "resample_of_text": (
         [*TRAIN, "--config.data.resample=bicubic"],
-        "where the data are resized images; this config has text",
+        "where the data are resized images; here: text",
     ),
     "mixup_of_another_loss": (
         [*DIGITS, "--config.data.augment=mixup:1", "--config.loss=quadratic"],
@@ -154,7 +154,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "steps_are_no_steps": ([*TRAIN, "--config.schedule.steps=nan"], "UPDATE:FACTOR"),
     "beta_of_momentum": (
         [*TRAIN, "--config.optim.name=momentum", "--config.optim.beta1=0.5"],
-        "this config has momentum",
+        "here: momentum",
     ),
     "mean_of_text": ([*TRAIN, "--config.data.mean=0.5"], "where the data are images"),
     "length_of_a_language_model": ([*TRAIN, "--config.data.length=8"], "classifier or encoder_decoder"),

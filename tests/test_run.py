@@ -307,8 +307,23 @@ def test_text_is_sampled_from_a_checkpoint(tmp_path: Path, capsys) -> None:
     assert len(first) > 20
     assert launch.main(sample) == 0
     assert capsys.readouterr().out == first
+    _what_a_verb_does_not_read_is_refused(tmp_path, capsys)
     tokenizer = tmp_path / "w" / "checkpoints" / "2" / "tokenizer" / "tokenizer.json"
     for spoilt in ('{"kind": "char", "characters": "abc"}', '{"kind', None):
         tokenizer.unlink() if spoilt is None else tokenizer.write_text(spoilt)
         assert launch.main(sample) == 1
-        assert "its tokenizer" in capsys.readouterr().out
+        assert "its tokenizer" in capsys.readouterr().err
+
+
+def _what_a_verb_does_not_read_is_refused(tmp_path: Path, capsys) -> None:
+    for verb, key, flags in (
+        ("sample", "eval.limit=3", ()),
+        ("sample", "data.split=test", ()),
+        ("eval", "data.workers=1", ()),
+        ("eval", "eval.overlap=2", ("--as=last_word",)),
+        ("convert", "eval.batch=2", (f"--to={tmp_path}/h",)),
+    ):
+        assert launch.main([verb, f"--workdir={tmp_path}/w", f"--config.{key}", *flags]) == 2
+        name = key.partition("=")[0]
+        assert f"config key {name!r} = " in (err := capsys.readouterr().err)
+        assert "has no effect" in err

@@ -7,6 +7,7 @@ import pytest
 from configs import base, reader, unread
 from configs.base import KNOBS
 from configs.unread import FACTS, READ_UNDER, SET
+from data import questions
 from models import TRAITS
 from tests.test_config import CHANGED, VARIANTS, config
 from train.facts import HOW
@@ -18,6 +19,8 @@ LEGAL = {
     **{"optim.name": set(optim.OPTIMIZERS), "schedule.name": set(schedules.SCHEDULES)},
     **{"data": KINDS, "sets": {"one set", "several sets"}, "task": TRAITS, "parts": PARTS},
     "data.tokenizer": {"byte", "char", "word", "bpe"},
+    "exam": set(questions.KINDS),
+    "verb": {"train", "eval", "sample", "convert --from", "convert --to"},
 }
 
 

@@ -17,6 +17,7 @@ from errors import UsageError
 from models import Model, published
 from models.published import labels, preprocessing
 from train import begin, checkpoint, companions, images, restored, tuning
+from train.facts import Unread
 from train.host import Host
 from train.record import summary
 from train.saving import manifest_of
@@ -24,7 +25,13 @@ from train.setup import Config
 
 
 def take_in(
-    cfg: Config, folder: str, workdir: str, host: Host, ignore: Iterable[str] = (), given: Container[str] = ()
+    cfg: Config,
+    folder: str,
+    workdir: str,
+    host: Host,
+    ignore: Iterable[str] = (),
+    given: Container[str] = (),
+    unread: Unread = lambda facts: [],
 ) -> None:
     """Write a folder of the hub into a new workdir, as its checkpoint 0: parameters and tokenizer, no more.
 
@@ -40,7 +47,7 @@ def take_in(
     if named and cfg.data.size is None:
         cfg.data.size = model.config.inputs[:2]
     blank = restored.stand_in(cfg, host, model.family, restored.loss_of(model, folder), classes, inputs)
-    opened = restored.open_published(cfg, folder, host, blank, ignore=ignore, given=given)
+    opened = restored.open_published(cfg, folder, host, blank, None, ignore, given, unread)
     setup = opened.setup
     tuning.describe(setup.cfg, setup.model, folder)
     zero = {
@@ -61,7 +68,7 @@ def take_in(
     host.say(f"checkpoint 0 in {workdir}/checkpoints; to train from it: --config.init_from={workdir}")
 
 
-def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
+def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unread = lambda facts: []) -> None:
     """Write a checkpoint as a folder of the hub, with its tokenizer; of a run with a running mean, that.
 
     The folder appears when it is whole. Raises UsageError for a family or a config that has no place there, and for a
@@ -76,7 +83,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host) -> None:
     head, inputs = manifest["table"].get("params/head/bias"), cfg.model.get("inputs")
     classes = head["shape"][-1] if head else len(manifest.get("classes") or ()) or cfg.model.get("classes")
     blank = restored.stand_in(cfg, host, cfg.model.family, cfg.loss, classes, inputs)
-    opened = restored.open_checkpoint(cfg, workdir, n, host, blank)
+    opened = restored.open_checkpoint(cfg, workdir, n, host, blank, unread=unread)
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
     made = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
     ids = tokenizer_writer.ids(made) if made and {"causal", "language_model"} <= model.traits else {}

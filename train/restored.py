@@ -180,20 +180,27 @@ def plain(names: Sequence[str]) -> list[str]:
     return plain if all(plain) and len(set(plain)) == len(plain) else list(names)
 
 
-def open_to_write(cfg: Config, host: Host, name: str, n: int | None = None, ignore: Iterable[str] = ()) -> Opened:
+def open_to_write(
+    cfg: Config,
+    host: Host,
+    name: str,
+    n: int | None = None,
+    ignore: Iterable[str] = (),
+    unread: Unread = lambda facts: [],
+) -> Opened:
     """A language model on one device: checkpoint n of a workdir, or where n is None a folder of the hub.
 
-    Raises UsageError for what generates no text.
+    `unread` is that of `set_up`. Raises UsageError for what generates no text.
     """
     cfg.mesh, one, blank = "dp:1", jax.local_devices()[:1], no_text(cfg, "next_token")
     if n is None:
         model = published.read_config(name, ignore)
         if "cached" not in model.traits:
             raise UsageError(f"{name} holds a {model.family}, which does not generate text")
-        return open_published(cfg, name, host, blank, one, ignore)
+        return open_published(cfg, name, host, blank, one, ignore, unread=unread)
     if checkpoint.load_tokenizer(name, n) is None or losses.find(cfg.loss).trait != "language_model":
         raise UsageError(f"{name} holds a {cfg.model.family} trained by loss {cfg.loss}, which does not generate text")
-    return open_checkpoint(cfg, name, n, host, blank, one)
+    return open_checkpoint(cfg, name, n, host, blank, one, unread)
 
 
 def no_text(cfg: Config, loss: str, classes: int | None = None) -> Texts:
