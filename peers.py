@@ -1,9 +1,9 @@
 """Processes that train together: they meet at process 0, compare what they run, and hear of each other's end.
 
-Each keeps a connection to process 0 until all are through. A message is JSON on a line: `facts` and `differ` while they
-compare, `done` from a process that is through, `end` from one that fails. A connection that closes without a word is a
-process that was killed. jax.distributed comes after, at an address that process 0 chooses: it aborts where another
-process ends, and a collective of its own blocks for ever, so both are left to us.
+Each keeps a connection to process 0 until all are through. A message is JSON on a line: what is a process's `own`, what
+process 0 has `found` in those of all, `done` from a process that is through, `end` from one that fails. A connection
+that closes without a word is a process that was killed. jax.distributed comes after, at an address that process 0
+chooses: it aborts where another process ends, and a collective of its own blocks for ever, so both are left to us.
 """
 
 import json
@@ -36,7 +36,7 @@ class Line:
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.done = threading.Event()
+        self.done, self.closed = threading.Event(), threading.Event()
         self._connection, self._lock = connection, threading.Lock()
         self._file = connection.makefile("r", encoding="utf-8")
 
@@ -70,6 +70,7 @@ class Peers:
         self.address, self.count, self.index, self._stop = address, count, index, stop
         self.coordinator = ""  # HOST:PORT of jax.distributed
         self._lines: dict[int, Line] = {}  # to all others in process 0, else to process 0 alone
+        self._follows = False  # another process is about to say why this one ends too
         self._leaving = threading.Event()
         self._heard = threading.Lock()  # held once an end was heard: what ends next, ends of it
 
@@ -133,18 +134,24 @@ class Peers:
 
     def agree(self, facts: dict[str, Any]) -> None:
         """Return when all processes have given the same facts. Raises UsageError in all with what differs."""
-        if self.count == 1:
-            return
-        facts = json.loads(json.dumps(facts))  # as the others' come
-        if self.index:
-            self._lines[0].send(facts=facts)
-            problem = self._lines[0].inbox.get()["differ"]
-        else:
-            others = {index: line.inbox.get()["facts"] for index, line in sorted(self._lines.items())}
-            problem = difference({0: facts, **others})
-            self._send(differ=problem)
-        if problem:
+        if problem := self._judge(facts, difference):
             raise UsageError(problem)
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether a flag is set in any process, which all ask: one that fails sets it before they would wait for it."""
+        found = self._judge(flag, lambda flags: any(flags.values()))
+        self._follows = bool(found) and not flag
+        return bool(found)
+
+    def _judge(self, own: Any, judge: Callable[[dict[int, Any]], Any]) -> Any:
+        """What `judge` finds in process 0, for all, of what each process has by its number."""
+        own = json.loads(json.dumps(own))  # as the others' come
+        if self.index:
+            self._lines[0].send(own=own)
+            return self._lines[0].inbox.get()["found"]
+        found = judge({0: own} | {index: line.inbox.get()["own"] for index, line in sorted(self._lines.items())})
+        self._send(found=found)
+        return found
 
     def join_jax(self) -> None:
         """Make one jax of all processes."""
@@ -158,10 +165,13 @@ class Peers:
 
     def leave(self, text: str, code: int, doubtful: bool) -> None:
         """Say that this process fails. Where that is `doubtful`, another one's end may be why: that is heard first."""
-        if doubtful and self._lines:
+        if (doubtful or self._follows) and self._lines:
             time.sleep(3 * GRACE)  # the thread that hears of it ends this process
         self._leaving.set()
         self._send(end=[self.index, text, code])
+        if self.index == 0:  # with whom jax ends in all others, by a stack: they say their line before
+            for line in self._lines.values():
+                line.closed.wait(3 * GRACE)
 
     def finish(self) -> None:
         """Return when all processes are through."""
@@ -194,6 +204,7 @@ class Peers:
                 line.inbox.put(message)
         if not said and not line.done.is_set():
             self._ended(index, None, process.FAILED)
+        line.closed.set()
 
     def _ended(self, index: int, text: str | None, code: int) -> None:
         if not self._heard.acquire(blocking=False):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ import pytest
 import peers
 from errors import UsageError
 from peers import Peers
-from tests.test_invariance import ROOT, free_port, together
+from tests import image_folders
+from tests.test_invariance import ROOT, free_port
+from tests.test_invariance import together as run_together
+from train import checkpoint, together
+from train.host import Host
 
 Stops = queue.SimpleQueue[tuple[int, str, int]]
 
@@ -72,6 +76,35 @@ def test_what_differs_is_said_in_all() -> None:
     assert {type(error) for error in found.values()} == {UsageError}
     assert len({str(error) for error in found.values()}) == 1
     assert "process 0 has seed=1, process 2 has 2; process 0 has x=None, process 2 has 3" in str(found[0])
+
+
+def test_a_flag_of_one_is_seen_by_all() -> None:
+    found, _ = run_all(3, lambda own, stops: [own.anywhere(own.index == n) for n in (2, 5, 0)])
+    assert found == {i: [True, False, True] for i in range(3)}
+
+
+def test_none_begins_an_update_for_which_another_has_no_batch() -> None:
+    """Who cannot read raises why; the others end before the same update."""
+
+    def read(index: int) -> Iterator[Any]:
+        yield from ("first", "second")
+        if index == 1:
+            raise OSError("b.png")
+        yield "third"
+
+    def body(own: Peers, stops: Stops) -> Any:
+        host, got = Host(lambda: 0.0, {}, None, anywhere=own.anywhere), []
+        lockstep = together.Lockstep(host)
+        try:
+            for batch in lockstep.batches(read(own.index)):
+                got.append(batch)
+        except Exception as error:
+            return got, type(error), lockstep.ended
+        return got
+
+    found, _ = run_all(3, body)
+    own, other = (["first", "second"], OSError, True), (["first", "second"], together.Elsewhere, True)
+    assert found == {0: other, 1: own, 2: other}
 
 
 def test_many_and_long_differences_are_cut() -> None:
@@ -189,7 +222,7 @@ RUN = [
 ]
 
 
-def start(*more: tuple[str, ...]) -> list[subprocess.Popen[str]]:
+def start(*more: Sequence[str]) -> list[subprocess.Popen[str]]:
     """Two processes of a run, each with flags of its own."""
     address = f"--coordinator=localhost:{free_port()}"
     pipes: dict[str, Any] = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -232,5 +265,34 @@ def test_the_survivor_of_a_kill_says_what_happened(who: int, tmp_path: Path) -> 
     address = f"--coordinator=localhost:{free_port()}"
     command = [sys.executable, "launch.py", *RUN, address, f"--workdir={tmp_path}/w"]
     more = ["--config.train.steps=60", "--config.resume=extend"]
-    said = together(*[[*command, *more, f"--process={i}"] for i in range(2)])[0]
+    said = run_together(*[[*command, *more, f"--process={i}"] for i in range(2)])[0]
     assert "resuming" in said or "is complete" in said
+
+
+@pytest.mark.slow
+def test_what_one_cannot_read_ends_all_with_what_was_learnt(tmp_path: Path) -> None:
+    """The update before is saved by all together; each has one line, and the run goes on once the file is mended."""
+    for split in ("train", "test"):
+        image_folders.classes(tmp_path / "images" / split)
+    spoilt = tmp_path / "images" / "train" / "cat" / "03.png"
+    whole = spoilt.read_bytes()
+    flags = [f"--workdir={tmp_path}/w", f"--config.data.name={tmp_path}/images", "--config.data.size=8"]
+    flags += ["--config.train.batch=8", "--config.checkpoint.every=1000"]
+    both = start(flags, flags)
+    try:
+        assert any(line.startswith("step 50/") for line in both[0].stdout or ())
+        spoilt.write_text("no image")
+        outputs = [p.communicate(timeout=60)[0] for p in both]
+    finally:
+        for p in both:
+            p.kill()
+    assert [p.returncode for p in both] == [2, 2], outputs
+    assert all(f"{spoilt} cannot be read as an image" in output.splitlines()[-1] for output in outputs), outputs
+    assert sum("of 2 has failed: " in output for output in outputs) == 1
+    (saved,) = checkpoint.steps(f"{tmp_path}/w")
+    assert f"saved checkpoint {saved}, before the error" in outputs[0]
+    spoilt.write_bytes(whole)
+    both = start(*[[*flags, f"--config.train.steps={saved + 1}", "--config.resume=extend"]] * 2)
+    outputs = [p.communicate(timeout=60)[0] for p in both]
+    assert f"from checkpoint {saved}" in outputs[0]
+    assert [p.returncode for p in both] == [0, 0], outputs

@@ -238,7 +238,8 @@ def _train(
     devices = tuple(setup.place.mesh.devices.flat)
     progress = loop.Progress(host, recorder, *limits, main, cost, devices, in_a_row=origin.skipped)
     ticker = Ticker(host)
-    saver = Saver(setup, store, origin, identity, progress, start)
+    lockstep = together.Lockstep(host)
+    saver = Saver(setup, store, origin, identity, progress, lockstep, start)
     if recorder.continues:
         changed = [change for entry in origin.history if entry["from_step"] == start for change in entry["changes"]]
         recorder.write("event", start, {}, note="; ".join([f"resumed from update {start}", *changed]))
@@ -271,7 +272,7 @@ def _train(
         votes = multihost_utils.process_allgather(np.asarray([pending is not None]))
         return (pending or "a signal to another process") if votes.any() else None
 
-    feeding = feed.training(
+    reading = feed.training(
         batches, setup.place, start, cfg.train.steps, workers=cfg.data.workers, prefetch=cfg.data.prefetch
     )
     with closing(recorder), closing(store):
@@ -281,7 +282,7 @@ def _train(
             _, signal = loop.run(
                 state,
                 ticker.compiling(update),
-                feeding,
+                lockstep.batches(reading),
                 progress,
                 start,
                 cfg.train.steps,

@@ -22,6 +22,7 @@ class Saver:
     origin: begin.Origin
     identity: list[dict[str, Any]]  # of the data
     progress: loop.Progress
+    lockstep: together.Lockstep
     newest: int  # checkpoint
     _skipped: int = 0  # updates of this process, up to that checkpoint
 
@@ -34,11 +35,12 @@ class Saver:
     def rescue(self, state: step.State, error: BaseException) -> None:
         """Save what was learnt since the newest checkpoint, before an error ends the run.
 
-        Nothing is saved where the storage has failed, at a second Ctrl-C, or by one of several processes, since the
-        others may not save with it.
+        Nothing is saved where the storage has failed, at a second Ctrl-C, or by one of several processes where the
+        others do not end with it.
         """
         hurried = isinstance(error, KeyboardInterrupt) and self.setup.host.signals() is not None
-        if isinstance(error, checkpoint.Unsaved) or hurried or jax.process_count() > 1:
+        alone = jax.process_count() > 1 and not self.lockstep.ended
+        if isinstance(error, checkpoint.Unsaved) or hurried or alone:
             return
         with suppress(Exception):  # the error that ends the run may come again
             self.progress.settle()

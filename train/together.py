@@ -1,8 +1,9 @@
-"""What processes that train together must have alike, beside their config: versions, data, and the folder."""
+"""What processes that train together must have alike, beside their config: versions, data, the folder, and an end."""
 
 import platform
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,35 @@ import orbax.checkpoint
 
 from errors import UsageError
 from train.host import Host
+
+
+class Elsewhere(RuntimeError):
+    """Another process of the run has failed, which says why."""
+
+
+@dataclass
+class Lockstep:
+    """Holds processes together where they read: none begins an update for which another has no batch."""
+
+    host: Host
+    ended: bool = False  # one had none: all have raised before the same update
+
+    def batches(self, batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
+        """The batches of this process. Raises what reading raises, and Elsewhere in all other processes."""
+        while True:
+            error = None
+            try:
+                batch = next(batches)
+            except StopIteration:  # of all processes alike
+                return
+            except Exception as found:
+                error = found
+            self.ended = self.host.anywhere(error is not None)
+            if error is not None:
+                raise error
+            if self.ended:
+                raise Elsewhere("another process has failed")
+            yield batch
 
 
 def versions() -> dict[str, str]:
