@@ -32,6 +32,7 @@ from errors import UsageError, quote, unknown
 from process import DONE, FAILED, SAVED, USAGE
 from usage import HELP, flags_of, hold_text
 
+STORES = ("gs", "s3", "az")  # of object storage, as etils.epath knows them
 FREE = ("mesh", *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")))  # with --from
 
 
@@ -141,9 +142,18 @@ def _start_jax(args: flags.FlagValues) -> None:
 
 
 def _need_workdir(args: flags.FlagValues) -> str:
+    """The folder of the run, in one spelling for all that write there. Raises UsageError."""
     if not args.workdir:
         raise UsageError("--workdir is missing: the folder of the run, as --workdir=runs/a")
-    return os.path.expanduser(args.workdir) if args.workdir.startswith("~") else args.workdir
+    scheme, remote, _ = args.workdir.partition("://")
+    if remote and scheme not in STORES:
+        stores = ", ".join(f"{name}://" for name in STORES)
+        raise UsageError(f"--workdir={args.workdir} is neither a path of this machine nor one of {stores}")
+    if remote:
+        return args.workdir
+    workdir = os.path.expanduser(args.workdir)
+    linked = ".." in Path(workdir).parts  # from a link it leads elsewhere than its text says
+    return os.path.realpath(workdir) if linked else os.path.normpath(workdir)
 
 
 def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:

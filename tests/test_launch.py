@@ -179,6 +179,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "short_text": ([*TRAIN, "--config.data.name=T"], "too few for one window of context 64"),
     "missing_text": ([*TRAIN, "--config.data.name=missing.txt"], "(.jsonl, .csv, .tsv), at 'missing.txt'"),
     "eval_without_workdir": (["eval"], "--workdir=runs/a"),
+    "workdir_as_an_address": (["eval", "--workdir=file:///tmp/a"], "gs://, s3://, az://"),
     "eval_of_nothing": (["eval", "--workdir=W"], "no checkpoint in"),
     "eval_best_of_nothing": (["eval", "--workdir=W@best"], "no checkpoint in"),
     "sample_of_nothing": (["sample", "--workdir=W@7"], "no checkpoint in"),
@@ -291,6 +292,17 @@ def test_a_failure_gets_one_line(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert says in err
+
+
+def test_a_workdir_has_one_spelling(tmp_path: Path) -> None:
+    """Storage and the operating system disagree about what lies above a link."""
+    far = tmp_path / "far" / "real"
+    far.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(far)
+    args = usage.flags_of("eval")
+    for given, meant in (("link/../y@2", "far/y@2"), ("none/../y", "y"), ("y/./@best", "y/@best"), ("y//", "y")):
+        args(["launch.py", f"--workdir={tmp_path}/{given}"])
+        assert launch._need_workdir(args) == str(tmp_path / meant)
 
 
 def test_a_workdir_holds_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
