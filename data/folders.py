@@ -15,9 +15,9 @@ import numpy as np
 from data.files import find
 from data.geometry import Size
 from data.image_files import ENDINGS, damaged, decode, identity, opened, upright_size
-from data.kinds import Examples, Fields, Pixels, of_any_size
+from data.kinds import Examples, Fields, Pixels, of_any_size, unknown_split
 from data.progress import Tick, counted, silent
-from errors import UsageError, unknown
+from errors import UsageError
 
 UNREAD = tuple(
     f".{end}" for end in "heic heif avif jxl jp2 tga psd exr dcm dng cr2 cr3 nef arw svg ico pcx qoi".split()
@@ -51,7 +51,7 @@ def load(name: str, split: str, tick: Tick = silent) -> Examples:
     files = _files(name)
     folder = _sorted_out(name, files)
     if split not in folder.splits:
-        raise unknown(f"split of {name}", split, folder.splits)
+        raise unknown_split(name, split, folder.splits)
     groups = [folder.splits[split].get(c, []) for c in folder.names]
     chosen = [f for group in groups for f in group]
     if not chosen:  # one image a class, say

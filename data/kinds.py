@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.progress import Tick, silent
-from errors import UsageError
+from errors import UsageError, unknown
 
 Fields = dict[str, np.ndarray]
 Pixels = np.ndarray  # one image, uint8 [Y X C]
@@ -123,6 +123,12 @@ def hold_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
 def no_field(name: str, field: str) -> UsageError:
     """What to raise where a field of text is asked of a set that has none to choose from."""
     return UsageError(f"config key 'data.field' = {field!r}: {name} has one kind of text or none")
+
+
+def unknown_split(name: object, split: str, known: Iterable[str]) -> UsageError:
+    """What to raise for a split that a set has not; a set of one split may be parted."""
+    error, (first, *more) = unknown(f"split of {name}", split, known), [*known]
+    return error if more else UsageError(f"{error}; parts of it are {first}[:90%] and {first}[90%:]")
 
 
 def blocks(count: int, tick: Tick = silent) -> Iterator[range]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data import corpora
-from data.kinds import Examples, Pairs, checksum
+from data.kinds import Examples, Pairs, checksum, unknown_split
 from data.progress import Tick, counted, silent
 from data.tokenizers import Tokenizer
 from documents import read_lines
-from errors import UsageError, unknown
+from errors import UsageError
 
 MULTIPLE = 8  # lengths are rounded up to it, so that few are compiled
 
@@ -59,7 +59,7 @@ def of_rows(path: Path, split: str, field: str) -> Pairs:
     both = languages(field)
     assert both is not None
     if split not in corpora.splits_of(path):
-        raise unknown(f"split of {path}", split, corpora.splits_of(path))
+        raise unknown_split(path, split, corpora.splits_of(path))
     texts, translations = corpora.columns(path, split, both)
     digest = checksum(*(line.encode() + b"\0" for line in texts + translations))
     identity = {"name": path.name, "split": split, "count": len(texts), "checksum": digest, "field": field}

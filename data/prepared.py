@@ -22,6 +22,7 @@ from data.kinds import (
     hold_labels,
     no_field,
     of_any_size,
+    unknown_split,
 )
 from data.pairs import languages
 from data.progress import Tick, silent
@@ -71,7 +72,7 @@ def open_split(name: str, split: str, data_dir: str | None, raw: str | None = No
     known = builder.info.splits  # none of a set that is not prepared
     for one in splits.names(split) if known else ():
         if one not in known:
-            raise unknown(f"split of {name}", one, known)
+            raise unknown_split(name, one, known)
     if known and not splits.is_plain(split):
         split = splits.resolve(split, lambda one: known[one].num_examples)[0]
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 from data import corpora, detection_folders, embedded, folders, pairs, prepared, splits
 from data.files import expand_home, find
 from data.image_files import ENDINGS
-from data.kinds import Source, no_field
+from data.kinds import Source, no_field, unknown_split
 from data.progress import Tick, silent
-from errors import UsageError, unknown
+from errors import UsageError
 
 
 def load(
@@ -104,4 +104,4 @@ def _kind_of_files(name: str) -> str | None:
 
 def _known_split(name: str, split: str, splits: Iterable[str]) -> None:
     if split not in splits:
-        raise unknown(f"split of {name}", split, splits)
+        raise unknown_split(name, split, splits)

@@ -294,7 +294,7 @@ def test_broken_images_are_refused(tmp_path: Path) -> None:
 def test_names_of_folders(tmp_path: Path) -> None:
     """A misspelt split names the nearest; a field is no choice here; a folder of text is still one."""
     root = write_coco(tmp_path / "set", coco())
-    with pytest.raises(UsageError, match=r"unknown split .*'val'"):
+    with pytest.raises(UsageError, match=r"unknown split .*'val'.* parts of it are val\[:90%\] and val\[90%:\]"):
         sources.load(str(root), "vla")
     with pytest.raises(UsageError, match=r"data\.field"):
         sources.load(str(root), "val", field="text")
