@@ -249,12 +249,13 @@ def source(truths: list[Truth]) -> Scenes:
     )
 
 
-def test_boxes_are_drawn(tmp_path: Path) -> None:
+def test_boxes_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All right is blue and nothing orange; misses and wrong finds are orange, also where nothing is found."""
     truths = [PAIR] * 3
     right = [found((CAT, 0.9, 0), (DOG, 0.8, 1))] * 3
     wrong = [found((CAT, 0.9, 0), ((100, 5, 120, 60), 0.95, 2))] * 3
-    seen = {}
+    seen, captions = {}, list[str]()
+    monkeypatch.setattr(drawn, "head", lambda *given: captions.append(given[-1]) or plots.head(*given))
     for name, finds in (("right", right), ("wrong", wrong), ("none", [found()] * 3)):
         judged = detection.judge(finds, truths, 3)
         image = pixels(drawn.boxes(source(truths), finds, judged, "a model of $5 on $x", tmp_path / f"{name}.png"))
@@ -263,6 +264,8 @@ def test_boxes_are_drawn(tmp_path: Path) -> None:
     assert seen["right"][0] > 500 > 0 == seen["right"][1]
     assert min(seen["wrong"]) > 500
     assert seen["none"][0] == 0 < 500 < seen["none"][1]
+    assert "Scores from 0.80 on" in captions[0]
+    assert "No find is right, and none is shown" in captions[2]
 
 
 def test_names_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

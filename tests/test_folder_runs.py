@@ -111,6 +111,9 @@ def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "data    pets (33 examples), split train; held out: test (3)" in capsys.readouterr().out
     assert launch.main(["eval", f"--workdir={tmp_path}/w"]) == 0
     assert "3 examples; ± standard error" in capsys.readouterr().out
+    (root / "cat" / "x.png").write_bytes((root / "cat" / "00.png").read_bytes())
+    assert launch.main([*args, *more, "--config.data.mean=(0.5, 0.4, 0.3)"]) == 2
+    assert f"in another --workdir, by --config.init_from={tmp_path}/w" in capsys.readouterr().err
 
 
 def test_a_class_that_cannot_be_learnt_ends_a_run_before_it_begins(tmp_path: Path, capsys) -> None:

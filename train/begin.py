@@ -64,7 +64,10 @@ def begin(
     checkpoint.set_aside(workdir, newer_than=found)
     manifest = checkpoint.load_manifest(workdir, found)
     if manifest["data"] != identity:
-        raise UsageError(f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}")
+        raise UsageError(
+            f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}; "
+            f"bring it back, or go on from the parameters in another --workdir, by --config.init_from={workdir}"
+        )
     phases = plan.phases_from(manifest["phases"])
     if cfg.train.carry and phases[-1].batch_size != phase.batch_size:
         raise UsageError(

@@ -89,7 +89,10 @@ def boxes(source: Scenes, found: Sequence[Found], judged: Sequence[Judged], titl
         what = f"image {i:,}: {len(tally[i].missed)} of {count} missed, {len(tally[i].wrong)} wrong"
         axes.set_title(what, loc="left", color=INK, fontsize=8, pad=3)
     how = "blue: right; orange: wrong; orange, dashed: missed; white, dotted: truths that are found, or do not count"
-    head(figure, title, f"{how}. Scores from {least:.2f} on, where F1 is best")
+    shown = (
+        f"Scores from {least:.2f} on, where F1 is best" if np.isfinite(least) else "No find is right, and none is shown"
+    )
+    head(figure, title, f"{how}. {shown}")
     return save(figure, path)
 
 
