@@ -63,7 +63,8 @@ def splits_of(path: Path) -> tuple[str, ...]:
 
 def has_rows(path: Path) -> bool:
     """Whether the texts lie in rows, by field."""
-    return any(file.name.lower().endswith((*JSON, *CELLS)) for file in _files(path))
+    rows = (*JSON, *CELLS)
+    return bool(find(path, rows)) if path.is_dir() else path.name.lower().endswith(rows)
 
 
 def _files(path: Path) -> list[Path]:

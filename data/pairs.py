@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data import corpora
+from data.files import match
 from data.kinds import Examples, Pairs, checksum, unknown_split
 from data.progress import Tick, counted, silent
 from data.tokenizers import Tokenizer
@@ -40,10 +41,10 @@ def of_files(folder: Path, split: str, field: str) -> Pairs:
         known = f"it has {', '.join(splits)}" if splits else f"wanted are {' and '.join(f'{split}.{s}' for s in both)}"
         raise UsageError(f"{folder} has no pairs of files for {field} and the split {split!r}; {known}")
     whole = _are_files(folder, both)
-    names = both if whole else tuple(f"{split}.{side}" for side in both)
-    sides = [read_lines(folder / name) for name in names]
+    files = [folder / side for side in both] if whole else _by_split(folder, both)[split]
+    sides = [read_lines(file) for file in files]
     if len(sides[0]) != len(sides[1]):
-        counts = " and ".join(f"{len(side):,} in {name}" for name, side in zip(names, sides, strict=True))
+        counts = " and ".join(f"{len(side):,} in {file.name}" for file, side in zip(files, sides, strict=True))
         raise UsageError(f"{folder}: files side by side must have as many lines; there are {counts}")
     if whole:
         cut = len(sides[0]) - len(sides[0]) // 10
@@ -72,8 +73,13 @@ def splits_of(folder: Path, field: str) -> tuple[str, ...]:
     assert both is not None
     if _are_files(folder, both):
         return ("train", "validation")
-    found = sorted(p.name.removesuffix(f".{both[0]}") for p in folder.glob(f"*.{both[0]}"))
-    return tuple(sorted((s for s in found if (folder / f"{s}.{both[1]}").is_file()), key=lambda s: s != "train"))
+    return tuple(sorted(_by_split(folder, both), key=lambda split: split != "train"))
+
+
+def _by_split(folder: Path, both: tuple[str, str]) -> dict[str, list[Path]]:
+    """The two files of each split that has both, by its name: what stands before the side's, which is in any case."""
+    first, second = ({p.name[: -len(s) - 1]: p for p in match(folder, f"*.{s.lower()}") if p.is_file()} for s in both)
+    return {split: [first[split], second[split]] for split in first if split in second}
 
 
 def _are_files(folder: Path, names: tuple[str, str]) -> bool:

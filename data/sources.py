@@ -31,7 +31,7 @@ def _load(name: str, split: str, field: str | None, data_dir: str | None, tick: 
     found = embedded.find(name) or detection_folders.find(name, tick)
     kind = "embedded" if found else _kind_of_files(name)
     both = pairs.languages(field)
-    if both and not found and Path(name).is_dir():
+    if not found and _has_sides(name, field):
         return pairs.of_files(Path(name), split, str(field))
     if both and kind == "text" and corpora.has_rows(Path(name)):
         return pairs.of_rows(Path(name), split, str(field))
@@ -47,6 +47,14 @@ def _load(name: str, split: str, field: str | None, data_dir: str | None, tick: 
         _known_split(name, split, corpora.splits_of(Path(name)))
         return corpora.load(Path(name), split, field)
     return prepared.load(name, split, field, data_dir, tick)
+
+
+def _has_sides(name: str, field: str | None) -> bool:
+    """Whether a folder is one of files side by side where `field` names two sides: it has such, or no rows."""
+    folder = Path(name)
+    if not pairs.languages(field) or not folder.is_dir():
+        return False
+    return bool(pairs.splits_of(folder, str(field))) or not corpora.has_rows(folder)
 
 
 def _is_prepared(name: str) -> bool:
@@ -76,7 +84,7 @@ def splits_of(name: str, data_dir: str | None = None, field: str | None = None) 
     found = embedded.find(name) or detection_folders.find(name)
     if found:
         return found[1]
-    if pairs.languages(field) and Path(name).is_dir():
+    if _has_sides(name, field):
         return pairs.splits_of(Path(name), str(field))
     kind = _kind_of_files(name)
     if kind:

@@ -53,11 +53,12 @@ def test_two_fields_of_rows_are_pairs(ending: str, tmp_path: Path) -> None:
     rows = [(f"one {i}", f"eins {i}") for i in range(5)]
     lines = [json.dumps({"en": a, "de": b}) for a, b in rows] if ending == ".jsonl" else ["en,de", *map(",".join, rows)]
     file.write_text("\n".join(lines))
-    train, held = (sources.load(str(file), split, field="de:en") for split in ("train", "validation"))
-    assert isinstance(train, Pairs)
-    assert isinstance(held, Pairs)
-    assert list(zip(train.translations + held.translations, train.texts + held.texts, strict=True)) == rows
-    assert len(held) == 2
+    for name in (str(file), str(tmp_path)):
+        train, held = (sources.load(name, split, field="de:en") for split in sources.splits_of(name, field="de:en"))
+        assert isinstance(train, Pairs)
+        assert isinstance(held, Pairs)
+        assert list(zip(train.translations + held.translations, train.texts + held.texts, strict=True)) == rows
+        assert len(held) == 2
 
 
 def test_files_of_rows_may_be_named_by_their_splits(tmp_path: Path) -> None:

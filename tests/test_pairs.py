@@ -34,6 +34,13 @@ def test_lines_of_two_files_are_pairs(folder: Path) -> None:
     assert back.identity["checksum"] != found.identity["checksum"]
 
 
+def test_hidden_files_are_no_splits_and_sides_are_of_any_case(folder: Path) -> None:
+    for name in ("._train.en", "._train.de", "dev.EN", "dev.De"):
+        (folder / name).write_text("one\n", encoding="utf-8")
+    assert sources.splits_of(str(folder), field="en:de") == ("train", "dev", "test")
+    assert len(sources.load(str(folder), "dev", field="en:de")) == 1
+
+
 def test_two_named_files_hold_their_last_tenth_out(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("\n".join(f"{name} {i}" for i in range(25)), encoding="utf-8")
