@@ -43,4 +43,6 @@ def _form(root: Path) -> Form | None:
     labelled = yolo_labels.find(root, images, texts) if texts else None
     if marked and labelled:
         raise UsageError(f"{root} has boxes in .xml, as {marked[0].relative_to(root)}, and in .txt: take one kind away")
+    if marked and (lists := [file for file in texts if file.parts[-3:-1] == voc.LISTS]):
+        raise UsageError(f"{root} has lists of Pascal VOC further below, as {lists[0]}: give {lists[0].parents[2]}")
     return voc.find_beside(root, images, xmls) if marked else labelled

@@ -32,6 +32,7 @@ from documents import read_lines, refuse_pointer
 from errors import UsageError, quote
 
 DIFFICULT = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
+LISTS = ("ImageSets", "Main")  # the folders in which they lie
 FLAGGED = re.compile(r"(.*\S)\s+(-1|0|1)")  # a line of a list that says which images hold a class
 
 
@@ -52,7 +53,7 @@ class _Tree(NamedTuple):
 
 def find(root: Path) -> Form | None:
     """The reader and the splits of a folder with VOC's lists, or None where it has none."""
-    lists = root / "ImageSets" / "Main"
+    lists = root.joinpath(*LISTS)
     if not lists.is_dir() or not (root / "Annotations").is_dir():
         return None
     splits = {p.stem: p for p in files.match(lists, "*.txt") if not _is_of_one_class(p, root / "Annotations")}

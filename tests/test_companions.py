@@ -28,6 +28,7 @@ def hub(where: Path) -> str:
     (where / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
     (where / "additional_chat_templates").mkdir()
     (where / TOOLS).write_text(TEMPLATE + "tools", "utf-8")
+    (where / "additional_chat_templates" / "._tools.jinja").write_bytes(b"\0\5\x16\7")
     (where / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": [0, 3]}))
     (where / "README.md").write_text("no companion")
     return tokenizers.fingerprint(tokenizer_reader.read(where).description())

@@ -67,7 +67,8 @@ def test_names_of_classes_are_read(tmp_path: Path) -> None:
     made = folder_of(tmp_path / "a", tiny("yolo"))
     assert labels.read(made) is None
     (made / "coco.names").write_bytes("\ufeffcat\r\nbig dog\r\nbird\r\n\r\n".encode())
-    (made / "._coco.names").write_bytes(b"\0\5\x16\7")
+    for hidden in ("._coco.names", "._cells.cfg", "._cells.safetensors"):
+        (made / hidden).write_bytes(b"\0\5\x16\7")
     assert labels.read(made) == ("cat", "big dog", "bird")
     (made / "obj.names").write_text("bird\ncat\ndog\n")
     with pytest.raises(

@@ -120,6 +120,13 @@ def test_a_list_in_another_encoding_is_refused(tmp_path: Path) -> None:
         scenes(root, "train")
 
 
+def test_lists_further_below_are_not_passed_over(tmp_path: Path) -> None:
+    """As of a folder of several years: their splits would be others than those of the lists."""
+    root = write_voc(tmp_path / "VOCdevkit" / "VOC2007")
+    with pytest.raises(UsageError, match=rf"has lists of Pascal VOC further below, as .*\.txt: give {root}$"):
+        sources.splits_of(str(root.parent))
+
+
 def test_a_list_has_an_ending_in_any_case(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "voc")
     lists = root / "ImageSets" / "Main"

@@ -40,7 +40,7 @@ def of_folder(folder: str | Path, tokenizer: str | None) -> dict[str, str]:
             return {}
     names = (IMAGES,) if tokenizer is None else (*CHAT, TOKENIZER, GENERATION)
     paths = [Path(folder) / name for name in names]
-    paths += sorted(Path(folder, TEMPLATES).glob("*.jinja")) if tokenizer is not None else []
+    paths += sorted(Path(folder, TEMPLATES).glob("[!.]*.jinja")) if tokenizer is not None else []
     read = [path for path in paths if path.is_file() and path.stat().st_size <= LIMIT]
     return {path.relative_to(folder).as_posix(): read_text(path) for path in read}
 

@@ -48,7 +48,7 @@ def is_published(path: str | Path) -> bool:
     """Whether a path names safetensors or .npz, a file or a folder that holds some, or Darknet's."""
     path = Path(path)
     forms = (SUFFIX, npz.SUFFIX)
-    inside = path.is_dir() and any(file.suffix.lower() in (*forms, darknet.CFG) for file in path.iterdir())
+    inside = path.is_dir() and any(file.suffix.lower() in (*forms, darknet.CFG) for file in path.glob("[!.]*"))
     return path.suffix in forms or inside or weights.is_weights(path)
 
 

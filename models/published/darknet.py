@@ -24,7 +24,7 @@ from models.yolo import Config
 
 CFG = ".cfg"
 NAMES = "obj.names"  # as it is written; any *.names is read
-OTHERS = ("config.json", "*.safetensors", "*.npz")  # beside which a .cfg is none of Darknet's
+OTHERS = ("config.json", "[!.]*.safetensors", "[!.]*.npz")  # beside which a .cfg is none of Darknet's
 
 
 def tensors_of(c: Config) -> dict[str, tuple[int, ...]]:
