@@ -62,6 +62,9 @@ def find(root: Path, images: Sequence[Path], texts: Sequence[Path]) -> Form | No
         return None
     if "kpt_shape" in settings:
         raise UsageError(f"{root} has labels of key points, by kpt_shape in its settings, and no boxes alone")
+    for file in (file for name in SETTINGS for file in files.match(root, f"*/{name}")) if not settings else ():
+        if all(p.is_relative_to(file.parent) for p in labels):
+            raise UsageError(f"{root} has labels whose settings lie further below, in {file}: give {file.parent}")
     classes = _classes(root, settings, labels[0])
     labelled = {key(p, root) for p in labels}
     by_key((image for image in images if key(image, root) in labelled), root)

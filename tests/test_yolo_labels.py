@@ -178,6 +178,12 @@ def test_folders_amiss_are_refused(tmp_path: Path, files: dict[str, str], says: 
         scenes(root, "train")
 
 
+def test_settings_further_below_are_not_passed_over(tmp_path: Path) -> None:
+    root = write(flat(tmp_path / "sets" / "balls"), data_yaml="names: [ball, cube]\nval: b.png")
+    with pytest.raises(UsageError, match=rf"lie further below, in .*data\.yaml: give {root}$"):
+        sources.splits_of(str(root.parent))
+
+
 def test_labels_need_names(tmp_path: Path) -> None:
     """Without names they are refused; texts that are no labels leave the folder one of images of classes."""
     root = flat(tmp_path / "set")
