@@ -403,10 +403,12 @@ def _tokenizer(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> in
 def _doctor(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if assignments:
         raise UsageError("doctor looks at the machine, or at --data=NAME, and takes no --config.KEY=VALUE")
+    if args.field and not args.data:
+        raise UsageError(f"--field={args.field} goes with --data, whose text it names")
     _start_jax(args)
     from train import doctor
 
-    well = doctor.examine_data(_host(), args.data) if args.data else doctor.examine(_host())
+    well = doctor.examine_data(_host(), args.data, args.field) if args.data else doctor.examine(_host())
     return DONE if well else FAILED
 
 

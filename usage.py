@@ -103,7 +103,7 @@ def flags_of(verb: str) -> flags.FlagValues:
     if verb not in ("tokenizer", "list"):
         text("cache", None, "where to keep compiled programs: a folder, or none; None is the user's cache folder")
     if verb == "doctor":
-        text("data", None, "a data set to read, all of it: a folder, a file or a name")
+        text("data", None, "a data set to read, all of it: a folder, a file or a name; several with commas between")
     if verb not in ("doctor", "tokenizer", "list"):
         text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
     if verb in ("train", "eval", "sample", "convert"):
@@ -122,10 +122,11 @@ def flags_of(verb: str) -> flags.FlagValues:
         text("as", None, "text | choices | last_word: how the data examine; None is choices where there are some")
     if verb == "convert":
         text("to", None, "a folder to write, new or empty, as the Hugging Face hub has it")
+    if verb in ("doctor", "tokenizer"):
+        text("field", None, "which text of a set that has several, or of rows in files")
     if verb == "tokenizer":
         text("train", None, "a data set to learn from: a .txt file or folder, or a name")
         text("split", "train", "its split")
-        text("field", None, "which text of a set that has several")
         whole("size", 4096, "how many tokens to learn, the 256 bytes and an end among them", 257)
         text("to", None, "the tokenizer.json to write")
     if verb == "list":

@@ -50,10 +50,10 @@ def test_small_sets_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     intact.hold_intact([source], lambda: True)
 
 
-def said(name: str | Path, **environ: str) -> list[str]:
+def said(name: str | Path, field: str | None = None) -> list[str]:
     """What the doctor says of a data set."""
     here = host()
-    well = doctor.examine_data(here, str(name))
+    well = doctor.examine_data(here, str(name), field)
     lines = here.stdout.getvalue().splitlines()
     assert well == (lines[-1] == "all is well")
     return lines
@@ -83,3 +83,15 @@ def test_the_doctor_reads_any_set(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\xff")
     assert "b.txt is not UTF-8 text" in said(tmp_path)[0]
     assert said("digits")[:2] == ["ok     train: 1,438 read", "ok     test: 359 read"]
+
+
+def test_the_doctor_reads_what_runs_and_eval_read(tmp_path: Path) -> None:
+    """Several sets, rows by a field, questions."""
+    assert said("halves, xor")[0::2][:2] == [said("halves")[0], said("xor")[0]]
+    (tmp_path / "a.jsonl").write_text('{"content": "a text of some words"}\n' * 20)
+    assert "no field 'text'" in said(tmp_path / "a.jsonl")[0]
+    assert said(tmp_path / "a.jsonl", "content")[0] == "ok     train: 18 read"
+    (tmp_path / "b.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "answer": 1}\n')
+    assert said(tmp_path / "b.jsonl")[0] == "ok     1 questions read"
+    (tmp_path / "b.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "answer": 2}\n')
+    assert "line 1 is no question" in said(tmp_path / "b.jsonl")[0]

@@ -191,6 +191,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "section_of_knobs": (["list", "knobs", "optm"], "'optim'"),
     "file_of_no_config": (["list", "configs/base.py"], "no function get_config"),
     "words_of_list": (["list", "models"], "not 'models'"),
+    "field_of_no_data": (["doctor", "--field=text"], "--field=text goes with --data"),
     "flag_of_doctor": (["doctor", "--workdir=W"], "workdir"),
 }
 

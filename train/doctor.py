@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import embedded, image_files, intact, prepared, sources
+from data import embedded, image_files, intact, prepared, questions, sources
 from data.files import expand_home, find
 from errors import UsageError
 from train import cache
@@ -33,13 +33,29 @@ def examine(host: Host) -> bool:
     return not wrong
 
 
-def examine_data(host: Host, name: str) -> bool:
-    """Read all that a data set holds and print what cannot be read -> True where nothing is wrong."""
-    data_dir, name, tick = host.environ.get("TFDS_DATA_DIR"), expand_home(name), Ticker(host)
-    wrong: list[str] = []
-    for split in sources.splits_of(name, data_dir) or ("train",):  # a set that is not prepared knows none
+def examine_data(host: Host, names: str, field: str | None = None) -> bool:
+    """Read all that data sets hold, named as by data.name, and print what cannot be read -> True where nothing is wrong.
+
+    `field` is that of data.field. Raises UsageError for an unknown name.
+    """
+    wrong = [line for name in sources.names(names) for line in _amiss(host, expand_home(name), field)]
+    wrong = list(dict.fromkeys(wrong))
+    host.say(*(f"WRONG  {line}" for line in wrong), "", f"{len(wrong):,} thing(s) to mend" if wrong else "all is well")
+    return not wrong
+
+
+def _amiss(host: Host, name: str, field: str | None) -> list[str]:
+    """What of a data set cannot be read, all of which is read."""
+    data_dir, tick, wrong = host.environ.get("TFDS_DATA_DIR"), Ticker(host), list[str]()
+    try:
+        if questions.in_lines(name):
+            host.say(f"ok     {len(questions.load(name, 'test', data_dir)):,} questions read")
+            return []
+    except UsageError as error:
+        return [str(error)]
+    for split in sources.splits_of(name, data_dir, field) or ("train",):  # a set that is not prepared knows none
         try:
-            source = sources.load(name, split, data_dir=data_dir, tick=tick)
+            source = sources.load(name, split, field=field, data_dir=data_dir, tick=tick)
         except UsageError as error:  # the first of maybe many
             wrong.append(str(error))
             continue
@@ -51,9 +67,7 @@ def examine_data(host: Host, name: str) -> bool:
     if wrong and Path(name).is_dir():
         files = find(name, image_files.ENDINGS)
         wrong = intact.refusals(lambda file: image_files.decode(file, str(file)), files, "reading", tick) + wrong
-    wrong = list(dict.fromkeys(wrong))
-    host.say(*(f"WRONG  {line}" for line in wrong), "", f"{len(wrong):,} thing(s) to mend" if wrong else "all is well")
-    return not wrong
+    return wrong
 
 
 def _python(host: Host) -> tuple[bool, str]:
