@@ -34,7 +34,7 @@ def examine(host: Host) -> bool:
 
 
 def examine_data(host: Host, names: str, field: str | None = None) -> bool:
-    """Read all that data sets hold, named as by data.name, and print what cannot be read -> True where nothing is wrong.
+    """Read all that data sets hold, print what cannot be read -> True where nothing is wrong; `names` are of data.name.
 
     `field` is that of data.field. Raises UsageError for an unknown name.
     """
