@@ -281,7 +281,7 @@ def _eval_leaves_passages(tmp_path: Path, capsys) -> None:
     written.unlink()
     (tmp_path / "short.txt").write_text("ten signs.")  # its last tenth is no window
     assert launch.main(["eval", f"--workdir={tmp_path}/w", f"--config.data.name={tmp_path}/short.txt"]) == 2
-    assert "holds nothing to be told" in capsys.readouterr().err
+    assert "holds nothing to predict" in capsys.readouterr().err
     assert not written.exists()
 
 

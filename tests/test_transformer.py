@@ -184,7 +184,7 @@ def test_files_of_another_shape_are_refused(tmp_path: Path) -> None:
     save_file({**tensors, "encoder.bias": torch.zeros(2)}, tmp_path / "more.safetensors")
     with pytest.raises(UsageError, match=r"'encoder\.bias' is not part"):
         published.load("transformer", tmp_path / "more.safetensors", heads=4)
-    with pytest.raises(UsageError, match="no shape tells the heads of a transformer"):
+    with pytest.raises(UsageError, match="no shape gives the heads of a transformer"):
         published.load("transformer", tmp_path / "their.safetensors")
     save_file({"embed.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
     with pytest.raises(UsageError, match="no Transformer of torch"):

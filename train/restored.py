@@ -159,7 +159,7 @@ def _hold_classes(where: str, theirs: Sequence[str] | None, setup: Setup, host: 
     data = setup.cfg.data.name
     if exactly or any(name in told and told.index(name) != i for i, name in enumerate(ours)):
         raise UsageError(
-            f"{where} tells the classes {shown[0]}; {data!r} has {shown[1]}: a class is known by its place"
+            f"{where} names the classes {shown[0]}; {data!r} has {shown[1]}: a class is known by its place"
         )
     host.say(f"classes the network's are called {shown[0]}, those of {data} {shown[1]}: taken by their places")
 
@@ -242,7 +242,7 @@ def loss_of(model: Model, folder: str) -> str:
     if "classifier" in model.traits and (problem := labels.problem(folder)):
         if problem != "multi_label_classification":
             raise UsageError(
-                f"{folder} has problem_type {quote(problem)}, told or by its single output; "
+                f"{folder} has problem_type {quote(problem)} by its config.json or its single output; "
                 f"single_label_classification and multi_label_classification are measured here"
             )
         return "sigmoid"
@@ -286,7 +286,7 @@ def measured(opened: Opened, held_out: Source) -> tuple[Exam, evaluate.Scores]:
     """The exam that a held-out source gives, and what an opened model makes of it."""
     setup, exam = opened.setup, exam_of(opened.setup, held_out)
     if not len(exam):
-        raise UsageError(f"{setup.cfg.data.name}, {setup.cfg.eval.split}, holds nothing to be told: no two tokens")
+        raise UsageError(f"{setup.cfg.data.name}, {setup.cfg.eval.split}, holds nothing to predict: no two tokens")
     ticker = Ticker(setup.host)
     examine = ticker.compiling(evaluate.make_examiner(setup.model, setup.task, setup.place))
     return exam, measure_views(setup, examine, opened.views, exam, setup.cfg.eval.limit, tick=ticker)

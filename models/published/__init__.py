@@ -64,7 +64,7 @@ def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -
     layout = dialects(family)["own"]
     for field in getattr(layout, "UNTOLD", ()):
         if field not in overrides and "size" not in overrides:
-            raise UsageError(f"{file}: no shape tells the {field} of a {family}; give {field}=")
+            raise UsageError(f"{file}: no shape gives the {field} of a {family}; give {field}=")
     told = layout.fields_of(shapes) if hasattr(layout, "fields_of") else {}
     model = models.build(family, **{**told, **overrides})
     return model, find(model, file, prefix=prefix).variables()
