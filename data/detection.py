@@ -217,15 +217,17 @@ def of_prepared(
     """A set prepared by TFDS: rows with the files' bytes as image, the features of one of its objects, and the shape
     of all images, None where they differ.
 
-    Boxes are the BBoxFeature, classes the ClassLabel, `label` before others, crowds those of `is_crowd`, and difficult
-    ones those of `is_difficult`. Raises UsageError where one is missing, or an image cannot be read.
+    Boxes are the BBoxFeature, classes the ClassLabel, of several that called `label`, crowds those of `is_crowd`, and
+    difficult ones those of `is_difficult`. Raises UsageError where one is missing, or an image cannot be read.
     """
     of_type = lambda kind: [k for k, f in objects.items() if type(f).__name__ == kind]  # noqa: E731
     boxes, labels = of_type("BBoxFeature"), sorted(of_type("ClassLabel"), key=lambda k: k != "label")
     set_name = str(identity["name"])
-    if not boxes or not labels:
-        has = ", ".join(objects)
-        raise UsageError(f"{set_name}: its objects need a BBoxFeature and a ClassLabel; they have {has}")
+    if len(boxes) != 1 or not labels or (len(labels) > 1 and labels[0] != "label"):  # they come in any order
+        has = ", ".join(sorted(objects))
+        raise UsageError(
+            f"{set_name}: its objects need a BBoxFeature and a ClassLabel, or one called label; they have {has}"
+        )
     images: list[Marked] = []
     askew = []
     for row in (row for block in blocks(len(rows), tick) for row in rows.__getitems__(block)):

@@ -119,9 +119,11 @@ def load(name: str, split: str, field: str | None, data_dir: str | None, tick: T
             raise no_field(name, field)
         rows, _, _ = open_split(name, split, data_dir, raw="image")
         return detection.of_prepared(rows, features["objects"].feature, features["image"].shape, identity, tick)
-    texts = [k for k, f in features.items() if type(f).__name__ == "Text"]
+    texts = sorted(k for k, f in features.items() if type(f).__name__ == "Text")  # they come in any order
     if field is None and texts:
-        field = texts[0]
+        field = "text" if "text" in texts else texts[0]
+        if field != "text" and len(texts) > 1:
+            raise UsageError(f"{name} has the texts {', '.join(texts)}: data.field names the one to read")
     both = languages(field)
     for one in both or (str(field),):
         if one not in texts:
@@ -170,13 +172,16 @@ class Labels:
 
 
 def _find_labels(features: Any) -> Labels | None:
-    """The labels of a set: the feature `label`, else the first of one class a row, else the first of several."""
+    """The labels of a set: of one class a row, else of several, `label` or `labels`, else the only ones.
+
+    None where there are others beside each other: the features come in any order.
+    """
     single = {k: f for k, f in features.items() if type(f).__name__ == "ClassLabel"}
     several = {k: f.feature for k, f in features.items() if type(getattr(f, "feature", None)).__name__ == "ClassLabel"}
     found = single or several
-    if not found:
+    key = next((k for k in ("label", "labels") if k in found), next(iter(found)) if len(found) == 1 else None)
+    if key is None:
         return None
-    key = "label" if "label" in found else next(iter(found))
     names, classes = tuple(found[key].names or ()), found[key].num_classes
     return Labels(key, not single, classes, None if names == tuple(map(str, range(len(names)))) else names)
 

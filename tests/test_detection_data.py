@@ -174,8 +174,12 @@ def test_prepared_sets_with_crowds(tmp_path: Path) -> None:
     askew = Rows([{"image": (tmp_path / "j.png").read_bytes(), "objects": marks}])
     noted = detection.of_prepared(askew, objects, (None, None, 3), {"name": "set", "split": "val"})
     assert noted.notes == ("set val: images whose EXIF orientation is not applied (1): image 0",)
-    with pytest.raises(UsageError, match="need a BBoxFeature and a ClassLabel; they have bbox"):
-        detection.of_prepared(rows, {"bbox": BBoxFeature()}, (None, None, 3), {"name": "set", "split": "val"})
+    boxes = {"bbox": BBoxFeature()}
+    for some in (boxes, {**boxes, "pose": ClassLabel(), "kind": ClassLabel()}):
+        with pytest.raises(
+            UsageError, match="need a BBoxFeature and a ClassLabel, or one called label; they have bbox"
+        ):
+            detection.of_prepared(rows, some, (None, None, 3), {"name": "set", "split": "val"})
 
 
 @pytest.mark.parametrize("shape", [(None, None, 3), (20, 40, 3)])

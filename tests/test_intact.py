@@ -92,6 +92,6 @@ def test_the_doctor_reads_what_runs_and_eval_read(tmp_path: Path) -> None:
     assert "no field 'text'" in said(tmp_path / "a.jsonl")[0]
     assert said(tmp_path / "a.jsonl", "content")[0] == "ok     train: 18 read"
     (tmp_path / "b.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "answer": 1}\n')
-    assert said(tmp_path / "b.jsonl")[0] == "ok     1 questions read"
+    assert said(tmp_path / "b.jsonl")[0] == "ok     test: 1 questions read"
     (tmp_path / "b.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "answer": 2}\n')
     assert "line 1 is no question" in said(tmp_path / "b.jsonl")[0]

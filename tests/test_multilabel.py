@@ -112,6 +112,7 @@ def test_a_prepared_sets_sequences_of_classes_are_labels() -> None:
     with pytest.raises(UsageError, match="secret"):
         hold_labels(label.read([{"tags": [-1]}]), {"name": "set", "split": "test"})
     assert prepared._find_labels({"kind": one, "tags": several}) == prepared.Labels("kind", False, 3, ("x", "y", "z"))
+    assert prepared._find_labels({"kind": one, "sort": one}) is None  # which of them? TFDS has them in any order
 
 
 def test_texts_with_several_labels_become_examples() -> None:

@@ -48,8 +48,10 @@ def _amiss(host: Host, name: str, field: str | None) -> list[str]:
     """What of a data set cannot be read, all of which is read."""
     data_dir, tick, wrong = host.environ.get("TFDS_DATA_DIR"), Ticker(host), list[str]()
     try:
-        if questions.in_lines(name):
-            host.say(f"ok     {len(questions.load(name, 'test', data_dir)):,} questions read")
+        if questions.holds_questions(name, data_dir):
+            splits = ("test",) if questions.in_lines(name) else sources.splits_of(name, data_dir)
+            read = {split: len(questions.load(name, split, data_dir)) for split in splits}
+            host.say(*(f"ok     {split}: {count:,} questions read" for split, count in read.items()))
             return []
     except UsageError as error:
         return [str(error)]
