@@ -104,8 +104,12 @@ def overlap(one: str, other: str) -> str | None:
 
 
 def take(split: str, load: Callable[[str], Source]) -> Source:
-    """What a split has of the splits that `load` gives by name. Raises UsageError as `resolve`."""
+    """What a split has of the splits that `load` gives by name. Raises UsageError as `resolve`, and for other classes."""
     whole = {name: load(name) for name in names(split)}
+    classes = {", ".join(getattr(source, "names", None) or ()): name for name, source in whole.items()}
+    if len(classes) > 1:
+        differ = " and ".join(f"{name!r} has {shown or 'no names'}" for shown, name in classes.items())
+        raise UsageError(f"split {quote(split)} is a sum of other classes: {differ}")
     resolved, chosen = resolve(split, lambda name: len(whole[name]))
     if resolved in whole:
         return whole[resolved]

@@ -146,6 +146,22 @@ def test_parts_of_images_with_boxes(tmp_path: Path) -> None:
     assert len(boxed_folders.scenes(tmp_path / "voc", "train[:1]+val")) == 2
 
 
+def test_a_sum_has_the_same_classes(tmp_path: Path) -> None:
+    """In the same order: a class is known by its place."""
+    for split, names in (("train", ("cat", "dog")), ("valid", ("dog", "cat"))):
+        (tmp_path / split).mkdir()
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / split / "a.png")
+        table = {
+            "images": [{"id": 1, "file_name": "a.png"}],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [0, 0, 2, 2]}],
+        }
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(table))
+    with pytest.raises(UsageError, match="sum of other classes: 'train' has cat, dog and 'valid' has dog, cat"):
+        sources.load(str(tmp_path), "train+valid")
+    assert len(sources.load(str(tmp_path), "valid[:1]")) == 1
+
+
 @pytest.mark.parametrize(
     ("split", "says"),
     [
