@@ -104,7 +104,7 @@ def overlap(one: str, other: str) -> str | None:
 
 
 def take(split: str, load: Callable[[str], Source]) -> Source:
-    """What a split has of the splits that `load` gives by name. Raises UsageError as `resolve`, and for other classes."""
+    """What a split has of those that `load` gives by name. Raises UsageError as `resolve`, and where classes differ."""
     whole = {name: load(name) for name in names(split)}
     classes = {", ".join(getattr(source, "names", None) or ()): name for name, source in whole.items()}
     if len(classes) > 1:
