@@ -157,10 +157,15 @@ def changes(old: ConfigDict, new: ConfigDict) -> dict[str, list[str]]:
     before, after = flat(old), flat(new)
     result: dict[str, list[str]] = {"identity": [], "schedule": [], "free": []}
     for key in sorted({*before, *after}):
-        if before.get(key) != after.get(key):
+        if _without_slash(before.get(key)) != _without_slash(after.get(key)):
             kind = KNOBS[key].kind if key in KNOBS else ("free" if key.startswith("rules.") else "identity")
             result[kind].append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
     return result
+
+
+def _without_slash(value: Any) -> Any:
+    """A value; a folder's without the slash that a shell puts behind its name."""
+    return value.rstrip("/") if isinstance(value, str) else value
 
 
 def refuse_other_run(workdir: str, old: ConfigDict, new: ConfigDict) -> list[str]:

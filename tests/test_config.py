@@ -255,6 +255,14 @@ def test_open_sections_have_a_class_too(key: str, kind: str) -> None:
     assert [k for k, lines in reader.changes(base.defaults(), new).items() if lines] == [kind]
 
 
+def test_a_slash_behind_a_folder_changes_nothing() -> None:
+    old, new = base.defaults(), base.defaults()
+    for key in ("data.name", "init_from"):
+        base.assign(old, key, "runs/set")
+        base.assign(new, key, "runs/set/")
+    assert reader.refuse_other_run("W", old, new) == []
+
+
 # Named configs
 
 
