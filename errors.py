@@ -12,7 +12,14 @@ _REPR.maxstring = _REPR.maxother = 80  # characters
 
 
 class UsageError(ValueError):
-    """A mistake in a flag, a config or a file of the user's; the launcher prints it in one line and exits with 2."""
+    """A mistake in a flag, a config or a file of the user's; the launcher prints it in one line and exits with 2.
+
+    `problems` has the parts of a text that `refusal` makes of several.
+    """
+
+    def __init__(self, text: str, problems: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.problems = tuple(problems) or (text,)
 
 
 def quote(value: object) -> str:
@@ -25,7 +32,8 @@ def refusal(problems: Iterable[str]) -> UsageError:
     found = list(dict.fromkeys(problems))
     if len(found) == 1:
         return UsageError(found[0])
-    return UsageError(f"{len(found)} problems: " + "; ".join(f"({i}) {text}" for i, text in enumerate(found, 1)))
+    numbered = "; ".join(f"({i}) {text}" for i, text in enumerate(found, 1))
+    return UsageError(f"{len(found)} problems: {numbered}", found)
 
 
 @contextmanager
@@ -35,7 +43,7 @@ def along_with(problems: Iterable[str]) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise refusal([str(error), *known]) from error
+        raise refusal([*error.problems, *known]) from error
     if known:
         raise refusal(known)
 

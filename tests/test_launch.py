@@ -170,6 +170,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         [*TRAIN, "--config.schedule.end=2", "--config.schedule.power=3", "--config.optim.lr=-1"],
         "3 problems: ",
     ),
+    "problems_of_two_kinds": (
+        [*TRAIN, "--config.schedule.power=3", "--config.data.mean=0.5", "--config.data.length=8"],
+        "launch.py train: 3 problems: (1) config key",
+    ),
     "number_of_20_digits": ([*TRAIN, f"--config.train.steps={10**20}"], "takes int up to 2,147,483,647"),
     "field_of_20_digits": ([*TRAIN, f"--config.model.width={10**20}"], "not of type int"),
     "workers_of_20_digits": ([*DIGITS, f"--config.data.workers={10**20}"], "up to 1,024"),
