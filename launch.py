@@ -164,7 +164,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
     where = args.coordinator, args.processes, args.process
     # from here on a signal is kept for the first update's end
-    with process.listening() as signals, peers.together(*where, workdir) as others:
+    with process.listening() as signals, peers.together(*where, workdir, signals) as others:
         host = _host(signals=signals, agree=others.agree, anywhere=others.anywhere)
         _start_jax(args)
         from train import initial, run

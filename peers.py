@@ -22,6 +22,7 @@ import process
 from errors import UsageError
 
 WAIT = 300.0  # seconds for all processes to come
+AGAIN = 0.2  # seconds between looks at whom is waited for
 GRACE = 1.0  # seconds in which a process may say itself what another one has said
 SHOWN = 3  # differences in a message
 Message = dict[str, Any]
@@ -74,27 +75,42 @@ class Peers:
         self._leaving = threading.Event()
         self._heard = threading.Lock()  # held once an end was heard: what ends next, ends of it
 
-    def meet(self, say: Callable[[str], None], wait: float = WAIT) -> None:
-        """Return when all processes are there. Raises RuntimeError after `wait` seconds, UsageError for a wrong one."""
+    def meet(
+        self, say: Callable[[str], None], wait: float = WAIT, signals: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """Return when all processes are there.
+
+        Raises RuntimeError after `wait` seconds and for a signal, UsageError for a wrong process.
+        """
         until = time.monotonic() + wait
+
+        def in_vain() -> bool:
+            if name := signals():
+                raise RuntimeError(f"{name} came while it waited for the other processes")
+            return time.monotonic() > until
+
         where = split(self.address)
         if self.index:
             say(f"process {self.index} of {self.count} waits for process 0 at {self.address}")
-            self._lines[0] = line = Line(self._call(where, until, wait))
+            self._lines[0] = line = Line(self._call(where, in_vain, wait))
             line.send(process=self.index, processes=self.count)
             self._watch(0)
-            try:
-                self.coordinator = line.inbox.get(timeout=wait)["coordinator"]
-            except (queue.Empty, KeyError):
-                raise RuntimeError(f"no process 0 of this run answers at {self.address}") from None
+            while not self.coordinator:
+                try:
+                    self.coordinator = line.inbox.get(timeout=AGAIN)["coordinator"]
+                except (queue.Empty, KeyError):
+                    if in_vain():
+                        raise RuntimeError(f"no process 0 of this run answers at {self.address}") from None
             return
         say(f"process 0 waits for {self.count} processes at {self.address}")
         with listen(where[1]) as server:
             while len(self._lines) < self.count - 1:
-                server.settimeout(max(until - time.monotonic(), 0.01))
+                server.settimeout(AGAIN)
                 try:
                     self._welcome(Line(server.accept()[0]))
                 except TimeoutError:
+                    if not in_vain():
+                        continue
                     absent = ", ".join(str(i) for i in range(1, self.count) if i not in self._lines)
                     raise RuntimeError(
                         f"waited {wait:.0f} s at {self.address} for {self.count} processes; absent: {absent}"
@@ -103,16 +119,16 @@ class Peers:
             self.coordinator = f"{self.address.rpartition(':')[0]}:{server.getsockname()[1]}"
         self._send(coordinator=self.coordinator)
 
-    def _call(self, where: tuple[str, int], until: float, wait: float) -> socket.socket:
+    def _call(self, where: tuple[str, int], in_vain: Callable[[], bool], wait: float) -> socket.socket:
         while True:
             try:
                 return socket.create_connection(where, timeout=5)
             except OSError as error:
-                if time.monotonic() > until:
+                if in_vain():
                     raise RuntimeError(
                         f"waited {wait:.0f} s for process 0, which is not at {self.address} ({error})"
                     ) from None
-                time.sleep(0.2)
+                time.sleep(AGAIN)
 
     def _welcome(self, line: Line) -> None:
         """Take a process in that calls; a stranger is sent away. Raises UsageError where two calls do not agree."""
@@ -221,10 +237,12 @@ class Peers:
 
 
 @contextmanager
-def together(address: str | None, count: int, index: int, workdir: str) -> Iterator[Peers]:
+def together(
+    address: str | None, count: int, index: int, workdir: str, signals: Callable[[], str | None]
+) -> Iterator[Peers]:
     """Meet the other processes of a run, and say to them how this one ends. A count of 1 meets none.
 
-    Raises UsageError for flags that do not go together.
+    `signals` names a signal that has come, which ends the waiting. Raises UsageError for flags that do not go together.
     """
     if count <= 1 and (address or index):
         raise UsageError("--coordinator and --process go with --processes=N, how many processes train together")
@@ -242,7 +260,8 @@ def together(address: str | None, count: int, index: int, workdir: str) -> Itera
         if count > 1:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what jax says of a process that ended, we say
             process.part_stdout()
-            peers.meet(lambda line: print(line, file=process.Terminal(sys.stdout, optional=True), flush=True))
+            say = lambda line: print(line, file=process.Terminal(sys.stdout, optional=True), flush=True)  # noqa: E731
+            peers.meet(say, signals=signals)
         yield peers
         peers.finish()
     except BaseException as error:
