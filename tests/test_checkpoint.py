@@ -251,6 +251,19 @@ def test_a_manifest_that_is_none_is_damaged(text: str, trained: Path) -> None:
         checkpoint.load_manifest(str(trained), 30)
 
 
+def test_a_pipe_is_not_waited_for(trained: Path) -> None:
+    """In the place of a manifest, of a run's metrics, of its lock."""
+    for name in ("checkpoints/30/manifest.json", "metrics.jsonl", "lock"):
+        (trained / name).unlink()
+        os.mkfifo(trained / name)
+    with pytest.raises(checkpoint.Damaged, match="a pipe"):
+        checkpoint.load_manifest(str(trained), 30)
+    with pytest.raises(UsageError, match="a pipe"):
+        metrics.read(str(trained))
+    with pytest.raises(UsageError, match="a pipe"):
+        checkpoint.prepare(str(trained))
+
+
 def test_a_changed_manifest_is_passed_over_by_every_verb(trained: Path, tmp_path: Path, capsys) -> None:
     """Another rate in the newest is not gone on with, nor is another seed refused as another run."""
     edit(trained, 30, assign("config", "optim", "lr", 0.9))

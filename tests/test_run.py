@@ -230,7 +230,8 @@ def test_a_finished_run_says_so_where_its_lock_cannot_be_held(trained: Path, cap
     assert train(trained) == 0
     assert "is complete: 30 of 30" in capsys.readouterr().out
     assert train(trained, "--config.train.steps=40", "--config.resume=extend") == 2
-    assert f"cannot hold checkpoints: Is a directory: {trained}/lock" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"cannot hold checkpoints: {trained}/lock cannot be read: it is no regular file but a folder" in err
 
 
 def test_an_evaluation_without_a_finite_loss_fails(trained: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

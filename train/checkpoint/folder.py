@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from documents import require_regular
 from errors import UsageError
 
 UNUSABLE = re.compile(r"[][*?\\\0\ud800-\udfff]")  # patterns to Orbax, a slash or no text to TensorStore
@@ -43,7 +44,10 @@ def prepare(workdir: str) -> None:
             if place.exists():
                 try_to_write(place)
         if "://" not in workdir:
-            open(folder.parent / LOCK, "a").close()
+            lock = folder.parent / LOCK
+            if lock.exists():
+                require_regular(lock)
+            open(lock, "a").close()
     except Exception as error:  # each kind of storage has its own
         raise UsageError(f"--workdir={workdir} cannot hold checkpoints: {reason(error)}") from None
 
@@ -70,6 +74,13 @@ def anywhere(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray([flag])).any())
+
+
+def read_text(path: epath.Path) -> str:
+    """The text of a file. Raises OSError or ValueError where it cannot be read, and for a pipe, which would wait."""
+    if "://" not in str(path):
+        require_regular(path)
+    return path.read_text()
 
 
 def write_whole(path: epath.Path, text: str) -> None:

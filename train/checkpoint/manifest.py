@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from errors import UsageError
-from train.checkpoint.folder import folder_of, steps, write_whole
+from train.checkpoint.folder import folder_of, read_text, steps, write_whole
 
 SCHEMA = 2  # 1 had no digest
 Manifest = dict[str, Any]
@@ -62,7 +62,7 @@ def load_manifest(workdir: str, step: int) -> Manifest:
     """
     where = f"checkpoint {step} of {workdir}"
     try:
-        manifest = json.loads((folder_of(workdir) / str(step) / "manifest.json").read_text())
+        manifest = json.loads(read_text(folder_of(workdir) / str(step) / "manifest.json"))
         schema, digest = manifest["schema"], manifest.get("digest")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{where} is damaged: its manifest.json cannot be read ({error})") from None

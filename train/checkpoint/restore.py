@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from data import tokenizers
 from errors import UsageError
 from models.spec import flatten
-from train.checkpoint.folder import anywhere, folder_of, reason, steps
+from train.checkpoint.folder import anywhere, folder_of, read_text, reason, steps
 from train.checkpoint.manifest import Damaged, load_manifest, readable
 from train.digests import digests
 
@@ -66,7 +66,7 @@ def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
         return None
     path = folder_of(workdir) / str(step) / "tokenizer" / "tokenizer.json"
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"checkpoint {step} of {workdir} is damaged: its tokenizer cannot be read ({error})") from None
     if tokenizers.fingerprint(description) != wanted:

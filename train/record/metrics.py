@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from documents import require_regular
 from errors import UsageError
 from train.host import Host
 from train.record.events import Appended, Events
@@ -183,12 +184,14 @@ def _drop_torn_line(path: epath.Path) -> None:
 def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The lines of a run as it stands: those that a resume made void are dropped, a torn last line too.
 
-    A line that cannot be read is passed over, and told by `say`. Raises UsageError for a folder in the file's place.
+    A line that cannot be read is passed over, and told by `say`. Raises UsageError for a folder or a pipe in its place.
     """
     lines: list[dict[str, Any]] = []
     path = epath.Path(workdir) / "metrics.jsonl"
     if path.is_dir():
         raise UsageError(f"{path} is a folder; a run writes its metrics to a file of that name: move the folder away")
+    if path.exists() and "://" not in workdir:
+        require_regular(path)
     for number, row in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         line = _line_of(row)
         if line is None:
