@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from documents import require_regular
+from errors import UsageError
 
 SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")  # folders, in any case
 
@@ -14,7 +15,8 @@ def find(root: str | Path, endings: tuple[str, ...]) -> list[Path]:
 
     Both by name. Hidden files and folders are passed over, as are those that systems leave (`__MACOSX`). Links are
     followed, and each file is listed once: by its own path if that lies below the root, else by its first link.
-    Raises UsageError for a link to nowhere, and for what is no regular file, as a pipe, which would block its reader.
+    Raises UsageError for a link to nowhere, for what is no regular file, as a pipe, which would block its reader, and
+    for a folder that cannot be listed.
     """
     found, seen, links = list[str](), set[str](), [os.fspath(root)]
     for link in links:  # those that the walk meets are appended, so that all files come before all links
@@ -29,21 +31,29 @@ def find(root: str | Path, endings: tuple[str, ...]) -> list[Path]:
                     found.append(path)
                 continue
             seen.add(real)
-            with os.scandir(path) as entries:
-                for entry in sorted(entries, key=lambda e: e.name):
-                    if _is_hidden(entry.name):
-                        continue
-                    own = os.path.join(real, entry.name)
-                    if entry.is_symlink():
-                        links.append(entry.path)
-                    elif entry.is_dir():
-                        walk.append((entry.path, own))
-                    elif entry.name.lower().endswith(endings) and own not in seen:
-                        if not entry.is_file():  # known without a look at the file
-                            require_regular(entry.path)
-                        seen.add(own)
-                        found.append(entry.path)
+            for entry in _listed(path):
+                if _is_hidden(entry.name):
+                    continue
+                own = os.path.join(real, entry.name)
+                if entry.is_symlink():
+                    links.append(entry.path)
+                elif entry.is_dir():
+                    walk.append((entry.path, own))
+                elif entry.name.lower().endswith(endings) and own not in seen:
+                    if not entry.is_file():  # known without a look at the file
+                        require_regular(entry.path)
+                    seen.add(own)
+                    found.append(entry.path)
     return [Path(path) for path in sorted(found, key=_place)]
+
+
+def _listed(folder: str) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name. Raises UsageError."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be listed: {error.strerror}") from None
 
 
 def match(root: Path, pattern: str) -> list[Path]:

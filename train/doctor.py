@@ -133,7 +133,7 @@ def _data(host: Host) -> tuple[bool, str]:
     if not folder.is_dir():
         return not given, f"{where}, no folder is {'there' if given else f'at {folder}'}"
     found = ", ".join(prepared.prepared(str(folder)))
-    return True, f"{where}; {folder} holds {found or 'no prepared set'}"
+    return True, f"{where}, {'which' if given else folder} holds {found or 'no prepared set'}"
 
 
 def _disk(host: Host) -> tuple[bool, str]:
