@@ -200,11 +200,15 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
 
 def _fine_tuning(args: flags.FlagValues, assignments: list[tuple[str, str]], host: Any, kept: str | None) -> Any:
-    """The config of a run that goes on from a folder: with --config its knobs of training, else plain ones."""
+    """The config of a run that goes on from a folder: with --config its knobs of training, else plain ones.
+
+    What an ablation changes holds, as what is assigned: `+window` goes before the folder's own.
+    """
     from configs import base, reader
     from train import restored, tuning
 
     known, given = reader.from_json(kept) if kept else None, {key for key, _ in assignments}
+    given |= reader.ablated(args.config) if args.config else set()
     cfg = reader.read(args.config) if args.config else known.copy_and_resolve_references() if known else base.defaults()
     plain = not args.config and known is None
     for key, value in tuning.DEFAULTS.items() if plain else ():

@@ -32,6 +32,16 @@ def read(source: str) -> ConfigDict:
     return _whole(path, _run(path, lambda: made["get_config"](*given)))
 
 
+def ablated(source: str) -> set[str]:
+    """The keys whose values the ablations of `path/to/file.py:name+ablation` change. Raises UsageError as `read`."""
+    path, _, names = source.partition(":")
+    name, ablations, _ = names.partition("+")
+    if not ablations:
+        return set()
+    before, after = flat(read(f"{path}:{name}")), flat(read(source))
+    return {key for key, value in after.items() if key not in before or before[key] != value}
+
+
 def unnamed(source: str) -> str | None:
     """What a config file without a name stands for, in words; None where there is a name, or no choice."""
     path, _, names = source.partition(":")

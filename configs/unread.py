@@ -19,7 +19,7 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # -> how a message begins, an
     "sets": ("data.name mixes", ("data.name",)),
     "task": ("the task is that of a model of kind", ("loss",)),
     "parts": ("the model has", ("model.",)),
-    "exam": ("the data examine as", ()),
+    "exam": ("--as is", ()),
     "verb": ("the verb is", ()),
 }
 

@@ -328,3 +328,9 @@ def _what_a_verb_does_not_read_is_refused(tmp_path: Path, capsys) -> None:
         name = key.partition("=")[0]
         assert f"config key {name!r} = " in (err := capsys.readouterr().err)
         assert "has no effect" in err
+
+
+def test_rows_that_the_context_cuts_are_said() -> None:
+    (line,) = run._shortened(64, 32)
+    assert "rows have 32 tokens, the model's context, and not data.length = 64" in line
+    assert not any(run._shortened(length, context) for length, context in ((32, 32), (None, 32), (64, None)))

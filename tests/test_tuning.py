@@ -11,7 +11,7 @@ import pytest
 
 import launch
 import models
-from configs import base
+from configs import base, reader
 from data import subwords
 from data.kinds import Examples, Source, Texts
 from errors import UsageError
@@ -63,6 +63,17 @@ def test_a_decoder_brings_all_that_a_run_needs(tmp_path: Path, monkeypatch: pyte
     assert begin.tokenizer_of(cfg, str(tmp_path / "W"))["kind"] == "subword"
     with pytest.raises(UsageError, match=r"model\.family cannot be set: --from=.* says it"):
         taken(monkeypatch, path, Texts(("a",), {"name": "x"}), model__family="gpt")
+
+
+def test_what_an_ablation_changes_of_the_model_holds(tmp_path: Path) -> None:
+    """As what is assigned; the rest of the config's model section is the folder's."""
+    args = launch.flags_of("train")
+    args(["x", f"--from={folder(tmp_path / 'H', 'llama')}", "--config=configs/llama.py:quick+window"])
+    host = Host(lambda: 0.0, {}, io.StringIO())
+    assert reader.ablated(args.config) == {"model.window"}
+    assert reader.ablated("configs/llama.py:quick") == set()
+    cfg = launch._fine_tuning(args, [], host, None)
+    assert (cfg.model.window, cfg.model.width, cfg.model.vocab) == (16, 16, 300)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,13 @@ def _overlap(trained: Source, held_out: Source) -> tuple[str, ...]:
     return note("        held out", "images that are trained on too", sorted(both))
 
 
+def _shortened(length: int | None, context: int | None) -> list[str]:
+    """A line where the model's context cuts rows below the length that the config gives them."""
+    if length is None or context is None or length <= context:
+        return []
+    return [f"        rows have {context:,} tokens, the model's context, and not data.length = {length:,}"]
+
+
 def _tokens(setup: Setup, batches: plan.Plan, start: int) -> int:
     """Tokens of a row that are predicted; of translations, whose lengths differ, the mean over a batch."""
     if setup.task.needs != "source":
@@ -207,6 +214,7 @@ def _introduce(
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
         *_overlap(corpora[0], held_out),
+        *_shortened(cfg.data.length, setup.context),
         *dict.fromkeys(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
         f"mesh    {summary.mesh_line(setup.place)}",
         f"cost    {summary.quantity(cost, 'FLOP')} an update{hidden}",
