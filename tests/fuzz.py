@@ -92,7 +92,6 @@ class Fuzz:
         self.folder, self.random = folder, random.Random(seed)
         self.work, configs = folder / "work", Path(launch.__file__).parent / "configs"
         self.configs = configs
-        os.chdir(folder)  # for what a strange name makes
         quiet = ["--config.log.table=false", "--config.train.steps=1", "--config.train.batch=8"]
         self.xor = ["train", f"--workdir={self.work}", f"--config={configs}/mlp.py:xor", *quiet]
         self.gpt = ["train", f"--config={configs}/gpt.py:quick", *quiet, "--config.schedule.warmup=0"]
@@ -324,7 +323,11 @@ def fault(case: Case) -> str | None:
 def faults(seconds: float, seed: int, folder: Path) -> Iterator[tuple[list[str], str]]:
     """The cases of some seconds whose answers are wrong, as (command, what is wrong)."""
     cases, end = Fuzz(folder, seed).cases(), time.monotonic() + seconds
+    here = folder / "here"  # for what a strange name makes, which is no other case's
     while time.monotonic() < end:
+        shutil.rmtree(here, ignore_errors=True)
+        here.mkdir()
+        os.chdir(here)
         argv, names = next(cases)
         if found := fault((argv, names)):
             yield argv, found
