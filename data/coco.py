@@ -1,7 +1,8 @@
 """Images with boxes in the JSON of COCO, as COCO, Roboflow, CVAT and Label Studio lay it out.
 
 Lin et al. 2014, arXiv:1405.0312. `annotations/instances_SPLIT.json` beside `SPLIT/`, `images/SPLIT/` or `images/`;
-`SPLIT/_annotations.coco.json` among the images; or one file, of which the last tenth of the images is the split `test`.
+`SPLIT/_annotations.coco.json` among the images; `SPLIT.json` in the folder itself; or one file there, by another name:
+the last tenth of its images is the split `test`.
 """
 
 import os
@@ -11,7 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from data.annotations import Annotated, Annotations, Box, Form, class_name, last_tenth, numbers, require_unique
+from data.annotations import (
+    Annotated,
+    Annotations,
+    Box,
+    Form,
+    class_name,
+    is_split,
+    last_tenth,
+    numbers,
+    require_unique,
+)
 from data.detection import note
 from data.files import match
 from data.image_files import name_of
@@ -20,28 +31,32 @@ from errors import UsageError, quote
 
 Id = int | str
 AMONG = "_annotations.coco.json"
-ALONE = (AMONG, "result.json")  # of all images, in the folder itself; the latter is Label Studio's
 OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # COCO's files without classes' boxes
 
 
 def find(root: Path) -> Form | None:
     """The reader and the splits of a folder with COCO's JSON, or None where it has none."""
-    files = {p.stem[len("instances_") :]: p for p in match(root, "annotations/instances_*.json")}
+    files = {_split_of(p): p for p in match(root, "annotations/instances_*.json")}
     files |= {p.parent.name: p for p in match(root, f"*/{AMONG}")}
+    files = files or {_split_of(p): p for p in match(root, "annotations/*.json") if _is_coco(p)}
     if not files:
-        found = (p for p in match(root, "annotations/*.json") if not p.name.lower().startswith(OTHERS))
-        files = {p.stem: p for p in found if _has_categories(p)}
-    if files:
-        return partial(_read, root, files), tuple(files)
-    for file in (file for name in ALONE for file in match(root, name)):
-        if file.name.lower() == AMONG or _has_categories(file):
-            return partial(_read, root, dict.fromkeys(("train", "test"), file)), ("train", "test")
-    return None
+        files = {_split_of(p): p for p in match(root, "*.json") if p.name.lower() == AMONG or _is_coco(p)}
+        if len(files) == 1 and not is_split(*files):
+            files = dict.fromkeys(("train", "test"), *files.values())
+    return (partial(_read, root, files), tuple(files)) if files else None
 
 
-def _has_categories(file: Path) -> bool:
+def _split_of(file: Path) -> str:
+    return file.stem[len("instances_") :] if file.name.lower().startswith("instances_") else file.stem
+
+
+def _is_coco(file: Path) -> bool:
+    """Whether a file is one of boxes, by its name and the lists in it."""
+    if file.name.lower().startswith(OTHERS):
+        return False
     refuse_pointer(file)
-    return b'"categories"' in file.read_bytes()
+    text = file.read_bytes()
+    return all(f'"{name}"'.encode() in text for name in _Tables._fields)
 
 
 def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:

@@ -227,6 +227,15 @@ def test_images_are_looked_for_where_tools_put_them(tmp_path: Path) -> None:
     (root / "annotations" / "instances_val.json").rename(root / "result.json")
     assert sources.splits_of(str(root)) == ("train", "test")
     assert [scenes(root, split).truths.sizes.tolist() for split in ("train", "test")] == [[[30, 10]], [[20, 40]]]
+    for name, splits in (("annotations.JSON", ("train", "test")), ("instances_val.json", ("val",))):
+        (root / "result.json").rename(root / name)
+        assert sources.splits_of(str(root)) == splits
+        (root / name).rename(root / "result.json")
+    (root / "config.json").write_text('{"categories": 3}')
+    (root / "result.json").rename(root / "train.json")
+    shutil.copy(root / "train.json", root / "val.json")
+    assert sources.splits_of(str(root)) == ("train", "val")
+    assert len(scenes(root, "train")) == 2
     table["images"][0]["file_name"] = "gone.png"
     with pytest.raises(
         UsageError, match=r"its image .*/val/gone\.png is missing; nor does it lie in .*/images, .*/set$"
