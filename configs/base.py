@@ -127,7 +127,7 @@ KNOBS: dict[str, Knob] = {
     "eval.split": Knob("test", "str", "free", "held-out split; parts as test[:50%]"),
     "eval.batch": Knob(None, "int | None", "free", "global rows a batch; None is train.batch", 2**20),
     "eval.context": Knob(None, "int | None", "free", "tokens of a window of text at most; None is model.context"),
-    "eval.overlap": Knob(0, "int", "free", "tokens of a window that are only read, having been told in the one before"),
+    "eval.overlap": Knob(0, "int", "free", "tokens of a window that are only read, as the one before predicted them"),
     "eval.limit": Knob(None, "int | None", "free", "evaluate this many batches only while training; None is all"),
     "eval.beams": Knob(4, "int", "free", "hypotheses that beam search keeps of a translation; 1 is greedy", 1024),
     "eval.penalty": Knob(0.6, "float", "free", "exponent of beam search's reward for length; 0 is none"),
