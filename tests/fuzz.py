@@ -82,6 +82,7 @@ RETURNS = (
     *("__import__('nosuch')", "cfg.update({'train': {'steps': 'x'}})", "base.config('x', {}, {})", "input", "cfg.lr"),
 )
 
+NAMED = ("Damaged", "Diverged", "NotFinite", "Unsaved")  # errors of ours that the world causes, not the input
 Case = tuple[list[str], tuple[str, ...]]  # the command, and words of which its answer must hold one
 
 
@@ -311,7 +312,7 @@ def fault(case: Case) -> str | None:
         wrong.append(f"exit code {code}")
     if (code and said.count("\n") != 1) or "Traceback" in said:
         wrong.append("not one line")
-    if code == 1 and "[Damaged;" not in said and "; --debug shows where]" in said:
+    if code == 1 and "; --debug shows where]" in said and not any(f"[{name};" in said for name in NAMED):
         wrong.append("a raw exception")
     if code and not any(name in said for name in names):
         wrong.append("names nothing")

@@ -20,6 +20,10 @@ from train.record.summary import duration, quantity
 State = dict[str, Any]
 
 
+class Diverged(RuntimeError):
+    """A run whose updates no longer change its parameters, as they are not finite."""
+
+
 @dataclass
 class Progress:
     """Fetches each update's metrics, records and shows every `every`-th, and stops a run that no longer learns.
@@ -61,8 +65,8 @@ class Progress:
         self.settle(keep=1)
 
     def settle(self, keep: int = 0) -> None:
-        """Fetch the metrics of all dispatched updates but the newest `keep`. Raises RuntimeError where too many in a
-        row were not finite.
+        """Fetch the metrics of all dispatched updates but the newest `keep`. Raises Diverged where too many in a row
+        were not finite.
         """
         while len(self._pending) > keep:
             step, arrays = self._pending.pop(0)
@@ -87,7 +91,7 @@ class Progress:
             self.say(f"step {step:,} {note}")
         if no_longer_learns(self.in_a_row, step, self.max_skipped, self.last):
             first = f"updates {step - self.in_a_row + 1} to {step}" if self.in_a_row > 1 else f"update {step}"
-            raise RuntimeError(
+            raise Diverged(
                 f"{first} changed no parameter: {not_finite(values)} not finite (loss {values['loss']}, gradient norm "
                 f"{values['grad_norm']}). Lower optim.lr or set optim.clip"
             )
