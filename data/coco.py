@@ -35,24 +35,37 @@ OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_"
 
 
 def find(root: Path) -> Form | None:
-    """The reader and the splits of a folder with COCO's JSON, or None where it has none."""
-    files = {_split_of(p): p for p in match(root, "annotations/instances_*.json")}
-    files |= {p.parent.name: p for p in match(root, f"*/{AMONG}")}
-    files = files or {_split_of(p): p for p in match(root, "annotations/*.json") if _is_coco(p)}
+    """The reader and the splits of a folder with COCO's JSON, or None where it has none.
+
+    Raises UsageError for two files of one split.
+    """
+    found = match(root, "annotations/instances_*.json") + match(root, f"*/{AMONG}")
+    files = _by_split(root, found or [p for p in match(root, "annotations/*.json") if _is_coco(p)])
     if not files:
-        files = {_split_of(p): p for p in match(root, "*.json") if p.name.lower() == AMONG or _is_coco(p)}
+        files = _by_split(root, [p for p in match(root, "*.json") if p.name.lower() == AMONG or _is_coco(p)])
         if len(files) == 1 and not is_split(*files):
             files = dict.fromkeys(("train", "test"), *files.values())
     return (partial(_read, root, files), tuple(files)) if files else None
 
 
-def _split_of(file: Path) -> str:
+def _by_split(root: Path, found: Sequence[Path]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for file in found:
+        split = _split_of(root, file)
+        if (other := files.setdefault(split, file)) != file:
+            raise UsageError(f"{other} and {file} are both of the split {split!r}: take one away")
+    return files
+
+
+def _split_of(root: Path, file: Path) -> str:
+    if file.name.lower() == AMONG and file.parent != root:
+        return file.parent.name
     return file.stem[len("instances_") :] if file.name.lower().startswith("instances_") else file.stem
 
 
 def _is_coco(file: Path) -> bool:
     """Whether a file is one of boxes, by its name and the lists in it."""
-    if file.name.lower().startswith(OTHERS):
+    if file.name.lower().startswith(OTHERS) or file.is_dir():
         return False
     refuse_pointer(file)
     text = file.read_bytes()

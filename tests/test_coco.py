@@ -236,6 +236,8 @@ def test_images_are_looked_for_where_tools_put_them(tmp_path: Path) -> None:
     shutil.copy(root / "train.json", root / "val.json")
     assert sources.splits_of(str(root)) == ("train", "val")
     assert len(scenes(root, "train")) == 2
+    (root / "more.json").mkdir()
+    assert sources.splits_of(str(root)) == ("train", "val")
     table["images"][0]["file_name"] = "gone.png"
     with pytest.raises(
         UsageError, match=r"its image .*/val/gone\.png is missing; nor does it lie in .*/images, .*/set$"
@@ -280,6 +282,22 @@ def test_broken_json_is_refused(tmp_path: Path, text: str, says: str) -> None:
     """The message names the file."""
     with pytest.raises(UsageError, match=rf"instances_val\.json {says}"):
         scenes(write_coco(tmp_path / "set", text))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("instances_val.json", "val.json"), ("annotations/instances_val.json", "val/_annotations.coco.json")],
+)
+def test_two_files_of_one_split_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    """Which of them has the boxes is not known."""
+    root = write_coco(tmp_path / "set", coco())
+    text = (root / "annotations" / "instances_val.json").read_text()
+    shutil.rmtree(root / "annotations")
+    for name in (one, other):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
+    with pytest.raises(UsageError, match=rf"{one} and .*{other} are both of the split 'val': take one away"):
+        sources.splits_of(str(root))
 
 
 def test_a_pointer_beside_images_is_named(tmp_path: Path) -> None:
