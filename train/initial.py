@@ -93,7 +93,8 @@ def take_vocabulary(cfg: Any, kept: Any = None) -> None:
     if not left or cfg.init_from is None or tokenizers.kind_of(cfg.data.tokenizer) != "subword":
         return
     if kept is not None:
-        rows = kept.model.get("vocab") if kept.init_from == cfg.init_from else None
+        same = (kept.init_from or "").rstrip("/") == cfg.init_from.rstrip("/")  # as `reader.changes` compares them
+        rows = kept.model.get("vocab") if same else None
     else:
         rows = None if _matches(TABLE, patterns(cfg.init_fresh)) else _rows(cfg)
     if rows is not None:

@@ -38,7 +38,7 @@ def take(
     """
     for key in ("model.family", "model.size", "init_from"):
         if key in given:
-            raise UsageError(f"--config.{key} cannot be set: --from={folder} says it")
+            raise UsageError(f"config key {key!r} cannot be set: --from={folder} says it")
     chosen = {name: value for name, value in fields_of(cfg).items() if f"model.{name}" in given}
     with cfg.unlocked(), cfg.ignore_type():
         cfg.init_from = folder
