@@ -145,7 +145,9 @@ def _texts(file: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for field in fields:
             if field not in row:
                 has = ", ".join(map(quote, list(row)[:8])) or "nothing"
-                raise UsageError(f"{where} has no field {field!r}; it has {has}: data.field names the one to read")
+                raise UsageError(
+                    f"{where} has no field {field!r}; it has {has}: data.field, or --field, names the one to read"
+                )
             if not isinstance(row[field], str):
                 raise UsageError(f"{where}: the field {field!r} is {quote(row[field])}, not text")
         yield tuple(row[field] for field in fields)

@@ -127,8 +127,9 @@ def no_field(name: str, field: str) -> UsageError:
 
 def unknown_split(name: object, split: str, known: Iterable[str]) -> UsageError:
     """What to raise for a split that a set has not; a set of one split may be parted."""
-    error, (first, *more) = unknown(f"split of {name}", split, known), [*known]
-    return error if more else UsageError(f"{error}; parts of it are {first}[:90%] and {first}[90%:]")
+    legal = [*known]
+    error = unknown(f"split of {name}", split, legal)
+    return error if len(legal) != 1 else UsageError(f"{error}; parts of it are {legal[0]}[:90%] and {legal[0]}[90%:]")
 
 
 def blocks(count: int, tick: Tick = silent) -> Iterator[range]:

@@ -123,7 +123,7 @@ def load(name: str, split: str, field: str | None, data_dir: str | None, tick: T
     if field is None and texts:
         field = "text" if "text" in texts else texts[0]
         if field != "text" and len(texts) > 1:
-            raise UsageError(f"{name} has the texts {', '.join(texts)}: data.field names the one to read")
+            raise UsageError(f"{name} has the texts {', '.join(texts)}: data.field, or --field, names the one to read")
     both = languages(field)
     for one in both or (str(field),):
         if one not in texts:

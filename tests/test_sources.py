@@ -203,7 +203,7 @@ def test_classes_have_the_names_of_the_set() -> None:
 @prepared
 def test_of_several_texts_one_is_named() -> None:
     """None of them is `text`."""
-    with pytest.raises(UsageError, match=r"has the texts annotation, answer, .*: data\.field names the one"):
+    with pytest.raises(UsageError, match=r"the texts annotation, answer, .*: data\.field, or --field, names the one"):
         sources.load("gsm8k", "test", data_dir=PREPARED)
     assert len(sources.load("gsm8k", "test", field="answer", data_dir=PREPARED).documents) == 1319
 
