@@ -4,6 +4,7 @@ Legend: n pairs, S T tokens of a text and of its translation.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,14 @@ def splits_of(folder: Path, field: str) -> tuple[str, ...]:
 
 def _by_split(folder: Path, both: tuple[str, str]) -> dict[str, list[Path]]:
     """The two files of each split that has both, by its name: what stands before the side's, which is in any case."""
-    first, second = ({p.name[: -len(s) - 1]: p for p in match(folder, f"*.{s.lower()}") if p.is_file()} for s in both)
+    first, second = map(partial(_of_side, folder), both)
     return {split: [first[split], second[split]] for split in first if split in second}
+
+
+def _of_side(folder: Path, side: str) -> dict[str, Path]:
+    """The files of a side by their splits; of two the one with the side as it is given."""
+    found = sorted(match(folder, f"*.{side.lower()}"), key=lambda path: path.name.endswith(f".{side}"))
+    return {path.name[: -len(side) - 1]: path for path in found if path.is_file()}
 
 
 def _are_files(folder: Path, names: tuple[str, str]) -> bool:

@@ -39,6 +39,11 @@ def test_hidden_files_are_no_splits_and_sides_are_of_any_case(folder: Path) -> N
         (folder / name).write_text("one\n", encoding="utf-8")
     assert sources.splits_of(str(folder), field="en:de") == ("train", "dev", "test")
     assert len(sources.load(str(folder), "dev", field="en:de")) == 1
+    (folder / "dev.DE").write_text("two\n", encoding="utf-8")
+    (folder / "dev.de").write_text("three\n", encoding="utf-8")
+    (folder / "dev.De").unlink()
+    for side, text in (("de", "three"), ("DE", "two")):
+        assert sources.load(str(folder), "dev", field=f"en:{side}").translations == (text,)
 
 
 def test_two_named_files_hold_their_last_tenth_out(tmp_path: Path) -> None:
