@@ -95,7 +95,7 @@ def _is_label(file: Path) -> bool:
 
 def _settings(root: Path) -> dict[str, Any]:
     """What data.yaml sets, with all values as text; {} where there is none. Raises UsageError."""
-    file = next((file for name in SETTINGS for file in files.match(root, name)), None)
+    file = next((file for name in SETTINGS for file in files.match(root, name)[::-1]), None)  # lower case comes last
     if file is None:
         return {}
     text = read_text(file)

@@ -66,6 +66,8 @@ def test_names_of_classes_lie_in_files_of_any_case(tmp_path: Path) -> None:
     (tmp_path / "c" / "classes.txt").unlink()
     for name in "abc":
         assert scenes(tmp_path / name, "train").names == ("ball", "cube")
+    write(tmp_path / "c", data_yaml="names: [cube, ball]")
+    assert scenes(tmp_path / "c", "train").names == ("cube", "ball")
 
 
 @pytest.mark.parametrize("names", ["[no, 7]", "\n  0: no\n  1: 7", "\n- no\n- 7", "{1: 7, 0: no}"])
