@@ -33,10 +33,13 @@ def read(source: str) -> ConfigDict:
 
 
 def ablated(source: str) -> set[str]:
-    """The keys whose values the ablations of `path/to/file.py:name+ablation` change. Raises UsageError as `read`."""
+    """The keys whose values the ablations of `path/to/file.py:name+ablation` change; a file without ABLATIONS has none.
+
+    Raises UsageError as `read`.
+    """
     path, _, names = source.partition(":")
     name, ablations, _ = names.partition("+")
-    if not ablations:
+    if not ablations or not variables(path).get("ABLATIONS"):
         return set()
     before, after = flat(read(f"{path}:{name}")), flat(read(source))
     return {key for key, value in after.items() if key not in before or before[key] != value}

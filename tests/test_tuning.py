@@ -72,6 +72,9 @@ def test_what_an_ablation_changes_of_the_model_holds(tmp_path: Path) -> None:
     host = Host(lambda: 0.0, {}, io.StringIO())
     assert reader.ablated(args.config) == {"model.window"}
     assert reader.ablated("configs/llama.py:quick") == set()
+    own = tmp_path / "own.py"
+    own.write_text("from configs import base\nget_config = lambda names: {'a+b': base.defaults()}[names]\n")
+    assert reader.ablated(f"{own}:a+b") == set()
     cfg = launch._fine_tuning(args, [], host, None)
     assert (cfg.model.window, cfg.model.width, cfg.model.vocab) == (16, 16, 300)
 
