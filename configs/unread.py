@@ -17,7 +17,7 @@ SET = ("set",)  # of a Condition: any value but the default
 FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # -> how a message begins, and which knobs decide the fact
     "data": ("the data are", ("data.name", "data.field", "data.size", "data.augment")),
     "sets": ("data.name mixes", ("data.name",)),
-    "task": ("the loss is that of a", ("loss",)),
+    "task": ("the loss is of kind", ("loss",)),
     "parts": ("the model has", ("model.",)),
     "exam": ("--as is", ()),
     "verb": ("the verb is", ()),
