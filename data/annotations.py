@@ -82,9 +82,10 @@ def assemble(found: Annotations, tick: Tick = silent) -> Scenes:
     boxes in pixels that all lie in the first one: they are shares of the image.
     """
     root, split, images, classes, relative, notes = found
-    ends = {max(box.corners): image.file for image in images for box in image.boxes}
+    ends = [max(box.corners) for image in images for box in image.boxes]
     if not relative and ends and max(ends) <= 1:
-        raise UsageError(f"{ends[max(ends)]}: all boxes end within the first pixel; write pixels, not shares")
+        file = next(image.file for image in images if image.boxes)
+        raise UsageError(f"{file}: all boxes end within the first pixel; write pixels, not shares")
     headers = [_header(image) for image in counted(images, "reading headers of images", tick)]
     as_stored = [h.turned and h.upright != h.stored == i.size for h, i in zip(headers, images, strict=True)]
     upright = [

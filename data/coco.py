@@ -7,7 +7,7 @@ the last tenth of its images is the split `test`.
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -67,6 +67,13 @@ def _is_coco(file: Path) -> bool:
     """Whether a file is one of boxes, by its name and the lists in it."""
     if file.name.lower().startswith(OTHERS) or file.is_dir():
         return False
+    status = file.stat()
+    return _names_tables(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _names_tables(file: Path, size: int, changed: int) -> bool:
+    """Whether a file, as it was at that time, names all lists of COCO's. Raises UsageError for no file to read."""
     refuse_pointer(file)
     text = file.read_bytes()
     return all(f'"{name}"'.encode() in text for name in _Tables._fields)

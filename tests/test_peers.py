@@ -81,6 +81,9 @@ def test_what_differs_is_said_in_all() -> None:
 def test_a_flag_of_one_is_seen_by_all() -> None:
     found, _ = run_all(3, lambda own, stops: [own.anywhere(own.index == n) for n in (2, 5, 0)])
     assert found == {i: [True, False, True] for i in range(3)}
+    alone = Peers("", 1, 0, lambda text, code: None)
+    alone.agree({"x": 1})
+    assert [alone.anywhere(flag) for flag in (True, False)] == [True, False]
 
 
 def test_none_begins_an_update_for_which_another_has_no_batch() -> None:

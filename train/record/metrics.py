@@ -184,7 +184,7 @@ def _drop_torn_line(path: epath.Path) -> None:
 def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The lines of a run as it stands: those that a resume made void are dropped, a torn last line too.
 
-    A line that cannot be read is passed over, and told by `say`. Raises UsageError for a folder or a pipe in its place.
+    `say` reports a line that cannot be read and is passed over. Raises UsageError for a folder or a pipe in its place.
     """
     lines: list[dict[str, Any]] = []
     path = epath.Path(workdir) / "metrics.jsonl"
