@@ -1,5 +1,5 @@
 # Each target sets up what it needs, in a virtual environment of its own, and reinstalls only what changed.
-#   make quickstart | test | test-slow | lint | bench        PYTHON=python3.13 takes another interpreter
+#   make quickstart | test | test-slow | test-weekly | budget | lint | bench        PYTHON=python3.13 takes another interpreter
 
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter python3 python,$(notdir $(PYTHON))),,-$(notdir $(PYTHON)))
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow lint bench setup setup-dev
+.PHONY: quickstart test test-slow test-weekly budget lint bench setup setup-dev
 
 quickstart: $(VENV)/.user
 	$(BIN)/python launch.py train --config=configs/gpt.py:quickstart --workdir=runs/quickstart
@@ -22,11 +22,25 @@ quickstart: $(VENV)/.user
 	@echo "  $(BIN)/python launch.py train --config=configs/gpt.py:quick --config.data.name=YOUR.txt --workdir=runs/mine"
 	@echo "  $(BIN)/python launch.py train --help"
 
+# A family's tests, or a file's, run in one worker, which compiles what they share once.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+DEFAULT := -m "not slow and not weekly and not gpu"
+SLOW := -m "slow and not gpu"
+
+# A whole suite fails where a test file takes more than its share of seconds, tests/budget.json.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) $(DEFAULT) $(or $(ARGS),--budget=default)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu" $(ARGS)
+	$(PYTEST) $(SLOW) $(or $(ARGS),--budget=slow)
+
+# The full grids of what a covering few stand for in the other suites: its last run is in docs/log.md.
+test-weekly: $(VENV)/.dev
+	$(PYTEST) -m "weekly and not gpu" $(ARGS)
+
+budget: $(VENV)/.dev
+	$(PYTEST) $(DEFAULT) --write-budget=default
+	$(PYTEST) $(SLOW) --write-budget=slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

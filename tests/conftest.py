@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,6 +57,49 @@ assert cache.use(os.environ["JAX_COMPILATION_CACHE_DIR"]) is None
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 import pytest  # noqa: E402
+
+from tests import budget  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", metavar="SUITE", help="hold the test files to their shares in tests/budget.json")
+    parser.addoption("--write-budget", metavar="SUITE", help="write the shares that this run took")
+
+
+def group_of(item: pytest.Item) -> str:
+    """A file, or in the contract a family: what its tests have compiled, the next ones use."""
+    case = getattr(item, "callspec", None)
+    name = case.params.get("name", "") if case and item.path.name == "test_contract.py" else ""
+    return f"{item.path.name} {name}".strip()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A group stays together, in one worker with `--dist loadgroup`; long ones begin first."""
+    suite = config.getoption("--budget")
+    seconds = budget.shares(suite) if suite else {}
+    contract = Path(__file__).with_name("test_contract.py")
+    items.sort(key=lambda i: (i.path != contract, -seconds.get(f"tests/{i.path.name}", 0), group_of(i)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+took: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    took[report.nodeid.split("::")[0]] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In the process that hears of all tests, of a run that passed: hold the files to their shares."""
+    if hasattr(session.config, "workerinput") or exitstatus:
+        return
+    if suite := session.config.getoption("--write-budget"):
+        budget.write(suite, took)
+    suite = session.config.getoption("--budget")
+    if suite and (lines := budget.above(took, budget.shares(suite))):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.get_terminal_writer().line("\n" + "\n".join(lines), red=True)
 
 
 @pytest.fixture(autouse=True)

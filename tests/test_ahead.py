@@ -10,7 +10,7 @@ import pytest
 import models
 from models.layers import logits_of
 from models.spec import flatten, nowhere
-from tests.harness import batch_for, tiny
+from tests.cases import batch_for, tiny
 from train import mesh
 from train.update import losses, step
 

@@ -20,7 +20,7 @@ from models.attention import BACKENDS, FEATURES
 from models.layers import row_keys
 from models.sight import Sight
 from models.spec import Spec, zeros
-from tests.harness import tiny
+from tests.cases import tiny
 from train import mesh
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,8 @@ from data import sources
 from errors import UsageError
 from models import backprop, mlp, scalar
 from models.spec import flatten
-from tests.harness import MESHES, assert_gradients_close
+from tests.cases import MESHES
+from tests.harness import assert_gradients_close
 from train import mesh
 from train.record import metrics
 from train.update import losses, step

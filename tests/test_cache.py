@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import launch
-from tests.harness import Trainer
+from tests.harness import Trainer, forget
 from train import cache
 from train.record import metrics
 
@@ -75,6 +75,7 @@ def test_losses_are_those_without(tmp_path: Path) -> None:
     found = []
     for folder in (None, str(tmp_path), str(tmp_path)):
         cache.use(folder)
+        forget()
         found.append(Trainer("mlp").steps(3))
     assert found[0] == found[1] == found[2]
     assert list(tmp_path.glob("jit_step*.program"))

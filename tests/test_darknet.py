@@ -21,10 +21,11 @@ from models.published import cfg, darknet
 from models.published.weights import Header
 from models.published.weights import header as header_of
 from models.spec import flatten, nowhere
-from tests.harness import TINY, tiny
+from tests.cases import CASES, tiny
 
 ASSETS = Path(os.environ.get("DARKNET_CFG_DIR", Path(__file__).parents[2] / "shared" / "assets" / "darknet"))
 there = pytest.mark.skipif(not ASSETS.exists(), reason="DARKNET_CFG_DIR, of Darknet's published .cfg files, is not set")
+LAYERS = CASES["yolo"].fields["layers"]
 FILES = {
     **{"yolov2": "yolov2", "yolov2-tiny-voc": "yolov2_tiny_voc", "yolov3": "yolov3", "yolov3-tiny": "yolov3_tiny"},
     "yolov3-spp": "yolov3_spp",
@@ -121,7 +122,7 @@ def test_what_configs_train_is_read_as_it_is_written(names: str, tmp_path: Path)
 
 def test_a_region_network_writes_its_heads_anchors(tmp_path: Path) -> None:
     """In the head's order."""
-    layers = (*TINY["yolo_region"]["layers"][:-1], Head((2, 0)))
+    layers = (*CASES["yolo_region"].fields["layers"][:-1], Head((2, 0)))
     model = tiny("yolo_region", layers=layers, anchors=((2, 3), (5, 2), (4, 4)))
     (tmp_path / "a.cfg").write_text(cfg.text(model.config))
     assert darknet.read_cfg(tmp_path / "a.cfg") == tiny("yolo_region", anchors=((4, 4), (2, 3)))
@@ -320,8 +321,14 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
     [
         ({"inputs": (15, 8, 3)}, r"inputs = \(15, 8, 3\) must be sides that 4 divides"),
         ({"inputs": (8, 8)}, "must be three numbers"),
-        ({"layers": TINY["yolo"]["layers"][:6]}, "layers = .* must be of Darknet, with a head that has anchors"),
-        ({"layers": (*TINY["yolo"]["layers"][:2], Head((0, 1)))}, "layer 2, .*, gets 8 channels instead of 2 x 8"),
+        (
+            {"layers": LAYERS[:6]},
+            "layers = .* must be of Darknet, with a head that has anchors",
+        ),
+        (
+            {"layers": (*LAYERS[:2], Head((0, 1)))},
+            "layer 2, .*, gets 8 channels instead of 2 x 8",
+        ),
         ({"layers": (Conv(None), Conv(None), Head((0,)))}, "layer 0 must say its filters"),
         ({"anchors": ((2, 3),)}, r"anchors = .* must be those that heads name, \[0, 1, 2\]"),
         ({"anchors": ((2, 3), (0, 1), (1, 1))}, "anchors = .* must be pairs of positive numbers"),

@@ -7,7 +7,7 @@ import pytest
 from errors import UsageError
 from models.darknet import Conv, Head
 from models.published import cfg, darknet
-from tests.harness import tiny
+from tests.cases import tiny
 
 HEAD = "filters=16\nsize=1\nactivation=linear\n\n[yolo]\nanchors=2,3,4,5\nnum=2\nclasses=3\n"
 GOOD = f"[net]\nheight=8\nwidth=8\nchannels=3\n\n[convolutional]\n{HEAD}"

@@ -14,7 +14,7 @@ from models import published
 from models.published import darknet, labels
 from models.spec import flatten
 from tests.boxed_folders import coco, write_coco
-from tests.harness import tiny
+from tests.cases import tiny
 
 ANCHORS = ((4, 4), (6, 6), (8, 12), (12, 8), (16, 16), (24, 24))
 

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from data.evaluation import Exam
-from tests import harness
+from tests.cases import CASES, B, batch_for, tiny
 from train import evaluate, mesh
 from train.update import losses
 
@@ -107,10 +107,10 @@ def test_a_row_has_the_ratio_of_its_own_sums() -> None:
 @pytest.mark.parametrize("name", ["mlp", "elman_values"])
 def test_answers_on_a_mesh_are_the_models(name: str) -> None:
     """Guesses of classes that lie on two devices are the argmax of the scores; accuracy is the share that is right."""
-    model, task = harness.tiny(name, **{"classes": 8} if name == "mlp" else {}), losses.TASKS[harness.LOSS[name]]
-    batch = harness.batch_for(name)
+    model, task = tiny(name, **{"classes": 8} if name == "mlp" else {}), losses.TASKS[CASES[name].loss]
+    batch = batch_for(name)
     place = mesh.place_on(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
-    exam = Exam({k: v for k, v in batch.items() if k != "weight"}, np.arange(harness.B))
+    exam = Exam({k: v for k, v in batch.items() if k != "weight"}, np.arange(B))
     variables = model.init(jax.random.key(0))
     value = np.asarray(model.predict(variables, batch))
     jax.set_mesh(place.mesh)
@@ -128,7 +128,7 @@ def test_answers_on_a_mesh_are_the_models(name: str) -> None:
         shares = np.exp(value - value.max(-1, keepdims=True))
         sure = (shares / shares.sum(-1, keepdims=True)).max(-1)
         np.testing.assert_allclose(got.rows.confidence, sure, rtol=1e-5)
-        assert got.metrics["ece"] == pytest.approx(by_bins(sure, right, np.ones(harness.B)), rel=1e-4)
+        assert got.metrics["ece"] == pytest.approx(by_bins(sure, right, np.ones(B)), rel=1e-4)
     else:
         np.testing.assert_allclose(got.rows.guess, value, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(got.rows.truth, batch["target"])

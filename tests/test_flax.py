@@ -12,7 +12,7 @@ import models
 from errors import UsageError
 from models import as_flax
 from models.spec import flatten
-from tests.harness import batch_for, noisy, tiny
+from tests.cases import batch_for, noisy, tiny
 from train import mesh
 
 NAMES = ("mlp", "cnn", "gpt", "rnn")

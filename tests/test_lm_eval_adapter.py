@@ -15,7 +15,7 @@ from data import tokenizer_writer, tokenizers
 from data.kinds import Texts
 from data.questions import Question, Questions
 from examples.lm_eval_adapter import Harness
-from tests.harness import tiny
+from tests.cases import tiny
 from tests.runs import host
 from train import evaluate, questions, restored
 

@@ -12,7 +12,8 @@ import models
 from data import sources
 from models.layers import MASKED
 from models.spec import flatten
-from tests.harness import Trainer, batch_for
+from tests.cases import batch_for
+from tests.harness import Trainer
 from train.record import metrics
 from train.update import losses
 

@@ -12,7 +12,8 @@ from errors import UsageError
 from models import moe, routers
 from models.dispatch import gated, mixture
 from models.spec import flatten, nowhere, unflatten
-from tests.harness import Trainer, batch_for, inputs_of, tiny
+from tests.cases import batch_for, inputs_of, tiny
+from tests.harness import Trainer
 from train import mesh
 
 B, T, D, E, A, F = 8, 4, 8, 4, 2, 16

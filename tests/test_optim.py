@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 import models
 from configs import base
 from models.spec import Spec, abstract, flatten, normal, zeros
-from tests.harness import Trainer, tiny
+from tests.cases import tiny
+from tests.harness import Trainer
 from tests.test_contract import save, target_of
 from train import checkpoint, mesh
 from train.update import leaves, optim, step

@@ -20,7 +20,7 @@ from errors import UsageError
 from models import published
 from models.published import tensors
 from models.spec import flatten
-from tests.harness import tiny
+from tests.cases import tiny
 from train import mesh
 
 NAMES = ("gpt", "llama", "bert")

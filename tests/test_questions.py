@@ -12,7 +12,7 @@ from data import questions, tokenizers
 from data.kinds import texts
 from data.questions import Question, Questions
 from errors import UsageError
-from tests.harness import tiny
+from tests.cases import tiny
 from train import evaluate, mesh
 from train import questions as examiner
 from train.update import losses

@@ -14,7 +14,8 @@ from data import sequences, tokenizers
 from data.kinds import Texts
 from data.plan import Phase, Plan
 from errors import UsageError
-from tests.harness import Trainer, batch_for, tiny
+from tests.cases import batch_for, tiny
+from tests.harness import Trainer
 from train import checkpoint
 
 BYTE = tokenizers.Bytes()

@@ -9,7 +9,7 @@ import pytest
 
 import models
 from errors import UsageError
-from tests.harness import tiny
+from tests.cases import tiny
 from train import mesh, sample
 from train.sample import ENDED, Sampling
 

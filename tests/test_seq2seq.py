@@ -10,7 +10,8 @@ import pytest
 import models
 from errors import UsageError
 from models.spec import flatten, unflatten
-from tests.harness import assert_gradients_close, inputs_of
+from tests.cases import inputs_of
+from tests.harness import assert_gradients_close
 
 B, T, S, V = 4, 6, 8, 20
 LENGTHS = np.array([S, 3, 1, 6])

@@ -3,9 +3,9 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("configs", "data", "models", "train")
@@ -107,14 +107,15 @@ def files(*folders: str) -> list[Path]:
 ALL = files(*LAYERS, "launch.py", "usage.py", "process.py", "peers.py", "errors.py", "documents.py")
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def imports(path: Path) -> list[str]:
     """The dotted names that a file imports anywhere; `from models import gpt` gives models.gpt."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -123,21 +124,31 @@ def imports(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", ALL, ids=name_of)
-def test_import_arrows(path: Path) -> None:
+def offenders(paths: list[Path], rule: Callable[[Path], set[str]]) -> dict[str, set[str]]:
+    """What a rule finds wrong, by file."""
+    return {str(path.relative_to(ROOT)): wrong for path in paths if (wrong := rule(path))}
+
+
+def test_import_arrows() -> None:
     """Each folder imports only what stands below it."""
-    layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    used = {name.split(".")[0] for name in imports(path)} & OURS
-    assert used <= ARROWS[layer]
+
+    def wrong(path: Path) -> set[str]:
+        layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        return ({name.split(".")[0] for name in imports(path)} & OURS) - ARROWS[layer]
+
+    assert len(ALL) > 150
+    assert offenders(ALL, wrong) == {}
 
 
-@pytest.mark.parametrize("path", [p for p in files("models") if p.parent.name == "models"], ids=name_of)
-def test_import_arrows_inside_models(path: Path) -> None:
+def test_import_arrows_inside_models() -> None:
     """A family imports shared blocks only, never another family; a shared block only those below it."""
-    if path.stem in ABOVE:
-        return
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("models.")}
-    assert used <= SHARED.get(path.stem, set(SHARED))
+
+    def wrong(path: Path) -> set[str]:
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("models.")}
+        return used - SHARED.get(path.stem, set(SHARED))
+
+    paths = [path for path in files("models") if path.parent.name == "models" and path.stem not in ABOVE]
+    assert offenders(paths, wrong) == {}
 
 
 def test_every_family_is_a_file_that_is_not_shared() -> None:
@@ -148,31 +159,34 @@ def test_every_family_is_a_file_that_is_not_shared() -> None:
     assert {m.__name__.split(".")[1] for m in models.FAMILIES.values()} == families
 
 
-@pytest.mark.parametrize("path", ALL, ids=name_of)
-def test_importlib_stays_out(path: Path) -> None:
+def test_importlib_stays_out() -> None:
     """Nothing is imported by a computed name; the doctor may ask for versions."""
-    allowed = {"doctor.py": {"importlib.metadata"}, "flax.py": {"importlib"}}.get(path.name, set())
-    assert {n for n in imports(path) if n.split(".")[0] == "importlib"} <= allowed
-    calls = {
-        n.func.id
-        for n in ast.walk(ast.parse(path.read_text()))
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-    }
-    assert not calls & {"__import__", "exec", "eval"}
+    allowed = {"train/doctor.py": {"importlib.metadata"}, "models/flax.py": {"importlib"}}
+
+    def wrong(path: Path) -> set[str]:
+        found = {n for n in imports(path) if n.split(".")[0] == "importlib"}
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                found |= {node.func.id} & {"__import__", "exec", "eval"}
+        return found - allowed.get(str(path.relative_to(ROOT)), set())
+
+    assert offenders(ALL, wrong) == {}
 
 
 STRAY_MODULES = {"signal", "time", "argparse", "getpass", "datetime", "absl.flags"}
 STRAY_NAMES = {"os.environ", "os.getenv", "os.environb", "sys.argv", "sys.stdin", "os.kill"}
 
 
-@pytest.mark.parametrize("path", files(*LAYERS), ids=name_of)
-def test_no_stray_readers(path: Path) -> None:
+def test_no_stray_readers() -> None:
     """Flags, environment, clock, signals, keyboard are launch.py's; grain needs a flag, its workers ignore Ctrl-C."""
-    tree = ast.parse(path.read_text())
-    found = {n for n in imports(path) if {n, n.split(".")[0]} & STRAY_MODULES} | STRAY_NAMES & set(imports(path))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            found |= {f"{node.value.id}.{node.attr}"} & STRAY_NAMES
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
-            found.add("input(")
-    assert found <= ({"absl.flags", "signal"} if path.name == "loader.py" else set())
+
+    def wrong(path: Path) -> set[str]:
+        found = {n for n in imports(path) if {n, n.split(".")[0]} & STRAY_MODULES} | STRAY_NAMES & set(imports(path))
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                found |= {f"{node.value.id}.{node.attr}"} & STRAY_NAMES
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
+                found.add("input(")
+        return found - ({"absl.flags", "signal"} if path.name == "loader.py" else set())
+
+    assert offenders(files(*LAYERS), wrong) == {}

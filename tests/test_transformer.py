@@ -11,7 +11,8 @@ import models
 from errors import UsageError
 from models import published
 from models.spec import flatten
-from tests.harness import assert_gradients_close, inputs_of
+from tests.cases import inputs_of
+from tests.harness import assert_gradients_close
 from train.translate import translate
 from train.update import losses
 

@@ -13,7 +13,7 @@ from errors import UsageError
 from models import vit
 from models.convolution import conv
 from models.spec import nowhere
-from tests.harness import tiny
+from tests.cases import tiny
 
 
 def image(model: models.Model, rows: int = 3) -> jax.Array:
