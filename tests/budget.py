@@ -1,6 +1,6 @@
 """Seconds that each test file may take, two workers on two cores: tests/budget.json, so that suites grow by intention.
 
-`make budget` measures and writes it. A run of a whole suite fails where a file takes a fifth, and ten seconds, more than
+`make budget` writes it. A run of a whole suite fails where a file takes a fifth, and ten seconds, more than
 its share. Where all files are slower, as on another machine, all shares are larger by the median of what they took.
 """
 
