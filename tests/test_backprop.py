@@ -1,7 +1,8 @@
 """Sources of an mlp's gradient, the four equations and the scalar engine, against jax.grad and finite differences."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from data import sources
 from errors import UsageError
 from models import backprop, mlp, scalar
 from models.spec import flatten
-from tests.cases import MESHES
+from tests.cases import MESHES, random_variables
 from tests.harness import assert_gradients_close
 from train import mesh
 from train.record import metrics
@@ -52,15 +53,25 @@ def same(got, want, tolerance: float = 1e-5) -> None:
 def problem(c: mlp.Config, rows: int, seed: int, image: bool = False):
     """Random parameters and a batch with weights 0 to 2, the first row's 0."""
     draw = np.random.default_rng(seed)
-    params = models.Model("mlp", c).init(jax.random.key(seed))["params"]
+    params = random_variables(models.Model("mlp", c), seed)["params"]
     x = draw.normal(size=(rows, c.inputs)).astype(np.float32)
     weight = np.array([0, *draw.uniform(0, 2, rows - 1)], np.float32)
     label = draw.integers(0, max(c.classes, 2), rows).astype(np.int32) % (2 if c.classes == 1 else c.classes)
     fields = {"image": x.reshape(rows, -1, 1, 1)} if image else {"features": x}
-    return params, {k: jnp.asarray(v) for k, v in {**fields, "label": label, "weight": weight}.items()}
+    return jax.tree.map(jnp.asarray, (params, {**fields, "label": label, "weight": weight}))
 
 
-@pytest.mark.parametrize("seed", range(15))
+@cache
+def sources_of(c: mlp.Config, loss: str) -> Any:
+    """Of parameters, a batch and its total: what jax finds, and what each source written out does, by one program."""
+    ways = (by_jax, *BY.values())
+    return jax.jit(lambda params, inputs, total: [way(params, inputs, c, loss, total) for way in ways])
+
+
+FEW = (5, 6, 7, 8, 9)  # each activation, also as the output, each loss, and either input
+
+
+@pytest.mark.parametrize("seed", [n if n in FEW else pytest.param(n, marks=pytest.mark.weekly) for n in range(15)])
 def test_random_networks_have_jaxs_gradient(seed: int) -> None:
     """15 seeds meet each activation with each loss; total is not the sum of the weights."""
     draw, names = np.random.default_rng(1000 + seed), sorted(backprop.SLOPES)
@@ -71,12 +82,11 @@ def test_random_networks_have_jaxs_gradient(seed: int) -> None:
         classes=1 if loss == "hinge" else int(draw.integers(2, 5)),
         activation=names[seed % 5],
         output=names[(seed + seed // 5) % 5],
-        bias_std=0.5,
     )
     params, inputs = problem(c, 7, seed, image=bool(draw.integers(2)))
-    want = jax.jit(partial(by_jax, c=c, loss=loss))(params, inputs, total=jnp.float32(11.0))
-    for gradient in BY.values():
-        same(jax.jit(partial(gradient, c=c, loss=loss))(params, inputs, total=jnp.float32(11.0)), want)
+    want, *found = sources_of(c, loss)(params, inputs, 11.0)
+    for got in found:
+        same(got, want)
 
 
 @pytest.mark.parametrize("name", BY)
@@ -85,7 +95,7 @@ def test_a_perceptron_has_only_a_head(name: str) -> None:
     params, inputs = problem(c, 5, 0)
     got = mlp.GRADIENTS[name](params, inputs, c, "softmax", 5.0)
     assert set(got[1]) == {"head"}
-    same(got, by_jax(params, inputs, c, "softmax", 5.0))  # without jit
+    same(got, jax.jit(partial(by_jax, c=c, loss="softmax"))(params, inputs, total=5.0))  # ours without jit
 
 
 def test_the_family_names_both() -> None:
@@ -94,65 +104,75 @@ def test_the_family_names_both() -> None:
     assert set(backprop.LOSS_SLOPES) == set(scalar.LOSSES) == set(TASKS)
 
 
-@pytest.mark.parametrize("name", BY)
-def test_rows_without_weight_do_nothing(name: str) -> None:
+def test_rows_without_weight_do_nothing() -> None:
     c = mlp.Config(inputs=2, hidden=(4,), classes=2)
     params, inputs = problem(c, 6, 2)
-    few = {k: v[1:] for k, v in inputs.items()}
-    _, all_rows = BY[name](params, inputs, c, "softmax", 3.0)
-    _, weighted = BY[name](params, few, c, "softmax", 3.0)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), all_rows, weighted)
+    few = {k: np.asarray(v)[1:] for k, v in inputs.items()}
+    for all_rows, weighted in zip(
+        *(sources_of(c, "softmax")(params, rows, 3.0) for rows in (inputs, few)), strict=True
+    ):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), all_rows[1], weighted[1])
 
 
-@pytest.mark.parametrize("name", BY)
-def test_microbatches_in_a_scan_add_up_to_the_batch(name: str) -> None:
+def test_microbatches_in_a_scan_add_up_to_the_batch() -> None:
     c = mlp.Config(inputs=3, hidden=(8,), classes=4)
     params, inputs = problem(c, 12, 3)
-    total = jnp.sum(inputs["weight"])
+    total = float(np.sum(inputs["weight"]))
+    parts = {k: np.reshape(v, (3, 4, *v.shape[1:])) for k, v in inputs.items()}
 
     @jax.jit
-    def accumulated(params, inputs):
+    def accumulated(params, parts):
         def micro(carry, part):
-            value, grads = BY[name](params, part, c, "softmax", total)
-            return jax.tree.map(jnp.add, carry, grads), value
+            found = [gradient(params, part, c, "softmax", total) for gradient in BY.values()]
+            return jax.tree.map(jnp.add, carry, [grads for _, grads in found]), [value for value, _ in found]
 
-        parts = {k: v.reshape(3, 4, *v.shape[1:]) for k, v in inputs.items()}
-        grads, value = jax.lax.scan(micro, jax.tree.map(jnp.zeros_like, params), parts)
-        return value.reshape(12, -1), grads
+        grads, values = jax.lax.scan(micro, [jax.tree.map(jnp.zeros_like, params)] * len(BY), parts)
+        return [(value.reshape(12, -1), own) for value, own in zip(values, grads, strict=True)]
 
-    same(accumulated(params, inputs), by_jax(params, inputs, c, "softmax", total))
-
-
-ON = [*(("equations", m) for m in ("dp:1", *MESHES)), ("scalar", "dp:1"), ("scalar", "dp:2")]
+    want = jax.jit(partial(by_jax, c=c, loss="softmax"))(params, inputs, total=total)
+    for got in accumulated(params, parts):
+        same(got, want)
 
 
-@pytest.mark.parametrize(("name", "text"), ON)
+# each strategy, with a mesh of one device; all meshes weekly
+ON = [("equations", "dp:1"), *(("equations", m) for m in MESHES[-2:]), ("scalar", "dp:2")]
+ON_OTHERS = [*(("equations", m) for m in MESHES[:-2]), ("scalar", "dp:1")]
+WIDE = mlp.Config(inputs=16, hidden=(32, 8), classes=4)
+
+
+@cache
+def wide() -> tuple[Any, Any, Any]:
+    """Parameters, a batch, and what jax finds of them on one device."""
+    params, inputs = problem(WIDE, 16, 4)
+    return params, inputs, jax.jit(partial(by_jax, c=WIDE, loss="softmax"))(params, inputs, total=16.0)
+
+
+@pytest.mark.parametrize(("name", "text"), [*ON, *(pytest.param(*on, marks=pytest.mark.weekly) for on in ON_OTHERS)])
 def test_on_a_mesh(name: str, text: str) -> None:
     """With weights and rows cut as the trainer cuts them, and no `place`: shardings are read off the arrays."""
-    c = mlp.Config(inputs=16, hidden=(32, 8), classes=4)
-    params, inputs = problem(c, 16, 4)
-    want = jax.jit(partial(by_jax, c=c, loss="softmax"))(params, inputs, total=16.0)
+    params, inputs, want = wide()
     count = int(np.prod([int(p.split(":")[1]) for p in text.split(",")]))
-    specs = mlp.specs(c)["params"]
+    specs = mlp.specs(WIDE)["params"]
     place = mesh.place_on(mesh.make_mesh(text, jax.devices()[:count]), specs)
     with jax.set_mesh(place.mesh):
         cut = jax.tree.map(jax.device_put, params, place.shardings(specs))
         rows = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in inputs.items()}
-        got = jax.jit(partial(BY[name], c=c, loss="softmax"))(cut, rows, total=16.0)
+        got = jax.jit(partial(BY[name], c=WIDE, loss="softmax"))(cut, rows, total=16.0)
         if name == "equations":
             lie = jax.tree.map(lambda g, p: g.sharding.is_equivalent_to(p.sharding, g.ndim), got[1], cut)
             assert all(jax.tree.leaves(lie)), lie
         same(jax.device_get(got), want)
 
 
-@pytest.mark.parametrize("name", BY)
-def test_finite_differences_agree(name: str) -> None:
+def test_finite_differences_agree() -> None:
     """Central differences of a forward pass in float64 numpy, parameter by parameter."""
     c = mlp.Config(inputs=3, hidden=(4, 3), classes=2, activation="tanh", output="sigmoid", bias_std=0.5)
     params, inputs = problem(c, 5, 5)
-    flat, _ = jax.flatten_util.ravel_pytree(params)
     x, label, weight = (np.asarray(inputs[k], np.float64) for k in ("features", "label", "weight"))
     leaves, treedef = jax.tree.flatten(params)
+
+    def flat(tree: Any) -> np.ndarray:
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).astype(np.float64)
 
     def loss(values: np.ndarray) -> float:
         parts = np.split(values, np.cumsum([leaf.size for leaf in leaves])[:-1])
@@ -164,33 +184,39 @@ def test_finite_differences_agree(name: str) -> None:
         nats = np.log(np.exp(a).sum(1)) - a[np.arange(5), label.astype(int)]
         return float((nats * weight).sum() / 4.0)
 
-    start, nudge = np.asarray(flat, np.float64), 1e-5 * np.eye(flat.size)
+    start = flat(params)
+    nudge = 1e-5 * np.eye(start.size)
     want = np.array([(loss(start + d) - loss(start - d)) / 2e-5 for d in nudge])
-    got, _ = jax.flatten_util.ravel_pytree(BY[name](params, inputs, c, "softmax", 4.0)[1])
-    assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want)
+    for _, grads in sources_of(c, "softmax")(params, inputs, 4.0):
+        assert np.linalg.norm(flat(grads) - want) < 1e-5 * np.linalg.norm(want)
 
 
 def test_three_sources_make_one_trajectory_on_moons() -> None:
-    """Plain gradient descent on 2-16-16-1 with the max-margin loss, 20 steps at a rate of 0.2."""
+    """Plain gradient descent on 2-16-16-1 with the max-margin loss, 20 steps at 0.2, of every fourth point."""
     fields = sources.load("moons", "train").fields
-    inputs = {k: jnp.asarray(fields[k]) for k in ("features", "label")} | {"weight": jnp.ones(100)}
+    rows = {k: fields[k][::4] for k in ("features", "label")} | {"weight": np.ones(25, np.float32)}
+    inputs = jax.tree.map(jnp.asarray, rows)
     model = models.build("mlp", hidden=(16, 16), classes=1, activation="relu", law="he")
     start = model.init(jax.random.key(0))["params"]
 
-    def train(gradient) -> tuple[list[float], dict[str, np.ndarray]]:
-        go = jax.jit(partial(gradient, c=model.config, loss="hinge"))
-        params, found = start, []
-        for _ in range(20):
-            value, grads = go(params, inputs, total=jnp.float32(100.0))
-            found.append(float(jnp.mean(hinge(value, inputs)["loss"][0])))
-            params = jax.tree.map(lambda p, g: p - 0.2 * g, params, grads)
-        return found, {k: np.asarray(v) for k, v in flatten(params).items()}
+    @jax.jit
+    def update(three: list[Any]) -> tuple[list[jax.Array], list[Any]]:
+        found = [
+            way(params, inputs, model.config, "hinge", 25.0)
+            for way, params in zip((by_jax, *BY.values()), three, strict=True)
+        ]
+        moved = [jax.tree.map(lambda p, g: p - 0.2 * g, p, g) for p, (_, g) in zip(three, found, strict=True)]
+        return [jnp.mean(hinge(value, inputs)["loss"][0]) for value, _ in found], moved
 
-    want_losses, want = train(by_jax)
+    three, told = [start] * 3, []
+    for _ in range(20):
+        means, three = update(three)
+        told.append(jax.device_get(means))
+    want_losses, *found = np.transpose(told)
     assert want_losses[-1] < 0.5 * want_losses[0]
-    for gradient in BY.values():
-        found, got = train(gradient)
-        np.testing.assert_allclose(found, want_losses, rtol=1e-5)
+    want, *ends = ({k: np.asarray(v) for k, v in flatten(params).items()} for params in three)
+    for losses_of, got in zip(found, ends, strict=True):
+        np.testing.assert_allclose(losses_of, want_losses, rtol=1e-5)
         for name, values in want.items():
             np.testing.assert_allclose(got[name], values, rtol=1e-5, atol=1e-5)
 
@@ -234,17 +260,20 @@ def test_no_derivative_is_left_to_jax(module) -> None:
     assert not any(f"{word}(" in text for word in ("grad", "vjp", "jvp", "linearize", "value_and_grad"))
 
 
-@pytest.mark.parametrize("name", ["equations", "scalar"])
-def test_a_written_out_gradient_trains_alike(name: str, tmp_path: Path) -> None:
+def losses_by(workdir: Path, source: str) -> list[float]:
+    """Those of a short run whose gradient a source finds."""
     args = ["--config=configs/mlp.py:micrograd", "--config.train.steps=4", "--config.log.every=1", "--config.mesh=tp:*"]
-    assert launch.main(["train", f"--workdir={tmp_path}/jax", *args]) == 0
-    assert launch.main(["train", f"--workdir={tmp_path}/own", *args, f"--config.train.gradient={name}"]) == 0
-    one, two = (
-        [r["metrics"]["loss"] for r in metrics.read(str(tmp_path / w)) if r["kind"] == "train"] for w in ("jax", "own")
-    )
-    assert len(one) == 4
-    assert one[-1] < one[0]
-    np.testing.assert_allclose(one, two, rtol=1e-5)
+    args += ["--config.train.batch=20", f"--config.train.gradient={source}"]
+    assert launch.main(["train", f"--workdir={workdir}", *args]) == 0
+    return [r["metrics"]["loss"] for r in metrics.read(str(workdir)) if r["kind"] == "train"]
+
+
+def test_a_written_out_gradient_trains_alike(tmp_path: Path) -> None:
+    want, *found = (losses_by(tmp_path / source, source) for source in ("autodiff", *BY))
+    assert len(want) == 4
+    assert want[-1] < want[0]
+    for got in found:
+        np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_a_gradient_that_a_family_lacks_is_refused(tmp_path: Path, capsys) -> None:

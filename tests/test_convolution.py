@@ -1,5 +1,6 @@
 """Convolution: its written-out gradient, on CPU and elsewhere, and what becomes of kernels of one pixel."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -11,24 +12,24 @@ from models import convolution
 from models.convolution import DIMS, Padding, conv, max_pool
 from train.record import flops
 
-WINDOWS: list[tuple[tuple[int, int], Padding, int]] = [  # kernel, padding, stride
-    ((3, 3), 1, 1),
-    ((3, 3), 1, 2),
-    ((3, 3), "SAME", 2),
-    ((3, 3), "VALID", 3),
-    ((7, 7), 3, 2),
-    ((2, 3), ((0, 1), (2, 0)), 1),
-    ((5, 2), ((0, 4), (3, 1)), 2),
-    ((1, 1), 0, 1),
-    ((1, 1), 0, 2),
-    ((1, 1), 1, 2),
+WINDOWS: list[tuple[tuple[int, int], Padding, int, int]] = [  # kernel, padding, stride, numbers of a part at a time
+    ((3, 3), 1, 1, 10**6),  # both images
+    ((3, 3), 1, 2, 600),  # one image
+    ((3, 3), "SAME", 2, 1),  # one row of places
+    ((3, 3), "VALID", 3, 200),  # one image
+    ((7, 7), 3, 2, 10**6),
+    ((2, 3), ((0, 1), (2, 0)), 1, 600),  # three rows
+    ((5, 2), ((0, 4), (3, 1)), 2, 200),  # one row
+    ((1, 1), 0, 1, 1),
+    ((1, 1), 0, 2, 200),
+    ((1, 1), 1, 2, 200),  # both images
 ]
 
 
-def both(size: tuple[int, int], padding: Padding, stride: int) -> tuple[Any, Any, jax.Array, jax.Array]:
+def both(size: tuple[int, int], padding: Padding, stride: int) -> tuple[Any, Any, np.ndarray, np.ndarray]:
     draw = np.random.default_rng(0)
-    x = jnp.asarray(draw.normal(size=(2, 9, 8, 3)), jnp.float32)
-    kernel = jnp.asarray(draw.normal(size=(*size, 3, 4)), jnp.float32)
+    x = draw.normal(size=(2, 9, 8, 3)).astype(np.float32)
+    kernel = draw.normal(size=(*size, 3, 4)).astype(np.float32)
     sides = ((padding, padding),) * 2 if isinstance(padding, int) else padding
 
     def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -37,8 +38,34 @@ def both(size: tuple[int, int], padding: Padding, stride: int) -> tuple[Any, Any
     return lambda x, kernel: conv(x, kernel, padding, None, stride), plain, x, kernel
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 200, 600, 10**6])
-@pytest.mark.parametrize(("size", "padding", "stride"), WINDOWS)
+def pulled(f: Any) -> Any:
+    """Of a function's inputs and a cotangent: its value and what is pulled back, as one program."""
+
+    def run(g: jax.Array, *inputs: jax.Array) -> tuple[jax.Array, ...]:
+        out, pull = jax.vjp(f, *inputs)
+        return out, *pull(g)
+
+    return jax.jit(run)
+
+
+@cache
+def reference(size: tuple[int, int], padding: Padding, stride: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """A cotangent, and jax's own value and gradients by it."""
+    _, plain, x, kernel = both(size, padding, stride)
+    g = np.random.default_rng(1).normal(size=jax.eval_shape(plain, x, kernel).shape).astype(np.float32)
+    return g, jax.device_get(pulled(plain)(g, x, kernel))
+
+
+def ways() -> list[Any]:
+    """Each window as a correlation and by parts of one size, so that all kinds of parts come; all sizes weekly."""
+    return [
+        pytest.param(*window, at_once, marks=[] if at_once in (None, chosen) else [pytest.mark.weekly])
+        for *window, chosen in WINDOWS
+        for at_once in (None, 1, 200, 600, 10**6)
+    ]
+
+
+@pytest.mark.parametrize(("size", "padding", "stride", "at_once"), ways())
 def test_the_gradient_is_that_of_jax(
     size: tuple[int, int], padding: Padding, stride: int, at_once: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,12 +76,12 @@ def test_the_gradient_is_that_of_jax(
     if at_once is not None:
         monkeypatch.setattr(convolution, "PATCHES", 0)
         monkeypatch.setattr(convolution, "AT_ONCE", at_once)
-    ours, plain, x, kernel = both(size, padding, stride)
-    (got, pull), (want, plain_pull) = (jax.vjp(f, x, kernel) for f in (ours, plain))
-    g = jnp.asarray(np.random.default_rng(1).normal(size=want.shape), jnp.float32)
-    parts = "scan[" in str(jax.make_jaxpr(lambda g: pull(g)[1])(g))
+    ours, _, x, kernel = both(size, padding, stride)
+    g, want = reference(size, padding, stride)
+    traced = pulled(ours).trace(g, x, kernel)
+    parts = "scan[" in str(traced.jaxpr)
     assert parts == (at_once is not None and (size, padding) != ((1, 1), 0))
-    for a, b in zip((got, *pull(g)), (want, *plain_pull(g)), strict=True):
+    for a, b in zip(traced.lower().compile()(g, x, kernel), want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -82,23 +109,23 @@ POOLS = [(2, 2, 0), (3, 2, 1), (2, 1, "SAME"), (5, 1, "SAME"), (3, 3, 0)]
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), POOLS)
-@pytest.mark.parametrize("levels", [3, 10**6])
-def test_the_gradient_of_pooling_is_that_of_jax(size: int, stride: int, padding: Padding, levels: int) -> None:
+def test_the_gradient_of_pooling_is_that_of_jax(size: int, stride: int, padding: Padding) -> None:
     """Also where many pixels are equal, as after a ReLU, and one is NaN."""
-    draw = np.random.default_rng(0)
-    x = jnp.asarray(draw.integers(0, levels, (2, 9, 8, 3)), jnp.float32)
     sides = ((padding, padding),) * 2 if isinstance(padding, int) else padding
     around = sides if isinstance(sides, str) else ((0, 0), *sides, (0, 0))
 
     def plain(x: jax.Array) -> jax.Array:
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), around)
 
-    (got, pull), (want, plain_pull) = (jax.vjp(f, x) for f in (lambda x: max_pool(x, size, stride, padding), plain))
-    np.testing.assert_array_equal(got, want)
-    g = jnp.asarray(draw.integers(1, 9, want.shape), jnp.float32)
-    np.testing.assert_array_equal(pull(g)[0], plain_pull(g)[0])
-    spoilt = max_pool(x.at[0, 4, 4].set(jnp.nan), size, stride, padding)
-    np.testing.assert_array_equal(spoilt, plain(x.at[0, 4, 4].set(jnp.nan)))
+    ours, theirs = pulled(lambda x: max_pool(x, size, stride, padding)), pulled(plain)
+    for levels in (3, 10**6):
+        draw = np.random.default_rng(0)
+        x = draw.integers(0, levels, (2, 9, 8, 3)).astype(np.float32)
+        g = draw.integers(1, 9, jax.eval_shape(plain, x).shape).astype(np.float32)
+        for got, want in zip(ours(g, x), theirs(g, x), strict=True):
+            np.testing.assert_array_equal(got, want)
+        x[0, 4, 4] = np.nan
+        np.testing.assert_array_equal(ours(g, x)[0], theirs(g, x)[0])
 
 
 def test_the_written_gradient_of_pooling_is_of_cpu_alone() -> None:
