@@ -1,6 +1,8 @@
 """Losses against numbers worked out by hand or in numpy."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,6 @@ from data import sources
 from models.layers import MASKED
 from models.spec import flatten
 from tests.cases import batch_for
-from tests.harness import Trainer
 from train.record import metrics
 from train.update import losses
 
@@ -26,6 +27,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
+def run(loss: Any, *given: Any, **extra: float) -> Any:
+    """A loss of arrays, as one program."""
+    return jax.device_get(jax.jit(partial(loss, **extra))(*given))
+
+
 def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
@@ -35,51 +41,51 @@ def test_cross_entropy_is_minus_log_softmax(shape: tuple[int, ...]) -> None:
     """Against numpy in float64, for rows and for sequences."""
     logits, label = 3 * draw(*shape), np.random.default_rng(1).integers(0, 7, shape[:-1]).astype(np.int32)
     want = -np.take_along_axis(log_softmax(logits), label[..., None], -1)[..., 0]
-    np.testing.assert_allclose(losses.cross_entropy(jnp.asarray(logits), jnp.asarray(label)), want, rtol=F32, atol=1e-6)
+    np.testing.assert_allclose(run(losses.cross_entropy, logits, label), want, rtol=F32, atol=1e-6)
 
 
 def test_masked_columns_count_for_nothing() -> None:
     """The padding of a vocabulary changes neither loss nor gradient, and takes no gradient itself."""
-    logits, label = jnp.asarray(draw(4, 6)), jnp.array([0, 5, 2, 3])
-    padded = jnp.pad(logits, ((0, 0), (0, 3)), constant_values=MASKED)
-    total = lambda x: jnp.sum(losses.cross_entropy(x, label))  # noqa: E731
-    np.testing.assert_allclose(total(padded), total(logits), rtol=F32)
-    slope = jax.grad(total)(padded)
-    np.testing.assert_allclose(slope[:, :6], jax.grad(total)(logits), rtol=F32, atol=1e-7)
+    logits, label = draw(4, 6), np.array([0, 5, 2, 3])
+    padded = np.pad(logits, ((0, 0), (0, 3)), constant_values=MASKED)
+    total = jax.value_and_grad(lambda x, label: jnp.sum(losses.cross_entropy(x, label)))
+    (got, slope), (want, wanted) = run(total, padded, label), run(total, logits, label)
+    np.testing.assert_allclose(got, want, rtol=F32)
+    np.testing.assert_allclose(slope[:, :6], wanted, rtol=F32, atol=1e-7)
     assert not slope[:, 6:].any()
 
 
 def test_large_logits_stay_finite() -> None:
     """Logits of a thousand overflow exp, not the loss."""
-    got = losses.cross_entropy(jnp.array([[1000.0, 0.0], [-1000.0, 0.0]]), jnp.array([1, 1]))
+    got = run(losses.cross_entropy, np.float32([[1000.0, 0.0], [-1000.0, 0.0]]), np.array([1, 1]))
     np.testing.assert_allclose(got, [1000.0, 0.0])
 
 
 def test_hits_give_ties_to_the_first() -> None:
     """Of equal largest logits the first is the guess, as in argmax; a model that says nothing guesses class 0."""
-    logits = jnp.array([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [0.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
-    np.testing.assert_array_equal(losses.hits(logits, jnp.array([1, 2, 0, 0])), [1, 0, 1, 1])
+    logits = np.float32([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [0.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
+    np.testing.assert_array_equal(run(losses.hits, logits, np.array([1, 2, 0, 0])), [1, 0, 1, 1])
     random = np.random.default_rng(2).integers(0, 3, (50, 4)).astype(np.float32)  # full of ties
     label = np.random.default_rng(3).integers(0, 4, 50).astype(np.int32)
-    np.testing.assert_array_equal(losses.hits(jnp.asarray(random), jnp.asarray(label)), random.argmax(-1) == label)
+    np.testing.assert_array_equal(run(losses.hits, random, label), random.argmax(-1) == label)
 
 
 def test_ranks_are_places_in_a_stable_sort() -> None:
     """By hand, with ties and NaN; and by sorting."""
-    logits = jnp.array([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [0.0, 0.0, 0.0], [2.0, jnp.nan, 0.0], [jnp.nan] * 3])
-    np.testing.assert_array_equal(losses.ranks(logits, jnp.array([0, 2, 1, 0, 1])), [2, 1, 1, 1, 2])
+    logits = np.float32([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [0.0, 0.0, 0.0], [2.0, np.nan, 0.0], [np.nan] * 3])
+    np.testing.assert_array_equal(run(losses.ranks, logits, np.array([0, 2, 1, 0, 1])), [2, 1, 1, 1, 2])
     random = np.random.default_rng(2).integers(0, 5, (50, 9)).astype(np.float32)  # full of ties
     label = np.random.default_rng(3).integers(0, 9, 50).astype(np.int32)
     want = [list(np.argsort(-row, kind="stable")).index(i) for row, i in zip(random, label, strict=True)]
-    np.testing.assert_array_equal(losses.ranks(jnp.asarray(random), jnp.asarray(label)), want)
+    np.testing.assert_array_equal(run(losses.ranks, random, label), want)
 
 
 @pytest.mark.parametrize("classes", [5, 6])
 def test_five_guesses_are_told_of_more_classes_alone(classes: int) -> None:
     """The share of rows whose class is not the very last of six; a row that weighs nothing adds nothing."""
-    logits = -jnp.broadcast_to(jnp.arange(float(classes)), (4, classes))
+    logits = -np.broadcast_to(np.arange(classes, dtype=np.float32), (4, classes))
     label, weight = np.array([0, classes - 1, 4, 5 % classes], np.int32), np.array([1, 1, 2, 0], np.float32)
-    got = losses.softmax(logits, {"label": jnp.asarray(label), "weight": jnp.asarray(weight)})
+    got = run(losses.softmax, logits, {"label": label, "weight": weight})
     if classes == 5:
         assert "accuracy_top5" not in got
     else:
@@ -90,7 +96,7 @@ def test_five_guesses_are_told_of_more_classes_alone(classes: int) -> None:
 def test_softmax_task_weighs_rows() -> None:
     """Sums carry the weight, so that a padded row adds nothing to sum or weight."""
     logits, label, weight = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 1, 1, 0], np.float32)
-    got = losses.softmax(jnp.asarray(logits), {"label": jnp.asarray(label), "weight": jnp.asarray(weight)})
+    got = run(losses.softmax, logits, {"label": label, "weight": weight})
     want = -np.take_along_axis(log_softmax(logits), label[:, None], -1)[:, 0] * weight
     np.testing.assert_allclose(got["loss"][0], want, rtol=F32)
     np.testing.assert_array_equal(got["accuracy"][0], (logits.argmax(-1) == label) * weight)
@@ -103,8 +109,8 @@ def test_mixed_rows_have_two_labels(extra: dict[str, float]) -> None:
     logits, label, other = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 2, 2, 1], np.int32)
     share, weight = np.array([0.75, 0.25, 0.5, 0.0], np.float32), np.array([1, 1, 1, 2], np.float32)
     batch = {"label": label, "other": other, "share": share, "weight": weight}
-    got = losses.softmax(jnp.asarray(logits), {k: jnp.asarray(v) for k, v in batch.items()}, **extra)
-    one, two = (losses.cross_entropy(jnp.asarray(logits), jnp.asarray(y), **extra) for y in (label, other))
+    got = run(losses.softmax, logits, batch, **extra)
+    one, two = (run(losses.cross_entropy, logits, y, **extra) for y in (label, other))
     np.testing.assert_allclose(got["loss"][0], (share * one + (1 - share) * two) * weight, rtol=F32)
     if not extra:
         target = share[:, None] * np.eye(3)[label] + (1 - share[:, None]) * np.eye(3)[other]
@@ -115,7 +121,7 @@ def test_mixed_rows_have_two_labels(extra: dict[str, float]) -> None:
 def test_quadratic_task_is_half_the_squared_distance() -> None:
     """Nielsen's equation 6, a row at a time."""
     value, label, weight = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 1, 0, 2], np.float32)
-    got = losses.quadratic(jnp.asarray(value), {"label": jnp.asarray(label), "weight": jnp.asarray(weight)})
+    got = run(losses.quadratic, value, {"label": label, "weight": weight})
     want = 0.5 * np.square(value - np.eye(3, dtype=np.float32)[label]).sum(-1) * weight
     np.testing.assert_allclose(got["loss"][0], want, rtol=F32)
 
@@ -125,14 +131,14 @@ def test_next_token_counts_tokens_and_bytes() -> None:
     logits, targets = draw(2, 3, 5), np.array([[0, 1, 2], [3, 4, 0]], np.int32)
     weight, size = np.array([[1, 1, 1], [1, 0, 0]], np.float32), np.array([[1, 2, 4], [3, 0, 0]], np.float32)
     batch = {"targets": targets, "weight": weight, "bytes": size}
-    got = losses.next_token(jnp.asarray(logits), {k: jnp.asarray(v) for k, v in batch.items()})
+    got = run(losses.next_token, logits, batch)
     nats = (-np.take_along_axis(log_softmax(logits), targets[..., None], -1)[..., 0] * weight).sum(-1)
     np.testing.assert_allclose(got["loss"][0], nats, rtol=F32)
     np.testing.assert_array_equal(got["loss"][1], [3, 1])
     np.testing.assert_allclose(got["bits_per_byte"][0], nats / np.log(2), rtol=F32)
     np.testing.assert_array_equal(got["bits_per_byte"][1], [7, 3])
     del batch["bytes"]
-    assert "bits_per_byte" not in losses.next_token(jnp.asarray(logits), {k: jnp.asarray(v) for k, v in batch.items()})
+    assert "bits_per_byte" not in run(losses.next_token, logits, batch)
 
 
 def test_smoothing_and_z_loss_by_hand() -> None:
@@ -143,16 +149,17 @@ def test_smoothing_and_z_loss_by_hand() -> None:
     target = 0.9 * np.eye(4)[label] + 0.1 / 4
     want = -(target * (logits - normaliser[:, None])).sum(1) + 0.01 * normaliser**2
     for given in (logits, masked):
-        got = losses.cross_entropy(jnp.asarray(given), jnp.asarray(label), smoothing=0.1, z_loss=0.01)
+        got = run(losses.cross_entropy, given, label, smoothing=0.1, z_loss=0.01)
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_margins_by_hand() -> None:
-    value = jnp.array([[2.0], [0.5], [-1.0], [0.0]])
-    rows = {"label": jnp.array([1, 1, 1, 0]), "weight": jnp.array([1.0, 1, 1, 2])}
-    np.testing.assert_allclose(losses.TASKS["hinge"](value, rows)["loss"][0], [0, 0.5, 2, 2])
-    np.testing.assert_allclose(losses.TASKS["perceptron"](value, rows)["loss"][0], [0, 0, 1, 0])
-    np.testing.assert_allclose(losses.TASKS["perceptron"](value, rows)["accuracy"][0], [1, 1, 0, 0])
+    value = np.float32([[2.0], [0.5], [-1.0], [0.0]])
+    rows = {"label": np.array([1, 1, 1, 0]), "weight": np.float32([1.0, 1, 1, 2])}
+    hinge, perceptron = (run(losses.TASKS[name], value, rows) for name in ("hinge", "perceptron"))
+    np.testing.assert_allclose(hinge["loss"][0], [0, 0.5, 2, 2])
+    np.testing.assert_allclose(perceptron["loss"][0], [0, 0, 1, 0])
+    np.testing.assert_allclose(perceptron["accuracy"][0], [1, 1, 0, 0])
 
 
 @pytest.mark.slow
@@ -178,22 +185,14 @@ def test_rosenblatts_rule_errs_no_more_than_the_theorem_allows(tmp_path: Path) -
 
 
 def test_the_rule_is_sgd_on_the_perceptrons_criterion() -> None:
-    trainer = Trainer("mlp", optimizer="sgd", lr=1.0, model=_perceptron())
-    trainer.task = losses.TASKS["perceptron"]
+    model = models.build("mlp", size="perceptron", inputs=16, classes=1)
     batch = batch_for("mlp")
     batch = {k: v[:1] for k, v in batch.items()}
     batch["label"], batch["weight"] = np.array([1], np.int32), np.ones(1, np.float32)
-    grads = _gradient(trainer, batch)
+
+    def loss(params: Any, rows: Any) -> jax.Array:
+        value = model.apply({"params": params}, rows).value
+        return losses.TASKS["perceptron"](value, rows)["loss"][0].sum()
+
+    grads = flatten(run(jax.grad(loss), model.init(jax.random.key(0))["params"], batch))
     np.testing.assert_allclose(grads["head/kernel"][:, 0], -batch["features"][0], rtol=1e-6)
-
-
-def _perceptron() -> models.Model:
-    return models.build("mlp", size="perceptron", inputs=16, classes=1)
-
-
-def _gradient(trainer: Trainer, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    def loss(params):
-        rows = {k: jnp.asarray(v) for k, v in batch.items()}
-        return trainer.task(trainer.model.apply({"params": params}, rows).value, rows)["loss"][0].sum()
-
-    return {k: np.asarray(v) for k, v in flatten(jax.grad(loss)(trainer.state["params"])).items()}

@@ -1,5 +1,6 @@
 """Mixtures of experts: two paths that give the same on any mesh, routers, and what is told of them."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ import models
 from errors import UsageError
 from models import moe, routers
 from models.dispatch import gated, mixture
-from models.spec import flatten, nowhere, unflatten
-from tests.cases import batch_for, inputs_of, tiny
+from models.spec import flatten, nowhere
+from tests.cases import batch_for, tiny
 from tests.harness import Trainer
 from train import mesh
 
@@ -30,9 +31,10 @@ def parts(bias: bool, seed: int = 0) -> tuple[Any, Any, Any]:
         for name, leaf in p.items():
             leaf["bias"] = draw.normal(size=(E, shapes[name][-1]))
     logits = draw.normal(size=(B, T, E)) - 100 * (np.arange(E) == 1)
-    return jax.tree.map(jnp.float32, (draw.normal(size=(B, T, D)), logits, p))
+    return jax.tree.map(lambda x: jnp.asarray(np.float32(x)), (draw.normal(size=(B, T, D)), logits, p))
 
 
+@cache
 def run(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> Any:
     """The mixture's answer and the gradients by tokens, logits and experts, on a mesh."""
 
@@ -60,12 +62,18 @@ def run(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> Any:
         return jax.device_get(jax.jit(lambda *v: both(*v, place))(*given))
 
 
-@pytest.mark.parametrize("weigh_input", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    ("text", "dispatch"),
-    [(None, "dropless"), ("fsdp:2,ep:2,tp:2", "dropless"), ("ep:4,cp:2", "dropless"), ("fsdp:2,ep:2,tp:2", "dense")],
-)
+PATHS = [(None, "dropless"), ("fsdp:2,ep:2,tp:2", "dropless"), ("ep:4,cp:2", "dropless"), ("fsdp:2,ep:2,tp:2", "dense")]
+
+
+def paths() -> list[Any]:
+    """Each path with biases and weighed inputs, the first two also with neither; all combinations weekly."""
+    plain = [(*path, False, False) for path in PATHS[:2]]
+    chosen = [*((*path, True, True) for path in PATHS), *plain]
+    every = [(*path, bias, weigh_input) for path in PATHS for bias in (False, True) for weigh_input in (False, True)]
+    return [pytest.param(*case, marks=[] if case in chosen else [pytest.mark.weekly]) for case in every]
+
+
+@pytest.mark.parametrize(("text", "dispatch", "bias", "weigh_input"), paths())
 def test_paths_agree_forward_and_backward(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> None:
     got, want = run(text, dispatch, bias, weigh_input), run(None, "dense", bias, weigh_input)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -76,8 +84,7 @@ def test_paths_agree_forward_and_backward(text: str | None, dispatch: str, bias:
         assert leaf[0].any()
 
 
-@pytest.mark.parametrize("text", ["dp:1", "dp:8"])
-def test_on_a_mesh_without_a_place_all_is_whole(text: str) -> None:
+def test_on_a_mesh_without_a_place_all_is_whole() -> None:
     """As where one device of a run writes text: no place says how to lie, and the arrays are a mesh's all the same."""
 
     def value(x: Any, logits: Any, p: Any) -> Any:
@@ -85,11 +92,12 @@ def test_on_a_mesh_without_a_place_all_is_whole(text: str) -> None:
         return jnp.sum(jnp.sin(y))
 
     grad = jax.jit(jax.value_and_grad(value, (0, 1, 2)))
-    count = int(text.partition(":")[2])
-    place = mesh.place_on(mesh.make_mesh(text, jax.devices()[:count]), {})
-    want, got = grad(*parts(bias=True)), grad(*jax.device_put(parts(bias=True), place.whole))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert np.linalg.norm(np.asarray(a) - b) <= 2e-5 * np.linalg.norm(b)
+    want = grad(*parts(bias=True))
+    for count in (1, 8):
+        place = mesh.place_on(mesh.make_mesh(f"dp:{count}", jax.devices()[:count]), {})
+        got = grad(*jax.device_put(parts(bias=True), place.whole))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert np.linalg.norm(np.asarray(a) - b) <= 2e-5 * np.linalg.norm(b)
 
 
 def test_a_mixture_is_the_sum_over_a_tokens_experts() -> None:
@@ -116,25 +124,30 @@ def test_the_router_stays_in_float32() -> None:
 
 def layers(shares: Any, experts: Any) -> Any:
     """Two layers that tell the same of shares [B T E] and choices [B T A]."""
-    routes = routers.Routes(jnp.asarray(experts), jnp.ones(np.shape(experts)), jnp.float32(shares))
-    says = moe.told(routes, jnp.asarray(experts) != 3, jnp.arange(routes.shares.shape[1])[None])
-    return jax.tree.map(lambda x: jnp.stack([x, x]), says)
+    shares, experts = np.float32(shares), np.asarray(experts)
+    routes = routers.Routes(*jax.tree.map(jnp.asarray, (experts, np.ones(experts.shape, np.float32), shares)))
+    says = told(routes, experts != 3, np.arange(shares.shape[1])[None])
+    return jax.tree.map(lambda x: jnp.asarray(np.stack([x, x])), says)
+
+
+told, measures = jax.jit(moe.told), jax.jit(moe.measures)
+pooled_balance, rowwise_balance = jax.jit(moe.pooled_balance), jax.jit(moe.rowwise_balance)
 
 
 def test_what_is_told_of_even_and_of_lopsided_routers() -> None:
     even = layers(np.full((1, 2, 4), 0.25), [[[0, 1], [2, 3]]])
-    found = {k: np.asarray(s / w.reshape(-1, *[1] * (s.ndim - 1)))[0] for k, (s, w) in moe.measures(even).items()}
+    found = {k: (s / w.reshape(-1, *[1] * (s.ndim - 1)))[0] for k, (s, w) in jax.device_get(measures(even)).items()}
     np.testing.assert_allclose(found["expert_load"], np.ones((2, 4)))
     np.testing.assert_allclose(found["router_entropy"], np.log(4), rtol=1e-6)
     np.testing.assert_allclose(found["expert_dropped"], 0.25)  # expert 3 served nobody
-    assert moe.pooled_balance(even) == 2  # A
-    assert moe.rowwise_balance(even) == 2  # 1 a layer
+    assert pooled_balance(even) == 2  # A
+    assert rowwise_balance(even) == 2  # 1 a layer
 
     one = layers([[[1, 0, 0, 0], [1, 0, 0, 0]]], [[[0, 1], [0, 2]]])
-    load = moe.measures(one)["expert_load"]
-    np.testing.assert_allclose(np.asarray(load[0] / load[1][:, None, None])[0, 0], [2, 1, 1, 0])
-    assert moe.pooled_balance(one) == 4
-    assert moe.rowwise_balance(one) == 4
+    load = jax.device_get(measures(one)["expert_load"])
+    np.testing.assert_allclose((load[0] / load[1][:, None, None])[0, 0], [2, 1, 1, 0])
+    assert pooled_balance(one) == 4
+    assert rowwise_balance(one) == 4
 
 
 def test_a_balanced_run_is_of_a_whole_batch() -> None:
@@ -170,19 +183,21 @@ def test_groups_are_chosen_first(groups: int, kept: int, active: int) -> None:
     """Against numpy, one token after another; the bias takes part in the choice, and not in the weights."""
     draw = np.random.default_rng(groups + active)
     logits, bias = draw.normal(size=(2, 9, 12)).astype(np.float32), draw.normal(size=12).astype(np.float32)
-    soft = routers.softmax_in_groups(jnp.asarray(logits), active, groups, kept, 2.5)
-    sharp = {
-        on: routers.sigmoid_in_groups(jnp.asarray(logits), jnp.asarray(bias), active, groups, kept, on, 2.5)
-        for on in (False, True)
-    }
-    assert any(set(np.asarray(soft.experts[at])) != set(np.asarray(sharp[True].experts[at])) for at in np.ndindex(2, 9))
+
+    @jax.jit
+    def run(logits: Any, bias: Any) -> Any:
+        sharp = [routers.sigmoid_in_groups(logits, bias, active, groups, kept, on, 2.5) for on in (False, True)]
+        return routers.softmax_in_groups(logits, active, groups, kept, 2.5), sharp
+
+    soft, sharp = jax.device_get(run(logits, bias))
+    assert any(set(soft.experts[at]) != set(sharp[True].experts[at]) for at in np.ndindex(2, 9))
     for at in np.ndindex(2, 9):
         shares = np.exp(logits[at]) / np.exp(logits[at]).sum()
         scores = 1 / (1 + np.exp(-logits[at]))
-        assert set(np.asarray(soft.experts[at])) == in_groups(shares, 0 * bias, groups, kept, active, best=1)
-        np.testing.assert_allclose(soft.weights[at], 2.5 * shares[np.asarray(soft.experts[at])], rtol=1e-5)
-        for on, routes in sharp.items():
-            experts = np.asarray(routes.experts[at])
+        assert set(soft.experts[at]) == in_groups(shares, 0 * bias, groups, kept, active, best=1)
+        np.testing.assert_allclose(soft.weights[at], 2.5 * shares[soft.experts[at]], rtol=1e-5)
+        for on, routes in enumerate(sharp):
+            experts = routes.experts[at]
             assert set(experts) == in_groups(scores, bias, groups, kept, active, best=2)
             weights = scores[experts] / (scores[experts].sum() if on else 1)
             np.testing.assert_allclose(routes.weights[at], 2.5 * weights, rtol=1e-5)
@@ -192,18 +207,20 @@ def test_groups_are_chosen_first(groups: int, kept: int, active: int) -> None:
 def test_padding_is_not_told_of() -> None:
     """Positions below 0 count for nothing; the loss that balances is that of the others, as in transformers."""
     draw = np.random.default_rng(0)
-    shares = jax.nn.softmax(draw.normal(size=(2, 5, 4)).astype(np.float32))
-    routes = routers.Routes(jnp.asarray(draw.integers(0, 4, (2, 5, 2))), jnp.ones((2, 5, 2)), shares)
-    served, position = jnp.ones((2, 5, 2), bool), jnp.array([[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]])
-    got = moe.told(routes, served, position)
+    shares = np.exp(draw.normal(size=(2, 5, 4)).astype(np.float32))
+    shares /= shares.sum(-1, keepdims=True)
+    routes = routers.Routes(draw.integers(0, 4, (2, 5, 2)), np.ones((2, 5, 2), np.float32), shares)
+    routes = jax.tree.map(jnp.asarray, routes)
+    served, position = np.ones((2, 5, 2), bool), np.array([[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]])
+    got = jax.device_get(told(routes, served, position))
     for row, first in ((0, 2), (1, 0)):
-        cut = routers.Routes(*(x[row : row + 1, first:] for x in routes))
-        alone = moe.told(cut, served[:1, first:], position[row : row + 1, first:])
+        cut = routers.Routes(*(jnp.asarray(np.asarray(x)[row : row + 1, first:]) for x in routes))
+        alone = told(cut, served[:1, first:], position[row : row + 1, first:])
         for name, value in alone.items():
             np.testing.assert_allclose(got[name][row : row + 1], value, rtol=1e-6)
-    empty = moe.told(routes, served, jnp.full((1, 5), -1))
-    layers = jax.tree.map(lambda x: x[None], empty)
-    assert moe.pooled_balance(layers) == moe.rowwise_balance(layers) == 0
+    empty = told(routes, served, np.full((1, 5), -1))
+    layers = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[None]), empty)
+    assert pooled_balance(layers) == rowwise_balance(layers) == 0
 
 
 @pytest.mark.slow
@@ -211,16 +228,20 @@ def test_padding_is_not_told_of() -> None:
 def test_biases_move_once_an_update(parts: int) -> None:
     """By the load of the whole batch, in however many parts it comes."""
     trainer = Trainer("deepseek", accumulate=parts, model=tiny("deepseek", balance=0.0))
-    before, losses = jax.device_get(flatten(trainer.state["stats"])), trainer.steps(1)
-    after = jax.device_get(flatten(trainer.state["stats"]))
-    assert losses
-    batch, model = inputs_of(batch_for("deepseek")), trainer.model
-    params = Trainer("deepseek", model=model).state["params"]
-    out = model.apply(jax.device_get({"params": params, "stats": unflatten(before)}), batch, train=True)
+    start = jax.device_get({k: trainer.state[k] for k in ("params", "stats")})
+    assert trainer.steps(1)
+    before, after = flatten(start["stats"]), jax.device_get(flatten(trainer.state["stats"]))
+    told = _told(trainer.model)(start, batch_for("deepseek"))
     for path, name in (("blocks/moe/bias", "expert_load"), ("mtp/block/bias", "ahead_expert_load")):
-        load = np.asarray(out.told[name][0]).sum(0)
+        load = np.asarray(told[name][0]).sum(0)
         want = before[path] + 0.01 * np.sign(load.mean(-1, keepdims=True) - load)
         np.testing.assert_allclose(after[path], want, rtol=1e-6)
+
+
+@cache
+def _told(model: models.Model) -> Any:
+    """What the model tells of a batch in training."""
+    return jax.jit(lambda variables, batch: model.apply(variables, batch, train=True).told)
 
 
 @pytest.mark.parametrize(

@@ -10,23 +10,28 @@ import models
 from models import attention, cnn, convolution, layers, spec
 from models.sight import Sight
 from models.spec import flatten
+from tests.cases import random_variables
 
 DRAW = np.random.default_rng(0)
 
 
 def normal(*shape: int) -> jax.Array:
-    return jnp.asarray(DRAW.normal(size=shape), jnp.float32)
+    return jnp.asarray(DRAW.normal(size=shape).astype(np.float32))
 
 
 def assert_same(ours, theirs, *arguments: jax.Array) -> None:
     """Value and every gradient agree to 2e-5."""
-    np.testing.assert_allclose(ours(*arguments), theirs(*arguments), rtol=2e-5, atol=2e-5)
     which = tuple(range(len(arguments)))
 
-    def total(f):
-        return lambda *a: jnp.sum(jnp.sin(f(*a)))
+    def found(f):
+        def total(*a):
+            value = f(*a)
+            return jnp.sum(jnp.sin(value)), value
 
-    for a, b in zip(jax.grad(total(ours), which)(*arguments), jax.grad(total(theirs), which)(*arguments), strict=True):
+        return jax.value_and_grad(total, which, has_aux=True)
+
+    (got, grads), (want, wanted) = jax.jit(lambda *a: [found(f)(*a) for f in (ours, theirs)])(*arguments)
+    for a, b in zip((got[1], *grads), (want[1], *wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
@@ -66,11 +71,11 @@ def test_attention_is_jaxs() -> None:
 
 def test_segments_do_not_see_each_other() -> None:
     model = models.build("gpt", vocab=50, context=12, width=16, depth=1, heads=2)
-    variables, tokens = model.init(jax.random.key(0)), jnp.arange(12)[None]
-    position = jnp.asarray([[*range(5), *range(7)]])
-    segment = jnp.asarray([[0] * 5 + [1] * 7])
-    packed = model.predict(variables, {"tokens": tokens, "segment": segment, "position": position})
-    alone = model.predict(variables, tokens[:, 5:])
+    variables, tokens, predict = random_variables(model), np.arange(12)[None], jax.jit(model.predict)
+    position = np.array([[*range(5), *range(7)]])
+    segment = np.array([[0] * 5 + [1] * 7])
+    packed = predict(variables, {"tokens": tokens, "segment": segment, "position": position})
+    alone = predict(variables, tokens[:, 5:])
     np.testing.assert_allclose(packed[:, 5:], alone, rtol=2e-5, atol=2e-5)
 
 
@@ -80,18 +85,21 @@ def test_gelu_is_jaxs() -> None:
 
 
 def test_dropout_keeps_the_mean_and_is_drawn_a_row() -> None:
-    keys = layers.row_keys(jax.random.key(0), jnp.arange(4))
-    x = jnp.ones((4, 10_000))
-    y = layers.dropout(x, keys, 0.25, "here")
-    assert abs(float(jnp.mean(y)) - 1) < 0.02
+    def run(key):
+        keys, x = layers.row_keys(key, jnp.arange(4)), jnp.ones((4, 10_000))
+        few = layers.dropout(x[2:], keys[2:], 0.25, "here")
+        return layers.dropout(x, keys, 0.25, "here"), few, layers.dropout(x, keys, 0.25, "there")
+
+    y, few, there = jax.device_get(jax.jit(run)(jax.random.key(0)))
+    assert abs(np.mean(y) - 1) < 0.02
     assert set(np.unique(y).tolist()) == {0.0, float(np.float32(1 / 0.75))}
-    np.testing.assert_array_equal(layers.dropout(x[2:], keys[2:], 0.25, "here"), y[2:])
-    assert (layers.dropout(x, keys, 0.25, "there") != y).any()
+    np.testing.assert_array_equal(few, y[2:])
+    assert (there != y).any()
 
 
 def test_batch_norm_is_torchs() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
-    x, scale, bias, mean, var = normal(4, 5, 5, 3), normal(3), normal(3), normal(3), jnp.square(normal(3))
+    x, scale, bias, mean, var = normal(4, 5, 5, 3), normal(3), normal(3), normal(3), jnp.asarray(np.square(normal(3)))
     norm = torch.nn.BatchNorm2d(3, momentum=0.1)
     with torch.no_grad():
         for to, value in ((norm.weight, scale), (norm.bias, bias), (norm.running_mean, mean), (norm.running_var, var)):
@@ -102,19 +110,19 @@ def test_batch_norm_is_torchs() -> None:
     stats = {"mean": mean, "var": var}
 
     def ours(x, s, b):
-        return layers.batch_norm(x, {"scale": s, "bias": b}, stats, train=True, momentum=0.9, eps=1e-5)
+        how, p = dict(momentum=0.9, eps=1e-5), {"scale": s, "bias": b}
+        y, moved = layers.batch_norm(x, p, stats, train=True, **how)
+        return jnp.sum(jnp.sin(y)), (y, moved, layers.batch_norm(x, p, moved, train=False, **how)[0])
 
-    y, moved = ours(x, scale, bias)
+    (_, (y, moved, still)), grads = jax.jit(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))(x, scale, bias)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)  # noqa: E731
     close(y, want.detach().numpy().transpose(0, 2, 3, 1))
     close(moved["mean"], norm.running_mean.numpy())
     close(moved["var"], norm.running_var.numpy())
-    grads = jax.grad(lambda *a: jnp.sum(jnp.sin(ours(*a)[0])), (0, 1, 2))(x, scale, bias)
     close(grads[0], image.grad.numpy().transpose(0, 2, 3, 1))
     close(grads[1], norm.weight.grad.numpy())
     close(grads[2], norm.bias.grad.numpy())
     norm.eval()
-    still, _ = layers.batch_norm(x, {"scale": scale, "bias": bias}, moved, train=False, momentum=0.9, eps=1e-5)
     close(still, norm(image).detach().numpy().transpose(0, 2, 3, 1))
 
 
@@ -141,7 +149,7 @@ def test_gpt_is_gpt2() -> None:
     T, V, D, N, L = 12, 40, 24, 4, 3
     model = models.build("gpt", vocab=V, vocab_multiple=1, context=T, width=D, depth=L, heads=N)
     draw = np.random.default_rng(1)
-    params = jax.tree.map(lambda s: jnp.asarray(draw.normal(size=s.shape) * 0.3, jnp.float32), model.specs["params"])
+    params = jax.tree.map(lambda s: np.float32(draw.normal(size=s.shape) * 0.3), model.specs["params"])
     tokens = draw.integers(0, V, (2, T))
     p = jax.tree.map(lambda x: torch.tensor(np.asarray(x), requires_grad=True), params)
     functional = torch.nn.functional
@@ -162,10 +170,14 @@ def test_gpt_is_gpt2() -> None:
     theirs = norm(x, p["norm"]) @ p["embed"]["token"].T
     torch.sin(theirs).sum().backward()
 
-    ours, grads = jax.value_and_grad(lambda p: jnp.sum(jnp.sin(model.predict({"params": p}, tokens))))(params)
-    np.testing.assert_allclose(ours, torch.sin(theirs).sum().item(), rtol=2e-4)
+    def ours(params):
+        logits = model.predict({"params": params}, tokens)
+        return jnp.sum(jnp.sin(logits)), logits
+
+    (total, logits), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
+    np.testing.assert_allclose(total, torch.sin(theirs).sum().item(), rtol=2e-4)
     want = theirs.detach().numpy()
-    assert np.linalg.norm(model.predict({"params": params}, tokens) - want) <= 2e-5 * np.linalg.norm(want)
+    assert np.linalg.norm(logits - want) <= 2e-5 * np.linalg.norm(want)
     for name, g in flatten(grads).items():
         leaf = p
         for part in name.split("/"):
