@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import cache
 from typing import Any
 
 import jax
@@ -23,9 +24,9 @@ EXTRAS: dict[str, Any] = dict(smoothing=0.1, z_loss=0.01)
 def parts(dtype: Any = jnp.float32) -> dict[str, jax.Array]:
     draw = np.random.default_rng(0)
     return {
-        "x": jnp.asarray(draw.normal(size=(B, T, D)), dtype),
-        "table": jnp.asarray(draw.normal(size=(V, D)), jnp.float32),
-        "bias": jnp.asarray(draw.normal(size=V), jnp.float32),
+        "x": jnp.asarray(draw.normal(size=(B, T, D)).astype(jnp.dtype(dtype))),
+        "table": jnp.asarray(draw.normal(size=(V, D)).astype(np.float32)),
+        "bias": jnp.asarray(draw.normal(size=V).astype(np.float32)),
     }
 
 
@@ -45,6 +46,13 @@ def measured(given: Any, batch: Any, biased: bool = True, **extra: float) -> Any
     return jax.jit(jax.grad(loss, has_aux=True))(given)
 
 
+@cache
+def whole(plain: bool = False, dtype: Any = jnp.float32) -> Any:
+    """The same of whole logits, without a bias and extras or with both."""
+    assert B * T * V <= chunked.LOGITS
+    return measured(parts(dtype), batch(), biased=not plain, **({} if plain else EXTRAS))
+
+
 def close(got: Any, want: Any, tolerance: float) -> None:
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == b.dtype
@@ -55,14 +63,14 @@ def close(got: Any, want: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("limit", [1, 7 * V, 16 * V])  # a token, a number that does not divide, one that does
 @pytest.mark.parametrize("extra", [{}, EXTRAS])
 def test_chunks_change_nothing(limit: int, extra: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    want = measured(parts(), batch(), biased=bool(extra), **extra)
+    want = whole(plain=not extra)
     monkeypatch.setattr(chunked, "LOGITS", limit)
     close(measured(parts(), batch(), biased=bool(extra), **extra), want, 1e-6)
 
 
 @pytest.mark.parametrize("text", MESHES)
 def test_nor_does_a_mesh(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = measured(parts(), batch(), **EXTRAS)
+    want = whole()
     monkeypatch.setattr(chunked, "LOGITS", 2 * V)
     place = mesh.place_on(mesh.make_mesh(text), {})
     axes = {"x": "batch seq width", "table": "vocab embed", "bias": "vocab"}
@@ -75,7 +83,7 @@ def test_nor_does_a_mesh(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bfloat16_is_as_close_as_its_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    want = measured(parts(jnp.bfloat16), batch(), **EXTRAS)
+    want = whole(dtype=jnp.bfloat16)
     monkeypatch.setattr(chunked, "LOGITS", 7 * V)
     got = measured(parts(jnp.bfloat16), batch(), **EXTRAS)
     close(got[1], want[1], 1e-6)

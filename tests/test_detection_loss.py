@@ -113,12 +113,16 @@ def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, fl
     return terms
 
 
+terms_of = jax.jit(losses.TASKS["detection"])
+slope_of = jax.jit(jax.grad(lambda value, batch: jnp.sum(losses.TASKS["detection"](value, batch)["loss"][0])))
+
+
 @pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_loss_is_that_of_loops(exclusive: bool, seed: int) -> None:
     """Each term of each image, v3's and v2's; a row counts by its weight."""
     value, batch = value_for(exclusive, seed), batch_for(seed + 10)
-    terms = jax.jit(losses.TASKS["detection"])(value, jax.tree.map(jnp.asarray, batch))
+    terms = jax.device_get(terms_of(value, batch))
     assert set(terms) == {"loss", "box", "object", "class", "iou"}
     for n, w in enumerate(batch["weight"]):
         want = by_loops(value, batch, n)
@@ -131,10 +135,11 @@ def test_loss_is_that_of_loops(exclusive: bool, seed: int) -> None:
 
 def test_of_two_boxes_with_one_prediction_the_last_is_learnt() -> None:
     """Its place and size; of v3's classes both, of v2's the last one."""
-    batch = {k: jnp.asarray(v) for k, v in batch_for().items()}
-    turned = {**batch, **{k: batch[k].at[0, :3].set(batch[k][0, 2::-1]) for k in ("boxes", "kinds")}}
+    batch, turned = batch_for(), batch_for()
+    for name in ("boxes", "kinds"):
+        turned[name][0, :3] = batch[name][0, 2::-1]
     for exclusive in (False, True):
-        one, two = (losses.TASKS["detection"](value_for(exclusive), b) for b in (batch, turned))
+        one, two = (terms_of(value_for(exclusive), b) for b in (batch, turned))
         assert float(one["box"][0][0]) != float(two["box"][0][0])
         same = float(one["class"][0][0]) == pytest.approx(float(two["class"][0][0]), rel=1e-5)
         assert same == (not exclusive)
@@ -175,8 +180,7 @@ def deltas(value: Grids, batch: dict[str, np.ndarray], n: int) -> list[np.ndarra
 def test_slopes_are_darknets(exclusive: bool) -> None:
     """At every raw number of every image: with boxes, with two of one prediction, and with none."""
     value, batch = value_for(exclusive), batch_for()
-    given = jax.tree.map(jnp.asarray, batch)
-    slope = jax.jit(jax.grad(lambda v: jnp.sum(losses.TASKS["detection"](v, given)["loss"][0])))(value)
+    slope = jax.device_get(slope_of(value, batch))
     for n, weight in enumerate(batch["weight"]):
         for got, want in zip(slope.maps, deltas(value, batch, n), strict=True):
             np.testing.assert_allclose(got[n], weight * want, rtol=1e-4, atol=1e-5)
@@ -185,9 +189,8 @@ def test_slopes_are_darknets(exclusive: bool) -> None:
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_gradients_are_finite(exclusive: bool) -> None:
     """At boxes of no and of almost no area and at the border; an image that weighs nothing has none."""
-    batch, value = {k: jnp.asarray(v) for k, v in batch_for().items()}, value_for(exclusive)
-    slope = jax.grad(lambda v: jnp.sum(losses.TASKS["detection"](v, batch)["loss"][0]))(value)
+    batch, value = batch_for(), value_for(exclusive)
+    slope = slope_of(value, batch)
     assert all(np.isfinite(one).all() for one in slope.maps)
-    far = {**batch, "weight": jnp.array([1.0, 0.0, 0.0])}
-    slope = jax.grad(lambda v: jnp.sum(losses.TASKS["detection"](v, far)["loss"][0]))(value)
+    slope = slope_of(value, {**batch, "weight": np.float32([1, 0, 0])})
     assert all(not np.asarray(one[1:]).any() for one in slope.maps)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models.spec import Spec, zeros
+from tests.cases import batch_for
 from tests.harness import Trainer
 from train import mesh
 from train.update.rounding import cast_parameters, round_stochastically
@@ -51,7 +52,12 @@ def test_small_updates_are_learnt_from_as_in_float32() -> None:
     """At a rate of 2e-5 an update is far below half of a bfloat16's last bit: rounded to the nearest, nothing moves."""
     fall = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        losses = Trainer("mlp", lr=2e-5, dtype=dtype).steps(400, one_batch=True)
-        fall[dtype] = losses[0] - losses[-1]
+        trainer, losses = Trainer("mlp", lr=2e-5, dtype=dtype), []
+        batch = trainer.put(batch_for("mlp"))
+        with jax.set_mesh(trainer.place.mesh):
+            for _ in range(400):
+                trainer.state, metrics = trainer.update(trainer.state, batch)
+                losses.append(metrics["loss"])
+        fall[dtype] = float(losses[0]) - float(losses[-1])
     assert fall[jnp.float32] > 0.02
     assert fall[jnp.bfloat16] == pytest.approx(fall[jnp.float32], rel=0.05)

@@ -9,7 +9,7 @@ import pytest
 
 import models
 from errors import UsageError
-from models.spec import flatten, unflatten
+from models.spec import flatten
 from tests.cases import inputs_of
 from tests.harness import assert_gradients_close
 
@@ -32,11 +32,10 @@ def tiny(**more: Any) -> models.Model:
 
 
 def started(name: str) -> tuple[models.Model, dict[str, Any]]:
-    model = tiny(**CASES[name])
-    variables = model.init(jax.random.key(0))
-    keys = {path: jax.random.fold_in(jax.random.key(1), i) for i, path in enumerate(flatten(variables["params"]))}
-    params = {k: 0.4 * jax.random.normal(keys[k], v.shape) for k, v in flatten(variables["params"]).items()}
-    return model, {"params": unflatten(params)}
+    model, draw = tiny(**CASES[name]), np.random.default_rng(1)
+    return model, jax.tree.map(
+        lambda spec: np.float32(0.4 * draw.normal(size=spec.shape)), {"params": model.specs["params"]}
+    )
 
 
 def batch_of(c: Any) -> dict[str, np.ndarray]:
@@ -153,21 +152,23 @@ def test_it_is_torchs(name: str) -> None:
     logits, share = theirs(torch.tensor(batch["source"]), torch.tensor(batch["tokens"]))
     (logits.log_softmax(-1) * torch.tensor(weights)).sum().backward()
 
+    looks, c = model.config.attend != "none", model.config
+
     def ours(params: Any) -> tuple[Any, Any]:
         value = model.predict({"params": params}, batch)
-        return jnp.sum(jax.nn.log_softmax(value) * weights), value
+        share = model.module.alignment({"params": params}, inputs_of(batch), c) if looks else None
+        return jnp.sum(jax.nn.log_softmax(value) * weights), (value, share)
 
-    (_, value), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])
+    (_, (value, found)), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])
     want = logits.detach().numpy()
     assert np.linalg.norm(value - want) <= 2e-5 * np.linalg.norm(want)
     got = {k: np.asarray(v) for k, v in flatten(grads).items()}
     assert_gradients_close(got, theirs.gradients({k: v.shape for k, v in got.items()}), 2e-5)
-    if model.config.attend == "none":
-        with pytest.raises(UsageError, match="looks at no token"):
-            model.module.alignment(variables, inputs_of(batch), model.config)
-    else:
-        found = jax.jit(lambda v, b: model.module.alignment(v, b, model.config))(variables, inputs_of(batch))
+    if looks:
         np.testing.assert_allclose(found, share.detach().numpy(), rtol=2e-5, atol=1e-6)
+    else:
+        with pytest.raises(UsageError, match="looks at no token"):
+            model.module.alignment(variables, inputs_of(batch), c)
 
 
 @pytest.mark.parametrize("name", ["luong_general", pytest.param("bahdanau", marks=pytest.mark.slow)])

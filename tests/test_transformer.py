@@ -11,7 +11,7 @@ import models
 from errors import UsageError
 from models import published
 from models.spec import flatten
-from tests.cases import inputs_of
+from tests.cases import inputs_of, random_variables
 from tests.harness import assert_gradients_close
 from train.translate import translate
 from train.update import losses
@@ -131,13 +131,12 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
     def ours(params):
         out = model.apply({"params": params}, batch, logits=False)
         total, weight = task(out.value, {k: jnp.asarray(v) for k, v in batch.items()})["loss"]
-        return jnp.sum(total) / jnp.sum(weight)
+        return jnp.sum(total) / jnp.sum(weight), model.predict({"params": params}, batch)
 
-    value = np.asarray(jax.jit(model.predict)(variables, batch))
+    (found, value), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])
     want = logits.detach().numpy()
     assert value.shape == want.shape
     assert np.linalg.norm(value - want) <= 2e-5 * np.linalg.norm(want)
-    found, grads = jax.jit(jax.value_and_grad(ours))(variables["params"])
     assert abs(found - loss.item()) <= 2e-5 * loss.item()
 
     named, grads, got, wanted = dict(net.named_parameters()), flatten(grads), {}, {}
@@ -237,11 +236,15 @@ def test_bad_inputs_are_refused() -> None:
 def test_backends_and_the_alignment_agree() -> None:
     """Attention by another backend is the same; the alignment is of real tokens alone, and sums to 1."""
     model, batch = tiny(), {k: v for k, v in batch_of(tiny().config).items() if k not in ("targets", "weight")}
-    variables = model.init(jax.random.key(0))
-    other = tiny(attention="xla")
-    want = jax.jit(model.predict)(variables, batch)
-    np.testing.assert_allclose(jax.jit(other.predict)(variables, batch), want, rtol=2e-5, atol=2e-5)
-    share = jax.jit(lambda v, inputs: model.module.alignment(v, inputs, other.config))(variables, inputs_of(batch))
+    variables, other = random_variables(model), tiny(attention="xla")
+
+    @jax.jit
+    def run(variables, inputs):
+        share = model.module.alignment(variables, inputs, other.config)
+        return model.predict(variables, inputs), other.predict(variables, inputs), share
+
+    want, got, share = run(variables, inputs_of(batch))
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
     share = np.asarray(share)
     assert share.shape == (B, T, S)
     np.testing.assert_allclose(share.sum(-1), 1, rtol=1e-5)
@@ -252,7 +255,7 @@ def test_backends_and_the_alignment_agree() -> None:
 def test_padding_of_tokens_on_the_left_changes_nothing() -> None:
     """Tokens of a position below 0 are not seen, and the others are where their positions say."""
     model = tiny()
-    variables, batch, predict = model.init(jax.random.key(0)), batch_of(model.config), jax.jit(model.predict)
+    variables, batch, predict = random_variables(model), batch_of(model.config), jax.jit(model.predict)
     source = {k: batch[k] for k in ("source", "source_mask")}
     alone = predict(variables, {**source, "tokens": batch["tokens"]})
     tokens = np.concatenate([np.full((B, 2), 3, np.int32), batch["tokens"]], 1)
