@@ -1,5 +1,6 @@
 """Tokens further than the next: what is foretold, what is seen for it, and what the loss takes of it."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -10,21 +11,26 @@ import pytest
 import models
 from models.layers import logits_of
 from models.spec import flatten, nowhere
-from tests.cases import batch_for, tiny
+from tests.cases import batch_for, random_variables, tiny
 from train import mesh
 from train.update import losses, step
 
 
 def ahead(model: models.Model, variables: Any, tokens: Any) -> list[np.ndarray]:
-    out = jax.jit(lambda v, t: model.apply(v, t, train=True, logits=False).ahead)(variables, jnp.asarray(tokens))
-    return [np.asarray(logits_of(value)) for value in out]
+    out = _told(model)(variables, tokens)
+    return [np.asarray(value) for value in out]
+
+
+@cache
+def _told(model: models.Model) -> Any:
+    return jax.jit(lambda v, t: [logits_of(value) for value in model.apply(v, t, train=True, logits=False).ahead])
 
 
 @pytest.mark.slow
 def test_a_token_further_is_told_of_those_before_it_alone() -> None:
     """The k-th module stands at a token, has seen k tokens more, and nothing of what it is to foretell."""
     model = tiny("deepseek_softmax", depth=1, dense=(0,))
-    variables, tokens = model.init(jax.random.key(0)), batch_for("deepseek")["tokens"][:2]
+    variables, tokens = random_variables(model), batch_for("deepseek")["tokens"][:2]
     before, at = ahead(model, variables, tokens), 9
     other = tokens.copy()
     other[:, at] = (other[:, at] + 1) % 100
@@ -55,7 +61,7 @@ def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
     """Eq. 24 and 25 of arXiv:2412.19437: sums of nats over as many tokens as the loss has, mean over modules."""
     model = tiny("deepseek_softmax", depth=1, dense=(0,), mtp_weight=0.7)
     batch = jax.tree.map(jnp.asarray, batch_for("deepseek_softmax"))
-    params, total = model.init(jax.random.key(0))["params"], jnp.sum(batch["weight"])
+    params, total = random_variables(model)["params"], jnp.sum(batch["weight"])
 
     def nats(logits: Any, k: int) -> tuple[Any, Any]:
         """Sum over all tokens that have one k further, and of their weights."""

@@ -159,17 +159,13 @@ def hold(backend: str, ask: str) -> None:
         call(**arrays, backend=backend)
 
 
+# What other asks have in them too, or what the kernel is asked for below at once.
 LATE = {
-    "window",
-    "window both ways",
-    "groups",
-    "soft cap",
-    "sinks",
-}  # of the kernel's; most are asked for below at once
+    **dict.fromkeys([("xla", "window"), ("xla", "float32"), ("kernel", "window both ways")], pytest.mark.slow),
+    **dict.fromkeys([("kernel", ask) for ask in ("window", "groups", "soft cap", "sinks")], pytest.mark.weekly),
+}
 MATRIX = [
-    pytest.param(backend, ask, marks=[pytest.mark.slow] if backend == "kernel" and ask in LATE else [])
-    for backend in ("xla", "kernel")
-    for ask in ASKS
+    pytest.param(backend, ask, marks=LATE.get((backend, ask), ())) for backend in ("xla", "kernel") for ask in ASKS
 ]
 
 
@@ -247,11 +243,11 @@ def on(text: str, kv_heads: int) -> mesh.Placement:
 @pytest.mark.parametrize(
     ("backend", "text", "kv_heads"),
     [
-        ("xla", "dp:4", 4),
+        pytest.param("xla", "dp:4", 4, marks=pytest.mark.weekly),
         ("xla", "dp:2,fsdp:2,tp:2", 2),
         ("xla", "fsdp:2,cp:2,tp:2", 1),
         ("reference", "dp:2,cp:2,tp:2", 1),
-        ("kernel", "dp:2,tp:2", 2),
+        pytest.param("kernel", "dp:2,tp:2", 2, marks=pytest.mark.weekly),
         ("kernel", "fsdp:4,tp:2", 1),
     ],
 )

@@ -103,11 +103,15 @@ def test_no_array_of_all_logits_is_left(monkeypatch: pytest.MonkeyPatch) -> None
     assert largest(7 * V) < B * T * V
 
 
-CASES = [("gpt", "fsdp:2,cp:2,tp:2"), ("rnn", "fsdp:2,cp:2,tp:2"), ("gpt", "dp:2")]
-LATER = CASES[1:]
+HARD = "fsdp:2,cp:2,tp:2"
+CASES = [
+    ("gpt", HARD),
+    pytest.param("rnn", "dp:2", marks=pytest.mark.slow),
+    *(pytest.param(*case, marks=pytest.mark.weekly) for case in (("rnn", HARD), ("gpt", "dp:2"))),
+]
 
 
-@pytest.mark.parametrize(("name", "text"), [pytest.param(*c, marks=[pytest.mark.slow] * (c in LATER)) for c in CASES])
+@pytest.mark.parametrize(("name", "text"), CASES)
 def test_an_update_is_the_same(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In microbatches, with what is recomputed, by SGD: loss, and what moved, by more than a parameter's last bits."""
     more: dict[str, Any] = dict(remat="full", depth=1) if name == "gpt" else {}

@@ -21,7 +21,7 @@ from models.published import cfg, darknet
 from models.published.weights import Header
 from models.published.weights import header as header_of
 from models.spec import flatten, nowhere
-from tests.cases import CASES, tiny
+from tests.cases import CASES, random_variables, tiny
 
 ASSETS = Path(os.environ.get("DARKNET_CFG_DIR", Path(__file__).parents[2] / "shared" / "assets" / "darknet"))
 there = pytest.mark.skipif(not ASSETS.exists(), reason="DARKNET_CFG_DIR, of Darknet's published .cfg files, is not set")
@@ -86,17 +86,21 @@ def test_opencv_computes_the_same(file: str, plane: tuple[int, int], tmp_path: P
     (tmp_path / "net.weights").write_bytes(content)
     model, variables = darknet.load(tmp_path / "net.cfg", tmp_path / "net.weights")
     image = np.random.default_rng(1).random((2, *plane, 3)).astype(np.float32)
-    value = jax.jit(model.predict)(variables, image)
 
+    @jax.jit
+    def run(variables: Any, image: Any) -> Any:
+        value = model.predict(variables, image)
+        return value.maps, grids.decoded(value)
+
+    maps, (boxes, scores, objects) = jax.device_get(run(variables, image))
     net = cv2.dnn.readNetFromDarknet(str(tmp_path / "net.cfg"), str(tmp_path / "net.weights"))
     net.setInput(np.ascontiguousarray(image.transpose(0, 3, 1, 2)))
     heads = [at for at, layer in enumerate(model.config.layers) if isinstance(layer, Head)]
-    for ours, theirs in zip(value.maps, net.forward([f"conv_{at - 1}" for at in heads]), strict=True):
+    for ours, theirs in zip(maps, net.forward([f"conv_{at - 1}" for at in heads]), strict=True):
         want = theirs.transpose(0, 2, 3, 1).reshape(ours.shape)
         np.testing.assert_allclose(ours, want, rtol=0, atol=1e-4 * np.abs(want).max())
     found = net.forward(net.getUnconnectedOutLayersNames())
     rows = np.concatenate([np.reshape(x, (2, -1, x.shape[-1])) for x in found], 1)
-    boxes, scores, objects = grids.decoded(value)
     np.testing.assert_allclose(boxes, rows[..., :4], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(objects, rows[..., 4], rtol=1e-4, atol=1e-4)
     shown = rows[..., 5:] > 0  # it leaves out those below a threshold
@@ -187,7 +191,7 @@ def test_opencv_computes_the_same_of_a_grouped_route(tmp_path: Path) -> None:
     net = cv2.dnn.readNetFromDarknet(*map(str, files))
     net.setInput(np.ascontiguousarray(image.transpose(0, 3, 1, 2)))
     want = net.forward(f"conv_{len(block) + 1}").transpose(0, 2, 3, 1)
-    got = model.predict(variables, image).maps[0].reshape(want.shape)
+    got = jax.jit(model.predict)(variables, image).maps[0].reshape(want.shape)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
@@ -227,13 +231,17 @@ def test_the_deviation_plus_epsilon_divides(train: bool) -> None:
         running = jax.tree.map(jnp.asarray, stats)
         return batch_norm(x, p, running, train=train, momentum=0.9, eps=1e-6, outside=True)
 
-    y, moved = run(jnp.asarray(x))
+    @jax.jit
+    def both(x: jax.Array) -> Any:
+        return run(x), jax.grad(lambda x: jnp.sum(jnp.square(run(x)[0])))(x)
+
+    (y, moved), slope = both(x)
     wide = x.astype(np.float64).reshape(-1, 4)
     mean, var = (wide.mean(0), wide.var(0)) if train else (stats["mean"], stats["var"])
     np.testing.assert_allclose(y, 2 * (x - mean) / (np.sqrt(var) + 1e-6) + 0.5, rtol=1e-4, atol=1e-5)
     want = 0.9 * stats["var"] + 0.1 * wide.var(0, ddof=1) if train else stats["var"]
     np.testing.assert_allclose(moved["var"], want, rtol=1e-5)
-    assert np.isfinite(jax.grad(lambda x: jnp.sum(jnp.square(run(x)[0])))(jnp.asarray(x))).all()
+    assert np.isfinite(slope).all()
 
 
 # Numbers
@@ -350,4 +358,4 @@ def test_a_config_that_cannot_be_is_refused(fields: dict[str, Any], says: str) -
 def test_an_image_of_another_size_is_refused() -> None:
     model = tiny("yolo")
     with pytest.raises(UsageError, match=r"inputs = \(16, 8, 3\) must be the size of the image, \(8, 8, 3\)"):
-        model.predict(model.init(jax.random.key(0)), jnp.zeros((1, 8, 8, 3)))
+        model.predict(random_variables(model), jnp.zeros((1, 8, 8, 3)))

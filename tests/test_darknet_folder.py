@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from models import published
 from models.published import darknet, labels
 from models.spec import flatten
 from tests.boxed_folders import coco, write_coco
-from tests.cases import tiny
+from tests.cases import random_variables, tiny
 
 ANCHORS = ((4, 4), (6, 6), (8, 12), (12, 8), (16, 16), (24, 24))
 
@@ -22,7 +21,7 @@ ANCHORS = ((4, 4), (6, 6), (8, 12), (12, 8), (16, 16), (24, 24))
 def folder_of(path: Path, model: models.Model) -> Path:
     """A folder with a network's files, under names of their own."""
     path.mkdir()
-    darknet.save(model, model.init(jax.random.key(0)), path / "cells.cfg", path / "cells.weights")
+    darknet.save(model, random_variables(model), path / "cells.cfg", path / "cells.weights")
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from data.evaluation import Exam
-from tests.cases import CASES, B, batch_for, tiny
+from tests.cases import CASES, B, batch_for, random_variables, tiny
 from train import evaluate, mesh
 from train.update import losses
 
@@ -111,8 +111,8 @@ def test_answers_on_a_mesh_are_the_models(name: str) -> None:
     batch = batch_for(name)
     place = mesh.place_on(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
     exam = Exam({k: v for k, v in batch.items() if k != "weight"}, np.arange(B))
-    variables = model.init(jax.random.key(0))
-    value = np.asarray(model.predict(variables, batch))
+    variables = random_variables(model)
+    value = np.asarray(jax.jit(model.predict)(variables, batch))
     jax.set_mesh(place.mesh)
     placed = jax.device_put(variables, place.shardings(model.specs))
     got = evaluate.evaluate(evaluate.make_examiner(model, task, place), placed, exam, place, 8)

@@ -168,13 +168,13 @@ def test_rosenblatts_rule_errs_no_more_than_the_theorem_allows(tmp_path: Path) -
     args = [
         "--config=configs/mlp.py:rosenblatt",
         "--config.log.every=1",
-        "--config.train.steps=4000",
+        "--config.train.steps=2000",
         "--config.mesh=tp:*",
     ]
     assert launch.main(["train", f"--workdir={tmp_path}/w", *args]) == 0
     lines = metrics.read(str(tmp_path / "w"))
     wrong = np.array([r["metrics"]["accuracy"] == 0 for r in lines if r["kind"] == "train"])
-    assert len(wrong) == 4000
+    assert len(wrong) == 2000
     data = sources.load("halves", "train").fields
     x = np.concatenate([data["features"], np.ones((len(data["label"]), 1), np.float32)], 1)  # the bias is a weight
     best = np.array([0.8, 0.6, -0.65])  # the line that made the set

@@ -106,7 +106,8 @@ def test_a_run_reports_to_wandb_if_asked(tmp_path: Path, monkeypatch: pytest.Mon
     """One run there for one workdir, with the config; every line of metrics once, under its step."""
     theirs = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", theirs)
-    settings = ["--config=configs/mlp.py:digits", "--config.train.steps=20", "--config.log.wandb=trials"]
+    settings = ["--config=configs/mlp.py:xor", "--config.mesh=tp:*", "--config.train.steps=20"]
+    settings += ["--config.log.every=5", "--config.eval.every=10", "--config.log.wandb=trials"]
     assert launch.main(["train", f"--workdir={tmp_path}/w", *settings]) == 0
     (kind, begun), *logged, last = theirs.calls
     assert (kind, last) == ("init", ("finish", None))
@@ -119,6 +120,7 @@ def test_a_run_reports_to_wandb_if_asked(tmp_path: Path, monkeypatch: pytest.Mon
     lines = [r for r in metrics.read(str(tmp_path / "w")) if r["kind"] != "event"]
     want = [(r["step"], {f"{r['split'] or r['kind']}/{k}": v for k, v in r["metrics"].items()}) for r in lines]
     assert [what for _, what in logged] == want
+    assert {r["kind"] for r in lines} == {"train", "eval"}
 
 
 def test_runs_of_one_name_are_two_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +174,7 @@ def test_a_workdir_that_is_no_more_is_noticed(tmp_path: Path) -> None:
 def test_wandb_is_not_asked_for_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Without the package a run that asks is refused before anything is written; one that does not ask goes on."""
     monkeypatch.setitem(sys.modules, "wandb", None)
-    settings = ["--config=configs/mlp.py:digits", "--config.train.steps=1"]
+    settings = ["--config=configs/mlp.py:xor", "--config.mesh=tp:*", "--config.train.steps=1"]
     assert launch.main(["train", f"--workdir={tmp_path}/w", *settings, "--config.log.wandb=trials"]) == 2
     assert "pip install wandb" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()

@@ -223,11 +223,10 @@ def test_padding_is_not_told_of() -> None:
     assert pooled_balance(layers) == rowwise_balance(layers) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [pytest.param(4, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.weekly)])
 def test_biases_move_once_an_update(parts: int) -> None:
     """By the load of the whole batch, in however many parts it comes."""
-    trainer = Trainer("deepseek", accumulate=parts, model=tiny("deepseek", balance=0.0))
+    trainer = Trainer("deepseek", accumulate=parts, optimizer="sgd", model=tiny("deepseek", balance=0.0))
     start = jax.device_get({k: trainer.state[k] for k in ("params", "stats")})
     assert trainer.steps(1)
     before, after = flatten(start["stats"]), jax.device_get(flatten(trainer.state["stats"]))

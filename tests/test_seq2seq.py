@@ -24,7 +24,10 @@ CASES = {
     "luong_general": dict(attend="general", depth=2, tied="none"),
     "luong_general_reversed": dict(attend="general", bidirectional=False, reverse_source=True),
 }
-FIRST = ("sutskever", "bahdanau", "luong_general")
+MARKS: dict[str, Any] = {  # the others are of the default suite; what the last is made of comes in the others
+    **dict.fromkeys(("no_attention_tied", "bahdanau_deep", "luong_dot"), pytest.mark.slow),
+    "luong_general_reversed": pytest.mark.weekly,
+}
 
 
 def tiny(**more: Any) -> models.Model:
@@ -140,7 +143,7 @@ class Reference:
         return torch.stack(reads, 1) @ table.T, torch.stack(shares, 1)
 
 
-@pytest.mark.parametrize("name", [n if n in FIRST else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES])
 def test_it_is_torchs(name: str) -> None:
     """Logits, alignments and every gradient, of sources of different lengths."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")

@@ -17,7 +17,12 @@ from train.translate import translate
 from train.update import losses
 
 B, T, S, V = 4, 7, 9, 30
-SLOW = pytest.mark.slow
+SLOW, WEEKLY = (5, 6, 8), (2, 3, 4, 7, 9)  # with the first two every value of every field comes in the slow ones
+SEEDS = [
+    *(0, 1),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW),
+    *(pytest.param(n, marks=pytest.mark.weekly) for n in WEEKLY),
+]
 
 
 def shape_of(seed: int) -> dict:
@@ -114,7 +119,7 @@ def built(seed: int, folder: Path):
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=SLOW) for n in range(2, 10))])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
     """Logits, the loss with label smoothing, every gradient, and what is written greedily."""
     torch, net, model, variables = built(seed, tmp_path)

@@ -13,11 +13,11 @@ from errors import UsageError
 from models import vit
 from models.convolution import conv
 from models.spec import nowhere
-from tests.cases import tiny
+from tests.cases import random_variables, tiny
 
 
 def image(model: models.Model, rows: int = 3) -> jax.Array:
-    return jax.random.normal(jax.random.key(1), (rows, *model.config.inputs))
+    return jnp.asarray(np.random.default_rng(1).normal(size=(rows, *model.config.inputs)).astype(np.float32))
 
 
 @pytest.mark.parametrize("patch", [4, (2, 3)])
@@ -25,16 +25,21 @@ def test_patches_are_a_convolution_of_their_own_stride(patch: Any) -> None:
     """The product over patches is what a convolution makes of it, row by row."""
     model = tiny("vit", patch=patch, position="patches", inputs=(8, 12, 3))
     c, x = model.config, image(model)
-    p = model.init(jax.random.key(0))["params"]["embed"]
-    got = jax.jit(lambda x, p: vit.embed(x, p, c, nowhere))(x, p)
+    p = random_variables(model)["params"]["embed"]
     dims = ("NHWC", "HWIO", "NHWC")
-    want = jax.lax.conv_general_dilated(x, p["patch"]["kernel"], c.kernel, "VALID", dimension_numbers=dims)
-    want = want.reshape(3, -1, c.width) + p["position"][None]
+
+    @jax.jit
+    def run(x: jax.Array, p: Any) -> Any:
+        kernel = p["patch"]["kernel"]
+        whole = jax.lax.conv_general_dilated(x, kernel, c.kernel, "VALID", dimension_numbers=dims)
+        square = conv(x, kernel, "VALID", stride=patch) if isinstance(patch, int) else whole
+        added = (p["patch"]["bias"][None] + p["position"])[None]
+        return vit.embed(x, p, c, nowhere), *(y.reshape(3, -1, c.width) + added for y in (whole, square))
+
+    got, want, square = run(x, p)
     np.testing.assert_allclose(got[:, 1:], want, rtol=2e-5, atol=2e-5)
-    np.testing.assert_array_equal(got[:, 0], jnp.broadcast_to(p["class"], (3, c.width)))
-    if isinstance(patch, int):
-        square = conv(x, p["patch"]["kernel"], "VALID", stride=patch).reshape(3, -1, c.width)
-        np.testing.assert_allclose(square + p["position"][None], want, rtol=2e-5, atol=2e-5)
+    np.testing.assert_array_equal(got[:, 0], np.broadcast_to(p["class"], (3, c.width)))
+    np.testing.assert_allclose(square, want, rtol=2e-5, atol=2e-5)
 
 
 def test_sines_are_those_of_a_loop() -> None:
@@ -52,15 +57,17 @@ def test_sines_are_those_of_a_loop() -> None:
 def test_a_pool_is_the_first_token_or_the_mean_of_the_patches() -> None:
     """Of the vectors that the bare network tells; the mean is without the class token."""
     model = tiny("vit")
-    variables, x = model.init(jax.random.key(0)), image(model)
-    bare = models.build("vit", **{**vars(model.config), "head": "none", "pool": "none"})
-    vectors, head = jax.jit(bare.predict)(variables, x), variables["params"]["head"]
+    variables, x = random_variables(model), image(model)
+    fields = vars(model.config)
+    bare = models.build("vit", **{**fields, "head": "none", "pool": "none"})
+    first, mean = (models.build("vit", **{**fields, "pool": pool}) for pool in ("first", "mean"))
+    run = jax.jit(lambda *given: [one.predict(*given) for one in (bare, first, mean)])
+    vectors, *scores = (np.asarray(y) for y in run(variables, x))
     assert vectors.shape == (3, 2 * 3 + 1, 32)
     assert "encoder" in bare.traits
-    for pool, pooled in (("first", vectors[:, 0]), ("mean", vectors[:, 1:].mean(1))):
-        model = models.build("vit", **{**vars(model.config), "pool": pool})
-        want = pooled @ head["kernel"] + head["bias"][None]
-        np.testing.assert_allclose(jax.jit(model.predict)(variables, x), want, rtol=2e-5, atol=2e-5)
+    head = variables["params"]["head"]
+    for got, pooled in zip(scores, (vectors[:, 0], vectors[:, 1:].mean(1)), strict=True):
+        np.testing.assert_allclose(got, pooled @ head["kernel"] + head["bias"][None], rtol=2e-5, atol=2e-5)
 
 
 def test_a_head_of_zeros_tells_nothing_at_first() -> None:
@@ -71,8 +78,8 @@ def test_a_head_of_zeros_tells_nothing_at_first() -> None:
 def test_paths_are_left_out_more_often_further_up() -> None:
     """Of three layers at rate 0.6 the first's branches are never left out, the next's of 0.3 of the rows, then 0.6."""
     model = tiny("vit", drop_path=0.6, depth=3, head="none", pool="none", inputs=(4, 4, 1))
-    variables, rows = model.init(jax.random.key(0)), 2000
-    x = jnp.broadcast_to(image(model, 1), (rows, *model.config.inputs))
+    variables, rows = random_variables(model), 2000
+    x = np.broadcast_to(image(model, 1), (rows, *model.config.inputs))
     value = jax.jit(lambda v, x: model.apply(v, x, train=True, key=jax.random.key(2)).value)(variables, x)
     kinds, count = np.unique(np.round(np.asarray(value[:, 0, :4]), 4), axis=0, return_counts=True)
     assert len(kinds) == 16  # each of the last four branches in or out
@@ -107,4 +114,4 @@ def test_what_is_no_vision_transformer_is_refused(fields: dict[str, Any], says: 
 def test_an_image_of_another_size_is_refused() -> None:
     model = tiny("vit")
     with pytest.raises(UsageError, match=r"inputs = \(8, 12, 1\) must be \(8, 8, 1\), as the image is"):
-        model.predict(model.init(jax.random.key(0)), jnp.zeros((1, 8, 8, 1)))
+        model.predict(random_variables(model), jnp.zeros((1, 8, 8, 1)))
