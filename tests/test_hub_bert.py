@@ -19,7 +19,7 @@ from models.spec import flatten
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
 
-from tests.test_hub import assert_close  # noqa: E402  (needs both)
+from tests.hub import assert_close  # noqa: E402  (needs both)
 
 CLASSES = {"mlm": "BertForMaskedLM", "none": "BertModel", "classes": "BertForSequenceClassification"}
 
@@ -126,7 +126,7 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
             compared += 1
     assert compared == len(named)
 
-    models.save_pretrained(model, variables, tmp_path / "ours")
+    models.save_pretrained(model, jax.device_get(variables), tmp_path / "ours")
     back, told = getattr(transformers, CLASSES[head]).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     unused = {"cls.predictions.bias"} if head == "mlm" and not model.config.tied else set()
@@ -135,8 +135,7 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
             np.testing.assert_array_equal(back.state_dict()[name], parameter)
     again = models.load_pretrained(tmp_path / "ours")
     assert again[0].config == model.config
-    for name, leaf in flatten(variables).items():
-        np.testing.assert_array_equal(flatten(again[1])[name], leaf)
+    jax.tree.map(np.testing.assert_array_equal, again[1], variables)
 
 
 def test_old_names_and_heads_that_are_not_asked_for(tmp_path: Path) -> None:
@@ -157,9 +156,9 @@ def test_old_names_and_heads_that_are_not_asked_for(tmp_path: Path) -> None:
     with torch.no_grad():
         out = module(torch.tensor(tokens), output_hidden_states=True)
     model, variables = models.load_pretrained(tmp_path)
-    assert_close(model.predict(variables, tokens), out.prediction_logits)
+    assert_close(jax.jit(model.predict)(variables, tokens), out.prediction_logits)
     hidden = models.load_pretrained(tmp_path, head="none", pooler=True)
-    assert_close(hidden[0].predict(hidden[1], tokens), out.hidden_states[-1])
+    assert_close(jax.jit(hidden[0].predict)(hidden[1], tokens), out.hidden_states[-1])
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "architectures"}))
     assert models.load_pretrained(tmp_path)[0].config.head == "mlm"
@@ -193,6 +192,6 @@ def test_real_sentences_are_as_near_as_published() -> None:
         "tokens": np.array([c.ids for c in coded]),
         "mask": np.array([c.attention_mask for c in coded], np.float32),
     }
-    vectors = np.asarray(model.predict(variables, batch))
+    vectors = np.asarray(jax.jit(model.predict)(variables, batch))
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors[1:] @ vectors[0], [0.695, 0.943, 0.257], atol=0.002)

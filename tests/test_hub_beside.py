@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 import models
 from errors import UsageError
 from models import published
+from tests.cases import random_variables
 from tests.hub import assert_close, torch, transformers
 
 EYE = dict(hidden_size=16, num_hidden_layers=1, intermediate_size=64, num_attention_heads=2, image_size=28)
@@ -84,7 +85,7 @@ def test_the_text_is_read_and_what_sees_is_told(kind: str, saved: str, tmp_path:
     tokens = np.random.default_rng(0).integers(1, 70, (2, 12))
     text = module.language_model if kind == "llama4" else module  # whose own forward pass fails without an image
     with torch.no_grad():
-        assert_close(model.predict(variables, tokens), text(torch.tensor(tokens)).logits)
+        assert_close(jax.jit(model.predict)(variables, tokens), text(torch.tensor(tokens)).logits)
     found = published.find(model, tmp_path)
     assert not found.left
     beside = {"gemma3": "vision_tower multi_modal_projector", "llama4": "vision_model multi_modal_projector"}
@@ -124,7 +125,7 @@ def test_strange_settings_are_refused(changes: dict[str, Any], says: str, tmp_pa
 
 def test_a_part_that_is_no_text_is_surplus_beside_a_network_of_text(tmp_path: Path) -> None:
     model = models.build("llama", vocab=64, width=16, depth=1, heads=2)
-    models.save_pretrained(model, model.init(jax.random.key(0)), tmp_path)
+    models.save_pretrained(model, random_variables(model), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     save_file({**tensors, "vision_tower.patch": np.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=r"'vision_tower\.patch' is not part of this network"):

@@ -16,7 +16,8 @@ from models.published import labels, preprocessing
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
 
-from tests.test_hub import assert_close  # noqa: E402  (needs both)
+from tests.cases import random_variables  # noqa: E402
+from tests.hub import assert_close  # noqa: E402  (needs both)
 from tests.torch_convnets import CLASSES, ResNet, Vgg, compare, drawn, strict_both_ways, write  # noqa: E402
 
 # VGG
@@ -115,7 +116,7 @@ def test_folders_of_resnets_are_strict_both_ways(seed: int, tmp_path: Path) -> N
     image = np.random.default_rng(seed).normal(size=(2, 32, 32, model.config.inputs)).astype(np.float32)
     with torch.no_grad():
         want = theirs.eval()(torch.tensor(image.transpose(0, 3, 1, 2))).logits
-    assert_close(model.predict(variables, image), want)
+    assert_close(jax.jit(model.predict)(variables, image), want)
     again, back = models.load_pretrained(tmp_path / "ours")
     assert again.config == model.config
     for path, leaf in published.leaves(variables).items():
@@ -128,7 +129,7 @@ def test_a_bare_resnet_gives_the_mean_over_its_last_map(tmp_path: Path) -> None:
     image = np.random.default_rng(0).normal(size=(2, 40, 40, model.config.inputs)).astype(np.float32)
     with torch.no_grad():
         want = module.eval()(torch.tensor(image.transpose(0, 3, 1, 2))).pooler_output.flatten(1)
-    assert_close(model.predict(variables, image), want)
+    assert_close(jax.jit(model.predict)(variables, image), want)
     models.save_pretrained(model, variables, tmp_path / "ours")
     assert models.load_pretrained(tmp_path / "ours")[0].config == model.config
 
@@ -174,7 +175,7 @@ def test_a_folder_of_timm(family: str, size: str, made: Any, tmp_path: Path) -> 
     assert model == wanted
     image = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
-        assert_close(model.predict(variables, image), module(torch.tensor(image.transpose(0, 3, 1, 2))))
+        assert_close(jax.jit(model.predict)(variables, image), module(torch.tensor(image.transpose(0, 3, 1, 2))))
     names, images = ("eel", "ant", "bee"), {"size": (64, 48), "fit": "stretch", "resample": "box", "crop": 0.9}
     models.save_pretrained(model, variables, tmp_path / "ours", dialect="timm", classes=names, images=images)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["architecture"] == size
@@ -221,6 +222,6 @@ def test_folders_that_are_refused(settings: dict[str, Any], says: str, tmp_path:
 def test_networks_without_a_published_form(family: str, fields: Any, dialect: Any, says: str, tmp_path: Path) -> None:
     model = models.build(family, **fields)
     with pytest.raises(UsageError) as caught:
-        models.save_pretrained(model, model.init(jax.random.key(0)), tmp_path / "H", dialect=dialect)
+        models.save_pretrained(model, random_variables(model), tmp_path / "H", dialect=dialect)
     assert says in str(caught.value)
     assert not (tmp_path / "H").exists()

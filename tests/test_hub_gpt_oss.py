@@ -17,6 +17,7 @@ from models import published
 from models.published.gpt_oss import config, fields
 from models.published.layout import Keys
 from models.spec import flatten
+from tests.cases import random_variables
 from tests.hub import assert_close, torch, transformers
 
 # What the 20-billion model's file holds, its sizes cut down.
@@ -50,19 +51,13 @@ def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("hub")
     (where / "config.json").write_text(json.dumps(RELEASED))
     model = models.build("gpt_oss", **fields(Keys(RELEASED)))
-    models.save_pretrained(model, noisy(model), where / "plain")
+    models.save_pretrained(model, random_variables(model), where / "plain")
     draw, tensors = np.random.default_rng(0), load_file(where / "plain" / "model.safetensors")
     for name in [name for name in tensors if name.endswith("_proj")]:
         E, D, O = tensors.pop(name).shape
         tensors[f"{name}_blocks"] = draw.integers(0, 256, (E, O, D // 32, 16)).astype(np.uint8)
         tensors[f"{name}_scales"] = draw.integers(120, 128, (E, O, D // 32)).astype(np.uint8)
     return folder_of(where / "released", tensors, **QUANTISED)
-
-
-def noisy(model: models.Model) -> Any:
-    """All parameters random, norms and biases too."""
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), model.init(jax.random.key(0)))
 
 
 def number(byte: int, high: bool, scale: int) -> float:
@@ -102,7 +97,7 @@ def test_experts_of_four_bits_are_transformers(four_bits: Path, tmp_path: Path) 
     tokens = np.random.default_rng(0).integers(0, 64, (2, 20))
     with torch.no_grad():
         want = loaded.eval()(torch.tensor(tokens)).logits.numpy()
-    assert_close(model.predict(variables, jnp.asarray(tokens)), want)
+    assert_close(jax.jit(model.predict)(variables, jnp.asarray(tokens)), want)
 
     models.save_pretrained(model, variables, tmp_path / "ours")
     tensors = load_file(tmp_path / "ours" / "model.safetensors")
@@ -171,7 +166,7 @@ def test_a_config_means_what_it_means_to_transformers(kept: dict, changes: dict,
     tokens = np.random.default_rng(0).integers(0, 64, (2, 40))
     with torch.no_grad():
         want = module(torch.tensor(tokens)).logits.numpy()
-    assert_close(model.predict(variables, jnp.asarray(tokens)), want)
+    assert_close(jax.jit(model.predict)(variables, jnp.asarray(tokens)), want)
 
 
 @pytest.mark.parametrize("size", list(models.FAMILIES["gpt_oss"].SIZES))

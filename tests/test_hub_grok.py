@@ -15,7 +15,7 @@ from errors import UsageError
 from models.published.grok import config, fields
 from models.published.layout import Keys
 from models.spec import flatten
-from tests.cases import batch_for, tiny
+from tests.cases import batch_for, random_variables, tiny
 from tests.harness import Trainer, assert_gradients_close
 
 # run.py of the release
@@ -219,7 +219,7 @@ GIVEN = {
 def test_logits_are_those_of_the_released_code(tmp_path: Path) -> None:
     values = settings(0)
     model, variables = models.load_pretrained(folder_of(tmp_path / "theirs", values, tensors_of(values, 0)))
-    logits = np.asarray(model.predict(variables, jnp.asarray(texts(values, 0))))
+    logits = np.asarray(jax.jit(model.predict)(variables, texts(values, 0)))
     for at, want in GIVEN.items():
         assert np.linalg.norm(logits[at][:4] - want) < 2e-5 * np.linalg.norm(want)
 
@@ -275,7 +275,7 @@ def test_an_experts_hidden_follows_the_releases_rule(width: int, widening: float
 def test_what_the_release_cannot_be_is_not_written(changes: dict, says: str, tmp_path: Path) -> None:
     model = tiny("grok", **{"soft_cap": 30.0, **changes})
     with pytest.raises(UsageError, match=says):
-        models.save_pretrained(model, model.init(jax.random.key(0)), tmp_path / "hub")
+        models.save_pretrained(model, random_variables(model), tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
 
 
@@ -307,7 +307,7 @@ def test_an_unknown_setting_inside_is_refused() -> None:
 def test_padding_is_seen_by_no_other_token() -> None:
     """Nothing changes by what stands there; with a cache, in parts, all is the same."""
     model = tiny("grok", pad_token=9)
-    variables = model.init(jax.random.key(0))
+    variables = random_variables(model)
     tokens = batch_for("grok")["tokens"][:4, :12] % 10 + 5  # half are up to 9
     other, real = np.where(tokens > 9, tokens, tokens - 5), tokens > 9
     assert 10 < real.sum() < 38

@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import models
 from errors import UsageError
 from models import published
 from models.published.layout import Keys
+from tests.cases import random_variables
 
 DECODER: dict[str, Any] = dict(vocab=64, context=32, width=32, depth=2, heads=4, hidden=48)
 MADE: dict[str, tuple[str, dict[str, Any]]] = {  # model_type -> family, fields
@@ -33,7 +33,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {  # model_type -> family, fields
 def saved(kind: str, where: Path, **more: Any) -> models.Model:
     family, fields = MADE[kind]
     model = models.build(family, **{**DECODER, **fields, **more})
-    models.save_pretrained(model, model.init(jax.random.key(0)), where)
+    models.save_pretrained(model, random_variables(model), where)
     return model
 
 
@@ -128,7 +128,7 @@ def test_scales_of_another_kind(dtype: Any, says: str, tmp_path: Path) -> None:
 def test_networks_that_have_no_published_form(family: str, fields: dict[str, Any], says: str, tmp_path: Path) -> None:
     model = models.build(family, **{**DECODER, **fields})
     with pytest.raises(UsageError, match=says):
-        models.save_pretrained(model, model.init(jax.random.key(0)), tmp_path / "H")
+        models.save_pretrained(model, random_variables(model), tmp_path / "H")
     assert not (tmp_path / "H").exists()
 
 

@@ -133,7 +133,7 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
     assert len(files) - len(named) in (0, 2)  # a pooler
     assert_gradients(model, published.LAYOUTS["vit"], grads, named)
 
-    models.save_pretrained(model, variables, tmp_path / "ours")
+    models.save_pretrained(model, jax.device_get(variables), tmp_path / "ours")
     more = {"add_pooling_layer": False} if head == "none" else {}
     load = getattr(transformers, CLASSES[head]).from_pretrained
     back, told = load(tmp_path / "ours", output_loading_info=True, **more)
@@ -142,8 +142,7 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
         np.testing.assert_array_equal(module.state_dict()[name], parameter)
     again = models.load_pretrained(tmp_path / "ours")
     assert again[0].config == model.config
-    for name, leaf in flatten(variables).items():
-        np.testing.assert_array_equal(flatten(again[1])[name], leaf)
+    jax.tree.map(np.testing.assert_array_equal, again[1], variables)
 
 
 @pytest.mark.parametrize("size", [(40, 24), pytest.param((16, 56), marks=pytest.mark.slow)])
@@ -157,7 +156,7 @@ def test_images_of_another_size_are_seen_as_by_transformers(size: tuple[int, int
     image = images(inputs)
     with torch.no_grad():
         want = module(theirs(image), interpolate_pos_encoding=True).logits
-    assert_close(model.predict(variables, image), want)
+    assert_close(jax.jit(model.predict)(variables, image), want)
     with pytest.raises(UsageError, match="patch = 8 must be at most"):
         models.load_pretrained(tmp_path, inputs=(7, 32, 3))
 
@@ -208,7 +207,7 @@ def test_what_is_left_of_an_image_is_not_seen(tmp_path: Path) -> None:
     model, variables = models.load_pretrained(tmp_path)
     image = images((11, 8, 3))
     with torch.no_grad():
-        assert_close(model.predict(variables, image), module(theirs(image)).logits)
+        assert_close(jax.jit(model.predict)(variables, image), module(theirs(image)).logits)
 
 
 def small(**more: Any) -> Any:
@@ -246,7 +245,7 @@ def test_heads_are_taken_off_and_masks_refused(tmp_path: Path) -> None:
     image = images(model.config.inputs)
     with torch.no_grad():
         want = module.vit(theirs(image)).last_hidden_state
-    assert_close(model.predict(variables, image), want)
+    assert_close(jax.jit(model.predict)(variables, image), want)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "architectures"}))
     assert models.load_pretrained(tmp_path)[0].config.head == "classes"
@@ -310,7 +309,7 @@ def test_networks_are_timms(name: str, tmp_path: Path) -> None:
     assert_gradients(model, vit_timm, grads, named)
     fields = {name: value for name, value in vars(model.config).items() if value is not None}
     bare, again = published.load("vit", tmp_path / "model.safetensors", **fields)
-    np.testing.assert_array_equal(bare.predict(again, image), model.predict(variables, image))
+    np.testing.assert_array_equal(jax.jit(bare.predict)(again, image), jax.jit(model.predict)(variables, image))
     for key, says in ((dict(reg_tokens=4), "reg_tokens = 4: not known here"), (dict(pre_norm=True), "pre_norm")):
         (tmp_path / "config.json").write_text(json.dumps({**told, "pretrained_cfg": cfg, "model_args": args | key}))
         with pytest.raises(UsageError, match=says):

@@ -11,6 +11,7 @@ import models
 from errors import UsageError
 from models import published
 from models.spec import flatten
+from tests.cases import random_variables
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 T, B, I, H = 7, 3, 5, 6
@@ -144,6 +145,6 @@ def test_a_leaf_that_others_have_no_name_for_is_refused(tmp_path: Path) -> None:
     """A head is no part of torch.nn.LSTM: it is neither dropped in silence nor made up."""
     model = models.build("rnn", head="classes", inputs=I, width=H)
     with pytest.raises(UsageError, match="no tensor for head/"):
-        published.save(model, model.init(jax.random.key(0)), tmp_path / "ours.safetensors")
+        published.save(model, random_variables(model), tmp_path / "ours.safetensors")
     with pytest.raises(UsageError, match="no tensor for head/"):
         published.load("rnn", saved(reference("lstm"), tmp_path), head="classes")

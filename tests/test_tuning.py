@@ -17,6 +17,7 @@ from data.kinds import Examples, Source, Texts
 from errors import UsageError
 from models import published
 from models.spec import flatten
+from tests.cases import random_variables
 from train import begin, checkpoint, initial, restored, tuning
 from train.host import Host
 
@@ -31,7 +32,7 @@ def folder(where: Path, family: str, names: tuple[str, ...] = (), **fields: Any)
     shape = sized.get(family, dict(vocab=300, context=16)) | (small if family != "resnet" else {})
     more = dict(block="basic", stem_channels=8) if family == "resnet" else {}
     model = models.build(family, **{**shape, **more, **fields})
-    models.save_pretrained(model, model.init(jax.random.key(1)), where, classes=names)
+    models.save_pretrained(model, random_variables(model), where, classes=names)
     if family == "bert":
         (where / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
     elif family == "llama":

@@ -17,7 +17,7 @@ from models.spec import flatten
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
 
-from tests.test_hub import assert_close  # noqa: E402  (needs both)
+from tests.hub import assert_close  # noqa: E402  (needs both)
 
 nn = torch.nn
 CLASSES, B = 5, 6
