@@ -1,8 +1,6 @@
 """Folders as the Hugging Face hub has them, against transformers run live: random configs, random weights."""
 
 import json
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 
 import models
 from errors import UsageError
+from tests.choices import left_out, noted, seeds
 from tests.hub import assert_close, compare, reference, torch, transformers
 from tests.hub_kinds import KINDS, SEEDS
 
@@ -54,75 +53,22 @@ def test_a_config_means_what_it_means_to_transformers(more: dict[str, Any], tmp_
     assert np.linalg.norm(got - want) < 2e-5 * np.linalg.norm(want)
 
 
-def cases() -> list[Any]:
-    """Three configs of each kind that hold all its choices, the first by default; others weekly."""
-    found = []
-    for kind, (first, *more) in SEEDS.items():
-        marked = {first: (), **dict.fromkeys(more, pytest.mark.slow)}
-        marked |= {seed: pytest.mark.weekly for seed in range(4) if seed not in marked}
-        found += [pytest.param(kind, seed, marks=marks) for seed, marks in marked.items()]
-    return found
-
-
-class Choices:
-    """Draws as numpy's generator does, and notes at each call what could come and what came."""
-
-    def __init__(self, seed: int) -> None:
-        self.draw = np.random.default_rng(seed)
-        self.could: dict[Any, set[str]] = {}  # by the place of the call
-        self.came: dict[Any, set[str]] = {}
-
-    def note(self, could: Any, came: Any) -> None:
-        call = sys._getframe(2)
-        for notes, values in ((self.could, could), (self.came, np.ravel(came).tolist())):
-            notes.setdefault((call.f_code.co_name, call.f_lasti), set()).update(map(repr, values))
-
-    def choice(self, values: Any, size: int | None = None) -> Any:
-        found = self.draw.choice(values, size)
-        self.note(values, found)
-        return found
-
-    def integers(self, low: int, high: int | None = None) -> Any:
-        """Below `low`, each counts; of sizes from low to high a small and a large one do."""
-        found = self.draw.integers(low, high)
-        if high is None:
-            self.note(range(low), found)
-        else:
-            self.note([-1, 1] if high - low > 1 else [], np.sign(2 * found - (low + high - 1)))
-        return found
-
-
-def drawn(kinds: Iterable[str]) -> list[Choices]:
-    """The choices that the configs of these kinds are made by."""
-    found = []
-    for kind in kinds:
-        for seed in SEEDS[kind]:
-            found.append(Choices(seed))
-            KINDS[kind][1](found[-1])
-    return found
-
-
-def left_out(found: list[Choices], places: Iterable[Any]) -> dict[Any, set[str]]:
-    """Values that could come at these places and came in none."""
-    could, came = ({p: {v for c in found for v in getattr(c, n).get(p, ())} for p in places} for n in ("could", "came"))
-    return {place: could[place] - came[place] for place in could if could[place] - came[place]}
-
-
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_configs_of_a_kind_hold_every_choice(kind: str) -> None:
     """But those that only some of its configs come to, and those of positions, which all kinds share."""
-    found = drawn([kind])
+    found = noted(KINDS[kind][1], SEEDS[kind])
     places = [p for p in found[0].could if p[0] != "rope" and all(p in c.could for c in found)]
     assert places
     assert not left_out(found, places)
 
 
 def test_the_configs_of_all_kinds_hold_the_rest() -> None:
-    found = drawn(list(KINDS))
-    assert not left_out(found, {place for choices in found for place in choices.could})
+    assert not left_out([choices for kind in KINDS for choices in noted(KINDS[kind][1], SEEDS[kind])])
 
 
-@pytest.mark.parametrize(("kind", "seed"), cases())
+@pytest.mark.parametrize(
+    ("kind", "seed"), [pytest.param(k, *s.values, marks=s.marks) for k in KINDS for s in seeds(*SEEDS[k], weekly=4)]
+)
 def test_networks_are_transformers(kind: str, seed: int, tmp_path: Path) -> None:
     """What they save is what we load; what we save they load strictly, bit for bit."""
     module = reference(kind, seed)

@@ -19,16 +19,16 @@ from models.spec import flatten
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
 
+from tests.choices import left_out, noted, seeds  # noqa: E402
 from tests.hub import assert_close  # noqa: E402  (needs both)
 
 CLASSES = {"mlm": "BertForMaskedLM", "none": "BertModel", "classes": "BertForSequenceClassification"}
+SEEDS = (1, 2, 344)  # the first by default, the others slow
 
 
-def reference(head: str, seed: int) -> Any:
-    """Their model of a random config, every parameter random, those of norms and biases too."""
-    draw = np.random.default_rng(seed)
+def random_config(draw: Any) -> Any:
     heads = int(draw.choice([1, 2, 4]))
-    config = transformers.BertConfig(
+    return transformers.BertConfig(
         hidden_size=heads * int(draw.choice([4, 6, 8])),
         num_attention_heads=heads,
         num_hidden_layers=int(draw.integers(1, 4)),
@@ -44,8 +44,12 @@ def reference(head: str, seed: int) -> Any:
         attention_probs_dropout_prob=0.0,
         attn_implementation="eager",
     )
+
+
+def reference(head: str, seed: int) -> Any:
+    """Their model of a random config, every parameter random, those of norms and biases too."""
     torch.manual_seed(seed)
-    module = getattr(transformers, CLASSES[head])(config).eval()
+    module = getattr(transformers, CLASSES[head])(random_config(np.random.default_rng(seed))).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             one = 1.0 if "LayerNorm" in name and name.endswith("weight") else 0.0
@@ -92,7 +96,11 @@ def ours(model: models.Model, params: Any, batch: dict[str, np.ndarray]) -> tupl
     return -jnp.sum(jnp.where(told >= 0, picked, 0)) / jnp.sum(told >= 0), [logits]
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 12))])
+def test_the_configs_hold_every_choice() -> None:
+    assert not left_out(noted(random_config, SEEDS))
+
+
+@pytest.mark.parametrize("seed", seeds(*SEEDS, weekly=12))
 @pytest.mark.parametrize("head", list(CLASSES))
 def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None:
     """What comes out, loss, the gradient of every parameter; what we save they load strictly, bit for bit."""

@@ -17,16 +17,18 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (requireme
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
 
 from tests.cases import random_variables  # noqa: E402
+from tests.choices import left_out, noted, seeds  # noqa: E402
 from tests.hub import assert_close  # noqa: E402  (needs both)
 from tests.torch_convnets import CLASSES, ResNet, Vgg, compare, drawn, strict_both_ways, write  # noqa: E402
+
+VGGS, RESNETS = (1, 2, 108), (7, 125, 102)  # the first by default, the others slow
 
 # VGG
 
 
-def random_vgg(seed: int, **more: Any) -> models.Model:
-    draw = np.random.default_rng(seed)
+def vgg_fields(draw: Any) -> dict[str, Any]:
     stages = int(draw.integers(2, 4))
-    fields = dict(
+    return dict(
         inputs=int(draw.integers(1, 4)),
         channels=tuple(int(n) for n in draw.integers(3, 9, stages)),
         depths=tuple(int(n) for n in draw.integers(1, 3, stages)),
@@ -35,14 +37,18 @@ def random_vgg(seed: int, **more: Any) -> models.Model:
         hidden=tuple(int(n) for n in draw.integers(6, 12, draw.integers(0, 3))),
         classes=CLASSES,
     )
-    return models.build("vgg", **{**fields, **more})
 
 
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))]
+def random_vgg(seed: int, **more: Any) -> models.Model:
+    return models.build("vgg", **{**vgg_fields(np.random.default_rng(seed)), **more})
+
+
+def test_the_configs_of_vgg_hold_every_choice() -> None:
+    assert not left_out(noted(vgg_fields, VGGS))
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seeds(*VGGS, weekly=8))
 def test_vgg_is_torchvisions(seed: int, train: bool, tmp_path: Path) -> None:
     """Also of maps that are smaller than what the perceptron takes, so that the pool repeats pixels."""
     model = random_vgg(seed, dropout=0.0)
@@ -58,7 +64,7 @@ def test_vgg_is_timms(norm: str, tmp_path: Path) -> None:
     strict_both_ways(module, model, tmp_path / "again", "timm")
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seeds(*VGGS, weekly=8))
 def test_vggs_files_are_torchvisions(seed: int, tmp_path: Path) -> None:
     model = random_vgg(seed)
     strict_both_ways(drawn(Vgg(model), seed), model, tmp_path, None)
@@ -67,12 +73,11 @@ def test_vggs_files_are_torchvisions(seed: int, tmp_path: Path) -> None:
 # ResNet
 
 
-def random_resnet(seed: int) -> Any:
-    """Their model of a random config; a bottleneck of one channel has gradients of 0, since a norm takes its scale."""
-    draw = np.random.default_rng(seed)
+def resnet_config(draw: Any) -> Any:
+    """A bottleneck of one channel has gradients of 0, since a norm takes its scale."""
     stages = int(draw.integers(2, 4))
     block = str(draw.choice(["basic", "bottleneck"]))
-    config = transformers.ResNetConfig(
+    return transformers.ResNetConfig(
         num_channels=int(draw.integers(1, 4)),
         embedding_size=int(draw.choice([4, 8])),
         hidden_sizes=[int(n) for n in draw.choice([16, 24, 32], stages)],
@@ -83,11 +88,20 @@ def random_resnet(seed: int) -> Any:
         downsample_in_bottleneck=bool(draw.integers(2)),
         num_labels=CLASSES,
     )
+
+
+def random_resnet(seed: int) -> Any:
+    """Their model of a random config."""
+    config = resnet_config(np.random.default_rng(seed))
     return drawn(transformers.ResNetForImageClassification(config), seed)
 
 
+def test_the_configs_of_resnets_hold_every_choice() -> None:
+    assert not left_out(noted(resnet_config, RESNETS))
+
+
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seeds(*RESNETS, weekly=8))
 def test_resnet_is_transformers(seed: int, train: bool, tmp_path: Path) -> None:
     module = random_resnet(seed)
     module.save_pretrained(tmp_path / "theirs")
@@ -95,7 +109,7 @@ def test_resnet_is_transformers(seed: int, train: bool, tmp_path: Path) -> None:
     compare(module, model, 33, tmp_path, train)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seeds(*RESNETS, weekly=8))
 def test_folders_of_resnets_are_strict_both_ways(seed: int, tmp_path: Path) -> None:
     """Theirs loads ours with nothing missing, nothing over; and we load what we wrote."""
     module = random_resnet(seed)

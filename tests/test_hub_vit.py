@@ -20,10 +20,13 @@ from models.spec import flatten
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
 
+from tests.choices import left_out, noted, seeds  # noqa: E402
+from tests.harness import predict_of  # noqa: E402
 from tests.hub import assert_close  # noqa: E402  (needs both)
 from tests.timm_net import Net  # noqa: E402  (needs torch)
 
 CLASSES = {"none": "ViTModel", "classes": "ViTForImageClassification"}
+SEEDS = (5, 42, 678)  # the first by default, the others slow
 
 
 def drawn(module: Any, seed: int) -> Any:
@@ -36,13 +39,11 @@ def drawn(module: Any, seed: int) -> Any:
     return module.eval()
 
 
-def reference(head: str, seed: int, **changes: Any) -> Any:
-    """Their model of a random config."""
-    draw = np.random.default_rng(seed)
+def random_config(draw: Any) -> Any:
     heads, square = int(draw.choice([1, 2, 4])), bool(draw.integers(2))
     I, J = (int(n) for n in draw.integers(2, 5, 2))
     rows, columns = (int(n) for n in draw.integers(2, 5, 2))
-    config = transformers.ViTConfig(
+    return transformers.ViTConfig(
         image_size=4 * rows if square else [I * rows, J * columns],
         patch_size=4 if square else [I, J],
         num_channels=int(draw.choice([1, 3])),
@@ -56,6 +57,12 @@ def reference(head: str, seed: int, **changes: Any) -> Any:
         num_labels=int(draw.integers(2, 5)),
         attn_implementation="eager",
     )
+
+
+def reference(head: str, seed: int, **changes: Any) -> Any:
+    """Their model of a random config."""
+    draw = np.random.default_rng(seed)
+    config = random_config(draw)
     config.update(changes)
     more = {"add_pooling_layer": bool(draw.integers(2))} if head == "none" else {}
     return drawn(getattr(transformers, CLASSES[head])(config, **more), seed)
@@ -107,7 +114,11 @@ def spelt(module: Any) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 12))])
+def test_the_configs_hold_every_choice() -> None:
+    assert not left_out(noted(random_config, SEEDS))
+
+
+@pytest.mark.parametrize("seed", seeds(*SEEDS, weekly=12))
 @pytest.mark.parametrize("head", list(CLASSES))
 def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None:
     """What comes out, loss, the gradient of every parameter; what we save they load strictly, bit for bit."""
@@ -156,7 +167,7 @@ def test_images_of_another_size_are_seen_as_by_transformers(size: tuple[int, int
     image = images(inputs)
     with torch.no_grad():
         want = module(theirs(image), interpolate_pos_encoding=True).logits
-    assert_close(jax.jit(model.predict)(variables, image), want)
+    assert_close(predict_of(model)(variables, image), want)
     with pytest.raises(UsageError, match="patch = 8 must be at most"):
         models.load_pretrained(tmp_path, inputs=(7, 32, 3))
 
@@ -207,7 +218,7 @@ def test_what_is_left_of_an_image_is_not_seen(tmp_path: Path) -> None:
     model, variables = models.load_pretrained(tmp_path)
     image = images((11, 8, 3))
     with torch.no_grad():
-        assert_close(jax.jit(model.predict)(variables, image), module(theirs(image)).logits)
+        assert_close(predict_of(model)(variables, image), module(theirs(image)).logits)
 
 
 def small(**more: Any) -> Any:
@@ -245,7 +256,7 @@ def test_heads_are_taken_off_and_masks_refused(tmp_path: Path) -> None:
     image = images(model.config.inputs)
     with torch.no_grad():
         want = module.vit(theirs(image)).last_hidden_state
-    assert_close(jax.jit(model.predict)(variables, image), want)
+    assert_close(predict_of(model)(variables, image), want)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "architectures"}))
     assert models.load_pretrained(tmp_path)[0].config.head == "classes"
@@ -309,7 +320,7 @@ def test_networks_are_timms(name: str, tmp_path: Path) -> None:
     assert_gradients(model, vit_timm, grads, named)
     fields = {name: value for name, value in vars(model.config).items() if value is not None}
     bare, again = published.load("vit", tmp_path / "model.safetensors", **fields)
-    np.testing.assert_array_equal(jax.jit(bare.predict)(again, image), jax.jit(model.predict)(variables, image))
+    np.testing.assert_array_equal(predict_of(bare)(again, image), predict_of(model)(variables, image))
     for key, says in ((dict(reg_tokens=4), "reg_tokens = 4: not known here"), (dict(pre_norm=True), "pre_norm")):
         (tmp_path / "config.json").write_text(json.dumps({**told, "pretrained_cfg": cfg, "model_args": args | key}))
         with pytest.raises(UsageError, match=says):

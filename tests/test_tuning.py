@@ -129,7 +129,7 @@ def test_a_run_needs_no_more_than_its_workdir(more: list[str], tmp_path: Path, c
     (tmp_path / "a.txt").write_text("the text of nobody " * 40)
     command = ["train", f"--from={path}", f"--workdir={workdir}", f"--dataset={tmp_path}/a.txt", *more]
     command += ["--config.train.steps=1", "--config.optim.lr=0", "--config.log.table=false"]
-    command += ["--config.eval.split=train"]
+    command += ["--config.eval.split=train", "--config.eval.limit=1", "--config.train.batch=8"]
     assert launch.main(command) == 0
     (tmp_path / "H").rename(tmp_path / "gone")
     assert launch.main(command) == 0
