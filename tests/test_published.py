@@ -41,15 +41,13 @@ def close(a, b) -> None:
     assert np.linalg.norm(a - b) <= 2e-5 * np.linalg.norm(b)
 
 
-SHAPES = [
-    dict(),
-    dict(num_layers=2, bidirectional=True),
-    dict(num_layers=3, bias=False),
-    dict(bidirectional=True, bias=False),
-]
-CASES = [(cell, shape) for cell in ("elman", "elman_relu", "gru", "lstm") for shape in SHAPES] + [
-    ("lstm", dict(proj_size=4)),
-    ("lstm", dict(proj_size=2, num_layers=2, bidirectional=True)),
+COVERING = [dict(num_layers=2, bidirectional=True), dict(num_layers=3, bias=False)]  # each value of each choice
+OTHERS = [dict(), dict(bidirectional=True, bias=False)]
+CELLS = ("elman", "elman_relu", "gru", "lstm")
+CASES = [
+    *((cell, shape) for cell in CELLS for shape in COVERING),
+    *(("lstm", dict(proj_size=4)), ("lstm", dict(proj_size=2, num_layers=2, bidirectional=True))),
+    *(pytest.param(cell, shape, marks=pytest.mark.weekly) for cell in CELLS for shape in OTHERS),
 ]
 
 
