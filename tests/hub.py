@@ -15,7 +15,6 @@ from tests.hub_kinds import KINDS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
-torch.set_num_threads(1)  # networks as small as these only wait for a second one
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Folders as the Hugging Face hub has them, against transformers run live: random configs, random weights."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ from tests.hub_kinds import KINDS, SEEDS
 
 LINEAR, YARN = {"rope_type": "linear", "factor": 2.0}, {"type": "yarn", "factor": 4.0, "finetuned": True}
 QWEN = {"model_type": "qwen3", "num_key_value_heads": 2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks as small as these only wait for a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
