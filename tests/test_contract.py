@@ -99,14 +99,14 @@ def numbers(value: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_and_dtypes_follow_the_table(name: str) -> None:
     model = tiny(name)
-    variables = variables_of(model)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
     for part, table in model.specs.items():
         leaves = flatten(variables[part])
         assert {k: (s.shape, jnp.dtype("float32")) for k, s in flatten(table).items()} == {
             k: (v.shape, v.dtype) for k, v in leaves.items()
         }
     batch = batch_for(name)
-    value = predict_of(model)(variables, batch)
+    value = jax.eval_shape(model.predict, variables, inputs_of(batch))
     last = {"language_model": "vocab", "encoder_decoder": "vocab", "classifier": "classes", "regressor": "outputs"}
     if "detector" in model.traits:
         want = [(B, *cells, 5 + model.config.classes) for cells in MAPS[name]]
