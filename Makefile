@@ -1,5 +1,5 @@
 # Each target sets up what it needs, in a virtual environment of its own, and reinstalls only what changed.
-#   make quickstart | test | test-slow | test-weekly | budget | lint | bench        PYTHON=python3.13 takes another interpreter
+#   make quickstart | test | test-slow | test-weekly | test-contract | budget | lint | bench        PYTHON=python3.13 takes another interpreter
 
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter python3 python,$(notdir $(PYTHON))),,-$(notdir $(PYTHON)))
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow test-weekly budget lint bench setup setup-dev
+.PHONY: quickstart test test-slow test-weekly test-contract budget lint bench setup setup-dev
 
 quickstart: $(VENV)/.user
 	$(BIN)/python launch.py train --config=configs/gpt.py:quickstart --workdir=runs/quickstart
@@ -37,6 +37,10 @@ test-slow: $(VENV)/.dev
 # The full grids of what a covering few stand for in the other suites: its last run is in docs/log.md.
 test-weekly: $(VENV)/.dev
 	$(PYTEST) -m "weekly and not gpu" $(ARGS)
+
+# The laws of some families: make test-contract CASES=gpt,mixtral PYTHON=python3.13
+test-contract: $(VENV)/.dev
+	$(PYTEST) -m "not weekly and not gpu" tests/test_contract.py --cases=$(CASES) $(ARGS)
 
 budget: $(VENV)/.dev
 	$(PYTEST) $(DEFAULT) --write-budget=default

@@ -63,18 +63,25 @@ from tests import budget  # noqa: E402
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--budget", metavar="SUITE", help="hold the test files to their shares in tests/budget.json")
+    parser.addoption("--cases", metavar="NAMES", help="only the contract of these, of tests/cases.py, by commas")
     parser.addoption("--write-budget", metavar="SUITE", help="write the shares that this run took")
+
+
+def case_of(item: pytest.Item) -> str:
+    """The contract's case that a test is about, or nothing."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("name", "") if item.path.name == "test_contract.py" else ""
 
 
 def group_of(item: pytest.Item) -> str:
     """A file, or in the contract a family: what its tests have compiled, the next ones use."""
-    case = getattr(item, "callspec", None)
-    name = case.params.get("name", "") if case and item.path.name == "test_contract.py" else ""
-    return f"{item.path.name} {name}".strip()
+    return f"{item.path.name} {case_of(item)}".strip()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A group stays together, in one worker with `--dist loadgroup`; long ones begin first."""
+    if cases := config.getoption("--cases"):
+        items[:] = [item for item in items if case_of(item) in cases.split(",")]
     suite = config.getoption("--budget")
     seconds = budget.shares(suite) if suite else {}
     contract = Path(__file__).with_name("test_contract.py")

@@ -204,6 +204,17 @@ def test_sharded_equals_unsharded(name: str, mesh: str) -> None:
     assert_same_update(on(name, mesh), name)
 
 
+@pytest.mark.parametrize("name", LONG)
+def test_an_update_is_legal_on_every_mesh(name: str) -> None:
+    """Shardings are checked as a program is traced: of one row on one device, and of heads in groups under tp, too."""
+    grouped = [("dp:2,tp:4", B)] if "kv_heads" in CASES[name].fields else []
+    for mesh, rows in (*((mesh, B) for mesh in meshes_of(name)), ("dp:1", 1), *grouped):
+        trainer = on(name, mesh)
+        batch = {k: v[:rows] for k, v in batch_for(name).items()}
+        with jax.set_mesh(trainer.place.mesh):
+            trainer.update.trace(trainer.state, trainer.put(batch))
+
+
 _references: dict[str, tuple[float, dict[str, np.ndarray]]] = {}
 
 
