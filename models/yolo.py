@@ -183,7 +183,9 @@ def apply(
     maps, anchors = [], []
     for layer, x in zip(c.layers, found, strict=True):
         if isinstance(layer, Head):
-            maps.append(x.reshape(*x.shape[:3], len(layer.mask), 5 + c.classes).astype(jnp.float32))
+            shape, rows = (*x.shape[:3], len(layer.mask), 5 + c.classes), place("batch rows columns")
+            x = jnp.reshape(x, shape, out_sharding=rows)  # of one row and one anchor it would drop the mesh axis
+            maps.append(x.astype(jnp.float32))
             sides = (c.inputs[1], c.inputs[0])
             anchors.append(tuple((c.anchors[i][0] / sides[0], c.anchors[i][1] / sides[1]) for i in layer.mask))
     value = Grids(tuple(maps), tuple(anchors), exclusive=c.head == "region", ignore=c.ignore_thresh)
