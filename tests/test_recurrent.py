@@ -1,10 +1,11 @@
 """Recurrent state carried from update to update, and rows that go on where they ended."""
 
 import itertools
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,8 +15,9 @@ from data import sequences, tokenizers
 from data.kinds import Texts
 from data.plan import Phase, Plan
 from errors import UsageError
-from tests.cases import batch_for, tiny
-from tests.harness import Trainer
+from tests.cases import batch_for, random_variables, tiny
+from tests.harness import Trainer, predict_of
+from tests.undrawn import drawn, undrawn  # noqa: F401
 from train import checkpoint
 
 BYTE = tokenizers.Bytes()
@@ -57,20 +59,23 @@ def batch(begins: int, first: int, last: int) -> dict[str, np.ndarray]:
     return {**cut, "begins": np.full(16, begins, np.float32)}
 
 
+def loss(trainer: Trainer, begins: int, first: int, last: int) -> float:
+    return float(trainer.step(batch(begins, first, last))["loss"])
+
+
+@cache
+def whole() -> float:
+    """Both windows as one, on one device: the rate is 0, so the parameters are those of any mesh and update."""
+    return loss(carried(), 1, 0, 16)
+
+
 @pytest.mark.parametrize(("mesh", "accumulate"), [("dp:1", 1), ("dp:2,tp:2", 1), ("dp:4", 2)])
 def test_a_carried_state_joins_windows(mesh: str, accumulate: int) -> None:
     """Two windows in a row have the loss of both as one; a window that begins anew has its own."""
     trainer = carried(mesh, accumulate)
-    with jax.set_mesh(trainer.place.mesh):
-
-        def loss(begins: int, first: int, last: int) -> float:
-            trainer.state, metrics = trainer.update(trainer.state, trainer.put(batch(begins, first, last)))
-            return float(metrics["loss"])
-
-        whole = loss(1, 0, 16)
-        halves = loss(1, 0, 8), loss(0, 8, 16)
-        np.testing.assert_allclose(sum(halves) / 2, whole, rtol=1e-5)
-        assert abs(loss(1, 8, 16) - halves[1]) > 1e-4
+    halves = loss(trainer, 1, 0, 8), loss(trainer, 0, 8, 16)
+    np.testing.assert_allclose(sum(halves) / 2, whole(), rtol=1e-5)
+    assert abs(loss(trainer, 1, 8, 16) - halves[1]) > 1e-4
 
 
 @pytest.mark.slow
@@ -98,14 +103,16 @@ def test_a_carried_state_is_in_the_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pool", ["last", "mean", "max"])
 def test_what_the_head_sees_is_dropped(pool: str) -> None:
     """In one layer without embeddings that is the one site: half of the pooled units, none of the features."""
-    model = models.build("rnn", head="classes", inputs=4, width=64, pool=pool, dropout=0.5)
-    variables = model.init(jax.random.key(0))
-    kernel = jnp.eye(64)  # the scores are the pooled units themselves
-    wide = models.build("rnn", head="classes", inputs=4, width=64, pool=pool, dropout=0.5, classes=64)
-    params = {**variables["params"], "head": {"kernel": kernel, "bias": jnp.zeros(64)}}
-    x = {"features": jax.random.normal(jax.random.key(1), (3, 5, 4))}
-    still = wide.apply({"params": params}, x).value
-    noisy = wide.apply({"params": params}, x, train=True, key=jax.random.key(2)).value
+    model = models.build("rnn", head="classes", inputs=4, width=64, pool=pool, dropout=0.5, classes=64)
+    variables = random_variables(model)
+    variables["params"]["head"] = {"kernel": np.eye(64, dtype=np.float32), "bias": np.zeros(64, np.float32)}
+    x = {"features": np.random.default_rng(1).normal(size=(3, 5, 4)).astype(np.float32)}  # scores: the pooled units
+
+    @jax.jit
+    def both(variables: Any, x: Any) -> tuple[jax.Array, jax.Array]:
+        return model.apply(variables, x).value, model.apply(variables, x, train=True, key=jax.random.key(2)).value
+
+    still, noisy = both(variables, x)
     kept = noisy != 0
     assert 0.3 < float(kept.mean()) < 0.7
     np.testing.assert_allclose(noisy, np.where(kept, 2 * still, 0), rtol=1e-5)
@@ -117,10 +124,10 @@ def test_a_sequence_may_be_padded() -> None:
     mask = np.array([[1] * 4 + [0] * 3, [1] * 4 + [0] * 3], np.float32)
     for pool in ("last", "mean", "max"):
         model = tiny("gru_both_ways", pool=pool)
-        variables = model.init(jax.random.key(0))
-        short = model.predict(variables, {"features": x[:, :4], "mask": mask[:, :4]})
-        np.testing.assert_allclose(model.predict(variables, {"features": x, "mask": mask}), short, rtol=1e-5, atol=1e-6)
-        empty = model.predict(variables, {"features": jnp.asarray(x), "mask": jnp.zeros((2, 7))})
+        variables, predict = random_variables(model), predict_of(model)
+        short = predict(variables, {"features": x[:, :4], "mask": mask[:, :4]})
+        np.testing.assert_allclose(predict(variables, {"features": x, "mask": mask}), short, rtol=1e-5, atol=1e-6)
+        empty = predict(variables, {"features": x, "mask": np.zeros_like(mask)})
         assert np.isfinite(empty).all()
         assert np.abs(empty).max() < 100
 
