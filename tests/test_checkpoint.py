@@ -13,6 +13,7 @@ import pytest
 import launch
 from errors import UsageError
 from tests.runs import config_of, host, manifest, train
+from tests.undrawn import drawn, undrawn  # noqa: F401
 from train import checkpoint, mesh, restored, setup
 from train.checkpoint import folder
 from train.checkpoint import manifest as manifests
@@ -278,8 +279,8 @@ def test_a_changed_manifest_is_passed_over_by_every_verb(trained: Path, tmp_path
     edit(trained, 30, assign("config", "seed", 3))
     assert launch.main(["eval", f"--workdir={trained}@best"]) == 0
     assert "differs from its digest; passing over it" in capsys.readouterr().out
-    more = ["--config=configs/mlp.py:digits", "--config.model.classes=16", "--config.train.steps=1"]
-    assert launch.main(["train", f"--workdir={tmp_path}/b", *more, f"--config.init_from={trained}"]) == 0
+    more = ["--config.eval.every=None", "--config.checkpoint.every=None"]  # and the updates that are compiled already
+    assert train(tmp_path / "b", *more, f"--config.init_from={trained}") == 0
     assert f"loaded from {trained}@20" in capsys.readouterr().out
 
 

@@ -15,7 +15,8 @@ from data import tokenizer_writer, tokenizers
 from data.kinds import Texts
 from data.questions import Question, Questions
 from examples.lm_eval_adapter import Harness
-from tests.cases import tiny
+from tests.cases import random_variables, tiny
+from tests.harness import predict_of
 from tests.runs import host
 from train import evaluate, questions, restored
 
@@ -27,9 +28,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
 
     folder = tmp_path_factory.mktemp("harness") / "hub"
     model = tiny("gpt", vocab=257, context=32)
-    variables = model.init(jax.random.key(0))
-    variables = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), variables)
-    models.save_pretrained(model, variables, folder)
+    models.save_pretrained(model, random_variables(model), folder)
     tokenizer_writer.write(tokenizer_writer.as_subwords(tokenizers.Bytes()), folder)
     cfg = base.defaults()
     cfg.mesh = "dp:1"
@@ -64,7 +63,7 @@ def test_rolling_tells_each_token_once(harness: Harness) -> None:
     while told < len(ids):
         start = 0 if told == 1 else told - 16
         window = np.array(ids[start : start + 33])
-        logits = jax.nn.log_softmax(setup.model.predict(variables, window[None, :-1])[0])
+        logits = jax.nn.log_softmax(predict_of(setup.model)(variables, window[None, :-1])[0])
         total += sum(float(logits[i - 1, window[i]]) for i in range(told - start, len(window)))
         told = start + len(window)
     assert harness.loglikelihood_rolling([request(text), request("")])[0] == pytest.approx(total, rel=1e-5)

@@ -8,6 +8,7 @@ import pytest
 
 import launch
 from errors import UsageError
+from tests.undrawn import drawn, undrawn  # noqa: F401
 from train.record import profile
 
 

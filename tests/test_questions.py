@@ -12,7 +12,8 @@ from data import questions, tokenizers
 from data.kinds import texts
 from data.questions import Question, Questions
 from errors import UsageError
-from tests.cases import tiny
+from tests.cases import random_variables, tiny
+from tests.harness import predict_of
 from train import evaluate, mesh
 from train import questions as examiner
 from train.update import losses
@@ -28,8 +29,7 @@ ITEMS = (
 @pytest.fixture(scope="module")
 def model():
     made = tiny("gpt", vocab=257, context=40)
-    variables = made.init(jax.random.key(0))
-    return made, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), variables)
+    return made, random_variables(made)
 
 
 def likelihood(model, variables, context: str, after: str) -> tuple[float, bool]:
@@ -38,7 +38,7 @@ def likelihood(model, variables, context: str, after: str) -> tuple[float, bool]
     count = len(BYTE.encode(after))
     told = np.array(told[-41:])
     padded = np.pad(told[:-1], (0, 41 - len(told)))  # a later token changes nothing, and one length is compiled
-    logits = jax.nn.log_softmax(jax.jit(model.predict)(variables, padded[None])[0])
+    logits = jax.nn.log_softmax(predict_of(model)(variables, padded[None])[0])
     rows = range(len(told) - count, len(told))
     picked = [(logits[i - 1, told[i]], int(np.argmax(logits[i - 1])) == told[i]) for i in rows]
     return float(sum(p for p, _ in picked)), all(hit for _, hit in picked)

@@ -11,6 +11,7 @@ import pytest
 
 import models
 from errors import UsageError
+from tests.cases import random_variables
 from train.translate import translate
 
 START, STOP, V, S = 1, 2, 4, 5
@@ -23,10 +24,9 @@ TINY: dict[str, dict[str, Any]] = {
 @cache
 def started(family: str, **more: Any) -> tuple[models.Model, Any]:
     """A model far from its initial values, whose tokens hang on what was said, and whose padding would be likely."""
-    model = models.build(family, **{**TINY[family], **more})
-    variables = model.init(jax.random.key(0))
-    moved = jax.tree.map(lambda x: x + 0.4 * jax.random.normal(jax.random.key(x.size), x.shape), variables)
-    moved["params"]["head"] = moved["params"]["head"].at[model.config.vocab :].set(9.0)
+    model, draw = models.build(family, **{**TINY[family], **more}), np.random.default_rng(0)
+    moved = jax.tree.map(lambda x: x + 0.4 * draw.normal(size=x.shape).astype(np.float32), random_variables(model))
+    moved["params"]["head"][model.config.vocab :] = 9.0
     return model, moved
 
 
