@@ -171,7 +171,7 @@ RNN += ["--config.eval.limit=1", "--config.eval.batch=8", "--config.eval.overlap
 def theirs(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     """An LSTM as torch names its tensors, inside a module that calls it `lstm`; and its leaves."""
     model = models.build("rnn", head="none", inputs=8, width=16)
-    variables = random_variables(model, 5)
+    variables = jax.tree.map(jax.numpy.asarray, random_variables(model, 5))
     folder = tmp_path_factory.mktemp("theirs")
     published.save(model, variables, folder / "model.safetensors", prefix="lstm.")
     return folder, flatten(variables["params"])
