@@ -1,6 +1,7 @@
 """Strict surroundings: 8 simulated CPU devices, rank promotion raises, shapes in signatures are checked."""
 
 import hashlib
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -116,13 +117,34 @@ def no_mesh():
     jax.set_mesh(None)
 
 
+tests_run = itertools.count(1)
+
+
 @pytest.fixture(autouse=True)
 def few_programs():
     """What is compiled stays mapped, and past vm.max_map_count (65530) maps the compiler fails, or the process dies."""
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    if next(tests_run) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn but in tests that ask for `drawn`: pictures take most of a small evaluation's seconds.
+
+    No law is lost: a picture that cannot be drawn fails no run and no evaluation.
+    """
+    from train.record import pictures, plots
+
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(pictures, "draw", lambda *args: [])
+        monkeypatch.setattr(plots, "curve", lambda *args: None)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Pictures are drawn in this test."""
 
 
 @pytest.fixture(scope="session")

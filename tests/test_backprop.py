@@ -21,6 +21,8 @@ from train import mesh
 from train.record import metrics
 from train.update import losses, step
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 BY = {"equations": backprop.gradient, "scalar": scalar.gradient}
 
 

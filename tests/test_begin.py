@@ -13,9 +13,10 @@ from models import published
 from models.spec import flatten
 from tests.cases import random_variables
 from tests.harness import Trainer
-from tests.undrawn import drawn, undrawn  # noqa: F401
 from train import checkpoint, initial
 from train.record import metrics
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 MLP = ["--config=configs/mlp.py:digits", "--config.train.steps=20", "--config.model.hidden=(16,)"]
 MLP += ["--config.optim.name=sgd"]  # the least state to compile, where no other is named

@@ -13,11 +13,12 @@ import pytest
 import launch
 from errors import UsageError
 from tests.runs import config_of, host, manifest, train
-from tests.undrawn import drawn, undrawn  # noqa: F401
 from train import checkpoint, mesh, restored, setup
 from train.checkpoint import folder
 from train.checkpoint import manifest as manifests
 from train.record import metrics
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def flip(path: Path, position: int) -> None:

@@ -15,6 +15,8 @@ from models.spec import flatten
 from tests.boxed_folders import coco, write_coco
 from tests.cases import random_variables, tiny
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ANCHORS = ((4, 4), (6, 6), (8, 12), (12, 8), (16, 16), (24, 24))
 
 

@@ -17,6 +17,8 @@ from models.published import labels
 from models.spec import flatten
 from train import checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TEXT = ["--config.data.name=pydoc_text", "--config.train.batch=8", "--config.train.steps=2", "--config.eval.limit=1"]
 SMALL = [
     *TEXT,

@@ -15,6 +15,8 @@ from models.spec import flatten
 from tests.cases import batch_for, noisy, tiny
 from train import mesh
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NAMES = ("mlp", "cnn", "gpt", "rnn")
 
 

@@ -15,8 +15,9 @@ from data.plan import ExampleCorpus, Phase, Plan
 from errors import UsageError
 from tests.image_folders import classes, save
 from tests.runs import host
-from tests.undrawn import drawn, undrawn  # noqa: F401
 from train import setup
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def plan(root: Path) -> Plan:

@@ -18,6 +18,8 @@ from tests.cases import batch_for
 from train.record import metrics
 from train.update import losses
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 F32 = 1e-5  # relative: a few roundings of float32
 
 

@@ -8,8 +8,9 @@ import pytest
 
 import launch
 from errors import UsageError
-from tests.undrawn import drawn, undrawn  # noqa: F401
 from train.record import profile
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_a_profile_and_the_programs_are_written(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from data.plan import Phase, Plan
 from errors import UsageError
 from tests.cases import batch_for, random_variables, tiny
 from tests.harness import Trainer, predict_of
-from tests.undrawn import drawn, undrawn  # noqa: F401
 from train import checkpoint
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 BYTE = tokenizers.Bytes()
 

@@ -12,10 +12,11 @@ import pytest
 
 from configs import reader
 from data import plan
-from tests.undrawn import drawn, undrawn  # noqa: F401
 from train import checkpoint, evaluate, loop, run
 from train.host import Host
 from train.record import metrics, profile
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def go(workdir: Path, signal: str | None = None, **knobs: Any) -> str:

@@ -13,10 +13,11 @@ import launch
 from configs import reader
 from errors import UsageError
 from tests.runs import config_of, host, train
-from tests.undrawn import drawn, undrawn  # noqa: F401
 from train import checkpoint, feed, restored, run
 from train.record import metrics, plots
 from train.update import step
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_checkpoints_are_compared_on_the_same_examples(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from data import embedded, evaluation, sequences, subwords, tokenizer_reader, to
 from data.kinds import Texts, texts
 from errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 PUBLISHED = [
     pytest.param(name, marks=pytest.mark.skipif(not (ASSETS / name).exists(), reason=f"no ../shared/assets/{name}"))

@@ -21,6 +21,8 @@ from tests.cases import random_variables
 from train import begin, checkpoint, initial, restored, tuning
 from train.host import Host
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 REVIEWS = Texts(("ab", "c"), {"name": "reviews"}, np.array([0, 1]), 2, ("bad", "good"))
 
