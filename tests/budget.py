@@ -27,7 +27,9 @@ def write(suite: str, took: Counter[str]) -> None:
 
 
 def above(took: dict[str, float], allowed: dict[str, float]) -> list[str]:
-    """A line for each file above its share, or without one."""
+    """A line for each file above its share, or without one; nothing for a suite that was never measured."""
+    if not allowed:
+        return []
     pace = max(1.0, median([took[f] / allowed[f] for f in took if allowed.get(f, 0) >= LARGE] or [1.0]))
     found = []
     for file, seconds in sorted(took.items()):

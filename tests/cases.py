@@ -9,7 +9,7 @@ import numpy as np
 
 import models
 from models.darknet import Conv, Head, MaxPool, Reorg, Route, Shortcut, Upsample
-from models.spec import Spec, ones
+from models.spec import Spec, ones, path_name
 
 B = 16  # rows of a batch: divisible by 8 devices, and by 2 microbatches on them
 T = 16  # tokens of a row
@@ -228,10 +228,10 @@ def random_variables(model: models.Model, seed: int = 0) -> dict[str, Any]:
     """Variables drawn by numpy, which compiles nothing: no leaf is all 0 or all 1, as initial values may be."""
     draw = np.random.default_rng(seed)
 
-    def leaf(spec: Spec) -> np.ndarray:
+    def leaf(path: tuple[Any, ...], spec: Spec) -> np.ndarray:
         noise = draw.normal(size=spec.shape).astype(spec.dtype or np.float32)
-        if spec.law is ones:
+        if spec.law is ones or path_name(path).endswith("/var"):
             return 1 + 0.1 * noise.clip(-3, 3)  # scales, and variances, are positive
         return noise * (spec.fan_in_size**-0.5 if spec.fan_in else 0.1)
 
-    return jax.tree.map(leaf, model.specs)
+    return jax.tree_util.tree_map_with_path(leaf, model.specs)

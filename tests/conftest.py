@@ -105,6 +105,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if suite := session.config.getoption("--write-budget"):
         budget.write(suite, took)
     suite = session.config.getoption("--budget")
+    if suite:
+        seconds = ", ".join(f"{file.removeprefix('tests/')} {took[file]:.0f}" for file, _ in took.most_common())
+        session.config.get_terminal_writer().line(f"\nseconds by file: {seconds}")
     if suite and (lines := budget.above(took, budget.shares(suite))):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.get_terminal_writer().line("\n" + "\n".join(lines), red=True)

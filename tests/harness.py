@@ -13,7 +13,7 @@ import optax
 import models
 from configs import base
 from models.spec import flatten
-from tests.cases import CASES, batch_for, tiny
+from tests.cases import CASES, batch_for, random_variables, tiny
 from train import mesh
 from train.update import leaves, losses, optim, step
 
@@ -132,6 +132,12 @@ class Trainer:
 
 @lru_cache(maxsize=4)
 def variables_of(model: models.Model) -> dict[str, Any]:
+    """Some variables on the device, of which no leaf is all 0."""
+    return jax.device_put(random_variables(model))
+
+
+@lru_cache(maxsize=4)
+def initial_of(model: models.Model) -> dict[str, Any]:
     """Initial variables by key 0."""
     return model.init(jax.random.key(0))
 

@@ -270,6 +270,7 @@ def losses_by(workdir: Path, source: str) -> list[float]:
     return [r["metrics"]["loss"] for r in metrics.read(str(workdir)) if r["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_a_written_out_gradient_trains_alike(tmp_path: Path) -> None:
     want, *found = (losses_by(tmp_path / source, source) for source in ("autodiff", *BY))
     assert len(want) == 4

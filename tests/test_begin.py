@@ -227,7 +227,9 @@ def test_a_family_without_a_layout_is_refused(theirs, tmp_path: Path, capsys) ->
     assert "family with a published layout 'mlp'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("optimizer", ["schedule_free", "adafactor", "muon"])
+@pytest.mark.parametrize(
+    "optimizer", ["schedule_free", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adafactor", "muon"))]
+)
 def test_an_optimizer_begins_where_the_parameters_do(optimizer: str, source: Path, tmp_path: Path) -> None:
     """All of them, at rate 0; schedule_free keeps a copy, and its average, rounded, is still what was loaded."""
     settings = [f"--config.optim.name={optimizer}", "--config.optim.lr=0", "--config.train.steps=1"]

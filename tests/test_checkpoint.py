@@ -266,6 +266,7 @@ def test_a_pipe_is_not_waited_for(trained: Path) -> None:
         checkpoint.prepare(str(trained))
 
 
+@pytest.mark.slow
 def test_a_changed_manifest_is_passed_over_by_every_verb(trained: Path, tmp_path: Path, capsys) -> None:
     """Another rate in the newest is not gone on with, nor is another seed refused as another run."""
     edit(trained, 30, assign("config", "optim", "lr", 0.9))

@@ -16,7 +16,7 @@ import models
 from errors import UsageError
 from models.spec import flatten
 from tests.cases import CASES, B, T, batch_for, inputs_of, meshes_of, noisy, tiny
-from tests.harness import Trainer, assert_gradients_close, predict_of, variables_of
+from tests.harness import Trainer, assert_gradients_close, initial_of, predict_of, variables_of
 from tests.runs import manifest
 from train import checkpoint, translate
 
@@ -26,21 +26,27 @@ LATE = (  # families of the slow suite: they are made of what goes through every
     *("gpt_oss", "deepseek", "llama4", "gemma", "gemma4", "grok"),
     *("transformer", "seq2seq", "vgg", "resnet"),
 )
-FIRST = ("mlp", "gpt")  # go through every law in the default suite, the others in the slow one
+FIRST = ("mlp",)  # goes through every law in the default suite, the others in the slow one
+TRAINED = ("mlp", "cnn", "gpt", "mixtral")  # are updated in the default suite, and on their hardest mesh
 EVERY = ("mlp", "gpt", "mixtral")  # are tried on every mesh in the slow suite, the others weekly
 
 
-def late(name: str, long: bool = False) -> Any:
-    """A name; of a late family, or for a law that is long for all but the first, among the slow tests."""
-    slow = name in (*LATE, *FORMS) or (long and name not in FIRST)
+def late(name: str, first: tuple[str, ...] = ()) -> Any:
+    """A name; of a late family, or of one that is not among the `first` of a long law, among the slow tests.
+
+    A family's further forms go through the long laws weekly.
+    """
+    if first and name in FORMS:
+        return pytest.param(name, marks=pytest.mark.weekly)
+    slow = name in (*LATE, *FORMS) or (first and name not in first)
     return pytest.param(name, marks=[pytest.mark.slow] if slow else [])
 
 
-LONG = [late(name, long=True) for name in NAMES]
+LONG = [late(name, FIRST) for name in NAMES]
 
 
-def with_trait(*traits: str, without: str = "", long: bool = False) -> list[Any]:
-    return [late(n, long) for n in NAMES if set(traits) <= tiny(n).traits and without not in tiny(n).traits]
+def with_trait(*traits: str) -> list[Any]:
+    return [late(n) for n in NAMES if set(traits) <= tiny(n).traits]
 
 
 def hardest(name: str) -> str:
@@ -137,7 +143,10 @@ def test_jit_equals_eager(name: str) -> None:
     np.testing.assert_allclose(numbers(compiled), numbers(eager), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", [late(n) for n in NAMES])
+UPDATED = {name: late(name, () if name in FORMS else TRAINED) for name in NAMES}
+
+
+@pytest.mark.parametrize("name", UPDATED.values())
 def test_gradients_are_finite_and_not_zero(name: str) -> None:
     found, zero = reference(name)[1], tiny(name).module.ZERO_GRAD
     whole = np.sqrt(sum(np.sum(np.square(g)) for g in found.values()))
@@ -153,7 +162,7 @@ def test_gradients_are_finite_and_not_zero(name: str) -> None:
 def test_an_expert_learns_of_its_own_tokens_alone(name: str) -> None:
     """One token reaches as many experts as are active; the gradients of all others are zero, bit for bit."""
     model = tiny(name)
-    variables = variables_of(model)
+    variables = initial_of(model)
 
     def out(params: Any) -> Any:
         found = model.apply({**variables, "params": params}, jnp.array([[7]]), train=True)
@@ -172,7 +181,7 @@ def test_the_laws_hold_with_every_kind_of_noise_on() -> None:
         assert {getattr(noisy(name).config, kind) for kind in kinds.split()} == {0.25}
 
 
-@pytest.mark.parametrize("name", [late(n, long=True) for n in NAMES if hasattr(tiny(n).config, "dropout")])
+@pytest.mark.parametrize("name", [late(n, FIRST) for n in NAMES if hasattr(tiny(n).config, "dropout")])
 def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
     """Equal rows part ways, another key draws anew, the same one again; in evaluation a key is not looked at."""
     model, batch = noisy(name), {k: np.repeat(v[:1], B, 0) for k, v in batch_for(name).items()}
@@ -194,7 +203,7 @@ def on_meshes() -> list[Any]:
     for name in NAMES:
         for mesh in dict.fromkeys((hardest(name), *meshes_of(name))):
             late_mesh = pytest.mark.slow if name in EVERY else pytest.mark.weekly
-            marks = late(name).marks if mesh == hardest(name) else [late_mesh]
+            marks = UPDATED[name].marks if mesh == hardest(name) else [late_mesh]
             found.append(pytest.param(name, mesh, marks=marks))
     return found
 
@@ -258,9 +267,10 @@ def test_overfits_one_batch(name: str) -> None:
 def test_initial_values_are_determined_by_key_and_path(name: str) -> None:
     """On any mesh: but for the last bit, which compilation without fusion moves (test_invariance holds all bits)."""
     model, place = tiny(name), on(name, hardest(name)).place
-    one = variables_of(model)
+    one = initial_of(model)
     with jax.set_mesh(place.mesh):
-        same, other = (model.init(jax.random.key(k), place.shardings(model.specs)) for k in (0, 1))
+        init = jax.jit(model.init, out_shardings=place.shardings(model.specs))
+        same, other = (init(jax.random.key(k)) for k in (0, 1))
     one, same, other = (flatten(jax.device_get(x["params"])) for x in (one, same, other))
     for path, values in one.items():
         np.testing.assert_allclose(same[path], values, rtol=1e-6, atol=1e-7)
@@ -306,11 +316,11 @@ def target_of(trainer: Trainer):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trainer.state)
 
 
-@pytest.mark.parametrize("name", [late(n, long=True) for n in NAMES if hasattr(tiny(n).config, "compute")])
+@pytest.mark.parametrize("name", [late(n, FIRST) for n in NAMES if hasattr(tiny(n).config, "compute")])
 def test_bfloat16_is_close_to_float32(name: str) -> None:
     all_experts = {"gemma4": {"active": 4}}.get(name, {})  # rounding changes choices, which a norm shows in full
     model, low = tiny(name, **all_experts), tiny(name, compute="bfloat16", **all_experts)
-    full, half = (numbers(predict_of(m)(variables_of(model), batch_for(name))) for m in (model, low))
+    full, half = (numbers(predict_of(m)(initial_of(model), batch_for(name))) for m in (model, low))
     assert half.dtype == np.float32
     assert 0 < np.linalg.norm(half - full) < 0.03 * np.linalg.norm(full)
 
@@ -322,7 +332,7 @@ CHANGES = ({"scan": False}, {"remat": "dots"}, {"remat": "full"})
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        *(pytest.param(name, {"scan": False, "remat": "dots"}, marks=late(name, long=True).marks) for name in LAYERED),
+        *(pytest.param(name, {"scan": False, "remat": "dots"}, marks=late(name, FIRST).marks) for name in LAYERED),
         *(pytest.param(name, change, marks=pytest.mark.weekly) for name in LAYERED for change in CHANGES),
     ],
 )

@@ -52,6 +52,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_is_the_running_mean_that_goes_out(folder: Path) -> None:
     model, variables = models.load_pretrained(folder / "H")
     saved = checkpoint.load_manifest(f"{folder}/W", 2)["state"]
@@ -62,6 +63,7 @@ def test_it_is_the_running_mean_that_goes_out(folder: Path) -> None:
     assert tokenizer_reader.read(folder / "H").vocab == 400
 
 
+@pytest.mark.slow
 def test_a_folder_is_measured_and_sampled_as_its_run(folder: Path, capsys) -> None:
     """The same figures and the same text; what was loaded is told."""
     sample = ["--prompt=The import", "--tokens=24", "--temperature=0"]

@@ -51,7 +51,7 @@ def value_of(module: nnx.Module, x: jax.Array) -> jax.Array:
     return module(x)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["mlp", "gpt", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cnn", "rnn"))])
 def test_a_model_is_an_nnx_module(name: str) -> None:
     """An NNX optimizer trains it; `eval` switches noise off."""
     module, x = as_flax.NNX(noisy(name), rngs=nnx.Rngs(0)), main_input(name)

@@ -76,8 +76,16 @@ def test_the_configs_of_all_kinds_hold_the_rest() -> None:
     assert not left_out([choices for kind in KINDS for choices in noted(KINDS[kind][1], SEEDS[kind])])
 
 
+FIRST = ("gpt2", "llama", "mixtral", "gemma2")  # of each sort one in the default suite
+
+
 @pytest.mark.parametrize(
-    ("kind", "seed"), [pytest.param(k, *s.values, marks=s.marks) for k in KINDS for s in seeds(*SEEDS[k], weekly=4)]
+    ("kind", "seed"),
+    [
+        pytest.param(k, *s.values, marks=s.marks or ([] if k in FIRST else [pytest.mark.slow]))
+        for k in KINDS
+        for s in seeds(*SEEDS[k], weekly=4)
+    ],
 )
 def test_networks_are_transformers(kind: str, seed: int, tmp_path: Path) -> None:
     """What they save is what we load; what we save they load strictly, bit for bit."""

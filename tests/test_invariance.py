@@ -64,6 +64,7 @@ def alone() -> dict[str, dict[str, Any]]:
     return digests(together(*probe(1, 8, "dp:1", "tp:2"))[0])
 
 
+@pytest.mark.slow
 def test_one_process() -> None:
     assert set(alone()) == {"dp:1", "tp:2"}
     same(alone(), alone()["dp:1"])

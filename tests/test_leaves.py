@@ -33,7 +33,8 @@ FROZEN = {  # family -> patterns, and the leaves that they match
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "mesh_text"), [("schedule_free", "mlp", "fsdp:2"), ("adamw", "gpt", "dp:2,fsdp:2,tp:2")]
+    ("name", "family", "mesh_text"),
+    [("schedule_free", "mlp", "fsdp:2"), pytest.param("adamw", "gpt", "dp:2,fsdp:2,tp:2", marks=pytest.mark.slow)],
 )
 def test_a_frozen_leaf_never_changes(name: str, family: str, mesh_text: str) -> None:
     """Not by a bit, under decay and clipping, and it has no moments."""

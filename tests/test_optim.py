@@ -336,7 +336,12 @@ def unsharded(name: str, family: str) -> list[float]:
     return _losses[name, family]
 
 
-@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+FIRST = ("adamw", "muon", "schedule_free")  # the others resume in the slow suite
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FIRST)) for n in optim.OPTIMIZERS]
+)
 def test_every_optimizer_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     """Saved, restored and trained on, with a frozen leaf; the loss of one batch falls."""
     lr = {"sgd": 0.1, "momentum": 0.03, "nesterov": 0.03, "lion": 1e-3}.get(name, 1e-2)

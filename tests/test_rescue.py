@@ -60,8 +60,8 @@ WRITES = (metrics.Recorder, "write", lambda self, kind, n, *more: n == 8)
     ("where", "error", "saved"),
     [
         (READS, ValueError("b.png cannot be read"), 8),
-        (READS, MemoryError(), 8),
-        (READS, KeyboardInterrupt(), 8),
+        pytest.param(READS, MemoryError(), 8, marks=pytest.mark.slow),
+        pytest.param(READS, KeyboardInterrupt(), 8, marks=pytest.mark.slow),
         (MEASURES, ZeroDivisionError(), 6),
         (WRITES, OSError(28, "No space left on device"), 9),
     ],

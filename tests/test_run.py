@@ -294,6 +294,7 @@ def _eval_leaves_passages(tmp_path: Path, capsys) -> None:
     assert not written.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_text_is_sampled_from_a_checkpoint(tmp_path: Path, capsys) -> None:
     args = [

@@ -32,7 +32,8 @@ def texts(model: models.Model, variables: Any, prompts: list[np.ndarray], count:
     return np.concatenate(list(made), 1).tolist()
 
 
-@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt", "rnn"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gpt", "rnn"])
 def test_a_batch_writes_what_each_row_writes_alone(name: str) -> None:
     """Prompts of different lengths, padded on the left, longer than a sliding window."""
     model, variables = model_of(name)

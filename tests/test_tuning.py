@@ -124,7 +124,8 @@ def test_networks_of_images_with_other_classes(
 CONFIG = ["--config=configs/gpt.py:quick", "--config.schedule.warmup=0"]
 
 
-@pytest.mark.parametrize("more", [CONFIG, pytest.param([], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [CONFIG, []])
 def test_a_run_needs_no_more_than_its_workdir(more: list[str], tmp_path: Path, capsys) -> None:
     """The same command goes on when the folder has gone; carried out the table keeps its rows."""
     path, workdir = folder(tmp_path / "H", "llama"), tmp_path / "W"
