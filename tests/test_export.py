@@ -96,6 +96,7 @@ def test_what_is_brought_in_goes_out_again_bit_for_bit(folder: Path, tmp_path: P
     assert "11 leaves loaded" in out
 
 
+@pytest.mark.slow
 def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp_path: Path, capsys) -> None:
     """Told by the files beside a tokenizer alone; and a key that is not known may be named."""
     hub = shutil.copytree(folder / "H", tmp_path / "hub")
@@ -123,6 +124,7 @@ def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp
     )
 
 
+@pytest.mark.slow
 def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> None:
     lines = [{"context": "a", "choices": ["b", "c d"], "answer": i % 2} for i in range(4)]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -133,6 +135,7 @@ def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> 
     assert "last words: loss" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
