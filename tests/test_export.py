@@ -184,7 +184,7 @@ def exported(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pyt
     return home / "H"
 
 
-FAMILIES = ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in NEWER)]
+FAMILIES = [pytest.param(f, marks=pytest.mark.slow) for f in ("llama", *NEWER)]
 
 
 @pytest.mark.parametrize("exported", FAMILIES, indirect=True)
