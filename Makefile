@@ -34,7 +34,7 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PYTEST) $(SLOW) $(or $(ARGS),--budget=slow)
 
-# The full grids of what a covering few stand for in the other suites: its last run is in docs/log.md.
+# The full grids of what a covering few stand for in the other suites; docs/log.md gets the figure of each run.
 test-weekly: $(VENV)/.dev
 	$(PYTEST) -m "weekly and not gpu" $(ARGS)
 

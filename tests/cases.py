@@ -169,7 +169,7 @@ def tiny(name: str, **overrides: Any) -> models.Model:
 
 
 def meshes_of(name: str) -> tuple[str, ...]:
-    """Those that the parts of a model allow; the last two are the hardest."""
+    """Those that the parts of a model allow."""
     return MESHES + (MESHES_OF_EXPERTS if hasattr(tiny(name).config, "experts") else ())
 
 

@@ -39,7 +39,7 @@ from train import cache  # noqa: E402
 def programs() -> str:
     """The folder of compiled programs, of this jax and these models: that of other ones is removed.
 
-    The workers of a session and the processes that tests start share it, and `make test-slow` after `make test`.
+    Processes that tests start share it; the workers keep nothing, as they have several CPU devices (train/cache.py).
     """
     root = Path(__file__).parent.parent
     code = [file.read_bytes() for part in ("models", "train/update") for file in sorted((root / part).rglob("*.py"))]

@@ -94,16 +94,16 @@ def continued(model: models.Model, variables: Any, start: np.ndarray, count: int
     """Greedy tokens through the cache, those given one at a time too: one program. The contract feeds it many."""
     rows, given = start.shape
 
-    def step(carry: Any, told: Any) -> Any:
+    def step(carry: Any, prompt: Any) -> Any:
         cache, found = carry
-        now = jnp.where(told < 0, found, told)
+        now = jnp.where(prompt < 0, found, prompt)
         out = model.apply(variables, now[:, None], cache=cache)
         return (out.cache, jnp.argmax(out.value[:, 0], -1)), now
 
     @jax.jit
-    def run(variables: Any, told: Any) -> Any:
+    def run(variables: Any, prompt: Any) -> Any:
         cache = model.cache(rows, given + count)
-        return jax.lax.scan(step, (cache, told[0]), told)[1]
+        return jax.lax.scan(step, (cache, prompt[0]), prompt)[1]
 
-    told = np.concatenate([start, np.full((rows, count), -1)], 1).T
-    return np.asarray(run(variables, told.astype(np.int32))).T
+    prompt = np.concatenate([start, np.full((rows, count), -1)], 1).T  # -1 where a token is to be generated
+    return np.asarray(run(variables, prompt.astype(np.int32))).T

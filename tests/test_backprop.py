@@ -210,11 +210,11 @@ def test_three_sources_make_one_trajectory_on_moons() -> None:
         moved = [jax.tree.map(lambda p, g: p - 0.2 * g, p, g) for p, (_, g) in zip(three, found, strict=True)]
         return [jnp.mean(hinge(value, inputs)["loss"][0]) for value, _ in found], moved
 
-    three, told = [start] * 3, []
+    three, measured = [start] * 3, []
     for _ in range(20):
         means, three = update(three)
-        told.append(jax.device_get(means))
-    want_losses, *found = np.transpose(told)
+        measured.append(jax.device_get(means))
+    want_losses, *found = np.transpose(measured)
     assert want_losses[-1] < 0.5 * want_losses[0]
     want, *ends = ({k: np.asarray(v) for k, v in flatten(params).items()} for params in three)
     for losses_of, got in zip(found, ends, strict=True):

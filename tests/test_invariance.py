@@ -81,7 +81,7 @@ def test_one_process_on_every_mesh() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("here", [1, 2, 4])
 def test_two_processes(here: int) -> None:
-    """Two of so many devices each, by every strategy: the first tells what both found."""
+    """Two of so many devices each, by every strategy: the first prints what both found."""
     meshes = [f"{strategy}:{2 * here}" for strategy in STRATEGIES]
     first, _ = together(*probe(2, here, *meshes))
     found = digests(first)
