@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec, auto_axes
+from jax.sharding import NamedSharding, PartitionSpec, auto_axes
 
 from models.spec import flatten
 
@@ -34,19 +34,20 @@ def _digest(x: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=1)
-def _digests(leaves: dict[str, jax.Array], explicit: bool) -> dict[str, jax.Array]:
-    if explicit:
-        return auto_axes(partial(jax.tree.map, _digest), out_sharding=PartitionSpec())(leaves)
-    return jax.tree.map(_digest, leaves)
+def _replicated_digest(leaf: jax.Array, explicit: bool) -> jax.Array:
+    return auto_axes(_digest, out_sharding=PartitionSpec())(leaf) if explicit else _digest(leaf)
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """The digest of each leaf by path, 16 hex digits; the same on any mesh."""
+    """The digest of each leaf by path, 16 hex digits; the same on any mesh.
+
+    Leaves of one shape, dtype and sharding share a program. Each program ends before the next begins: the collectives of
+    several programs in flight wait for each other on simulated devices.
+    """
     leaves = flatten(tree)
-    shardings = [x.sharding for x in leaves.values()]
-    meshes: list[Any] = [s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding)]
+    meshes: list[Any] = [x.sharding.mesh for x in leaves.values() if isinstance(x.sharding, NamedSharding)]
     with jax.set_mesh(meshes[0]) if meshes else nullcontext():
-        pairs = jax.device_get(_digests(leaves, bool(meshes)))
+        pairs = {name: jax.device_get(_replicated_digest(x, bool(meshes))) for name, x in leaves.items()}
     return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in pairs.items()}
 
 
