@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import record
-from models.layers import logits_of
-from models.spec import Unembedding
+from models.layers import compute_logits
+from models.spec import LazyLogits
 from train.update import chunked, losses
 
 SHAPES = {  # B, T, D, vocabulary, padded vocabulary
@@ -28,9 +28,9 @@ SHAPES = {  # B, T, D, vocabulary, padded vocabulary
 }
 
 
-def plain(head: Unembedding, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def plain(head: LazyLogits, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What `losses.next_token` does where the logits are few."""
-    logits = logits_of(head)
+    logits = compute_logits(head)
     return losses.cross_entropy(logits, targets), losses.hits(logits, targets)
 
 
@@ -47,7 +47,7 @@ def measure(shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
 
     def compiled(way: Callable[..., Any]) -> Any:
         def loss(x: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
-            nats, hit = way(Unembedding(x, table, vocab), targets)
+            nats, hit = way(LazyLogits(x, table, vocab), targets)
             return jnp.mean(nats), jnp.mean(hit)
 
         return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(x, table).compile()

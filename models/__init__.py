@@ -38,9 +38,9 @@ from models import (
     vit,
     yolo,
 )
-from models.layers import logits_of, row_keys
-from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere
-from models.validate import Pairs, check_types, frozen
+from models.layers import compute_logits, per_row_keys
+from models.spec import Array, LazyLogits, Outputs, Place, Spec, unsharded
+from models.validate import Pairs, check_types, freeze
 
 FAMILIES: dict[str, ModuleType] = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
@@ -82,7 +82,7 @@ class Model:
 
     def init(self, key: Array, out_shardings: Any = None) -> dict[str, Any]:
         """Initial variables, float32, drawn under jit from a PRNG key []; sharded where out_shardings are given."""
-        return jax.jit(partial(spec.draw, self.specs), out_shardings=out_shardings)(key)
+        return jax.jit(partial(spec.initialize, self.specs), out_shardings=out_shardings)(key)
 
     def apply(
         self,
@@ -92,12 +92,12 @@ class Model:
         train: bool = False,
         key: Array | None = None,
         cache: Any = None,
-        place: Place = nowhere,
+        place: Place = unsharded,
         logits: bool = True,
     ) -> Outputs:
         """The family's `apply`; a bare array is taken as its main input, and a single key is spread over the rows.
 
-        The value of a language model or a translator is its logits [B T V]; with `logits` False an Unembedding, which a
+        The value of a language model or a translator is its logits [B T V]; with `logits` False a LazyLogits, which a
         loss may take in parts: at a large vocabulary the logits are by far the largest array there is.
 
         Raises UsageError for a cache that the model does not keep.
@@ -108,17 +108,17 @@ class Model:
             inputs = {self.module.INPUT: inputs}
         variables, inputs = jax.tree.map(jnp.asarray, (variables, inputs))
         if key is not None and key.ndim == 0:
-            key = row_keys(key, jnp.arange(next(iter(inputs.values())).shape[0]))
+            key = per_row_keys(key, jnp.arange(next(iter(inputs.values())).shape[0]))
         out = self.module.apply(variables, inputs, self.config, train=train, key=key, cache=cache, place=place)
-        if logits and isinstance(out.value, Unembedding):
-            return out.replace(value=logits_of(out.value, place("batch seq vocab")))
+        if logits and isinstance(out.value, LazyLogits):
+            return out.replace(value=compute_logits(out.value, place("batch seq vocab")))
         return out
 
-    def settled(self, stats: Any, told: dict[str, tuple[Array, Array]]) -> Any:
+    def update_stats(self, stats: Any, metrics: dict[str, tuple[Array, Array]]) -> Any:
         """Statistics after an update: those after its batch, and by the sums of what the batch told, if they ask."""
-        if not hasattr(self.module, "settled"):
+        if not hasattr(self.module, "update_stats"):
             return stats
-        return self.module.settled(stats, {name: total for name, (total, _) in told.items()}, self.config)
+        return self.module.update_stats(stats, {name: total for name, (total, _) in metrics.items()}, self.config)
 
     def predict(self, variables: Any, inputs: Any) -> Any:
         """The value without training's noise: logits of a classifier [B C], of next tokens [B T V] in float32."""
@@ -140,7 +140,7 @@ class Model:
 
     def cache(self, batch: int, length: int, source: int | None = None) -> Any:
         """An empty cache, as `cache_specs` has it. Raises UsageError as that does."""
-        return spec.draw(self.cache_specs(batch, length, source), jax.random.key(0))
+        return spec.initialize(self.cache_specs(batch, length, source), jax.random.key(0))
 
     def count(self, active: bool = False) -> int:
         """Number of parameters, without the padding of the vocabulary: the published figure.
@@ -195,16 +195,16 @@ def save_pretrained(model: Model, variables: Any, directory: Any, **keys: Any) -
 
 def _field(value: Any) -> Any:
     """A Config's value: lists become tuples, a dict a tuple of pairs."""
-    fixed = frozen(value)
+    fixed = freeze(value)
     return fixed.items if isinstance(fixed, Pairs) else fixed
 
 
 def _check_field(module: ModuleType, name: str, value: Any) -> None:
-    from models.validate import check
+    from models.validate import require
 
     probe = object.__new__(module.Config)
     object.__setattr__(probe, name, value)
-    check(probe, "of its type", name, whole=True)
+    require(probe, "of its type", name, holds=True)
 
 
 def _with_trait(trait: str) -> list[str]:

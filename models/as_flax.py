@@ -17,7 +17,7 @@ import jax
 from flax import linen, nnx
 
 from models import Model
-from models.spec import draw
+from models.spec import initialize
 
 
 class Linen(linen.Module):
@@ -46,7 +46,7 @@ class Linen(linen.Module):
 
 
 def _drawn(specs: dict[str, Any], name: str, key: Any) -> Any:
-    return draw({name: specs[name]}, key)[name]
+    return initialize({name: specs[name]}, key)[name]
 
 
 def _is_variable(x: Any) -> bool:

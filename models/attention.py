@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, Key
 
 from errors import UsageError
 from models.kernels import LANES, cudnn, splash, xla
-from models.layers import MASKED, capped, dropout, product, resharded
+from models.layers import MASK_VALUE, dropout, einsum, reshard, softcap
 from models.sight import Sight
-from models.spec import Place, nowhere
+from models.spec import Place, unsharded
 
 FEATURES = {  # what a call may ask of a backend
     "positions": "positions other than 0, 1, 2 …: of padding, of a cache",
@@ -42,7 +42,7 @@ def reference(
     k: Float[Array, "b s k h"],
     v: Float[Array, "b s k w"],
     sight: Sight,
-    place: Place = nowhere,
+    place: Place = unsharded,
     *,
     scale: float | Float[Array, ""],
     rate: float = 0.0,
@@ -58,27 +58,27 @@ def reference(
     """
     over, one = place("batch heads query key"), k.shape[2] == 1  # head, which all queries share as it lies
     if one:
-        k, v = (resharded(x[:, :, 0], place("batch key head_dim")) for x in (k, v))
+        k, v = (reshard(x[:, :, 0], place("batch key head_dim")) for x in (k, v))
     else:
         k, v = (spread(x, q.shape[2], place("batch key heads head_dim")) for x in (k, v))
-    scores = product("btnh,bsh->bnts" if one else "btnh,bsnh->bnts", q, k, over).astype(jnp.float32) * scale
+    scores = einsum("btnh,bsh->bnts" if one else "btnh,bsnh->bnts", q, k, over).astype(jnp.float32) * scale
     if soft_cap is not None:
-        scores = capped(scores, soft_cap)
-    scores = jnp.where(sight.mask[:, None], scores, MASKED)
+        scores = softcap(scores, soft_cap)
+    scores = jnp.where(sight.mask[:, None], scores, MASK_VALUE)
     if sinks is None:
         weights = jax.nn.softmax(scores, -1)
     else:
-        sunk = resharded(sinks.astype(jnp.float32), place("heads"))[None, :, None, None]
+        sunk = reshard(sinks.astype(jnp.float32), place("heads"))[None, :, None, None]
         weights = jnp.exp(scores - jnp.logaddexp(jax.nn.logsumexp(scores, -1, keepdims=True), sunk))
     weights = dropout(weights.astype(q.dtype), keys, rate, "attention", over)
-    return product("bnts,bsh->btnh" if one else "bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
+    return einsum("bnts,bsh->btnh" if one else "bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
 
 
 def spread(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float[Array, "b s n h"]:
     """Each key-value head once for each query head of its group: x [B S K H] -> [B S N H]."""
     group = heads // x.shape[2]
     if group == 1:
-        return x if over is None else resharded(x, over)
+        return x if over is None else reshard(x, over)
     if over is None:
         return jnp.repeat(x, group, 2)
     return auto_axes(lambda x: jnp.repeat(x, group, 2), out_sharding=over)(x)
@@ -114,7 +114,7 @@ def on_shards(kernel: Callable[..., Array]) -> Callable[..., Array]:
             out_specs=queries,
             check_vma=False,  # kernels do not say over which axes their results vary
         )
-        return mapped(*jax.tree.map(resharded, (q, k, v, sight, arrays), specs))
+        return mapped(*jax.tree.map(reshard, (q, k, v, sight, arrays), specs))
 
     return run
 
@@ -151,7 +151,7 @@ def attention(
     keys: Key[Array, "b"] | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, " n"] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Float[Array, "b t n w"]:
     """Softmax attention by a backend of BACKENDS: q [B T N H], k [B S K H], v [B S K W] -> [B T N W].
 

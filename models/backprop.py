@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from errors import UsageError
-from models.layers import ACTIVATIONS, dense, product
+from models.layers import ACTIVATIONS, dense, einsum
 
 SLOPES: dict[str, Callable[[Array], Array]] = {  # derivative of each activation at its sums z
     "identity": jnp.ones_like,
@@ -74,7 +74,7 @@ def error_before(
     error: Float[Array, "b o"], kernel: Float[Array, "i o"], z: Float[Array, "b i"], activation: str
 ) -> Float[Array, "b i"]:
     """BP2: a layer's error [B O] and kernel [I O], the sums z [B I] of the layer before -> the error before [B I]."""
-    return product("bo,io->bi", error, kernel, out_like(z)) * SLOPES[activation](z)
+    return einsum("bo,io->bi", error, kernel, out_like(z)) * SLOPES[activation](z)
 
 
 def bias_gradient(error: Float[Array, "b o"]) -> Float[Array, "o"]:

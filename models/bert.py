@@ -15,20 +15,20 @@ import jax.numpy as jnp
 from models.attention import BACKENDS, attention
 from models.layers import (
     ACTIVATIONS,
-    add,
+    add_bias,
     dense,
     dropout,
-    fold_keys,
+    einsum,
+    embed,
+    fold_in_each,
     layer_norm,
-    linear,
-    lookup,
+    linear_specs,
     norm_specs,
-    product,
-    resharded,
+    reshard,
 )
 from models.sight import UNSEEN, Sight
-from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std, zeros
-from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
+from models.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+from models.validate import COMPUTE, REMAT, remat_block, require, require_choice
 
 TRAITS = frozenset({"encoder"})
 INPUT = "tokens"
@@ -73,15 +73,17 @@ class Config:
     scan: bool = True  # one compiled block, looped; False unrolls
 
     def __post_init__(self) -> None:
-        check(self, "positive", "vocab", "vocab_multiple", "context", "types", "width", "depth", "heads", "hidden")
-        check(self, "positive", "classes", "eps")
-        check(self, "probability", "dropout", "dropout_attention")
-        one_of(self, activation=ACTIVATIONS, head=HEADS, pool=POOLS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
+        require(self, "positive", "vocab", "vocab_multiple", "context", "types", "width", "depth", "heads", "hidden")
+        require(self, "positive", "classes", "eps")
+        require(self, "probability", "dropout", "dropout_attention")
+        require_choice(
+            self, activation=ACTIVATIONS, head=HEADS, pool=POOLS, compute=COMPUTE, attention=BACKENDS, remat=REMAT
+        )
+        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
         if self.head == "mlm":
-            check(self, "'none' for head='mlm', which tells of every token", "pool", ok=lambda p: p == "none")
+            require(self, "'none' for head='mlm', which tells of every token", "pool", test=lambda p: p == "none")
         if self.head == "classes":
-            check(self, "'first' or 'mean' for head='classes'", "pool", ok=lambda p: p != "none")
+            require(self, "'first' or 'mean' for head='classes'", "pool", test=lambda p: p != "none")
 
     @property
     def feed_forward(self) -> int:
@@ -97,7 +99,7 @@ def traits(c: Config) -> frozenset[str]:
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
     L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
-    V, law = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, std(0.02)
+    V, law = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, normal(0.02)
 
     def heads() -> dict[str, Spec]:
         kernel = Spec((L, D, N, H), "layers embed heads head_dim", law, fan_in="embed")
@@ -131,11 +133,11 @@ def specs(c: Config) -> dict[str, Any]:
         },
     }
     if c.pooler:
-        params["pooler"] = linear(D, D, "embed width", law)
+        params["pooler"] = linear_specs(D, D, "embed width", law)
     if c.head == "classes":
-        params["head"] = linear(D, c.classes, "embed classes", law, "classes")
+        params["head"] = linear_specs(D, c.classes, "embed classes", law, "classes")
     if c.head == "mlm":
-        params["head"] = {**linear(D, D, "embed width", law), "norm": norm_specs(D)}
+        params["head"] = {**linear_specs(D, D, "embed width", law), "norm": norm_specs(D)}
         params["head"]["vocab"] = {"bias": Spec((V,), "vocab", zeros)}
         if not c.tied:
             params["head"]["vocab"]["kernel"] = Spec((V, D), "vocab embed", law, fan_in="embed")
@@ -150,7 +152,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """What `head` and `pool` say, float32: tokens [B T] -> [B T D], [B D], [B C], or logits [B T V] of mlm.
 
@@ -159,24 +161,24 @@ def apply(
     """
     p, tokens, keys = variables["params"], inputs["tokens"], key if train else None
     T, stream = tokens.shape[1], place("batch seq width")
-    check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
+    require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
     now = jnp.arange(T)[None]
-    mask = resharded(inputs.get("mask", jnp.ones(tokens.shape)), place("batch query"))
+    mask = reshard(inputs.get("mask", jnp.ones(tokens.shape)), place("batch query"))
     sight = Sight(now, jnp.where(mask > 0, now, UNSEEN), causal=False, plain="mask" not in inputs)
     position = inputs.get("position", now)
 
-    x = lookup(p["embed"]["token"], tokens, stream)
-    x = x + lookup(p["embed"]["position"], position, stream if position.shape[0] > 1 else place("one seq width"))
-    x = x + lookup(p["embed"]["type"], inputs.get("type", jnp.zeros_like(tokens)), stream)
+    x = embed(p["embed"]["token"], tokens, stream)
+    x = x + embed(p["embed"]["position"], position, stream if position.shape[0] > 1 else place("one seq width"))
+    x = x + embed(p["embed"]["type"], inputs.get("type", jnp.zeros_like(tokens)), stream)
     x = layer_norm(x.astype(COMPUTE[c.compute]), p["embed"]["norm"], c.eps)
     x = dropout(x, keys, c.dropout, "embed", stream)
 
     def affine(equation: str, x: Array, p: dict[str, Array], over: Any) -> Array:
-        return add(product(equation, x, p["kernel"], over), p["bias"])
+        return add_bias(einsum(equation, x, p["kernel"], over), p["bias"])
 
     def block(x: Array, layer: tuple[Any, Array]) -> tuple[Array, None]:
         p, index = layer
-        own = fold_keys(keys, index)
+        own = fold_in_each(keys, index)
         q, k, v = (affine("btd,dnh->btnh", x, p[n], place("batch seq heads head_dim")) for n in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
         scale = (c.width // c.heads) ** -0.5
@@ -188,15 +190,15 @@ def apply(
         return layer_norm(x + h, p["norm2"], c.eps), None
 
     layers = (p["blocks"], jnp.arange(c.depth))
-    x, _ = jax.lax.scan(rematerialised(block, c.remat), x, layers, unroll=1 if c.scan else c.depth)
+    x, _ = jax.lax.scan(remat_block(block, c.remat), x, layers, unroll=1 if c.scan else c.depth)
 
     if c.head == "mlm":
         h = layer_norm(ACTIVATIONS[c.activation](affine("btd,de->bte", x, p["head"], stream)), p["head"]["norm"], c.eps)
         vocab = p["head"]["vocab"]
         table = p["embed"]["token"] if c.tied else vocab["kernel"]
-        return Outputs(Unembedding(h, table, c.vocab, vocab["bias"]))
+        return Outputs(LazyLogits(h, table, c.vocab, vocab["bias"]))
     if c.pool == "first":
-        x = resharded(x, place("batch query width"))[:, 0]
+        x = reshard(x, place("batch query width"))[:, 0]
         x = jnp.tanh(dense(x, p["pooler"], place("batch width"))) if c.pooler else x
     elif c.pool == "mean":
         total = jnp.einsum("btd,bt->bd", x, mask.astype(x.dtype), out_sharding=place("batch width"))

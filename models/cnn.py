@@ -15,9 +15,19 @@ import numpy as np
 from jaxtyping import Float
 
 from models.convolution import conv, max_pool, sum_pool
-from models.layers import ACTIVATIONS, add, batch_norm, dense, dropout, linear, norm_specs, product, scale_by
-from models.spec import Array, Law, Outputs, Place, Spec, constant, nowhere, ones, std, zeros
-from models.validate import COMPUTE, check, one_of
+from models.layers import (
+    ACTIVATIONS,
+    add_bias,
+    apply_scale,
+    batch_norm,
+    dense,
+    dropout,
+    einsum,
+    linear_specs,
+    norm_specs,
+)
+from models.spec import Array, Initializer, Outputs, Place, Spec, constant, normal, ones, unsharded, zeros
+from models.validate import COMPUTE, require, require_choice
 
 TRAITS = frozenset({"classifier", "stateful", "batch_coupled"})
 INPUT = "image"
@@ -87,17 +97,21 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        check(self, "positive", "inputs", "channels", "kernel", "hidden", "classes")
-        check(self, "probability", "dropout", "momentum")
-        check(self, "positive", "eps")
-        one_of(self, padding=("SAME", "VALID"), norm=NORMS, pools=POOLS, head=HEADS)
-        one_of(self, activation=ACTIVATIONS, compute=COMPUTE)
-        check(self, "three numbers: rows, columns, channels", "inputs", whole=len(self.inputs) == 3)
-        check(self, "one for each of channels", "pools", whole=len(self.pools) == len(self.channels))
-        check(self, "False unless channels start 6, 16", "sparse", ok=lambda on: not on or self.channels[:2] == (6, 16))
+        require(self, "positive", "inputs", "channels", "kernel", "hidden", "classes")
+        require(self, "probability", "dropout", "momentum")
+        require(self, "positive", "eps")
+        require_choice(self, padding=("SAME", "VALID"), norm=NORMS, pools=POOLS, head=HEADS)
+        require_choice(self, activation=ACTIVATIONS, compute=COMPUTE)
+        require(self, "three numbers: rows, columns, channels", "inputs", holds=len(self.inputs) == 3)
+        require(self, "one for each of channels", "pools", holds=len(self.pools) == len(self.channels))
+        require(
+            self, "False unless channels start 6, 16", "sparse", test=lambda on: not on or self.channels[:2] == (6, 16)
+        )
         code_head = self.hidden[-1:] == (84,) and self.classes == 10
-        check(self, "'linear' unless hidden ends in 84 and classes is 10", "head", ok=lambda h: h != "rbf" or code_head)
-        check(self, f"large enough for {len(self.channels)} stages", "inputs", whole=min(_final_size(self)) > 0)
+        require(
+            self, "'linear' unless hidden ends in 84 and classes is 10", "head", test=lambda h: h != "rbf" or code_head
+        )
+        require(self, f"large enough for {len(self.channels)} stages", "inputs", holds=min(_final_size(self)) > 0)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -124,8 +138,8 @@ def specs(c: Config) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {}
     stats: dict[str, Any] = {}
 
-    def law(fan_in: int) -> Law:  # by number, as the sparse stage's links are no fan-in of its Spec
-        return std((1 if c.activation in SIGMOIDS else 2) ** 0.5 * fan_in**-0.5)
+    def law(fan_in: int) -> Initializer:  # by number, as the sparse stage's links are no fan-in of its Spec
+        return normal((1 if c.activation in SIGMOIDS else 2) ** 0.5 * fan_in**-0.5)
 
     for i, (C, O) in enumerate(zip((c.inputs[2], *c.channels), c.channels, strict=False)):
         if c.sparse and i == 1:  # 60 links between maps, each with a kernel of its own
@@ -145,11 +159,12 @@ def specs(c: Config) -> dict[str, Any]:
 
     widths = (_final_size(c)[0] * _final_size(c)[1] * c.channels[-1], *c.hidden)
     hidden = {
-        str(i): linear(n, m, "embed mlp", law(n), "mlp") for i, (n, m) in enumerate(zip(widths, c.hidden, strict=False))
+        str(i): linear_specs(n, m, "embed mlp", law(n), "mlp")
+        for i, (n, m) in enumerate(zip(widths, c.hidden, strict=False))
     }
     params: dict[str, Any] = {"stages": stages, "hidden": hidden}
     if c.head == "linear":
-        params["head"] = linear(widths[-1], c.classes, "embed classes", law(widths[-1]), "classes")
+        params["head"] = linear_specs(widths[-1], c.classes, "embed classes", law(widths[-1]), "classes")
     return {"params": params, "stats": stats}
 
 
@@ -168,7 +183,7 @@ def rbf(x: Float[Array, "b f"]) -> Float[Array, "b o"]:
     """
     bits = (np.array(CODES)[:, :, None] >> np.arange(6, -1, -1)) & 1
     codes = jnp.asarray(bits.reshape(len(CODES), 84) * 2.0 - 1.0, x.dtype)
-    distance = jnp.sum(x * x, -1, keepdims=True) - 2 * product("bf,of->bo", x, codes) + codes.shape[1]
+    distance = jnp.sum(x * x, -1, keepdims=True) - 2 * einsum("bf,of->bo", x, codes) + codes.shape[1]
     return -distance / TEMPERATURE
 
 
@@ -180,7 +195,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Class scores, float32: image [B Y X C] -> [B classes]; in training also the new running moments.
 
@@ -197,9 +212,9 @@ def apply(
             x, stats[str(i)] = batch_norm(x, stage["norm"], stats[str(i)], train=train, momentum=c.momentum, eps=c.eps)
             x = act(x)
         else:
-            x = act(add(x, stage["bias"]))
+            x = act(add_bias(x, stage["bias"]))
         if pool == "subsample":  # a trained coefficient and bias, then the squashing function
-            x = act(add(scale_by(sum_pool(x, 2, 2), stage["pool"]["scale"]), stage["pool"]["bias"]))
+            x = act(add_bias(apply_scale(sum_pool(x, 2, 2), stage["pool"]["scale"]), stage["pool"]["bias"]))
         elif pool == "average":
             x = sum_pool(x, 2, 2) / 4
         elif pool == "max":
@@ -215,5 +230,5 @@ def apply(
 
 def _pad(image: Array, c: Config) -> Array:
     room = [n - m for n, m in zip(c.inputs, image.shape[1:], strict=True)]
-    check(c, f"{image.shape[1:]} or larger, of as many channels", "inputs", whole=min(room[:2]) >= 0 == room[2])
+    require(c, f"{image.shape[1:]} or larger, of as many channels", "inputs", holds=min(room[:2]) >= 0 == room[2])
     return jnp.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in room)])

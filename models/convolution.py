@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from models.layers import gathered, product
+from models.layers import einsum, gather_weight
 
 Sides = tuple[tuple[int, int], tuple[int, int]]  # pixels before and after: of rows, of columns
 Padding = str | int | Sides  # SAME, VALID; pixels on each side
@@ -32,8 +32,8 @@ def conv(
     size = kernel.shape[:2]
     sides = _sides(padding, x.shape[1:3], size, stride)
     if size == (1, 1) and not np.any(sides):
-        return product("byxc,co->byxo", x[:, ::stride, ::stride], kernel[0, 0], out)
-    kernel = gathered(kernel.astype(x.dtype), x)
+        return einsum("byxc,co->byxo", x[:, ::stride, ::stride], kernel[0, 0], out)
+    kernel = gather_weight(kernel.astype(x.dtype), x)
     window = Window(sides, stride, out)
     mesh = jax.typeof(x).sharding.mesh
     return _correlated(x, kernel, window) if mesh.empty or mesh.size == 1 else _correlation(x, kernel, window)

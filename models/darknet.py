@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from errors import UsageError
 from models.convolution import conv, max_pool
-from models.layers import add, batch_norm, norm_specs
-from models.spec import Place, Spec, he, ones, zeros
-from models.validate import check, one_of
+from models.layers import add_bias, batch_norm, norm_specs
+from models.spec import Place, Spec, he_normal, ones, zeros
+from models.validate import require, require_choice
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
@@ -42,9 +42,9 @@ class Conv:
     padding: int | None = None  # pixels on each side; None is size // 2
 
     def __post_init__(self) -> None:
-        check(self, "positive", "filters", "size", "stride")
-        check(self, "not negative", "padding")
-        one_of(self, activation=ACTIVATIONS)
+        require(self, "positive", "filters", "size", "stride")
+        require(self, "not negative", "padding")
+        require_choice(self, activation=ACTIVATIONS)
 
     @property
     def around(self) -> int:
@@ -60,7 +60,7 @@ class MaxPool:
     stride: int = 2
 
     def __post_init__(self) -> None:
-        check(self, "positive", "size", "stride")
+        require(self, "positive", "size", "stride")
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Route:
     group: int = 0
 
     def __post_init__(self) -> None:
-        check(self, "positive", "groups")
-        check(self, "not negative", "group")
-        check(self, f"below groups = {self.groups}", "group", ok=lambda group: group < self.groups)
-        check(self, "whole numbers", "sources", ok=lambda _: True)
+        require(self, "positive", "groups")
+        require(self, "not negative", "group")
+        require(self, f"below groups = {self.groups}", "group", test=lambda group: group < self.groups)
+        require(self, "whole numbers", "sources", test=lambda _: True)
         if not self.sources:
             raise UsageError("darknet: sources = () must name a layer")
 
@@ -88,8 +88,8 @@ class Shortcut:
     activation: str = "linear"
 
     def __post_init__(self) -> None:
-        check(self, "a whole number", "source", ok=lambda _: True)
-        one_of(self, activation=ACTIVATIONS)
+        require(self, "a whole number", "source", test=lambda _: True)
+        require_choice(self, activation=ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Upsample:
     stride: int = 2
 
     def __post_init__(self) -> None:
-        check(self, "positive", "stride")
+        require(self, "positive", "stride")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Reorg:
     stride: int = 2
 
     def __post_init__(self) -> None:
-        check(self, "positive", "stride")
+        require(self, "positive", "stride")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Head:
     mask: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        check(self, "not negative", "mask")
+        require(self, "not negative", "mask")
 
 
 Layer = Conv | MaxPool | Route | Shortcut | Upsample | Reorg | Head
@@ -206,7 +206,7 @@ def specs(layers: tuple[Layer, ...], image: Size, asked: int) -> dict[str, Any]:
             continue
         C, O = (shapes[at - 1] if at else image)[2], shapes[at][2]
         axes = "rows columns channels_in channels"
-        kernel = Spec((layer.size, layer.size, C, O), axes, he, fan_in="rows columns channels_in")
+        kernel = Spec((layer.size, layer.size, C, O), axes, he_normal, fan_in="rows columns channels_in")
         if layer.norm:
             params[str(at)] = {"kernel": kernel, "norm": norm_specs(O)}
             stats[str(at)] = {"mean": Spec((O,), "norm", zeros), "var": Spec((O,), "norm", ones)}
@@ -240,10 +240,10 @@ def run(
                 x = conv(x, p["kernel"], layer.around, place("batch rows columns width"), layer.stride)
                 if layer.norm:
                     x, stats[str(at)] = batch_norm(
-                        x, p["norm"], stats[str(at)], train=train, momentum=momentum, eps=EPS, outside=True
+                        x, p["norm"], stats[str(at)], train=train, momentum=momentum, eps=EPS, eps_outside_sqrt=True
                     )
                 else:
-                    x = add(x, p["bias"])
+                    x = add_bias(x, p["bias"])
                 x = ACTIVATIONS[layer.activation](x)
             case MaxPool(size, stride):
                 sides = ((size - 1) // 2, size // 2)

@@ -12,12 +12,12 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from models.attention import BACKENDS
-from models.layers import ACTIVATIONS, projection
+from models.layers import ACTIVATIONS, linear
 from models.rope import KINDS, Stretch
-from models.spec import Law, Place, Spec, nowhere, ones, std, zeros
+from models.spec import Initializer, Place, Spec, normal, ones, unsharded, zeros
 from models.stack import Layer
 from models.timeline import Reach, Timeline, Token, cache_specs, timeline
-from models.validate import COMPUTE, REMAT, check, one_of
+from models.validate import COMPUTE, REMAT, require, require_choice
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Decoder:
     scan: bool = True  # layers that repeat are one compiled loop; False unrolls
 
     def __post_init__(self) -> None:
-        check(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden", "eps")
-        check(self, "positive", "rope_base", "rope_factor", "rope_context", "rope_scale", "rope_low", "rope_high")
-        check(self, "probability", "dropout")
-        one_of(self, activation=ACTIVATIONS, rope=KINDS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        require(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden", "eps")
+        require(self, "positive", "rope_base", "rope_factor", "rope_context", "rope_scale", "rope_low", "rope_high")
+        require(self, "probability", "dropout")
+        require_choice(self, activation=ACTIVATIONS, rope=KINDS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
         if self.rope != "yarn":
-            check(self, f"1 for rope={self.rope!r}", "rope_scale", ok=lambda scale: scale == 1)
+            require(self, f"1 for rope={self.rope!r}", "rope_scale", test=lambda scale: scale == 1)
 
     @property
     def feed_forward(self) -> int:
@@ -98,11 +98,11 @@ class Grouped(Decoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "kv_heads", "head_dim")
-        check(self, f"a divisor of heads={self.heads}", "kv_heads", ok=lambda n: self.heads % n == 0)
-        check(self, "even (rotary dims are pairs)", "head_dim", ok=lambda n: n % 2 == 0)
+        require(self, "positive", "kv_heads", "head_dim")
+        require(self, f"a divisor of heads={self.heads}", "kv_heads", test=lambda n: self.heads % n == 0)
+        require(self, "even (rotary dims are pairs)", "head_dim", test=lambda n: n % 2 == 0)
         if self.head_dim is None:
-            check(self, f"a divisor of half of width={self.width}", "heads", ok=lambda n: self.width % (2 * n) == 0)
+            require(self, f"a divisor of half of width={self.width}", "heads", test=lambda n: self.width % (2 * n) == 0)
 
     @property
     def head_width(self) -> int:
@@ -129,8 +129,8 @@ class Sliding(Grouped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "window")
-        check(self, "layers of the depth", "sliding", ok=lambda n: 0 <= n < self.depth)
+        require(self, "positive", "window")
+        require(self, "layers of the depth", "sliding", test=lambda n: 0 <= n < self.depth)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -153,21 +153,21 @@ class Sliding(Grouped):
 # The table
 
 
-def residual(c: Decoder) -> Law:
+def residual(c: Decoder) -> Initializer:
     """The law of what a branch adds: by 1/sqrt(2L) smaller, as in GPT-2."""
-    return std(0.02 / (2 * c.depth) ** 0.5)
+    return normal(0.02 / (2 * c.depth) ** 0.5)
 
 
-def ends_specs(c: Decoder, norm: Law = ones) -> dict[str, Any]:
+def ends_specs(c: Decoder, norm: Initializer = ones) -> dict[str, Any]:
     """The table of what stands around the layers: token table, last norm, head."""
     V, D = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, c.width
-    found = {"embed": {"token": Spec((V, D), "vocab embed", std(0.02))}, "norm": {"scale": Spec((D,), "norm", norm)}}
-    return found if c.tied else {**found, "head": Spec((V, D), "vocab embed", std(0.02), fan_in="embed")}
+    found = {"embed": {"token": Spec((V, D), "vocab embed", normal(0.02))}, "norm": {"scale": Spec((D,), "norm", norm)}}
+    return found if c.tied else {**found, "head": Spec((V, D), "vocab embed", normal(0.02), fan_in="embed")}
 
 
-def scale_specs(L: int, width: int, *names: str, law: Law = ones) -> dict[str, Any]:
+def scale_specs(L: int, width: int, *names: str, init: Initializer = ones) -> dict[str, Any]:
     """The table of RMSNorms of a stack."""
-    return {name: {"scale": Spec((L, width), "layers norm", law)} for name in names}
+    return {name: {"scale": Spec((L, width), "layers norm", init)} for name in names}
 
 
 def biased(kernel: Spec, bias: bool) -> dict[str, Spec]:
@@ -185,7 +185,7 @@ def grouped_specs(c: Grouped, L: int, bias: bool = False) -> dict[str, Any]:
     D, N, K, H = c.width, c.heads, c.groups, c.head_width
     shapes = {"q": (N, "heads"), "k": (K, "kv_heads"), "v": (K, "kv_heads")}
     kernels = {
-        name: Spec((L, D, n, H), f"layers embed {axis} head_dim", std(0.02), fan_in="embed")
+        name: Spec((L, D, n, H), f"layers embed {axis} head_dim", normal(0.02), fan_in="embed")
         for name, (n, axis) in shapes.items()
     }
     kernels["out"] = Spec((L, N, H, D), "layers heads head_dim embed", residual(c), fan_in="heads head_dim")
@@ -194,7 +194,7 @@ def grouped_specs(c: Grouped, L: int, bias: bool = False) -> dict[str, Any]:
 
 def gated_specs(c: Decoder, L: int, F: int, bias: bool = False) -> dict[str, Any]:
     """The table of a gated MLP: gate up [D F], down [F D]."""
-    up = Spec((L, c.width, F), "layers embed mlp", std(0.02), fan_in="embed")
+    up = Spec((L, c.width, F), "layers embed mlp", normal(0.02), fan_in="embed")
     down = Spec((L, F, c.width), "layers mlp embed", residual(c), fan_in="mlp")
     return {"gate": biased(up, bias), "up": biased(up, bias), "down": biased(down, bias)}
 
@@ -203,30 +203,30 @@ def gated_specs(c: Decoder, L: int, F: int, bias: bool = False) -> dict[str, Any
 
 
 def heads_of(
-    x: Float[Array, "b t d"], p: dict[str, Any], place: Place = nowhere
+    x: Float[Array, "b t d"], p: dict[str, Any], place: Place = unsharded
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
     """Queries, keys and values: x [B T D] -> [B T N H], [B T K H], [B T K H]."""
-    q = projection("btd,dnh->btnh", x, p["q"], place("batch seq heads head_dim"))
-    k, v = (projection("btd,dkh->btkh", x, p[name], place("batch seq kv_heads head_dim")) for name in ("k", "v"))
+    q = linear("btd,dnh->btnh", x, p["q"], place("batch seq heads head_dim"))
+    k, v = (linear("btd,dkh->btkh", x, p[name], place("batch seq kv_heads head_dim")) for name in ("k", "v"))
     return q, k, v
 
 
 def gated_mlp(
-    x: Float[Array, "b t d"], p: dict[str, Any], activation: str, place: Place = nowhere
+    x: Float[Array, "b t d"], p: dict[str, Any], activation: str, place: Place = unsharded
 ) -> Float[Array, "b t d"]:
     """(activation(x gate) * x up) down: x [B T D] -> [B T D]. Source: Shazeer 2020, arXiv:2002.05202, eq. 6."""
     hidden = place("batch seq mlp")
-    gate, up = (projection("btd,df->btf", x, p[name], hidden) for name in ("gate", "up"))
-    return projection("btf,fd->btd", ACTIVATIONS[activation](gate) * up, p["down"], place("batch seq width"))
+    gate, up = (linear("btd,df->btf", x, p[name], hidden) for name in ("gate", "up"))
+    return linear("btf,fd->btd", ACTIVATIONS[activation](gate) * up, p["down"], place("batch seq width"))
 
 
 def cache_of(c: Any, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens; layers that see a part only keep that part."""
-    check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
+    require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
     return cache_specs(c.reaches, Counter(layer.kind for layer in c.layers), c.tokens, batch, length, c.compute)
 
 
 def timeline_of(c: Any, inputs: dict[str, Array], cache: Any, place: Place) -> Timeline:
     """Where the input's tokens stand. Raises UsageError for more of them than the context has."""
-    check(c, f"at least the {(T := inputs['tokens'].shape[1])} tokens of the input", "context", ok=lambda n: n >= T)
+    require(c, f"at least the {(T := inputs['tokens'].shape[1])} tokens of the input", "context", test=lambda n: n >= T)
     return timeline(inputs, c.reaches, cache, place)

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from models.decoder import cache_of, ends_specs, gated_mlp, gated_specs, scale_specs, timeline_of
 from models.dispatch import gated, mixture
 from models.latent import Latent, latent_attention, latent_specs
-from models.layers import fold_keys, later, lookup, product, rms_norm
-from models.moe import Interleaved, balanced, expert_specs, measures, rowwise_balance, told
+from models.layers import einsum, embed, fold_in_each, rms_norm, shift_left
+from models.moe import Interleaved, balanced, expert_specs, measures, router_stats, rowwise_balance
 from models.routers import Routes, router_logits, sigmoid_in_groups, softmax_in_groups
-from models.spec import Array, Outputs, Place, Spec, Unembedding, flatten, nowhere, std, unflatten, zeros
+from models.spec import Array, LazyLogits, Outputs, Place, Spec, flatten, normal, unflatten, unsharded, zeros
 from models.stack import Layer, scan_layers
 from models.timeline import Timeline
-from models.validate import COMPUTE, check, one_of, rematerialised
+from models.validate import COMPUTE, remat_block, require, require_choice
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -66,20 +66,20 @@ class Config(Interleaved, Latent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "groups", "kept_groups", "scaling")
-        check(self, "not negative", "shared", "bias_speed", "mtp", "mtp_weight")
-        check(self, f"less than context={self.context}", "mtp", ok=lambda n: n < self.context)
-        check(self, f"a divisor of experts={self.experts}", "groups", ok=lambda n: self.experts % n == 0)
-        check(self, f"at most groups={self.groups}", "kept_groups", ok=lambda n: n <= self.groups)
-        one_of(self, router=ROUTERS)
+        require(self, "positive", "groups", "kept_groups", "scaling")
+        require(self, "not negative", "shared", "bias_speed", "mtp", "mtp_weight")
+        require(self, f"less than context={self.context}", "mtp", test=lambda n: n < self.context)
+        require(self, f"a divisor of experts={self.experts}", "groups", test=lambda n: self.experts % n == 0)
+        require(self, f"at most groups={self.groups}", "kept_groups", test=lambda n: n <= self.groups)
+        require_choice(self, router=ROUTERS)
         if self.router == "softmax":
-            check(self, "0 for router='softmax', which has no bias", "bias_speed", ok=lambda speed: speed == 0)
-            check(self, "False for router='softmax'", "renormalise", ok=lambda on: not on)
+            require(self, "0 for router='softmax', which has no bias", "bias_speed", test=lambda speed: speed == 0)
+            require(self, "False for router='softmax'", "renormalise", test=lambda on: not on)
         inside = self.experts // self.groups * self.kept_groups
-        check(self, f"at most the {inside} experts of the groups that are kept", "active", ok=lambda n: n <= inside)
+        require(self, f"at most the {inside} experts of the groups that are kept", "active", test=lambda n: n <= inside)
         least = f"1, or leave 2 experts and more in a group of router={self.router!r}"
         alone = self.router == "sigmoid" and self.kept_groups < self.groups
-        check(self, least, "groups", ok=lambda n: not alone or self.experts // n >= 2)
+        require(self, least, "groups", test=lambda n: not alone or self.experts // n >= 2)
 
 
 def traits(c: Config) -> frozenset[str]:
@@ -116,7 +116,7 @@ def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
 def _mtp_specs(c: Config) -> dict[str, Any]:
     """Modules that foretell further tokens: each joins state and token, and has a block and a norm of its own."""
     D = c.width
-    join = Spec((c.mtp, D, D), "layers width embed", std(0.02), fan_in="width")
+    join = Spec((c.mtp, D, D), "layers width embed", normal(0.02), fan_in="width")
     return {
         **scale_specs(c.mtp, D, "state_norm", "token_norm", "norm"),
         "state": {"kernel": join},
@@ -141,7 +141,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V]; in training also later ones.
 
@@ -154,7 +154,7 @@ def apply(
     time, table = timeline_of(c, inputs, cache, place), p["embed"]["token"]
     run = partial(block, c, time, keys, place)
 
-    x = lookup(table, inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = embed(table, inputs["tokens"], stream).astype(COMPUTE[c.compute])
     x, held, says = scan_layers(run, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(_norm(x, p["norm"], c), held)
     routers, states = ({BIAS: says["moe"]} if "moe" in says else {}), list[Array]()
@@ -162,31 +162,33 @@ def apply(
         states, routers[MTP_BIAS] = foretell(x, inputs["tokens"], table, p["mtp"], c, run, place)
     loss = c.balance * sum(map(rowwise_balance, routers.values()), start=jnp.zeros(()))
     further = {AHEAD: measures(routers[MTP_BIAS])["expert_load"]} if MTP_BIAS in routers else {}
-    value, *ahead = (Unembedding(y, table if c.tied else p["head"], c.vocab) for y in (x, *states))
+    value, *ahead = (LazyLogits(y, table if c.tied else p["head"], c.vocab) for y in (x, *states))
     return Outputs(
         value,
         stats=unflatten(stats),
         cache=new,
-        aux={"balance": (loss, jnp.ones(()))} if c.balance else {},
-        told=measures(routers[BIAS]) | further if BIAS in routers else further,
-        ahead=tuple(ahead),
-        ahead_weight=c.mtp_weight,
+        aux_losses={"balance": (loss, jnp.ones(()))} if c.balance else {},
+        metrics=measures(routers[BIAS]) | further if BIAS in routers else further,
+        mtp_values=tuple(ahead),
+        mtp_weight=c.mtp_weight,
     )
 
 
-def settled(stats: Any, told: dict[str, Array], c: Config) -> Any:
+def update_stats(stats: Any, metrics: dict[str, Array], c: Config) -> Any:
     """The experts' biases after an update, by how many tokens of its batch each expert got: told [L E]."""
     if not c.bias_speed:
         return stats
     names = {BIAS: "expert_load", MTP_BIAS: AHEAD}
-    return unflatten({path: balanced(bias, told[names[path]], c.bias_speed) for path, bias in flatten(stats).items()})
+    return unflatten(
+        {path: balanced(bias, metrics[names[path]], c.bias_speed) for path, bias in flatten(stats).items()}
+    )
 
 
 def block(
     c: Config, time: Timeline, keys: Any, place: Place, layer: Layer, x: Array, p: Any, index: Array, held: Any
 ) -> tuple[Array, Any, Any]:
     """A layer: x [B T D] -> [B T D], what it then holds, and what its router tells."""
-    a, held = latent_attention(_norm(x, p["norm1"], c), p, c, time, layer.kind, held, fold_keys(keys, index), place)
+    a, held = latent_attention(_norm(x, p["norm1"], c), p, c, time, layer.kind, held, fold_in_each(keys, index), place)
     x = x + a
     h = _norm(x, p["norm2"], c)
     if layer.stack == "dense":
@@ -195,7 +197,7 @@ def block(
     y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
     if c.shared:
         y = y + gated_mlp(h, p["shared"], c.activation, place)
-    return x + y, held, told(routes, served, time.position)
+    return x + y, held, router_stats(routes, served, time.position)
 
 
 def routes_of(logits: Array, p: Any, c: Config) -> Routes:
@@ -216,10 +218,10 @@ def foretell(
     states, says, stream = [], [], place("batch seq width")
     for k in range(c.mtp):
         own = jax.tree.map(lambda w, k=k: w[k], p)
-        token = lookup(table, later(tokens, k + 1, place), stream).astype(x.dtype)
-        x = product("btd,dc->btc", _norm(x, own["state_norm"], c), own["state"]["kernel"], stream)
-        x = x + product("btd,dc->btc", _norm(token, own["token_norm"], c), own["token"]["kernel"], stream)
-        once = rematerialised(partial(run, Layer("full", "moe")), c.remat)
+        token = embed(table, shift_left(tokens, k + 1, place), stream).astype(x.dtype)
+        x = einsum("btd,dc->btc", _norm(x, own["state_norm"], c), own["state"]["kernel"], stream)
+        x = x + einsum("btd,dc->btc", _norm(token, own["token_norm"], c), own["token"]["kernel"], stream)
+        once = remat_block(partial(run, Layer("full", "moe")), c.remat)
         x, _, tells = once(x, own["block"], jnp.asarray(c.depth + k), None)
         states.append(x := _norm(x, own["norm"], c))
         says.append(tells)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from errors import UsageError
-from models.layers import ACTIVATIONS, add, gathered, product, resharded
+from models.layers import ACTIVATIONS, add_bias, einsum, gather_weight, reshard
 from models.ragged import grouped_product, moved
 from models.routers import Routes, one_hot
-from models.spec import Place, nowhere
+from models.spec import Place, unsharded
 
 DISPATCH = ("dropless", "dense")
 
@@ -42,7 +42,7 @@ def mixture(
     *,
     dispatch: str = "dropless",
     weigh_input: bool = False,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> tuple[Float[Array, "b t d"], Bool[Array, "b t a"]]:
     """Each token's experts' answers, weighed and summed: x [B T D] -> [B T D], and which choices were served [B T A].
 
@@ -55,7 +55,7 @@ def mixture(
     if "bias" in p["down"]:
         given = served.astype(jnp.float32) * (1 if weigh_input else weights)
         each = jnp.sum(one_hot(routes.experts, len(p["down"]["bias"])) * given[..., None], 2)
-        y = y + product("bte,ed->btd", each, p["down"]["bias"], place("batch seq width"))
+        y = y + einsum("bte,ed->btd", each, p["down"]["bias"], place("batch seq width"))
     return y.astype(x.dtype), served
 
 
@@ -68,12 +68,12 @@ def _dense(
     before, after = (each, jnp.any(chosen, 2).astype(jnp.float32)) if weigh_input else (None, each)
 
     def wide(p: dict[str, Array]) -> Array:
-        h = product("btd,edf->btef", x, p["kernel"], place("batch seq choice mlp"))
+        h = einsum("btd,edf->btef", x, p["kernel"], place("batch seq choice mlp"))
         h = h if before is None else h * before[..., None].astype(h.dtype)
-        return add(h, gathered(p["bias"], x)) if "bias" in p else h
+        return add_bias(h, gather_weight(p["bias"], x)) if "bias" in p else h
 
     h = gate(wide(p["gate"]), wide(p["up"])) * after[..., None].astype(x.dtype)
-    y = product("btef,efd->btd", h, p["down"]["kernel"], place("batch seq width"), jnp.float32)
+    y = einsum("btef,efd->btd", h, p["down"]["kernel"], place("batch seq width"), jnp.float32)
     return y, jnp.any(chosen, -1)
 
 
@@ -122,7 +122,7 @@ def _dropless(
     choices = place("batch seq choice")
     specs = (rows, choices, choices, lie)
     mapped = jax.shard_map(on_device, in_specs=specs, out_specs=(rows, choices), check_vma=False)
-    return mapped(*jax.tree.map(resharded, (x, experts, weights, p), specs))
+    return mapped(*jax.tree.map(reshard, (x, experts, weights, p), specs))
 
 
 def _sorted(

@@ -16,9 +16,9 @@ from jax.sharding import PartitionSpec, auto_axes
 
 from errors import UsageError, unknown
 from models import foreign
-from models.layers import gathered
-from models.spec import Array, Joint, Outputs, Place, Spec, flatten, nowhere, path_name
-from models.validate import check, thawed
+from models.layers import gather_weight
+from models.spec import Array, JointInit, Outputs, Place, Spec, flatten, path_name, unsharded
+from models.validate import require, unfreeze
 
 TRAITS = frozenset({"classifier", "language_model", "regressor", "stateful", "batch_coupled"})
 TOLD = {"classes": "classifier", "outputs": "regressor", "vocab": "language_model"}  # by the first that is set
@@ -43,8 +43,8 @@ class Config:
     outputs: int | None = None  # real values
 
     def __post_init__(self) -> None:
-        check(self, "positive", "shape", "context", "classes", "vocab", "outputs")
-        check(self, "package.file:ClassName", "module", ok=lambda name: name.count(":") == 1)
+        require(self, "positive", "shape", "context", "classes", "vocab", "outputs")
+        require(self, "package.file:ClassName", "module", test=lambda name: name.count(":") == 1)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _module(c: Config) -> foreign.Foreign:
         raise UsageError(f"flax: module = {c.module!r}: {error}") from None
     if not isinstance(getattr(found, name, None), type):
         raise unknown(f"class of {where}", name, [k for k, v in vars(found).items() if isinstance(v, type)])
-    kind, args = getattr(found, name), {k: thawed(v) for k, v in c.args}
+    kind, args = getattr(found, name), {k: unfreeze(v) for k, v in c.args}
     names, more = foreign.parameters(kind)
     for given in args:
         if given not in names and not more:
@@ -94,7 +94,7 @@ def specs(c: Config) -> dict[str, Any]:
         inside = [axis for axis in axes[:-1] if axis != "layers"]
         contracted = trained and name.rpartition("/")[2] not in UNCONTRACTED
         dtype = None if leaf.dtype == jnp.float32 else str(leaf.dtype)
-        return Spec(leaf.shape, " ".join(axes), Joint(values, name), " ".join(inside) if contracted else "", dtype)
+        return Spec(leaf.shape, " ".join(axes), JointInit(values, name), " ".join(inside) if contracted else "", dtype)
 
     table = jax.tree_util.tree_map_with_path(spec, tree)
     stats = {name: part for name, part in table.items() if name != "params"}
@@ -121,7 +121,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """The module's output, float32: its input [B ...] -> [B C] or [B T V]; with it the collections that it changed."""
     x = next(inputs[name] for name in FIELDS if name in inputs)
@@ -137,14 +137,14 @@ def apply(
 
     stats, whole = variables.get("stats", {}), PartitionSpec()
     extras = {name: inputs[name] for name in module.takes if name in inputs}
-    args = jax.tree.map(lambda w: gathered(w, x), variables["params"]), stats, x, extras, key if train else None
+    args = jax.tree.map(lambda w: gather_weight(w, x), variables["params"]), stats, x, extras, key if train else None
     rows = place("batch")
     if rows is not None:
         rank = len(jax.eval_shape(run, *jax.tree.map(_plain, args))[0].shape)
         over = PartitionSpec(*rows, *[None] * (rank - 1)), jax.tree.map(lambda _: whole, stats), whole
         run = auto_axes(run, out_sharding=over)
     value, stats, aux = run(*args)
-    return Outputs(value, stats=stats, aux={"sown": (aux, jnp.ones(()))} if train else {})
+    return Outputs(value, stats=stats, aux_losses={"sown": (aux, jnp.ones(()))} if train else {})
 
 
 def _plain(x: Array) -> jax.ShapeDtypeStruct:

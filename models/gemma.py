@@ -25,11 +25,11 @@ from models.decoder import (
     scale_specs,
     timeline_of,
 )
-from models.layers import fold_keys, lookup, projection, rms_norm
+from models.layers import embed, fold_in_each, linear, rms_norm
 from models.rope import Stretch, frequencies, rotate
-from models.spec import Array, Outputs, Place, Unembedding, nowhere, zeros
+from models.spec import Array, LazyLogits, Outputs, Place, unsharded, zeros
 from models.stack import Layer, scan_layers
-from models.validate import COMPUTE, check
+from models.validate import COMPUTE, require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -80,7 +80,7 @@ class Config(Sliding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "pattern", "local_base", "query_scale", "attention_cap", "cap")
+        require(self, "positive", "pattern", "local_base", "query_scale", "attention_cap", "cap")
 
     @property
     def usual(self) -> Sequence[int]:
@@ -92,12 +92,12 @@ def specs(c: Config) -> dict[str, Any]:
     """The table of parameters; norms multiply by 1 + scale."""
     L, D = c.depth, c.width
     blocks: dict[str, Any] = {
-        **scale_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post", law=zeros),
+        **scale_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post", init=zeros),
         **grouped_specs(c, L, c.attention_bias),
         **gated_specs(c, L, c.feed_forward),
     }
     if c.qk_norm:
-        blocks |= scale_specs(L, c.head_width, "q_norm", "k_norm", law=zeros)
+        blocks |= scale_specs(L, c.head_width, "q_norm", "k_norm", init=zeros)
     return {"params": {**ends_specs(c, norm=zeros), "blocks": blocks}}
 
 
@@ -114,7 +114,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
@@ -137,16 +137,16 @@ def apply(
             q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
         q, k = (rotate(x, time.position, *turns[layer.kind]) for x in (q, k))
         k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
         how |= dict(scale=(c.query_scale or c.head_width) ** -0.5, soft_cap=c.attention_cap)
         a = attention(q, k, v, time.sights[layer.kind], **how)
-        x = x + norm(projection("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
+        x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
         h = gated_mlp(norm(x, p["norm2"]), p, c.activation, place)
         return x + norm(h, p["norm2_post"]), held, None
 
-    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     x = x * jnp.asarray(c.width**0.5, x.dtype)
     blocks = {"blocks": p["blocks"]}
     x, held, _ = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(norm(x, p["norm"]), held)
-    return Outputs(Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, cap=c.cap), cache=new)
+    return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.cap), cache=new)

@@ -26,14 +26,14 @@ from models.decoder import (
     timeline_of,
 )
 from models.dispatch import gated, mixture
-from models.layers import fold_keys, lookup, projection, rms_norm
-from models.moe import Routed, expert_specs, router_specs, spoken, told
+from models.layers import embed, fold_in_each, linear, rms_norm
+from models.moe import Routed, expert_specs, router_specs, router_stats, spoken
 from models.rope import Stretch, frequencies, rotate
 from models.routers import Routes, picked, router_logits, softmax_then_top
-from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, ones, std
+from models.spec import Array, LazyLogits, Outputs, Place, Spec, normal, ones, unsharded
 from models.stack import Layer, scan_layers
 from models.timeline import Token
-from models.validate import COMPUTE, check
+from models.validate import COMPUTE, require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -74,11 +74,11 @@ class Config(Routed, Sliding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "pattern", "local_base", "full_head_dim", "full_kv_heads", "cap")
-        check(self, f"0 for routed={self.routed}", "balance", ok=lambda weight: self.routed or weight == 0)
-        check(self, "above 0, at most 1", "turning", ok=lambda share: 0 < share <= 1)
-        check(self, "even (rotary dims are pairs)", "full_head_dim", ok=lambda n: n % 2 == 0)
-        check(self, f"a divisor of heads={self.heads}", "full_kv_heads", ok=lambda n: self.heads % n == 0)
+        require(self, "positive", "pattern", "local_base", "full_head_dim", "full_kv_heads", "cap")
+        require(self, f"0 for routed={self.routed}", "balance", test=lambda weight: self.routed or weight == 0)
+        require(self, "above 0, at most 1", "turning", test=lambda share: 0 < share <= 1)
+        require(self, "even (rotary dims are pairs)", "full_head_dim", test=lambda n: n % 2 == 0)
+        require(self, f"a divisor of heads={self.heads}", "full_kv_heads", test=lambda n: self.heads % n == 0)
 
     @property
     def usual(self) -> Sequence[int]:
@@ -132,7 +132,7 @@ def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
     if not c.routed:
         return table
     router = {
-        **router_specs(c, L, std(0.02 * c.width**0.5)),  # of what it is given the root of width is taken out again
+        **router_specs(c, L, normal(0.02 * c.width**0.5)),  # of what it is given the root of width is taken out again
         "scale": Spec((L, c.width), "layers norm", ones),
         "gain": Spec((L, c.experts), "layers choice", ones),
     }
@@ -160,7 +160,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
@@ -181,24 +181,24 @@ def apply(
         q, k, v = norm(q, p["q_norm"]), norm(k, p["k_norm"]), norm(v, None)
         q, k = (rotate(x, time.position, turns[layer.kind], scale[layer.kind]) for x in (q, k))
         k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
         a = attention(q, k, v, time.sights[layer.kind], scale=1.0, **how)
-        x = x + norm(projection("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
+        x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
         h, tells = gated_mlp(norm(x, p["norm2"]), p, c.activation, place), None
         if c.routed:
             routes = routes_of(x, p["router"], c, place)
             y = norm(x, p["experts_norm"])
             y, served = mixture(y, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
-            h, tells = norm(h, p["mlp_post"]) + norm(y, p["experts_post"]), told(routes, served, time.position)
+            h, tells = norm(h, p["mlp_post"]) + norm(y, p["experts_post"]), router_stats(routes, served, time.position)
         x = x + norm(h, p["norm2_post"])
         return x * p["factor"].astype(x.dtype), held, tells
 
-    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     x = x * jnp.asarray(c.width**0.5, x.dtype)
     blocks = {stack: {**p["blocks"][stack], **variables["stats"]["blocks"][stack]} for stack in c.reaches}
     x, held, says = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(norm(x, p["norm"]), held)
-    value = Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, cap=c.cap)
+    value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.cap)
     return Outputs(value, stats=variables["stats"], cache=new, **spoken(says, c.balance))
 
 

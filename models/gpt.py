@@ -13,19 +13,19 @@ import jax.numpy as jnp
 from models.attention import BACKENDS, attention
 from models.layers import (
     ACTIVATIONS,
-    add,
+    add_bias,
     drop_path,
     dropout,
-    fold_keys,
+    einsum,
+    embed,
+    fold_in_each,
     layer_norm,
-    lookup,
     norm_specs,
-    product,
 )
-from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std, zeros
+from models.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
 from models.stack import Layer, scan_layers
 from models.timeline import Reach, cache_specs, timeline
-from models.validate import COMPUTE, REMAT, check, one_of
+from models.validate import COMPUTE, REMAT, require, require_choice
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -65,27 +65,27 @@ class Config:
     scan: bool = True  # one compiled block, looped; False unrolls
 
     def __post_init__(self) -> None:
-        check(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
-        check(self, "probability", "dropout", "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
-        check(self, "positive", "eps")
-        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
+        require(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
+        require(self, "probability", "dropout", "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
+        require(self, "positive", "eps")
+        require_choice(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
 
 
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
     L, D, N, H = c.depth, c.width, c.heads, c.width // c.heads
     F, V = c.hidden or 4 * c.width, -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
-    residual = std(0.02 / (2 * L) ** 0.5)
+    residual = normal(0.02 / (2 * L) ** 0.5)
     params: dict[str, Any] = {
         "embed": {
-            "token": Spec((V, D), "vocab embed", std(0.02)),
-            "position": Spec((c.context, D), "time embed", std(0.01)),
+            "token": Spec((V, D), "vocab embed", normal(0.02)),
+            "position": Spec((c.context, D), "time embed", normal(0.01)),
         },
         "blocks": {
             "norm1": norm_specs(D, (L,)),
             "qkv": {
-                "kernel": Spec((L, 3, D, N, H), "layers qkv embed heads head_dim", std(0.02), fan_in="embed"),
+                "kernel": Spec((L, 3, D, N, H), "layers qkv embed heads head_dim", normal(0.02), fan_in="embed"),
                 "bias": Spec((L, 3, N, H), "layers qkv heads head_dim", zeros),
             },
             "out": {
@@ -94,7 +94,7 @@ def specs(c: Config) -> dict[str, Any]:
             },
             "norm2": norm_specs(D, (L,)),
             "up": {
-                "kernel": Spec((L, D, F), "layers embed mlp", std(0.02), fan_in="embed"),
+                "kernel": Spec((L, D, F), "layers embed mlp", normal(0.02), fan_in="embed"),
                 "bias": Spec((L, F), "layers mlp", zeros),
             },
             "down": {
@@ -105,7 +105,7 @@ def specs(c: Config) -> dict[str, Any]:
         "norm": norm_specs(D),
     }
     if not c.tied:
-        params["head"] = Spec((V, D), "vocab embed", std(0.02), fan_in="embed")
+        params["head"] = Spec((V, D), "vocab embed", normal(0.02), fan_in="embed")
     return {"params": params}
 
 
@@ -114,7 +114,7 @@ REACHES = {"full": Reach()}
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a key-value cache for `length` tokens: k v [L B S N H]."""
-    check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
+    require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
     token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.width // c.heads)))
     return cache_specs(REACHES, {"full": c.depth}, {"full": token}, batch, length, c.compute)
 
@@ -133,7 +133,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Array] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
@@ -143,12 +143,12 @@ def apply(
     """
     p, tokens = variables["params"], inputs["tokens"]
     keys, stream, T = key if train else None, place("batch seq width"), tokens.shape[1]
-    check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
+    require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
     time, backend = timeline(inputs, REACHES, cache, place), c.attention if cache is None else "reference"
 
-    x = lookup(p["embed"]["token"], tokens, stream)
+    x = embed(p["embed"]["token"], tokens, stream)
     over = stream if time.position.shape[0] > 1 else place("one seq width")
-    x = x + lookup(p["embed"]["position"], jnp.maximum(time.position, 0), over)
+    x = x + embed(p["embed"]["position"], jnp.maximum(time.position, 0), over)
     x = dropout(x.astype(COMPUTE[c.compute]), keys, rate(c, "embed"), "embed", stream)
 
     def branch(x: Array, keys: Array | None, index: Array, site: str) -> Array:
@@ -156,11 +156,11 @@ def apply(
         return drop_path(x, keys, c.drop_path * (index + 1) / c.depth, f"{site}_path") if c.drop_path else x
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
-        own = fold_keys(keys, index)
+        own = fold_in_each(keys, index)
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (
-            add(
-                product("btd,dnh->btnh", h, p["qkv"]["kernel"][i], place("batch seq heads head_dim")),
+            add_bias(
+                einsum("btd,dnh->btnh", h, p["qkv"]["kernel"][i], place("batch seq heads head_dim")),
                 p["qkv"]["bias"][i],
             )
             for i in range(3)
@@ -169,16 +169,16 @@ def apply(
         scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.layer_scale else 1)
         how: dict[str, Any] = dict(backend=backend, rate=rate(c, "attention"), keys=own, place=place)
         a = attention(q, k, v, time.sights[layer.kind], scale=scale, **how)
-        a = add(product("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
+        a = add_bias(einsum("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
         x = x + branch(a, own, index, "attention_out")
 
         h = layer_norm(x, p["norm2"], c.eps)
-        h = add(product("btd,df->btf", h, p["up"]["kernel"], place("batch seq mlp")), p["up"]["bias"])
+        h = add_bias(einsum("btd,df->btf", h, p["up"]["kernel"], place("batch seq mlp")), p["up"]["bias"])
         h = ACTIVATIONS[c.activation](h)
-        h = add(product("btf,fd->btd", h, p["down"]["kernel"], stream), p["down"]["bias"])
+        h = add_bias(einsum("btf,fd->btd", h, p["down"]["kernel"], stream), p["down"]["bias"])
         return x + branch(h, own, index, "mlp_out"), held, None
 
     layers, blocks = (Layer("full"),) * c.depth, {"blocks": p["blocks"]}
     x, held, _ = scan_layers(block, layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(layer_norm(x, p["norm"], c.eps), held)
-    return Outputs(Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)
+    return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from models.attention import attention
 from models.decoder import Sliding, cache_of, ends_specs, grouped_specs, heads_of, scale_specs, timeline_of
 from models.dispatch import mixture
-from models.layers import fold_keys, lookup, projection, rms_norm
-from models.moe import Routed, expert_specs, spoken, told
+from models.layers import embed, fold_in_each, linear, rms_norm
+from models.moe import Routed, expert_specs, router_stats, spoken
 from models.rope import frequencies, rotate
 from models.routers import router_logits, top_then_softmax
-from models.spec import Array, Outputs, Place, Spec, Unembedding, nowhere, std
+from models.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded
 from models.stack import Layer, scan_layers
-from models.validate import COMPUTE, check
+from models.validate import COMPUTE, require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -49,7 +49,7 @@ class Config(Routed, Sliding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "slope", "limit")
+        require(self, "positive", "slope", "limit")
 
     @property
     def usual(self) -> Sequence[int]:
@@ -68,7 +68,7 @@ def specs(c: Config) -> dict[str, Any]:
     blocks: dict[str, Any] = {
         **scale_specs(L, D, "norm1", "norm2"),
         **grouped_specs(c, L, c.attention_bias),
-        "sink": Spec((L, N), "layers heads", std(0.02)),
+        "sink": Spec((L, N), "layers heads", normal(0.02)),
         **expert_specs(c, L, bias=True, router_bias=True),
     }
     return {"params": {**ends_specs(c), "blocks": blocks}}
@@ -87,7 +87,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
@@ -110,17 +110,17 @@ def apply(
         q, k, v = heads_of(norm(x, p["norm1"]), p, place)
         q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
         k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
         a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, sinks=p["sink"], **how)
-        x = x + projection("btnh,nhd->btd", a, p["out"], stream)
+        x = x + linear("btnh,nhd->btd", a, p["out"], stream)
         h = norm(x, p["norm2"])
         routes = top_then_softmax(router_logits(h, p["router"], place), c.active)
         y, served = mixture(h, routes, p["experts"], gate, dispatch=c.dispatch, place=place)
-        return x + y, held, told(routes, served, time.position)
+        return x + y, held, router_stats(routes, served, time.position)
 
-    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     blocks = {"blocks": p["blocks"]}
     x, held, says = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(norm(x, p["norm"]), held)
-    value = Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
+    value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
     return Outputs(value, cache=new, **spoken(says, c.balance))

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from models.attention import attention
 from models.decoder import Grouped, cache_of, ends_specs, grouped_specs, heads_of, scale_specs, timeline_of
 from models.dispatch import gated, mixture
-from models.layers import fold_keys, lookup, projection, rms_norm
-from models.moe import Routed, expert_specs, spoken, told
+from models.layers import embed, fold_in_each, linear, rms_norm
+from models.moe import Routed, expert_specs, router_stats, spoken
 from models.rope import frequencies, rotate
 from models.routers import router_logits, softmax_then_top
 from models.sight import UNSEEN
-from models.spec import Array, Outputs, Place, Unembedding, nowhere
+from models.spec import Array, LazyLogits, Outputs, Place, unsharded
 from models.stack import Layer, scan_layers
-from models.validate import COMPUTE, check
+from models.validate import COMPUTE, require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -52,8 +52,10 @@ class Config(Routed, Grouped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "widening", "embed_multiplier", "attention_multiplier", "output_multiplier", "soft_cap")
-        check(self, "not negative", "pad_token")
+        require(
+            self, "positive", "widening", "embed_multiplier", "attention_multiplier", "output_multiplier", "soft_cap"
+        )
+        require(self, "not negative", "pad_token")
 
     @property
     def feed_forward(self) -> int:
@@ -113,7 +115,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
@@ -133,17 +135,17 @@ def apply(
         q, k, v = heads_of(norm(x, p["norm1"]), p, place)
         q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
         k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
         a = attention(q, k, v, time.sights[layer.kind], scale=c.score_scale, soft_cap=c.soft_cap, **how)
-        x = x + norm(projection("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
+        x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
         h = norm(x, p["norm2"])
         routes = softmax_then_top(router_logits(h, p["router"], place), c.active, renormalise=False)
         y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
-        return x + norm(y, p["norm2_post"]), held, told(routes, served, time.position)
+        return x + norm(y, p["norm2_post"]), held, router_stats(routes, served, time.position)
 
-    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute]) * c.embed_scale
+    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute]) * c.embed_scale
     blocks = {"blocks": p["blocks"]}
     x, held, says = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(norm(x, p["norm"]), held)
-    value = Unembedding(x * c.output_multiplier, p["embed"]["token"] if c.tied else p["head"], c.vocab)
+    value = LazyLogits(x * c.output_multiplier, p["embed"]["token"] if c.tied else p["head"], c.vocab)
     return Outputs(value, cache=new, **spoken(says, c.balance))

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from models.attention import attention
 from models.decoder import Decoder, biased, residual, scale_specs
-from models.layers import product, projection, resharded, rms_norm
+from models.layers import einsum, linear, reshard, rms_norm
 from models.rope import frequencies, rotate
-from models.spec import Place, Spec, std
+from models.spec import Place, Spec, normal
 from models.timeline import Timeline, Token
-from models.validate import check
+from models.validate import require
 
 EPS = 1e-6  # of the norms of latents, whatever the decoder's is
 
@@ -39,9 +39,9 @@ class Latent(Decoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "q_rank", "kv_rank", "nope_dim", "value_dim")
-        check(self, "positive and even (rotary dims are pairs)", "rope_dim", ok=lambda n: n > 0 and n % 2 == 0)
-        check(self, "not negative", "mscale")
+        require(self, "positive", "q_rank", "kv_rank", "nope_dim", "value_dim")
+        require(self, "positive and even (rotary dims are pairs)", "rope_dim", test=lambda n: n > 0 and n % 2 == 0)
+        require(self, "not negative", "mscale")
 
     @property
     def head_width(self) -> int:
@@ -66,16 +66,16 @@ def latent_specs(c: Latent, L: int) -> dict[str, Any]:
     heads = "heads head_dim"
 
     def down(width: int, axis: str) -> dict[str, Spec]:
-        return biased(Spec((L, D, width), f"layers embed {axis}", std(0.02), fan_in="embed"), c.attention_bias)
+        return biased(Spec((L, D, width), f"layers embed {axis}", normal(0.02), fan_in="embed"), c.attention_bias)
 
     queries: dict[str, Any] = {
-        "q": {"kernel": Spec((L, D, N, H), f"layers embed {heads}", std(0.02), fan_in="embed")},
+        "q": {"kernel": Spec((L, D, N, H), f"layers embed {heads}", normal(0.02), fan_in="embed")},
     }
     if c.q_rank:
         queries = {
             "q_down": down(c.q_rank, "rank"),
             **scale_specs(L, c.q_rank, "q_norm"),
-            "q": {"kernel": Spec((L, c.q_rank, N, H), f"layers rank {heads}", std(0.02), fan_in="rank")},
+            "q": {"kernel": Spec((L, c.q_rank, N, H), f"layers rank {heads}", normal(0.02), fan_in="rank")},
         }
     out = Spec((L, N, W, D), f"layers {heads} embed", residual(c), fan_in=heads)
     return {
@@ -83,8 +83,8 @@ def latent_specs(c: Latent, L: int) -> dict[str, Any]:
         "kv_down": down(R, "rank"),
         **scale_specs(L, R, "kv_norm"),
         "k_rope": down(c.rope_dim, "head_dim"),
-        "k": {"kernel": Spec((L, R, N, c.nope_dim), f"layers rank {heads}", std(0.02), fan_in="rank")},
-        "v": {"kernel": Spec((L, R, N, W), f"layers rank {heads}", std(0.02), fan_in="rank")},
+        "k": {"kernel": Spec((L, R, N, c.nope_dim), f"layers rank {heads}", normal(0.02), fan_in="rank")},
+        "v": {"kernel": Spec((L, R, N, W), f"layers rank {heads}", normal(0.02), fan_in="rank")},
         "out": biased(out, c.attention_bias),
     }
 
@@ -106,20 +106,20 @@ def latent_attention(
 
     low = x
     if c.q_rank:
-        low = rms_norm(projection("btd,dr->btr", x, p["q_down"], ranks), p["q_norm"]["scale"], EPS)
-    q = product("btr,rnh->btnh", low, p["q"]["kernel"], heads)
+        low = rms_norm(linear("btd,dr->btr", x, p["q_down"], ranks), p["q_norm"]["scale"], EPS)
+    q = einsum("btr,rnh->btnh", low, p["q"]["kernel"], heads)
     q, q_rope = q[..., : c.nope_dim], turn(q[..., c.nope_dim :])
-    latent = rms_norm(projection("btd,dr->btr", x, p["kv_down"], ranks), p["kv_norm"]["scale"], EPS)
-    k_rope = turn(projection("btd,dh->bth", x, p["k_rope"], place("batch seq head_dim"))[:, :, None])
+    latent = rms_norm(linear("btd,dr->btr", x, p["kv_down"], ranks), p["kv_norm"]["scale"], EPS)
+    k_rope = turn(linear("btd,dh->bth", x, p["k_rope"], place("batch seq head_dim"))[:, :, None])
 
     if held is None:
-        k, v = (product("btr,rnh->btnh", latent, p[name]["kernel"], heads) for name in ("k", "v"))
-        k_rope = resharded(jnp.broadcast_to(k_rope, (*k.shape[:3], c.rope_dim)), heads)
+        k, v = (einsum("btr,rnh->btnh", latent, p[name]["kernel"], heads) for name in ("k", "v"))
+        k_rope = reshard(jnp.broadcast_to(k_rope, (*k.shape[:3], c.rope_dim)), heads)
         a = attend(jnp.concatenate([q, q_rope], -1), jnp.concatenate([k, k_rope], -1), v, sight)
     else:
         latent, k_rope, held = time.remember(kind, held, latent=latent, k=k_rope[:, :, 0])
-        q = product("btnh,rnh->btnr", q, p["k"]["kernel"], heads)
+        q = einsum("btnh,rnh->btnr", q, p["k"]["kernel"], heads)
         k, v = jnp.concatenate([latent, k_rope], -1)[:, :, None], latent[:, :, None]
         a = attend(jnp.concatenate([q, q_rope], -1), k, v, sight)
-        a = product("btnr,rnh->btnh", a, p["v"]["kernel"], heads)
-    return projection("btnh,nhd->btd", a, p["out"], place("batch seq width")), held
+        a = einsum("btnr,rnh->btnh", a, p["v"]["kernel"], heads)
+    return linear("btnh,nhd->btd", a, p["out"], place("batch seq width")), held

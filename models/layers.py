@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from models.spec import Law, Place, Spec, Unembedding, ones, zeros
+from models.spec import Initializer, LazyLogits, Place, Spec, ones, zeros
 
-MASKED = -1e30  # a logit that no softmax can see: finite, so that 0 * MASKED is 0 in a gradient
+MASK_VALUE = -1e30  # a logit that no softmax can see: finite, so that 0 * MASK_VALUE is 0 in a gradient
 
 
-def gathered(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
+def gather_weight(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
     """A weight made whole over the mesh axes that cut x's rows: what fsdp means, said outright.
 
     Left to XLA's partitioner, a product whose two operands are cut by one mesh axis on different dims came out wrong in
@@ -28,7 +28,7 @@ def gathered(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
     return w if kept == spec else jax.sharding.reshard(w, kept)
 
 
-def resharded(x: Array, out: Any) -> Array:
+def reshard(x: Array, out: Any) -> Array:
     """x laid out as `out` says; without a mesh (None) as it is."""
     return x if out is None else jax.sharding.reshard(x, out)
 
@@ -37,7 +37,7 @@ def _axes(entry: Any) -> set[str]:
     return set(entry) if isinstance(entry, tuple) else {entry} - {None}
 
 
-def product(
+def einsum(
     equation: str,
     x: Float[Array, "..."],
     w: Float[Array, "..."],
@@ -45,39 +45,39 @@ def product(
     dtype: Any = None,
 ) -> Float[Array, "..."]:
     """Einsum of two operands in x's dtype, sharded as `out`; accumulated in and returned as `dtype` if given."""
-    w = w.astype(x.dtype) if "b" in equation.split(",")[1].split("->")[0] else gathered(w.astype(x.dtype), x)
+    w = w.astype(x.dtype) if "b" in equation.split(",")[1].split("->")[0] else gather_weight(w.astype(x.dtype), x)
     return jnp.einsum(equation, x, w, out_sharding=out, preferred_element_type=dtype)
 
 
-def add(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
+def add_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
     """x [... D] + bias [D], whose dims are x's last ones -> [... D], in x's dtype."""
     return x + jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - bias.ndim)))
 
 
-def projection(
+def linear(
     equation: str, x: Float[Array, "..."], p: dict[str, Array], out: Any = None, dtype: Any = None
 ) -> Float[Array, "..."]:
     """A product with a kernel, plus a bias where there is one, as `product`."""
-    y = product(equation, x, p["kernel"], out, dtype)
-    return add(y, p["bias"]) if "bias" in p else y
+    y = einsum(equation, x, p["kernel"], out, dtype)
+    return add_bias(y, p["bias"]) if "bias" in p else y
 
 
-def scale_by(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
+def apply_scale(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
     """x [... D] times scale [D], whose dims are x's last ones -> [... D], in x's dtype."""
     return x * jnp.expand_dims(scale.astype(x.dtype), tuple(range(x.ndim - scale.ndim)))
 
 
-def linear(fan_in: int, fan_out: int, axes: str, law: Law, out_axis: str = "norm") -> dict[str, Spec]:
+def linear_specs(fan_in: int, fan_out: int, axes: str, init: Initializer, out_axis: str = "norm") -> dict[str, Spec]:
     """The table of y = x @ kernel + bias; `axes` names the kernel's two dims, `out_axis` the bias's one."""
     return {
-        "kernel": Spec((fan_in, fan_out), axes, law, fan_in=axes.split()[0]),
+        "kernel": Spec((fan_in, fan_out), axes, init, fan_in=axes.split()[0]),
         "bias": Spec((fan_out,), out_axis, zeros),
     }
 
 
 def dense(x: Float[Array, "b i"], p: dict[str, Array], out: Any = None, dtype: Any = None) -> Float[Array, "b o"]:
     """x [B I] @ kernel [I O] + bias [O] -> [B O], in x's dtype or the one given."""
-    return add(product("bi,io->bo", x, p["kernel"], out, dtype), p["bias"])
+    return add_bias(einsum("bi,io->bo", x, p["kernel"], out, dtype), p["bias"])
 
 
 def norm_specs(width: int, stack: tuple[int, ...] = (), bias: bool = True) -> dict[str, Spec]:
@@ -96,8 +96,8 @@ def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Floa
     mean = jnp.mean(y, -1, keepdims=True)
     variance = jnp.mean(jnp.square(y - mean), -1, keepdims=True)
     y = (y - mean) * jax.lax.rsqrt(variance + eps)
-    y = scale_by(y, p["scale"])
-    return (add(y, p["bias"]) if "bias" in p else y).astype(x.dtype)
+    y = apply_scale(y, p["scale"])
+    return (add_bias(y, p["bias"]) if "bias" in p else y).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, "d"] | None, eps: float) -> Float[Array, "*b d"]:
@@ -108,7 +108,7 @@ def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, "d"] | None, eps: floa
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
     y = y.astype(x.dtype)
-    return y if scale is None else scale_by(y, scale)
+    return y if scale is None else apply_scale(y, scale)
 
 
 def batch_norm(
@@ -119,7 +119,7 @@ def batch_norm(
     train: bool,
     momentum: float,
     eps: float,
-    outside: bool = False,
+    eps_outside_sqrt: bool = False,
 ) -> tuple[Float[Array, "b *spatial d"], dict[str, Array]]:
     """Normalise each channel over the global batch and space: x [B ... D], stats [D] -> (y [B ... D], new stats).
 
@@ -133,15 +133,15 @@ def batch_norm(
         over = tuple(range(x.ndim - 1))
         count = math.prod(x.shape[:-1])
         mean = jnp.mean(y, over)
-        variance = jnp.mean(jnp.square(add(y, -mean)), over)
+        variance = jnp.mean(jnp.square(add_bias(y, -mean)), over)
         fresh = {"mean": mean, "var": variance * (count / max(count - 1, 1))}
         stats = {name: momentum * stats[name] + (1 - momentum) * jax.lax.stop_gradient(fresh[name]) for name in fresh}
     else:
         mean, variance = stats["mean"], stats["var"]
-    root = jnp.sqrt(jnp.maximum(variance, 1e-24)) if outside else None  # the root of 0 has no slope
+    root = jnp.sqrt(jnp.maximum(variance, 1e-24)) if eps_outside_sqrt else None  # the root of 0 has no slope
     inverse = jax.lax.rsqrt(variance + eps) if root is None else 1 / (root + eps)
-    y = scale_by(add(y, -mean), p["scale"] * inverse)
-    return add(y, p["bias"]).astype(x.dtype), stats
+    y = apply_scale(add_bias(y, -mean), p["scale"] * inverse)
+    return add_bias(y, p["bias"]).astype(x.dtype), stats
 
 
 @jax.custom_jvp
@@ -183,32 +183,32 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def lookup(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: Any = None) -> Float[Array, "*b d"]:
+def embed(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: Any = None) -> Float[Array, "*b d"]:
     """Rows of a table: table [V D], ids [...] -> [... D]."""
-    return gathered(table, ids).at[ids].get(out_sharding=out)
+    return gather_weight(table, ids).at[ids].get(out_sharding=out)
 
 
-def later(x: Shaped[Array, "b t"], count: int, place: Place) -> Shaped[Array, "b t"]:
+def shift_left(x: Shaped[Array, "b t"], count: int, place: Place) -> Shaped[Array, "b t"]:
     """What stands `count` places further along time, 0 beyond the end: x [B T] -> [B T]."""
-    whole = resharded(x, place("batch query"))
-    return resharded(jnp.pad(whole[:, count:], ((0, 0), (0, min(count, x.shape[1])))), place("batch seq"))
+    whole = reshard(x, place("batch query"))
+    return reshard(jnp.pad(whole[:, count:], ((0, 0), (0, min(count, x.shape[1])))), place("batch seq"))
 
 
-def capped(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+def softcap(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
     """cap tanh(x / cap), which lies within the cap: [...] -> [...]. Source: Bello et al. 2016, arXiv:1611.09940."""
     return cap * jnp.tanh(x / cap)
 
 
-def logits_of(value: Unembedding, out: Any = None) -> Float[Array, "b t v"]:
+def compute_logits(value: LazyLogits, out: Any = None) -> Float[Array, "b t v"]:
     """Logits over the padded vocabulary, float32, the padding masked -> [B T V]."""
     size = value.table.shape[0]
-    logits = product("btd,vd->btv", value.x, value.table, out, jnp.float32)
-    logits = logits if value.bias is None else add(logits, value.bias)
-    logits = logits if value.cap is None else capped(logits, value.cap)
+    logits = einsum("btd,vd->btv", value.x, value.table, out, jnp.float32)
+    logits = logits if value.bias is None else add_bias(logits, value.bias)
+    logits = logits if value.softcap is None else softcap(logits, value.softcap)
     if size == value.vocab:
         return logits
     real = jnp.arange(size) < value.vocab
-    return jnp.where(real[None, None], logits, MASKED)
+    return jnp.where(real[None, None], logits, MASK_VALUE)
 
 
 def site_hash(site: str) -> int:
@@ -216,12 +216,12 @@ def site_hash(site: str) -> int:
     return int.from_bytes(hashlib.sha256(site.encode()).digest()[:4], "little")
 
 
-def row_keys(key: Key[Array, ""], rows: Int[Array, "b"]) -> Key[Array, "b"]:
+def per_row_keys(key: Key[Array, ""], rows: Int[Array, "b"]) -> Key[Array, "b"]:
     """One key for each example, from the step's key and the example's global row: key [], rows [B] -> [B]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
-def fold_keys(keys: Key[Array, "b"] | None, number: Int[Array, ""]) -> Key[Array, "b"] | None:
+def fold_in_each(keys: Key[Array, "b"] | None, number: Int[Array, ""]) -> Key[Array, "b"] | None:
     """Fold a layer's index into each row's key: keys [B] -> [B]; None stays None."""
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
@@ -240,7 +240,7 @@ def dropout(
         return jax.random.bernoulli(jax.random.fold_in(key, site_hash(site)), 1 - rate, x.shape[1:])
 
     keep = jax.vmap(mask)(keys)
-    keep = resharded(keep, out)
+    keep = reshard(keep, out)
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 

@@ -22,9 +22,9 @@ from models.decoder import (
     scale_specs,
     timeline_of,
 )
-from models.layers import fold_keys, lookup, projection, rms_norm
+from models.layers import embed, fold_in_each, linear, rms_norm
 from models.rope import frequencies, rotate
-from models.spec import Array, Outputs, Place, Unembedding, nowhere
+from models.spec import Array, LazyLogits, Outputs, Place, unsharded
 from models.stack import Layer, scan_layers
 from models.validate import COMPUTE
 
@@ -118,7 +118,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
@@ -139,13 +139,13 @@ def apply(
             q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
         q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
         k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
         a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, **how)
-        x = x + projection("btnh,nhd->btd", a, p["out"], stream)
+        x = x + linear("btnh,nhd->btd", a, p["out"], stream)
         return x + gated_mlp(norm(x, p["norm2"]), p, c.activation, place), held, None
 
-    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     blocks = {"blocks": p["blocks"]}
     x, held, _ = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(norm(x, p["norm"]), held)
-    return Outputs(Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)
+    return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)

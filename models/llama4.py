@@ -24,14 +24,14 @@ from models.decoder import (
     timeline_of,
 )
 from models.dispatch import gated, mixture
-from models.layers import fold_keys, lookup, projection, rms_norm
-from models.moe import Interleaved, expert_specs, spoken, told
+from models.layers import embed, fold_in_each, linear, rms_norm
+from models.moe import Interleaved, expert_specs, router_stats, spoken
 from models.rope import frequencies, rotate
 from models.routers import router_logits, top_then_sigmoid
-from models.spec import Array, Outputs, Place, Unembedding, nowhere
+from models.spec import Array, LazyLogits, Outputs, Place, unsharded
 from models.stack import Layer, scan_layers
 from models.timeline import Reach
-from models.validate import COMPUTE, check
+from models.validate import COMPUTE, require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -62,8 +62,8 @@ class Config(Interleaved, Grouped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "chunk", "temperature_from")
-        check(self, "not negative", "nope", "temperature")
+        require(self, "positive", "chunk", "temperature_from")
+        require(self, "not negative", "nope", "temperature")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -108,7 +108,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
@@ -136,19 +136,19 @@ def apply(
             q, k = (rotate(x, time.position, turns, c.rope_scale, neighbours=True) for x in (q, k))
             q, k = (rms_norm(x, None, c.eps) if c.qk_norm else x for x in (q, k))
         k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
         a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, **how)
-        x = x + projection("btnh,nhd->btd", a, p["out"], stream)
+        x = x + linear("btnh,nhd->btd", a, p["out"], stream)
         h = norm(x, p["norm2"])
         if layer.stack == "dense":
             return x + gated_mlp(h, p, c.activation, place), held, None
         routes = top_then_sigmoid(router_logits(h, p["router"], place), c.active)
         how = dict(dispatch=c.dispatch, weigh_input=True, place=place)
         y, served = mixture(h, routes, p["experts"], gated(c.activation), **how)
-        return x + y + gated_mlp(h, p["shared"], c.activation, place), held, told(routes, served, time.position)
+        return x + y + gated_mlp(h, p["shared"], c.activation, place), held, router_stats(routes, served, time.position)
 
-    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(norm(x, p["norm"]), held)
-    value = Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
+    value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
     return Outputs(value, cache=new, **spoken(says, c.balance))

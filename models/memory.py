@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from errors import UsageError
-from models.layers import resharded
+from models.layers import reshard
 from models.spec import Place
 
 MASK = "mask"  # the entry of a cache's memory that says which of its places hold a token
@@ -34,7 +34,7 @@ def source_of(
         )
     if mask is None and cache is not None:
         mask = jnp.ones(source.shape)
-    return source, None if mask is None else resharded(mask, place("batch query"))
+    return source, None if mask is None else reshard(mask, place("batch query"))
 
 
 def room_of(cache: Any) -> int:

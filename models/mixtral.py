@@ -22,11 +22,11 @@ from models.decoder import (
     timeline_of,
 )
 from models.dispatch import gated, mixture
-from models.layers import fold_keys, lookup, projection, rms_norm
-from models.moe import Interleaved, expert_specs, spoken, told
+from models.layers import embed, fold_in_each, linear, rms_norm
+from models.moe import Interleaved, expert_specs, router_stats, spoken
 from models.rope import frequencies, rotate
 from models.routers import router_logits, softmax_then_top
-from models.spec import Array, Outputs, Place, Unembedding, nowhere
+from models.spec import Array, LazyLogits, Outputs, Place, unsharded
 from models.stack import Layer, scan_layers
 from models.validate import COMPUTE
 
@@ -95,7 +95,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
@@ -116,18 +116,18 @@ def apply(
             q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
         q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
         k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_keys(keys, index), place=place)
+        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
         a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, **how)
-        x = x + projection("btnh,nhd->btd", a, p["out"], stream)
+        x = x + linear("btnh,nhd->btd", a, p["out"], stream)
         h = norm(x, p["norm2"])
         if layer.stack == "dense":
             return x + gated_mlp(h, p, c.activation, place), held, None
         routes = softmax_then_top(router_logits(h, p["router"], place), c.active, c.renormalise)
         y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
-        return x + y, held, told(routes, served, time.position)
+        return x + y, held, router_stats(routes, served, time.position)
 
-    x = lookup(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
     x, new = time.renewed(norm(x, p["norm"]), held)
-    value = Unembedding(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
+    value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
     return Outputs(value, cache=new, **spoken(says, c.balance))

@@ -14,14 +14,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from models import backprop, scalar
-from models.layers import ACTIVATIONS, dense, dropout, linear
-from models.spec import Array, Outputs, Place, Spec, he, normal, nowhere, std, zeros
-from models.validate import COMPUTE, check, one_of
+from models.layers import ACTIVATIONS, dense, dropout, linear_specs
+from models.spec import Array, Outputs, Place, Spec, he_normal, lecun_normal, normal, unsharded, zeros
+from models.validate import COMPUTE, require, require_choice
 
 TRAITS = frozenset({"classifier"})
 INPUT = "features"
 ZERO_GRAD: dict[str, str] = {}
-LAWS = {"normal": normal, "he": he, "zeros": zeros}
+LAWS = {"normal": lecun_normal, "he": he_normal, "zeros": zeros}
 GRADIENTS: dict[str, Callable[..., Any]] = {  # sources of the gradient other than jax.grad
     "equations": backprop.gradient,
     "scalar": scalar.gradient,
@@ -48,10 +48,10 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        check(self, "positive", "inputs", "hidden", "classes")
-        check(self, "probability", "dropout")
-        check(self, "not negative", "bias_std")
-        one_of(self, activation=ACTIVATIONS, output=ACTIVATIONS, law=LAWS, compute=COMPUTE)
+        require(self, "positive", "inputs", "hidden", "classes")
+        require(self, "probability", "dropout")
+        require(self, "not negative", "bias_std")
+        require_choice(self, activation=ACTIVATIONS, output=ACTIVATIONS, law=LAWS, compute=COMPUTE)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -63,8 +63,8 @@ def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
 
     def layer(i: int, o: int, axes: str, out_axis: str) -> dict[str, Spec]:
-        table = linear(i, o, axes, LAWS[c.law], out_axis)
-        return table if c.bias_std is None else {**table, "bias": Spec((o,), out_axis, std(c.bias_std))}
+        table = linear_specs(i, o, axes, LAWS[c.law], out_axis)
+        return table if c.bias_std is None else {**table, "bias": Spec((o,), out_axis, normal(c.bias_std))}
 
     widths = (c.inputs, *c.hidden)
     hidden = {
@@ -83,7 +83,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Class scores (after `output`), float32: features [B F] or image [B Y X C] -> [B classes]."""
     p, keys = variables["params"], key if train else None

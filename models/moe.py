@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 from models.decoder import Decoder, biased, residual
 from models.dispatch import DISPATCH
 from models.routers import Routes, one_hot
-from models.spec import Law, Spec, std
+from models.spec import Initializer, Spec, normal
 from models.stack import Layer
-from models.validate import check, one_of
+from models.validate import require, require_choice
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Routed(Decoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "positive", "experts", "active", "expert_hidden")
-        check(self, f"at most experts={self.experts}", "active", ok=lambda n: n <= self.experts)
-        check(self, "not negative", "balance")
-        one_of(self, dispatch=DISPATCH)
+        require(self, "positive", "experts", "active", "expert_hidden")
+        require(self, f"at most experts={self.experts}", "active", test=lambda n: n <= self.experts)
+        require(self, "not negative", "balance")
+        require_choice(self, dispatch=DISPATCH)
 
     @property
     def expert_width(self) -> int:
@@ -50,7 +50,7 @@ class Interleaved(Routed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "not negative", "dense")
+        require(self, "not negative", "dense")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -65,23 +65,23 @@ class Interleaved(Routed):
 def expert_specs(c: Routed, L: int, bias: bool = False, router_bias: bool = False) -> dict[str, Any]:
     """The table of a router [D E] and of gated experts: gate up [E D F], down [E F D]."""
     E, D, F = c.experts, c.width, c.expert_width
-    up, axes = Spec((L, E, D, F), "layers experts embed mlp", std(0.02), fan_in="embed"), "layers experts mlp embed"
+    up, axes = Spec((L, E, D, F), "layers experts embed mlp", normal(0.02), fan_in="embed"), "layers experts mlp embed"
     down = Spec((L, E, F, D), axes, residual(c), fan_in="mlp")
     return {
-        "router": router_specs(c, L, std(0.02), router_bias),
+        "router": router_specs(c, L, normal(0.02), router_bias),
         "experts": {name: biased(kernel, bias) for name, kernel in (("gate", up), ("up", up), ("down", down))},
     }
 
 
-def router_specs(c: Routed, L: int, law: Law, bias: bool = False) -> dict[str, Spec]:
+def router_specs(c: Routed, L: int, init: Initializer, bias: bool = False) -> dict[str, Spec]:
     """The table of a router [D E]."""
-    return biased(Spec((L, c.width, c.experts), "layers embed choice", law, fan_in="embed"), bias)
+    return biased(Spec((L, c.width, c.experts), "layers embed choice", init, fan_in="embed"), bias)
 
 
 # What a run is told of its routers, and what balances them
 
 
-def told(routes: Routes, served: Bool[Array, "b t a"], position: Int[Array, "#b t"]) -> dict[str, Array]:
+def router_stats(routes: Routes, served: Bool[Array, "b t a"], position: Int[Array, "#b t"]) -> dict[str, Array]:
     """Of a layer, by row: choices of each expert, sums of shares [B E], sums of entropies, choices not served [B].
 
     Where a position is below 0, at padding, nothing counts.
@@ -105,7 +105,7 @@ def spoken(says: dict[str, Any], balance: float) -> dict[str, Any]:
         return {}
     layers = jax.tree.map(lambda *each: jnp.concatenate(each), *stacks)
     loss = {"balance": (balance * pooled_balance(layers), jnp.ones(()))} if balance else {}
-    return {"told": measures(layers), "aux": loss}
+    return {"metrics": measures(layers), "aux_losses": loss}
 
 
 def measures(layers: dict[str, Array]) -> dict[str, tuple[Array, Array]]:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from models.layers import gathered, product, projection, resharded
-from models.spec import Law, Place, Spec, nowhere, uniform, zeros
+from models.layers import einsum, gather_weight, linear, reshard
+from models.spec import Initializer, Place, Spec, uniform, unsharded, zeros
 
 State = dict[str, Array]  # h [B P], and c [B H] of an LSTM
 Sums = Float[Array, "b g h"]
@@ -91,7 +91,7 @@ def layer_specs(
         start = start.at[keep].set(spread)
         return start if admit is None else start.at[admit].set(-spread)
 
-    def sums(size: int, name: str, bias_law: Law) -> dict[str, Spec]:
+    def sums(size: int, name: str, bias_law: Initializer) -> dict[str, Spec]:
         table = {"kernel": Spec((size, G, H), f"{name} gates mlp", law, fan_in=name)}
         return {**table, "bias": Spec((G, H), "gates mlp", bias_law)} if bias else table
 
@@ -117,14 +117,14 @@ def run_layer(
     mask: Float[Array, "b t"] | None = None,
     *,
     reverse: bool = False,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> tuple[Float[Array, "b t p"], State]:
     """One layer along time, from a state (0 where None): x [B T I], mask [B T] -> (h of each time [B T P], last state).
 
     Where the mask is 0 the state stands still and the output is 0; so a sequence may be padded at its end, in the
     reverse direction too.
     """
-    fed = projection("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
+    fed = linear("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
     p = whole(p, x)
 
     def step(state: State, now: tuple[Array, Array | None]) -> tuple[State, Array]:
@@ -134,21 +134,21 @@ def run_layer(
 
     def rest() -> State:
         c = jnp.zeros_like(fed[:, 0, 0])
-        h = jnp.zeros_like(product("bh,hp->bp", c, p["out"]["kernel"], place("batch width"))) if "out" in p else c
+        h = jnp.zeros_like(einsum("bh,hp->bp", c, p["out"]["kernel"], place("batch width"))) if "out" in p else c
         return {"h": h, "c": c} if CELLS[cell].remembers else {"h": h}
 
     along = (fed.swapaxes(0, 1), None if mask is None else mask.swapaxes(0, 1))
     last, h = jax.lax.scan(step, rest() if state is None else state, along, reverse=reverse)
-    h = resharded(h.swapaxes(0, 1), place("batch time width"))
+    h = reshard(h.swapaxes(0, 1), place("batch time width"))
     return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), last
 
 
-def advance(fed: Sums, p: dict[str, Any], cell: str, state: State, place: Place = nowhere) -> State:
+def advance(fed: Sums, p: dict[str, Any], cell: str, state: State, place: Place = unsharded) -> State:
     """One time of a layer: what comes in, summed for each gate [B G H], and a state -> the next state."""
-    back = projection("bh,hgk->bgk", resharded(state["h"], place("batch width")), p["state"], place("batch gates mlp"))
+    back = linear("bh,hgk->bgk", reshard(state["h"], place("batch width")), p["state"], place("batch gates mlp"))
     new = CELLS[cell].step(fed, back, state)
     if "out" in p:
-        new["h"] = product("bh,hp->bp", new["h"], p["out"]["kernel"], place("batch width"))
+        new["h"] = einsum("bh,hp->bp", new["h"], p["out"]["kernel"], place("batch width"))
     return new
 
 
@@ -159,4 +159,4 @@ def held_back(new: Any, state: Any, real: Shaped[Array, "b"] | None) -> Any:
 
 def whole(p: Any, x: Float[Array, "b ..."]) -> Any:
     """Parameters made ready for a loop over time: in x's dtype, gathered once instead of at each time."""
-    return jax.tree.map(lambda w: gathered(w.astype(x.dtype), x), p)
+    return jax.tree.map(lambda w: gather_weight(w.astype(x.dtype), x), p)

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from models.convolution import conv, max_pool
-from models.layers import ACTIVATIONS, add, batch_norm, dense, linear, norm_specs
-from models.spec import Array, Outputs, Place, Spec, he, normal, nowhere, ones, unflatten, zeros
-from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
+from models.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs, norm_specs
+from models.spec import Array, Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
+from models.validate import COMPUTE, REMAT, remat_block, require, require_choice
 
 TRAITS = frozenset({"classifier", "stateful", "batch_coupled"})
 INPUT = "image"
@@ -73,16 +73,16 @@ class Config:
     scan: bool = True  # one compiled block a stage, looped; False unrolls
 
     def __post_init__(self) -> None:
-        check(self, "positive", "inputs", "stem_channels", "depths", "channels", "widening", "classes", "eps")
-        check(self, "probability", "momentum")
-        one_of(self, stem=STEMS, block=BLOCKS, shortcut=SHORTCUTS, norm=NORMS, head=HEADS)
-        one_of(self, activation=ACTIVATIONS, inner_activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
-        check(self, "one for each of channels", "depths", whole=len(self.depths) == len(self.channels) > 0)
+        require(self, "positive", "inputs", "stem_channels", "depths", "channels", "widening", "classes", "eps")
+        require(self, "probability", "momentum")
+        require_choice(self, stem=STEMS, block=BLOCKS, shortcut=SHORTCUTS, norm=NORMS, head=HEADS)
+        require_choice(self, activation=ACTIVATIONS, inner_activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
+        require(self, "one for each of channels", "depths", holds=len(self.depths) == len(self.channels) > 0)
         if self.block == "bottleneck":
-            check(self, f"{REDUCTION} or more in bottlenecks", "channels", ok=lambda n: n >= REDUCTION)
+            require(self, f"{REDUCTION} or more in bottlenecks", "channels", test=lambda n: n >= REDUCTION)
         if self.shortcut == "identity":
             grows = widths(self) == sorted(widths(self))
-            check(self, "never fewer than before for shortcut='identity'", "channels", whole=grows)
+            require(self, "never fewer than before for shortcut='identity'", "channels", holds=grows)
 
     @property
     def depth(self) -> int:
@@ -149,15 +149,19 @@ def specs(c: Config) -> dict[str, Any]:
         axes, fan_in = f"{of_layers}rows columns channels_in channels", "rows columns channels_in"
         if c.norm == "batch":
             norm = norm_specs(O, stack)
-            params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, he, fan_in)
-            params[f"{unit.path}/norm/scale"] = replace(norm["scale"], law=start or ones)
+            params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, he_normal, fan_in)
+            params[f"{unit.path}/norm/scale"] = replace(norm["scale"], init=start or ones)
             params[f"{unit.path}/norm/bias"] = norm["bias"]
             stats[f"{unit.path}/mean"] = Spec((*stack, O), f"{of_layers}norm", zeros)
             stats[f"{unit.path}/var"] = Spec((*stack, O), f"{of_layers}norm", ones)
         else:
-            params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, start or he, fan_in)
+            params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, start or he_normal, fan_in)
             params[f"{unit.path}/bias"] = Spec((*stack, O), f"{of_layers}norm", zeros)
-    head = {"head": linear(widths(c)[-1], c.classes, "embed classes", normal, "classes")} if c.head == "classes" else {}
+    head = (
+        {"head": linear_specs(widths(c)[-1], c.classes, "embed classes", lecun_normal, "classes")}
+        if c.head == "classes"
+        else {}
+    )
     return {"params": unflatten(params) | head, "stats": unflatten(stats)}
 
 
@@ -169,7 +173,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Class scores or means over the last map, float32: image [B Y X C] -> [B classes] or [B O].
 
@@ -184,7 +188,7 @@ def apply(
     def unit(x: Array, p: Any, stats: Any, step: int = 1) -> tuple[Array, Any]:
         x = conv(x, p["kernel"], p["kernel"].shape[0] // 2, maps, step)
         if c.norm == "none":
-            return add(x, p["bias"]), stats
+            return add_bias(x, p["bias"]), stats
         return batch_norm(x, p["norm"], stats, train=train, momentum=c.momentum, eps=c.eps)
 
     def block(x: Array, layer: tuple[Any, Any], step: int = 1) -> tuple[Array, Any]:
@@ -204,12 +208,12 @@ def apply(
     stages: dict[str, Any] = {}
     for i, depth in enumerate(c.depths):
         own, mine = p["stages"][str(i)], _in(stats, "stages", str(i))
-        first = rematerialised(partial(block, step=stride(c, i)), c.remat)
+        first = remat_block(partial(block, step=stride(c, i)), c.remat)
         x, moved = first(x, (own["first"], _in(mine, "first")))
         stages[str(i)] = {"first": moved}
         if depth > 1:
             layers = (own["blocks"], _in(mine, "blocks"))
-            x, moved = jax.lax.scan(rematerialised(block, c.remat), x, layers, unroll=1 if c.scan else depth - 1)
+            x, moved = jax.lax.scan(remat_block(block, c.remat), x, layers, unroll=1 if c.scan else depth - 1)
             stages[str(i)]["blocks"] = moved
     x = jnp.mean(x, (1, 2))
     value = dense(x, p["head"], place("batch classes"), jnp.float32) if c.head == "classes" else x.astype(jnp.float32)

@@ -12,10 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from models.layers import MASKED, dense, dropout, linear, lookup, resharded
+from models.layers import MASK_VALUE, dense, dropout, embed, linear_specs, reshard
 from models.recurrent import CELLS, layer_specs, run_layer, state_specs
-from models.spec import Array, Outputs, Place, Spec, Unembedding, normal, nowhere, std, uniform, zeros
-from models.validate import COMPUTE, check, one_of
+from models.spec import Array, LazyLogits, Outputs, Place, Spec, lecun_normal, normal, uniform, unsharded, zeros
+from models.validate import COMPUTE, require, require_choice
 
 TRAITS = frozenset({"causal", "cached", "carried", "classifier", "language_model", "regressor", "encoder"})
 INPUT = "tokens"
@@ -51,18 +51,22 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        check(self, "positive", "vocab", "vocab_multiple", "context", "inputs", "embed", "width", "depth", "projection")
-        check(self, "positive", "classes", "outputs", "embed_std")
-        check(self, "probability", "dropout")
-        one_of(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
-        check(self, "None unless cell is 'lstm'", "projection", whole=self.cell == "lstm")
+        require(
+            self, "positive", "vocab", "vocab_multiple", "context", "inputs", "embed", "width", "depth", "projection"
+        )
+        require(self, "positive", "classes", "outputs", "embed_std")
+        require(self, "probability", "dropout")
+        require_choice(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
+        require(self, "None unless cell is 'lstm'", "projection", holds=self.cell == "lstm")
         keeps = self.bias and CELLS[self.cell].keep is not None
         lstm = keeps and self.cell == "lstm" and self.lags is None
-        check(self, "0 unless cell is 'lstm', with a bias and no lags", "forget", ok=lambda f: lstm or f == 0)
-        check(self, "3 or more, of gated cells with a bias", "lags", ok=lambda n: keeps and n >= 3)
-        check(self, "less than width", "projection", ok=lambda n: n < self.width)
-        check(self, "False where head is 'tokens'", "bidirectional", ok=lambda on: not (on and self.head == "tokens"))
-        check(self, "'classes' or 'values' without a vocab", "head", ok=lambda h: bool(self.vocab) or h != "tokens")
+        require(self, "0 unless cell is 'lstm', with a bias and no lags", "forget", test=lambda f: lstm or f == 0)
+        require(self, "3 or more, of gated cells with a bias", "lags", test=lambda n: keeps and n >= 3)
+        require(self, "less than width", "projection", test=lambda n: n < self.width)
+        require(
+            self, "False where head is 'tokens'", "bidirectional", test=lambda on: not (on and self.head == "tokens")
+        )
+        require(self, "'classes' or 'values' without a vocab", "head", test=lambda h: bool(self.vocab) or h != "tokens")
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -93,13 +97,13 @@ def specs(c: Config) -> dict[str, Any]:
 
     params: dict[str, Any] = {"cells": {str(i): layer(i) for i in range(c.depth)}}
     if c.vocab:
-        params["embed"] = {"token": Spec((V, c.embed), "vocab embed", std(c.embed_std))}
+        params["embed"] = {"token": Spec((V, c.embed), "vocab embed", normal(c.embed_std))}
     if c.head == "tokens":
         kernel = Spec((V, P), "vocab embed", uniform(P**-0.5), fan_in="embed")
         params["head"] = {"kernel": kernel, "bias": Spec((V,), "vocab", zeros)}
     elif c.head != "none":
         outputs = c.classes if c.head == "classes" else c.outputs
-        params["head"] = linear(P, outputs, "embed classes", normal, "classes")
+        params["head"] = linear_specs(P, outputs, "embed classes", lecun_normal, "classes")
     return {"params": params}
 
 
@@ -117,7 +121,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Head's outputs, float32: tokens [B T] or features [B T F] -> [B T V], [B T P] without a head, or [B C].
 
@@ -125,9 +129,9 @@ def apply(
     """
     p, keys, mask = variables["params"], key if train else None, inputs.get("mask")
     along = place("batch time width")
-    mask = None if mask is None else resharded(mask, place("batch time"))
+    mask = None if mask is None else reshard(mask, place("batch time"))
     x = inputs["features"] if "features" in inputs else inputs["tokens"]
-    x = lookup(p["embed"]["token"], x, along) if c.vocab else x
+    x = embed(p["embed"]["token"], x, along) if c.vocab else x
     x = x.astype(COMPUTE[c.compute])
     x = dropout(x, keys, c.dropout, "embed", along) if c.vocab else x
 
@@ -152,11 +156,11 @@ def apply(
     if c.head == "tokens":
         assert c.vocab is not None
         x = dropout(x, keys, c.dropout, "head", along)
-        value: Any = Unembedding(x, p["head"]["kernel"], c.vocab, p["head"]["bias"])
+        value: Any = LazyLogits(x, p["head"]["kernel"], c.vocab, p["head"]["bias"])
     elif c.head == "none":
         value = x.astype(jnp.float32)
     else:
-        last = jnp.concatenate([resharded(state["h"], place("batch width")) for _, state in runs], -1)
+        last = jnp.concatenate([reshard(state["h"], place("batch width")) for _, state in runs], -1)
         pooled = last if c.pool == "last" else pool(x, mask, c.pool)
         pooled = dropout(pooled, keys, c.dropout, "head", place("batch width"))
         value = dense(pooled, p["head"], place("batch classes"), jnp.float32)
@@ -169,5 +173,5 @@ def pool(x: Float[Array, "b t p"], mask: Float[Array, "b t"] | None, how: str) -
     real = real[:, :, None]
     if how == "mean":
         return jnp.sum(x * real, 1) / jnp.maximum(jnp.sum(real, 1), 1)
-    top = jnp.max(jnp.where(real > 0, x, jnp.asarray(MASKED, x.dtype)), 1)
+    top = jnp.max(jnp.where(real > 0, x, jnp.asarray(MASK_VALUE, x.dtype)), 1)
     return jnp.where(jnp.any(real > 0, 1), top, 0)  # nothing real has no greatest

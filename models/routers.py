@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.layers import add, product
-from models.spec import Place, nowhere
+from models.layers import add_bias, einsum
+from models.spec import Place, unsharded
 
 
 class Routes(NamedTuple):
@@ -23,11 +23,11 @@ class Routes(NamedTuple):
     shares: Float[Array, "b t e"]  # what the router would give to each expert, of 1 in all, float32
 
 
-def router_logits(x: Float[Array, "b t d"], p: dict[str, Array], place: Place = nowhere) -> Float[Array, "b t e"]:
+def router_logits(x: Float[Array, "b t d"], p: dict[str, Array], place: Place = unsharded) -> Float[Array, "b t e"]:
     """x [B T D] by kernel [D E], perhaps plus bias [E], in float32 whatever x is -> [B T E]."""
     with jax.default_matmul_precision("highest"):
-        logits = product("btd,de->bte", x.astype(jnp.float32), p["kernel"], place("batch seq choice"))
-    return add(logits, p["bias"]) if "bias" in p else logits
+        logits = einsum("btd,de->bte", x.astype(jnp.float32), p["kernel"], place("batch seq choice"))
+    return add_bias(logits, p["bias"]) if "bias" in p else logits
 
 
 def softmax_then_top(logits: Float[Array, "b t e"], active: int, renormalise: bool) -> Routes:
@@ -79,7 +79,7 @@ def sigmoid_in_groups(
     The bias takes part in the choice, and not in the weights. Source: DeepSeek-AI 2024, arXiv:2412.19437, eq. 12 to 16.
     """
     scores = jax.nn.sigmoid(logits)
-    experts, _ = top(of_best_groups(add(scores, bias), groups, kept, best=2), active)
+    experts, _ = top(of_best_groups(add_bias(scores, bias), groups, kept, best=2), active)
     weights = picked(scores, experts)
     if renormalise:
         weights = weights / (jnp.sum(weights, -1, keepdims=True) + 1e-20)

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from errors import UsageError
-from models.layers import MASKED, dropout, lookup, product, projection, resharded
+from models.layers import MASK_VALUE, dropout, einsum, embed, linear, reshard
 from models.memory import MASK, source_of, stored
 from models.recurrent import advance, held_back, layer_specs, run_layer, state_specs, whole
-from models.spec import Array, Outputs, Place, Spec, Unembedding, normal, nowhere, std, uniform, zeros
-from models.validate import COMPUTE, check, one_of
+from models.spec import Array, LazyLogits, Outputs, Place, Spec, lecun_normal, normal, uniform, unsharded, zeros
+from models.validate import COMPUTE, require, require_choice
 
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
 INPUT = "tokens"
@@ -53,15 +53,15 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        check(self, "positive", "vocab", "source_vocab", "vocab_multiple", "context", "embed", "width", "depth")
-        check(self, "positive", "score_width")
-        check(self, "probability", "dropout")
-        one_of(self, attend=ATTEND, tied=TIED, compute=COMPUTE)
-        check(self, "None for tied='all', one table for both sides", "source_vocab", whole=self.tied != "all")
-        check(self, "None unless attend is 'additive'", "score_width", whole=self.attend == "additive")
+        require(self, "positive", "vocab", "source_vocab", "vocab_multiple", "context", "embed", "width", "depth")
+        require(self, "positive", "score_width")
+        require(self, "probability", "dropout")
+        require_choice(self, attend=ATTEND, tied=TIED, compute=COMPUTE)
+        require(self, "None for tied='all', one table for both sides", "source_vocab", holds=self.tied != "all")
+        require(self, "None unless attend is 'additive'", "score_width", holds=self.attend == "additive")
         if self.bidirectional:
-            check(self, "even for two directions", "width", ok=lambda n: n % 2 == 0)
-            check(self, "False where it is read both ways", "reverse_source", ok=lambda on: not on)
+            require(self, "even for two directions", "width", test=lambda n: n % 2 == 0)
+            require(self, "False where it is read both ways", "reverse_source", test=lambda on: not on)
 
     @property
     def read(self) -> int:
@@ -90,7 +90,7 @@ def specs(c: Config) -> dict[str, Any]:
     V, Vs = (-(-n // c.vocab_multiple) * c.vocab_multiple for n in (c.vocab, c.source_vocab or c.vocab))
     how: dict[str, Any] = dict(projection=None, bias=True, forget=c.forget, lags=None, axis="embed")
 
-    def matrix(i: int, o: int, axes: str, law: Any = normal) -> dict[str, Spec]:
+    def matrix(i: int, o: int, axes: str, law: Any = lecun_normal) -> dict[str, Spec]:
         return {"kernel": Spec((i, o), axes, law, fan_in=axes.split()[0])}
 
     def encoder(i: int) -> dict[str, Any]:
@@ -98,12 +98,12 @@ def specs(c: Config) -> dict[str, Any]:
         return {name: layer_specs(D if i else E, D // len(ways), "lstm", **how) for name in ways}
 
     params: dict[str, Any] = {
-        "embed": {"token": Spec((V, E), "vocab embed", std(0.1))},
+        "embed": {"token": Spec((V, E), "vocab embed", normal(0.1))},
         "encoder": {"cells": {str(i): encoder(i) for i in range(c.depth)}},
         "decoder": {"cells": {str(i): layer_specs(D if i else E + c.fed, D, "lstm", **how) for i in range(c.depth)}},
     }
     if c.tied != "all":
-        params["embed"]["source"] = Spec((Vs, E), "vocab embed", std(0.1))
+        params["embed"]["source"] = Spec((Vs, E), "vocab embed", normal(0.1))
     if c.tied == "none":
         params["head"] = Spec((V, R), "vocab embed", uniform(R**-0.5), fan_in="embed")
     if c.attend == "general":
@@ -112,7 +112,7 @@ def specs(c: Config) -> dict[str, Any]:
         A = c.score_width or D
         names = {"query": "embed mlp", "key": "embed mlp"}
         params["decoder"] |= {name: matrix(D, A, axes) for name, axes in names.items()}
-        params["decoder"]["score"] = Spec((A,), "mlp", std(A**-0.5))
+        params["decoder"]["score"] = Spec((A,), "mlp", normal(A**-0.5))
     reads = {"none": D, "additive": D + E + D}.get(c.attend, D + D)
     if c.attend != "none" or R != D:
         params["decoder"]["read"] = matrix(reads, 2 * R if c.attend == "additive" else R, "embed width")
@@ -146,7 +146,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T], source [B S] -> [B T V].
 
@@ -158,7 +158,7 @@ def apply(
     """
     x, new, _ = _decoded(variables, inputs, c, key if train else None, cache, place)
     p = variables["params"]
-    return Outputs(Unembedding(x, p["head"] if c.tied == "none" else p["embed"]["token"], c.vocab), cache=new)
+    return Outputs(LazyLogits(x, p["head"] if c.tied == "none" else p["embed"]["token"], c.vocab), cache=new)
 
 
 def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Array, "b t s"]:
@@ -168,12 +168,12 @@ def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Arra
     """
     if c.attend == "none":
         raise UsageError("seq2seq: attend = 'none' looks at no token of the source; 'additive', 'dot', 'general' do")
-    shares: Array = _decoded(variables, inputs, c, None, None, nowhere)[2]
+    shares: Array = _decoded(variables, inputs, c, None, None, unsharded)[2]
     return shares
 
 
 def _embedded(table: Array, tokens: Array, c: Config, keys: Array | None, site: str, place: Place) -> Array:
-    x = lookup(table, tokens, place("batch time width")).astype(COMPUTE[c.compute])
+    x = embed(table, tokens, place("batch time width")).astype(COMPUTE[c.compute])
     return dropout(x, keys, c.dropout, site, place("batch time width"))
 
 
@@ -192,9 +192,9 @@ def _encoded(
         ]
         x = jnp.concatenate([y for y, _ in runs], -1)
         both = {
-            n: jnp.concatenate([resharded(state[n], place("batch width")) for _, state in runs], -1) for n in ("h", "c")
+            n: jnp.concatenate([reshard(state[n], place("batch width")) for _, state in runs], -1) for n in ("h", "c")
         }
-        states[str(i)] = {n: resharded(state, place("batch mlp")) for n, state in both.items()}
+        states[str(i)] = {n: reshard(state, place("batch mlp")) for n, state in both.items()}
     return x, states
 
 
@@ -205,20 +205,20 @@ def _remembered(p: Any, x: Array, c: Config, place: Place) -> dict[str, Array]:
     if c.attend == "dot":
         return {"value": x}
     over = place("batch key mlp") if c.attend == "additive" else place("batch key width")
-    return {"value": x, "key": product("bsd,de->bse", x, p["key"]["kernel"], over)}
+    return {"value": x, "key": einsum("bsd,de->bse", x, p["key"]["kernel"], over)}
 
 
 def _look(h: Array, memory: dict[str, Array], p: Any, c: Config, place: Place) -> tuple[Array, Array]:
     """The mean of the source as a state sees it, and each token's share of it: h [B D] -> [B D], [B S]."""
     over = place("batch key")
     if c.attend == "additive":
-        query = product("bd,da->ba", h, p["query"]["kernel"], place("batch mlp"))
-        score = product("bsa,a->bs", jnp.tanh(memory["key"] + query[:, None]), p["score"], over)
+        query = einsum("bd,da->ba", h, p["query"]["kernel"], place("batch mlp"))
+        score = einsum("bsa,a->bs", jnp.tanh(memory["key"] + query[:, None]), p["score"], over)
     else:
-        score = product("bd,bsd->bs", h, memory.get("key", memory["value"]), over)
-    score = jnp.where(memory[MASK] > 0, score.astype(jnp.float32), MASKED)
+        score = einsum("bd,bsd->bs", h, memory.get("key", memory["value"]), over)
+    score = jnp.where(memory[MASK] > 0, score.astype(jnp.float32), MASK_VALUE)
     share = jax.nn.softmax(score, -1)
-    return product("bs,bsd->bd", share.astype(h.dtype), memory["value"], place("batch width")), share
+    return einsum("bs,bsd->bd", share.astype(h.dtype), memory["value"], place("batch width")), share
 
 
 def _read(h: Array, y: Array, seen: Array | None, p: Any, c: Config, over: Any) -> Array:
@@ -230,7 +230,7 @@ def _read(h: Array, y: Array, seen: Array | None, p: Any, c: Config, over: Any) 
         return h
     parts: dict[str, list[Any]] = {"none": [h], "additive": [h, y, seen]}
     x = jnp.concatenate(parts.get(c.attend, [seen, h]), -1)
-    x = product("b...i,io->b...o", x, p["read"]["kernel"], over)
+    x = einsum("b...i,io->b...o", x, p["read"]["kernel"], over)
     if c.attend == "additive":
         return jnp.max(x.reshape(*x.shape[:-1], c.read, 2), -1)
     return x if c.attend == "none" else jnp.tanh(x)
@@ -247,8 +247,8 @@ def _begun(
     x, cells = _encoded(p, source, mask, c, keys, place)
     state: dict[str, Any] = {"cells": cells}
     if c.feeds:
-        state["read"] = resharded(jnp.zeros((len(source), c.read), x.dtype), place("batch width"))
-    mask = resharded(jnp.ones(source.shape), place("batch key")) if mask is None else mask
+        state["read"] = reshard(jnp.zeros((len(source), c.read), x.dtype), place("batch width"))
+    mask = reshard(jnp.ones(source.shape), place("batch key")) if mask is None else mask
     memory = {**_remembered(p["decoder"], x, c, place), MASK: mask}
     return state, {name: stored(held, cache) for name, held in memory.items()}
 
@@ -261,29 +261,29 @@ def _decoded(
     start, memory = _begun(variables, inputs, c, keys, cache, place)
     y = _embedded(variables["params"]["embed"]["token"], inputs["tokens"], c, keys, "embed", place)
     noise = [  # between layers
-        dropout(resharded(jnp.ones((*y.shape[:2], c.width), y.dtype), along), keys, c.dropout, f"decoder{i}", along)
+        dropout(reshard(jnp.ones((*y.shape[:2], c.width), y.dtype), along), keys, c.dropout, f"decoder{i}", along)
         for i in range(1, c.depth)
     ]
-    real = resharded(inputs["position"] >= 0, place("batch time")).T if "position" in inputs else None
+    real = reshard(inputs["position"] >= 0, place("batch time")).T if "position" in inputs else None
     p = whole(variables["params"]["decoder"], y)
     cells = [p["cells"][str(i)] for i in range(c.depth)]
     kernel = cells[0]["input"]["kernel"]  # the embeddings' part is multiplied before the loop, for all times at once
     embeds = {**cells[0]["input"], "kernel": kernel[: c.embed]}
-    fed = projection("bti,igh->btgh", y, embeds, place("batch time gates mlp"))
+    fed = linear("bti,igh->btgh", y, embeds, place("batch time gates mlp"))
 
     def step(state: dict[str, Any], given: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
         fed, y, noise, real = given
         come, seen, share = state.get("read"), None, None
         if c.attend == "additive":
-            h = resharded(state["cells"][str(c.depth - 1)]["h"], now)
+            h = reshard(state["cells"][str(c.depth - 1)]["h"], now)
             seen, share = _look(h, memory, p, c, place)
             come = seen
-        fed = fed if come is None else fed + product("bi,igh->bgh", come, kernel[c.embed :], gates)
+        fed = fed if come is None else fed + einsum("bi,igh->bgh", come, kernel[c.embed :], gates)
         new: dict[str, Any] = {"cells": {}}
         for i, cell in enumerate(cells):
-            fed = projection("bi,igh->bgh", h * noise[i - 1], cell["input"], gates) if i else fed
+            fed = linear("bi,igh->bgh", h * noise[i - 1], cell["input"], gates) if i else fed
             new["cells"][str(i)] = advance(fed, cell, "lstm", state["cells"][str(i)], place)
-            h = resharded(new["cells"][str(i)]["h"], now)
+            h = reshard(new["cells"][str(i)]["h"], now)
         if c.attend in LUONG:
             seen, share = _look(h, memory, p, c, place)
         if c.feeds:
@@ -294,5 +294,5 @@ def _decoded(
     state, told = jax.lax.scan(step, start, (*times, real))
     (h, seen, read), share = jax.tree.map(lambda x: x.swapaxes(0, 1), told)
     x = _read(h, y, seen, p, c, along) if read is None else read
-    x = dropout(resharded(x, along), keys, c.dropout, "read", along)
+    x = dropout(reshard(x, along), keys, c.dropout, "read", along)
     return x, None if cache is None else {**state, "memory": memory}, share

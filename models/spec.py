@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax import struct
 
 Array = jax.Array
-Law = Callable[[Array, tuple[int, ...], "Spec"], Array]
+Initializer = Callable[[Array, tuple[int, ...], "Spec"], Array]
 Place = Callable[[str], Any]  # "batch seq width" -> PartitionSpec, or None where there is no mesh
 
 
-def nowhere(axes: str) -> None:
+def unsharded(axes: str) -> None:
     """The placement without a mesh: every `out_sharding` becomes None."""
 
 
@@ -33,17 +33,17 @@ def ones(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
     return jnp.ones(shape, jnp.float32)
 
 
-def normal(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+def lecun_normal(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
     """Gaussian of standard deviation 1/sqrt(fan-in): keeps a unit-variance signal (LeCun et al. 1998, eq. 16)."""
     return jax.random.normal(key, shape, jnp.float32) * spec.fan_in_size**-0.5
 
 
-def he(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
+def he_normal(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
     """Gaussian of standard deviation sqrt(2/fan-in), for relu (He et al. 2015, arXiv:1502.01852, eq. 10)."""
     return jax.random.normal(key, shape, jnp.float32) * (2 / spec.fan_in_size) ** 0.5
 
 
-def std(deviation: float) -> Law:
+def normal(deviation: float) -> Initializer:
     """Gaussian of the given standard deviation."""
 
     def gaussian(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
@@ -52,7 +52,7 @@ def std(deviation: float) -> Law:
     return gaussian
 
 
-def uniform(bound: float) -> Law:
+def uniform(bound: float) -> Initializer:
     """Uniform between -bound and bound."""
 
     def flat(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
@@ -61,7 +61,7 @@ def uniform(bound: float) -> Law:
     return flat
 
 
-def constant(value: float) -> Law:
+def constant(value: float) -> Initializer:
     """All equal to `value`."""
 
     def full(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
@@ -71,7 +71,7 @@ def constant(value: float) -> Law:
 
 
 @dataclass(frozen=True)
-class Joint:
+class JointInit:
     """The law of a leaf that is drawn together with others, a stack's layers too: by `values`, key -> {path: value}."""
 
     values: Callable[[Array], dict[str, Array]]
@@ -94,7 +94,7 @@ class Spec:
 
     shape: tuple[int, ...]
     axes: str
-    law: Law = field(repr=False)
+    init: Initializer = field(repr=False)
     fan_in: str = ""
     dtype: str | None = None  # None takes the run's: parameters may be held in bfloat16
 
@@ -129,36 +129,39 @@ class Spec:
 
 
 @struct.dataclass
-class Unembedding:
-    """Logits that are not made yet: x [B T D] by the rows of table [V D], perhaps plus bias [V], perhaps capped.
+class LazyLogits:
+    """Logits not yet computed: x [B T D] times table [V D] transposed, plus an optional bias [V].
 
-    Rows from `vocab` on are padding. A `cap` bends the logits to lie within it, by tanh.
+    Rows of the table from `vocab` on are padding. With `softcap` the logits become softcap tanh(logits / softcap).
     """
 
     x: Any
     table: Any
     vocab: int = struct.field(pytree_node=False)
     bias: Any = None
-    cap: float | None = struct.field(pytree_node=False, default=None)
+    softcap: float | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
 class Outputs:
-    """What `apply` returns: value, new running statistics, new cache, what the loss is to have added, and measures.
+    """What `apply` returns.
 
-    The value of a language model is an Unembedding. `aux` are `(sum, weight)` scalars, whose ratios are added to the
-    loss in training. `told` are `(sum, weight)` by row, as a task's terms, to be written down; a sum may have further
-    dims, [B ...], each entry of which is a measure of its own. `ahead` are values for the tokens after the next, each
-    one further, whose mean loss times `ahead_weight` is added to the loss in training.
+    value: scores, values or boxes; of a language model a LazyLogits.
+    stats: the new running statistics, the same tree as in `variables`.
+    cache: the new cache.
+    aux_losses: name -> (sum [], weight []); in training sum / weight is added to the loss.
+    metrics: name -> (sum [B ...], weight [B]), logged as sum / weight; further dims give one metric per entry.
+    mtp_values: values for the tokens after the next one, one for each further token (multi-token prediction).
+    mtp_weight: in training the mean loss of `mtp_values` times this weight is added to the loss.
     """
 
     value: Any
     stats: Any = None
     cache: Any = None
-    aux: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
-    told: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
-    ahead: tuple[Any, ...] = ()
-    ahead_weight: float = struct.field(pytree_node=False, default=0.0)
+    aux_losses: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
+    metrics: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
+    mtp_values: tuple[Any, ...] = ()
+    mtp_weight: float = struct.field(pytree_node=False, default=0.0)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -187,11 +190,11 @@ def _leaf_hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
-def draw(specs: Any, key: Array) -> Any:
+def initialize(specs: Any, key: Array) -> Any:
     """Initial values of a table of Specs: each leaf's key folds in its path, and each layer's key its index.
 
     So a parameter's values depend on the key, its own path, and its own layer: an ablation that adds a parameter or a
-    layer leaves the others bit-identical. Leaves of a `Joint` law share one draw, from the key itself. Meant to run
+    layer leaves the others bit-identical. Leaves of a `JointInit` share one draw, from the key itself. Meant to run
     under jit. Raises ValueError if two paths hash alike.
     """
     seen: dict[int, str] = {}
@@ -203,21 +206,21 @@ def draw(specs: Any, key: Array) -> Any:
     joint: dict[Any, dict[str, Array]] = {}
 
     def leaf(path: tuple[Any, ...], spec: Spec) -> Array:
-        if isinstance(spec.law, Joint):
-            if spec.law.values not in joint:
-                joint[spec.law.values] = spec.law.values(key)
-            return joint[spec.law.values][spec.law.path].astype(spec.dtype or jnp.float32)
+        if isinstance(spec.init, JointInit):
+            if spec.init.values not in joint:
+                joint[spec.init.values] = spec.init.values(key)
+            return joint[spec.init.values][spec.init.path].astype(spec.dtype or jnp.float32)
         own = jax.random.fold_in(key, _leaf_hash(path_name(path)))
         if spec.names[:1] != ("layers",):
-            return spec.law(own, spec.shape, spec).astype(spec.dtype or jnp.float32)
+            return spec.init(own, spec.shape, spec).astype(spec.dtype or jnp.float32)
         keys = jax.vmap(lambda i: jax.random.fold_in(own, i))(jnp.arange(spec.shape[0]))
-        return jax.vmap(lambda k: spec.law(k, spec.shape[1:], spec))(keys).astype(spec.dtype or jnp.float32)
+        return jax.vmap(lambda k: spec.init(k, spec.shape[1:], spec))(keys).astype(spec.dtype or jnp.float32)
 
     return jax.tree_util.tree_map_with_path(leaf, specs)
 
 
 def abstract(specs: Any, dtype: Any = jnp.float32) -> Any:
-    """The table as ShapeDtypeStructs: what `draw` would return, without drawing."""
+    """The table as ShapeDtypeStructs: what `initialize` would return, without drawing."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype), specs)
 
 

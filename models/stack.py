@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from models.spec import Array
-from models.validate import rematerialised
+from models.validate import remat_block
 
 
 class Layer(NamedTuple):
@@ -69,7 +69,7 @@ def scan_layers(
             for i, layer in enumerate(pattern):
                 p = _at(own[layer.stack], stacks[layer.stack].index(i))
                 has = _at(mine[layer.kind], kinds[layer.kind].index(i)) if mine else None
-                x, has, tells = rematerialised(partial(block, layer), remat)(x, p, index + i, has)
+                x, has, tells = remat_block(partial(block, layer), remat)(x, p, index + i, has)
                 new[layer.kind].append(has)
                 says[layer.stack].append(tells)
             return x, tuple({name: _joined(jnp.stack, parts) for name, parts in d.items()} for d in (new, says))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from models.layers import resharded
+from models.layers import reshard
 from models.sight import UNSEEN, Sight, in_order
 from models.spec import Place, Spec, constant, zeros
 
@@ -106,16 +106,16 @@ def timeline(inputs: dict[str, Array], reaches: Mapping[str, Reach], cache: Any,
     """
     B, T = inputs["tokens"].shape
     start = jnp.zeros((), jnp.int32) if cache is None else cache["filled"]
-    position = resharded(inputs.get("position", start + jnp.arange(T)[None]), place("one query"))
+    position = reshard(inputs.get("position", start + jnp.arange(T)[None]), place("one query"))
     now = in_order(position, start)
     segment = inputs.get("segment")
-    segment = None if segment is None else resharded(segment, place("batch query"))
+    segment = None if segment is None else reshard(segment, place("batch query"))
     sights, marks = {}, {}
     for kind, reach in reaches.items():
         fresh = {"place": jnp.broadcast_to(now, (B, T))}
         if reach.chunk:
             chunk = jnp.where(position < 0, UNSEEN, position // reach.chunk)
-            fresh["chunk"] = resharded(jnp.broadcast_to(chunk, (B, T)), place("batch query"))
+            fresh["chunk"] = reshard(jnp.broadcast_to(chunk, (B, T)), place("batch query"))
         seen = fresh
         if cache is not None:
             at = None if reach.rolls else start

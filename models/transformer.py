@@ -19,18 +19,18 @@ from models.attention import BACKENDS, attention
 from models.layers import (
     ACTIVATIONS,
     dropout,
-    fold_keys,
+    embed,
+    fold_in_each,
     layer_norm,
-    lookup,
+    linear,
     norm_specs,
-    projection,
-    resharded,
+    reshard,
 )
 from models.memory import MASK, source_of, stored
 from models.sight import UNSEEN, Sight
-from models.spec import Array, Law, Outputs, Place, Spec, Unembedding, nowhere, std, uniform, zeros
+from models.spec import Array, Initializer, LazyLogits, Outputs, Place, Spec, normal, uniform, unsharded, zeros
 from models.timeline import Reach, cache_specs, timeline
-from models.validate import COMPUTE, REMAT, check, one_of, rematerialised
+from models.validate import COMPUTE, REMAT, remat_block, require, require_choice
 
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
 INPUT = "tokens"
@@ -78,15 +78,17 @@ class Config:
     scan: bool = True  # one compiled block, looped; False unrolls
 
     def __post_init__(self) -> None:
-        check(self, "positive", "vocab", "source_vocab", "vocab_multiple", "context", "width", "depth", "decoder_depth")
-        check(self, "positive", "heads", "hidden", "eps")
-        check(self, "probability", "dropout", "dropout_attention", "dropout_hidden")
-        one_of(self, activation=ACTIVATIONS, positions=POSITIONS, tied=TIED)
-        one_of(self, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
-        check(self, "None for tied='all', one table for both sides", "source_vocab", whole=self.tied != "all")
+        require(
+            self, "positive", "vocab", "source_vocab", "vocab_multiple", "context", "width", "depth", "decoder_depth"
+        )
+        require(self, "positive", "heads", "hidden", "eps")
+        require(self, "probability", "dropout", "dropout_attention", "dropout_hidden")
+        require_choice(self, activation=ACTIVATIONS, positions=POSITIONS, tied=TIED)
+        require_choice(self, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
+        require(self, "None for tied='all', one table for both sides", "source_vocab", holds=self.tied != "all")
         if self.positions == "sinusoidal":
-            check(self, "even for sinusoidal positions", "width", ok=lambda n: n % 2 == 0)
+            require(self, "even for sinusoidal positions", "width", test=lambda n: n % 2 == 0)
 
     @property
     def normed_last(self) -> bool:
@@ -102,9 +104,9 @@ def padded(c: Config, tokens: int) -> int:
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
-    V, table = padded(c, c.vocab), std(D**-0.5)
+    V, table = padded(c, c.vocab), normal(D**-0.5)
 
-    def glorot(i: int, o: int) -> Law:
+    def glorot(i: int, o: int) -> Initializer:
         return uniform((6 / (i + o)) ** 0.5)
 
     def affine(kernel: Spec, shape: tuple[int, ...], axes: str) -> dict[str, Spec]:
@@ -146,8 +148,8 @@ def specs(c: Config) -> dict[str, Any]:
 def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict[str, Any]:
     """The table of a cache for `length` tokens and `source` ones of the source: of either, k v [L B S N H]."""
     room = c.context if source is None else source
-    check(c, f"at least the cache's length {length}", "context", ok=lambda n: n >= length)
-    check(c, f"at least the {room} tokens of a source that the cache keeps", "context", ok=lambda n: n >= room)
+    require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
+    require(c, f"at least the {room} tokens of a source that the cache keeps", "context", test=lambda n: n >= room)
     L, (N, H) = c.decoder_depth or c.depth, (c.heads, c.width // c.heads)
     token = dict.fromkeys("kv", ("kv_heads head_dim", (N, H)))
     memory = Spec((L, batch, room, N, H), "layers batch key kv_heads head_dim", zeros, dtype=c.compute)
@@ -163,7 +165,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: dict[str, Any] | None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T], source [B S] -> [B T V].
 
@@ -175,7 +177,7 @@ def apply(
     """
     p = variables["params"]
     x, new, _ = _decoded(variables, inputs, c, key if train else None, cache, place)
-    return Outputs(Unembedding(x, p["head"] if c.tied == "none" else p["embed"]["token"], c.vocab), cache=new)
+    return Outputs(LazyLogits(x, p["head"] if c.tied == "none" else p["embed"]["token"], c.vocab), cache=new)
 
 
 def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Array, "b t s"]:
@@ -183,7 +185,7 @@ def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Arra
 
     The mean over the heads of the last layer.
     """
-    return _decoded(variables, inputs, c, None, None, nowhere, weigh=True)[2]
+    return _decoded(variables, inputs, c, None, None, unsharded, weigh=True)[2]
 
 
 def sinusoids(position: Int[Array, "b t"], width: int) -> Float[Array, "b t d"]:
@@ -204,10 +206,10 @@ class _Parts:
     def embedded(self, tokens: Array, position: Array, table: Array, places: Array | None, keys: Array | None) -> Array:
         """Tokens [B T] at places [B or 1, T], by a table of tokens and, if places are learned, one of them."""
         c, stream = self.c, self.place("batch seq width")
-        x = lookup(table, tokens, stream)
+        x = embed(table, tokens, stream)
         x = x * c.width**0.5 if c.scaled else x
         over, position = stream if position.shape[0] > 1 else self.place("one seq width"), jnp.maximum(position, 0)
-        x = x + (resharded(sinusoids(position, c.width), over) if places is None else lookup(places, position, over))
+        x = x + (reshard(sinusoids(position, c.width), over) if places is None else embed(places, position, over))
         return dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", stream)
 
     def before(self, x: Array, p: Any) -> Array:
@@ -221,7 +223,7 @@ class _Parts:
 
     def heads(self, x: Array, p: Any) -> Array:
         """Queries, keys or values, [B T N H]."""
-        return projection("btd,dnh->btnh", x, p, self.place("batch seq heads head_dim"))
+        return linear("btd,dnh->btnh", x, p, self.place("batch seq heads head_dim"))
 
     def weighed(self, x: Array, k: Array, v: Array, p: Any, sight: Sight, keys: Array | None) -> Array:
         """The mean of values by the attention of x, [B T N W]."""
@@ -231,7 +233,7 @@ class _Parts:
     def attend(self, x: Array, k: Array, v: Array, p: Any, sight: Sight, keys: Array | None) -> Array:
         """The branch of an attention."""
         a = self.weighed(x, k, v, p, sight, keys)
-        return projection("btnh,nhd->btd", a, p["out"], self.place("batch seq width"))
+        return linear("btnh,nhd->btd", a, p["out"], self.place("batch seq width"))
 
     def share(self, x: Array, k: Array, p: Any, sight: Sight) -> Array:
         """The attention itself, [B T S], its mean over the heads: that of values which each say their own place."""
@@ -242,27 +244,27 @@ class _Parts:
     def mlp(self, x: Array, p: Any, keys: Array | None) -> Array:
         """The branch of the MLP."""
         over = self.place("batch seq mlp")
-        h = ACTIVATIONS[self.c.activation](projection("btd,df->btf", x, p["up"], over))
+        h = ACTIVATIONS[self.c.activation](linear("btd,df->btf", x, p["up"], over))
         h = dropout(h, keys, self.c.dropout_hidden, "hidden", over)
-        return projection("btf,fd->btd", h, p["down"], self.place("batch seq width"))
+        return linear("btf,fd->btd", h, p["down"], self.place("batch seq width"))
 
     def layers(self, block: Any, x: Array, p: Any, depth: int, held: Any = None) -> tuple[Array, Any]:
         """A side's layers one after another, and its last norm; beside x, what the layers give, stacked."""
         along = p["blocks"], jnp.arange(depth), held
-        x, told = jax.lax.scan(rematerialised(block, self.c.remat), x, along, unroll=1 if self.c.scan else depth)
+        x, told = jax.lax.scan(remat_block(block, self.c.remat), x, along, unroll=1 if self.c.scan else depth)
         return layer_norm(x, p["norm"], self.c.eps) if "norm" in p else x, told
 
 
 def _encoded(p: Any, source: Array, mask: Array | None, keys: Array | None, parts: _Parts) -> Array:
     """What the encoder makes of a source: [B S], mask [B S] -> [B S D]."""
     c, S, embed = parts.c, source.shape[1], p["embed"]
-    check(c, f"at least the {S} tokens of the source", "context", ok=lambda n: n >= S)
+    require(c, f"at least the {S} tokens of the source", "context", test=lambda n: n >= S)
     now = jnp.arange(S)[None]
     sight = Sight(now, _real(mask, now), causal=False, plain=mask is None)
 
     def block(x: Array, layer: tuple[Any, Array, None]) -> tuple[Array, None]:
         p, index, _ = layer
-        own = fold_keys(keys, index)
+        own = fold_in_each(keys, index)
         h = parts.before(x, p["norm1"])
         k, v = (parts.heads(h, p["attention"][n]) for n in "kv")
         x = parts.after(x, parts.attend(h, k, v, p["attention"], sight, own), p["norm1"], own, "attention_out")
@@ -286,8 +288,8 @@ def _decoded(
     """What the head sees [B T D], the new cache and, if asked for, the alignment [B T S]."""
     p, tokens, depth = variables["params"], inputs["tokens"], c.decoder_depth or c.depth
     T, parts = tokens.shape[1], _Parts(c, place, c.attention if cache is None and not weigh else "reference")
-    check(c, f"at least the {T} tokens of the input", "context", ok=lambda n: n >= T)
-    ours, keys = (fold_keys(key, jnp.asarray(side)) for side in range(2))
+    require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
+    ours, keys = (fold_in_each(key, jnp.asarray(side)) for side in range(2))
     time, given = timeline(inputs, REACHES, cache, place), source_of(inputs, cache, place)
     if given is None:  # the cache has read it
         memory, mask = None, cache["memory"][MASK]
@@ -298,7 +300,7 @@ def _decoded(
 
     def block(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, Any]:
         p, index, (held, told) = layer
-        own, across = (fold_keys(fold_keys(keys, index), jnp.asarray(i)) for i in range(2))
+        own, across = (fold_in_each(fold_in_each(keys, index), jnp.asarray(i)) for i in range(2))
         h = parts.before(x, p["norm1"])
         k, v, held = time.remember("full", held, **{n: parts.heads(h, p["attention"][n]) for n in "kv"})
         a = parts.attend(h, k, v, p["attention"], time.sights["full"], own)

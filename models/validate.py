@@ -33,22 +33,22 @@ class Pairs:
     items: tuple[tuple[Any, Any], ...]
 
 
-def frozen(value: Any) -> Any:
+def freeze(value: Any) -> Any:
     """A value that can stand in a frozen Config: lists become tuples, dicts `Pairs`."""
     if isinstance(value, dict):
-        return Pairs(tuple((k, frozen(v)) for k, v in sorted(value.items())))
-    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+        return Pairs(tuple((k, freeze(v)) for k, v in sorted(value.items())))
+    return tuple(map(freeze, value)) if isinstance(value, list | tuple) else value
 
 
-def thawed(value: Any) -> Any:
-    """The value of which `frozen` made this one, lists as tuples."""
+def unfreeze(value: Any) -> Any:
+    """The value of which `freeze` made this one, lists as tuples."""
     if isinstance(value, Pairs):
-        return {k: thawed(v) for k, v in value.items}
-    return tuple(map(thawed, value)) if isinstance(value, tuple) else value
+        return {k: unfreeze(v) for k, v in value.items}
+    return tuple(map(unfreeze, value)) if isinstance(value, tuple) else value
 
 
-def check(
-    config: Any, rule: str, *fields: str, ok: Callable[[Any], bool] | None = None, whole: bool | None = None
+def require(
+    config: Any, rule: str, *fields: str, test: Callable[[Any], bool] | None = None, holds: bool | None = None
 ) -> None:
     """Hold fields of a Config to their declared types and to a rule (a name of RULES, or words with a test).
 
@@ -63,16 +63,16 @@ def check(
             said = _say(types_[name])
             bound = " within float32" if "float" in said else " within int32" if "int" in said else ""
             raise UsageError(f"{_family(config)}: {name} = {value!r} is not of type {said}{bound}")
-        if whole is None:
+        if holds is None:
             parts = value if isinstance(value, tuple) else (value,)
-            held = all(one is None or (ok or RULES[rule])(one) for one in parts)
+            held = all(one is None or (test or RULES[rule])(one) for one in parts)
         else:
-            held = value is None or whole
+            held = value is None or holds
         if not held:
             raise UsageError(f"{_family(config)}: {name} = {value!r} must be {SAYS.get(rule, rule)}")
 
 
-def one_of(config: Any, **legal: Mapping[str, Any] | tuple[str, ...]) -> None:
+def require_choice(config: Any, **legal: Mapping[str, Any] | tuple[str, ...]) -> None:
     """Hold fields to a list of legal names. Raises UsageError that names the nearest."""
     for name, names in legal.items():
         value = getattr(config, name)
@@ -83,10 +83,10 @@ def one_of(config: Any, **legal: Mapping[str, Any] | tuple[str, ...]) -> None:
 
 def check_types(config: Any) -> None:
     """Hold every field to its declared type. Raises UsageError."""
-    check(config, "of its type", *(f.name for f in dataclasses.fields(config)), whole=True)
+    require(config, "of its type", *(f.name for f in dataclasses.fields(config)), holds=True)
 
 
-def rematerialised(block: Callable[..., Any], policy: str) -> Callable[..., Any]:
+def remat_block(block: Callable[..., Any], policy: str) -> Callable[..., Any]:
     """The block, recomputed in the backward pass as the policy of that name in REMAT says."""
     return block if policy == "none" else jax.checkpoint(block, policy=REMAT[policy], prevent_cse=False)
 

@@ -12,9 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from models.convolution import adaptive_average_pool, conv, max_pool
-from models.layers import ACTIVATIONS, add, batch_norm, dropout, linear, norm_specs, projection
-from models.spec import Array, Law, Outputs, Place, Spec, he, normal, nowhere, ones, zeros
-from models.validate import COMPUTE, check, one_of
+from models.layers import ACTIVATIONS, add_bias, batch_norm, dropout, linear, linear_specs, norm_specs
+from models.spec import Array, Initializer, Outputs, Place, Spec, he_normal, lecun_normal, ones, unsharded, zeros
+from models.validate import COMPUTE, require, require_choice
 
 TRAITS = frozenset({"classifier", "stateful", "batch_coupled"})
 INPUT = "image"
@@ -51,10 +51,10 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        check(self, "positive", "inputs", "channels", "depths", "pool", "hidden", "classes", "eps")
-        check(self, "probability", "dropout", "momentum")
-        check(self, "one for each of channels", "depths", whole=len(self.depths) == len(self.channels) > 0)
-        one_of(self, norm=NORMS, activation=ACTIVATIONS, compute=COMPUTE)
+        require(self, "positive", "inputs", "channels", "depths", "pool", "hidden", "classes", "eps")
+        require(self, "probability", "dropout", "momentum")
+        require(self, "one for each of channels", "depths", holds=len(self.depths) == len(self.channels) > 0)
+        require_choice(self, norm=NORMS, activation=ACTIVATIONS, compute=COMPUTE)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def specs(c: Config) -> dict[str, Any]:
         for j in range(depth):
             axes = "rows columns channels_in channels"
             unit: dict[str, Any] = {
-                "kernel": Spec((3, 3, C, O), axes, he, fan_in="rows columns channels_in"),
+                "kernel": Spec((3, 3, C, O), axes, he_normal, fan_in="rows columns channels_in"),
                 "bias": Spec((O,), "norm", zeros),
             }
             if c.norm == "batch":
@@ -88,9 +88,9 @@ def specs(c: Config) -> dict[str, Any]:
             stages.setdefault(str(i), {})[str(j)] = unit
             C = O
 
-    def layer(i: int, width: int, axis: str, law: Law) -> dict[str, Spec]:
+    def layer(i: int, width: int, axis: str, law: Initializer) -> dict[str, Spec]:
         if i > 0:
-            return linear(c.hidden[i - 1], width, f"embed {axis}", law, axis)
+            return linear_specs(c.hidden[i - 1], width, f"embed {axis}", law, axis)
         kernel = Spec((c.pool, c.pool, C, width), f"rows columns embed {axis}", law, fan_in="rows columns embed")
         return {
             "kernel": kernel,
@@ -99,9 +99,9 @@ def specs(c: Config) -> dict[str, Any]:
 
     params: dict[str, Any] = {
         "stages": stages,
-        "hidden": {str(i): layer(i, F, "mlp", he) for i, F in enumerate(c.hidden)},
+        "hidden": {str(i): layer(i, F, "mlp", he_normal) for i, F in enumerate(c.hidden)},
     }
-    params["head"] = layer(len(c.hidden), c.classes, "classes", normal)
+    params["head"] = layer(len(c.hidden), c.classes, "classes", lecun_normal)
     return {"params": params, "stats": {"stages": stats} if stats else {}}
 
 
@@ -113,7 +113,7 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Class scores, float32: image [B Y X C] -> [B classes]; in training also the new running moments.
 
@@ -122,12 +122,12 @@ def apply(
     p, keys, act = variables["params"], key if train else None, ACTIVATIONS[c.activation]
     x, stats = inputs["image"].astype(COMPUTE[c.compute]), variables.get("stats", {}).get("stages", {})
     least = 2 ** len(c.depths)
-    check(c, f"fewer, for images of {x.shape[1]} x {x.shape[2]}", "depths", whole=min(x.shape[1:3]) >= least)
+    require(c, f"fewer, for images of {x.shape[1]} x {x.shape[2]}", "depths", holds=min(x.shape[1:3]) >= least)
     maps, moved = place("batch rows columns width"), {i: dict(stage) for i, stage in stats.items()}
     for i, depth in enumerate(c.depths):
         for j in range(depth):
             unit = p["stages"][str(i)][str(j)]
-            x = add(conv(x, unit["kernel"], 1, maps), unit["bias"])
+            x = add_bias(conv(x, unit["kernel"], 1, maps), unit["bias"])
             if c.norm == "batch":
                 how: dict[str, Any] = dict(train=train, momentum=c.momentum, eps=c.eps)
                 x, moved[str(i)][str(j)] = batch_norm(x, unit["norm"], stats[str(i)][str(j)], **how)
@@ -135,10 +135,10 @@ def apply(
         x = max_pool(x, 2, 2)
     x = adaptive_average_pool(x, c.pool, maps)
     for i in range(len(c.hidden)):
-        x = act(projection(_equation(x), x, p["hidden"][str(i)], place("batch width")))
+        x = act(linear(_equation(x), x, p["hidden"][str(i)], place("batch width")))
         x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
     return Outputs(
-        projection(_equation(x), x, p["head"], place("batch classes"), jnp.float32),
+        linear(_equation(x), x, p["head"], place("batch classes"), jnp.float32),
         stats={"stages": moved} if moved else {},
     )
 

@@ -19,21 +19,21 @@ from jaxtyping import Float
 from models.attention import BACKENDS, attention
 from models.layers import (
     ACTIVATIONS,
+    apply_scale,
     dense,
     drop_path,
     dropout,
-    fold_keys,
+    fold_in_each,
     layer_norm,
     linear,
+    linear_specs,
     norm_specs,
-    projection,
-    resharded,
-    scale_by,
+    reshard,
 )
 from models.sight import Sight
-from models.spec import Array, Outputs, Place, Spec, constant, normal, nowhere, std, zeros
+from models.spec import Array, Outputs, Place, Spec, constant, lecun_normal, normal, unsharded, zeros
 from models.stack import Layer, scan_layers
-from models.validate import COMPUTE, REMAT, check, one_of
+from models.validate import COMPUTE, REMAT, require, require_choice
 
 TRAITS = frozenset({"classifier"})
 INPUT = "image"
@@ -88,21 +88,23 @@ class Config:
     scan: bool = True  # one compiled block, looped; False unrolls
 
     def __post_init__(self) -> None:
-        check(self, "positive", "inputs", "patch", "width", "depth", "heads", "hidden", "classes", "layer_scale", "eps")
-        check(self, "probability", "dropout", "dropout_attention", "drop_path")
-        one_of(self, head=HEADS, pool=POOLS, position=POSITIONS, norm=NORMS)
-        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        check(self, "three numbers: rows, columns, channels", "inputs", whole=len(self.inputs) == 3)
-        check(self, "one number or two: rows, columns", "patch", whole=len(self.kernel) == 2)
+        require(
+            self, "positive", "inputs", "patch", "width", "depth", "heads", "hidden", "classes", "layer_scale", "eps"
+        )
+        require(self, "probability", "dropout", "dropout_attention", "drop_path")
+        require_choice(self, head=HEADS, pool=POOLS, position=POSITIONS, norm=NORMS)
+        require_choice(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        require(self, "three numbers: rows, columns, channels", "inputs", holds=len(self.inputs) == 3)
+        require(self, "one number or two: rows, columns", "patch", holds=len(self.kernel) == 2)
         fits = all(m <= n for n, m in zip(self.inputs, self.kernel, strict=False))
-        check(self, f"at most the image's {self.inputs[0]} x {self.inputs[1]}", "patch", whole=fits)
-        check(self, f"a divisor of width={self.width}", "heads", ok=lambda n: self.width % n == 0)
-        check(self, "True for pool='first'", "class_token", ok=lambda on: on or self.pool != "first")
-        check(self, "'first' or 'mean' for head='classes'", "pool", ok=lambda p: p != "none" or self.head == "none")
-        check(self, "'tokens' for pool='none'", "norm", ok=lambda n: n == "tokens" or self.pool != "none")
+        require(self, f"at most the image's {self.inputs[0]} x {self.inputs[1]}", "patch", holds=fits)
+        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
+        require(self, "True for pool='first'", "class_token", test=lambda on: on or self.pool != "first")
+        require(self, "'first' or 'mean' for head='classes'", "pool", test=lambda p: p != "none" or self.head == "none")
+        require(self, "'tokens' for pool='none'", "norm", test=lambda n: n == "tokens" or self.pool != "none")
         if self.position == "sines":
             even = self.width >= 8 and self.width % 4 == 0
-            check(self, "8 or more and a multiple of 4 for position='sines'", "width", whole=even)
+            require(self, "8 or more and a multiple of 4 for position='sines'", "width", holds=even)
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -138,15 +140,15 @@ def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
     L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
-    mlp, scale = std((2 / (D + F)) ** 0.5), constant(c.layer_scale or 1.0)
+    mlp, scale = normal((2 / (D + F)) ** 0.5), constant(c.layer_scale or 1.0)
 
     def heads() -> dict[str, Spec]:
-        kernel = Spec((L, D, N, H), "layers embed heads head_dim", normal, fan_in="embed")
+        kernel = Spec((L, D, N, H), "layers embed heads head_dim", lecun_normal, fan_in="embed")
         bias = Spec((L, N, H), "layers heads head_dim", zeros)
         return {"kernel": kernel, "bias": bias} if c.qkv_bias else {"kernel": kernel}
 
     patch = Spec(
-        (*c.kernel, c.inputs[2], D), "rows columns channels_in width", normal, fan_in="rows columns channels_in"
+        (*c.kernel, c.inputs[2], D), "rows columns channels_in width", lecun_normal, fan_in="rows columns channels_in"
     )
     params: dict[str, Any] = {
         "embed": {"patch": {"kernel": patch, "bias": Spec((D,), "norm", zeros)}},
@@ -156,7 +158,7 @@ def specs(c: Config) -> dict[str, Any]:
             "k": heads(),
             "v": heads(),
             "out": {
-                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", normal, fan_in="heads head_dim"),
+                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", lecun_normal, fan_in="heads head_dim"),
                 "bias": Spec((L, D), "layers norm", zeros),
             },
             "norm2": norm_specs(D, (L,)),
@@ -174,12 +176,12 @@ def specs(c: Config) -> dict[str, Any]:
     if c.class_token:
         params["embed"]["class"] = Spec((D,), "norm", zeros)
     if c.position != "sines":
-        params["embed"]["position"] = Spec((c.positions, D), "time embed", std(0.02))
+        params["embed"]["position"] = Spec((c.positions, D), "time embed", normal(0.02))
     if c.layer_scale is not None:
         params["blocks"] |= {name: Spec((L, D), "layers norm", scale) for name in ("scale1", "scale2")}
     if c.head == "classes":
-        law = zeros if c.zero_head else normal
-        params["head"] = linear(D, c.classes, "embed classes", law, "classes")
+        law = zeros if c.zero_head else lecun_normal
+        params["head"] = linear_specs(D, c.classes, "embed classes", law, "classes")
     return {"params": params}
 
 
@@ -203,17 +205,17 @@ def embed(image: Array, p: Any, c: Config, place: Place) -> Float[Array, "b t d"
     out = place("batch query width")
     x, cut = image[:, : rows * I, : columns * J], (B, rows, I, columns, J, c.inputs[2])
     x = jnp.reshape(x, cut, out_sharding=place("batch rows rows columns columns width"))
-    x = projection("byixjc,ijcd->byxd", x, p["patch"], place("batch rows columns width"))
+    x = linear("byixjc,ijcd->byxd", x, p["patch"], place("batch rows columns width"))
     x, first = jnp.reshape(x, (B, rows * columns, D)), p.get("class")
     if c.position == "sines":
         table = jnp.asarray(sines(rows, columns, D))
     else:
-        table = resharded(p["position"], place("time width"))
+        table = reshard(p["position"], place("time width"))
     x = x + table[None, c.positions - rows * columns :].astype(x.dtype)
     if first is None:
         return x
     first = first + table[0] if c.position == "learned" else first
-    first = resharded(jnp.broadcast_to(first.astype(x.dtype), (B, 1, D)), out)
+    first = reshard(jnp.broadcast_to(first.astype(x.dtype), (B, 1, D)), out)
     return jnp.concatenate([first, x], 1)
 
 
@@ -225,14 +227,14 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """What `head` and `pool` say, float32: image [B Y X C] -> [B classes], [B D] or [B T D].
 
     `key` is one PRNG key a row, [B]; None draws nothing. Raises UsageError for an image of another size.
     """
     p, image, keys, stream = variables["params"], inputs["image"], key if train else None, place("batch query width")
-    check(c, f"{image.shape[1:]}, as the image is", "inputs", whole=c.inputs == image.shape[1:])
+    require(c, f"{image.shape[1:]}, as the image is", "inputs", holds=c.inputs == image.shape[1:])
     x = embed(image.astype(COMPUTE[c.compute]), p["embed"], c, place)
     x = dropout(x, keys, c.dropout, "embed", stream)
     now = jnp.arange(x.shape[1])[None]
@@ -243,21 +245,21 @@ def apply(
         return place(axes.replace("seq", "query"))
 
     def branch(x: Array, p: Any, keys: Array | None, index: Array, number: int) -> Array:
-        x = scale_by(x, p[f"scale{number}"]) if c.layer_scale is not None else x
+        x = apply_scale(x, p[f"scale{number}"]) if c.layer_scale is not None else x
         x = dropout(x, keys, c.dropout, f"branch{number}", stream)
         rate = c.drop_path * index / max(c.depth - 1, 1)
         return drop_path(x, keys, rate, f"path{number}") if c.drop_path else x
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, None, None]:
-        own, over = fold_keys(keys, index), place("batch query heads head_dim")
+        own, over = fold_in_each(keys, index), place("batch query heads head_dim")
         h = layer_norm(x, p["norm1"], c.eps)
-        q, k, v = (projection("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))
+        q, k, v = (linear("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
         how: dict[str, Any] = dict(backend=c.attention, rate=rate, keys=own, place=whole)
         a = attention(q, k, v, sight, scale=(c.width // c.heads) ** -0.5, **how)
-        x = x + branch(projection("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
-        h = projection("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
-        h = projection("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)
+        x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
+        h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
+        h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)
         return x + branch(h, p, own, index, 2), None, None
 
     layers = (Layer("block"),) * c.depth

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from models import darknet
 from models.darknet import Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
 from models.grids import Anchors, Grids
-from models.spec import Array, Outputs, Place, nowhere
-from models.validate import COMPUTE, check, one_of
+from models.spec import Array, Outputs, Place, unsharded
+from models.validate import COMPUTE, require, require_choice
 
 TRAITS = frozenset({"detector", "stateful", "batch_coupled"})
 INPUT = "image"
@@ -123,20 +123,22 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        check(self, "positive", "inputs", "classes")
-        check(self, "probability", "momentum")
-        check(self, "from 0 to 1", "ignore_thresh", ok=lambda x: 0 <= x <= 1)
-        check(self, "pairs of positive numbers", "anchors", ok=_is_pair)
-        one_of(self, head=HEADS, compute=COMPUTE)
-        check(self, "three numbers: rows, columns, channels", "inputs", whole=len(self.inputs) == 3)
+        require(self, "positive", "inputs", "classes")
+        require(self, "probability", "momentum")
+        require(self, "from 0 to 1", "ignore_thresh", test=lambda x: 0 <= x <= 1)
+        require(self, "pairs of positive numbers", "anchors", test=_is_pair)
+        require_choice(self, head=HEADS, compute=COMPUTE)
+        require(self, "three numbers: rows, columns, channels", "inputs", holds=len(self.inputs) == 3)
         masks = [layer.mask for layer in self.layers if isinstance(layer, Head)]
         named = [i for mask in masks for i in mask]
-        check(self, "of Darknet, with a head that has anchors", "layers", whole=bool(named) and all(masks))
+        require(self, "of Darknet, with a head that has anchors", "layers", holds=bool(named) and all(masks))
         known = range(len(self.anchors))
-        check(self, f"those that heads name, {sorted(named)}", "anchors", whole=all(i in known for i in named))
-        check(self, "yolo where several layers are heads", "head", ok=lambda head: head == "yolo" or len(masks) == 1)
+        require(self, f"those that heads name, {sorted(named)}", "anchors", holds=all(i in known for i in named))
+        require(
+            self, "yolo where several layers are heads", "head", test=lambda head: head == "yolo" or len(masks) == 1
+        )
         stride = darknet.reduction(self.layers)
-        check(self, f"sides that {stride} divides", "inputs", whole=not any(n % stride for n in self.inputs[:2]))
+        require(self, f"sides that {stride} divides", "inputs", holds=not any(n % stride for n in self.inputs[:2]))
         darknet.sizes(self.layers, self.image, 5 + self.classes)
 
     @property
@@ -169,14 +171,14 @@ def apply(
     train: bool = False,
     key: Array | None = None,
     cache: None = None,
-    place: Place = nowhere,
+    place: Place = unsharded,
 ) -> Outputs:
     """Raw maps of each scale: image [B Y X 3] in [0, 1] -> Grids, [B Y' X' Q 5+C] float32; new running moments.
 
     Raises UsageError where the image is not of the config's size.
     """
     image = inputs["image"]
-    check(c, f"the size of the image, {image.shape[1:]}", "inputs", whole=image.shape[1:] == c.inputs)
+    require(c, f"the size of the image, {image.shape[1:]}", "inputs", holds=image.shape[1:] == c.inputs)
     parts = {part: variables.get(part, {}).get("layers", {}) for part in ("params", "stats")}
     x = image.astype(COMPUTE[c.compute])
     found, stats = darknet.run(c.layers, parts, x, train=train, momentum=c.momentum, place=place)

@@ -230,7 +230,7 @@ def random_variables(model: models.Model, seed: int = 0) -> dict[str, Any]:
 
     def leaf(path: tuple[Any, ...], spec: Spec) -> np.ndarray:
         noise = draw.normal(size=spec.shape).astype(spec.dtype or np.float32)
-        if spec.law is ones or path_name(path).endswith("/var"):
+        if spec.init is ones or path_name(path).endswith("/var"):
             return 1 + 0.1 * noise.clip(-3, 3)  # scales, and variances, are positive
         return noise * (spec.fan_in_size**-0.5 if spec.fan_in else 0.1)
 

@@ -71,7 +71,7 @@ def compare(module: Any, folder: Path) -> None:
         out = model.apply({**variables, "params": params}, tokens)
         logits = out.value[..., :vocab]
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], -1)
-        return sum((s / w for s, w in out.aux.values()), start=-jnp.mean(picked)), logits
+        return sum((s / w for s, w in out.aux_losses.values()), start=-jnp.mean(picked)), logits
 
     (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     assert_close(logits, theirs.logits.detach())

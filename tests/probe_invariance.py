@@ -36,7 +36,7 @@ class Mask(Model):
         ones = jax.sharding.reshard(jnp.ones((inputs["id"].shape[0], 64)), place("batch width"))
         return Outputs(dropout(ones, key, 0.5, "probe", place("batch width")) + 0 * variables["params"]["bias"][None])
 
-    def settled(self, stats: Any, told: Any) -> Any:
+    def update_stats(self, stats: Any, metrics: Any) -> Any:
         return stats
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import models
-from models.layers import logits_of
-from models.spec import flatten, nowhere
+from models.layers import compute_logits
+from models.spec import flatten, unsharded
 from tests.cases import batch_for, random_variables, tiny
 from train import mesh
 from train.update import losses, step
@@ -23,7 +23,9 @@ def ahead(model: models.Model, variables: Any, tokens: Any) -> list[np.ndarray]:
 
 @cache
 def _told(model: models.Model) -> Any:
-    return jax.jit(lambda v, t: [logits_of(value) for value in model.apply(v, t, train=True, logits=False).ahead])
+    return jax.jit(
+        lambda v, t: [compute_logits(value) for value in model.apply(v, t, train=True, logits=False).mtp_values]
+    )
 
 
 @pytest.mark.slow
@@ -47,7 +49,7 @@ def test_targets_further_on_are_those_that_all_on_the_way_lead_to() -> None:
         "segment": np.int32([[0] * 8, [0] * 8, [0, 0, 0, 0, 1, 1, 1, 1]]),
     }
     for count in (1, 2, 9):
-        got = losses.further(jax.tree.map(jnp.asarray, batch), count, nowhere)
+        got = losses.further(jax.tree.map(jnp.asarray, batch), count, unsharded)
         for b, t in np.ndindex(3, 8):
             way = batch["weight"][b, t : t + count + 1]
             near = t + count < 8 and (way > 0).all() and len(set(batch["segment"][b, t : t + count + 1])) == 1
@@ -72,7 +74,7 @@ def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
 
     def loss(params: Any) -> Any:
         out = model.apply({"params": params}, batch, train=True, logits=False)
-        own, *more = (nats(logits_of(value), k) for k, value in enumerate((out.value, *out.ahead)))
+        own, *more = (nats(compute_logits(value), k) for k, value in enumerate((out.value, *out.mtp_values)))
         mean = sum(s for s, _ in more) / len(more)
         return (own[0] + 0.7 * mean) / total, mean / (sum(w for _, w in more) / len(more))
 
@@ -82,7 +84,7 @@ def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
     with jax.set_mesh(place.mesh):
         put = {k: jax.device_put(v, place.sharding("batch seq")) for k, v in batch.items()}
         mine = jax.device_put(params, place.shardings(model.specs["params"]))
-        keys = models.row_keys(jax.random.key(0), jax.device_put(jnp.arange(16), place.sharding("batch")))
+        keys = models.per_row_keys(jax.random.key(0), jax.device_put(jnp.arange(16), place.sharding("batch")))
         got, (terms, _, _) = jax.jit(grad)(mine, {}, put, keys, total, {})
     np.testing.assert_allclose(terms["ahead"][0] / terms["ahead"][1], foretold, rtol=1e-5)
     whole = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(want)))

@@ -17,7 +17,7 @@ import pytest
 from errors import UsageError
 from models import attention, kernels
 from models.attention import BACKENDS, FEATURES
-from models.layers import row_keys
+from models.layers import per_row_keys
 from models.sight import Sight
 from models.spec import Spec, zeros
 from tests.cases import random_variables, tiny
@@ -69,7 +69,7 @@ def case(
     own = jnp.asarray(np.sort(draw.integers(0, 4, (B, length))).astype(np.int32))
     sight = Sight(at, at, (own, own) if segments else None, window, causal, plain=not padding)
     if "rate" in more:
-        more["keys"] = row_keys(jax.random.key(0), jnp.arange(B))
+        more["keys"] = per_row_keys(jax.random.key(0), jnp.arange(B))
     return arrays, sight, {"scale": width**-0.5, **more}
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.spec import Unembedding, flatten
+from models.spec import LazyLogits, flatten
 from tests.cases import tiny, weights
 from tests.harness import Trainer, assert_gradients_close, forget
 from train import mesh
@@ -40,7 +40,7 @@ def measured(given: Any, batch: Any, biased: bool = True, **extra: float) -> Any
 
     def loss(given: Any) -> Any:
         bias = given["bias"] if biased else None
-        terms = losses.next_token(Unembedding(given["x"], given["table"], VOCAB, bias), batch, **extra)
+        terms = losses.next_token(LazyLogits(given["x"], given["table"], VOCAB, bias), batch, **extra)
         return terms["loss"][0].sum(), terms
 
     return jax.jit(jax.grad(loss, has_aux=True))(given)

@@ -40,7 +40,7 @@ from configs.base import KNOBS
 from errors import UsageError
 from models.attention import BACKENDS
 from models.dispatch import DISPATCH
-from models.spec import Spec, _leaf_hash, draw, flatten
+from models.spec import Spec, _leaf_hash, flatten, initialize
 from models.validate import REMAT
 from train import setup
 from train.update import losses, optim, schedules
@@ -392,11 +392,11 @@ _drawn: dict[Any, tuple[int, ...]] = {}
 
 def drawn(line: Spec) -> tuple[int, ...]:
     """The shape of a leaf's initial value, once for all leaves of one line and law: leaves know nothing of others."""
-    law = inspect.unwrap(line.law)
+    law = inspect.unwrap(line.init)
     cells = [cell.cell_contents for cell in getattr(law, "__closure__", None) or ()]
     key = repr((line, getattr(law, "__code__", law), cells))
     if key not in _drawn:
-        _drawn[key] = jax.eval_shape(partial(draw, {"leaf": line}), jax.random.key(0))["leaf"].shape
+        _drawn[key] = jax.eval_shape(partial(initialize, {"leaf": line}), jax.random.key(0))["leaf"].shape
     return _drawn[key]
 
 

@@ -168,7 +168,7 @@ def test_an_expert_learns_of_its_own_tokens_alone(name: str) -> None:
 
     def out(params: Any) -> Any:
         found = model.apply({**variables, "params": params}, jnp.array([[7]]), train=True)
-        return sum(jnp.sum(jnp.square(x)) for x in (found.value, *(value.x for value in found.ahead)))
+        return sum(jnp.sum(jnp.square(x)) for x in (found.value, *(value.x for value in found.mtp_values)))
 
     grads = flatten(jax.jit(jax.grad(out))(variables["params"]))
     for path, spec in flatten(model.specs["params"]).items():
@@ -408,7 +408,7 @@ def test_running_statistics_move_in_training_only(name: str) -> None:
     variables = variables_of(model)
     still = jax.jit(model.apply)(variables, batch).stats
     out = jax.jit(partial(model.apply, train=True))(variables, batch, key=jax.random.key(1))
-    moved = model.settled(out.stats, jax.tree.map(lambda x: jnp.sum(x, 0), out.told))
+    moved = model.update_stats(out.stats, jax.tree.map(lambda x: jnp.sum(x, 0), out.metrics))
     for name, before in flatten(variables["stats"]).items():
         np.testing.assert_array_equal(flatten(still)[name], before)
         assert (flatten(moved)[name] != before).any()

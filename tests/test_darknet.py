@@ -20,7 +20,7 @@ from models.layers import batch_norm
 from models.published import cfg, darknet
 from models.published.weights import Header
 from models.published.weights import header as header_of
-from models.spec import flatten, nowhere
+from models.spec import flatten, unsharded
 from tests.cases import CASES, random_variables, tiny
 
 ASSETS = Path(os.environ.get("DARKNET_CFG_DIR", Path(__file__).parents[2] / "shared" / "assets" / "darknet"))
@@ -171,7 +171,7 @@ def test_a_route_takes_its_part_of_each_source() -> None:
     """Each source is parted, then they are joined."""
     x = jnp.arange(48, dtype=jnp.float32).reshape(1, 3, 4, 4)
     layers = (MaxPool(1, 1), MaxPool(3, 1), Route((1, 0, -2), 2, 1))
-    found, _ = run(layers, {"params": {}, "stats": {}}, x, train=False, momentum=0.9, place=nowhere)
+    found, _ = run(layers, {"params": {}, "stats": {}}, x, train=False, momentum=0.9, place=unsharded)
     parts = [one[..., 2:] for one in (found[1], found[0], found[0])]
     np.testing.assert_array_equal(found[2], np.concatenate(parts, -1))
     assert sizes(layers, (3, 4, 4), 8)[2] == (3, 4, 6)
@@ -229,7 +229,7 @@ def test_the_deviation_plus_epsilon_divides(train: bool) -> None:
 
     def run(x: jax.Array) -> Any:
         running = jax.tree.map(jnp.asarray, stats)
-        return batch_norm(x, p, running, train=train, momentum=0.9, eps=1e-6, outside=True)
+        return batch_norm(x, p, running, train=train, momentum=0.9, eps=1e-6, eps_outside_sqrt=True)
 
     @jax.jit
     def both(x: jax.Array) -> Any:

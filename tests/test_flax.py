@@ -100,7 +100,7 @@ def test_a_sown_loss_is_part_of_the_loss() -> None:
     model = foreign("Scores")
     variables = model.init(jax.random.key(0))
     out = model.apply(variables, jnp.ones((2, 4)), train=True, key=jax.random.key(1))
-    total, weight = out.aux["sown"]
+    total, weight = out.aux_losses["sown"]
     np.testing.assert_allclose(total / weight, jnp.sum(jnp.square(variables["params"]["Dense_0"]["kernel"])), rtol=1e-6)
 
 

@@ -185,7 +185,7 @@ def test_modules_ahead_are_transformers(seed: int, tmp_path: Path) -> None:
         theirs = with_modules(module, count, tmp_path / "theirs")
         model, variables = models.load_pretrained(tmp_path / "theirs", mtp=count)
         assert model.config.mtp == count
-        ahead = jax.jit(lambda v: [(a.x, a.table) for a in model.apply(v, tokens, train=True, logits=False).ahead])
+        ahead = jax.jit(lambda v: [(a.x, a.table) for a in model.apply(v, tokens, train=True, logits=False).mtp_values])
         x = module.model(torch.tensor(tokens)).last_hidden_state
         for k, (ours, table) in enumerate(jax.device_get(ahead(variables))):
             n = tokens.shape[1] - 1 - k

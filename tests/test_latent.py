@@ -10,7 +10,7 @@ import pytest
 import models
 from models import latent, timeline
 from models.rope import Stretch, frequencies, rotate
-from models.spec import draw, flatten, nowhere, ones
+from models.spec import flatten, initialize, ones, unsharded
 
 B, T, D = 2, 7, 16
 SHAPE = dict(width=D, heads=3, depth=1, kv_rank=6, nope_dim=4, rope_dim=2, value_dim=5, context=T)
@@ -20,9 +20,9 @@ def attend(c: latent.Latent, p: Any, x: Any, cached: bool) -> Any:
     """The same attention by both forms; with a cache all tokens come at once."""
     tokens = {"tokens": jnp.zeros((B, T), jnp.int32)}
     table = timeline.cache_specs(c.reaches, {"full": 1}, c.tokens, B, T, "float32")
-    time = timeline.timeline(tokens, c.reaches, draw(table, jax.random.key(0)) if cached else None, nowhere)
+    time = timeline.timeline(tokens, c.reaches, initialize(table, jax.random.key(0)) if cached else None, unsharded)
     held = jax.tree.map(lambda w: w[0], time.held["full"]) if time.held else None
-    return latent.latent_attention(x, p, c, time, "full", held, None, nowhere)
+    return latent.latent_attention(x, p, c, time, "full", held, None, unsharded)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def attend(c: latent.Latent, p: Any, x: Any, cached: bool) -> Any:
 def test_absorbed_is_plain_forward_and_backward(q_rank: int | None, neighbours: bool) -> None:
     c = latent.Latent(**SHAPE, q_rank=q_rank, neighbours=neighbours, attention_bias=True)
     specs, numbers = latent.latent_specs(c, 1), np.random.default_rng(0)
-    p = jax.tree.map(lambda s: np.float32((s.law is ones) + 0.4 * numbers.normal(size=s.shape[1:])), specs)
+    p = jax.tree.map(lambda s: np.float32((s.init is ones) + 0.4 * numbers.normal(size=s.shape[1:])), specs)
     x = np.float32(numbers.normal(size=(B, T, D)))
 
     def value(p: Any, x: Any, cached: bool) -> Any:

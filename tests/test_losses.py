@@ -12,7 +12,7 @@ import pytest
 import launch
 import models
 from data import sources
-from models.layers import MASKED
+from models.layers import MASK_VALUE
 from models.spec import flatten
 from tests.cases import batch_for
 from train.record import metrics
@@ -49,7 +49,7 @@ def test_cross_entropy_is_minus_log_softmax(shape: tuple[int, ...]) -> None:
 def test_masked_columns_count_for_nothing() -> None:
     """The padding of a vocabulary changes neither loss nor gradient, and takes no gradient itself."""
     logits, label = draw(4, 6), np.array([0, 5, 2, 3])
-    padded = np.pad(logits, ((0, 0), (0, 3)), constant_values=MASKED)
+    padded = np.pad(logits, ((0, 0), (0, 3)), constant_values=MASK_VALUE)
     total = jax.value_and_grad(lambda x, label: jnp.sum(losses.cross_entropy(x, label)))
     (got, slope), (want, wanted) = run(total, padded, label), run(total, logits, label)
     np.testing.assert_allclose(got, want, rtol=F32)

@@ -12,7 +12,7 @@ import models
 from errors import UsageError
 from models import moe, routers
 from models.dispatch import gated, mixture
-from models.spec import flatten, nowhere
+from models.spec import flatten, unsharded
 from tests.cases import batch_for, tiny
 from tests.harness import Trainer
 from train import mesh
@@ -47,7 +47,7 @@ def run(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> Any:
     x, logits, p = parts(bias)
     both = jax.value_and_grad(value, (0, 1, 2), has_aux=True)
     if text is None:
-        return jax.device_get(jax.jit(both, static_argnums=3)(x, logits, p, nowhere))
+        return jax.device_get(jax.jit(both, static_argnums=3)(x, logits, p, unsharded))
     place = mesh.place_on(mesh.make_mesh(text), {})
     lies = {k: {"kernel": AXES[k]} | ({"bias": BIASES[k]} if bias else {}) for k in p}
     given = jax.device_put(
@@ -130,7 +130,7 @@ def layers(shares: Any, experts: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(np.stack([x, x])), says)
 
 
-told, measures = jax.jit(moe.told), jax.jit(moe.measures)
+told, measures = jax.jit(moe.router_stats), jax.jit(moe.measures)
 pooled_balance, rowwise_balance = jax.jit(moe.pooled_balance), jax.jit(moe.rowwise_balance)
 
 
@@ -240,7 +240,7 @@ def test_biases_move_once_an_update(parts: int) -> None:
 @cache
 def _told(model: models.Model) -> Any:
     """What the model tells of a batch in training."""
-    return jax.jit(lambda variables, batch: model.apply(variables, batch, train=True).told)
+    return jax.jit(lambda variables, batch: model.apply(variables, batch, train=True).metrics)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import models
 from configs import base
-from models.spec import Spec, abstract, flatten, normal, zeros
+from models.spec import Spec, abstract, flatten, lecun_normal, zeros
 from tests.cases import tiny
 from tests.harness import Trainer
 from tests.test_contract import save, target_of
@@ -20,7 +20,7 @@ from train import checkpoint, mesh
 from train.update import leaves, optim, step
 
 F32 = 1e-5  # relative: a few roundings of float32
-TABLE = {"w": Spec((3, 2), "embed mlp", normal, fan_in="embed"), "b": Spec((2,), "norm", zeros)}
+TABLE = {"w": Spec((3, 2), "embed mlp", lecun_normal, fan_in="embed"), "b": Spec((2,), "norm", zeros)}
 DECOUPLED = {"adamw", "lion", "adafactor", "muon", "schedule_free"}
 
 
@@ -163,7 +163,7 @@ def test_three_updates_by_hand(name: str, decay: float, clip: float | None) -> N
 
 def test_adafactor_keeps_rows_and_columns_of_a_large_matrix() -> None:
     """Three updates of a matrix of 130 x 128, whose state is 258 numbers."""
-    table = {"w": Spec((130, 128), "embed mlp", normal, fan_in="embed")}
+    table = {"w": Spec((130, 128), "embed mlp", lecun_normal, fan_in="embed")}
     start, gradients = draw(130, 128), [draw(130, 128, seed=n) * 10.0**-n for n in range(3)]
     cfg = settings(name="adafactor", decay=0.1)
     params, state = by_optax(cfg, table, {"w": start}, [{"w": g} for g in gradients], 0.1)
@@ -267,7 +267,7 @@ def alone(spec: Spec, x: np.ndarray) -> list[np.ndarray]:
 def plain(spec: Spec, shape: tuple[int, ...]) -> Spec:
     """The table's line of one of them."""
     rest = " ".join(spec.names[i] for i in leaves.dims(spec)[2])
-    return Spec(shape, "embed mlp", normal, fan_in="embed") if spec.fan_in else Spec(shape, rest, normal)
+    return Spec(shape, "embed mlp", lecun_normal, fan_in="embed") if spec.fan_in else Spec(shape, rest, lecun_normal)
 
 
 @pytest.mark.parametrize("name", ["muon", "adafactor"])

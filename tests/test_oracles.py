@@ -86,7 +86,7 @@ def test_gelu_is_jaxs() -> None:
 
 def test_dropout_keeps_the_mean_and_is_drawn_a_row() -> None:
     def run(key):
-        keys, x = layers.row_keys(key, jnp.arange(4)), jnp.ones((4, 10_000))
+        keys, x = layers.per_row_keys(key, jnp.arange(4)), jnp.ones((4, 10_000))
         few = layers.dropout(x[2:], keys[2:], 0.25, "here")
         return layers.dropout(x, keys, 0.25, "here"), few, layers.dropout(x, keys, 0.25, "there")
 
@@ -188,7 +188,7 @@ def test_gpt_is_gpt2() -> None:
 
 def test_initial_deviations_are_the_laws() -> None:
     shape = (400, 300)
-    for law, want in ((spec.normal, 400**-0.5), (spec.he, (2 / 400) ** 0.5), (spec.std(0.02), 0.02)):
+    for law, want in ((spec.lecun_normal, 400**-0.5), (spec.he_normal, (2 / 400) ** 0.5), (spec.normal(0.02), 0.02)):
         leaf = spec.Spec(shape, "embed mlp", law, fan_in="embed")
         drawn = np.asarray(law(jax.random.key(0), shape, leaf))
         assert abs(drawn.mean()) < 0.01 * want

@@ -12,7 +12,7 @@ import models
 from errors import UsageError
 from models import vit
 from models.convolution import conv
-from models.spec import nowhere
+from models.spec import unsharded
 from tests.cases import random_variables, tiny
 
 
@@ -34,7 +34,7 @@ def test_patches_are_a_convolution_of_their_own_stride(patch: Any) -> None:
         whole = jax.lax.conv_general_dilated(x, kernel, c.kernel, "VALID", dimension_numbers=dims)
         square = conv(x, kernel, "VALID", stride=patch) if isinstance(patch, int) else whole
         added = (p["patch"]["bias"][None] + p["position"])[None]
-        return vit.embed(x, p, c, nowhere), *(y.reshape(3, -1, c.width) + added for y in (whole, square))
+        return vit.embed(x, p, c, unsharded), *(y.reshape(3, -1, c.width) + added for y in (whole, square))
 
     got, want, square = run(x, p)
     np.testing.assert_allclose(got[:, 1:], want, rtol=2e-5, atol=2e-5)

@@ -74,7 +74,7 @@ def make_examiner(model: Model, task: Task, place: Placement) -> Examiner:
 
     def examine(variables: Any, batch: dict[str, jax.Array]) -> tuple[Terms, dict[str, jax.Array]]:
         out = model.apply(variables, batch, place=place, logits=False)
-        return {**counted(out.told, batch), **task(out.value, batch)}, task.answers(out.value, batch)
+        return {**counted(out.metrics, batch), **task(out.value, batch)}, task.answers(out.value, batch)
 
     return jax.jit(examine, out_shardings=place.whole)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from errors import UsageError
 from models import Model
-from models.layers import logits_of
+from models.layers import compute_logits
 
 STRIDE = 16  # tokens that are written before the host looks at them
 ENDED = -1  # what stands after a text's end
@@ -107,7 +107,7 @@ def read(
     inputs = {"tokens": tokens, "mask": mask, "position": jnp.where(mask > 0, position, -1)}
     cache = model.cache(tokens.shape[0], tokens.shape[1] + room - 1)
     out = model.apply(variables, inputs, cache=cache, logits=False)
-    last = logits_of(out.value.replace(x=out.value.x[:, -1:]))[:, 0]
+    last = compute_logits(out.value.replace(x=out.value.x[:, -1:]))[:, 0]
     rows = jnp.arange(tokens.shape[0])[:, None]
     seen = jnp.zeros(last.shape, bool)
     if how.repetition != 1:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from models.layers import MASKED, capped, resharded
-from models.spec import Unembedding
+from models.layers import MASK_VALUE, reshard, softcap
+from models.spec import LazyLogits
 
 LOGITS = 2**24  # that a device holds at once, in float32: 64 MiB
 
@@ -42,14 +42,14 @@ class How(NamedTuple):
         return self.rows + self.time
 
 
-def fits(head: Unembedding) -> bool:
+def fits(head: LazyLogits) -> bool:
     """Whether a device's share of all the logits is no more than a chunk."""
     x, table = (jax.typeof(a).sharding.shard_shape(a.shape) for a in (head.x, head.table))
     return math.prod(x[:2]) * table[0] <= LOGITS
 
 
 def cross_entropy(
-    head: Unembedding, targets: Int[Array, "b t"], *, smoothing: float = 0.0, z_loss: float = 0.0
+    head: LazyLogits, targets: Int[Array, "b t"], *, smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
     """`losses.cross_entropy` and `losses.hits` of the head's logits: targets [B T] -> nats [B T], hits [B T].
 
@@ -57,14 +57,14 @@ def cross_entropy(
     Source: a chunk's logits made anew, Chen et al. 2016, arXiv:1604.06174, section 4, for the last layer alone.
     """
     x, table, bias = head.x, head.table, head.bias
-    how = How(head.vocab, smoothing, z_loss, head.cap)
+    how = How(head.vocab, smoothing, z_loss, head.softcap)
     if not jax.sharding.get_abstract_mesh().empty:
         rows, time = map(_axes, jax.typeof(targets).sharding.spec)
         entries, width = map(_axes, jax.typeof(table).sharding.spec)
         how = how._replace(rows=rows, time=time, entries=entries, width=tuple(a for a in width if a in rows + time))
         own = _specs(how)
-        x, table = resharded(x, own[0]), resharded(table, own[1])
-        bias = None if bias is None else resharded(bias, own[2])
+        x, table = reshard(x, own[0]), reshard(table, own[1])
+        bias = None if bias is None else reshard(bias, own[2])
     return _cross_entropy(how, x, table, bias, targets)
 
 
@@ -181,8 +181,8 @@ def _logits(how: How, x: Array, table: Array, bias: Array | None, index: Array) 
     """x [N D], table [v D] -> float32 [N v], the padding masked."""
     logits = jnp.einsum("nd,vd->nv", x, table, preferred_element_type=jnp.float32)
     logits = logits if bias is None else logits + bias.astype(jnp.float32)[None]
-    logits = logits if how.cap is None else capped(logits, how.cap)
-    return jnp.where(index[None] < how.vocab, logits, MASKED)
+    logits = logits if how.cap is None else softcap(logits, how.cap)
+    return jnp.where(index[None] < how.vocab, logits, MASK_VALUE)
 
 
 def _wanted(how: How, index: Array, label: Array) -> Array:

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from errors import UsageError, unknown
 from models.grids import Grids, detections
-from models.layers import MASKED, later, logits_of, resharded
-from models.spec import Place, Unembedding
+from models.layers import MASK_VALUE, compute_logits, reshard, shift_left
+from models.spec import LazyLogits, Place
 from train.update import chunked
 from train.update.detection import detection
 
@@ -42,7 +42,7 @@ def cross_entropy(
     normaliser = jax.nn.logsumexp(logits, -1)
     nats = normaliser - picked
     if smoothing:
-        real = logits > MASKED / 2
+        real = logits > MASK_VALUE / 2
         mean = jnp.sum(jnp.where(real, logits, 0.0), -1) / jnp.sum(real, -1)
         nats = (1 - smoothing) * nats + smoothing * (normaliser - mean)
     return nats + z_loss * jnp.square(normaliser) if z_loss else nats
@@ -140,13 +140,13 @@ def squared(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
     return {"loss": (jnp.mean(jnp.square(value - batch["target"]), -1) * w, w)}
 
 
-def next_token(value: Unembedding | Float[Array, "b t v"], batch: dict[str, Array], **extra: Any) -> Terms:
+def next_token(value: LazyLogits | Float[Array, "b t v"], batch: dict[str, Array], **extra: Any) -> Terms:
     """Language modelling, translation: loss in nats a token, accuracy, and bits per byte where the batch has bytes."""
     w, targets = batch["weight"], batch["targets"]
-    if isinstance(value, Unembedding) and not chunked.fits(value):
+    if isinstance(value, LazyLogits) and not chunked.fits(value):
         nats, right = chunked.cross_entropy(value, targets, **extra)
     else:
-        logits = _logits(value, targets) if isinstance(value, Unembedding) else value
+        logits = _logits(value, targets) if isinstance(value, LazyLogits) else value
         nats, right = cross_entropy(logits, targets, **extra), hits(logits, targets)
     nats, weight = jnp.sum(nats * w, -1), jnp.sum(w, -1)
     terms = {"loss": (nats, weight), "accuracy": (jnp.sum(right * w, -1), weight)}
@@ -155,10 +155,10 @@ def next_token(value: Unembedding | Float[Array, "b t v"], batch: dict[str, Arra
     return terms
 
 
-def _logits(value: Unembedding, targets: Int[Array, "b t"]) -> Float[Array, "b t v"]:
+def _logits(value: LazyLogits, targets: Int[Array, "b t"]) -> Float[Array, "b t v"]:
     """Logits that lie as the targets and the table do."""
     lies, table = jax.typeof(targets).sharding, jax.typeof(value.table).sharding
-    return logits_of(value, None if lies.mesh.empty else PartitionSpec(*lies.spec, table.spec[0]))
+    return compute_logits(value, None if lies.mesh.empty else PartitionSpec(*lies.spec, table.spec[0]))
 
 
 def counted(told: Terms, batch: dict[str, Array]) -> Terms:
@@ -173,11 +173,11 @@ def further(batch: dict[str, Array], count: int, place: Place) -> dict[str, Arra
 
     Where a batch has segments, none of another's is a target.
     """
-    weights = [later(batch["weight"], k, place) for k in range(count + 1)]
+    weights = [shift_left(batch["weight"], k, place) for k in range(count + 1)]
     near = jnp.all(jnp.stack(weights[:-1]) > 0, 0)
     if "segment" in batch:
-        near &= later(batch["segment"], count, place) == resharded(batch["segment"], place("batch seq"))
-    return {"targets": later(batch["targets"], count, place), "weight": jnp.where(near, weights[-1], 0)}
+        near &= shift_left(batch["segment"], count, place) == reshard(batch["segment"], place("batch seq"))
+    return {"targets": shift_left(batch["targets"], count, place), "weight": jnp.where(near, weights[-1], 0)}
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Task:
         """Whether its loss is told a token."""
         return self.needs in ("targets", "source")
 
-    def __call__(self, value: Array | Unembedding | Grids, batch: dict[str, Array]) -> Terms:
+    def __call__(self, value: Array | LazyLogits | Grids, batch: dict[str, Array]) -> Terms:
         """The terms of a batch."""
         return self.terms(value, batch)
 

@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec, auto_axes, reshard
 
 from errors import unknown
 from models import Model
-from models.layers import row_keys, site_hash
-from models.spec import Spec, abstract, draw, flatten, path_name
+from models.layers import per_row_keys, site_hash
+from models.spec import Spec, abstract, flatten, initialize, path_name
 from train.mesh import Placement
 from train.update import optim
 from train.update.losses import Task, counted, further
@@ -47,7 +47,7 @@ def stream_key(seed: jax.Array | int, name: str) -> jax.Array:
 
 def init_state(model: Model, tx: optax.GradientTransformation, seed: int, options: Options) -> State:
     """The state before the first update; to be run under jit. Parameters are drawn in float32, then cast."""
-    variables = draw(model.specs, stream_key(seed, "params"))
+    variables = initialize(model.specs, stream_key(seed, "params"))
     params = jax.tree.map(lambda p: p.astype(options.dtype), variables["params"])
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -56,7 +56,7 @@ def init_state(model: Model, tx: optax.GradientTransformation, seed: int, option
         "stats": variables.get("stats", {}),
         "opt": tx.init(_float32(params)),  # moments in bfloat16 would stand still
         "ema": {} if options.ema is None else _float32(params),
-        "carry": draw(_carried(model, options), stream_key(seed, "carry")),
+        "carry": initialize(_carried(model, options), stream_key(seed, "carry")),
     }
 
 
@@ -158,13 +158,13 @@ def make_step(
         carry = _begun(state["carry"], batch.pop("begins", None))
         if parts == 1:
             grads, (terms, stats, carry) = grad(
-                state["params"], state["stats"], batch, row_keys(key, rows), total, carry
+                state["params"], state["stats"], batch, per_row_keys(key, rows), total, carry
             )
             return grads, terms, stats, carry
 
         def micro(sums: Any, part: Any) -> tuple[Any, Any]:
             (grads, stats), (batch, rows, carry) = sums, part
-            more, (terms, stats, carry) = grad(state["params"], stats, batch, row_keys(key, rows), total, carry)
+            more, (terms, stats, carry) = grad(state["params"], stats, batch, per_row_keys(key, rows), total, carry)
             return (jax.tree.map(jnp.add, grads, more), stats), (terms, carry)
 
         start = jax.tree.map(jnp.zeros_like, _float32(state["params"])), state["stats"]
@@ -181,7 +181,7 @@ def make_step(
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         grads, terms, stats, carry = gradient(state, dict(batch))
-        stats = model.settled(stats, terms)
+        stats = model.update_stats(stats, terms)
         grads = _float32(grads)
         norm = optax.tree.norm(grads)
         value = terms["loss"][0] / terms["loss"][1]
@@ -229,15 +229,15 @@ def gradient_of(model: Model, task: Task, place: Placement, options: Options) ->
             params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, options.frozen)
         variables = {"params": params, "stats": stats}
         out = model.apply(variables, batch, train=True, key=keys, cache=carry or None, place=place, logits=False)
-        terms = summed(out.value, batch, out.told)
-        own = {name: s / w for name, (s, w) in out.aux.items()}  # the model's, each a mean over rows
+        terms = summed(out.value, batch, out.metrics)
+        own = {name: s / w for name, (s, w) in out.aux_losses.items()}  # the model's, each a mean over rows
         share, more = terms["loss"][1] / total, sum(own.values(), start=jnp.zeros(()))
         terms |= {name: (mean * share, share) for name, mean in own.items()}
-        ahead = [task(v, further(batch, k, place))["loss"] for k, v in enumerate(out.ahead, 1)]
+        ahead = [task(v, further(batch, k, place))["loss"] for k, v in enumerate(out.mtp_values, 1)]
         if ahead:
             nats, weight = (jnp.mean(jnp.stack([jnp.sum(pair[i]) for pair in ahead])) for i in range(2))
             terms["ahead"] = nats, weight
-            more = more + out.ahead_weight * nats / terms["loss"][1]
+            more = more + out.mtp_weight * nats / terms["loss"][1]
         return terms["loss"][0] / total + share * more, (
             terms,
             out.stats if stats else stats,
