@@ -41,7 +41,7 @@ def _replicated_digest(leaf: jax.Array, explicit: bool) -> jax.Array:
 def digests(tree: Any) -> dict[str, str]:
     """The digest of each leaf by path, 16 hex digits; the same on any mesh.
 
-    Leaves of one shape, dtype and sharding share a program. Each program ends before the next begins: the collectives of
+    Leaves of one shape, dtype and sharding share a program. Each program ends before the next begins: collectives of
     several programs in flight wait for each other on simulated devices.
     """
     leaves = flatten(tree)
