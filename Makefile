@@ -14,7 +14,7 @@ quickstart: $(VENV)/.user
 	@echo && echo "== the checkpoint, restored and measured on text it never saw" && echo
 	$(BIN)/python launch.py eval --workdir=runs/quickstart
 	@echo && echo "== text from it" && echo
-	$(BIN)/python launch.py sample --workdir=runs/quickstart --prompt="The statement " --tokens=200
+	$(BIN)/python launch.py sample --workdir=runs/quickstart --prompt="The statement " --max_new_tokens=200
 	@echo && echo "All of it is in runs/quickstart: metrics.jsonl, plots/, checkpoints/. Next:" && echo
 	@echo "  $(BIN)/python launch.py train --workdir=runs/quickstart --config.train.steps=1200 --config.resume=extend"
 	@echo "  $(BIN)/python launch.py train --config=configs/gpt.py:quick+relu --workdir=runs/relu --cpu_devices=8 --config.mesh=fsdp:4,tp:2"

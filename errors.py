@@ -3,7 +3,7 @@
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 LONG = 200  # characters of one value that a message repeats, at most
@@ -66,11 +66,18 @@ def shortened(text: str) -> str:
     return re.sub(value, cut, " ".join(text.split()))
 
 
-def unknown(kind: str, name: str, legal: Iterable[str], *, listed: bool = True) -> UsageError:
-    """The refusal of a misspelt name: names the nearest legal ones, else lists them all where `listed`."""
+def unknown(
+    kind: str, name: str, legal: Iterable[str], renamed: Mapping[str, str] | None = None, *, listed: bool = True
+) -> UsageError:
+    """The refusal of a misspelt name: names the nearest legal ones, else lists them all where `listed`.
+
+    `renamed` maps old names to new ones; the refusal of an old name gives the new one.
+    """
     if len(name := str(name)) > LONG:  # no typing error, and slow to compare
         return UsageError(f"unknown {kind} {quote(name)}")
     names = sorted(str(n) for n in legal)
+    if renamed and (now := renamed.get(name)) in names:
+        return UsageError(f"unknown {kind} {quote(name)}: it is now called {now!r}")
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if not near:  # a dotted name is often right in its last part only
         tails: dict[str, list[str]] = {}

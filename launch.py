@@ -2,9 +2,9 @@
 
     python launch.py train  --config=configs/gpt.py:quickstart --workdir=runs/a   # goes on if runs/a has a checkpoint
     python launch.py eval   --workdir=runs/a            # or runs/a@500, @best, @latest, @all
-    python launch.py sample --workdir=runs/a --prompt="The import statement"    # or --from=DIR, of the hub
-    python launch.py convert --from=DIR --workdir=runs/b     # and back: --workdir=runs/b --to=DIR
-    python launch.py tokenizer --train=TEXT --to=bpe.json
+    python launch.py sample --workdir=runs/a --prompt="The import statement"    # or --pretrained=DIR, of the hub
+    python launch.py convert --pretrained=DIR --workdir=runs/b     # and back: --workdir=runs/b --export=DIR
+    python launch.py tokenizer --data=TEXT --output=bpe.json
     python launch.py doctor                             # devices, versions, data folder, disk; or --data=FOLDER
     python launch.py list                               # families; or: list configs/gpt.py, list knobs optim
 
@@ -30,10 +30,13 @@ import peers
 import process
 from errors import UsageError, quote, unknown
 from process import DONE, FAILED, SAVED, USAGE
-from usage import HELP, flags_of, hold_text
+from usage import HELP, flags_of, hold_text, refuse_old_flag
 
 STORES = ("gs", "s3", "az")  # of object storage, as etils.epath knows them
-FREE = ("mesh", *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")))  # with --from
+FREE = (  # knobs with an effect outside training, besides data, eval, model and rules
+    "mesh",
+    *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")),
+)
 
 
 def main(argv: list[str]) -> int:
@@ -69,6 +72,7 @@ def _dispatch(verb: str, argv: list[str]) -> int:
         return DONE
     for text in argv:
         hold_text(text)
+        refuse_old_flag(verb, text)
     assignments = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     if verb != "train" and any(a.partition("=")[0] == "--config" for a in argv):
         raise UsageError(f"{verb} takes the config that the checkpoint holds; change knobs by --config.KEY=VALUE")
@@ -158,11 +162,11 @@ def _need_workdir(args: flags.FlagValues) -> str:
 
 def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     workdir = _need_workdir(args)
-    if args.ignore and not args["from"].value:
-        raise UsageError(f"--ignore={args.ignore[0]} goes with --from, and names a key of its config.json")
+    if args.ignore_key and not args.pretrained:
+        raise UsageError(f"--ignore_key={args.ignore_key[0]} goes with --pretrained: it names a key of its config.json")
     from configs import reader, unread
 
-    where = args.coordinator, args.processes, args.process
+    where = args.coordinator, args.num_processes, args.process_id
     # from here on a signal is kept for the first update's end
     with process.listening() as signals, peers.together(*where, workdir, signals) as others:
         host = _host(signals=signals, agree=others.agree, anywhere=others.anywhere)
@@ -175,14 +179,14 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
             host.say(note)
         if args.dataset:
             assignments = [("data.name", args.dataset), *assignments]
-        if args["from"].value:
+        if args.pretrained:
             cfg = _fine_tuning(args, assignments, host, kept)
         elif args.config or kept is not None:
             cfg = reader.override(reader.read(args.config) if args.config else reader.from_json(str(kept)), assignments)
         else:
             raise UsageError(
                 "--config is missing: which model to train, as --config=configs/gpt.py:quickstart; "
-                "or --from, a folder of the Hugging Face hub to go on from"
+                "or --pretrained, a folder of the Hugging Face hub to go on from"
             )
         initial.take_vocabulary(cfg, known)
         if cfg.resume not in ("auto", "extend"):
@@ -191,7 +195,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         others.agree({**commit, "--cpu_devices": args.cpu_devices, **reader.flat(cfg)})
         others.join_jax()
         changes = reader.refuse_other_run(workdir, known, cfg) if known is not None else []
-        given = {key for key, _ in assignments} | ({"model.family", "loss"} if args["from"].value else set())
+        given = {key for key, _ in assignments} | ({"model.family", "loss"} if args.pretrained else set())
         useless = partial(unread.unread, cfg, given, only_given=not args.config)
         ended = run.train(cfg, reader.to_json(cfg), workdir, host, changes, useless)
         if ended:
@@ -218,23 +222,23 @@ def _fine_tuning(args: flags.FlagValues, assignments: list[tuple[str, str]], hos
         raise UsageError("--dataset is missing: what to train on, as --dataset=pydoc_text; or a --config that says it")
     if plain and "eval.split" not in given:
         cfg.eval.split = restored.split_of(cfg, host)
-    tuning.take(cfg, os.path.expanduser(args["from"].value), host, args.ignore, given, known)
+    tuning.take(cfg, os.path.expanduser(args.pretrained), host, args.ignore_key, given, known)
     return cfg
 
 
 def _source(args: flags.FlagValues) -> str | None:
-    """The folder of --from, None where there is --workdir instead. Raises UsageError for both or neither."""
-    if args["from"].value and args.workdir:
-        raise UsageError("--from and --workdir name two models; give one of them")
-    if not args["from"].value and not args.workdir:
+    """The folder of --pretrained, None where there is --workdir instead. Raises UsageError for both or neither."""
+    if args.pretrained and args.workdir:
+        raise UsageError("--pretrained and --workdir name two models; give one of them")
+    if not args.pretrained and not args.workdir:
         raise UsageError(
-            "--workdir is missing: the folder of the run, as --workdir=runs/a; or --from, one of the Hugging Face hub"
+            "--workdir is missing: the folder of the run, as --workdir=runs/a; or --pretrained, one of the hub"
         )
-    return os.path.expanduser(args["from"].value) if args["from"].value else None
+    return os.path.expanduser(args.pretrained) if args.pretrained else None
 
 
 def _published(args: flags.FlagValues, assignments: list[tuple[str, str]], **knobs: Any) -> tuple[Any, Any]:
-    """Host and config for --from: every knob at its default, but for some, and those that are assigned."""
+    """Host and config for --pretrained: every knob at its default, but for some, and those that are assigned."""
     from configs import base, reader
 
     _start_jax(args)
@@ -268,8 +272,8 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
     """Host, config maker, workdir, candidate steps and which for --workdir=W@which."""
     from configs import reader
 
-    if args.ignore:
-        raise UsageError(f"--ignore={args.ignore[0]} goes with --from, and names a key of its config.json")
+    if args.ignore_key:
+        raise UsageError(f"--ignore_key={args.ignore_key[0]} goes with --pretrained: it names a key of its config.json")
     name = _need_workdir(args)
     _start_jax(args)
     from train import checkpoint
@@ -292,7 +296,7 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
 
 
 def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
-    folder, asked = _source(args), getattr(args, "as")
+    folder, asked = _source(args), args.task
     if args.dataset:
         assignments = [("data.name", args.dataset), *assignments]
     given = not args.dataset or any(key == "eval.split" for key, _ in assignments)
@@ -311,7 +315,7 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
         kind, held_out = restored.exam_source(choose_split(cfg, host), host, asked)
         known, useless = {key for key, _ in assignments}, _given(cfg, assignments, verb="eval", exam=kind)
-        opened = restored.open_published(cfg, folder, host, held_out, None, args.ignore, known, useless)
+        opened = restored.open_published(cfg, folder, host, held_out, None, args.ignore_key, known, useless)
         restored.report(opened, held_out, kind)
         return DONE
 
@@ -342,7 +346,7 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if any(key == "mesh" for key, _ in assignments):
         raise UsageError("sample runs on one device and takes no --config.mesh")
     folder = _source(args)
-    settings: dict[str, Any] = {k: args[k].value for k in ("prompt", "tokens", "stop", "seed", "stats")}
+    settings: dict[str, Any] = {k: args[k].value for k in ("prompt", "max_new_tokens", "stop", "seed", "timing")}
     how = {k: args[k].value for k in ("temperature", "top_k", "top_p", "min_p")}
     how["repetition"] = args.repetition_penalty
     if folder is not None:
@@ -350,7 +354,7 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         from train import restored, writing
 
         useless = _given(cfg, assignments, verb="sample")
-        writing.say(restored.open_to_write(cfg, host, folder, None, args.ignore, useless), **settings, **how)
+        writing.say(restored.open_to_write(cfg, host, folder, None, args.ignore_key, useless), **settings, **how)
         return DONE
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, restored, writing
@@ -369,38 +373,38 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
 def _convert(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     workdir = _need_workdir(args)
-    if bool(args["from"].value) == bool(args.to):
-        raise UsageError("convert takes --from=DIR --workdir=W, or --workdir=W --to=DIR")
-    if args["from"].value:
+    if bool(args.pretrained) == bool(args.export):
+        raise UsageError("convert takes --pretrained=DIR --workdir=W, or --workdir=W --export=DIR")
+    if args.pretrained:
         host, cfg = _published(args, assignments)
         from train import export
 
-        known, useless = {key for key, _ in assignments}, _given(cfg, assignments, verb="convert --from")
-        export.take_in(cfg, os.path.expanduser(args["from"].value), workdir, host, args.ignore, known, useless)
+        known, useless = {key for key, _ in assignments}, _given(cfg, assignments, verb="convert --pretrained")
+        export.take_in(cfg, os.path.expanduser(args.pretrained), workdir, host, args.ignore_key, known, useless)
         return DONE
     host, config, workdir, steps, which = _checkpoint(args, assignments)
     from train import checkpoint, export
 
     if which == "all":
         raise UsageError("convert takes one checkpoint, not @all")
-    to = os.path.expanduser(args.to)
+    to = os.path.expanduser(args.export)
 
     def one(step: int) -> None:
         cfg = config(step)
-        export.put_out(cfg, workdir, step, to, host, _given(cfg, assignments, verb="convert --to"))
+        export.put_out(cfg, workdir, step, to, host, _given(cfg, assignments, verb="convert --export"))
 
     checkpoint.first_good(workdir, steps, one, host.say)
     return DONE
 
 
 def _tokenizer(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
-    if not args.train or not args.to:
-        raise UsageError("tokenizer takes --train=DATA --to=FILE, as --train=pydoc_text --to=bpe.json")
+    if not args.data or not args.output:
+        raise UsageError("tokenizer takes --data=DATA --output=FILE, as --data=pydoc_text --output=bpe.json")
     if assignments:
-        raise UsageError("tokenizer takes no --config.KEY=VALUE; --train, --split, --field and --size say all")
+        raise UsageError("tokenizer takes no --config.KEY=VALUE; --data, --split, --field and --vocab_size say all")
     from train import tokenizing
 
-    tokenizing.learn(args.train, args.split, args.field, args.size, os.path.expanduser(args.to), _host())
+    tokenizing.learn(args.data, args.split, args.field, args.vocab_size, os.path.expanduser(args.output), _host())
     return DONE
 
 

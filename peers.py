@@ -139,9 +139,9 @@ class Peers:
             return
         problem = None
         if count != self.count:
-            problem = f"process 0 has --processes={self.count}, process {index} has --processes={count}"
+            problem = f"process 0 has --num_processes={self.count}, process {index} has --num_processes={count}"
         elif index in self._lines:
-            problem = f"two processes have --process={index}"
+            problem = f"two processes have --process_id={index}"
         if problem:
             line.send(end=[0, problem, 2])
             raise UsageError(problem)
@@ -247,11 +247,11 @@ def together(
     `signals` names a signal that has come, which ends the waiting. Raises UsageError for flags that do not go together.
     """
     if count <= 1 and (address or index):
-        raise UsageError("--coordinator and --process go with --processes=N, how many processes train together")
+        raise UsageError("--coordinator and --process_id go with --num_processes=N, how many processes train together")
     if count > 1 and not address:
-        raise UsageError("--processes needs --coordinator=HOST:PORT, the same for all processes")
+        raise UsageError("--num_processes needs --coordinator=HOST:PORT, the same for all processes")
     if index >= count:
-        raise UsageError(f"--process={index} must be below --processes={count}")
+        raise UsageError(f"--process_id={index} must be below --num_processes={count}")
 
     def stop(text: str, code: int) -> None:
         again = "" if code == process.USAGE else f". What was saved is in {workdir}; start all processes again to go on"

@@ -4,11 +4,12 @@ import re
 
 from absl import flags
 
-from errors import UsageError, quote
+import renamed
+from errors import UsageError, quote, unknown
 
 LONGEST_NAME = 255  # bytes, of one folder or file, on every common disk
 PATHS = (
-    *("--workdir", "--config", "--from", "--to", "--dataset", "--train", "--split"),
+    *("--workdir", "--config", "--pretrained", "--export", "--dataset", "--data", "--output", "--split"),
     *(f"--config.{key}" for key in ("data.name", "data.tokenizer", "data.split", "eval.split", "init_from")),
 )
 
@@ -18,15 +19,16 @@ HELP = {
 The same command again goes on from the newest good checkpoint; a finished run says so. With no --config the one in the
 workdir is taken.
 
---from=DIR fine-tunes a network as the Hugging Face hub has it: family, sizes, vocabulary, tokenizer and what is done to
-images are the folder's; a head for other classes than the data's starts fresh. A --config then says how to train; with
-none it is AdamW at 5e-5, falling linearly, 8 rows an update. The checkpoints hold all of it, without DIR:
+--pretrained=DIR fine-tunes a network in the format of the Hugging Face hub. The family, sizes, vocabulary, tokenizer
+and image preprocessing come from DIR; a head for other classes than the data's is initialised afresh. --config then
+sets how to train. The default is AdamW with a learning rate of 5e-5, linear decay and 8 rows an update. The checkpoints
+are complete: DIR is not needed again.
 
-    python launch.py train --from=DIR --dataset=sst2 --config.train.steps=2000 --workdir=W
+    python launch.py train --pretrained=DIR --dataset=sst2 --config.train.steps=2000 --workdir=W
 
 On several hosts, or for a trial of it on one, start one process each:
 
-    python launch.py train --config=… --workdir=… --coordinator=HOST:PORT --processes=2 --process=0
+    python launch.py train --config=… --workdir=… --coordinator=HOST:PORT --num_processes=2 --process_id=0
 
 Try first:  python launch.py train --config=configs/gpt.py:quickstart --workdir=runs/quickstart
             python launch.py train --config=configs/cnn.py:digits --workdir=runs/a --cpu_devices=8 --config.mesh=dp:8
@@ -42,28 +44,29 @@ regressor.
 ± is one standard error, over documents where text is cut into windows. The calibration error (ECE) is the mean distance
 of a classifier's confidence to its accuracy.
 
---from=DIR takes a folder as the Hugging Face hub has it, with its tokenizer. A language model is measured by loss,
-perplexity and bits per byte of texts; where the data are questions with choices, by acc and acc_norm as
-lm-evaluation-harness defines them; with --as=last_word by the last words of texts:
+--pretrained=DIR evaluates a folder in the format of the Hugging Face hub, with its tokenizer. --task chooses how a
+language model is measured: perplexity reports loss, perplexity and bits per byte of text; multiple_choice reports acc
+and acc_norm as lm-evaluation-harness defines them; lambada reports the accuracy of predicting the last word of a text.
+The default is multiple_choice if the data has choices, else perplexity:
 
-    python launch.py eval --from=DIR --dataset=arc_challenge_test
-    python launch.py eval --from=DIR --dataset=lambada_openai_test --as=last_word
+    python launch.py eval --pretrained=DIR --dataset=arc_challenge_test
+    python launch.py eval --pretrained=DIR --dataset=lambada_openai_test --task=lambada
 
 A DIR with a .cfg and a .weights file is a detector of Darknet's, measured on images with boxes.
 """,
-    "sample": """Print the text that a language model puts after --prompt. --workdir and --from as for eval.
+    "sample": """Print the text that a language model puts after --prompt. --workdir and --pretrained as for eval.
 
 --temperature=0 takes the likeliest token each time; --top_k=40 draws among the 40 likeliest. Several prompts, each with
 a --prompt of its own, are written at once.
 """,
     "convert": """Carry a network over from the Hugging Face hub, or to it; a detector from and to Darknet's two files.
 
-    python launch.py convert --from=DIR --workdir=W      # a checkpoint 0 that eval and sample take, and init_from
-    python launch.py convert --workdir=W --to=DIR        # a folder that transformers loads; W@n, W@best too
+    python launch.py convert --pretrained=DIR --workdir=W      # a checkpoint 0 that eval and sample take, and init_from
+    python launch.py convert --workdir=W --export=DIR        # a folder that transformers loads; W@n, W@best too
 """,
     "tokenizer": """Learn a byte-level BPE from text and write a tokenizer.json, which --config.data.tokenizer takes.
 
-Try first:  python launch.py tokenizer --train=pydoc_text --size=1024 --to=bpe.json
+Try first:  python launch.py tokenizer --data=pydoc_text --vocab_size=1024 --output=bpe.json
 """,
     "doctor": """Look at what a run needs: devices, versions, data folder, disk, compiled programs.
 
@@ -108,39 +111,43 @@ def flags_of(verb: str) -> flags.FlagValues:
         text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
     if verb in ("train", "eval", "sample", "convert"):
         instead = "to go on from" if verb == "train" else "instead of a workdir"
-        text("from", None, f"{instead}, a folder as the Hugging Face hub has it")
-        texts("ignore", [], "with --from, a key of its config.json to pass over; may be given again")
+        text("pretrained", None, f"{instead}, a folder as the Hugging Face hub has it")
+        texts("ignore_key", [], "with --pretrained, a key of its config.json to pass over; may be given again")
     if verb == "train":
         text("config", None, "path/to/file.py:name+ablation")
         text("coordinator", None, "host:port of process 0, where several processes train together")
-        whole("processes", 1, "how many processes train together", 1)
-        whole("process", 0, "which of them this is, from 0")
+        whole("num_processes", 1, "how many processes train together", 1)
+        whole("process_id", 0, "which of them this is, from 0")
     if verb in ("train", "eval"):
         measured = "what to measure it on; for a workdir None is its own data"
         text("dataset", None, measured if verb == "eval" else "what to train on, for --config.data.name")
     if verb == "eval":
-        text("as", None, "text | choices | last_word: how the data examine; None is choices where there are some")
+        text(
+            "task",
+            None,
+            "perplexity | multiple_choice | lambada; None: multiple_choice if the data has choices",
+        )
     if verb == "convert":
-        text("to", None, "a folder to write, new or empty, as the Hugging Face hub has it")
+        text("export", None, "a folder to write, new or empty, as the Hugging Face hub has it")
     if verb in ("doctor", "tokenizer"):
         text("field", None, "which text of a set that has several, or of rows in files")
     if verb == "tokenizer":
-        text("train", None, "a data set to learn from: a .txt file or folder, or a name")
+        text("data", None, "a data set to learn from: a .txt file or folder, or a name")
         text("split", "train", "its split")
-        whole("size", 4096, "how many tokens to learn, the 256 bytes and an end among them", 257)
-        text("to", None, "the tokenizer.json to write")
+        whole("vocab_size", 4096, "how many tokens to learn, the 256 bytes and an end among them", 257)
+        text("output", None, "the tokenizer.json to write")
     if verb == "list":
         texts("words", [], "what to list; stands alone too, as above")
     if verb == "sample":
         texts("prompt", ["\n"], "the text to go on from, empty begins one; given again, several at once")
-        whole("tokens", 300, "how many tokens to add", 1)
+        whole("max_new_tokens", 300, "how many tokens to add", 1)
         flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest", lower_bound=0, flag_values=own)
         whole("top_k", None, "draw among the so many likeliest", 1)
         share("top_p", "among the fewest likeliest that have this probability together")
         share("min_p", "among those with this share of the likeliest's probability")
         flags.DEFINE_float("repetition_penalty", 1.0, "lowers tokens that were there; 1 is none", flag_values=own)
         texts("stop", [], "a text that ends the writing; may be given again")
-        flags.DEFINE_boolean("stats", False, "report tokens a second of reading and writing", flag_values=own)
+        flags.DEFINE_boolean("timing", False, "report tokens a second of reading and writing", flag_values=own)
         whole("seed", 0, "of the draws", upper=2**32 - 1)
     return own
 
@@ -152,3 +159,11 @@ def hold_text(argument: str) -> None:
         raise UsageError(f"{name.encode(errors='replace').decode()} is not text in the terminal's encoding")
     if name in PATHS and max(len(part.encode()) for part in re.split("[/,]", value)) > LONGEST_NAME:
         raise UsageError(f"{name}={quote(value)}: a name of a file has at most {LONGEST_NAME} bytes")
+
+
+def refuse_old_flag(verb: str, argument: str) -> None:
+    """Refuse a flag under a name that it no longer has. Raises UsageError that gives the new name."""
+    name = argument.partition("=")[0].lstrip("-")
+    for old, new in renamed.FLAGS.get(verb, {}).items():
+        if argument.startswith("-") and name in (old, f"no{old}"):
+            raise unknown("flag", f"--{old}", [f"--{new}"], {f"--{old}": f"--{new}"})

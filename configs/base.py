@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import renamed
 from errors import UsageError, unknown
 
 
@@ -35,8 +36,8 @@ KNOBS: dict[str, Knob] = {
     "data.tokenizer": Knob(
         "byte", "str", "identity", "byte | char | word | bpe, or the path of a tokenizer.json or its folder"
     ),
-    "data.vocab": Knob(None, "int | None", "identity", "words that `word` knows, None is all; tokens of `bpe`"),
-    "data.length": Knob(
+    "data.vocab_size": Knob(None, "int | None", "identity", "words that `word` knows, None is all; tokens of `bpe`"),
+    "data.max_length": Knob(
         None,
         "int | None",
         "identity",
@@ -52,33 +53,33 @@ KNOBS: dict[str, Knob] = {
     "data.size": Knob(
         None, "tuple[int] | None", "identity", "rows and columns of images, or one for both; None keeps theirs"
     ),
-    "data.crop": Knob(
+    "data.crop_pct": Knob(
         None,
         "float | None",
         "identity",
         "share of a resized image's side that is kept, often 0.875 of photos; None is all of it",
     ),
-    "data.fit": Knob(
+    "data.resize_mode": Knob(
         "cover",
         "str",
         "identity",
         "cover | stretch: an image of another shape keeps its own and is cut, or takes that of data.size",
     ),
-    "data.resample": Knob(
+    "data.interpolation": Knob(
         "bilinear",
         "str",
         "identity",
         "nearest | bilinear | bicubic | lanczos | box | hamming, as Pillow resizes images",
     ),
     "data.mean": Knob(0.0, "float | tuple[float]", "identity", "subtracted from pixels in [0, 1], also one a channel"),
-    "data.deviation": Knob(1.0, "float | tuple[float]", "identity", "by which pixels are divided after that, likewise"),
+    "data.std": Knob(1.0, "float | tuple[float]", "identity", "by which pixels are divided after that, likewise"),
     "data.workers": Knob(0, "int", "free", "worker processes that read; 0 reads in a thread", 1024),
     "data.prefetch": Knob(2, "int", "free", "batches read ahead", 1024),
     "loss": Knob(
         "softmax",
         "str",
         "identity",
-        "softmax | sigmoid | quadratic | hinge | perceptron | squared | next_token | translation | detection",
+        "softmax | sigmoid | quadratic | hinge | perceptron | mse | next_token | translation | detection",
     ),
     "optim.name": Knob(
         "adamw", "str", "identity", "sgd | momentum | nesterov | adam | adamw | lion | adafactor | muon | schedule_free"
@@ -88,13 +89,13 @@ KNOBS: dict[str, Knob] = {
     "optim.beta1": Knob(0.9, "float", "identity", "Adam's decay of the gradient's mean; Lion's, schedule_free's mix"),
     "optim.beta2": Knob(0.999, "float", "identity", "Adam's decay of the gradient's square; Lion's of its mean"),
     "optim.eps": Knob(1e-8, "float", "identity", "Adam's epsilon"),
-    "optim.decay": Knob(
+    "optim.weight_decay": Knob(
         0.0, "float", "identity", "weight decay of matrices; in the gradient up to adam, then decoupled"
     ),
     "optim.decay_embeddings": Knob(True, "bool", "identity", "decay tables of vectors too"),
-    "optim.clip": Knob(None, "float | None", "identity", "largest global norm of the gradient"),
+    "optim.clip_norm": Knob(None, "float | None", "identity", "largest global norm of the gradient"),
     "optim.ema": Knob(None, "float | None", "identity", "decay of a running mean of the parameters, evaluated too"),
-    "optim.rates": Knob(None, "str | None", "identity", "rates of leaves, first match: embed/*:0.1,*/bias:2"),
+    "optim.lr_multipliers": Knob(None, "str | None", "identity", "rates of leaves, first match: embed/*:0.1,*/bias:2"),
     "optim.freeze": Knob(None, "str | None", "identity", "patterns of parameters that never change, as embed/*,*/bias"),
     "optim.layer_decay": Knob(None, "float | None", "identity", "factor of the rate from each layer to the one below"),
     "schedule.name": Knob(
@@ -104,21 +105,21 @@ KNOBS: dict[str, Knob] = {
         "constant | linear | cosine | polynomial | inverse_sqrt | wsd | onecycle | piecewise",
     ),
     "schedule.warmup": Knob(0, "int", "schedule", "updates of linear warm-up"),
-    "schedule.end": Knob(0.0, "float", "schedule", "learning rate after the last update, as a share of the peak"),
+    "schedule.end_fraction": Knob(0.0, "float", "schedule", "last learning rate as a share of the peak"),
     "schedule.power": Knob(2.0, "float", "schedule", "of polynomial"),
-    "schedule.decay": Knob(0.1, "float", "schedule", "share of all updates in which wsd falls to the end"),
-    "schedule.start": Knob(0.1, "float", "schedule", "first learning rate of onecycle as a share of the peak"),
-    "schedule.rise": Knob(0.45, "float", "schedule", "share of all updates in which onecycle rises, then falls"),
-    "schedule.steps": Knob(None, "str | None", "schedule", "UPDATE:FACTOR of piecewise, as 600:0.1,800:0.1"),
+    "schedule.decay_fraction": Knob(0.1, "float", "schedule", "share of all updates in which wsd falls to the end"),
+    "schedule.start_fraction": Knob(0.1, "float", "schedule", "first learning rate of onecycle as a share of the peak"),
+    "schedule.warmup_fraction": Knob(0.45, "float", "schedule", "share of all updates in which onecycle rises"),
+    "schedule.milestones": Knob(None, "str | None", "schedule", "UPDATE:FACTOR of piecewise, as 600:0.1,800:0.1"),
     "train.steps": Knob(1000, "int", "schedule", "updates in the whole run"),
     "train.batch": Knob(32, "int", "schedule", "global rows an update", 2**20),
     "train.accumulate": Knob(1, "int", "identity", "microbatches an update", 2**20),
-    "train.carry": Knob(False, "bool", "identity", "rows of text go on where they ended, a recurrent state too"),
+    "train.stateful": Knob(False, "bool", "identity", "rows of text go on where they ended, a recurrent state too"),
     "train.gradient": Knob("autodiff", "str", "identity", "autodiff, or one that the family writes out"),
-    "train.smoothing": Knob(0.0, "float", "identity", "share of the target that goes to all classes alike"),
+    "train.label_smoothing": Knob(0.0, "float", "identity", "share of the target that goes to all classes alike"),
     "train.z_loss": Knob(0.0, "float", "identity", "weight of the squared log of the softmax's normaliser"),
     "train.precision": Knob("f32", "str", "identity", "f32 | bf16 (f32 parameters) | bf16_params (rounded at random)"),
-    "train.attention": Knob("reference", "str", "free", "how it is computed: reference | xla | cudnn | kernel"),
+    "train.attention": Knob("reference", "str", "free", "how it is computed: reference | xla | cudnn | splash"),
     "train.dispatch": Knob("dropless", "str", "free", "how experts share the work: dropless | dense"),
     "train.remat": Knob("none", "str", "free", "what the backward pass recomputes: none | dots | full"),
     "train.scan": Knob(True, "bool", "free", "loop one compiled layer; False unrolls (on CPU faster, slow to compile)"),
@@ -129,8 +130,8 @@ KNOBS: dict[str, Knob] = {
     "eval.context": Knob(None, "int | None", "free", "tokens of a window of text at most; None is model.context"),
     "eval.overlap": Knob(0, "int", "free", "tokens of a window that are only read, as the one before predicted them"),
     "eval.limit": Knob(None, "int | None", "free", "evaluate this many batches only while training; None is all"),
-    "eval.beams": Knob(4, "int", "free", "hypotheses that beam search keeps of a translation; 1 is greedy", 1024),
-    "eval.penalty": Knob(0.6, "float", "free", "exponent of beam search's reward for length; 0 is none"),
+    "eval.num_beams": Knob(4, "int", "free", "hypotheses that beam search keeps of a translation; 1 is greedy", 1024),
+    "eval.length_penalty": Knob(0.6, "float", "free", "exponent of beam search's reward for length; 0 is none"),
     "checkpoint.every": Knob(None, "int | None", "free", "updates between checkpoints; None saves at the end only"),
     "checkpoint.keep": Knob(2, "int", "free", "newest checkpoints kept"),
     "checkpoint.keep_best": Knob(1, "int", "free", "best checkpoints kept besides, by loss on eval.split"),
@@ -185,7 +186,7 @@ def assign(cfg: ConfigDict, key: str, value: Any) -> None:
     knob = KNOBS.get(key)
     if knob is None:
         if not key.startswith(OPEN) or key.count(".") > 1 + key.startswith(NESTED):
-            raise unknown("config key", key, KNOBS)
+            raise unknown("config key", key, KNOBS, renamed.KNOBS)
     elif not fits(value, knob.type, knob.most):
         bound = f" up to {knob.most:,}" if isinstance(value, int) and value > knob.most else ""
         raise UsageError(f"config key {key!r} takes {knob.type}{bound} ({knob.says}), not {value!r}")

@@ -45,7 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no_warmup": {"schedule.warmup": 0},
-    "no_decay": {"optim.decay": 0.0},
+    "no_decay": {"optim.weight_decay": 0.0},
     "relu": {"model.activation": "relu"},
     "untied": {"model.tied": False},
     "dropout": {"model.dropout": 0.1},

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import renamed
 from configs.base import KNOBS, OPEN, assign, defaults
 from errors import UsageError, naming, quote, unknown
 
@@ -116,7 +117,7 @@ def parse(key: str, text: str) -> Any:
     """A value from its text, by the type of its knob: `None`, `true`, `3e-4`, `(1, 2)`, or a plain word."""
     knob = KNOBS.get(key)
     if knob is None and not key.startswith(OPEN):
-        raise unknown("config key", key, KNOBS)
+        raise unknown("config key", key, KNOBS, renamed.KNOBS)
     kinds = [k.strip() for k in knob.type.split("|")] if knob else []
     if text in ("None", "none") and ("None" in kinds or (not kinds and text == "None")):
         return None
@@ -152,11 +153,18 @@ def flat(cfg: Any) -> dict[str, Any]:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The config that a workdir keeps: `to_json`'s inverse. Knobs it does not know yet take their defaults."""
-    cfg = defaults()
-    for key, value in flat(json.loads(text)).items():
+    """The config that a workdir keeps: `to_json`'s inverse. Knobs it does not know yet take their defaults.
+
+    Knobs, their values and model fields may have the old names of `renamed`.
+    """
+    cfg, given = defaults(), flat(json.loads(text))
+    fields = {
+        f"model.{old}": f"model.{new}" for old, new in renamed.FIELDS.get(given.get("model.family", ""), {}).items()
+    }
+    for name, value in given.items():
+        key = {**renamed.KNOBS, **fields}.get(name, name)
         if key != "resume":  # that was asked for once
-            assign(cfg, key, value)
+            assign(cfg, key, renamed.WORDS.get(key, {}).get(value, value) if isinstance(value, str) else value)
     return cfg
 
 

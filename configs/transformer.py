@@ -31,7 +31,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "pre_norm": {"model.pre_norm": True},
     "learned_positions": {"model.positions": "learned"},
     "untied": {"model.tied": "none"},
-    "no_smoothing": {"train.smoothing": 0.0},
+    "no_smoothing": {"train.label_smoothing": 0.0},
 }
 
 

@@ -19,7 +19,7 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # -> how a message begins, an
     "sets": ("data.name mixes", ("data.name",)),
     "task": ("the loss is of kind", ("loss",)),
     "parts": ("the model has", ("model.",)),
-    "exam": ("--as is", ()),
+    "exam": ("--task is", ()),
     "verb": ("the verb is", ()),
 }
 
@@ -27,37 +27,37 @@ _ADAM = ("adam", "adamw", "muon", "schedule_free")
 _FALLING = ("linear", "cosine", "polynomial", "wsd", "onecycle")
 _TEXT: Condition = {"data": ("text", "pairs")}
 _TRAINED: Condition = {"verb": ("train",)}
-_MEASURED: Condition = {"verb": ("train", "eval", "convert --from")}  # which keeps a config to be measured by
-_SEEN: Condition = {"verb": ("train", "eval", "convert --from", "convert --to")}
+_MEASURED: Condition = {"verb": ("train", "eval", "convert --pretrained")}  # which keeps a config to be measured by
+_SEEN: Condition = {"verb": ("train", "eval", "convert --pretrained", "convert --export")}
 _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition, all entries of which must hold
     "data.name eval.split": _SEEN,
-    "data.field": {**_SEEN, "exam": ("text", "last_word")},
+    "data.field": {**_SEEN, "exam": ("perplexity", "lambada")},
     "data.split data.workers data.prefetch eval.every": _TRAINED,
     "data.weights": {**_TRAINED, "sets": ("several sets",)},
     "data.tokenizer": _TEXT,
-    "data.vocab": {**_TRAINED, **_TEXT, "data.tokenizer": ("word", "bpe")},
-    "data.length": {**_MEASURED, **_TEXT, "task": ("classifier", "encoder_decoder")},
+    "data.vocab_size": {**_TRAINED, **_TEXT, "data.tokenizer": ("word", "bpe")},
+    "data.max_length": {**_MEASURED, **_TEXT, "task": ("classifier", "encoder_decoder")},
     "data.augment": {**_TRAINED, "data": ("images", "boxes")},
     "data.size": {**_SEEN, "data": ("images", "boxes")},
-    "data.crop data.fit": {**_SEEN, "data": ("images",), "data.size": SET},
-    "data.resample": {**_SEEN, "data": ("resized images",)},
-    "data.mean data.deviation": {**_SEEN, "data": ("images",)},
+    "data.crop_pct data.resize_mode": {**_SEEN, "data": ("images",), "data.size": SET},
+    "data.interpolation": {**_SEEN, "data": ("resized images",)},
+    "data.mean data.std": {**_SEEN, "data": ("images",)},
     "optim.momentum": {"optim.name": ("momentum", "nesterov", "muon")},
     "optim.beta1 optim.beta2": {"optim.name": (*_ADAM, "lion")},
     "optim.eps": {"optim.name": _ADAM},
-    "optim.decay_embeddings": {"optim.decay": SET, "parts": ("embeddings",)},
-    "schedule.end": {"schedule.name": _FALLING},
+    "optim.decay_embeddings": {"optim.weight_decay": SET, "parts": ("embeddings",)},
+    "schedule.end_fraction": {"schedule.name": _FALLING},
     "schedule.power": {"schedule.name": ("polynomial",)},
-    "schedule.decay": {"schedule.name": ("wsd",)},
-    "schedule.start schedule.rise": {"schedule.name": ("onecycle",)},
-    "schedule.steps": {"schedule.name": ("piecewise",)},
-    "train.carry": {"task": ("language_model",), "parts": ("carried state",)},
+    "schedule.decay_fraction": {"schedule.name": ("wsd",)},
+    "schedule.start_fraction schedule.warmup_fraction": {"schedule.name": ("onecycle",)},
+    "schedule.milestones": {"schedule.name": ("piecewise",)},
+    "train.stateful": {"task": ("language_model",), "parts": ("carried state",)},
     "train.attention": {"parts": ("attention",)},
     "train.dispatch": {"parts": ("experts",)},
     "train.remat train.scan": {"parts": ("stacked layers",)},
     "train.batch eval.batch eval.limit": _MEASURED,
-    "eval.context eval.overlap": {**_MEASURED, "task": ("language_model",), "exam": ("text",)},
-    "eval.beams eval.penalty": {**_MEASURED, "task": ("encoder_decoder",)},
+    "eval.context eval.overlap": {**_MEASURED, "task": ("language_model",), "exam": ("perplexity",)},
+    "eval.num_beams eval.length_penalty": {**_MEASURED, "task": ("encoder_decoder",)},
     "init_fresh init_ignore init_rename": {"init_from": SET},
 }
 READ_UNDER = {key: condition for keys, condition in _CONDITIONS.items() for key in keys.split()}

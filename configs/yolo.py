@@ -24,7 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "data.size": (192, 256),
         "data.augment": "flip,jitter:0.2,hue:0.05,saturation:1.3,exposure:1.3",
         "loss": "detection",
-        "optim.decay": 5e-4,
+        "optim.weight_decay": 5e-4,
         "schedule.name": "cosine",
         "schedule.warmup": 100,
         "train.batch": 8,

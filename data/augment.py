@@ -1,6 +1,6 @@
 """What happens to images on the host, each by a generator of its own: (seed, step, global row).
 
-The order: operations as they are written, on pixels 0 to 255; then scaled to [0, 1], and by mean and deviation; then,
+The order: operations as they are written, on pixels 0 to 255; then scaled to [0, 1], and by mean and std; then,
 by `data/mixing.py`, rows are mixed. An image takes its size, `data.size`, by random_resized_crop where that is among
 the operations, else before the first of them.
 """
@@ -32,7 +32,7 @@ def _crop(image: Pixels, draw: Draw, frame: Frame, by: int) -> Pixels:
 
 def _random_resized_crop(image: Pixels, draw: Draw, frame: Frame, least: float = 0.08) -> Pixels:
     part = geometry.random_part(image.shape[:2], draw, least)
-    return geometry.resize(image[part], frame.size, frame.resample)
+    return geometry.resize(image[part], frame.size, frame.interpolation)
 
 
 def _erase(image: Pixels, draw: Draw, frame: Frame, chance: float = 0.5) -> Pixels:
@@ -93,18 +93,19 @@ FORMS = {
 class Images:
     """Gives images their size, does the operations, which are of training only, and normalises.
 
-    `crop` is the share of an image's sides that is kept where it is resized as a whole; None is all of it. `fit` and
-    `resample` are those of geometry.Frame. Where `channels` is 3, grey images get three equal ones before all else.
+    `crop_pct` is the share of an image's sides that is kept where it is resized as a whole; None is all of it.
+    `resize_mode` and `interpolation` are those of geometry.Frame. Where `channels` is 3, grey images get three equal
+    channels before all else.
     """
 
     seed: int = 0
     operations: tuple[Step, ...] = ()
     mean: float | tuple[float, ...] = 0.0
-    deviation: float | tuple[float, ...] = 1.0
+    std: float | tuple[float, ...] = 1.0
     size: Size | None = None
-    crop: float | None = None
-    fit: str = "cover"
-    resample: str = "bilinear"
+    crop_pct: float | None = None
+    resize_mode: str = "cover"
+    interpolation: str = "bilinear"
     channels: int | None = None
 
     def __call__(self, batch: Fields, step: int, rows: np.ndarray) -> Fields:
@@ -118,19 +119,19 @@ class Images:
         differ = images.dtype == object
         if differ and self.size is None:
             raise UsageError("the images have different sizes: set data.size, as 224 or (rows, columns)")
-        if differ or self.operations or self.crop or self.size not in (None, images.shape[1:3]):
+        if differ or self.operations or self.crop_pct or self.size not in (None, images.shape[1:3]):
             images = np.stack([self._one(i, step, int(r)) for i, r in zip(images, rows, strict=True)])
         found = images.astype(np.float32, order="C")
         count, y, x, channels = found.shape
         lines = found.reshape(count, y, x * channels)  # numpy is slow on dims of 3
         lines /= 255
         lines -= np.resize(self._of_channels("mean", channels), x * channels)
-        lines /= np.resize(self._of_channels("deviation", channels), x * channels)
+        lines /= np.resize(self._of_channels("std", channels), x * channels)
         return {**batch, "image": found}
 
     def _one(self, image: Pixels, step: int, row: int) -> Pixels:
         draw = generator(self.seed, step, row)
-        frame = Frame(self.size or image.shape[:2], self.crop or 1.0, self.fit, self.resample)
+        frame = Frame(self.size or image.shape[:2], self.crop_pct or 1.0, self.resize_mode, self.interpolation)
         if all(name != "random_resized_crop" for name, *_ in self.operations):
             image = geometry.fit(image, frame)
         for name, *numbers in self.operations:

@@ -10,19 +10,19 @@ from data.kinds import Pixels
 from errors import UsageError
 
 Size = tuple[int, int]  # rows, columns
-RESAMPLINGS = {
+INTERPOLATIONS = {
     name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 }
-FITS = ("cover", "stretch")
+RESIZE_MODES = ("cover", "stretch")
 
 
 class Frame(NamedTuple):
-    """How images take a size: `share` of a resized image's sides is kept, its middle; of RESAMPLINGS and FITS."""
+    """How images take a size: of a resized image's sides the middle `crop_pct` is kept."""
 
     size: Size
-    share: float = 1.0
-    fit: str = "cover"
-    resample: str = "bilinear"
+    crop_pct: float = 1.0
+    resize_mode: str = "cover"
+    interpolation: str = "bilinear"
 
 
 def picture(image: Pixels) -> Image.Image:
@@ -38,12 +38,12 @@ def pixels(picture: Image.Image) -> Pixels:
     return found if found.ndim == 3 else found[..., None]
 
 
-def resize(image: Pixels, size: Size, resample: str = "bilinear") -> Pixels:
+def resize(image: Pixels, size: Size, interpolation: str = "bilinear") -> Pixels:
     """An image in another size, antialiased, each channel by itself: [Y X C] -> [rows columns C]."""
     if image.shape[:2] == size:
         return image
     channels = [image] if image.shape[-1] == 3 else [image[..., i] for i in range(image.shape[-1])]
-    found = [Image.fromarray(c).resize(size[::-1], RESAMPLINGS[resample]) for c in channels]
+    found = [Image.fromarray(c).resize(size[::-1], INTERPOLATIONS[interpolation]) for c in channels]
     return np.asarray(found[0]) if image.shape[-1] == 3 else np.stack([np.asarray(f) for f in found], -1)
 
 
@@ -54,15 +54,15 @@ def centre(image: Pixels, size: Size) -> Pixels:
 
 
 def fit(image: Pixels, frame: Frame) -> Pixels:
-    """An image as it is evaluated: resized to size / share, its middle of that size kept: [Y X C] -> [rows columns C].
+    """An image as it is evaluated: resized to size / crop_pct, the middle kept: [Y X C] -> [rows columns C].
 
-    `cover` keeps the image's shape, so that of a square size the shorter side becomes side / share; `stretch` does not.
+    `cover` keeps the image's shape, so of a square size the shorter side becomes side / crop_pct; `stretch` does not.
     """
     y, x = image.shape[:2]
-    rows, columns = (math.floor(s / frame.share + 1e-6) for s in frame.size)
-    if frame.fit == "cover":  # what is not scarce, rows or columns, is longer
+    rows, columns = (math.floor(s / frame.crop_pct + 1e-6) for s in frame.size)
+    if frame.resize_mode == "cover":  # what is not scarce, rows or columns, is longer
         rows, columns = max(rows, y * columns // x), max(columns, x * rows // y)
-    return centre(resize(image, (rows, columns), frame.resample), frame.size)
+    return centre(resize(image, (rows, columns), frame.interpolation), frame.size)
 
 
 def random_part(shape: Size, draw: np.random.Generator, least: float) -> tuple[slice, slice]:

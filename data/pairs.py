@@ -118,7 +118,7 @@ def rows(
     sources, targets = ([ids for ids, keep in zip(side, fit, strict=True) if keep] for side in encoded)
     if not sources and (pairs.texts or not cut):
         whole = any(len(a) and len(b) for a, b in zip(*encoded, strict=True))
-        longest = f"of at most {limit} tokens with the end; raise data.length or model.context"
+        longest = f"of at most {limit} tokens with the end; raise data.max_length or model.context"
         raise UsageError(f"{pairs.identity['name']} has no pair {longest if whole else 'of two texts'}")
     end = np.array([tokenizer.eot], np.int32)
     multiple = math.lcm(MULTIPLE, parts)

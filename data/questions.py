@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import renamed
 from data import prepared, splits
 from data.files import expand_home
 from data.kinds import Texts, checksum
@@ -152,17 +153,17 @@ def last_words(texts: Texts) -> Questions:
     return Questions(tuple(items), texts.identity)
 
 
-KINDS = ("text", "choices", "last_word")
+KINDS = ("perplexity", "multiple_choice", "lambada")
 
 
 def kind_of(asked: str | None, name: str, data_dir: str | None) -> str:
     """How a data set examines a language model: as asked, or by what it holds. Raises UsageError."""
     if asked is None:
-        return "choices" if holds_questions(name, data_dir) else "text"
+        return "multiple_choice" if holds_questions(name, data_dir) else "perplexity"
     if asked not in KINDS:
-        raise unknown("kind of examination", asked, KINDS)
-    if asked == "choices" and not holds_questions(name, data_dir):
-        raise UsageError(f"data set {name!r} holds no questions with choices; text or last_word would do")
+        raise unknown("task", asked, KINDS, renamed.TASKS)
+    if asked == "multiple_choice" and not holds_questions(name, data_dir):
+        raise UsageError(f"data set {name!r} holds no questions with choices; perplexity or lambada would do")
     return asked
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import renamed
 from errors import UsageError, unknown
 from models import (
     bert,
@@ -169,7 +170,7 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
     known = {f.name for f in dataclasses.fields(module.Config)}
     for name in overrides:
         if name not in known:
-            raise unknown(f"field of {family}", name, known)
+            raise unknown(f"field of {family}", name, known, renamed.FIELDS.get(family))
     fields = {**(module.SIZES[size] if size else {}), **overrides}
     fields = {k: _field(v) for k, v in fields.items()}
     for name, value in fields.items():  # before the Config's own rules, which may compare

@@ -135,7 +135,7 @@ BACKENDS = {
     "reference": Backend(reference, _EVERY),
     "xla": Backend(on_shards(xla), _EVERY - {"values", "dropout", "soft cap", "sinks"}),
     "cudnn": Backend(on_shards(cudnn), frozenset({"window", "both ways", "groups", "bfloat16"}), ("gpu",), width=8),
-    "kernel": Backend(on_shards(splash), _EVERY - {"positions", "values", "dropout", "cp"}, ("tpu",), length=LANES),
+    "splash": Backend(on_shards(splash), _EVERY - {"positions", "values", "dropout", "cp"}, ("tpu",), length=LANES),
 }
 
 

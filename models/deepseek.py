@@ -29,7 +29,7 @@ INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 ROUTERS = ("softmax", "sigmoid")
 BIAS, MTP_BIAS = "blocks/moe/bias", "mtp/block/bias"  # of the experts: statistics, not parameters
-AHEAD = "ahead_expert_load"  # what the modules that foretell tokens tell of their experts
+AHEAD = "mtp_expert_load"  # what the modules that foretell tokens tell of their experts
 
 _YARN = dict(rope="yarn", rope_factor=40.0, rope_context=4096, rope_high=32.0, rope_scale=1.0)
 SIZES: dict[str, dict[str, Any]] = {
@@ -167,7 +167,7 @@ def apply(
         value,
         stats=unflatten(stats),
         cache=new,
-        aux_losses={"balance": (loss, jnp.ones(()))} if c.balance else {},
+        aux_losses={"router_aux_loss": (loss, jnp.ones(()))} if c.balance else {},
         metrics=measures(routers[BIAS]) | further if BIAS in routers else further,
         mtp_values=tuple(ahead),
         mtp_weight=c.mtp_weight,

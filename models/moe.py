@@ -104,7 +104,7 @@ def spoken(says: dict[str, Any], balance: float) -> dict[str, Any]:
     if not stacks:
         return {}
     layers = jax.tree.map(lambda *each: jnp.concatenate(each), *stacks)
-    loss = {"balance": (balance * pooled_balance(layers), jnp.ones(()))} if balance else {}
+    loss = {"router_aux_loss": (balance * pooled_balance(layers), jnp.ones(()))} if balance else {}
     return {"metrics": measures(layers), "aux_losses": loss}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import renamed
 from errors import UsageError, unknown
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -78,7 +79,7 @@ def require_choice(config: Any, **legal: Mapping[str, Any] | tuple[str, ...]) ->
         value = getattr(config, name)
         for one in value if isinstance(value, tuple) else (value,):
             if one not in names:
-                raise unknown(f"value of {_family(config)}'s {name}", one, names)
+                raise unknown(f"value of {_family(config)}'s {name}", one, names, renamed.WORDS.get(f"train.{name}"))
 
 
 def check_types(config: Any) -> None:

@@ -49,7 +49,7 @@ CASES = {
         dict(head="classes", cell="gru", inputs=4, width=32, bidirectional=True, pool="max", classes=4),
         (6, 4),
     ),
-    "elman_values": Case("rnn", "squared", dict(head="values", cell="elman", inputs=4, width=32, outputs=2), (6, 4)),
+    "elman_values": Case("rnn", "mse", dict(head="values", cell="elman", inputs=4, width=32, outputs=2), (6, 4)),
     "gpt": Case("gpt", "next_token", LM | dict(depth=2)),
     "llama": Case("llama", "next_token", GROUPED | dict(depth=3, hidden=48, window=4, sliding=(0,))),
     "mixtral": Case(
@@ -207,7 +207,7 @@ def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
         batch["boxes"] = np.concatenate([corner + size / 2, size], -1).astype(np.float32)
         batch["kinds"] = draw.integers(0, case.fields["classes"], (B, 3)).astype(np.int32)
         batch["there"] = (np.arange(3) < draw.integers(0, 4, B)[:, None]).astype(np.float32)
-    elif case.loss == "squared":
+    elif case.loss == "mse":
         batch["target"] = draw.normal(size=(B, case.fields["outputs"])).astype(np.float32)
     else:
         batch["label"] = draw.integers(0, case.fields.get("classes", 10), B).astype(np.int32)

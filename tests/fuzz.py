@@ -101,7 +101,7 @@ class Fuzz:
         for argv in (
             ["train", f"--workdir={self.run}", *self.xor[2:]],
             [*self.gpt, f"--workdir={folder / 'gpt'}"],
-            ["convert", f"--workdir={folder / 'gpt'}", f"--to={self.hub}"],
+            ["convert", f"--workdir={folder / 'gpt'}", f"--export={self.hub}"],
         ):
             code, said = answer(argv)
             assert code == 0, said
@@ -166,7 +166,7 @@ class Fuzz:
             "train": "pydoc_text",
         }
         calm = [f"--{n}={given[n]}" for n in usage.flags_of(verb) if n in given and n != name]
-        drop = self.random.choice(("--from", "--workdir")) if verb != "train" else "--from"
+        drop = self.random.choice(("--pretrained", "--workdir")) if verb != "train" else "--pretrained"
         return [verb, *(a for a in calm if not a.startswith(drop)), f"--{name}={self.random.choice(STRANGE)}"], ("",)
 
     def config_file(self) -> Case:
@@ -203,13 +203,13 @@ class Fuzz:
         self._change(there)
         stop = "--config.model.nosuch=1"  # ends what is right so far, before anything compiles
         argv = {
-            "hub": self.random.choice((["convert", f"--from={copy}"], ["sample", f"--from={copy}", "--tokens=1"])),
+            "hub": [*self.random.choice((["convert"], ["sample", "--max_new_tokens=1"])), f"--pretrained={copy}"],
             "classes": ["train", f"--config={self.configs}/cnn.py:digits", f"--config.data.name={copy}", stop],
             "words": [*self.gpt, f"--config.data.tokenizer={copy}", stop],
             "boxes": ["train", f"--config={self.configs}/yolo.py:bccd", f"--config.data.name={copy}", stop,
                       "--config.data.split=train2017", "--config.eval.split=val2017"],
-            "darknet": ["convert", f"--from={copy}"],
-            "quiz.jsonl": ["eval", f"--from={self.hub}", f"--dataset={there}"],
+            "darknet": ["convert", f"--pretrained={copy}"],
+            "quiz.jsonl": ["eval", f"--pretrained={self.hub}", f"--dataset={there}"],
             "text.txt": [*self.gpt, f"--config.data.name={there}", "--config.data.tokenizer=char", stop],
             "run": self.random.choice((["train"], ["eval"])),
         }[top]  # fmt: skip

@@ -86,7 +86,7 @@ def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
         mine = jax.device_put(params, place.shardings(model.specs["params"]))
         keys = models.per_row_keys(jax.random.key(0), jax.device_put(jnp.arange(16), place.sharding("batch")))
         got, (terms, _, _) = jax.jit(grad)(mine, {}, put, keys, total, {})
-    np.testing.assert_allclose(terms["ahead"][0] / terms["ahead"][1], foretold, rtol=1e-5)
+    np.testing.assert_allclose(terms["mtp_loss"][0] / terms["mtp_loss"][1], foretold, rtol=1e-5)
     whole = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(want)))
     for name, g in flatten(got).items():
         assert np.linalg.norm(g - flatten(want)[name]) <= 2e-5 * max(np.linalg.norm(g), 1e-3 * whole), name

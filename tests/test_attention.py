@@ -133,7 +133,7 @@ def test_what_is_seen_both_ways_and_through_padding() -> None:
 def kernel_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The TPU's kernel, interpreted on the CPU."""
     run = attention.on_shards(partial(kernels.splash, interpret=True))
-    monkeypatch.setitem(BACKENDS, "kernel", dataclasses.replace(BACKENDS["kernel"], run=run, platforms=("cpu",)))
+    monkeypatch.setitem(BACKENDS, "splash", dataclasses.replace(BACKENDS["splash"], run=run, platforms=("cpu",)))
 
 
 @cache
@@ -161,11 +161,11 @@ def hold(backend: str, ask: str) -> None:
 
 # What other asks have in them too, or what the kernel is asked for below at once.
 LATE = {
-    **dict.fromkeys([("xla", "window"), ("xla", "float32"), ("kernel", "window both ways")], pytest.mark.slow),
-    **dict.fromkeys([("kernel", ask) for ask in ("window", "groups", "soft cap", "sinks")], pytest.mark.weekly),
+    **dict.fromkeys([("xla", "window"), ("xla", "float32"), ("splash", "window both ways")], pytest.mark.slow),
+    **dict.fromkeys([("splash", ask) for ask in ("window", "groups", "soft cap", "sinks")], pytest.mark.weekly),
 }
 MATRIX = [
-    pytest.param(backend, ask, marks=LATE.get((backend, ask), ())) for backend in ("xla", "kernel") for ask in ASKS
+    pytest.param(backend, ask, marks=LATE.get((backend, ask), ())) for backend in ("xla", "splash") for ask in ASKS
 ]
 
 
@@ -185,7 +185,7 @@ def test_the_kernel_takes_all_its_features_at_once(kernel_here: None) -> None:
     """Over several blocks of keys and of queries, by a scale that is known when it runs."""
     arrays, sight, how = case(length=3 * T, **TOGETHER)
     call = partial(attention.attention, sight=sight, **{**how, "scale": jnp.asarray(how["scale"])})
-    assert_close(value_and_gradients(partial(call, backend="kernel"), arrays), value_and_gradients(call, arrays))
+    assert_close(value_and_gradients(partial(call, backend="splash"), arrays), value_and_gradients(call, arrays))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_the_kernel_takes_all_its_features_at_once(kernel_here: None) -> None:
         ),
         ("cudnn", dict(), "float32; the platform cpu. Able"),
         ("cudnn", dict(dtype="bfloat16", width=12), "heads of width 12, no multiple of 8;"),
-        ("kernel", dict(), "attention = 'kernel' cannot take the platform cpu. Able"),
-        ("kernel", dict(length=100), "100 tokens, no multiple of 128;"),
+        ("splash", dict(), "attention = 'splash' cannot take the platform cpu. Able"),
+        ("splash", dict(length=100), "100 tokens, no multiple of 128;"),
         ("xla", dict(sinks=True, rate=0.1), "dropout on the weights; sinks. Able here: reference"),
     ],
 )
@@ -247,8 +247,8 @@ def on(text: str, kv_heads: int) -> mesh.Placement:
         ("xla", "dp:2,fsdp:2,tp:2", 2),
         ("xla", "fsdp:2,cp:2,tp:2", 1),
         ("reference", "dp:2,cp:2,tp:2", 1),
-        pytest.param("kernel", "dp:2,tp:2", 2, marks=pytest.mark.weekly),
-        ("kernel", "fsdp:4,tp:2", 1),
+        pytest.param("splash", "dp:2,tp:2", 2, marks=pytest.mark.weekly),
+        ("splash", "fsdp:4,tp:2", 1),
     ],
 )
 def test_sharded_equals_whole(backend: str, text: str, kv_heads: int, kernel_here: None) -> None:
@@ -269,8 +269,8 @@ def test_sharded_equals_whole(backend: str, text: str, kv_heads: int, kernel_her
 def test_a_backend_that_cannot_have_time_cut_says_so(kernel_here: None) -> None:
     arrays, sight, how = case()
     place = on("cp:2", N)
-    with jax.set_mesh(place.mesh), pytest.raises(UsageError, match=r"'kernel' cannot take time cut over .* cp\. Able"):
-        attention.attention(**arrays, sight=sight, backend="kernel", place=place, **how)
+    with jax.set_mesh(place.mesh), pytest.raises(UsageError, match=r"'splash' cannot take time cut over .* cp\. Able"):
+        attention.attention(**arrays, sight=sight, backend="splash", place=place, **how)
 
 
 # Models
@@ -278,7 +278,7 @@ def test_a_backend_that_cannot_have_time_cut_says_so(kernel_here: None) -> None:
 
 @pytest.mark.parametrize(
     ("name", "backend", "shape"),
-    [("gpt", "xla", dict(layer_scale=True)), ("llama", "kernel", dict(context=T, depth=2, window=20))],
+    [("gpt", "xla", dict(layer_scale=True)), ("llama", "splash", dict(context=T, depth=2, window=20))],
 )
 def test_a_model_asks_by_its_config(name: str, backend: str, shape: dict[str, Any], kernel_here: None) -> None:
     """The backend changes rounding only."""

@@ -109,13 +109,13 @@ def test_what_is_evaluated_is_resized_and_cropped() -> None:
     """By 0.875 where sizes vary; by nothing where all have one; by what is said, also where it is the size."""
     some, alike = photos(), images()
     look = lambda image, **how: augment.Images(size=(6, 6), **how)({"image": image}, 0, np.arange(len(image)))["image"]  # noqa: E731
-    for share, got in ((0.875, look(some)), (0.5, look(some, crop=0.5))):
+    for share, got in ((0.875, look(some)), (0.5, look(some, crop_pct=0.5))):
         want = np.stack([geometry.fit(image, Frame((6, 6), share)) for image in some])
         np.testing.assert_array_equal(got, want.astype(np.float32) / 255)
     np.testing.assert_array_equal(look(alike), alike.astype(np.float32) / 255)
     halves = np.stack([geometry.fit(image, Frame((6, 6), 0.5, "stretch", "nearest")) for image in alike])
     np.testing.assert_array_equal(
-        look(alike, crop=0.5, fit="stretch", resample="nearest"), halves.astype(np.float32) / 255
+        look(alike, crop_pct=0.5, resize_mode="stretch", interpolation="nearest"), halves.astype(np.float32) / 255
     )
     larger = np.repeat(np.repeat(alike, 2, 1), 2, 2)
     assert np.abs(look(larger) - look(alike)).mean() < 0.15  # the whole of each, not its middle
@@ -149,11 +149,11 @@ def test_a_mean_of_each_channel() -> None:
     """One number, or one a channel; another count is refused, and so are sizes that differ where none is wanted."""
     mean, deviation = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
     image = np.repeat(images()[..., :1], 3, -1)
-    got = augment.Images(mean=mean, deviation=deviation)({"image": image}, 0, np.arange(8))["image"]
+    got = augment.Images(mean=mean, std=deviation)({"image": image}, 0, np.arange(8))["image"]
     np.testing.assert_allclose(got, (image / 255 - mean) / deviation, rtol=1e-5, atol=1e-6)
     assert got.dtype == np.float32
-    with pytest.raises(UsageError, match=r"'data\.deviation' = \(1\.0, 2\.0\): the images have 3 channel"):
-        augment.Images(deviation=(1.0, 2.0))({"image": image}, 0, np.arange(8))
+    with pytest.raises(UsageError, match=r"'data\.std' = \(1\.0, 2\.0\): the images have 3 channel"):
+        augment.Images(std=(1.0, 2.0))({"image": image}, 0, np.arange(8))
     with pytest.raises(UsageError, match=r"set data\.size"):
         augment.Images()({"image": photos()}, 0, np.arange(8))
 

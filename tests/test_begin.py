@@ -124,7 +124,7 @@ def test_a_vocabulary_of_another_tokenizer_is_not_taken_over(tmp_path: Path, cap
     text = ["--config=configs/rnn.py:shakespeare", "--config.data.name=pydoc_text", "--config.model.width=16"]
     text += ["--config.model.embed=8", "--config.model.context=16", "--config.train.batch=8", "--config.train.steps=1"]
     text += ["--config.schedule.warmup=0", "--config.eval.limit=1", "--config.eval.overlap=0", "--config.eval.batch=8"]
-    word, byte = ["--config.data.tokenizer=word", "--config.data.vocab=300"], ["--config.data.tokenizer=byte"]
+    word, byte = ["--config.data.tokenizer=word", "--config.data.vocab_size=300"], ["--config.data.tokenizer=byte"]
     assert launch.main(["train", f"--workdir={tmp_path}/a", *text, *word]) == 0
     begin = ["train", f"--workdir={tmp_path}/b", *text, *byte, f"--config.init_from={tmp_path}/a"]
     assert launch.main(begin) == 2
@@ -152,8 +152,11 @@ def test_the_average_of_schedule_free_is_what_another_run_begins_with(tmp_path: 
         (["--config.init_rename=a:b"], "'init_rename' = 'a:b' has no effect: it is read where init_from is set"),
         (["--config.optim.name=schedule_free", "--config.optim.ema=0.9"], "schedule_free averages by itself"),
         (["--config.optim.name=schedule_free", "--config.train.precision=bf16_params"], "wants float32 parameters"),
-        (["--config.train.gradient=equations", "--config.train.smoothing=0.1"], "knows neither train.smoothing"),
-        (["--config.train.gradient=scalar", "--config.train.z_loss=0.1"], "knows neither train.smoothing"),
+        (
+            ["--config.train.gradient=equations", "--config.train.label_smoothing=0.1"],
+            "knows neither train.label_smoothing",
+        ),
+        (["--config.train.gradient=scalar", "--config.train.z_loss=0.1"], "knows neither train.label_smoothing"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(more: list[str], says: str, tmp_path: Path, capsys) -> None:
@@ -248,7 +251,10 @@ def test_a_folder_without_parameters_is_refused(tmp_path: Path, capsys) -> None:
 
 
 def test_extras_are_for_training_alone(tmp_path: Path) -> None:
-    assert train(tmp_path / "w", "--config.train.smoothing=0.9", "--config.optim.lr=0", "--config.train.steps=1") == 0
+    assert (
+        train(tmp_path / "w", "--config.train.label_smoothing=0.9", "--config.optim.lr=0", "--config.train.steps=1")
+        == 0
+    )
     lines = {r["kind"]: r["metrics"]["loss"] for r in metrics.read(str(tmp_path / "w")) if r["kind"] != "event"}
     assert train(tmp_path / "v", "--config.optim.lr=0", "--config.train.steps=1") == 0
     plain = {r["kind"]: r["metrics"]["loss"] for r in metrics.read(str(tmp_path / "v")) if r["kind"] != "event"}

@@ -18,7 +18,7 @@ from train.update import chunked, losses
 
 B, T, V, D, VOCAB = 8, 6, 24, 16, 21
 MESHES = ("dp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
-EXTRAS: dict[str, Any] = dict(smoothing=0.1, z_loss=0.01)
+EXTRAS: dict[str, Any] = dict(label_smoothing=0.1, z_loss=0.01)
 
 
 def parts(dtype: Any = jnp.float32) -> dict[str, jax.Array]:

@@ -83,8 +83,8 @@ def test_every_config_file_is_tested() -> None:
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
-        ("optim.clip", "None", None),
-        ("optim.clip", "1", 1.0),
+        ("optim.clip_norm", "None", None),
+        ("optim.clip_norm", "1", 1.0),
         ("optim.lr", "3e-4", 3e-4),
         ("train.steps", "1e4", 10_000),
         ("train.steps", "10_000", 10_000),

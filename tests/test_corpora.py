@@ -122,9 +122,9 @@ def test_hidden_copies_are_passed_over_and_endings_are_in_any_case(tmp_path: Pat
 
 def test_a_jsonl_file_is_of_questions_where_its_rows_have_choices(tmp_path: Path) -> None:
     name = str(write(tmp_path, ".jsonl", DOCUMENTS))
-    assert questions.kind_of(None, name, None) == "text"
+    assert questions.kind_of(None, name, None) == "perplexity"
     (tmp_path / "corpus.jsonl").write_text('\n{"context": "a", "choices": ["b"], "answer": 0}\n')
-    assert questions.kind_of(None, name, None) == "choices"
+    assert questions.kind_of(None, name, None) == "multiple_choice"
 
 
 def test_a_path_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

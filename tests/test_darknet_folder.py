@@ -108,28 +108,30 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         return capsys.readouterr().out
 
     data = f"--dataset={tmp_path}/set"
-    first = said("eval", f"--from={made}", data)
+    first = said("eval", f"--pretrained={made}", data)
     assert "data.size = (32, 64)" in first
     (made / "obj.names").write_text("cat\nbird\n")  # the data have bird before cat
-    assert launch.main(["eval", f"--from={made}", data]) == 2
+    assert launch.main(["eval", f"--pretrained={made}", data]) == 2
     assert "names the classes cat, bird; " in capsys.readouterr().err
     (made / "obj.names").write_text("bird\ncat\n")
-    assert "checkpoint 0 in" in said("convert", f"--from={made}", f"--workdir={tmp_path}/w")
+    assert "checkpoint 0 in" in said("convert", f"--pretrained={made}", f"--workdir={tmp_path}/w")
     then = said("eval", f"--workdir={tmp_path}/w", data)
     figures = next(line for line in first.splitlines() if "map_50" in line).partition(": ")[2]
     assert figures in then
-    said("convert", f"--workdir={tmp_path}/w", f"--to={tmp_path}/b")
+    said("convert", f"--workdir={tmp_path}/w", f"--export={tmp_path}/b")
     for ours, theirs in (("yolo.weights", "cells.weights"), ("yolo.cfg", "cells.cfg"), ("obj.names", "obj.names")):
         assert (tmp_path / "b" / ours).read_bytes() == (made / theirs).read_bytes()
     more = [f"--config.data.name={tmp_path}/set", "--config.data.size=(32, 64)", "--config.eval.split=val"]
     more += [f"--config.init_from={tmp_path}/b", "--config.train.steps=1", "--config.schedule.warmup=0"]
     begun = said("train", "--config=configs/yolo.py:bccd", f"--workdir={tmp_path}/v", *more)
     wide = folder_of(tmp_path / "c", models.build("yolo", **{**size, "classes": 5}))
-    told = said("eval", f"--from={wide}", data, "--config.model.inputs=(64, 64, 3)", "--config.model.ignore_thresh=0.9")
+    told = said(
+        "eval", f"--pretrained={wide}", data, "--config.model.inputs=(64, 64, 3)", "--config.model.ignore_thresh=0.9"
+    )
     assert "data.size = (64, 64)" in told
     assert "has 2, which are taken for the first of the network's 5" in told
-    said("convert", f"--from={wide}", f"--workdir={tmp_path}/x", "--config.model.inputs=(64, 64, 3)")
-    assert "data.size = (64, 64)" in said("eval", f"--from={made}", data, "--config.model.inputs=(64, 64, 3)")
+    said("convert", f"--pretrained={wide}", f"--workdir={tmp_path}/x", "--config.model.inputs=(64, 64, 3)")
+    assert "data.size = (64, 64)" in said("eval", f"--pretrained={made}", data, "--config.model.inputs=(64, 64, 3)")
     assert f"59 leaves loaded from {tmp_path}/b; fresh: none; ignored: none" in begun
 
 
@@ -140,12 +142,12 @@ def test_a_set_that_is_not_prepared_is_told_as_such(
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     made = folder_of(tmp_path / "a", tiny("yolo"))
-    assert launch.main(["eval", f"--from={made}", "--dataset=bccd"]) == 2
+    assert launch.main(["eval", f"--pretrained={made}", "--dataset=bccd"]) == 2
     assert "data set 'bccd' is not prepared" in capsys.readouterr().err
 
 
 def test_layers_that_no_size_has_make_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = folder_of(tmp_path / "a", tiny("yolo"))
-    assert launch.main(["convert", f"--from={made}", f"--workdir={tmp_path}/w"]) == 2
+    assert launch.main(["convert", f"--pretrained={made}", f"--workdir={tmp_path}/w"]) == 2
     assert "its layers are those of none of the sizes of yolo, yolov2, " in capsys.readouterr().err
     assert not (tmp_path / "w").exists()

@@ -84,7 +84,7 @@ def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, fl
     """The terms of one image."""
     maps = [np.asarray(one[n], np.float64) for one in value.maps]
     truths, answers = answers_of(value, batch, n)
-    terms = {"box": 0.0, "object": 0.0, "class": 0.0, "iou": 0.0, "count": 0.0}
+    terms = {"box_loss": 0.0, "objectness_loss": 0.0, "class_loss": 0.0, "iou": 0.0, "count": 0.0}
     for s, one in enumerate(maps):
         Y, X, Q = one.shape[:3]
         for y, x, q in np.ndindex(Y, X, Q):
@@ -92,7 +92,7 @@ def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, fl
             box = box_of(t, (w, h), (y, x), (Y, X))
             if (s, y, x, q) not in answers:
                 if all(iou_by_hand(box, truth) <= value.ignore for truth, _ in truths):
-                    terms["object"] += squash(t[4]) ** 2 / 2 if value.exclusive else cross(t[4], 0)
+                    terms["objectness_loss"] += squash(t[4]) ** 2 / 2 if value.exclusive else cross(t[4], 0)
                 continue
             mine = answers[s, y, x, q]
             truth, kind = mine[-1]
@@ -102,14 +102,14 @@ def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, fl
             terms["count"] += 1
             weight, sizes = 2 - truth[2] * truth[3], np.sum((t[2:4] - target[2:]) ** 2) / 2
             if value.exclusive:
-                terms["box"] += weight * (np.sum((squash(t[:2]) - target[:2]) ** 2) / 2 + sizes)
-                terms["object"] += 5 * (squash(t[4]) - fit) ** 2 / 2
-                terms["class"] += -np.log(np.exp(t[5 + kind]) / np.exp(t[5:]).sum())
+                terms["box_loss"] += weight * (np.sum((squash(t[:2]) - target[:2]) ** 2) / 2 + sizes)
+                terms["objectness_loss"] += 5 * (squash(t[4]) - fit) ** 2 / 2
+                terms["class_loss"] += -np.log(np.exp(t[5 + kind]) / np.exp(t[5:]).sum())
             else:
-                terms["box"] += weight * (sum(cross(t[i], target[i]) for i in (0, 1)) + sizes)
-                terms["object"] += cross(t[4], 1)
+                terms["box_loss"] += weight * (sum(cross(t[i], target[i]) for i in (0, 1)) + sizes)
+                terms["objectness_loss"] += cross(t[4], 1)
                 kinds = {k for _, k in mine}
-                terms["class"] += sum(cross(t[5 + k], float(k in kinds)) for k in range(C))
+                terms["class_loss"] += sum(cross(t[5 + k], float(k in kinds)) for k in range(C))
     return terms
 
 
@@ -123,12 +123,14 @@ def test_loss_is_that_of_loops(exclusive: bool, seed: int) -> None:
     """Each term of each image, v3's and v2's; a row counts by its weight."""
     value, batch = value_for(exclusive, seed), batch_for(seed + 10)
     terms = jax.device_get(terms_of(value, batch))
-    assert set(terms) == {"loss", "box", "object", "class", "iou"}
+    assert set(terms) == {"loss", "box_loss", "objectness_loss", "class_loss", "iou"}
     for n, w in enumerate(batch["weight"]):
         want = by_loops(value, batch, n)
-        for name in ("box", "object", "class", "iou"):
+        for name in ("box_loss", "objectness_loss", "class_loss", "iou"):
             np.testing.assert_allclose(terms[name][0][n], w * want[name], rtol=2e-5, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(terms["loss"][0][n], w * (want["box"] + want["object"] + want["class"]), rtol=2e-5)
+        np.testing.assert_allclose(
+            terms["loss"][0][n], w * (want["box_loss"] + want["objectness_loss"] + want["class_loss"]), rtol=2e-5
+        )
         assert float(terms["loss"][1][n]) == w
         assert float(terms["iou"][1][n]) == w * want["count"]
 
@@ -140,8 +142,8 @@ def test_of_two_boxes_with_one_prediction_the_last_is_learnt() -> None:
         turned[name][0, :3] = batch[name][0, 2::-1]
     for exclusive in (False, True):
         one, two = (terms_of(value_for(exclusive), b) for b in (batch, turned))
-        assert float(one["box"][0][0]) != float(two["box"][0][0])
-        same = float(one["class"][0][0]) == pytest.approx(float(two["class"][0][0]), rel=1e-5)
+        assert float(one["box_loss"][0][0]) != float(two["box_loss"][0][0])
+        same = float(one["class_loss"][0][0]) == pytest.approx(float(two["class_loss"][0][0]), rel=1e-5)
         assert same == (not exclusive)
 
 

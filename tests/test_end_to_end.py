@@ -39,9 +39,13 @@ def test_a_translator(
     """A Transformer learns four sentences by heart; a BPE is learnt and goes along; BLEU is of the limited exam too."""
     args = [
         *("train", f"--workdir={tmp_path}/w", f"--config=configs/{config}.py:multi30k"),
-        *(f"--config.data.name={texts(tmp_path / 'pairs')}", "--config.data.vocab=290", "--config.eval.split=test"),
+        *(
+            f"--config.data.name={texts(tmp_path / 'pairs')}",
+            "--config.data.vocab_size=290",
+            "--config.eval.split=test",
+        ),
         *("--config.train.batch=16", "--config.schedule.name=constant", "--config.schedule.warmup=0"),
-        *("--config.model.dropout=0", "--config.train.smoothing=0", "--config.eval.every=None"),
+        *("--config.model.dropout=0", "--config.train.label_smoothing=0", "--config.eval.every=None"),
         *(f"--config.model.{knob}" for knob in knobs),
     ]
     assert launch.main([*args, "--config.train.steps=60"]) == 0
@@ -63,13 +67,13 @@ def test_a_mixture_of_pairs_has_rows_of_one_length(tmp_path: Path, capsys: pytes
     (second / "train.en").write_text("\n".join([lines[0] * 5, *lines[1:]]) + "\n")
     args = [
         *("train", f"--workdir={tmp_path}/w", "--config=configs/transformer.py:multi30k", "--config.train.steps=1"),
-        *(f"--config.data.name={first},{second}", "--config.data.vocab=290", "--config.eval.split=test"),
+        *(f"--config.data.name={first},{second}", "--config.data.vocab_size=290", "--config.eval.split=test"),
         *("--config.train.batch=16", "--config.schedule.warmup=0", "--config.model.width=32", "--config.model.depth=1"),
     ]
-    assert launch.main([*args, "--config.data.length=None"]) == 2
+    assert launch.main([*args, "--config.data.max_length=None"]) == 2
     assert "give the tokens of a row, as 64" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
-    assert launch.main([*args, "--config.data.length=40"]) == 0, capsys.readouterr().err
+    assert launch.main([*args, "--config.data.max_length=40"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_answers_on_a_mesh_are_the_models(name: str) -> None:
         right = value.argmax(-1) == batch["label"]
         assert got.metrics["accuracy"] == right.mean()
         five = np.argsort(-value, -1, kind="stable")[:, :5]
-        assert got.metrics["accuracy_top5"] == (five == batch["label"][:, None]).any(-1).mean()
+        assert got.metrics["top5_accuracy"] == (five == batch["label"][:, None]).any(-1).mean()
         shares = np.exp(value - value.max(-1, keepdims=True))
         sure = (shares / shares.sum(-1, keepdims=True)).max(-1)
         np.testing.assert_allclose(got.rows.confidence, sure, rtol=1e-5)
@@ -198,4 +198,4 @@ def test_what_is_many_values_a_row_is_not_kept() -> None:
     tokens = {"targets": jnp.zeros((2, 3), jnp.int32), "weight": jnp.ones((2, 3))}
     assert losses.TASKS["next_token"].answers(jnp.zeros((2, 3, 5)), tokens) == {}
     image = jnp.zeros((2, losses.FEW + 1))
-    assert losses.TASKS["squared"].answers(image, {"target": image, "weight": jnp.ones(2)}) == {}
+    assert losses.TASKS["mse"].answers(image, {"target": image, "weight": jnp.ones(2)}) == {}

@@ -36,12 +36,12 @@ NEWER = ("mixtral", "gemma", "gemma4", "deepseek", "gpt_oss", "llama4")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """W, a run of a Llama with a BPE of its own and a running mean, and H, its folder of the hub."""
     home = tmp_path_factory.mktemp("export")
-    learn = ["tokenizer", "--train=pydoc_text", "--size=400", f"--to={home}/bpe.json"]
+    learn = ["tokenizer", "--data=pydoc_text", "--vocab_size=400", f"--output={home}/bpe.json"]
     assert launch.main(learn) == 0
     more = [f"--config.data.tokenizer={home}/bpe.json", "--config.optim.ema=0.5", "--config.model.kv_heads=2"]
     assert launch.main(["train", "--config=configs/llama.py:quick", f"--workdir={home}/W", *SMALL, *more]) == 0
     (home / "bpe.json").unlink()  # from here on the checkpoint's own will do
-    assert launch.main(["convert", f"--workdir={home}/W", f"--to={home}/H"]) == 0
+    assert launch.main(["convert", f"--workdir={home}/W", f"--export={home}/H"]) == 0
     jax.set_mesh(None)
     return home
 
@@ -66,18 +66,18 @@ def test_it_is_the_running_mean_that_goes_out(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_folder_is_measured_and_sampled_as_its_run(folder: Path, capsys) -> None:
     """The same figures and the same text; what was loaded is told."""
-    sample = ["--prompt=The import", "--tokens=24", "--temperature=0"]
+    sample = ["--prompt=The import", "--max_new_tokens=24", "--temperature=0"]
     ours = said(capsys, "sample", f"--workdir={folder}/W", *sample)
-    theirs = said(capsys, "sample", f"--from={folder}/H", *sample)
+    theirs = said(capsys, "sample", f"--pretrained={folder}/H", *sample)
     assert theirs.endswith(ours)
     assert "20 tensors, 0 fresh, 0 left over" in theirs
-    both = said(capsys, "sample", f"--from={folder}/H", *sample, "--prompt=If", "--stats")
+    both = said(capsys, "sample", f"--pretrained={folder}/H", *sample, "--prompt=If", "--timing")
     assert ours.strip() in both
     assert "prefill: " in both
     assert "decode: " in both
     held = ["--dataset=pydoc_text", "--config.eval.split=validation", "--config.eval.batch=8", "--config.eval.limit=2"]
     ours = said(capsys, "eval", f"--workdir={folder}/W", *held)
-    theirs = said(capsys, "eval", f"--from={folder}/H", *held)
+    theirs = said(capsys, "eval", f"--pretrained={folder}/H", *held)
     figure = theirs.rpartition("validation: ")[2].partition(",")[0]
     assert figure.startswith("loss ")
     assert f"ema_{figure}" in ours
@@ -85,8 +85,8 @@ def test_a_folder_is_measured_and_sampled_as_its_run(folder: Path, capsys) -> No
 
 @pytest.mark.slow
 def test_what_is_brought_in_goes_out_again_bit_for_bit(folder: Path, tmp_path: Path, capsys) -> None:
-    assert "checkpoint 0 in" in said(capsys, "convert", f"--from={folder}/H", f"--workdir={tmp_path}/W")
-    said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
+    assert "checkpoint 0 in" in said(capsys, "convert", f"--pretrained={folder}/H", f"--workdir={tmp_path}/W")
+    said(capsys, "convert", f"--workdir={tmp_path}/W", f"--export={tmp_path}/H")
     names = "model.safetensors config.json tokenizer.json tokenizer_config.json generation_config.json"
     for name in names.split():
         assert (tmp_path / "H" / name).read_bytes() == (folder / "H" / name).read_bytes(), name
@@ -107,11 +107,11 @@ def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp
     ):
         (hub / name).write_text(json.dumps({**json.loads((hub / name).read_text()), **more}))
     (hub / "chat_template.jinja").write_text("{{ messages }}")
-    assert launch.main(["convert", f"--from={hub}", f"--workdir={tmp_path}/W"]) == 2
+    assert launch.main(["convert", f"--pretrained={hub}", f"--workdir={tmp_path}/W"]) == 2
     assert "novelty = 1" in capsys.readouterr().err
     (tmp_path / ".again.part").mkdir()  # as a conversion leaves that is killed
-    said(capsys, "convert", f"--from={hub}", f"--workdir={tmp_path}/W", "--ignore=novelty")
-    said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/again")
+    said(capsys, "convert", f"--pretrained={hub}", f"--workdir={tmp_path}/W", "--ignore_key=novelty")
+    said(capsys, "convert", f"--workdir={tmp_path}/W", f"--export={tmp_path}/again")
     one, two = (tokenizer_reader.read(path) for path in (hub, tmp_path / "again"))
     assert (one.prefix, one.ends) == ((0,), (0, 7, 9))
     assert (two.prefix, two.suffix, two.ends, two.eot) == (one.prefix, one.suffix, one.ends, one.eot)
@@ -120,7 +120,7 @@ def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp
     assert not list(tmp_path.glob(".*.part"))
     # the split that there is, where none is asked for
     assert "pydoc_text, validation" in said(
-        capsys, "eval", f"--from={tmp_path}/again", "--dataset=pydoc_text", "--config.eval.limit=1"
+        capsys, "eval", f"--pretrained={tmp_path}/again", "--dataset=pydoc_text", "--config.eval.limit=1"
     )
 
 
@@ -128,10 +128,10 @@ def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp
 def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> None:
     lines = [{"context": "a", "choices": ["b", "c d"], "answer": i % 2} for i in range(4)]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    out = said(capsys, "eval", f"--from={folder}/H", f"--dataset={tmp_path}/q.jsonl")
+    out = said(capsys, "eval", f"--pretrained={folder}/H", f"--dataset={tmp_path}/q.jsonl")
     assert "choices: acc 0.5000 ± 0.2887, acc_norm 0.5000" in out
     assert "4 examples" in out
-    words = said(capsys, "eval", f"--workdir={folder}/W", "--as=last_word", "--config.eval.limit=1")
+    words = said(capsys, "eval", f"--workdir={folder}/W", "--task=lambada", "--config.eval.limit=1")
     assert "last words: loss" in words
 
 
@@ -139,22 +139,22 @@ def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> 
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["eval", "--from=H", "--workdir=W", "--dataset=x"], "give one of them"),
-        (["eval", "--from=H"], "--dataset is missing"),
-        (["eval", "--from=H", "--dataset=digits"], "holds examples with"),
-        (["eval", "--from=H", "--dataset=pydoc_text", "--as=choises"], "'choices'"),
-        (["eval", "--from=H", "--dataset=pydoc_text", "--as=choices"], "holds no questions"),
-        (["eval", "--from=H", "--dataset=pydoc_text", "--config.optim.lr=1"], "has no effect here"),
-        (["eval", "--from=H", "--dataset=pydoc_text", "--config.model.family=gpt"], "cannot be set: the folder"),
-        (["eval", "--from=H", "--dataset=nowhere.txt"], "no .txt file, nor one of rows"),
-        (["eval", "--from=H", "--dataset=short.txt", "--config.eval.split=train"], "holds nothing to predict"),
+        (["eval", "--pretrained=H", "--workdir=W", "--dataset=x"], "give one of them"),
+        (["eval", "--pretrained=H"], "--dataset is missing"),
+        (["eval", "--pretrained=H", "--dataset=digits"], "holds examples with"),
+        (["eval", "--pretrained=H", "--dataset=pydoc_text", "--task=multiple_choise"], "'choices'"),
+        (["eval", "--pretrained=H", "--dataset=pydoc_text", "--task=multiple_choice"], "holds no questions"),
+        (["eval", "--pretrained=H", "--dataset=pydoc_text", "--config.optim.lr=1"], "has no effect here"),
+        (["eval", "--pretrained=H", "--dataset=pydoc_text", "--config.model.family=gpt"], "cannot be set: the folder"),
+        (["eval", "--pretrained=H", "--dataset=nowhere.txt"], "no .txt file, nor one of rows"),
+        (["eval", "--pretrained=H", "--dataset=short.txt", "--config.eval.split=train"], "holds nothing to predict"),
         (["eval", "--workdir=W", "--dataset=digits"], "holds examples with"),
-        (["sample", "--from=nowhere"], "nowhere"),
-        (["sample", "--from=H", "--top_p=2"], "top_p"),
-        (["convert", "--workdir=W"], "--to=DIR"),
-        (["convert", "--workdir=W", "--to=N", "--ignore=x"], "goes with --from"),
-        (["convert", "--workdir=W", "--from=H"], "holds checkpoints already"),
-        (["convert", "--workdir=W", "--to=H"], "no empty folder"),
+        (["sample", "--pretrained=nowhere"], "nowhere"),
+        (["sample", "--pretrained=H", "--top_p=2"], "top_p"),
+        (["convert", "--workdir=W"], "--export=DIR"),
+        (["convert", "--workdir=W", "--export=N", "--ignore_key=x"], "goes with --pretrained"),
+        (["convert", "--workdir=W", "--pretrained=H"], "holds checkpoints already"),
+        (["convert", "--workdir=W", "--export=H"], "no empty folder"),
     ],
 )
 def test_mistakes_get_one_line(argv: list[str], says: str, folder: Path, capsys) -> None:
@@ -174,12 +174,12 @@ def exported(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pyt
     if request.param == "llama":
         return folder / "H"
     home = tmp_path_factory.mktemp(request.param)
-    learn = ["tokenizer", "--train=pydoc_text", "--size=400", f"--to={home}/bpe.json"]
+    learn = ["tokenizer", "--data=pydoc_text", "--vocab_size=400", f"--output={home}/bpe.json"]
     assert launch.main(learn) == 0
     more = [f"--config.data.tokenizer={home}/bpe.json"]
     run = ["train", f"--config=configs/{request.param}.py:quick", f"--workdir={home}/W", *SMALL, *more]
     assert launch.main(run) == 0
-    assert launch.main(["convert", f"--workdir={home}/W", f"--to={home}/H"]) == 0
+    assert launch.main(["convert", f"--workdir={home}/W", f"--export={home}/H"]) == 0
     jax.set_mesh(None)
     return home / "H"
 
@@ -201,7 +201,9 @@ def test_transformers_writes_the_same_text(exported: Path, capsys) -> None:
     ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"])[None]
     assert ids[0].tolist() == tokenizer_reader.read(exported).encode(prompt).tolist()
     made = module.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)[0]
-    ours = said(capsys, "sample", f"--from={exported}", f"--prompt={prompt}", "--tokens=20", "--temperature=0")
+    ours = said(
+        capsys, "sample", f"--pretrained={exported}", f"--prompt={prompt}", "--max_new_tokens=20", "--temperature=0"
+    )
     text = tokenizer.decode(np.asarray(made), skip_special_tokens=True)
     assert ours.endswith(f"\n{text}\n")
 
@@ -219,18 +221,20 @@ def test_a_classifier_goes_out_too(tmp_path: Path, capsys) -> None:
     ]
     small += [
         "--config.data.tokenizer=byte",
-        "--config.data.length=24",
+        "--config.data.max_length=24",
         "--config.train.batch=8",
         "--config.train.steps=1",
     ]
     small += ["--config.schedule.warmup=0", "--config.eval.limit=1", "--config.log.table=false"]
     run = ["train", "--config=configs/bert.py:sst2+scratch", f"--workdir={tmp_path}/W", *small]
     assert launch.main(run) == 0
-    assert "parameters and its tokenizer" in said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
+    assert "parameters and its tokenizer" in said(
+        capsys, "convert", f"--workdir={tmp_path}/W", f"--export={tmp_path}/H"
+    )
     module, told = theirs.BertForSequenceClassification.from_pretrained(tmp_path / "H", output_loading_info=True)
     assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    said(capsys, "convert", f"--from={tmp_path}/H", f"--workdir={tmp_path}/V")
-    said(capsys, "convert", f"--workdir={tmp_path}/V", f"--to={tmp_path}/G")
+    said(capsys, "convert", f"--pretrained={tmp_path}/H", f"--workdir={tmp_path}/V")
+    said(capsys, "convert", f"--workdir={tmp_path}/V", f"--export={tmp_path}/G")
     assert (tmp_path / "G" / "model.safetensors").read_bytes() == (tmp_path / "H" / "model.safetensors").read_bytes()
     jax.set_mesh(None)
     model, variables = models.load_pretrained(tmp_path / "H")
@@ -256,10 +260,10 @@ def test_a_network_that_sees_goes_out_with_its_classes_and_pixels(fit: str, tmp_
     knobs = {
         "name": folder,
         "size": 12,
-        "fit": fit,
-        "resample": "bicubic",
+        "resize_mode": fit,
+        "interpolation": "bicubic",
         "mean": 0.4,
-        "deviation": 0.3,
+        "std": 0.3,
         "augment": None,
     }
     run = ["train", "--config=configs/vit.py:fashion", f"--workdir={tmp_path}/W", "--config.log.table=false"]
@@ -268,17 +272,17 @@ def test_a_network_that_sees_goes_out_with_its_classes_and_pixels(fit: str, tmp_
     run += ["--config.train.batch=8", "--config.train.steps=2", "--config.schedule.warmup=0", "--config.eval.batch=4"]
     assert launch.main(run) == 0
     before = said(capsys, "eval", f"--workdir={tmp_path}/W")
-    said(capsys, "convert", f"--workdir={tmp_path}/W", f"--to={tmp_path}/H")
-    said(capsys, "convert", f"--from={tmp_path}/H", f"--workdir={tmp_path}/V")
-    said(capsys, "convert", f"--workdir={tmp_path}/V", f"--to={tmp_path}/G")
+    said(capsys, "convert", f"--workdir={tmp_path}/W", f"--export={tmp_path}/H")
+    said(capsys, "convert", f"--pretrained={tmp_path}/H", f"--workdir={tmp_path}/V")
+    said(capsys, "convert", f"--workdir={tmp_path}/V", f"--export={tmp_path}/G")
     assert (tmp_path / "G" / "preprocessor_config.json").read_text() == (
         tmp_path / "H" / "preprocessor_config.json"
     ).read_text()
     assert labels.read(tmp_path / "H") == labels.read(tmp_path / "G") == ("Cat", "dog", "eel")
     data = [f"--dataset={folder}", "--config.eval.batch=4"]
-    folders = ["eval", f"--from={tmp_path}/H", *data], ["eval", f"--workdir={tmp_path}/V", *data]
+    folders = ["eval", f"--pretrained={tmp_path}/H", *data], ["eval", f"--workdir={tmp_path}/V", *data]
     after = [said(capsys, *args) for args in folders]
-    assert f"data.fit = {fit}, data.resample = bicubic, data.mean = (0.4, 0.4, 0.4)" in after[0]
+    assert f"data.resize_mode = {fit}, data.interpolation = bicubic, data.mean = (0.4, 0.4, 0.4)" in after[0]
     scores = [text.split(", test: ")[1].split(" (")[0] for text in (before, *after)]
     assert scores[0] == scores[1] == scores[2]
     (folder / "Cat").rename(folder / "Ant")

@@ -145,6 +145,6 @@ def test_a_published_size_takes_the_classes_of_the_data(more: dict[str, int], cl
     source = sources.load(str(classes(tmp_path / "pets", 3)), "train")
     cfg = base.config("fashion", resnet.CONFIGS, resnet.ABLATIONS)
     with cfg.unlocked():
-        cfg.data.update(size=(16, 16), mean=0.5, deviation=0.5)
+        cfg.data.update(size=(16, 16), mean=0.5, std=0.5)
         cfg.model.update(more)
     assert setup.set_up(cfg, host(), source, None).model.config.classes == classes_

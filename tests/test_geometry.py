@@ -44,7 +44,7 @@ def test_evaluation_keeps_the_middle() -> None:
     assert (geometry.fit(image, Frame((8, 16))) == image).all()
     assert (geometry.fit(image, Frame((4, 4), 0.5)) == 200).all()  # resized to 8 x 16, the middle 4 x 4
     assert (geometry.fit(image, Frame((8, 16), 0.5))[:, 1:-1] == 200).all()  # to 16 x 32
-    squeezed = geometry.fit(image, Frame((8, 8), fit="stretch"))  # to half its columns
+    squeezed = geometry.fit(image, Frame((8, 8), resize_mode="stretch"))  # to half its columns
     assert (squeezed[:, [0, 7]] == 0).all()
     assert (squeezed[:, 3:5] == 200).all()
 

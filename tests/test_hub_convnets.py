@@ -190,7 +190,10 @@ def test_a_folder_of_timm(family: str, size: str, made: Any, tmp_path: Path) -> 
     image = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
         assert_close(jax.jit(model.predict)(variables, image), module(torch.tensor(image.transpose(0, 3, 1, 2))))
-    names, images = ("eel", "ant", "bee"), {"size": (64, 48), "fit": "stretch", "resample": "box", "crop": 0.9}
+    names, images = (
+        ("eel", "ant", "bee"),
+        {"size": (64, 48), "resize_mode": "stretch", "interpolation": "box", "crop_pct": 0.9},
+    )
     models.save_pretrained(model, variables, tmp_path / "ours", dialect="timm", classes=names, images=images)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["architecture"] == size
     assert labels.read(tmp_path / "ours") == names

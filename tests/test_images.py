@@ -30,7 +30,7 @@ def test_grey_images_are_three_equal_channels(ways: str | None) -> None:
     assert want.shape == (5, 6, 6, 3)
     for given in (grey, of_any_size([*grey])):
         np.testing.assert_array_equal(do({"image": given}, 1, np.arange(5))["image"], want)
-    one = dataclasses.replace(do, operations=(), mean=0.1, deviation=1.0, channels=1)
+    one = dataclasses.replace(do, operations=(), mean=0.1, std=1.0, channels=1)
     assert one({"image": grey}, 0, np.arange(5))["image"].shape == (5, 6, 6, 1)
 
 
@@ -68,7 +68,7 @@ def test_a_network_of_three_channels_takes_grey_images(tmp_path: Path) -> None:
     grey, coloured = (sources.load(str(root), "train") for root in grey_and_coloured(tmp_path))
     cfg = base.config("fashion", resnet.CONFIGS, resnet.ABLATIONS)
     with cfg.unlocked(), cfg.ignore_type():
-        cfg.data.update(mean=(0.1, 0.2, 0.3), deviation=0.5)
+        cfg.data.update(mean=(0.1, 0.2, 0.3), std=0.5)
         cfg.model.update(inputs=3)
     made = setup.set_up(cfg, host(), grey, None)
     want, got = (made.prepare(s.__getitems__([0, 1]), 0, np.arange(2))["image"] for s in (coloured, grey))
@@ -92,11 +92,13 @@ def test_a_folder_of_the_hub_is_measured_on_grey_images(tmp_path: Path, capsys: 
     models.save_pretrained(model, model.init(jax.random.key(0)), tmp_path / "H", images={"mean": 0.5, "size": (8, 8)})
     said = []
     for root in grey_and_coloured(tmp_path, tuple(map(str, range(12)))):
-        assert launch.main(["eval", f"--from={tmp_path}/H", f"--dataset={root}", "--config.eval.batch=8"]) == 0
+        assert launch.main(["eval", f"--pretrained={tmp_path}/H", f"--dataset={root}", "--config.eval.batch=8"]) == 0
         said.append(capsys.readouterr().out.split(", test: ")[1])
     assert said[0] == said[1]
     (tmp_path / "grey" / "3").rename(tmp_path / "grey" / "12")
-    assert launch.main(["eval", f"--from={tmp_path}/H", f"--dataset={tmp_path}/grey", "--config.eval.batch=8"]) == 2
+    assert (
+        launch.main(["eval", f"--pretrained={tmp_path}/H", f"--dataset={tmp_path}/grey", "--config.eval.batch=8"]) == 2
+    )
     assert "has classes of the numbers 0 to 12, but not all of these" in capsys.readouterr().err
 
 

@@ -83,9 +83,9 @@ def test_a_signal_to_one_process_saves_on_all(tmp_path: Path) -> None:
     """They agree on where to stop, save together, and end alike."""
     settings = [*RUN, "--config.train.steps=5000", "--config.checkpoint.every=None", "--config.eval.every=None"]
     settings += ["--config.log.every=5", "--config.mesh=dp:2,fsdp:2,tp:2", f"--coordinator=localhost:{free_port()}"]
-    command = [*PROGRAM, "train", f"--workdir={tmp_path}/w", *settings, "--processes=2", "--cpu_devices=4"]
+    command = [*PROGRAM, "train", f"--workdir={tmp_path}/w", *settings, "--num_processes=2", "--cpu_devices=4"]
     pipes: dict = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    both = [subprocess.Popen([*command, f"--process={i}"], **pipes) for i in range(2)]
+    both = [subprocess.Popen([*command, f"--process_id={i}"], **pipes) for i in range(2)]
     try:
         assert any(line.startswith("step 10/") for line in both[0].stdout)
         both[1].send_signal(signal.SIGTERM)
@@ -111,8 +111,8 @@ def test_two_processes_train_and_any_device_count_restores(tmp_path: Path) -> No
     workdir = tmp_path / "two"
     settings = [*RUN, "--config.train.steps=6", "--config.mesh=dp:2,fsdp:2,tp:2", "--config.eval.limit=None"]
     settings += ["--config.checkpoint.every=3", "--config.schedule.warmup=2"]
-    command = [*PROGRAM, "train", f"--workdir={workdir}", *settings, where, "--processes=2", "--cpu_devices=4"]
-    together([*command, "--process=0"], [*command, "--process=1"])
+    command = [*PROGRAM, "train", f"--workdir={workdir}", *settings, where, "--num_processes=2", "--cpu_devices=4"]
+    together([*command, "--process_id=0"], [*command, "--process_id=1"])
     assert checkpoint.steps(str(workdir)) == [3, 6]
     found = []
     for devices in (8, 1):  # each restore verifies every digest, so the parameters are bit-equal
@@ -124,7 +124,16 @@ def test_two_processes_train_and_any_device_count_restores(tmp_path: Path) -> No
     # and the two processes go on where they were
     where = f"--coordinator=localhost:{free_port()}"
     longer = ["--config.train.steps=8", "--config.resume=extend"]
-    command = [*PROGRAM, "train", f"--workdir={workdir}", *settings, *longer, where, "--processes=2", "--cpu_devices=4"]
-    together([*command, "--process=0"], [*command, "--process=1"])
+    command = [
+        *PROGRAM,
+        "train",
+        f"--workdir={workdir}",
+        *settings,
+        *longer,
+        where,
+        "--num_processes=2",
+        "--cpu_devices=4",
+    ]
+    together([*command, "--process_id=0"], [*command, "--process_id=1"])
     assert checkpoint.steps(str(workdir))[-1] == 8
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 8

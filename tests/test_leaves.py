@@ -39,7 +39,9 @@ FROZEN = {  # family -> patterns, and the leaves that they match
 def test_a_frozen_leaf_never_changes(name: str, family: str, mesh_text: str) -> None:
     """Not by a bit, under decay and clipping, and it has no moments."""
     patterns, held = FROZEN[family]
-    knobs = {"freeze": patterns, "decay": 0.5, "clip": 1.0} | ({"layer_decay": 0.5} if family == "gpt" else {})
+    knobs = {"freeze": patterns, "weight_decay": 0.5, "clip_norm": 1.0} | (
+        {"layer_decay": 0.5} if family == "gpt" else {}
+    )
     trainer = Trainer(family, mesh_text, optimizer=name, knobs=knobs)
     before = params_of(trainer)
     trainer.steps(2)
@@ -62,7 +64,7 @@ def test_frozen_leaves_are_left_out_of_the_norm(accumulate: int) -> None:
 @pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
 def test_the_trained_leaves_do_not_see_the_frozen_ones(name: str) -> None:
     """What remains moves as it would in a table of its own."""
-    cfg = settings(name=name, decay=0.1, clip=0.5, freeze="b")
+    cfg = settings(name=name, weight_decay=0.1, clip_norm=0.5, freeze="b")
     params, _ = by_optax(cfg, TABLE, START, GRADIENTS, 0.1)
     cfg.freeze = None
     want, _ = by_optax(cfg, {"w": TABLE["w"]}, {"w": START["w"]}, [{"w": g["w"]} for g in GRADIENTS], 0.1)
@@ -73,9 +75,9 @@ def test_the_trained_leaves_do_not_see_the_frozen_ones(name: str) -> None:
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_rates_multiply_what_a_leaf_moves(name: str) -> None:
     """Decay too; the first pattern that matches a leaf counts, and a leaf without one keeps the rate."""
-    knobs = {"decay": 0.1}
+    knobs = {"weight_decay": 0.1}
     plain = Trainer("mlp", optimizer=name, knobs=knobs)
-    patterned = {"rates": "hidden/0/bias:10, hidden/*:0.25 ,*/bias:3"}
+    patterned = {"lr_multipliers": "hidden/0/bias:10, hidden/*:0.25 ,*/bias:3"}
     other = Trainer("mlp", optimizer=name, knobs=knobs | patterned)
     before = params_of(plain)
     for trainer in (plain, other):
@@ -89,9 +91,9 @@ def test_rates_multiply_what_a_leaf_moves(name: str) -> None:
 
 def test_rates_of_schedule_free_are_those_of_z() -> None:
     """The average follows what the leaf's own rate gives: as a run of that rate alone."""
-    cfg = settings(name="schedule_free", rates="w:0.5")
+    cfg = settings(name="schedule_free", lr_multipliers="w:0.5")
     params, state = by_optax(cfg, TABLE, START, GRADIENTS, 0.1)
-    cfg.rates = None
+    cfg.lr_multipliers = None
     slow, other = by_optax(cfg, TABLE, START, GRADIENTS, 0.05)
     np.testing.assert_allclose(params["w"], slow["w"], rtol=F32)
     average = [optim.eval_params(cfg, s, p)["w"] for s, p in ((state, params), (other, slow))]
@@ -102,7 +104,7 @@ def test_layer_decay_falls_towards_the_embeddings() -> None:
     """1 above the layers, d in the last of three, d^3 in the first, d^4 below; times the rates of leaves."""
     specs = tiny("gpt", depth=3, tied=False).specs["params"]
     zero, g = (jax.tree.map(lambda s, v=v: np.full(s.shape, v, np.float32), specs) for v in (0, 1))
-    after, _ = by_optax(settings(name="sgd", layer_decay=0.5, rates="blocks/up/*:2"), specs, zero, [g], 1.0)
+    after, _ = by_optax(settings(name="sgd", layer_decay=0.5, lr_multipliers="blocks/up/*:2"), specs, zero, [g], 1.0)
     for leaf, value in flatten(after).items():
         layer = {"blocks": [0.125, 0.25, 0.5], "embed": [0.0625], "norm": [1.0], "head": [1.0]}[leaf.split("/")[0]]
         want = np.array(layer).reshape(-1, *[1] * (value.ndim - 1)) * (2 if "/up/" in leaf else 1)
@@ -125,16 +127,16 @@ def test_layer_decay_needs_one_stack() -> None:
         ({"momentum": 1.0}, r"optim\.momentum.*\[0, 1\)"),
         ({"beta2": -0.1}, r"optim\.beta2"),
         ({"lr": -1.0}, r"optim\.lr.*0 or more"),
-        ({"decay": -1.0}, r"optim\.decay"),
+        ({"weight_decay": -1.0}, r"optim\.weight_decay"),
         ({"eps": 0.0}, r"optim\.eps.*positive"),
-        ({"clip": 0.0}, r"optim\.clip.*positive"),
+        ({"clip_norm": 0.0}, r"optim\.clip_norm.*positive"),
         ({"layer_decay": 0.0}, r"optim\.layer_decay.*above 0"),
         ({"name": "schedule_free", "beta1": 0.0}, r"optim\.beta1.*schedule_free"),
-        ({"rates": "w"}, "PATTERN:FACTOR.*'w'"),
-        ({"rates": "w:0.1,b:x"}, "PATTERN:FACTOR.*'b:x'"),
-        ({"rates": "w:0"}, "positive.*'w:0'"),
-        ({"rates": ""}, "PATTERN:FACTOR"),
-        ({"rates": "v*:0.1"}, r"optim\.rates 'v\*'.*b, w"),
+        ({"lr_multipliers": "w"}, "PATTERN:FACTOR.*'w'"),
+        ({"lr_multipliers": "w:0.1,b:x"}, "PATTERN:FACTOR.*'b:x'"),
+        ({"lr_multipliers": "w:0"}, "positive.*'w:0'"),
+        ({"lr_multipliers": ""}, "PATTERN:FACTOR"),
+        ({"lr_multipliers": "v*:0.1"}, r"optim\.lr_multipliers 'v\*'.*b, w"),
         ({"freeze": "w,c"}, r"optim\.freeze 'c'.*b, w"),
         ({"freeze": ""}, r"optim\.freeze ''"),
         ({"freeze": "*"}, "nothing to train"),

@@ -89,10 +89,10 @@ def test_five_guesses_are_told_of_more_classes_alone(classes: int) -> None:
     label, weight = np.array([0, classes - 1, 4, 5 % classes], np.int32), np.array([1, 1, 2, 0], np.float32)
     got = run(losses.softmax, logits, {"label": label, "weight": weight})
     if classes == 5:
-        assert "accuracy_top5" not in got
+        assert "top5_accuracy" not in got
     else:
-        np.testing.assert_array_equal(got["accuracy_top5"][0], [1, 0, 2, 0])
-        np.testing.assert_array_equal(got["accuracy_top5"][1], weight)
+        np.testing.assert_array_equal(got["top5_accuracy"][0], [1, 0, 2, 0])
+        np.testing.assert_array_equal(got["top5_accuracy"][1], weight)
 
 
 def test_softmax_task_weighs_rows() -> None:
@@ -105,7 +105,7 @@ def test_softmax_task_weighs_rows() -> None:
     assert all((w == weight).all() for _, w in got.values())
 
 
-@pytest.mark.parametrize("extra", [{}, {"smoothing": 0.1, "z_loss": 0.01}])
+@pytest.mark.parametrize("extra", [{}, {"label_smoothing": 0.1, "z_loss": 0.01}])
 def test_mixed_rows_have_two_labels(extra: dict[str, float]) -> None:
     """The loss is linear in the target; the label of larger share is the one to be told."""
     logits, label, other = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 2, 2, 1], np.int32)
@@ -151,7 +151,7 @@ def test_smoothing_and_z_loss_by_hand() -> None:
     target = 0.9 * np.eye(4)[label] + 0.1 / 4
     want = -(target * (logits - normaliser[:, None])).sum(1) + 0.01 * normaliser**2
     for given in (logits, masked):
-        got = run(losses.cross_entropy, given, label, smoothing=0.1, z_loss=0.01)
+        got = run(losses.cross_entropy, given, label, label_smoothing=0.1, z_loss=0.01)
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 

@@ -81,7 +81,7 @@ def test_every_metric_has_a_unit() -> None:
     batch = {"targets": jnp.zeros((2, 3), jnp.int32), "weight": jnp.ones((2, 3)), "bytes": jnp.ones((2, 3))}
     rows = {"label": jnp.zeros(2, jnp.int32), "weight": jnp.ones(2)}
     names = set(losses.next_token(logits, batch)) | set(losses.softmax(jnp.zeros((2, 6)), rows))
-    assert "accuracy_top5" in names
+    assert "top5_accuracy" in names
     assert names | {"perplexity", "ece", "grad_norm", "lr", "skipped"} <= set(metrics.UNITS)
 
 

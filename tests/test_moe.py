@@ -231,7 +231,7 @@ def test_biases_move_once_an_update(parts: int) -> None:
     assert trainer.steps(1)
     before, after = flatten(start["stats"]), jax.device_get(flatten(trainer.state["stats"]))
     told = _told(trainer.model)(start, batch_for("deepseek"))
-    for path, name in (("blocks/moe/bias", "expert_load"), ("mtp/block/bias", "ahead_expert_load")):
+    for path, name in (("blocks/moe/bias", "expert_load"), ("mtp/block/bias", "mtp_expert_load")):
         load = np.asarray(told[name][0]).sum(0)
         want = before[path] + 0.01 * np.sign(load.mean(-1, keepdims=True) - load)
         np.testing.assert_allclose(after[path], want, rtol=1e-6)

@@ -114,7 +114,7 @@ def by_hand(cfg: Any, p: np.ndarray, gradients: list[np.ndarray], decayed: bool,
     if cfg.name == "schedule_free":
         return schedule_free(cfg, p, gradients, decayed, lr)[0]
     for t, g in enumerate(gradients, 1):
-        decay = cfg.decay * p if decayed else 0.0
+        decay = cfg.weight_decay * p if decayed else 0.0
         coupled = cfg.name not in DECOUPLED
         u = direction(cfg, t, g.astype(np.float64) + (decay if coupled else 0.0), p, state)
         p = p - lr * (u + (0.0 if coupled else decay))
@@ -130,7 +130,7 @@ def schedule_free(
     for t, g in enumerate(gradients, 1):
         v = cfg.beta2 * v + (1 - cfg.beta2) * g.astype(np.float64) ** 2
         u = g / (np.sqrt(v / (1 - cfg.beta2**t)) + cfg.eps)
-        z = z - lr * (u + (cfg.decay * y if decayed else 0.0))
+        z = z - lr * (u + (cfg.weight_decay * y if decayed else 0.0))
         x = (1 - 1 / t) * x + z / t
         y = cfg.beta1 * x + (1 - cfg.beta1) * z
     return y, x
@@ -142,19 +142,19 @@ GRADIENTS = [{"w": draw(3, 2) * k, "b": draw(2) - k} for k in (0.01, 1.0, -2.0)]
 
 @pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
 @pytest.mark.parametrize(
-    ("decay", "clip"),
+    ("weight_decay", "clip_norm"),
     [
         *((0.0, None), (0.3, 0.5)),  # neither, and what both together are: the grid is weekly
         *(pytest.param(*one, marks=pytest.mark.weekly) for one in ((0.3, None), (0.0, 0.5))),
     ],
 )
-def test_three_updates_by_hand(name: str, decay: float, clip: float | None) -> None:
+def test_three_updates_by_hand(name: str, weight_decay: float, clip_norm: float | None) -> None:
     """Moments, their correction, decay (of matrices only) and clipping by the global norm."""
-    cfg, lr = settings(name=name, decay=decay, clip=clip, beta2=0.99), 0.1
+    cfg, lr = settings(name=name, weight_decay=weight_decay, clip_norm=clip_norm, beta2=0.99), 0.1
     params, _ = by_optax(cfg, TABLE, START, GRADIENTS, lr)
     norms = [math.sqrt(sum(np.square(x).sum() for x in g.values())) for g in GRADIENTS]
-    shrink = [1.0 if clip is None else min(1.0, clip / n) for n in norms]
-    assert clip is None or min(shrink) < 1
+    shrink = [1.0 if clip_norm is None else min(1.0, clip_norm / n) for n in norms]
+    assert clip_norm is None or min(shrink) < 1
     for leaf in START:
         own = [g[leaf] * s for g, s in zip(GRADIENTS, shrink, strict=True)]
         want = by_hand(cfg, START[leaf], own, decayed=leaf == "w", lr=lr)
@@ -165,7 +165,7 @@ def test_adafactor_keeps_rows_and_columns_of_a_large_matrix() -> None:
     """Three updates of a matrix of 130 x 128, whose state is 258 numbers."""
     table = {"w": Spec((130, 128), "embed mlp", lecun_normal, fan_in="embed")}
     start, gradients = draw(130, 128), [draw(130, 128, seed=n) * 10.0**-n for n in range(3)]
-    cfg = settings(name="adafactor", decay=0.1)
+    cfg = settings(name="adafactor", weight_decay=0.1)
     params, state = by_optax(cfg, table, {"w": start}, [{"w": g} for g in gradients], 0.1)
     np.testing.assert_allclose(params["w"], by_hand(cfg, start, gradients, True, 0.1), rtol=F32, atol=1e-6)
     assert sum(x.size for x in jax.tree.leaves(state)) < 130 + 128 + 5
@@ -173,14 +173,14 @@ def test_adafactor_keeps_rows_and_columns_of_a_large_matrix() -> None:
 
 def test_schedule_free_evaluates_the_average() -> None:
     """The parameters are y, `eval_params` gives x; frozen leaves and other optimizers give what they have."""
-    cfg = settings(name="schedule_free", beta2=0.99, decay=0.1)
+    cfg = settings(name="schedule_free", beta2=0.99, weight_decay=0.1)
     params, state = by_optax(cfg, TABLE, START, GRADIENTS, 0.1)
     average = optim.eval_params(cfg, state, params)
     for leaf in START:
         want = schedule_free(cfg, START[leaf], [g[leaf] for g in GRADIENTS], leaf == "w", 0.1)[1]
         np.testing.assert_allclose(average[leaf], want, rtol=F32, atol=1e-6)
         assert (average[leaf] != params[leaf]).any()
-    half = settings(name="schedule_free", beta2=0.99, decay=0.1, freeze="b")
+    half = settings(name="schedule_free", beta2=0.99, weight_decay=0.1, freeze="b")
     params, state = by_optax(half, TABLE, START, GRADIENTS, 0.1)
     some = optim.eval_params(half, state, params)
     np.testing.assert_allclose(some["w"], average["w"], rtol=F32, atol=1e-6)
@@ -202,7 +202,7 @@ def test_schedule_free_keeps_its_sums_in_float32() -> None:
 
 def test_a_small_gradient_is_not_clipped() -> None:
     """Clipping never enlarges."""
-    tx = optim.make(settings(name="sgd", clip=100.0), TABLE)
+    tx = optim.make(settings(name="sgd", clip_norm=100.0), TABLE)
     g = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
     updates, _ = jax.jit(tx.update)(g, tx.init(g), g, lr=jnp.float32(1))
     assert all((updates[k] == 1).all() for k in g)

@@ -221,14 +221,14 @@ def test_another_count_is_refused_in_both(monkeypatch: pytest.MonkeyPatch) -> No
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert all("process 0 has --processes=2, process 1 has --processes=3" in found[i] for i in range(2))
+    assert all("process 0 has --num_processes=2, process 1 has --num_processes=3" in found[i] for i in range(2))
 
 
 # From the command line
 
 RUN = [
     *("train", "--config=configs/mlp.py:digits", "--config.log.table=false", "--config.mesh=dp:4", "--cpu_devices=2"),
-    *("--processes=2", "--config.train.steps=100000", "--config.eval.every=None", "--config.checkpoint.every=20"),
+    *("--num_processes=2", "--config.train.steps=100000", "--config.eval.every=None", "--config.checkpoint.every=20"),
 ]
 
 
@@ -237,7 +237,7 @@ def start(*more: Sequence[str]) -> list[subprocess.Popen[str]]:
     address = f"--coordinator=localhost:{free_port()}"
     pipes: dict[str, Any] = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     command = [sys.executable, "launch.py", *RUN, address]
-    return [subprocess.Popen([*command, f"--process={i}", *own], **pipes) for i, own in enumerate(more)]
+    return [subprocess.Popen([*command, f"--process_id={i}", *own], **pipes) for i, own in enumerate(more)]
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_the_survivor_of_a_kill_says_what_happened(who: int, tmp_path: Path) -> 
     address = f"--coordinator=localhost:{free_port()}"
     command = [sys.executable, "launch.py", *RUN, address, f"--workdir={tmp_path}/w"]
     more = ["--config.train.steps=60", "--config.resume=extend"]
-    said = run_together(*[[*command, *more, f"--process={i}"] for i in range(2)])[0]
+    said = run_together(*[[*command, *more, f"--process_id={i}"] for i in range(2)])[0]
     assert "resuming" in said or "is complete" in said
 
 

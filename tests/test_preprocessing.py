@@ -15,31 +15,31 @@ from errors import UsageError
 from models.published import preprocessing
 from models.published.preprocessing import FILE, of_folder
 
-HALF = {"mean": (0.5, 0.5, 0.5), "deviation": (0.5, 0.5, 0.5)}
-TIMM = {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+TIMM = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 FORMS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    (FILE, {"image_mean": 255, "image_std": [51.0], "do_rescale": False}, {"mean": 1.0, "deviation": 0.2}),
-    (FILE, {"do_normalize": False, "rescale_factor": 2 / 255}, {"mean": 0.0, "deviation": 0.5}),
-    (FILE, {"image_mean": 0.5, "do_resize": False, "size": 224}, {"mean": 0.5, "deviation": 1.0}),
+    (FILE, {"image_mean": 255, "image_std": [51.0], "do_rescale": False}, {"mean": 1.0, "std": 0.2}),
+    (FILE, {"do_normalize": False, "rescale_factor": 2 / 255}, {"mean": 0.0, "std": 0.5}),
+    (FILE, {"image_mean": 0.5, "do_resize": False, "size": 224}, {"mean": 0.5, "std": 1.0}),
     (
         FILE,  # as microsoft/resnet-50 has it, without a type
         {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 224, "crop_pct": 0.875, "resample": 3},
-        {**HALF, "size": (224, 224), "crop": 0.875, "fit": "cover", "resample": "bicubic"},
+        {**HALF, "size": (224, 224), "crop_pct": 0.875, "resize_mode": "cover", "interpolation": "bicubic"},
     ),
     (
         FILE,
         {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": [24, 32], "resample": "lanczos"},
-        {**HALF, "size": (24, 32), "crop": 1.0, "fit": "stretch", "resample": "lanczos"},
+        {**HALF, "size": (24, 32), "crop_pct": 1.0, "resize_mode": "stretch", "interpolation": "lanczos"},
     ),
     (
         "config.json",
         {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 32, 48], "crop_pct": 0.9}},
-        {**HALF, "size": (32, 48), "crop": 0.9, "fit": "cover", "resample": "bicubic"},
+        {**HALF, "size": (32, 48), "crop_pct": 0.9, "resize_mode": "cover", "interpolation": "bicubic"},
     ),
     (
         "config.json",
         {"pretrained_cfg": {"input_size": [3, 32, 32], "crop_mode": "squash", "interpolation": "bilinear"}},
-        {**TIMM, "size": (32, 32), "crop": 0.875, "fit": "stretch", "resample": "bilinear"},
+        {**TIMM, "size": (32, 32), "crop_pct": 0.875, "resize_mode": "stretch", "interpolation": "bilinear"},
     ),
     ("config.json", {"pretrained_cfg": {"tag": "a1"}}, TIMM),
     ("config.json", {"model_type": "vit"}, {}),
@@ -95,11 +95,17 @@ def test_images_are_those_of_the_hubs_processor(name: str, told: dict[str, Any],
 @pytest.mark.parametrize(
     "told",
     [
-        {"mean": 0.5, "deviation": 0.25},
-        {"size": (24, 24), "crop": 1.0, "fit": "cover", "resample": "bicubic", "mean": (0.1, 0.2, 0.3)},
-        {"size": (28, 28), "crop": 0.875, "fit": "cover", "resample": "bilinear"},
-        {"size": (28, 21), "crop": 0.7, "fit": "stretch", "resample": "lanczos"},
-        {"size": (28, 21), "crop": 1.0, "fit": "stretch", "resample": "box"},
+        {"mean": 0.5, "std": 0.25},
+        {
+            "size": (24, 24),
+            "crop_pct": 1.0,
+            "resize_mode": "cover",
+            "interpolation": "bicubic",
+            "mean": (0.1, 0.2, 0.3),
+        },
+        {"size": (28, 28), "crop_pct": 0.875, "resize_mode": "cover", "interpolation": "bilinear"},
+        {"size": (28, 21), "crop_pct": 0.7, "resize_mode": "stretch", "interpolation": "lanczos"},
+        {"size": (28, 21), "crop_pct": 1.0, "resize_mode": "stretch", "interpolation": "box"},
     ],
 )
 def test_what_is_written_is_read_again(told: dict[str, Any], timm: bool, tmp_path: Path) -> None:
@@ -108,14 +114,14 @@ def test_what_is_written_is_read_again(told: dict[str, Any], timm: bool, tmp_pat
         (tmp_path / "config.json").write_text(json.dumps(preprocessing.timm_keys(told, channels)))
     else:
         preprocessing.write(tmp_path, told, channels)
-    assert of_folder(tmp_path) == {"mean": 0.0, "deviation": (1.0,) * channels if channels > 1 else 1.0, **told}
+    assert of_folder(tmp_path) == {"mean": 0.0, "std": (1.0,) * channels if channels > 1 else 1.0, **told}
 
 
 def test_a_wide_size_that_is_covered_has_no_form(tmp_path: Path) -> None:
-    told = {"size": (28, 21), "fit": "cover", "mean": 0.5}
+    told = {"size": (28, 21), "resize_mode": "cover", "mean": 0.5}
     assert not preprocessing.has_form(told)
     preprocessing.write(tmp_path, told, 3)
-    assert of_folder(tmp_path) == {"mean": (0.5,) * 3, "deviation": (1.0,) * 3}
+    assert of_folder(tmp_path) == {"mean": (0.5,) * 3, "std": (1.0,) * 3}
 
 
 @pytest.mark.parametrize(

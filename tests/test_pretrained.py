@@ -284,7 +284,7 @@ def test_what_has_no_place_on_the_hub_is_refused(family: str, fields: dict, says
 def test_keys_that_are_passed_over_must_be_named(folder: Path) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"softcap": 30.0, "novelty": None}))
-    with pytest.raises(UsageError, match=r"softcap = 30\.0: not known here.*--ignore"):
+    with pytest.raises(UsageError, match=r"softcap = 30\.0: not known here.*--ignore_key"):
         models.load_pretrained(folder)
     assert models.load_pretrained(folder, ignore=["softcap"])[0].family in NAMES
 

@@ -88,7 +88,7 @@ def test_a_carried_state_is_in_the_checkpoint(tmp_path: Path) -> None:
         "RNN = {**QUICK, 'model.family': 'rnn', 'model.depth': 1, 'model.embed': 8, 'model.width': 16}\n"
         "def get_config(names): return base.config(names, {'quick': RNN}, {})\n"
     )
-    args = [f"--config={tmp_path}/rnn.py:quick", "--config.train.carry=true", "--config.train.batch=8"]
+    args = [f"--config={tmp_path}/rnn.py:quick", "--config.train.stateful=true", "--config.train.batch=8"]
     args += ["--config.model.context=16", "--config.eval.limit=1", "--config.schedule.warmup=0"]
     args += ["--config.schedule.name=constant", "--config.checkpoint.every=3", "--config.optim.ema=0.9"]
     straight, halved = f"--workdir={tmp_path}/a", f"--workdir={tmp_path}/b"

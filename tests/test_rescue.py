@@ -105,7 +105,7 @@ def test_storage_that_failed_is_not_asked_again(tmp_path: Path, monkeypatch) -> 
 def test_updates_that_taught_nothing_are_not_saved(tmp_path: Path) -> None:
     """A run that diverges would only go on from there."""
     with pytest.raises(RuntimeError, match="not finite"):
-        go(tmp_path / "w", **{"optim.lr": "1e38", "optim.clip": "None", "train.max_skipped": "2"})
+        go(tmp_path / "w", **{"optim.lr": "1e38", "optim.clip_norm": "None", "train.max_skipped": "2"})
     assert not checkpoint.steps(str(tmp_path / "w"))
 
 

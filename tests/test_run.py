@@ -312,7 +312,7 @@ def test_text_is_sampled_from_a_checkpoint(tmp_path: Path, capsys) -> None:
     ]
     assert launch.main(["train", f"--workdir={tmp_path}/w", *args, *small]) == 0
     _eval_leaves_passages(tmp_path, capsys)
-    sample = ["sample", f"--workdir={tmp_path}/w", "--prompt=import", "--tokens=20", "--temperature=0"]
+    sample = ["sample", f"--workdir={tmp_path}/w", "--prompt=import", "--max_new_tokens=20", "--temperature=0"]
     assert launch.main(sample) == 0
     first = capsys.readouterr().out
     assert first.startswith("import")
@@ -332,8 +332,8 @@ def _what_a_verb_does_not_read_is_refused(tmp_path: Path, capsys) -> None:
         ("sample", "eval.limit=3", ()),
         ("sample", "data.split=test", ()),
         ("eval", "data.workers=1", ()),
-        ("eval", "eval.overlap=2", ("--as=last_word",)),
-        ("convert", "eval.batch=2", (f"--to={tmp_path}/h",)),
+        ("eval", "eval.overlap=2", ("--task=lambada",)),
+        ("convert", "eval.batch=2", (f"--export={tmp_path}/h",)),
     ):
         assert launch.main([verb, f"--workdir={tmp_path}/w", f"--config.{key}", *flags]) == 2
         name = key.partition("=")[0]
@@ -343,5 +343,5 @@ def _what_a_verb_does_not_read_is_refused(tmp_path: Path, capsys) -> None:
 
 def test_rows_that_the_context_cuts_are_said() -> None:
     (line,) = run._shortened(64, 32)
-    assert "rows have 32 tokens, the model's context, and not data.length = 64" in line
+    assert "rows have 32 tokens, the model's context, and not data.max_length = 64" in line
     assert not any(run._shortened(length, context) for length, context in ((32, 32), (None, 32), (64, None)))

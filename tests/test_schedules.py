@@ -34,20 +34,22 @@ def test_constant_schedule() -> None:
 
 def test_linear_schedule() -> None:
     """From the peak in equal parts towards the end value."""
-    np.testing.assert_allclose(rates(10, [0, 1, 5, 9, 10], name="linear", end=0.5), [2, 1.9, 1.5, 1.1, 1], rtol=F32)
+    np.testing.assert_allclose(
+        rates(10, [0, 1, 5, 9, 10], name="linear", end_fraction=0.5), [2, 1.9, 1.5, 1.1, 1], rtol=F32
+    )
 
 
 def test_cosine_schedule() -> None:
     """Half a cosine from the peak to the end value."""
     at = [0, 3, 5, 9, 10]
     want = [2 * (0.1 + 0.9 * (1 + math.cos(math.pi * n / 10)) / 2) for n in at]
-    np.testing.assert_allclose(rates(10, at, name="cosine", end=0.1), want, rtol=F32)
+    np.testing.assert_allclose(rates(10, at, name="cosine", end_fraction=0.1), want, rtol=F32)
 
 
 def test_polynomial_schedule() -> None:
     """A power of the share of updates that are left."""
     want = [2 * (0.2 + 0.8 * (1 - n / 10) ** 3) for n in (0, 4, 9, 10)]
-    np.testing.assert_allclose(rates(10, [0, 4, 9, 10], name="polynomial", power=3.0, end=0.2), want, rtol=F32)
+    np.testing.assert_allclose(rates(10, [0, 4, 9, 10], name="polynomial", power=3.0, end_fraction=0.2), want, rtol=F32)
 
 
 def test_inverse_square_root_schedule() -> None:
@@ -59,28 +61,30 @@ def test_inverse_square_root_schedule() -> None:
 
 def test_warm_up_stable_decay_schedule() -> None:
     """Rises, stays, and falls by a line in the last fifth of all updates."""
-    got = rates(20, [0, 3, 4, 15, 16, 17, 19, 20], name="wsd", warmup=3, decay=0.2, end=0.5)
+    got = rates(20, [0, 3, 4, 15, 16, 17, 19, 20], name="wsd", warmup=3, decay_fraction=0.2, end_fraction=0.5)
     np.testing.assert_allclose(got, [0.5, 2, 2, 2, 2, 1.75, 1.25, 1], rtol=F32)
 
 
 def test_one_cycle_schedule() -> None:
     """Up and down in 40 % of the updates each, and from there to the end."""
-    got = rates(10, [0, 2, 4, 6, 8, 9, 10], name="onecycle", start=0.25, rise=0.4, end=0.05)
+    got = rates(
+        10, [0, 2, 4, 6, 8, 9, 10], name="onecycle", start_fraction=0.25, warmup_fraction=0.4, end_fraction=0.05
+    )
     np.testing.assert_allclose(got, [0.5, 1.25, 2, 1.25, 0.5, 0.3, 0.1], rtol=F32)
-    assert all(np.isfinite(rates(5, list(range(6)), name="onecycle", rise=0.5)))
+    assert all(np.isfinite(rates(5, list(range(6)), name="onecycle", warmup_fraction=0.5)))
     assert all(np.isfinite(rates(1, [0, 1], name="onecycle")))
 
 
 def test_piecewise_schedule() -> None:
     """Factors count from the update that they name, one upon the other, wherever the warm-up ends."""
-    got = rates(10, [1, 2, 5, 6, 7, 8, 9], name="piecewise", steps="6:0.1, 8:0.5", warmup=1)
+    got = rates(10, [1, 2, 5, 6, 7, 8, 9], name="piecewise", milestones="6:0.1, 8:0.5", warmup=1)
     np.testing.assert_allclose(got, [2, 2, 2, 0.2, 0.2, 0.1, 0.1], rtol=F32)
 
 
 @pytest.mark.parametrize("name", list(schedules.SCHEDULES))
 def test_a_schedule_follows_a_traced_step(name: str) -> None:
     """Inside jit, on a mesh, as the update asks for it."""
-    cfg = settings(name=name, steps="3:0.5")
+    cfg = settings(name=name, milestones="3:0.5")
     rate, steps = schedules.make(cfg, 2.0, 10), [0, 3, 9]
     place = mesh.place_on(mesh.make_mesh("dp:8"), {})
     with jax.set_mesh(place.mesh):
@@ -111,20 +115,23 @@ def test_warm_up_may_fill_the_run() -> None:
         ({"name": "cosin"}, "'cosine'"),
         ({"warmup": 11}, "schedule.warmup.*train.steps = 10"),
         ({"warmup": -1}, "schedule.warmup"),
-        ({"end": 1.5}, "schedule.end.*between 0 and 1"),
-        ({"end": -0.1}, "schedule.end"),
+        ({"end_fraction": 1.5}, "schedule.end_fraction.*between 0 and 1"),
+        ({"end_fraction": -0.1}, "schedule.end_fraction"),
         ({"power": 0.0}, "schedule.power.*positive"),
-        ({"decay": 0.0}, "schedule.decay.*above 0"),
-        ({"name": "wsd", "decay": 0.6, "warmup": 5}, "warmup = 5 and schedule.decay = 0.6 overlap in 10"),
-        ({"start": 0.0}, "schedule.start.*above 0"),
-        ({"rise": 0.6}, "schedule.rise.*at most 0.5"),
+        ({"decay_fraction": 0.0}, "schedule.decay_fraction.*above 0"),
+        (
+            {"name": "wsd", "decay_fraction": 0.6, "warmup": 5},
+            "warmup = 5 and schedule.decay_fraction = 0.6 overlap in 10",
+        ),
+        ({"start_fraction": 0.0}, "schedule.start_fraction.*above 0"),
+        ({"warmup_fraction": 0.6}, "schedule.warmup_fraction.*at most 0.5"),
         ({"name": "onecycle", "warmup": 1}, "warmup must be 0"),
-        ({"name": "piecewise"}, "needs schedule.steps"),
-        ({"name": "piecewise", "steps": "6"}, "UPDATE:FACTOR"),
-        ({"name": "piecewise", "steps": "6:a"}, "UPDATE:FACTOR"),
-        ({"name": "piecewise", "steps": "6:0"}, "positive factors"),
-        ({"name": "piecewise", "steps": "6:0.5,6:0.5"}, "rising"),
-        ({"name": "piecewise", "steps": "2:0.5", "warmup": 2}, "above schedule.warmup = 2"),
+        ({"name": "piecewise"}, "needs schedule.milestones"),
+        ({"name": "piecewise", "milestones": "6"}, "UPDATE:FACTOR"),
+        ({"name": "piecewise", "milestones": "6:a"}, "UPDATE:FACTOR"),
+        ({"name": "piecewise", "milestones": "6:0"}, "positive factors"),
+        ({"name": "piecewise", "milestones": "6:0.5,6:0.5"}, "rising"),
+        ({"name": "piecewise", "milestones": "2:0.5", "warmup": 2}, "above schedule.warmup = 2"),
     ],
 )
 def test_bad_schedules_are_refused(bad: dict[str, Any], says: str) -> None:

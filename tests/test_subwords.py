@@ -203,12 +203,12 @@ def test_training_is_a_function_of_the_text(tmp_path: Path, capsys) -> None:
     assert one.vocab == 290
     assert len(one.encode(CORPUS[0])) < len(CORPUS[0]) / 2
     (tmp_path / "corpus.txt").write_text(" ".join(CORPUS) * 4)
-    learn = ["tokenizer", f"--train={tmp_path}/corpus.txt", "--size=290", f"--to={tmp_path}/bpe.json"]
+    learn = ["tokenizer", f"--data={tmp_path}/corpus.txt", "--vocab_size=290", f"--output={tmp_path}/bpe.json"]
     assert launch.main(learn) == 0
     assert "290 tokens" in capsys.readouterr().out
     assert launch.main(learn) == 2
     assert "is there already" in capsys.readouterr().err
-    assert launch.main([*learn[:2], "--size=5000", f"--to={tmp_path}/more.json"]) == 2
+    assert launch.main([*learn[:2], "--vocab_size=5000", f"--output={tmp_path}/more.json"]) == 2
     assert "tokens at most" in capsys.readouterr().err
     assert {p.name for p in tmp_path.iterdir()} == {"corpus.txt", "bpe.json"}
     assert tokenizers.make(f"{tmp_path}/bpe.json", ()).vocab == 290

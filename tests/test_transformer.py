@@ -121,7 +121,7 @@ def built(seed: int, folder: Path):
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
-    """Logits, the loss with label smoothing, every gradient, and what is written greedily."""
+    """Logits, the loss with label label_smoothing, every gradient, and what is written greedily."""
     torch, net, model, variables = built(seed, tmp_path)
     batch = batch_of(model.config)
     source, mask, tokens, targets, w = (torch.tensor(v) for v in batch.values())
@@ -131,7 +131,7 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
     loss = (each * w).sum() / w.sum()
     loss.backward()
 
-    task = losses.find("translation").with_extras(smoothing=0.1)
+    task = losses.find("translation").with_extras(label_smoothing=0.1)
 
     def ours(params):
         out = model.apply({"params": params}, batch, logits=False)

@@ -64,14 +64,14 @@ def test_a_decoder_brings_all_that_a_run_needs(tmp_path: Path, monkeypatch: pyte
     assert (cfg.loss, cfg.data.tokenizer, cfg.init_from, cfg.init_fresh) == ("next_token", "subword", path, None)
     assert "compute" not in cfg.model
     assert begin.tokenizer_of(cfg, str(tmp_path / "W"))["kind"] == "subword"
-    with pytest.raises(UsageError, match=r"'model\.family' cannot be set: --from=.* says it"):
+    with pytest.raises(UsageError, match=r"'model\.family' cannot be set: --pretrained=.* says it"):
         taken(monkeypatch, path, Texts(("a",), {"name": "x"}), model__family="gpt")
 
 
 def test_what_an_ablation_changes_of_the_model_holds(tmp_path: Path) -> None:
     """As what is assigned; the rest of the config's model section is the folder's."""
     args = launch.flags_of("train")
-    args(["x", f"--from={folder(tmp_path / 'H', 'llama')}", "--config=configs/llama.py:quick+window"])
+    args(["x", f"--pretrained={folder(tmp_path / 'H', 'llama')}", "--config=configs/llama.py:quick+window"])
     host = Host(lambda: 0.0, {}, io.StringIO())
     assert reader.ablated(args.config) == {"model.window"}
     assert reader.ablated("configs/llama.py:quick") == set()
@@ -116,9 +116,9 @@ def test_networks_of_images_with_other_classes(
     path = folder(tmp_path / "H", family, **{"classes": 5, **fields})
     told = {"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.5], "image_std": [0.25]}
     (tmp_path / "H" / "preprocessor_config.json").write_text(json.dumps(told))
-    cfg = taken(monkeypatch, path, images(classes), data__deviation=1.0)
+    cfg = taken(monkeypatch, path, images(classes), data__std=1.0)
     assert (cfg.model.head, cfg.loss, cfg.init_fresh) == ("classes", "softmax", fresh)
-    assert (cfg.data.size, cfg.data.mean, cfg.data.deviation) == ((8, 8), 0.5, 1.0)
+    assert (cfg.data.size, cfg.data.mean, cfg.data.std) == ((8, 8), 0.5, 1.0)
 
 
 CONFIG = ["--config=configs/gpt.py:quick", "--config.schedule.warmup=0"]
@@ -130,16 +130,16 @@ def test_a_run_needs_no_more_than_its_workdir(more: list[str], tmp_path: Path, c
     """The same command goes on when the folder has gone; carried out the table keeps its rows."""
     path, workdir = folder(tmp_path / "H", "llama"), tmp_path / "W"
     (tmp_path / "a.txt").write_text("the text of nobody " * 40)
-    command = ["train", f"--from={path}", f"--workdir={workdir}", f"--dataset={tmp_path}/a.txt", *more]
+    command = ["train", f"--pretrained={path}", f"--workdir={workdir}", f"--dataset={tmp_path}/a.txt", *more]
     command += ["--config.train.steps=1", "--config.optim.lr=0", "--config.log.table=false"]
     command += ["--config.eval.split=train", "--config.eval.limit=1", "--config.train.batch=8"]
     assert launch.main(command) == 0
     (tmp_path / "H").rename(tmp_path / "gone")
     assert launch.main(command) == 0
     assert "is complete: 1 of 1 updates" in capsys.readouterr().out
-    assert launch.main([*command, "--from=another"]) == 2
+    assert launch.main([*command, "--pretrained=another"]) == 2
     assert "init_from: " in capsys.readouterr().err
-    assert launch.main(["convert", f"--workdir={workdir}", f"--to={tmp_path}/again"]) == 0
+    assert launch.main(["convert", f"--workdir={workdir}", f"--export={tmp_path}/again"]) == 0
     one, two = (flatten(models.load_pretrained(tmp_path / name)[1]["params"]) for name in ("gone", "again"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert checkpoint.load_manifest(str(workdir), 1)["config"]["model"]["vocab"] == 300
@@ -208,5 +208,5 @@ def test_a_table_of_another_size_is_named(vocab: int, tmp_path: Path) -> None:
 def test_a_tokenizer_beyond_the_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder(tmp_path / "H", "llama", vocab=260)
     for verb in (["sample"], ["eval", "--dataset=pydoc_text"], ["train", "--dataset=pydoc_text", "--workdir=W"]):
-        assert launch.main([*verb, f"--from={path}"]) == 2
+        assert launch.main([*verb, f"--pretrained={path}"]) == 2
         assert "model.vocab = 260 is too small for the tokenizer's 270 tokens" in capsys.readouterr().err

@@ -20,7 +20,7 @@ LEGAL = {
     **{"data": KINDS, "sets": {"one set", "several sets"}, "task": TRAITS, "parts": PARTS},
     "data.tokenizer": {"byte", "char", "word", "bpe"},
     "exam": set(questions.KINDS),
-    "verb": {"train", "eval", "sample", "convert --from", "convert --to"},
+    "verb": {"train", "eval", "sample", "convert --pretrained", "convert --export"},
 }
 
 
@@ -67,12 +67,12 @@ def lines(key: str, condition: Any, facts: Any, given: Any) -> list[str]:
 def test_what_a_call_takes_away_is_no_fault_of_its_config() -> None:
     """A value of the config passes where the call changes what it was for; a value of the call does not."""
     cfg = reader.override(gpt.get_config("quick"), [("schedule.name", "constant"), ("optim.name", "momentum")])
-    assert (cfg.schedule.end, cfg.optim.beta2) == (0.1, 0.99)
+    assert (cfg.schedule.end_fraction, cfg.optim.beta2) == (0.1, 0.99)
     assert unread.unread(cfg, {"schedule.name", "optim.name"}, {}) == []
     assert len(unread.unread(cfg, set(), {})) == 2
-    assert len(unread.unread(cfg, {"schedule.name", "schedule.end", "optim.name"}, {})) == 1
+    assert len(unread.unread(cfg, {"schedule.name", "schedule.end_fraction", "optim.name"}, {})) == 1
     assert unread.unread(cfg, set(), {}, only_given=True) == []
-    assert len(unread.unread(cfg, {"schedule.end"}, {}, only_given=True)) == 1
+    assert len(unread.unread(cfg, {"schedule.end_fraction"}, {}, only_given=True)) == 1
 
 
 def test_every_variant_reads_its_knobs() -> None:

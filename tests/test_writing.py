@@ -88,6 +88,6 @@ def test_several_prompts_are_numbered_and_timed_by_a_clock_that_nobody_sets(monk
     setup = SimpleNamespace(host=Host(wall, {}, out, monotonic=steady), tokenizer=BYTE, model=model)
     opened: Any = object.__new__(Opened)
     vars(opened).update(name="w", setup=setup, views={"": {}})
-    writing.say(opened, prompt=["ab", "c"], tokens=2, stop=[], seed=0, stats=True, temperature=0.0)
+    writing.say(opened, prompt=["ab", "c"], max_new_tokens=2, stop=[], seed=0, timing=True, temperature=0.0)
     assert out.getvalue().startswith("[1 of 2]\nabxy\n\n[2 of 2]\ncz\n")
     assert [pace.clock for pace in paces] == [steady]

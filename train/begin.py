@@ -69,9 +69,9 @@ def begin(
             f"bring it back, or go on from the parameters in another --workdir, by --config.init_from={workdir}"
         )
     phases = plan.phases_from(manifest["phases"])
-    if cfg.train.carry and phases[-1].batch_size != phase.batch_size:
+    if cfg.train.stateful and phases[-1].batch_size != phase.batch_size:
         raise UsageError(
-            f"train.batch = {phase.batch_size}: with train.carry a run keeps its {phases[-1].batch_size} rows"
+            f"train.batch = {phase.batch_size}: with train.stateful a run keeps its {phases[-1].batch_size} rows"
         )
     if (phases[-1].batch_size, phases[-1].weights) != (phase.batch_size, phase.weights):
         phases = (*phases, dataclasses.replace(phase, from_step=found))
@@ -81,7 +81,7 @@ def begin(
     if loop.no_longer_learns(skipped, found, cfg.train.max_skipped, cfg.train.steps):
         raise RuntimeError(
             f"{workdir} has stopped at update {found}: the last {skipped} updates were not finite and changed no "
-            f"parameter. Lower optim.lr and add --config.resume=extend, or set optim.clip in another --workdir"
+            f"parameter. Lower optim.lr and add --config.resume=extend, or set optim.clip_norm in another --workdir"
         )
     return state, Origin(found, phases, history, manifest["metrics"] is not None, skipped, manifest.get("files") or {})
 

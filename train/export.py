@@ -76,7 +76,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unre
     """
     folder = Path(to).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{to} is there already, and no empty folder; give another --to")
+        raise UsageError(f"{to} is there already, and no empty folder; give another --export")
     published.folder_layout(cfg.model.family)  # raises where there is none
     manifest = checkpoint.load_manifest(workdir, n)
     restored.take_inputs(cfg, manifest)
@@ -94,7 +94,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unre
     try:
         part.mkdir(parents=True)
     except OSError as error:
-        raise UsageError(f"--to={to} cannot be made a folder: {error}") from None
+        raise UsageError(f"--export={to} cannot be made a folder: {error}") from None
     try:
         pixels = _pixels(cfg, model)
         several = cfg.loss == "sigmoid" and "id2label" in published.folder_layout(model.family).config(model.config)

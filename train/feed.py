@@ -61,7 +61,7 @@ def check_time(row: Batch, place: Placement) -> None:
         if values.ndim > 1 and batch_axes(name, 2) == "batch seq" and values.shape[1] % parts:
             raise UsageError(
                 f"rows of {values.shape[1]} {name} cannot be cut into {parts} parts by the mesh; "
-                f"data.length = {-(-values.shape[1] // parts) * parts} would fit"
+                f"data.max_length = {-(-values.shape[1] // parts) * parts} would fit"
             )
 
 
@@ -78,7 +78,7 @@ def finite(batch: Batch) -> Batch:
                 count = int(np.any(~np.isfinite(values.reshape(len(values), -1)), 1).sum())
                 raise UsageError(
                     f"the data's field {name!r} is not finite in {count} of the {len(values)} rows of a batch; "
-                    f"nothing can be learnt or measured there: mend the data, or data.mean and data.deviation"
+                    f"nothing can be learnt or measured there: mend the data, or data.mean and data.std"
                 )
     return batch
 

@@ -9,14 +9,19 @@ import numpy as np
 import models
 from data import augment, boxed, mixing
 from data.detection import Scenes
-from data.geometry import FITS, RESAMPLINGS, Size
+from data.geometry import INTERPOLATIONS, RESIZE_MODES, Size
 from data.kinds import Examples, Source
 from data.plan import Augment
 from errors import UsageError, unknown
 from models import Model
 from train.update.losses import TASKS, Task
 
-FRAME = {"size": None, "crop": None, "fit": "cover", "resample": "bilinear"}  # knobs of how images take a size, unset
+FRAME = {
+    "size": None,
+    "crop_pct": None,
+    "resize_mode": "cover",
+    "interpolation": "bilinear",
+}  # knobs of how images take a size, unset
 LARGEST = 16_384  # rows or columns of an image that a network sees
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 
@@ -24,13 +29,13 @@ Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 def wrong_values(cfg: Config) -> Iterator[str]:
     """The knobs of images whose values are out of range, a line each with key, value and range."""
     data = cfg.data
-    if np.size(data.deviation) == 0 or np.min(data.deviation) <= 0:
-        yield f"config key 'data.deviation' must be positive, not {data.deviation}"
+    if np.size(data.std) == 0 or np.min(data.std) <= 0:
+        yield f"config key 'data.std' must be positive, not {data.std}"
     if data.size is not None and (len(data.size) not in (1, 2) or not 1 <= min(data.size) <= max(data.size) <= LARGEST):
         yield f"config key 'data.size' must be rows and columns from 1 to {LARGEST:,}, or None, not {data.size}"
-    if data.crop is not None and not 0 < data.crop <= 1:
-        yield f"config key 'data.crop' must be above 0 and at most 1, or None, not {data.crop}"
-    for name, legal in (("fit", FITS), ("resample", RESAMPLINGS)):
+    if data.crop_pct is not None and not 0 < data.crop_pct <= 1:
+        yield f"config key 'data.crop_pct' must be above 0 and at most 1, or None, not {data.crop_pct}"
+    for name, legal in (("resize_mode", RESIZE_MODES), ("interpolation", INTERPOLATIONS)):
         if data[name] not in legal:
             yield str(unknown(f"data.{name}", data[name], legal))
 
@@ -94,7 +99,7 @@ def size_for_boxes(cfg: Config) -> Size:
         raise UsageError(
             f"config key 'data.size' is None: {cfg.data.name!r} holds images with boxes; give rows, columns"
         )
-    for name, unset in {**FRAME, "size": cfg.data.size, "mean": 0.0, "deviation": 1.0}.items():
+    for name, unset in {**FRAME, "size": cfg.data.size, "mean": 0.0, "std": 1.0}.items():
         if cfg.data[name] != unset:
             raise UsageError(
                 f"config key 'data.{name}' = {cfg.data[name]}: images with boxes are whole, from 0 to 1, and bilinear"
@@ -104,5 +109,5 @@ def size_for_boxes(cfg: Config) -> Size:
 
 def _images(cfg: Config, operations: tuple[augment.Step, ...], channels: int | None) -> augment.Images:
     data = cfg.data
-    how = (data.mean, data.deviation, size_of(cfg), data.crop, data.fit, data.resample, channels)
+    how = (data.mean, data.std, size_of(cfg), data.crop_pct, data.resize_mode, data.interpolation, channels)
     return augment.Images(cfg.seed, operations, *how)

@@ -93,7 +93,7 @@ class Progress:
             first = f"updates {step - self.in_a_row + 1} to {step}" if self.in_a_row > 1 else f"update {step}"
             raise Diverged(
                 f"{first} changed no parameter: {not_finite(values)} not finite (loss {values['loss']}, gradient norm "
-                f"{values['grad_norm']}). Lower optim.lr or set optim.clip"
+                f"{values['grad_norm']}). Lower optim.lr or set optim.clip_norm"
             )
 
     def _show(self, step: int, values: dict[str, float], recorded: bool) -> None:

@@ -28,7 +28,14 @@ from train.setup import PRECISIONS, Config, Setup, exam_of, how_of, load_source,
 from train.update import losses, optim, step
 
 OWN = "own"  # `data.tokenizer` where it is the folder's
-PIXELS = ("size", "crop", "fit", "resample", "mean", "deviation")  # knobs of `data` that a folder of the hub may tell
+PIXELS = (
+    "size",
+    "crop_pct",
+    "resize_mode",
+    "interpolation",
+    "mean",
+    "std",
+)  # knobs of `data` that a folder of the hub may tell
 SIDE = 224  # pixels, of an image for a network that takes any size
 
 
@@ -259,7 +266,7 @@ def exam_source(cfg: Config, host: Host, asked: str | None) -> tuple[str, Source
     Raises UsageError.
     """
     kind = questions.kind_of(asked, cfg.data.name, host.environ.get("TFDS_DATA_DIR"))
-    if kind == "choices":
+    if kind == "multiple_choice":
         return kind, no_text(cfg, "next_token")
     return kind, load_source(cfg, host, names_of(cfg)[0], cfg.eval.split, Ticker(host))
 
@@ -278,7 +285,7 @@ def evaluate_checkpoint(
     cfg: Config, workdir: str, n: int, host: Host, devices: list[jax.Device] | None = None
 ) -> evaluate.Scores:
     """Restore a checkpoint on any devices (all where None) and measure it on the held-out split."""
-    held_out = exam_source(cfg, host, "text")[1]
+    held_out = exam_source(cfg, host, "perplexity")[1]
     return measured(open_checkpoint(cfg, workdir, n, host, held_out, devices), held_out)[1]
 
 
@@ -298,7 +305,7 @@ def asked(opened: Opened, held_out: Source, kind: str) -> evaluate.Scores:
     if setup.task.trait != "language_model" or setup.tokenizer is None:
         raise UsageError(f"{opened.name} is no language model, and cannot be asked questions")
     cfg, data_dir = setup.cfg, setup.host.environ.get("TFDS_DATA_DIR")
-    if kind == "choices":
+    if kind == "multiple_choice":
         items = questions.load(cfg.data.name, cfg.eval.split, data_dir)
     else:
         assert isinstance(held_out, Texts)
@@ -314,8 +321,8 @@ def asked(opened: Opened, held_out: Source, kind: str) -> evaluate.Scores:
 def report(opened: Opened, held_out: Source, kind: str, workdir: str | None = None, n: int = 0) -> None:
     """Measure an opened model, say the figures, and draw into a local workdir what they are made of."""
     cfg, host = opened.setup.cfg, opened.setup.host
-    if kind != "text":
-        scores, how = asked(opened, held_out, kind), {"choices": "choices", "last_word": "last words"}[kind]
+    if kind != "perplexity":
+        scores, how = asked(opened, held_out, kind), {"multiple_choice": "choices", "lambada": "last words"}[kind]
         host.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}, {how}: {evaluate.in_words(scores)}")
         return
     exam, scores = measured(opened, held_out)

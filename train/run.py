@@ -63,9 +63,9 @@ def train(
     until = host.monotonic() + READING
     intact.hold_intact((*corpora, held_out), lambda: host.monotonic() < until)
     identity = [source.identity for source in corpora]
-    task = setup.task.with_extras(smoothing=cfg.train.smoothing, z_loss=cfg.train.z_loss)
-    if cfg.train.gradient != "autodiff" and (cfg.train.smoothing or cfg.train.z_loss or mix):
-        extras = "train.smoothing, train.z_loss, mixup nor cutmix"
+    task = setup.task.with_extras(label_smoothing=cfg.train.label_smoothing, z_loss=cfg.train.z_loss)
+    if cfg.train.gradient != "autodiff" and (cfg.train.label_smoothing or cfg.train.z_loss or mix):
+        extras = "train.label_smoothing, train.z_loss, mixup nor cutmix"
         raise UsageError(f"train.gradient = {cfg.train.gradient!r} knows neither {extras}")
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
     if not checkpoint.steps(workdir):  # what the update refuses leaves no folder
@@ -116,17 +116,17 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     if len(kinds) > 1:
         what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(kinds, key=str))
         raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of one kind: it has {what}")
-    if len(corpora) > 1 and cfg.data.length is None and any(isinstance(source, Pairs) for source in corpora):
+    if len(corpora) > 1 and cfg.data.max_length is None and any(isinstance(source, Pairs) for source in corpora):
         raise UsageError(
-            f"config key 'data.length' = None gives each of {cfg.data.name!r} rows of its own length; "
+            f"config key 'data.max_length' = None gives each of {cfg.data.name!r} rows of its own length; "
             f"give the tokens of a row, as {setup.context}"
         )
     most = max((source.most for source in corpora if isinstance(source, Scenes)), default=0)
     corpora = [source.limited(most) if isinstance(source, Scenes) else source for source in corpora]
-    if cfg.train.carry and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
-        raise UsageError("train.carry = True goes with a recurrent network and loss next_token")
-    if cfg.train.carry and len(corpora) > 1:
-        raise UsageError(f"train.carry = True goes with one data set, not with the mixture {cfg.data.name!r}")
+    if cfg.train.stateful and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
+        raise UsageError("train.stateful = True goes with a recurrent network and loss next_token")
+    if cfg.train.stateful and len(corpora) > 1:
+        raise UsageError(f"train.stateful = True goes with one data set, not with the mixture {cfg.data.name!r}")
     return tuple(training_rows(setup, source) for source in corpora)
 
 
@@ -155,7 +155,7 @@ def _shortened(length: int | None, context: int | None) -> list[str]:
     """A line where the model's context cuts rows below the length that the config gives them."""
     if length is None or context is None or length <= context:
         return []
-    return [f"        rows have {context:,} tokens, the model's context, and not data.length = {length:,}"]
+    return [f"        rows have {context:,} tokens, the model's context, and not data.max_length = {length:,}"]
 
 
 def _tokens(setup: Setup, batches: plan.Plan, start: int) -> int:
@@ -206,7 +206,7 @@ def _introduce(
         s.size for s, f in zip(*map(jax.tree.leaves, (model.specs["params"], setup.options.frozen)), strict=True) if f
     )
     hidden = (
-        ", but for the inside of attention" if getattr(model.config, "attention", "") in ("cudnn", "kernel") else ""
+        ", but for the inside of attention" if getattr(model.config, "attention", "") in ("cudnn", "splash") else ""
     )
     held = f", {still:,} of them frozen" if still else ""
     host.say(
@@ -214,7 +214,7 @@ def _introduce(
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
         *_overlap(corpora[0], held_out),
-        *_shortened(cfg.data.length, setup.context),
+        *_shortened(cfg.data.max_length, setup.context),
         *dict.fromkeys(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
         f"mesh    {summary.mesh_line(setup.place)}",
         f"cost    {summary.quantity(cost, 'FLOP')} an update{hidden}",

@@ -69,7 +69,7 @@ class Setup:
             dtype=self.dtype,
             accumulate=train.accumulate,
             ema=self.cfg.optim.ema,
-            carry=train.batch if train.carry else None,
+            carry=train.batch if train.stateful else None,
             gradient=train.gradient,
             loss=self.cfg.loss,
             frozen=leaves.frozen(self.cfg.optim.freeze, self.model.specs["params"]),
@@ -108,7 +108,7 @@ def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
             source = load_source(cfg, host, name, split)
             corpus += () if isinstance(source, Examples) else source.documents
     read = counted(corpus, "reading documents for the tokenizer", Ticker(host), then="choosing tokens")
-    return tokenizers.make(cfg.data.tokenizer, read, cfg.data.vocab)
+    return tokenizers.make(cfg.data.tokenizer, read, cfg.data.vocab_size)
 
 
 def set_up(
@@ -253,7 +253,7 @@ def training_rows(setup: Setup, source: Source) -> plan.Corpus:
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
-    if cfg.train.carry:
+    if cfg.train.stateful:
         return sequences.StreamCorpus(source, setup.tokenizer, setup.context, cfg.train.batch, Ticker(setup.host))
     return sequences.WindowCorpus(source, setup.tokenizer, setup.context, cfg.seed, Ticker(setup.host))
 
@@ -302,8 +302,8 @@ def _examples(setup: Setup, source: Source, exam: bool) -> Examples:
     assert setup.context is not None
     parts, tick = setup.place.seq_shards, Ticker(setup.host)
     if isinstance(source, Pairs):
-        length = None if exam else setup.cfg.data.length
+        length = None if exam else setup.cfg.data.max_length
         limit = min(setup.context, length or setup.context)
         return pairs.rows(source, setup.tokenizer, limit, cut=exam, full=length is not None, parts=parts, tick=tick)
-    length = min(setup.context, setup.cfg.data.length or setup.context)
+    length = min(setup.context, setup.cfg.data.max_length or setup.context)
     return sequences.padded(source, setup.tokenizer, length, parts, tick)

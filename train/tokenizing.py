@@ -19,14 +19,16 @@ def learn(name: str, split: str, field: str | None, size: int, to: str, host: Ho
     """
     file = Path(to)
     if file.exists():
-        raise UsageError(f"{to} is there already; give another --to")
+        raise UsageError(f"{to} is there already; give another --output")
     source = sources.load(name, split, field=field, data_dir=host.environ.get("TFDS_DATA_DIR"))
     if isinstance(source, Examples):
         raise UsageError(f"data set {name!r} holds no text to learn a tokenizer from")
     ticker = Ticker(host)
     made = train_bpe(counted(source.documents, "counting words of documents", ticker, then="joining tokens"), size)
     if made.vocab < size:
-        raise UsageError(f"--size={size}: the text gives {made.vocab} tokens at most, having no pair left to join")
+        raise UsageError(
+            f"--vocab_size={size}: the text gives {made.vocab} tokens at most, having no pair left to join"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
     part.write_text(made.source, "utf-8")

@@ -98,7 +98,7 @@ class Written:
         model, cfg, pairs = self.setup.model, self.setup.cfg, self.pairs
         context, stop = model.config.context, self.tokenizer.eot
         fields = rows(pairs, self.tokenizer, context, cut=True).__getitems__(range(len(pairs)))
-        how = dict(start=start_of(self.tokenizer), stop=stop, beams=cfg.eval.beams, penalty=cfg.eval.penalty)
+        how = dict(start=start_of(self.tokenizer), stop=stop, beams=cfg.eval.num_beams, penalty=cfg.eval.length_penalty)
         size, found, ticker = self.size, list[np.ndarray](), Ticker(self.setup.host)
         search = ticker.compiling(partial(translate.translate, model, self.variables, count=context, **how))
         ticker("translating", 0, len(pairs))

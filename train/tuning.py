@@ -15,9 +15,9 @@ from train.setup import HOW, Config, load_source, names_of
 from train.update import losses
 
 DEFAULTS: dict[str, Any] = {  # without a config file, those of transformers' Trainer
-    **{"optim.lr": 5e-5, "optim.clip": 1.0, "schedule.name": "linear", "train.batch": 8}
+    **{"optim.lr": 5e-5, "optim.clip_norm": 1.0, "schedule.name": "linear", "train.batch": 8}
 }
-FOLLOWED = ("loss", "data.tokenizer", "data.vocab", *(f"data.{name}" for name in PIXELS), "init_fresh")
+FOLLOWED = ("loss", "data.tokenizer", "data.vocab_size", *(f"data.{name}" for name in PIXELS), "init_fresh")
 CLASSIFIER = {"head": "classes", "pool": "first", "pooler": True}  # what a bare network becomes for data with labels
 HEADS = ("head", "pooler")  # parts that start fresh where a folder has none that fit
 
@@ -38,7 +38,7 @@ def take(
     """
     for key in ("model.family", "model.size", "init_from"):
         if key in given:
-            raise UsageError(f"config key {key!r} cannot be set: --from={folder} says it")
+            raise UsageError(f"config key {key!r} cannot be set: --pretrained={folder} says it")
     chosen = {name: value for name, value in fields_of(cfg).items() if f"model.{name}" in given}
     with cfg.unlocked(), cfg.ignore_type():
         cfg.init_from = folder
@@ -54,7 +54,7 @@ def take(
         if model.module.INPUT == "image":
             take_pixels(cfg, folder, model, host, given)
         elif "data.tokenizer" not in given:
-            cfg.data.tokenizer, cfg.data.vocab = "subword", None
+            cfg.data.tokenizer, cfg.data.vocab_size = "subword", None
         found = published.find(model, folder)
         for name in found.left:
             if says := found.untied(name):

@@ -11,9 +11,9 @@ Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 LEAST = {  # of knobs that count something
     1: (
         *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit", "eval.context"),
-        *("checkpoint.every", "checkpoint.keep", "data.vocab", "data.length", "eval.beams"),
+        *("checkpoint.every", "checkpoint.keep", "data.vocab_size", "data.max_length", "eval.num_beams"),
     ),
-    0: ("checkpoint.keep_best", "data.workers", "train.max_skipped", "eval.penalty"),
+    0: ("checkpoint.keep_best", "data.workers", "train.max_skipped", "eval.length_penalty"),
 }
 
 
@@ -34,12 +34,20 @@ def wrong(cfg: Config) -> Iterator[str]:
             yield "optim.name = 'schedule_free' wants float32 parameters: train.precision f32 or bf16"
     if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
         yield f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}"
-    if cfg.data.vocab is None and cfg.data.tokenizer == tokenizers.LEARNT:
-        yield "config key 'data.tokenizer' = 'bpe' wants data.vocab, how many tokens to learn"
+    if cfg.data.vocab_size is None and cfg.data.tokenizer == tokenizers.LEARNT:
+        yield "config key 'data.tokenizer' = 'bpe' wants data.vocab_size, how many tokens to learn"
     yield from images.wrong_values(cfg)
 
 
-OR_NONE = ("eval.every", "eval.batch", "eval.limit", "eval.context", "checkpoint.every", "data.vocab", "data.length")
+OR_NONE = (
+    "eval.every",
+    "eval.batch",
+    "eval.limit",
+    "eval.context",
+    "checkpoint.every",
+    "data.vocab_size",
+    "data.max_length",
+)
 
 
 def _or_none(key: str) -> str:

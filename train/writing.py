@@ -54,7 +54,14 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
 
 
 def say(
-    opened: Opened, *, prompt: Sequence[str], tokens: int, stop: Sequence[str], seed: int, stats: bool, **how: Any
+    opened: Opened,
+    *,
+    prompt: Sequence[str],
+    max_new_tokens: int,
+    stop: Sequence[str],
+    seed: int,
+    timing: bool,
+    **how: Any,
 ) -> None:
     """Print prompts and the texts that a model puts after them: one as it is made, several numbered, one after another.
 
@@ -68,9 +75,9 @@ def say(
     for text, row in zip(prompt, ids, strict=True):
         if len(row) > context:
             host.say(f"{text[:20]!r}… is of {len(row):,} tokens, the context of {context:,}: only its end is read")
-    pace, sampling = sample.Pace(host.monotonic) if stats else None, sample.Sampling(stop=tokenizer.ends, **how)
+    pace, sampling = sample.Pace(host.monotonic) if timing else None, sample.Sampling(stop=tokenizer.ends, **how)
     key, alone = jax.random.key(seed), len(prompt) == 1
-    made = sample.generate(setup.model, opened.variables, ids, key, count=tokens, how=sampling, pace=pace)
+    made = sample.generate(setup.model, opened.variables, ids, key, count=max_new_tokens, how=sampling, pace=pace)
     made = Ticker(host).awaited(made)
     host.stdout.write(prompt[0] if alone else "")
     parts: list[list[str]] = []

@@ -254,7 +254,7 @@ class Keys:
             listed = ", ".join(f"{k} = {self.values[k]!r}" for k in strange)
             raise UsageError(
                 f"config.json has {listed}: not known here, and it may change what is computed; "
-                f"to load all the same, name it by `ignore` (--ignore)"
+                f"to load all the same, name it by `ignore` (--ignore_key)"
             )
 
 

@@ -46,7 +46,7 @@ RESAMPLINGS: dict[Any, str] = {way.value: way.name.lower() for way in Image.Resa
 
 
 def of_folder(folder: str | Path) -> dict[str, Any]:
-    """Settings by the names of the knobs of `data`: mean, deviation, size (rows, columns), crop, fit, resample.
+    """Settings by the names of data's knobs: mean, std, size (rows, columns), crop_pct, resize_mode, interpolation.
 
     Those that are not told are left out. Raises UsageError for a file that cannot be read, and for what is done to
     images there and not here.
@@ -61,7 +61,7 @@ def of_folder(folder: str | Path) -> dict[str, Any]:
 
 def has_form(told: dict[str, Any]) -> bool:
     """Whether a preprocessor_config.json can say how images take their size: not where one not square is covered."""
-    return "size" not in told or told.get("fit") == "stretch" or told["size"][0] == told["size"][1]
+    return "size" not in told or told.get("resize_mode") == "stretch" or told["size"][0] == told["size"][1]
 
 
 def write(folder: str | Path, told: dict[str, Any], channels: int) -> None:
@@ -73,17 +73,19 @@ def write(folder: str | Path, told: dict[str, Any], channels: int) -> None:
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": _each(told.get("mean", 0.0), channels),
-        "image_std": _each(told.get("deviation", 1.0), channels),
+        "image_std": _each(told.get("std", 1.0), channels),
         "do_convert_rgb": channels == 3,
         "do_resize": sized,
         "do_center_crop": sized,
     }
     if sized:
-        rows, columns = (math.floor(side / told.get("crop", 1.0) + 1e-6) for side in told["size"])
-        found["size"] = {"height": rows, "width": columns} if told.get("fit") == "stretch" else {"shortest_edge": rows}
+        rows, columns = (math.floor(side / told.get("crop_pct", 1.0) + 1e-6) for side in told["size"])
+        found["size"] = (
+            {"height": rows, "width": columns} if told.get("resize_mode") == "stretch" else {"shortest_edge": rows}
+        )
         found["crop_size"] = dict(zip(("height", "width"), told["size"], strict=True))
         ways = {name: value for value, name in RESAMPLINGS.items()}
-        found["resample"] = ways[told.get("resample", "bilinear")]
+        found["resample"] = ways[told.get("interpolation", "bilinear")]
     (Path(folder) / FILE).write_text(json.dumps(found, indent=2) + "\n")
 
 
@@ -92,10 +94,10 @@ def timm_keys(told: dict[str, Any], channels: int) -> dict[str, Any]:
     modes = {fit: mode for mode, fit in MODES.items()}
     found = {
         "mean": _each(told.get("mean", 0.0), channels),
-        "std": _each(told.get("deviation", 1.0), channels),
-        "interpolation": told.get("resample", "bilinear"),
-        "crop_mode": modes[told.get("fit", "cover")],
-        "crop_pct": told.get("crop", 1.0),
+        "std": _each(told.get("std", 1.0), channels),
+        "interpolation": told.get("interpolation", "bilinear"),
+        "crop_mode": modes[told.get("resize_mode", "cover")],
+        "crop_pct": told.get("crop_pct", 1.0),
     }
     return {"pretrained_cfg": found | ({"input_size": [channels, *told["size"]]} if "size" in told else {})}
 
@@ -118,7 +120,7 @@ def _of_hub(told: dict[str, Any]) -> dict[str, Any]:
     mean, deviation = (np.asarray(_numbers(moments, key)) for key in ("image_mean", "image_std"))
     scale = 255 * _number(told, "rescale_factor") if told["do_rescale"] else 255.0
     scale = 1.0 if math.isclose(scale, 1) else scale  # pixels are from 0 to `scale` there when they are normalised
-    found = {"mean": _one(mean / scale), "deviation": _one(deviation / scale)}
+    found = {"mean": _one(mean / scale), "std": _one(deviation / scale)}
     if not told["do_resize"] or "size" not in told:
         return found
     return found | _framed(told, name == "ConvNext", "shortest_edge" in own.get("size", {}))
@@ -140,12 +142,17 @@ def _framed(told: dict[str, Any], warps: bool, shorter: bool) -> dict[str, Any]:
     shares = {c / r for c, r in zip(cut, resized, strict=True)}
     if max(shares) > 1 or len(shares) > 1:
         raise UsageError(f"images are resized to {resized} and cut to {cut}: no part of that shape, which is not done")
-    return {"size": cut, "resample": way, "fit": "cover" if covers else "stretch", "crop": share * max(shares)}
+    return {
+        "size": cut,
+        "interpolation": way,
+        "resize_mode": "cover" if covers else "stretch",
+        "crop_pct": share * max(shares),
+    }
 
 
 def _of_timm(told: dict[str, Any]) -> dict[str, Any]:
     told = TIMM | {key: value for key, value in told.items() if value is not None}
-    found = {"mean": _one(_numbers(told, "mean")), "deviation": _one(_numbers(told, "std"))}
+    found = {"mean": _one(_numbers(told, "mean")), "std": _one(_numbers(told, "std"))}
     if "input_size" not in told:
         return found
     if not isinstance(told["input_size"], list) or len(told["input_size"]) != 3:
@@ -157,7 +164,7 @@ def _of_timm(told: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{key!r} is {given!r}; legal: {', '.join(legal)}")
     share = _number(told, "crop_pct")
     plane = _plane(told["input_size"][1:], "input_size")
-    return found | {"size": plane, "resample": way, "fit": MODES[mode], "crop": share}
+    return found | {"size": plane, "interpolation": way, "resize_mode": MODES[mode], "crop_pct": share}
 
 
 def _number(told: dict[str, Any], key: str) -> float:

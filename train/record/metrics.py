@@ -8,6 +8,7 @@ resume appends an event, and readers drop earlier lines of a greater step.
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+import renamed
 from documents import require_regular
 from errors import UsageError
 from train.host import Host
@@ -26,12 +28,12 @@ UNITS = {
     "f1": "2 TP / (2 TP + FP + FN) over all rows and classes, at a probability of 0.5; f1/CLASS of one class",
     "f1_macro": "mean of the classes' F1",
     "average_precision": "of one class, as average_precision/CLASS: mean precision at its positive rows",
-    "accuracy_top5": "share of examples whose class is among the five of the largest logits",
+    "top5_accuracy": "share of examples whose class is among the five of the largest logits",
     "ece": "expected calibration error: mean distance of confidence to accuracy over 15 bins of confidence",
     "perplexity": "exp(loss)",
-    "box": "nats an image, of a detector's loss: where and how large the boxes are",
-    "object": "the same, whether there is one",
-    "class": "the same, of what kind",
+    "box_loss": "nats an image, of a detector's loss: where and how large the boxes are",
+    "objectness_loss": "the same, whether there is one",
+    "class_loss": "the same, of what kind",
     "iou": "overlap of a box with the prediction that answers for it: intersection over union",
     "bits_per_byte": "bits a byte of the text",
     "map": "mean average precision: of boxes over classes and overlaps of 0.5, 0.55 … 0.95; of labels over classes",
@@ -40,10 +42,10 @@ UNITS = {
     "average_recall": "share of boxes found by the 100 surest in an image, scores above 0.005; a mean as map",
     "grad_norm": "global norm of the gradient, before clipping",
     "lr": "learning rate",
-    "balance": "what a loss that spreads tokens over experts adds to the loss",
-    "ahead": "nats a token, of tokens after the next that a model foretells in training",
+    "router_aux_loss": "what a loss that spreads tokens over experts adds to the loss",
+    "mtp_loss": "nats a token, of tokens after the next that a model foretells in training",
     "expert_load": "tokens of an expert, in even shares: 1 where every expert gets the same; those that fill a row too",
-    "ahead_expert_load": "the same, of modules that foretell tokens",
+    "mtp_expert_load": "the same, of modules that foretell tokens",
     "expert_dropped": "share of the choices of experts that no expert served",
     "router_entropy": "nats, of a router's shares, a mean over tokens and layers",
     "skipped": "1 where the update was not finite and was left out",
@@ -56,6 +58,7 @@ UNITS = {
 }
 
 
+OLD = re.compile(rf"^(ema_)?({'|'.join(renamed.METRICS)})(?=$|/|_max$|_min$)")  # a name that metrics of older runs have
 MOST = 256  # entries of a metric that are written one by one
 
 
@@ -204,6 +207,11 @@ def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[st
     return lines
 
 
+def _current(name: str) -> str:
+    """The name that a metric has now."""
+    return OLD.sub(lambda old: (old[1] or "") + renamed.METRICS[old[2]], name)
+
+
 def _line_of(row: bytes) -> dict[str, Any] | None:
     """A line, None where it is none of ours: no JSON, or a field that is missing or of another type."""
     try:
@@ -211,6 +219,10 @@ def _line_of(row: bytes) -> dict[str, Any] | None:
         kinds = [(line["kind"], str), (line["step"], int), (line["time"], int | float), (line["metrics"], dict)]
         kinds += [(line.get("note", ""), str), (line.get("split"), str | None), (line.get("stderr", {}), dict)]
         whole = all(isinstance(value, kind) and not isinstance(value, bool) for value, kind in kinds)
-        return line if whole and math.isfinite(line["time"]) and abs(line["step"]) < 2**53 else None
+        if not whole or not math.isfinite(line["time"]) or abs(line["step"]) >= 2**53:
+            return None
+        for part in ("metrics", "stderr"):
+            line[part] = {_current(name): value for name, value in line.get(part, {}).items()}
+        return line
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None

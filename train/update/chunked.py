@@ -28,7 +28,7 @@ class How(NamedTuple):
     """What is computed, and over which mesh axes each dim is cut; without a mesh, none."""
 
     vocab: int
-    smoothing: float
+    label_smoothing: float
     z_loss: float
     cap: float | None = None
     rows: Axes = ()
@@ -49,7 +49,7 @@ def fits(head: LazyLogits) -> bool:
 
 
 def cross_entropy(
-    head: LazyLogits, targets: Int[Array, "b t"], *, smoothing: float = 0.0, z_loss: float = 0.0
+    head: LazyLogits, targets: Int[Array, "b t"], *, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
     """`losses.cross_entropy` and `losses.hits` of the head's logits: targets [B T] -> nats [B T], hits [B T].
 
@@ -57,7 +57,7 @@ def cross_entropy(
     Source: a chunk's logits made anew, Chen et al. 2016, arXiv:1604.06174, section 4, for the last layer alone.
     """
     x, table, bias = head.x, head.table, head.bias
-    how = How(head.vocab, smoothing, z_loss, head.softcap)
+    how = How(head.vocab, label_smoothing, z_loss, head.softcap)
     if not jax.sharding.get_abstract_mesh().empty:
         rows, time = map(_axes, jax.typeof(targets).sharding.spec)
         entries, width = map(_axes, jax.typeof(table).sharding.spec)
@@ -187,8 +187,8 @@ def _logits(how: How, x: Array, table: Array, bias: Array | None, index: Array) 
 
 def _wanted(how: How, index: Array, label: Array) -> Array:
     """The smoothed target: [N] -> [N v], 0 in the padding."""
-    share = jnp.where(index < how.vocab, how.smoothing / how.vocab, 0.0)
-    return share[None] + jnp.where(index[None] == label[:, None], 1 - how.smoothing, 0.0)
+    share = jnp.where(index < how.vocab, how.label_smoothing / how.vocab, 0.0)
+    return share[None] + jnp.where(index[None] == label[:, None], 1 - how.label_smoothing, 0.0)
 
 
 def _size(how: How, targets: Array, table: Array) -> int:

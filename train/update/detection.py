@@ -96,9 +96,9 @@ def detection(value: Grids, batch: dict[str, Array]) -> dict[str, tuple[Array, A
 
     w, alone = batch["weight"], match.alone
     parts = {
-        "box": jnp.sum(box * alone, -1),
-        "object": jnp.sum(empty * free, -1) + jnp.sum(full * alone, -1),
-        "class": jnp.sum(classes * alone, -1),
+        "box_loss": jnp.sum(box * alone, -1),
+        "objectness_loss": jnp.sum(empty * free, -1) + jnp.sum(full * alone, -1),
+        "class_loss": jnp.sum(classes * alone, -1),
     }
     terms = {"loss": (sum(parts.values(), jnp.zeros_like(w)) * w, w)} | {k: (v * w, w) for k, v in parts.items()}
     return terms | {"iou": (jnp.sum(fit * alone, -1) * w, jnp.sum(alone, -1) * w)}

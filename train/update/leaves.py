@@ -48,14 +48,14 @@ def frozen(patterns: str | None, specs: Any) -> Any:
 def factors(rates: str | None, layer_decay: float | None, specs: Any) -> Any:
     """What each leaf's learning rate is multiplied by -> numbers, or arrays along `layers`.
 
-    `rates` is `optim.rates`: pattern:factor, joined by commas; the first pattern that matches a leaf counts. Raises
-    UsageError for what is not of that form, and a pattern that matches nothing.
+    `rates` is `optim.lr_multipliers`: pattern:factor, joined by commas; the first pattern that matches a leaf counts.
+    Raises UsageError for what is not of that form, and a pattern that matches nothing.
     """
     own = dict.fromkeys(flatten(specs), 1.0)
     for part in reversed(rates.split(",") if rates is not None else []):  # so that the first has the last word
         pattern, _, text = part.rpartition(":")
         factor = _factor(part, text)
-        own |= dict.fromkeys(_matching("rates", pattern, own), factor)
+        own |= dict.fromkeys(_matching("lr_multipliers", pattern, own), factor)
     falling = jax.tree.map(lambda _: 1.0, specs) if layer_decay is None else _falling(layer_decay, specs)
     return jax.tree_util.tree_map_with_path(lambda path, f: own[path_name(path)] * f, falling)
 
@@ -66,7 +66,9 @@ def _factor(part: str, text: str) -> float:
     except ValueError:
         factor = math.nan
     if not 0 < factor < math.inf:
-        raise UsageError(f"optim.rates must be PATTERN:FACTOR joined by commas, factors positive, not {part!r}")
+        raise UsageError(
+            f"optim.lr_multipliers must be PATTERN:FACTOR joined by commas, factors positive, not {part!r}"
+        )
     return factor
 
 

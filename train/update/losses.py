@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+import renamed
 from errors import UsageError, unknown
 from models.grids import Grids, detections
 from models.layers import MASK_VALUE, compute_logits, reshard, shift_left
@@ -29,11 +30,11 @@ FAINT, ALIKE, MOST = 0.005, 0.45, 100  # a detector's least score, overlap of on
 
 
 def cross_entropy(
-    logits: Float[Array, "*b c"], label: Int[Array, "*b"], *, smoothing: float = 0.0, z_loss: float = 0.0
+    logits: Float[Array, "*b c"], label: Int[Array, "*b"], *, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Float[Array, "*b"]:
     """-log softmax(logits)[label], in nats: logits [... C], label [...] -> [...].
 
-    `smoothing` gives that share of the target to all classes alike (Szegedy et al. 2016, arXiv:1512.00567, section 7);
+    `label_smoothing` gives that share of the target to all classes (Szegedy et al. 2016, arXiv:1512.00567, section 7);
     `z_loss` times the squared log of the normaliser is added (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
     Masked logits are no classes. The label's logit is picked by comparison, not by a gather: C may be sharded.
     """
@@ -41,10 +42,10 @@ def cross_entropy(
     picked = jnp.sum(jnp.where(chosen, logits, 0.0), -1)
     normaliser = jax.nn.logsumexp(logits, -1)
     nats = normaliser - picked
-    if smoothing:
+    if label_smoothing:
         real = logits > MASK_VALUE / 2
         mean = jnp.sum(jnp.where(real, logits, 0.0), -1) / jnp.sum(real, -1)
-        nats = (1 - smoothing) * nats + smoothing * (normaliser - mean)
+        nats = (1 - label_smoothing) * nats + label_smoothing * (normaliser - mean)
     return nats + z_loss * jnp.square(normaliser) if z_loss else nats
 
 
@@ -86,7 +87,7 @@ def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float)
         label = jnp.where(share >= 0.5, label, other)
     terms = {"loss": (nats * w, w), "accuracy": (hits(value, label) * w, w)}
     if value.shape[-1] > GUESSES:
-        terms["accuracy_top5"] = ((ranks(value, label) < GUESSES) * w, w)
+        terms["top5_accuracy"] = ((ranks(value, label) < GUESSES) * w, w)
     return terms
 
 
@@ -134,7 +135,7 @@ def mistakes(value: Float[Array, "b 1"], batch: dict[str, Array]) -> Terms:
     return {"loss": (jnp.where(wrong, -y * score, 0.0) * w, w), "accuracy": ((1.0 - wrong) * w, w)}
 
 
-def squared(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
+def mse(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
     """Regression by the mean squared error over the outputs."""
     w = batch["weight"]
     return {"loss": (jnp.mean(jnp.square(value - batch["target"]), -1) * w, w)}
@@ -234,14 +235,14 @@ class Task:
         return Task(partial(self.terms, **given), self.trait, self.needs, self.unit, self.single, self.extras)
 
 
-_CROSS = ("smoothing", "z_loss")
+_CROSS = ("label_smoothing", "z_loss")
 TASKS: dict[str, Task] = {
     "softmax": Task(softmax, "classifier", "label", "nats", extras=(*_CROSS, "mixing")),
     "sigmoid": Task(sigmoid, "classifier", "labels", "nats"),
     "quadratic": Task(quadratic, "classifier", "label", "quadratic cost"),
     "hinge": Task(hinge, "classifier", "label", "margin", single=True),
     "perceptron": Task(mistakes, "classifier", "label", "margin", single=True),
-    "squared": Task(squared, "regressor", "target", "squared error"),
+    "mse": Task(mse, "regressor", "target", "squared error"),
     "next_token": Task(next_token, "language_model", "targets", "nats", extras=_CROSS),
     "translation": Task(next_token, "encoder_decoder", "source", "nats", extras=_CROSS),
     "detection": Task(detection, "detector", "boxes", "nats"),
@@ -251,5 +252,5 @@ TASKS: dict[str, Task] = {
 def find(name: str) -> Task:
     """A task by name. Raises UsageError for an unknown one."""
     if name not in TASKS:
-        raise unknown("loss", name, TASKS)
+        raise unknown("loss", name, TASKS, renamed.WORDS["loss"])
     return TASKS[name]

@@ -174,9 +174,9 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "beta1": ("a number in [0, 1)", lambda v: 0 <= v < 1),
     "beta2": ("a number in [0, 1)", lambda v: 0 <= v < 1),
     "lr": ("0 or more", lambda v: v >= 0),
-    "decay": ("0 or more", lambda v: v >= 0),
+    "weight_decay": ("0 or more", lambda v: v >= 0),
     "eps": ("positive", lambda v: v > 0),
-    "clip": ("positive", lambda v: v > 0),
+    "clip_norm": ("positive", lambda v: v > 0),
     "layer_decay": ("above 0 and at most 1", lambda v: 0 < v <= 1),
 }
 
@@ -199,14 +199,14 @@ def make(cfg: Any, specs: Any) -> Transform:
     if problems := wrong(cfg):
         raise refusal(problems)
 
-    factors, frozen = leaves.factors(cfg.rates, cfg.layer_decay, specs), leaves.frozen(cfg.freeze, specs)
+    factors, frozen = leaves.factors(cfg.lr_multipliers, cfg.layer_decay, specs), leaves.frozen(cfg.freeze, specs)
     if cfg.freeze is not None:  # what follows sees the trained leaves only
         specs, factors = (
             jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, t) for t in (specs, factors)
         )
-    clip = [] if cfg.clip is None else [optax.clip_by_global_norm(cfg.clip)]
+    clip = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
     mask = leaves.decays(specs, cfg.decay_embeddings)
-    decay = optax.add_decayed_weights(cfg.decay, mask) if cfg.decay else optax.identity()
+    decay = optax.add_decayed_weights(cfg.weight_decay, mask) if cfg.weight_decay else optax.identity()
     links = [*clip, *OPTIMIZERS[cfg.name](cfg, decay, specs), _times(factors)]
     if cfg.name == "schedule_free":  # the factors are z's: y and x follow it
         tx = _schedule_free(optax.chain(*links), cfg.beta1)

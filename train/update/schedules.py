@@ -15,34 +15,38 @@ from errors import UsageError, refusal, unknown
 
 def _wsd(cfg: Any, updates: int) -> optax.Schedule:
     """Warm-up, stable, decay: constant, then a line to the end (Hu et al. 2024, arXiv:2404.06395, section 4)."""
-    cooling = max(1, round(cfg.decay * (cfg.warmup + updates)))
+    cooling = max(1, round(cfg.decay_fraction * (cfg.warmup + updates)))
     if cooling > updates:
         raise UsageError(
-            f"schedule.warmup = {cfg.warmup} and schedule.decay = {cfg.decay} overlap in {cfg.warmup + updates} updates"
+            f"schedule.warmup = {cfg.warmup} and schedule.decay_fraction = {cfg.decay_fraction} overlap in "
+            f"{cfg.warmup + updates} updates"
         )
-    return optax.linear_schedule(1.0, cfg.end, cooling, updates - cooling)
+    return optax.linear_schedule(1.0, cfg.end_fraction, cooling, updates - cooling)
 
 
 def _onecycle(cfg: Any, updates: int) -> optax.Schedule:
     """Up to the peak, down again in as many updates, and on to the end (Smith, Topin 2017, arXiv:1708.07120)."""
     if cfg.warmup:
         raise UsageError(f"schedule 'onecycle' rises by itself: schedule.warmup must be 0, not {cfg.warmup}")
-    up = int(cfg.rise * updates)
-    at, shares = np.array([0, up, 2 * up, updates]), np.array([cfg.start, 1, cfg.start, cfg.end], np.float32)
+    up = int(cfg.warmup_fraction * updates)
+    at, shares = (
+        np.array([0, up, 2 * up, updates]),
+        np.array([cfg.start_fraction, 1, cfg.start_fraction, cfg.end_fraction], np.float32),
+    )
     return lambda step: jnp.interp(step, at, shares)
 
 
 def _piecewise(cfg: Any, updates: int) -> optax.Schedule:
-    """Constant between the updates that `steps` names, each of which multiplies by its factor."""
-    if cfg.steps is None:
-        raise UsageError("schedule 'piecewise' needs schedule.steps, as 600:0.1,800:0.1")
+    """Constant between the updates that `milestones` names, each of which multiplies by its factor."""
+    if cfg.milestones is None:
+        raise UsageError("schedule 'piecewise' needs schedule.milestones, as 600:0.1,800:0.1")
     return optax.piecewise_constant_schedule(1.0, {n - cfg.warmup: f for n, f in _jumps(cfg).items()})
 
 
 def _jumps(cfg: Any) -> dict[int, float]:
     """`600:0.1,800:0.1` -> update: factor; {} unless updates rise, after the warm-up, and factors are positive."""
     try:
-        jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in cfg.steps.split(","))]
+        jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in cfg.milestones.split(","))]
     except ValueError:
         return {}
     updates = [cfg.warmup, *(n for n, _ in jumps)]
@@ -59,9 +63,9 @@ def _inverse_sqrt(cfg: Any, updates: int) -> optax.Schedule:
 SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
     # (knobs, updates after the warm-up) -> the share of the peak at each of these updates, counted from 0
     "constant": lambda cfg, updates: optax.constant_schedule(1.0),
-    "linear": lambda cfg, updates: optax.linear_schedule(1.0, cfg.end, updates),
-    "cosine": lambda cfg, updates: optax.cosine_decay_schedule(1.0, updates, cfg.end),
-    "polynomial": lambda cfg, updates: optax.polynomial_schedule(1.0, cfg.end, cfg.power, updates),
+    "linear": lambda cfg, updates: optax.linear_schedule(1.0, cfg.end_fraction, updates),
+    "cosine": lambda cfg, updates: optax.cosine_decay_schedule(1.0, updates, cfg.end_fraction),
+    "polynomial": lambda cfg, updates: optax.polynomial_schedule(1.0, cfg.end_fraction, cfg.power, updates),
     "inverse_sqrt": _inverse_sqrt,
     "wsd": _wsd,
     "onecycle": _onecycle,
@@ -69,11 +73,11 @@ SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
 }
 
 RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "end": ("between 0 and 1", lambda v: 0 <= v <= 1),
+    "end_fraction": ("between 0 and 1", lambda v: 0 <= v <= 1),
     "power": ("positive", lambda v: 0 < v < math.inf),
-    "decay": ("above 0 and at most 1", lambda v: 0 < v <= 1),
-    "start": ("above 0 and at most 1", lambda v: 0 < v <= 1),
-    "rise": ("above 0 and at most 0.5", lambda v: 0 < v <= 0.5),
+    "decay_fraction": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "start_fraction": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "warmup_fraction": ("above 0 and at most 0.5", lambda v: 0 < v <= 0.5),
 }
 
 
@@ -84,10 +88,10 @@ def wrong(cfg: Any, steps: int) -> list[str]:
         found.append(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {cfg.warmup}")
     rules = [(name, rule) for name, (rule, ok) in RULES.items() if not ok(cfg[name])]
     found += [f"config key 'schedule.{name}' must be {rule}, not {cfg[name]}" for name, rule in rules]
-    if cfg.steps is not None and not _jumps(cfg):
+    if cfg.milestones is not None and not _jumps(cfg):
         found.append(
-            "config key 'schedule.steps' must be UPDATE:FACTOR joined by commas, as 600:0.1,800:0.1, with rising "
-            f"updates above schedule.warmup = {cfg.warmup} and positive factors, not {cfg.steps!r}"
+            "config key 'schedule.milestones' must be UPDATE:FACTOR joined by commas, as 600:0.1,800:0.1, with rising "
+            f"updates above schedule.warmup = {cfg.warmup} and positive factors, not {cfg.milestones!r}"
         )
     return found
 

@@ -236,7 +236,7 @@ def gradient_of(model: Model, task: Task, place: Placement, options: Options) ->
         ahead = [task(v, further(batch, k, place))["loss"] for k, v in enumerate(out.mtp_values, 1)]
         if ahead:
             nats, weight = (jnp.mean(jnp.stack([jnp.sum(pair[i]) for pair in ahead])) for i in range(2))
-            terms["ahead"] = nats, weight
+            terms["mtp_loss"] = nats, weight
             more = more + out.mtp_weight * nats / terms["loss"][1]
         return terms["loss"][0] / total + share * more, (
             terms,
