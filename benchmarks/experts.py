@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import record
 from models import routers
-from models.dispatch import gated, mixture
+from models.dispatch import glu, mixture
 
 SIZES = {  # tokens, width, hidden of an expert, experts, of a token
     "8 experts, 2 of them": dict(tokens=2048, width=256, hidden=512, experts=8, active=2),
@@ -46,9 +46,9 @@ def ours(s: dict[str, int], dispatch: str) -> Block:
     """The block of experts as the families have it."""
 
     def block(x: Any, router: Any, experts: Any) -> Any:
-        routes = routers.softmax_then_top(routers.router_logits(x, {"kernel": router}), s["active"], renormalise=True)
+        routes = routers.softmax_then_top(routers.router_logits(x, {"kernel": router}), s["active"], norm_topk=True)
         p = {name: {"kernel": w} for name, w in experts.items()}
-        return mixture(x, routes, p, gated("silu"), dispatch=dispatch)[0]
+        return mixture(x, routes, p, glu("silu"), dispatch=dispatch)[0]
 
     return block
 

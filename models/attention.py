@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from errors import UsageError
 from models.kernels import LANES, cudnn, splash, xla
 from models.layers import MASK_VALUE, dropout, einsum, reshard, softcap
-from models.sight import Sight
+from models.sight import AttentionMask
 from models.spec import Place, unsharded
 
 FEATURES = {  # what a call may ask of a backend
@@ -41,13 +41,13 @@ def reference(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s k h"],
     v: Float[Array, "b s k w"],
-    sight: Sight,
+    mask: AttentionMask,
     place: Place = unsharded,
     *,
     scale: float | Float[Array, ""],
-    rate: float = 0.0,
+    dropout_rate: float = 0.0,
     keys: Key[Array, "b"] | None = None,
-    soft_cap: float | None = None,
+    logit_softcap: float | None = None,
     sinks: Float[Array, " n"] | None = None,
 ) -> Float[Array, "b t n w"]:
     """Attention by two products, the softmax in float32: q [B T N H], k [B S K H], v [B S K W] -> [B T N W].
@@ -60,21 +60,21 @@ def reference(
     if one:
         k, v = (reshard(x[:, :, 0], place("batch key head_dim")) for x in (k, v))
     else:
-        k, v = (spread(x, q.shape[2], place("batch key heads head_dim")) for x in (k, v))
+        k, v = (repeat_kv(x, q.shape[2], place("batch key heads head_dim")) for x in (k, v))
     scores = einsum("btnh,bsh->bnts" if one else "btnh,bsnh->bnts", q, k, over).astype(jnp.float32) * scale
-    if soft_cap is not None:
-        scores = softcap(scores, soft_cap)
-    scores = jnp.where(sight.mask[:, None], scores, MASK_VALUE)
+    if logit_softcap is not None:
+        scores = softcap(scores, logit_softcap)
+    scores = jnp.where(mask.array[:, None], scores, MASK_VALUE)
     if sinks is None:
         weights = jax.nn.softmax(scores, -1)
     else:
         sunk = reshard(sinks.astype(jnp.float32), place("heads"))[None, :, None, None]
         weights = jnp.exp(scores - jnp.logaddexp(jax.nn.logsumexp(scores, -1, keepdims=True), sunk))
-    weights = dropout(weights.astype(q.dtype), keys, rate, "attention", over)
+    weights = dropout(weights.astype(q.dtype), keys, dropout_rate, "attention", over)
     return einsum("bnts,bsh->btnh" if one else "bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
 
 
-def spread(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float[Array, "b s n h"]:
+def repeat_kv(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float[Array, "b s n h"]:
     """Each key-value head once for each query head of its group: x [B S K H] -> [B S N H]."""
     group = heads // x.shape[2]
     if group == 1:
@@ -84,37 +84,37 @@ def spread(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float[Ar
     return auto_axes(lambda x: jnp.repeat(x, group, 2), out_sharding=over)(x)
 
 
-def on_shards(kernel: Callable[..., Array]) -> Callable[..., Array]:
-    """The kernel on each device's own rows, heads and, under cp, queries: (q, k, v, sight, place, ...) -> array."""
+def with_shard_map(kernel: Callable[..., Array]) -> Callable[..., Array]:
+    """The kernel on each device's own rows, heads and, under cp, queries: (q, k, v, mask, place, ...) -> array."""
 
-    def run(q: Array, k: Array, v: Array, sight: Sight, place: Place, *, scale: Any, **more: Any) -> Array:
+    def run(q: Array, k: Array, v: Array, mask: AttentionMask, place: Place, *, scale: Any, **more: Any) -> Array:
         if isinstance(scale, jax.Array):  # a kernel is compiled for one scale
             q, scale = (q * scale).astype(q.dtype), 1.0
         arrays = {name: more.pop(name) for name in ("sinks",) if name in more}
         local, heads = partial(kernel, scale=scale, **more), place("batch key heads head_dim")
         if heads is None:
-            return local(q, k, v, sight, **arrays)
+            return local(q, k, v, mask, **arrays)
         grouped = place("kv_heads") == place("heads")  # else a device may lack keys of its queries' group
-        k, v = (k, v) if grouped else (spread(x, q.shape[2], heads) for x in (k, v))
+        k, v = (k, v) if grouped else (repeat_kv(x, q.shape[2], heads) for x in (k, v))
         queries, keys = place("batch seq heads head_dim"), place("batch key kv_heads head_dim") if grouped else heads
 
         def positions(x: Array, time: str) -> Any:
             return place(f"{'one' if x.shape[0] == 1 else 'batch'} {time}")
 
         cut = dataclasses.replace(
-            sight,
-            query=positions(sight.query, "seq"),
-            key=positions(sight.key, "key"),
-            segments=None if sight.segments is None else (place("batch seq"), place("batch key")),
+            mask,
+            q_index=positions(mask.q_index, "seq"),
+            k_index=positions(mask.k_index, "key"),
+            segments=None if mask.segments is None else (place("batch seq"), place("batch key")),
         )
         specs = (queries, keys, keys, cut, {name: place("heads") for name in arrays})
         mapped = jax.shard_map(
-            lambda q, k, v, sight, arrays: local(q, k, v, sight, **arrays),
+            lambda q, k, v, mask, arrays: local(q, k, v, mask, **arrays),
             in_specs=specs,
             out_specs=queries,
             check_vma=False,  # kernels do not say over which axes their results vary
         )
-        return mapped(*jax.tree.map(reshard, (q, k, v, sight, arrays), specs))
+        return mapped(*jax.tree.map(reshard, (q, k, v, mask, arrays), specs))
 
     return run
 
@@ -124,7 +124,7 @@ class Backend:
     """A way to compute attention, and what it can."""
 
     run: Callable[..., Array]
-    can: frozenset[str]  # out of FEATURES
+    supports: frozenset[str]  # out of FEATURES
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     length: int = 1  # T and S are multiples of it
     width: int = 1  # H is a multiple of it
@@ -133,9 +133,13 @@ class Backend:
 _EVERY = frozenset(FEATURES)
 BACKENDS = {
     "reference": Backend(reference, _EVERY),
-    "xla": Backend(on_shards(xla), _EVERY - {"values", "dropout", "soft cap", "sinks"}),
-    "cudnn": Backend(on_shards(cudnn), frozenset({"window", "both ways", "groups", "bfloat16"}), ("gpu",), width=8),
-    "splash": Backend(on_shards(splash), _EVERY - {"positions", "values", "dropout", "cp"}, ("tpu",), length=LANES),
+    "xla": Backend(with_shard_map(xla), _EVERY - {"values", "dropout", "soft cap", "sinks"}),
+    "cudnn": Backend(
+        with_shard_map(cudnn), frozenset({"window", "both ways", "groups", "bfloat16"}), ("gpu",), width=8
+    ),
+    "splash": Backend(
+        with_shard_map(splash), _EVERY - {"positions", "values", "dropout", "cp"}, ("tpu",), length=LANES
+    ),
 }
 
 
@@ -143,33 +147,33 @@ def attention(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s k h"],
     v: Float[Array, "b s k w"],
-    sight: Sight,
+    mask: AttentionMask,
     *,
     scale: float | Float[Array, ""],
     backend: str = "reference",
-    rate: float = 0.0,
+    dropout_rate: float = 0.0,
     keys: Key[Array, "b"] | None = None,
-    soft_cap: float | None = None,
+    logit_softcap: float | None = None,
     sinks: Float[Array, " n"] | None = None,
     place: Place = unsharded,
 ) -> Float[Array, "b t n w"]:
     """Softmax attention by a backend of BACKENDS: q [B T N H], k [B S K H], v [B S K W] -> [B T N W].
 
-    `rate` is of the dropout on the weights, drawn by `keys`, one a row. `soft_cap` bounds the scores. `sinks` are
-    logits, one a head, that take part in the softmax and lead nowhere.
+    `dropout_rate` applies to the attention weights, with one PRNG key per row in `keys`. `logit_softcap` bounds the
+    scores. `sinks` are one logit per head that takes part in the softmax and has no value.
 
     Raises UsageError for what the backend lacks, and names the backends that have it: none stands in for another.
     """
     asked = {
-        "positions": not sight.plain,
-        "segments": sight.segments is not None,
-        "window": sight.window is not None and sight.causal,
-        "both ways": not sight.causal,
-        "window both ways": sight.window is not None and not sight.causal,
+        "positions": not mask.contiguous,
+        "segments": mask.segments is not None,
+        "window": mask.window is not None and mask.causal,
+        "both ways": not mask.causal,
+        "window both ways": mask.window is not None and not mask.causal,
         "groups": k.shape[2] != q.shape[2],
         "values": v.shape[3] != k.shape[3],
-        "dropout": keys is not None and rate > 0,
-        "soft cap": soft_cap is not None,
+        "dropout": keys is not None and dropout_rate > 0,
+        "soft cap": logit_softcap is not None,
         "sinks": sinks is not None,
         "float32": q.dtype.itemsize > 2,
         "bfloat16": q.dtype.itemsize == 2,
@@ -181,17 +185,17 @@ def attention(
         able = ", ".join(name for name, lacks in missing.items() if not lacks) or "none"
         raise UsageError(f"attention = {backend!r} cannot take {'; '.join(missing[backend])}. Able here: {able}")
 
-    more: dict[str, Any] = {"soft_cap": soft_cap} if asked["soft cap"] else {}
+    more: dict[str, Any] = {"logit_softcap": logit_softcap} if asked["soft cap"] else {}
     more |= {"sinks": sinks} if asked["sinks"] else {}
-    more |= {"rate": rate, "keys": keys} if asked["dropout"] else {}
-    return BACKENDS[backend].run(q, k, v, sight, place, scale=scale, **more)
+    more |= {"dropout_rate": dropout_rate, "keys": keys} if asked["dropout"] else {}
+    return BACKENDS[backend].run(q, k, v, mask, place, scale=scale, **more)
 
 
 def _missing(backend: Backend, wanted: set[str], lengths: tuple[int, int], width: int) -> list[str]:
     """What a backend lacks of what is wanted of it here, in words."""
     device = jax.sharding.get_abstract_mesh().abstract_device  # of the mesh that is compiled for, not always ours
     platform = device.platform if device else jax.default_backend()
-    words = [says for name, says in FEATURES.items() if name in wanted - backend.can]
+    words = [says for name, says in FEATURES.items() if name in wanted - backend.supports]
     words += [f"{n} tokens, no multiple of {backend.length}" for n in sorted(set(lengths)) if n % backend.length]
     words += [f"heads of width {width}, no multiple of {backend.width}"] if width % backend.width else []
     return words + ([] if platform in backend.platforms else [f"the platform {platform}"])

@@ -26,7 +26,7 @@ from models.layers import (
     norm_specs,
     reshard,
 )
-from models.sight import UNSEEN, Sight
+from models.sight import PAD_POSITION, AttentionMask
 from models.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
 from models.validate import COMPUTE, REMAT, remat_block, require, require_choice
 
@@ -164,7 +164,7 @@ def apply(
     require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
     now = jnp.arange(T)[None]
     mask = reshard(inputs.get("mask", jnp.ones(tokens.shape)), place("batch query"))
-    sight = Sight(now, jnp.where(mask > 0, now, UNSEEN), causal=False, plain="mask" not in inputs)
+    visible = AttentionMask(now, jnp.where(mask > 0, now, PAD_POSITION), causal=False, contiguous="mask" not in inputs)
     position = inputs.get("position", now)
 
     x = embed(p["embed"]["token"], tokens, stream)
@@ -182,7 +182,7 @@ def apply(
         q, k, v = (affine("btd,dnh->btnh", x, p[n], place("batch seq heads head_dim")) for n in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
         scale = (c.width // c.heads) ** -0.5
-        a = attention(q, k, v, sight, scale=scale, backend=c.attention, rate=rate, keys=own, place=place)
+        a = attention(q, k, v, visible, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=place)
         a = dropout(affine("btnh,nhd->btd", a, p["out"], stream), own, c.dropout, "attention_out", stream)
         x = layer_norm(x + a, p["norm1"], c.eps)
         h = ACTIVATIONS[c.activation](affine("btd,df->btf", x, p["up"], place("batch seq mlp")))

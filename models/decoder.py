@@ -11,12 +11,13 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
+from models import timeline
 from models.attention import BACKENDS
 from models.layers import ACTIVATIONS, linear
-from models.rope import KINDS, Stretch
+from models.rope import ROPE_SCALINGS, RopeScaling
 from models.spec import Initializer, Place, Spec, normal, ones, unsharded, zeros
 from models.stack import Layer
-from models.timeline import Reach, Timeline, Token, cache_specs, timeline
+from models.timeline import AttentionSpan, CacheEntry, CacheView
 from models.validate import COMPUTE, REMAT, require, require_choice
 
 
@@ -52,7 +53,9 @@ class Decoder:
         require(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden", "eps")
         require(self, "positive", "rope_base", "rope_factor", "rope_context", "rope_scale", "rope_low", "rope_high")
         require(self, "probability", "dropout")
-        require_choice(self, activation=ACTIVATIONS, rope=KINDS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        require_choice(
+            self, activation=ACTIVATIONS, rope=ROPE_SCALINGS, compute=COMPUTE, attention=BACKENDS, remat=REMAT
+        )
         if self.rope != "yarn":
             require(self, f"1 for rope={self.rope!r}", "rope_scale", test=lambda scale: scale == 1)
 
@@ -62,11 +65,11 @@ class Decoder:
         return self.hidden or -(-8 * self.width // (3 * 256)) * 256
 
     @property
-    def stretch(self) -> Stretch:
+    def rope_scaling(self) -> RopeScaling:
         """How rotary frequencies are stretched."""
         trained = self.rope_context or self.context
         ramp = self.rope_low, self.rope_high, self.rope_whole
-        return Stretch(self.rope, self.rope_factor, trained, *ramp, self.rope_scale)
+        return RopeScaling(self.rope, self.rope_factor, trained, *ramp, self.rope_scale)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -74,23 +77,23 @@ class Decoder:
         return (Layer("full"),) * self.depth
 
     @property
-    def reaches(self) -> dict[str, Reach]:
+    def spans(self) -> dict[str, AttentionSpan]:
         """What each kind of layer sees."""
-        return {"full": Reach()}
+        return {"full": AttentionSpan()}
 
     @property
-    def token(self) -> Token:
+    def cache_entry(self) -> CacheEntry:
         """What a layer keeps of a token."""
         raise NotImplementedError
 
     @property
-    def tokens(self) -> dict[str, Token]:
+    def cache_entries(self) -> dict[str, CacheEntry]:
         """What a layer of each kind keeps of a token."""
-        return dict.fromkeys(self.reaches, self.token)
+        return dict.fromkeys(self.spans, self.cache_entry)
 
 
 @dataclass(frozen=True)
-class Grouped(Decoder):
+class GQADecoder(Decoder):
     """With grouped-query attention: Ainslie et al. 2023, arXiv:2305.13245."""
 
     kv_heads: int | None = None  # None is heads
@@ -110,18 +113,18 @@ class Grouped(Decoder):
         return self.head_dim or self.width // self.heads
 
     @property
-    def groups(self) -> int:
+    def num_kv_heads(self) -> int:
         """K."""
         return self.kv_heads or self.heads
 
     @property
-    def token(self) -> Token:
+    def cache_entry(self) -> CacheEntry:
         """What a layer keeps of a token."""
-        return dict.fromkeys(("k", "v"), ("kv_heads head_dim", (self.groups, self.head_width)))
+        return dict.fromkeys(("k", "v"), ("kv_heads head_dim", (self.num_kv_heads, self.head_width)))
 
 
 @dataclass(frozen=True)
-class Sliding(Grouped):
+class SlidingWindowDecoder(GQADecoder):
     """With layers that see a window only: Beltagy et al. 2020, arXiv:2004.05150, section 3.1."""
 
     window: int | None = None  # tokens that a sliding layer sees, itself among them
@@ -135,42 +138,42 @@ class Sliding(Grouped):
     @property
     def layers(self) -> tuple[Layer, ...]:
         """What each layer is: one that sees all that is before it, or a sliding window."""
-        slides = self.usual if self.sliding is None else self.sliding
+        slides = self.default_sliding_layers if self.sliding is None else self.sliding
         return tuple(Layer("sliding" if self.window and i in slides else "full") for i in range(self.depth))
 
     @property
-    def usual(self) -> Sequence[int]:
+    def default_sliding_layers(self) -> Sequence[int]:
         """The layers that slide if nothing is said."""
         return range(self.depth)
 
     @property
-    def reaches(self) -> dict[str, Reach]:
+    def spans(self) -> dict[str, AttentionSpan]:
         """What each kind of layer sees."""
-        every = {"full": Reach(), "sliding": Reach(self.window)}
+        every = {"full": AttentionSpan(), "sliding": AttentionSpan(self.window)}
         return {kind: every[kind] for kind in dict.fromkeys(layer.kind for layer in self.layers)}
 
 
 # The table
 
 
-def residual(c: Decoder) -> Initializer:
+def residual_init(c: Decoder) -> Initializer:
     """The law of what a branch adds: by 1/sqrt(2L) smaller, as in GPT-2."""
     return normal(0.02 / (2 * c.depth) ** 0.5)
 
 
-def ends_specs(c: Decoder, norm: Initializer = ones) -> dict[str, Any]:
+def embed_and_head_specs(c: Decoder, norm: Initializer = ones) -> dict[str, Any]:
     """The table of what stands around the layers: token table, last norm, head."""
     V, D = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, c.width
     found = {"embed": {"token": Spec((V, D), "vocab embed", normal(0.02))}, "norm": {"scale": Spec((D,), "norm", norm)}}
     return found if c.tied else {**found, "head": Spec((V, D), "vocab embed", normal(0.02), fan_in="embed")}
 
 
-def scale_specs(L: int, width: int, *names: str, init: Initializer = ones) -> dict[str, Any]:
+def rms_norm_specs(L: int, width: int, *names: str, init: Initializer = ones) -> dict[str, Any]:
     """The table of RMSNorms of a stack."""
     return {name: {"scale": Spec((L, width), "layers norm", init)} for name in names}
 
 
-def biased(kernel: Spec, bias: bool) -> dict[str, Spec]:
+def with_bias(kernel: Spec, bias: bool) -> dict[str, Spec]:
     """The table of a product, and of its bias over the dims that it does not contract."""
     if not bias:
         return {"kernel": kernel}
@@ -180,29 +183,29 @@ def biased(kernel: Spec, bias: bool) -> dict[str, Spec]:
     return {"kernel": kernel, "bias": Spec(tuple(n for _, n in rest), names, zeros)}
 
 
-def grouped_specs(c: Grouped, L: int, bias: bool = False) -> dict[str, Any]:
+def gqa_specs(c: GQADecoder, L: int, bias: bool = False) -> dict[str, Any]:
     """The table of grouped-query attention: q [D N H], k v [D K H], out [N H D]."""
-    D, N, K, H = c.width, c.heads, c.groups, c.head_width
+    D, N, K, H = c.width, c.heads, c.num_kv_heads, c.head_width
     shapes = {"q": (N, "heads"), "k": (K, "kv_heads"), "v": (K, "kv_heads")}
     kernels = {
         name: Spec((L, D, n, H), f"layers embed {axis} head_dim", normal(0.02), fan_in="embed")
         for name, (n, axis) in shapes.items()
     }
-    kernels["out"] = Spec((L, N, H, D), "layers heads head_dim embed", residual(c), fan_in="heads head_dim")
-    return {name: biased(kernel, bias) for name, kernel in kernels.items()}
+    kernels["out"] = Spec((L, N, H, D), "layers heads head_dim embed", residual_init(c), fan_in="heads head_dim")
+    return {name: with_bias(kernel, bias) for name, kernel in kernels.items()}
 
 
-def gated_specs(c: Decoder, L: int, F: int, bias: bool = False) -> dict[str, Any]:
+def gated_mlp_specs(c: Decoder, L: int, F: int, bias: bool = False) -> dict[str, Any]:
     """The table of a gated MLP: gate up [D F], down [F D]."""
     up = Spec((L, c.width, F), "layers embed mlp", normal(0.02), fan_in="embed")
-    down = Spec((L, F, c.width), "layers mlp embed", residual(c), fan_in="mlp")
-    return {"gate": biased(up, bias), "up": biased(up, bias), "down": biased(down, bias)}
+    down = Spec((L, F, c.width), "layers mlp embed", residual_init(c), fan_in="mlp")
+    return {"gate": with_bias(up, bias), "up": with_bias(up, bias), "down": with_bias(down, bias)}
 
 
 # The block
 
 
-def heads_of(
+def qkv_projection(
     x: Float[Array, "b t d"], p: dict[str, Any], place: Place = unsharded
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
     """Queries, keys and values: x [B T D] -> [B T N H], [B T K H], [B T K H]."""
@@ -220,13 +223,15 @@ def gated_mlp(
     return linear("btf,fd->btd", ACTIVATIONS[activation](gate) * up, p["down"], place("batch seq width"))
 
 
-def cache_of(c: Any, batch: int, length: int) -> dict[str, Any]:
+def cache_specs(c: Any, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens; layers that see a part only keep that part."""
     require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
-    return cache_specs(c.reaches, Counter(layer.kind for layer in c.layers), c.tokens, batch, length, c.compute)
+    return timeline.cache_specs(
+        c.spans, Counter(layer.kind for layer in c.layers), c.cache_entries, batch, length, c.compute
+    )
 
 
-def timeline_of(c: Any, inputs: dict[str, Array], cache: Any, place: Place) -> Timeline:
+def open_cache(c: Any, inputs: dict[str, Array], cache: Any, place: Place) -> CacheView:
     """Where the input's tokens stand. Raises UsageError for more of them than the context has."""
     require(c, f"at least the {(T := inputs['tokens'].shape[1])} tokens of the input", "context", test=lambda n: n >= T)
-    return timeline(inputs, c.reaches, cache, place)
+    return timeline.open_cache(inputs, c.spans, cache, place)

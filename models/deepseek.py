@@ -13,15 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.decoder import cache_of, ends_specs, gated_mlp, gated_specs, scale_specs, timeline_of
-from models.dispatch import gated, mixture
-from models.latent import Latent, latent_attention, latent_specs
+from models.decoder import cache_specs, embed_and_head_specs, gated_mlp, gated_mlp_specs, open_cache, rms_norm_specs
+from models.dispatch import glu, mixture
+from models.latent import MLADecoder, latent_attention, mla_specs
 from models.layers import einsum, embed, fold_in_each, rms_norm, shift_left
-from models.moe import Interleaved, balanced, expert_specs, measures, router_stats, rowwise_balance
+from models.moe import (
+    InterleavedMoEDecoder,
+    expert_specs,
+    router_metrics,
+    router_stats,
+    sequence_balance_loss,
+    update_expert_bias,
+)
 from models.routers import Routes, router_logits, sigmoid_in_groups, softmax_in_groups
 from models.spec import Array, LazyLogits, Outputs, Place, Spec, flatten, normal, unflatten, unsharded, zeros
 from models.stack import Layer, scan_layers
-from models.timeline import Timeline
+from models.timeline import CacheView
 from models.validate import COMPUTE, remat_block, require, require_choice
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -29,7 +36,7 @@ INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 ROUTERS = ("softmax", "sigmoid")
 BIAS, MTP_BIAS = "blocks/moe/bias", "mtp/block/bias"  # of the experts: statistics, not parameters
-AHEAD = "mtp_expert_load"  # what the modules that foretell tokens tell of their experts
+MTP_EXPERT_LOAD = "mtp_expert_load"  # what the modules that foretell tokens tell of their experts
 
 _YARN = dict(rope="yarn", rope_factor=40.0, rope_context=4096, rope_high=32.0, rope_scale=1.0)
 SIZES: dict[str, dict[str, Any]] = {
@@ -51,7 +58,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config(Interleaved, Latent):
+class Config(InterleavedMoEDecoder, MLADecoder):
     """Shape and options of a DeepSeek."""
 
     shared: int = 1  # experts that every token meets, as one MLP
@@ -95,7 +102,7 @@ def specs(c: Config) -> dict[str, Any]:
     """The table of parameters, and of the experts' biases where the router has some."""
     counts = {stack: sum(layer.stack == stack for layer in c.layers) for stack in ("dense", "moe")}
     params: dict[str, Any] = {
-        **ends_specs(c),
+        **embed_and_head_specs(c),
         "blocks": {stack: _block_specs(c, stack, L) for stack, L in counts.items() if L},
     }
     if c.mtp:
@@ -106,10 +113,10 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
-    table = {**scale_specs(L, c.width, "norm1", "norm2"), **latent_specs(c, L)}
+    table = {**rms_norm_specs(L, c.width, "norm1", "norm2"), **mla_specs(c, L)}
     if stack == "dense":
-        return {**table, **gated_specs(c, L, c.feed_forward)}
-    shared = {"shared": gated_specs(c, L, c.shared * c.expert_width)} if c.shared else {}
+        return {**table, **gated_mlp_specs(c, L, c.feed_forward)}
+    shared = {"shared": gated_mlp_specs(c, L, c.shared * c.expert_width)} if c.shared else {}
     return {**table, **expert_specs(c, L), **shared}
 
 
@@ -118,7 +125,7 @@ def _mtp_specs(c: Config) -> dict[str, Any]:
     D = c.width
     join = Spec((c.mtp, D, D), "layers width embed", normal(0.02), fan_in="width")
     return {
-        **scale_specs(c.mtp, D, "state_norm", "token_norm", "norm"),
+        **rms_norm_specs(c.mtp, D, "state_norm", "token_norm", "norm"),
         "state": {"kernel": join},
         "token": {"kernel": join},
         "block": _block_specs(c, "moe", c.mtp),
@@ -127,7 +134,7 @@ def _mtp_specs(c: Config) -> dict[str, Any]:
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens: latents and rotary keys, whatever the number of heads."""
-    return cache_of(c, batch, length)
+    return cache_specs(c, batch, length)
 
 
 # The network
@@ -151,25 +158,25 @@ def apply(
     """
     stats = flatten(variables.get("stats", {}))
     p, keys, stream = unflatten(flatten(variables["params"]) | stats), key if train else None, place("batch seq width")
-    time, table = timeline_of(c, inputs, cache, place), p["embed"]["token"]
+    time, table = open_cache(c, inputs, cache, place), p["embed"]["token"]
     run = partial(block, c, time, keys, place)
 
     x = embed(table, inputs["tokens"], stream).astype(COMPUTE[c.compute])
-    x, held, says = scan_layers(run, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
-    x, new = time.renewed(_norm(x, p["norm"], c), held)
+    x, held, says = scan_layers(run, c.layers, x, p["blocks"], time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(_norm(x, p["norm"], c), held)
     routers, states = ({BIAS: says["moe"]} if "moe" in says else {}), list[Array]()
     if train and c.mtp:
-        states, routers[MTP_BIAS] = foretell(x, inputs["tokens"], table, p["mtp"], c, run, place)
-    loss = c.balance * sum(map(rowwise_balance, routers.values()), start=jnp.zeros(()))
-    further = {AHEAD: measures(routers[MTP_BIAS])["expert_load"]} if MTP_BIAS in routers else {}
-    value, *ahead = (LazyLogits(y, table if c.tied else p["head"], c.vocab) for y in (x, *states))
+        states, routers[MTP_BIAS] = run_mtp_modules(x, inputs["tokens"], table, p["mtp"], c, run, place)
+    loss = c.balance * sum(map(sequence_balance_loss, routers.values()), start=jnp.zeros(()))
+    mtp_metrics = {MTP_EXPERT_LOAD: router_metrics(routers[MTP_BIAS])["expert_load"]} if MTP_BIAS in routers else {}
+    value, *mtp_values = (LazyLogits(y, table if c.tied else p["head"], c.vocab) for y in (x, *states))
     return Outputs(
         value,
         stats=unflatten(stats),
         cache=new,
         aux_losses={"router_aux_loss": (loss, jnp.ones(()))} if c.balance else {},
-        metrics=measures(routers[BIAS]) | further if BIAS in routers else further,
-        mtp_values=tuple(ahead),
+        metrics=router_metrics(routers[BIAS]) | mtp_metrics if BIAS in routers else mtp_metrics,
+        mtp_values=tuple(mtp_values),
         mtp_weight=c.mtp_weight,
     )
 
@@ -178,14 +185,14 @@ def update_stats(stats: Any, metrics: dict[str, Array], c: Config) -> Any:
     """The experts' biases after an update, by how many tokens of its batch each expert got: told [L E]."""
     if not c.bias_speed:
         return stats
-    names = {BIAS: "expert_load", MTP_BIAS: AHEAD}
+    names = {BIAS: "expert_load", MTP_BIAS: MTP_EXPERT_LOAD}
     return unflatten(
-        {path: balanced(bias, metrics[names[path]], c.bias_speed) for path, bias in flatten(stats).items()}
+        {path: update_expert_bias(bias, metrics[names[path]], c.bias_speed) for path, bias in flatten(stats).items()}
     )
 
 
 def block(
-    c: Config, time: Timeline, keys: Any, place: Place, layer: Layer, x: Array, p: Any, index: Array, held: Any
+    c: Config, time: CacheView, keys: Any, place: Place, layer: Layer, x: Array, p: Any, index: Array, held: Any
 ) -> tuple[Array, Any, Any]:
     """A layer: x [B T D] -> [B T D], what it then holds, and what its router tells."""
     a, held = latent_attention(_norm(x, p["norm1"], c), p, c, time, layer.kind, held, fold_in_each(keys, index), place)
@@ -193,14 +200,14 @@ def block(
     h = _norm(x, p["norm2"], c)
     if layer.stack == "dense":
         return x + gated_mlp(h, p, c.activation, place), held, None
-    routes = routes_of(router_logits(h, p["router"], place), p, c)
-    y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
+    routes = route(router_logits(h, p["router"], place), p, c)
+    y, served = mixture(h, routes, p["experts"], glu(c.activation), dispatch=c.dispatch, place=place)
     if c.shared:
         y = y + gated_mlp(h, p["shared"], c.activation, place)
     return x + y, held, router_stats(routes, served, time.position)
 
 
-def routes_of(logits: Array, p: Any, c: Config) -> Routes:
+def route(logits: Array, p: Any, c: Config) -> Routes:
     """Where a layer's router sends each token: logits [B T E] -> Routes."""
     groups = c.active, c.groups, c.kept_groups
     if c.router == "softmax":
@@ -208,24 +215,24 @@ def routes_of(logits: Array, p: Any, c: Config) -> Routes:
     return sigmoid_in_groups(logits, p["bias"], *groups, c.renormalise, c.scaling)
 
 
-def foretell(
+def run_mtp_modules(
     x: Array, tokens: Array, table: Array, p: Any, c: Config, run: Any, place: Place
 ) -> tuple[list[Array], Any]:
     """States for what follows the next token, each by a module of its own, and what their routers tell: x [B T D].
 
     Source: V3, eq. 21 to 23. What a module gets of the last is normed already, as in the released weights' runtimes.
     """
-    states, says, stream = [], [], place("batch seq width")
+    states, stats, stream = [], [], place("batch seq width")
     for k in range(c.mtp):
         own = jax.tree.map(lambda w, k=k: w[k], p)
         token = embed(table, shift_left(tokens, k + 1, place), stream).astype(x.dtype)
         x = einsum("btd,dc->btc", _norm(x, own["state_norm"], c), own["state"]["kernel"], stream)
         x = x + einsum("btd,dc->btc", _norm(token, own["token_norm"], c), own["token"]["kernel"], stream)
         once = remat_block(partial(run, Layer("full", "moe")), c.remat)
-        x, _, tells = once(x, own["block"], jnp.asarray(c.depth + k), None)
+        x, _, own_stats = once(x, own["block"], jnp.asarray(c.depth + k), None)
         states.append(x := _norm(x, own["norm"], c))
-        says.append(tells)
-    return states, jax.tree.map(lambda *each: jnp.stack(each), *says)
+        stats.append(own_stats)
+    return states, jax.tree.map(lambda *each: jnp.stack(each), *stats)
 
 
 def _norm(x: Array, p: dict[str, Array], c: Config) -> Array:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from errors import UsageError
 from models.layers import ACTIVATIONS, add_bias, einsum, gather_weight, reshard
-from models.ragged import grouped_product, moved
+from models.ragged import gather_rows, grouped_product
 from models.routers import Routes, one_hot
 from models.spec import Place, unsharded
 
@@ -29,7 +29,7 @@ DISPATCH = ("dropless", "dense")
 Gate = Callable[[Array, Array], Array]  # (gate, up) -> hidden, each [... F]
 
 
-def gated(activation: str) -> Gate:
+def glu(activation: str) -> Gate:
     """activation(gate) * up, as `decoder.gated_mlp`."""
     return lambda gate, up: ACTIVATIONS[activation](gate) * up
 
@@ -51,12 +51,12 @@ def mixture(
     """
     run = {"dropless": _dropless, "dense": _dense}[dispatch]
     weights = routes.weights
-    y, served = run(x, routes.experts, weights, p, gate, weigh_input, place)
+    y, dispatched = run(x, routes.experts, weights, p, gate, weigh_input, place)
     if "bias" in p["down"]:
-        given = served.astype(jnp.float32) * (1 if weigh_input else weights)
+        given = dispatched.astype(jnp.float32) * (1 if weigh_input else weights)
         each = jnp.sum(one_hot(routes.experts, len(p["down"]["bias"])) * given[..., None], 2)
         y = y + einsum("bte,ed->btd", each, p["down"]["bias"], place("batch seq width"))
-    return y.astype(x.dtype), served
+    return y.astype(x.dtype), dispatched
 
 
 def _dense(
@@ -82,7 +82,7 @@ def _dropless(
 ) -> tuple[Array, Array]:
     """By each expert for its own tokens, on the devices that have it."""
     p = jax.tree.map(lambda w: w.astype(x.dtype), {**p, "down": {"kernel": p["down"]["kernel"]}})
-    local = partial(_sorted, gate=gate, weigh_input=weigh_input)
+    local = partial(_grouped_experts, gate=gate, weigh_input=weigh_input)
     rows = place("batch seq width")
     if rows is None:
         alone, mesh = partial(local, first=jnp.zeros((), jnp.int32)), jax.typeof(x).sharding.mesh
@@ -109,8 +109,8 @@ def _dropless(
         first = jnp.asarray(jax.lax.axis_index(owners) if owners else 0) * len(p["gate"]["kernel"])
         if along:
             x, experts, weights = (jax.lax.all_gather(v, along, tiled=True) for v in (x, experts, weights))
-        y, served = local(x, experts, weights, p, first)
-        count = served.astype(jnp.int32)
+        y, dispatched = local(x, experts, weights, p, first)
+        count = dispatched.astype(jnp.int32)
         if across:
             y, count = (jax.lax.psum(v, across) for v in (y, count))
         if along:
@@ -125,7 +125,7 @@ def _dropless(
     return mapped(*jax.tree.map(reshard, (x, experts, weights, p), specs))
 
 
-def _sorted(
+def _grouped_experts(
     x: Array, experts: Array, weights: Array, p: dict[str, Any], first: Array, *, gate: Gate, weigh_input: bool
 ) -> tuple[Array, Array]:
     """What the experts from `first` on give to tokens: x [B T D], experts weights [B T A] -> [B T D], [B T A].
@@ -144,9 +144,9 @@ def _sorted(
         y = grouped_product(h, p["kernel"], sizes)
         return y + p["bias"].at[own[order]].get(mode="fill", fill_value=0) if "bias" in p else y
 
-    h = moved(x.reshape(B * T, -1), order // A, back.reshape(B * T, A))
+    h = gather_rows(x.reshape(B * T, -1), order // A, back.reshape(B * T, A))
     if weigh_input:
-        h = h * moved(weights.reshape(-1, 1), order, back[:, None]).astype(h.dtype)
+        h = h * gather_rows(weights.reshape(-1, 1), order, back[:, None]).astype(h.dtype)
     y = by_group(gate(by_group(h, p["gate"]), by_group(h, p["up"])), p["down"])
-    y = moved(y, back, order[:, None]).reshape(B, T, A, -1).astype(jnp.float32)
+    y = gather_rows(y, back, order[:, None]).reshape(B, T, A, -1).astype(jnp.float32)
     return jnp.sum(y if weigh_input else y * weights[..., None], 2), (own < count).reshape(B, T, A)

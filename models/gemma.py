@@ -15,18 +15,18 @@ import jax.numpy as jnp
 
 from models.attention import attention
 from models.decoder import (
-    Sliding,
-    cache_of,
-    ends_specs,
+    SlidingWindowDecoder,
+    cache_specs,
+    embed_and_head_specs,
     gated_mlp,
-    gated_specs,
-    grouped_specs,
-    heads_of,
-    scale_specs,
-    timeline_of,
+    gated_mlp_specs,
+    gqa_specs,
+    open_cache,
+    qkv_projection,
+    rms_norm_specs,
 )
 from models.layers import embed, fold_in_each, linear, rms_norm
-from models.rope import Stretch, frequencies, rotate
+from models.rope import RopeScaling, apply_rope, frequencies
 from models.spec import Array, LazyLogits, Outputs, Place, unsharded, zeros
 from models.stack import Layer, scan_layers
 from models.validate import COMPUTE, require
@@ -64,7 +64,7 @@ SIZES: dict[str, dict[str, Any]] = {  # without what sees images
 
 
 @dataclass(frozen=True)
-class Config(Sliding):
+class Config(SlidingWindowDecoder):
     """Shape and options of a Gemma."""
 
     activation: str = "gelu_tanh"  # of the MLP's gate
@@ -83,7 +83,7 @@ class Config(Sliding):
         require(self, "positive", "pattern", "local_base", "query_scale", "attention_cap", "cap")
 
     @property
-    def usual(self) -> Sequence[int]:
+    def default_sliding_layers(self) -> Sequence[int]:
         """The layers that slide: all but every `pattern`-th."""
         return [i for i in range(self.depth) if (i + 1) % self.pattern]
 
@@ -92,18 +92,18 @@ def specs(c: Config) -> dict[str, Any]:
     """The table of parameters; norms multiply by 1 + scale."""
     L, D = c.depth, c.width
     blocks: dict[str, Any] = {
-        **scale_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post", init=zeros),
-        **grouped_specs(c, L, c.attention_bias),
-        **gated_specs(c, L, c.feed_forward),
+        **rms_norm_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post", init=zeros),
+        **gqa_specs(c, L, c.attention_bias),
+        **gated_mlp_specs(c, L, c.feed_forward),
     }
     if c.qk_norm:
-        blocks |= scale_specs(L, c.head_width, "q_norm", "k_norm", init=zeros)
-    return {"params": {**ends_specs(c, norm=zeros), "blocks": blocks}}
+        blocks |= rms_norm_specs(L, c.head_width, "q_norm", "k_norm", init=zeros)
+    return {"params": {**embed_and_head_specs(c, norm=zeros), "blocks": blocks}}
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
-    return cache_of(c, batch, length)
+    return cache_specs(c, batch, length)
 
 
 def apply(
@@ -123,23 +123,23 @@ def apply(
     that it holds.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
-    turns = {"full": (frequencies(c.head_width, c.rope_base, c.stretch), c.rope_scale)}
-    local = (frequencies(c.head_width, c.local_base, Stretch()), 1.0) if c.local_base else turns["full"]
+    time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = {"full": (frequencies(c.head_width, c.rope_base, c.rope_scaling), c.rope_scale)}
+    local = (frequencies(c.head_width, c.local_base, RopeScaling()), 1.0) if c.local_base else turns["full"]
     turns["sliding"] = local
 
     def norm(x: Array, p: dict[str, Array]) -> Array:
         return rms_norm(x.astype(jnp.float32), 1 + p["scale"].astype(jnp.float32), c.eps).astype(x.dtype)
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
-        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
+        q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
         if c.qk_norm:
             q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
-        q, k = (rotate(x, time.position, *turns[layer.kind]) for x in (q, k))
-        k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        how |= dict(scale=(c.query_scale or c.head_width) ** -0.5, soft_cap=c.attention_cap)
-        a = attention(q, k, v, time.sights[layer.kind], **how)
+        q, k = (apply_rope(x, time.position, *turns[layer.kind]) for x in (q, k))
+        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
+        how |= dict(scale=(c.query_scale or c.head_width) ** -0.5, logit_softcap=c.attention_cap)
+        a = attention(q, k, v, time.masks[layer.kind], **how)
         x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
         h = gated_mlp(norm(x, p["norm2"]), p, c.activation, place)
         return x + norm(h, p["norm2_post"]), held, None
@@ -147,6 +147,6 @@ def apply(
     x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     x = x * jnp.asarray(c.width**0.5, x.dtype)
     blocks = {"blocks": p["blocks"]}
-    x, held, _ = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
-    x, new = time.renewed(norm(x, p["norm"]), held)
+    x, held, _ = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(norm(x, p["norm"]), held)
     return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.cap), cache=new)

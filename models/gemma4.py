@@ -15,24 +15,24 @@ import numpy as np
 
 from models.attention import attention
 from models.decoder import (
-    Sliding,
-    cache_of,
-    ends_specs,
+    SlidingWindowDecoder,
+    cache_specs,
+    embed_and_head_specs,
     gated_mlp,
-    gated_specs,
-    grouped_specs,
-    heads_of,
-    scale_specs,
-    timeline_of,
+    gated_mlp_specs,
+    gqa_specs,
+    open_cache,
+    qkv_projection,
+    rms_norm_specs,
 )
-from models.dispatch import gated, mixture
+from models.dispatch import glu, mixture
 from models.layers import embed, fold_in_each, linear, rms_norm
-from models.moe import Routed, expert_specs, router_specs, router_stats, spoken
-from models.rope import Stretch, frequencies, rotate
-from models.routers import Routes, picked, router_logits, softmax_then_top
+from models.moe import MoEDecoder, expert_specs, moe_outputs, router_specs, router_stats
+from models.rope import RopeScaling, apply_rope, frequencies
+from models.routers import Routes, router_logits, softmax_then_top, take_experts
 from models.spec import Array, LazyLogits, Outputs, Place, Spec, normal, ones, unsharded
 from models.stack import Layer, scan_layers
-from models.timeline import Token
+from models.timeline import CacheEntry
 from models.validate import COMPUTE, require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -55,7 +55,7 @@ SIZES: dict[str, dict[str, Any]] = {  # without what sees and hears
 
 
 @dataclass(frozen=True)
-class Config(Routed, Sliding):
+class Config(MoEDecoder, SlidingWindowDecoder):
     """Shape and options of a Gemma 4."""
 
     activation: str = "gelu_tanh"  # of the gates of MLP and experts
@@ -81,7 +81,7 @@ class Config(Routed, Sliding):
         require(self, f"a divisor of heads={self.heads}", "full_kv_heads", test=lambda n: self.heads % n == 0)
 
     @property
-    def usual(self) -> Sequence[int]:
+    def default_sliding_layers(self) -> Sequence[int]:
         """The layers that slide: all but every `pattern`-th and the last."""
         return [i for i in range(self.depth - 1) if (i + 1) % self.pattern]
 
@@ -91,11 +91,11 @@ class Config(Routed, Sliding):
         return tuple(Layer(layer.kind, layer.kind) for layer in super().layers)
 
     @property
-    def tokens(self) -> dict[str, Token]:
+    def cache_entries(self) -> dict[str, CacheEntry]:
         """What a layer of each kind keeps of a token."""
-        return {kind: self.of(kind).token for kind in self.reaches}
+        return {kind: self.for_kind(kind).cache_entry for kind in self.spans}
 
-    def of(self, kind: str) -> "Config":
+    def for_kind(self, kind: str) -> "Config":
         """As layers of a kind have it."""
         if kind == "sliding":
             return self
@@ -113,21 +113,21 @@ def traits(c: Config) -> frozenset[str]:
 
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters; the factors of whole layers are not trained."""
-    counts = {stack: sum(layer.stack == stack for layer in c.layers) for stack in c.reaches}
-    blocks = {stack: _block_specs(c.of(stack), stack, L) for stack, L in counts.items()}
+    counts = {stack: sum(layer.stack == stack for layer in c.layers) for stack in c.spans}
+    blocks = {stack: _block_specs(c.for_kind(stack), stack, L) for stack, L in counts.items()}
     factors = {stack: {"factor": Spec((L,), "layers", ones)} for stack, L in counts.items()}
-    return {"params": {**ends_specs(c), "blocks": blocks}, "stats": {"blocks": factors}}
+    return {"params": {**embed_and_head_specs(c), "blocks": blocks}, "stats": {"blocks": factors}}
 
 
 def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
-    heads = grouped_specs(c, L, c.attention_bias)
+    heads = gqa_specs(c, L, c.attention_bias)
     if c.keys_as_values and stack == "full":
         del heads["v"]
     table = {
-        **scale_specs(L, c.width, "norm1", "norm1_post", "norm2", "norm2_post"),
-        **scale_specs(L, c.head_width, "q_norm", "k_norm"),
+        **rms_norm_specs(L, c.width, "norm1", "norm1_post", "norm2", "norm2_post"),
+        **rms_norm_specs(L, c.head_width, "q_norm", "k_norm"),
         **heads,
-        **gated_specs(c, L, c.feed_forward),
+        **gated_mlp_specs(c, L, c.feed_forward),
     }
     if not c.routed:
         return table
@@ -140,13 +140,13 @@ def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
         **table,
         **expert_specs(c, L),
         "router": router,
-        **scale_specs(L, c.width, "mlp_post", "experts_norm", "experts_post"),
+        **rms_norm_specs(L, c.width, "mlp_post", "experts_norm", "experts_post"),
     }
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
-    return cache_of(c, batch, length)
+    return cache_specs(c, batch, length)
 
 
 # The network
@@ -169,48 +169,51 @@ def apply(
     that it holds.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
-    turns = {"sliding": frequencies(c.head_width, c.local_base, Stretch()), "full": wide_turns(c.of("full"))}
+    time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = {
+        "sliding": frequencies(c.head_width, c.local_base, RopeScaling()),
+        "full": partial_frequencies(c.for_kind("full")),
+    }
     scale = {"sliding": 1.0, "full": c.rope_scale}
 
     def norm(x: Array, p: dict[str, Array] | None) -> Array:
         return rms_norm(x, None if p is None else p["scale"], c.eps)
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
-        q, k, v = heads_of(norm(x, p["norm1"]), {"v": p["k"], **p}, place)
+        q, k, v = qkv_projection(norm(x, p["norm1"]), {"v": p["k"], **p}, place)
         q, k, v = norm(q, p["q_norm"]), norm(k, p["k_norm"]), norm(v, None)
-        q, k = (rotate(x, time.position, turns[layer.kind], scale[layer.kind]) for x in (q, k))
-        k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        a = attention(q, k, v, time.sights[layer.kind], scale=1.0, **how)
+        q, k = (apply_rope(x, time.position, turns[layer.kind], scale[layer.kind]) for x in (q, k))
+        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
+        a = attention(q, k, v, time.masks[layer.kind], scale=1.0, **how)
         x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
         h, tells = gated_mlp(norm(x, p["norm2"]), p, c.activation, place), None
         if c.routed:
-            routes = routes_of(x, p["router"], c, place)
+            routes = route(x, p["router"], c, place)
             y = norm(x, p["experts_norm"])
-            y, served = mixture(y, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
+            y, served = mixture(y, routes, p["experts"], glu(c.activation), dispatch=c.dispatch, place=place)
             h, tells = norm(h, p["mlp_post"]) + norm(y, p["experts_post"]), router_stats(routes, served, time.position)
         x = x + norm(h, p["norm2_post"])
         return x * p["factor"].astype(x.dtype), held, tells
 
     x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     x = x * jnp.asarray(c.width**0.5, x.dtype)
-    blocks = {stack: {**p["blocks"][stack], **variables["stats"]["blocks"][stack]} for stack in c.reaches}
-    x, held, says = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
-    x, new = time.renewed(norm(x, p["norm"]), held)
+    blocks = {stack: {**p["blocks"][stack], **variables["stats"]["blocks"][stack]} for stack in c.spans}
+    x, held, says = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(norm(x, p["norm"]), held)
     value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.cap)
-    return Outputs(value, stats=variables["stats"], cache=new, **spoken(says, c.balance))
+    return Outputs(value, stats=variables["stats"], cache=new, **moe_outputs(says, c.balance))
 
 
-def wide_turns(c: Config) -> np.ndarray:
+def partial_frequencies(c: Config) -> np.ndarray:
     """Radians a token of each pair of dims where all is seen, 0 beyond the share that turns: [H/2]."""
-    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+    turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
     return np.where(np.arange(len(turns)) < int(c.turning * len(turns)), turns, np.float32(0))
 
 
-def routes_of(x: Array, p: dict[str, Array], c: Config, place: Place) -> Routes:
+def route(x: Array, p: dict[str, Array], c: Config, place: Place) -> Routes:
     """Where the router sends each token, by the stream itself: x [B T D] -> Routes. Each expert has a gain."""
     x = rms_norm(x.astype(jnp.float32), p["scale"], c.eps) * c.width**-0.5
-    routes = softmax_then_top(router_logits(x, {"kernel": p["kernel"]}, place), c.active, renormalise=True)
-    gains = jnp.broadcast_to(p["gain"].astype(jnp.float32), routes.shares.shape)
-    return routes._replace(weights=routes.weights * picked(gains, routes.experts))
+    routes = softmax_then_top(router_logits(x, {"kernel": p["kernel"]}, place), c.active, norm_topk=True)
+    gains = jnp.broadcast_to(p["gain"].astype(jnp.float32), routes.probs.shape)
+    return routes._replace(weights=routes.weights * take_experts(gains, routes.experts))

@@ -24,7 +24,7 @@ from models.layers import (
 )
 from models.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
 from models.stack import Layer, scan_layers
-from models.timeline import Reach, cache_specs, timeline
+from models.timeline import AttentionSpan, cache_specs, open_cache
 from models.validate import COMPUTE, REMAT, require, require_choice
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -109,14 +109,14 @@ def specs(c: Config) -> dict[str, Any]:
     return {"params": params}
 
 
-REACHES = {"full": Reach()}
+SPANS = {"full": AttentionSpan()}
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a key-value cache for `length` tokens: k v [L B S N H]."""
     require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
     token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.width // c.heads)))
-    return cache_specs(REACHES, {"full": c.depth}, {"full": token}, batch, length, c.compute)
+    return cache_specs(SPANS, {"full": c.depth}, {"full": token}, batch, length, c.compute)
 
 
 def rate(c: Config, site: str) -> float:
@@ -144,7 +144,7 @@ def apply(
     p, tokens = variables["params"], inputs["tokens"]
     keys, stream, T = key if train else None, place("batch seq width"), tokens.shape[1]
     require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
-    time, backend = timeline(inputs, REACHES, cache, place), c.attention if cache is None else "reference"
+    time, backend = open_cache(inputs, SPANS, cache, place), c.attention if cache is None else "reference"
 
     x = embed(p["embed"]["token"], tokens, stream)
     over = stream if time.position.shape[0] > 1 else place("one seq width")
@@ -165,10 +165,10 @@ def apply(
             )
             for i in range(3)
         )
-        k, v, held = time.remember(layer.kind, held, k=k, v=v)
+        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
         scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.layer_scale else 1)
-        how: dict[str, Any] = dict(backend=backend, rate=rate(c, "attention"), keys=own, place=place)
-        a = attention(q, k, v, time.sights[layer.kind], scale=scale, **how)
+        how: dict[str, Any] = dict(backend=backend, dropout_rate=rate(c, "attention"), keys=own, place=place)
+        a = attention(q, k, v, time.masks[layer.kind], scale=scale, **how)
         a = add_bias(einsum("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
         x = x + branch(a, own, index, "attention_out")
 
@@ -179,6 +179,6 @@ def apply(
         return x + branch(h, own, index, "mlp_out"), held, None
 
     layers, blocks = (Layer("full"),) * c.depth, {"blocks": p["blocks"]}
-    x, held, _ = scan_layers(block, layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
-    x, new = time.renewed(layer_norm(x, p["norm"], c.eps), held)
+    x, held, _ = scan_layers(block, layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(layer_norm(x, p["norm"], c.eps), held)
     return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)

@@ -14,11 +14,19 @@ import jax
 import jax.numpy as jnp
 
 from models.attention import attention
-from models.decoder import Sliding, cache_of, ends_specs, grouped_specs, heads_of, scale_specs, timeline_of
+from models.decoder import (
+    SlidingWindowDecoder,
+    cache_specs,
+    embed_and_head_specs,
+    gqa_specs,
+    open_cache,
+    qkv_projection,
+    rms_norm_specs,
+)
 from models.dispatch import mixture
 from models.layers import embed, fold_in_each, linear, rms_norm
-from models.moe import Routed, expert_specs, router_stats, spoken
-from models.rope import frequencies, rotate
+from models.moe import MoEDecoder, expert_specs, moe_outputs, router_stats
+from models.rope import apply_rope, frequencies
 from models.routers import router_logits, top_then_softmax
 from models.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded
 from models.stack import Layer, scan_layers
@@ -40,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config(Routed, Sliding):
+class Config(MoEDecoder, SlidingWindowDecoder):
     """Shape and options of a gpt-oss."""
 
     attention_bias: bool = True  # on q, k, v and out
@@ -52,7 +60,7 @@ class Config(Routed, Sliding):
         require(self, "positive", "slope", "limit")
 
     @property
-    def usual(self) -> Sequence[int]:
+    def default_sliding_layers(self) -> Sequence[int]:
         """The layers that slide: every other one, the first among them."""
         return range(0, self.depth, 2)
 
@@ -66,17 +74,17 @@ def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
     L, D, N = c.depth, c.width, c.heads
     blocks: dict[str, Any] = {
-        **scale_specs(L, D, "norm1", "norm2"),
-        **grouped_specs(c, L, c.attention_bias),
+        **rms_norm_specs(L, D, "norm1", "norm2"),
+        **gqa_specs(c, L, c.attention_bias),
         "sink": Spec((L, N), "layers heads", normal(0.02)),
         **expert_specs(c, L, bias=True, router_bias=True),
     }
-    return {"params": {**ends_specs(c), "blocks": blocks}}
+    return {"params": {**embed_and_head_specs(c), "blocks": blocks}}
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
-    return cache_of(c, batch, length)
+    return cache_specs(c, batch, length)
 
 
 def apply(
@@ -96,8 +104,8 @@ def apply(
     that it holds.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
-    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+    time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
 
     def norm(x: Array, p: dict[str, Array]) -> Array:
         return rms_norm(x, p["scale"], c.eps)
@@ -107,11 +115,11 @@ def apply(
         return gate * jax.nn.sigmoid(c.slope * gate) * (up + 1)
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
-        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
-        q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
-        k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, sinks=p["sink"], **how)
+        q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
+        q, k = (apply_rope(x, time.position, turns, c.rope_scale) for x in (q, k))
+        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
+        a = attention(q, k, v, time.masks[layer.kind], scale=c.head_width**-0.5, sinks=p["sink"], **how)
         x = x + linear("btnh,nhd->btd", a, p["out"], stream)
         h = norm(x, p["norm2"])
         routes = top_then_softmax(router_logits(h, p["router"], place), c.active)
@@ -120,7 +128,7 @@ def apply(
 
     x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     blocks = {"blocks": p["blocks"]}
-    x, held, says = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
-    x, new = time.renewed(norm(x, p["norm"]), held)
+    x, held, says = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(norm(x, p["norm"]), held)
     value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    return Outputs(value, cache=new, **spoken(says, c.balance))
+    return Outputs(value, cache=new, **moe_outputs(says, c.balance))

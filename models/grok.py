@@ -12,13 +12,21 @@ from typing import Any
 import jax.numpy as jnp
 
 from models.attention import attention
-from models.decoder import Grouped, cache_of, ends_specs, grouped_specs, heads_of, scale_specs, timeline_of
-from models.dispatch import gated, mixture
+from models.decoder import (
+    GQADecoder,
+    cache_specs,
+    embed_and_head_specs,
+    gqa_specs,
+    open_cache,
+    qkv_projection,
+    rms_norm_specs,
+)
+from models.dispatch import glu, mixture
 from models.layers import embed, fold_in_each, linear, rms_norm
-from models.moe import Routed, expert_specs, router_stats, spoken
-from models.rope import frequencies, rotate
+from models.moe import MoEDecoder, expert_specs, moe_outputs, router_stats
+from models.rope import apply_rope, frequencies
 from models.routers import router_logits, softmax_then_top
-from models.sight import UNSEEN
+from models.sight import PAD_POSITION
 from models.spec import Array, LazyLogits, Outputs, Place, unsharded
 from models.stack import Layer, scan_layers
 from models.validate import COMPUTE, require
@@ -38,7 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config(Routed, Grouped):
+class Config(MoEDecoder, GQADecoder):
     """Shape and options of a Grok-1."""
 
     widening: float = 8.0  # an expert's hidden is two thirds of so many widths, rounded up to a multiple of 8
@@ -82,19 +90,19 @@ def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
     L, D = c.depth, c.width
     blocks: dict[str, Any] = {
-        **scale_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post"),
-        **grouped_specs(c, L),
+        **rms_norm_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post"),
+        **gqa_specs(c, L),
         **expert_specs(c, L),
     }
-    return {"params": {**ends_specs(c), "blocks": blocks}}
+    return {"params": {**embed_and_head_specs(c), "blocks": blocks}}
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens."""
-    return cache_of(c, batch, length)
+    return cache_specs(c, batch, length)
 
 
-def hidden_padding(inputs: dict[str, Array], c: Config, cache: dict[str, Any] | None) -> dict[str, Array]:
+def mask_pad_tokens(inputs: dict[str, Array], c: Config, cache: dict[str, Any] | None) -> dict[str, Array]:
     """Inputs with a position [B T] below 0 where a token is padding by its id.
 
     In the release such a token sees what is before it and is seen by none. Here it sees padding alone: what comes of
@@ -104,7 +112,7 @@ def hidden_padding(inputs: dict[str, Array], c: Config, cache: dict[str, Any] | 
         return inputs
     tokens, start = inputs["tokens"], 0 if cache is None else cache["filled"]
     position = inputs.get("position", start + jnp.arange(tokens.shape[1])[None])
-    return {**inputs, "position": jnp.where(tokens > c.pad_token, position, UNSEEN)}
+    return {**inputs, "position": jnp.where(tokens > c.pad_token, position, PAD_POSITION)}
 
 
 def apply(
@@ -124,28 +132,28 @@ def apply(
     that it holds. Logits of padding mean nothing.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time = timeline_of(c, hidden_padding(inputs, c, cache), cache, place)
+    time = open_cache(c, mask_pad_tokens(inputs, c, cache), cache, place)
     backend = c.attention if cache is None else "reference"
-    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+    turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
 
     def norm(x: Array, p: dict[str, Array]) -> Array:
         return rms_norm(x, p["scale"], c.eps)
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
-        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
-        q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
-        k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        a = attention(q, k, v, time.sights[layer.kind], scale=c.score_scale, soft_cap=c.soft_cap, **how)
+        q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
+        q, k = (apply_rope(x, time.position, turns, c.rope_scale) for x in (q, k))
+        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
+        a = attention(q, k, v, time.masks[layer.kind], scale=c.score_scale, logit_softcap=c.soft_cap, **how)
         x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
         h = norm(x, p["norm2"])
-        routes = softmax_then_top(router_logits(h, p["router"], place), c.active, renormalise=False)
-        y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
+        routes = softmax_then_top(router_logits(h, p["router"], place), c.active, norm_topk=False)
+        y, served = mixture(h, routes, p["experts"], glu(c.activation), dispatch=c.dispatch, place=place)
         return x + norm(y, p["norm2_post"]), held, router_stats(routes, served, time.position)
 
     x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute]) * c.embed_scale
     blocks = {"blocks": p["blocks"]}
-    x, held, says = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
-    x, new = time.renewed(norm(x, p["norm"]), held)
+    x, held, says = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(norm(x, p["norm"]), held)
     value = LazyLogits(x * c.output_multiplier, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    return Outputs(value, cache=new, **spoken(says, c.balance))
+    return Outputs(value, cache=new, **moe_outputs(says, c.balance))

@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, Float
 
 from errors import UsageError
-from models.sight import Sight
+from models.sight import AttentionMask
 
 LANES = 128  # a TPU's vector lanes: splash attention works on blocks of whole ones
 
@@ -20,19 +20,19 @@ def xla(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s k h"],
     v: Float[Array, "b s k h"],
-    sight: Sight,
+    mask: AttentionMask,
     *,
     scale: float,
 ) -> Float[Array, "b t n h"]:
     """jax.nn's attention in XLA's own operations: q [B T N H], k v [B S K H] -> [B T N H]."""
-    return jax.nn.dot_product_attention(q, k, v, mask=sight.mask[:, None], scale=scale, implementation="xla")
+    return jax.nn.dot_product_attention(q, k, v, mask=mask.array[:, None], scale=scale, implementation="xla")
 
 
 def cudnn(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s k h"],
     v: Float[Array, "b s k h"],
-    sight: Sight,
+    mask: AttentionMask,
     *,
     scale: float,
 ) -> Float[Array, "b t n h"]:
@@ -40,10 +40,10 @@ def cudnn(
 
     Raises UsageError for what this machine's cuDNN lacks.
     """
-    near = None if sight.window is None else (sight.window - 1, 0)
+    near = None if mask.window is None else (mask.window - 1, 0)
     try:
         return jax.nn.dot_product_attention(
-            q, k, v, is_causal=sight.causal, local_window_size=near, scale=scale, implementation="cudnn"
+            q, k, v, is_causal=mask.causal, local_window_size=near, scale=scale, implementation="cudnn"
         )
     except NotImplementedError as error:
         raise UsageError(f"attention = 'cudnn': {error}") from error
@@ -53,10 +53,10 @@ def splash(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s k h"],
     v: Float[Array, "b s k h"],
-    sight: Sight,
+    mask: AttentionMask,
     *,
     scale: float,
-    soft_cap: float | None = None,
+    logit_softcap: float | None = None,
     sinks: Float[Array, " n"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t n h"]:
@@ -66,10 +66,10 @@ def splash(
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as library  # pallas takes a second to import
 
-    shape, near = (q.shape[1], k.shape[1]), None if sight.window is None else sight.window - 1
-    seen: library.Mask = library.LocalMask(shape, (near, 0 if sight.causal else near), 0)
+    shape, near = (q.shape[1], k.shape[1]), None if mask.window is None else mask.window - 1
+    seen: library.Mask = library.LocalMask(shape, (near, 0 if mask.causal else near), 0)
     if near is None:
-        seen = library.CausalMask(shape) if sight.causal else library.FullMask(shape)
+        seen = library.CausalMask(shape) if mask.causal else library.FullMask(shape)
     rows, columns = (next(n for n in (4 * LANES, 2 * LANES, LANES) if size % n == 0) for size in shape)
     blocks: dict[str, Any] = {f"block_q{use}": rows for use in ("", "_dkv", "_dq")}
     blocks |= {f"block_kv{use}": columns for use in ("", "_dkv", "_dq")}
@@ -78,9 +78,9 @@ def splash(
         head_shards=1,
         q_seq_shards=1,
         block_sizes=library.BlockSizes(**blocks),
-        attn_logits_soft_cap=soft_cap,
+        attn_logits_soft_cap=logit_softcap,
         interpret=interpret,
     )
     q, k, v = (x.swapaxes(1, 2) for x in ((q * scale).astype(q.dtype), k, v))
-    segments = None if sight.segments is None else library.SegmentIds(*sight.segments)
+    segments = None if mask.segments is None else library.SegmentIds(*mask.segments)
     return jax.vmap(kernel, (0, 0, 0, None if segments is None else 0, None))(q, k, v, segments, sinks).swapaxes(1, 2)

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from models.attention import attention
-from models.decoder import Decoder, biased, residual, scale_specs
+from models.decoder import Decoder, residual_init, rms_norm_specs, with_bias
 from models.layers import einsum, linear, reshard, rms_norm
-from models.rope import frequencies, rotate
+from models.rope import apply_rope, frequencies
 from models.spec import Place, Spec, normal
-from models.timeline import Timeline, Token
+from models.timeline import CacheEntry, CacheView
 from models.validate import require
 
 EPS = 1e-6  # of the norms of latents, whatever the decoder's is
 
 
 @dataclass(frozen=True)
-class Latent(Decoder):
+class MLADecoder(Decoder):
     """With latent attention."""
 
     q_rank: int | None = None  # of the latent of queries; None makes them of the stream itself
@@ -55,18 +55,18 @@ class Latent(Decoder):
         return self.head_width**-0.5 * (0.1 * self.mscale * grown + 1) ** 2
 
     @property
-    def token(self) -> Token:
+    def cache_entry(self) -> CacheEntry:
         """What a layer keeps of a token: the latent, and the rotary key."""
         return {"latent": ("rank", (self.kv_rank,)), "k": ("head_dim", (self.rope_dim,))}
 
 
-def latent_specs(c: Latent, L: int) -> dict[str, Any]:
+def mla_specs(c: MLADecoder, L: int) -> dict[str, Any]:
     """The table: q [D N H], or q_down [D R] and q [R N H]; kv_down [D R], k_rope [D h], k v [R N h], out [N W D]."""
     D, N, H, W, R = c.width, c.heads, c.head_width, c.value_dim, c.kv_rank
     heads = "heads head_dim"
 
     def down(width: int, axis: str) -> dict[str, Spec]:
-        return biased(Spec((L, D, width), f"layers embed {axis}", normal(0.02), fan_in="embed"), c.attention_bias)
+        return with_bias(Spec((L, D, width), f"layers embed {axis}", normal(0.02), fan_in="embed"), c.attention_bias)
 
     queries: dict[str, Any] = {
         "q": {"kernel": Spec((L, D, N, H), f"layers embed {heads}", normal(0.02), fan_in="embed")},
@@ -74,23 +74,23 @@ def latent_specs(c: Latent, L: int) -> dict[str, Any]:
     if c.q_rank:
         queries = {
             "q_down": down(c.q_rank, "rank"),
-            **scale_specs(L, c.q_rank, "q_norm"),
+            **rms_norm_specs(L, c.q_rank, "q_norm"),
             "q": {"kernel": Spec((L, c.q_rank, N, H), f"layers rank {heads}", normal(0.02), fan_in="rank")},
         }
-    out = Spec((L, N, W, D), f"layers {heads} embed", residual(c), fan_in=heads)
+    out = Spec((L, N, W, D), f"layers {heads} embed", residual_init(c), fan_in=heads)
     return {
         **queries,
         "kv_down": down(R, "rank"),
-        **scale_specs(L, R, "kv_norm"),
+        **rms_norm_specs(L, R, "kv_norm"),
         "k_rope": down(c.rope_dim, "head_dim"),
         "k": {"kernel": Spec((L, R, N, c.nope_dim), f"layers rank {heads}", normal(0.02), fan_in="rank")},
         "v": {"kernel": Spec((L, R, N, W), f"layers rank {heads}", normal(0.02), fan_in="rank")},
-        "out": biased(out, c.attention_bias),
+        "out": with_bias(out, c.attention_bias),
     }
 
 
 def latent_attention(
-    x: Float[Array, "b t d"], p: Any, c: Latent, time: Timeline, kind: str, held: Any, keys: Any, place: Place
+    x: Float[Array, "b t d"], p: Any, c: MLADecoder, time: CacheView, kind: str, held: Any, keys: Any, place: Place
 ) -> tuple[Float[Array, "b t d"], Any]:
     """Multi-head latent attention: x [B T D] -> [B T D], and what the layer then holds.
 
@@ -98,11 +98,11 @@ def latent_attention(
     and of the sum of those a value is made once a query: what makes keys and values is absorbed.
     Source: eq. 37 to 47, and section 2.1.2.
     """
-    heads, ranks, sight = place("batch seq heads head_dim"), place("batch seq rank"), time.sights[kind]
-    turns = frequencies(c.rope_dim, c.rope_base, c.stretch)
-    turn = partial(rotate, position=time.position, turns=turns, scale=c.rope_scale, neighbours=c.neighbours)
+    heads, ranks, mask = place("batch seq heads head_dim"), place("batch seq rank"), time.masks[kind]
+    inv_freq = frequencies(c.rope_dim, c.rope_base, c.rope_scaling)
+    turn = partial(apply_rope, position=time.position, inv_freq=inv_freq, scale=c.rope_scale, interleaved=c.neighbours)
     backend = c.attention if time.cache is None else "reference"
-    attend = partial(attention, scale=c.score_scale, backend=backend, rate=c.dropout, keys=keys, place=place)
+    attend = partial(attention, scale=c.score_scale, backend=backend, dropout_rate=c.dropout, keys=keys, place=place)
 
     low = x
     if c.q_rank:
@@ -115,11 +115,11 @@ def latent_attention(
     if held is None:
         k, v = (einsum("btr,rnh->btnh", latent, p[name]["kernel"], heads) for name in ("k", "v"))
         k_rope = reshard(jnp.broadcast_to(k_rope, (*k.shape[:3], c.rope_dim)), heads)
-        a = attend(jnp.concatenate([q, q_rope], -1), jnp.concatenate([k, k_rope], -1), v, sight)
+        a = attend(jnp.concatenate([q, q_rope], -1), jnp.concatenate([k, k_rope], -1), v, mask)
     else:
-        latent, k_rope, held = time.remember(kind, held, latent=latent, k=k_rope[:, :, 0])
+        latent, k_rope, held = time.append_kv(kind, held, latent=latent, k=k_rope[:, :, 0])
         q = einsum("btnh,rnh->btnr", q, p["k"]["kernel"], heads)
         k, v = jnp.concatenate([latent, k_rope], -1)[:, :, None], latent[:, :, None]
-        a = attend(jnp.concatenate([q, q_rope], -1), k, v, sight)
+        a = attend(jnp.concatenate([q, q_rope], -1), k, v, mask)
         a = einsum("btnr,rnh->btnh", a, p["v"]["kernel"], heads)
     return linear("btnh,nhd->btd", a, p["out"], place("batch seq width")), held

@@ -12,18 +12,18 @@ from typing import Any
 
 from models.attention import attention
 from models.decoder import (
-    Sliding,
-    cache_of,
-    ends_specs,
+    SlidingWindowDecoder,
+    cache_specs,
+    embed_and_head_specs,
     gated_mlp,
-    gated_specs,
-    grouped_specs,
-    heads_of,
-    scale_specs,
-    timeline_of,
+    gated_mlp_specs,
+    gqa_specs,
+    open_cache,
+    qkv_projection,
+    rms_norm_specs,
 )
 from models.layers import embed, fold_in_each, linear, rms_norm
-from models.rope import frequencies, rotate
+from models.rope import apply_rope, frequencies
 from models.spec import Array, LazyLogits, Outputs, Place, unsharded
 from models.stack import Layer, scan_layers
 from models.validate import COMPUTE
@@ -84,7 +84,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config(Sliding):
+class Config(SlidingWindowDecoder):
     """Shape and options of a Llama."""
 
     attention_bias: bool = False  # on q, k, v and out
@@ -96,18 +96,18 @@ def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
     L, D, H, F = c.depth, c.width, c.head_width, c.feed_forward
     blocks: dict[str, Any] = {
-        **scale_specs(L, D, "norm1", "norm2"),
-        **grouped_specs(c, L, c.attention_bias),
-        **gated_specs(c, L, F, c.mlp_bias),
+        **rms_norm_specs(L, D, "norm1", "norm2"),
+        **gqa_specs(c, L, c.attention_bias),
+        **gated_mlp_specs(c, L, F, c.mlp_bias),
     }
     if c.qk_norm:
-        blocks |= scale_specs(L, H, "q_norm", "k_norm")
-    return {"params": {**ends_specs(c), "blocks": blocks}}
+        blocks |= rms_norm_specs(L, H, "q_norm", "k_norm")
+    return {"params": {**embed_and_head_specs(c), "blocks": blocks}}
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
-    return cache_of(c, batch, length)
+    return cache_specs(c, batch, length)
 
 
 def apply(
@@ -127,25 +127,25 @@ def apply(
     that it holds.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
-    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+    time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
 
     def norm(x: Array, p: dict[str, Array]) -> Array:
         return rms_norm(x, p["scale"], c.eps)
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
-        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
+        q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
         if c.qk_norm:
             q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
-        q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
-        k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, **how)
+        q, k = (apply_rope(x, time.position, turns, c.rope_scale) for x in (q, k))
+        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
+        a = attention(q, k, v, time.masks[layer.kind], scale=c.head_width**-0.5, **how)
         x = x + linear("btnh,nhd->btd", a, p["out"], stream)
         return x + gated_mlp(norm(x, p["norm2"]), p, c.activation, place), held, None
 
     x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
     blocks = {"blocks": p["blocks"]}
-    x, held, _ = scan_layers(block, c.layers, x, blocks, time.held, remat=c.remat, scan=c.scan)
-    x, new = time.renewed(norm(x, p["norm"]), held)
+    x, held, _ = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(norm(x, p["norm"]), held)
     return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)

@@ -13,24 +13,24 @@ import jax.numpy as jnp
 
 from models.attention import attention
 from models.decoder import (
-    Grouped,
-    cache_of,
-    ends_specs,
+    GQADecoder,
+    cache_specs,
+    embed_and_head_specs,
     gated_mlp,
-    gated_specs,
-    grouped_specs,
-    heads_of,
-    scale_specs,
-    timeline_of,
+    gated_mlp_specs,
+    gqa_specs,
+    open_cache,
+    qkv_projection,
+    rms_norm_specs,
 )
-from models.dispatch import gated, mixture
+from models.dispatch import glu, mixture
 from models.layers import embed, fold_in_each, linear, rms_norm
-from models.moe import Interleaved, expert_specs, router_stats, spoken
-from models.rope import frequencies, rotate
+from models.moe import InterleavedMoEDecoder, expert_specs, moe_outputs, router_stats
+from models.rope import apply_rope, frequencies
 from models.routers import router_logits, top_then_sigmoid
 from models.spec import Array, LazyLogits, Outputs, Place, unsharded
 from models.stack import Layer, scan_layers
-from models.timeline import Reach
+from models.timeline import AttentionSpan
 from models.validate import COMPUTE, require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -49,7 +49,7 @@ SIZES: dict[str, dict[str, Any]] = {  # without what sees images
 
 
 @dataclass(frozen=True)
-class Config(Interleaved, Grouped):
+class Config(InterleavedMoEDecoder, GQADecoder):
     """Shape and options of a Llama 4."""
 
     active: int = 1  # experts that a token is sent to
@@ -72,9 +72,9 @@ class Config(Interleaved, Grouped):
         return tuple(Layer(kinds[i in self.nope], layer.stack) for i, layer in enumerate(super().layers))
 
     @property
-    def reaches(self) -> dict[str, Reach]:
+    def spans(self) -> dict[str, AttentionSpan]:
         """What each kind of layer sees."""
-        every = {"rope": Reach(chunk=self.chunk), "nope": Reach()}
+        every = {"rope": AttentionSpan(chunk=self.chunk), "nope": AttentionSpan()}
         return {kind: every[kind] for kind in dict.fromkeys(layer.kind for layer in self.layers)}
 
 
@@ -88,16 +88,16 @@ def specs(c: Config) -> dict[str, Any]:
     blocks: dict[str, Any] = {}
     for stack in dict.fromkeys(layer.stack for layer in c.layers):
         L = sum(layer.stack == stack for layer in c.layers)
-        mlp = gated_specs(c, L, c.feed_forward)
+        mlp = gated_mlp_specs(c, L, c.feed_forward)
         if stack == "moe":
-            mlp = {**expert_specs(c, L), "shared": gated_specs(c, L, c.expert_width)}
-        blocks[stack] = {**scale_specs(L, c.width, "norm1", "norm2"), **grouped_specs(c, L, c.attention_bias), **mlp}
-    return {"params": {**ends_specs(c), "blocks": blocks}}
+            mlp = {**expert_specs(c, L), "shared": gated_mlp_specs(c, L, c.expert_width)}
+        blocks[stack] = {**rms_norm_specs(L, c.width, "norm1", "norm2"), **gqa_specs(c, L, c.attention_bias), **mlp}
+    return {"params": {**embed_and_head_specs(c), "blocks": blocks}}
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens, kind by kind of layer; layers with positions keep a chunk only."""
-    return cache_of(c, batch, length)
+    return cache_specs(c, batch, length)
 
 
 def apply(
@@ -117,38 +117,38 @@ def apply(
     that it holds.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
-    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+    time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
 
     def norm(x: Array, p: dict[str, Array]) -> Array:
         return rms_norm(x, p["scale"], c.eps)
 
-    def warmth() -> Array:
+    def attn_temperature() -> Array:
         """Of queries without positions, [B T 1 1]."""
         steps = jnp.floor((jnp.maximum(time.position, 0) + 1.0) / c.temperature_from)
         return (jnp.log1p(steps) * (c.temperature or 0.0) + 1.0)[:, :, None, None]
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
-        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
+        q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
         if layer.kind == "nope":
-            q = (q * warmth()).astype(q.dtype)
+            q = (q * attn_temperature()).astype(q.dtype)
         else:
-            q, k = (rotate(x, time.position, turns, c.rope_scale, neighbours=True) for x in (q, k))
+            q, k = (apply_rope(x, time.position, turns, c.rope_scale, interleaved=True) for x in (q, k))
             q, k = (rms_norm(x, None, c.eps) if c.qk_norm else x for x in (q, k))
-        k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, **how)
+        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
+        a = attention(q, k, v, time.masks[layer.kind], scale=c.head_width**-0.5, **how)
         x = x + linear("btnh,nhd->btd", a, p["out"], stream)
         h = norm(x, p["norm2"])
         if layer.stack == "dense":
             return x + gated_mlp(h, p, c.activation, place), held, None
         routes = top_then_sigmoid(router_logits(h, p["router"], place), c.active)
         how = dict(dispatch=c.dispatch, weigh_input=True, place=place)
-        y, served = mixture(h, routes, p["experts"], gated(c.activation), **how)
+        y, served = mixture(h, routes, p["experts"], glu(c.activation), **how)
         return x + y + gated_mlp(h, p["shared"], c.activation, place), held, router_stats(routes, served, time.position)
 
     x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
-    x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
-    x, new = time.renewed(norm(x, p["norm"]), held)
+    x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(norm(x, p["norm"]), held)
     value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    return Outputs(value, cache=new, **spoken(says, c.balance))
+    return Outputs(value, cache=new, **moe_outputs(says, c.balance))

@@ -11,20 +11,20 @@ from typing import Any
 
 from models.attention import attention
 from models.decoder import (
-    Sliding,
-    cache_of,
-    ends_specs,
+    SlidingWindowDecoder,
+    cache_specs,
+    embed_and_head_specs,
     gated_mlp,
-    gated_specs,
-    grouped_specs,
-    heads_of,
-    scale_specs,
-    timeline_of,
+    gated_mlp_specs,
+    gqa_specs,
+    open_cache,
+    qkv_projection,
+    rms_norm_specs,
 )
-from models.dispatch import gated, mixture
+from models.dispatch import glu, mixture
 from models.layers import embed, fold_in_each, linear, rms_norm
-from models.moe import Interleaved, expert_specs, router_stats, spoken
-from models.rope import frequencies, rotate
+from models.moe import InterleavedMoEDecoder, expert_specs, moe_outputs, router_stats
+from models.rope import apply_rope, frequencies
 from models.routers import router_logits, softmax_then_top
 from models.spec import Array, LazyLogits, Outputs, Place, unsharded
 from models.stack import Layer, scan_layers
@@ -54,7 +54,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config(Interleaved, Sliding):
+class Config(InterleavedMoEDecoder, SlidingWindowDecoder):
     """Shape and options of a Mixtral."""
 
     renormalise: bool = True  # the weights of a token's experts sum to 1
@@ -72,19 +72,19 @@ def specs(c: Config) -> dict[str, Any]:
     blocks: dict[str, Any] = {}
     for stack in dict.fromkeys(layer.stack for layer in c.layers):
         L = sum(layer.stack == stack for layer in c.layers)
-        mlp = gated_specs(c, L, c.feed_forward) if stack == "dense" else expert_specs(c, L)
+        mlp = gated_mlp_specs(c, L, c.feed_forward) if stack == "dense" else expert_specs(c, L)
         blocks[stack] = {
-            **scale_specs(L, c.width, "norm1", "norm2"),
-            **grouped_specs(c, L, c.attention_bias),
-            **(scale_specs(L, c.head_width, "q_norm", "k_norm") if c.qk_norm else {}),
+            **rms_norm_specs(L, c.width, "norm1", "norm2"),
+            **gqa_specs(c, L, c.attention_bias),
+            **(rms_norm_specs(L, c.head_width, "q_norm", "k_norm") if c.qk_norm else {}),
             **mlp,
         }
-    return {"params": {**ends_specs(c), "blocks": blocks}}
+    return {"params": {**embed_and_head_specs(c), "blocks": blocks}}
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
     """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
-    return cache_of(c, batch, length)
+    return cache_specs(c, batch, length)
 
 
 def apply(
@@ -104,30 +104,30 @@ def apply(
     that it holds.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time, backend = timeline_of(c, inputs, cache, place), c.attention if cache is None else "reference"
-    turns = frequencies(c.head_width, c.rope_base, c.stretch)
+    time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
+    turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
 
     def norm(x: Array, p: dict[str, Array]) -> Array:
         return rms_norm(x, p["scale"], c.eps)
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
-        q, k, v = heads_of(norm(x, p["norm1"]), p, place)
+        q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
         if c.qk_norm:
             q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
-        q, k = (rotate(x, time.position, turns, c.rope_scale) for x in (q, k))
-        k, v, held = time.remember(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        a = attention(q, k, v, time.sights[layer.kind], scale=c.head_width**-0.5, **how)
+        q, k = (apply_rope(x, time.position, turns, c.rope_scale) for x in (q, k))
+        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
+        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
+        a = attention(q, k, v, time.masks[layer.kind], scale=c.head_width**-0.5, **how)
         x = x + linear("btnh,nhd->btd", a, p["out"], stream)
         h = norm(x, p["norm2"])
         if layer.stack == "dense":
             return x + gated_mlp(h, p, c.activation, place), held, None
         routes = softmax_then_top(router_logits(h, p["router"], place), c.active, c.renormalise)
-        y, served = mixture(h, routes, p["experts"], gated(c.activation), dispatch=c.dispatch, place=place)
+        y, served = mixture(h, routes, p["experts"], glu(c.activation), dispatch=c.dispatch, place=place)
         return x + y, held, router_stats(routes, served, time.position)
 
     x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
-    x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.held, remat=c.remat, scan=c.scan)
-    x, new = time.renewed(norm(x, p["norm"]), held)
+    x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(norm(x, p["norm"]), held)
     value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    return Outputs(value, cache=new, **spoken(says, c.balance))
+    return Outputs(value, cache=new, **moe_outputs(says, c.balance))

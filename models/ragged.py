@@ -24,21 +24,21 @@ def grouped_product(x: Float[Array, "m d"], w: Float[Array, "e d f"], sizes: Int
     return jax.lax.platform_dependent(x, w, sizes, cpu=_blocked, default=_ragged)
 
 
-def _forward(x: Array, w: Array, sizes: Array) -> tuple[Array, Any]:
+def _product_forward(x: Array, w: Array, sizes: Array) -> tuple[Array, Any]:
     return grouped_product(x, w, sizes), (x, w, sizes)
 
 
-def _backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
+def _product_backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
     """By the platform's own way only: a choice of platforms that is differentiated keeps what each of them needs."""
 
-    def pulled(product: Any, x: Array, w: Array, sizes: Array, g: Array) -> Any:
+    def pullback(product: Any, x: Array, w: Array, sizes: Array, g: Array) -> Any:
         return jax.vjp(lambda x, w: product(x, w, sizes), x, w)[1](g)
 
-    cpu, default = partial(pulled, _blocked), partial(pulled, _ragged)
+    cpu, default = partial(pullback, _blocked), partial(pullback, _ragged)
     return *jax.lax.platform_dependent(*kept, g, cpu=cpu, default=default), None
 
 
-grouped_product.defvjp(_forward, _backward)
+grouped_product.defvjp(_product_forward, _product_backward)
 
 
 def _ragged(x: Array, w: Array, sizes: Array) -> Array:
@@ -60,12 +60,12 @@ def _blocked(x: Array, w: Array, sizes: Array) -> Array:
     row = jnp.where(inside < sizes[own], first[own] + inside, M)
     group = jnp.sum(jnp.arange(M)[:, None] >= jnp.cumsum(sizes)[None], 1)
     slot = jnp.arange(M) + (m * (ends - blocks) - first).at[group].get(mode="fill", fill_value=count * m)
-    rows = moved(x, row, slot[:, None]).reshape(count, m, -1)
-    return moved(jnp.einsum("nmd,ndf->nmf", rows, w[owner]).reshape(count * m, -1), slot, row[:, None])
+    rows = gather_rows(x, row, slot[:, None]).reshape(count, m, -1)
+    return gather_rows(jnp.einsum("nmd,ndf->nmf", rows, w[owner]).reshape(count * m, -1), slot, row[:, None])
 
 
 @jax.custom_vjp
-def moved(x: Float[Array, "m d"], source: Int[Array, " s"], targets: Int[Array, "m a"]) -> Float[Array, "s d"]:
+def gather_rows(x: Float[Array, "m d"], source: Int[Array, " s"], targets: Int[Array, "m a"]) -> Float[Array, "s d"]:
     """Row source[s] of x at each slot s, 0 where that is no row: x [M D] -> [S D].
 
     `targets` says the same the other way round: the slots that row m goes to. So the derivative, in reverse, picks
@@ -74,12 +74,12 @@ def moved(x: Float[Array, "m d"], source: Int[Array, " s"], targets: Int[Array, 
     return x.at[source].get(mode="fill", fill_value=0)
 
 
-def _move(x: Array, source: Array, targets: Array) -> tuple[Array, Any]:
-    return moved(x, source, targets), targets
+def _gather_forward(x: Array, source: Array, targets: Array) -> tuple[Array, Any]:
+    return gather_rows(x, source, targets), targets
 
 
-def _move_back(targets: Array, g: Array) -> tuple[Array, None, None]:
+def _gather_backward(targets: Array, g: Array) -> tuple[Array, None, None]:
     return jnp.sum(g.at[targets].get(mode="fill", fill_value=0), 1), None, None
 
 
-moved.defvjp(_move, _move_back)
+gather_rows.defvjp(_gather_forward, _gather_backward)

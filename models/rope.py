@@ -1,4 +1,4 @@
-"""Rotary position embedding, and how its frequencies are stretched for contexts longer than those of pretraining.
+"""Rotary position embedding, and the scaling of its frequencies for contexts longer than that of pretraining.
 
 Legend: B batch, T time, N heads, H head width.
 """
@@ -10,69 +10,73 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-KINDS = ("none", "linear", "llama3", "yarn")
+ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """How frequencies are stretched; `low` and `high` bound, in turns within `context`, what is blended."""
+class RopeScaling:
+    """Scaling of rotary frequencies.
 
-    kind: str = "none"
-    factor: float = 1.0  # by how much the context has grown
+    Frequencies between `low` and `high` turns within `context` blend the scaled and the original ones.
+    """
+
+    kind: str = "none"  # one of ROPE_SCALINGS
+    factor: float = 1.0  # context length over that of pretraining
     context: int = 8192  # of pretraining, tokens
-    low: float = 1.0  # fewer turns than this are slowed by `factor`; yarn's beta_slow
-    high: float = 4.0  # more turns than this stay; yarn's beta_fast
-    whole: bool = True  # yarn: the ramp begins and ends at whole dims
-    scale: float = 1.0  # of the rotated vectors; yarn's attention factor
+    low: float = 1.0  # frequencies with fewer turns are divided by `factor`; yarn's beta_slow
+    high: float = 4.0  # frequencies with more turns are kept; yarn's beta_fast
+    truncate: bool = True  # yarn: round the ends of the ramp to whole dims
+    scale: float = 1.0  # of rotated queries and keys; yarn's attention factor
 
 
-def frequencies(width: int, base: float, stretch: Stretch) -> Float[np.ndarray, " half"]:
-    """Radians a token of each pair of dims, float32: H, base -> [H/2].
+def frequencies(width: int, base: float, scaling: RopeScaling) -> Float[np.ndarray, " half"]:
+    """Inverse frequencies: radians per token of each pair of dims, float32: H, base -> [H/2].
 
     Source: Su et al. 2021, arXiv:2104.09864, eq. 15; linear: Chen et al. 2023, arXiv:2306.15595, eq. 4; llama3:
     Grattafiori et al. 2024, arXiv:2407.21783, section 3.4.3, as in Meta's released code; yarn: Peng et al. 2023,
     arXiv:2309.00071, definition 2 (NTK-by-parts).
     """
     plain = (1.0 / np.float32(base) ** (np.arange(0, width, 2, dtype=np.float32) / width)).astype(np.float32)
-    if stretch.kind == "none":
+    if scaling.kind == "none":
         return plain
-    slow = plain / np.float32(stretch.factor)
-    if stretch.kind == "linear":
+    slow = plain / np.float32(scaling.factor)
+    if scaling.kind == "linear":
         return slow
-    if stretch.kind == "llama3":
-        turns = stretch.context * plain / (2 * np.pi)
-        spread = max(stretch.high - stretch.low, 1e-9)  # equal bounds blend nothing
-        keep = np.clip((turns - stretch.low) / spread, 0, 1)
+    if scaling.kind == "llama3":
+        turns = scaling.context * plain / (2 * np.pi)
+        ramp = max(scaling.high - scaling.low, 1e-9)  # equal bounds: no blending
+        keep = np.clip((turns - scaling.low) / ramp, 0, 1)
     else:
 
         def dim(turns: float) -> float:
-            """The dim whose pair makes so many turns within the context."""
-            return width * math.log(stretch.context / (turns * 2 * math.pi)) / (2 * math.log(base))
+            """The dim whose pair makes `turns` turns within the context."""
+            return width * math.log(scaling.context / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-        first, last = dim(stretch.high), dim(stretch.low)
-        if stretch.whole:
+        first, last = dim(scaling.high), dim(scaling.low)
+        if scaling.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, width - 1)
         keep = 1 - np.clip((np.arange(width // 2) - first) / (last - first or 0.001), 0, 1)
     return (slow * (1 - keep) + plain * keep).astype(np.float32)
 
 
-def rotate(
+def apply_rope(
     x: Float[Array, "b t n h"],
     position: Int[Array, "#b t"],
-    turns: Float[np.ndarray, " half"],
+    inv_freq: Float[np.ndarray, " half"],
     scale: float = 1.0,
-    neighbours: bool = False,
+    interleaved: bool = False,
 ) -> Float[Array, "b t n h"]:
-    """Turn each pair of dims by position times its frequency, in float32: x [B T N H] -> [B T N H].
+    """Rotate each pair of dims by position * inv_freq, in float32: x [B T N H], inv_freq [H/2] -> [B T N H].
 
-    Pairs are half a head apart (i, i + H/2), as in GPT-NeoX and Llama's hub files, or `neighbours` (2i, 2i + 1).
+    Pairs are dims (i, i + H/2), as in GPT-NeoX and in Llama's files on the Hugging Face hub, or, if `interleaved`,
+    (2i, 2i + 1), as in the paper. The result is multiplied by `scale`.
     Source: Su et al. 2021, arXiv:2104.09864, eq. 34.
     """
-    angle = position[:, :, None, None].astype(jnp.float32) * jnp.asarray(turns)[None, None, None]
+    angle = position[:, :, None, None].astype(jnp.float32) * jnp.asarray(inv_freq)[None, None, None]
     cos, sin = jnp.cos(angle) * scale, jnp.sin(angle) * scale
     y = x.astype(jnp.float32)
-    one, two = (y[..., 0::2], y[..., 1::2]) if neighbours else jnp.split(y, 2, -1)
+    one, two = (y[..., 0::2], y[..., 1::2]) if interleaved else jnp.split(y, 2, -1)
     both = one * cos - two * sin, two * cos + one * sin
-    y = jnp.stack(both, -1).reshape(x.shape) if neighbours else jnp.concatenate(both, -1)
+    y = jnp.stack(both, -1).reshape(x.shape) if interleaved else jnp.concatenate(both, -1)
     return y.astype(x.dtype)

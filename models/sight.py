@@ -1,4 +1,4 @@
-"""Which keys a query may see.
+"""Which keys each query may attend to.
 
 Legend: B batch, T query time, S key time.
 """
@@ -9,57 +9,56 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-UNSEEN = -1  # the place of a token that is none: of padding, or of a cache's empty place
+PAD_POSITION = -1  # the sequence index of padding and of an empty cache slot
 
 
-def in_order(position: Int[Array, "b t"], start: Int[Array, ""]) -> Int[Array, "b t"]:
-    """The place of tokens in their row, from `start` on, UNSEEN where their position is below 0: [B T] -> [B T].
+def sequence_index(position: Int[Array, "b t"], start: Int[Array, ""]) -> Int[Array, "b t"]:
+    """The index of each token in its row, counted from `start`; PAD_POSITION where position < 0: [B T] -> [B T].
 
-    Positions may begin anew within a row; what comes first does not change by that.
+    Unlike positions, which may restart within a row (packed documents), the index always increases.
     """
-    return jnp.where(position < 0, UNSEEN, start + jnp.arange(position.shape[1])[None])
+    return jnp.where(position < 0, PAD_POSITION, start + jnp.arange(position.shape[1])[None])
 
 
-def visible(
-    query: Int[Array, "#b t"],
-    key: Int[Array, "#b s"],
+def make_mask(
+    q_index: Int[Array, "#b t"],
+    k_index: Int[Array, "#b s"],
     *,
     window: int | None = None,
     segments: tuple[Int[Array, "b t"], Int[Array, "b s"]] | None = None,
     causal: bool = True,
 ) -> Bool[Array, "_ t s"]:
-    """Which key each query sees: places in their row query [B T], key [B S] -> [B T S].
+    """Whether each query may attend to each key: sequence indices of queries [B T] and keys [B S] -> [B T S].
 
-    A query sees itself, what is before it and, unless `causal`, what is after it; of that what is fewer than `window`
-    places away, of its own segment. Padding, which lies below 0, sees padding alone, so that its softmax is one.
+    A query attends to keys of its own segment, fewer than `window` indices away and, if `causal`, not after it.
+    Padding (an index below 0) attends to padding only, so that its softmax is finite.
     """
-    now, then = query[:, :, None], key[:, None, :]
-    seen = (then >= 0) == (now >= 0)
+    query, key = q_index[:, :, None], k_index[:, None, :]
+    mask = (key >= 0) == (query >= 0)
     if causal:
-        seen = seen & (then <= now)
+        mask = mask & (key <= query)
     if window is not None:
-        seen = seen & (jnp.abs(now - then) < window)
+        mask = mask & (jnp.abs(query - key) < window)
     if segments is not None:
-        seen = seen & (segments[0][:, :, None] == segments[1][:, None, :])
-    return seen
+        mask = mask & (segments[0][:, :, None] == segments[1][:, None, :])
+    return mask
 
 
 @struct.dataclass
-class Sight:
-    """What attention may see, in words that a kernel without a mask understands too; `visible` says what they mean.
+class AttentionMask:
+    """An attention mask in a form that kernels without a mask argument accept too; `make_mask` defines its meaning.
 
-    `plain` promises that places of queries and of keys are 0, 1, 2 ...: there is neither padding nor a cache.
+    `contiguous` promises that the indices of queries and keys are 0, 1, 2 ...: no padding, no cache.
     """
 
-    query: Any  # places, [B or 1, T]
-    key: Any  # places, [B or 1, S]
-    segments: tuple[Any, Any] | None = None  # of the queries, of the keys, [B T] and [B S]
+    q_index: Any  # sequence indices, [B or 1, T]
+    k_index: Any  # sequence indices, [B or 1, S]
+    segments: tuple[Any, Any] | None = None  # of queries [B T] and of keys [B S]
     window: int | None = struct.field(pytree_node=False, default=None)
     causal: bool = struct.field(pytree_node=False, default=True)
-    plain: bool = struct.field(pytree_node=False, default=False)
+    contiguous: bool = struct.field(pytree_node=False, default=False)
 
     @property
-    def mask(self) -> Bool[Array, "_ t s"]:
-        """Which key each query sees -> [B or 1, T, S]."""
-        how: dict[str, Any] = dict(window=self.window, segments=self.segments, causal=self.causal)
-        return visible(self.query, self.key, **how)
+    def array(self) -> Bool[Array, "_ t s"]:
+        """Whether each query may attend to each key -> [B or 1, T, S]."""
+        return make_mask(self.q_index, self.k_index, window=self.window, segments=self.segments, causal=self.causal)

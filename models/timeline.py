@@ -1,4 +1,4 @@
-"""What the layers of a decoder see of the past, and what they keep of it in a cache.
+"""The key-value cache of a decoder, and the attention masks that follow from it.
 
 Legend: B batch, T query time, S key time, L layers of a kind.
 """
@@ -12,136 +12,142 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from models.layers import reshard
-from models.sight import UNSEEN, Sight, in_order
+from models.sight import PAD_POSITION, AttentionMask, sequence_index
 from models.spec import Place, Spec, constant, zeros
 
-CHUNKS = 2**16  # more than a segment has
+CHUNKS = 2**16  # an upper bound on the chunks of a segment
 
 
 @dataclass(frozen=True)
-class Reach:
-    """What layers of a kind see: all that is before them; of that fewer than `window` tokens back; their own chunk."""
+class AttentionSpan:
+    """Which earlier tokens a layer attends to: all, the last `window` tokens, or those of its own chunk."""
 
     window: int | None = None
     chunk: int | None = None
 
-    def kept(self, length: int) -> int:
-        """How many of the newest tokens a cache for `length` tokens keeps."""
+    def cache_length(self, length: int) -> int:
+        """The number of slots in a cache for `length` tokens."""
         return min(length, self.window or self.chunk or length)
 
     @property
-    def rolls(self) -> bool:
-        """Whether a cache forgets what is out of sight."""
+    def is_rolling(self) -> bool:
+        """Whether the cache drops tokens that no later query can attend to."""
         return bool(self.window or self.chunk)
 
 
-Token = Mapping[str, tuple[str, tuple[int, ...]]]  # what a layer keeps of a token, by name: its axes and their sizes
+CacheEntry = Mapping[str, tuple[str, tuple[int, ...]]]  # what a layer caches per token: name -> (axes, sizes)
 
 
 def cache_specs(
-    reaches: Mapping[str, Reach],
+    spans: Mapping[str, AttentionSpan],
     counts: Mapping[str, int],
-    tokens: Mapping[str, Token],
+    entries: Mapping[str, CacheEntry],
     batch: int,
     length: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """The table of a cache for `length` tokens, by kind of layer: [L B S ...] of what is kept, place and chunk [B S].
+    """The specs of a cache for `length` tokens, by kind of layer: entries [L B S ...], index and chunk [B S].
 
-    `counts` says how many layers there are of each kind, and `tokens` what one of them keeps of a token.
+    `counts` is the number of layers of each kind, and `entries` what one of them caches per token.
     """
     table: dict[str, Any] = {"filled": Spec((), "", zeros, dtype="int32")}
-    for kind, reach in reaches.items():
-        lead = counts[kind], batch, reach.kept(length)
-        marks = ("place", "chunk") if reach.chunk else ("place",)
+    for kind, span in spans.items():
+        lead = counts[kind], batch, span.cache_length(length)
+        slots = ("index", "chunk") if span.chunk else ("index",)
         table[kind] = {
-            "held": {
+            "entries": {
                 k: Spec((*lead, *n), f"layers batch key {axes}", zeros, dtype=dtype)
-                for k, (axes, n) in tokens[kind].items()
+                for k, (axes, n) in entries[kind].items()
             },
-            **{name: Spec(lead[1:], "batch key", constant(UNSEEN), dtype="int32") for name in marks},
+            **{name: Spec(lead[1:], "batch key", constant(PAD_POSITION), dtype="int32") for name in slots},
         }
     return table
 
 
 @dataclass(frozen=True)
-class Timeline:
-    """The tokens of a call among those that a cache holds."""
+class CacheView:
+    """The tokens of one call, after those that a cache already holds."""
 
     position: Int[Array, "#b t"]  # below 0 where a token is padding
-    sights: dict[str, Sight]  # by kind of layer
-    reaches: Mapping[str, Reach]
-    start: Int[Array, ""]  # how many tokens came before
+    masks: dict[str, AttentionMask]  # by kind of layer
+    spans: Mapping[str, AttentionSpan]  # by kind of layer
+    start: Int[Array, ""]  # number of earlier tokens
     cache: dict[str, Any] | None
-    marks: dict[str, Any]  # of the new cache: places and chunks
+    slots: dict[str, Any]  # of the new cache, by kind: sequence index and chunk of each slot
 
     @property
-    def held(self) -> dict[str, Any] | None:
-        """What the layers hold, by kind, stacked; None without a cache."""
-        return None if self.cache is None else {kind: self.cache[kind]["held"] for kind in self.sights}
+    def layer_caches(self) -> dict[str, Any] | None:
+        """The cache entries by kind of layer, stacked [L B S ...]; None without a cache."""
+        return None if self.cache is None else {kind: self.cache[kind]["entries"] for kind in self.masks}
 
-    def remember(self, kind: str, held: Any, **fresh: Array) -> tuple[Any, ...]:
-        """What a layer sees of each of `fresh` [B T ...] -> each [B S ...], and last what it then holds."""
-        if held is None:
-            return *fresh.values(), None
-        at = None if self.reaches[kind].rolls else self.start
-        both = {name: remember(held[name], x, at) for name, x in fresh.items()}
-        return *(seen for seen, _ in both.values()), {name: kept for name, (_, kept) in both.items()}
+    def append_kv(self, kind: str, entries: Any, **new: Array) -> tuple[Any, ...]:
+        """Append arrays [B T ...] to a layer's entries -> the arrays to attend to [B S ...], then the new entries.
 
-    def renewed(self, x: Array, held: Any) -> tuple[Array, Any]:
-        """The cache after the call; x is NaN where a cache could not take all: that is not to pass for right."""
+        Without a cache (`entries` None) the arrays are returned unchanged, then None.
+        """
+        if entries is None:
+            return *new.values(), None
+        start = None if self.spans[kind].is_rolling else self.start
+        pairs = {name: append_rows(entries[name], x, start) for name, x in new.items()}
+        return *(seen for seen, _ in pairs.values()), {name: kept for name, (_, kept) in pairs.items()}
+
+    def finish(self, x: Array, entries: Any) -> tuple[Array, Any]:
+        """x, and the cache after the call; x becomes NaN if the tokens did not fit into the cache."""
         if self.cache is None:
             return x, None
         filled = self.start + self.position.shape[1]
-        for kind, reach in self.reaches.items():
-            if not reach.rolls:
-                x = jnp.where(filled <= self.cache[kind]["place"].shape[1], x, jnp.nan)
-        return x, {"filled": filled} | {kind: {"held": held[kind], **self.marks[kind]} for kind in held}
+        for kind, span in self.spans.items():
+            if not span.is_rolling:
+                x = jnp.where(filled <= self.cache[kind]["index"].shape[1], x, jnp.nan)
+        return x, {"filled": filled} | {kind: {"entries": entries[kind], **self.slots[kind]} for kind in entries}
 
 
-def timeline(inputs: dict[str, Array], reaches: Mapping[str, Reach], cache: Any, place: Place) -> Timeline:
-    """Where the tokens of `inputs` [B T] stand, and what layers of each kind see from there.
+def open_cache(inputs: dict[str, Array], spans: Mapping[str, AttentionSpan], cache: Any, place: Place) -> CacheView:
+    """Positions and attention masks, by kind of layer, of the tokens of `inputs` [B T], with or without a cache.
 
-    Inputs may have position [B T], below 0 where a token is padding, and segment [B T] (not with a cache).
+    Optional inputs: position [B T], below 0 where a token is padding; segment [B T] (not with a cache).
     """
     B, T = inputs["tokens"].shape
     start = jnp.zeros((), jnp.int32) if cache is None else cache["filled"]
     position = reshard(inputs.get("position", start + jnp.arange(T)[None]), place("one query"))
-    now = in_order(position, start)
+    q_index = sequence_index(position, start)
     segment = inputs.get("segment")
     segment = None if segment is None else reshard(segment, place("batch query"))
-    sights, marks = {}, {}
-    for kind, reach in reaches.items():
-        fresh = {"place": jnp.broadcast_to(now, (B, T))}
-        if reach.chunk:
-            chunk = jnp.where(position < 0, UNSEEN, position // reach.chunk)
-            fresh["chunk"] = reshard(jnp.broadcast_to(chunk, (B, T)), place("batch query"))
-        seen = fresh
+    contiguous = cache is None and "position" not in inputs
+    masks, slots = {}, {}
+    for kind, span in spans.items():
+        queries = {"index": jnp.broadcast_to(q_index, (B, T))}
+        if span.chunk:
+            chunk = jnp.where(position < 0, PAD_POSITION, position // span.chunk)
+            queries["chunk"] = reshard(jnp.broadcast_to(chunk, (B, T)), place("batch query"))
+        keys = queries
         if cache is not None:
-            at = None if reach.rolls else start
-            both = {name: remember(cache[kind][name], x, at) for name, x in fresh.items()}
-            seen, marks[kind] = ({name: pair[i] for name, pair in both.items()} for i in range(2))
-        apart = None if segment is None else (segment, segment)
-        if reach.chunk:
-            mine, yours = fresh["chunk"], seen["chunk"]
-            apart = (mine, yours) if segment is None else (segment * CHUNKS + mine, segment * CHUNKS + yours)
-        then = now if cache is None else seen["place"]
-        plain = cache is None and "position" not in inputs
-        sights[kind] = Sight(now, then, apart, reach.window, plain=plain)
-    return Timeline(position, sights, reaches, start, cache, marks)
+            at = None if span.is_rolling else start
+            pairs = {name: append_rows(cache[kind][name], x, at) for name, x in queries.items()}
+            keys, slots[kind] = ({name: pair[i] for name, pair in pairs.items()} for i in range(2))
+        segments = None if segment is None else (segment, segment)
+        if span.chunk:
+            q_chunk, k_chunk = queries["chunk"], keys["chunk"]
+            segments = (q_chunk, k_chunk)
+            if segment is not None:
+                segments = (segment * CHUNKS + q_chunk, segment * CHUNKS + k_chunk)
+        k_index = q_index if cache is None else keys["index"]
+        masks[kind] = AttentionMask(q_index, k_index, segments, span.window, contiguous=contiguous)
+    return CacheView(position, masks, spans, start, cache, slots)
 
 
-def remember(held: Array, fresh: Array, start: Int[Array, ""] | None) -> tuple[Array, Array]:
-    """What queries can see, and what is kept of it, along axis 1: held [B S ...], fresh [B T ...] -> two arrays.
+def append_rows(cached: Array, new: Array, start: Int[Array, ""] | None) -> tuple[Array, Array]:
+    """Append along axis 1, cached [B S ...] and new [B T ...] -> the array to attend to, and the array to keep.
 
-    Written from place `start` on, both are [B S ...]; a start that leaves too little room is clamped by XLA, and the
-    caller's to check. With None the fresh follow all held, [B S+T ...], and the newest S are kept.
+    With `start`, `new` is written from that index on, and both results are the same [B S ...] array. XLA clamps a
+    start that leaves too little room; callers check. With None, the array to attend to is cached and new together,
+    [B S+T ...], and the newest S are kept.
     """
-    fresh = fresh.astype(held.dtype)
+    new = new.astype(cached.dtype)
     if start is None:
-        seen = jnp.concatenate([held, fresh], 1)
-        return seen, seen[:, fresh.shape[1] :]
-    at = [jnp.zeros((), jnp.int32)] * held.ndim
+        seen = jnp.concatenate([cached, new], 1)
+        return seen, seen[:, new.shape[1] :]
+    at = [jnp.zeros((), jnp.int32)] * cached.ndim
     at[1] = start
-    seen = jax.lax.dynamic_update_slice(held, fresh, at)
+    seen = jax.lax.dynamic_update_slice(cached, new, at)
     return seen, seen

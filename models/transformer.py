@@ -27,9 +27,9 @@ from models.layers import (
     reshard,
 )
 from models.memory import MASK, source_of, stored
-from models.sight import UNSEEN, Sight
+from models.sight import PAD_POSITION, AttentionMask
 from models.spec import Array, Initializer, LazyLogits, Outputs, Place, Spec, normal, uniform, unsharded, zeros
-from models.timeline import Reach, cache_specs, timeline
+from models.timeline import AttentionSpan, cache_specs, open_cache
 from models.validate import COMPUTE, REMAT, remat_block, require, require_choice
 
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
@@ -40,7 +40,7 @@ ZERO_GRAD = {
 }
 TIED = ("all", "decoder", "none")
 POSITIONS = ("sinusoidal", "learned")
-REACHES = {"full": Reach()}
+SPANS = {"full": AttentionSpan()}
 
 SIZES: dict[str, dict[str, Any]] = {
     "base": dict(width=512, depth=6, heads=8, hidden=2048, dropout=0.1),
@@ -153,7 +153,7 @@ def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict
     L, (N, H) = c.decoder_depth or c.depth, (c.heads, c.width // c.heads)
     token = dict.fromkeys("kv", ("kv_heads head_dim", (N, H)))
     memory = Spec((L, batch, room, N, H), "layers batch key kv_heads head_dim", zeros, dtype=c.compute)
-    table = cache_specs(REACHES, {"full": L}, {"full": token}, batch, length, c.compute)
+    table = cache_specs(SPANS, {"full": L}, {"full": token}, batch, length, c.compute)
     return {**table, "memory": {"k": memory, "v": memory, MASK: Spec((batch, room), "batch key", zeros)}}
 
 
@@ -225,17 +225,19 @@ class _Parts:
         """Queries, keys or values, [B T N H]."""
         return linear("btd,dnh->btnh", x, p, self.place("batch seq heads head_dim"))
 
-    def weighed(self, x: Array, k: Array, v: Array, p: Any, sight: Sight, keys: Array | None) -> Array:
+    def weighed(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
         """The mean of values by the attention of x, [B T N W]."""
-        how: dict[str, Any] = dict(backend=self.backend, rate=self.c.dropout_attention, keys=keys, place=self.place)
+        how: dict[str, Any] = dict(
+            backend=self.backend, dropout_rate=self.c.dropout_attention, keys=keys, place=self.place
+        )
         return attention(self.heads(x, p["q"]), k, v, sight, scale=(self.c.width // self.c.heads) ** -0.5, **how)
 
-    def attend(self, x: Array, k: Array, v: Array, p: Any, sight: Sight, keys: Array | None) -> Array:
+    def attend(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
         """The branch of an attention."""
         a = self.weighed(x, k, v, p, sight, keys)
         return linear("btnh,nhd->btd", a, p["out"], self.place("batch seq width"))
 
-    def share(self, x: Array, k: Array, p: Any, sight: Sight) -> Array:
+    def share(self, x: Array, k: Array, p: Any, sight: AttentionMask) -> Array:
         """The attention itself, [B T S], its mean over the heads: that of values which each say their own place."""
         S = k.shape[1]
         ones = jnp.broadcast_to(jnp.eye(S, dtype=x.dtype)[None, :, None], (*k.shape[:3], S))
@@ -260,7 +262,7 @@ def _encoded(p: Any, source: Array, mask: Array | None, keys: Array | None, part
     c, S, embed = parts.c, source.shape[1], p["embed"]
     require(c, f"at least the {S} tokens of the source", "context", test=lambda n: n >= S)
     now = jnp.arange(S)[None]
-    sight = Sight(now, _real(mask, now), causal=False, plain=mask is None)
+    sight = AttentionMask(now, _real(mask, now), causal=False, contiguous=mask is None)
 
     def block(x: Array, layer: tuple[Any, Array, None]) -> tuple[Array, None]:
         p, index, _ = layer
@@ -290,20 +292,20 @@ def _decoded(
     T, parts = tokens.shape[1], _Parts(c, place, c.attention if cache is None and not weigh else "reference")
     require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
     ours, keys = (fold_in_each(key, jnp.asarray(side)) for side in range(2))
-    time, given = timeline(inputs, REACHES, cache, place), source_of(inputs, cache, place)
+    time, given = open_cache(inputs, SPANS, cache, place), source_of(inputs, cache, place)
     if given is None:  # the cache has read it
         memory, mask = None, cache["memory"][MASK]
     else:
         memory, mask = (stored(x, cache) for x in (_encoded(p, *given, ours, parts), given[1]))
     places = jnp.arange(mask.shape[1] if memory is None else memory.shape[1])[None]
-    sight = Sight(jnp.arange(T)[None], _real(mask, places), causal=False, plain=mask is None)
+    sight = AttentionMask(jnp.arange(T)[None], _real(mask, places), causal=False, contiguous=mask is None)
 
     def block(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, Any]:
         p, index, (held, told) = layer
         own, across = (fold_in_each(fold_in_each(keys, index), jnp.asarray(i)) for i in range(2))
         h = parts.before(x, p["norm1"])
-        k, v, held = time.remember("full", held, **{n: parts.heads(h, p["attention"][n]) for n in "kv"})
-        a = parts.attend(h, k, v, p["attention"], time.sights["full"], own)
+        k, v, held = time.append_kv("full", held, **{n: parts.heads(h, p["attention"][n]) for n in "kv"})
+        a = parts.attend(h, k, v, p["attention"], time.masks["full"], own)
         x = parts.after(x, a, p["norm1"], own, "attention_out")
         h = parts.before(x, p["norm2"])
         told = told if memory is None else {n: parts.heads(memory, p["cross"][n]) for n in "kv"}
@@ -315,13 +317,13 @@ def _decoded(
         return x, (held, None if cache is None else told, share)
 
     x = parts.embedded(tokens, time.position, p["embed"]["token"], p["embed"].get("position"), keys)
-    has = (None, None) if cache is None else (cache["full"]["held"], {n: cache["memory"][n] for n in "kv"})
+    has = (None, None) if cache is None else (cache["full"]["entries"], {n: cache["memory"][n] for n in "kv"})
     x, (held, told, shares) = parts.layers(block, x, p["decoder"], depth, has)
-    x, new = time.renewed(x, {"full": held})
+    x, new = time.finish(x, {"full": held})
     new = None if cache is None else {**new, "memory": {**told, MASK: mask}}
     return x, new, shares[-1] if weigh else None
 
 
 def _real(mask: Array | None, places: Array) -> Array:
-    """Places of what may be seen, UNSEEN where the mask is 0."""
-    return places if mask is None else jnp.where(mask > 0, places, UNSEEN)
+    """Places of what may be seen, PAD_POSITION where the mask is 0."""
+    return places if mask is None else jnp.where(mask > 0, places, PAD_POSITION)

@@ -30,7 +30,7 @@ from models.layers import (
     norm_specs,
     reshard,
 )
-from models.sight import Sight
+from models.sight import AttentionMask
 from models.spec import Array, Outputs, Place, Spec, constant, lecun_normal, normal, unsharded, zeros
 from models.stack import Layer, scan_layers
 from models.validate import COMPUTE, REMAT, require, require_choice
@@ -238,7 +238,7 @@ def apply(
     x = embed(image.astype(COMPUTE[c.compute]), p["embed"], c, place)
     x = dropout(x, keys, c.dropout, "embed", stream)
     now = jnp.arange(x.shape[1])[None]
-    sight = Sight(now, now, causal=False, plain=True)
+    mask = AttentionMask(now, now, causal=False, contiguous=True)
 
     def whole(axes: str) -> Any:
         """A placement that cuts no tokens over cp: with one for the class their number is odd."""
@@ -255,8 +255,8 @@ def apply(
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (linear("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
-        how: dict[str, Any] = dict(backend=c.attention, rate=rate, keys=own, place=whole)
-        a = attention(q, k, v, sight, scale=(c.width // c.heads) ** -0.5, **how)
+        how: dict[str, Any] = dict(backend=c.attention, dropout_rate=rate, keys=own, place=whole)
+        a = attention(q, k, v, mask, scale=(c.width // c.heads) ** -0.5, **how)
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
         h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
         h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)

@@ -18,7 +18,7 @@ from errors import UsageError
 from models import attention, kernels
 from models.attention import BACKENDS, FEATURES
 from models.layers import per_row_keys
-from models.sight import Sight
+from models.sight import AttentionMask
 from models.spec import Spec, zeros
 from tests.cases import random_variables, tiny
 from train import mesh
@@ -34,13 +34,13 @@ ASKS: dict[str, dict[str, Any]] = {
     "both ways": dict(causal=False),
     "window both ways": dict(window=5, causal=False),
     "groups": dict(kv_heads=2),
-    "dropout": dict(rate=0.25),
-    "soft cap": dict(soft_cap=1.5),
+    "dropout": dict(dropout_rate=0.25),
+    "soft cap": dict(logit_softcap=1.5),
     "sinks": dict(sinks=True),
     "float32": dict(dtype="float32"),
     "bfloat16": dict(dtype="bfloat16"),
 }
-TOGETHER = dict(segments=True, window=20, kv_heads=2, soft_cap=1.5, sinks=True)
+TOGETHER = dict(segments=True, window=20, kv_heads=2, logit_softcap=1.5, sinks=True)
 
 
 def case(
@@ -55,7 +55,7 @@ def case(
     window: int | None = None,
     causal: bool = True,
     **more: Any,
-) -> tuple[dict[str, Any], Sight, dict[str, Any]]:
+) -> tuple[dict[str, Any], AttentionMask, dict[str, Any]]:
     """Arrays to differentiate by, what is seen, and the rest of a call."""
     draw = np.random.default_rng(0)
     shapes = {"q": (B, length, N, width), "k": (B, length, kv_heads, width), "v": (B, length, kv_heads, width)}
@@ -67,10 +67,10 @@ def case(
         at = np.maximum(at - draw.integers(0, length // 2, (B, 1)), -1).astype(np.int32)
     at = jnp.asarray(at)
     own = jnp.asarray(np.sort(draw.integers(0, 4, (B, length))).astype(np.int32))
-    sight = Sight(at, at, (own, own) if segments else None, window, causal, plain=not padding)
-    if "rate" in more:
+    mask = AttentionMask(at, at, (own, own) if segments else None, window, causal, contiguous=not padding)
+    if "dropout_rate" in more:
         more["keys"] = per_row_keys(jax.random.key(0), jnp.arange(B))
-    return arrays, sight, {"scale": width**-0.5, **more}
+    return arrays, mask, {"scale": width**-0.5, **more}
 
 
 def value_and_gradients(call: Callable[..., Any], arrays: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -95,13 +95,13 @@ def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], dtype:
 # The reference
 
 
-def by_hand(arrays: dict[str, Any], sight: Sight, scale: float, soft_cap: float) -> np.ndarray:
+def by_hand(arrays: dict[str, Any], mask: AttentionMask, scale: float, logit_softcap: float) -> np.ndarray:
     """Attention by loops over rows, heads, queries and keys, in float64."""
     q, k, v, sinks = (np.asarray(arrays[name], np.float64) for name in ("q", "k", "v", "sinks"))
-    out, own, group = np.zeros_like(q), np.asarray(sight.segments[0]), q.shape[2] // k.shape[2]
+    out, own, group = np.zeros_like(q), np.asarray(mask.segments[0]), q.shape[2] // k.shape[2]
     for b, t, n in np.ndindex(q.shape[:3]):
-        seen = [s for s in range(t + 1) if t - s < sight.window and own[b, s] == own[b, t]]
-        scores = [soft_cap * np.tanh(scale * q[b, t, n] @ k[b, s, n // group] / soft_cap) for s in seen]
+        seen = [s for s in range(t + 1) if t - s < mask.window and own[b, s] == own[b, t]]
+        scores = [logit_softcap * np.tanh(scale * q[b, t, n] @ k[b, s, n // group] / logit_softcap) for s in seen]
         total = sum(np.exp(scores)) + np.exp(sinks[n])
         out[b, t, n] = sum(np.exp(x) / total * v[b, s, n // group] for x, s in zip(scores, seen, strict=True))
     return out
@@ -109,9 +109,9 @@ def by_hand(arrays: dict[str, Any], sight: Sight, scale: float, soft_cap: float)
 
 def test_the_reference_is_what_loops_give() -> None:
     """Window, segments, groups, soft cap and sinks at once."""
-    arrays, sight, how = case(length=12, **{**TOGETHER, "window": 4})
-    got = jax.jit(partial(attention.attention, sight=sight, **how))(**arrays)
-    np.testing.assert_allclose(got, by_hand(arrays, sight, **how), rtol=2e-5, atol=2e-5)
+    arrays, mask, how = case(length=12, **{**TOGETHER, "window": 4})
+    got = jax.jit(partial(attention.attention, mask=mask, **how))(**arrays)
+    np.testing.assert_allclose(got, by_hand(arrays, mask, **how), rtol=2e-5, atol=2e-5)
 
 
 def test_what_is_seen_both_ways_and_through_padding() -> None:
@@ -123,7 +123,7 @@ def test_what_is_seen_both_ways_and_through_padding() -> None:
         (dict(causal=False, window=2), ["110000", "110000", "001100", "001110", "000111", "000011"]),
     )
     for how, picture in pictures:
-        assert ["".join(map(str, row)) for row in np.asarray(Sight(at, at, **how).mask[0], int)] == picture
+        assert ["".join(map(str, row)) for row in np.asarray(AttentionMask(at, at, **how).array[0], int)] == picture
 
 
 # The backends
@@ -132,28 +132,28 @@ def test_what_is_seen_both_ways_and_through_padding() -> None:
 @pytest.fixture
 def kernel_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The TPU's kernel, interpreted on the CPU."""
-    run = attention.on_shards(partial(kernels.splash, interpret=True))
+    run = attention.with_shard_map(partial(kernels.splash, interpret=True))
     monkeypatch.setitem(BACKENDS, "splash", dataclasses.replace(BACKENDS["splash"], run=run, platforms=("cpu",)))
 
 
 @cache
 def reference(ask: str, dtype: str) -> dict[str, np.ndarray]:
     """What it gives when it is asked for one thing."""
-    arrays, sight, how = case(**{"dtype": dtype, **ASKS[ask]})
-    return value_and_gradients(partial(attention.attention, sight=sight, **how), arrays)
+    arrays, mask, how = case(**{"dtype": dtype, **ASKS[ask]})
+    return value_and_gradients(partial(attention.attention, mask=mask, **how), arrays)
 
 
 def hold(backend: str, ask: str) -> None:
     """A backend asked for one thing equals the reference, forward and backward, or refuses it by its name."""
-    plain = "float32" if "float32" in BACKENDS[backend].can else "bfloat16"
+    plain = "float32" if "float32" in BACKENDS[backend].supports else "bfloat16"
     chosen = {"dtype": plain, **ASKS[ask]}
-    arrays, sight, how = case(**chosen)
-    call = partial(attention.attention, sight=sight, **how)
-    if ask in BACKENDS[backend].can:
+    arrays, mask, how = case(**chosen)
+    call = partial(attention.attention, mask=mask, **how)
+    if ask in BACKENDS[backend].supports:
         got = value_and_gradients(partial(call, backend=backend), arrays)
         assert_close(got, reference(ask, plain), chosen["dtype"])
         return
-    able = [name for name, b in BACKENDS.items() if ask in b.can and jax.default_backend() in b.platforms]
+    able = [name for name, b in BACKENDS.items() if ask in b.supports and jax.default_backend() in b.platforms]
     says = f"attention = '{backend}' cannot take {FEATURES[ask]}. Able here: {', '.join(able)}"
     with pytest.raises(UsageError, match=re.escape(says)):
         call(**arrays, backend=backend)
@@ -183,8 +183,8 @@ def test_cudnn_equals_the_reference_or_refuses_by_name() -> None:
 
 def test_the_kernel_takes_all_its_features_at_once(kernel_here: None) -> None:
     """Over several blocks of keys and of queries, by a scale that is known when it runs."""
-    arrays, sight, how = case(length=3 * T, **TOGETHER)
-    call = partial(attention.attention, sight=sight, **{**how, "scale": jnp.asarray(how["scale"])})
+    arrays, mask, how = case(length=3 * T, **TOGETHER)
+    call = partial(attention.attention, mask=mask, **{**how, "scale": jnp.asarray(how["scale"])})
     assert_close(value_and_gradients(partial(call, backend="splash"), arrays), value_and_gradients(call, arrays))
 
 
@@ -200,13 +200,13 @@ def test_the_kernel_takes_all_its_features_at_once(kernel_here: None) -> None:
         ("cudnn", dict(dtype="bfloat16", width=12), "heads of width 12, no multiple of 8;"),
         ("splash", dict(), "attention = 'splash' cannot take the platform cpu. Able"),
         ("splash", dict(length=100), "100 tokens, no multiple of 128;"),
-        ("xla", dict(sinks=True, rate=0.1), "dropout on the weights; sinks. Able here: reference"),
+        ("xla", dict(sinks=True, dropout_rate=0.1), "dropout on the weights; sinks. Able here: reference"),
     ],
 )
 def test_what_a_backend_lacks_is_named_with_those_that_have_it(backend: str, asked: dict[str, Any], says: str) -> None:
-    arrays, sight, how = case(**asked)
+    arrays, mask, how = case(**asked)
     with pytest.raises(UsageError, match=re.escape(says)):
-        attention.attention(**arrays, sight=sight, backend=backend, **how)
+        attention.attention(**arrays, mask=mask, backend=backend, **how)
 
 
 def test_cudnn_is_called_on_each_devices_own_heads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,11 +214,11 @@ def test_cudnn_is_called_on_each_devices_own_heads(monkeypatch: pytest.MonkeyPat
     inside = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(inside, "check_cudnn_version", lambda: 91000)
     monkeypatch.setitem(BACKENDS, "cudnn", dataclasses.replace(BACKENDS["cudnn"], platforms=("cpu",)))
-    arrays, sight, how = case(dtype="bfloat16", length=16, window=5, kv_heads=2)
+    arrays, mask, how = case(dtype="bfloat16", length=16, window=5, kv_heads=2)
     place = on("dp:2,tp:2", 2)
 
     def total(q: Any, k: Any, v: Any) -> Any:
-        out = attention.attention(q, k, v, sight, backend="cudnn", place=place, **how)
+        out = attention.attention(q, k, v, mask, backend="cudnn", place=place, **how)
         return jnp.sum(out.astype(jnp.float32))
 
     with jax.set_mesh(place.mesh):
@@ -253,24 +253,24 @@ def on(text: str, kv_heads: int) -> mesh.Placement:
 )
 def test_sharded_equals_whole(backend: str, text: str, kv_heads: int, kernel_here: None) -> None:
     """Rows, heads and queries cut; keys of one head for all devices, or of one each; sinks where there are any."""
-    asked = dict(segments=True, window=20, kv_heads=kv_heads, sinks="sinks" in BACKENDS[backend].can)
-    arrays, sight, how = case(**asked)
-    want, place = value_and_gradients(partial(attention.attention, sight=sight, **how), arrays), on(text, kv_heads)
+    asked = dict(segments=True, window=20, kv_heads=kv_heads, sinks="sinks" in BACKENDS[backend].supports)
+    arrays, mask, how = case(**asked)
+    want, place = value_and_gradients(partial(attention.attention, mask=mask, **how), arrays), on(text, kv_heads)
     kv = "batch key kv_heads head_dim"
     axes = {"q": "batch seq heads head_dim", "k": kv, "v": kv, "sinks": "heads"}
     with jax.set_mesh(place.mesh):
         put = {name: jax.device_put(x, place.sharding(axes[name])) for name, x in arrays.items()}
         rows = place.sharding("batch query")
-        seen = dataclasses.replace(sight, segments=jax.device_put(sight.segments, rows))
-        call = partial(attention.attention, sight=seen, backend=backend, place=place, **how)
+        seen = dataclasses.replace(mask, segments=jax.device_put(mask.segments, rows))
+        call = partial(attention.attention, mask=seen, backend=backend, place=place, **how)
         assert_close(value_and_gradients(call, put), want)
 
 
 def test_a_backend_that_cannot_have_time_cut_says_so(kernel_here: None) -> None:
-    arrays, sight, how = case()
+    arrays, mask, how = case()
     place = on("cp:2", N)
     with jax.set_mesh(place.mesh), pytest.raises(UsageError, match=r"'splash' cannot take time cut over .* cp\. Able"):
-        attention.attention(**arrays, sight=sight, backend="splash", place=place, **how)
+        attention.attention(**arrays, mask=mask, backend="splash", place=place, **how)
 
 
 # Models
@@ -300,10 +300,9 @@ def test_a_model_decodes_by_the_reference_whatever_trained_it() -> None:
 
 def test_the_page_says_what_the_backends_can() -> None:
     lines = [f"| | {' | '.join(f'`{name}`' for name in BACKENDS)} |", "|---" * (1 + len(BACKENDS)) + "|"]
-    lines += [
-        f"| {says} | {' | '.join('yes' if name in b.can else '' for b in BACKENDS.values())} |".replace("|  ", "| ")
-        for name, says in FEATURES.items()
-    ]
+    for name, says in FEATURES.items():
+        able = " | ".join("yes" if name in backend.supports else "" for backend in BACKENDS.values())
+        lines.append(f"| {says} | {able} |".replace("|  ", "| "))
     lines += [
         f"| T and S a multiple of | {' | '.join(str(b.length) for b in BACKENDS.values())} |",
         f"| H a multiple of | {' | '.join(str(b.width) for b in BACKENDS.values())} |",

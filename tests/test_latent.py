@@ -9,19 +9,19 @@ import pytest
 
 import models
 from models import latent, timeline
-from models.rope import Stretch, frequencies, rotate
+from models.rope import RopeScaling, apply_rope, frequencies
 from models.spec import flatten, initialize, ones, unsharded
 
 B, T, D = 2, 7, 16
 SHAPE = dict(width=D, heads=3, depth=1, kv_rank=6, nope_dim=4, rope_dim=2, value_dim=5, context=T)
 
 
-def attend(c: latent.Latent, p: Any, x: Any, cached: bool) -> Any:
+def attend(c: latent.MLADecoder, p: Any, x: Any, cached: bool) -> Any:
     """The same attention by both forms; with a cache all tokens come at once."""
     tokens = {"tokens": jnp.zeros((B, T), jnp.int32)}
-    table = timeline.cache_specs(c.reaches, {"full": 1}, c.tokens, B, T, "float32")
-    time = timeline.timeline(tokens, c.reaches, initialize(table, jax.random.key(0)) if cached else None, unsharded)
-    held = jax.tree.map(lambda w: w[0], time.held["full"]) if time.held else None
+    table = timeline.cache_specs(c.spans, {"full": 1}, c.cache_entries, B, T, "float32")
+    time = timeline.open_cache(tokens, c.spans, initialize(table, jax.random.key(0)) if cached else None, unsharded)
+    held = jax.tree.map(lambda w: w[0], time.layer_caches["full"]) if time.layer_caches else None
     return latent.latent_attention(x, p, c, time, "full", held, None, unsharded)
 
 
@@ -35,8 +35,8 @@ def attend(c: latent.Latent, p: Any, x: Any, cached: bool) -> Any:
     ],
 )
 def test_absorbed_is_plain_forward_and_backward(q_rank: int | None, neighbours: bool) -> None:
-    c = latent.Latent(**SHAPE, q_rank=q_rank, neighbours=neighbours, attention_bias=True)
-    specs, numbers = latent.latent_specs(c, 1), np.random.default_rng(0)
+    c = latent.MLADecoder(**SHAPE, q_rank=q_rank, neighbours=neighbours, attention_bias=True)
+    specs, numbers = latent.mla_specs(c, 1), np.random.default_rng(0)
     p = jax.tree.map(lambda s: np.float32((s.init is ones) + 0.4 * numbers.normal(size=s.shape[1:])), specs)
     x = np.float32(numbers.normal(size=(B, T, D)))
 
@@ -55,24 +55,24 @@ def test_absorbed_is_plain_forward_and_backward(q_rank: int | None, neighbours: 
 def test_a_cache_keeps_the_latent_and_the_rotary_key_alone() -> None:
     """Of a token and layer as many numbers as the two have, whatever the number of heads."""
     table = models.build("deepseek", size="deepseek_v3").cache_specs(1, 100)
-    kept = {name: spec.shape for name, spec in flatten(table["full"]["held"]).items()}
+    kept = {name: spec.shape for name, spec in flatten(table["full"]["entries"]).items()}
     assert kept == {"latent": (61, 1, 100, 512), "k": (61, 1, 100, 64)}
 
 
 def test_neighbours_turn_as_complex_numbers() -> None:
     """Dims 2i and 2i + 1 are one number times e^(i position frequency); reordered, it is the pairing of halves."""
     x, position = np.random.default_rng(0).normal(size=(2, 5, 3, 8)).astype(np.float32), np.arange(5)[None] + 3
-    turns = frequencies(8, 100.0, Stretch())
-    got = np.asarray(rotate(jnp.asarray(x), jnp.asarray(position), turns, 1.5, neighbours=True))
+    turns = frequencies(8, 100.0, RopeScaling())
+    got = np.asarray(apply_rope(jnp.asarray(x), jnp.asarray(position), turns, 1.5, interleaved=True))
     want = (x[..., 0::2] + 1j * x[..., 1::2]) * 1.5 * np.exp(1j * position[..., None, None] * turns.astype(np.float64))
     np.testing.assert_allclose(got[..., 0::2] + 1j * got[..., 1::2], want, rtol=1e-5, atol=1e-5)
     apart = np.concatenate([x[..., 0::2], x[..., 1::2]], -1)
-    halves = np.asarray(rotate(jnp.asarray(apart), jnp.asarray(position), turns, 1.5))
+    halves = np.asarray(apply_rope(jnp.asarray(apart), jnp.asarray(position), turns, 1.5))
     np.testing.assert_array_equal(halves, np.concatenate([got[..., 0::2], got[..., 1::2]], -1))
 
 
 def test_scores_grow_with_the_context() -> None:
     """By (0.1 mscale ln factor + 1) squared, where rope is stretched."""
-    c = latent.Latent(**SHAPE, rope="yarn", rope_factor=40.0, mscale=0.707)
+    c = latent.MLADecoder(**SHAPE, rope="yarn", rope_factor=40.0, mscale=0.707)
     np.testing.assert_allclose(c.score_scale, 6**-0.5 * (0.0707 * np.log(40) + 1) ** 2)
-    assert latent.Latent(**SHAPE, rope_factor=40.0, mscale=0.707).score_scale == 6**-0.5
+    assert latent.MLADecoder(**SHAPE, rope_factor=40.0, mscale=0.707).score_scale == 6**-0.5

@@ -11,7 +11,7 @@ import pytest
 import models
 from errors import UsageError
 from models import moe, routers
-from models.dispatch import gated, mixture
+from models.dispatch import glu, mixture
 from models.spec import flatten, unsharded
 from tests.cases import batch_for, tiny
 from tests.harness import Trainer
@@ -39,8 +39,8 @@ def run(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> Any:
     """The mixture's answer and the gradients by tokens, logits and experts, on a mesh."""
 
     def value(x: Any, logits: Any, p: Any, place: Any) -> Any:
-        routes = routers.softmax_then_top(logits, A, renormalise=False)
-        gate = gated("silu")
+        routes = routers.softmax_then_top(logits, A, norm_topk=False)
+        gate = glu("silu")
         y, served = mixture(x, routes, p, gate, dispatch=dispatch, weigh_input=weigh_input, place=place)
         return jnp.sum(jnp.sin(y)), (y, served)
 
@@ -88,7 +88,7 @@ def test_on_a_mesh_without_a_place_all_is_whole() -> None:
     """As where one device of a run writes text: no place says how to lie, and the arrays are a mesh's all the same."""
 
     def value(x: Any, logits: Any, p: Any) -> Any:
-        y, _ = mixture(x, routers.softmax_then_top(logits, A, renormalise=False), p, gated("silu"))
+        y, _ = mixture(x, routers.softmax_then_top(logits, A, norm_topk=False), p, glu("silu"))
         return jnp.sum(jnp.sin(y))
 
     grad = jax.jit(jax.value_and_grad(value, (0, 1, 2)))
@@ -119,35 +119,37 @@ def test_the_router_stays_in_float32() -> None:
     kernel = jnp.float32([[1.0, 1.0 + 2e-4]])
     logits = routers.router_logits(jnp.ones((1, 1, 1), jnp.bfloat16), {"kernel": kernel})
     assert logits.dtype == jnp.float32
-    assert routers.top(logits, 1)[0].item() == 1
+    assert routers.top_k(logits, 1)[0].item() == 1
 
 
 def layers(shares: Any, experts: Any) -> Any:
     """Two layers that tell the same of shares [B T E] and choices [B T A]."""
     shares, experts = np.float32(shares), np.asarray(experts)
     routes = routers.Routes(*jax.tree.map(jnp.asarray, (experts, np.ones(experts.shape, np.float32), shares)))
-    says = told(routes, experts != 3, np.arange(shares.shape[1])[None])
-    return jax.tree.map(lambda x: jnp.asarray(np.stack([x, x])), says)
+    stats = router_stats(routes, experts != 3, np.arange(shares.shape[1])[None])
+    return jax.tree.map(lambda x: jnp.asarray(np.stack([x, x])), stats)
 
 
-told, measures = jax.jit(moe.router_stats), jax.jit(moe.measures)
-pooled_balance, rowwise_balance = jax.jit(moe.pooled_balance), jax.jit(moe.rowwise_balance)
+router_stats, router_metrics = jax.jit(moe.router_stats), jax.jit(moe.router_metrics)
+load_balancing_loss, sequence_balance_loss = jax.jit(moe.load_balancing_loss), jax.jit(moe.sequence_balance_loss)
 
 
-def test_what_is_told_of_even_and_of_lopsided_routers() -> None:
+def test_metrics_of_even_and_of_lopsided_routers() -> None:
     even = layers(np.full((1, 2, 4), 0.25), [[[0, 1], [2, 3]]])
-    found = {k: (s / w.reshape(-1, *[1] * (s.ndim - 1)))[0] for k, (s, w) in jax.device_get(measures(even)).items()}
+    found = {
+        k: (s / w.reshape(-1, *[1] * (s.ndim - 1)))[0] for k, (s, w) in jax.device_get(router_metrics(even)).items()
+    }
     np.testing.assert_allclose(found["expert_load"], np.ones((2, 4)))
     np.testing.assert_allclose(found["router_entropy"], np.log(4), rtol=1e-6)
     np.testing.assert_allclose(found["expert_dropped"], 0.25)  # expert 3 served nobody
-    assert pooled_balance(even) == 2  # A
-    assert rowwise_balance(even) == 2  # 1 a layer
+    assert load_balancing_loss(even) == 2  # A
+    assert sequence_balance_loss(even) == 2  # 1 a layer
 
     one = layers([[[1, 0, 0, 0], [1, 0, 0, 0]]], [[[0, 1], [0, 2]]])
-    load = jax.device_get(measures(one)["expert_load"])
+    load = jax.device_get(router_metrics(one)["expert_load"])
     np.testing.assert_allclose((load[0] / load[1][:, None, None])[0, 0], [2, 1, 1, 0])
-    assert pooled_balance(one) == 4
-    assert rowwise_balance(one) == 4
+    assert load_balancing_loss(one) == 4
+    assert sequence_balance_loss(one) == 4
 
 
 def test_a_balanced_run_is_of_a_whole_batch() -> None:
@@ -157,13 +159,13 @@ def test_a_balanced_run_is_of_a_whole_batch() -> None:
 
 def test_a_softmax_over_the_largest_logits_is_that_of_all_made_to_sum_to_1() -> None:
     logits = parts(bias=False)[1]
-    few, all_ = routers.top_then_softmax(logits, A), routers.softmax_then_top(logits, A, renormalise=True)
+    few, all_ = routers.top_then_softmax(logits, A), routers.softmax_then_top(logits, A, norm_topk=True)
     np.testing.assert_array_equal(few.experts, all_.experts)
-    np.testing.assert_array_equal(few.shares, all_.shares)
+    np.testing.assert_array_equal(few.probs, all_.probs)
     np.testing.assert_allclose(few.weights, all_.weights, rtol=1e-6)
-    raw = routers.softmax_then_top(logits, A, renormalise=False)
+    raw = routers.softmax_then_top(logits, A, norm_topk=False)
     assert (jnp.sum(raw.weights, -1) < 1).all()
-    np.testing.assert_allclose(raw.weights, np.sort(raw.shares, -1)[..., ::-1][..., :A], rtol=1e-6)
+    np.testing.assert_allclose(raw.weights, np.sort(raw.probs, -1)[..., ::-1][..., :A], rtol=1e-6)
 
 
 # Routers that choose groups first
@@ -201,10 +203,10 @@ def test_groups_are_chosen_first(groups: int, kept: int, active: int) -> None:
             assert set(experts) == in_groups(scores, bias, groups, kept, active, best=2)
             weights = scores[experts] / (scores[experts].sum() if on else 1)
             np.testing.assert_allclose(routes.weights[at], 2.5 * weights, rtol=1e-5)
-            np.testing.assert_allclose(routes.shares[at], scores / scores.sum(), rtol=1e-5)
+            np.testing.assert_allclose(routes.probs[at], scores / scores.sum(), rtol=1e-5)
 
 
-def test_padding_is_not_told_of() -> None:
+def test_padding_does_not_count() -> None:
     """Positions below 0 count for nothing; the loss that balances is that of the others, as in transformers."""
     draw = np.random.default_rng(0)
     shares = np.exp(draw.normal(size=(2, 5, 4)).astype(np.float32))
@@ -212,15 +214,15 @@ def test_padding_is_not_told_of() -> None:
     routes = routers.Routes(draw.integers(0, 4, (2, 5, 2)), np.ones((2, 5, 2), np.float32), shares)
     routes = jax.tree.map(jnp.asarray, routes)
     served, position = np.ones((2, 5, 2), bool), np.array([[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]])
-    got = jax.device_get(told(routes, served, position))
+    got = jax.device_get(router_stats(routes, served, position))
     for row, first in ((0, 2), (1, 0)):
         cut = routers.Routes(*(jnp.asarray(np.asarray(x)[row : row + 1, first:]) for x in routes))
-        alone = told(cut, served[:1, first:], position[row : row + 1, first:])
+        alone = router_stats(cut, served[:1, first:], position[row : row + 1, first:])
         for name, value in alone.items():
             np.testing.assert_allclose(got[name][row : row + 1], value, rtol=1e-6)
-    empty = told(routes, served, np.full((1, 5), -1))
+    empty = router_stats(routes, served, np.full((1, 5), -1))
     layers = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[None]), empty)
-    assert pooled_balance(layers) == rowwise_balance(layers) == 0
+    assert load_balancing_loss(layers) == sequence_balance_loss(layers) == 0
 
 
 @pytest.mark.parametrize("parts", [pytest.param(4, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.weekly)])
@@ -230,15 +232,15 @@ def test_biases_move_once_an_update(parts: int) -> None:
     start = jax.device_get({k: trainer.state[k] for k in ("params", "stats")})
     assert trainer.steps(1)
     before, after = flatten(start["stats"]), jax.device_get(flatten(trainer.state["stats"]))
-    told = _told(trainer.model)(start, batch_for("deepseek"))
+    metrics = _metrics(trainer.model)(start, batch_for("deepseek"))
     for path, name in (("blocks/moe/bias", "expert_load"), ("mtp/block/bias", "mtp_expert_load")):
-        load = np.asarray(told[name][0]).sum(0)
+        load = np.asarray(metrics[name][0]).sum(0)
         want = before[path] + 0.01 * np.sign(load.mean(-1, keepdims=True) - load)
         np.testing.assert_allclose(after[path], want, rtol=1e-6)
 
 
 @cache
-def _told(model: models.Model) -> Any:
+def _metrics(model: models.Model) -> Any:
     """What the model tells of a batch in training."""
     return jax.jit(lambda variables, batch: model.apply(variables, batch, train=True).metrics)
 
@@ -255,13 +257,13 @@ def _told(model: models.Model) -> Any:
 def test_rules_that_would_mix_tokens_are_refused(text: str, rules: dict[str, Any]) -> None:
     x, logits, p = parts(bias=False)
     place = mesh.place_on(mesh.make_mesh(text), {}, rules)
-    routes = routers.softmax_then_top(logits, A, renormalise=False)
+    routes = routers.softmax_then_top(logits, A, norm_topk=False)
     with jax.set_mesh(place.mesh), pytest.raises(UsageError, match="experts get whole tokens"):
-        mixture(x, routes, p, gated("silu"), place=place)
+        mixture(x, routes, p, glu("silu"), place=place)
 
 
 def test_biases_move_towards_an_even_load() -> None:
     """Up where an expert got less than the mean of its layer, down where more, and not at all where as much."""
     load = jnp.float32([[[4, 0, 1, 1], [0, 0, 1, 1]], [[2, 2, 2, 2], [2, 2, 2, 2]]])  # [L B E]
-    got = moe.balanced(jnp.full((2, 4), 0.5), jnp.sum(load, 1), 0.01)
+    got = moe.update_expert_bias(jnp.full((2, 4), 0.5), jnp.sum(load, 1), 0.01)
     np.testing.assert_allclose(got, [[0.49, 0.51, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])

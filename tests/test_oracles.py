@@ -8,7 +8,7 @@ import pytest
 
 import models
 from models import attention, cnn, convolution, layers, spec
-from models.sight import Sight
+from models.sight import AttentionMask
 from models.spec import flatten
 from tests.cases import random_variables
 
@@ -58,10 +58,10 @@ def test_conv_is_linens(padding: str) -> None:
 
 
 def test_attention_is_jaxs() -> None:
-    sight = Sight(jnp.arange(6)[None], jnp.arange(6)[None])
+    mask = AttentionMask(jnp.arange(6)[None], jnp.arange(6)[None])
 
     def ours(q, k, v):
-        return attention.attention(q, k, v, sight, scale=8**-0.5)
+        return attention.attention(q, k, v, mask, scale=8**-0.5)
 
     def theirs(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, is_causal=True)

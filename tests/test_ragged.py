@@ -72,7 +72,7 @@ def test_rows_move_there_and_gradients_back() -> None:
     """As the scatter that is spared: each row's gradient is the sum over the slots that it went to."""
     x = jnp.arange(12.0).reshape(4, 3)
     source, targets = jnp.array([2, 0, 4, 2, 1]), jnp.array([[1, 5], [4, 5], [0, 3], [5, 5]])  # 4 and 5 are nowhere
-    y, pull = jax.vjp(lambda x: ragged.moved(x, source, targets), x)
+    y, pull = jax.vjp(lambda x: ragged.gather_rows(x, source, targets), x)
     np.testing.assert_array_equal(y, np.stack([x[2], x[0], 0 * x[0], x[2], x[1]]))
     g = np.arange(15.0).reshape(5, 3)
     np.testing.assert_array_equal(pull(jnp.asarray(g, jnp.float32))[0], np.stack([g[1], g[4], g[0] + g[3], 0 * g[0]]))

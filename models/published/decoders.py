@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from errors import UsageError
-from models.decoder import Decoder, Grouped, Sliding
-from models.moe import Routed
+from models.decoder import Decoder, GQADecoder, SlidingWindowDecoder
+from models.moe import MoEDecoder
 from models.published.layout import Keys, Row, affine, linear, same, their_activation
 
 PREFIX = "model."
@@ -146,12 +146,12 @@ def their_common(c: Decoder) -> dict[str, Any]:
     }
 
 
-def their_fields(c: Grouped) -> dict[str, Any]:
+def their_fields(c: GQADecoder) -> dict[str, Any]:
     """The same for one with grouped-query attention."""
-    return {**their_common(c), "num_key_value_heads": c.groups, "head_dim": c.head_width}
+    return {**their_common(c), "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_width}
 
 
-def their_sliding(c: Sliding) -> dict[str, Any]:
+def their_sliding(c: SlidingWindowDecoder) -> dict[str, Any]:
     """Which layers slide, as Qwen's files say it."""
     kinds = [layer.kind for layer in c.layers]
     slides = "sliding" in kinds
@@ -185,9 +185,9 @@ def scales(c: Decoder, stack: str, names: dict[str, str], **more: Any) -> list[R
     return [same(f"{stack}/{ours}/scale", f"{LAYER}{theirs}.weight", c.width, **more) for ours, theirs in names.items()]
 
 
-def attention(c: Grouped, stack: str, bias: bool = False, norms: bool = False, **more: Any) -> list[Row]:
+def attention(c: GQADecoder, stack: str, bias: bool = False, norms: bool = False, **more: Any) -> list[Row]:
     """Grouped-query attention of a stack, perhaps with norms of each head's queries and keys."""
-    D, N, K, H = c.width, c.heads, c.groups, c.head_width
+    D, N, K, H = c.width, c.heads, c.num_kv_heads, c.head_width
     there = f"{LAYER}self_attn."
     found: list[Row] = []
     for name, inputs, outputs in (("q", (D,), (N, H)), ("k", (D,), (K, H)), ("v", (D,), (K, H)), ("out", (N, H), (D,))):
@@ -204,7 +204,7 @@ def mlp(D: int, F: int, stack: str, there: str = "mlp", bias: bool = False, **mo
 
 
 def experts(
-    c: Routed, stack: str, there: str, names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"), **more: Any
+    c: MoEDecoder, stack: str, there: str, names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"), **more: Any
 ) -> list[Row]:
     """A tensor for each matrix of each expert: `names` are those of gate, up and down."""
     found = []

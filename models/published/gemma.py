@@ -77,7 +77,7 @@ def config(c: Config) -> dict[str, Any]:
         raise UsageError(
             "a published network with rotary positions of sliding layers has norms on q and k: qk_norm = True"
         )
-    if third and c.local_base is None and c.rope != "none" and c.reaches.keys() >= {"sliding"}:
+    if third and c.local_base is None and c.rope != "none" and c.spans.keys() >= {"sliding"}:
         raise UsageError(
             f"a published network with norms on q and k does not stretch where a window slides: "
             f"give a local_base beside rope = {c.rope!r}"

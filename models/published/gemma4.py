@@ -116,7 +116,7 @@ def config(c: Config) -> dict[str, Any]:
         raise UsageError(f"a published network of this kind has rope none or linear, not {c.rope!r}")
     factor = {} if c.rope == "none" else {"factor": c.rope_factor}
     full = {"rope_type": "proportional", "partial_rotary_factor": c.turning, "rope_theta": c.rope_base, **factor}
-    activation, wide = their_activation(c.activation), c.of("full")
+    activation, wide = their_activation(c.activation), c.for_kind("full")
     over = {"head_dim": c.full_head_dim, "num_key_value_heads": c.full_kv_heads}
     over = {name: n for name, n in over.items() if n is not None}
     return {
@@ -159,7 +159,7 @@ def rows(c: Config) -> list[Row]:
     for stack, layers in decoders.stacks_of(c).items():
         at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
         found += decoders.scales(c, at, NORMS, **more)
-        heads = decoders.attention(c.of(stack), at, c.attention_bias, norms=True, **more)
+        heads = decoders.attention(c.for_kind(stack), at, c.attention_bias, norms=True, **more)
         alone = c.keys_as_values and stack == "full"
         found += [row for row in heads if not (alone and row.path.startswith(f"{at}/v/"))]
         found += decoders.mlp(D, c.feed_forward, at, **more)

@@ -75,7 +75,7 @@ def config(c: Config) -> dict[str, Any]:
             "emb_size": c.width,
             "num_layers": c.depth,
             "num_q_heads": c.heads,
-            "num_kv_heads": c.groups,
+            "num_kv_heads": c.num_kv_heads,
             "key_size": c.head_width,
             "widening_factor": wide,
             "attn_output_multiplier": c.score_scale,
@@ -87,7 +87,7 @@ def config(c: Config) -> dict[str, Any]:
 
 def rows(c: Config) -> list[Row]:
     """The layout; matrices have their inputs first, as ours."""
-    D, N, K, H, E, F = c.width, c.heads, c.groups, c.head_width, c.experts, c.expert_width
+    D, N, K, H, E, F = c.width, c.heads, c.num_kv_heads, c.head_width, c.experts, c.expert_width
     layer, ends = "transformer/decoder_layer_{}/", "language_model/"
     found = [
         same("embed/token", f"{ends}in_out_embed/embeddings", c.vocab, D),
