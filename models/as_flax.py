@@ -30,10 +30,11 @@ class Linen(linen.Module):
         """The model's value; see its family's `apply`. In training `batch_stats` is to be mutable, if there is any."""
         specs = self.model.specs
         params = {
-            name: self.param(name, lambda key, n=name: _drawn(specs["params"], n, key)) for name in specs["params"]
+            name: self.param(name, lambda key, n=name: _init_subtree(specs["params"], n, key))
+            for name in specs["params"]
         }
         held = {
-            name: self.variable("batch_stats", name, lambda n=name: _drawn(specs["stats"], n, jax.random.key(0)))
+            name: self.variable("batch_stats", name, lambda n=name: _init_subtree(specs["stats"], n, jax.random.key(0)))
             for name in specs.get("stats", {})
         }
         key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
@@ -45,7 +46,7 @@ class Linen(linen.Module):
         return out.value
 
 
-def _drawn(specs: dict[str, Any], name: str, key: Any) -> Any:
+def _init_subtree(specs: dict[str, Any], name: str, key: Any) -> Any:
     return initialize({name: specs[name]}, key)[name]
 
 

@@ -70,11 +70,11 @@ def output_error(
     return slope * SLOPES[activation](z) * share[:, None]
 
 
-def error_before(
+def previous_error(
     error: Float[Array, "b o"], kernel: Float[Array, "i o"], z: Float[Array, "b i"], activation: str
 ) -> Float[Array, "b i"]:
     """BP2: a layer's error [B O] and kernel [I O], the sums z [B I] of the layer before -> the error before [B I]."""
-    return einsum("bo,io->bi", error, kernel, out_like(z)) * SLOPES[activation](z)
+    return einsum("bo,io->bi", error, kernel, sharding_like(z)) * SLOPES[activation](z)
 
 
 def bias_gradient(error: Float[Array, "b o"]) -> Float[Array, "o"]:
@@ -86,7 +86,7 @@ def kernel_gradient(
     a: Float[Array, "b i"], error: Float[Array, "b o"], kernel: Float[Array, "i o"]
 ) -> Float[Array, "i o"]:
     """BP4: a layer's inward activations a [B I] and error [B O] -> the gradient of its kernel, cut like it [I O]."""
-    return jnp.einsum("bi,bo->io", a, error, out_sharding=out_like(kernel))
+    return jnp.einsum("bi,bo->io", a, error, out_sharding=sharding_like(kernel))
 
 
 def gradient(
@@ -97,13 +97,13 @@ def gradient(
     inputs are features [B F] or image [B Y X C], label [B], weight [B]; `total` is the weight of the whole batch, of
     which the rows may be a part. Raises UsageError for what is not written out here.
     """
-    check_written_out("equations", c, loss, SLOPES, LOSS_SLOPES)
-    layers = chain(params, c)
+    check_supported("equations", c, loss, SLOPES, LOSS_SLOPES)
+    layers = ordered_layers(params, c)
     x = a = flat_rows(inputs)
     ins, sums = [], []  # of each layer: what comes in, and z
     for p, activation in layers:
         ins.append(a)
-        sums.append(dense(a, p, out_like(x)))
+        sums.append(dense(a, p, sharding_like(x)))
         a = ACTIVATIONS[activation](sums[-1])
     share = inputs["weight"] / total
     error = output_error(LOSS_SLOPES[loss](a, inputs["label"]), sums[-1], c.output, share)
@@ -112,13 +112,13 @@ def gradient(
         kernel = layers[n][0]["kernel"]
         grads.insert(0, {"kernel": kernel_gradient(ins[n], error, kernel), "bias": bias_gradient(error)})
         if n > 0:
-            error = error_before(error, kernel, sums[n - 1], c.activation)
+            error = previous_error(error, kernel, sums[n - 1], c.activation)
     *hidden, head = grads
     tree: dict[str, Any] = {"hidden": {str(n): g for n, g in enumerate(hidden)}} if hidden else {}
     return a, {**tree, "head": head}
 
 
-def chain(params: dict[str, Any], c: Any) -> list[tuple[dict[str, Any], str]]:
+def ordered_layers(params: dict[str, Any], c: Any) -> list[tuple[dict[str, Any], str]]:
     """An mlp's layers from first to last, each with the name of its activation."""
     hidden = [(params["hidden"][str(n)], c.activation) for n in range(len(c.hidden))]
     return [*hidden, (params["head"], c.output)]
@@ -130,13 +130,13 @@ def flat_rows(inputs: dict[str, Array]) -> Float[Array, "b f"]:
     return jnp.reshape(x, (x.shape[0], -1)).astype(jnp.float32)
 
 
-def out_like(x: Array) -> Any:
+def sharding_like(x: Array) -> Any:
     """A product's `out` that lies as x does; None without a mesh."""
     sharding = jax.typeof(x).sharding
     return None if sharding.mesh.empty else sharding.spec
 
 
-def check_written_out(source: str, c: Any, loss: str, activations: Iterable[str], losses: Iterable[str]) -> None:
+def check_supported(source: str, c: Any, loss: str, activations: Iterable[str], losses: Iterable[str]) -> None:
     """Hold an mlp's Config and a loss to what a source of the gradient has written out. Raises UsageError."""
     legal = ", ".join(sorted(activations))
     for name in ("activation", "output"):

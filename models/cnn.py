@@ -168,7 +168,7 @@ def specs(c: Config) -> dict[str, Any]:
     return {"params": params, "stats": stats}
 
 
-def link(kernel: Float[Array, "i j links"]) -> Float[Array, "i j c o"]:
+def dense_kernel(kernel: Float[Array, "i j links"]) -> Float[Array, "i j c o"]:
     """The dense kernel of a sparsely linked stage, 0 where there is no link: [I J links] -> [I J C O]."""
     pairs = [(c, o) for o, maps in enumerate(LINKS) for c in maps]
     onto = np.zeros((len(pairs), 6, len(LINKS)), np.float32)
@@ -206,7 +206,7 @@ def apply(
     act = ACTIVATIONS[c.activation]
     for i, pool in enumerate(c.pools):
         stage = p["stages"][str(i)]
-        kernel = link(stage["kernel"]) if c.sparse and i == 1 else stage["kernel"]
+        kernel = dense_kernel(stage["kernel"]) if c.sparse and i == 1 else stage["kernel"]
         x = conv(x, kernel, c.padding, place("batch rows columns width"))
         if c.norm == "batch":
             x, stats[str(i)] = batch_norm(x, stage["norm"], stats[str(i)], train=train, momentum=c.momentum, eps=c.eps)

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from models.layers import einsum, gather_weight
 
-Sides = tuple[tuple[int, int], tuple[int, int]]  # pixels before and after: of rows, of columns
-Padding = str | int | Sides  # SAME, VALID; pixels on each side
+Pads = tuple[tuple[int, int], tuple[int, int]]  # pixels before and after: of rows, of columns
+Padding = str | int | Pads  # SAME, VALID; pixels on each side
 DIMS = ("NHWC", "HWIO", "NHWC")
 PATCHES = 2**22  # numbers in all patches of a gradient from which on they go in parts; measured, docs/log.md
 AT_ONCE = 2**20  # numbers of a part
@@ -30,54 +30,54 @@ def conv(
     and has no forward-mode derivative.
     """
     size = kernel.shape[:2]
-    sides = _sides(padding, x.shape[1:3], size, stride)
+    sides = _pad_widths(padding, x.shape[1:3], size, stride)
     if size == (1, 1) and not np.any(sides):
         return einsum("byxc,co->byxo", x[:, ::stride, ::stride], kernel[0, 0], out)
     kernel = gather_weight(kernel.astype(x.dtype), x)
     window = Window(sides, stride, out)
     mesh = jax.typeof(x).sharding.mesh
-    return _correlated(x, kernel, window) if mesh.empty or mesh.size == 1 else _correlation(x, kernel, window)
+    return _conv_vjp(x, kernel, window) if mesh.empty or mesh.size == 1 else _conv(x, kernel, window)
 
 
 class Window(NamedTuple):
     """Where a kernel goes: pixels that are added at the sides, its steps, and the sharding of what comes out."""
 
-    sides: Sides
+    pads: Pads
     stride: int
     out: Any
 
 
-def _correlation(x: Array, kernel: Array, window: Window) -> Array:
+def _conv(x: Array, kernel: Array, window: Window) -> Array:
     steps = (window.stride, window.stride)
-    return jax.lax.conv_general_dilated(x, kernel, steps, window.sides, dimension_numbers=DIMS, out_sharding=window.out)
+    return jax.lax.conv_general_dilated(x, kernel, steps, window.pads, dimension_numbers=DIMS, out_sharding=window.out)
 
 
-_correlated = jax.custom_vjp(_correlation, nondiff_argnums=(2,))
+_conv_vjp = jax.custom_vjp(_conv, nondiff_argnums=(2,))
 
 
 def _forward(x: Array, kernel: Array, window: Window) -> tuple[Array, tuple[Array, Array]]:
-    return _correlation(x, kernel, window), (x, kernel)
+    return _conv(x, kernel, window), (x, kernel)
 
 
 def _backward(window: Window, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    def transposed(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
-        (dx,) = jax.linear_transpose(lambda x: _correlation(x, kernel, window), x)(g)
-        (dk,) = jax.linear_transpose(lambda kernel: _correlation(x, kernel, window), kernel)(g)
+    def conv_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+        (dx,) = jax.linear_transpose(lambda x: _conv(x, kernel, window), x)(g)
+        (dk,) = jax.linear_transpose(lambda kernel: _conv(x, kernel, window), kernel)(g)
         return dx, dk
 
-    return jax.lax.platform_dependent(*kept, g, cpu=partial(_laid_out, window), default=transposed)
+    return jax.lax.platform_dependent(*kept, g, cpu=partial(_cpu_gradients, window), default=conv_gradients)
 
 
-_correlated.defvjp(_forward, _backward)
+_conv_vjp.defvjp(_forward, _backward)
 
 
-def _laid_out(window: Window, x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+def _cpu_gradients(window: Window, x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
     """Both gradients as CPU is fast at them: correlations of arrays that lie as the forward one's do, or by patches.
 
     XLA lays correlations out so by itself, but not inside of a loop.
     """
     s, back, over = window.stride, list[tuple[int, int]](), list[tuple[int, int]]()  # and pixels at the sides of each
-    for size, n, places, (before, _) in zip(kernel.shape, x.shape[1:3], g.shape[1:3], window.sides, strict=False):
+    for size, n, places, (before, _) in zip(kernel.shape, x.shape[1:3], g.shape[1:3], window.pads, strict=False):
         reach = (places - 1) * s  # from the first place of the kernel to the last
         back.append((size - 1 - before, n + before - 1 - reach))
         over.append((before, size + reach - n - before))
@@ -91,11 +91,13 @@ def _laid_out(window: Window, x: Array, kernel: Array, g: Array) -> tuple[Array,
         dk = jax.lax.conv_general_dilated(by_channel, by_row, (1, 1), over, rhs_dilation=(s, s), dimension_numbers=DIMS)
         dk = dk.transpose(1, 2, 0, 3)
     else:
-        dk = _by_patches(jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*o, 0) for o in over), (0, 0, 0)]), g, s)
-    return _put(dx, lies[0]), _put(dk.astype(kernel.dtype), lies[1])
+        dk = _kernel_gradient(
+            jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*o, 0) for o in over), (0, 0, 0)]), g, s
+        )
+    return _reshard_if_meshed(dx, lies[0]), _reshard_if_meshed(dk.astype(kernel.dtype), lies[1])
 
 
-def _by_patches(x: Float[Array, "b y x c"], g: Float[Array, "b y2 x2 o"], stride: int) -> Float[Array, "i j c o"]:
+def _kernel_gradient(x: Float[Array, "b y x c"], g: Float[Array, "b y2 x2 o"], stride: int) -> Float[Array, "i j c o"]:
     """A kernel's gradient: places of the kernel times patches of padded images below them, a part at a time.
 
     A part's patches, at most AT_ONCE numbers, stay in the cache between their copying and their product.
@@ -124,7 +126,7 @@ def _by_patches(x: Float[Array, "b y x c"], g: Float[Array, "b y2 x2 o"], stride
     return total.T.reshape(*size, C, O)
 
 
-def _put(x: Array, spec: Any) -> Array:
+def _reshard_if_meshed(x: Array, spec: Any) -> Array:
     return x if jax.typeof(x).sharding.mesh.empty else jax.sharding.reshard(x, spec)
 
 
@@ -133,16 +135,16 @@ def max_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Paddin
 
     Of equals the first, row by row, has the gradient. On one device that is written out as a convolution's is.
     """
-    sides = _sides(padding, x.shape[1:3], (size, size), stride)
+    sides = _pad_widths(padding, x.shape[1:3], (size, size), stride)
     mesh = jax.typeof(x).sharding.mesh
-    return _pooled(x, size, stride, sides) if mesh.empty or mesh.size == 1 else _largest(x, size, stride, sides)
+    return _max_pool_vjp(x, size, stride, sides) if mesh.empty or mesh.size == 1 else _max_pool(x, size, stride, sides)
 
 
-def _largest(x: Array, size: int, stride: int, sides: Sides) -> Array:
-    return _windows(x, -jnp.inf, jax.lax.max, size, stride, sides)
+def _max_pool(x: Array, size: int, stride: int, sides: Pads) -> Array:
+    return _reduce_window(x, -jnp.inf, jax.lax.max, size, stride, sides)
 
 
-def _largest_of_shifted(x: Array, size: int, stride: int, sides: Sides) -> Array:
+def _max_pool_by_shifts(x: Array, size: int, stride: int, sides: Pads) -> Array:
     """The same, whose gradient XLA does fast on CPU: the larger of shifted images, along rows and then columns."""
     x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *((*pad, 0) for pad in sides), (0, 0, 0)])
     for axis in (2, 1):  # the first of equals in a row, then the first such row
@@ -152,22 +154,22 @@ def _largest_of_shifted(x: Array, size: int, stride: int, sides: Sides) -> Array
     return x
 
 
-_pooled = jax.custom_vjp(_largest, nondiff_argnums=(1, 2, 3))
+_max_pool_vjp = jax.custom_vjp(_max_pool, nondiff_argnums=(1, 2, 3))
 
 
-def _pool_backward(size: int, stride: int, sides: Sides, x: Array, g: Array) -> tuple[Array]:
-    def of(pool: Any) -> Any:
+def _pool_backward(size: int, stride: int, sides: Pads, x: Array, g: Array) -> tuple[Array]:
+    def pool_gradient(pool: Any) -> Any:
         return lambda x, g: jax.vjp(lambda x: pool(x, size, stride, sides), x)[1](g)
 
-    return jax.lax.platform_dependent(x, g, cpu=of(_largest_of_shifted), default=of(_largest))
+    return jax.lax.platform_dependent(x, g, cpu=pool_gradient(_max_pool_by_shifts), default=pool_gradient(_max_pool))
 
 
-_pooled.defvjp(lambda x, *window: (_largest(x, *window), x), _pool_backward)
+_max_pool_vjp.defvjp(lambda x, *window: (_max_pool(x, *window), x), _pool_backward)
 
 
 def sum_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Padding = 0) -> Float[Array, "b y2 x2 c"]:
     """The sum of each window of size x size pixels: [B Y X C] -> [B Y' X' C]."""
-    return _windows(x, 0.0, jax.lax.add, size, stride, padding)
+    return _reduce_window(x, 0.0, jax.lax.add, size, stride, padding)
 
 
 def adaptive_average_pool(x: Float[Array, "b y x c"], size: int, out: Any = None) -> Float[Array, "b size size c"]:
@@ -185,12 +187,12 @@ def adaptive_average_pool(x: Float[Array, "b y x c"], size: int, out: Any = None
     return x
 
 
-def _windows(x: Array, start: float, join: Any, size: int, stride: int, padding: Padding) -> Array:
-    around = ((0, 0), *_sides(padding, x.shape[1:3], (size, size), stride), (0, 0))
+def _reduce_window(x: Array, start: float, join: Any, size: int, stride: int, padding: Padding) -> Array:
+    around = ((0, 0), *_pad_widths(padding, x.shape[1:3], (size, size), stride), (0, 0))
     return jax.lax.reduce_window(x, start, join, (1, size, size, 1), (1, stride, stride, 1), around)
 
 
-def _sides(padding: Padding, plane: tuple[int, ...], size: tuple[int, ...], stride: int) -> Sides:
+def _pad_widths(padding: Padding, plane: tuple[int, ...], size: tuple[int, ...], stride: int) -> Pads:
     """Pixels before and after the rows, and the columns, of images [Y X] that windows of a size go over."""
     if isinstance(padding, int):
         return (padding, padding), (padding, padding)

@@ -47,7 +47,7 @@ class Conv:
         require_choice(self, activation=ACTIVATIONS)
 
     @property
-    def around(self) -> int:
+    def pad_pixels(self) -> int:
         """Pixels of padding on each side."""
         return self.size // 2 if self.padding is None else self.padding
 
@@ -141,7 +141,7 @@ def sources(layer: Layer, at: int) -> tuple[int, ...]:
     return found
 
 
-def sizes(layers: tuple[Layer, ...], image: Size, asked: int) -> list[Size]:
+def sizes(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> list[Size]:
     """Rows, columns and channels of every layer's output; `asked` is what a head wants of an anchor.
 
     Raises UsageError that names the first layer which cannot take what it gets.
@@ -151,21 +151,21 @@ def sizes(layers: tuple[Layer, ...], image: Size, asked: int) -> list[Size]:
         taken = [found[i] if i >= 0 else image for i in sources(layer, at)]
         (y, x, c), planes = taken[0], {size[:2] for size in taken}
         if len(planes) > 1 or (isinstance(layer, Shortcut) and len(set(taken)) > 1):
-            raise UsageError(f"layer {at}, {layer}, gets outputs of different sizes: {_listed(taken)}")
+            raise UsageError(f"layer {at}, {layer}, gets outputs of different sizes: {_join(taken)}")
         match layer:
             case Conv():
-                y, x = ((n + 2 * layer.around - layer.size) // layer.stride + 1 for n in (y, x))
+                y, x = ((n + 2 * layer.pad_pixels - layer.size) // layer.stride + 1 for n in (y, x))
                 after = layers[at + 1 : at + 2]
                 heads = [len(head.mask) for head in after if isinstance(head, Head)]
                 if layer.filters is None and not heads:
                     raise UsageError(f"layer {at} must say its filters: no head follows it")
-                c = heads[0] * asked if layer.filters is None else layer.filters
+                c = heads[0] * anchor_channels if layer.filters is None else layer.filters
             case MaxPool(_, stride):
                 y, x = ((n - 1) // stride + 1 for n in (y, x))
             case Route(_, groups):
                 channels = [size[2] for size in taken]
                 if any(c % groups for c in channels):
-                    raise UsageError(f"layer {at} cannot part {_listed(channels)} channels into {groups} each")
+                    raise UsageError(f"layer {at} cannot part {_join(channels)} channels into {groups} each")
                 c = sum(channels) // groups
             case Upsample(stride):
                 y, x = y * stride, x * stride
@@ -174,19 +174,21 @@ def sizes(layers: tuple[Layer, ...], image: Size, asked: int) -> list[Size]:
                     raise UsageError(f"layer {at} cannot make channels of {stride} x {stride} pixels of {(y, x, c)}")
                 y, x, c = y // stride, x // stride, c * stride**2
             case Head(mask):
-                if c != len(mask) * asked:
-                    raise UsageError(f"layer {at}, a head, gets {c} channels instead of {len(mask)} x {asked}")
+                if c != len(mask) * anchor_channels:
+                    raise UsageError(
+                        f"layer {at}, a head, gets {c} channels instead of {len(mask)} x {anchor_channels}"
+                    )
         if min(y, x, c) < 1:
             raise UsageError(f"layer {at}, {layer}, leaves nothing of {taken[0]}")
         found.append((y, x, c))
     return found
 
 
-def _listed(parts: Iterable[Any]) -> str:
+def _join(parts: Iterable[Any]) -> str:
     return ", ".join(map(str, parts))
 
 
-def reduction(layers: tuple[Layer, ...]) -> int:
+def total_stride(layers: tuple[Layer, ...]) -> int:
     """By how much the coarsest output is coarser than the image, where strides divide the sides."""
     found: list[float] = []
     for at, layer in enumerate(layers):
@@ -196,11 +198,11 @@ def reduction(layers: tuple[Layer, ...]) -> int:
     return math.ceil(max(found, default=1))
 
 
-def specs(layers: tuple[Layer, ...], image: Size, asked: int) -> dict[str, Any]:
+def specs(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> dict[str, Any]:
     """The table of every convolution's parameters and running moments, by the layer's number."""
     params: dict[str, Any] = {}
     stats: dict[str, Any] = {}
-    shapes = sizes(layers, image, asked)
+    shapes = sizes(layers, image, anchor_channels)
     for at, layer in enumerate(layers):
         if not isinstance(layer, Conv):
             continue
@@ -237,7 +239,7 @@ def run(
         match layer:
             case Conv():
                 p = params[str(at)]
-                x = conv(x, p["kernel"], layer.around, place("batch rows columns width"), layer.stride)
+                x = conv(x, p["kernel"], layer.pad_pixels, place("batch rows columns width"), layer.stride)
                 if layer.norm:
                     x, stats[str(at)] = batch_norm(
                         x, p["norm"], stats[str(at)], train=train, momentum=momentum, eps=EPS, eps_outside_sqrt=True

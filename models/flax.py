@@ -59,7 +59,7 @@ def traits(c: Config) -> frozenset[str]:
 
 
 @functools.cache
-def _module(c: Config) -> foreign.Foreign:
+def _module(c: Config) -> foreign.FlaxFunctions:
     """The module's functions. An argument called classes, vocab or outputs that is not given is the data's."""
     where, _, name = c.module.partition(":")
     try:
@@ -69,7 +69,7 @@ def _module(c: Config) -> foreign.Foreign:
     if not isinstance(getattr(found, name, None), type):
         raise unknown(f"class of {where}", name, [k for k, v in vars(found).items() if isinstance(v, type)])
     kind, args = getattr(found, name), {k: unfreeze(v) for k, v in c.args}
-    names, more = foreign.parameters(kind)
+    names, more = foreign.init_arguments(kind)
     for given in args:
         if given not in names and not more:
             raise unknown(f"argument of {name}", given, names)
@@ -136,7 +136,7 @@ def apply(
         return value.astype(jnp.float32), new, aux
 
     stats, whole = variables.get("stats", {}), PartitionSpec()
-    extras = {name: inputs[name] for name in module.takes if name in inputs}
+    extras = {name: inputs[name] for name in module.extras if name in inputs}
     args = jax.tree.map(lambda w: gather_weight(w, x), variables["params"]), stats, x, extras, key if train else None
     rows = place("batch")
     if rows is not None:

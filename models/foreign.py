@@ -30,13 +30,13 @@ EXTRAS = {"mask": jnp.float32, "position": jnp.int32, "segment": jnp.int32}  # [
 
 
 @dataclass(frozen=True)
-class Foreign:
+class FlaxFunctions:
     """A module: init(key) -> tree; run(tree, x, train, key, more) -> (value, new collections, sown losses)."""
 
     init: Callable[[Array], Tree]
     run: Callable[..., tuple[Any, Tree, Any]]
     axes: dict[str, tuple[str | None, ...]]  # of the leaves whose metadata name their axes
-    takes: tuple[str, ...]  # of EXTRAS, what its call names
+    extras: tuple[str, ...]  # of EXTRAS, what its call names
 
 
 def adapt(
@@ -45,7 +45,7 @@ def adapt(
     example: jax.ShapeDtypeStruct,
     streams: tuple[str, ...],
     wanted: tuple[int, ...] | None = None,
-) -> Foreign:
+) -> FlaxFunctions:
     """The functions of a Linen or NNX class, built with `args`, for inputs like `example` [1 ...] -> `wanted` [1 ...].
 
     Raises UsageError for a class of neither kind, where it cannot be built or run, and where it gives another shape.
@@ -54,7 +54,7 @@ def adapt(
         if issubclass(kind, base):
             try:
                 made = adapter(kind, args, example, streams)
-                _try(kind, made, example, wanted)
+                _check_outputs(kind, made, example, wanted)
                 return made
             except UsageError:
                 raise
@@ -72,10 +72,12 @@ def adapt(
     raise UsageError(f"{kind.__module__}:{kind.__name__} is neither a flax.linen.Module nor a flax.nnx.Module")
 
 
-def _try(kind: type, made: Foreign, example: jax.ShapeDtypeStruct, wanted: tuple[int, ...] | None) -> None:
+def _check_outputs(
+    kind: type, made: FlaxFunctions, example: jax.ShapeDtypeStruct, wanted: tuple[int, ...] | None
+) -> None:
     """Run a module in training and in use, with nothing computed. Raises UsageError for what it gives or lacks."""
     key, name = jax.random.key(0), kind.__name__
-    run = partial(made.run, more=_needed(kind.__call__, example))
+    run = partial(made.run, more=_required_kwargs(kind.__call__, example))
     with _no_mesh():
         tree = jax.eval_shape(made.init, key)
         if not jax.tree.leaves(tree.get("params")):
@@ -88,7 +90,7 @@ def _try(kind: type, made: Foreign, example: jax.ShapeDtypeStruct, wanted: tuple
                 raise UsageError(f"{name} gives {value.shape}, {wanted} is wanted")
 
 
-def parameters(kind: type) -> tuple[list[str], bool]:
+def init_arguments(kind: type) -> tuple[list[str], bool]:
     """The names of the arguments that a class is built with, and whether it takes any others."""
     every = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -96,20 +98,20 @@ def parameters(kind: type) -> tuple[list[str], bool]:
     return names, any(p.kind == inspect.Parameter.VAR_KEYWORD for p in every)
 
 
-def _switch(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+def _train_kwarg(call: Callable[..., Any], train: bool) -> dict[str, bool]:
     """The keyword by which a module is told whether it trains."""
     names = inspect.signature(call).parameters
     return {name: train == TRAINING[name] for name in names if name in TRAINING}
 
 
-def _takes(call: Callable[..., Any]) -> tuple[str, ...]:
+def _extra_kwargs(call: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(name for name in EXTRAS if name in inspect.signature(call).parameters)
 
 
-def _needed(call: Callable[..., Any], example: jax.ShapeDtypeStruct) -> Tree:
+def _required_kwargs(call: Callable[..., Any], example: jax.ShapeDtypeStruct) -> Tree:
     """Values of EXTRAS for a call that cannot do without them."""
     names = inspect.signature(call).parameters
-    needed = [name for name in _takes(call) if names[name].default is inspect.Parameter.empty]
+    needed = [name for name in _extra_kwargs(call) if names[name].default is inspect.Parameter.empty]
     return {name: jnp.ones(example.shape[:2], EXTRAS[name]) for name in needed}
 
 
@@ -122,56 +124,60 @@ def _streams(key: Array, names: tuple[str, ...]) -> dict[str, Array]:
     return {name: jax.random.fold_in(key, site_hash(name)) for name in names}
 
 
-def _linen(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> Foreign:
+def _linen(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> FlaxFunctions:
     module = kind(**args)
-    off = _switch(kind.__call__, False)
+    off = _train_kwarg(kind.__call__, False)
 
-    def boxed(key: Array) -> Tree:
+    def init_boxed(key: Array) -> Tree:
         x = jnp.zeros(example.shape, example.dtype)
         with _no_mesh():
-            made = module.init(_streams(key, ("params", *streams)), x, **off, **_needed(kind.__call__, example))
-        kept = {name: _unsown(tree) for name, tree in made.items() if name not in ("losses", "intermediates")}
+            made = module.init(
+                _streams(key, ("params", *streams)), x, **off, **_required_kwargs(kind.__call__, example)
+            )
+        kept = {name: _without_sown(tree) for name, tree in made.items() if name not in ("losses", "intermediates")}
         return {name: tree for name, tree in kept.items() if tree}
 
-    abstract = jax.eval_shape(boxed, jax.random.key(0))
+    abstract = jax.eval_shape(init_boxed, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
     axes = {_name(path): tuple(leaf.names) for path, leaf in leaves if hasattr(leaf, "names")}
 
-    def applied(tree: Tree, x: Array, train: bool, rngs: dict[str, Array], more: Tree) -> tuple[Any, Tree]:
+    def call_module(tree: Tree, x: Array, train: bool, rngs: dict[str, Array], more: Tree) -> tuple[Any, Tree]:
         changing = [name for name in tree if name != "params"]
         mutable = [*changing, "losses"] if train else []
-        return module.apply(tree, x, **_switch(kind.__call__, train), **more, rngs=rngs, mutable=mutable)
+        return module.apply(tree, x, **_train_kwarg(kind.__call__, train), **more, rngs=rngs, mutable=mutable)
 
     def run(tree: Tree, x: Array, train: bool, key: Array | None, more: Tree) -> tuple[Any, Tree, Any]:
         rngs = _streams(jax.random.key(0) if key is None else key, streams) if train or draws else {}
-        value, new = applied(tree, x, train, rngs, more)
-        kept = {name: _like(held, {**held, **new.get(name, {})}) for name, held in tree.items() if name != "params"}
+        value, new = call_module(tree, x, train, rngs, more)
+        kept = {
+            name: _restrict_to(held, {**held, **new.get(name, {})}) for name, held in tree.items() if name != "params"
+        }
         return value, kept, new.get("losses", {})
 
     def init(key: Array) -> Tree:
         with _no_mesh():
-            return meta.unbox(boxed(key))
+            return meta.unbox(init_boxed(key))
 
     try:  # without streams a module may know that it is not trained
         with _no_mesh():
             tree = jax.eval_shape(init, jax.random.key(0))
-            quiet = partial(applied, train=False, rngs={}, more=_needed(kind.__call__, example))
+            quiet = partial(call_module, train=False, rngs={}, more=_required_kwargs(kind.__call__, example))
             jax.eval_shape(quiet, tree, example)
         draws = False
     except InvalidRngError:
         draws = True
-    return Foreign(init, run, axes, _takes(kind.__call__))
+    return FlaxFunctions(init, run, axes, _extra_kwargs(kind.__call__))
 
 
-def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> Foreign:
-    seeded = "rngs" in inspect.signature(kind.__init__).parameters or parameters(kind)[1]  # type: ignore[misc]
+def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> FlaxFunctions:
+    seeded = "rngs" in inspect.signature(kind.__init__).parameters or init_arguments(kind)[1]  # type: ignore[misc]
     draws_in_call = "rngs" in inspect.signature(kind.__call__).parameters
 
     def build(key: Array) -> Any:
         with nnx.use_eager_sharding(False):
             return kind(**args, **({"rngs": nnx.Rngs(key)} if seeded else {}))
 
-    def parts(module: Any) -> Any:
+    def split_state(module: Any) -> Any:
         """Graph, parameters, random streams, all else."""
         return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
@@ -185,7 +191,7 @@ def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stream
                     raise
                 raise UsageError(f"{kind.__name__} holds a bare array: hold it as nnx.Variable, or nnx.data") from error
         module.train() if train else module.eval()
-        graphs[train], params, draws, rest = parts(module)
+        graphs[train], params, draws, rest = split_state(module)
     axes = {}
     for path, variable in nnx.to_flat_state(params):
         found = variable.get_metadata()
@@ -193,33 +199,33 @@ def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stream
         if names is not None:
             axes["/".join(("params", *map(str, path)))] = tuple(names)
 
-    def tree_of(params: Any, rest: Any) -> Tree:
-        return {"params": _nested(params), **({"state": _nested(rest)} if nnx.to_flat_state(rest) else {})}
+    def to_tree(params: Any, rest: Any) -> Tree:
+        return {"params": _to_nested(params), **({"state": _to_nested(rest)} if nnx.to_flat_state(rest) else {})}
 
     def init(key: Array) -> Tree:
-        _, params, _, rest = parts(build(key))
-        return tree_of(params, rest)
+        _, params, _, rest = split_state(build(key))
+        return to_tree(params, rest)
 
     def run(tree: Tree, x: Array, train: bool, key: Array | None, more: Tree) -> tuple[Any, Tree, Any]:
         key = jax.random.key(0) if key is None else key
-        drawn = _filled(draws, lambda path, v: _draw_state(path, v, key))
+        drawn = _map_nnx_state(draws, lambda path, v: _init_rng_state(path, v, key))
         rngs = {"rngs": nnx.Rngs(jax.random.fold_in(key, site_hash("rngs")))} if draws_in_call else {}
         state = [
-            _filled(params, partial(_look, tree["params"])),
+            _map_nnx_state(params, partial(_leaf_at, tree["params"])),
             drawn,
-            _filled(rest, partial(_look, tree.get("state"))),
+            _map_nnx_state(rest, partial(_leaf_at, tree.get("state"))),
         ]
         with nnx.use_eager_sharding(False):
             module = nnx.merge(graphs[train], *state)
-            value = module(x, **_switch(kind.__call__, train), **rngs, **more)
-        _, _, _, new = parts(module)
-        kept = _like(tree["state"], _nested(new)) if "state" in tree else {}
+            value = module(x, **_train_kwarg(kind.__call__, train), **rngs, **more)
+        _, _, _, new = split_state(module)
+        kept = _restrict_to(tree["state"], _to_nested(new)) if "state" in tree else {}
         return value, {"state": kept} if kept else {}, {}
 
-    return Foreign(init, run, axes, _takes(kind.__call__))
+    return FlaxFunctions(init, run, axes, _extra_kwargs(kind.__call__))
 
 
-def _draw_state(path: tuple[Any, ...], abstract: Any, key: Array) -> Array:
+def _init_rng_state(path: tuple[Any, ...], abstract: Any, key: Array) -> Array:
     """The key or the count of one of an NNX module's streams, of a stack of them if that is its shape."""
     if jnp.issubdtype(abstract.dtype, jax.dtypes.prng_key):
         own = jax.random.fold_in(key, site_hash("/".join(map(str, path))))
@@ -227,7 +233,7 @@ def _draw_state(path: tuple[Any, ...], abstract: Any, key: Array) -> Array:
     return jnp.zeros(abstract.shape, abstract.dtype)
 
 
-def _filled(state: Any, value: Callable[[tuple[Any, ...], Any], Any]) -> Any:
+def _map_nnx_state(state: Any, value: Callable[[tuple[Any, ...], Any], Any]) -> Any:
     """A state of the same structure, each variable's value made from its path and its abstract value."""
     flat = nnx.to_flat_state(state)
     return nnx.from_flat_state(
@@ -238,26 +244,26 @@ def _filled(state: Any, value: Callable[[tuple[Any, ...], Any], Any]) -> Any:
     )
 
 
-def _look(tree: Any, path: tuple[Any, ...], _: Any = None) -> Any:
+def _leaf_at(tree: Any, path: tuple[Any, ...], _: Any = None) -> Any:
     for part in path:
         tree = tree[str(part)]
     return tree
 
 
-def _unsown(tree: Any) -> Any:
+def _without_sown(tree: Any) -> Any:
     """A collection without the tuples that `sow` makes, which would grow each time the module runs."""
     if not isinstance(tree, dict):
         return tree
-    kept = {k: _unsown(v) for k, v in tree.items() if not isinstance(v, tuple)}
+    kept = {k: _without_sown(v) for k, v in tree.items() if not isinstance(v, tuple)}
     return {k: v for k, v in kept.items() if not isinstance(v, dict) or v}
 
 
-def _like(tree: Tree, other: Tree) -> Tree:
+def _restrict_to(tree: Tree, other: Tree) -> Tree:
     """`other` cut down to the paths of `tree`."""
-    return {k: _like(v, other[k]) if isinstance(v, dict) else other[k] for k, v in tree.items()}
+    return {k: _restrict_to(v, other[k]) if isinstance(v, dict) else other[k] for k, v in tree.items()}
 
 
-def _nested(state: Any) -> Tree:
+def _to_nested(state: Any) -> Tree:
     """A state's values as nested dicts with keys of str."""
     tree: Tree = {}
     for path, variable in nnx.to_flat_state(state):

@@ -15,7 +15,7 @@ from models.spec import Place
 MASK = "mask"  # the entry of a cache's memory that says which of its places hold a token
 
 
-def source_of(
+def source_inputs(
     inputs: dict[str, Array], cache: Any, place: Place
 ) -> tuple[Int[Array, "b s"], Float[Array, "b s"] | None] | None:
     """A source to encode, and its mask if it has padding: [B S], [B S]; None where the cache has read it already.
@@ -28,22 +28,22 @@ def source_of(
             raise UsageError(f"what translates reads a source; here are {', '.join(sorted(inputs))} and no cache")
         return None
     source, mask = inputs["source"], inputs.get("source_mask")
-    if cache is not None and source.shape[1] > room_of(cache):
+    if cache is not None and source.shape[1] > capacity(cache):
         raise UsageError(
-            f"the cache has room for {room_of(cache)} tokens of a source, and this one has {source.shape[1]}"
+            f"the cache has room for {capacity(cache)} tokens of a source, and this one has {source.shape[1]}"
         )
     if mask is None and cache is not None:
         mask = jnp.ones(source.shape)
     return source, None if mask is None else reshard(mask, place("batch query"))
 
 
-def room_of(cache: Any) -> int:
+def capacity(cache: Any) -> int:
     """How many tokens of a source a cache keeps."""
     return cache["memory"][MASK].shape[1]
 
 
-def stored(x: Any, cache: Any) -> Any:
+def pad_to_capacity(x: Any, cache: Any) -> Any:
     """What there is of each token of a source, filled with 0 up to the room of a cache: [B S ...] -> [B S ...]."""
     if cache is None:
         return x
-    return jnp.pad(x, ((0, 0), (0, room_of(cache) - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
+    return jnp.pad(x, ((0, 0), (0, capacity(cache) - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))

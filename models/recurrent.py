@@ -16,29 +16,29 @@ from models.layers import einsum, gather_weight, linear, reshard
 from models.spec import Initializer, Place, Spec, uniform, unsharded, zeros
 
 State = dict[str, Array]  # h [B P], and c [B H] of an LSTM
-Sums = Float[Array, "b g h"]
+Gates = Float[Array, "b g h"]
 
 
-def elman(fed: Sums, back: Sums, state: State) -> State:
+def elman(x_gates: Gates, h_gates: Gates, state: State) -> State:
     """h' = tanh(W x + R h): Elman 1990, "Finding structure in time", Cognitive Science 14."""
-    return {"h": jnp.tanh(fed + back)[:, 0]}
+    return {"h": jnp.tanh(x_gates + h_gates)[:, 0]}
 
 
-def elman_relu(fed: Sums, back: Sums, state: State) -> State:
+def elman_relu(x_gates: Gates, h_gates: Gates, state: State) -> State:
     """h' = relu(W x + R h): Le, Jaitly, Hinton 2015, arXiv:1504.00941, section 2."""
-    return {"h": jax.nn.relu(fed + back)[:, 0]}
+    return {"h": jax.nn.relu(x_gates + h_gates)[:, 0]}
 
 
-def gru(fed: Sums, back: Sums, state: State) -> State:
+def gru(x_gates: Gates, h_gates: Gates, state: State) -> State:
     """Gates r, z, n (Cho et al. 2014, arXiv:1406.1078); r weighs what comes back after its product, as in torch."""
-    r, z = (jax.nn.sigmoid(fed[:, i] + back[:, i]) for i in (0, 1))
-    n = jnp.tanh(fed[:, 2] + r * back[:, 2])
+    r, z = (jax.nn.sigmoid(x_gates[:, i] + h_gates[:, i]) for i in (0, 1))
+    n = jnp.tanh(x_gates[:, 2] + r * h_gates[:, 2])
     return {"h": (1 - z) * n + z * state["h"]}
 
 
-def lstm(fed: Sums, back: Sums, state: State) -> State:
+def lstm(x_gates: Gates, h_gates: Gates, state: State) -> State:
     """Gates i, f, g, o (Hochreiter, Schmidhuber 1997, Neural Computation 9; f from Gers et al. 2000, ibid. 12)."""
-    i, f, g, o = (fed[:, n] + back[:, n] for n in range(4))
+    i, f, g, o = (x_gates[:, n] + h_gates[:, n] for n in range(4))
     c = jax.nn.sigmoid(f) * state["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
     return {"h": jax.nn.sigmoid(o) * jnp.tanh(c), "c": c}
 
@@ -46,18 +46,18 @@ def lstm(fed: Sums, back: Sums, state: State) -> State:
 class Cell(NamedTuple):
     """A cell's function and what its table needs to know."""
 
-    step: Callable[[Sums, Sums, State], State]
+    step: Callable[[Gates, Gates, State], State]
     gates: int
-    keep: int | None = None  # which gate keeps the state
-    admit: int | None = None  # which lets the input in, where it is another
-    remembers: bool = False  # has a state c beside h
+    carry_gate: int | None = None  # which gate keeps the state
+    input_gate: int | None = None  # which lets the input in, where it is another
+    has_cell_state: bool = False  # has a state c beside h
 
 
 CELLS = {
     "elman": Cell(elman, 1),
     "elman_relu": Cell(elman_relu, 1),
-    "gru": Cell(gru, 3, keep=1),
-    "lstm": Cell(lstm, 4, keep=1, admit=0, remembers=True),
+    "gru": Cell(gru, 3, carry_gate=1),
+    "lstm": Cell(lstm, 4, carry_gate=1, input_gate=0, has_cell_state=True),
 }
 
 
@@ -68,34 +68,34 @@ def layer_specs(
     *,
     projection: int | None,
     bias: bool,
-    forget: float,
-    lags: int | None,
+    forget_bias: float,
+    chrono_max: int | None,
     axis: str,
 ) -> dict[str, Any]:
     """The table of one layer in one direction; `axis` names its inputs.
 
-    Weights and biases start uniform within 1/sqrt(H), as torch's do. `forget` is added to the first bias of an LSTM's
-    forget gate. With `lags` units start to remember for times spread up to it: the bias of the gate that keeps is the
-    log of a number between 1 and lags - 1, that of an LSTM's input gate its opposite (Tallec, Ollivier 2018,
-    arXiv:1804.11188, eq. 16).
+    Weights and biases start uniform within 1/sqrt(H), as torch's do. `forget_bias` is added to the first bias of an
+    LSTM's forget gate. With `chrono_max` units start to remember for times spread up to it: the bias of the gate that
+    keeps is the log of a number between 1 and chrono_max - 1, that of an LSTM's input gate its opposite (Tallec,
+    Ollivier 2018, arXiv:1804.11188, eq. 16).
     """
     G, H, P, law = CELLS[cell].gates, width, projection or width, uniform(width**-0.5)
 
-    def open_gate(key: Array, shape: tuple[int, ...], spec: Spec) -> Array:
-        start, (keep, admit) = law(key, shape, spec), (CELLS[cell].keep, CELLS[cell].admit)
-        if keep is None:
+    def gate_bias(key: Array, shape: tuple[int, ...], spec: Spec) -> Array:
+        start, carry, admit = law(key, shape, spec), CELLS[cell].carry_gate, CELLS[cell].input_gate
+        if carry is None:
             return start
-        if lags is None:
-            return start.at[keep].add(forget)
-        spread = jnp.log(jax.random.uniform(jax.random.fold_in(key, 1), shape[1:], jnp.float32, 1.0, lags - 1.0))
-        start = start.at[keep].set(spread)
+        if chrono_max is None:
+            return start.at[carry].add(forget_bias)
+        spread = jnp.log(jax.random.uniform(jax.random.fold_in(key, 1), shape[1:], jnp.float32, 1.0, chrono_max - 1.0))
+        start = start.at[carry].set(spread)
         return start if admit is None else start.at[admit].set(-spread)
 
-    def sums(size: int, name: str, bias_law: Initializer) -> dict[str, Spec]:
+    def gate_specs(size: int, name: str, bias_law: Initializer) -> dict[str, Spec]:
         table = {"kernel": Spec((size, G, H), f"{name} gates mlp", law, fan_in=name)}
         return {**table, "bias": Spec((G, H), "gates mlp", bias_law)} if bias else table
 
-    table: dict[str, Any] = {"input": sums(inputs, axis, open_gate), "state": sums(P, "embed", law)}
+    table: dict[str, Any] = {"input": gate_specs(inputs, axis, gate_bias), "state": gate_specs(P, "embed", law)}
     if projection is not None:
         table["out"] = {"kernel": Spec((H, P), "mlp embed", law, fan_in="mlp")}
     return table
@@ -104,7 +104,7 @@ def layer_specs(
 def state_specs(batch: int, width: int, cell: str, projection: int | None, dtype: str) -> dict[str, Spec]:
     """The table of a layer's state, which starts at 0."""
     table = {"h": Spec((batch, projection or width), "batch width" if projection else "batch mlp", zeros, dtype=dtype)}
-    if CELLS[cell].remembers:
+    if CELLS[cell].has_cell_state:
         table["c"] = Spec((batch, width), "batch mlp", zeros, dtype=dtype)
     return table
 
@@ -124,39 +124,39 @@ def run_layer(
     Where the mask is 0 the state stands still and the output is 0; so a sequence may be padded at its end, in the
     reverse direction too.
     """
-    fed = linear("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
-    p = whole(p, x)
+    x_gates = linear("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
+    p = gather_params(p, x)
 
     def step(state: State, now: tuple[Array, Array | None]) -> tuple[State, Array]:
-        fed, real = now
-        new = held_back(advance(fed, p, cell, state, place), state, real)
+        x_gates, real = now
+        new = where_real(layer_step(x_gates, p, cell, state, place), state, real)
         return new, new["h"]
 
-    def rest() -> State:
-        c = jnp.zeros_like(fed[:, 0, 0])
+    def zero_state() -> State:
+        c = jnp.zeros_like(x_gates[:, 0, 0])
         h = jnp.zeros_like(einsum("bh,hp->bp", c, p["out"]["kernel"], place("batch width"))) if "out" in p else c
-        return {"h": h, "c": c} if CELLS[cell].remembers else {"h": h}
+        return {"h": h, "c": c} if CELLS[cell].has_cell_state else {"h": h}
 
-    along = (fed.swapaxes(0, 1), None if mask is None else mask.swapaxes(0, 1))
-    last, h = jax.lax.scan(step, rest() if state is None else state, along, reverse=reverse)
+    xs = (x_gates.swapaxes(0, 1), None if mask is None else mask.swapaxes(0, 1))
+    last, h = jax.lax.scan(step, zero_state() if state is None else state, xs, reverse=reverse)
     h = reshard(h.swapaxes(0, 1), place("batch time width"))
     return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), last
 
 
-def advance(fed: Sums, p: dict[str, Any], cell: str, state: State, place: Place = unsharded) -> State:
+def layer_step(x_gates: Gates, p: dict[str, Any], cell: str, state: State, place: Place = unsharded) -> State:
     """One time of a layer: what comes in, summed for each gate [B G H], and a state -> the next state."""
-    back = linear("bh,hgk->bgk", reshard(state["h"], place("batch width")), p["state"], place("batch gates mlp"))
-    new = CELLS[cell].step(fed, back, state)
+    h_gates = linear("bh,hgk->bgk", reshard(state["h"], place("batch width")), p["state"], place("batch gates mlp"))
+    new = CELLS[cell].step(x_gates, h_gates, state)
     if "out" in p:
         new["h"] = einsum("bh,hp->bp", new["h"], p["out"]["kernel"], place("batch width"))
     return new
 
 
-def held_back(new: Any, state: Any, real: Shaped[Array, "b"] | None) -> Any:
+def where_real(new: Any, state: Any, real: Shaped[Array, "b"] | None) -> Any:
     """The new state in rows that are real [B], all of them where that is None, else the old one: trees of [B ...]."""
     return new if real is None else jax.tree.map(lambda n, old: jnp.where(real[:, None] > 0, n, old), new, state)
 
 
-def whole(p: Any, x: Float[Array, "b ..."]) -> Any:
+def gather_params(p: Any, x: Float[Array, "b ..."]) -> Any:
     """Parameters made ready for a loop over time: in x's dtype, gathered once instead of at each time."""
     return jax.tree.map(lambda w: gather_weight(w.astype(x.dtype), x), p)

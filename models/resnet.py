@@ -101,7 +101,7 @@ def traits(c: Config) -> frozenset[str]:
     return frozenset({what, "stateful", "batch_coupled"} if c.norm == "batch" else {what})
 
 
-class Unit(NamedTuple):
+class ConvNorm(NamedTuple):
     """A convolution with its normalisation: where its leaves lie, and their sizes."""
 
     path: str
@@ -122,9 +122,9 @@ def stride(c: Config, stage: int) -> int:
     return 2 if stage > 0 or c.halve_first else 1
 
 
-def units(c: Config) -> Iterator[Unit]:
+def conv_norms(c: Config) -> Iterator[ConvNorm]:
     """All convolutions: the stem, and of each stage those of its first block, then those of the rest, stacked."""
-    yield Unit("stem", c.inputs, c.stem_channels, STEMS[c.stem])
+    yield ConvNorm("stem", c.inputs, c.stem_channels, STEMS[c.stem])
     for i, (C, O) in enumerate(pairwise(widths(c))):
         F = O if c.block == "basic" else O // REDUCTION * c.widening
         for name, count, inputs in (("first", 0, C), ("blocks", c.depths[i] - 1, O)):
@@ -134,16 +134,16 @@ def units(c: Config) -> Iterator[Unit]:
             ends = [inputs, *[F] * (len(kernels) - 1), O]
             for j, size in enumerate(kernels):
                 path, last = f"stages/{i}/{name}/conv{j + 1}", j == len(kernels) - 1
-                yield Unit(path, ends[j], ends[j + 1], size, count, last)
+                yield ConvNorm(path, ends[j], ends[j + 1], size, count, last)
         if c.shortcut == "projection" and (stride(c, i) > 1 or C != O):
-            yield Unit(f"stages/{i}/first/shortcut", C, O, 1)
+            yield ConvNorm(f"stages/{i}/first/shortcut", C, O, 1)
 
 
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters, and of running moments where batch norm is on."""
     params: dict[str, Spec] = {}
     stats: dict[str, Spec] = {}
-    for unit in units(c):
+    for unit in conv_norms(c):
         C, O, J, stack = unit.inputs, unit.outputs, unit.size, (unit.blocks,) if unit.blocks else ()
         of_layers, start = "layers " if stack else "", zeros if c.zero_init and unit.last else None
         axes, fan_in = f"{of_layers}rows columns channels_in channels", "rows columns channels_in"
@@ -195,24 +195,24 @@ def apply(
         (p, stats), moved, y = layer, {}, x
         for i in range(len(kernels)):
             name = f"conv{i + 1}"
-            y, moved[name] = unit(inner(y) if i else y, p[name], _in(stats, name), step if i == strided else 1)
+            y, moved[name] = unit(inner(y) if i else y, p[name], _subtree(stats, name), step if i == strided else 1)
         if "shortcut" in p:
-            x, moved["shortcut"] = unit(x, p["shortcut"], _in(stats, "shortcut"), step)
+            x, moved["shortcut"] = unit(x, p["shortcut"], _subtree(stats, "shortcut"), step)
         elif x.shape != y.shape:  # every step-th pixel, and channels of 0
             x = jnp.pad(x[:, ::step, ::step], [*[(0, 0)] * 3, (0, y.shape[-1] - x.shape[-1])])
         return act(x + y), moved
 
     x = inputs["image"].astype(COMPUTE[c.compute])
-    x, stem = unit(x, p["stem"], _in(stats, "stem"), 2 if c.stem == "imagenet" else 1)
+    x, stem = unit(x, p["stem"], _subtree(stats, "stem"), 2 if c.stem == "imagenet" else 1)
     x = act(x) if c.stem == "cifar" else max_pool(act(x), 3, 2, 1)
     stages: dict[str, Any] = {}
     for i, depth in enumerate(c.depths):
-        own, mine = p["stages"][str(i)], _in(stats, "stages", str(i))
+        own, mine = p["stages"][str(i)], _subtree(stats, "stages", str(i))
         first = remat_block(partial(block, step=stride(c, i)), c.remat)
-        x, moved = first(x, (own["first"], _in(mine, "first")))
+        x, moved = first(x, (own["first"], _subtree(mine, "first")))
         stages[str(i)] = {"first": moved}
         if depth > 1:
-            layers = (own["blocks"], _in(mine, "blocks"))
+            layers = (own["blocks"], _subtree(mine, "blocks"))
             x, moved = jax.lax.scan(remat_block(block, c.remat), x, layers, unroll=1 if c.scan else depth - 1)
             stages[str(i)]["blocks"] = moved
     x = jnp.mean(x, (1, 2))
@@ -220,7 +220,7 @@ def apply(
     return Outputs(value, stats={"stem": stem, "stages": stages} if c.norm == "batch" else {})
 
 
-def _in(tree: Any, *names: str) -> Any:
+def _subtree(tree: Any, *names: str) -> Any:
     """What lies under names, if anything does: without norms there are no moments."""
     for name in names:
         tree = tree.get(name, {})

@@ -58,10 +58,10 @@ class Config:
         require(self, "probability", "dropout")
         require_choice(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
         require(self, "None unless cell is 'lstm'", "projection", holds=self.cell == "lstm")
-        keeps = self.bias and CELLS[self.cell].keep is not None
-        lstm = keeps and self.cell == "lstm" and self.lags is None
+        gated = self.bias and CELLS[self.cell].carry_gate is not None
+        lstm = gated and self.cell == "lstm" and self.lags is None
         require(self, "0 unless cell is 'lstm', with a bias and no lags", "forget", test=lambda f: lstm or f == 0)
-        require(self, "3 or more, of gated cells with a bias", "lags", test=lambda n: keeps and n >= 3)
+        require(self, "3 or more, of gated cells with a bias", "lags", test=lambda n: gated and n >= 3)
         require(self, "less than width", "projection", test=lambda n: n < self.width)
         require(
             self, "False where head is 'tokens'", "bidirectional", test=lambda on: not (on and self.head == "tokens")
@@ -92,7 +92,9 @@ def specs(c: Config) -> dict[str, Any]:
 
     def layer(i: int) -> dict[str, Any]:
         axis, size = first if i == 0 else ("embed", P)
-        shape: dict[str, Any] = dict(projection=c.projection, bias=c.bias, forget=c.forget, lags=c.lags, axis=axis)
+        shape: dict[str, Any] = dict(
+            projection=c.projection, bias=c.bias, forget_bias=c.forget, chrono_max=c.lags, axis=axis
+        )
         return {name: layer_specs(size, c.width, c.cell, **shape) for name in directions(c)}
 
     params: dict[str, Any] = {"cells": {str(i): layer(i) for i in range(c.depth)}}

@@ -17,8 +17,8 @@ from jaxtyping import Float
 
 from errors import UsageError
 from models.layers import MASK_VALUE, dropout, einsum, embed, linear, reshard
-from models.memory import MASK, source_of, stored
-from models.recurrent import advance, held_back, layer_specs, run_layer, state_specs, whole
+from models.memory import MASK, pad_to_capacity, source_inputs
+from models.recurrent import gather_params, layer_specs, layer_step, run_layer, state_specs, where_real
 from models.spec import Array, LazyLogits, Outputs, Place, Spec, lecun_normal, normal, uniform, unsharded, zeros
 from models.validate import COMPUTE, require, require_choice
 
@@ -64,17 +64,17 @@ class Config:
             require(self, "False where it is read both ways", "reverse_source", test=lambda on: not on)
 
     @property
-    def read(self) -> int:
+    def readout_width(self) -> int:
         """R: that of the head's table, which a tied one shares with the embeddings."""
         return self.width if self.tied == "none" else self.embed
 
     @property
-    def fed(self) -> int:
+    def context_width(self) -> int:
         """Units that come into the decoder beside an embedding: a mean of the source, or what the head has read."""
-        return self.width if self.attend == "additive" else self.read if self.feeds else 0
+        return self.width if self.attend == "additive" else self.readout_width if self.feeds_readout else 0
 
     @property
-    def feeds(self) -> bool:
+    def feeds_readout(self) -> bool:
         """Whether what the head has read comes in again."""
         return self.feeding and self.attend in LUONG
 
@@ -86,9 +86,9 @@ def directions(c: Config) -> tuple[str, ...]:
 
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
-    E, D, R = c.embed, c.width, c.read
+    E, D, R = c.embed, c.width, c.readout_width
     V, Vs = (-(-n // c.vocab_multiple) * c.vocab_multiple for n in (c.vocab, c.source_vocab or c.vocab))
-    how: dict[str, Any] = dict(projection=None, bias=True, forget=c.forget, lags=None, axis="embed")
+    how: dict[str, Any] = dict(projection=None, bias=True, forget_bias=c.forget, chrono_max=None, axis="embed")
 
     def matrix(i: int, o: int, axes: str, law: Any = lecun_normal) -> dict[str, Spec]:
         return {"kernel": Spec((i, o), axes, law, fan_in=axes.split()[0])}
@@ -100,7 +100,9 @@ def specs(c: Config) -> dict[str, Any]:
     params: dict[str, Any] = {
         "embed": {"token": Spec((V, E), "vocab embed", normal(0.1))},
         "encoder": {"cells": {str(i): encoder(i) for i in range(c.depth)}},
-        "decoder": {"cells": {str(i): layer_specs(D if i else E + c.fed, D, "lstm", **how) for i in range(c.depth)}},
+        "decoder": {
+            "cells": {str(i): layer_specs(D if i else E + c.context_width, D, "lstm", **how) for i in range(c.depth)}
+        },
     }
     if c.tied != "all":
         params["embed"]["source"] = Spec((Vs, E), "vocab embed", normal(0.1))
@@ -113,9 +115,9 @@ def specs(c: Config) -> dict[str, Any]:
         names = {"query": "embed mlp", "key": "embed mlp"}
         params["decoder"] |= {name: matrix(D, A, axes) for name, axes in names.items()}
         params["decoder"]["score"] = Spec((A,), "mlp", normal(A**-0.5))
-    reads = {"none": D, "additive": D + E + D}.get(c.attend, D + D)
+    readout_inputs = {"none": D, "additive": D + E + D}.get(c.attend, D + D)
     if c.attend != "none" or R != D:
-        params["decoder"]["read"] = matrix(reads, 2 * R if c.attend == "additive" else R, "embed width")
+        params["decoder"]["read"] = matrix(readout_inputs, 2 * R if c.attend == "additive" else R, "embed width")
     return {"params": params}
 
 
@@ -133,8 +135,8 @@ def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict
     state: dict[str, Any] = {
         "cells": {str(i): state_specs(batch, c.width, "lstm", None, c.compute) for i in range(c.depth)}
     }
-    if c.feeds:
-        state["read"] = Spec((batch, c.read), "batch width", zeros, dtype=c.compute)
+    if c.feeds_readout:
+        state["read"] = Spec((batch, c.readout_width), "batch width", zeros, dtype=c.compute)
     return {**state, "memory": memory}
 
 
@@ -156,7 +158,7 @@ def apply(
 
     Raises UsageError where there is no source, and for one that the cache has no room for.
     """
-    x, new, _ = _decoded(variables, inputs, c, key if train else None, cache, place)
+    x, new, _ = _decode(variables, inputs, c, key if train else None, cache, place)
     p = variables["params"]
     return Outputs(LazyLogits(x, p["head"] if c.tied == "none" else p["embed"]["token"], c.vocab), cache=new)
 
@@ -168,20 +170,20 @@ def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Arra
     """
     if c.attend == "none":
         raise UsageError("seq2seq: attend = 'none' looks at no token of the source; 'additive', 'dot', 'general' do")
-    shares: Array = _decoded(variables, inputs, c, None, None, unsharded)[2]
+    shares: Array = _decode(variables, inputs, c, None, None, unsharded)[2]
     return shares
 
 
-def _embedded(table: Array, tokens: Array, c: Config, keys: Array | None, site: str, place: Place) -> Array:
+def _embed(table: Array, tokens: Array, c: Config, keys: Array | None, site: str, place: Place) -> Array:
     x = embed(table, tokens, place("batch time width")).astype(COMPUTE[c.compute])
     return dropout(x, keys, c.dropout, site, place("batch time width"))
 
 
-def _encoded(
+def _encode(
     p: Any, source: Array, mask: Array | None, c: Config, keys: Array | None, place: Place
 ) -> tuple[Array, dict[str, Any]]:
     """What the encoder makes of a source [B S], mask [B S] -> [B S D], and the state that the decoder begins with."""
-    x = _embedded(p["embed"].get("source", p["embed"]["token"]), source, c, keys, "source_embed", place)
+    x = _embed(p["embed"].get("source", p["embed"]["token"]), source, c, keys, "source_embed", place)
     states: dict[str, Any] = {}
     for i in range(c.depth):
         layer = p["encoder"]["cells"][str(i)]
@@ -198,7 +200,7 @@ def _encoded(
     return x, states
 
 
-def _remembered(p: Any, x: Array, c: Config, place: Place) -> dict[str, Array]:
+def _make_memory(p: Any, x: Array, c: Config, place: Place) -> dict[str, Array]:
     """What the decoder looks at: [B S D] -> keys [B S ...] (its values in a dot product), and values [B S D]."""
     if c.attend == "none":
         return {}
@@ -208,7 +210,7 @@ def _remembered(p: Any, x: Array, c: Config, place: Place) -> dict[str, Array]:
     return {"value": x, "key": einsum("bsd,de->bse", x, p["key"]["kernel"], over)}
 
 
-def _look(h: Array, memory: dict[str, Array], p: Any, c: Config, place: Place) -> tuple[Array, Array]:
+def _attend(h: Array, memory: dict[str, Array], p: Any, c: Config, place: Place) -> tuple[Array, Array]:
     """The mean of the source as a state sees it, and each token's share of it: h [B D] -> [B D], [B S]."""
     over = place("batch key")
     if c.attend == "additive":
@@ -221,7 +223,7 @@ def _look(h: Array, memory: dict[str, Array], p: Any, c: Config, place: Place) -
     return einsum("bs,bsd->bd", share.astype(h.dtype), memory["value"], place("batch width")), share
 
 
-def _read(h: Array, y: Array, seen: Array | None, p: Any, c: Config, over: Any) -> Array:
+def _readout(h: Array, y: Array, seen: Array | None, p: Any, c: Config, over: Any) -> Array:
     """What the head reads: the top layer's h [B ... D], the embedding y [B ... E], the source as seen -> [B ... R].
 
     Source: Luong et al. 2015, eq. 5; Bahdanau et al. 2015, eq. 4 and, for the maxout layer, appendix A.2.2.
@@ -232,40 +234,40 @@ def _read(h: Array, y: Array, seen: Array | None, p: Any, c: Config, over: Any) 
     x = jnp.concatenate(parts.get(c.attend, [seen, h]), -1)
     x = einsum("b...i,io->b...o", x, p["read"]["kernel"], over)
     if c.attend == "additive":
-        return jnp.max(x.reshape(*x.shape[:-1], c.read, 2), -1)
+        return jnp.max(x.reshape(*x.shape[:-1], c.readout_width, 2), -1)
     return x if c.attend == "none" else jnp.tanh(x)
 
 
-def _begun(
+def _init_carry(
     variables: Any, inputs: dict[str, Array], c: Config, keys: Array | None, cache: Any, place: Place
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     """The state that the decoder goes on from, and what it looks at: of the source, or without one of the cache."""
-    p, given = variables["params"], source_of(inputs, cache, place)
+    p, given = variables["params"], source_inputs(inputs, cache, place)
     if given is None:
         return {name: held for name, held in cache.items() if name != "memory"}, cache["memory"]
     source, mask = given
-    x, cells = _encoded(p, source, mask, c, keys, place)
+    x, cells = _encode(p, source, mask, c, keys, place)
     state: dict[str, Any] = {"cells": cells}
-    if c.feeds:
-        state["read"] = reshard(jnp.zeros((len(source), c.read), x.dtype), place("batch width"))
+    if c.feeds_readout:
+        state["read"] = reshard(jnp.zeros((len(source), c.readout_width), x.dtype), place("batch width"))
     mask = reshard(jnp.ones(source.shape), place("batch key")) if mask is None else mask
-    memory = {**_remembered(p["decoder"], x, c, place), MASK: mask}
-    return state, {name: stored(held, cache) for name, held in memory.items()}
+    memory = {**_make_memory(p["decoder"], x, c, place), MASK: mask}
+    return state, {name: pad_to_capacity(held, cache) for name, held in memory.items()}
 
 
-def _decoded(
+def _decode(
     variables: Any, inputs: dict[str, Array], c: Config, keys: Array | None, cache: Any, place: Place
 ) -> tuple[Array, Any, Any]:
     """What the head reads [B T R], the new cache, and the alignment [B T S] of a decoder that looks at the source."""
     along, now, gates = place("batch time width"), place("batch width"), place("batch gates mlp")
-    start, memory = _begun(variables, inputs, c, keys, cache, place)
-    y = _embedded(variables["params"]["embed"]["token"], inputs["tokens"], c, keys, "embed", place)
+    start, memory = _init_carry(variables, inputs, c, keys, cache, place)
+    y = _embed(variables["params"]["embed"]["token"], inputs["tokens"], c, keys, "embed", place)
     noise = [  # between layers
         dropout(reshard(jnp.ones((*y.shape[:2], c.width), y.dtype), along), keys, c.dropout, f"decoder{i}", along)
         for i in range(1, c.depth)
     ]
     real = reshard(inputs["position"] >= 0, place("batch time")).T if "position" in inputs else None
-    p = whole(variables["params"]["decoder"], y)
+    p = gather_params(variables["params"]["decoder"], y)
     cells = [p["cells"][str(i)] for i in range(c.depth)]
     kernel = cells[0]["input"]["kernel"]  # the embeddings' part is multiplied before the loop, for all times at once
     embeds = {**cells[0]["input"], "kernel": kernel[: c.embed]}
@@ -276,23 +278,23 @@ def _decoded(
         come, seen, share = state.get("read"), None, None
         if c.attend == "additive":
             h = reshard(state["cells"][str(c.depth - 1)]["h"], now)
-            seen, share = _look(h, memory, p, c, place)
+            seen, share = _attend(h, memory, p, c, place)
             come = seen
         fed = fed if come is None else fed + einsum("bi,igh->bgh", come, kernel[c.embed :], gates)
         new: dict[str, Any] = {"cells": {}}
         for i, cell in enumerate(cells):
             fed = linear("bi,igh->bgh", h * noise[i - 1], cell["input"], gates) if i else fed
-            new["cells"][str(i)] = advance(fed, cell, "lstm", state["cells"][str(i)], place)
+            new["cells"][str(i)] = layer_step(fed, cell, "lstm", state["cells"][str(i)], place)
             h = reshard(new["cells"][str(i)]["h"], now)
         if c.attend in LUONG:
-            seen, share = _look(h, memory, p, c, place)
-        if c.feeds:
-            new["read"] = _read(h, y, seen, p, c, now)
-        return held_back(new, state, real), ((h, seen, new.get("read")), share)
+            seen, share = _attend(h, memory, p, c, place)
+        if c.feeds_readout:
+            new["read"] = _readout(h, y, seen, p, c, now)
+        return where_real(new, state, real), ((h, seen, new.get("read")), share)
 
     times = jax.tree.map(lambda x: x.swapaxes(0, 1), (fed, y, noise))
     state, told = jax.lax.scan(step, start, (*times, real))
     (h, seen, read), share = jax.tree.map(lambda x: x.swapaxes(0, 1), told)
-    x = _read(h, y, seen, p, c, along) if read is None else read
+    x = _readout(h, y, seen, p, c, along) if read is None else read
     x = dropout(reshard(x, along), keys, c.dropout, "read", along)
     return x, None if cache is None else {**state, "memory": memory}, share

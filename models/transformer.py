@@ -26,7 +26,7 @@ from models.layers import (
     norm_specs,
     reshard,
 )
-from models.memory import MASK, source_of, stored
+from models.memory import MASK, pad_to_capacity, source_inputs
 from models.sight import PAD_POSITION, AttentionMask
 from models.spec import Array, Initializer, LazyLogits, Outputs, Place, Spec, normal, uniform, unsharded, zeros
 from models.timeline import AttentionSpan, cache_specs, open_cache
@@ -91,12 +91,12 @@ class Config:
             require(self, "even for sinusoidal positions", "width", test=lambda n: n % 2 == 0)
 
     @property
-    def normed_last(self) -> bool:
+    def has_final_norm(self) -> bool:
         """Whether what a side gives is normalised."""
         return self.pre_norm if self.final_norm is None else self.final_norm
 
 
-def padded(c: Config, tokens: int) -> int:
+def padded_rows(c: Config, tokens: int) -> int:
     """Rows of a table for so many tokens."""
     return -(-tokens // c.vocab_multiple) * c.vocab_multiple
 
@@ -104,7 +104,7 @@ def padded(c: Config, tokens: int) -> int:
 def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
-    V, table = padded(c, c.vocab), normal(D**-0.5)
+    V, table = padded_rows(c, c.vocab), normal(D**-0.5)
 
     def glorot(i: int, o: int) -> Initializer:
         return uniform((6 / (i + o)) ** 0.5)
@@ -135,12 +135,12 @@ def specs(c: Config) -> dict[str, Any]:
         "decoder": {"blocks": blocks(c.decoder_depth or c.depth, ("attention", "cross"))},
     }
     if c.tied != "all":
-        embed["source"] = Spec((padded(c, c.source_vocab or c.vocab), D), "vocab embed", table)
+        embed["source"] = Spec((padded_rows(c, c.source_vocab or c.vocab), D), "vocab embed", table)
     if c.positions == "learned":
         embed |= dict.fromkeys(("position", "source_position"), Spec((c.context, D), "time embed", table))
     if c.tied == "none":
         params["head"] = Spec((V, D), "vocab embed", table, fan_in="embed")
-    if c.normed_last:
+    if c.has_final_norm:
         params["encoder"]["norm"], params["decoder"]["norm"] = (norm_specs(D, bias=c.bias) for _ in range(2))
     return {"params": params}
 
@@ -176,7 +176,7 @@ def apply(
     Raises UsageError for inputs longer than the context or than the cache, and where there is no source.
     """
     p = variables["params"]
-    x, new, _ = _decoded(variables, inputs, c, key if train else None, cache, place)
+    x, new, _ = _decode(variables, inputs, c, key if train else None, cache, place)
     return Outputs(LazyLogits(x, p["head"] if c.tied == "none" else p["embed"]["token"], c.vocab), cache=new)
 
 
@@ -185,7 +185,7 @@ def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Arra
 
     The mean over the heads of the last layer.
     """
-    return _decoded(variables, inputs, c, None, None, unsharded, weigh=True)[2]
+    return _decode(variables, inputs, c, None, None, unsharded, return_weights=True)[2]
 
 
 def sinusoids(position: Int[Array, "b t"], width: int) -> Float[Array, "b t d"]:
@@ -196,14 +196,14 @@ def sinusoids(position: Int[Array, "b t"], width: int) -> Float[Array, "b t d"]:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Sublayers:
     """What the layers of both sides are made of; `x` is [B T D] throughout, `p` are the parameters of a part."""
 
     c: Config
     place: Place
     backend: str
 
-    def embedded(self, tokens: Array, position: Array, table: Array, places: Array | None, keys: Array | None) -> Array:
+    def embed(self, tokens: Array, position: Array, table: Array, places: Array | None, keys: Array | None) -> Array:
         """Tokens [B T] at places [B or 1, T], by a table of tokens and, if places are learned, one of them."""
         c, stream = self.c, self.place("batch seq width")
         x = embed(table, tokens, stream)
@@ -212,36 +212,38 @@ class _Parts:
         x = x + (reshard(sinusoids(position, c.width), over) if places is None else embed(places, position, over))
         return dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", stream)
 
-    def before(self, x: Array, p: Any) -> Array:
+    def branch_input(self, x: Array, p: Any) -> Array:
         """What a branch reads."""
         return layer_norm(x, p, self.c.eps) if self.c.pre_norm else x
 
-    def after(self, x: Array, branch: Array, p: Any, keys: Array | None, site: str) -> Array:
+    def add_branch(self, x: Array, branch: Array, p: Any, keys: Array | None, site: str) -> Array:
         """The sum with what a branch adds."""
         x = x + dropout(branch, keys, self.c.dropout, site, self.place("batch seq width"))
         return x if self.c.pre_norm else layer_norm(x, p, self.c.eps)
 
-    def heads(self, x: Array, p: Any) -> Array:
+    def project_heads(self, x: Array, p: Any) -> Array:
         """Queries, keys or values, [B T N H]."""
         return linear("btd,dnh->btnh", x, p, self.place("batch seq heads head_dim"))
 
-    def weighed(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
+    def attend(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
         """The mean of values by the attention of x, [B T N W]."""
         how: dict[str, Any] = dict(
             backend=self.backend, dropout_rate=self.c.dropout_attention, keys=keys, place=self.place
         )
-        return attention(self.heads(x, p["q"]), k, v, sight, scale=(self.c.width // self.c.heads) ** -0.5, **how)
+        return attention(
+            self.project_heads(x, p["q"]), k, v, sight, scale=(self.c.width // self.c.heads) ** -0.5, **how
+        )
 
-    def attend(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
+    def attention_branch(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
         """The branch of an attention."""
-        a = self.weighed(x, k, v, p, sight, keys)
+        a = self.attend(x, k, v, p, sight, keys)
         return linear("btnh,nhd->btd", a, p["out"], self.place("batch seq width"))
 
-    def share(self, x: Array, k: Array, p: Any, sight: AttentionMask) -> Array:
+    def mean_weights(self, x: Array, k: Array, p: Any, sight: AttentionMask) -> Array:
         """The attention itself, [B T S], its mean over the heads: that of values which each say their own place."""
         S = k.shape[1]
         ones = jnp.broadcast_to(jnp.eye(S, dtype=x.dtype)[None, :, None], (*k.shape[:3], S))
-        return jnp.mean(self.weighed(x, k, ones, p, sight, None).astype(jnp.float32), 2)
+        return jnp.mean(self.attend(x, k, ones, p, sight, None).astype(jnp.float32), 2)
 
     def mlp(self, x: Array, p: Any, keys: Array | None) -> Array:
         """The branch of the MLP."""
@@ -250,80 +252,85 @@ class _Parts:
         h = dropout(h, keys, self.c.dropout_hidden, "hidden", over)
         return linear("btf,fd->btd", h, p["down"], self.place("batch seq width"))
 
-    def layers(self, block: Any, x: Array, p: Any, depth: int, held: Any = None) -> tuple[Array, Any]:
+    def run_layers(self, block: Any, x: Array, p: Any, depth: int, held: Any = None) -> tuple[Array, Any]:
         """A side's layers one after another, and its last norm; beside x, what the layers give, stacked."""
         along = p["blocks"], jnp.arange(depth), held
         x, told = jax.lax.scan(remat_block(block, self.c.remat), x, along, unroll=1 if self.c.scan else depth)
         return layer_norm(x, p["norm"], self.c.eps) if "norm" in p else x, told
 
 
-def _encoded(p: Any, source: Array, mask: Array | None, keys: Array | None, parts: _Parts) -> Array:
+def _encode(p: Any, source: Array, mask: Array | None, keys: Array | None, sublayers: _Sublayers) -> Array:
     """What the encoder makes of a source: [B S], mask [B S] -> [B S D]."""
-    c, S, embed = parts.c, source.shape[1], p["embed"]
+    c, S, embed = sublayers.c, source.shape[1], p["embed"]
     require(c, f"at least the {S} tokens of the source", "context", test=lambda n: n >= S)
     now = jnp.arange(S)[None]
-    sight = AttentionMask(now, _real(mask, now), causal=False, contiguous=mask is None)
+    sight = AttentionMask(now, _real_positions(mask, now), causal=False, contiguous=mask is None)
 
     def block(x: Array, layer: tuple[Any, Array, None]) -> tuple[Array, None]:
         p, index, _ = layer
         own = fold_in_each(keys, index)
-        h = parts.before(x, p["norm1"])
-        k, v = (parts.heads(h, p["attention"][n]) for n in "kv")
-        x = parts.after(x, parts.attend(h, k, v, p["attention"], sight, own), p["norm1"], own, "attention_out")
-        h = parts.before(x, p["norm2"])
-        return parts.after(x, parts.mlp(h, p, own), p["norm2"], own, "mlp_out"), None
+        h = sublayers.branch_input(x, p["norm1"])
+        k, v = (sublayers.project_heads(h, p["attention"][n]) for n in "kv")
+        x = sublayers.add_branch(
+            x, sublayers.attention_branch(h, k, v, p["attention"], sight, own), p["norm1"], own, "attention_out"
+        )
+        h = sublayers.branch_input(x, p["norm2"])
+        return sublayers.add_branch(x, sublayers.mlp(h, p, own), p["norm2"], own, "mlp_out"), None
 
     table = embed.get("source", embed["token"])
-    x = parts.embedded(source, now, table, embed.get("source_position"), keys)
-    return parts.layers(block, x, p["encoder"], c.depth)[0]
+    x = sublayers.embed(source, now, table, embed.get("source_position"), keys)
+    return sublayers.run_layers(block, x, p["encoder"], c.depth)[0]
 
 
-def _decoded(
+def _decode(
     variables: Any,
     inputs: dict[str, Array],
     c: Config,
     key: Array | None,
     cache: Any,
     place: Place,
-    weigh: bool = False,
+    return_weights: bool = False,
 ) -> tuple[Array, Any, Any]:
     """What the head sees [B T D], the new cache and, if asked for, the alignment [B T S]."""
     p, tokens, depth = variables["params"], inputs["tokens"], c.decoder_depth or c.depth
-    T, parts = tokens.shape[1], _Parts(c, place, c.attention if cache is None and not weigh else "reference")
+    T, sublayers = (
+        tokens.shape[1],
+        _Sublayers(c, place, c.attention if cache is None and not return_weights else "reference"),
+    )
     require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
     ours, keys = (fold_in_each(key, jnp.asarray(side)) for side in range(2))
-    time, given = open_cache(inputs, SPANS, cache, place), source_of(inputs, cache, place)
+    time, given = open_cache(inputs, SPANS, cache, place), source_inputs(inputs, cache, place)
     if given is None:  # the cache has read it
         memory, mask = None, cache["memory"][MASK]
     else:
-        memory, mask = (stored(x, cache) for x in (_encoded(p, *given, ours, parts), given[1]))
+        memory, mask = (pad_to_capacity(x, cache) for x in (_encode(p, *given, ours, sublayers), given[1]))
     places = jnp.arange(mask.shape[1] if memory is None else memory.shape[1])[None]
-    sight = AttentionMask(jnp.arange(T)[None], _real(mask, places), causal=False, contiguous=mask is None)
+    sight = AttentionMask(jnp.arange(T)[None], _real_positions(mask, places), causal=False, contiguous=mask is None)
 
     def block(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, Any]:
         p, index, (held, told) = layer
         own, across = (fold_in_each(fold_in_each(keys, index), jnp.asarray(i)) for i in range(2))
-        h = parts.before(x, p["norm1"])
-        k, v, held = time.append_kv("full", held, **{n: parts.heads(h, p["attention"][n]) for n in "kv"})
-        a = parts.attend(h, k, v, p["attention"], time.masks["full"], own)
-        x = parts.after(x, a, p["norm1"], own, "attention_out")
-        h = parts.before(x, p["norm2"])
-        told = told if memory is None else {n: parts.heads(memory, p["cross"][n]) for n in "kv"}
-        a = parts.attend(h, told["k"], told["v"], p["cross"], sight, across)
-        x = parts.after(x, a, p["norm2"], own, "cross_out")
-        share = parts.share(h, told["k"], p["cross"], sight) if weigh else None
-        h = parts.before(x, p["norm3"])
-        x = parts.after(x, parts.mlp(h, p, own), p["norm3"], own, "mlp_out")
+        h = sublayers.branch_input(x, p["norm1"])
+        k, v, held = time.append_kv("full", held, **{n: sublayers.project_heads(h, p["attention"][n]) for n in "kv"})
+        a = sublayers.attention_branch(h, k, v, p["attention"], time.masks["full"], own)
+        x = sublayers.add_branch(x, a, p["norm1"], own, "attention_out")
+        h = sublayers.branch_input(x, p["norm2"])
+        told = told if memory is None else {n: sublayers.project_heads(memory, p["cross"][n]) for n in "kv"}
+        a = sublayers.attention_branch(h, told["k"], told["v"], p["cross"], sight, across)
+        x = sublayers.add_branch(x, a, p["norm2"], own, "cross_out")
+        share = sublayers.mean_weights(h, told["k"], p["cross"], sight) if return_weights else None
+        h = sublayers.branch_input(x, p["norm3"])
+        x = sublayers.add_branch(x, sublayers.mlp(h, p, own), p["norm3"], own, "mlp_out")
         return x, (held, None if cache is None else told, share)
 
-    x = parts.embedded(tokens, time.position, p["embed"]["token"], p["embed"].get("position"), keys)
+    x = sublayers.embed(tokens, time.position, p["embed"]["token"], p["embed"].get("position"), keys)
     has = (None, None) if cache is None else (cache["full"]["entries"], {n: cache["memory"][n] for n in "kv"})
-    x, (held, told, shares) = parts.layers(block, x, p["decoder"], depth, has)
+    x, (held, told, shares) = sublayers.run_layers(block, x, p["decoder"], depth, has)
     x, new = time.finish(x, {"full": held})
     new = None if cache is None else {**new, "memory": {**told, MASK: mask}}
-    return x, new, shares[-1] if weigh else None
+    return x, new, shares[-1] if return_weights else None
 
 
-def _real(mask: Array | None, places: Array) -> Array:
+def _real_positions(mask: Array | None, places: Array) -> Array:
     """Places of what may be seen, PAD_POSITION where the mask is 0."""
     return places if mask is None else jnp.where(mask > 0, places, PAD_POSITION)

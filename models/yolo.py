@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from models import darknet
 from models.darknet import Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
-from models.grids import Anchors, Grids
+from models.grids import Anchors, DetectorOutput
 from models.spec import Array, Outputs, Place, unsharded
 from models.validate import COMPUTE, require, require_choice
 
@@ -23,7 +23,7 @@ ZERO_GRAD: dict[str, str] = {}
 HEADS = ("yolo", "region")
 
 
-def _classifier19() -> list[Layer]:
+def _darknet19() -> list[Layer]:
     """Darknet-19 without its last layer (v2, table 6): widths 32 to 1024, 1 x 1 convolutions between 3 x 3 ones."""
     layers: list[Layer] = []
     for i, count in enumerate((1, 1, 3, 3, 5, 5)):
@@ -34,7 +34,7 @@ def _classifier19() -> list[Layer]:
     return layers
 
 
-def _classifier53() -> list[Layer]:
+def _darknet53() -> list[Layer]:
     """Darknet-53 without its last layers (v3, table 1): residual blocks, five times halved."""
     layers: list[Layer] = [Conv(32)]
     for i, count in enumerate((1, 2, 8, 8, 4)):
@@ -44,7 +44,7 @@ def _classifier53() -> list[Layer]:
     return layers
 
 
-def _small() -> list[Layer]:
+def _tiny_backbone() -> list[Layer]:
     """What the tiny networks begin with: a convolution and a pool, six times, and a last convolution."""
     layers: list[Layer] = []
     for i in range(6):
@@ -56,48 +56,50 @@ def _head(*mask: int) -> list[Layer]:
     return [Conv(None, 1, norm=False, activation="linear"), Head(mask)]
 
 
-def _up(width: int, layer: int) -> list[Layer]:
+def _upsample_branch(width: int, layer: int) -> list[Layer]:
     """From four layers before, back to an earlier layer's finer grid."""
     return [Route((-4,)), Conv(width, 1), Upsample(), Route((-1, layer))]
 
 
 def _v2() -> tuple[Layer, ...]:
     finer: list[Layer] = [Route((-9,)), Conv(64, 1), Reorg(), Route((-1, -4))]
-    return (*_classifier19(), Conv(1024), Conv(1024), *finer, Conv(1024), *_head(0, 1, 2, 3, 4))
+    return (*_darknet19(), Conv(1024), Conv(1024), *finer, Conv(1024), *_head(0, 1, 2, 3, 4))
 
 
 def _v3(pyramid: bool = False) -> tuple[Layer, ...]:
     """Three grids; with `pyramid` the first looks through windows of three sizes (He et al. 2014, arXiv:1406.4729)."""
     windows: list[Layer] = [MaxPool(5, 1), Route((-2,)), MaxPool(9, 1), Route((-4,)), MaxPool(13, 1)]
     windows += [Route((-1, -3, -5, -6))]
-    layers = _classifier53()
+    layers = _darknet53()
     for i, (width, source) in enumerate(((512, None), (256, 61), (128, 36))):
         pair: list[Layer] = [Conv(width, 1), Conv(2 * width)]
-        layers += _up(width, source) if source else []
+        layers += _upsample_branch(width, source) if source else []
         layers += [*pair, Conv(width, 1), *windows, *pair] if pyramid and not i else 2 * pair
         layers += [*pair, *_head(*range(6 - 3 * i, 9 - 3 * i))]
     return tuple(layers)
 
 
 def _v3_tiny() -> tuple[Layer, ...]:
-    finer = [*_up(128, 8), Conv(256), *_head(0, 1, 2)]
-    return (*_small(), Conv(256, 1), Conv(512), *_head(3, 4, 5), *finer)
+    finer = [*_upsample_branch(128, 8), Conv(256), *_head(0, 1, 2)]
+    return (*_tiny_backbone(), Conv(256, 1), Conv(512), *_head(3, 4, 5), *finer)
 
 
-def _cells(*anchors: tuple[float, float]) -> Anchors:
+def _from_cells(*anchors: tuple[float, float]) -> Anchors:
     """v2 gives anchors in cells, of 32 pixels."""
     return tuple((32 * w, 32 * h) for w, h in anchors)
 
 
 ANCHORS3 = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
 ANCHORS3_TINY = ((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))
-ANCHORS2 = _cells((0.57273, 0.677385), (1.87446, 2.06253), (3.33843, 5.47434), (7.88282, 3.52778), (9.77052, 9.16828))
-ANCHORS2_VOC = _cells((1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52))
+ANCHORS2 = _from_cells(
+    (0.57273, 0.677385), (1.87446, 2.06253), (3.33843, 5.47434), (7.88282, 3.52778), (9.77052, 9.16828)
+)
+ANCHORS2_VOC = _from_cells((1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52))
 
 SIZES: dict[str, dict[str, Any]] = {  # at any input size; the published classes are COCO's 80, but for VOC's 20
     "yolov2": dict(layers=_v2(), anchors=ANCHORS2, head="region", ignore_thresh=0.6),
     "yolov2_tiny_voc": dict(
-        layers=(*_small(), Conv(1024), *_head(0, 1, 2, 3, 4)),
+        layers=(*_tiny_backbone(), Conv(1024), *_head(0, 1, 2, 3, 4)),
         anchors=ANCHORS2_VOC,
         head="region",
         ignore_thresh=0.6,
@@ -137,7 +139,7 @@ class Config:
         require(
             self, "yolo where several layers are heads", "head", test=lambda head: head == "yolo" or len(masks) == 1
         )
-        stride = darknet.reduction(self.layers)
+        stride = darknet.total_stride(self.layers)
         require(self, f"sides that {stride} divides", "inputs", holds=not any(n % stride for n in self.inputs[:2]))
         darknet.sizes(self.layers, self.image, 5 + self.classes)
 
@@ -173,9 +175,9 @@ def apply(
     cache: None = None,
     place: Place = unsharded,
 ) -> Outputs:
-    """Raw maps of each scale: image [B Y X 3] in [0, 1] -> Grids, [B Y' X' Q 5+C] float32; new running moments.
+    """Raw maps of each scale: image [B Y X 3] in [0, 1] -> DetectorOutput of [B Y' X' Q 5+C] float32.
 
-    Raises UsageError where the image is not of the config's size.
+    In training also the new running moments. Raises UsageError where the image is not of the config's size.
     """
     image = inputs["image"]
     require(c, f"the size of the image, {image.shape[1:]}", "inputs", holds=image.shape[1:] == c.inputs)
@@ -190,5 +192,5 @@ def apply(
             maps.append(x.astype(jnp.float32))
             sides = (c.inputs[1], c.inputs[0])
             anchors.append(tuple((c.anchors[i][0] / sides[0], c.anchors[i][1] / sides[1]) for i in layer.mask))
-    value = Grids(tuple(maps), tuple(anchors), exclusive=c.head == "region", ignore=c.ignore_thresh)
+    value = DetectorOutput(tuple(maps), tuple(anchors), softmax_classes=c.head == "region", ignore_iou=c.ignore_thresh)
     return Outputs(value, stats={"layers": stats})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models import boxes, grids
-from models.grids import Grids
+from models.grids import DetectorOutput
 
 
 def draw_boxes(draw: np.random.Generator, *shape: int) -> np.ndarray:
@@ -41,8 +41,8 @@ def test_iou_is_that_of_loops() -> None:
     a, b = draw_boxes(draw, 2, 5), draw_boxes(draw, 2, 4)
     a[0, 0], b[0, 0], b[0, 1], a[1, 1], b[1, 1] = (0.1, 0.1, 0.1, 0.1), (0.9, 0.9, 0.1, 0.1), a[0, 2], 0, 0
     want = [[[iou_by_hand(x, y) for y in b[n]] for x in a[n]] for n in range(2)]
-    np.testing.assert_allclose(boxes.iou(jnp.asarray(a), jnp.asarray(b)), want, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(boxes.corners(jnp.array([0.5, 0.4, 0.2, 0.6])), [0.4, 0.1, 0.6, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(boxes.box_iou(jnp.asarray(a), jnp.asarray(b)), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(boxes.cxcywh_to_xyxy(jnp.array([0.5, 0.4, 0.2, 0.6])), [0.4, 0.1, 0.6, 0.7], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,7 @@ def test_suppression_is_greedy_by_class(threshold: float, most: float, limit: in
     """As a loop does it, and class by class as OpenCV does; a limit keeps the best of all classes."""
     draw = np.random.default_rng(1)
     found, scores = draw_boxes(draw, 60), draw.random((60, 3)).astype(np.float32)
-    rows, points, kinds, there = jax.jit(boxes.suppress, static_argnums=(2, 3, 4))(
-        found, scores, threshold, most, limit
-    )
+    rows, points, kinds, there = jax.jit(boxes.nms, static_argnums=(2, 3, 4))(found, scores, threshold, most, limit)
     want = kept_by_hand(found, scores, threshold, most)[:limit]
     assert int(there.sum()) == len(want)
     for row, score, kind, (i, k) in zip(rows, points, kinds, want, strict=False):
@@ -74,23 +72,23 @@ def test_suppression_is_greedy_by_class(threshold: float, most: float, limit: in
 def test_empty_boxes_are_kept_once() -> None:
     """A box without area overlaps not even itself, and still is told once."""
     found, scores = jnp.zeros((2, 4)), jnp.array([[0.9, 0.1], [0.8, 0.0]])
-    _, points, kinds, there = boxes.suppress(found, scores, 0.05, 0.5, 5)
+    _, points, kinds, there = boxes.nms(found, scores, 0.05, 0.5, 5)
     np.testing.assert_allclose(points, [0.9, 0.8, 0.1, 0, 0])
     np.testing.assert_array_equal(kinds, [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(there, [True, True, True, False, False])
 
 
-def value_for(exclusive: bool) -> Grids:
+def value_for(exclusive: bool) -> DetectorOutput:
     draw = np.random.default_rng(2)
     maps = tuple(jnp.asarray(draw.normal(size=(2, y, x, q, 8)).astype("f4")) for y, x, q in ((2, 3, 2), (4, 6, 1)))
-    return Grids(maps, (((0.2, 0.3), (0.5, 0.4)), ((0.1, 0.2),)), exclusive=exclusive)
+    return DetectorOutput(maps, (((0.2, 0.3), (0.5, 0.4)), ((0.1, 0.2),)), softmax_classes=exclusive)
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_grids_are_decoded_cell_by_cell(exclusive: bool) -> None:
     """The papers' equations, in the order of maps, rows, columns, anchors."""
     value = value_for(exclusive)
-    found, scores, objects = grids.decoded(value)
+    found, scores, objects = grids.decode(value)
     squash = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     n = 0
     for one, anchors in zip(value.maps, value.anchors, strict=True):
@@ -110,7 +108,7 @@ def test_grids_are_decoded_cell_by_cell(exclusive: bool) -> None:
 def test_detections_are_those_of_each_image() -> None:
     """The suppression of what is decoded, image by image, under jit."""
     value = value_for(False)
-    found, scores, _ = map(np.asarray, grids.decoded(value))
+    found, scores, _ = map(np.asarray, grids.decode(value))
     rows, points, kinds, there = jax.jit(lambda v: grids.detections(v, 0.3, 0.45, 50))(value)
     assert (rows.shape, points.shape, kinds.dtype) == ((2, 50, 4), (2, 50), jnp.int32)
     for n in range(2):

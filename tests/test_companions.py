@@ -86,8 +86,8 @@ def test_settings_of_images_are_kept_where_they_were_followed(told: bool, tmp_pa
     theirs = json.dumps({"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.5], "image_std": 0.5})
     (tmp_path / "preprocessor_config.json").write_text(theirs)
     files = companions.of_folder(tmp_path, None)
-    settings = preprocessing.of_folder(tmp_path) | ({} if told else {"mean": 0.25})
+    settings = preprocessing.from_folder(tmp_path) | ({} if told else {"mean": 0.25})
     preprocessing.write(tmp_path, settings, 1)
-    companions.write(files, tmp_path, {}, preprocessing.of_folder(tmp_path))
+    companions.write(files, tmp_path, {}, preprocessing.from_folder(tmp_path))
     assert ((tmp_path / "preprocessor_config.json").read_text() == theirs) == told
-    assert preprocessing.of_folder(tmp_path) == settings
+    assert preprocessing.from_folder(tmp_path) == settings

@@ -36,7 +36,7 @@ LONG = ("yolov2", "yolov3", "yolov3-spp")
 def numbers(model: models.Model, seed: int = 0) -> bytes:
     """Numbers for a network, by which its outputs are neither tiny nor huge."""
     draw, parts = np.random.default_rng(seed), []
-    for name, shape in darknet.tensors_of(model.config).items():
+    for name, shape in darknet.array_shapes(model.config).items():
         kind = name.split(".")[1]
         x = draw.normal(size=shape)
         made = {
@@ -53,7 +53,7 @@ def numbers(model: models.Model, seed: int = 0) -> bytes:
 def written(folder: Path, model: models.Model, header: Header | None = None) -> tuple[Path, Path]:
     """Both files of a network: what it is, and some numbers."""
     files = folder / "net.cfg", folder / "net.weights"
-    files[0].write_text(cfg.text(model.config))
+    files[0].write_text(cfg.to_text(model.config))
     files[1].write_bytes((header or Header()).bytes() + numbers(model))
     return files
 
@@ -67,7 +67,7 @@ def test_sizes_are_those_of_the_published_files(file: str, size: str, tmp_path: 
     """Layer by layer, anchors and thresholds too; and what is written of a Config is read as the same one."""
     model = darknet.read_cfg(ASSETS / f"{file}.cfg")
     assert model == models.build("yolo", size=size, inputs=model.config.inputs)
-    (tmp_path / "again.cfg").write_text(cfg.text(model.config))
+    (tmp_path / "again.cfg").write_text(cfg.to_text(model.config))
     assert darknet.read_cfg(tmp_path / "again.cfg") == model
 
 
@@ -90,7 +90,7 @@ def test_opencv_computes_the_same(file: str, plane: tuple[int, int], tmp_path: P
     @jax.jit
     def run(variables: Any, image: Any) -> Any:
         value = model.predict(variables, image)
-        return value.maps, grids.decoded(value)
+        return value.maps, grids.decode(value)
 
     maps, (boxes, scores, objects) = jax.device_get(run(variables, image))
     net = cv2.dnn.readNetFromDarknet(str(tmp_path / "net.cfg"), str(tmp_path / "net.weights"))
@@ -120,7 +120,7 @@ def test_what_configs_train_is_read_as_it_is_written(names: str, tmp_path: Path)
     want, heads = model.config, [layer for layer in model.config.layers if isinstance(layer, Head)]
     if want.head == "region":
         want = dataclasses.replace(want, anchors=tuple(want.anchors[i] for i in heads[0].mask))
-    (tmp_path / "a.cfg").write_text(cfg.text(model.config))
+    (tmp_path / "a.cfg").write_text(cfg.to_text(model.config))
     assert darknet.read_cfg(tmp_path / "a.cfg").config == want
 
 
@@ -128,7 +128,7 @@ def test_a_region_network_writes_its_heads_anchors(tmp_path: Path) -> None:
     """In the head's order."""
     layers = (*CASES["yolo_region"].fields["layers"][:-1], Head((2, 0)))
     model = tiny("yolo_region", layers=layers, anchors=((2, 3), (5, 2), (4, 4)))
-    (tmp_path / "a.cfg").write_text(cfg.text(model.config))
+    (tmp_path / "a.cfg").write_text(cfg.to_text(model.config))
     assert darknet.read_cfg(tmp_path / "a.cfg") == tiny("yolo_region", anchors=((4, 4), (2, 3)))
 
 
@@ -265,7 +265,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     """In one line: by how many numbers, and at which layer; and where a cutoff would do, which."""
     model = tiny("yolo")
     config, weights = written(tmp_path, model)
-    whole, sizes = weights.read_bytes(), darknet.tensors_of(model.config)
+    whole, sizes = weights.read_bytes(), darknet.array_shapes(model.config)
     first = sum(int(np.prod(s)) for name, s in sizes.items() if name.split(".")[0] in ("0", "1"))
     for content, says in (
         (whole[:10], "has 10 bytes, less than the header"),
@@ -302,7 +302,7 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
     """By a cutoff, or by the name of the file; what is not there is drawn, and told by `published.find`."""
     config, weights = written(tmp_path, tiny("yolo"))
     model, whole = darknet.load(config, weights)
-    sizes = darknet.tensors_of(model.config)
+    sizes = darknet.array_shapes(model.config)
     first = sum(int(np.prod(s)) for name, s in sizes.items() if int(name.split(".")[0]) < 5)
     part = tmp_path / "net.conv.5"
     part.write_bytes(weights.read_bytes()[: 20 + 4 * first])
@@ -312,8 +312,8 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
         for path, leaf in flatten(found).items():
             source = whole if int(path.split("/")[2]) < 5 else fresh
             np.testing.assert_array_equal(leaf, flatten(source)[path])
-    assert published.is_published(part)
-    assert published.is_published(weights)
+    assert published.is_pretrained(part)
+    assert published.is_pretrained(weights)
     assert {int(path.split("/")[-2 - ("norm" in path)]) for path in published.find(model, part).shapes()} == {0, 1, 4}
     for path, leaf in flatten(published.find(model, weights).variables()).items():
         np.testing.assert_array_equal(leaf, flatten(whole)[path])

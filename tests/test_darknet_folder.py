@@ -30,7 +30,7 @@ def folder_of(path: Path, model: models.Model) -> Path:
 def test_a_folder_is_read_and_written(tmp_path: Path) -> None:
     """By the calls for the hub's folders; what is there is not written over."""
     made = folder_of(tmp_path / "a", tiny("yolo"))
-    assert published.is_published(made)
+    assert published.is_pretrained(made)
     model, variables = models.load_pretrained(made)
     assert model.config.layers == tiny("yolo").config.layers
     models.save_pretrained(model, variables, tmp_path / "b")

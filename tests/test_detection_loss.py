@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.grids import Grids
+from models.grids import DetectorOutput
 from tests.test_boxes import draw_boxes, iou_by_hand
 from train.update import losses
 
@@ -20,10 +20,10 @@ def squash(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-def value_for(exclusive: bool, seed: int = 0) -> Grids:
+def value_for(exclusive: bool, seed: int = 0) -> DetectorOutput:
     draw = np.random.default_rng(seed)
     maps = [jnp.asarray(draw.normal(size=(3, y, x, q, 5 + C)).astype("f4")) for y, x, q in PLANES]
-    return Grids(tuple(maps), ANCHORS, exclusive=exclusive, ignore=0.3)
+    return DetectorOutput(tuple(maps), ANCHORS, softmax_classes=exclusive, ignore_iou=0.3)
 
 
 def batch_for(seed: int = 1) -> dict[str, np.ndarray]:
@@ -50,7 +50,7 @@ def cross(t: float, target: float) -> float:
 
 
 def answers_of(
-    value: Grids, batch: dict[str, np.ndarray], n: int
+    value: DetectorOutput, batch: dict[str, np.ndarray], n: int
 ) -> tuple[list[Any], dict[tuple[int, ...], list[Any]]]:
     """The boxes of one image, and those that each prediction answers for, as (box, kind)."""
     maps = [np.asarray(one[n], np.float64) for one in value.maps]
@@ -80,7 +80,7 @@ def box_of(t: np.ndarray, anchor: tuple[float, float], place: tuple[int, ...], p
     return np.array([(x + squash(t[0])) / X, (y + squash(t[1])) / Y, w * np.exp(t[2]), h * np.exp(t[3])])
 
 
-def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, float]:
+def by_loops(value: DetectorOutput, batch: dict[str, np.ndarray], n: int) -> dict[str, float]:
     """The terms of one image."""
     maps = [np.asarray(one[n], np.float64) for one in value.maps]
     truths, answers = answers_of(value, batch, n)
@@ -91,8 +91,8 @@ def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, fl
             t, (w, h) = one[y, x, q], ANCHORS[s][q]
             box = box_of(t, (w, h), (y, x), (Y, X))
             if (s, y, x, q) not in answers:
-                if all(iou_by_hand(box, truth) <= value.ignore for truth, _ in truths):
-                    terms["objectness_loss"] += squash(t[4]) ** 2 / 2 if value.exclusive else cross(t[4], 0)
+                if all(iou_by_hand(box, truth) <= value.ignore_iou for truth, _ in truths):
+                    terms["objectness_loss"] += squash(t[4]) ** 2 / 2 if value.softmax_classes else cross(t[4], 0)
                 continue
             mine = answers[s, y, x, q]
             truth, kind = mine[-1]
@@ -101,7 +101,7 @@ def by_loops(value: Grids, batch: dict[str, np.ndarray], n: int) -> dict[str, fl
             terms["iou"] += fit
             terms["count"] += 1
             weight, sizes = 2 - truth[2] * truth[3], np.sum((t[2:4] - target[2:]) ** 2) / 2
-            if value.exclusive:
+            if value.softmax_classes:
                 terms["box_loss"] += weight * (np.sum((squash(t[:2]) - target[:2]) ** 2) / 2 + sizes)
                 terms["objectness_loss"] += 5 * (squash(t[4]) - fit) ** 2 / 2
                 terms["class_loss"] += -np.log(np.exp(t[5 + kind]) / np.exp(t[5:]).sum())
@@ -147,7 +147,7 @@ def test_of_two_boxes_with_one_prediction_the_last_is_learnt() -> None:
         assert same == (not exclusive)
 
 
-def deltas(value: Grids, batch: dict[str, np.ndarray], n: int) -> list[np.ndarray]:
+def deltas(value: DetectorOutput, batch: dict[str, np.ndarray], n: int) -> list[np.ndarray]:
     """The slopes at one image's raw maps, as Darknet's layers write them out, of the other sign."""
     truths, answers = answers_of(value, batch, n)
     found = []
@@ -157,18 +157,18 @@ def deltas(value: Grids, batch: dict[str, np.ndarray], n: int) -> list[np.ndarra
         for y, x, q in np.ndindex(Y, X, Q):
             t, at, (w, h) = one[y, x, q], d[y, x, q], ANCHORS[s][q]
             p = squash(t)
-            bend = p * (1 - p) if value.exclusive else np.ones_like(p)  # region's squares are of what is squashed
+            bend = p * (1 - p) if value.softmax_classes else np.ones_like(p)  # region's squares are of what is squashed
             box = box_of(t, (w, h), (y, x), (Y, X))
             mine = answers.get((s, y, x, q))
             if mine is None:
-                free = all(iou_by_hand(box, truth) <= value.ignore for truth, _ in truths)
+                free = all(iou_by_hand(box, truth) <= value.ignore_iou for truth, _ in truths)
                 at[4] = p[4] * bend[4] * free
                 continue
             truth, kind = mine[-1]
             weight = 2 - truth[2] * truth[3]
             at[:2] = weight * (p[:2] - (truth[0] * X - x, truth[1] * Y - y)) * bend[:2]
             at[2:4] = weight * (t[2:4] - np.log((truth[2] / w, truth[3] / h)))
-            if value.exclusive:
+            if value.softmax_classes:
                 at[4] = 5 * (p[4] - iou_by_hand(box, truth)) * bend[4]
                 at[5:] = np.exp(t[5:]) / np.exp(t[5:]).sum() - np.eye(C)[kind]
             else:

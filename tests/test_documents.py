@@ -14,7 +14,7 @@ from data import subwords, tokenizer_reader
 from documents import read_lines, read_rows, read_settings, split_lines
 from errors import UsageError
 from models.published import preprocessing
-from models.published.tensors import Tensors
+from models.published.tensors import TensorReader
 from models.published.weights import header
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 137472\n"
@@ -42,7 +42,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "tokenizer_config.json": tokenizer_reader.read,
     "special_tokens_map.json": tokenizer_reader.read,
     "generation_config.json": tokenizer_reader.read,
-    "preprocessor_config.json": preprocessing.of_folder,
+    "preprocessor_config.json": preprocessing.from_folder,
 }
 
 
@@ -90,8 +90,8 @@ def test_what_does_no_harm_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("model.safetensors", Tensors),
-        ("weights.npz", Tensors),
+        ("model.safetensors", TensorReader),
+        ("weights.npz", TensorReader),
         ("net.weights", header),
         ("tokenizer.json", tokenizer_reader.read),
         ("vocab.txt", tokenizer_reader.read),

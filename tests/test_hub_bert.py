@@ -123,8 +123,10 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
     rows = {row.path: row for row in published.LAYOUTS["bert"].rows(model.config)}
     compared = 0
     for path, leaf in flatten(grads).items():
-        for at, name in zip(np.ndindex(leaf.shape[: rows[path].stacked]), rows[path].names(leaf.shape), strict=True):
-            mine = rows[path].theirs(np.array(leaf[at] if at else leaf))
+        for at, name in zip(
+            np.ndindex(leaf.shape[: rows[path].stacked_dims]), rows[path].names(leaf.shape), strict=True
+        ):
+            mine = rows[path].to_tensor(np.array(leaf[at] if at else leaf))
             name = name if name in named else name.removeprefix("bert.")
             if path == "embed/token":
                 mine[0] = named[name][0]  # torch gives the padding's row no gradient

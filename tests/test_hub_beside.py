@@ -94,10 +94,10 @@ def test_the_text_is_read_and_what_sees_is_told(kind: str, tmp_path: Path) -> No
 def assert_told(kind: str, model: models.Model, folder: Path) -> None:
     """What is passed over is all that sees, and nothing is left."""
     found = published.find(model, folder)
-    assert not found.left
+    assert not found.unused
     beside = {"gemma3": "vision_tower multi_modal_projector", "llama4": "vision_model multi_modal_projector"}
     beside["gemma4"] = "vision_tower embed_vision"
-    assert {name.removeprefix("model.").split(".")[0] for name in found.passed} == set(beside[kind].split())
+    assert {name.removeprefix("model.").split(".")[0] for name in found.ignored} == set(beside[kind].split())
 
 
 def test_what_a_released_file_leaves_out_is_as_in_transformers(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_a_folder_of_timm(family: str, size: str, made: Any, tmp_path: Path) -> 
     models.save_pretrained(model, variables, tmp_path / "ours", dialect="timm", classes=names, images=images)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["architecture"] == size
     assert labels.read(tmp_path / "ours") == names
-    assert preprocessing.of_folder(tmp_path / "ours").items() >= images.items()
+    assert preprocessing.from_folder(tmp_path / "ours").items() >= images.items()
     assert models.load_pretrained(tmp_path / "ours")[0] == model
 
 

@@ -205,7 +205,7 @@ def test_modules_ahead_are_transformers(seed: int, tmp_path: Path) -> None:
     plain, fewer = models.load_pretrained(tmp_path / "ours")
     assert plain.config.mtp == 0
     assert "mtp" not in fewer["params"]
-    passed = published.find(plain, tmp_path / "ours").passed
+    passed = published.find(plain, tmp_path / "ours").ignored
     assert len(passed) == sum(f"layers.{model.config.depth + k}." in n for k in range(count) for n in names.shapes)
     back, told = type(module).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not told["missing_keys"]

@@ -14,7 +14,7 @@ import models
 from errors import UsageError
 from models import published
 from models.published import vit_timm
-from models.published.grid import Regrid
+from models.published.grid import ResizePositions
 from models.spec import flatten
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
@@ -90,7 +90,9 @@ def assert_gradients(model: models.Model, layout: Any, grads: Any, named: dict[s
     floor, rows = 0.01 * whole / len(named) ** 0.5, {row.path: row for row in layout.rows(model.config)}
     found = {name: np.full(g.shape, np.nan, np.float32) for name, g in named.items()}
     for path, leaf in flatten(grads).items():
-        for at, name in zip(np.ndindex(leaf.shape[: rows[path].stacked]), rows[path].names(leaf.shape), strict=True):
+        for at, name in zip(
+            np.ndindex(leaf.shape[: rows[path].stacked_dims]), rows[path].names(leaf.shape), strict=True
+        ):
             name = name if name in named else name.removeprefix("vit.")
             rows[path].write(np.asarray(leaf[at] if at else leaf), found[name])
     for name, mine in found.items():
@@ -179,7 +181,7 @@ def test_tables_are_resized_as_torch_does(grid: tuple[int, int], smooth: bool) -
     table = np.random.default_rng(0).normal(size=(1, 1 + 25, 6)).astype(np.float32)
     square = torch.tensor(table[:, 1:].reshape(1, 5, 5, 6).transpose(0, 3, 1, 2))
     want = torch.nn.functional.interpolate(square, size=grid, mode="bicubic", antialias=smooth)
-    got = Regrid(grid, 1, smooth)(table)
+    got = ResizePositions(grid, 1, smooth)(table)
     np.testing.assert_array_equal(got[:, 0], table[:, 0])
     assert_close(got[0, 1:], want.numpy()[0].transpose(1, 2, 0).reshape(-1, 6))
 

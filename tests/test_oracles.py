@@ -128,7 +128,7 @@ def test_batch_norm_is_torchs() -> None:
 
 def test_lenets_links_are_the_papers_table() -> None:
     assert [len(maps) for maps in cnn.LINKS] == [3] * 6 + [4] * 9 + [6]
-    kernel = cnn.link(jnp.ones((5, 5, 60)))
+    kernel = cnn.dense_kernel(jnp.ones((5, 5, 60)))
     assert kernel.shape == (5, 5, 6, 16)
     assert kernel.sum() == 60 * 25
     np.testing.assert_array_equal(kernel[0, 0].sum(1), [10.0] * 6)  # each map of S2 feeds ten of C3

@@ -13,7 +13,7 @@ from data.augment import Images
 from data.kinds import of_any_size
 from errors import UsageError
 from models.published import preprocessing
-from models.published.preprocessing import FILE, of_folder
+from models.published.preprocessing import FILE, from_folder
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 TIMM = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -49,7 +49,7 @@ FORMS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("file", "told", "want"), FORMS)
 def test_what_a_folder_says_is_taken(file: str, told: dict[str, Any], want: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / file).write_text(json.dumps(told))
-    assert of_folder(tmp_path) == want
+    assert from_folder(tmp_path) == want
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_images_are_those_of_the_hubs_processor(name: str, told: dict[str, Any],
     module = importlib.import_module(f"transformers.models.{package}.image_processing_pil_{package}")
     (tmp_path / FILE).write_text(json.dumps({"image_processor_type": f"{kind}ImageProcessor", **told}))
     processor = getattr(module, f"{kind}ImageProcessorPil").from_pretrained(tmp_path)
-    found, draw = of_folder(tmp_path), np.random.default_rng(0)
+    found, draw = from_folder(tmp_path), np.random.default_rng(0)
     coarse = Image.fromarray(draw.integers(0, 256, (9, 9, 3)).astype(np.uint8))
     shapes = ((60, 90), (91, 64), (41, 41), found["size"])
     images = [np.asarray(coarse.resize((x, y), Image.Resampling.BICUBIC)) for y, x in shapes]
@@ -114,14 +114,14 @@ def test_what_is_written_is_read_again(told: dict[str, Any], timm: bool, tmp_pat
         (tmp_path / "config.json").write_text(json.dumps(preprocessing.timm_keys(told, channels)))
     else:
         preprocessing.write(tmp_path, told, channels)
-    assert of_folder(tmp_path) == {"mean": 0.0, "std": (1.0,) * channels if channels > 1 else 1.0, **told}
+    assert from_folder(tmp_path) == {"mean": 0.0, "std": (1.0,) * channels if channels > 1 else 1.0, **told}
 
 
 def test_a_wide_size_that_is_covered_has_no_form(tmp_path: Path) -> None:
     told = {"size": (28, 21), "resize_mode": "cover", "mean": 0.5}
-    assert not preprocessing.has_form(told)
+    assert not preprocessing.is_expressible(told)
     preprocessing.write(tmp_path, told, 3)
-    assert of_folder(tmp_path) == {"mean": (0.5,) * 3, "std": (1.0,) * 3}
+    assert from_folder(tmp_path) == {"mean": (0.5,) * 3, "std": (1.0,) * 3}
 
 
 @pytest.mark.parametrize(
@@ -158,11 +158,11 @@ def test_a_wide_size_that_is_covered_has_no_form(tmp_path: Path) -> None:
 def test_what_is_not_done_here_is_refused(file: str, told: dict[str, Any], says: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text(json.dumps(told))
     with pytest.raises(UsageError, match=f"{file}: {says}") as error:
-        of_folder(tmp_path)
+        from_folder(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("{")
     with pytest.raises(UsageError, match=rf"{FILE} cannot be read"):
-        of_folder(tmp_path)
+        from_folder(tmp_path)

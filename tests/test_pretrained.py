@@ -123,8 +123,8 @@ def test_dtypes_of_files(folder: Path, kind: Any) -> None:
     rows = {row.path: row for row in published.LAYOUTS[model.family].rows(model.config)}
     for path, leaf in values(variables).items():
         row = rows[path]
-        for at, name in zip(np.ndindex(leaf.shape[: row.stacked]), row.names(leaf.shape), strict=True):
-            np.testing.assert_array_equal(row.theirs(leaf[at]), cast[name])
+        for at, name in zip(np.ndindex(leaf.shape[: row.stacked_dims]), row.names(leaf.shape), strict=True):
+            np.testing.assert_array_equal(row.to_tensor(leaf[at]), cast[name])
     half = models.load_pretrained(folder, dtype="bfloat16")[1]
     assert {str(v.dtype) for v in flatten(half).values()} == {"bfloat16"}
 
@@ -232,7 +232,7 @@ def test_a_header_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(UsageError, match=r"header of .*model\.safetensors .* the key 'a' stands twice"):
-        tensors.Tensors(file)
+        tensors.TensorReader(file)
 
 
 def test_an_npz_that_is_cut_off_is_refused(tmp_path: Path) -> None:
@@ -243,13 +243,13 @@ def test_an_npz_that_is_cut_off_is_refused(tmp_path: Path) -> None:
         with zipfile.ZipFile(file, "w") as made:
             made.writestr("x.npy", member.getvalue()[:end])
         with pytest.raises(UsageError, match=says):
-            tensors.Tensors(file)
+            tensors.TensorReader(file)
     np.savez(file, x=array)
     spoilt = bytearray(file.read_bytes())
     spoilt[spoilt.index(array.tobytes())] ^= 1
     file.write_bytes(spoilt)
     with pytest.raises(UsageError, match=r"a\.npz cannot be read.*Bad CRC"):
-        tensors.Tensors(file).read("x")
+        tensors.TensorReader(file).read("x")
 
 
 def test_a_folder_with_a_model_is_not_written_over(folder: Path) -> None:

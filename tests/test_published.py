@@ -82,7 +82,7 @@ def test_recurrent_networks_are_torchs(cell: str, shape: dict, tmp_path: Path) -
     close(slope, given.grad)
     named = dict(module.named_parameters())
     for row in published.rnn.rows(model.config):
-        close(row.theirs(np.asarray(flatten(grads)[row.path])), named[row.name].grad)
+        close(row.to_tensor(np.asarray(flatten(grads)[row.path])), named[row.name].grad)
     if not shape.get("bidirectional"):
         h, c = last if cell == "lstm" else (last, None)
         for i in range(model.config.depth):

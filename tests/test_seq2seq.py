@@ -58,7 +58,7 @@ class Reference:
         ways = ("backward",) if c.reverse_source else ("forward", "backward")[: 1 + c.bidirectional]
         D = c.width
         self.encoder = torch.nn.LSTM(c.embed, D // len(ways), c.depth, batch_first=True, bidirectional=len(ways) == 2)
-        self.cells = [torch.nn.LSTMCell(D if i else c.embed + c.fed, D) for i in range(c.depth)]
+        self.cells = [torch.nn.LSTMCell(D if i else c.embed + c.context_width, D) for i in range(c.depth)]
         for i in range(c.depth):
             for n, way in enumerate(ways):
                 self._bind(f"encoder/cells/{i}/{way}", self.encoder, f"_l{i}" + "_reverse" * n)
@@ -117,14 +117,14 @@ class Reference:
         """Logits [B T V] and alignment [B T S]."""
         torch, c, own = self.torch, self.c, self.own
         memory, states = self.encode(source)
-        read, reads, shares = torch.zeros(B, c.read), [], []
+        read, reads, shares = torch.zeros(B, c.readout_width), [], []
         for t in range(T):
             y = own["embed/token"][tokens[:, t]]
             x = y
             if c.attend == "additive":
                 seen, share = self.look(states[-1][0], memory)
                 x = torch.cat([y, seen], -1)
-            elif c.feeds:
+            elif c.feeds_readout:
                 x = torch.cat([y, read], -1)
             for i, cell in enumerate(self.cells):
                 states[i] = cell(x, states[i])

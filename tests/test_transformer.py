@@ -56,7 +56,7 @@ def reference(c):
         def __init__(self) -> None:
             how = dict(dropout=0.0, activation=c.activation, batch_first=True, norm_first=c.pre_norm, bias=c.bias)
             super().__init__(c.width, c.heads, c.depth, c.decoder_depth, c.hidden, **how)
-            if not c.normed_last:
+            if not c.has_final_norm:
                 self.encoder.norm = self.decoder.norm = None
             self.embed = torch.nn.Embedding(c.vocab, c.width)
             if c.tied != "all":
@@ -147,8 +147,8 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
     named, grads, got, wanted = dict(net.named_parameters()), flatten(grads), {}, {}
     for row in published.transformer.rows(model.config):
         leaf = np.asarray(grads[row.path])
-        theirs = [row.ours(named[name].grad.numpy()) for name in row.names(leaf.shape)]
-        wanted[row.path] = np.stack(theirs) if row.stacked else theirs[0]
+        theirs = [row.to_leaf(named[name].grad.numpy()) for name in row.names(leaf.shape)]
+        wanted[row.path] = np.stack(theirs) if row.stacked_dims else theirs[0]
         got[row.path] = leaf[tuple(map(slice, wanted[row.path].shape))]
     assert set(got) == set(grads)
     assert_gradients_close(got, wanted, 2e-5)

@@ -13,7 +13,7 @@ def shapes_of(c: vit.Config) -> dict[str, tuple[int, ...]]:
     """The tensors of a network under timm's names."""
     found: dict[str, tuple[int, ...]] = {}
     for row in vit_timm.rows(c):
-        found |= dict.fromkeys(row.names((c.depth,) if row.stacked else ()), row.shape)
+        found |= dict.fromkeys(row.names((c.depth,) if row.stacked_dims else ()), row.shape)
     return found
 
 
@@ -48,18 +48,18 @@ def test_an_oblong_grid_that_nothing_tells_is_refused() -> None:
     """Unless its patches make a square image."""
     c = vit.Config((8, 12, 3), 4, width=12, depth=1, heads=3)
     with pytest.raises(UsageError, match=r"pos_embed has 7 positions.*no img_size tells of another"):
-        vit_timm.fields_of(shapes_of(c))
+        vit_timm.fields_from_shapes(shapes_of(c))
     c = vit.Config((8, 8, 3), (4, 2), width=12, depth=1, heads=3)
-    assert vit_timm.fields_of(shapes_of(c))["inputs"] == c.inputs
+    assert vit_timm.fields_from_shapes(shapes_of(c))["inputs"] == c.inputs
 
 
 def test_released_configs_are_read() -> None:
     """Each usual architecture has the heads and the fields of our sizes."""
     for size, name in (("ti_16", "tiny"), ("s_16", "small"), ("b_16", "base"), ("l_16", "large"), ("h_14", "huge")):
         model = models.build("vit", size=size)
-        told = vit_timm.fields_of(shapes_of(model.config))
+        told = vit_timm.fields_from_shapes(shapes_of(model.config))
         heads = vit_timm.HEADS[name]
         assert models.build("vit", **{**told, "heads": heads, "hidden": None}).config == model.config
     assert all(kind.split("_")[1] in vit_timm.HEADS for kind in vit_timm.TYPES)
     with pytest.raises(UsageError, match="of no Vision Transformer of timm"):
-        vit_timm.fields_of({"patch_embed.proj.weight": (8, 3, 4, 4)})
+        vit_timm.fields_from_shapes({"patch_embed.proj.weight": (8, 3, 4, 4)})

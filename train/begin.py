@@ -101,7 +101,7 @@ def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
     if cfg.init_from is None:
         return None
     name = expand_home(cfg.init_from)
-    if published.is_published(name):
+    if published.is_pretrained(name):
         own = cfg.data.tokenizer == "subword"  # which names none: it is the folder's
         return tokenizer_reader.read(name).description() if own else None
     workdir, steps = initial.checkpoints_of(name)

@@ -50,7 +50,7 @@ def of_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
     if source is None:
         return {}
     source = expand_home(source)
-    if published.is_published(source):
+    if published.is_pretrained(source):
         return of_folder(source, tokenizer)
     workdir, steps = initial.checkpoints_of(source)
     _, manifest = checkpoint.first_good(
@@ -83,7 +83,7 @@ def write(files: dict[str, str], folder: Path, ids: dict[str, Any], images: dict
     if IMAGES in files and (folder / IMAGES).is_file():
         ours = (folder / IMAGES).read_text()
         (folder / IMAGES).write_text(files[IMAGES], "utf-8")
-        if preprocessing.of_folder(folder) != images:
+        if preprocessing.from_folder(folder) != images:
             (folder / IMAGES).write_text(ours)
 
 

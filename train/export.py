@@ -100,10 +100,10 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unre
         several = cfg.loss == "sigmoid" and "id2label" in published.folder_layout(model.family).config(model.config)
         keys = {**ids, **({"problem_type": "multi_label_classification"} if several else {})}
         published.save_pretrained(model, opened.variables, part, classes=_names(manifest, model), images=pixels, **keys)
-        sized = preprocessing.has_form(pixels) or not (part / preprocessing.FILE).exists()
+        sized = preprocessing.is_expressible(pixels) or not (part / preprocessing.FILE).exists()
         if made:
             tokenizer_writer.write(made, part)
-        companions.write(files, part, ids, preprocessing.of_folder(part))
+        companions.write(files, part, ids, preprocessing.from_folder(part))
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -105,7 +105,7 @@ def take_vocabulary(cfg: Any, kept: Any = None) -> None:
 def _rows(cfg: Any) -> int | None:
     """The rows of the token table that init_from has, None where none is found by the config's fields."""
     where = expand_home(cfg.init_from)
-    if not published.is_published(where):
+    if not published.is_pretrained(where):
         workdir, steps = checkpoints_of(where)
         read = partial(checkpoint.load_manifest, workdir)
         return checkpoint.first_good(workdir, steps, read, lambda line: None)[1]["config"]["model"].get("vocab")
@@ -151,7 +151,7 @@ def _published(model: Model, path: str) -> Found:
                 raise UsageError(f"init_from = {path}: {k} is no tensor of a {model.family}, and can be no leaf of it")
         return {k: found.read(k.removeprefix("params/"), sharding) for k, sharding in shardings.items()}
 
-    return Found(path, shapes, read, passed=found.passed)
+    return Found(path, shapes, read, passed=found.ignored)
 
 
 def load(
@@ -171,7 +171,7 @@ def load(
     Raises UsageError that names the leaves that fit nowhere, and those of a vocabulary that is another here.
     """
     name = expand_home(cfg.init_from)
-    if published.is_published(name):
+    if published.is_pretrained(name):
         return _load(_published(model, name), state, model, tx, cfg, tokenizer)
     workdir, steps = checkpoints_of(name)
     read = lambda n: _load(_saved(workdir, n), state, model, tx, cfg, tokenizer)  # noqa: E731

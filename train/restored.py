@@ -127,7 +127,7 @@ def open_published(
         _hold_numbers(folder, setup)
     found = published.find(model, folder)
     found.check()
-    host.say(f"{folder}: {model.family}, {summary.parameters(model)}; {found.told}")
+    host.say(f"{folder}: {model.family}, {summary.parameters(model)}; {found.summary}")
     variables = found.variables(setup.place.shardings(model.specs), jnp.dtype(dtype).name)
     return Opened(folder, setup, {"": {"stats": {}, **variables}})
 
@@ -139,7 +139,7 @@ def fields_of(cfg: Config) -> dict[str, Any]:
 
 def take_pixels(cfg: Config, folder: str, model: Model, host: Host, given: Container[str]) -> None:
     """Take how images are made ready from a folder, but for what the user has given; say what holds."""
-    told = {} if "detector" in model.traits else preprocessing.of_folder(folder)
+    told = {} if "detector" in model.traits else preprocessing.from_folder(folder)
     names = ("size",) if "detector" in model.traits else PIXELS
     inputs = getattr(model.config, "inputs", None)
     fixed = {"size": inputs[:2]} if isinstance(inputs, tuple) else {}
@@ -246,7 +246,7 @@ def _no_boxes(cfg: Config, classes: int | None) -> Scenes:
 
 def loss_of(model: Model, folder: str) -> str:
     """The loss by which a folder's network is measured. Raises UsageError for one that has none."""
-    if "classifier" in model.traits and (problem := labels.problem(folder)):
+    if "classifier" in model.traits and (problem := labels.problem_type(folder)):
         if problem != "multi_label_classification":
             raise UsageError(
                 f"{folder} has problem_type {quote(problem)} by its config.json or its single output; "

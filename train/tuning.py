@@ -56,8 +56,8 @@ def take(
         elif "data.tokenizer" not in given:
             cfg.data.tokenizer, cfg.data.vocab_size = "subword", None
         found = published.find(model, folder)
-        for name in found.left:
-            if says := found.untied(name):
+        for name in found.unused:
+            if says := found.tie_hint(name):
                 raise UsageError(f"{folder}: tensor {name!r} is not part of this network{says}")
         if "init_fresh" not in given:
             cfg.init_fresh = ",".join(_fresh(found, whole, folder, source)) or None
@@ -106,11 +106,11 @@ def _loss(model: Model, folder: str, source: Source) -> str:
     return "sigmoid" if several else "softmax"
 
 
-def _fresh(found: published.Found, whole: Model, folder: str, source: Source) -> list[str]:
+def _fresh(found: published.PretrainedTensors, whole: Model, folder: str, source: Source) -> list[str]:
     """The parts of a classifier that the folder lacks, or has for other classes."""
     if "classifier" not in found.model.traits:
         return []
-    amiss = {path.split("/")[0] for path in found.names if found.amiss(path)}
+    amiss = {path.split("/")[0] for path in found.names if found.problems(path)}
     theirs, ours = labels.read(folder), getattr(source, "names", None)
     renamed = "classifier" in whole.traits and theirs and ours and plain(theirs) != plain(ours)
     return [part for part in HEADS if part in amiss or (renamed and part == "head")]

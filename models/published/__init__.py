@@ -19,22 +19,22 @@ import models
 from documents import read_settings
 from errors import UsageError, naming, unknown
 from models.published import beside, darknet, labels, npz, preprocessing, weights
-from models.published.finding import STATS, Found, find, leaves
+from models.published.finding import STATS, PretrainedTensors, find, leaves
 from models.published.layout import Keys, Row
-from models.published.layouts import LAYOUTS, TYPES, dialects, folder_layout, layout_of
-from models.published.quantised import Plain
-from models.published.tensors import INDEX, SUFFIX, Tensors, write
+from models.published.layouts import LAYOUTS, TYPES, dialects, folder_layout, get_layout
+from models.published.quantised import DequantisingReader
+from models.published.tensors import INDEX, SUFFIX, TensorReader, write
 
 DTYPES = ("float32", "bfloat16")
 __all__ = [
     "LAYOUTS",
     "STATS",
     "TYPES",
-    "Found",
+    "PretrainedTensors",
     "dialects",
     "find",
     "folder_layout",
-    "is_published",
+    "is_pretrained",
     "leaves",
     "load",
     "load_pretrained",
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-def is_published(path: str | Path) -> bool:
+def is_pretrained(path: str | Path) -> bool:
     """Whether a path names safetensors or .npz, a file or a folder that holds some, or Darknet's."""
     path = Path(path)
     forms = (SUFFIX, npz.SUFFIX)
@@ -60,12 +60,12 @@ def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -
 
     Raises UsageError for a file that is no safetensors, and for a tensor that is missing, surplus or misshapen.
     """
-    shapes = {k.removeprefix(prefix): v for k, v in Tensors(file).shapes.items() if k.startswith(prefix)}
+    shapes = {k.removeprefix(prefix): v for k, v in TensorReader(file).shapes.items() if k.startswith(prefix)}
     layout = dialects(family)["own"]
-    for field in getattr(layout, "UNTOLD", ()):
+    for field in getattr(layout, "REQUIRED_FIELDS", ()):
         if field not in overrides and "size" not in overrides:
             raise UsageError(f"{file}: no shape gives the {field} of a {family}; give {field}=")
-    told = layout.fields_of(shapes) if hasattr(layout, "fields_of") else {}
+    told = layout.fields_from_shapes(shapes) if hasattr(layout, "fields_from_shapes") else {}
     model = models.build(family, **{**told, **overrides})
     return model, find(model, file, prefix=prefix).variables()
 
@@ -79,7 +79,7 @@ def save(
     """
     from safetensors.numpy import save_file
 
-    tensors = _tensors(model, variables, layout_of(model.family, dialect, "rows"))
+    tensors = _tensors(model, variables, get_layout(model.family, dialect, "rows"))
     save_file({prefix + name: np.ascontiguousarray(read()) for name, (_, read) in tensors.items()}, file)
 
 
@@ -115,7 +115,7 @@ def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: 
 def _read_config(directory: str | Path, ignore: Iterable[str], **overrides: Any) -> models.Model:
     file = Path(directory) / "config.json"
     if not file.is_file():
-        pair = darknet.pair(directory)
+        pair = darknet.find_pair(directory)
         if pair is None:
             raise UsageError(f"{directory} is no folder of the Hugging Face hub: it has no config.json")
         if ignored := next(iter(ignore), None):
@@ -127,18 +127,18 @@ def _read_config(directory: str | Path, ignore: Iterable[str], **overrides: Any)
         run = ", but a run: it goes to --workdir, or to --config.init_from" if "optim" in values else ""
         raise UsageError(f"{directory} is no folder of the Hugging Face hub{run or ': config.json has no model_type'}")
     kind = str(kind)
-    if kind in beside.OUTER:
-        values = beside.text_of(values, ignore)
+    if kind in beside.TEXT_TYPES:
+        values = beside.text_config(values, ignore)
         kind = values["model_type"]
     if kind not in TYPES:
-        raise unknown("model_type of config.json", kind, [*TYPES, *beside.OUTER])
+        raise unknown("model_type of config.json", kind, [*TYPES, *beside.TEXT_TYPES])
     layout = next(one for one in dialects(TYPES[kind]).values() if kind in getattr(one, "TYPES", ()))
-    keys = Keys(values, Plain(directory).shapes, ignore)
+    keys = Keys(values, DequantisingReader(directory).shapes, ignore)
     fields = layout.fields(keys)
-    keys.done(layout.HARMLESS)
+    keys.refuse_unread(layout.HARMLESS)
     model = models.build(TYPES[kind], **{**fields, **overrides})
-    if hasattr(LAYOUTS[TYPES[kind]], "overridden"):
-        LAYOUTS[TYPES[kind]].overridden(fields, model.config)
+    if hasattr(LAYOUTS[TYPES[kind]], "check_overrides"):
+        LAYOUTS[TYPES[kind]].check_overrides(fields, model.config)
     depth = getattr(model.config, "depth", 0)
     if depth > len(keys.tensors):  # before anything is made for each layer
         raise UsageError(f"{directory} holds {len(keys.tensors)} tensors, too few for {depth} layers")
@@ -158,7 +158,7 @@ def save_pretrained(
     """Write a folder as the Hugging Face hub has it, which `transformers` loads, or of family yolo Darknet's files.
 
     `dialect` names a layout other than the first of the family's that has a place there. `classes` are the names of the
-    classes; `images` says how images were made ready, as preprocessing.of_folder does. `keys` are further ones of
+    classes; `images` says how images were made ready, as preprocessing.from_folder does. `keys` are further ones of
     config.json, as eos_token_id=2. Darknet's files have no place for these and for `images`.
     Raises UsageError for a family or a Config that has no place there, for a folder that holds a model already, and for
     names of another number of classes.
@@ -201,15 +201,15 @@ def _tensors(model: models.Model, variables: Any, layout: ModuleType) -> dict[st
         if path not in rows:
             raise UsageError(f"the published layout of family {model.family!r} has no tensor for {path}")
         row = rows[path]
-        for at, name in zip(np.ndindex(leaf.shape[: row.stacked]), row.names(leaf.shape), strict=True):
+        for at, name in zip(np.ndindex(leaf.shape[: row.stacked_dims]), row.names(leaf.shape), strict=True):
             parts.setdefault(name, []).append((row, leaf, at))
     sizes = {name: math.prod(each[0][0].shape) * each[0][1].dtype.itemsize for name, each in parts.items()}
-    found = {name: (sizes[name], partial(_whole, each)) for name, each in parts.items()}
+    found = {name: (sizes[name], partial(_assemble, each)) for name, each in parts.items()}
     more = layout.copies(model.config) if hasattr(layout, "copies") else {}
     return found | {name: found[other] for name, other in more.items()}
 
 
-def _whole(parts: list[tuple[Row, Any, tuple[int, ...]]]) -> np.ndarray:
+def _assemble(parts: list[tuple[Row, Any, tuple[int, ...]]]) -> np.ndarray:
     """A foreign tensor of which each leaf has a part: of (row, leaf, where in the leaf) each."""
     row, leaf, _ = parts[0]
     assert sum(math.prod(row.size) for row, _, _ in parts) == math.prod(row.shape)

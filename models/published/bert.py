@@ -9,7 +9,7 @@ from typing import Any
 
 from errors import UsageError, unknown
 from models.bert import Config
-from models.published.layout import Keys, Row, affine, same, their_activation
+from models.published.layout import Keys, Row, affine, hf_activation, same
 
 TYPES = ("bert",)
 HEADS = {"BertModel": "none", "BertForMaskedLM": "mlm", "BertForPreTraining": "mlm"}
@@ -28,8 +28,8 @@ HARMLESS = (  # of older files
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is transformers' BertConfig."""
-    keys.hold("position_embedding_type", "absolute")
-    keys.hold("is_decoder", False)
+    keys.require_value("position_embedding_type", "absolute")
+    keys.require_value("is_decoder", False)
     head = _head(keys)
     last = keys.take("classifier_dropout")
     dropout = keys.take("hidden_dropout_prob", default=0.1)
@@ -84,7 +84,7 @@ def config(c: Config) -> dict[str, Any]:
         "num_hidden_layers": c.depth,
         "num_attention_heads": c.heads,
         "intermediate_size": c.feed_forward,
-        "hidden_act": their_activation(c.activation),
+        "hidden_act": hf_activation(c.activation),
         "hidden_dropout_prob": c.dropout,
         "attention_probs_dropout_prob": rate,
         "id2label": {str(i): f"LABEL_{i}" for i in range(c.classes)},
@@ -133,7 +133,7 @@ def rows(c: Config) -> list[Row]:
     return found
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """A buffer, and heads that this network is not of."""
     pooler = () if c.pooler else (f"{PREFIX}pooler.dense.*",)
     heads = ("cls.*",) if c.head != "mlm" else ("cls.seq_relationship.*", *copies(c))

@@ -7,15 +7,15 @@ from typing import Any
 from errors import UsageError
 from models.published.layout import Keys
 
-OUTER = {  # their model_type -> that of what reads text in them
+TEXT_TYPES = {  # their model_type -> that of what reads text in them
     **{"gemma3": "gemma3_text", "llama4": "llama4_text"},
     **{"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"},
 }
-SENSES = re.compile("image|vision|video|audio|^(boi|eoi|boa|eoa)_token|^mm_")  # in keys that are not of the text
-PARTS = re.compile(r"^(model\.)?(vision_\w+|audio_\w+|embed_vision|embed_audio|multi_modal_projector)\.")
+MULTIMODAL_KEYS = re.compile("image|vision|video|audio|^(boi|eoi|boa|eoa)_token|^mm_")  # of no text
+MULTIMODAL_TENSORS = re.compile(r"^(model\.)?(vision_\w+|audio_\w+|embed_vision|embed_audio|multi_modal_projector)\.")
 
 
-def text_of(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:
+def text_config(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:
     """The settings of what reads text, whole, in a config.json of a network that sees too.
 
     Raises UsageError where there are none, and for a key that is neither of the text nor of a sense.
@@ -26,11 +26,11 @@ def text_of(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any
     outer = Keys(values, ignore=ignore)
     outer.take("text_config", "quantization_config")
     tied = outer.take("tie_word_embeddings", default=inner.get("tie_word_embeddings"))
-    outer.done(name for name in values if SENSES.search(name))
+    outer.refuse_unread(name for name in values if MULTIMODAL_KEYS.search(name))
     above = {name: values[name] for name in ("quantization_config",) if name in values}
-    return {**inner, **above, "model_type": OUTER[kind], "tie_word_embeddings": tied}
+    return {**inner, **above, "model_type": TEXT_TYPES[kind], "tie_word_embeddings": tied}
 
 
-def is_beside(name: str) -> bool:
+def is_multimodal(name: str) -> bool:
     """Whether a tensor is of a part that no text meets."""
-    return bool(PARTS.match(name))
+    return bool(MULTIMODAL_TENSORS.match(name))

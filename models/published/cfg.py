@@ -70,62 +70,62 @@ class Section:
     file: Path
     line: int
     settings: dict[str, tuple[str, int]] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    read_keys: set[str] = field(default_factory=set)
 
     def error(self, says: str, key: str = "") -> UsageError:
         """A mistake in the section, or at one of its settings."""
         return UsageError(f"{self.file}:{self.settings[key][1] if key in self.settings else self.line}: {says}")
 
-    def shown(self, key: str) -> str:
+    def quoted(self, key: str) -> str:
         """The text of a setting as a message shows it."""
         return quote(self.settings[key][0])[1:-1]
 
     def take(self, key: str, kind: Callable[[str], T], default: T, least: float | None = None) -> T:
         """A setting. Raises UsageError for a text that is no such value, or below the least."""
-        self.seen.add(key)
+        self.read_keys.add(key)
         if key not in self.settings:
             return default
         text = self.settings[key][0]
         try:
             value = kind(text)
         except ValueError:
-            raise self.error(f"{key} = {self.shown(key)} is {_SAYS[kind]}", key) from None
+            raise self.error(f"{key} = {self.quoted(key)} is {_KIND_ERRORS[kind]}", key) from None
         if least is not None and not value >= least:  # type: ignore[operator]
-            raise self.error(f"{key} = {self.shown(key)} must be {least} or more", key)
+            raise self.error(f"{key} = {self.quoted(key)} must be {least} or more", key)
         return value
 
-    def holds(self, make: Callable[..., T], *given: Any) -> T:
+    def build(self, make: Callable[..., T], *given: Any) -> T:
         """What is made of the section. Raises UsageError, with its line, for what cannot be."""
         try:
             return make(*given)
         except UsageError as error:
             raise self.error(str(error)) from None
 
-    def done(self) -> None:
+    def refuse_unread(self) -> None:
         """Hold what is left to the tables above. Raises UsageError for a setting that is not known, or not followed."""
         for key, (default, must) in FIXED.get(self.kind, {}).items():
             if self.take(key, float, default) != must:
                 raise self.error(f"[{self.kind}] is followed only with {key} = {must:g}", key)
-        known = {*self.seen, *TRAINING.get(self.kind, ())}
+        known = {*self.read_keys, *TRAINING.get(self.kind, ())}
         for key in self.settings:
             if key not in known:
                 raise self.error(str(unknown(f"setting of [{self.kind}]", key, known)), key)
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
+def integers(text: str) -> tuple[int, ...]:
     """`6,7,8` -> (6, 7, 8)."""
     return tuple(int(part) for part in text.removesuffix(",").split(","))
 
 
-def numbers(text: str) -> tuple[float, ...]:
+def floats(text: str) -> tuple[float, ...]:
     """`10,13, 16.5,30` -> (10.0, 13.0, 16.5, 30.0)."""
     return tuple(float(part) for part in text.removesuffix(",").split(","))
 
 
 _NONE: tuple[Any, ...] = ()
-_SAYS: dict[Any, str] = {
+_KIND_ERRORS: dict[Any, str] = {
     **{int: "no whole number", float: "no number", str: "no text"},
-    **{whole_numbers: "no list of whole numbers", numbers: "no list of numbers"},
+    **{integers: "no list of whole numbers", floats: "no list of numbers"},
 }
 
 
@@ -166,7 +166,7 @@ def fields(file: str | Path) -> dict[str, Any]:
     """The fields of a detector's Config that a file says. Raises UsageError with the line of the first mistake."""
     net, *rest = sections(file)
     Y, X, C = (net.take(key, int, 0, least=1) for key in ("height", "width", "channels"))
-    net.done()
+    net.refuse_unread()
     if not Y * X * C:
         raise net.error("[net] must have height, width and channels")
     layers: list[Layer] = []
@@ -176,8 +176,8 @@ def fields(file: str | Path) -> dict[str, Any]:
             raise section.error(f"[{section.kind}] is no layer of a detector here; legal: {', '.join(_LAYERS)}")
         if section.kind not in ("yolo", "region"):
             layers.append(_LAYERS[section.kind](section, at))
-            section.done()
-            _fits(section, layers, (Y, X, C), common)
+            section.refuse_unread()
+            _output_sizes(section, layers, (Y, X, C), common)
             continue
         head, said = _head(section)
         if common and section.kind == "region":
@@ -192,22 +192,24 @@ def fields(file: str | Path) -> dict[str, Any]:
                 raise rest[at - 1].error(f"filters = {before[0].filters} must be {want}, for the head after it")
             layers[-1] = replace(before[0], filters=None)
         layers.append(head)
-        shapes = _fits(section, layers, (Y, X, C), common)
+        shapes = _output_sizes(section, layers, (Y, X, C), common)
         if section.kind == "region":  # whose anchors are in cells
             stride = Y // shapes[-1][0]
             common["anchors"] = tuple((stride * w, stride * h) for w, h in common["anchors"])
     if not common:
         raise UsageError(f"{file} is no detector: it has neither [yolo] nor [region]")
-    stride = darknet.reduction(tuple(layers))
+    stride = darknet.total_stride(tuple(layers))
     for key, side in (("height", Y), ("width", X)):
         if side % stride:
             raise net.error(f"{key} = {side} must be a multiple of {stride}, the network's stride", key)
     return {"layers": tuple(layers), "inputs": (Y, X, C), **common}
 
 
-def _fits(section: Section, layers: list[Layer], image: darknet.Size, common: dict[str, Any]) -> list[darknet.Size]:
+def _output_sizes(
+    section: Section, layers: list[Layer], image: darknet.Size, common: dict[str, Any]
+) -> list[darknet.Size]:
     """The sizes of the outputs so far. Raises UsageError, at the section's line, for a layer that cannot be."""
-    return section.holds(darknet.sizes, tuple(layers), image, 5 + common.get("classes", 0))
+    return section.build(darknet.sizes, tuple(layers), image, 5 + common.get("classes", 0))
 
 
 def _activation(section: Section, default: str) -> str:
@@ -239,7 +241,7 @@ def _maxpool(section: Section, at: int) -> MaxPool:
 def _route(section: Section, at: int) -> Route:
     named = _sources(section, at, "layers")
     groups, group = section.take("groups", int, 1, least=1), section.take("group_id", int, 0, least=0)
-    return section.holds(Route, named, groups, group)
+    return section.build(Route, named, groups, group)
 
 
 def _shortcut(section: Section, at: int) -> Shortcut:
@@ -252,9 +254,9 @@ def _shortcut(section: Section, at: int) -> Shortcut:
 def _sources(section: Section, at: int, key: str) -> tuple[int, ...]:
     if key not in section.settings:
         raise section.error(f"[{section.kind}] must name its {key}")
-    named = section.take(key, whole_numbers, _NONE)
+    named = section.take(key, integers, _NONE)
     if any(not -at <= i < at for i in named):
-        raise section.error(f"layer {at} can take those from {-at} to {at - 1}, not {section.shown(key)}", key)
+        raise section.error(f"layer {at} can take those from {-at} to {at - 1}, not {section.quoted(key)}", key)
     return named
 
 
@@ -275,13 +277,13 @@ def _head(section: Section) -> tuple[Head, dict[str, Any]]:
     classes, count = section.take("classes", int, 20, least=1), section.take("num", int, 1, least=1)
     if "anchors" not in section.settings:
         raise section.error(f"[{section.kind}] must have anchors")
-    flat = section.take("anchors", numbers, _NONE)
+    flat = section.take("anchors", floats, _NONE)
     if len(flat) != 2 * count:
         raise section.error(f"num = {count} anchors are {2 * count} numbers; there are {len(flat)}")
     if not all(0 < side < math.inf for side in flat):
-        raise section.error(f"anchors = {section.shown('anchors')} must be positive", "anchors")
+        raise section.error(f"anchors = {section.quoted('anchors')} must be positive", "anchors")
     mask = tuple(range(count))
-    mask = section.take("mask", whole_numbers, mask) if section.kind == "yolo" else mask
+    mask = section.take("mask", integers, mask) if section.kind == "yolo" else mask
     if any(i not in range(count) for i in mask):
         raise section.error(f"mask must name anchors from 0 to {count - 1}, not {quote(mask)}", "mask")
     if (suppression := section.take("nms_kind", str, GREEDY[0])) not in GREEDY:
@@ -290,19 +292,19 @@ def _head(section: Section) -> tuple[Head, dict[str, Any]]:
     ignore = section.take(overlap, float, 0.5)
     if not 0 <= ignore <= 1:
         raise section.error(f"{overlap} = {ignore} must be from 0 to 1", overlap)
-    section.done()
+    section.refuse_unread()
     anchors = tuple(zip(flat[::2], flat[1::2], strict=True))
     return Head(mask), dict(anchors=anchors, head=section.kind, classes=classes, ignore_thresh=ignore)
 
 
-def text(c: Any) -> str:
+def to_text(c: Any) -> str:
     """A file that says what a Config of family yolo does."""
     shapes = darknet.sizes(c.layers, c.image, 5 + c.classes)
     parts = [("net", dict(zip(("height", "width", "channels"), c.inputs, strict=True)))]
     for at, layer in enumerate(c.layers):
         stride = c.inputs[0] // shapes[at][0]
         parts.append(_settings(layer, shapes[at][2], stride, c))
-    blocks = ["\n".join([f"[{kind}]", *(f"{k}={_plain(v)}" for k, v in said.items())]) for kind, said in parts]
+    blocks = ["\n".join([f"[{kind}]", *(f"{k}={_format_value(v)}" for k, v in said.items())]) for kind, said in parts]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -310,7 +312,7 @@ def _settings(layer: Layer, channels: int, stride: int, c: Any) -> tuple[str, di
     match layer:
         case Conv():
             norm = {"batch_normalize": 1} if layer.norm else {}
-            sides = dict(filters=channels, size=layer.size, stride=layer.stride, padding=layer.around)
+            sides = dict(filters=channels, size=layer.size, stride=layer.stride, padding=layer.pad_pixels)
             return "convolutional", {**norm, **sides, "activation": layer.activation}
         case MaxPool():
             return "maxpool", dict(size=layer.size, stride=layer.stride)
@@ -337,7 +339,7 @@ def _settings(layer: Layer, channels: int, stride: int, c: Any) -> tuple[str, di
     }
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, tuple | list):
-        return ",".join(map(_plain, value))
+        return ",".join(map(_format_value, value))
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -18,16 +18,16 @@ from errors import UsageError
 from models.darknet import Conv, sizes
 from models.published import cfg as configuration
 from models.published.layout import Row
-from models.published.weights import SUFFIX, Header, Weights
+from models.published.weights import SUFFIX, Header, WeightsReader
 from models.spec import flatten, unflatten
 from models.yolo import Config
 
 CFG = ".cfg"
 NAMES = "obj.names"  # as it is written; any *.names is read
-OTHERS = ("config.json", "[!.]*.safetensors", "[!.]*.npz")  # beside which a .cfg is none of Darknet's
+OTHER_FORMATS = ("config.json", "[!.]*.safetensors", "[!.]*.npz")  # beside which a .cfg is none of Darknet's
 
 
-def tensors_of(c: Config) -> dict[str, tuple[int, ...]]:
+def array_shapes(c: Config) -> dict[str, tuple[int, ...]]:
     """The arrays of a whole file, in its order: shapes by the layer's number and what they are, as `0.weights`."""
     shapes, found = sizes(c.layers, c.image, 5 + c.classes), dict[str, tuple[int, ...]]()
     for at, layer in enumerate(c.layers):
@@ -42,7 +42,7 @@ def tensors_of(c: Config) -> dict[str, tuple[int, ...]]:
 def rows(c: Config) -> list[Row]:
     """The layout."""
     found = []
-    for name, shape in tensors_of(c).items():
+    for name, shape in array_shapes(c).items():
         at, kind = name.split(".")
         norm = "norm/" if c.layers[int(at)].norm else ""  # type: ignore[union-attr]
         path = {
@@ -56,18 +56,18 @@ def rows(c: Config) -> list[Row]:
     return found
 
 
-def tensors(path: str | Path, c: Config, cutoff: int | None = None) -> Weights:
+def open_weights(path: str | Path, c: Config, cutoff: int | None = None) -> WeightsReader:
     """A file's arrays, which `published.find` reads leaf by leaf. Raises UsageError."""
-    return Weights(path, tensors_of(c), len(c.layers), cutoff)
+    return WeightsReader(path, array_shapes(c), len(c.layers), cutoff)
 
 
-def pair(folder: str | Path) -> tuple[Path, Path] | None:
+def find_pair(folder: str | Path) -> tuple[Path, Path] | None:
     """The description and the numbers that lie in a folder; None where there is no description, or what others have.
 
     Raises UsageError where there are several of either, or no numbers.
     """
     found = [_files(folder, suffix) for suffix in (CFG, SUFFIX)]
-    if not found[0] or any(next(Path(folder).glob(other), None) for other in OTHERS):
+    if not found[0] or any(next(Path(folder).glob(other), None) for other in OTHER_FORMATS):
         return None
     for suffix, files in zip((CFG, SUFFIX), found, strict=True):
         if len(files) != 1:
@@ -76,13 +76,13 @@ def pair(folder: str | Path) -> tuple[Path, Path] | None:
     return found[0][0], found[1][0]
 
 
-def names(folder: str | Path) -> tuple[str, ...] | None:
+def class_names(folder: str | Path) -> tuple[str, ...] | None:
     """The names of the classes, one a line of the .names file beside the .cfg; None where the folder has no such file.
 
     Of several files the one that a .data file calls `names` counts, or else the one called as the .cfg. Raises
     UsageError where neither picks one, and for other than one name for each class of the .cfg.
     """
-    found = pair(folder)
+    found = find_pair(folder)
     files = _files(folder, ".names")
     if found is None or not files:
         return None
@@ -128,10 +128,10 @@ def load(
     Raises UsageError for a mistake in the .cfg, by its line, and for numbers that are too few or too many.
     """
     model = read_cfg(cfg, **overrides)
-    found = tensors(weights, model.config, cutoff)
+    found = open_weights(weights, model.config, cutoff)
     there = {row.path: row for row in rows(model.config) if row.name in found.shapes}
-    flat = {} if len(found.shapes) == len(rows(model.config)) else _paths(model.init(jax.random.key(seed)))
-    flat |= {path: jnp.asarray(row.ours(found.read(row.name))) for path, row in there.items()}
+    flat = {} if len(found.shapes) == len(rows(model.config)) else _leaves_by_path(model.init(jax.random.key(seed)))
+    flat |= {path: jnp.asarray(row.to_leaf(found.read(row.name))) for path, row in there.items()}
     stats = {path: x for path, x in flat.items() if path.startswith("stats/")}
     params = {f"params/{path}": x for path, x in flat.items() if path not in stats}
     return model, {"params": {}, "stats": {"layers": {}}, **unflatten(params | stats)}
@@ -146,14 +146,17 @@ def save(
     """
     if model.family != "yolo":
         raise UsageError(f"a {SUFFIX} file holds a model of family yolo, not {model.family}")
-    leaves = _paths(variables)
+    leaves = _leaves_by_path(variables)
 
     def numbers(file: BinaryIO) -> None:
         file.write((header or Header()).bytes())
         for row in rows(model.config):
-            file.write(row.theirs(np.asarray(leaves[row.path], "<f4")).tobytes())
+            file.write(row.to_tensor(np.asarray(leaves[row.path], "<f4")).tobytes())
 
-    for path, write in ((cfg, lambda file: file.write(configuration.text(model.config).encode())), (weights, numbers)):
+    for path, write in (
+        (cfg, lambda file: file.write(configuration.to_text(model.config).encode())),
+        (weights, numbers),
+    ):
         part = Path(f"{path}.part")
         with part.open("wb") as file:
             write(file)
@@ -167,6 +170,6 @@ def save_folder(model: models.Model, variables: Any, folder: Path, classes: Sequ
         (folder / NAMES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
 
 
-def _paths(variables: Any) -> dict[str, Any]:
+def _leaves_by_path(variables: Any) -> dict[str, Any]:
     """Leaves by the layout's paths."""
     return flatten(variables["params"]) | flatten({"stats": variables["stats"]})

@@ -11,52 +11,54 @@ from typing import Any
 from errors import UsageError
 from models.decoder import Decoder, GQADecoder, SlidingWindowDecoder
 from models.moe import MoEDecoder
-from models.published.layout import Keys, Row, affine, linear, same, their_activation
+from models.published.layout import Keys, Row, affine, hf_activation, linear, same
 
 PREFIX = "model."
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 BUFFERS = f"{PREFIX}layers.*.self_attn.rotary_emb.inv_freq", f"{PREFIX}rotary_emb.inv_freq"  # of rotary frequencies
-KINDS = {"full": "full_attention", "sliding": "sliding_attention", "chunked": "chunked_attention"}  # here -> there
+LAYER_TYPES = {  # here -> there
+    **{"full": "full_attention", "sliding": "sliding_attention", "chunked": "chunked_attention"}
+}
 
 
-def fields_of(keys: Keys, context: int) -> dict[str, Any]:
+def decoder_fields(keys: Keys, context: int) -> dict[str, Any]:
     """Fields of a Decoder with grouped-query attention; `context` is what an absent key means, as in transformers."""
     return {
-        "vocab": keys.need("vocab_size"),
+        "vocab": keys.require("vocab_size"),
         "context": keys.count("max_position_embeddings", default=context),
-        "width": keys.need("hidden_size"),
+        "width": keys.require("hidden_size"),
         "depth": keys.count("num_hidden_layers"),
-        "heads": keys.need("num_attention_heads"),
-        "hidden": keys.need("intermediate_size"),
+        "heads": keys.require("num_attention_heads"),
+        "hidden": keys.require("intermediate_size"),
         "dropout": keys.take("attention_dropout", default=0.0),
         "tied": keys.take("tie_word_embeddings", default=False),
         "eps": keys.take("rms_norm_eps", default=1e-6),
     }
 
 
-def layer_types(keys: Keys, depth: int, known: Sequence[str]) -> list[str] | None:
+def read_layer_types(keys: Keys, depth: int, known: Sequence[str]) -> list[str] | None:
     """The kinds here of `layer_types`, None where they are not given. Raises UsageError for others than `known`."""
     found = keys.take("layer_types", kind=list)
     if found is None:
         return None
-    names = {KINDS[kind]: kind for kind in known}
+    names = {LAYER_TYPES[kind]: kind for kind in known}
     if len(found) != depth or {str(name) for name in found} - set(names):
         raise UsageError(f"config.json: layer_types = {found} must name {' or '.join(names)} {depth} times")
     return [names[name] for name in found]
 
 
-def window_of(keys: Keys, kinds: Sequence[str] | None, absent: int) -> Any:
+def read_window(keys: Keys, kinds: Sequence[str] | None, absent: int) -> Any:
     """The window of layers that slide. Raises UsageError where layers are said to slide, and the window to be none."""
-    window = keys.given("sliding_window", absent)
+    window = keys.get("sliding_window", absent)
     if kinds and "sliding" in kinds and window is None:
         raise UsageError("config.json has layer_types with sliding_attention, but sliding_window is null")
     return window if not kinds or "sliding" in kinds else None
 
 
-def sliding_of(keys: Keys, depth: int) -> dict[str, Any]:
+def read_sliding(keys: Keys, depth: int) -> dict[str, Any]:
     """Which layers slide: those that `layer_types` names so, else those from `max_window_layers` on, as in Qwen's."""
-    on, window = keys.take("use_sliding_window", default=False, kind=bool), keys.given("sliding_window", 4096)
-    first, kinds = keys.number("max_window_layers", default=28), layer_types(keys, depth, ("full", "sliding"))
+    on, window = keys.take("use_sliding_window", default=False, kind=bool), keys.get("sliding_window", 4096)
+    first, kinds = keys.number("max_window_layers", default=28), read_layer_types(keys, depth, ("full", "sliding"))
     if not on or window is None:
         if kinds and "sliding" in kinds:
             raise UsageError("config.json has layer_types with sliding_attention, but use_sliding_window is not on")
@@ -65,7 +67,7 @@ def sliding_of(keys: Keys, depth: int) -> dict[str, Any]:
     return {"window": window, "sliding": tuple(slides)}
 
 
-def rope_of(
+def read_rope(
     keys: Keys, context: int, base: float = 10000.0, absent: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Rotary frequencies: `rope_scaling` and `rope_theta`, else newer files' `rope_parameters`, as in transformers.
@@ -74,11 +76,11 @@ def rope_of(
     """
     older, newer = (keys.take(name, kind=dict) for name in ("rope_scaling", "rope_parameters"))
     values = absent if not older and newer is None else older or newer or {}
-    keys.hold("partial_rotary_factor", 1.0, 1, None)
-    given = keys.inner({**values, "rope_theta": values.get("rope_theta", keys.take("rope_theta", default=base))})
+    keys.require_value("partial_rotary_factor", 1.0, 1, None)
+    given = keys.nested({**values, "rope_theta": values.get("rope_theta", keys.take("rope_theta", default=base))})
     kind = given.take("rope_type", "type", default="default")
     found = {"rope": "none" if kind == "default" else kind, "rope_base": given.number("rope_theta")}
-    given.hold("partial_rotary_factor", 1.0, 1, None)
+    given.require_value("partial_rotary_factor", 1.0, 1, None)
     given.take("finetuned")  # tells how, not what
     trained = given.number("original_max_position_embeddings", default=context)
     trained = keys.number("original_max_position_embeddings", default=trained)
@@ -97,7 +99,7 @@ def rope_of(
         }
     elif kind != "default":
         raise UsageError(f"config.json has rope type {kind!r}; default, linear, llama3 and yarn are known here")
-    given.done()
+    given.refuse_unread()
     return found
 
 
@@ -111,7 +113,7 @@ def _attention_factor(keys: Keys, factor: float) -> float:
     return keys.number("attention_factor", default=of(one) / of(all_) if one and all_ else of(1))
 
 
-def their_rope(c: Decoder) -> dict[str, Any]:
+def rope_keys(c: Decoder) -> dict[str, Any]:
     """Both spellings, so that older readers find theirs."""
     kind = "default" if c.rope == "none" else c.rope
     found: dict[str, Any] = {"rope_type": kind}
@@ -128,7 +130,7 @@ def their_rope(c: Decoder) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": c.rope_base, **found}, **old}
 
 
-def their_common(c: Decoder) -> dict[str, Any]:
+def decoder_keys(c: Decoder) -> dict[str, Any]:
     """Keys of a config.json that say the same as fields of a Decoder."""
     return {
         "vocab_size": c.vocab,
@@ -136,7 +138,7 @@ def their_common(c: Decoder) -> dict[str, Any]:
         "intermediate_size": c.feed_forward,
         "num_hidden_layers": c.depth,
         "num_attention_heads": c.heads,
-        "hidden_act": their_activation(c.activation),
+        "hidden_act": hf_activation(c.activation),
         "max_position_embeddings": c.context,
         "rms_norm_eps": c.eps,
         "attention_dropout": c.dropout,
@@ -146,17 +148,17 @@ def their_common(c: Decoder) -> dict[str, Any]:
     }
 
 
-def their_fields(c: GQADecoder) -> dict[str, Any]:
+def gqa_keys(c: GQADecoder) -> dict[str, Any]:
     """The same for one with grouped-query attention."""
-    return {**their_common(c), "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_width}
+    return {**decoder_keys(c), "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_width}
 
 
-def their_sliding(c: SlidingWindowDecoder) -> dict[str, Any]:
+def sliding_keys(c: SlidingWindowDecoder) -> dict[str, Any]:
     """Which layers slide, as Qwen's files say it."""
     kinds = [layer.kind for layer in c.layers]
     slides = "sliding" in kinds
     found = {"use_sliding_window": slides, "sliding_window": c.window if slides else None}
-    return {**found, "layer_types": [KINDS[kind] for kind in kinds], "max_window_layers": c.depth}
+    return {**found, "layer_types": [LAYER_TYPES[kind] for kind in kinds], "max_window_layers": c.depth}
 
 
 # Rows
@@ -165,13 +167,13 @@ def their_sliding(c: SlidingWindowDecoder) -> dict[str, Any]:
 LAYER = f"{PREFIX}layers.{{}}."
 
 
-def stacks_of(c: Decoder) -> dict[str, tuple[int, ...]]:
+def layers_by_stack(c: Decoder) -> dict[str, tuple[int, ...]]:
     """The numbers of the layers of each stack."""
     names = [layer.stack for layer in c.layers]
     return {stack: tuple(i for i, name in enumerate(names) if name == stack) for stack in dict.fromkeys(names)}
 
 
-def ends(c: Decoder) -> list[Row]:
+def embed_and_head_rows(c: Decoder) -> list[Row]:
     """Token table, last norm, head."""
     found = [
         same("embed/token", f"{PREFIX}embed_tokens.weight", c.vocab, c.width),
@@ -180,13 +182,13 @@ def ends(c: Decoder) -> list[Row]:
     return found if c.tied else [*found, same("head", "lm_head.weight", c.vocab, c.width)]
 
 
-def scales(c: Decoder, stack: str, names: dict[str, str], **more: Any) -> list[Row]:
+def norm_rows(c: Decoder, stack: str, names: dict[str, str], **more: Any) -> list[Row]:
     """Norms of the residual stream in a stack: name here -> there."""
     return [same(f"{stack}/{ours}/scale", f"{LAYER}{theirs}.weight", c.width, **more) for ours, theirs in names.items()]
 
 
-def attention(c: GQADecoder, stack: str, bias: bool = False, norms: bool = False, **more: Any) -> list[Row]:
-    """Grouped-query attention of a stack, perhaps with norms of each head's queries and keys."""
+def attention_rows(c: GQADecoder, stack: str, bias: bool = False, norms: bool = False, **more: Any) -> list[Row]:
+    """GQADecoder-query attention of a stack, perhaps with norms of each head's queries and keys."""
     D, N, K, H = c.width, c.heads, c.num_kv_heads, c.head_width
     there = f"{LAYER}self_attn."
     found: list[Row] = []
@@ -195,7 +197,7 @@ def attention(c: GQADecoder, stack: str, bias: bool = False, norms: bool = False
     return found + [same(f"{stack}/{n}_norm/scale", f"{there}{n}_norm.weight", H, **more) for n in "qk" if norms]
 
 
-def mlp(D: int, F: int, stack: str, there: str = "mlp", bias: bool = False, **more: Any) -> list[Row]:
+def mlp_rows(D: int, F: int, stack: str, there: str = "mlp", bias: bool = False, **more: Any) -> list[Row]:
     """A gated MLP of a stack, `there` within a layer."""
     found: list[Row] = []
     for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
@@ -203,7 +205,7 @@ def mlp(D: int, F: int, stack: str, there: str = "mlp", bias: bool = False, **mo
     return found
 
 
-def experts(
+def expert_rows(
     c: MoEDecoder, stack: str, there: str, names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"), **more: Any
 ) -> list[Row]:
     """A tensor for each matrix of each expert: `names` are those of gate, up and down."""

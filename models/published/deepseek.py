@@ -24,13 +24,13 @@ HARMLESS = (
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
-    third = keys.need("model_type") == "deepseek_v3"
+    third = keys.require("model_type") == "deepseek_v3"
     heads = keys.take("num_attention_heads")
-    keys.hold("num_key_value_heads", heads, None)
-    keys.hold("moe_layer_freq", 1, None)
-    keys.hold("mlp_bias", False, None)
-    keys.hold("ep_size", 1, None)
-    found = decoders.fields_of(keys, 4096 if third else 2048)
+    keys.require_value("num_key_value_heads", heads, None)
+    keys.require_value("moe_layer_freq", 1, None)
+    keys.require_value("mlp_bias", False, None)
+    keys.require_value("ep_size", 1, None)
+    found = decoders.decoder_fields(keys, 4096 if third else 2048)
     older, newer = (keys.take(name, default={}, kind=dict) for name in ("rope_scaling", "rope_parameters"))
     dense = keys.take("first_k_dense_replace", default=3 if third else 0)
     if type(dense) is not int or dense < 0:
@@ -38,23 +38,23 @@ def fields(keys: Keys) -> dict[str, Any]:
     found |= {
         "activation": keys.activation("hidden_act", default="silu"),
         "attention_bias": keys.take("attention_bias", default=False),
-        "q_rank": keys.given("q_lora_rank", 1536),
+        "q_rank": keys.get("q_lora_rank", 1536),
         "kv_rank": keys.take("kv_lora_rank", default=512),
         "nope_dim": keys.take("qk_nope_head_dim", default=128),
         "rope_dim": keys.take("qk_rope_head_dim", default=64),
         "value_dim": keys.take("v_head_dim", default=128),
-        "mscale": keys.inner(older or newer).number("mscale_all_dim", default=0),
+        "mscale": keys.nested(older or newer).number("mscale_all_dim", default=0),
         "experts": keys.take("n_routed_experts", "num_experts", "num_local_experts", default=256 if third else 64),
         "shared": keys.take("n_shared_experts", default=1 if third else 2),
         "expert_hidden": keys.take("moe_intermediate_size", default=2048 if third else 1407),
         "dense": tuple(range(min(dense, found["depth"]))),
         "scaling": float(keys.number("routed_scaling_factor", default=2.5 if third else 1.0)),
-        **decoders.rope_of(keys, found["context"]),
+        **decoders.read_rope(keys, found["context"]),
     }
     groups, kept = keys.take("n_group", default=8 if third else 1), keys.take("topk_group", default=4 if third else 1)
     if third:
-        keys.hold("topk_method", "noaux_tc", None)
-        keys.hold("scoring_func", "sigmoid", None)
+        keys.require_value("topk_method", "noaux_tc", None)
+        keys.require_value("scoring_func", "sigmoid", None)
         return found | {
             "active": keys.take("num_experts_per_tok", default=8),
             "neighbours": keys.take("rope_interleave", default=True),
@@ -63,12 +63,12 @@ def fields(keys: Keys) -> dict[str, Any]:
             "groups": groups,
             "kept_groups": kept,
         }
-    keys.hold("scoring_func", "softmax", None)
-    keys.hold("norm_topk_prob", False, None)  # the released code renormalises by it, transformers does not
+    keys.require_value("scoring_func", "softmax", None)
+    keys.require_value("norm_topk_prob", False, None)  # the released code renormalises by it, transformers does not
     method = keys.take("topk_method", default="greedy")
     if method not in ("greedy", "group_limited_greedy"):
         raise UsageError(f"config.json has topk_method = {method!r}; greedy and group_limited_greedy are known here")
-    found["active"] = keys.need("num_experts_per_tok")
+    found["active"] = keys.require("num_experts_per_tok")
     return found if method == "greedy" else found | {"groups": groups, "kept_groups": kept}
 
 
@@ -85,7 +85,7 @@ def config(c: Config) -> dict[str, Any]:
         raise UsageError("a published network of this kind has shared experts; shared = 0")
     if c.mscale and c.rope not in ("none", "yarn"):
         raise UsageError(f"a published network with mscale = {c.mscale} has rope yarn, not {c.rope!r}")
-    rope = decoders.their_rope(c)
+    rope = decoders.rope_keys(c)
     for stretch in (rope["rope_parameters"], rope["rope_scaling"] or {}):
         stretch |= {"mscale_all_dim": c.mscale} if c.mscale and c.rope != "none" else {}
     more: dict[str, Any] = {"topk_method": "greedy" if c.groups == 1 else "group_limited_greedy"}
@@ -94,7 +94,7 @@ def config(c: Config) -> dict[str, Any]:
     return {
         "model_type": "deepseek_v3" if third else "deepseek_v2",
         "architectures": ["DeepseekV3ForCausalLM" if third else "DeepseekV2ForCausalLM"],
-        **decoders.their_common(c),
+        **decoders.decoder_keys(c),
         **rope,
         **more,
         "num_key_value_heads": c.heads,
@@ -115,7 +115,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies, modules that foretell tokens further than ours, and their copies of tables."""
     ends = {i: f"layers.{i}.eh_proj.weight" for i in range(c.depth + c.mtp, c.depth + MODULES)}
     modules = [i for i, end in ends.items() if any(name.endswith(end) for name in names)]  # what lacks it is a layer
@@ -131,13 +131,13 @@ def copies(c: Config) -> dict[str, str]:
 
 def rows(c: Config) -> list[Row]:
     """The layout."""
-    found = decoders.ends(c)
-    for stack, layers in decoders.stacks_of(c).items():
+    found = decoders.embed_and_head_rows(c)
+    for stack, layers in decoders.layers_by_stack(c).items():
         found += _block(c, f"blocks/{stack}", stack, layers)
     if c.mtp:
         more = dict[str, Any](layers=tuple(range(c.depth, c.depth + c.mtp)))
         norms = {"state_norm": "hnorm", "token_norm": "enorm", "norm": "shared_head.norm"}
-        found += [*_block(c, "mtp/block", "moe", more["layers"]), *decoders.scales(c, "mtp", norms, **more)]
+        found += [*_block(c, "mtp/block", "moe", more["layers"]), *decoders.norm_rows(c, "mtp", norms, **more)]
         for i, name in enumerate(("token", "state")):
             both, halves, part = (c.width, 2 * c.width), (c.width, 2, c.width), (slice(None), i)
             there = f"{decoders.LAYER}eh_proj.weight"
@@ -149,7 +149,7 @@ def _block(c: Config, at: str, stack: str, layers: tuple[int, ...]) -> list[Row]
     more = dict[str, Any](layers=layers)
     D, N, H, W, R, layer = c.width, c.heads, c.head_width, c.value_dim, c.kv_rank, decoders.LAYER
     there, low, h = f"{layer}self_attn.", R + c.rope_dim, c.nope_dim
-    found = decoders.scales(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, **more)
+    found = decoders.norm_rows(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, **more)
     if c.q_rank:
         found += affine(f"{at}/q_down", f"{there}q_a_proj", (D,), (c.q_rank,), c.attention_bias, **more)
         found.append(same(f"{at}/q_norm/scale", f"{there}q_a_layernorm.weight", c.q_rank, **more))
@@ -168,11 +168,11 @@ def _block(c: Config, at: str, stack: str, layers: tuple[int, ...]) -> list[Row]
         found.append(Row(f"{at}/{name}/kernel", f"{there}kv_b_proj.weight", each, (2, 0, 1), whole, part=cut, **more))
     found += affine(f"{at}/out", f"{there}o_proj", (N, W), (D,), c.attention_bias, **more)
     if stack == "dense":
-        return found + decoders.mlp(D, c.feed_forward, at, **more)
+        return found + decoders.mlp_rows(D, c.feed_forward, at, **more)
     found.append(linear(f"{at}/router/kernel", f"{layer}mlp.gate.weight", (D,), (c.experts,), **more))
     if c.router == "sigmoid":
         found.append(same(f"stats/{at}/bias", f"{layer}mlp.gate.e_score_correction_bias", c.experts, **more))
-    found += decoders.experts(c, at, f"{layer}mlp", **more)
+    found += decoders.expert_rows(c, at, f"{layer}mlp", **more)
     if c.shared:
-        found += decoders.mlp(D, c.shared * c.expert_width, f"{at}/shared", "mlp.shared_experts", **more)
+        found += decoders.mlp_rows(D, c.shared * c.expert_width, f"{at}/shared", "mlp.shared_experts", **more)
     return found

@@ -15,43 +15,43 @@ from errors import UsageError
 from models.published import beside, darknet, weights
 from models.published.layout import Row
 from models.published.layouts import dialects
-from models.published.quantised import Plain
-from models.published.tensors import Tensors
+from models.published.quantised import DequantisingReader
+from models.published.tensors import TensorReader
 from models.spec import flatten, unflatten
 
 STATS = "stats/"
 
 
 @dataclass(frozen=True)
-class Found:
+class PretrainedTensors:
     """What files hold for a model: the tensors of each leaf, and those that are for none."""
 
     model: models.Model
-    tensors: Tensors
+    tensors: TensorReader
     rows: dict[str, Row]  # by the leaf's path
     names: dict[str, list[str]]  # of the leaf's tensors, in the files, in the order of its stack
-    left: tuple[str, ...]  # names that no leaf has a place for
-    passed: tuple[str, ...] = ()  # names that are known, and not of this network's parameters
-    twins: dict[str, str] = field(default_factory=dict)  # of names left over, those that are to be copies of others
+    unused: tuple[str, ...]  # names that no leaf has a place for
+    ignored: tuple[str, ...] = ()  # names that are known, and not of this network's parameters
+    tied_copies: dict[str, str] = field(default_factory=dict)  # name -> the tensor that it should be a copy of
 
     def read(self, path: str, sharding: jax.sharding.Sharding | None = None, dtype: Any = jnp.float32) -> jax.Array:
         """One leaf, placed tensor by tensor where it is to be; what is beyond the tensors, padding, is 0.
 
         Raises UsageError for a tensor that is missing or misshapen.
         """
-        if wrong := self.amiss(path):
+        if wrong := self.problems(path):
             raise UsageError(f"{self.tensors.path}: {wrong[0]}")
         row, shape = self.rows[path], self.shape(path)
-        stack = np.array(self.names[path], object).reshape(shape[: row.stacked])
+        stack = np.array(self.names[path], object).reshape(shape[: row.stacked_dims])
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
-            cut = np.asarray(stack[index[: row.stacked]], object)
+            cut = np.asarray(stack[index[: row.stacked_dims]], object)
             sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
-            made = _aligned(tuple(sizes), np.dtype(dtype))
-            inner = index[row.stacked :]
+            made = _aligned_zeros(tuple(sizes), np.dtype(dtype))
+            inner = index[row.stacked_dims :]
             for at in np.ndindex(cut.shape):
-                value = row.ours(self.tensors.read(str(cut[at])))[inner]
+                value = row.to_leaf(self.tensors.read(str(cut[at])))[inner]
                 made[(*at, *(slice(n) for n in value.shape))] = value
             return made
 
@@ -59,12 +59,12 @@ class Found:
             sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.make_array_from_callback(shape, sharding, part)
 
-    def amiss(self, path: str) -> list[str]:
+    def problems(self, path: str) -> list[str]:
         """What is wrong with the tensors of a leaf: those that are missing, and those that are misshapen."""
         row, have = self.rows[path], self.tensors.shapes
         wrong = [f"tensor {name!r} is missing" for name in self.names[path] if name not in have]
         shapes = {name: have[name] for name in self.names[path] if name in have}
-        return wrong + [f"tensor {k!r} is {v}, not {row.shape}" for k, v in shapes.items() if not row.takes(v)]
+        return wrong + [f"tensor {k!r} is {v}, not {row.shape}" for k, v in shapes.items() if not row.accepts(v)]
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Of a leaf."""
@@ -76,10 +76,10 @@ class Found:
         Tensors that are for no leaf, or for one that is not whole, have their own names.
         """
         have = self.tensors.shapes
-        found = {name: have[name] for name in self.left}
+        found = {name: have[name] for name in self.unused}
         for path, names in self.names.items():
             there = {name: have[name] for name in names if name in have}
-            wrong = [shape for shape in there.values() if not self.rows[path].takes(shape)]
+            wrong = [shape for shape in there.values() if not self.rows[path].accepts(shape)]
             if len(there) < len(names):
                 found |= there
             else:
@@ -87,17 +87,17 @@ class Found:
         return found
 
     @property
-    def held(self) -> int:
+    def matched(self) -> int:
         """How many tensors there are for leaves."""
         return sum(name in self.tensors.shapes for names in self.names.values() for name in names)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What there is in words: tensors for leaves, leaves without any, tensors for none."""
-        have = self.held
+        have = self.matched
         fresh = sum(map(len, self.names.values())) - have
-        over = len(self.passed) + len(self.left)
-        named = f" ({', '.join([*self.left, *self.passed][:4])}{', …' if over > 4 else ''})" if over else ""
+        over = len(self.ignored) + len(self.unused)
+        named = f" ({', '.join([*self.unused, *self.ignored][:4])}{', …' if over > 4 else ''})" if over else ""
         return f"{have:,} tensors, {fresh:,} fresh, {over:,} left over{named}"
 
     def variables(self, shardings: Any = None, dtype: str = "float32") -> dict[str, Any]:
@@ -119,17 +119,17 @@ class Found:
         for path in leaves(self.model.specs):
             if path not in self.rows:
                 raise UsageError(f"the published layout of family {self.model.family!r} has no tensor for {path}")
-            wrong += self.amiss(path)
-        wrong += [f"tensor {name!r} is not part of this network{self.untied(name)}" for name in self.left]
+            wrong += self.problems(path)
+        wrong += [f"tensor {name!r} is not part of this network{self.tie_hint(name)}" for name in self.unused]
         if wrong:
             more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
             raise UsageError(f"{self.tensors.path}: {'; '.join(wrong[:4])}{more}")
 
-    def untied(self, name: str) -> str:
+    def tie_hint(self, name: str) -> str:
         """What a refusal adds for a tensor left over that is to be a copy of another, and differs; else nothing."""
-        if name not in self.twins or not getattr(self.model.config, "tied", False):
+        if name not in self.tied_copies or not getattr(self.model.config, "tied", False):
             return ""
-        twin = f"whose config.json ties it to {self.twins[name]!r}, from which it differs"
+        twin = f"whose config.json ties it to {self.tied_copies[name]!r}, from which it differs"
         return f", {twin}; to read it as it is: --config.model.tied=False"
 
 
@@ -139,42 +139,42 @@ def leaves(variables: Any) -> dict[str, Any]:
     return flatten(variables["params"]) | stats
 
 
-def find(model: models.Model, path: str | Path, *, prefix: str | None = None) -> Found:
+def find(model: models.Model, path: str | Path, *, prefix: str | None = None) -> PretrainedTensors:
     """Look in files for a model of a family with a layout; nothing is read yet.
 
     Names may lack the layout's PREFIX, or have a further one, as `lstm.`: `prefix`, or else what all known names begin
     with. Raises UsageError for files that cannot be looked into, and where several such networks lie in them.
     """
     layouts = dialects(model.family).values()
-    pair = darknet.pair(path)
+    pair = darknet.find_pair(path)
     path = pair[1] if pair else path
     ours = weights.is_weights(path)  # Darknet's, whose layouts have a reader of their own
-    fit = [one for one in layouts if hasattr(one, "tensors") == ours]
+    fit = [one for one in layouts if hasattr(one, "open_weights") == ours]
     if not fit:
         forms = "safetensors" if ours else f"NAME{weights.SUFFIX} or NAME.conv.N"
         raise UsageError(f"{path}: the numbers of family {model.family!r} are published as {forms}")
-    files = [one.tensors(path, model.config) if ours else Plain(path) for one in fit]
-    found = [_find(model, file, one, prefix) for file, one in zip(files, fit, strict=True)]
-    return max(found, key=lambda one: one.held)
+    files = [one.open_weights(path, model.config) if ours else DequantisingReader(path) for one in fit]
+    found = [_match(model, file, one, prefix) for file, one in zip(files, fit, strict=True)]
+    return max(found, key=lambda one: one.matched)
 
 
-def _find(model: models.Model, tensors: Tensors, layout: ModuleType, prefix: str | None) -> Found:
+def _match(model: models.Model, tensors: TensorReader, layout: ModuleType, prefix: str | None) -> PretrainedTensors:
     rows = {row.path: row for row in layout.rows(model.config)}
     base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
-    core = first.names((1,) * first.stacked)[0].removeprefix(base)
+    core = first.names((1,) * first.stacked_dims)[0].removeprefix(base)
     ends = {name.removesuffix(core) for name in tensors.shapes if name == core or name.endswith(f".{core}")}
-    patterns = layout.ignored(model.config, tensors.shapes) if hasattr(layout, "ignored") else ()
+    patterns = layout.ignored(model.config, tensors.shapes) if hasattr(layout, "ignored_tensors") else ()
 
-    def there(name: str, start: str) -> str:
+    def full_name(name: str, start: str) -> str:
         if name.startswith(base):
             return start + name.removeprefix(base)
         around = "" if base and start.startswith(base) else start  # model.language_model. has its head outside of all
         return (start.removesuffix(base) if f".{start}".endswith(f".{base}") else around) + name
 
-    def ignored(name: str, start: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, there(pattern, start)) for pattern in patterns)
+    def is_ignored(name: str, start: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, full_name(pattern, start)) for pattern in patterns)
 
-    ends = {end for end in ends if not any(ignored(end + core, other) for other in ends - {end})}
+    ends = {end for end in ends if not any(is_ignored(end + core, other) for other in ends - {end})}
     if prefix is None and len(ends) > 1:
         raise UsageError(f"{tensors.path} holds several networks: {', '.join(sorted(ends))}; `prefix` says which")
     start = prefix if prefix is not None else next(iter(ends), base)
@@ -182,28 +182,30 @@ def _find(model: models.Model, tensors: Tensors, layout: ModuleType, prefix: str
     shapes = leaves(model.specs)
     names = {}
     for leaf in (leaf for leaf in rows if leaf in shapes):
-        new, old = ([there(n, start) for n in rows[leaf].names(shapes[leaf].shape, older)] for older in (False, True))
+        new, old = (
+            [full_name(n, start) for n in rows[leaf].names(shapes[leaf].shape, older)] for older in (False, True)
+        )
         both = zip(new, old, strict=True)
         names[leaf] = [o if o in tensors.shapes and n not in tensors.shapes else n for n, o in both]
     known = {name for group in names.values() for name in group}
-    twins = {there(k, start): there(v, start) for k, v in getattr(layout, "TIED", {}).items()}
+    twins = {full_name(k, start): full_name(v, start) for k, v in getattr(layout, "TIED", {}).items()}
     left: list[str] = []
     passed: list[str] = []
     for name in tensors.shapes:
         if name in known or not name.startswith(prefix or ""):
             continue
         twin = name in twins and _equal(tensors, name, twins[name])
-        apart = start != base and beside.is_beside(name)
-        (passed if twin or apart or ignored(name, start) else left).append(name)
-    return Found(model, tensors, {p: rows[p] for p in names}, names, tuple(left), tuple(passed), twins)
+        apart = start != base and beside.is_multimodal(name)
+        (passed if twin or apart or is_ignored(name, start) else left).append(name)
+    return PretrainedTensors(model, tensors, {p: rows[p] for p in names}, names, tuple(left), tuple(passed), twins)
 
 
-def _equal(tensors: Tensors, one: str, two: str) -> bool:
+def _equal(tensors: TensorReader, one: str, two: str) -> bool:
     same = two in tensors.shapes and tensors.shapes[one] == tensors.shapes[two]
     return same and np.array_equal(tensors.read(one), tensors.read(two))
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Zeros where XLA's CPU backend takes an array over as it lies, and copies nothing: at a multiple of 64 bytes."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.zeros(size + 64, np.uint8)

@@ -6,7 +6,7 @@ from typing import Any
 from errors import UsageError
 from models.gemma import Config
 from models.published import decoders
-from models.published.layout import Keys, Row, their_activation
+from models.published.layout import Keys, Row, hf_activation
 
 TYPES = ("gemma2", "gemma3_text")
 PREFIX, TIED = decoders.PREFIX, decoders.TIED
@@ -19,40 +19,40 @@ NORMS = {
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
-    third = keys.need("model_type") == "gemma3_text"
-    keys.hold("use_bidirectional_attention", False, None)
+    third = keys.require("model_type") == "gemma3_text"
+    keys.require_value("use_bidirectional_attention", False, None)
     if third:
-        keys.suppose(vocab_size=262208, hidden_size=2304, intermediate_size=9216)
-        keys.suppose(num_hidden_layers=26, num_attention_heads=8)
-    found = decoders.fields_of(keys, 131072 if third else 8192)
+        keys.set_defaults(vocab_size=262208, hidden_size=2304, intermediate_size=9216)
+        keys.set_defaults(num_hidden_layers=26, num_attention_heads=8)
+    found = decoders.decoder_fields(keys, 131072 if third else 8192)
     depth = found["depth"]
-    kinds = decoders.layer_types(keys, depth, ("full", "sliding"))
-    keys.hold("sliding_window_size", keys.given("sliding_window", 4096), None)  # says it again
+    kinds = decoders.read_layer_types(keys, depth, ("full", "sliding"))
+    keys.require_value("sliding_window_size", keys.get("sliding_window", 4096), None)  # says it again
     pattern = keys.count("sliding_window_pattern", "_sliding_window_pattern", default=6) if third else 2
     if kinds:
         found["sliding"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
     found |= {
-        "window": decoders.window_of(keys, kinds, 4096),
+        "window": decoders.read_window(keys, kinds, 4096),
         "pattern": pattern,
-        "kv_heads": keys.given("num_key_value_heads", 4),
+        "kv_heads": keys.get("num_key_value_heads", 4),
         "head_dim": keys.take("head_dim", default=256),
         "activation": keys.activation("hidden_activation", default="gelu_pytorch_tanh"),
         "attention_bias": keys.take("attention_bias", default=False),
         "tied": keys.take("tie_word_embeddings", default=True),
         "query_scale": float(keys.number("query_pre_attn_scalar", default=256)),
-        "cap": keys.given("final_logit_softcapping", None if third else 30.0),
+        "cap": keys.get("final_logit_softcapping", None if third else 30.0),
         "qk_norm": third,
     }
-    attention_cap = keys.given("attn_logit_softcapping", None if third else 50.0)
+    attention_cap = keys.get("attn_logit_softcapping", None if third else 50.0)
     if not third:
-        return {**found, "attention_cap": attention_cap, **decoders.rope_of(keys, found["context"])}
+        return {**found, "attention_cap": attention_cap, **decoders.read_rope(keys, found["context"])}
     return {**found, **_rope(keys, found["context"])}  # transformers does not cap Gemma 3's scores, whatever is said
 
 
 def _rope(keys: Keys, context: int) -> dict[str, Any]:
     """Rotary positions where all is seen and where a window slides; newer files have both under `rope_parameters`."""
     both = keys.take("rope_parameters", default={}, kind=dict)
-    inner = keys.inner(both)
+    inner = keys.nested(both)
     said = (inner.take(f"{kind}_attention", default={}, kind=dict) for kind in ("full", "sliding"))
     full, local = ({"rope_type": "default", **values} for values in said)
     full |= keys.take("rope_scaling", default={}, kind=dict)
@@ -61,11 +61,11 @@ def _rope(keys: Keys, context: int) -> dict[str, Any]:
     keys.take("rope_theta", "rope_local_base_freq")
     if strange := set(both) - {"full_attention", "sliding_attention"}:
         raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}, which no layer here is")
-    inner = keys.inner({"rope_parameters": local})
-    near = decoders.rope_of(inner, context)
+    inner = keys.nested({"rope_parameters": local})
+    near = decoders.read_rope(inner, context)
     if near["rope"] != "none":
         raise UsageError(f"config.json stretches the rotary positions of sliding layers, {local}; not known here")
-    return {**decoders.rope_of(keys.inner({"rope_parameters": full}), context), "local_base": near["rope_base"]}
+    return {**decoders.read_rope(keys.nested({"rope_parameters": full}), context), "local_base": near["rope_base"]}
 
 
 def config(c: Config) -> dict[str, Any]:
@@ -82,13 +82,13 @@ def config(c: Config) -> dict[str, Any]:
             f"a published network with norms on q and k does not stretch where a window slides: "
             f"give a local_base beside rope = {c.rope!r}"
         )
-    common = {k: v for k, v in decoders.their_fields(c).items() if k != "hidden_act"}
-    rope = decoders.their_rope(c)
+    common = {k: v for k, v in decoders.gqa_keys(c).items() if k != "hidden_act"}
+    rope = decoders.rope_keys(c)
     if third:
         local = {"rope_type": "default", "rope_theta": c.local_base or c.rope_base}
         rope["rope_parameters"] = {"full_attention": rope["rope_parameters"], "sliding_attention": local}
         rope["rope_local_base_freq"] = local["rope_theta"]
-    activation, query = their_activation(c.activation), c.query_scale or c.head_width
+    activation, query = hf_activation(c.activation), c.query_scale or c.head_width
     return {
         "model_type": "gemma3_text" if third else "gemma2",
         "architectures": ["Gemma3ForCausalLM" if third else "Gemma2ForCausalLM"],
@@ -98,7 +98,7 @@ def config(c: Config) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
         "attention_bias": c.attention_bias,
         "sliding_window": c.window or 4096,  # transformers wants one, be there layers that slide or none
-        "layer_types": [decoders.KINDS[layer.kind] for layer in c.layers],
+        "layer_types": [decoders.LAYER_TYPES[layer.kind] for layer in c.layers],
         **({"sliding_window_pattern": c.pattern} if third else {}),
         "query_pre_attn_scalar": int(query) if query == int(query) else query,
         "final_logit_softcapping": c.cap,
@@ -107,7 +107,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 
@@ -115,8 +115,8 @@ def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 def rows(c: Config) -> list[Row]:
     """The layout."""
     return [
-        *decoders.ends(c),
-        *decoders.scales(c, "blocks", NORMS),
-        *decoders.attention(c, "blocks", c.attention_bias, c.qk_norm),
-        *decoders.mlp(c.width, c.feed_forward, "blocks"),
+        *decoders.embed_and_head_rows(c),
+        *decoders.norm_rows(c, "blocks", NORMS),
+        *decoders.attention_rows(c, "blocks", c.attention_bias, c.qk_norm),
+        *decoders.mlp_rows(c.width, c.feed_forward, "blocks"),
     ]

@@ -6,7 +6,7 @@ from typing import Any
 from errors import UsageError
 from models.gemma4 import Config
 from models.published import decoders
-from models.published.layout import Keys, Row, linear, same, their_activation
+from models.published.layout import Keys, Row, hf_activation, linear, same
 
 TYPES = ("gemma4_text", "gemma4_unified_text")
 PREFIX, TIED = decoders.PREFIX, decoders.TIED
@@ -29,17 +29,17 @@ ROUTED_NORMS = {
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
-    unified = keys.need("model_type") == "gemma4_unified_text"
-    keys.suppose(vocab_size=262144, num_attention_heads=8, hidden_size=2304, intermediate_size=9216)
-    keys.suppose(hidden_size_per_layer_input=0 if unified else 256)
-    keys.hold("hidden_size_per_layer_input", 0, None)
-    keys.hold("num_kv_shared_layers", 0, None)
-    keys.hold("use_bidirectional_attention", None, False, "vision")  # which is of images
-    found = decoders.fields_of(keys, 262144 if unified else 131072)
+    unified = keys.require("model_type") == "gemma4_unified_text"
+    keys.set_defaults(vocab_size=262144, num_attention_heads=8, hidden_size=2304, intermediate_size=9216)
+    keys.set_defaults(hidden_size_per_layer_input=0 if unified else 256)
+    keys.require_value("hidden_size_per_layer_input", 0, None)
+    keys.require_value("num_kv_shared_layers", 0, None)
+    keys.require_value("use_bidirectional_attention", None, False, "vision")  # which is of images
+    found = decoders.decoder_fields(keys, 262144 if unified else 131072)
     depth = found["depth"]
-    kinds = decoders.layer_types(keys, depth, ("full", "sliding")) or []
+    kinds = decoders.read_layer_types(keys, depth, ("full", "sliding")) or []
     slides = [i for i in range(depth - 1) if (kinds[i] == "sliding" if kinds else (i + 1) % 6)]
-    window = keys.given("sliding_window", 1024 if unified else 512)
+    window = keys.get("sliding_window", 1024 if unified else 512)
     same_kv = keys.take("attention_k_eq_v", default=False, kind=bool)
     return {
         **found,
@@ -48,13 +48,13 @@ def fields(keys: Keys) -> dict[str, Any]:
         **_experts(keys),
         "window": window if slides else None,
         "sliding": tuple(slides),
-        "kv_heads": keys.given("num_key_value_heads", 4),
+        "kv_heads": keys.get("num_key_value_heads", 4),
         "head_dim": keys.take("head_dim", default=256),
         "keys_as_values": same_kv,
         "activation": keys.activation("hidden_activation", default="gelu_pytorch_tanh"),
         "attention_bias": keys.take("attention_bias", default=False),
         "tied": keys.take("tie_word_embeddings", default=True),
-        "cap": keys.given("final_logit_softcapping", None),
+        "cap": keys.get("final_logit_softcapping", None),
     }
 
 
@@ -79,31 +79,31 @@ def _rope(keys: Keys, context: int) -> dict[str, Any]:
     both = keys.take("rope_parameters", default={}, kind=dict)
     proportional = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
     usual = {"full": proportional, "sliding": {"rope_type": "default", "rope_theta": 1e4}}
-    each = keys.inner(both)
-    said = (each.take(decoders.KINDS[kind], default=usual[kind], kind=dict) for kind in ("full", "sliding"))
+    each = keys.nested(both)
+    said = (each.take(decoders.LAYER_TYPES[kind], default=usual[kind], kind=dict) for kind in ("full", "sliding"))
     full, local = ({"rope_type": "default", **values} for values in said)
-    if strange := {k for k, v in both.items() if v is not None and k not in decoders.KINDS.values()}:
+    if strange := {k for k, v in both.items() if v is not None and k not in decoders.LAYER_TYPES.values()}:
         raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}, which no layer here is")
-    near = decoders.rope_of(keys.inner({"rope_parameters": local}), context)
+    near = decoders.read_rope(keys.nested({"rope_parameters": local}), context)
     if near["rope"] != "none":
         raise UsageError(f"config.json stretches the rotary positions of sliding layers, {local}; not known here")
     turning = 1.0
     if full["rope_type"] == "proportional":
-        inner = keys.inner(full)
+        inner = keys.nested(full)
         turning = inner.number("partial_rotary_factor", default=1)
         factor, base = inner.number("factor", default=1), inner.number("rope_theta")
         inner.take("rope_type")
-        inner.done()
+        inner.refuse_unread()
         full = {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"}
         full["rope_theta"] = base
-    far = decoders.rope_of(keys.inner({"rope_parameters": full}), context)
+    far = decoders.read_rope(keys.nested({"rope_parameters": full}), context)
     return {**far, "turning": turning, "local_base": near["rope_base"]}
 
 
 def _experts(keys: Keys) -> dict[str, Any]:
     routed = keys.take("enable_moe_block", default=False, kind=bool)
     names = {"experts": "num_experts", "active": "top_k_experts", "expert_hidden": "moe_intermediate_size"}
-    found = {ours: keys.need(theirs) if routed else keys.take(theirs) for ours, theirs in names.items()}
+    found = {ours: keys.require(theirs) if routed else keys.take(theirs) for ours, theirs in names.items()}
     return {"routed": True, **found} if routed else {}
 
 
@@ -116,13 +116,13 @@ def config(c: Config) -> dict[str, Any]:
         raise UsageError(f"a published network of this kind has rope none or linear, not {c.rope!r}")
     factor = {} if c.rope == "none" else {"factor": c.rope_factor}
     full = {"rope_type": "proportional", "partial_rotary_factor": c.turning, "rope_theta": c.rope_base, **factor}
-    activation, wide = their_activation(c.activation), c.for_kind("full")
+    activation, wide = hf_activation(c.activation), c.for_kind("full")
     over = {"head_dim": c.full_head_dim, "num_key_value_heads": c.full_kv_heads}
     over = {name: n for name, n in over.items() if n is not None}
     return {
         "model_type": "gemma4_text",
         "architectures": ["Gemma4ForCausalLM"],
-        **{k: v for k, v in decoders.their_fields(c).items() if k != "hidden_act"},
+        **{k: v for k, v in decoders.gqa_keys(c).items() if k != "hidden_act"},
         "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
         "attention_bias": c.attention_bias,
         "attention_k_eq_v": c.keys_as_values,
@@ -130,10 +130,10 @@ def config(c: Config) -> dict[str, Any]:
         "num_global_key_value_heads": c.full_kv_heads,
         "per_layer_config": {str(i): over for i, kind in enumerate(kinds) if kind == "full"},
         "sliding_window": c.window or 512,  # transformers wants one, be there layers that slide or none
-        "layer_types": [decoders.KINDS[kind] for kind in kinds],
+        "layer_types": [decoders.LAYER_TYPES[kind] for kind in kinds],
         "rope_parameters": {
-            decoders.KINDS["full"]: full,
-            decoders.KINDS["sliding"]: {"rope_type": "default", "rope_theta": c.local_base},
+            decoders.LAYER_TYPES["full"]: full,
+            decoders.LAYER_TYPES["sliding"]: {"rope_type": "default", "rope_theta": c.local_base},
         },
         "final_logit_softcapping": c.cap,
         "enable_moe_block": c.routed,
@@ -147,7 +147,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 
@@ -155,18 +155,18 @@ def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 def rows(c: Config) -> list[Row]:
     """The layout."""
     D, E, F, layer = c.width, c.experts, c.expert_width, decoders.LAYER
-    found = decoders.ends(c)
-    for stack, layers in decoders.stacks_of(c).items():
+    found = decoders.embed_and_head_rows(c)
+    for stack, layers in decoders.layers_by_stack(c).items():
         at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
-        found += decoders.scales(c, at, NORMS, **more)
-        heads = decoders.attention(c.for_kind(stack), at, c.attention_bias, norms=True, **more)
+        found += decoders.norm_rows(c, at, NORMS, **more)
+        heads = decoders.attention_rows(c.for_kind(stack), at, c.attention_bias, norms=True, **more)
         alone = c.keys_as_values and stack == "full"
         found += [row for row in heads if not (alone and row.path.startswith(f"{at}/v/"))]
-        found += decoders.mlp(D, c.feed_forward, at, **more)
+        found += decoders.mlp_rows(D, c.feed_forward, at, **more)
         found.append(Row(f"stats/{at}/factor", f"{layer}layer_scalar", (1,), (), (1,), part=(0,), **more))
         if not c.routed:
             continue
-        found += decoders.scales(c, at, ROUTED_NORMS, **more)
+        found += decoders.norm_rows(c, at, ROUTED_NORMS, **more)
         found.append(linear(f"{at}/router/kernel", f"{layer}router.proj.weight", (D,), (E,), **more))
         found.append(same(f"{at}/router/scale", f"{layer}router.scale", D, **more))
         found.append(same(f"{at}/router/gain", f"{layer}router.per_expert_scale", E, **more))

@@ -5,7 +5,7 @@ from typing import Any
 
 from errors import UsageError
 from models.gpt import Config
-from models.published.layout import Keys, Row, same, their_activation
+from models.published.layout import Keys, Row, hf_activation, same
 
 TYPES = ("gpt2",)
 PREFIX = "transformer."
@@ -14,8 +14,8 @@ TIED = {"lm_head.weight": "transformer.wte.weight"}  # a copy, where the head is
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is transformers' GPT2Config."""
-    keys.hold("scale_attn_weights", True)
-    keys.hold("reorder_and_upcast_attn", False, True)  # a matter of rounding
+    keys.require_value("scale_attn_weights", True)
+    keys.require_value("reorder_and_upcast_attn", False, True)  # a matter of rounding
     return {
         "vocab": keys.take("vocab_size", default=50257),
         "context": keys.take("n_positions", "max_position_embeddings", default=1024),
@@ -56,7 +56,7 @@ def config(c: Config) -> dict[str, Any]:
         "n_layer": c.depth,
         "n_head": c.heads,
         "n_inner": c.hidden,
-        "activation_function": their_activation(c.activation),
+        "activation_function": hf_activation(c.activation),
         "embd_pdrop": site("embed"),
         "attn_pdrop": site("attention"),
         "resid_pdrop": site("residual"),
@@ -68,7 +68,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of the causal mask."""
     return f"{PREFIX}h.*.attn.bias", f"{PREFIX}h.*.attn.masked_bias"
 

@@ -21,36 +21,36 @@ YARN = {  # what it means to transformers that no key tells of rotary frequencie
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
-    found = decoders.fields_of(keys, 131072)
+    found = decoders.decoder_fields(keys, 131072)
     depth = found["depth"]
-    kinds = decoders.layer_types(keys, depth, ("full", "sliding"))
+    kinds = decoders.read_layer_types(keys, depth, ("full", "sliding"))
     if kinds and "sliding" in kinds:
         found["sliding"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
     if keys.take("output_router_logits", default=False, kind=bool):  # else the loss has no such part
         found["balance"] = keys.take("router_aux_loss_coef", default=0.001)
     keys.take("router_aux_loss_coef")
     return found | {
-        "window": decoders.window_of(keys, kinds, 128),
+        "window": decoders.read_window(keys, kinds, 128),
         "eps": keys.take("rms_norm_eps", default=1e-5),
-        "kv_heads": keys.given("num_key_value_heads", 8),
+        "kv_heads": keys.get("num_key_value_heads", 8),
         "head_dim": keys.take("head_dim", default=64),
         "attention_bias": keys.take("attention_bias", default=True),
         "experts": keys.take("num_local_experts", "num_experts", default=128),
         "active": keys.take("num_experts_per_tok", default=4),
         "slope": keys.take("swiglu_alpha", default=1.702),
         "limit": keys.take("swiglu_limit", default=7.0),
-        **decoders.rope_of(keys, found["context"], base=150000.0, absent=YARN),
+        **decoders.read_rope(keys, found["context"], base=150000.0, absent=YARN),
     }
 
 
 def config(c: Config) -> dict[str, Any]:
     """A config.json of a Config."""
-    kinds = [decoders.KINDS[layer.kind] for layer in c.layers]
+    kinds = [decoders.LAYER_TYPES[layer.kind] for layer in c.layers]
     return {
         "model_type": "gpt_oss",
         "architectures": ["GptOssForCausalLM"],
-        **decoders.their_fields(c),
-        **decoders.their_rope(c),
+        **decoders.gqa_keys(c),
+        **decoders.rope_keys(c),
         "intermediate_size": c.expert_width,
         "attention_bias": c.attention_bias,
         "sliding_window": c.window or 128,  # transformers wants one, be there layers that slide or none
@@ -64,7 +64,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 
@@ -73,9 +73,9 @@ def rows(c: Config) -> list[Row]:
     """The layout."""
     E, D, F, layer = c.experts, c.width, c.expert_width, decoders.LAYER
     found = [
-        *decoders.ends(c),
-        *decoders.scales(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),
-        *decoders.attention(c, "blocks", c.attention_bias),
+        *decoders.embed_and_head_rows(c),
+        *decoders.norm_rows(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),
+        *decoders.attention_rows(c, "blocks", c.attention_bias),
         same("blocks/sink", f"{layer}self_attn.sinks", c.heads),
         *affine("blocks/router", f"{layer}mlp.router", (D,), (E,)),
         same("blocks/experts/down/kernel", f"{layer}mlp.experts.down_proj", E, F, D),

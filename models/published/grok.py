@@ -33,26 +33,26 @@ ALWAYS: dict[str, Any] = {  # in the release's code, whatever its settings
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in the release's dataclasses."""
-    inside = keys.inner(keys.take("model", default={}, kind=dict))
+    inside = keys.nested(keys.take("model", default={}, kind=dict))
     width = inside.count("emb_size")
-    keys.hold("model_size", 0, width, None)
+    keys.require_value("model_size", 0, width, None)
     found = {
-        "vocab": keys.need("vocab_size"),
-        "context": keys.need("sequence_len"),
+        "vocab": keys.require("vocab_size"),
+        "context": keys.require("sequence_len"),
         "width": width,
         "depth": inside.count("num_layers"),
-        "heads": inside.need("num_q_heads"),
-        "kv_heads": inside.need("num_kv_heads"),
-        "head_dim": inside.need("key_size"),
+        "heads": inside.require("num_q_heads"),
+        "kv_heads": inside.require("num_kv_heads"),
+        "head_dim": inside.require("key_size"),
         "widening": inside.number("widening_factor", default=4.0),
         "experts": inside.count("num_experts"),
         "active": inside.take("num_selected_experts", default=1),
-        "pad_token": keys.given("pad_token", None),
+        "pad_token": keys.get("pad_token", None),
         "embed_multiplier": keys.number("embedding_multiplier_scale", default=1.0),
         "attention_multiplier": inside.number("attn_output_multiplier", default=1.0),
         "output_multiplier": keys.number("output_multiplier_scale", default=1.0),
     }
-    inside.done(HARMLESS_INSIDE)
+    inside.refuse_unread(HARMLESS_INSIDE)
     return {**found, **ALWAYS}
 
 

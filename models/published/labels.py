@@ -15,17 +15,17 @@ def read(folder: str | Path) -> tuple[str, ...] | None:
     """
     file = Path(folder) / "config.json"
     if not file.is_file():
-        return darknet.names(folder)
+        return darknet.class_names(folder)
     settings = read_settings(file)
     names = settings.get("id2label", settings.get("label_names"))
     if isinstance(names, dict):
         names = [names.get(str(i)) for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         return None
-    return None if names == unnamed(len(names)) else tuple(names)
+    return None if names == placeholder_names(len(names)) else tuple(names)
 
 
-def problem(folder: str | Path) -> str | None:
+def problem_type(folder: str | Path) -> str | None:
     """What the folder's classifier predicts of a row: the `problem_type` of transformers; None for one class each.
 
     Without that key a single output is a number, not a class.
@@ -37,7 +37,7 @@ def problem(folder: str | Path) -> str | None:
     return None if given == "single_label_classification" else given or ("regression" if alone else None)
 
 
-def unnamed(count: int) -> list[str]:
+def placeholder_names(count: int) -> list[str]:
     """What the hub calls classes without names."""
     return [f"LABEL_{i}" for i in range(count)]
 

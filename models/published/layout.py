@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from errors import UsageError, quote, unknown
-from models.published.grid import Regrid
+from models.published.grid import ResizePositions
 
 
 @dataclass(frozen=True)
@@ -34,46 +34,46 @@ class Row:
     older: str | None = None
     layers: tuple[int, ...] | None = None
     part: tuple[Any, ...] = ()
-    regrid: Regrid | None = None
+    resize: ResizePositions | None = None
 
     def __post_init__(self) -> None:
         assert math.prod(self.split) == math.prod(self.shape)
-        assert sorted(self.order) == list(range(len(self.cut)))
+        assert sorted(self.order) == list(range(len(self.part_shape)))
 
     @property
-    def stacked(self) -> int:
+    def stacked_dims(self) -> int:
         """How many dims of the leaf are stacks of tensors."""
         return self.name.count("{}")
 
     @property
     def size(self) -> tuple[int, ...]:
         """The dims of the leaf, or of each layer of a stack, without padding."""
-        return tuple(self.cut[i] for i in self.order)
+        return tuple(self.part_shape[i] for i in self.order)
 
     @property
-    def cut(self) -> tuple[int, ...]:
+    def part_shape(self) -> tuple[int, ...]:
         """The shape of the leaf's part of the split foreign tensor."""
         return np.broadcast_to(0, self.split)[self.part].shape
 
     def names(self, leaf: tuple[int, ...], older: bool = False) -> list[str]:
         """The tensors of a leaf of a shape, in the order of their stack."""
         name = self.older or self.name if older else self.name
-        numbers: list[Iterable[int]] = [range(n) for n in leaf[: self.stacked]]
+        numbers: list[Iterable[int]] = [range(n) for n in leaf[: self.stacked_dims]]
         if numbers and self.layers is not None:
             assert len(self.layers) == leaf[0]
             numbers[0] = self.layers
         return [name.format(*index) for index in product(*numbers)]
 
-    def takes(self, shape: tuple[int, ...]) -> bool:
+    def accepts(self, shape: tuple[int, ...]) -> bool:
         """Whether the leaf can be made of a tensor of this shape."""
-        if self.regrid is None or shape == self.shape:
+        if self.resize is None or shape == self.shape:
             return shape == self.shape
-        return len(shape) == 3 and shape[2] == self.shape[2] and self.regrid.takes(shape)
+        return len(shape) == 3 and shape[2] == self.shape[2] and self.resize.accepts(shape)
 
-    def ours(self, tensor: np.ndarray) -> np.ndarray:
+    def to_leaf(self, tensor: np.ndarray) -> np.ndarray:
         """The leaf, or one layer of it, from the foreign tensor."""
-        if self.regrid is not None and tensor.shape != self.shape:
-            tensor = self.regrid(tensor)
+        if self.resize is not None and tensor.shape != self.shape:
+            tensor = self.resize(tensor)
         return np.asarray(tensor.reshape(self.split)[self.part]).transpose(self.order)
 
     def write(self, leaf: np.ndarray, tensor: np.ndarray) -> None:
@@ -81,7 +81,7 @@ class Row:
         whole = leaf[tuple(slice(n) for n in self.size)]
         tensor.reshape(self.split)[self.part] = whole.transpose(np.argsort(self.order))
 
-    def theirs(self, leaf: np.ndarray) -> np.ndarray:
+    def to_tensor(self, leaf: np.ndarray) -> np.ndarray:
         """The foreign tensor, of which the leaf has all, from the leaf or one layer of it."""
         tensor = np.empty(self.shape, leaf.dtype)
         self.write(leaf, tensor)
@@ -149,8 +149,8 @@ HARMLESS = frozenset(  # keys of a config.json that change no number of a forwar
     bos_token eos_token pad_token unk_token sep_token cls_token mask_token
     """.split()
 )
-MARKS = ("_", "transformers", "unsloth_", "onnx", "openvino")  # how further keys begin that change no number
-PLAIN: dict[str, tuple[Any, ...]] = {  # of a config.json: what must be so, if it is there
+HARMLESS_PREFIXES = ("_", "transformers", "unsloth_", "onnx", "openvino")  # of further such keys
+REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {  # of a config.json: what must be so, if it is there
     **dict(is_encoder_decoder=(False,), is_decoder=(False, True), add_cross_attention=(False,)),
     **dict(cross_attention_hidden_size=(None,), tie_encoder_decoder=(False,), pruned_heads=({}, None)),
     **dict(sparsify_config=(None,)),
@@ -168,31 +168,31 @@ class Keys:
     def __init__(
         self, values: dict[str, Any], tensors: Mapping[str, tuple[int, ...]] | None = None, ignore: Iterable[str] = ()
     ) -> None:
-        self.ignore, self.tensors, self.seen = set(ignore), tensors or {}, set(HARMLESS)
+        self.ignore, self.tensors, self.read_keys = set(ignore), tensors or {}, set(HARMLESS)
         self.values = {name: value for name, value in values.items() if name not in self.ignore}
-        for name, legal in PLAIN.items():
-            self.hold(name, *legal)
+        for name, legal in REQUIRED_VALUES.items():
+            self.require_value(name, *legal)
         quantised = self.take("quantization_config", default={}, kind=dict)
         if quantised and quantised.get("quant_method") not in QUANTISED:
             says = " and ".join(QUANTISED)
             raise UsageError(f"config.json has quantization_config = {quantised}; the methods {says} are known here")
 
-    def suppose(self, **absent: Any) -> None:
+    def set_defaults(self, **absent: Any) -> None:
         """What keys say that are not there."""
         self.values = {**absent, **self.values}
 
-    def inner(self, values: dict[str, Any]) -> "Keys":
+    def nested(self, values: dict[str, Any]) -> "Keys":
         """Settings inside of one of these."""
         return Keys(values, ignore=self.ignore)
 
-    def given(self, name: str, default: Any) -> Any:
+    def get(self, name: str, default: Any) -> Any:
         """The value of a key, null too, if it is there, else the default."""
-        self.seen.add(name)
+        self.read_keys.add(name)
         return self.values.get(name, default)
 
     def take(self, *names: str, default: Any = None, kind: type = object) -> Any:
         """The value of the first spelling that is there and no null, else the default. Raises UsageError by kind."""
-        self.seen.update(names)
+        self.read_keys.update(names)
         name = next((name for name in names if self.values.get(name) is not None), None)
         value = default if name is None else self.values[name]
         if name and not isinstance(value, kind):
@@ -200,30 +200,30 @@ class Keys:
             raise UsageError(f"config.json has {name} = {value!r}, which is not {says}")
         return value
 
-    def need(self, *names: str) -> Any:
+    def require(self, *names: str) -> Any:
         """The value of the first spelling that is there. Raises UsageError where none is."""
         value = self.take(*names)
         if value is None:
             raise UsageError(f"config.json has no {' or '.join(names)}")
         return value
 
-    def hold(self, name: str, *legal: Any) -> None:
+    def require_value(self, name: str, *legal: Any) -> None:
         """Raise UsageError where a key has a value that is not among those that are known here."""
-        self.seen.add(name)
+        self.read_keys.add(name)
         if name in self.values and self.values[name] not in legal:
             says = " or ".join(map(repr, legal))
             raise UsageError(f"config.json has {name} = {self.values[name]!r}; only {says} is known here")
 
     def number(self, *names: str, default: float | None = None) -> float:
         """The value of the first spelling that is there. Raises UsageError where it is no number, or there is none."""
-        value = self.need(*names) if default is None else self.take(*names, default=default)
+        value = self.require(*names) if default is None else self.take(*names, default=default)
         if type(value) not in (int, float) or not math.isfinite(value):
             raise UsageError(f"config.json has {names[0]} = {value!r}, which is no number")
         return float(value)
 
     def count(self, *names: str, default: int | None = None) -> int:
         """The value of the first spelling that is there. Raises UsageError where it is no count, or there is none."""
-        value = self.need(*names) if default is None else self.take(*names, default=default)
+        value = self.require(*names) if default is None else self.take(*names, default=default)
         if type(value) is not int or value < 1:
             raise UsageError(f"config.json has {names[0]} = {value!r}, which is no count")
         return value
@@ -246,10 +246,14 @@ class Keys:
             raise unknown("activation of config.json", name, ACTIVATIONS)
         return ACTIVATIONS[name]
 
-    def done(self, harmless: Iterable[str] = ()) -> None:
+    def refuse_unread(self, harmless: Iterable[str] = ()) -> None:
         """Raise UsageError for a key that nobody has looked at: it may change what the model computes."""
-        known = {*self.seen, *harmless}
-        strange = [k for k, v in self.values.items() if k not in known and not k.startswith(MARKS) and v is not None]
+        known = {*self.read_keys, *harmless}
+        strange = [
+            k
+            for k, v in self.values.items()
+            if k not in known and not k.startswith(HARMLESS_PREFIXES) and v is not None
+        ]
         if strange:
             listed = ", ".join(f"{k} = {self.values[k]!r}" for k in strange)
             raise UsageError(
@@ -258,7 +262,7 @@ class Keys:
             )
 
 
-def their_activation(name: str) -> str:
+def hf_activation(name: str) -> str:
     """The name there of an activation. Raises UsageError for one that is unknown there."""
     found = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == name), None)
     if found is None:

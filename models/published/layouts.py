@@ -6,13 +6,13 @@ directions. A layout of the Hugging Face hub has also
 - TYPES, the `model_type`s it reads, and HARMLESS, keys to pass over;
 - `fields(keys)`, a Config's fields from a config.json and the tensors' shapes, and `config(c)`, a config.json's from a
   Config;
-- perhaps `overridden(fields, c)`, which refuses a Config that those fields do not go with;
-- PREFIX, which files of the bare network leave out, `ignored(c, names)`, patterns of those tensors that are no
+- perhaps `check_overrides(fields, c)`, which refuses a Config that those fields do not go with;
+- PREFIX, which files of the bare network leave out, `ignored_tensors(c, names)`, patterns of those tensors that are no
   parameters, TIED, of tensors that may be copies of others, and perhaps `copies(c)`, of tensors to write under a second
   name too.
 
-One that is read without a config.json may have `fields_of(shapes)`, a Config's fields from the shapes alone, and
-UNTOLD, those that must be given beside them.
+A layout that is read without a config.json may have `fields_from_shapes(shapes)`, the Config's fields that the shapes
+give, and REQUIRED_FIELDS, the fields that must be given beside them.
 
 Where others name one family's tensors in several ways, its layout has DIALECTS: further layouts, by name. What is read
 is in that of which most names are there; what is written, in the first that serves, or in the one that is asked for.
@@ -65,10 +65,10 @@ TYPES = {
 def folder_layout(family: str, dialect: str | None = None) -> ModuleType:
     """The layout in which a folder of a family's is written. Raises UsageError where there is none."""
     own = dialects(family)["own"] if family in LAYOUTS else None
-    return own if own and dialect is None and hasattr(own, "save_folder") else layout_of(family, dialect, "config")
+    return own if own and dialect is None and hasattr(own, "save_folder") else get_layout(family, dialect, "config")
 
 
-def layout_of(family: str, dialect: str | None, has: str) -> ModuleType:
+def get_layout(family: str, dialect: str | None, has: str) -> ModuleType:
     """The layout of a dialect, of None the first, among those that export `has`."""
     known = {name: layout for name, layout in dialects(family).items() if hasattr(layout, has)}
     if not known:

@@ -16,23 +16,23 @@ CONTEXT = {"llama": 2048, "mistral": 131072, "qwen3": 32768}
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
-    kind = keys.need("model_type")
-    keys.hold("rope_interleaved", False, None)
+    kind = keys.require("model_type")
+    keys.require_value("rope_interleaved", False, None)
     for name in {"llama": (), "mistral": ("attention_bias", "mlp_bias"), "qwen3": ("mlp_bias",)}[kind]:
-        keys.hold(name, False, None)  # transformers has no such biases there
-    found = decoders.fields_of(keys, CONTEXT[kind])
+        keys.require_value(name, False, None)  # transformers has no such biases there
+    found = decoders.decoder_fields(keys, CONTEXT[kind])
     found |= {
-        "kv_heads": keys.given("num_key_value_heads", {"llama": None, "mistral": 8, "qwen3": 32}[kind]),
+        "kv_heads": keys.get("num_key_value_heads", {"llama": None, "mistral": 8, "qwen3": 32}[kind]),
         "head_dim": keys.take("head_dim", default=128 if kind == "qwen3" else None),
         "activation": keys.activation("hidden_act", default="silu"),
         "attention_bias": keys.take("attention_bias", default=False),
         "mlp_bias": keys.take("mlp_bias", default=False),
         "qk_norm": kind == "qwen3",
-        **decoders.rope_of(keys, found["context"]),
+        **decoders.read_rope(keys, found["context"]),
     }
     if kind == "mistral":
-        return {**found, "window": keys.given("sliding_window", 4096)}
-    return {**found, **decoders.sliding_of(keys, found["depth"])} if kind == "qwen3" else found
+        return {**found, "window": keys.get("sliding_window", 4096)}
+    return {**found, **decoders.read_sliding(keys, found["depth"])} if kind == "qwen3" else found
 
 
 def config(c: Config) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def config(c: Config) -> dict[str, Any]:
     found = {
         "model_type": kind,
         "architectures": [{"llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3"}[kind] + "ForCausalLM"],
-        **decoders.their_fields(c),
-        **decoders.their_rope(c),
+        **decoders.gqa_keys(c),
+        **decoders.rope_keys(c),
     }
     if kind != "mistral":
         found["attention_bias"] = c.attention_bias
@@ -59,10 +59,10 @@ def config(c: Config) -> dict[str, Any]:
         found["mlp_bias"] = c.mlp_bias
     if kind == "mistral":
         found["sliding_window"] = c.window
-    return {**found, **decoders.their_sliding(c)} if kind == "qwen3" else found
+    return {**found, **decoders.sliding_keys(c)} if kind == "qwen3" else found
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 
@@ -70,8 +70,8 @@ def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 def rows(c: Config) -> list[Row]:
     """The layout."""
     return [
-        *decoders.ends(c),
-        *decoders.scales(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),
-        *decoders.attention(c, "blocks", c.attention_bias, c.qk_norm),
-        *decoders.mlp(c.width, c.feed_forward, "blocks", bias=c.mlp_bias),
+        *decoders.embed_and_head_rows(c),
+        *decoders.norm_rows(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),
+        *decoders.attention_rows(c, "blocks", c.attention_bias, c.qk_norm),
+        *decoders.mlp_rows(c.width, c.feed_forward, "blocks", bias=c.mlp_bias),
     ]

@@ -21,26 +21,26 @@ HARMLESS = (  # transformers has no such loss there
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
-    keys.suppose(vocab_size=202048, hidden_size=5120, intermediate_size=8192)
-    keys.suppose(num_hidden_layers=48, num_attention_heads=40)
-    found = decoders.fields_of(keys, 131072)
+    keys.set_defaults(vocab_size=202048, hidden_size=5120, intermediate_size=8192)
+    keys.set_defaults(num_hidden_layers=48, num_attention_heads=40)
+    found = decoders.decoder_fields(keys, 131072)
     depth, hidden = found["depth"], found["hidden"]
-    keys.hold("router_jitter_noise", 0.0, 0, None)
+    keys.require_value("router_jitter_noise", 0.0, 0, None)
     interval, flags = keys.count("no_rope_layer_interval", default=4), keys.take("no_rope_layers", kind=list)
     rope = [bool(flag) for flag in flags] if flags else [bool((i + 1) % interval) for i in range(depth)]
     step, routed = keys.count("interleave_moe_layer_step", default=1), keys.take("moe_layers", kind=list)
     routed = range(step - 1, depth, step) if routed is None else routed
-    kinds = decoders.layer_types(keys, depth, ("full", "chunked"))
+    kinds = decoders.read_layer_types(keys, depth, ("full", "chunked"))
     if len(rope) != depth or any(flag not in (0, 1) for flag in flags or ()):
         raise UsageError(f"config.json: no_rope_layers = {flags} must have {depth} entries, each 0 or 1")
-    chunk = keys.given("attention_chunk_size", 8192)
+    chunk = keys.get("attention_chunk_size", 8192)
     if kinds and kinds != ["chunked" if on and chunk else "full" for on in rope]:
         raise UsageError(
             "config.json: layer_types and no_rope_layers disagree: chunked layers are those with positions"
         )
     return found | {
         "eps": keys.take("rms_norm_eps", default=1e-5),
-        "kv_heads": keys.given("num_key_value_heads", 8),
+        "kv_heads": keys.get("num_key_value_heads", 8),
         "head_dim": keys.take("head_dim", default=128),
         "hidden": keys.take("intermediate_size_mlp", default=16384),
         "expert_hidden": hidden,
@@ -54,7 +54,7 @@ def fields(keys: Keys) -> dict[str, Any]:
         "temperature_from": keys.count("floor_scale", default=8192),
         "experts": keys.take("num_local_experts", default=16),
         "active": keys.take("num_experts_per_tok", default=1),
-        **decoders.rope_of(keys, found["context"], base=5e5),
+        **decoders.read_rope(keys, found["context"], base=5e5),
     }
 
 
@@ -71,15 +71,15 @@ def config(c: Config) -> dict[str, Any]:
     return {
         "model_type": "llama4_text",
         "architectures": ["Llama4ForCausalLM"],
-        **decoders.their_fields(c),
-        **decoders.their_rope(c),
+        **decoders.gqa_keys(c),
+        **decoders.rope_keys(c),
         "intermediate_size": c.expert_width,
         "intermediate_size_mlp": c.feed_forward,
         "attention_bias": c.attention_bias,
         "use_qk_norm": c.qk_norm,
         "attention_chunk_size": c.chunk,
         "no_rope_layers": rope,
-        "layer_types": [decoders.KINDS["chunked" if on and c.chunk else "full"] for on in rope],
+        "layer_types": [decoders.LAYER_TYPES["chunked" if on and c.chunk else "full"] for on in rope],
         "moe_layers": [i for i, layer in enumerate(c.layers) if layer.stack == "moe"],
         "attn_temperature_tuning": c.temperature is not None,
         "attn_scale": 0.1 if c.temperature is None else c.temperature,
@@ -90,7 +90,7 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 
@@ -98,16 +98,16 @@ def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 def rows(c: Config) -> list[Row]:
     """The layout."""
     E, D, F, there = c.experts, c.width, c.expert_width, f"{decoders.LAYER}feed_forward"
-    found = decoders.ends(c)
-    for stack, layers in decoders.stacks_of(c).items():
+    found = decoders.embed_and_head_rows(c)
+    for stack, layers in decoders.layers_by_stack(c).items():
         at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
-        found += decoders.scales(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, **more)
-        found += decoders.attention(c, at, c.attention_bias, **more)
+        found += decoders.norm_rows(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, **more)
+        found += decoders.attention_rows(c, at, c.attention_bias, **more)
         if stack == "dense":
-            found += decoders.mlp(D, c.feed_forward, at, "feed_forward", **more)
+            found += decoders.mlp_rows(D, c.feed_forward, at, "feed_forward", **more)
             continue
         found.append(linear(f"{at}/router/kernel", f"{there}.router.weight", (D,), (E,), **more))
-        found += decoders.mlp(D, F, f"{at}/shared", "feed_forward.shared_expert", **more)
+        found += decoders.mlp_rows(D, F, f"{at}/shared", "feed_forward.shared_expert", **more)
         found.append(same(f"{at}/experts/down/kernel", f"{there}.experts.down_proj", E, F, D, **more))
         for i, name in enumerate(("gate", "up")):
             both, half = (E, D, 2 * F), (slice(None), slice(None), i)

@@ -19,8 +19,8 @@ NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
 
 def fields(keys: Keys) -> dict[str, Any]:
     """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
-    qwen = keys.need("model_type") == "qwen3_moe"
-    found = decoders.fields_of(keys, 32768 if qwen else 131072)
+    qwen = keys.require("model_type") == "qwen3_moe"
+    found = decoders.decoder_fields(keys, 32768 if qwen else 131072)
     depth, hidden = found["depth"], found["hidden"]
     found["eps"] = keys.take("rms_norm_eps", default=1e-6 if qwen else 1e-5)
     found |= {
@@ -28,27 +28,27 @@ def fields(keys: Keys) -> dict[str, Any]:
         "activation": keys.activation("hidden_act", default="silu"),
         "active": keys.take("num_experts_per_tok", default=8 if qwen else 2),
         "qk_norm": qwen,
-        **decoders.rope_of(keys, found["context"], base=1e4 if qwen else 1e6),
+        **decoders.read_rope(keys, found["context"], base=1e4 if qwen else 1e6),
     }
     weight = keys.take("router_aux_loss_coef", default=0.001)
     if keys.take("output_router_logits", default=False, kind=bool):  # else the loss has no such part
         found["balance"] = weight
     if not qwen:
-        keys.hold("router_jitter_noise", 0.0, 0, None)
-        heads, window = keys.given("num_key_value_heads", 8), keys.given("sliding_window", None)
+        keys.require_value("router_jitter_noise", 0.0, 0, None)
+        heads, window = keys.get("num_key_value_heads", 8), keys.get("sliding_window", None)
         experts = keys.take("num_local_experts", default=8)
         return found | {"kv_heads": heads, "window": window, "experts": experts, "expert_hidden": hidden}
     step, without = keys.count("decoder_sparse_step", default=1), keys.take("mlp_only_layers", default=[], kind=list)
     if any(type(i) is not int for i in without):
         raise UsageError(f"config.json has mlp_only_layers = {without}, which are no numbers of layers")
-    keys.hold("qkv_bias", False, None)  # this and the next two are of older files, and say nothing new
-    keys.hold("use_qk_norm", True, None)
-    keys.hold("shared_expert_intermediate_size", 0, None)
+    keys.require_value("qkv_bias", False, None)  # this and the next two are of older files, and say nothing new
+    keys.require_value("use_qk_norm", True, None)
+    keys.require_value("shared_expert_intermediate_size", 0, None)
     experts = keys.take("num_experts", "num_local_experts", default=128)
-    window = keys.given("sliding_window", 4096) if keys.take("use_sliding_window", default=False, kind=bool) else None
+    window = keys.get("sliding_window", 4096) if keys.take("use_sliding_window", default=False, kind=bool) else None
     keys.take("max_window_layers")  # transformers slides every layer of these
     return found | {
-        "kv_heads": keys.given("num_key_value_heads", 4),
+        "kv_heads": keys.get("num_key_value_heads", 4),
         "window": window,
         "experts": experts,
         "expert_hidden": keys.take("moe_intermediate_size", default=768),
@@ -67,8 +67,8 @@ def config(c: Config) -> dict[str, Any]:
         )
     window = c.window if kinds == {"sliding"} else None
     shared = {
-        **decoders.their_fields(c),
-        **decoders.their_rope(c),
+        **decoders.gqa_keys(c),
+        **decoders.rope_keys(c),
         "num_experts_per_tok": c.active,
         "num_local_experts": c.experts,
         "router_aux_loss_coef": c.balance,
@@ -102,23 +102,23 @@ def config(c: Config) -> dict[str, Any]:
     }
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Buffers of rotary frequencies."""
     return decoders.BUFFERS
 
 
 def rows(c: Config) -> list[Row]:
     """The layout."""
-    found = decoders.ends(c)
-    for stack, layers in decoders.stacks_of(c).items():
+    found = decoders.embed_and_head_rows(c)
+    for stack, layers in decoders.layers_by_stack(c).items():
         at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
-        found += decoders.scales(c, at, NORMS, **more)
-        found += decoders.attention(c, at, c.attention_bias, c.qk_norm, **more)
+        found += decoders.norm_rows(c, at, NORMS, **more)
+        found += decoders.attention_rows(c, at, c.attention_bias, c.qk_norm, **more)
         if stack == "dense":
-            found += decoders.mlp(c.width, c.feed_forward, at, **more)
+            found += decoders.mlp_rows(c.width, c.feed_forward, at, **more)
             continue
         there = decoders.LAYER + ("mlp" if c.qk_norm else "block_sparse_moe")
         names = ("gate_proj", "up_proj", "down_proj") if c.qk_norm else ("w1", "w3", "w2")
         found.append(linear(f"{at}/router/kernel", f"{there}.gate.weight", (c.width,), (c.experts,), **more))
-        found += decoders.experts(c, at, there, names, **more)
+        found += decoders.expert_rows(c, at, there, names, **more)
     return found

@@ -15,7 +15,7 @@ NAMES = {  # of dtypes in safetensors
 }
 
 
-class Slice(NamedTuple):
+class ArrayInfo(NamedTuple):
     """What is known of an array that is not read."""
 
     shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class Slice(NamedTuple):
         return self.dtype
 
 
-class Npz:
+class NpzFile:
     """An .npz file. Nothing is unpickled; bfloat16, of which numpy saves two bytes without a name, is known by them."""
 
     def __init__(self, file: Path) -> None:
@@ -42,7 +42,7 @@ class Npz:
         """The names of the arrays."""
         return list(self.slices)
 
-    def get_slice(self, name: str) -> Slice:
+    def get_slice(self, name: str) -> ArrayInfo:
         """An array's shape and dtype."""
         return self.slices[name]
 
@@ -52,7 +52,7 @@ class Npz:
             found = np.lib.format.read_array(member, allow_pickle=False)
         return found.view(ml_dtypes.bfloat16) if found.dtype == np.dtype("V2") else found
 
-    def _slice(self, name: str) -> Slice:
+    def _slice(self, name: str) -> ArrayInfo:
         with self.zip.open(name) as member:
             version: Any = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -60,4 +60,4 @@ class Npz:
             have, want = self.zip.getinfo(name).file_size - member.tell(), math.prod(shape) * dtype.itemsize
         if have < want and not dtype.hasobject:
             raise ValueError(f"array {name!r} has {have:,} bytes, and {shape} of {dtype} takes {want:,}")
-        return Slice(shape, NAMES.get(dtype.name, dtype.name))
+        return ArrayInfo(shape, NAMES.get(dtype.name, dtype.name))

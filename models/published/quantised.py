@@ -13,14 +13,14 @@ import numpy as np
 
 from documents import read_settings
 from errors import UsageError
-from models.published.tensors import Tensors
+from models.published.tensors import TensorReader
 
 FOUR_BITS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 BLOCK = (128, 128)  # of fp8, where config.json says nothing
 
 
 @dataclass(frozen=True)
-class Pair:
+class QuantisedTensor:
     """A quantised tensor: its form, the names of its numbers and of their scales, its shape as a plain one."""
 
     form: str  # mxfp4 | fp8 | int8
@@ -29,7 +29,7 @@ class Pair:
     shape: tuple[int, ...]
 
 
-class Plain(Tensors):
+class DequantisingReader(TensorReader):
     """The tensors of a folder or a file, those that are quantised made plain.
 
     - MXFP4: `X_blocks` uint8 [E O D/32 16], two numbers of 4 bits a byte, the lower first, and `X_scales` uint8
@@ -40,26 +40,28 @@ class Plain(Tensors):
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Look into files. Raises UsageError as Tensors, and for numbers without their scales or misshapen ones."""
+        """Read the headers. Raises UsageError as TensorReader does, and for scales that are missing or misshapen."""
         super().__init__(path)
-        self.block = _block(self.path)
-        self.pairs = {name: pair for name, pair in map(self._pair, list(self.shapes)) if pair}
-        for name, pair in self.pairs.items():
+        self.block = _block_size(self.path)
+        self.quantised = {name: pair for name, pair in map(self._quantised_tensor, list(self.shapes)) if pair}
+        for name, pair in self.quantised.items():
             for part in (pair.values, pair.scales):
                 self.shapes.pop(part)
             self.shapes[name] = pair.shape
 
     def read(self, name: str) -> np.ndarray:
         """One tensor; a quantised one as float32 [...]. Raises UsageError for a dtype that no parameter has."""
-        if name not in self.pairs:
+        if name not in self.quantised:
             return super().read(name)
-        pair = self.pairs[name]
+        pair = self.quantised[name]
         values, scales = self.raw(pair.values), self.raw(pair.scales)
         if pair.form == "mxfp4":
-            return _four_bits(values, scales)
-        return values.astype(np.float32) * _spread(scales.astype(np.float32), pair.shape, self._cell(pair, scales))
+            return _dequantise_mxfp4(values, scales)
+        return values.astype(np.float32) * _expand_scales(
+            scales.astype(np.float32), pair.shape, self._block_shape(pair, scales)
+        )
 
-    def _pair(self, name: str) -> tuple[str, Pair | None]:
+    def _quantised_tensor(self, name: str) -> tuple[str, QuantisedTensor | None]:
         """The plain name of quantised numbers, and what they consist of; None for other tensors."""
         shape, dtype = self.shapes[name], self.dtypes[name]
         if dtype == "U8" and name.endswith("_blocks"):
@@ -91,16 +93,16 @@ class Plain(Tensors):
         if not fits[form]():
             says = "no scales" if have is None else f"scales of shape {have}"
             raise UsageError(f"tensor {name!r} of {self.path} is {form} of shape {shape}, with {says} in {scales!r}")
-        return plain, Pair(form, name, scales, whole)
+        return plain, QuantisedTensor(form, name, scales, whole)
 
-    def _cell(self, pair: Pair, scales: np.ndarray) -> tuple[int, ...]:
+    def _block_shape(self, pair: QuantisedTensor, scales: np.ndarray) -> tuple[int, ...]:
         """How many numbers along each dim share a scale."""
         if pair.form == "fp8":
             return self.block
         return tuple(n // m for n, m in zip(pair.shape, scales.shape, strict=True))
 
 
-def _four_bits(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def _dequantise_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """MXFP4: blocks [E O J 16], scales [E O J] -> [E D O], D = 32 J."""
     pairs = np.stack([FOUR_BITS[blocks & 15], FOUR_BITS[blocks >> 4]], -1)
     if (scales == 255).any():
@@ -109,7 +111,7 @@ def _four_bits(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return numbers.reshape(*blocks.shape[:-2], -1).swapaxes(-1, -2)
 
 
-def _spread(scales: np.ndarray, shape: tuple[int, ...], cell: tuple[int, ...]) -> np.ndarray:
+def _expand_scales(scales: np.ndarray, shape: tuple[int, ...], cell: tuple[int, ...]) -> np.ndarray:
     """Each scale for all numbers of its cell; the last cells may be cut off."""
     for axis, count in enumerate(cell):
         if scales.shape[axis] != 1:
@@ -117,7 +119,7 @@ def _spread(scales: np.ndarray, shape: tuple[int, ...], cell: tuple[int, ...]) -
     return scales[tuple(slice(n) for n in shape)]
 
 
-def _block(path: Path) -> tuple[int, int]:
+def _block_size(path: Path) -> tuple[int, int]:
     """The size of fp8's blocks: config.json's, if there is one beside the files. Raises UsageError."""
     file = path / "config.json"
     if not file.is_file():

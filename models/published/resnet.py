@@ -5,8 +5,8 @@ from typing import Any
 
 from errors import UsageError, unknown
 from models.published import resnet_timm
-from models.published.layout import Keys, Row, affine, batch_norm, conv, their_activation
-from models.resnet import BLOCKS, Config, Unit, units, widths
+from models.published.layout import Keys, Row, affine, batch_norm, conv, hf_activation
+from models.resnet import BLOCKS, Config, ConvNorm, conv_norms, widths
 
 TYPES = ("resnet",)
 ARCHITECTURE = {"none": "ResNetModel", "classes": "ResNetForImageClassification"}
@@ -61,7 +61,7 @@ def config(c: Config) -> dict[str, Any]:
         "hidden_sizes": widths(c)[1:],
         "downsample_in_bottleneck": c.stride_first,
         "downsample_in_first_stage": c.halve_first,
-        "hidden_act": their_activation(c.activation),
+        "hidden_act": hf_activation(c.activation),
         "id2label": {str(i): f"LABEL_{i}" for i in range(c.classes)},
         "label2id": {f"LABEL_{i}": i for i in range(c.classes)},
     }
@@ -70,7 +70,7 @@ def config(c: Config) -> dict[str, Any]:
 def rows(c: Config) -> list[Row]:
     """The layout."""
     found = []
-    for unit in units(c):
+    for unit in conv_norms(c):
         name, more = _name(unit)
         found.append(conv(unit.path, f"{name}.convolution", unit.inputs, unit.outputs, unit.size, **more))
         found += batch_norm(unit.path, f"{name}.normalization", unit.outputs, **more)
@@ -78,7 +78,7 @@ def rows(c: Config) -> list[Row]:
     return found + head
 
 
-def _name(unit: Unit) -> tuple[str, dict[str, Any]]:
+def _name(unit: ConvNorm) -> tuple[str, dict[str, Any]]:
     """What comes before `.convolution`, and where its numbers begin."""
     if unit.path == "stem":
         return f"{PREFIX}embedder.embedder", {}
@@ -88,6 +88,6 @@ def _name(unit: Unit) -> tuple[str, dict[str, Any]]:
     return f"{PREFIX}encoder.stages.{stage}.layers.{'{}' if unit.blocks else 0}.{part}", more
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Counts of batches, which no moment here depends on; and a head that this network is not of."""
     return ("*.num_batches_tracked", *(("classifier.1.*",) if c.head == "none" else ()))

@@ -5,7 +5,7 @@ from typing import Any
 
 from models.published import timm
 from models.published.layout import Keys, Row, affine, batch_norm, conv
-from models.resnet import SIZES, Config, Unit, units, widths
+from models.resnet import SIZES, Config, ConvNorm, conv_norms, widths
 
 NAMED = {name: size for name, size in SIZES.items() if "stem" not in size}
 TYPES, HARMLESS = tuple(NAMED), timm.HARMLESS
@@ -24,7 +24,7 @@ def config(c: Config) -> dict[str, Any]:
 def rows(c: Config) -> list[Row]:
     """The layout; the stem comes last, since the end of its names is that of others too."""
     found = []
-    for unit in sorted(units(c), key=lambda unit: unit.path == "stem"):
+    for unit in sorted(conv_norms(c), key=lambda unit: unit.path == "stem"):
         kernel, norm, more = _names(unit)
         found.append(conv(unit.path, kernel, unit.inputs, unit.outputs, unit.size, **more))
         found += batch_norm(unit.path, norm, unit.outputs, **more)
@@ -32,7 +32,7 @@ def rows(c: Config) -> list[Row]:
     return found + head
 
 
-def _names(unit: Unit) -> tuple[str, str, dict[str, Any]]:
+def _names(unit: ConvNorm) -> tuple[str, str, dict[str, Any]]:
     """Of a convolution and of its norm, and where their numbers begin."""
     if unit.path == "stem":
         return "conv1", "bn1", {}
@@ -44,6 +44,6 @@ def _names(unit: Unit) -> tuple[str, str, dict[str, Any]]:
     return f"{at}.{name}", f"{at}.{name.replace('conv', 'bn')}", more
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Counts of batches, which no moment here depends on; and a head that this network is not of."""
     return ("*.num_batches_tracked", *(("fc.*",) if c.head == "none" else ()))

@@ -13,7 +13,7 @@ from models.recurrent import CELLS
 from models.rnn import Config, directions
 
 
-def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """Fields of a Config, from the shapes of a state dict. One gate is an Elman cell, taken to be tanh's."""
     try:
         (rows, inputs), (_, fed_back) = shapes["weight_ih_l0"], shapes["weight_hh_l0"]

@@ -16,13 +16,13 @@ from documents import parse_json, read_settings, refuse_pointer
 from errors import UsageError
 from models.published import npz
 
-SUFFIX, INDEX, WHOLE = ".safetensors", "model.safetensors.index.json", "model.safetensors"
+SUFFIX, INDEX, SINGLE_FILE = ".safetensors", "model.safetensors.index.json", "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}  # those of parameters -> bytes
 SHARD = 5 * 10**9  # bytes of a file, at most, where there are several
 
 
-class Tensors:
+class TensorReader:
     """The tensors of a folder or a file by name: their shapes, and each of them on demand."""
 
     def __init__(self, path: str | Path) -> None:
@@ -37,7 +37,7 @@ class Tensors:
         for file in files(self.path):
             refuse_pointer(file)
             try:
-                opened = npz.Npz(file) if file.suffix == npz.SUFFIX else safe_open(file, framework="numpy")
+                opened = npz.NpzFile(file) if file.suffix == npz.SUFFIX else safe_open(file, framework="numpy")
             except Exception as error:  # zipfile, zlib, numpy and safetensors raise many kinds
                 form = file.suffix.removeprefix(".")
                 raise UsageError(f"{file} cannot be read as {form}: {_first_line(error)}") from None
@@ -95,8 +95,8 @@ def files(path: Path) -> list[Path]:
             if not (path / name).is_file():
                 raise UsageError(f"{INDEX} of {path} names {name}, which is not there")
         return [path / name for name in named]
-    if (path / WHOLE).is_file():
-        return [path / WHOLE]
+    if (path / SINGLE_FILE).is_file():
+        return [path / SINGLE_FILE]
     found = sorted(path.glob(f"[!.]*{SUFFIX}")) or sorted(path.glob(f"[!.]*{npz.SUFFIX}"))
     if not found:
         pickled = sorted(file.name for kind in PICKLED for file in path.glob(kind))
@@ -116,7 +116,7 @@ def _index(path: Path) -> dict[str, str]:
     Empty where the folder has no index, or the whole in model.safetensors, which goes before it as in transformers.
     """
     file = path / INDEX
-    if not file.is_file() or (path / WHOLE).is_file():
+    if not file.is_file() or (path / SINGLE_FILE).is_file():
         return {}
     found = read_settings(file).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
@@ -142,7 +142,7 @@ def write(folder: Path, sizes: dict[str, int], read: Callable[[str], np.ndarray]
     shards = list(_shards(sizes, limit))
     where = {}
     for i, names in enumerate(shards):
-        file = WHOLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}{SUFFIX}"
+        file = SINGLE_FILE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}{SUFFIX}"
         part = folder / f"{file}.part"
         save_file({name: np.ascontiguousarray(read(name)) for name in names}, part, metadata={"format": "pt"})
         os.replace(part, folder / file)

@@ -15,10 +15,10 @@ def fields(keys: Keys, sizes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
     Raises UsageError for an architecture that is not among the sizes, and for arguments that may change it otherwise.
     """
-    name = str(keys.need("architecture"))
+    name = str(keys.require("architecture"))
     if name not in sizes:
         raise unknown("architecture of config.json", name, sizes)
-    keys.hold("global_pool", "avg")
+    keys.require_value("global_pool", "avg")
     arguments = keys.take("model_args", default={}, kind=dict)
     for key in arguments:
         if key not in ARGUMENTS:

@@ -13,10 +13,10 @@ from errors import UsageError
 from models.published.layout import Row, affine, same
 from models.transformer import Config
 
-UNTOLD = ("heads",)
+REQUIRED_FIELDS = ("heads",)
 
 
-def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """Fields of a Config, from the shapes of a state dict."""
     try:
         (hidden, width), (vocab, _) = shapes["encoder.layers.0.linear1.weight"], shapes["embed.weight"]
@@ -70,7 +70,7 @@ def rows(c: Config) -> list[Row]:
         found += affine(f"{ours}/down", f"{theirs}.linear2", (F,), (D,), c.bias)
         for i in range(1, len(attentions) + 2):
             found += norm(f"{ours}/norm{i}", f"{theirs}.norm{i}")
-        return found + (norm(f"{name}/norm", f"{name}.norm") if c.normed_last else [])
+        return found + (norm(f"{name}/norm", f"{name}.norm") if c.has_final_norm else [])
 
     found = [
         *side("encoder", {"attention": "self_attn"}),

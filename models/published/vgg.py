@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from models.published import vgg_darknet, vgg_timm
 from models.published.layout import Row, affine, same
-from models.published.vgg_timm import features
+from models.published.vgg_timm import feature_rows
 from models.vgg import Config
 
 DIALECTS = {"timm": vgg_timm, "darknet": vgg_darknet}
@@ -15,7 +15,7 @@ DIALECTS = {"timm": vgg_timm, "darknet": vgg_darknet}
 
 def rows(c: Config) -> list[Row]:
     """The layout."""
-    found, widths = features(c), (*c.hidden, c.classes)
+    found, widths = feature_rows(c), (*c.hidden, c.classes)
     for i, width in enumerate(widths):
         path, name = "head" if i == len(c.hidden) else f"hidden/{i}", f"classifier.{3 * i}"
         if i == 0:
@@ -28,6 +28,6 @@ def rows(c: Config) -> list[Row]:
     return found
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Counts of batches, which no moment here depends on."""
     return ("features.*.num_batches_tracked",)

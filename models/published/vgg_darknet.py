@@ -8,7 +8,7 @@ from pathlib import Path
 
 from errors import UsageError
 from models.published.layout import Row
-from models.published.weights import Weights
+from models.published.weights import WeightsReader
 from models.vgg import Config
 
 
@@ -34,7 +34,7 @@ def rows(c: Config) -> list[Row]:
     return found
 
 
-def tensors(path: str | Path, c: Config) -> Weights:
+def open_weights(path: str | Path, c: Config) -> WeightsReader:
     """A file's arrays. Raises UsageError."""
     layout = rows(c)
-    return Weights(path, {row.name: row.shape for row in layout}, len(layout) // 2, None)
+    return WeightsReader(path, {row.name: row.shape for row in layout}, len(layout) // 2, None)

@@ -23,7 +23,7 @@ def config(c: Config) -> dict[str, Any]:
     return timm.config(c, SIZES, ("dropout", "momentum"))
 
 
-def features(c: Config) -> list[Row]:
+def feature_rows(c: Config) -> list[Row]:
     """The layout of the convolutions, which are numbered along with the norms, activations and pools between them."""
     found, C, n = [], c.inputs, 0
     for i, (O, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
@@ -39,7 +39,7 @@ def features(c: Config) -> list[Row]:
 
 def rows(c: Config) -> list[Row]:
     """The layout."""
-    found, inputs, size = features(c), c.channels[-1], c.pool
+    found, inputs, size = feature_rows(c), c.channels[-1], c.pool
     for i, F in enumerate(c.hidden):
         shape, name = (F, inputs, size, size), f"pre_logits.fc{i + 1}"
         if i == 0:
@@ -51,6 +51,6 @@ def rows(c: Config) -> list[Row]:
     return found + (affine("head", "head.fc", (inputs,), (c.classes,)) if c.hidden else [])
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Counts of batches, which no moment here depends on."""
     return ("features.*.num_batches_tracked",)

@@ -9,8 +9,8 @@ from typing import Any
 
 from errors import UsageError, unknown
 from models.published import vit_timm
-from models.published.layout import Keys, Row, affine, their_activation
-from models.published.vit_timm import embedded, norm
+from models.published.layout import Keys, Row, affine, hf_activation
+from models.published.vit_timm import embedding_rows, norm_rows
 from models.vit import Config
 
 TYPES = ("vit",)
@@ -55,7 +55,7 @@ def _head(keys: Keys) -> str:
     return HEADS[given]
 
 
-def overridden(told: dict[str, Any], c: Config) -> None:
+def check_overrides(told: dict[str, Any], c: Config) -> None:
     """Raise UsageError where a Config has another grid than the file's, whose positions do not tell of one."""
     old = Config(inputs=told["inputs"], patch=told["patch"]).grid
     if c.grid != old and old[0] != old[1]:
@@ -80,7 +80,7 @@ def config(c: Config) -> dict[str, Any]:
         "num_hidden_layers": c.depth,
         "num_attention_heads": c.heads,
         "intermediate_size": c.feed_forward,
-        "hidden_act": their_activation(c.activation),
+        "hidden_act": hf_activation(c.activation),
         "qkv_bias": c.qkv_bias,
         "hidden_dropout_prob": c.dropout,
         "attention_probs_dropout_prob": c.dropout if c.dropout_attention is None else c.dropout_attention,
@@ -95,20 +95,22 @@ def rows(c: Config) -> list[Row]:
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
     top, layer = f"{PREFIX}embeddings.", f"{PREFIX}encoder.layer.{{}}."
     found = [
-        *embedded(c, f"{top}patch_embeddings.projection", f"{top}cls_token", f"{top}position_embeddings", smooth=False),
-        *norm("blocks/norm1", f"{layer}layernorm_before", D),
+        *embedding_rows(
+            c, f"{top}patch_embeddings.projection", f"{top}cls_token", f"{top}position_embeddings", smooth=False
+        ),
+        *norm_rows("blocks/norm1", f"{layer}layernorm_before", D),
         *affine("blocks/q", f"{layer}attention.attention.query", (D,), (N, H), c.qkv_bias),
         *affine("blocks/k", f"{layer}attention.attention.key", (D,), (N, H), c.qkv_bias),
         *affine("blocks/v", f"{layer}attention.attention.value", (D,), (N, H), c.qkv_bias),
         *affine("blocks/out", f"{layer}attention.output.dense", (N, H), (D,)),
-        *norm("blocks/norm2", f"{layer}layernorm_after", D),
+        *norm_rows("blocks/norm2", f"{layer}layernorm_after", D),
         *affine("blocks/up", f"{layer}intermediate.dense", (D,), (F,)),
         *affine("blocks/down", f"{layer}output.dense", (F,), (D,)),
-        *norm("norm", f"{PREFIX}layernorm", D),
+        *norm_rows("norm", f"{PREFIX}layernorm", D),
     ]
     return found + (affine("head", "classifier", (D,), (c.classes,)) if c.head == "classes" else [])
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """A pooler, and a head that this network is not of."""
     return f"{PREFIX}pooler.dense.*", *(() if c.head == "classes" else ("classifier.*",))

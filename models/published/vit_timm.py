@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from errors import UsageError
-from models.published.grid import Regrid
+from models.published.grid import ResizePositions
 from models.published.layout import Keys, Row, affine, same
 from models.vit import Config
 
@@ -28,7 +28,7 @@ TYPES = (  # those architectures that are plain
 HEADS = dict(tiny=3, small=6, medium=8, base=12, large=16, huge=16)
 POOLS = {"token": "first", "avg": "mean"}
 HARMLESS = ("num_classes", "num_features", "label_names", "label_descriptions")
-TOLD = (  # arguments that the tensors tell
+FROM_TENSORS = (  # arguments that the tensors tell
     *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio", "qkv_bias"),
     *("init_values", "class_token", "no_embed_class", "fc_norm", "dynamic_img_size"),
 )
@@ -36,19 +36,19 @@ TOLD = (  # arguments that the tensors tell
 
 def fields(keys: Keys) -> dict[str, Any]:
     """The fields of a Config, from a config.json and the tensors' shapes."""
-    given = keys.inner(keys.take("model_args", default={}, kind=dict))
-    heads = given.take("num_heads", default=HEADS[keys.need("architecture").split("_")[1]])
-    seen = keys.inner(keys.take("pretrained_cfg", default={}, kind=dict)).take("input_size", kind=list)
-    sides = _sides(given.take("img_size", default=seen and seen[1:]))
+    given = keys.nested(keys.take("model_args", default={}, kind=dict))
+    heads = given.take("num_heads", default=HEADS[keys.require("architecture").split("_")[1]])
+    seen = keys.nested(keys.take("pretrained_cfg", default={}, kind=dict)).take("input_size", kind=list)
+    sides = _image_sides(given.take("img_size", default=seen and seen[1:]))
     pool = given.take("global_pool", default=keys.take("global_pool", default="token"))
     if pool not in POOLS:
         raise UsageError(f"config.json has global_pool = {pool!r}; only {' or '.join(map(repr, POOLS))} is known here")
-    told = fields_of(keys.tensors, sides, given.take("no_embed_class", kind=bool))
-    given.done(TOLD)
+    told = fields_from_shapes(keys.tensors, sides, given.take("no_embed_class", kind=bool))
+    given.refuse_unread(FROM_TENSORS)
     return {**told, "heads": heads, "pool": POOLS[pool]}
 
 
-def fields_of(
+def fields_from_shapes(
     shapes: Mapping[str, tuple[int, ...]], sides: tuple[int, int] | None = None, bare: bool | None = None
 ) -> dict[str, Any]:
     """The fields of a Config that tensors tell, which is all but heads and pool.
@@ -64,7 +64,7 @@ def fields_of(
         raise UsageError(f"these tensors are of no Vision Transformer of timm: {error}") from None
     first = "cls_token" in shapes
     legal = (True,) if not first else (True, False) if bare is None else (bare,)
-    (Y, X), alone = _image(count, (I, J), sides, legal)
+    (Y, X), alone = _infer_image(count, (I, J), sides, legal)
     depth = 1 + max(int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name))
     return {
         "inputs": (Y, X, C),
@@ -82,7 +82,7 @@ def fields_of(
     }
 
 
-def _image(
+def _infer_image(
     count: int, patch: tuple[int, int], sides: tuple[int, int] | None, legal: tuple[bool, ...]
 ) -> tuple[tuple[int, int], bool]:
     """Sides of an image of which `count` positions are, and whether they are of its patches alone, as may be legal.
@@ -101,7 +101,7 @@ def _image(
     raise UsageError(f"pos_embed has {count} positions, which in patches of {I} x {J} are not those of {image}")
 
 
-def _sides(size: Any) -> tuple[int, int] | None:
+def _image_sides(size: Any) -> tuple[int, int] | None:
     """Rows and columns of an image of a size, if there is one. Raises UsageError for what is none."""
     if size is None:
         return None
@@ -115,21 +115,21 @@ def rows(c: Config) -> list[Row]:
     """The layout."""
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
     found = [
-        *embedded(c, "patch_embed.proj", "cls_token", "pos_embed", smooth=True),
-        *norm("blocks/norm1", "blocks.{}.norm1", D),
-        *(row for i, name in enumerate(("q", "k", "v")) for row in _third(c, f"blocks/{name}", i)),
+        *embedding_rows(c, "patch_embed.proj", "cls_token", "pos_embed", smooth=True),
+        *norm_rows("blocks/norm1", "blocks.{}.norm1", D),
+        *(row for i, name in enumerate(("q", "k", "v")) for row in _qkv_rows(c, f"blocks/{name}", i)),
         *affine("blocks/out", "blocks.{}.attn.proj", (N, H), (D,)),
-        *norm("blocks/norm2", "blocks.{}.norm2", D),
+        *norm_rows("blocks/norm2", "blocks.{}.norm2", D),
         *affine("blocks/up", "blocks.{}.mlp.fc1", (D,), (F,)),
         *affine("blocks/down", "blocks.{}.mlp.fc2", (F,), (D,)),
-        *norm("norm", "fc_norm" if c.norm == "pooled" else "norm", D),
+        *norm_rows("norm", "fc_norm" if c.norm == "pooled" else "norm", D),
     ]
     if c.layer_scale is not None:
         found += [same(f"blocks/scale{i}", f"blocks.{{}}.ls{i}.gamma", D) for i in (1, 2)]
     return found + (affine("head", "head", (D,), (c.classes,)) if c.head == "classes" else [])
 
 
-def embedded(c: Config, patch: str, token: str, position: str, smooth: bool) -> list[Row]:
+def embedding_rows(c: Config, patch: str, token: str, position: str, smooth: bool) -> list[Row]:
     """What makes tokens of an image: the patches' convolution, and vectors with dims of 1 before them.
 
     `smooth` is whether positions on another grid are antialiased.
@@ -142,17 +142,17 @@ def embedded(c: Config, patch: str, token: str, position: str, smooth: bool) -> 
     if c.class_token:
         found.append(Row("embed/class", token, (D,), (0,), (1, 1, D)))
     if c.position != "sines":
-        other = Regrid(c.grid, T - c.grid[0] * c.grid[1], smooth)
-        found.append(Row("embed/position", position, (T, D), (0, 1), (1, T, D), regrid=other))
+        other = ResizePositions(c.grid, T - c.grid[0] * c.grid[1], smooth)
+        found.append(Row("embed/position", position, (T, D), (0, 1), (1, T, D), resize=other))
     return found
 
 
-def norm(ours: str, theirs: str, width: int) -> list[Row]:
+def norm_rows(ours: str, theirs: str, width: int) -> list[Row]:
     """A normalisation's scale and bias."""
     return [same(f"{ours}/scale", f"{theirs}.weight", width), same(f"{ours}/bias", f"{theirs}.bias", width)]
 
 
-def _third(c: Config, path: str, i: int) -> list[Row]:
+def _qkv_rows(c: Config, path: str, i: int) -> list[Row]:
     """Queries, keys or values out of the one product that makes all three."""
     D, N, H = c.width, c.heads, c.width // c.heads
     kernel = Row(f"{path}/kernel", "blocks.{}.attn.qkv.weight", (3, N, H, D), (2, 0, 1), (3 * D, D), part=(i,))
@@ -160,6 +160,6 @@ def _third(c: Config, path: str, i: int) -> list[Row]:
     return [kernel, bias] if c.qkv_bias else [kernel]
 
 
-def ignored(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """A head that this network is not of."""
     return () if c.head == "classes" else ("head.*",)

@@ -12,7 +12,7 @@ import numpy as np
 
 from documents import refuse_pointer
 from errors import UsageError
-from models.published.tensors import Tensors
+from models.published.tensors import TensorReader
 
 SUFFIX = ".weights"
 PARTIAL = re.compile(r"\.conv\.(\d+)$")  # of a file with the first layers of a network
@@ -53,7 +53,7 @@ def header(path: str | Path) -> Header:
     return version._replace(seen=int.from_bytes(start[12 : len(version.bytes())], "little"))
 
 
-class Weights(Tensors):
+class WeightsReader(TensorReader):
     """The arrays of a file by name, `LAYER.KIND` by the layer's number: shapes, and each of them on demand."""
 
     def __init__(self, path: str | Path, whole: dict[str, tuple[int, ...]], layers: int, cutoff: int | None) -> None:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from models.boxes import iou, overlap
-from models.grids import Grids, boxes_of, joined, slots
+from models.boxes import box_iou, paired_iou
+from models.grids import DetectorOutput, anchor_grid, concat_maps, decode_boxes
 
 OBJECT = 5.0  # v2's weight of the objectness where there is a box; 1 elsewhere
 
@@ -34,7 +34,7 @@ class Match(NamedTuple):
     alone: Float[Array, "b m"]  # 1 for a box that is there, and the last of those with its prediction
 
 
-def matched(value: Grids, boxes: Float[Array, "b m 4"], there: Bool[Array, "b m"]) -> Match:
+def matched(value: DetectorOutput, boxes: Float[Array, "b m 4"], there: Bool[Array, "b m"]) -> Match:
     """The one prediction for each box: in the cell of its centre, of the anchor most like it in shape -> [B M ...].
 
     Where several boxes have the same prediction, the last one is learnt, as in Darknet.
@@ -46,7 +46,7 @@ def matched(value: Grids, boxes: Float[Array, "b m 4"], there: Bool[Array, "b m"
         start += Y * X * Q
     table = np.array(found, np.float32)  # [A 6]
     shapes = jnp.asarray(np.pad(table[:, 4:], ((0, 0), (2, 0))))  # all boxes at one centre
-    likeness = overlap(jnp.where(np.arange(4)[None, None] < 2, 0, boxes)[:, :, None], shapes[None, None])
+    likeness = paired_iou(jnp.where(np.arange(4)[None, None] < 2, 0, boxes)[:, :, None], shapes[None, None])
     best = jnp.argmax(likeness, -1)  # of equals the first
     chosen = best[..., None] == jnp.arange(len(table))[None, None]
     row = jnp.sum(jnp.where(chosen[..., None], table[None, None], 0), -2)  # [B M 6]
@@ -60,7 +60,7 @@ def matched(value: Grids, boxes: Float[Array, "b m 4"], there: Bool[Array, "b m"
     return Match(slot, cell, cells, anchor, same, (there & ~later).astype(jnp.float32))
 
 
-def detection(value: Grids, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
     """Detection: loss in nats an image, its parts (box, object, class), and the overlap of what answers for the boxes.
 
     The box weighs 2 - w*h; no other prediction is held to be no box that overlaps one by more than `ignore`. Of v3's
@@ -70,19 +70,19 @@ def detection(value: Grids, batch: dict[str, Array]) -> dict[str, tuple[Array, A
     truth = batch["boxes"]
     there = (batch["there"] > 0) & (truth[..., 2] > 0) & (truth[..., 3] > 0)
     truth = jnp.where(there[..., None], truth, 0.5)
-    raw, match = joined(value), matched(value, truth, there)
+    raw, match = concat_maps(value), matched(value, truth, there)
     mine = jnp.take_along_axis(raw, match.slot[..., None], 1)
-    fit = overlap(boxes_of(jax.lax.stop_gradient(mine), match.cell, match.cells, match.anchor), truth)
+    fit = paired_iou(decode_boxes(jax.lax.stop_gradient(mine), match.cell, match.cells, match.anchor), truth)
 
-    all_boxes = boxes_of(jax.lax.stop_gradient(raw), *(jnp.asarray(x)[None] for x in slots(value)))
-    near = jnp.where(there[:, None, :], iou(all_boxes, truth), 0) > value.ignore
+    all_boxes = decode_boxes(jax.lax.stop_gradient(raw), *(jnp.asarray(x)[None] for x in anchor_grid(value)))
+    near = jnp.where(there[:, None, :], box_iou(all_boxes, truth), 0) > value.ignore_iou
     taken = (match.slot[:, None, :] == jnp.arange(raw.shape[1])[None, :, None]) & there[:, None, :]
     free = 1 - jnp.any(near | taken, -1).astype(jnp.float32)
 
     inside = truth[..., :2] * match.cells - match.cell
     size = jnp.log(truth[..., 2:] / match.anchor)
     kind = batch["kinds"][..., None] == jnp.arange(raw.shape[-1] - 5)[None, None]
-    if value.exclusive:
+    if value.softmax_classes:
         centre = half_square(jax.nn.sigmoid(mine[..., :2]) - inside)
         empty = half_square(jax.nn.sigmoid(raw[..., 4]))
         full = OBJECT * half_square(jax.nn.sigmoid(mine[..., 4]) - fit)

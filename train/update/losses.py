@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 import renamed
 from errors import UsageError, unknown
-from models.grids import Grids, detections
+from models.grids import DetectorOutput, detections
 from models.layers import MASK_VALUE, compute_logits, reshard, shift_left
 from models.spec import LazyLogits, Place
 from train.update import chunked
@@ -197,7 +197,7 @@ class Task:
         """Whether its loss is told a token."""
         return self.needs in ("targets", "source")
 
-    def __call__(self, value: Array | LazyLogits | Grids, batch: dict[str, Array]) -> Terms:
+    def __call__(self, value: Array | LazyLogits | DetectorOutput, batch: dict[str, Array]) -> Terms:
         """The terms of a batch."""
         return self.terms(value, batch)
 
