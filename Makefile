@@ -1,5 +1,5 @@
 # Each target sets up what it needs, in a virtual environment of its own, and reinstalls only what changed.
-#   make quickstart | test | test-slow | test-weekly | test-contract | budget | lint | bench        PYTHON=python3.13 takes another interpreter
+#   make quickstart | test | test-slow | test-weekly | test-contract | budget | lint | docs | bench        PYTHON=python3.13 takes another interpreter
 
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter python3 python,$(notdir $(PYTHON))),,-$(notdir $(PYTHON)))
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow test-weekly test-contract budget lint bench setup setup-dev
+.PHONY: quickstart test test-slow test-weekly test-contract budget lint docs bench setup setup-dev
 
 quickstart: $(VENV)/.user
 	$(BIN)/python launch.py train --config=configs/gpt.py:quickstart --workdir=runs/quickstart
@@ -50,6 +50,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages that are made of the code: families, knobs, metrics.
+docs: $(VENV)/.user
+	$(BIN)/python -m docs.generate
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.step_time

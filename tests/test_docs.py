@@ -1,0 +1,88 @@
+"""The documents: links lead somewhere, commands are legal, rows of tables fit a window, README is short."""
+
+import re
+import shlex
+from pathlib import Path
+
+import usage
+from configs import reader
+from configs.base import KNOBS, OPEN
+from docs import generate
+from errors import UsageError
+
+ROOT = Path(__file__).parent.parent
+PAGES = [  # docs/log.md, the records and CHANGELOG.md keep the names of their day
+    page
+    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+    if page.name not in ("log.md", "CHANGELOG.md")
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words after `launch.py` of each command in a page's code blocks, its comment left out."""
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = sorted({line for block in blocks for line in block.splitlines() if "python launch.py " in line})
+    return [shlex.split(line.partition("launch.py ")[2], comments=True) for line in lines]
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_rows_of_tables_fit_a_window() -> None:
+    lines = [(page.name, line) for page in PAGES for line in page.read_text().splitlines()]
+    assert [(name, line) for name, line in lines if line.startswith("|") and len(line) > 170] == []
+
+
+def test_links_lead_somewhere() -> None:
+    """A link inside the repository names a file, and a heading of it if it has an anchor."""
+    lost = []
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path) if path else page
+            if "://" not in target and not (file.exists() and (not anchor or anchor in anchors(file))):
+                lost.append((page.name, target))
+    assert lost == []
+
+
+def test_commands_are_legal() -> None:
+    """The verb, its flags, the config and the knobs of each command in a code block exist."""
+    wrong, seen = [], set()
+    for page in PAGES:
+        for verb, *words in commands(page):
+            flags = set(usage.flags_of(verb))
+            for word in (word for word in words if word.startswith("--")):
+                name, _, value = word.removeprefix("--").partition("=")
+                if name == "config" and "FAMILY" not in value and value not in seen:
+                    seen.add(value)
+                    try:
+                        reader.read(str(ROOT / value))
+                    except UsageError as error:
+                        wrong.append((page.name, word, str(error)))
+                elif name not in flags and not is_knob(name):
+                    wrong.append((page.name, word, f"no flag of {verb}, and no knob"))
+    assert wrong == []
+
+
+def is_knob(name: str) -> bool:
+    key = name.removeprefix("config.")
+    return key != name and (key in KNOBS or key.startswith(OPEN))
+
+
+def test_knobs_named_in_prose_exist() -> None:
+    """`--config.KEY`, wherever a page mentions it."""
+    named = {(page.name, name) for page in PAGES for name in re.findall(r"--(config\.[a-z_.]+)", page.read_text())}
+    assert [(page, name) for page, name in sorted(named) if not is_knob(name.rstrip("."))] == []
+
+
+def test_generated_pages_are_current() -> None:
+    """`make docs` writes them."""
+    assert [name for name, page in generate.PAGES.items() if (ROOT / "docs" / name).read_text() != page()] == []
