@@ -10,12 +10,12 @@ from typing import Any
 
 from errors import UsageError, quote
 
-POINTER = b"version https://git-lfs.github.com/spec/"
-WIDE = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}  # before UTF-16, whose mark begins UTF-32's
-WIDE |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+WIDE_BOMS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}  # before UTF-16, whose mark begins UTF-32's
+WIDE_BOMS |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
-def require_regular(path: str | Path) -> None:
+def require_regular_file(path: str | Path) -> None:
     """Raises UsageError where a path, links followed, is no regular file: opening a pipe would wait for its writer."""
     try:
         mode = os.stat(path).st_mode
@@ -24,37 +24,37 @@ def require_regular(path: str | Path) -> None:
         why = "a link to nowhere" if nowhere else getattr(error, "strerror", None) or error
         raise UsageError(f"{path} cannot be read: {why}") from None
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{path} cannot be read: it is no regular file but {_kind(mode)}")
+        raise UsageError(f"{path} cannot be read: it is no regular file but {_file_type(mode)}")
 
 
-def _kind(mode: int) -> str:
+def _file_type(mode: int) -> str:
     named = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
     return named.get(stat.S_IFMT(mode), "a device")
 
 
-def refuse_pointer(path: str | Path) -> None:
+def reject_lfs_pointer(path: str | Path) -> None:
     """Raises UsageError where a file cannot be opened, is no regular file, or is a pointer that Git LFS left."""
-    require_regular(path)
+    require_regular_file(path)
     try:
         with Path(path).open("rb") as file:
-            start = file.read(len(POINTER))
+            start = file.read(len(LFS_POINTER))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    if start == POINTER:
+    if start == LFS_POINTER:
         raise UsageError(f"{path} is a pointer of Git LFS, not the file itself; `git lfs pull` fetches it")
 
 
 def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8, line ends as they are, without a byte-order mark.
 
-    Raises UsageError, also as `refuse_pointer`, and for NUL bytes, which binary files and UTF-16 text hold.
+    Raises UsageError, also as `reject_lfs_pointer`, and for NUL bytes, which binary files and UTF-16 text hold.
     """
-    refuse_pointer(path)
+    reject_lfs_pointer(path)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
-    for mark, encoding in WIDE.items():
+    for mark, encoding in WIDE_BOMS.items():
         if data.startswith(mark):
             raise UsageError(f"{path} is {encoding} text, not UTF-8; convert it first")
     try:
@@ -106,7 +106,7 @@ def parse_json(text: str | bytes, name: str | Path) -> Any:
     Raises UsageError for what is no JSON, nests too deep, or gives one key two values.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_reject_duplicate_keys)
     except RecursionError:
         raise UsageError(f"{name} cannot be read as JSON: it nests too deep") from None
     except ValueError as error:
@@ -126,7 +126,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found and found[key] != value:

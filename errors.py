@@ -14,7 +14,7 @@ _REPR.maxstring = _REPR.maxother = 80  # characters
 class UsageError(ValueError):
     """A mistake in a flag, a config or a file of the user's; the launcher prints it in one line and exits with 2.
 
-    `problems` has the parts of a text that `refusal` makes of several.
+    `problems` has the parts of a text that `join_problems` makes of several.
     """
 
     def __init__(self, text: str, problems: Iterable[str] = ()) -> None:
@@ -27,7 +27,7 @@ def quote(value: object) -> str:
     return _REPR.repr(value)
 
 
-def refusal(problems: Iterable[str]) -> UsageError:
+def join_problems(problems: Iterable[str]) -> UsageError:
     """All that is wrong with an input as one error, each problem once: `2 problems: (1) …; (2) …`."""
     found = list(dict.fromkeys(problems))
     if len(found) == 1:
@@ -37,19 +37,19 @@ def refusal(problems: Iterable[str]) -> UsageError:
 
 
 @contextmanager
-def along_with(problems: Iterable[str]) -> Iterator[None]:
+def raise_with(problems: Iterable[str]) -> Iterator[None]:
     """Raise one UsageError of what the block refuses and of these problems, so that neither hides the other."""
     known = list(problems)
     try:
         yield
     except UsageError as error:
-        raise refusal([*error.problems, *known]) from error
+        raise join_problems([*error.problems, *known]) from error
     if known:
-        raise refusal(known)
+        raise join_problems(known)
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
+def prefix_errors(what: str) -> Iterator[None]:
     """Say of what the block refuses that it is this file's, or folder's, where a message does not name it."""
     try:
         yield
@@ -59,7 +59,7 @@ def naming(what: str) -> Iterator[None]:
         raise UsageError(f"{what}: {error}") from error
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """A message on one line, its long quoted values, tuples and words cut to LONG characters."""
     value = rf"""(?<!\w)'[^']{{{LONG},}}'(?!\w)|"[^"]{{{LONG},}}"|[([][\d'"([][^()[\]]{{{LONG},}}|\S{{{LONG},}}"""
     cut = lambda m: f"{m[0][: LONG - 40]}… ({len(m[0]):,} characters)"  # noqa: E731

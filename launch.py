@@ -50,16 +50,16 @@ def main(argv: list[str]) -> int:
         return DONE
     debug = "--debug" in argv
     try:
-        process.need_folder()
+        process.require_cwd()
         return _dispatch(argv[0], [a for a in argv[1:] if a != "--debug"])
     except KeyboardInterrupt:
-        process.complain(process.INTERRUPTED)
+        process.print_error(process.INTERRUPTED)
         return FAILED
     except BaseException as error:  # a library's panic or exit is no Exception
         if debug:
             raise
-        text, code = process.in_words(error, [a.partition("=")[2] for a in argv])
-        process.complain(f"launch.py {argv[0]}: {text}")
+        text, code = process.error_line(error, [a.partition("=")[2] for a in argv])
+        process.print_error(f"launch.py {argv[0]}: {text}")
         return code
 
 
@@ -168,8 +168,8 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
     where = args.coordinator, args.num_processes, args.process_id
     # from here on a signal is kept for the first update's end
-    with process.listening() as signals, peers.together(*where, workdir, signals) as others:
-        host = _host(signals=signals, agree=others.agree, anywhere=others.anywhere)
+    with process.listen_for_signals() as signals, peers.connect(*where, workdir, signals) as others:
+        host = _host(signals=signals, agree=others.agree, anywhere=others.any_process)
         _start_jax(args)
         from train import initial, run
 
@@ -453,4 +453,4 @@ VERBS: dict[str, Callable[[flags.FlagValues, list[tuple[str, str]]], int]] = {
 }
 
 if __name__ == "__main__":
-    process.end(main(sys.argv[1:]))
+    process.exit_process(main(sys.argv[1:]))

@@ -21,14 +21,14 @@ from typing import Any
 import process
 from errors import UsageError
 
-WAIT = 300.0  # seconds for all processes to come
-AGAIN = 0.2  # seconds between looks at whom is waited for
-GRACE = 1.0  # seconds in which a process may say itself what another one has said
-SHOWN = 3  # differences in a message
+MEET_SECONDS = 300.0  # seconds for all processes to come
+POLL_SECONDS = 0.2  # seconds between looks at whom is waited for
+GRACE_SECONDS = 1.0  # seconds in which a process may say itself what another one has said
+DIFFERENCES_SHOWN = 3  # differences in a message
 Message = dict[str, Any]
 
 
-class Line:
+class Connection:
     """The connection to another process."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -70,13 +70,13 @@ class Peers:
     def __init__(self, address: str, count: int, index: int, stop: Callable[[str, int], None]) -> None:
         self.address, self.count, self.index, self._stop = address, count, index, stop
         self.coordinator = ""  # HOST:PORT of jax.distributed
-        self._lines: dict[int, Line] = {}  # to all others in process 0, else to process 0 alone
-        self._follows = False  # another process is about to say why this one ends too
+        self._lines: dict[int, Connection] = {}  # to all others in process 0, else to process 0 alone
+        self._end_follows = False  # another process is about to say why this one ends too
         self._leaving = threading.Event()
-        self._heard = threading.Lock()  # held once an end was heard: what ends next, ends of it
+        self._end_lock = threading.Lock()  # held once an end was heard: what ends next, ends of it
 
     def meet(
-        self, say: Callable[[str], None], wait: float = WAIT, signals: Callable[[], str | None] = lambda: None
+        self, say: Callable[[str], None], wait: float = MEET_SECONDS, signals: Callable[[], str | None] = lambda: None
     ) -> None:
         """Return when all processes are there.
 
@@ -89,25 +89,25 @@ class Peers:
                 raise RuntimeError(f"{name} came while it waited for the other processes")
             return time.monotonic() > until
 
-        where = split(self.address)
+        where = parse_address(self.address)
         if self.index:
             say(f"process {self.index} of {self.count} waits for process 0 at {self.address}")
-            self._lines[0] = line = Line(self._call(where, in_vain, wait))
+            self._lines[0] = line = Connection(self._connect(where, in_vain, wait))
             line.send(process=self.index, processes=self.count)
             self._watch(0)
             while not self.coordinator:
                 try:
-                    self.coordinator = line.inbox.get(timeout=AGAIN)["coordinator"]
+                    self.coordinator = line.inbox.get(timeout=POLL_SECONDS)["coordinator"]
                 except (queue.Empty, KeyError):
                     if in_vain():
                         raise RuntimeError(f"no process 0 of this run answers at {self.address}") from None
             return
         say(f"process 0 waits for {self.count} processes at {self.address}")
-        with listen(where[1]) as server:
+        with open_server(where[1]) as server:
             while len(self._lines) < self.count - 1:
-                server.settimeout(AGAIN)
+                server.settimeout(POLL_SECONDS)
                 try:
-                    self._welcome(Line(server.accept()[0]))
+                    self._accept(Connection(server.accept()[0]))
                 except TimeoutError:
                     if not in_vain():
                         continue
@@ -115,11 +115,11 @@ class Peers:
                     raise RuntimeError(
                         f"waited {wait:.0f} s at {self.address} for {self.count} processes; absent: {absent}"
                     ) from None
-        with listen(0) as server:
+        with open_server(0) as server:
             self.coordinator = f"{self.address.rpartition(':')[0]}:{server.getsockname()[1]}"
         self._send(coordinator=self.coordinator)
 
-    def _call(self, where: tuple[str, int], in_vain: Callable[[], bool], wait: float) -> socket.socket:
+    def _connect(self, where: tuple[str, int], in_vain: Callable[[], bool], wait: float) -> socket.socket:
         while True:
             try:
                 return socket.create_connection(where, timeout=5)
@@ -128,9 +128,9 @@ class Peers:
                     raise RuntimeError(
                         f"waited {wait:.0f} s for process 0, which is not at {self.address} ({error})"
                     ) from None
-                time.sleep(AGAIN)
+                time.sleep(POLL_SECONDS)
 
-    def _welcome(self, line: Line) -> None:
+    def _accept(self, line: Connection) -> None:
         """Take a process in that calls; a stranger is sent away. Raises UsageError where two calls do not agree."""
         hello = line.receive(timeout=5) or {}
         index, count = hello.get("process"), hello.get("processes")
@@ -150,16 +150,16 @@ class Peers:
 
     def agree(self, facts: dict[str, Any]) -> None:
         """Return when all processes have given the same facts. Raises UsageError in all with what differs."""
-        if problem := self._judge(facts, difference):
+        if problem := self._gather(facts, describe_difference):
             raise UsageError(problem)
 
-    def anywhere(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """Whether a flag is set in any process, which all ask: one that fails sets it before they would wait for it."""
-        found = self._judge(flag, lambda flags: any(flags.values()))
-        self._follows = bool(found) and not flag
+        found = self._gather(flag, lambda flags: any(flags.values()))
+        self._end_follows = bool(found) and not flag
         return bool(found)
 
-    def _judge(self, own: Any, judge: Callable[[dict[int, Any]], Any]) -> Any:
+    def _gather(self, own: Any, judge: Callable[[dict[int, Any]], Any]) -> Any:
         """What `judge` finds in process 0, for all, of what each process has by its number."""
         if self.count == 1:
             return judge({0: own})
@@ -181,15 +181,15 @@ class Peers:
         jax.distributed.initialize(self.coordinator, self.count, self.index, shutdown_timeout_seconds=30)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # jax has put its own in the place of ours
 
-    def leave(self, text: str, code: int, doubtful: bool) -> None:
+    def report_failure(self, text: str, code: int, doubtful: bool) -> None:
         """Say that this process fails. Where that is `doubtful`, another one's end may be why: that is heard first."""
-        if (doubtful or self._follows) and self._lines:
-            time.sleep(3 * GRACE)  # the thread that hears of it ends this process
+        if (doubtful or self._end_follows) and self._lines:
+            time.sleep(3 * GRACE_SECONDS)  # the thread that hears of it ends this process
         self._leaving.set()
         self._send(end=[self.index, text, code])
         if self.index == 0:  # with whom jax ends in all others, by a stack: they say their line before
             for line in self._lines.values():
-                line.closed.wait(3 * GRACE)
+                line.closed.wait(3 * GRACE_SECONDS)
 
     def finish(self) -> None:
         """Return when all processes are through."""
@@ -208,30 +208,30 @@ class Peers:
             line.send(**message)
 
     def _watch(self, index: int) -> None:
-        threading.Thread(target=self._hear, args=(index, self._lines[index]), daemon=True).start()
+        threading.Thread(target=self._listen, args=(index, self._lines[index]), daemon=True).start()
 
-    def _hear(self, index: int, line: Line) -> None:
+    def _listen(self, index: int, line: Connection) -> None:
         said = False
         while message := line.receive():
             if "end" in message:
                 said = True
-                threading.Thread(target=self._ended, args=message["end"], daemon=True).start()
+                threading.Thread(target=self._on_end, args=message["end"], daemon=True).start()
             elif "done" in message:
                 line.done.set()
             else:
                 line.inbox.put(message)
         if not said and not line.done.is_set():
-            self._ended(index, None, process.FAILED)
+            self._on_end(index, None, process.FAILED)
         line.closed.set()
 
-    def _ended(self, index: int, text: str | None, code: int) -> None:
-        if not self._heard.acquire(blocking=False):
+    def _on_end(self, index: int, text: str | None, code: int) -> None:
+        if not self._end_lock.acquire(blocking=False):
             return
         if self.index == 0:
             for other, line in self._lines.items():
                 if other != index:
                     line.send(end=[index, text, code])
-        if text is not None and self._leaving.wait(GRACE):
+        if text is not None and self._leaving.wait(GRACE_SECONDS):
             return  # this process fails too, of the same mostly, and its own line is the better one
         if not self._leaving.is_set():
             how = f"has failed: {text}" if text else "does not answer any more: it was killed, or its machine is lost"
@@ -239,7 +239,7 @@ class Peers:
 
 
 @contextmanager
-def together(
+def connect(
     address: str | None, count: int, index: int, workdir: str, signals: Callable[[], str | None]
 ) -> Iterator[Peers]:
     """Meet the other processes of a run, and say to them how this one ends. A count of 1 meets none.
@@ -255,25 +255,25 @@ def together(
 
     def stop(text: str, code: int) -> None:
         again = "" if code == process.USAGE else f". What was saved is in {workdir}; start all processes again to go on"
-        process.stop(f"launch.py train: {text}{again}", code)
+        process.exit_now(f"launch.py train: {text}{again}", code)
 
     peers = Peers(address or "", count, index, stop)
     try:
         if count > 1:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what jax says of a process that ended, we say
-            process.part_stdout()
+            process.reserve_stdout()
             say = lambda line: print(line, file=process.Terminal(sys.stdout, optional=True), flush=True)  # noqa: E731
             peers.meet(say, signals=signals)
         yield peers
         peers.finish()
     except BaseException as error:
-        peers.leave(*process.in_words(error), doubtful=_of_jax(error))
+        peers.report_failure(*process.error_line(error), doubtful=_is_jax_error(error))
         raise
     finally:
         peers.close()
 
 
-def _of_jax(error: BaseException | None) -> bool:
+def _is_jax_error(error: BaseException | None) -> bool:
     """Whether an error comes from inside jax, as that of a collective which another process has left."""
     while error and not isinstance(error, UsageError):
         if type(error).__module__.startswith("jax"):
@@ -282,7 +282,7 @@ def _of_jax(error: BaseException | None) -> bool:
     return False
 
 
-def split(address: str) -> tuple[str, int]:
+def parse_address(address: str) -> tuple[str, int]:
     """HOST:PORT -> host, port. Raises UsageError."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -291,7 +291,7 @@ def split(address: str) -> tuple[str, int]:
 
 
 @contextmanager
-def listen(port: int) -> Iterator[socket.socket]:
+def open_server(port: int) -> Iterator[socket.socket]:
     """A server at a port of all this machine's addresses, 0 for a free one. Raises UsageError where it is taken."""
     six = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if six else socket.AF_INET
@@ -304,7 +304,7 @@ def listen(port: int) -> Iterator[socket.socket]:
         yield server
 
 
-def difference(found: dict[int, dict[str, Any]]) -> str | None:
+def describe_difference(found: dict[int, dict[str, Any]]) -> str | None:
     """What differs between the facts of processes, in words; None where nothing does."""
     parts = []
     for key in dict.fromkeys(key for facts in found.values() for key in facts):
@@ -315,8 +315,8 @@ def difference(found: dict[int, dict[str, Any]]) -> str | None:
             parts.append(f"process 0 has {key}={mine}, process {other} has {theirs}")
     if not parts:
         return None
-    more = f"; and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
-    return f"processes of one run must be started alike: {'; '.join(parts[:SHOWN])}{more}"
+    more = f"; and {len(parts) - DIFFERENCES_SHOWN} more" if len(parts) > DIFFERENCES_SHOWN else ""
+    return f"processes of one run must be started alike: {'; '.join(parts[:DIFFERENCES_SHOWN])}{more}"
 
 
 def _cut(text: str) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from errors import LONG, UsageError, quote, shortened
+from errors import LONG, UsageError, quote, shorten
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4  # exit codes
 INTERRUPTED = "interrupted; run the same command again to go on from the last checkpoint"
@@ -66,7 +66,7 @@ def open_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def part_stdout() -> None:
+def reserve_stdout() -> None:
     """Keep for Python alone what is printed: C++ writes to file 1 too, Gloo a line for each group of processes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.flush()
@@ -77,20 +77,20 @@ def part_stdout() -> None:
         sys.stdout = io.TextIOWrapper(own, sys.stdout.encoding, "replace", line_buffering=sys.stdout.line_buffering)
 
 
-def complain(line: str) -> None:
+def print_error(line: str) -> None:
     """Print a line to stderr."""
     print(line, file=Terminal(sys.stderr, optional=True), flush=True)
 
 
-def stop(line: str, code: int) -> None:
+def exit_now(line: str, code: int) -> None:
     """Print a line and end the process from any thread, whatever the others do."""
     with suppress(Exception):
         sys.stdout.flush()
-    complain(line)
+    print_error(line)
     os._exit(code)
 
 
-def end(code: int) -> None:
+def exit_process(code: int) -> None:
     """End the process; at once where it failed beside others, for whom jax would wait."""
     jax = sys.modules.get("jax")
     if code in (FAILED, USAGE) and jax and jax.distributed.is_initialized():
@@ -99,18 +99,18 @@ def end(code: int) -> None:
     sys.exit(code)
 
 
-def in_words(error: BaseException, given: Sequence[str] = ()) -> tuple[str, int]:
+def error_line(error: BaseException, given: Sequence[str] = ()) -> tuple[str, int]:
     """What is said of an error in one line, values that the user has given shortened, and the exit code."""
     text = str(error)
     for value in given:
         text = text.replace(value, quote(value)) if len(value) > LONG else text
-    text = shortened(text) or type(error).__name__
+    text = shorten(text) or type(error).__name__
     if isinstance(error, UsageError) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
         return text, USAGE
     return f"{text} [{type(error).__name__}; --debug shows where]", FAILED
 
 
-def need_folder() -> None:
+def require_cwd() -> None:
     """Raise UsageError where the current folder is no more."""
     try:
         os.getcwd()
@@ -122,7 +122,7 @@ def need_folder() -> None:
 
 
 @contextmanager
-def listening() -> Iterator[Callable[[], str | None]]:
+def listen_for_signals() -> Iterator[Callable[[], str | None]]:
     """Hear SIGINT and SIGTERM while the block runs -> a function that gives the last one's name, None before it.
 
     A thread hears them, for the main thread may be inside a compilation or a collective for minutes. The first signal
@@ -135,10 +135,10 @@ def listening() -> Iterator[Callable[[], str | None]]:
     def hear() -> None:
         while number := os.read(reader, 1)[0]:
             if number == signal.SIGINT and heard:
-                stop(INTERRUPTED, FAILED)
+                exit_now(INTERRUPTED, FAILED)
             if number in (signal.SIGINT, signal.SIGTERM):
                 if not heard:
-                    complain(f"{signal.Signals(number).name}: saves after this update; Ctrl-C ends it at once")
+                    print_error(f"{signal.Signals(number).name}: saves after this update; Ctrl-C ends it at once")
                 heard.append(signal.Signals(number).name)
 
     before = {n: signal.signal(n, lambda number, frame: None) for n in (signal.SIGINT, signal.SIGTERM)}

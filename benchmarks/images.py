@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import record
 from data import augment, distortions, folders, loader
-from data.plan import ExampleCorpus, Phase, Plan
+from data.plan import BatchSampler, ExampleSource, Phase
 
 ROWS, SIDE = 32, 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,8 +53,8 @@ def write(root: Path, count: int) -> None:
 
 def canon(root: Path, text: str) -> Read:
     """Our plan and loader, as `launch.py train` builds them."""
-    images = augment.Images(0, augment.parse(text), MEAN, DEVIATION, (SIDE, SIDE))
-    plan = Plan((ExampleCorpus(folders.load(str(root), "train")),), (Phase(0, ROWS),), 0, images)
+    images = augment.ImagePipeline(0, augment.parse(text), MEAN, DEVIATION, (SIDE, SIDE))
+    plan = BatchSampler((ExampleSource(folders.load(str(root), "train")),), (Phase(0, ROWS),), 0, images)
     return lambda workers: loader.batches(plan, range(ROWS), 0, 10**6, workers=workers, prefetch=2)
 
 
@@ -80,8 +80,8 @@ class Photos(Dataset):
         if self.distorted:
             for name in random.choices(distortions.NAMES, k=2):
                 strength = 0.3 * random.choice((-1, 1))
-                two = name in distortions.TWO_WAYS
-                image = distortions.TWO_WAYS[name](image, strength) if two else distortions.ONE_WAY[name](image, 0.3)
+                two = name in distortions.SIGNED
+                image = distortions.SIGNED[name](image, strength) if two else distortions.UNSIGNED[name](image, 0.3)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         if self.by_torch:
             pixels = torch.nn.functional.interpolate(pixels[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import renamed
 from configs.base import KNOBS, OPEN, assign, defaults
-from errors import UsageError, naming, quote, unknown
+from errors import UsageError, prefix_errors, quote, unknown
 
 
 def read(source: str) -> ConfigDict:
@@ -76,7 +76,7 @@ def variables(path: str) -> dict[str, Any]:
 def _run(path: str, act: Callable[[], Any]) -> Any:
     """What a user's Python gives. Raises UsageError with the file and the line for whatever ends it."""
     try:
-        with naming(f"config file {path}"), warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+        with prefix_errors(f"config file {path}"), warnings.catch_warnings(action="ignore", category=SyntaxWarning):
             return act()
     except (UsageError, KeyboardInterrupt):
         raise
@@ -93,7 +93,7 @@ def _whole(path: str, made: Any) -> ConfigDict:
     """A config with every knob at a value of its type. Raises UsageError for anything else."""
     if not isinstance(made, ConfigDict):
         raise UsageError(f"config file {path}: get_config gives {quote(made)}, not a ConfigDict as configs.base.config")
-    with naming(f"config file {path}"):
+    with prefix_errors(f"config file {path}"):
         given, cfg = flat(made), defaults()
         if missing := [key for key in KNOBS if key not in given]:
             names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")

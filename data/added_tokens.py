@@ -16,7 +16,7 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
-def read(sides: dict[str, dict[str, Any]], folder: Path) -> list[Token]:
+def read_added_tokens(sides: dict[str, dict[str, Any]], folder: Path) -> list[Token]:
     """The tokens that a folder's files add, by their ids: names of files -> what each holds.
 
     Raises UsageError for an entry that is no token.
@@ -68,7 +68,7 @@ def _special(sides: dict[str, dict[str, Any]]) -> set[str]:
     return {value for value in plain if isinstance(value, str)}
 
 
-def add(source: str, tokens: list[Token], path: Path) -> str:
+def merge_added_tokens(source: str, tokens: list[Token], path: Path) -> str:
     """A tokenizer.json with tokens added, or with their flags; as it is where it has them all.
 
     A special token is never looked for in a text, so flags of one that is known as special change nothing.
@@ -94,7 +94,7 @@ def add(source: str, tokens: list[Token], path: Path) -> str:
     return json.dumps(file, ensure_ascii=False)
 
 
-def check(tokens: list[Token], made: Any, path: Path) -> None:
+def check_ids(tokens: list[Token], made: Any, path: Path) -> None:
     """Hold added tokens to the ids that the library gives them. Raises UsageError where ids leave one out."""
     for token in tokens:
         number, given = token["id"], made.token_to_id(token["content"])

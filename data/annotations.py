@@ -10,29 +10,35 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from data.detection import Marked, Scenes, Truth, note, pixels, scenes
+from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, decode_rgb, make_detection_dataset, note
 from data.geometry import Size
-from data.image_files import identity, name_of, opened, orientation, upright_size
+from data.image_files import display_name, identity, open_image, orientation, upright_size
 from data.kinds import Pixels, checksum
-from data.progress import Tick, counted, silent
+from data.progress import Tick, silent, track
 from documents import read_lines
 from errors import UsageError, quote
 
 T = TypeVar("T")
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
-ASIDE = ("images", "jpegimages", "labels", "annotations", "xmls")  # folders that part images from their annotations
+PARALLEL_FOLDERS = (
+    "images",
+    "jpegimages",
+    "labels",
+    "annotations",
+    "xmls",
+)  # folders that part images from their annotations
 
 
 class Box(NamedTuple):
     """A box as it was annotated: corners (left, top, right, bottom), class, and whether it is a crowd, or difficult."""
 
     corners: tuple[float, ...]
-    kind: int
+    label: int
     crowd: bool = False
     difficult: bool = False
 
 
-class Annotated(NamedTuple):
+class ImageRecord(NamedTuple):
     """An image file, its boxes, and the file that says so, perhaps with rows and columns of the image."""
 
     path: Path
@@ -45,18 +51,18 @@ class Annotated(NamedTuple):
 class _Header(NamedTuple):
     stored: Size
     upright: Size
-    turned: bool  # whether EXIF has the pixels turned or mirrored
+    transposed: bool  # whether EXIF has the pixels turned or mirrored
 
 
 @dataclass(frozen=True)
-class _Files:
+class _FileDecoder:
     """Decodes the images of a folder, each upright or as it is stored."""
 
     paths: tuple[Path, ...]
     upright: tuple[bool, ...]
 
     def __call__(self, i: int) -> Pixels:
-        return pixels(self.paths[i], str(self.paths[i]), self.upright[i])
+        return decode_rgb(self.paths[i], str(self.paths[i]), self.upright[i])
 
 
 class Annotations(NamedTuple):
@@ -64,16 +70,18 @@ class Annotations(NamedTuple):
 
     root: Path
     split: str
-    images: Sequence[Annotated]
+    images: Sequence[ImageRecord]
     classes: Sequence[str]
     relative: bool = False
     notes: Sequence[str] = ()
 
 
-Form = tuple[Callable[[str], Annotations], tuple[str, ...]]  # what reads the annotations of a split, and the splits
+SplitReader = tuple[
+    Callable[[str], Annotations], tuple[str, ...]
+]  # what reads the annotations of a split, and the splits
 
 
-def assemble(found: Annotations, tick: Tick = silent) -> Scenes:
+def assemble(found: Annotations, tick: Tick = silent) -> DetectionDataset:
     """The source of annotated images.
 
     An image with an EXIF orientation is turned, or stays as it is stored, by the size in its annotation; where
@@ -86,10 +94,10 @@ def assemble(found: Annotations, tick: Tick = silent) -> Scenes:
     if not relative and ends and max(ends) <= 1:
         file = next(image.file for image in images if image.boxes)
         raise UsageError(f"{file}: all boxes end within the first pixel; write pixels, not shares")
-    headers = [_header(image) for image in counted(images, "reading headers of images", tick)]
-    as_stored = [h.turned and h.upright != h.stored == i.size for h, i in zip(headers, images, strict=True)]
+    headers = [_header(image) for image in track(images, "reading headers of images", tick)]
+    as_stored = [h.transposed and h.upright != h.stored == i.size for h, i in zip(headers, images, strict=True)]
     upright = [
-        h.turned and not stored and (h.upright == i.size != h.stored or not any(as_stored))
+        h.transposed and not stored and (h.upright == i.size != h.stored or not any(as_stored))
         for h, i, stored in zip(headers, images, as_stored, strict=True)
     ]
     marked = []
@@ -99,40 +107,42 @@ def assemble(found: Annotations, tick: Tick = silent) -> Scenes:
             raise UsageError(
                 f"{image.path} has {y} rows and {x} columns, {image.file} says {image.size[0]:g} and {image.size[1]:g}"
             )
-        marked.append(Marked(image.name, size, _truth(image.boxes, (x, y, x, y) if relative else 1)))
-    where = f"{name_of(root)} {split}"
-    left = [i.name for i, h, turned in zip(images, headers, upright, strict=True) if h.turned and not turned]
+        marked.append(AnnotatedImage(image.name, size, _box_annotations(image.boxes, (x, y, x, y) if relative else 1)))
+    where = f"{display_name(root)} {split}"
+    left = [i.name for i, h, turned in zip(images, headers, upright, strict=True) if h.transposed and not turned]
     notes = (
         *notes,
-        *note(where, "images turned upright by EXIF, as their boxes are", _chosen(images, upright)),
+        *note(where, "images turned upright by EXIF, as their boxes are", _names_where(images, upright)),
         *note(where, "images not turned by EXIF, as annotated by the size that is stored", left),
     )
     paths = [image.path for image in images]
     lengths = [path.stat().st_size for path in paths]
-    rows = [(m.name, *m.size, len(m.truth.kinds), length) for m, length in zip(marked, lengths, strict=True)]
-    fields = (field for m in marked for field in m.truth)
+    rows = [(m.name, *m.size, len(m.annotations.labels), length) for m, length in zip(marked, lengths, strict=True)]
+    fields = (field for m in marked for field in m.annotations)
     turns = (repr(upright).encode(),) if any(upright) else ()
     described = checksum(repr(([*classes], rows)).encode(), *fields, *turns).encode()
     known = identity(root, split, described, paths, sum(lengths), tick)
-    made = scenes(name_of(root), split, marked, classes, _Files(tuple(paths), tuple(upright)), known, notes)
+    made = make_detection_dataset(
+        display_name(root), split, marked, classes, _FileDecoder(tuple(paths), tuple(upright)), known, notes
+    )
     return replace(made, paths=tuple(map(str, paths)))
 
 
-def _header(image: Annotated) -> _Header:
+def _header(image: ImageRecord) -> _Header:
     if not os.path.lexists(image.path):
         raise UsageError(f"{image.file}: its image {image.path} is missing")
-    with opened(image.path, str(image.path)) as found:
+    with open_image(image.path, str(image.path)) as found:
         return _Header((found.height, found.width), upright_size(found), orientation(found) > 1)
 
 
-def _chosen(images: Sequence[Annotated], which: Sequence[bool]) -> list[str]:
+def _names_where(images: Sequence[ImageRecord], which: Sequence[bool]) -> list[str]:
     return [image.name for image, chosen in zip(images, which, strict=True) if chosen]
 
 
-def _truth(boxes: Sequence[Box], scale: Any) -> Truth:
+def _box_annotations(boxes: Sequence[Box], scale: Any) -> BoxAnnotations:
     corners, kinds, crowd, difficult = zip(*boxes, strict=True) if boxes else ((),) * 4
     pixels = np.array(corners, np.float64).reshape(-1, 4) * scale
-    return Truth(pixels, np.array(kinds, np.int32), np.array(crowd, bool), np.array(difficult, bool))
+    return BoxAnnotations(pixels, np.array(kinds, np.int32), np.array(crowd, bool), np.array(difficult, bool))
 
 
 def require_unique(names: Iterable[Any], what: str) -> None:
@@ -144,7 +154,7 @@ def require_unique(names: Iterable[Any], what: str) -> None:
         seen.add(name)
 
 
-def numbers(values: Any, what: str, count: int = 4) -> tuple[float, ...]:
+def parse_numbers(values: Any, what: str, count: int = 4) -> tuple[float, ...]:
     """A list of so many finite numbers. Raises UsageError for anything else: a text, a truth value, infinity."""
     try:
         found = tuple(float(x) for x in values if type(x) in (int, float)) if isinstance(values, list | tuple) else ()
@@ -155,7 +165,7 @@ def numbers(values: Any, what: str, count: int = 4) -> tuple[float, ...]:
     return found
 
 
-def number(text: str | None) -> float | str | None:
+def parse_number(text: str | None) -> float | str | None:
     """The number that a text stands for, else the text."""
     try:
         return float(text) if text and "_" not in text else text  # Python's own digit groups are nobody else's
@@ -163,7 +173,7 @@ def number(text: str | None) -> float | str | None:
         return text
 
 
-def class_name(name: Any, where: str) -> str:
+def check_class_name(name: Any, where: str) -> str:
     """The name of a class as text. Raises UsageError where it is none, empty, or holds what cannot be printed."""
     text = str(name) if type(name) in (str, int, float) else ""
     if not text.strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
@@ -171,12 +181,12 @@ def class_name(name: Any, where: str) -> str:
     return text
 
 
-def class_list(file: Path) -> tuple[str, ...]:
+def read_class_names(file: Path) -> tuple[str, ...]:
     """The names of classes in a file, one a line. Raises UsageError."""
     lines = [line.strip() for line in read_lines(file)]
     while lines and not lines[-1]:
         lines.pop()
-    names = tuple(class_name(line, f"{file}: line {n}") for n, line in enumerate(lines, 1))
+    names = tuple(check_class_name(line, f"{file}: line {n}") for n, line in enumerate(lines, 1))
     if not names:
         raise UsageError(f"{file} names no class")
     require_unique(names, f"{file}: the class")
@@ -189,7 +199,7 @@ def key(path: Path, root: Path) -> tuple[str, ...]:
     The last folder called images, labels or the like does not count.
     """
     *folders, _ = path.relative_to(root).parts
-    aside = [i for i, folder in enumerate(folders) if folder.lower() in ASIDE]
+    aside = [i for i, folder in enumerate(folders) if folder.lower() in PARALLEL_FOLDERS]
     return (*(f for i, f in enumerate(folders) if i not in aside[-1:]), path.stem)
 
 

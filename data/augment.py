@@ -13,29 +13,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import distortions, geometry
-from data.geometry import Frame, Size
-from data.kinds import Draw, Fields, Pixels, generator, of_any_size
+from data.geometry import ResizeSpec, Size
+from data.kinds import Draw, Fields, Pixels, generator, object_array
 from errors import UsageError, unknown
 
-Step = tuple[Any, ...]  # an operation with its numbers, as ("crop", 4)
+Operation = tuple[Any, ...]  # an operation with its numbers, as ("crop", 4)
 
 
-def _flip(image: Pixels, draw: Draw, frame: Frame) -> Pixels:
+def _flip(image: Pixels, draw: Draw, frame: ResizeSpec) -> Pixels:
     return image[:, ::-1] if draw.random() < 0.5 else image
 
 
-def _crop(image: Pixels, draw: Draw, frame: Frame, by: int) -> Pixels:
+def _crop(image: Pixels, draw: Draw, frame: ResizeSpec, by: int) -> Pixels:
     y, x = draw.integers(0, 2 * by + 1, 2)
     padded = np.pad(image, ((by, by), (by, by), (0, 0)))
     return padded[y : y + image.shape[0], x : x + image.shape[1]]
 
 
-def _random_resized_crop(image: Pixels, draw: Draw, frame: Frame, least: float = 0.08) -> Pixels:
-    part = geometry.random_part(image.shape[:2], draw, least)
+def _random_resized_crop(image: Pixels, draw: Draw, frame: ResizeSpec, least: float = 0.08) -> Pixels:
+    part = geometry.random_resized_crop_box(image.shape[:2], draw, least)
     return geometry.resize(image[part], frame.size, frame.interpolation)
 
 
-def _erase(image: Pixels, draw: Draw, frame: Frame, chance: float = 0.5) -> Pixels:
+def _erase(image: Pixels, draw: Draw, frame: ResizeSpec, chance: float = 0.5) -> Pixels:
     """Noise in a random box of 2 to 40 % of the area, sides 3:10 to 10:3 (Zhong et al. 2017, arXiv:1708.04896)."""
     if draw.random() >= chance:
         return image
@@ -61,36 +61,36 @@ OPERATIONS: dict[str, Callable[..., Pixels]] = {  # (image, draw, frame that is 
 }
 
 
-class Form(NamedTuple):
+class OpSyntax(NamedTuple):
     """How an operation is written."""
 
     text: str
-    takes: tuple[tuple[type, float, float], ...] = ()  # of each number type, least and most
-    needs: int = 0  # how many of them must be given
+    ranges: tuple[tuple[type, float, float], ...] = ()  # of each number type, least and most
+    required: int = 0  # how many of them must be given
 
 
 _ALPHA = "ALPHA mixes two rows by shares of law Beta(ALPHA, ALPHA), 0.01 to 100"
-FORMS = {
-    "flip": Form("flip mirrors left to right with probability 1/2"),
-    "crop": Form("crop:N pads by N pixels of 0 around and crops the old size anywhere", ((int, 0, 4096),), 1),
-    "random_resized_crop": Form(
+SYNTAX = {
+    "flip": OpSyntax("flip mirrors left to right with probability 1/2"),
+    "crop": OpSyntax("crop:N pads by N pixels of 0 around and crops the old size anywhere", ((int, 0, 4096),), 1),
+    "random_resized_crop": OpSyntax(
         "random_resized_crop or random_resized_crop:LEAST takes LEAST, 0.01 to 1, to all of the area",
         ((float, 0.01, 1),),
     ),
-    "randaugment": Form(
-        f"randaugment:N:M does N operations, 1 to 14, of magnitude M, 0 to {distortions.MOST}",
-        ((int, 1, 14), (int, 0, distortions.MOST)),
+    "randaugment": OpSyntax(
+        f"randaugment:N:M does N operations, 1 to 14, of magnitude M, 0 to {distortions.MAX_MAGNITUDE}",
+        ((int, 1, 14), (int, 0, distortions.MAX_MAGNITUDE)),
         2,
     ),
-    "jitter": Form("jitter:X changes brightness, contrast and saturation by up to X, 0 to 1", ((float, 0, 1),), 1),
-    "erase": Form("erase or erase:P puts noise in a box with probability P, 0 to 1", ((float, 0, 1),)),
-    "mixup": Form(f"mixup:{_ALPHA}", ((float, 0.01, 100),), 1),
-    "cutmix": Form(f"cutmix:{_ALPHA}", ((float, 0.01, 100),), 1),
+    "jitter": OpSyntax("jitter:X changes brightness, contrast and saturation by up to X, 0 to 1", ((float, 0, 1),), 1),
+    "erase": OpSyntax("erase or erase:P puts noise in a box with probability P, 0 to 1", ((float, 0, 1),)),
+    "mixup": OpSyntax(f"mixup:{_ALPHA}", ((float, 0.01, 100),), 1),
+    "cutmix": OpSyntax(f"cutmix:{_ALPHA}", ((float, 0.01, 100),), 1),
 }
 
 
 @dataclass(frozen=True)
-class Images:
+class ImagePipeline:
     """Gives images their size, does the operations, which are of training only, and normalises.
 
     `crop_pct` is the share of an image's sides that is kept where it is resized as a whole; None is all of it.
@@ -99,7 +99,7 @@ class Images:
     """
 
     seed: int = 0
-    operations: tuple[Step, ...] = ()
+    operations: tuple[Operation, ...] = ()
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     size: Size | None = None
@@ -115,30 +115,30 @@ class Images:
         """
         if "image" not in batch or "boxes" in batch:
             return batch
-        images = _coloured(batch["image"]) if self.channels == 3 else batch["image"]
+        images = _to_rgb(batch["image"]) if self.channels == 3 else batch["image"]
         differ = images.dtype == object
         if differ and self.size is None:
             raise UsageError("the images have different sizes: set data.size, as 224 or (rows, columns)")
         if differ or self.operations or self.crop_pct or self.size not in (None, images.shape[1:3]):
-            images = np.stack([self._one(i, step, int(r)) for i, r in zip(images, rows, strict=True)])
+            images = np.stack([self._transform_one(i, step, int(r)) for i, r in zip(images, rows, strict=True)])
         found = images.astype(np.float32, order="C")
         count, y, x, channels = found.shape
         lines = found.reshape(count, y, x * channels)  # numpy is slow on dims of 3
         lines /= 255
-        lines -= np.resize(self._of_channels("mean", channels), x * channels)
-        lines /= np.resize(self._of_channels("std", channels), x * channels)
+        lines -= np.resize(self._per_channel("mean", channels), x * channels)
+        lines /= np.resize(self._per_channel("std", channels), x * channels)
         return {**batch, "image": found}
 
-    def _one(self, image: Pixels, step: int, row: int) -> Pixels:
+    def _transform_one(self, image: Pixels, step: int, row: int) -> Pixels:
         draw = generator(self.seed, step, row)
-        frame = Frame(self.size or image.shape[:2], self.crop_pct or 1.0, self.resize_mode, self.interpolation)
+        frame = ResizeSpec(self.size or image.shape[:2], self.crop_pct or 1.0, self.resize_mode, self.interpolation)
         if all(name != "random_resized_crop" for name, *_ in self.operations):
-            image = geometry.fit(image, frame)
+            image = geometry.resize_and_crop(image, frame)
         for name, *numbers in self.operations:
             image = OPERATIONS[name](image, draw, frame, *numbers)
         return image
 
-    def _of_channels(self, name: str, channels: int) -> np.ndarray:
+    def _per_channel(self, name: str, channels: int) -> np.ndarray:
         given = np.asarray(getattr(self, name), np.float32)
         if given.ndim and len(given) != channels:
             raise UsageError(
@@ -148,23 +148,23 @@ class Images:
         return given
 
 
-def _coloured(images: np.ndarray) -> np.ndarray:
+def _to_rgb(images: np.ndarray) -> np.ndarray:
     """Images with three channels where they have one, all alike: uint8 [B Y X C], or objects [B], -> the same."""
     if images.dtype == object:
-        return of_any_size([_coloured(image) for image in images])
+        return object_array([_to_rgb(image) for image in images])
     return images.repeat(3, axis=-1) if images.shape[-1] == 1 else images
 
 
-def parse(text: str | None) -> tuple[Step, ...]:
+def parse(text: str | None) -> tuple[Operation, ...]:
     """`flip,crop:4` -> (("flip",), ("crop", 4)). Raises UsageError for an unknown operation or wrong numbers."""
-    return tuple(_parsed(part.strip()) for part in (text or "").split(",") if text)
+    return tuple(_parse_op(part.strip()) for part in (text or "").split(",") if text)
 
 
-def _parsed(part: str) -> Step:
+def _parse_op(part: str) -> Operation:
     name, *given = part.split(":")
-    if name not in FORMS:
-        raise unknown("augmentation", name, FORMS)
-    text, takes, needs = FORMS[name]
+    if name not in SYNTAX:
+        raise unknown("augmentation", name, SYNTAX)
+    text, takes, needs = SYNTAX[name]
     try:
         numbers = [kind(n) for (kind, _, _), n in zip(takes, given, strict=False)]
     except ValueError:

@@ -13,36 +13,44 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from data.annotations import (
-    Annotated,
     Annotations,
     Box,
-    Form,
-    class_name,
+    ImageRecord,
+    SplitReader,
+    check_class_name,
     is_split,
     last_tenth,
-    numbers,
+    parse_numbers,
     require_unique,
 )
 from data.detection import note
-from data.files import match
-from data.image_files import name_of
-from documents import read_json, refuse_pointer
+from data.files import glob_any_case
+from data.image_files import display_name
+from documents import read_json, reject_lfs_pointer
 from errors import UsageError, quote
 
 Id = int | str
-AMONG = "_annotations.coco.json"
-OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # COCO's files without classes' boxes
+IN_SPLIT_FOLDER = "_annotations.coco.json"
+OTHER_TASKS = (
+    "captions_",
+    "person_keypoints_",
+    "stuff_",
+    "panoptic_",
+    "image_info_",
+)  # COCO's files without classes' boxes
 
 
-def find(root: Path) -> Form | None:
+def find_reader(root: Path) -> SplitReader | None:
     """The reader and the splits of a folder with COCO's JSON, or None where it has none.
 
     Raises UsageError for two files of one split.
     """
-    found = match(root, "annotations/instances_*.json") + match(root, f"*/{AMONG}")
-    files = _by_split(root, found or [p for p in match(root, "annotations/*.json") if _is_coco(p)])
+    found = glob_any_case(root, "annotations/instances_*.json") + glob_any_case(root, f"*/{IN_SPLIT_FOLDER}")
+    files = _by_split(root, found or [p for p in glob_any_case(root, "annotations/*.json") if _is_coco(p)])
     if not files:
-        files = _by_split(root, [p for p in match(root, "*.json") if p.name.lower() == AMONG or _is_coco(p)])
+        files = _by_split(
+            root, [p for p in glob_any_case(root, "*.json") if p.name.lower() == IN_SPLIT_FOLDER or _is_coco(p)]
+        )
         if len(files) == 1 and not is_split(*files):
             files = dict.fromkeys(("train", "test"), *files.values())
     return (partial(_read, root, files), tuple(files)) if files else None
@@ -58,23 +66,23 @@ def _by_split(root: Path, found: Sequence[Path]) -> dict[str, Path]:
 
 
 def _split_of(root: Path, file: Path) -> str:
-    if file.name.lower() == AMONG and file.parent != root:
+    if file.name.lower() == IN_SPLIT_FOLDER and file.parent != root:
         return file.parent.name
     return file.stem[len("instances_") :] if file.name.lower().startswith("instances_") else file.stem
 
 
 def _is_coco(file: Path) -> bool:
     """Whether a file is one of boxes, by its name and the lists in it."""
-    if file.name.lower().startswith(OTHERS) or file.is_dir():
+    if file.name.lower().startswith(OTHER_TASKS) or file.is_dir():
         return False
     status = file.stat()
-    return _names_tables(file, status.st_size, status.st_mtime_ns)
+    return _has_tables(file, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _names_tables(file: Path, size: int, changed: int) -> bool:
+def _has_tables(file: Path, size: int, changed: int) -> bool:
     """Whether a file, as it was at that time, names all lists of COCO's. Raises UsageError for no file to read."""
-    refuse_pointer(file)
+    reject_lfs_pointer(file)
     text = file.read_bytes()
     return all(f'"{name}"'.encode() in text for name in _Tables._fields)
 
@@ -83,10 +91,12 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
     """A split. Raises UsageError for what is missing, amiss or stands twice, by file and row."""
     file = files[split]
     table = _tables(file)
-    categories, root_name = _without_root(table, file, files)
+    categories, root_name = _drop_root_category(table, file, files)
     ids = [_id(row, "id", f"{file}: category {quote(row.get('name'))}") for row in categories]
     require_unique(ids, f"{file}: category id")
-    named = {i: class_name(row.get("name"), f"{file}: category {i}") for i, row in zip(ids, categories, strict=True)}
+    named = {
+        i: check_class_name(row.get("name"), f"{file}: category {i}") for i, row in zip(ids, categories, strict=True)
+    }
     require_unique(named.values(), f"{file}: the name of a category,")
     classes = {number: i for i, number in enumerate(sorted(named, key=lambda i: (isinstance(i, str), i)))}
     ids = [_id(row, "id", f"{file}: image {quote(row.get('file_name'))}") for row in table.images]
@@ -95,19 +105,19 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
     for n, mark in enumerate(table.annotations, 1):
         where = f"{file}: annotation {quote(mark['id']) if mark.get('id') is not None else f'number {n}'}"
         image, kind = (
-            _known(mark, key, known, where) for key, known in (("image_id", boxes), ("category_id", classes))
+            _reference(mark, key, known, where) for key, known in (("image_id", boxes), ("category_id", classes))
         )
         boxes[image].append(_box(mark, classes[kind], where))
     own = (_plain_id(mark.get("id")) for mark in table.annotations)
     require_unique((number for number in own if number is not None), f"{file}: annotation id")
-    places = _places(root, file, split)
+    places = _image_folders(root, file, split)
     images = [_image(row, boxes[i], places, file) for row, i in zip(table.images, ids, strict=True)]
     ignored = {_plain_id(mark["image_id"]) for mark in table.annotations if mark.get("ignore")}
     named_so = [image.name for image, i in zip(images, ids, strict=True) if i in ignored]
     require_unique((str(image.path) for image in images), f"{file}: image")
     if len(set(files.values())) < len(files):  # one file for both splits
         images = last_tenth(sorted(images, key=lambda image: image.name))[split]
-    where = f"{name_of(root)} {split}"
+    where = f"{display_name(root)} {split}"
     notes = note(where, "images with boxes of `ignore` 1, which count all the same, as in COCO's evaluation", named_so)
     if root_name:
         notes += (f"{where}: category {quote(root_name)} has the others below it and no box: no class",)
@@ -147,7 +157,7 @@ def _id(row: dict[str, Any], key: str, where: str) -> Id:
     return value
 
 
-def _known(row: dict[str, Any], key: str, known: Mapping[Id, Any], where: str) -> Id:
+def _reference(row: dict[str, Any], key: str, known: Mapping[Id, Any], where: str) -> Id:
     value = _id(row, key, where)
     if value not in known:
         raise UsageError(f"{where} has {key} {quote(value)}, which the file does not list")
@@ -157,14 +167,16 @@ def _known(row: dict[str, Any], key: str, known: Mapping[Id, Any], where: str) -
 def _box(mark: dict[str, Any], kind: int, where: str) -> Box:
     if mark.get("bbox") is None and mark.get("segmentation"):
         raise UsageError(f"{where} has a segmentation and no bbox: write the boxes too")
-    left, top, width, height = numbers(mark.get("bbox"), f"{where}: 'bbox'")
+    left, top, width, height = parse_numbers(mark.get("bbox"), f"{where}: 'bbox'")
     crowd = mark.get("iscrowd")
     if crowd is not None and (crowd not in (0, 1) or isinstance(crowd, str)):
         raise UsageError(f"{where}: 'iscrowd' is {quote(crowd)}, not 0 or 1")
     return Box((left, top, left + width, top + height), kind, crowd=bool(crowd))
 
 
-def _without_root(table: _Tables, file: Path, files: Mapping[str, Path]) -> tuple[list[dict[str, Any]], str | None]:
+def _drop_root_category(
+    table: _Tables, file: Path, files: Mapping[str, Path]
+) -> tuple[list[dict[str, Any]], str | None]:
     """The categories without Roboflow's root, and its name: the supercategory of all others, without a box anywhere."""
     for root in table.categories:
         others = [row for row in table.categories if row is not root]
@@ -181,34 +193,34 @@ def _has_box(category: dict[str, Any], table: _Tables) -> bool:
     return any(_plain_id(mark.get("category_id")) in ids for mark in table.annotations)
 
 
-class _Places(NamedTuple):
+class _ImageFolders(NamedTuple):
     """Where the images of a file may lie, the likeliest first, and how the real path of each image must begin."""
 
     folders: list[Path]
-    held: tuple[str, ...]
+    real_prefixes: tuple[str, ...]
 
 
-def _places(root: Path, file: Path, split: str) -> _Places:
-    if file.name.lower() == AMONG and file.parent != root:
+def _image_folders(root: Path, file: Path, split: str) -> _ImageFolders:
+    if file.name.lower() == IN_SPLIT_FOLDER and file.parent != root:
         folders = [file.parent, file.parent / "images"]
     else:
-        images = match(root, "images")
+        images = glob_any_case(root, "images")
         inside = [] if file.parent == root else [root / split, *(folder / split for folder in images)]
         folders = [folder for folder in (*inside, *images, root) if folder.is_dir()]
-    return _Places(folders, tuple(os.path.realpath(folder) + os.sep for folder in (root, *folders)))
+    return _ImageFolders(folders, tuple(os.path.realpath(folder) + os.sep for folder in (root, *folders)))
 
 
-def _image(row: dict[str, Any], boxes: Sequence[Box], places: _Places, file: Path) -> Annotated:
+def _image(row: dict[str, Any], boxes: Sequence[Box], places: _ImageFolders, file: Path) -> ImageRecord:
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         raise UsageError(f"{file}: image {quote(row.get('id'))} has file_name = {quote(name)}")
     path = _locate(name, places, file)
     said = (row.get("height") or 0, row.get("width") or 0)  # some write 0 where they do not know
-    rows, columns = numbers(said, f"{file}: the size of {path.name}", 2)
-    return Annotated(path, path.name, boxes, file, (rows, columns) if rows and columns else None)
+    rows, columns = parse_numbers(said, f"{file}: the size of {path.name}", 2)
+    return ImageRecord(path, path.name, boxes, file, (rows, columns) if rows and columns else None)
 
 
-def _locate(name: str, places: _Places, file: Path) -> Path:
+def _locate(name: str, places: _ImageFolders, file: Path) -> Path:
     """The image file of a name, in which `\\` may part folders and %20 stand for a space.
 
     Raises UsageError where there is none, or it lies outside of the folder, also by a link.
@@ -222,7 +234,7 @@ def _locate(name: str, places: _Places, file: Path) -> Path:
                 real = os.path.realpath(path)
             except ValueError:  # no name of a file has a NUL
                 continue
-            if not real.startswith(places.held):
+            if not real.startswith(places.real_prefixes):
                 outside = True
             elif os.path.lexists(real):
                 return path

@@ -9,18 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.files import find
+from data.files import list_files
 from data.folders import SPLITS
 from data.kinds import Texts, texts
 from documents import read_rows, read_text
 from errors import UsageError, quote
 
 PLAIN = (".txt",)
-JSON, CELLS = (".jsonl", ".ndjson"), (".csv", ".tsv")
+JSON, TABLES_OF_TEXT = (".jsonl", ".ndjson"), (".csv", ".tsv")
 TABLES = (".parquet", ".arrow")  # of rows too, which are not read yet
-ENDINGS = (*PLAIN, *JSON, *CELLS, *TABLES)  # of files that a folder's texts may lie in
-FIELD = "text"  # the field of rows that is read where none is named
-UNREAD = {  # endings of files whose bytes are no text to learn from -> what to do
+EXTENSIONS = (*PLAIN, *JSON, *TABLES_OF_TEXT, *TABLES)  # of files that a folder's texts may lie in
+DEFAULT_FIELD = "text"  # the field of rows that is read where none is named
+UNSUPPORTED = {  # endings of files whose bytes are no text to learn from -> what to do
     **dict.fromkeys(TABLES, "write its rows as .jsonl"),
     **dict.fromkeys((".json", ".json5", ".yaml", ".yml", ".xml"), "write it as .jsonl, an object a line, or as .txt"),
     **dict.fromkeys((".html", ".htm", ".xhtml", ".ipynb", ".tex", ".rtf"), "take its text out and write that as .txt"),
@@ -37,8 +37,8 @@ def load(path: Path, split: str, field: str | None) -> Texts:
 
     Raises UsageError where there is no text, files of several kinds, or a row whose field holds none.
     """
-    found = texts(path.name, split, (d for d in columns(path, split, (field or FIELD,))[0] if d))
-    return replace(found, notes=_passed_over(path))
+    found = texts(path.name, split, (d for d in columns(path, split, (field or DEFAULT_FIELD,))[0] if d))
+    return replace(found, notes=_skipped_note(path))
 
 
 def columns(path: Path, split: str, fields: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
@@ -50,7 +50,7 @@ def columns(path: Path, split: str, fields: tuple[str, ...]) -> tuple[tuple[str,
     by_split = _by_split(path, _files(path))
     rows = [row for file in by_split.get(split, _files(path)) for row in _texts(file, fields)]
     if not by_split:
-        rows = _part(rows, split)
+        rows = _take_split(rows, split)
     if not any(any(row) for row in rows):
         raise UsageError(f"{path} is too short: its split {split!r}{'' if by_split else ', a tenth,'} holds nothing")
     return tuple(zip(*rows, strict=True))
@@ -63,29 +63,29 @@ def splits_of(path: Path) -> tuple[str, ...]:
 
 def has_rows(path: Path) -> bool:
     """Whether the texts lie in rows, by field."""
-    rows = (*JSON, *CELLS)
-    return bool(find(path, rows)) if path.is_dir() else path.name.lower().endswith(rows)
+    rows = (*JSON, *TABLES_OF_TEXT)
+    return bool(list_files(path, rows)) if path.is_dir() else path.name.lower().endswith(rows)
 
 
 def _files(path: Path) -> list[Path]:
     """The files of a path. Raises UsageError where there are none, or of several kinds: which would be its texts?"""
-    found = sorted(find(path, ENDINGS)) if path.is_dir() else [path]
+    found = sorted(list_files(path, EXTENSIONS)) if path.is_dir() else [path]
     if not found or not found[0].is_file():
         wanted = "no .txt file, nor one of rows (.jsonl, .csv, .tsv)"
         raise UsageError(f"{wanted}, at {str(path)!r}; give one, or a folder that holds some or images")
-    kinds = {_kind(file): file for file in found}
+    kinds = {_format(file): file for file in found}
     if len(kinds) > 1:
         shown = " and ".join(file.name for _, file in sorted(kinds.items()))
         raise UsageError(f"{path} holds files of several kinds, as {shown}: give one kind a folder of its own")
     for file in found:
-        if (ending := file.suffix.lower()) in UNREAD:
-            raise UsageError(f"{file} is read as no text: {ending} files are not; {UNREAD[ending]}")
+        if (ending := file.suffix.lower()) in UNSUPPORTED:
+            raise UsageError(f"{file} is read as no text: {ending} files are not; {UNSUPPORTED[ending]}")
     return found
 
 
-def _kind(file: Path) -> str:
+def _format(file: Path) -> str:
     ending = file.suffix.lower()
-    return JSON[0] if ending in JSON else ending if ending in ENDINGS else PLAIN[0]
+    return JSON[0] if ending in JSON else ending if ending in EXTENSIONS else PLAIN[0]
 
 
 def _by_split(root: Path, files: list[Path]) -> dict[str, list[Path]]:
@@ -112,21 +112,21 @@ def _split_of(root: Path, file: Path) -> str:
     folder, *below = file.relative_to(root).parts or (file.name,)
     if below and folder.lower() in SPLITS:
         return folder.lower()
-    plain = _kind(file) in PLAIN  # a text's own name may begin so, as test-of-time.txt
+    plain = _format(file) in PLAIN  # a text's own name may begin so, as test-of-time.txt
     return re.sub(r"[-_.]\d+.*", "", file.stem.lower()) if plain else re.split(r"[-_.]", file.name.lower())[0]
 
 
-def _passed_over(path: Path) -> tuple[str, ...]:
+def _skipped_note(path: Path) -> tuple[str, ...]:
     """A note of the files in a folder that are not read, where there are some."""
     if not path.is_dir():
         return ()
     read = {*_files(path)}
-    names = sorted(str(file.relative_to(path)) for file in find(path, ("",)) if file not in read)
+    names = sorted(str(file.relative_to(path)) for file in list_files(path, ("",)) if file not in read)
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return (f"{path.name}: passed over, as no texts: {', '.join(names[:3])}{more}",) if names else ()
 
 
-def _part(rows: list[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:
+def _take_split(rows: list[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:
     if len(rows) >= 10 or len(rows[0]) > 1:  # translations are not cut
         held = max(2, len(rows) // 10)  # one alone would have no neighbour, and its windows count as documents
         return rows[:-held] if split == "train" else rows[-held:]
@@ -136,11 +136,11 @@ def _part(rows: list[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:
 
 def _texts(file: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """The texts of a file's rows by field. Raises UsageError for a row that lacks one."""
-    if _kind(file) in PLAIN:
+    if _format(file) in PLAIN:
         yield (read_text(file),)
         return
     empty = True
-    for where, row in _objects(file) if _kind(file) in JSON else _cells(file):
+    for where, row in _json_rows(file) if _format(file) in JSON else _table_rows(file):
         empty = False
         for field in fields:
             if field not in row:
@@ -155,14 +155,14 @@ def _texts(file: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         raise UsageError(f"{file} holds no rows")
 
 
-def _objects(file: Path) -> Iterator[Row]:
+def _json_rows(file: Path) -> Iterator[Row]:
     for where, value in read_rows(file):
         if not isinstance(value, dict):
             raise UsageError(f"{where} is {quote(value)}, not an object with fields")
         yield where, value
 
 
-def _cells(file: Path) -> Iterator[Row]:
+def _table_rows(file: Path) -> Iterator[Row]:
     """The rows of a .csv or .tsv file below its header. Raises UsageError for stray quotes or cells.
 
     Also for a .tsv row of lines that would be rows by themselves: the quotes around may be those of the texts.
@@ -170,7 +170,9 @@ def _cells(file: Path) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     tab = "\t" if file.suffix.lower() == ".tsv" else None
     lines = list[str]()  # of the row that is read
-    reader = csv.DictReader(_noted(io.StringIO(read_text(file), newline=""), lines), delimiter=tab or ",", strict=True)
+    reader = csv.DictReader(
+        _record_lines(io.StringIO(read_text(file), newline=""), lines), delimiter=tab or ",", strict=True
+    )
     try:
         header = list(reader.fieldnames or ())
         if len(set(header)) < len(header):
@@ -196,8 +198,8 @@ def _cells(file: Path) -> Iterator[Row]:
         ) from None
 
 
-def _noted(lines: Iterable[str], seen: list[str]) -> Iterator[str]:
-    """Lines, each appended to `seen` as it is read."""
+def _record_lines(lines: Iterable[str], seen: list[str]) -> Iterator[str]:
+    """Yield the lines, and append each to `seen` when it is read."""
     for line in lines:
         seen.append(line)
         yield line

@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from data.geometry import picture, pixels
+from data.geometry import from_pil, to_pil
 from data.kinds import Draw, Pixels
 
-MOST = 30  # the largest magnitude
-Change = Callable[[Image.Image, float], Image.Image]  # by a strength in [0, 1], or [-1, 1] where it has two directions
+MAX_MAGNITUDE = 30  # the largest magnitude
+Distortion = Callable[
+    [Image.Image, float], Image.Image
+]  # by a strength in [0, 1], or [-1, 1] where it has two directions
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
@@ -19,29 +21,29 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
 
 
-def _enhanced(by: Callable[[Image.Image], ImageEnhance._Enhance]) -> Change:
+def _enhancer(by: Callable[[Image.Image], ImageEnhance._Enhance]) -> Distortion:
     return lambda image, strength: by(image).enhance(1 + 0.9 * strength)
 
 
-ONE_WAY: dict[str, Change] = {
+UNSIGNED: dict[str, Distortion] = {
     "identity": lambda image, _: image,
     "autocontrast": lambda image, _: ImageOps.autocontrast(image),
     "equalize": lambda image, _: ImageOps.equalize(image),
     "posterize": lambda image, s: ImageOps.posterize(image, 8 - round(4 * s)),  # bits that are kept
     "solarize": lambda image, s: ImageOps.solarize(image, round(256 * (1 - s))),  # from there on the pixels turn
 }
-TWO_WAYS: dict[str, Change] = {
+SIGNED: dict[str, Distortion] = {
     "rotate": lambda image, s: image.rotate(30 * s, Image.Resampling.NEAREST),  # degrees, anticlockwise
     "shear_x": lambda image, s: _affine(image, 1, 0.3 * s, 0, 0, 1, 0),
     "shear_y": lambda image, s: _affine(image, 1, 0, 0, 0.3 * s, 1, 0),
     "translate_x": lambda image, s: _affine(image, 1, 0, int(150 / 331 * image.width * s), 0, 1, 0),
     "translate_y": lambda image, s: _affine(image, 1, 0, 0, 0, 1, int(150 / 331 * image.height * s)),
-    "color": _enhanced(ImageEnhance.Color),
-    "contrast": _enhanced(ImageEnhance.Contrast),
-    "brightness": _enhanced(ImageEnhance.Brightness),
-    "sharpness": _enhanced(ImageEnhance.Sharpness),
+    "color": _enhancer(ImageEnhance.Color),
+    "contrast": _enhancer(ImageEnhance.Contrast),
+    "brightness": _enhancer(ImageEnhance.Brightness),
+    "sharpness": _enhancer(ImageEnhance.Sharpness),
 }
-NAMES = (*ONE_WAY, *TWO_WAYS)
+NAMES = (*UNSIGNED, *SIGNED)
 
 
 def randaugment(image: Pixels, draw: Draw, count: int, magnitude: int) -> Pixels:
@@ -49,12 +51,12 @@ def randaugment(image: Pixels, draw: Draw, count: int, magnitude: int) -> Pixels
 
     Those with two directions take either with probability 1/2.
     """
-    done = picture(image)
+    done = to_pil(image)
     for _ in range(count):
         name = NAMES[int(draw.integers(len(NAMES)))]
-        strength = magnitude / MOST * (-1 if draw.random() < 0.5 else 1)
-        done = TWO_WAYS[name](done, strength) if name in TWO_WAYS else ONE_WAY[name](done, abs(strength))
-    return pixels(done)
+        strength = magnitude / MAX_MAGNITUDE * (-1 if draw.random() < 0.5 else 1)
+        done = SIGNED[name](done, strength) if name in SIGNED else UNSIGNED[name](done, abs(strength))
+    return from_pil(done)
 
 
 def jitter(image: Pixels, draw: Draw, strength: float) -> Pixels:
@@ -62,9 +64,9 @@ def jitter(image: Pixels, draw: Draw, strength: float) -> Pixels:
 
     Each is multiplied by a factor that is uniform in 1 - strength (at least 0) to 1 + strength.
     """
-    done = picture(image)
+    done = to_pil(image)
     ways = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     factors = draw.uniform(max(0, 1 - strength), 1 + strength, len(ways))
     for i in draw.permutation(len(ways)):
         done = ways[i](done).enhance(factors[i])
-    return pixels(done)
+    return from_pil(done)

@@ -85,7 +85,7 @@ def _sum_of_two(length: int, row: int) -> tuple[np.ndarray, np.ndarray]:
 
 Reader = Callable[[str], Source]  # split -> source
 
-EMBEDDED: dict[str, tuple[Reader, tuple[str, ...]]] = {
+BUILTIN: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "xor": (_xor, ("train", "test")),
     "halves": (_halves, ("train", "test")),
     "moons": (_moons, ("train", "test")),
@@ -96,11 +96,11 @@ EMBEDDED: dict[str, tuple[Reader, tuple[str, ...]]] = {
 }
 
 
-def find(name: str) -> tuple[Reader, tuple[str, ...]] | None:
+def find_reader(name: str) -> tuple[Reader, tuple[str, ...]] | None:
     """The reader and the splits of an embedded set, or None. Raises UsageError for an `adding:` of no length."""
     kind, _, length = name.partition(":")
     if kind == "adding" and length:
         if not length.isdecimal() or len(length) > 6 or int(length) < 2:
             raise UsageError(f"{quote(name)}: the adding problem has sequences of 2 to 999,999 numbers, as adding:100")
         return partial(_adding, int(length)), ("train", "test")
-    return EMBEDDED.get(name)
+    return BUILTIN.get(name)

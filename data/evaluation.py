@@ -7,13 +7,13 @@ import numpy as np
 
 from data.kinds import Examples, Texts
 from data.plan import Augment, Batch
-from data.progress import Tick, counted, silent
+from data.progress import Tick, silent, track
 from data.tokenizers import Tokenizer
 from errors import UsageError
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalSet:
     """The examples of an evaluation, and the cluster that each belongs to (its document, or itself) [n]."""
 
     fields: Examples | Batch
@@ -43,12 +43,12 @@ class Exam:
         return {k: v[index] for k, v in self.fields.items()}
 
 
-def of_examples(examples: Examples, prepare: Augment | None = None) -> Exam:
+def from_examples(examples: Examples, prepare: Augment | None = None) -> EvalSet:
     """An evaluation of examples as they are; each is a cluster."""
-    return Exam(examples, np.arange(len(examples)), prepare)
+    return EvalSet(examples, np.arange(len(examples)), prepare)
 
 
-def of_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0, tick: Tick = silent) -> Exam:
+def from_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0, tick: Tick = silent) -> EvalSet:
     """An evaluation of documents in windows of `context` tokens that never cross a document; a document is a cluster.
 
     The first `overlap` tokens of a window, but for a document's first, were told in the one before and are only read.
@@ -60,9 +60,9 @@ def of_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0,
         )
     windows, clusters, told, lengths = [], [], [], []
     single, stride = len(texts) == 1, context - overlap
-    for i, document in enumerate(counted(texts.documents, "tokenising documents", tick)):
+    for i, document in enumerate(track(texts.documents, "tokenising documents", tick)):
         ids = tokenizer.encode(document)
-        spans = bytes_of(tokenizer, ids, document)
+        spans = byte_lengths(tokenizer, ids, document)
         if not single:  # a document begins after the end of another, and its own end is to be told too
             ids = np.concatenate([tokenizer.prefix or [tokenizer.eot], ids, [tokenizer.eot]]).astype(np.int32)
             spans = np.concatenate([np.zeros(len(ids) - 1 - len(spans)), spans, [0]])
@@ -80,10 +80,10 @@ def of_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0,
     fields = {"tokens": tokens, "targets": targets, "weight": weight}
     if tokenizer.byte_lengths is not None:
         fields["bytes"] = np.concatenate([*lengths, np.empty((0, context), np.float32)]) * weight
-    return Exam(fields, np.concatenate(clusters) if clusters else np.empty(0, np.int64))
+    return EvalSet(fields, np.concatenate(clusters) if clusters else np.empty(0, np.int64))
 
 
-def bytes_of(tokenizer: Tokenizer, ids: np.ndarray, document: str) -> np.ndarray:
+def byte_lengths(tokenizer: Tokenizer, ids: np.ndarray, document: str) -> np.ndarray:
     """UTF-8 bytes of a document that each of its ids stands for [n]: in all those of the document.
 
     A space that the tokenizer puts before a text, or what its normalization changes, is the first id's.

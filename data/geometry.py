@@ -16,7 +16,7 @@ INTERPOLATIONS = {
 RESIZE_MODES = ("cover", "stretch")
 
 
-class Frame(NamedTuple):
+class ResizeSpec(NamedTuple):
     """How images take a size: of a resized image's sides the middle `crop_pct` is kept."""
 
     size: Size
@@ -25,15 +25,15 @@ class Frame(NamedTuple):
     interpolation: str = "bilinear"
 
 
-def picture(image: Pixels) -> Image.Image:
+def to_pil(image: Pixels) -> Image.Image:
     """An image as Pillow has it: uint8 [Y X C] -> picture. Raises UsageError where C is neither 1 nor 3."""
     if image.shape[-1] not in (1, 3):
         raise UsageError(f"images of {image.shape[-1]} channels have no colours to change: 1, grey, or 3 would do")
     return Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
 
 
-def pixels(picture: Image.Image) -> Pixels:
-    """The inverse of `picture`: grey or RGB -> uint8 [Y X C]."""
+def from_pil(picture: Image.Image) -> Pixels:
+    """The inverse of `to_pil`: grey or RGB -> uint8 [Y X C]."""
     found = np.asarray(picture)
     return found if found.ndim == 3 else found[..., None]
 
@@ -47,13 +47,13 @@ def resize(image: Pixels, size: Size, interpolation: str = "bilinear") -> Pixels
     return np.asarray(found[0]) if image.shape[-1] == 3 else np.stack([np.asarray(f) for f in found], -1)
 
 
-def centre(image: Pixels, size: Size) -> Pixels:
+def center_crop(image: Pixels, size: Size) -> Pixels:
     """The middle of an image: [Y X C] -> [rows columns C]."""
     y, x = (round((have - want) / 2) for have, want in zip(image.shape, size, strict=False))
     return image[y : y + size[0], x : x + size[1]]
 
 
-def fit(image: Pixels, frame: Frame) -> Pixels:
+def resize_and_crop(image: Pixels, frame: ResizeSpec) -> Pixels:
     """An image as it is evaluated: resized to size / crop_pct, the middle kept: [Y X C] -> [rows columns C].
 
     `cover` keeps the image's shape, so of a square size the shorter side becomes side / crop_pct; `stretch` does not.
@@ -62,10 +62,10 @@ def fit(image: Pixels, frame: Frame) -> Pixels:
     rows, columns = (math.floor(s / frame.crop_pct + 1e-6) for s in frame.size)
     if frame.resize_mode == "cover":  # what is not scarce, rows or columns, is longer
         rows, columns = max(rows, y * columns // x), max(columns, x * rows // y)
-    return centre(resize(image, (rows, columns), frame.interpolation), frame.size)
+    return center_crop(resize(image, (rows, columns), frame.interpolation), frame.size)
 
 
-def random_part(shape: Size, draw: np.random.Generator, least: float) -> tuple[slice, slice]:
+def random_resized_crop_box(shape: Size, draw: np.random.Generator, least: float) -> tuple[slice, slice]:
     """A random part of an image [Y X], of a share `least` to 1 of its area and sides 3:4 to 4:3 -> its rows, columns.
 
     Of ten tries the first that lies inside; else the largest part of such sides about the middle.

@@ -11,17 +11,19 @@ from PIL import Image, UnidentifiedImageError
 
 from data.geometry import Size
 from data.kinds import Pixels, checksum
-from data.progress import Tick, counted, silent
-from documents import refuse_pointer, require_regular
+from data.progress import Tick, silent, track
+from documents import reject_lfs_pointer, require_regular_file
 from errors import UsageError
 
-ENDINGS = tuple(f".{end}" for end in "jpg jpeg jpe jfif png bmp webp ppm pgm pbm pnm tif tiff gif".split())
+EXTENSIONS = tuple(f".{end}" for end in "jpg jpeg jpe jfif png bmp webp ppm pgm pbm pnm tif tiff gif".split())
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # of these endings, as Pillow names them
-HASHED = 2**28  # bytes: of a split no larger than this the contents are in its checksum, else names and lengths only
-DEEP = ("I", "F")  # first letters of Pillow's modes of more than 8 bits a channel
+HASH_CONTENTS_UP_TO = (
+    2**28
+)  # bytes: of a split no larger than this the contents are in its checksum, else names and lengths only
+DEEP_MODES = ("I", "F")  # first letters of Pillow's modes of more than 8 bits a channel
 ORIENTATION = 0x0112  # EXIF's number of the field
 EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
-TURNS = {
+EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -33,7 +35,7 @@ TURNS = {
 
 
 @contextmanager
-def opened(file: bytes | str | Path, name: str) -> Iterator[Image.Image]:
+def open_image(file: bytes | str | Path, name: str) -> Iterator[Image.Image]:
     """An image file, or its bytes, with its header read and its pixels not yet; of several frames the first.
 
     Raises UsageError where it is no image of FORMATS, whatever its ending, no regular file, a pointer of Git LFS,
@@ -41,22 +43,22 @@ def opened(file: bytes | str | Path, name: str) -> Iterator[Image.Image]:
     """
     try:
         if not isinstance(file, bytes):
-            require_regular(file)
+            require_regular_file(file)
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
-            if image.mode.startswith(DEEP):
+            if image.mode.startswith(DEEP_MODES):
                 raise UsageError(f"{name} has more than 8 bits a channel: convert it first")
             yield image
     except (UsageError, MemoryError):
         raise
     except UnidentifiedImageError:
         if not isinstance(file, bytes):
-            refuse_pointer(file)
-        raise damaged(name, f"it is none of {', '.join(FORMATS)}") from None
+            reject_lfs_pointer(file)
+        raise corrupt_error(name, f"it is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        raise damaged(name, error) from None
+        raise corrupt_error(name, error) from None
 
 
-def damaged(name: str, error: Exception | str) -> UsageError:
+def corrupt_error(name: str, error: Exception | str) -> UsageError:
     """What to raise for a file that is no image, or not the one it was."""
     first = (str(error) or type(error).__name__).splitlines()[0]
     return UsageError(f"{name} cannot be read as an image ({first}): mend it or take it away")
@@ -65,11 +67,11 @@ def damaged(name: str, error: Exception | str) -> UsageError:
 def decode(file: bytes | str | Path, name: str, channels: int = 3, upright: bool = True) -> Pixels:
     """An image file, or its bytes, as grey or RGB, any transparency dropped -> [Y X C]; `upright` by EXIF.
 
-    Raises UsageError as `opened`.
+    Raises UsageError as `open_image`.
     """
-    with opened(file, name) as image:
+    with open_image(file, name) as image:
         image.load()
-        turn = TURNS.get(orientation(image)) if upright else None
+        turn = EXIF_TRANSPOSES.get(orientation(image)) if upright else None
         turned = image if turn is None else image.transpose(turn)
         plain = turned.convert("RGBA") if turned.mode == "P" else turned  # a palette may have transparent entries
         found = np.asarray(plain.convert("RGB" if channels == 3 else "L"))
@@ -87,7 +89,7 @@ def orientation(image: Image.Image) -> int:
         found = image.getexif().get(ORIENTATION)
     except Exception:  # as above; the pixels are whole, and viewers show such an image as it lies
         return 1
-    return found if found in TURNS else 1
+    return found if found in EXIF_TRANSPOSES else 1
 
 
 def upright_size(image: Image.Image) -> Size:
@@ -100,11 +102,16 @@ def identity(
     root: str | Path, split: str, description: bytes, paths: Sequence[Path], length: int, tick: Tick = silent
 ) -> dict[str, Any]:
     """The identity of a split of a folder: a `description` of its files, and their contents, `length` bytes."""
-    hashed = counted(paths if length <= HASHED else (), "hashing images", tick)
+    hashed = track(paths if length <= HASH_CONTENTS_UP_TO else (), "hashing images", tick)
     contents = [checksum(path.read_bytes()).encode() for path in hashed]
-    return {"name": name_of(root), "split": split, "count": len(paths), "checksum": checksum(description, *contents)}
+    return {
+        "name": display_name(root),
+        "split": split,
+        "count": len(paths),
+        "checksum": checksum(description, *contents),
+    }
 
 
-def name_of(root: str | Path) -> str:
+def display_name(root: str | Path) -> str:
     """The name of a folder, also of one that is written `.`."""
     return Path(root).resolve().name

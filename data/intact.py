@@ -9,11 +9,11 @@ from data.progress import Tick, silent
 from errors import UsageError
 
 T = TypeVar("T")
-PART = 64  # items between two reports
-SMALL = 1000  # examples, of a set that is read whole before a run
+CHUNK = 64  # items between two reports
+CHECK_UP_TO = 1000  # examples, of a set that is read whole before a run
 
 
-def refusals(
+def read_errors(
     read: Callable[[T], Any],
     items: Sequence[T],
     what: str = "",
@@ -32,25 +32,25 @@ def refusals(
     found: list[str] = []
     tick(what, 0, len(items))
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(items), PART):
+        for start in range(0, len(items), CHUNK):
             if not go_on():
                 break
-            found += filter(None, pool.map(refusal, items[start : start + PART]))
-            tick(what, min(start + PART, len(items)), len(items))
+            found += filter(None, pool.map(refusal, items[start : start + CHUNK]))
+            tick(what, min(start + CHUNK, len(items)), len(items))
     return found
 
 
-def rows_refused(source: Source, **how: Any) -> list[str]:
-    """What is wrong with those rows of a source that cannot be read; `how` as of `refusals`."""
+def row_errors(source: Source, **how: Any) -> list[str]:
+    """What is wrong with those rows of a source that cannot be read; `how` as of `read_errors`."""
     if not isinstance(source, Examples) or not callable(source.fields):
         return []
-    return refusals(lambda row: source.__getitems__([row]), range(len(source)), **how)
+    return read_errors(lambda row: source.__getitems__([row]), range(len(source)), **how)
 
 
-def hold_intact(sources: Iterable[Source], go_on: Callable[[], bool]) -> None:
+def check_readable(sources: Iterable[Source], go_on: Callable[[], bool]) -> None:
     """Read sets of SMALL or fewer examples. Raises UsageError for rows that cannot be read, before a run meets them."""
     for source in sources:
-        wrong = rows_refused(source, go_on=go_on) if len(source) <= SMALL else []
+        wrong = row_errors(source, go_on=go_on) if len(source) <= CHECK_UP_TO else []
         if wrong:
             more = f"; {len(wrong) - 1:,} more of its files: launch.py doctor --data=… names all" if wrong[1:] else ""
             raise UsageError(f"{wrong[0]}{more}")

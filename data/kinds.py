@@ -24,9 +24,9 @@ class Examples:
     Fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask float32 [n T]; and
     label int32 [n] out of `classes`, labels float32 [n C] of 0 and 1 where a row has any number of them, or target
     float32 [n C]. Images of different sizes are objects [n], each uint8 [y x C]; those with boxes have the fields of
-    `data/detection.py: Reading`. The fields are a dict of arrays, or a function from rows to one where the set is too
-    large to hold. `names` are those of the classes, if they have some; `absent` are the names of classes of other
-    splits without an example here; `notes` say what a user should know.
+    `data/detection.py: DetectionReader`. The fields are a dict of arrays, or a function from rows to one where the set
+    is too large to hold. `names` are those of the classes, if they have some; `absent` are the names of classes of
+    other splits without an example here; `notes` say what a user should know.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
@@ -76,7 +76,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ParallelText:
     """Texts, each with its translation: from the first of two languages, as their fields or files are named."""
 
     texts: tuple[str, ...]
@@ -87,7 +87,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def first(self, count: int) -> "Pairs":
+    def first(self, count: int) -> "ParallelText":
         """The first so many pairs."""
         return replace(self, texts=self.texts[:count], translations=self.translations[:count])
 
@@ -97,7 +97,7 @@ class Pairs:
         return self.texts + self.translations
 
 
-Source = Examples | Texts | Pairs
+Source = Examples | Texts | ParallelText
 
 
 def generator(seed: int, step: int, row: int, site: int = 0) -> Draw:
@@ -105,7 +105,7 @@ def generator(seed: int, step: int, row: int, site: int = 0) -> Draw:
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, site, row]))
 
 
-def of_any_size(images: Sequence[Pixels]) -> np.ndarray:
+def object_array(images: Sequence[Pixels]) -> np.ndarray:
     """Images of different sizes as an array of objects [n]."""
     held = np.empty(len(images), object)
     for i, image in enumerate(images):  # numpy would try to make one array of those that are alike
@@ -113,14 +113,14 @@ def of_any_size(images: Sequence[Pixels]) -> np.ndarray:
     return held
 
 
-def hold_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
+def check_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
     """Hold labels [n] to be known. Raises UsageError where some are kept secret, as those of contests are, by -1."""
     if len(labels) and labels.min() < 0:
         name, split = identity["name"], identity["split"]
         raise UsageError(f"the labels of {name!r} are kept secret in its split {split!r}; take another")
 
 
-def no_field(name: str, field: str) -> UsageError:
+def field_error(name: str, field: str) -> UsageError:
     """What to raise where a field of text is asked of a set that has none to choose from."""
     return UsageError(f"config key 'data.field' = {field!r}: {name} has one kind of text or none")
 
@@ -132,7 +132,7 @@ def unknown_split(name: object, split: str, known: Iterable[str]) -> UsageError:
     return error if len(legal) != 1 else UsageError(f"{error}; parts of it are {legal[0]}[:90%] and {legal[0]}[90%:]")
 
 
-def blocks(count: int, tick: Tick = silent) -> Iterator[range]:
+def iter_blocks(count: int, tick: Tick = silent) -> Iterator[range]:
     """All rows of a set, some at a time, since a set reads many together faster than one by one; reported as read."""
     tick("reading rows", 0, count)
     for start in range(0, count, BLOCK):

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.plan import Batch, Plan
+from data.plan import Batch, BatchSampler
 
 
 @dataclass(frozen=True)
 class _Steps:
-    plan: Plan
+    plan: BatchSampler
     rows: tuple[int, ...]
     start: int
     stop: int
@@ -29,7 +29,9 @@ class _Steps:
         return self.plan.batch(self.start + int(i), self.rows)
 
 
-def batches(plan: Plan, rows: Sequence[int], start: int, stop: int, *, workers: int, prefetch: int) -> Iterator[Batch]:
+def batches(
+    plan: BatchSampler, rows: Sequence[int], start: int, stop: int, *, workers: int, prefetch: int
+) -> Iterator[Batch]:
     """The given rows of batches `start` up to `stop`, read `prefetch` ahead; `workers` 0 reads in one thread."""
     import grain
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from data import corpora
-from data.files import match
-from data.kinds import Examples, Pairs, checksum, unknown_split
-from data.progress import Tick, counted, silent
+from data.files import glob_any_case
+from data.kinds import Examples, ParallelText, checksum, unknown_split
+from data.progress import Tick, silent, track
 from data.tokenizers import Tokenizer
 from documents import read_lines
 from errors import UsageError
@@ -31,7 +31,7 @@ def languages(field: str | None) -> tuple[str, str] | None:
     return (first, second) if first and colon and second and ":" not in second else None
 
 
-def of_files(folder: Path, split: str, field: str) -> Pairs:
+def from_files(folder: Path, split: str, field: str) -> ParallelText:
     """Pairs of the lines of two files: `train.en`, `train.de`, `test.en` …, or where there are such, files `en`, `de`.
 
     Of the latter the last tenth is the split `validation`. Raises UsageError where files lack or differ in length.
@@ -41,7 +41,7 @@ def of_files(folder: Path, split: str, field: str) -> Pairs:
     if split not in splits:
         known = f"it has {', '.join(splits)}" if splits else f"wanted are {' and '.join(f'{split}.{s}' for s in both)}"
         raise UsageError(f"{folder} has no pairs of files for {field} and the split {split!r}; {known}")
-    whole = _are_files(folder, both)
+    whole = _have_side_files(folder, both)
     files = [folder / side for side in both] if whole else _by_split(folder, both)[split]
     sides = [read_lines(file) for file in files]
     if len(sides[0]) != len(sides[1]):
@@ -53,10 +53,10 @@ def of_files(folder: Path, split: str, field: str) -> Pairs:
     texts, translations = map(tuple, sides)
     digest = checksum(*(line.encode() + b"\0" for line in texts + translations))
     identity = {"name": folder.name, "split": split, "count": len(texts), "checksum": digest, "field": field}
-    return Pairs(texts, translations, both, identity)
+    return ParallelText(texts, translations, both, identity)
 
 
-def of_rows(path: Path, split: str, field: str) -> Pairs:
+def from_rows(path: Path, split: str, field: str) -> ParallelText:
     """Pairs of two fields of a file's or folder's rows. Raises UsageError as `corpora.load`."""
     both = languages(field)
     assert both is not None
@@ -65,41 +65,41 @@ def of_rows(path: Path, split: str, field: str) -> Pairs:
     texts, translations = corpora.columns(path, split, both)
     digest = checksum(*(line.encode() + b"\0" for line in texts + translations))
     identity = {"name": path.name, "split": split, "count": len(texts), "checksum": digest, "field": field}
-    return Pairs(texts, translations, both, identity)
+    return ParallelText(texts, translations, both, identity)
 
 
 def splits_of(folder: Path, field: str) -> tuple[str, ...]:
     """The splits that a folder's files make, training first."""
     both = languages(field)
     assert both is not None
-    if _are_files(folder, both):
+    if _have_side_files(folder, both):
         return ("train", "validation")
     return tuple(sorted(_by_split(folder, both), key=lambda split: split != "train"))
 
 
 def _by_split(folder: Path, both: tuple[str, str]) -> dict[str, list[Path]]:
     """The two files of each split that has both, by its name: what stands before the side's, which is in any case."""
-    first, second = map(partial(_of_side, folder), both)
+    first, second = map(partial(_side_files, folder), both)
     return {split: [first[split], second[split]] for split in first if split in second}
 
 
-def _of_side(folder: Path, side: str) -> dict[str, Path]:
+def _side_files(folder: Path, side: str) -> dict[str, Path]:
     """The files of a side by their splits; of two the one with the side as it is given."""
-    found = sorted(match(folder, f"*.{side.lower()}"), key=lambda path: path.name.endswith(f".{side}"))
+    found = sorted(glob_any_case(folder, f"*.{side.lower()}"), key=lambda path: path.name.endswith(f".{side}"))
     return {path.name[: -len(side) - 1]: path for path in found if path.is_file()}
 
 
-def _are_files(folder: Path, names: tuple[str, str]) -> bool:
+def _have_side_files(folder: Path, names: tuple[str, str]) -> bool:
     return all((folder / name).is_file() for name in names)
 
 
-def rows(
-    pairs: Pairs,
+def translation_rows(
+    pairs: ParallelText,
     tokenizer: Tokenizer,
     limit: int,
     *,
-    cut: bool,
-    full: bool = False,
+    truncate: bool,
+    pad_to_limit: bool = False,
     parts: int = 1,
     tick: Tick = silent,
 ) -> Examples:
@@ -113,30 +113,30 @@ def rows(
     Raises UsageError where nothing is left.
     """
     sides = {"tokenising texts": pairs.texts, "tokenising translations": pairs.translations}
-    encoded = [[tokenizer.encode(line) for line in counted(side, what, tick)] for what, side in sides.items()]
-    fit = [cut or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
+    encoded = [[tokenizer.encode(line) for line in track(side, what, tick)] for what, side in sides.items()]
+    fit = [truncate or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
     sources, targets = ([ids for ids, keep in zip(side, fit, strict=True) if keep] for side in encoded)
-    if not sources and (pairs.texts or not cut):
+    if not sources and (pairs.texts or not truncate):
         whole = any(len(a) and len(b) for a, b in zip(*encoded, strict=True))
         longest = f"of at most {limit} tokens with the end; raise data.max_length or model.context"
         raise UsageError(f"{pairs.identity['name']} has no pair {longest if whole else 'of two texts'}")
     end = np.array([tokenizer.eot], np.int32)
     multiple = math.lcm(MULTIPLE, parts)
-    lengths = dict(limit=limit, multiple=limit if full else multiple)
-    source, mask = _padded([np.concatenate([ids, end])[:limit] for ids in sources], **lengths)
-    target, weight = _padded([np.concatenate([ids, end])[:limit] for ids in targets], **lengths)
-    begin = np.full((len(target), 1), start_of(tokenizer), np.int32)
+    lengths = dict(limit=limit, multiple=limit if pad_to_limit else multiple)
+    source, mask = _pad([np.concatenate([ids, end])[:limit] for ids in sources], **lengths)
+    target, weight = _pad([np.concatenate([ids, end])[:limit] for ids in targets], **lengths)
+    begin = np.full((len(target), 1), bos_id(tokenizer), np.int32)
     fields = {"source": source, "source_mask": mask, "tokens": np.concatenate([begin, target[:, :-1]], 1)}
     identity = {**pairs.identity, "rows": len(source)}
     return Examples({**fields, "targets": target, "weight": weight}, len(source), identity, None)
 
 
-def start_of(tokenizer: Tokenizer) -> int:
+def bos_id(tokenizer: Tokenizer) -> int:
     """The token after which a translation begins."""
     return tokenizer.prefix[0] if tokenizer.prefix else tokenizer.eot
 
 
-def _padded(ids: list[np.ndarray], limit: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+def _pad(ids: list[np.ndarray], limit: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids int32 [n T], and 1 where they are [n T]; T is the longest's length, up to a multiple, limit at most."""
     length = min(limit, -(-max(map(len, ids), default=1) // multiple) * multiple)
     tokens, there = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), np.float32)

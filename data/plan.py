@@ -40,7 +40,7 @@ class Phase:
     weights: tuple[float, ...] = (1.0,)
 
 
-def phases_from(rows: Sequence[dict[str, Any]]) -> tuple[Phase, ...]:
+def phases_from_json(rows: Sequence[dict[str, Any]]) -> tuple[Phase, ...]:
     """The phases of a manifest's list of dicts."""
     return tuple(Phase(int(r["from_step"]), int(r["batch_size"]), tuple(r["weights"])) for r in rows)
 
@@ -51,7 +51,7 @@ def phases_as_json(phases: Sequence[Phase]) -> list[dict[str, Any]]:
 
 
 @runtime_checkable
-class Corpus(Protocol):
+class EpochSource(Protocol):
     """Something that yields the item at a position of an epoch."""
 
     @property
@@ -66,7 +66,7 @@ class Corpus(Protocol):
 
 
 @dataclass(frozen=True)
-class ExampleCorpus:
+class ExampleSource:
     """Examples as they are; every epoch holds each once."""
 
     source: Examples
@@ -86,26 +86,26 @@ def hash32(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
-PATTERN = 1000  # places after which a mixture's pattern of corpora repeats, at least
-LEAST_PLACES = 10  # of a pattern, for the corpus of least share: the pattern grows for it
-LEAST_SHARE = 1e-5  # of a mixture, so that a pattern stays small enough to hold
+PATTERN_LENGTH = 1000  # places after which a mixture's pattern of corpora repeats, at least
+MIN_PLACES = 10  # of a pattern, for the corpus of least share: the pattern grows for it
+MIN_WEIGHT = 1e-5  # of a mixture, so that a pattern stays small enough to hold
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSampler:
     """The batches of a run over one corpus or a weighted mixture of several."""
 
-    corpora: tuple[Corpus, ...]
+    sources: tuple[EpochSource, ...]
     phases: tuple[Phase, ...]
     seed: int
     augment: Augment | None = None
-    mix: Mixer | None = None
+    mixup: Mixer | None = None
 
     def __post_init__(self) -> None:
-        if len(self.corpora) > 1:
+        if len(self.sources) > 1:
             first = np.zeros(1, np.int64)
-            rows = [self._augmented(c.items(first, first), 0, first) for c in self.corpora]
-            kinds = [{k: _kind(v) for k, v in sorted(row.items())} for row in rows]
+            rows = [self._augment_rows(c.items(first, first), 0, first) for c in self.sources]
+            kinds = [{k: _row_type(v) for k, v in sorted(row.items())} for row in rows]
             if any(kind != kinds[0] for kind in kinds):
                 raise UsageError(
                     f"the sets of a mixture must have the same fields; they have {' and '.join(map(str, kinds))}"
@@ -115,7 +115,7 @@ class Plan:
         """The phase that holds a step."""
         return [p for p in self.phases if p.from_step <= step][-1]
 
-    def consumed(self, step: int) -> int:
+    def examples_before(self, step: int) -> int:
         """Examples consumed before a step: the place of its row 0."""
         ends = [p.from_step for p in self.phases[1:]] + [step]
         return sum(
@@ -126,49 +126,51 @@ class Plan:
         """The rows (all where None) of the batch that update `step` -> `step` + 1 consumes; [len(rows) ...]."""
         size = self.phase(step).batch_size
         own = np.arange(size) if rows is None else np.asarray(rows)
-        if self.mix is None:
+        if self.mixup is None:
             return self._read(step, own)
-        both = np.concatenate([own, self.mix.partners(step, size)[own]])
+        both = np.concatenate([own, self.mixup.partners(step, size)[own]])
         needed, spots = np.unique(both, return_inverse=True)
         read = self._read(step, needed)
         batch, others = ({k: v[spot] for k, v in read.items()} for spot in np.split(spots, 2))
-        return self.mix(batch, others, step, own)
+        return self.mixup(batch, others, step, own)
 
     def _read(self, step: int, own: np.ndarray) -> Batch:
         """Rows of a batch, augmented, each by itself."""
         phase = self.phase(step)
-        places = self.consumed(step) + own
-        which, before = _mix(places, phase.weights, self.seed)
-        ranks = before[which, np.arange(len(places))] + self._carried(step)[which]
+        places = self.examples_before(step) + own
+        which, before = _assign_sources(places, phase.weights, self.seed)
+        ranks = before[which, np.arange(len(places))] + self._mixture_remainders(step)[which]
         batch: Batch = {}
-        for i, corpus in enumerate(self.corpora):
+        for i, corpus in enumerate(self.sources):
             mine = np.flatnonzero(which == i)
             if not mine.size:
                 continue
             epochs, positions = np.divmod(ranks[mine], len(corpus))
             if corpus.shuffled:
                 positions = _shuffle(positions, epochs, len(corpus), self.seed, i)
-            found = self._augmented(corpus.items(epochs, positions), step, own[mine])
+            found = self._augment_rows(corpus.items(epochs, positions), step, own[mine])
             for name, values in found.items():
                 whole = batch.setdefault(name, np.empty((len(own), *values.shape[1:]), values.dtype))
                 whole[mine] = values
         return batch
 
-    def _augmented(self, items: Batch, step: int, own: np.ndarray) -> Batch:
+    def _augment_rows(self, items: Batch, step: int, own: np.ndarray) -> Batch:
         """Rows of one corpus as the mixture takes them, which has them of one shape."""
         return self.augment(items, step, own) if self.augment else items
 
-    def _carried(self, step: int) -> np.ndarray:
+    def _mixture_remainders(self, step: int) -> np.ndarray:
         """What each corpus's count lacks under the weights in force at `step`, to go on where it was [corpora]."""
         begun = [p for p in self.phases if p.from_step <= step]
-        lack = np.zeros(len(self.corpora), np.int64)
+        lack = np.zeros(len(self.sources), np.int64)
         for old, new in itertools.pairwise(begun):
-            edge = np.array([self.consumed(new.from_step)])
-            lack += (_mix(edge, old.weights, self.seed)[1] - _mix(edge, new.weights, self.seed)[1])[:, 0]
+            edge = np.array([self.examples_before(new.from_step)])
+            lack += (
+                _assign_sources(edge, old.weights, self.seed)[1] - _assign_sources(edge, new.weights, self.seed)[1]
+            )[:, 0]
         return lack
 
 
-def _kind(values: np.ndarray) -> str:
+def _row_type(values: np.ndarray) -> str:
     """Type and shape of a row of a field [n ...]; of images of different sizes only the channels are fixed."""
     if values.dtype == object:
         return f"uint8[*, *, {values[0].shape[-1]}]"
@@ -177,7 +179,7 @@ def _kind(values: np.ndarray) -> str:
 
 def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, corpus: int) -> np.ndarray:
     seeds = {int(e): hash32(seed, "shuffle", corpus, int(e)) for e in np.unique(epochs)}
-    if count <= SMALL:
+    if count <= PERMUTE_BELOW:
         return np.array(
             [_permutation(count, seeds[e])[p] for p, e in zip(positions.tolist(), epochs.tolist(), strict=True)]
         )
@@ -187,7 +189,9 @@ def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, c
     return np.array([index_shuffle(p, max_index=count - 1, seed=seeds[e], rounds=4) for p, e in pairs])
 
 
-SMALL = 2**16  # grain's shuffle permutes at least so many indices and walks until one is small enough: slow below
+PERMUTE_BELOW = (
+    2**16
+)  # grain's shuffle permutes at least so many indices and walks until one is small enough: slow below
 
 
 @functools.lru_cache(maxsize=8)
@@ -195,21 +199,21 @@ def _permutation(count: int, seed: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seed)).permutation(count)
 
 
-def _mix(places: np.ndarray, weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _assign_sources(places: np.ndarray, weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Which corpus serves each place [n], and how many places each corpus has served before it [corpora n]."""
     if len(weights) == 1:
         return np.zeros(len(places), np.int64), places[None]
-    pattern, before, totals = _pattern(weights, seed)
+    pattern, before, totals = _mixture_pattern(weights, seed)
     blocks, spots = np.divmod(places, len(pattern))
     return pattern[spots], blocks * totals[:, None] + before[:, spots]
 
 
 @functools.lru_cache(maxsize=4)
-def _pattern(weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _mixture_pattern(weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A mixture's repeating pattern [P], each corpus's places before each of it [corpora P], and in it [corpora]."""
     share = np.asarray(weights, np.float64) / sum(weights)
-    length = PATTERN
-    while length * min(share[share > 0]) < LEAST_PLACES:
+    length = PATTERN_LENGTH
+    while length * min(share[share > 0]) < MIN_PLACES:
         length *= 10
     ends = np.rint(np.cumsum(share) * length).astype(np.int64)
     pattern = np.searchsorted(ends, np.arange(length), side="right")

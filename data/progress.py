@@ -11,7 +11,7 @@ def silent(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-def counted(items: Sequence[T], what: str, tick: Tick, then: str = "") -> Iterator[T]:
+def track(items: Sequence[T], what: str, tick: Tick, then: str = "") -> Iterator[T]:
     """The items, reported one by one; `then` is what their reader does when it has all of them."""
     tick(what, 0, len(items))
     for i, item in enumerate(items, 1):

@@ -15,7 +15,7 @@ from data.kinds import Texts, checksum
 from documents import read_lines, read_rows
 from errors import UsageError, unknown
 
-ENDING = ".jsonl"
+EXTENSION = ".jsonl"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -43,12 +43,12 @@ class Questions:
         return Questions(self.items[:count], self.identity)
 
 
-def plain(question: str, choices: tuple[str, ...], answer: int, subject: str) -> Question:
+def with_text_choices(question: str, choices: tuple[str, ...], answer: int, subject: str) -> Question:
     """The choices' own texts after `Answer:`, as lm-evaluation-harness puts ARC."""
     return Question(f"Question: {question}\nAnswer:", choices, answer)
 
 
-def lettered(question: str, choices: tuple[str, ...], answer: int, subject: str) -> Question:
+def with_letter_choices(question: str, choices: tuple[str, ...], answer: int, subject: str) -> Question:
     """The choices listed and their letters asked for, as lm-evaluation-harness puts MMLU.
 
     Source: Hendrycks et al. 2021, arXiv:2009.03300, figure 1.
@@ -59,26 +59,29 @@ def lettered(question: str, choices: tuple[str, ...], answer: int, subject: str)
     return Question(f"{heading}{question.strip()}\n{listed}\nAnswer:", tuple(LETTERS[: len(choices)]), answer)
 
 
-FORMS: dict[str, Callable[[str, tuple[str, ...], int, str], Question]] = {"mmlu": lettered}  # by a name's beginning
+# How the questions of a data set are put, by the beginning of its name.
+PROMPTS: dict[str, Callable[[str, tuple[str, ...], int, str], Question]] = {"mmlu": with_letter_choices}
 
 
-def holds_questions(name: str, data_dir: str | None) -> bool:
+def has_questions(name: str, data_dir: str | None) -> bool:
     """Whether a data set is one of questions with choices."""
-    if name.lower().endswith(ENDING):
-        return in_lines(name)
-    return _is_prepared(name, data_dir) and {"question", "choices"} <= set(prepared.find(name, data_dir).info.features)
+    if name.lower().endswith(EXTENSION):
+        return is_question_file(name)
+    if not _is_prepared(name, data_dir):
+        return False
+    return {"question", "choices"} <= set(prepared.open_builder(name, data_dir).info.features)
 
 
-def in_lines(name: str) -> bool:
+def is_question_file(name: str) -> bool:
     """Whether a name is of a .jsonl file of questions, by its first line: a question has `choices`."""
-    if not name.lower().endswith(ENDING):
+    if not name.lower().endswith(EXTENSION):
         return False
     _, first = next(read_rows(expand_home(name)), ("", None))
     return isinstance(first, dict) and "choices" in first
 
 
 def _is_prepared(name: str, data_dir: str | None) -> bool:
-    return any(name in (known, known.split("/")[0]) for known in prepared.prepared(data_dir))
+    return any(name in (known, known.split("/")[0]) for known in prepared.list_prepared(data_dir))
 
 
 def load(name: str, split: str, data_dir: str | None) -> Questions:
@@ -88,30 +91,30 @@ def load(name: str, split: str, data_dir: str | None) -> Questions:
 
     Raises UsageError for a split that is not there, and for a line or a row that is no question.
     """
-    if name.lower().endswith(ENDING):
-        return _of_lines(Path(expand_home(name)), split)
-    rows, identity = prepared.rows(name, split, data_dir)
-    form = next((form for start, form in FORMS.items() if name.startswith(start)), plain)
-    return Questions(tuple(_of_row(row, form, name) for row in rows), identity)
+    if name.lower().endswith(EXTENSION):
+        return _from_lines(Path(expand_home(name)), split)
+    rows, identity = prepared.read_rows(name, split, data_dir)
+    form = next((form for start, form in PROMPTS.items() if name.startswith(start)), with_text_choices)
+    return Questions(tuple(_from_row(row, form, name) for row in rows), identity)
 
 
-def _of_row(row: dict[str, Any], form: Callable[..., Question], name: str) -> Question:
+def _from_row(row: dict[str, Any], form: Callable[..., Question], name: str) -> Question:
     texts, labels = row["choices"], None
     if isinstance(texts, dict):
-        texts, labels = texts["text"], [prepared.decode(label) for label in texts["label"]]
-    given = row["answer"] if "answer" in row else prepared.decode(row["answer_key"])
+        texts, labels = texts["text"], [prepared.to_str(label) for label in texts["label"]]
+    given = row["answer"] if "answer" in row else prepared.to_str(row["answer_key"])
     answer = labels.index(given) if labels and given in labels else given
-    choices = tuple(map(prepared.decode, texts))
+    choices = tuple(map(prepared.to_str, texts))
     if not str(answer).isdigit() or not 0 <= int(answer) < len(choices):
         raise UsageError(f"data set {name!r} has a question whose answer {given!r} is none of its choices")
-    subject = prepared.decode(row["subject"]) if "subject" in row else ""
-    return form(prepared.decode(row["question"]), choices, int(answer), subject)
+    subject = prepared.to_str(row["subject"]) if "subject" in row else ""
+    return form(prepared.to_str(row["question"]), choices, int(answer), subject)
 
 
-def _of_lines(path: Path, split: str) -> Questions:
+def _from_lines(path: Path, split: str) -> Questions:
     items = []
     for where, row in read_rows(path):
-        item = _of_line(row)
+        item = _from_line(row)
         if item is None:
             raise UsageError(
                 f"{where} is no question: a JSON object has a `context`, a list of `choices`, all of them "
@@ -128,7 +131,7 @@ def _of_lines(path: Path, split: str) -> Questions:
     return Questions(tuple(items), {"name": path.name, "split": which, "count": len(items), "checksum": digest})
 
 
-def _of_line(row: Any) -> Question | None:
+def _from_line(row: Any) -> Question | None:
     if not isinstance(row, dict) or not isinstance(row.get("choices"), list):
         return None
     context, choices, answer = row.get("context"), row["choices"], row.get("answer")
@@ -153,20 +156,20 @@ def last_words(texts: Texts) -> Questions:
     return Questions(tuple(items), texts.identity)
 
 
-KINDS = ("perplexity", "multiple_choice", "lambada")
+EVAL_KINDS = ("perplexity", "multiple_choice", "lambada")
 
 
-def kind_of(asked: str | None, name: str, data_dir: str | None) -> str:
+def eval_kind(asked: str | None, name: str, data_dir: str | None) -> str:
     """How a data set examines a language model: as asked, or by what it holds. Raises UsageError."""
     if asked is None:
-        return "multiple_choice" if holds_questions(name, data_dir) else "perplexity"
-    if asked not in KINDS:
-        raise unknown("task", asked, KINDS, renamed.TASKS)
-    if asked == "multiple_choice" and not holds_questions(name, data_dir):
+        return "multiple_choice" if has_questions(name, data_dir) else "perplexity"
+    if asked not in EVAL_KINDS:
+        raise unknown("task", asked, EVAL_KINDS, renamed.TASKS)
+    if asked == "multiple_choice" and not has_questions(name, data_dir):
         raise UsageError(f"data set {name!r} holds no questions with choices; perplexity or lambada would do")
     return asked
 
 
-def pairs(questions: Iterable[Question]) -> list[tuple[str, str]]:
+def context_choice_pairs(questions: Iterable[Question]) -> list[tuple[str, str]]:
     """Each context with each of its choices, a space before it."""
     return [(q.context, f" {choice}") for q in questions for choice in q.choices]

@@ -14,13 +14,13 @@ from errors import UsageError
 
 Piece = tuple[str, float, int]  # name, score, type
 NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4  # types; 5 is unused, 6 a byte
-UNIGRAM, PAIRS = 1, 2  # of the trainer's model_type
+UNIGRAM, BPE = 1, 2  # of the trainer's model_type
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of the whole
 MODEL_TYPE, SUFFIX, FALLBACK = 3, 24, 35  # fields of the trainer
 CHARSMAP, PREFIX, SQUEEZE, ESCAPE = 2, 3, 4, 5  # fields of the normalizer
 
 
-def parse(data: bytes, added: Sequence[str] = (), first: bool | None = None) -> dict[str, Any]:
+def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | None = None) -> dict[str, Any]:
     """The bytes of a file -> a parsed tokenizer.json, for tokens that are `added` to it.
 
     `first` says whether a space is put before a text, None leaves it to the file. No space is put before an added
@@ -36,13 +36,13 @@ def parse(data: bytes, added: Sequence[str] = (), first: bool | None = None) -> 
         unknown = [type_ for _, _, type_ in pieces].index(UNKNOWN)
     except (IndexError, KeyError, TypeError, ValueError, struct.error):
         raise UsageError("it is no model of SentencePiece; a tokenizer.json of the same tokenizer would do") from None
-    kind, fallback, prefix = trainer.get(MODEL_TYPE, UNIGRAM), bool(trainer.get(FALLBACK)), first
+    kind, fallback, prefix = trainer.get(MODEL_TYPE, UNIGRAM), bool(trainer.get(FALLBACK)), prefix_space
     if prefix is None:
         prefix = bool(rules.get(PREFIX, 1))
-    if kind not in (UNIGRAM, PAIRS) or trainer.get(SUFFIX) or not rules.get(ESCAPE, 1):
+    if kind not in (UNIGRAM, BPE) or trainer.get(SUFFIX) or not rules.get(ESCAPE, 1):
         raise UsageError("of SentencePiece, Unigram and BPE with spaces before words are read; this model is another")
     model: dict[str, Any] = {"type": "Unigram", "unk_id": unknown, "vocab": [piece[:2] for piece in pieces]}
-    if kind == PAIRS:
+    if kind == BPE:
         vocab = {name: i for i, (name, _, _) in enumerate(pieces)}
         model = {"type": "BPE", "unk_token": pieces[unknown][0], "fuse_unk": True, "vocab": vocab}
         model["merges"] = _merges(pieces, vocab)
@@ -55,7 +55,7 @@ def parse(data: bytes, added: Sequence[str] = (), first: bool | None = None) -> 
             for i, (name, _, type_) in enumerate(pieces)
             if type_ in (UNKNOWN, CONTROL, USER)
         ],
-        "normalizer": _normalizer(rules, prefix, users, added),
+        "normalizer": _normalizer(rules, prefix, users, added_tokens),
         "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False},
         "decoder": _decoder(prefix),
         "model": {**model, "byte_fallback": fallback},

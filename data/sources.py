@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data import corpora, detection_folders, embedded, folders, pairs, prepared, splits
-from data.files import expand_home, find
-from data.image_files import ENDINGS
-from data.kinds import Source, no_field, unknown_split
+from data.files import expand_home, list_files
+from data.image_files import EXTENSIONS
+from data.kinds import Source, field_error, unknown_split
 from data.progress import Tick, silent
 from errors import UsageError
 
@@ -22,34 +22,34 @@ def load(
     set that is not prepared, with the command that prepares it.
     """
     name = expand_home(name)
-    if splits.is_plain(split) or _is_prepared(name):
+    if splits.is_plain(split) or _is_tfds_name(name):
         return _load(name, split, field, data_dir, tick)
     return splits.take(split, lambda one: _load(name, one, field, data_dir, tick))
 
 
 def _load(name: str, split: str, field: str | None, data_dir: str | None, tick: Tick) -> Source:
-    found = embedded.find(name) or detection_folders.find(name, tick)
-    kind = "embedded" if found else _kind_of_files(name)
+    found = embedded.find_reader(name) or detection_folders.find_reader(name, tick)
+    kind = "embedded" if found else _file_kind(name)
     both = pairs.languages(field)
-    if not found and _has_sides(name, field):
-        return pairs.of_files(Path(name), split, str(field))
+    if not found and _is_parallel_folder(name, field):
+        return pairs.from_files(Path(name), split, str(field))
     if both and kind == "text" and corpora.has_rows(Path(name)):
-        return pairs.of_rows(Path(name), split, str(field))
+        return pairs.from_rows(Path(name), split, str(field))
     if field is not None and kind and not (kind == "text" and corpora.has_rows(Path(name))):
-        raise no_field(name, field)
+        raise field_error(name, field)
     if found:
         reader, known = found
-        _known_split(name, split, known)
+        _check_split(name, split, known)
         return reader(split)
     if kind == "images":
         return folders.load(name, split, tick)
     if kind == "text":
-        _known_split(name, split, corpora.splits_of(Path(name)))
+        _check_split(name, split, corpora.splits_of(Path(name)))
         return corpora.load(Path(name), split, field)
     return prepared.load(name, split, field, data_dir, tick)
 
 
-def _has_sides(name: str, field: str | None) -> bool:
+def _is_parallel_folder(name: str, field: str | None) -> bool:
     """Whether a folder is one of files side by side where `field` names two sides: it has such, or no rows."""
     folder = Path(name)
     if not pairs.languages(field) or not folder.is_dir():
@@ -57,12 +57,14 @@ def _has_sides(name: str, field: str | None) -> bool:
     return bool(pairs.splits_of(folder, str(field))) or not corpora.has_rows(folder)
 
 
-def _is_prepared(name: str) -> bool:
+def _is_tfds_name(name: str) -> bool:
     """Whether a name can only be of a set of TFDS, which reads parts of splits itself."""
-    return not (embedded.find(name) or detection_folders.find(name) or Path(name).is_dir() or _kind_of_files(name))
+    return not (
+        embedded.find_reader(name) or detection_folders.find_reader(name) or Path(name).is_dir() or _file_kind(name)
+    )
 
 
-def names(text: str) -> list[str]:
+def split_names(text: str) -> list[str]:
     """The sets that a name lists with commas between; where parts of it make a path that exists, they are one.
 
     Raises UsageError for an empty name.
@@ -81,18 +83,18 @@ def names(text: str) -> list[str]:
 def splits_of(name: str, data_dir: str | None = None, field: str | None = None) -> tuple[str, ...]:
     """The splits a source has, in the order of its own listing."""
     name = expand_home(name)
-    found = embedded.find(name) or detection_folders.find(name)
+    found = embedded.find_reader(name) or detection_folders.find_reader(name)
     if found:
         return found[1]
-    if _has_sides(name, field):
+    if _is_parallel_folder(name, field):
         return pairs.splits_of(Path(name), str(field))
-    kind = _kind_of_files(name)
+    kind = _file_kind(name)
     if kind:
         return folders.splits_of(name) if kind == "images" else corpora.splits_of(Path(name))
-    return tuple(prepared.find(name, data_dir).info.splits)
+    return tuple(prepared.open_builder(name, data_dir).info.splits)
 
 
-def _kind_of_files(name: str) -> str | None:
+def _file_kind(name: str) -> str | None:
     """`text` or `images`, of which a folder holds more files, for a path; None for what is none.
 
     As many of both are images where all lie in folders, as of classes, each with its caption.
@@ -101,15 +103,15 @@ def _kind_of_files(name: str) -> str | None:
     path = Path(name)
     if not path.is_dir():
         is_path = os.sep in name or not name.isidentifier()
-        return "text" if name.lower().endswith(corpora.ENDINGS) or (is_path and path.exists()) else None
-    found = find(path, (*corpora.ENDINGS, *ENDINGS))
-    texts = sum(file.name.lower().endswith(corpora.ENDINGS) for file in found)
+        return "text" if name.lower().endswith(corpora.EXTENSIONS) or (is_path and path.exists()) else None
+    found = list_files(path, (*corpora.EXTENSIONS, *EXTENSIONS))
+    texts = sum(file.name.lower().endswith(corpora.EXTENSIONS) for file in found)
     images, below = len(found) - texts, sum(file.parent != path for file in found)
     if not texts and not images and os.sep not in name and name.isidentifier():
         return None
     return "images" if images > texts or (0 < images == texts and below >= 2 * images) else "text"
 
 
-def _known_split(name: str, split: str, splits: Iterable[str]) -> None:
+def _check_split(name: str, split: str, splits: Iterable[str]) -> None:
     if split not in splits:
         raise unknown_split(name, split, splits)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import detection
-from data.detection import Scenes, Truths
-from data.folders import Reading
-from data.kinds import Examples, Fields, Pairs, Pixels, Source, Texts, checksum, of_any_size
+from data.detection import DetectionDataset, RaggedAnnotations
+from data.folders import FolderReader
+from data.kinds import Examples, Fields, ParallelText, Pixels, Source, Texts, checksum, object_array
 from errors import UsageError, quote
 
 END = r"-?\d[\d_]*(?:\.\d+)?%?"
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
     def bounds(self, count: int) -> tuple[int, int]:
         """The first row, and the one behind the last, of a split of `count` rows. Raises UsageError for no row."""
-        start, stop = (_row(end, usual, count) for end, usual in ((self.start, 0), (self.stop, count)))
+        start, stop = (_resolve_end(end, usual, count) for end, usual in ((self.start, 0), (self.stop, count)))
         shares = [abs(float(end[:-1])) for end in self[1:] if end and end.endswith("%")]
         if max(abs(start), abs(stop)) > count or max(shares, default=0) > 100:
             raise UsageError(f"{self} is beyond the {count:,} rows of {self.name!r}")
@@ -46,7 +46,7 @@ class Part(NamedTuple):
         return self.name if self.start is self.stop is None else f"{self.name}[{self.start or ''}:{self.stop or ''}]"
 
 
-def _row(end: str | None, usual: int, count: int) -> int:
+def _resolve_end(end: str | None, usual: int, count: int) -> int:
     """The row of an end, rounded as TFDS's `closest`, which rounds halves to even."""
     if end is None:
         return usual
@@ -74,7 +74,7 @@ def parse(split: str) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def names(split: str) -> tuple[str, ...]:
+def split_names(split: str) -> tuple[str, ...]:
     """The splits of which a split has parts. Raises UsageError as `parse`."""
     return (split,) if is_plain(split) else tuple(part.name for part in parse(split))
 
@@ -105,7 +105,7 @@ def overlap(one: str, other: str) -> str | None:
 
 def take(split: str, load: Callable[[str], Source]) -> Source:
     """What a split has of those that `load` gives by name. Raises UsageError as `resolve`, and where classes differ."""
-    whole = {name: load(name) for name in names(split)}
+    whole = {name: load(name) for name in split_names(split)}
     classes = {", ".join(getattr(source, "names", None) or ()): name for name, source in whole.items()}
     if len(classes) > 1:
         differ = " and ".join(f"{name!r} has {shown or 'no names'}" for shown, name in classes.items())
@@ -117,12 +117,12 @@ def take(split: str, load: Callable[[str], Source]) -> Source:
     identity = {**first.identity, "split": resolved, "count": sum(len(rows) for _, rows in chosen)}
     if len(whole) > 1:
         identity["checksum"] = checksum(*(str(source.identity["checksum"]).encode() for source in whole.values()))
-    return _joined([(whole[name], rows) for name, rows in chosen], first, identity)
+    return _concatenate([(whole[name], rows) for name, rows in chosen], first, identity)
 
 
-def _order(source: Source) -> Sequence[int]:
+def _stratified_order(source: Source) -> Sequence[int]:
     """The rows of a source in the order in which parts are taken: of class folders as evenly as they go."""
-    labels = _labels_of(source)
+    labels = _class_labels(source)
     if labels is None:
         return range(len(source))
     counts = np.bincount(labels)
@@ -130,13 +130,13 @@ def _order(source: Source) -> Sequence[int]:
     return np.argsort(place, kind="stable").tolist()
 
 
-def _labels_of(source: Source) -> np.ndarray | None:
+def _class_labels(source: Source) -> np.ndarray | None:
     """The classes of images in class folders [n], which lie in their order; None of other sources."""
-    return source.fields.labels if isinstance(source, Examples) and isinstance(source.fields, Reading) else None
+    return source.fields.labels if isinstance(source, Examples) and isinstance(source.fields, FolderReader) else None
 
 
-def _joined(chosen: Sequence[tuple[Source, range]], first: Source, identity: dict[str, Any]) -> Source:
-    orders = [(source, _order(source)) for source, _ in chosen]
+def _concatenate(chosen: Sequence[tuple[Source, range]], first: Source, identity: dict[str, Any]) -> Source:
+    orders = [(source, _stratified_order(source)) for source, _ in chosen]
     rows: list[tuple[Any, int]] = [
         (source, order[i]) for (source, order), (_, part) in zip(orders, chosen, strict=True) for i in part
     ]
@@ -147,15 +147,15 @@ def _joined(chosen: Sequence[tuple[Source, range]], first: Source, identity: dic
     if isinstance(first, Texts):
         labels = None if first.labels is None else np.array(all_of(lambda s: s.labels), first.labels.dtype)
         return replace(first, documents=all_of(lambda s: s.documents), labels=labels, identity=identity)
-    if isinstance(first, Pairs):
+    if isinstance(first, ParallelText):
         texts, translations = all_of(lambda s: s.texts), all_of(lambda s: s.translations)
         return replace(first, texts=texts, translations=translations, identity=identity)
     notes = dict.fromkeys(note for source, _ in chosen if isinstance(source, Examples) for note in source.notes)
     changed: dict[str, Any] = {"count": len(rows), "identity": identity, "notes": tuple(notes)}
-    if isinstance(first, Scenes):
-        return _joined_scenes(replace(first, **changed), rows)
-    read = _Rows(tuple(rows))
-    if _labels_of(first) is not None:
+    if isinstance(first, DetectionDataset):
+        return _concatenate_detection(replace(first, **changed), rows)
+    read = _RowReader(tuple(rows))
+    if _class_labels(first) is not None:
         present = set(all_of(lambda source: source.fields.labels))
         changed["absent"] = tuple(name for i, name in enumerate(first.names or ()) if i not in present)
     fields = read if callable(first.fields) else read(np.arange(len(rows)))
@@ -163,7 +163,7 @@ def _joined(chosen: Sequence[tuple[Source, range]], first: Source, identity: dic
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _RowReader:
     """Rows of examples, each by its source and its row there -> fields."""
 
     rows: tuple[tuple[Examples, int], ...]
@@ -171,17 +171,17 @@ class _Rows:
     def __call__(self, wanted: np.ndarray) -> Fields:
         """The fields of some rows, in their order."""
         found = [source.__getitems__([row]) for source, row in (self.rows[int(i)] for i in wanted)]
-        return {name: _stacked([fields[name] for fields in found]) for name in found[0]}
+        return {name: _stack([fields[name] for fields in found]) for name in found[0]}
 
 
-def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Fields of a row each [1 ...] -> of all [n ...], as objects where images differ in size."""
     alike = len({part.shape for part in parts}) == 1
-    return np.concatenate(parts) if alike else of_any_size([part[0] for part in parts])
+    return np.concatenate(parts) if alike else object_array([part[0] for part in parts])
 
 
 @dataclass(frozen=True)
-class _Decode:
+class _Decoder:
     """Decodes images of several sets of scenes."""
 
     rows: tuple[tuple[Callable[[int], Pixels], int], ...]
@@ -191,13 +191,13 @@ class _Decode:
         return decode(row)
 
 
-def _joined_scenes(scenes: Scenes, rows: Sequence[tuple[Any, int]]) -> Scenes:
-    found = [source.truths[row] for source, row in rows]
+def _concatenate_detection(scenes: DetectionDataset, rows: Sequence[tuple[Any, int]]) -> DetectionDataset:
+    found = [source.annotations[row] for source, row in rows]
     boxes, kinds, crowd, difficult = (np.concatenate(part) for part in zip(*found, strict=True))
-    starts = np.cumsum([0, *(len(truth.kinds) for truth in found)])
-    sizes = np.array([source.truths.size(row) for source, row in rows], np.int32)
-    truths = Truths(boxes, kinds, crowd, difficult, starts, sizes)
-    decode = _Decode(tuple((source.fields.decode, row) for source, row in rows))
-    most = max(1, *(int(truth.counts.sum()) for truth in found))
+    starts = np.cumsum([0, *(len(truth.labels) for truth in found)])
+    sizes = np.array([source.annotations.size(row) for source, row in rows], np.int32)
+    truths = RaggedAnnotations(boxes, kinds, crowd, difficult, starts, sizes)
+    decode = _Decoder(tuple((source.fields.decode, row) for source, row in rows))
+    most = max(1, *(int(truth.is_valid.sum()) for truth in found))
     paths = tuple(source.paths[row] for source, row in rows if source.paths)
-    return replace(scenes, fields=detection.Reading(decode, truths, most), truths=truths, paths=paths)
+    return replace(scenes, fields=detection.DetectionReader(decode, truths, most), annotations=truths, paths=paths)

@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
         """The end of a document."""
 
     @property
-    def ends(self) -> tuple[int, ...]:
+    def stop_ids(self) -> tuple[int, ...]:
         """What ends a text that is written, eot among it."""
 
     @property
@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
         """What `restore` needs, as JSON."""
 
 
-class _LastEnds:
+class _EotTokenizer:
     """A tokenizer whose last id is the end of a document, with nothing around a text."""
 
     prefix: ClassVar[tuple[int, ...]] = ()
@@ -69,13 +69,13 @@ class _LastEnds:
         return self.vocab - 1
 
     @property
-    def ends(self) -> tuple[int, ...]:
+    def stop_ids(self) -> tuple[int, ...]:
         """eot alone."""
         return (self.eot,)
 
 
 @dataclass(frozen=True)
-class Bytes(_LastEnds):
+class ByteTokenizer(_EotTokenizer):
     """UTF-8 bytes: 256 ids and `eot`."""
 
     @property
@@ -102,7 +102,7 @@ class Bytes(_LastEnds):
 
 
 @dataclass(frozen=True)
-class Characters(_LastEnds):
+class CharacterTokenizer(_EotTokenizer):
     """The characters of a corpus in code-point order, and `eot`."""
 
     characters: str
@@ -144,7 +144,7 @@ class Characters(_LastEnds):
 
 
 @dataclass(frozen=True)
-class Words(_LastEnds):
+class WordTokenizer(_EotTokenizer):
     """Words between white space, the commonest first; then an id for every other word, and `eot`."""
 
     words: tuple[str, ...]
@@ -174,7 +174,7 @@ class Words(_LastEnds):
 
 
 KINDS = ("byte", "char", "word", "subword")
-LEARNT = "bpe"  # a name of `data.tokenizer` too: subwords that the training split teaches
+BPE = "bpe"  # a name of `data.tokenizer` too: subwords that the training split teaches
 
 
 def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenizer:
@@ -183,27 +183,27 @@ def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenize
     Raises UsageError.
     """
     if kind == "byte":
-        return Bytes()
-    if kind == LEARNT:
+        return ByteTokenizer()
+    if kind == BPE:
         assert limit is not None
         return subwords.train_bpe(corpus, limit)
     if kind == "char":
         characters = "".join(sorted(set().union(*map(set, corpus))))
         if not characters:
             raise UsageError("a character tokenizer needs a corpus with at least one character")
-        return Characters(characters)
+        return CharacterTokenizer(characters)
     if kind == "word":
         counts = Counter(word for text in corpus for word in text.split())
         if not counts:
             raise UsageError("a tokenizer of words needs a corpus with at least one word")
-        return Words(tuple(sorted(counts, key=lambda w: (-counts[w], w))[:limit]))
-    if kind == "subword" or not tokenizer_reader.is_there(kind):
-        names = (*KINDS[:-1], LEARNT, "the path of a tokenizer.json or of its folder")
+        return WordTokenizer(tuple(sorted(counts, key=lambda w: (-counts[w], w))[:limit]))
+    if kind == "subword" or not tokenizer_reader.has_tokenizer(kind):
+        names = (*KINDS[:-1], BPE, "the path of a tokenizer.json or of its folder")
         raise unknown("tokenizer", kind, names)
-    return tokenizer_reader.read(kind)
+    return tokenizer_reader.read_tokenizer(kind)
 
 
-def kind_of(name: str) -> str:
+def tokenizer_kind(name: str) -> str:
     """The kind that `data.tokenizer` asks for: a name of KINDS, or a path, which is of a subword tokenizer."""
     return name if name in KINDS else "subword"
 
@@ -214,9 +214,9 @@ def restore(description: dict[str, Any]) -> Tokenizer:
     if kind == "subword":
         return subwords.restore(description)
     if kind == "char":
-        return Characters(description["characters"])
+        return CharacterTokenizer(description["characters"])
     if kind == "word":
-        return Words(tuple(description["words"]))
+        return WordTokenizer(tuple(description["words"]))
     return make(str(kind), ())
 
 

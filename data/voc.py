@@ -14,35 +14,35 @@ from xml.etree import ElementTree
 
 from data import files
 from data.annotations import (
-    Annotated,
     Annotations,
     Box,
-    Form,
+    ImageRecord,
+    SplitReader,
     by_key,
     by_split,
-    class_name,
+    check_class_name,
     key,
-    number,
-    numbers,
+    parse_number,
+    parse_numbers,
     require_unique,
 )
 from data.detection import note
-from data.image_files import ENDINGS, name_of
-from documents import read_lines, refuse_pointer
+from data.image_files import EXTENSIONS, display_name
+from documents import read_lines, reject_lfs_pointer
 from errors import UsageError, quote
 
 DIFFICULT = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
 LISTS = ("ImageSets", "Main")  # the folders in which they lie
-FLAGGED = re.compile(r"(.*\S)\s+(-1|0|1)")  # a line of a list that says which images hold a class
+CLASS_LIST_LINE = re.compile(r"(.*\S)\s+(-1|0|1)")  # a line of a list that says which images hold a class
 
 
 class _Object(NamedTuple):
     corners: tuple[float, ...]
-    kind: str
+    name: str
     difficult: bool
 
 
-class _Tree(NamedTuple):
+class _XmlFile(NamedTuple):
     """What an .xml says of an image."""
 
     file: Path
@@ -51,29 +51,29 @@ class _Tree(NamedTuple):
     image: str  # the name that it calls the image by
 
 
-def find(root: Path) -> Form | None:
+def find_reader(root: Path) -> SplitReader | None:
     """The reader and the splits of a folder with VOC's lists, or None where it has none."""
     lists = root.joinpath(*LISTS)
     if not lists.is_dir() or not (root / "Annotations").is_dir():
         return None
-    splits = {p.stem: p for p in files.match(lists, "*.txt") if not _is_of_one_class(p, root / "Annotations")}
-    return (partial(_read_listed, root, splits), tuple(splits)) if splits else None
+    splits = {p.stem: p for p in files.glob_any_case(lists, "*.txt") if not _is_class_list(p, root / "Annotations")}
+    return (partial(_read_lists, root, splits), tuple(splits)) if splits else None
 
 
-def find_beside(root: Path, images: Sequence[Path], xmls: Sequence[Path]) -> Form:
+def reader_of_pairs(root: Path, images: Sequence[Path], xmls: Sequence[Path]) -> SplitReader:
     """The reader and the splits of a folder with images and an .xml for each. Raises UsageError."""
     named = by_key(xmls, root)
     pictures = by_key((image for image in images if key(image, root) in named), root)
     left = [str(p.relative_to(root)) for p in (*images, *xmls) if key(p, root) not in pictures]
     splits = by_split([*pictures.values()], root)
     own = {name: file for name, file in named.items() if name in pictures}
-    return partial(_read_beside, root, splits, own, left), tuple(splits)
+    return partial(_read_pairs, root, splits, own, left), tuple(splits)
 
 
-def _is_of_one_class(file: Path, annotations: Path) -> bool:
+def _is_class_list(file: Path, annotations: Path) -> bool:
     """Whether a list says which images hold a class, by -1, 0 or 1 behind each name."""
     lines = _lines(file)
-    flags = [FLAGGED.fullmatch(line) for line in lines]
+    flags = [CLASS_LIST_LINE.fullmatch(line) for line in lines]
     return bool(lines) and all(flags) and not (annotations / f"{lines[0]}.xml").is_file()
 
 
@@ -81,52 +81,62 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in read_lines(file) if line.strip()]
 
 
-def _read_listed(root: Path, splits: dict[str, Path], split: str) -> Annotations:
+def _read_lists(root: Path, splits: dict[str, Path], split: str) -> Annotations:
     folder, pictures = root / "Annotations", root / "JPEGImages"
-    trees = {_below(p, folder): _tree(p) for p in files.find(folder, (".xml",))}
+    trees = {_relative_stem(p, folder): _read_xml(p) for p in files.list_files(folder, (".xml",))}
     images: dict[str, list[Path]] = {}
-    for path in files.find(pictures, ENDINGS) if pictures.is_dir() else ():
-        images.setdefault(_below(path, pictures), []).append(path)
+    for path in files.list_files(pictures, EXTENSIONS) if pictures.is_dir() else ():
+        images.setdefault(_relative_stem(path, pictures), []).append(path)
     found = []
     for line in _lines(splits[split]):
-        name = line.rpartition(".")[0] if line not in trees and line.lower().endswith(ENDINGS) else line
+        name = line.rpartition(".")[0] if line not in trees and line.lower().endswith(EXTENSIONS) else line
         if name not in trees:
             missing = quote(str(folder / f"{name}.xml"))[1:-1]
             raise UsageError(f"{splits[split]} lists {quote(name)[1:-1]}, and {missing} is missing")
-        found.append((name, _picture(name, images.get(name, []), trees[name], pictures), trees[name]))
+        found.append((name, _image_path(name, images.get(name, []), trees[name], pictures), trees[name]))
     require_unique((name for name, _, _ in found), f"{splits[split]}: image")
     return _annotations(root, split, found, trees.values())
 
 
-def _read_beside(
+def _read_pairs(
     root: Path, splits: dict[str, list[Path]], xmls: dict[tuple[str, ...], Path], left: Sequence[str], split: str
 ) -> Annotations:
-    trees = {name: _tree(file) for name, file in xmls.items()}
+    trees = {name: _read_xml(file) for name, file in xmls.items()}
     found = [(str(path.relative_to(root)), path, trees[key(path, root)]) for path in splits[split]]
     return _annotations(
-        root, split, found, trees.values(), note(name_of(root), "files in no pair of image and .xml, passed over", left)
+        root,
+        split,
+        found,
+        trees.values(),
+        note(display_name(root), "files in no pair of image and .xml, passed over", left),
     )
 
 
 def _annotations(
-    root: Path, split: str, found: Sequence[tuple[str, Path, _Tree]], trees: Iterable[_Tree], notes: Sequence[str] = ()
+    root: Path,
+    split: str,
+    found: Sequence[tuple[str, Path, _XmlFile]],
+    trees: Iterable[_XmlFile],
+    notes: Sequence[str] = (),
 ) -> Annotations:
     """The annotations of images, each with its name and tree; `trees` are those of all splits, with one numbering."""
-    kinds = sorted({one.kind for tree in trees for one in tree.objects})
+    kinds = sorted({one.name for tree in trees for one in tree.objects})
     place = {kind: i for i, kind in enumerate(kinds)}
     images = [
-        Annotated(path, name, [Box(o.corners, place[o.kind], difficult=o.difficult) for o in t.objects], t.file, t.size)
+        ImageRecord(
+            path, name, [Box(o.corners, place[o.name], difficult=o.difficult) for o in t.objects], t.file, t.size
+        )
         for name, path, t in found
     ]
     return Annotations(root, split, images, kinds, notes=notes)
 
 
-def _below(path: Path, folder: Path) -> str:
+def _relative_stem(path: Path, folder: Path) -> str:
     """A file's path below a folder without its ending, as a list names it."""
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _picture(name: str, paths: Sequence[Path], tree: _Tree, folder: Path) -> Path:
+def _image_path(name: str, paths: Sequence[Path], tree: _XmlFile, folder: Path) -> Path:
     chosen = [path for path in paths if path.name == tree.image] if len(paths) > 1 else paths
     if paths and len(chosen) != 1:
         listed = " or ".join(path.name for path in paths)
@@ -134,19 +144,19 @@ def _picture(name: str, paths: Sequence[Path], tree: _Tree, folder: Path) -> Pat
     return chosen[0] if chosen else folder / f"{name}.jpg"
 
 
-def _tree(file: Path) -> _Tree:
+def _read_xml(file: Path) -> _XmlFile:
     """What an .xml says. Raises UsageError."""
-    refuse_pointer(file)
+    reject_lfs_pointer(file)
     try:
         tree = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # of what is in it, or of its encoding
         raise UsageError(f"{file} is not XML: {error}") from None
     if tree.tag != "annotation":
         raise UsageError(f"{file} is no annotation of Pascal VOC: it holds <{tree.tag}>, not <annotation>")
-    said = [number((tree.findtext(f"size/{side}") or "0").strip()) for side in ("height", "width")]
-    rows, columns = numbers(said, f"{file}: <size>", 2)
+    said = [parse_number((tree.findtext(f"size/{side}") or "0").strip()) for side in ("height", "width")]
+    rows, columns = parse_numbers(said, f"{file}: <size>", 2)
     objects = [_object(one, file) for one in tree.findall("object")]
-    return _Tree(file, objects, (rows, columns) if rows and columns else None, tree.findtext("filename") or "")
+    return _XmlFile(file, objects, (rows, columns) if rows and columns else None, tree.findtext("filename") or "")
 
 
 def _object(element: ElementTree.Element, file: Path) -> _Object:
@@ -154,12 +164,12 @@ def _object(element: ElementTree.Element, file: Path) -> _Object:
     kind = (element.findtext("name") or "").strip()
     if not kind:
         raise UsageError(f"{file}: an object has no <name>")
-    kind = class_name(kind, str(file))
+    kind = check_class_name(kind, str(file))
     if element.find("bndbox") is None:
         raise UsageError(f"{file}: a {kind} has no <bndbox>, which is the form of boxes that is read")
     tags = ("xmin", "ymin", "xmax", "ymax")
-    corners = [number(element.findtext(f"bndbox/{tag}")) for tag in tags]
-    left, top, right, bottom = numbers(corners, f"{file}: box of a {kind}")
+    corners = [parse_number(element.findtext(f"bndbox/{tag}")) for tag in tags]
+    left, top, right, bottom = parse_numbers(corners, f"{file}: box of a {kind}")
     hard = (element.findtext("difficult") or "0").strip().lower()
     if hard not in DIFFICULT:
         raise UsageError(

@@ -15,32 +15,32 @@ import yaml
 
 from data import files
 from data.annotations import (
-    Annotated,
     Annotations,
     Box,
-    Form,
+    ImageRecord,
+    SplitReader,
     by_key,
     by_split,
-    class_list,
-    class_name,
+    check_class_name,
     is_split,
     key,
-    number,
-    numbers,
+    parse_number,
+    parse_numbers,
+    read_class_names,
     require_unique,
 )
 from data.detection import note
-from data.image_files import name_of
+from data.image_files import display_name
 from documents import read_lines, read_text
 from errors import UsageError, quote
 
 SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NAMES = ("classes.txt", "_darknet.labels")  # and *.names
 SLACK = 1e-4  # by which a share may leave [0, 1]: tools write few digits
-LOOKED = 8  # .txt files that are looked into to see whether they are labels
+LABELS_TO_CHECK = 8  # .txt files that are looked into to see whether they are labels
 
 
-class _Set(NamedTuple):
+class _LabelFolder(NamedTuple):
     """A folder: its classes, images by split, labels by key, and what is to be said of it."""
 
     classes: tuple[str, ...]
@@ -49,20 +49,20 @@ class _Set(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find(root: Path, images: Sequence[Path], texts: Sequence[Path]) -> Form | None:
+def find_reader(root: Path, images: Sequence[Path], texts: Sequence[Path]) -> SplitReader | None:
     """The reader and the splits of a folder with labels, or None where its .txt files are none. Raises UsageError."""
     keys = {key(image, root) for image in images}
     labels = [p for p in texts if key(p, root) in keys and p.name.lower() not in NAMES]
     if not labels:
         return None
-    full = [p for p in labels if p.stat().st_size][:LOOKED]
+    full = [p for p in labels if p.stat().st_size][:LABELS_TO_CHECK]
     settings = _settings(root)
     apart = any(_is_below_labels(p, root) for p in labels)
-    if not (settings or apart or any(map(_is_label, full)) or (_named(root) and not full)):
+    if not (settings or apart or any(map(_is_label, full)) or (_class_name_files(root) and not full)):
         return None
     if "kpt_shape" in settings:
         raise UsageError(f"{root} has labels of key points, by kpt_shape in its settings, and no boxes alone")
-    for file in (file for name in SETTINGS for file in files.match(root, f"*/{name}")) if not settings else ():
+    for file in (file for name in SETTINGS for file in files.glob_any_case(root, f"*/{name}")) if not settings else ():
         if all(p.is_relative_to(file.parent) for p in labels):
             raise UsageError(f"{root} has labels whose settings lie further below, in {file}: give {file.parent}")
     classes = _classes(root, settings, labels[0])
@@ -72,10 +72,10 @@ def find(root: Path, images: Sequence[Path], texts: Sequence[Path]) -> Form | No
     splits, notes = _splits(root, settings, images, lists, texts)
     stray = {*texts} - {*labels, *lists}
     stray_names = sorted(str(p.relative_to(root)) for p in stray if _is_below_labels(p, root) or _is_label(p))
-    notes += note(name_of(root), "labels without an image, passed over", stray_names)
+    notes += note(display_name(root), "labels without an image, passed over", stray_names)
     bare = sorted(str(p.relative_to(root)) for p in images if key(p, root) not in labelled)
-    notes += note(name_of(root), "images without a label file, taken as background", bare)
-    return partial(_read, root, _Set(classes, splits, by_key(labels, root), notes)), tuple(splits)
+    notes += note(display_name(root), "images without a label file, taken as background", bare)
+    return partial(_read, root, _LabelFolder(classes, splits, by_key(labels, root), notes)), tuple(splits)
 
 
 def _is_below_labels(file: Path, root: Path) -> bool:
@@ -90,12 +90,14 @@ def _is_label(file: Path) -> bool:
     with file.open("rb") as opened:
         line = opened.read(1000).decode("utf-8-sig", errors="replace").lstrip().partition("\n")[0]
     words = line.replace(",", " ").split()
-    return len(words) >= 5 and sum(isinstance(number(word), float) for word in words) >= len(words) - 1
+    return len(words) >= 5 and sum(isinstance(parse_number(word), float) for word in words) >= len(words) - 1
 
 
 def _settings(root: Path) -> dict[str, Any]:
     """What data.yaml sets, with all values as text; {} where there is none. Raises UsageError."""
-    file = next((file for name in SETTINGS for file in files.match(root, name)[::-1]), None)  # lower case comes last
+    file = next(
+        (file for name in SETTINGS for file in files.glob_any_case(root, name)[::-1]), None
+    )  # lower case comes last
     if file is None:
         return {}
     text = read_text(file)
@@ -106,15 +108,15 @@ def _settings(root: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _named(root: Path) -> list[Path]:
+def _class_name_files(root: Path) -> list[Path]:
     """The files with names of classes."""
-    found = files.find(root, (".names", *NAMES))
+    found = files.list_files(root, (".names", *NAMES))
     return [file for file in found if file.suffix.lower() == ".names" or file.name.lower() in NAMES]
 
 
 def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str, ...]:
     """The names of the classes. Raises UsageError where there are none, or files that differ."""
-    found = {str(file): class_list(file) for file in _named(root)}
+    found = {str(file): read_class_names(file) for file in _class_name_files(root)}
     listed = settings.get("names")
     if listed:
         order = list(
@@ -122,7 +124,7 @@ def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str,
         )
         if isinstance(listed, dict) and all(str(i).isdecimal() for i in listed):
             order = sorted(listed.items(), key=lambda entry: int(entry[0]))
-        names = {str(i): class_name(name, f"names in the settings of {root}") for i, name in order}
+        names = {str(i): check_class_name(name, f"names in the settings of {root}") for i, name in order}
         if not names or [*names] != [str(i) for i in range(len(names))]:
             raise UsageError(f"the settings of {root} have names = {quote(listed)}, no list of the classes' names")
         require_unique(names.values(), f"the settings of {root}: the class")
@@ -145,19 +147,19 @@ def _splits(
     lost = []
     for split in (split for split in ("train", "val", "test") if settings.get(split)):
         entries = settings[split] if isinstance(settings[split], list) else [settings[split]]
-        found = [image for entry in entries for image in _entry(str(entry), root, images, texts)]
+        found = [image for entry in entries for image in _images_of_entry(str(entry), root, images, texts)]
         if found:
             require_unique(found, f"the settings of {root}: {split}: image")
             splits[split] = found
         else:
             lost.append(f"{split}: {quote(settings[split])}")
-    notes = note(name_of(root), "settings for which there is no image", lost)
+    notes = note(display_name(root), "settings for which there is no image", lost)
     if lost and not splits:
         raise UsageError(f"the settings of {root} have {lost[0]}, and no image lies there")
-    splits = splits or {file.stem: _listed(file, root, images) for file in lists}
+    splits = splits or {file.stem: _read_list(file, root, images) for file in lists}
     pairs = [(a, b) for i, a in enumerate(splits) for b in [*splits][i + 1 :] if {*splits[a]} & {*splits[b]}]
     shared = [f"{a} and {b} share {len({*splits[a]} & {*splits[b]})} images" for a, b in pairs]
-    return splits or by_split(images, root), notes + note(name_of(root), "splits that overlap", shared)
+    return splits or by_split(images, root), notes + note(display_name(root), "splits that overlap", shared)
 
 
 def _parts(path: str) -> tuple[str, ...]:
@@ -166,7 +168,7 @@ def _parts(path: str) -> tuple[str, ...]:
     return tuple(part for part in parts if part not in ("/", "//", ".", ".."))
 
 
-def _entry(path: str, root: Path, images: Sequence[Path], texts: Sequence[Path]) -> list[Path]:
+def _images_of_entry(path: str, root: Path, images: Sequence[Path], texts: Sequence[Path]) -> list[Path]:
     """The images of a folder or list that a setting names, by the longest end of its path that lies below the root."""
     parts = _parts(path)
     for start in range(len(parts)):
@@ -174,13 +176,13 @@ def _entry(path: str, root: Path, images: Sequence[Path], texts: Sequence[Path])
         if path.lower().endswith(".txt"):
             found = [p for p in texts if p.relative_to(root).parts == end]
             if found:
-                return _listed(found[0], root, images)
+                return _read_list(found[0], root, images)
         elif found := [p for p in images if p.relative_to(root).parts[: len(end)] == end]:
             return found
     return [] if parts else [*images]
 
 
-def _listed(file: Path, root: Path, images: Iterable[Path]) -> list[Path]:
+def _read_list(file: Path, root: Path, images: Iterable[Path]) -> list[Path]:
     """The images of a list, a path a line, perhaps of another machine: by the file's name, then by the folders' too.
 
     Raises UsageError for a line of which there is no image, or more than one.
@@ -192,7 +194,7 @@ def _listed(file: Path, root: Path, images: Iterable[Path]) -> list[Path]:
     for line in filter(None, map(str.strip, read_lines(file))):
         parts = _parts(line)
         some = named.get(parts[-1] if parts else "", [])
-        alike = {image: _common(image.relative_to(root).parts, parts) for image in some}
+        alike = {image: _common_suffix_length(image.relative_to(root).parts, parts) for image in some}
         best = [image for image in some if alike[image] == max(alike.values())]
         if len(best) != 1:
             what = "several images go" if best else "no image goes"
@@ -202,21 +204,21 @@ def _listed(file: Path, root: Path, images: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
+def _common_suffix_length(one: Sequence[str], other: Sequence[str]) -> int:
     """How many parts two paths have in common at their ends."""
     same = [a == b for a, b in zip(reversed(one), reversed(other), strict=False)]
     return same.index(False) if False in same else len(same)
 
 
-def _read(root: Path, found: _Set, split: str) -> Annotations:
+def _read(root: Path, found: _LabelFolder, split: str) -> Annotations:
     images, outlined, twice = [], [], []
     for path in found.splits[split]:
         name, file = str(path.relative_to(root)), found.labels.get(key(path, root))
         boxes, outlines = _boxes(file, found.classes) if file else ([], 0)
         outlined += [name] * bool(outlines)
         twice += [name] * (len({*boxes}) < len(boxes))
-        images.append(Annotated(path, name, [*dict.fromkeys(boxes)], file or path))
-    where = f"{name_of(root)} {split}"
+        images.append(ImageRecord(path, name, [*dict.fromkeys(boxes)], file or path))
+    where = f"{display_name(root)} {split}"
     notes = note(where, "images with outlines, of which the box around is taken", outlined)
     notes += note(where, "images with a label twice, which is taken once", twice)
     return Annotations(root, split, images, found.classes, relative=True, notes=(*found.notes, *notes))
@@ -231,8 +233,8 @@ def _boxes(file: Path, classes: Sequence[str]) -> tuple[list[Box], int]:
         where = f"{file}: line {n}"
         if "," in line:
             raise UsageError(f"{where} is {quote(line.strip())}: a label has spaces between its numbers, and no commas")
-        words = [number(word) for word in line.split()]
-        values = numbers(words, f"{where}: {quote(line.strip())}", len(words))
+        words = [parse_number(word) for word in line.split()]
+        values = parse_numbers(words, f"{where}: {quote(line.strip())}", len(words))
         kind, *shares = values
         if len(values) == 6:
             raise UsageError(f"{where} has a sixth number, a confidence: these are predictions, not labels")

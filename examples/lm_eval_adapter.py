@@ -72,7 +72,7 @@ class Harness(TemplateLM):
                 temperature=how.get("temperature", 0.0) if how.get("do_sample") else 0.0,
                 top_k=how.get("top_k") or None,
                 top_p=how.get("top_p"),
-                stop=self.coder.ends,
+                stop=self.coder.stop_ids,
             )
             ids = np.array(self.tok_encode(context) or [self.eot_token_id], np.int32)
             made = sample.generate(

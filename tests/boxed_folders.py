@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data import sources
-from data.detection import Scenes
+from data.detection import DetectionDataset
 
 
 def paint(path: Path, rows: int, columns: int, mode: str = "RGB") -> Path:
@@ -79,7 +79,7 @@ def write_voc(root: Path, ids: str = "one two", first: str | None = None) -> Pat
     return root
 
 
-def scenes(root: Path, split: str = "val") -> Scenes:
+def scenes(root: Path, split: str = "val") -> DetectionDataset:
     source = sources.load(str(root), split)
-    assert isinstance(source, Scenes)
+    assert isinstance(source, DetectionDataset)
     return source

@@ -83,9 +83,11 @@ def digests(text: str, accumulations: tuple[int, ...], devices: Any = None) -> d
     place = mesh.place_on(mesh.make_mesh(text, devices), model.specs)
     texts = sources.load("pydoc_text", "train")
     digits = sources.load("digits", "train")
-    words = plan.Plan((sequences.WindowCorpus(texts, tokenizers.Bytes(), 16, SEED),), (plan.Phase(0, BATCH),), SEED)
-    images = augment.Images(SEED, augment.parse("flip,crop:2"))
-    pictures = plan.Plan((plan.ExampleCorpus(digits),), (plan.Phase(0, BATCH),), SEED, images)
+    words = plan.BatchSampler(
+        (sequences.WindowSource(texts, tokenizers.ByteTokenizer(), 16, SEED),), (plan.Phase(0, BATCH),), SEED
+    )
+    images = augment.ImagePipeline(SEED, augment.parse("flip,crop:2"))
+    pictures = plan.BatchSampler((plan.ExampleSource(digits),), (plan.Phase(0, BATCH),), SEED, images)
     found: dict[str, Any] = {}
     with jax.set_mesh(place.mesh):
         rows = feed.own_rows(place, BATCH)

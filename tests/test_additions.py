@@ -36,8 +36,8 @@ def test_what_the_table_names_exists(file: str, name: str) -> None:
 
 
 def test_an_embedded_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pair in EMBEDDED is loaded by name, for its splits only."""
-    monkeypatch.setitem(embedded.EMBEDDED, "mine", (lambda split: texts("mine", split, ["a text"]), ("train",)))
+    """A pair in BUILTIN is loaded by name, for its splits only."""
+    monkeypatch.setitem(embedded.BUILTIN, "mine", (lambda split: texts("mine", split, ["a text"]), ("train",)))
     assert sources.load("mine", "train").documents == ("a text",)  # type: ignore[union-attr]
     assert sources.splits_of("mine") == ("train",)
     cfg = reader.override(gpt.get_config("quick"), [("data.name", "mine"), ("data.tokenizer", "char")])
@@ -59,7 +59,7 @@ def test_a_loss_and_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert losses.find("mine").trait == "classifier"
     black: Callable[..., Any] = lambda image, draw, frame: np.zeros_like(image)  # noqa: E731
     monkeypatch.setitem(augment.OPERATIONS, "mine", black)
-    monkeypatch.setitem(augment.FORMS, "mine", augment.Form("mine", ()))
+    monkeypatch.setitem(augment.SYNTAX, "mine", augment.OpSyntax("mine", ()))
     cfg = reader.override(base.defaults(), [("data.augment", "mine")])
     batch = {"image": np.full((2, 4, 4, 1), 255, np.uint8)}
     assert not images.trained(cfg)(batch, 0, np.arange(2))["image"].any()

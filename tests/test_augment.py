@@ -1,21 +1,22 @@
 """What happens to images, keyed by row: operations, size, normalisation."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data import augment, geometry, sources
-from data.geometry import Frame
-from data.kinds import Examples, of_any_size
-from data.plan import ExampleCorpus, Phase, Plan
+from data.geometry import ResizeSpec
+from data.kinds import Examples, object_array
+from data.plan import BatchSampler, ExampleSource, Phase
 from errors import UsageError
 
 
-def numbered(count: int, first: int = 0) -> ExampleCorpus:
+def numbered(count: int, first: int = 0) -> ExampleSource:
     """A corpus whose examples carry their own number."""
     fields = {"label": np.arange(first, first + count, dtype=np.int32)}
-    return ExampleCorpus(Examples(fields, count, {"name": "numbered"}, count))
+    return ExampleSource(Examples(fields, count, {"name": "numbered"}, count))
 
 
 def images(count: int = 8, side: int = 6) -> np.ndarray:
@@ -24,7 +25,7 @@ def images(count: int = 8, side: int = 6) -> np.ndarray:
 
 def test_augmentation_is_keyed_by_row() -> None:
     """A row's image does not depend on the rows read with it."""
-    do = augment.Images(7, augment.parse("flip,crop:2"))
+    do = augment.ImagePipeline(7, augment.parse("flip,crop:2"))
     whole = do({"image": images()}, 3, np.arange(8))["image"]
     for rows in ([5], [6, 1], [7, 0, 3]):
         part = do({"image": images()[rows]}, 3, np.array(rows))["image"]
@@ -34,7 +35,7 @@ def test_augmentation_is_keyed_by_row() -> None:
 def test_augmentation_differs_by_seed_step_and_row() -> None:
     """The same image comes out otherwise for another seed, step or row."""
     same = np.repeat(images(1), 16, 0)
-    run = lambda seed, step: augment.Images(seed, (("crop", 3),))({"image": same}, step, np.arange(16))["image"]  # noqa: E731
+    run = lambda seed, step: augment.ImagePipeline(seed, (("crop", 3),))({"image": same}, step, np.arange(16))["image"]  # noqa: E731
     a = run(0, 0)
     assert (a == run(0, 0)).all()
     assert (a != run(1, 0)).any()
@@ -45,7 +46,7 @@ def test_augmentation_differs_by_seed_step_and_row() -> None:
 def test_flip_mirrors_half_of_the_images() -> None:
     """Each image is itself or its mirror image; of 400 draws each is at least 140 (6 sigma)."""
     image = images(1)[0]
-    got = augment.Images(0, augment.parse("flip"))({"image": np.repeat(image[None], 400, 0)}, 0, np.arange(400))[
+    got = augment.ImagePipeline(0, augment.parse("flip"))({"image": np.repeat(image[None], 400, 0)}, 0, np.arange(400))[
         "image"
     ]
     scaled = (image / np.float32(255)).astype(np.float32)
@@ -58,7 +59,7 @@ def test_flip_mirrors_half_of_the_images() -> None:
 def test_crop_is_a_shift_with_zeros_around() -> None:
     """Every result is the image moved by at most the padding, all moves occur, and the middle one changes nothing."""
     image, size, draws = images(1, 5)[0], 1, 400
-    do = augment.Images(0, augment.parse(f"crop:{size}"))
+    do = augment.ImagePipeline(0, augment.parse(f"crop:{size}"))
     got = do({"image": np.repeat(image[None], draws, 0)}, 0, np.arange(draws))["image"]
     padded = np.pad(image, ((size, size), (size, size), (0, 0))).astype(np.float32) / np.float32(255)
     moves = [(y, x) for y in range(3) for x in range(3)]
@@ -72,20 +73,20 @@ def test_crop_by_zero_and_no_operation_change_nothing() -> None:
     """crop:0 and None only scale."""
     want = images().astype(np.float32) / 255
     for text in ("crop:0", None):
-        got = augment.Images(0, augment.parse(text))({"image": images()}, 0, np.arange(8))["image"]
+        got = augment.ImagePipeline(0, augment.parse(text))({"image": images()}, 0, np.arange(8))["image"]
         np.testing.assert_array_equal(got, want)
 
 
 def test_augmentation_leaves_other_batches_alone() -> None:
     """A batch without images passes untouched."""
     batch = {"features": np.ones((2, 3), np.float32)}
-    assert augment.Images(0, (("flip",),))(batch, 0, np.arange(2)) is batch
+    assert augment.ImagePipeline(0, (("flip",),))(batch, 0, np.arange(2)) is batch
 
 
 def photos(count: int = 8) -> np.ndarray:
     """Images of sizes from 10 to 40."""
     draw = np.random.default_rng(0)
-    return of_any_size([draw.integers(0, 256, (*draw.integers(10, 41, 2), 3)).astype(np.uint8) for _ in range(count)])
+    return object_array([draw.integers(0, 256, (*draw.integers(10, 41, 2), 3)).astype(np.uint8) for _ in range(count)])
 
 
 EVERY = "random_resized_crop:0.3,flip,crop:1,randaugment:2:9,jitter:0.3,erase"
@@ -94,7 +95,7 @@ EVERY = "random_resized_crop:0.3,flip,crop:1,randaugment:2:9,jitter:0.3,erase"
 @pytest.mark.parametrize("text", [None, EVERY, "flip,erase:1"])
 def test_images_of_any_size_take_one(text: str | None) -> None:
     """Keyed by row too, and in the range of a pixel; the sources are left as they were."""
-    do, before = augment.Images(3, augment.parse(text), size=(12, 16)), photos()
+    do, before = augment.ImagePipeline(3, augment.parse(text), size=(12, 16)), photos()
     given = photos()
     whole = do({"image": given}, 2, np.arange(8))["image"]
     assert whole.shape == (8, 12, 16, 3)
@@ -108,12 +109,16 @@ def test_images_of_any_size_take_one(text: str | None) -> None:
 def test_what_is_evaluated_is_resized_and_cropped() -> None:
     """By 0.875 where sizes vary; by nothing where all have one; by what is said, also where it is the size."""
     some, alike = photos(), images()
-    look = lambda image, **how: augment.Images(size=(6, 6), **how)({"image": image}, 0, np.arange(len(image)))["image"]  # noqa: E731
+
+    def look(image: Any, **how: Any) -> Any:
+        return augment.ImagePipeline(size=(6, 6), **how)({"image": image}, 0, np.arange(len(image)))["image"]
+
     for share, got in ((0.875, look(some)), (0.5, look(some, crop_pct=0.5))):
-        want = np.stack([geometry.fit(image, Frame((6, 6), share)) for image in some])
+        want = np.stack([geometry.resize_and_crop(image, ResizeSpec((6, 6), share)) for image in some])
         np.testing.assert_array_equal(got, want.astype(np.float32) / 255)
     np.testing.assert_array_equal(look(alike), alike.astype(np.float32) / 255)
-    halves = np.stack([geometry.fit(image, Frame((6, 6), 0.5, "stretch", "nearest")) for image in alike])
+    smaller = ResizeSpec((6, 6), 0.5, "stretch", "nearest")
+    halves = np.stack([geometry.resize_and_crop(image, smaller) for image in alike])
     np.testing.assert_array_equal(
         look(alike, crop_pct=0.5, resize_mode="stretch", interpolation="nearest"), halves.astype(np.float32) / 255
     )
@@ -126,7 +131,7 @@ def test_operations_go_in_their_order() -> None:
     flat = np.zeros((200, 8, 8, 1), np.uint8)
     count = {}
     for text in ("erase:1,crop:8", "crop:8,erase:1"):
-        got = augment.Images(0, augment.parse(text))({"image": flat}, 0, np.arange(200))["image"]
+        got = augment.ImagePipeline(0, augment.parse(text))({"image": flat}, 0, np.arange(200))["image"]
         count[text] = int((got.max((1, 2, 3)) > 0).sum())
     assert count["crop:8,erase:1"] == 200
     assert count["erase:1,crop:8"] < 190
@@ -135,7 +140,7 @@ def test_operations_go_in_their_order() -> None:
 def test_erased_boxes_have_their_law() -> None:
     """Half of the images keep all pixels; the others lose one box, of at most 40 % of the area."""
     flat = np.zeros((400, 20, 20, 1), np.uint8)
-    got = augment.Images(0, augment.parse("erase"))({"image": flat}, 0, np.arange(400))["image"][..., 0]
+    got = augment.ImagePipeline(0, augment.parse("erase"))({"image": flat}, 0, np.arange(400))["image"][..., 0]
     touched = [np.argwhere(g) for g in got if g.any()]
     assert 140 <= len(touched) <= 260
     sides = np.array([t.max(0) - t.min(0) + 1 for t in touched])
@@ -149,19 +154,19 @@ def test_a_mean_of_each_channel() -> None:
     """One number, or one a channel; another count is refused, and so are sizes that differ where none is wanted."""
     mean, deviation = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
     image = np.repeat(images()[..., :1], 3, -1)
-    got = augment.Images(mean=mean, std=deviation)({"image": image}, 0, np.arange(8))["image"]
+    got = augment.ImagePipeline(mean=mean, std=deviation)({"image": image}, 0, np.arange(8))["image"]
     np.testing.assert_allclose(got, (image / 255 - mean) / deviation, rtol=1e-5, atol=1e-6)
     assert got.dtype == np.float32
     with pytest.raises(UsageError, match=r"'data\.std' = \(1\.0, 2\.0\): the images have 3 channel"):
-        augment.Images(std=(1.0, 2.0))({"image": image}, 0, np.arange(8))
+        augment.ImagePipeline(std=(1.0, 2.0))({"image": image}, 0, np.arange(8))
     with pytest.raises(UsageError, match=r"set data\.size"):
-        augment.Images()({"image": photos()}, 0, np.arange(8))
+        augment.ImagePipeline()({"image": photos()}, 0, np.arange(8))
 
 
 def test_plan_augments_by_global_row() -> None:
     """Through the plan too: rows read apart are augmented as in the whole batch."""
-    corpus = ExampleCorpus(sources.load("digits", "train"))
-    p = Plan((corpus,), (Phase(0, 8),), 0, augment.Images(0, augment.parse("flip,crop:2")))
+    corpus = ExampleSource(sources.load("digits", "train"))
+    p = BatchSampler((corpus,), (Phase(0, 8),), 0, augment.ImagePipeline(0, augment.parse("flip,crop:2")))
     np.testing.assert_array_equal(p.batch(5, [6, 2])["image"], p.batch(5)["image"][[6, 2]])
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data import boxed, detection, evaluation
-from data.boxed import Boxed, View
-from data.detection import Marked, Scenes, Truth, to_corners, to_shares
-from data.plan import ExampleCorpus, Phase, Plan
+from data.boxed import DetectionPipeline, LetterboxTransform
+from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, to_pixel_xyxy, to_relative_cxcywh
+from data.plan import BatchSampler, ExampleSource, Phase
 from errors import UsageError
 
 SIZES = [(64, 64), (40, 90), (90, 41), (33, 64)]
@@ -29,9 +29,11 @@ def batch_of(*images: tuple[np.ndarray, list[tuple[int, int, int, int]]], most: 
     marked = []
     for i, (image, corners) in enumerate(images):
         count = len(corners)
-        truth = Truth(np.array(corners, float).reshape(-1, 4), np.arange(count), *np.zeros((2, count), bool))
-        marked.append(Marked(str(i), (image.shape[0], image.shape[1]), truth))
-    source = detection.scenes("made", "train", marked, "abcdef", lambda i: images[i][0], {}).limited(most)
+        truth = BoxAnnotations(np.array(corners, float).reshape(-1, 4), np.arange(count), *np.zeros((2, count), bool))
+        marked.append(AnnotatedImage(str(i), (image.shape[0], image.shape[1]), truth))
+    source = detection.make_detection_dataset(
+        "made", "train", marked, "abcdef", lambda i: images[i][0], {}
+    ).with_max_boxes(most)
     return {**source.__getitems__(np.arange(len(images))), "weight": np.ones(len(images), np.float32)}
 
 
@@ -47,13 +49,13 @@ def test_letterbox(size: tuple[int, int], original: tuple[int, int]) -> None:
     """As large as may be, in the middle, sides in proportion to a pixel; around it 0.5; the image's mean is kept."""
     image = np.random.default_rng(0).integers(0, 256, (*original, 3)).astype(np.uint8)
     image = np.kron(image[::8, ::8], np.ones((8, 8, 1), np.uint8))[: original[0], : original[1]]
-    left, top, right, bottom = boxed.letterbox(original, size).place
+    left, top, right, bottom = boxed.letterbox(original, size).target_box
     scale = min(size[0] / original[0], size[1] / original[1])
     assert 0 <= original[0] * scale - (bottom - top) < 1
     assert 0 <= original[1] * scale - (right - left) < 1
     assert 0 <= size[0] - bottom - top <= 1
     assert 0 <= size[1] - right - left <= 1
-    got = Boxed(0, size)(batch_of((image, [])), 0, np.arange(1))["image"][0]
+    got = DetectionPipeline(0, size)(batch_of((image, [])), 0, np.arange(1))["image"][0]
     inside = np.zeros(size, bool)
     inside[top:bottom, left:right] = True
     assert (got[~inside] == 0.5).all()
@@ -63,23 +65,23 @@ def test_letterbox(size: tuple[int, int], original: tuple[int, int]) -> None:
 def test_letterbox_of_the_size_itself_is_the_image() -> None:
     """Not a pixel changes but for the division by 255."""
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
-    got = Boxed(0, (48, 64))(batch_of((image, [(1, 2, 3, 4)])), 0, np.arange(1))
+    got = DetectionPipeline(0, (48, 64))(batch_of((image, [(1, 2, 3, 4)])), 0, np.arange(1))
     np.testing.assert_array_equal(got["image"][0], image.astype(np.float32) / 255)
-    np.testing.assert_allclose(to_corners(got["boxes"][0, 0], (48, 64)), (1, 2, 3, 4), atol=1e-5)
+    np.testing.assert_allclose(to_pixel_xyxy(got["boxes"][0, 0], (48, 64)), (1, 2, 3, 4), atol=1e-5)
 
 
 def test_what_is_made_smaller_is_averaged() -> None:
     """A chessboard of single pixels becomes grey, neither black nor white."""
     board = np.repeat(255 * (np.indices((64, 64)).sum(0) % 2)[..., None], 3, -1).astype(np.uint8)
-    got = Boxed(0, (16, 16))(batch_of((board, [])), 0, np.arange(1))["image"]
+    got = DetectionPipeline(0, (16, 16))(batch_of((board, [])), 0, np.arange(1))["image"]
     np.testing.assert_allclose(got, 0.5, atol=0.01)
 
 
 def test_letterbox_by_hand() -> None:
     """100 columns by 50 rows into 40 by 40: by 0.4, below 10 rows; (20, 10)-(60, 30) is (8, 14)-(24, 22)."""
-    assert boxed.letterbox((50, 100), (40, 40)) == View((0, 0, 100, 50), (0, 10, 40, 30))
+    assert boxed.letterbox((50, 100), (40, 40)) == LetterboxTransform((0, 0, 100, 50), (0, 10, 40, 30))
     corners = [(20, 10, 60, 30)]
-    got = Boxed(0, (40, 40))(batch_of((lit(50, 100, *corners), corners)), 0, np.arange(1))
+    got = DetectionPipeline(0, (40, 40))(batch_of((lit(50, 100, *corners), corners)), 0, np.arange(1))
     np.testing.assert_allclose(got["boxes"][0, 0], [0.4, 0.45, 0.4, 0.2], atol=1e-6)
     assert bright(got["image"][0]) == (8, 14, 24, 22)
 
@@ -91,9 +93,9 @@ def test_to_original_undoes_the_letterbox(size: tuple[int, int], original: tuple
     draw = np.random.default_rng(1)
     low = draw.random((20, 2)) * (original[1], original[0]) * 0.7
     corners = np.concatenate([low, low * 1.3], -1)
-    there, share = boxed.seen(corners, boxed.letterbox(original, size), size)
+    there, share = boxed.transform_boxes(corners, boxed.letterbox(original, size), size)
     np.testing.assert_allclose(share, 1)
-    np.testing.assert_allclose(boxed.to_original(to_shares(there, size), size, original), corners, atol=1e-3)
+    np.testing.assert_allclose(boxed.to_original(to_relative_cxcywh(there, size), size, original), corners, atol=1e-3)
     whole = boxed.to_original(np.array([[[0.5, 0.5, 1.5, 1.5]]], np.float32), size, original)
     np.testing.assert_allclose(whole, [[[0, 0, original[1], original[0]]]])
 
@@ -104,7 +106,7 @@ NO_BRIGHTNESS = OPERATIONS.replace("exposure:1.5", "exposure:1")
 @pytest.mark.parametrize("operations", [None, "flip", "jitter:0.2", "flip,jitter:0.4", NO_BRIGHTNESS])
 def test_a_box_bounds_its_pixels(operations: str | None) -> None:
     """Of 160 draws on images of four shapes, white on black; to a pixel."""
-    do = Boxed(3, (96, 128), boxed.parse(operations))
+    do = DetectionPipeline(3, (96, 128), boxed.parse(operations))
     seen = 0
     for original in ORIGINALS:
         y, x = original
@@ -113,15 +115,18 @@ def test_a_box_bounds_its_pixels(operations: str | None) -> None:
         got = do(batch, 7, np.arange(40))
         for image, box, there in zip(got["image"], got["boxes"][:, 0], got["there"][:, 0], strict=True):
             if there:
-                np.testing.assert_allclose(to_corners(box, (96, 128)), bright(image), atol=1)
+                np.testing.assert_allclose(to_pixel_xyxy(box, (96, 128)), bright(image), atol=1)
                 seen += 1
     assert seen >= 150
 
 
 def test_jitter_moves_edges_by_the_share_and_no_more() -> None:
     """What is seen begins and ends within the share of the side from the image's edges, and all of it is reached."""
-    views = [Boxed(0, (100, 100), (("jitter", 0.2),))._draw((100, 100), 0, row)[0] for row in range(400)]
-    parts, places = np.array([v.part for v in views]), np.array([v.place for v in views])
+    views = [
+        DetectionPipeline(0, (100, 100), (("jitter", 0.2),))._draw_transform((100, 100), 0, row)[0]
+        for row in range(400)
+    ]
+    parts, places = np.array([v.source_box for v in views]), np.array([v.target_box for v in views])
     assert (parts >= 0).all()
     assert (parts <= 100).all()
     low, high = parts[:, :2], parts[:, 2:]
@@ -131,21 +136,26 @@ def test_jitter_moves_edges_by_the_share_and_no_more() -> None:
     assert 10 <= moved_out.max() <= 20
     assert ((places[:, 2:] - places[:, :2]) > 0).all()
     assert abs((low[:, 0] == 0).mean() - 0.5) < 0.08  # half of the edges move out
-    wide = np.array([Boxed(0, (100, 100), (("jitter", 0.2),))._draw((50, 100), 0, row)[0].place for row in range(100)])
+    wide = np.array(
+        [
+            DetectionPipeline(0, (100, 100), (("jitter", 0.2),))._draw_transform((50, 100), 0, row)[0].target_box
+            for row in range(100)
+        ]
+    )
     assert wide.min(0).tolist()[:2] == [0, 25]  # within the letterbox, on all of it at times
     assert wide.max(0).tolist()[2:] == [100, 75]
 
 
 def test_boxes_out_of_sight_are_dropped() -> None:
     """Below a quarter of the area a box becomes padding, and those after it move up with their classes."""
-    view = View((10.0, 0.0, 50.0, 40.0), (0, 0, 40, 40))
+    view = LetterboxTransform((10.0, 0.0, 50.0, 40.0), (0, 0, 40, 40))
     corners = np.array([[0, 0, 13, 10], [0, 0, 14, 10], [20, 20, 60, 60]], float)
-    there, share = boxed.seen(corners, view, (40, 40))
+    there, share = boxed.transform_boxes(corners, view, (40, 40))
     np.testing.assert_allclose(share, [3 / 13, 4 / 14, 30 * 20 / 1600])
     np.testing.assert_allclose(there, [[0, 0, 3, 10], [0, 0, 4, 10], [10, 20, 40, 40]])
-    turned, _ = boxed.seen(corners, view._replace(turned=True), (40, 40))
+    turned, _ = boxed.transform_boxes(corners, view._replace(flip=True), (40, 40))
     np.testing.assert_allclose(turned, [[37, 0, 40, 10], [36, 0, 40, 10], [0, 20, 30, 40]])
-    do = Boxed(0, (40, 40), (("jitter", 0.45),))
+    do = DetectionPipeline(0, (40, 40), (("jitter", 0.45),))
     boxes = [(0, 0, 4, 4), (10, 10, 30, 30)]
     got = do(batch_of(*[(lit(40, 40, *boxes), boxes)] * 60), 0, np.arange(60))
     dropped = (got["there"].sum(1) == 1) & (got["kinds"][:, 0] == 1)
@@ -157,7 +167,9 @@ def test_boxes_out_of_sight_are_dropped() -> None:
 def test_flip_turns_half_of_the_images() -> None:
     """Each is itself or its mirror image; of 400 draws each is at least 140 (6 sigma)."""
     image = lit(8, 8, (1, 2, 3, 6))
-    got = Boxed(0, (8, 8), boxed.parse("flip"))(batch_of(*[(image, [(1, 2, 3, 6)])] * 400), 0, np.arange(400))
+    got = DetectionPipeline(0, (8, 8), boxed.parse("flip"))(
+        batch_of(*[(image, [(1, 2, 3, 6)])] * 400), 0, np.arange(400)
+    )
     kept = [(g * 255 == image).all() for g in got["image"]]
     turned = [(g * 255 == image[:, ::-1]).all() for g in got["image"]]
     assert all(k != t for k, t in zip(kept, turned, strict=True))
@@ -176,7 +188,7 @@ def test_colours_are_those_of_hsv(change: tuple[float, float, float]) -> None:
         h, s, v = colorsys.rgb_to_hsv(*image[at].tolist())
         pure = np.array(colorsys.hsv_to_rgb((h + hue) % 1, 1, 1))
         want[at] = np.clip(exposure * (v - saturation * v * s * (1 - pure)), 0, 1)
-    got = boxed.distorted(image, hue, saturation, exposure)
+    got = boxed.jitter_hsv(image, hue, saturation, exposure)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, want, atol=3e-6)
 
@@ -184,7 +196,9 @@ def test_colours_are_those_of_hsv(change: tuple[float, float, float]) -> None:
 def test_colour_leaves_boxes_and_surroundings() -> None:
     """Brightness changes what is seen of the image, not what is beside it, nor the boxes."""
     batch = batch_of((np.full((20, 40, 3), 100, np.uint8), [(3, 3, 9, 9)]))
-    plain, bright = (Boxed(0, (40, 40), boxed.parse(t))(batch, 0, np.arange(1)) for t in (None, "exposure:2"))
+    plain, bright = (
+        DetectionPipeline(0, (40, 40), boxed.parse(t))(batch, 0, np.arange(1)) for t in (None, "exposure:2")
+    )
     assert (plain["boxes"] == bright["boxes"]).all()
     assert (bright["image"][0, :10] == 0.5).all()
     factor = bright["image"][0, 10:30] / plain["image"][0, 10:30]
@@ -194,8 +208,8 @@ def test_colour_leaves_boxes_and_surroundings() -> None:
 
 def test_colour_draws() -> None:
     """Hue either way by up to its share; brightness up to twice as much or as little, each half of the time."""
-    do = Boxed(0, (8, 8), boxed.parse("hue:0.1,exposure:2"))
-    drawn = [do._draw((8, 8), 0, row)[1] for row in range(400)]
+    do = DetectionPipeline(0, (8, 8), boxed.parse("hue:0.1,exposure:2"))
+    drawn = [do._draw_transform((8, 8), 0, row)[1] for row in range(400)]
     hue, exposure = (np.array([d[name] for d in drawn]) for name in ("hue", "exposure"))
     assert -0.1 <= hue.min() < -0.09 < 0.09 < hue.max() <= 0.1
     assert 0.5 <= exposure.min() < 0.52 < 1.9 < exposure.max() <= 2
@@ -206,7 +220,7 @@ def test_draws_are_keyed_by_seed_step_and_row() -> None:
     """A row does not depend on those read with it; another seed, step or row draws otherwise."""
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
     batch = batch_of(*[(image, [(2, 3, 20, 12)])] * 8)
-    run = lambda seed, step, rows: Boxed(seed, (24, 24), boxed.parse(OPERATIONS))(  # noqa: E731
+    run = lambda seed, step, rows: DetectionPipeline(seed, (24, 24), boxed.parse(OPERATIONS))(  # noqa: E731
         {k: v[rows] for k, v in batch.items()}, step, np.array(rows)
     )
     whole = run(0, 0, [*range(8)])
@@ -218,21 +232,25 @@ def test_draws_are_keyed_by_seed_step_and_row() -> None:
         assert (run(seed, step, [*range(8)])["image"] != whole["image"]).any()
 
 
-def made(count: int = 7) -> Scenes:
+def made(count: int = 7) -> DetectionDataset:
     """Images of different sizes, image i with i boxes."""
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (10 + i, 30 - 2 * i, 3)).astype(np.uint8) for i in range(count)]
     marked = []
     for i, image in enumerate(images):
-        truth = Truth(np.array([[1, 2, 9, 10]] * i, float).reshape(-1, 4), np.zeros(i, int), *np.zeros((2, i), bool))
-        marked.append(Marked(str(i), (image.shape[0], image.shape[1]), truth))
-    return detection.scenes("made", "train", marked, ["a"], images.__getitem__, {})
+        truth = BoxAnnotations(
+            np.array([[1, 2, 9, 10]] * i, float).reshape(-1, 4), np.zeros(i, int), *np.zeros((2, i), bool)
+        )
+        marked.append(AnnotatedImage(str(i), (image.shape[0], image.shape[1]), truth))
+    return detection.make_detection_dataset("made", "train", marked, ["a"], images.__getitem__, {})
 
 
 def test_through_plan_and_exam() -> None:
     """The contract of a batch, its rows apart as in the whole; in an evaluation the padding weighs nothing."""
     source = made()
-    plan = Plan((ExampleCorpus(source),), (Phase(0, 5),), 0, Boxed(0, (16, 24), boxed.parse("flip,jitter:0.1")))
+    plan = BatchSampler(
+        (ExampleSource(source),), (Phase(0, 5),), 0, DetectionPipeline(0, (16, 24), boxed.parse("flip,jitter:0.1"))
+    )
     whole, part = plan.batch(3), plan.batch(3, [4, 2])
     kinds = {k: (v.dtype, v.shape[1:]) for k, v in whole.items()}
     assert kinds == {
@@ -243,7 +261,7 @@ def test_through_plan_and_exam() -> None:
         "weight": (np.float32, ()),
     }
     assert all((part[k] == whole[k][[4, 2]]).all() for k in whole)
-    batches = list(evaluation.of_examples(source, Boxed(0, (16, 24))).batches(4, range(4)))
+    batches = list(evaluation.from_examples(source, DetectionPipeline(0, (16, 24))).batches(4, range(4)))
     assert [b["weight"].tolist() for b in batches] == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert [b["there"].sum(1).tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 0]]
 

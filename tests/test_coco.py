@@ -22,11 +22,11 @@ def test_coco_is_read(tmp_path: Path, form: str) -> None:
     assert sources.splits_of(str(root)) == ("val",)
     source = scenes(root)
     assert (len(source), source.classes, source.names, source.notes) == (2, 2, ("bird", "cat"), ())
-    wide, high = source.truths[0], source.truths[1]
+    wide, high = source.annotations[0], source.annotations[1]
     np.testing.assert_allclose(wide.boxes, [[10, 5, 30, 15], [0, 0, 40, 20], [30, 10, 34, 12.5]])
-    assert (wide.kinds.tolist(), wide.crowd.tolist(), wide.difficult.any()) == ([1, 0, 0], [False, True, False], False)
+    assert (wide.labels.tolist(), wide.crowd.tolist(), wide.difficult.any()) == ([1, 0, 0], [False, True, False], False)
     np.testing.assert_allclose(high.boxes, [[0, 0, 10, 15]])
-    assert source.truths.sizes.tolist() == [[20, 40], [30, 10]]
+    assert source.annotations.sizes.tolist() == [[20, 40], [30, 10]]
     got = source.__getitems__([1, 0])
     assert [i.shape for i in got["image"]] == [(30, 10, 3), (20, 40, 3)]
     assert got["image"][1][7, 9].tolist() == [18, 21, 0]
@@ -40,7 +40,7 @@ def test_coco_is_read(tmp_path: Path, form: str) -> None:
 def test_rows_are_limited_and_padded(tmp_path: Path) -> None:
     """To fewer boxes, the first ones stay; to more, padding."""
     source = scenes(write_coco(tmp_path / "set", coco()))
-    few, many = source.limited(1).__getitems__([0]), source.limited(5).__getitems__([0])
+    few, many = source.with_max_boxes(1).__getitems__([0]), source.with_max_boxes(5).__getitems__([0])
     np.testing.assert_allclose(few["boxes"], [[[0.5, 0.5, 0.5, 0.5]]])
     assert many["there"].tolist() == [[1, 1, 0, 0, 0]]
     assert not many["boxes"][0, 2:].any()
@@ -75,7 +75,7 @@ def test_identity_is_that_of_content(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(found) == 3
     monkeypatch.chdir(root)
     assert scenes(Path(".")).identity == scenes(root).identity
-    monkeypatch.setattr(image_files, "HASHED", 0)
+    monkeypatch.setattr(image_files, "HASH_CONTENTS_UP_TO", 0)
     large = scenes(root).identity
     Image.new("RGB", (40, 20), "green").save(root / "val" / "wide.png", "BMP")
     assert scenes(root).identity == large
@@ -88,7 +88,7 @@ def test_what_is_mended_is_told(tmp_path: Path) -> None:
     for i, box in enumerate(boxes, 10):
         table["annotations"].append(dict(id=i, image_id=11, category_id=3, bbox=box))
     source = scenes(write_coco(tmp_path / "set", table))
-    np.testing.assert_allclose(source.truths[0].boxes[3:], [[0, 5, 6, 15], [35, 15, 40, 20]])
+    np.testing.assert_allclose(source.annotations[0].boxes[3:], [[0, 5, 6, 15], [35, 15, 40, 20]])
     cut, left = source.notes
     assert cut == "set val: 1 box cut to the image, of wide.png"
     assert left == "set val: 3 boxes without area left out, of wide.png"
@@ -108,7 +108,7 @@ def test_boxes_to_be_ignored_count_and_are_named(tmp_path: Path) -> None:
         said
         == "set val: images with boxes of `ignore` 1, which count all the same, as in COCO's evaluation (1): wide.png"
     )
-    assert source.truths[0].counts.tolist() == [True, False, True]
+    assert source.annotations[0].is_valid.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_images_are_looked_for_where_tools_put_them(tmp_path: Path) -> None:
         assert len(scenes(write_coco(tmp_path / "set", table, "images"))) == 2
     (root / "annotations" / "instances_val.json").rename(root / "result.json")
     assert sources.splits_of(str(root)) == ("train", "test")
-    assert [scenes(root, split).truths.sizes.tolist() for split in ("train", "test")] == [[[30, 10]], [[20, 40]]]
+    assert [scenes(root, split).annotations.sizes.tolist() for split in ("train", "test")] == [[[30, 10]], [[20, 40]]]
     for name, splits in (("annotations.JSON", ("train", "test")), ("instances_val.json", ("val",))):
         (root / "result.json").rename(root / name)
         assert sources.splits_of(str(root)) == splits

@@ -31,15 +31,15 @@ def hub(where: Path) -> str:
     (where / "additional_chat_templates" / "._tools.jinja").write_bytes(b"\0\5\x16\7")
     (where / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": [0, 3]}))
     (where / "README.md").write_text("no companion")
-    return tokenizers.fingerprint(tokenizer_reader.read(where).description())
+    return tokenizers.fingerprint(tokenizer_reader.read_tokenizer(where).description())
 
 
 def exported(where: Path, files: dict[str, str]) -> Path:
     """A folder as an export writes it, of the tokenizer of `hub`, with files."""
-    made = tokenizer_reader.read(where.parent / "hub")
+    made = tokenizer_reader.read_tokenizer(where.parent / "hub")
     where.mkdir()
-    tokenizer_writer.write(made, where)
-    ids = companions.begin_and_end(files, tokenizer_writer.ids(made))
+    tokenizer_writer.write_tokenizer(made, where)
+    ids = companions.begin_and_end(files, tokenizer_writer.special_ids(made))
     companions.write(files, where, ids, {})
     return where
 

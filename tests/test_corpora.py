@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data import questions, sources
-from data.kinds import Pairs, Source, Texts
+from data.kinds import ParallelText, Source, Texts
 from errors import UsageError
 
 DOCUMENTS = [f'Text {i}, "so" it\u2028goes.\nOn\ttwo\tlines.' for i in range(20)]
@@ -55,8 +55,8 @@ def test_two_fields_of_rows_are_pairs(ending: str, tmp_path: Path) -> None:
     file.write_text("\n".join(lines))
     for name in (str(file), str(tmp_path)):
         train, held = (sources.load(name, split, field="de:en") for split in sources.splits_of(name, field="de:en"))
-        assert isinstance(train, Pairs)
-        assert isinstance(held, Pairs)
+        assert isinstance(train, ParallelText)
+        assert isinstance(held, ParallelText)
         assert list(zip(train.translations + held.translations, train.texts + held.texts, strict=True)) == rows
         assert len(held) == 2
 
@@ -122,9 +122,9 @@ def test_hidden_copies_are_passed_over_and_endings_are_in_any_case(tmp_path: Pat
 
 def test_a_jsonl_file_is_of_questions_where_its_rows_have_choices(tmp_path: Path) -> None:
     name = str(write(tmp_path, ".jsonl", DOCUMENTS))
-    assert questions.kind_of(None, name, None) == "perplexity"
+    assert questions.eval_kind(None, name, None) == "perplexity"
     (tmp_path / "corpus.jsonl").write_text('\n{"context": "a", "choices": ["b"], "answer": 0}\n')
-    assert questions.kind_of(None, name, None) == "multiple_choice"
+    assert questions.eval_kind(None, name, None) == "multiple_choice"
 
 
 def test_a_path_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,20 +134,20 @@ def test_a_path_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "My book, volume 1").write_text("a book " * 30)
     (tmp_path / "two, too").mkdir()
     (tmp_path / "two, too" / "a.txt").write_text("another " * 30)
-    assert sources.names("My book, volume 1") == ["My book, volume 1"]
-    assert sources.names("digits, My book, volume 1,two, too ,xor") == [
+    assert sources.split_names("My book, volume 1") == ["My book, volume 1"]
+    assert sources.split_names("digits, My book, volume 1,two, too ,xor") == [
         "digits",
         "My book, volume 1",
         "two, too",
         "xor",
     ]
-    assert sources.names("~/My book, volume 1") == ["~/My book, volume 1"]
+    assert sources.split_names("~/My book, volume 1") == ["~/My book, volume 1"]
     for name in ("My book, volume 1", "~/My book, volume 1", "two, too", "~/two, too"):
         assert sources.splits_of(name) == ("train", "validation")
         assert len(sources.load(name, "train")) == 1
     for name in ("", "digits,", ", digits", "a,,b"):
         with pytest.raises(UsageError, match="has an empty name"):
-            sources.names(name)
+            sources.split_names(name)
 
 
 @pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv"])

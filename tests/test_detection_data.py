@@ -10,15 +10,17 @@ import pytest
 from PIL import Image
 
 from data import detection, image_files, kinds, sources
-from data.detection import Marked, Scenes, Truth
+from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset
 from errors import UsageError
 from tests.boxed_folders import OBJECT, XML, coco, paint, scenes, write_coco, write_voc
 
 
 def test_notes_name_some_images() -> None:
     """The first three, and how many more."""
-    images = [Marked(f"{i}.png", (4, 4), Truth([[0, 0, 9, 2]], [0], [False], [False])) for i in range(5)]
-    source = detection.scenes("set", "val", images, ["a"], lambda i: np.zeros((4, 4, 3), np.uint8), {})
+    images = [
+        AnnotatedImage(f"{i}.png", (4, 4), BoxAnnotations([[0, 0, 9, 2]], [0], [False], [False])) for i in range(5)
+    ]
+    source = detection.make_detection_dataset("set", "val", images, ["a"], lambda i: np.zeros((4, 4, 3), np.uint8), {})
     assert source.notes == ("set val: 5 boxes cut to the image, of 0.png, 1.png, 2.png and 2 more images",)
 
 
@@ -28,9 +30,9 @@ def turned(root: Path, name: str, orientation: int, sized: bool | None) -> None:
     """
     upright = np.full((60, 80, 3), 30, np.uint8)
     upright[5:15, 10:30] = (250, 40, 40)
-    stored = Image.fromarray(upright).transpose(image_files.TURNS[orientation])
+    stored = Image.fromarray(upright).transpose(image_files.EXIF_TRANSPOSES[orientation])
     if orientation in (6, 8):  # what makes the one upright turns the other
-        stored = Image.fromarray(upright).transpose(image_files.TURNS[14 - orientation])
+        stored = Image.fromarray(upright).transpose(image_files.EXIF_TRANSPOSES[14 - orientation])
     exif = Image.Exif()
     exif[image_files.ORIENTATION] = orientation
     stored.save(root / f"{name}.png", exif=exif)
@@ -46,7 +48,7 @@ def test_pixels_are_turned_as_boxes_are(tmp_path: Path, orientation: int, sized:
     turned(tmp_path, "a", orientation, sized)
     source = scenes(tmp_path, "train")
     [row] = source.__getitems__([0])["image"]
-    np.testing.assert_allclose(source.truths[0].boxes, [[10, 5, 30, 15]])
+    np.testing.assert_allclose(source.annotations[0].boxes, [[10, 5, 30, 15]])
     np.testing.assert_array_equal(row[5:15, 10:30].mean((0, 1)), [250, 40, 40])
     [note] = source.notes
     assert note == f"{tmp_path.name} train: images turned upright by EXIF, as their boxes are (1): a.png"
@@ -61,7 +63,7 @@ def test_pixels_stay_as_stored_where_sizes_say_so(tmp_path: Path) -> None:
     for file in [*tmp_path.glob("*.png"), *tmp_path.glob("*.xml")]:
         file.rename(tmp_path / "train" / file.name)
     source = scenes(tmp_path, "train")
-    assert source.truths.sizes.tolist() == [[80, 60], [60, 80], [60, 80]]
+    assert source.annotations.sizes.tolist() == [[80, 60], [60, 80], [60, 80]]
     assert [note.partition(": ")[2] for note in source.notes] == [
         "images turned upright by EXIF, as their boxes are (1): train/c.png",
         "images not turned by EXIF, as annotated by the size that is stored (2): train/a.png, train/b.png",
@@ -71,7 +73,7 @@ def test_pixels_stay_as_stored_where_sizes_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_images_become_rgb(tmp_path: Path, mode: str) -> None:
     """Grey, with transparency, with a palette."""
-    image = detection.pixels(paint(tmp_path / "i.png", 5, 7, mode), "i.png")
+    image = detection.decode_rgb(paint(tmp_path / "i.png", 5, 7, mode), "i.png")
     assert (image.shape, image.dtype) == ((5, 7, 3), np.uint8)
     if mode == "RGBA":
         assert image[4, 6].tolist() == [12, 12, 0]
@@ -83,11 +85,11 @@ def test_images_that_cannot_be_read_well_are_refused(tmp_path: Path, monkeypatch
     path = paint(tmp_path / "i.png", 20, 40)
     objects = {"bbox": BBoxFeature(), "label": ClassLabel()}
     read = (
-        lambda: detection.pixels(path, "i.png"),
-        lambda: detection.pixels(path.read_bytes(), "i.png"),
+        lambda: detection.decode_rgb(path, "i.png"),
+        lambda: detection.decode_rgb(path.read_bytes(), "i.png"),
         lambda: scenes(root),
         lambda: scenes(voc, "train"),
-        lambda: detection.of_prepared(
+        lambda: detection.from_tfds(
             Rows([{"image": path.read_bytes(), "objects": {"bbox": [], "label": []}}]),
             objects,
             (None, None, 3),
@@ -108,9 +110,9 @@ def test_images_that_cannot_be_read_well_are_refused(tmp_path: Path, monkeypatch
 
 def test_a_class_beyond_the_list_is_refused() -> None:
     """As of a prepared set that keeps its labels to itself, by -1."""
-    images = [Marked("a.png", (4, 4), Truth([[0, 0, 2, 2]], [-1], [False], [False]))]
+    images = [AnnotatedImage("a.png", (4, 4), BoxAnnotations([[0, 0, 2, 2]], [-1], [False], [False]))]
     with pytest.raises(UsageError, match=r"a\.png: a box is of class -1 of 1"):
-        detection.scenes("set", "val", images, ["a"], lambda i: np.zeros((4, 4, 3), np.uint8), {})
+        detection.make_detection_dataset("set", "val", images, ["a"], lambda i: np.zeros((4, 4, 3), np.uint8), {})
 
 
 PREPARED = os.environ.get("TFDS_DATA_DIR")
@@ -120,10 +122,10 @@ PREPARED = os.environ.get("TFDS_DATA_DIR")
 def test_tfds_bccd() -> None:
     """205 images, 2,805 boxes, one of them without area; rows survive the way into a worker process."""
     source = sources.load("bccd", "train", data_dir=PREPARED)
-    assert isinstance(source, Scenes)
+    assert isinstance(source, DetectionDataset)
     assert (len(source), source.names) == (205, ("RBC", "WBC", "Platelets"))
     assert source.notes == ("bccd/1.0.0 train: 1 box without area left out, of BloodImage_00343",)
-    assert len(source.truths.kinds) == 2804
+    assert len(source.annotations.labels) == 2804
     some = source.__getitems__([204, 3])
     assert (some["image"][0].shape, some["boxes"].shape) == ((480, 640, 3), (2, 28, 4))
     again = pickle.loads(pickle.dumps(source)).__getitems__([204, 3])
@@ -162,24 +164,24 @@ def test_prepared_sets_with_crowds(tmp_path: Path) -> None:
     )
     rows = Rows([{"image": image, "objects": marks}, {"image": image, "objects": {k: [] for k in marks}}])
     objects = {"bbox": BBoxFeature(), "is_difficult": Feature(), "pose": ClassLabel(), "label": ClassLabel()}
-    source = detection.of_prepared(rows, objects, (None, None, 3), {"name": "set", "split": "val"})
-    np.testing.assert_allclose(source.truths[0].boxes, [[20, 5, 40, 10], [0, 0, 40, 20], [0, 0, 20, 20]])
-    assert source.truths[0].difficult.tolist() == [False, True, False]
-    assert source.truths[0].crowd.tolist() == [False, False, True]
+    source = detection.from_tfds(rows, objects, (None, None, 3), {"name": "set", "split": "val"})
+    np.testing.assert_allclose(source.annotations[0].boxes, [[20, 5, 40, 10], [0, 0, 40, 20], [0, 0, 20, 20]])
+    assert source.annotations[0].difficult.tolist() == [False, True, False]
+    assert source.annotations[0].crowd.tolist() == [False, False, True]
     assert source.__getitems__([0, 1])["there"].tolist() == [[1], [0]]
     assert source.notes == ()
     exif = Image.Exif()
     exif[image_files.ORIENTATION] = 3
     Image.open(tmp_path / "i.png").save(tmp_path / "j.png", exif=exif)
     askew = Rows([{"image": (tmp_path / "j.png").read_bytes(), "objects": marks}])
-    noted = detection.of_prepared(askew, objects, (None, None, 3), {"name": "set", "split": "val"})
+    noted = detection.from_tfds(askew, objects, (None, None, 3), {"name": "set", "split": "val"})
     assert noted.notes == ("set val: images whose EXIF orientation is not applied (1): image 0",)
     boxes = {"bbox": BBoxFeature()}
     for some in (boxes, {**boxes, "pose": ClassLabel(), "kind": ClassLabel()}):
         with pytest.raises(
             UsageError, match="need a BBoxFeature and a ClassLabel, or one called label; they have bbox"
         ):
-            detection.of_prepared(rows, some, (None, None, 3), {"name": "set", "split": "val"})
+            detection.from_tfds(rows, some, (None, None, 3), {"name": "set", "split": "val"})
 
 
 @pytest.mark.parametrize("shape", [(None, None, 3), (20, 40, 3)])
@@ -191,10 +193,12 @@ def test_prepared_rows_are_read_together(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         Rows, "__getitems__", lambda self, wanted: (asked.append(len(wanted)), [self[i] for i in wanted])[1]
     )
-    monkeypatch.setattr(image_files, "opened", lambda *of, real=image_files.opened: (opened.append(of), real(*of))[1])
+    monkeypatch.setattr(
+        image_files, "open_image", lambda *of, real=image_files.open_image: (opened.append(of), real(*of))[1]
+    )
     monkeypatch.setattr(kinds, "BLOCK", 3)
     monkeypatch.setattr(detection, "DECODE_ONCE", 0)
     objects = {"bbox": BBoxFeature(), "label": ClassLabel()}
-    source = detection.of_prepared(rows, objects, shape, {"name": "set", "split": "val"})
+    source = detection.from_tfds(rows, objects, shape, {"name": "set", "split": "val"})
     assert (asked, len(opened)) == ([3, 2], 0 if shape[0] else 5)
-    assert source.truths.size(4) == (20, 40)
+    assert source.annotations.size(4) == (20, 40)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.detection import Marked, Scenes, Truth, scenes
+from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
 from train import detection
 from train.detection import Found
 from train.record import drawn, pictures, plots
@@ -17,11 +17,13 @@ NAMES = ("cat", "dog", "ant")
 CAT, DOG = (10, 10, 50, 50), (60, 20, 90, 80)
 
 
-def truth(*boxes: tuple[tuple[float, ...], int], crowd: tuple[int, ...] = (), difficult: tuple[int, ...] = ()) -> Truth:
+def truth(
+    *boxes: tuple[tuple[float, ...], int], crowd: tuple[int, ...] = (), difficult: tuple[int, ...] = ()
+) -> BoxAnnotations:
     """An image's truths, (corners, class) each."""
     corners = np.array([b for b, _ in boxes], np.float32).reshape(-1, 4)
     marks = (np.isin(np.arange(len(boxes)), some) for some in (crowd, difficult))
-    return Truth(corners, np.array([k for _, k in boxes], np.int32), *marks)
+    return BoxAnnotations(corners, np.array([k for _, k in boxes], np.int32), *marks)
 
 
 def found(*boxes: tuple[tuple[float, ...], float, int]) -> Found:
@@ -33,7 +35,7 @@ def found(*boxes: tuple[tuple[float, ...], float, int]) -> Found:
 PAIR = truth((CAT, 0), (DOG, 1))
 
 
-def metrics(finds: list[Found], truths: list[Truth]) -> dict[str, float]:
+def metrics(finds: list[Found], truths: list[BoxAnnotations]) -> dict[str, float]:
     return detection.score(finds, truths, NAMES).metrics
 
 
@@ -120,7 +122,7 @@ def test_what_is_not_finite_is_passed_over() -> None:
     assert detection.scores_of(judged, NAMES).metrics["map_50"] == 1
 
 
-def made(count: int, seed: int = 0) -> tuple[list[Found], list[Truth]]:
+def made(count: int, seed: int = 0) -> tuple[list[Found], list[BoxAnnotations]]:
     """Images with truths, most of them found, and false finds; scores in few steps, so that many are alike."""
     draw = np.random.default_rng(seed)
     finds, truths = [], []
@@ -128,7 +130,9 @@ def made(count: int, seed: int = 0) -> tuple[list[Found], list[Truth]]:
         low = draw.random((draw.integers(0, 6), 2)) * 70
         boxes = np.concatenate([low, low + 5 + draw.random(low.shape) * 25], 1)
         kinds = draw.integers(0, 3, len(boxes))
-        truths.append(Truth(boxes.astype(np.float32), kinds, draw.random(len(boxes)) < 0.1, np.zeros(len(boxes), bool)))
+        truths.append(
+            BoxAnnotations(boxes.astype(np.float32), kinds, draw.random(len(boxes)) < 0.1, np.zeros(len(boxes), bool))
+        )
         hit = draw.random(len(boxes)) < 0.8
         moved = boxes[hit] + draw.normal(0, 1.5, (hit.sum(), 4))
         stray = draw.random((draw.integers(0, 4), 2)) * 60
@@ -139,7 +143,7 @@ def made(count: int, seed: int = 0) -> tuple[list[Found], list[Truth]]:
     return finds, truths
 
 
-def by_pycocotools(finds: list[Found], truths: list[Truth]) -> np.ndarray:
+def by_pycocotools(finds: list[Found], truths: list[BoxAnnotations]) -> np.ndarray:
     """AP, AP at 0.5, at 0.75, and average recall, of pycocotools' own summary."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -240,11 +244,11 @@ def near(image: np.ndarray, colour: str) -> int:
     return int((abs(image - wanted).max(-1) < 40).sum())
 
 
-def source(truths: list[Truth]) -> Scenes:
+def source(truths: list[BoxAnnotations]) -> DetectionDataset:
     """Grey images with those truths, of two shapes."""
     shapes = [(100, 140) if i % 2 else (120, 100) for i in range(len(truths))]
-    marked = [Marked(str(i), s, t) for i, (s, t) in enumerate(zip(shapes, truths, strict=True))]
-    return scenes(
+    marked = [AnnotatedImage(str(i), s, t) for i, (s, t) in enumerate(zip(shapes, truths, strict=True))]
+    return make_detection_dataset(
         "made", "test", marked, ["a $5 name", *NAMES[1:]], lambda i: np.full((*shapes[i], 3), 200, np.uint8), {}
     )
 
@@ -293,7 +297,7 @@ def test_precision_is_drawn(tmp_path: Path, classes: int) -> None:
     finds, truths = made(30)
     names = [f"${i}$" for i in range(classes)]
     finds = [f._replace(kinds=f.kinds % classes) for f in finds]
-    truths = [t._replace(kinds=t.kinds % classes) for t in truths]
+    truths = [t._replace(labels=t.labels % classes) for t in truths]
     judged = detection.judge(finds, truths, classes)
     image = pixels(drawn.curves(judged, names, "a model of $5 on $x", tmp_path / "p.png"))
     assert min(image.shape[:2]) > 600

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from data import distortions
-from data.distortions import ONE_WAY, TWO_WAYS
-from data.geometry import picture, pixels
+from data.distortions import SIGNED, UNSIGNED
+from data.geometry import from_pil, to_pil
 from errors import UsageError
 
 IMAGE = np.random.default_rng(0).integers(20, 236, (40, 30, 3)).astype(np.uint8)
@@ -16,7 +16,7 @@ GREY = IMAGE[..., :1]
 
 
 def done(name: str, strength: float, image: np.ndarray = IMAGE) -> np.ndarray:
-    return pixels({**ONE_WAY, **TWO_WAYS}[name](picture(image), strength))
+    return from_pil({**UNSIGNED, **SIGNED}[name](to_pil(image), strength))
 
 
 def blended(plain: np.ndarray, factor: float, image: np.ndarray = IMAGE) -> np.ndarray:
@@ -107,7 +107,7 @@ def test_rotation_goes_anticlockwise() -> None:
     assert math.degrees(math.atan2(20 - y.mean(), x.mean() - 20)) == pytest.approx(30, abs=1)
 
 
-@pytest.mark.parametrize("name", [*ONE_WAY, *TWO_WAYS])
+@pytest.mark.parametrize("name", [*UNSIGNED, *SIGNED])
 def test_grey_images_are_distorted_too(name: str) -> None:
     """As a picture of three equal channels."""
     got, want = done(name, 0.7, GREY), done(name, 0.7, np.repeat(GREY, 3, -1))
@@ -118,7 +118,7 @@ def test_grey_images_are_distorted_too(name: str) -> None:
 def test_randaugment_draws_all_of_the_fourteen_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operation 1 in 14, its magnitude out of 30, either way where there are two."""
     seen: list[tuple[str, float]] = []
-    for ways in ("ONE_WAY", "TWO_WAYS"):
+    for ways in ("UNSIGNED", "SIGNED"):
         noted = {n: lambda image, s, n=n: seen.append((n, s)) or image for n in getattr(distortions, ways)}
         monkeypatch.setattr(distortions, ways, noted)
     for seed in range(1000):
@@ -127,12 +127,12 @@ def test_randaugment_draws_all_of_the_fourteen_alike(monkeypatch: pytest.MonkeyP
     assert len(counts) == 14
     assert sum(counts.values()) == 3000
     assert all(abs(n - 3000 / 14) < 5 * math.sqrt(3000 / 14) for n in counts.values())
-    assert {s for n, s in seen if n in TWO_WAYS} == {0.3, -0.3}
-    assert {s for n, s in seen if n in ONE_WAY} == {0.3}
+    assert {s for n, s in seen if n in SIGNED} == {0.3, -0.3}
+    assert {s for n, s in seen if n in UNSIGNED} == {0.3}
 
 
 def test_magnitude_0_changes_at_most_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in {*ONE_WAY, *TWO_WAYS} - {"autocontrast", "equalize"}:
+    for name in {*UNSIGNED, *SIGNED} - {"autocontrast", "equalize"}:
         np.testing.assert_array_equal(done(name, 0), IMAGE)
 
 

@@ -39,9 +39,9 @@ def read_shards(folder: Path) -> Any:
 READERS: dict[str, Callable[[Path], Any]] = {
     "config.json": models.load_pretrained,
     "model.safetensors.index.json": read_shards,
-    "tokenizer_config.json": tokenizer_reader.read,
-    "special_tokens_map.json": tokenizer_reader.read,
-    "generation_config.json": tokenizer_reader.read,
+    "tokenizer_config.json": tokenizer_reader.read_tokenizer,
+    "special_tokens_map.json": tokenizer_reader.read_tokenizer,
+    "generation_config.json": tokenizer_reader.read_tokenizer,
     "preprocessor_config.json": preprocessing.from_folder,
 }
 
@@ -77,7 +77,7 @@ def test_an_id_that_no_token_has_is_refused(saved: Path, tmp_path: Path) -> None
     file = folder / "generation_config.json"
     file.write_text(f'{{"eos_token_id": [0, {10**20}]}}')
     with pytest.raises(UsageError, match=rf"{file}: eos_token_id = {10**20} is no token's id"):
-        tokenizer_reader.read(folder)
+        tokenizer_reader.read_tokenizer(folder)
 
 
 def test_what_does_no_harm_is_read(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_what_does_no_harm_is_read(tmp_path: Path) -> None:
         ("model.safetensors", TensorReader),
         ("weights.npz", TensorReader),
         ("net.weights", header),
-        ("tokenizer.json", tokenizer_reader.read),
-        ("vocab.txt", tokenizer_reader.read),
-        ("tokenizer.model", tokenizer_reader.read),
+        ("tokenizer.json", tokenizer_reader.read_tokenizer),
+        ("vocab.txt", tokenizer_reader.read_tokenizer),
+        ("tokenizer.model", tokenizer_reader.read_tokenizer),
     ],
 )
 def test_a_pointer_of_git_lfs_is_named(name: str, read: Callable[[Path], Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from data.evaluation import Exam
+from data.evaluation import EvalSet
 from tests.cases import CASES, B, batch_for, random_variables, tiny
 from train import evaluate, mesh
 from train.update import losses
@@ -58,7 +58,7 @@ def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
     """A batch is rounded up to the mesh, padding is cut off, and the figures are the same to the last bit."""
     place = mesh.place_on(mesh.make_mesh("dp:8"), {})
     x = draw(37)
-    exam = Exam({"x": x, "weight": np.ones(37, np.float32)}, np.arange(37) // 2)
+    exam = EvalSet({"x": x, "weight": np.ones(37, np.float32)}, np.arange(37) // 2)
 
     def examine(variables: Any, batch: dict[str, jax.Array]) -> Any:
         loss = (batch["x"] * batch["weight"] + (1 - batch["weight"]) * 1e9, batch["weight"])
@@ -76,7 +76,7 @@ def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
 def test_a_limit_measures_the_first_batches() -> None:
     """And says how many examples those were."""
     place = mesh.place_on(mesh.make_mesh("dp:8"), {})
-    exam = Exam({"x": np.arange(37, dtype=np.float32)}, np.arange(37))
+    exam = EvalSet({"x": np.arange(37, dtype=np.float32)}, np.arange(37))
     examine = lambda _, b: ({"loss": (b["x"] * b["weight"], b["weight"])}, {})  # noqa: E731
     got = evaluate.evaluate(examine, None, exam, place, 8, limit=2)
     assert got.metrics == {"loss": 7.5}
@@ -92,7 +92,7 @@ def test_a_row_has_the_ratio_of_its_own_sums() -> None:
     weight = np.zeros((5, 3), np.float32)
     for row, tokens in enumerate((3, 1, 0, 2, 3)):
         weight[row, :tokens] = 1
-    exam = Exam({"x": np.arange(5, dtype=np.float32), "weight": weight}, np.arange(5))
+    exam = EvalSet({"x": np.arange(5, dtype=np.float32), "weight": weight}, np.arange(5))
 
     def examine(variables: Any, batch: dict[str, jax.Array]) -> Any:
         told = jnp.sum(batch["weight"], -1)
@@ -110,7 +110,7 @@ def test_answers_on_a_mesh_are_the_models(name: str) -> None:
     model, task = tiny(name, **{"classes": 8} if name == "mlp" else {}), losses.TASKS[CASES[name].loss]
     batch = batch_for(name)
     place = mesh.place_on(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
-    exam = Exam({k: v for k, v in batch.items() if k != "weight"}, np.arange(B))
+    exam = EvalSet({k: v for k, v in batch.items() if k != "weight"}, np.arange(B))
     variables = random_variables(model)
     value = np.asarray(jax.jit(model.predict)(variables, batch))
     jax.set_mesh(place.mesh)

@@ -5,16 +5,16 @@ import pytest
 
 from data import augment, evaluation, sources, tokenizers
 from data.kinds import Examples, Texts
-from data.plan import ExampleCorpus
+from data.plan import ExampleSource
 
-BYTE = tokenizers.Bytes()
+BYTE = tokenizers.ByteTokenizer()
 EOT = BYTE.vocab - 1
 
 
-def numbered(count: int, first: int = 0) -> ExampleCorpus:
+def numbered(count: int, first: int = 0) -> ExampleSource:
     """A corpus whose examples carry their own number."""
     fields = {"label": np.arange(first, first + count, dtype=np.int32)}
-    return ExampleCorpus(Examples(fields, count, {"name": "numbered"}, count))
+    return ExampleSource(Examples(fields, count, {"name": "numbered"}, count))
 
 
 def texts(*documents: str) -> Texts:
@@ -24,7 +24,7 @@ def texts(*documents: str) -> Texts:
 DOCUMENTS = ("first, of 21 bytes: é", "", "x", "the third is longer than two windows of eight")
 
 
-def gather(exam: evaluation.Exam, size: int) -> dict[str, np.ndarray]:
+def gather(exam: evaluation.EvalSet, size: int) -> dict[str, np.ndarray]:
     """All rows of an exam, padding included."""
     parts = list(exam.batches(size, range(size)))
     assert all(len(p["weight"]) == size for p in parts)
@@ -35,7 +35,7 @@ def gather(exam: evaluation.Exam, size: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("context", [1, 8, 64])
 def test_exam_counts_every_token_and_byte_once(size: int, context: int) -> None:
     """By document: its tokens and its end, its UTF-8 bytes; rows of padding weigh nothing, at any batch size."""
-    exam = evaluation.of_texts(texts(*DOCUMENTS), BYTE, context)
+    exam = evaluation.from_texts(texts(*DOCUMENTS), BYTE, context)
     got = gather(exam, size)
     n = len(exam)
     assert got["weight"][n:].sum() == got["bytes"][n:].sum() == 0
@@ -53,7 +53,7 @@ def test_exam_counts_every_token_and_byte_once(size: int, context: int) -> None:
 def test_exam_bytes_of_characters() -> None:
     """A character of several bytes counts as many."""
     made = tokenizers.make("char", DOCUMENTS)
-    got = gather(evaluation.of_texts(texts(*DOCUMENTS), made, 8), 3)
+    got = gather(evaluation.from_texts(texts(*DOCUMENTS), made, 8), 3)
     assert got["bytes"].sum() == sum(len(d.encode()) for d in DOCUMENTS)
     assert got["weight"].sum() == sum(len(d) + 1 for d in DOCUMENTS)
 
@@ -61,7 +61,7 @@ def test_exam_bytes_of_characters() -> None:
 def test_exam_of_one_document() -> None:
     """All tokens but the first are told, once each; each window is its own cluster."""
     text = "one document alone, of some length"
-    exam = evaluation.of_texts(texts(text), BYTE, 8)
+    exam = evaluation.from_texts(texts(text), BYTE, 8)
     got = gather(exam, 3)
     assert BYTE.decode(got["targets"][got["weight"] == 1]) == text[1:]
     assert len(set(exam.clusters)) == len(exam) == -(-(len(text) - 1) // 8)
@@ -70,7 +70,7 @@ def test_exam_of_one_document() -> None:
 @pytest.mark.parametrize("documents", [(), ("",), ("a",)])
 def test_exam_of_nothing_is_empty(documents: tuple[str, ...]) -> None:
     """Where there is nothing to tell there is no batch."""
-    exam = evaluation.of_texts(texts(*documents), BYTE, 1)
+    exam = evaluation.from_texts(texts(*documents), BYTE, 1)
     assert len(exam) == 0
     assert list(exam.batches(4, range(4))) == []
 
@@ -78,7 +78,7 @@ def test_exam_of_nothing_is_empty(documents: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("size", [1, 3, 4, 7])
 def test_exam_holds_each_example_once(size: int) -> None:
     """Examples come in order, each a cluster, the rest padded by weight 0."""
-    exam = evaluation.of_examples(numbered(10).source)
+    exam = evaluation.from_examples(numbered(10).source)
     got = gather(exam, size)
     np.testing.assert_array_equal(got["label"][got["weight"] == 1], np.arange(10))
     assert got["weight"].sum() == 10
@@ -87,7 +87,7 @@ def test_exam_holds_each_example_once(size: int) -> None:
 
 def test_exam_rows_are_rows_of_the_batch() -> None:
     """A process that owns some rows reads those, padding included."""
-    exam = evaluation.of_texts(texts(*DOCUMENTS), BYTE, 8)
+    exam = evaluation.from_texts(texts(*DOCUMENTS), BYTE, 8)
     for whole, part in zip(exam.batches(5, range(5)), exam.batches(5, [4, 1]), strict=True):
         for name in whole:
             np.testing.assert_array_equal(part[name], whole[name][[4, 1]])
@@ -96,7 +96,7 @@ def test_exam_rows_are_rows_of_the_batch() -> None:
 def test_exam_prepares_images() -> None:
     """Images of an exam are scaled, never augmented."""
     source = sources.load("digits", "test")
-    exam = evaluation.of_examples(source, augment.Images(0, (), 0.5, 0.25))
+    exam = evaluation.from_examples(source, augment.ImagePipeline(0, (), 0.5, 0.25))
     got = gather(exam, 100)["image"][: len(source)]
     want = (source.fields["image"].astype(np.float32) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(got, want, rtol=1e-6)

@@ -60,7 +60,7 @@ def test_it_is_the_running_mean_that_goes_out(folder: Path) -> None:
         whole = path == "embed/token"  # padded by zeros there
         assert whole or checkpoint.digests({"x": leaf})["x"] == saved[f"ema/{path}"]["digest"], path
     assert model.config.vocab == 400
-    assert tokenizer_reader.read(folder / "H").vocab == 400
+    assert tokenizer_reader.read_tokenizer(folder / "H").vocab == 400
 
 
 @pytest.mark.slow
@@ -112,9 +112,9 @@ def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp
     (tmp_path / ".again.part").mkdir()  # as a conversion leaves that is killed
     said(capsys, "convert", f"--pretrained={hub}", f"--workdir={tmp_path}/W", "--ignore_key=novelty")
     said(capsys, "convert", f"--workdir={tmp_path}/W", f"--export={tmp_path}/again")
-    one, two = (tokenizer_reader.read(path) for path in (hub, tmp_path / "again"))
-    assert (one.prefix, one.ends) == ((0,), (0, 7, 9))
-    assert (two.prefix, two.suffix, two.ends, two.eot) == (one.prefix, one.suffix, one.ends, one.eot)
+    one, two = (tokenizer_reader.read_tokenizer(path) for path in (hub, tmp_path / "again"))
+    assert (one.prefix, one.stop_ids) == ((0,), (0, 7, 9))
+    assert (two.prefix, two.suffix, two.stop_ids, two.eot) == (one.prefix, one.suffix, one.stop_ids, one.eot)
     assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == [0, 7, 9]
     assert (tmp_path / "again" / "chat_template.jinja").read_text() == "{{ messages }}"
     assert not list(tmp_path.glob(".*.part"))
@@ -199,7 +199,7 @@ def test_transformers_writes_the_same_text(exported: Path, capsys) -> None:
     tokenizer = theirs.AutoTokenizer.from_pretrained(exported)
     prompt = "The import"
     ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"])[None]
-    assert ids[0].tolist() == tokenizer_reader.read(exported).encode(prompt).tolist()
+    assert ids[0].tolist() == tokenizer_reader.read_tokenizer(exported).encode(prompt).tolist()
     made = module.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)[0]
     ours = said(
         capsys, "sample", f"--pretrained={exported}", f"--prompt={prompt}", "--max_new_tokens=20", "--temperature=0"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.files import expand_home, find
-from documents import require_regular
+from data.files import expand_home, list_files
+from documents import require_regular_file
 from errors import UsageError
 
 
@@ -19,7 +19,7 @@ def fill(root: Path, *names: str) -> Path:
 
 
 def names(root: Path, *endings: str) -> list[str]:
-    return [path.relative_to(root).as_posix() for path in find(root, endings or (".txt",))]
+    return [path.relative_to(root).as_posix() for path in list_files(root, endings or (".txt",))]
 
 
 def test_files_come_by_name_and_before_the_folders_beside_them(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_links_do_not_multiply_files(tmp_path: Path) -> None:
     (root / "fox").symlink_to(outside / "deep")
     (root / "eel.txt").symlink_to(outside / "4.dat")
     assert names(root) == ["eel.txt", "cat/1.txt", "dog/2.txt", "dog/3.txt", "eel/5.txt"]
-    assert [p.name for p in find(root / "loop", (".txt",))] == ["eel.txt", "1.txt", "2.txt", "3.txt", "5.txt"]
+    assert [p.name for p in list_files(root / "loop", (".txt",))] == ["eel.txt", "1.txt", "2.txt", "3.txt", "5.txt"]
 
 
 def test_many_links_to_each_other_take_no_time(tmp_path: Path) -> None:
@@ -78,23 +78,23 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert names(tmp_path) == ["folder.txt/a.txt"]
     os.mkfifo(tmp_path / "z.TXT")
     with pytest.raises(UsageError, match=r"z\.TXT cannot be read: it is no regular file but a pipe"):
-        find(tmp_path, (".txt",))
+        list_files(tmp_path, (".txt",))
     (tmp_path / "z.TXT").unlink()
     (tmp_path / "z.txt").symlink_to("pipe")
     with pytest.raises(UsageError, match=r"z\.txt cannot be read: it is no regular file but a pipe"):
-        find(tmp_path, (".txt",))
+        list_files(tmp_path, (".txt",))
     (tmp_path / "z.txt").unlink()
     with socket.socket(socket.AF_UNIX) as channel:
         channel.bind("s.txt")
         with pytest.raises(UsageError, match=r"s\.txt cannot be read: it is no regular file but a socket"):
-            find(tmp_path, (".txt",))
+            list_files(tmp_path, (".txt",))
     (tmp_path / "s.txt").unlink()
     (tmp_path / "gone.txt").symlink_to("nowhere")
     with pytest.raises(UsageError, match=r"gone\.txt cannot be read: a link to nowhere"):
-        find(tmp_path, (".txt",))
+        list_files(tmp_path, (".txt",))
     for other, says in (("/dev/null", "a device"), (str(tmp_path), "a folder"), ("none", "No such file")):
         with pytest.raises(UsageError, match=says):
-            require_regular(other)
+            require_regular_file(other)
 
 
 def test_a_folder_that_cannot_be_listed_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_listed_is_not_lost(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(UsageError, match="b cannot be listed: Permission denied"):
-        find(tmp_path, (".txt",))
+        list_files(tmp_path, (".txt",))
 
 
 def test_home(monkeypatch: pytest.MonkeyPatch) -> None:

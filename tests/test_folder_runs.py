@@ -11,7 +11,7 @@ import launch
 from configs import base, resnet
 from data import augment, loader, mixing, sources
 from data import prepared as prepared_sets
-from data.plan import ExampleCorpus, Phase, Plan
+from data.plan import BatchSampler, ExampleSource, Phase
 from errors import UsageError
 from tests.image_folders import classes, save
 from tests.runs import host
@@ -20,10 +20,10 @@ from train import setup
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
-def plan(root: Path) -> Plan:
-    images = augment.Images(0, augment.parse("random_resized_crop,flip,randaugment:1:9"), size=(8, 8))
-    corpus = ExampleCorpus(sources.load(str(root), "train"))
-    return Plan((corpus,), (Phase(0, 6),), 0, images, mixing.Mix(0, (("mixup", 0.2), ("cutmix", 1.0))))
+def plan(root: Path) -> BatchSampler:
+    images = augment.ImagePipeline(0, augment.parse("random_resized_crop,flip,randaugment:1:9"), size=(8, 8))
+    corpus = ExampleSource(sources.load(str(root), "train"))
+    return BatchSampler((corpus,), (Phase(0, 6),), 0, images, mixing.Mixup(0, (("mixup", 0.2), ("cutmix", 1.0))))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -51,9 +51,9 @@ def test_prepared_images_of_any_size() -> None:
             return [self[i] for i in wanted]
 
     features = {"image": SimpleNamespace(shape=(None, None, 3))}
-    label = prepared_sets.Labels("label", False, 2, ("a", "b"))
+    label = prepared_sets.LabelFeature("label", False, 2, ("a", "b"))
     rows = Rows({"image": np.full((4 + i, 5, 3), i, np.uint8), "label": i % 2} for i in range(4))
-    source = prepared_sets._labelled_images(rows, features, label, {"name": "made", "split": "train"})
+    source = prepared_sets._image_examples(rows, features, label, {"name": "made", "split": "train"})
     got = source.__getitems__([3, 0])
     assert got["image"].dtype == object
     assert [image.shape for image in got["image"]] == [(7, 5, 3), (4, 5, 3)]
@@ -65,11 +65,16 @@ def test_mixtures_of_any_sizes_have_the_same_channels(tmp_path: Path) -> None:
     for name, mode in (("one", "RGB"), ("two", "RGB"), ("grey", "L")):
         for i in range(4):
             save(tmp_path / name / f"class{i % 2}" / f"{i}.png", (8 + i, 6), mode)
-    one, two, grey = (ExampleCorpus(sources.load(str(tmp_path / n), "train")) for n in ("one", "two", "grey"))
+    one, two, grey = (ExampleSource(sources.load(str(tmp_path / n), "train")) for n in ("one", "two", "grey"))
     phases = (Phase(0, 8, (1.0, 1.0)),)
-    assert Plan((one, two), phases, 0, augment.Images(size=(4, 4))).batch(0)["image"].shape == (8, 4, 4, 3)
+    assert BatchSampler((one, two), phases, 0, augment.ImagePipeline(size=(4, 4))).batch(0)["image"].shape == (
+        8,
+        4,
+        4,
+        3,
+    )
     with pytest.raises(UsageError, match=r"uint8\[\*, \*, 3\].*uint8\[\*, \*, 1\]"):
-        Plan((one, grey), phases, 0)
+        BatchSampler((one, grey), phases, 0)
 
 
 def test_mixtures_of_sizes_are_united_by_one(tmp_path: Path) -> None:
@@ -77,16 +82,16 @@ def test_mixtures_of_sizes_are_united_by_one(tmp_path: Path) -> None:
     for name, sizes in (("one", (12, 12)), ("two", (16, 16)), ("any", (14, 18))):
         for i in range(4):
             save(tmp_path / name / f"class{i % 2}" / f"{i}.png", (sizes[i // 2], 10), level=60 + i)
-    corpora = tuple(ExampleCorpus(sources.load(str(tmp_path / n), "train")) for n in ("one", "two", "any"))
-    images = augment.Images(0, (("flip",),), size=(8, 8))
-    plan = Plan(corpora, (Phase(0, 30, (1.0, 1.0, 1.0)),), 0, images)
+    corpora = tuple(ExampleSource(sources.load(str(tmp_path / n), "train")) for n in ("one", "two", "any"))
+    images = augment.ImagePipeline(0, (("flip",),), size=(8, 8))
+    plan = BatchSampler(corpora, (Phase(0, 30, (1.0, 1.0, 1.0)),), 0, images)
     whole, part = plan.batch(2), plan.batch(2, [7, 4, 21])
     assert whole["image"].shape == (30, 8, 8, 3)
     np.testing.assert_array_equal(part["image"], whole["image"][[7, 4, 21]])
     with pytest.raises(UsageError, match=r"same fields.*12, 10.*16, 10"):
-        Plan(corpora[:2], (Phase(0, 8, (1.0, 1.0)),), 0, augment.Images())
+        BatchSampler(corpora[:2], (Phase(0, 8, (1.0, 1.0)),), 0, augment.ImagePipeline())
     with pytest.raises(UsageError, match=r"different sizes: set data\.size"):
-        Plan(corpora, (Phase(0, 8, (1.0, 1.0, 1.0)),), 0, augment.Images())
+        BatchSampler(corpora, (Phase(0, 8, (1.0, 1.0, 1.0)),), 0, augment.ImagePipeline())
 
 
 def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,7 +157,7 @@ def test_identity_is_of_names_lengths_and_contents(tmp_path: Path, monkeypatch: 
     flat = sources.load(str(two), "train").identity
     save(path, level=52)
     assert sources.load(str(two), "train").identity != flat
-    monkeypatch.setattr(image_files, "HASHED", 0)
+    monkeypatch.setattr(image_files, "HASH_CONTENTS_UP_TO", 0)
     large = sources.load(str(two), "train").identity
     save(path, level=53)
     assert sources.load(str(two), "train").identity == large

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data import folders, image_files, sources
-from documents import POINTER
+from documents import LFS_POINTER
 from errors import UsageError
 from tests.image_folders import save
 
@@ -51,7 +51,7 @@ def test_every_mode_becomes_colours(mode: str, tmp_path: Path) -> None:
         assert (colour == grey).all()
 
 
-@pytest.mark.parametrize("ending", [e.removeprefix(".") for e in image_files.ENDINGS])
+@pytest.mark.parametrize("ending", [e.removeprefix(".") for e in image_files.EXTENSIONS])
 def test_every_format_is_read(ending: str, tmp_path: Path) -> None:
     save(tmp_path / f"x.{ending}")
     assert decode(str(tmp_path / f"x.{ending}")).shape == (8, 6, 3)
@@ -78,7 +78,7 @@ def test_orientations_are_those_of_pillow(how: int, tmp_path: Path) -> None:
         with Image.open(path) as image:
             want = np.asarray(ImageOps.exif_transpose(image))
         np.testing.assert_array_equal(decode(str(path)), want)
-        with image_files.opened(path, "x") as image:
+        with image_files.open_image(path, "x") as image:
             assert image_files.upright_size(image) == want.shape[:2]
     np.testing.assert_array_equal(image_files.decode(tmp_path / "x.png", "x", upright=False), pixels)
 
@@ -98,7 +98,7 @@ def test_exif_that_is_damaged_does_not_matter(tmp_path: Path) -> None:
         for _ in range(draw.integers(1, 6)):
             spoilt[draw.integers(len(spoilt))] = draw.integers(256)
         path = corrupted(tmp_path / "x.jpg", bytes(spoilt))
-        with image_files.opened(path, "x") as image:
+        with image_files.open_image(path, "x") as image:
             size = image_files.upright_size(image)
         assert decode(str(path)).shape[:2] == size, (i, bytes(spoilt))
 
@@ -126,7 +126,7 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "z.png")
     with pytest.raises(UsageError, match=r"z\.png cannot be read: .*a pipe"):
         decode(str(tmp_path / "z.png"))
-    (tmp_path / "l.png").write_bytes(POINTER + b"v1\noid sha256:00\nsize 3\n")
+    (tmp_path / "l.png").write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 3\n")
     with pytest.raises(UsageError, match=r"l\.png is a pointer of Git LFS"):
         decode(str(tmp_path / "l.png"))
     with pytest.raises(UsageError, match=r"none\.png cannot be read: No such file"):

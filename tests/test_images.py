@@ -13,8 +13,8 @@ import launch
 import models
 from configs import base, resnet
 from data import augment, sources
-from data.kinds import of_any_size
-from data.plan import ExampleCorpus, Phase, Plan
+from data.kinds import object_array
+from data.plan import BatchSampler, ExampleSource, Phase
 from errors import UsageError
 from tests.image_folders import save
 from tests.runs import host
@@ -25,10 +25,10 @@ from train import images, restored, setup
 def test_grey_images_are_three_equal_channels(ways: str | None) -> None:
     """To all that follows they are what a copy in colours would be, of one size or of many."""
     grey = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 1)).astype(np.uint8)
-    do = augment.Images(0, augment.parse(ways), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (6, 6), channels=3)
+    do = augment.ImagePipeline(0, augment.parse(ways), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (6, 6), channels=3)
     want = do({"image": np.concatenate([grey] * 3, -1)}, 1, np.arange(5))["image"]
     assert want.shape == (5, 6, 6, 3)
-    for given in (grey, of_any_size([*grey])):
+    for given in (grey, object_array([*grey])):
         np.testing.assert_array_equal(do({"image": given}, 1, np.arange(5))["image"], want)
     one = dataclasses.replace(do, operations=(), mean=0.1, std=1.0, channels=1)
     assert one({"image": grey}, 0, np.arange(5))["image"].shape == (5, 6, 6, 1)
@@ -75,7 +75,7 @@ def test_a_network_of_three_channels_takes_grey_images(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, want)
     prepare = images.trained(cfg, channels=images.channels_of(cfg, made.model))
     phases = (Phase(0, 8, (1.0, 1.0)),)
-    both = Plan((ExampleCorpus(grey), ExampleCorpus(coloured)), phases, 0, prepare)
+    both = BatchSampler((ExampleSource(grey), ExampleSource(coloured)), phases, 0, prepare)
     assert both.batch(0)["image"].shape == (8, 9, 8, 3)
     with cfg.unlocked():
         del cfg.model.inputs

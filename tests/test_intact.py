@@ -22,14 +22,14 @@ def odd(n: int) -> int:
 def test_refusals_come_in_order_and_are_all() -> None:
     heard: list[tuple[str, int, int]] = []
     want = [f"{n} is odd" for n in range(1, 200, 2)]
-    assert intact.refusals(odd, range(200), "counting", lambda *how: heard.append(how)) == want
+    assert intact.read_errors(odd, range(200), "counting", lambda *how: heard.append(how)) == want
     assert heard == [("counting", done, 200) for done in (0, 64, 128, 192, 200)]
     left = iter((True, False))
-    assert intact.refusals(odd, range(200), go_on=lambda: next(left)) == want[:32]
+    assert intact.read_errors(odd, range(200), go_on=lambda: next(left)) == want[:32]
 
 
 def test_rows_that_are_held_are_not_read_again() -> None:
-    assert intact.rows_refused(Examples({"label": np.zeros(3, np.int32)}, 3, {}, 2)) == []
+    assert intact.row_errors(Examples({"label": np.zeros(3, np.int32)}, 3, {}, 2)) == []
 
 
 def spoilt(root: Path) -> Path:
@@ -44,10 +44,10 @@ def test_small_sets_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     """Those of more examples, and what is left when the time is over, as the run comes to them."""
     source = sources.load(str(spoilt(tmp_path)), "train")
     with pytest.raises(UsageError, match=r"cat/03.png cannot .*; 1 more of its files: launch.py doctor --data"):
-        intact.hold_intact([source], lambda: True)
-    intact.hold_intact([source], lambda: False)
-    monkeypatch.setattr(intact, "SMALL", len(source) - 1)
-    intact.hold_intact([source], lambda: True)
+        intact.check_readable([source], lambda: True)
+    intact.check_readable([source], lambda: False)
+    monkeypatch.setattr(intact, "CHECK_UP_TO", len(source) - 1)
+    intact.check_readable([source], lambda: True)
 
 
 def said(name: str | Path, field: str | None = None) -> list[str]:

@@ -29,7 +29,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     folder = tmp_path_factory.mktemp("harness") / "hub"
     model = tiny("gpt", vocab=257, context=32)
     models.save_pretrained(model, random_variables(model), folder)
-    tokenizer_writer.write(tokenizer_writer.as_subwords(tokenizers.Bytes()), folder)
+    tokenizer_writer.write_tokenizer(tokenizer_writer.as_subwords(tokenizers.ByteTokenizer()), folder)
     cfg = base.defaults()
     cfg.mesh = "dp:1"
     blank = Texts((), {"name": "x"})

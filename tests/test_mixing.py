@@ -5,8 +5,8 @@ import pytest
 
 from data import augment, mixing, sources
 from data.kinds import Examples, generator
-from data.mixing import Mix
-from data.plan import ExampleCorpus, Phase, Plan
+from data.mixing import Mixup
+from data.plan import BatchSampler, ExampleSource, Phase
 
 BOTH = (("mixup", 0.4), ("cutmix", 1.0))
 
@@ -24,21 +24,21 @@ def flat(count: int = 64, side: int = 12) -> tuple[dict[str, np.ndarray], dict[s
 @pytest.mark.parametrize("size", [1, 2, 3, 17])
 def test_partners_are_a_permutation_without_fixed_points(size: int) -> None:
     """Another one in each step; a batch of one has nobody else."""
-    mix, rows = Mix(0, BOTH), np.arange(size)
+    mix, rows = Mixup(0, BOTH), np.arange(size)
     for step in range(20):
         found = mix.partners(step, size)
         np.testing.assert_array_equal(np.sort(found), rows)
         assert size == 1 or (found != rows).all()
     if size > 3:
         assert len({mix.partners(step, size).tobytes() for step in range(20)}) == 20
-        assert (mix.partners(0, size) != Mix(1, BOTH).partners(0, size)).any()
+        assert (mix.partners(0, size) != Mixup(1, BOTH).partners(0, size)).any()
 
 
 @pytest.mark.parametrize("ways", [BOTH[:1], BOTH[1:]])
 def test_the_share_is_of_the_pixels(ways: tuple[tuple[str, float], ...]) -> None:
     """Of ones among zeros the mean of the pixels is the share of their label."""
     (ones, zeros), rows = flat(), np.arange(64)
-    got = Mix(5, ways)(ones, zeros, 3, rows)
+    got = Mixup(5, ways)(ones, zeros, 3, rows)
     assert set(got) == {"image", "label", "weight", "other", "share"}
     assert (got["label"] == 1).all()
     assert (got["other"] == 0).all()
@@ -55,7 +55,7 @@ def test_a_cut_is_one_box_in_its_place() -> None:
     draw = np.random.default_rng(0)
     mine, theirs = draw.random((200, 9, 14, 2)), draw.random((200, 9, 14, 2))
     batch, others = ({"image": i.astype(np.float32), "label": np.zeros(200, np.int32)} for i in (mine, theirs))
-    got = Mix(0, BOTH[1:])(batch, others, 0, np.arange(200))
+    got = Mixup(0, BOTH[1:])(batch, others, 0, np.arange(200))
     for image, own, other in zip(got["image"], batch["image"], others["image"], strict=True):
         cut = (image == other).all(-1)
         np.testing.assert_array_equal(image, np.where(cut[..., None], other, own))
@@ -68,7 +68,7 @@ def test_a_cut_is_one_box_in_its_place() -> None:
 def test_shares_have_the_law_of_beta(alpha: float) -> None:
     """Mean 1/2 and variance 1 / (4 (2 alpha + 1)), within four standard errors or so."""
     ones, zeros = flat(4000, 1)
-    share = Mix(0, (("mixup", alpha),))(ones, zeros, 0, np.arange(4000))["share"]
+    share = Mixup(0, (("mixup", alpha),))(ones, zeros, 0, np.arange(4000))["share"]
     variance = 1 / (4 * (2 * alpha + 1))
     assert share.mean() == pytest.approx(0.5, abs=4 * (variance / 4000) ** 0.5)
     assert share.var() == pytest.approx(variance, rel=0.1)
@@ -76,28 +76,30 @@ def test_shares_have_the_law_of_beta(alpha: float) -> None:
 
 def test_of_two_ways_each_row_takes_either() -> None:
     ones, zeros = flat(400)
-    got = Mix(0, (("mixup", 100.0), ("cutmix", 100.0)))(ones, zeros, 0, np.arange(400))
+    got = Mixup(0, (("mixup", 100.0), ("cutmix", 100.0)))(ones, zeros, 0, np.arange(400))
     cut = sum(len(np.unique(image)) == 2 for image in got["image"])
     assert 140 <= cut <= 260
 
 
-def plan(seed: int = 0, rows: int = 16) -> Plan:
-    images = augment.Images(seed, augment.parse("flip,crop:2"))
-    return Plan((ExampleCorpus(sources.load("digits", "train")),), (Phase(0, rows),), seed, images, Mix(seed, BOTH))
+def plan(seed: int = 0, rows: int = 16) -> BatchSampler:
+    images = augment.ImagePipeline(seed, augment.parse("flip,crop:2"))
+    return BatchSampler(
+        (ExampleSource(sources.load("digits", "train")),), (Phase(0, rows),), seed, images, Mixup(seed, BOTH)
+    )
 
 
 def test_a_process_mixes_its_rows_as_all_do() -> None:
     """Whichever rows are read: the partner's example, with the partner's own flip and crop."""
-    whole, plain = plan().batch(5), Plan(plan().corpora, plan().phases, 0, plan().augment).batch(5)
+    whole, plain = plan().batch(5), BatchSampler(plan().sources, plan().phases, 0, plan().augment).batch(5)
     for rows in ([3], [15, 0, 7], list(range(8)), list(range(16))):
         part = plan().batch(5, rows)
         assert part.keys() == whole.keys()
         for name in whole:
             np.testing.assert_array_equal(part[name], whole[name][rows])
-    partners = plan().mix.partners(5, 16)
+    partners = plan().mixup.partners(5, 16)
     np.testing.assert_array_equal(whole["label"], plain["label"])
     np.testing.assert_array_equal(whole["other"], plain["label"][partners])
-    by_hand = plan().mix(plain, {k: v[partners] for k, v in plain.items()}, 5, np.arange(16))
+    by_hand = plan().mixup(plain, {k: v[partners] for k, v in plain.items()}, 5, np.arange(16))
     np.testing.assert_array_equal(whole["image"], by_hand["image"])
     assert (whole["image"] != plain["image"]).any((1, 2, 3)).sum() > 10
 
@@ -112,8 +114,10 @@ def test_mixing_differs_by_seed_step_and_row() -> None:
 def test_draws_of_operations_and_of_mixing_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A share does not follow from the flip of its row."""
     examples = Examples({"image": np.ones((2, 2, 2, 1), np.uint8), "label": np.zeros(2, np.int32)}, 2, {}, 2)
-    with_flip = Plan((ExampleCorpus(examples),), (Phase(0, 8),), 0, augment.Images(0, (("flip",),)), Mix(0, BOTH))
-    without = Plan((ExampleCorpus(examples),), (Phase(0, 8),), 0, augment.Images(0), Mix(0, BOTH))
+    with_flip = BatchSampler(
+        (ExampleSource(examples),), (Phase(0, 8),), 0, augment.ImagePipeline(0, (("flip",),)), Mixup(0, BOTH)
+    )
+    without = BatchSampler((ExampleSource(examples),), (Phase(0, 8),), 0, augment.ImagePipeline(0), Mixup(0, BOTH))
     np.testing.assert_array_equal(with_flip.batch(0)["share"], without.batch(0)["share"])
     first: list[float] = []
 
@@ -124,6 +128,6 @@ def test_draws_of_operations_and_of_mixing_are_apart(monkeypatch: pytest.MonkeyP
     for module in (augment, mixing):
         monkeypatch.setattr(module, "generator", spied)
     with_flip.batch(0, [0])
-    mine = [generator(0, 0, 0, site).random() for site in (0, mixing.PARTNERS, mixing.SHARES)]
+    mine = [generator(0, 0, 0, site).random() for site in (0, mixing.PARTNER_SITE, mixing.LAMBDA_SITE)]
     assert set(mine) <= set(first)
     assert len(set(mine)) == 3

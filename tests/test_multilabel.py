@@ -8,8 +8,8 @@ import pytest
 from sklearn import metrics as reference
 
 from data import prepared
-from data.kinds import Texts, hold_labels
-from data.sequences import padded
+from data.kinds import Texts, check_labels
+from data.sequences import pad_documents
 from data.tokenizers import make
 from errors import UsageError
 from train import multilabel
@@ -110,12 +110,14 @@ def test_a_prepared_sets_sequences_of_classes_are_labels() -> None:
     rows = [{"tags": np.array([2, 0])}, {"tags": np.array([], np.int64)}]
     np.testing.assert_array_equal(label.read(rows), [[1, 0, 1], [0, 0, 0]])
     with pytest.raises(UsageError, match="secret"):
-        hold_labels(label.read([{"tags": [-1]}]), {"name": "set", "split": "test"})
-    assert prepared._find_labels({"kind": one, "tags": several}) == prepared.Labels("kind", False, 3, ("x", "y", "z"))
+        check_labels(label.read([{"tags": [-1]}]), {"name": "set", "split": "test"})
+    assert prepared._find_labels({"kind": one, "tags": several}) == prepared.LabelFeature(
+        "kind", False, 3, ("x", "y", "z")
+    )
     assert prepared._find_labels({"kind": one, "sort": one}) is None  # which of them? TFDS has them in any order
 
 
 def test_texts_with_several_labels_become_examples() -> None:
     labels = np.array([[1, 0], [1, 1]], np.float32)
     texts = Texts(("ab", "c"), {"name": "t", "split": "train"}, labels, 2)
-    assert padded(texts, make("byte", ()), 8).shapes["labels"] == (2,)
+    assert pad_documents(texts, make("byte", ()), 8).shapes["labels"] == (2,)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data import pairs, plan, sources, tokenizers
-from data.kinds import Pairs
+from data.kinds import ParallelText
 from errors import UsageError
 
 SIDES = ["one", "two words", "", "more than eight bytes"], ["eins", "zwei Wörter", "leer", "x"]
@@ -24,12 +24,12 @@ def folder(tmp_path: Path) -> Path:
 def test_lines_of_two_files_are_pairs(folder: Path) -> None:
     """An empty line is a text too; the newline at the end begins no further one."""
     found = sources.load(str(folder), "test", field="en:de")
-    assert isinstance(found, Pairs)
+    assert isinstance(found, ParallelText)
     assert (found.texts, found.translations) == tuple(map(tuple, SIDES))
     assert found.documents == found.texts + found.translations
     assert sources.splits_of(str(folder), field="en:de") == ("train", "test")
     back = sources.load(str(folder), "test", field="de:en")
-    assert isinstance(back, Pairs)
+    assert isinstance(back, ParallelText)
     assert (back.texts, back.languages) == (found.translations, ("de", "en"))
     assert back.identity["checksum"] != found.identity["checksum"]
 
@@ -51,7 +51,7 @@ def test_two_named_files_hold_their_last_tenth_out(tmp_path: Path) -> None:
         (tmp_path / name).write_text("\n".join(f"{name} {i}" for i in range(25)), encoding="utf-8")
     parts = [sources.load(str(tmp_path), split, field="a.txt:b.txt") for split in ("train", "validation")]
     assert [len(p) for p in parts] == [23, 2]
-    assert isinstance(parts[1], Pairs)
+    assert isinstance(parts[1], ParallelText)
     assert parts[1].translations == ("b.txt 23", "b.txt 24")
 
 
@@ -71,7 +71,9 @@ def test_what_does_not_lie_side_by_side_is_refused(folder: Path) -> None:
 def test_rows_foretell_the_translation() -> None:
     """tokens are the targets one later, after the start; weights and mask end with the end of the text."""
     made = tokenizers.make("byte", ())
-    found = pairs.rows(Pairs(("ab",), ("xyz",), ("en", "de"), {"name": "p"}), made, 16, cut=False)
+    found = pairs.translation_rows(
+        ParallelText(("ab",), ("xyz",), ("en", "de"), {"name": "p"}), made, 16, truncate=False
+    )
     row = {k: v[0] for k, v in found.__getitems__([0]).items()}
     end, fill = made.eot, [0] * 4
     np.testing.assert_array_equal(row["source"], [97, 98, end, 0, *fill])
@@ -85,8 +87,8 @@ def test_rows_foretell_the_translation() -> None:
 def test_lengths_end_at_the_limit(limit: int) -> None:
     """To learn from, what is longer or empty is left out; to be examined, it is cut."""
     made = tokenizers.make("byte", ())
-    given = Pairs(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
-    learnt, asked = (pairs.rows(given, made, limit, cut=cut) for cut in (False, True))
+    given = ParallelText(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
+    learnt, asked = (pairs.translation_rows(given, made, limit, truncate=cut) for cut in (False, True))
     fit = [min(lengths) > 0 and max(lengths) < limit for lengths in [(3, 4), (9, 12), (0, 4), (21, 1)]]
     assert len(learnt) == sum(fit)
     assert len(asked) == 4
@@ -101,15 +103,19 @@ def test_lengths_end_at_the_limit(limit: int) -> None:
 
 def test_no_pair_short_enough_is_refused() -> None:
     with pytest.raises(UsageError, match="no pair of at most 2 tokens"):
-        pairs.rows(Pairs(("abc",), ("x",), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 2, cut=False)
+        pairs.translation_rows(
+            ParallelText(("abc",), ("x",), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 2, truncate=False
+        )
     with pytest.raises(UsageError, match="p has no pair of two texts"):
-        pairs.rows(Pairs((), (), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 9, cut=False)
+        pairs.translation_rows(
+            ParallelText((), (), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 9, truncate=False
+        )
 
 
 def test_lengths_are_cut_into_parts() -> None:
-    given = Pairs(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
+    given = ParallelText(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
     for parts, length in ((1, 16), (3, 24), (16, 16)):
-        found = pairs.rows(given, tokenizers.make("byte", ()), 48, cut=True, parts=parts)
+        found = pairs.translation_rows(given, tokenizers.make("byte", ()), 48, truncate=True, parts=parts)
         assert found.shapes["tokens"] == (length,)
 
 
@@ -119,9 +125,9 @@ def test_a_language_is_not_translated_into_itself() -> None:
 
 
 def test_a_batch_keeps_the_weights_of_tokens() -> None:
-    given = Pairs(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
-    corpus = plan.ExampleCorpus(pairs.rows(given, tokenizers.make("byte", ()), 64, cut=False))
-    batch = plan.Plan((corpus,), (plan.Phase(0, 3),), 0).batch(0)
+    given = ParallelText(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
+    corpus = plan.ExampleSource(pairs.translation_rows(given, tokenizers.make("byte", ()), 64, truncate=False))
+    batch = plan.BatchSampler((corpus,), (plan.Phase(0, 3),), 0).batch(0)
     assert batch["weight"].shape == batch["tokens"].shape
 
 
@@ -137,7 +143,7 @@ def test_a_bpe_is_learnt_alike_each_time() -> None:
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set: no prepared data")
 def test_multi30k_has_its_pairs() -> None:
     found = sources.load("multi30k_en_de", "test", field="en:de", data_dir=os.environ["TFDS_DATA_DIR"])
-    assert isinstance(found, Pairs)
+    assert isinstance(found, ParallelText)
     assert len(found) == 1000
     assert "A man in an orange hat starring at something." in found.texts
     with pytest.raises(UsageError, match="text field of multi30k_en_de"):

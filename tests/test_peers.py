@@ -79,11 +79,11 @@ def test_what_differs_is_said_in_all() -> None:
 
 
 def test_a_flag_of_one_is_seen_by_all() -> None:
-    found, _ = run_all(3, lambda own, stops: [own.anywhere(own.index == n) for n in (2, 5, 0)])
+    found, _ = run_all(3, lambda own, stops: [own.any_process(own.index == n) for n in (2, 5, 0)])
     assert found == {i: [True, False, True] for i in range(3)}
     alone = Peers("", 1, 0, lambda text, code: None)
     alone.agree({"x": 1})
-    assert [alone.anywhere(flag) for flag in (True, False)] == [True, False]
+    assert [alone.any_process(flag) for flag in (True, False)] == [True, False]
 
 
 def test_none_begins_an_update_for_which_another_has_no_batch() -> None:
@@ -96,7 +96,7 @@ def test_none_begins_an_update_for_which_another_has_no_batch() -> None:
         yield "third"
 
     def body(own: Peers, stops: Stops) -> Any:
-        host, got = Host(lambda: 0.0, {}, None, anywhere=own.anywhere), []
+        host, got = Host(lambda: 0.0, {}, None, anywhere=own.any_process), []
         lockstep = together.Lockstep(host)
         try:
             for batch in lockstep.batches(read(own.index)):
@@ -111,7 +111,7 @@ def test_none_begins_an_update_for_which_another_has_no_batch() -> None:
 
 
 def test_many_and_long_differences_are_cut() -> None:
-    text = peers.difference({0: {str(i): 0 for i in range(9)}, 1: {str(i): "y" * 999 for i in range(9)}})
+    text = peers.describe_difference({0: {str(i): 0 for i in range(9)}, 1: {str(i): "y" * 999 for i in range(9)}})
     assert text
     assert "and 6 more" in text
     assert len(text) < 600
@@ -120,11 +120,11 @@ def test_many_and_long_differences_are_cut() -> None:
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_process_that_fails_is_heard(who: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own line reaches all the others, with its exit code."""
-    monkeypatch.setattr(peers, "GRACE", 0.05)
+    monkeypatch.setattr(peers, "GRACE_SECONDS", 0.05)
 
     def body(own: Peers, stops: Stops) -> None:
         if own.index == who:
-            own.leave("--config.seed=x is none", 2, doubtful=False)
+            own.report_failure("--config.seed=x is none", 2, doubtful=False)
         wait_for(2, stops)
 
     text = f"process {who} of 3 has failed: --config.seed=x is none"
@@ -132,10 +132,10 @@ def test_a_process_that_fails_is_heard(who: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_all_failing_of_the_same_each_says_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "GRACE", 20)
+    monkeypatch.setattr(peers, "GRACE_SECONDS", 20)
 
     def body(own: Peers, stops: Stops) -> None:
-        own.leave("no data", 2, doubtful=False)
+        own.report_failure("no data", 2, doubtful=False)
         time.sleep(0.5)
 
     assert not run_all(2, body)[1]
@@ -180,7 +180,7 @@ def test_a_stranger_is_sent_away() -> None:
     def call() -> None:
         for _ in range(100):
             try:
-                socket.create_connection(peers.split(address), timeout=1).sendall(b"GET / HTTP/1.1\r\n\r\n")
+                socket.create_connection(peers.parse_address(address), timeout=1).sendall(b"GET / HTTP/1.1\r\n\r\n")
                 return
             except OSError:
                 time.sleep(0.02)
@@ -197,16 +197,16 @@ def test_a_stranger_is_sent_away() -> None:
 @pytest.mark.parametrize("address", ["localhost", ":9000", "localhost:0", "localhost:x", "localhost:99999"])
 def test_an_address_is_host_and_port(address: str) -> None:
     with pytest.raises(UsageError, match="HOST:PORT"):
-        peers.split(address)
+        peers.parse_address(address)
 
 
 def test_a_port_that_is_taken_is_named() -> None:
-    with peers.listen(0) as server, pytest.raises(UsageError, match="cannot listen at port"):
+    with peers.open_server(0) as server, pytest.raises(UsageError, match="cannot listen at port"):
         Peers(f"localhost:{server.getsockname()[1]}", 2, 0, lambda text, code: None).meet(lambda line: None)
 
 
 def test_another_count_is_refused_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "GRACE", 0.05)
+    monkeypatch.setattr(peers, "GRACE_SECONDS", 0.05)
     address, found = f"localhost:{free_port()}", {}
 
     def one(index: int, count: int) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.augment import Images
-from data.kinds import of_any_size
+from data.augment import ImagePipeline
+from data.kinds import object_array
 from errors import UsageError
 from models.published import preprocessing
 from models.published.preprocessing import FILE, from_folder
@@ -86,7 +86,7 @@ def test_images_are_those_of_the_hubs_processor(name: str, told: dict[str, Any],
     coarse = Image.fromarray(draw.integers(0, 256, (9, 9, 3)).astype(np.uint8))
     shapes = ((60, 90), (91, 64), (41, 41), found["size"])
     images = [np.asarray(coarse.resize((x, y), Image.Resampling.BICUBIC)) for y, x in shapes]
-    got = Images(**found)({"image": of_any_size(images)}, 0, np.arange(4))["image"]
+    got = ImagePipeline(**found)({"image": object_array(images)}, 0, np.arange(4))["image"]
     want = np.stack([np.asarray(image).transpose(1, 2, 0) for image in processor(images)["pixel_values"]])
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
 

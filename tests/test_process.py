@@ -57,7 +57,7 @@ def test_a_deleted_folder_gets_one_line(
     assert launch.main(["doctor"]) == launch.USAGE
     assert capsys.readouterr().err == "launch.py doctor: the current folder was deleted; change to one that is there\n"
     with pytest.raises(UsageError):
-        process.need_folder()
+        process.require_cwd()
 
 
 def until(heard) -> None:
@@ -71,7 +71,7 @@ def until(heard) -> None:
 def test_a_signal_is_noted_and_said(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     """Once; the handlers that were there come back."""
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    with process.listening() as heard:
+    with process.listen_for_signals() as heard:
         assert heard() is None
         os.kill(os.getpid(), number)
         until(heard)
@@ -84,7 +84,7 @@ INSIDE = """
 import os, signal, sys, threading, time
 sys.path.insert(0, {root!r})
 import process
-with process.listening() as heard:
+with process.listen_for_signals() as heard:
     print("ready", flush=True)
     lock = threading.Lock(); lock.acquire()
     while True:  # where an exception is lost

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from data import sequences
-from data.evaluation import Exam, of_texts
+from data.evaluation import EvalSet, from_texts
 from data.kinds import Texts
-from data.progress import counted
-from data.tokenizers import Bytes
+from data.progress import track
+from data.tokenizers import ByteTokenizer
 from train import evaluate, loop, mesh
 from train.host import Host
 from train.record import metrics, speed
@@ -117,7 +117,7 @@ def shown(out: io.StringIO, seconds: float, count: int) -> str:
     """What a ticker writes on so many items of so many seconds each."""
     clock = Clock()
     ticker = Ticker(Host(clock, {}, out, monotonic=clock))
-    for _ in counted(range(count), "tokenising", ticker):
+    for _ in track(range(count), "tokenising", ticker):
         clock.now += seconds
     return out.getvalue()
 
@@ -138,7 +138,7 @@ def test_a_line_every_ten_seconds_with_what_is_left() -> None:
 def test_what_is_left_is_not_judged_by_the_first() -> None:
     """It may have been compiled."""
     clock, out = Clock(), io.StringIO()
-    for i in counted(range(5), "evaluating", Ticker(Host(clock, {}, out, monotonic=clock))):
+    for i in track(range(5), "evaluating", Ticker(Host(clock, {}, out, monotonic=clock))):
         clock.now += 20 if i == 0 else 1
     assert out.getvalue().splitlines() == ["evaluating: 2 of 5, 3s left"]
 
@@ -155,7 +155,7 @@ def test_what_follows_something_long_says_its_name() -> None:
     clock, out = Clock(), io.StringIO()
     ticker = Ticker(Host(clock, {}, out, monotonic=clock))
     for what in ("reading", "merging", "merging"):
-        for _ in counted(range(4), what, ticker):
+        for _ in track(range(4), what, ticker):
             clock.now += 1
     assert [line.split(":")[0] for line in out.getvalue().splitlines()] == [
         "reading",
@@ -170,15 +170,15 @@ def test_evaluations_and_tokenising_report() -> None:
     said: list[tuple[str, int, int]] = []
     note = lambda *what: said.append(what)  # noqa: E731
     place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), {})
-    exam = Exam({"features": np.zeros((5, 3), np.float32)}, np.arange(5))
+    exam = EvalSet({"features": np.zeros((5, 3), np.float32)}, np.arange(5))
     ones = np.ones(2)
     for limit in (None, 2):
         evaluate.measured(lambda variables, batch: ({"loss": (ones, ones)}, {}), {}, exam, place, 2, limit, tick=note)
     assert [(done, total) for _, done, total in said] == [(0, 3), (1, 3), (2, 3), (3, 3), (0, 2), (1, 2), (2, 2)]
     said.clear()
     documents = Texts(("ab", "cd"), {"name": "t", "split": "train"})
-    sequences.stream(documents, Bytes(), note)
-    of_texts(documents, Bytes(), 4, tick=note)
+    sequences.token_stream(documents, ByteTokenizer(), note)
+    from_texts(documents, ByteTokenizer(), 4, tick=note)
     assert said == [("tokenising documents", done, 2) for done in (0, 1, 2)] * 2
 
 

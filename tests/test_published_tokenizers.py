@@ -37,7 +37,7 @@ FLAGGED: list[dict[str, Any]] = [
 def sentence_piece() -> bytes:
     library = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (requirements-parity.txt)")
     written = io.BytesIO()
-    corpus = embedded.EMBEDDED["pydoc_text"][0]("train").documents[:30]
+    corpus = embedded.BUILTIN["pydoc_text"][0]("train").documents[:30]
     lines = [line for document in corpus for line in document.split("\n") if line.strip()]
     shape = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False}
     rules = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "minloglevel": 2}
@@ -80,7 +80,7 @@ def theirs(folder: Path) -> Any:
 
 def agree(folder: Path, texts: list[str]) -> None:
     """The same ids as transformers for texts, of which those that spell special tokens are left out."""
-    ours, reference = tokenizer_reader.read(folder), theirs(folder)
+    ours, reference = tokenizer_reader.read_tokenizer(folder), theirs(folder)
     for text in texts:
         assert ours.encode(text).tolist() == reference.encode(text, add_special_tokens=False), text
 
@@ -98,7 +98,7 @@ def test_added_tokens_are_those_of_transformers(kind: str, legacy: bool, tmp_pat
     else:
         decoder = {str(count + i): {**flags, **token} for i, token in enumerate(FLAGGED)}
         write(tmp_path, kind, model, added_tokens_decoder=decoder)
-    ours = tokenizer_reader.read(tmp_path)
+    ours = tokenizer_reader.read_tokenizer(tmp_path)
     assert ours.vocab == count + len(ids)
     assert ours.encode("<user>").tolist() == [ids["<user>"]]
     assert ids["<sep>"] in ours.special
@@ -111,7 +111,7 @@ def test_added_tokens_are_those_of_transformers(kind: str, legacy: bool, tmp_pat
 def test_a_space_before_a_text_is_put_as_asked(kind: str, first: bool | None, tmp_path: Path, request) -> None:
     model = request.getfixturevalue("sentence_piece") if kind == "llama" else b""
     write(tmp_path, kind, model, **({} if first is None else {"add_prefix_space": first}))
-    ours = tokenizer_reader.read(tmp_path)
+    ours = tokenizer_reader.read_tokenizer(tmp_path)
     put = first if first is not None else kind == "llama"
     assert (ours.encode("the cat").tolist() == ours.encode(" the cat").tolist()) == (put and kind == "gpt2")
     agree(tmp_path, TEXTS[:5])
@@ -121,7 +121,7 @@ def test_a_space_before_a_text_beside_a_tokenizer_json(tmp_path: Path) -> None:
     """As in transformers, a class of byte-level tokenizers heeds the setting, the generic class does not."""
     for name, put in (("GPT2Tokenizer", True), ("PreTrainedTokenizerFast", False)):
         write(tmp_path, "json", add_prefix_space=True, tokenizer_class=name)
-        ours = tokenizer_reader.read(tmp_path)
+        ours = tokenizer_reader.read_tokenizer(tmp_path)
         assert (ours.encode("the cat").tolist() == ours.encode(" the cat").tolist()) == put
         agree(tmp_path, TEXTS[:1])
 
@@ -133,7 +133,7 @@ def test_each_text_between_added_tokens_of_a_legacy_tokenizer_begins_with_a_spac
     found = []
     for legacy in (True, False):
         write(tmp_path, "llama", sentence_piece, added_tokens_decoder=decoder, legacy=legacy)
-        ours = tokenizer_reader.read(tmp_path)
+        ours = tokenizer_reader.read_tokenizer(tmp_path)
         alone = ours.encode("the").tolist()
         found.append(ours.encode("<user>the").tolist() == [400, *alone])
     assert found == [True, False]
@@ -145,7 +145,7 @@ def test_lines_of_a_vocabulary_end_at_line_feeds_only(tmp_path: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *odd, "the", "cat"]
     for end in ("\n", "\r\n"):
         (tmp_path / "vocab.txt").write_bytes(end.join([*words, ""]).encode())
-        made = tokenizer_reader.read(tmp_path)
+        made = tokenizer_reader.read_tokenizer(tmp_path)
         assert made.encode("the cat").tolist() == [9, 10]
         assert made.vocab == 11
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
@@ -155,11 +155,11 @@ def test_lines_of_a_vocabulary_end_at_line_feeds_only(tmp_path: Path) -> None:
 def test_a_tokenizer_json_that_has_all_added_tokens_stays_as_it_is(tmp_path: Path) -> None:
     """So does what a checkpoint knows it by."""
     write(tmp_path, "json")
-    bare = tokenizer_reader.read(tmp_path)
+    bare = tokenizer_reader.read_tokenizer(tmp_path)
     decoder = {"0": {"content": "<|endoftext|>", "special": True, "normalized": True}}
     write(tmp_path, "json", added_tokens_decoder=decoder)
     (tmp_path / "added_tokens.json").write_text('{"<|endoftext|>": 0}')
-    assert tokenizer_reader.read(tmp_path).source == bare.source
+    assert tokenizer_reader.read_tokenizer(tmp_path).source == bare.source
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_what_does_not_fit_a_vocabulary_is_refused(
 ) -> None:
     write(tmp_path, kind, b"", **settings)
     with pytest.raises(UsageError, match=says):
-        tokenizer_reader.read(tmp_path)
+        tokenizer_reader.read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.json"])
@@ -193,7 +193,7 @@ def test_hostile_json_is_refused(name: str, content: str, tmp_path: Path) -> Non
     write(tmp_path, "gpt2")
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError) as refused:
-        tokenizer_reader.read(tmp_path)
+        tokenizer_reader.read_tokenizer(tmp_path)
     assert name in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -204,7 +204,7 @@ def test_a_pattern_that_backtracks_without_end_is_refused(tmp_path: Path) -> Non
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$|(a|aa)+b"}, "behavior": "Isolated", "invert": False}
     file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, file["pre_tokenizer"]]}
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
-    made = tokenizer_reader.read(tmp_path)
+    made = tokenizer_reader.read_tokenizer(tmp_path)
     for text in ("a" * 60 + "c", "\ud800"):
         with pytest.raises(UsageError, match="this tokenizer cannot encode the text: "):
             made.encode(text)
@@ -213,5 +213,9 @@ def test_a_pattern_that_backtracks_without_end_is_refused(tmp_path: Path) -> Non
 def test_a_path_may_begin_with_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path, "json")
-    assert tokenizer_reader.is_there("~")
-    assert tokenizer_reader.read("~") == tokenizer_reader.read("~/tokenizer.json") == tokenizer_reader.read(tmp_path)
+    assert tokenizer_reader.has_tokenizer("~")
+    assert (
+        tokenizer_reader.read_tokenizer("~")
+        == tokenizer_reader.read_tokenizer("~/tokenizer.json")
+        == tokenizer_reader.read_tokenizer(tmp_path)
+    )

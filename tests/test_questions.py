@@ -18,7 +18,7 @@ from train import evaluate, mesh
 from train import questions as examiner
 from train.update import losses
 
-BYTE = tokenizers.Bytes()
+BYTE = tokenizers.ByteTokenizer()
 ITEMS = (
     Question("two and two is ", ("four", "a large number of things", "5"), 0),
     Question("", ("x", "yes"), 1),
@@ -147,10 +147,10 @@ def test_lines_of_questions_end_at_line_feeds_only(tmp_path: Path) -> None:
 
 
 def test_arc_and_mmlu_are_put_as_in_the_harness() -> None:
-    one = questions.plain("Why?", ("so", "thus"), 1, "")
+    one = questions.with_text_choices("Why?", ("so", "thus"), 1, "")
     assert (one.context, one.choices, one.answer) == ("Question: Why?\nAnswer:", ("so", "thus"), 1)
-    two = questions.lettered("Why? ", ("so", "thus"), 0, "moral_disputes")
+    two = questions.with_letter_choices("Why? ", ("so", "thus"), 0, "moral_disputes")
     heading = "The following are multiple choice questions (with answers) about moral disputes.\n\n"
     assert two.context == f"{heading}Why?\nA. so\nB. thus\nAnswer:"
     assert two.choices == ("A", "B")
-    assert questions.pairs([two])[1] == (two.context, " B")
+    assert questions.context_choice_pairs([two])[1] == (two.context, " B")

@@ -13,7 +13,7 @@ import launch
 import models
 from data import sequences, tokenizers
 from data.kinds import Texts
-from data.plan import Phase, Plan
+from data.plan import BatchSampler, Phase
 from errors import UsageError
 from tests.cases import batch_for, random_variables, tiny
 from tests.harness import Trainer, predict_of
@@ -21,7 +21,7 @@ from train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-BYTE = tokenizers.Bytes()
+BYTE = tokenizers.ByteTokenizer()
 
 
 def texts(count: int) -> Texts:
@@ -31,8 +31,8 @@ def texts(count: int) -> Texts:
 
 def test_rows_go_on_where_they_ended() -> None:
     """Each row of the next batch begins with the token that the row before was to tell last; streams do not overlap."""
-    corpus = sequences.StreamCorpus(texts(1000), BYTE, 10, 4)
-    plan = Plan((corpus,), (Phase(0, 4),), seed=3)
+    corpus = sequences.StreamSource(texts(1000), BYTE, 10, 4)
+    plan = BatchSampler((corpus,), (Phase(0, 4),), seed=3)
     batches = [plan.batch(step) for step in range(corpus.windows + 1)]
     for old, new in itertools.pairwise(batches[:-1]):
         np.testing.assert_array_equal(new["tokens"][:, 0], old["targets"][:, -1])
@@ -46,7 +46,7 @@ def test_rows_go_on_where_they_ended() -> None:
 
 def test_too_short_a_text_for_its_rows_is_refused() -> None:
     with pytest.raises(UsageError, match="too few for 8 windows"):
-        sequences.StreamCorpus(texts(50), BYTE, 10, 8)
+        sequences.StreamSource(texts(50), BYTE, 10, 8)
 
 
 def carried(mesh: str = "dp:1", accumulate: int = 1) -> Trainer:

@@ -26,7 +26,7 @@ OLDER = Path(__file__).parent / "fixtures" / "run_of_62e66cd"  # made by that co
 
 def test_the_tables_agree_with_the_code() -> None:
     """Every new name exists, and no old one does."""
-    tables = [(renamed.KNOBS, base.KNOBS), (renamed.METRICS, metrics.UNITS), (renamed.TASKS, questions.KINDS)]
+    tables = [(renamed.KNOBS, base.KNOBS), (renamed.METRICS, metrics.UNITS), (renamed.TASKS, questions.EVAL_KINDS)]
     tables += [(renamed.WORDS["loss"], losses.TASKS), (renamed.WORDS["train.attention"], attention.BACKENDS)]
     tables += [(names, set(usage.flags_of(verb))) for verb, names in renamed.FLAGS.items()]
     for family, names in renamed.FIELDS.items():
@@ -73,7 +73,7 @@ def test_an_old_word() -> None:
         models.build("gpt", attention="kernel")
     for old, new in renamed.TASKS.items():
         with pytest.raises(UsageError, match=f"'{old}': it is now called '{new}'"):
-            questions.kind_of(old, "pydoc_text", None)
+            questions.eval_kind(old, "pydoc_text", None)
 
 
 def test_an_old_field(monkeypatch) -> None:

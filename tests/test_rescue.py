@@ -51,7 +51,7 @@ def raising(error: BaseException, when: Any, then: Any) -> Any:
     return call
 
 
-READS = (plan.Plan, "batch", lambda self, n, *rows: n == 8)
+READS = (plan.BatchSampler, "batch", lambda self, n, *rows: n == 8)
 MEASURES = (evaluate, "in_words", lambda scores: True)
 WRITES = (metrics.Recorder, "write", lambda self, kind, n, *more: n == 8)
 

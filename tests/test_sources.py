@@ -14,7 +14,7 @@ from data.kinds import Texts
 from errors import UsageError
 
 
-@pytest.mark.parametrize("name", list(embedded.EMBEDDED))
+@pytest.mark.parametrize("name", list(embedded.BUILTIN))
 def test_embedded_sets_are_stable(name: str) -> None:
     """Loaded twice a set has the same identity; its splits have different ones, and share nothing (but xor's)."""
     splits = sources.splits_of(name)
@@ -143,20 +143,26 @@ def test_secret_labels_are_refused() -> None:
     identity = {"name": "contest", "split": "test"}
     hidden = Texts(("one", "two"), identity, np.array([1, -1], np.int32), 2)
     with pytest.raises(UsageError, match="'contest' are kept secret in its split 'test'"):
-        sequences.padded(hidden, tokenizers.make("byte", ()), 8)
+        sequences.pad_documents(hidden, tokenizers.make("byte", ()), 8)
 
-    features, label = {"image": SimpleNamespace(shape=(2, 2, 1))}, prepared_sets.Labels("label", False, 2, ("a", "b"))
+    features, label = (
+        {"image": SimpleNamespace(shape=(2, 2, 1))},
+        prepared_sets.LabelFeature("label", False, 2, ("a", "b")),
+    )
     image = np.zeros((2, 2, 1), np.uint8)
     with pytest.raises(UsageError, match="kept secret"):
-        prepared_sets._labelled_images(Rows([{"image": image, "label": -1}]), features, label, identity)
+        prepared_sets._image_examples(Rows([{"image": image, "label": -1}]), features, label, identity)
 
 
 def test_rows_of_a_prepared_set_are_reported_as_they_are_read() -> None:
     said: list[tuple[str, int, int]] = []
-    features, label = {"image": SimpleNamespace(shape=(2, 2, 1))}, prepared_sets.Labels("label", False, 2, ("a", "b"))
+    features, label = (
+        {"image": SimpleNamespace(shape=(2, 2, 1))},
+        prepared_sets.LabelFeature("label", False, 2, ("a", "b")),
+    )
     rows = Rows([{"image": np.zeros((2, 2, 1), np.uint8), "label": 1}] * 3)
     tick = lambda *what: said.append(what)  # noqa: E731
-    prepared_sets._labelled_images(rows, features, label, {"name": "set", "split": "train"}, tick)
+    prepared_sets._image_examples(rows, features, label, {"name": "set", "split": "train"}, tick)
     assert said == [("reading rows", 0, 3), ("reading rows", 3, 3)]
 
 
@@ -197,7 +203,7 @@ def test_classes_have_the_names_of_the_set() -> None:
     assert (clothes[0], clothes[9], len(clothes)) == ("T-shirt/top", "Ankle boot", 10)
     texts = sources.load("glue/sst2", "validation", data_dir=PREPARED)
     assert texts.names == ("negative", "positive")
-    assert sequences.padded(texts, tokenizers.make("byte", ()), 8).names == texts.names
+    assert sequences.pad_documents(texts, tokenizers.make("byte", ()), 8).names == texts.names
 
 
 @prepared

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data import folders, questions, sources, splits
-from data.kinds import Examples, Pairs, Texts
+from data.kinds import Examples, ParallelText, Texts
 from errors import UsageError
 from tests import boxed_folders
 
@@ -68,7 +68,7 @@ def shown(source) -> list[str]:
     """A row each, in words."""
     if isinstance(source, Texts):
         return list(source.documents)
-    if isinstance(source, Pairs):
+    if isinstance(source, ParallelText):
         return [f"{a}|{b}" for a, b in zip(source.texts, source.translations, strict=True)]
     fields = source.__getitems__(range(len(source)))
     return [f"{np.asarray(fields['image'][i]).ravel()[:1]} {fields['label'][i]}" for i in range(len(source))]
@@ -111,7 +111,7 @@ def test_a_part_of_class_folders_has_its_share_of_every_class(tmp_path: Path) ->
     alone = sources.load(str(tmp_path), "train[:1]")
     assert isinstance(alone, Examples)
     assert alone.absent == ("b",)
-    assert isinstance(sources.load(str(tmp_path), "train").fields, folders.Reading)
+    assert isinstance(sources.load(str(tmp_path), "train").fields, folders.FolderReader)
 
 
 def test_parts_of_embedded_sets() -> None:
@@ -135,9 +135,9 @@ def test_parts_of_images_with_boxes(tmp_path: Path) -> None:
     for source, row, of in ((last, 0, 1), (turned, 0, 1), (turned, 1, 0)):
         fields, theirs = source.__getitems__([row]), whole.__getitems__([of])
         np.testing.assert_array_equal(fields["image"][0], theirs["image"][0])
-        for ours, other in zip(source.truths[row], whole.truths[of], strict=True):
+        for ours, other in zip(source.annotations[row], whole.annotations[of], strict=True):
             np.testing.assert_array_equal(ours, other)
-        assert source.truths.size(row) == whole.truths.size(of)
+        assert source.annotations.size(row) == whole.annotations.size(of)
         count = min(fields["boxes"].shape[1], theirs["boxes"].shape[1])
         np.testing.assert_array_equal(fields["boxes"][:, :count], theirs["boxes"][:, :count])
     assert turned.names == whole.names
@@ -211,8 +211,8 @@ def test_parts_of_prepared_sets() -> None:
     where = os.environ["TFDS_DATA_DIR"]
     whole = sources.load("multi30k_en_de", "test", field="en:de", data_dir=where)
     part = sources.load("multi30k_en_de", "test[:10%]+test[-5:]", field="en:de", data_dir=where)
-    assert isinstance(whole, Pairs)
-    assert isinstance(part, Pairs)
+    assert isinstance(whole, ParallelText)
+    assert isinstance(part, ParallelText)
     assert part.texts == whole.texts[:100] + whole.texts[-5:]
     assert part.identity == {**whole.identity, "split": "test[0:100]+test[995:1000]", "count": 105}
     images = sources.load("fashion_mnist", "test[99%:]", data_dir=where)

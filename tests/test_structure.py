@@ -27,7 +27,7 @@ for folder in ("configs", "data", "models", "train"):
     for path in sorted(pathlib.Path(folder).rglob("*.py")):
         __import__(".".join(path.with_suffix("").parts))
 from data import embedded, sources
-for name in embedded.EMBEDDED:
+for name in embedded.BUILTIN:
     sources.load(name, "train")
 print("HEAVY", sorted({"tensorflow", "torch", "transformers", "tensorflow_datasets"} & set(sys.modules)))
 """

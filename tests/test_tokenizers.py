@@ -6,7 +6,7 @@ import pytest
 from data import tokenizers
 from errors import UsageError
 
-BYTE = tokenizers.Bytes()
+BYTE = tokenizers.ByteTokenizer()
 EOT = BYTE.vocab - 1
 
 

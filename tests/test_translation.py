@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.kinds import Pairs
+from data.kinds import ParallelText
 from train import translation
 from train.record import translated
 
@@ -62,7 +62,7 @@ def test_the_worst_translations_come_first(tmp_path: Path) -> None:
     made[7] = "nothing of the kind"
     quality = translation.of_sentences(made, TEXTS)
     assert quality.argmin() == 7
-    pairs = Pairs(tuple(TEXTS), tuple(TEXTS), ("en", "de"), {})
+    pairs = ParallelText(tuple(TEXTS), tuple(TEXTS), ("en", "de"), {})
     path = translated.side_by_side(pairs, made, quality, "a title", tmp_path / "t.txt")
     lines = path.read_text().splitlines()
     assert lines[0] == "a title"

@@ -19,7 +19,7 @@ LEGAL = {
     **{"optim.name": set(optim.OPTIMIZERS), "schedule.name": set(schedules.SCHEDULES)},
     **{"data": KINDS, "sets": {"one set", "several sets"}, "task": TRAITS, "parts": PARTS},
     "data.tokenizer": {"byte", "char", "word", "bpe"},
-    "exam": set(questions.KINDS),
+    "exam": set(questions.EVAL_KINDS),
     "verb": {"train", "eval", "sample", "convert --pretrained", "convert --export"},
 }
 

@@ -19,13 +19,13 @@ def test_voc_is_read(tmp_path: Path) -> None:
     assert sources.splits_of(str(root)) == ("train", "val")
     source = scenes(root, "train")
     assert (len(source), source.names) == (2, ("ant", "cat", "dog"))
-    one = source.truths[0]
+    one = source.annotations[0]
     np.testing.assert_allclose(one.boxes, [[0, 0, 40, 20], [10, 5, 30, 15]])
-    assert (one.kinds.tolist(), one.crowd.tolist(), one.difficult.tolist()) == ([2, 1], [False] * 2, [False, True])
+    assert (one.labels.tolist(), one.crowd.tolist(), one.difficult.tolist()) == ([2, 1], [False] * 2, [False, True])
     got = source.__getitems__([0, 1])
     assert got["there"].tolist() == [[1], [0]]
     np.testing.assert_allclose(got["boxes"][:, 0], [[0.5, 0.5, 1, 1], [0, 0, 0, 0]])
-    assert scenes(root, "val").truths[0].kinds.tolist() == [0]
+    assert scenes(root, "val").annotations[0].labels.tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_name_is_a_line(tmp_path: Path) -> None:
     (lists / "one.txt").write_text("my photo 1\n")
     (lists / "cat_train.txt").write_text("my photo 1 -1\nimg (2)  0\n")
     assert sources.splits_of(str(root)) == ("one", "train", "val")
-    assert [len(truth.kinds) for truth in map(scenes(root, "train").truths.__getitem__, range(2))] == [2, 0]
+    assert [len(truth.labels) for truth in map(scenes(root, "train").annotations.__getitem__, range(2))] == [2, 0]
     assert len(scenes(root, "one")) == 1
 
 
@@ -110,7 +110,7 @@ def test_difficult_is_said_in_several_ways(tmp_path: Path) -> None:
     said = {"0": False, "False": False, " 1 ": True, "TRUE": True, "Unspecified": False, "": False}
     objects = "".join(HARD.format(text) for text in said)
     source = scenes(write_voc(tmp_path / "voc", "one", XML.format(x=40, y=20, objects=objects)), "train")
-    assert source.truths[0].difficult.tolist() == list(said.values())
+    assert source.annotations[0].difficult.tolist() == list(said.values())
 
 
 def test_a_list_in_another_encoding_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from train.host import Host
 from train.restored import Opened
 from train.sample import ENDED
 
-BYTE = tokenizers.Bytes()
+BYTE = tokenizers.ByteTokenizer()
 
 
 def chunks(rows: list[str], size: int) -> list[np.ndarray]:
@@ -58,7 +58,7 @@ def test_the_first_space_stays() -> None:
     coder = Tokenizer(models.BPE({"</s>": 0, "▁": 1, "a": 2, "▁a": 3}, [("▁", "a")]))
     coder.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     coder.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    tokenizer = subwords.Subwords(coder.to_str(), 0)
+    tokenizer = subwords.SubwordTokenizer(coder.to_str(), 0)
     assert tokenizer.encode("a").tolist() == [3]
     assert tokenizer.decode([3]) == "a"
     written = writing.texts(tokenizer, [tokenizer.encode("a")], iter([np.array([[3, 2]])]))
@@ -71,7 +71,7 @@ def test_a_text_from_nothing_begins_after_the_end_of_another() -> None:
     assert writing.prompt_ids(BYTE, "a").tolist() == [97]
     made = subwords.train_bpe(["some text"], 260)
     assert writing.prompt_ids(made, "").tolist() == [made.eot]
-    first = subwords.Subwords(made.source, made.eot, prefix=(5,))
+    first = subwords.SubwordTokenizer(made.source, made.eot, prefix=(5,))
     assert writing.prompt_ids(first, "").tolist() == [5]
 
 

@@ -36,9 +36,9 @@ def test_labels_beside_images_are_read(tmp_path: Path) -> None:
     source = scenes(root, "train")
     assert (len(source), source.names) == (2, ("ball", "cube"))
     assert source.notes == ("set: images without a label file, taken as background (1): b.png",)
-    np.testing.assert_allclose(source.truths[0].boxes, [[10, 0, 30, 10]])
-    assert (source.truths[0].kinds.tolist(), len(source.truths[1].kinds)) == ([1], 0)
-    assert len(scenes(root, "test").truths[0].kinds) == 0
+    np.testing.assert_allclose(source.annotations[0].boxes, [[10, 0, 30, 10]])
+    assert (source.annotations[0].labels.tolist(), len(source.annotations[1].labels)) == ([1], 0)
+    assert len(scenes(root, "test").annotations[0].labels) == 0
     moved = write(tmp_path / "b" / "set", a_png="", b_png="", c_png="", a_txt=LABEL, classes_txt="ball\ncube\n")
     assert scenes(moved, "train").identity == source.identity
 
@@ -53,7 +53,7 @@ def test_splits_are_folders(tmp_path: Path, order: str) -> None:
     write(root, obj_names="ball\r\ncube\r\n\r\n")
     assert sources.splits_of(str(root)) == ("train", "val2017")
     for split in ("train", "val2017"):
-        assert scenes(root, split).truths[0].kinds.tolist() == [1]
+        assert scenes(root, split).annotations[0].labels.tolist() == [1]
     write(root, images__a_png="")
     with pytest.raises(UsageError, match=r"has folders of splits, and images outside of them, as images/a\.png"):
         scenes(root, "train")
@@ -78,12 +78,12 @@ def test_settings_name_classes_and_splits(tmp_path: Path, names: str) -> None:
     write(root, data_yaml=f"{paths}nc: 2\nnames: {names}\n", some__a_txt="C:\\\\data\\\\images\\\\b.png\n")
     assert sources.splits_of(str(root)) == ("train", "val")
     source = scenes(root, "train")
-    assert (source.names, source.truths[0].kinds.tolist()) == (("no", "7"), [1])
+    assert (source.names, source.annotations[0].labels.tolist()) == (("no", "7"), [1])
     assert source.notes == (
         "set: settings for which there is no image (1): test: '../gone'",
         "set: images without a label file, taken as background (1): more/images/b.png",
     )
-    assert len(scenes(root, "val").truths[0].kinds) == 0
+    assert len(scenes(root, "val").annotations[0].labels) == 0
 
 
 def test_lists_are_splits(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_lists_are_splits(tmp_path: Path) -> None:
     root = write(tmp_path / "set", obj__a_png="", obj__a_txt=LABEL, more__a_png="", b_png="", coco_names="ball\ncube\n")
     write(root, train_txt="\ufeff/data/obj/a.png\nb.png\n", valid_txt="build\\x64\\more\\a.png\n/other/b.png\n")
     assert sources.splits_of(str(root)) == ("train", "valid")
-    assert [len(truth.kinds) for truth in map(scenes(root, "train").truths.__getitem__, range(2))] == [1, 0]
+    assert [len(truth.labels) for truth in map(scenes(root, "train").annotations.__getitem__, range(2))] == [1, 0]
     assert "set: splits that overlap (1): train and valid share 1 images" in scenes(root, "valid").notes
     for line, says in (("/etc/passwd", "no image goes"), ("../../a.png", "several images go")):
         (root / "train.txt").write_text(line)
@@ -115,7 +115,9 @@ def test_what_is_made_of_labels_is_said(tmp_path: Path) -> None:
     lines = "0 0.25 0.1 0.75 0.1 0.5 0.6\n" + LABEL + LABEL + "0 0.9 0.5 0.4 0.2\n"
     root = write(tmp_path / "set", images__a_png="", labels__a_txt=lines, labels__z_txt=LABEL, classes_txt="ball\ncube")
     source = scenes(root, "train")
-    np.testing.assert_allclose(source.truths[0].boxes, [[10, 2, 30, 12], [10, 0, 30, 10], [28, 8, 40, 12]], atol=1e-5)
+    np.testing.assert_allclose(
+        source.annotations[0].boxes, [[10, 2, 30, 12], [10, 0, 30, 10], [28, 8, 40, 12]], atol=1e-5
+    )
     assert source.notes == (
         "set: labels without an image, passed over (1): labels/z.txt",
         "set train: images with outlines, of which the box around is taken (1): images/a.png",
@@ -215,7 +217,7 @@ def test_xml_beside_images_is_read(tmp_path: Path, form: str) -> None:
     write(root, **{image.format("c"): "", image.format("a").replace("png", "json"): "{}"})
     assert sources.splits_of(str(root)) == (("train",) if form == "splits" else ("train", "test"))
     source = scenes(root, "train")
-    np.testing.assert_allclose(source.truths[0].boxes, [[10, 5, 30, 15.5]])
+    np.testing.assert_allclose(source.annotations[0].boxes, [[10, 5, 30, 15.5]])
     assert source.notes[0].startswith("set: files in no pair of image and .xml, passed over (1): ")
     (root / "annotations.xml").write_text("<annotations/>")
     with pytest.raises(UsageError, match=r"annotations\.xml is the form of CVAT, which is not read"):

@@ -36,8 +36,8 @@ def first_phase(cfg: Config) -> plan.Phase:
     if len(weights) != len(names_of(cfg)) or min(weights) < 0 or not sum(weights):
         raise UsageError(f"data.weights = {weights} must give each of {cfg.data.name!r} a share of 0 or more")
     least = min(w for w in weights if w) / sum(weights)
-    if least < plan.LEAST_SHARE:
-        raise UsageError(f"data.weights = {weights}: a share must be 0 or at least {plan.LEAST_SHARE}, not {least:.1g}")
+    if least < plan.MIN_WEIGHT:
+        raise UsageError(f"data.weights = {weights}: a share must be 0 or at least {plan.MIN_WEIGHT}, not {least:.1g}")
     return plan.Phase(0, cfg.train.batch, tuple(map(float, weights)))
 
 
@@ -68,7 +68,7 @@ def begin(
             f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}; "
             f"bring it back, or go on from the parameters in another --workdir, by --config.init_from={workdir}"
         )
-    phases = plan.phases_from(manifest["phases"])
+    phases = plan.phases_from_json(manifest["phases"])
     if cfg.train.stateful and phases[-1].batch_size != phase.batch_size:
         raise UsageError(
             f"train.batch = {phase.batch_size}: with train.stateful a run keeps its {phases[-1].batch_size} rows"
@@ -103,8 +103,8 @@ def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
     name = expand_home(cfg.init_from)
     if published.is_pretrained(name):
         own = cfg.data.tokenizer == "subword"  # which names none: it is the folder's
-        return tokenizer_reader.read(name).description() if own else None
+        return tokenizer_reader.read_tokenizer(name).description() if own else None
     workdir, steps = initial.checkpoints_of(name)
     read = partial(checkpoint.load_tokenizer, workdir)
     _, description = checkpoint.first_good(workdir, steps, read, lambda line: None)  # `initial.load` names the others
-    return description if description and description["kind"] == tokenizers.kind_of(cfg.data.tokenizer) else None
+    return description if description and description["kind"] == tokenizers.tokenizer_kind(cfg.data.tokenizer) else None

@@ -35,7 +35,7 @@ def of_folder(folder: str | Path, tokenizer: str | None) -> dict[str, str]:
     if tokenizer is not None:
         own = None
         with suppress(UsageError):  # it may have none
-            own = tokenizers.fingerprint(tokenizer_reader.read(folder).description())
+            own = tokenizers.fingerprint(tokenizer_reader.read_tokenizer(folder).description())
         if own != tokenizer:
             return {}
     names = (IMAGES,) if tokenizer is None else (*CHAT, TOKENIZER, GENERATION)

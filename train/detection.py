@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.boxed import to_original
-from data.detection import Scenes, Truth
+from data.detection import BoxAnnotations, DetectionDataset
 from data.geometry import Size
 from train.evaluate import Scores
 
@@ -44,14 +44,14 @@ class Judged(NamedTuple):
     truths: np.ndarray  # int [n], of each image, that count
 
 
-def judge(found: Sequence[Found], truths: Sequence[Truth], classes: int) -> list[Judged]:
+def judge(found: Sequence[Found], truths: Sequence[BoxAnnotations], classes: int) -> list[Judged]:
     """Match what is found with the truth, image by image and class by class.
 
     Boxes that are not finite, as of a model gone astray, are passed over.
     """
     finite = [(f, np.isfinite(f.scores) & np.isfinite(f.boxes).all(-1)) for f in found]
     with redirect_stdout(io.StringIO()):  # it talks
-        told = _table([_rows(t.boxes, t.kinds, iscrowd=t.crowd, difficult=t.difficult) for t in truths], classes)
+        told = _table([_rows(t.boxes, t.labels, iscrowd=t.crowd, difficult=t.difficult) for t in truths], classes)
         seen = _table([_rows(f.boxes, f.kinds, where, score=f.scores) for f, where in finite], classes)
         match = _matcher(told, seen)
         match.params.iouThrs, match.params.maxDets = OVERLAPS, [MOST]
@@ -150,7 +150,7 @@ def precision(judged: Judged, times: np.ndarray | None = None) -> tuple[np.ndarr
     return at, recall.max(1, initial=0)
 
 
-def found_in(guess: np.ndarray, scenes: Scenes, size: Size) -> list[Found]:
+def found_in(guess: np.ndarray, scenes: DetectionDataset, size: Size) -> list[Found]:
     """What a detector tells of the first n images, as it sees them at a size, in their own pixels: [n K 6] -> n Founds.
 
     Each of K rows is a box as shares, its score (0 of none) and its class.
@@ -158,19 +158,19 @@ def found_in(guess: np.ndarray, scenes: Scenes, size: Size) -> list[Found]:
     found = []
     for i, rows in enumerate(guess.astype(np.float64)):
         rows = rows[rows[:, 4] > 0]
-        corners = to_original(rows[:, :4], size, scenes.truths.size(i))
+        corners = to_original(rows[:, :4], size, scenes.annotations.size(i))
         found.append(Found(corners, rows[:, 4], rows[:, 5].astype(np.int64)))
     return found
 
 
-def judged_in(guess: np.ndarray, scenes: Scenes, size: Size) -> tuple[list[Found], list[Judged]]:
+def judged_in(guess: np.ndarray, scenes: DetectionDataset, size: Size) -> tuple[list[Found], list[Judged]]:
     """What is told of the first n images [n K 6], in their pixels, and class by class how right it is."""
     assert scenes.classes is not None
     found = found_in(guess, scenes, size)
-    return found, judge(found, [scenes.truths[i] for i in range(len(found))], scenes.classes)
+    return found, judge(found, [scenes.annotations[i] for i in range(len(found))], scenes.classes)
 
 
-def with_precision(scores: Scores, scenes: Scenes, size: Size) -> Scores:
+def with_precision(scores: Scores, scenes: DetectionDataset, size: Size) -> Scores:
     """Scores with mAP and its kin; as they are where nothing was measured."""
     if scores.rows is None or scores.rows.guess is None:
         return scores
@@ -187,7 +187,7 @@ def by_class(scores: Scores, names: Sequence[str]) -> str:
     return f"average precision at 0.5: {', '.join(f'{name} {value:.4f} ± {error:.4f}' for name, value, error in pairs)}"
 
 
-def score(found: Sequence[Found], truths: Sequence[Truth], names: Sequence[str]) -> Scores:
+def score(found: Sequence[Found], truths: Sequence[BoxAnnotations], names: Sequence[str]) -> Scores:
     """mAP and its kin of what is found in images, against their truths; an image is a cluster."""
     return scores_of(judge(found, truths, len(names)), names)
 

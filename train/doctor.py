@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import embedded, image_files, intact, prepared, questions, sources
-from data.files import expand_home, find
+from data.files import expand_home, list_files
 from errors import UsageError
 from train import cache
 from train.host import Host
@@ -38,7 +38,7 @@ def examine_data(host: Host, names: str, field: str | None = None) -> bool:
 
     `field` is that of data.field. Raises UsageError for an unknown name.
     """
-    wrong = [line for name in sources.names(names) for line in _amiss(host, expand_home(name), field)]
+    wrong = [line for name in sources.split_names(names) for line in _amiss(host, expand_home(name), field)]
     wrong = list(dict.fromkeys(wrong))
     host.say(*(f"WRONG  {line}" for line in wrong), "", f"{len(wrong):,} thing(s) to mend" if wrong else "all is well")
     return not wrong
@@ -48,8 +48,8 @@ def _amiss(host: Host, name: str, field: str | None) -> list[str]:
     """What of a data set cannot be read, all of which is read."""
     data_dir, tick, wrong = host.environ.get("TFDS_DATA_DIR"), Ticker(host), list[str]()
     try:
-        if questions.holds_questions(name, data_dir):
-            splits = ("test",) if questions.in_lines(name) else sources.splits_of(name, data_dir)
+        if questions.has_questions(name, data_dir):
+            splits = ("test",) if questions.is_question_file(name) else sources.splits_of(name, data_dir)
             read = {split: len(questions.load(name, split, data_dir)) for split in splits}
             host.say(*(f"ok     {split}: {count:,} questions read" for split, count in read.items()))
             return []
@@ -61,14 +61,14 @@ def _amiss(host: Host, name: str, field: str | None) -> list[str]:
         except UsageError as error:  # the first of maybe many
             wrong.append(str(error))
             continue
-        refused = intact.rows_refused(source, what=f"reading {split}", tick=tick)
+        refused = intact.row_errors(source, what=f"reading {split}", tick=tick)
         wrong += refused
         notes = getattr(source, "notes", ())
         count = f"{len(refused):,} of {len(source):,} cannot be" if refused else f"{len(source):,}"
         host.say(f"{'WRONG' if refused else 'ok   '}  {split}: {count} read", *(f"       {note}" for note in notes))
     if wrong and Path(name).is_dir():
-        files = find(name, image_files.ENDINGS)
-        wrong = intact.refusals(lambda file: image_files.decode(file, str(file)), files, "reading", tick) + wrong
+        files = list_files(name, image_files.EXTENSIONS)
+        wrong = intact.read_errors(lambda file: image_files.decode(file, str(file)), files, "reading", tick) + wrong
     return wrong
 
 
@@ -129,10 +129,10 @@ def _arithmetic(host: Host) -> tuple[bool, str]:
 def _data(host: Host) -> tuple[bool, str]:
     given = host.environ.get("TFDS_DATA_DIR")
     folder = Path(given or Path.home() / "tensorflow_datasets")
-    where = f"embedded: {', '.join(embedded.EMBEDDED)}; TFDS_DATA_DIR is {given or 'not set'}"
+    where = f"embedded: {', '.join(embedded.BUILTIN)}; TFDS_DATA_DIR is {given or 'not set'}"
     if not folder.is_dir():
         return not given, f"{where}, no folder is {'there' if given else f'at {folder}'}"
-    found = ", ".join(prepared.prepared(str(folder)))
+    found = ", ".join(prepared.list_prepared(str(folder)))
     return True, f"{where}, {'which' if given else folder} holds {found or 'no prepared set'}"
 
 

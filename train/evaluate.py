@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data.evaluation import Exam
+from data.evaluation import EvalSet
 from data.progress import Tick, silent
 from models import Model
 from train import feed
@@ -82,7 +82,7 @@ def make_examiner(model: Model, task: Task, place: Placement) -> Examiner:
 def evaluate(
     examine: Examiner,
     variables: Any,
-    exam: Exam,
+    exam: EvalSet,
     place: Placement,
     size: int,
     limit: int | None = None,
@@ -108,7 +108,7 @@ def evaluate(
 def measured(
     examine: Examiner,
     variables: Any,
-    exam: Exam,
+    exam: EvalSet,
     place: Placement,
     size: int,
     limit: int | None = None,

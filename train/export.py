@@ -86,7 +86,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unre
     opened = restored.open_checkpoint(cfg, workdir, n, host, blank, unread=unread)
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
     made = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
-    ids = tokenizer_writer.ids(made) if made and {"causal", "language_model"} <= model.traits else {}
+    ids = tokenizer_writer.special_ids(made) if made and {"causal", "language_model"} <= model.traits else {}
     files = manifest.get("files") or {}
     ids = companions.begin_and_end(files, ids)
     part = folder.with_name(f".{folder.name}.part")
@@ -102,7 +102,7 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unre
         published.save_pretrained(model, opened.variables, part, classes=_names(manifest, model), images=pixels, **keys)
         sized = preprocessing.is_expressible(pixels) or not (part / preprocessing.FILE).exists()
         if made:
-            tokenizer_writer.write(made, part)
+            tokenizer_writer.write_tokenizer(made, part)
         companions.write(files, part, ids, preprocessing.from_folder(part))
         part.rename(folder)
     finally:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from data import sources
-from data.detection import Scenes
-from data.kinds import Examples, Pairs, Source, Texts
+from data.detection import DetectionDataset
+from data.kinds import Examples, ParallelText, Source, Texts
 from models import Model
 from train.update import leaves, losses
 
@@ -23,11 +23,11 @@ Unread = Callable[[Facts], list[str]]  # -> the knobs that have no effect under 
 
 def of_data(cfg: Config, example: Source, task: losses.Task) -> Facts:
     """What the data and the loss decide of which knobs are read."""
-    kind = "text" if isinstance(example, Texts) else "pairs" if isinstance(example, Pairs) else "features"
+    kind = "text" if isinstance(example, Texts) else "pairs" if isinstance(example, ParallelText) else "features"
     if isinstance(example, Examples) and "image" in example.__getitems__([0]):
-        kind = "boxes" if isinstance(example, Scenes) else "images"
+        kind = "boxes" if isinstance(example, DetectionDataset) else "images"
     resized = kind == "images" and (cfg.data.size is not None or "random_resized_crop" in (cfg.data.augment or ""))
-    sets = "several sets" if len(sources.names(cfg.data.name)) > 1 else "one set"
+    sets = "several sets" if len(sources.split_names(cfg.data.name)) > 1 else "one set"
     return {
         "data": ({kind, "resized images"} if resized else {kind}, kind),
         "sets": ({sets}, sets),

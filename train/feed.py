@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from data import loader
-from data.evaluation import Exam
-from data.plan import Batch, Plan
+from data.evaluation import EvalSet
+from data.plan import Batch, BatchSampler
 from errors import UsageError
 from train.mesh import Placement
 from train.update.step import batch_axes
@@ -84,7 +84,7 @@ def finite(batch: Batch) -> Batch:
 
 
 def training(
-    plan: Plan, place: Placement, start: int, stop: int, *, workers: int, prefetch: int
+    plan: BatchSampler, place: Placement, start: int, stop: int, *, workers: int, prefetch: int
 ) -> Iterator[dict[str, jax.Array]]:
     """The global batches `start` up to `stop`, phase by phase."""
     ends = [p.from_step for p in plan.phases[1:]] + [stop]
@@ -96,7 +96,7 @@ def training(
                 yield put(finite(batch), rows, phase.batch_size, place)
 
 
-def examining(exam: Exam, place: Placement, size: int) -> Iterator[dict[str, jax.Array]]:
+def examining(exam: EvalSet, place: Placement, size: int) -> Iterator[dict[str, jax.Array]]:
     """The global batches of an evaluation, in order."""
     rows = own_rows(place, size)
     for batch in exam.batches(size, rows):

@@ -8,7 +8,7 @@ import numpy as np
 
 import models
 from data import augment, boxed, mixing
-from data.detection import Scenes
+from data.detection import DetectionDataset
 from data.geometry import INTERPOLATIONS, RESIZE_MODES, Size
 from data.kinds import Examples, Source
 from data.plan import Augment
@@ -42,13 +42,13 @@ def wrong_values(cfg: Config) -> Iterator[str]:
 
 def examined(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
     """What happens to images that are evaluated, with boxes or without; `channels` a network has. Raises UsageError."""
-    return boxed.Boxed(cfg.seed, size_for_boxes(cfg)) if boxes else _images(cfg, (), channels)
+    return boxed.DetectionPipeline(cfg.seed, size_for_boxes(cfg)) if boxes else _images(cfg, (), channels)
 
 
 def trained(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
     """What happens to images that are trained on, each by itself; arguments as of `examined`. Raises UsageError."""
     if boxes:
-        return boxed.Boxed(cfg.seed, size_for_boxes(cfg), boxed.parse(cfg.data.augment))
+        return boxed.DetectionPipeline(cfg.seed, size_for_boxes(cfg), boxed.parse(cfg.data.augment))
     return _images(cfg, tuple(s for s in augment.parse(cfg.data.augment) if s[0] in augment.OPERATIONS), channels)
 
 
@@ -62,15 +62,15 @@ def channels_of(cfg: Config, model: Model | None = None) -> int | None:
     return inputs[-1] if isinstance(inputs, tuple) and inputs else inputs
 
 
-def mixed(cfg: Config, task: Task) -> mixing.Mix | None:
+def mixed(cfg: Config, task: Task) -> mixing.Mixup | None:
     """What happens to pairs of them; None where nothing does. Raises UsageError for a task that takes no mixed rows."""
     if task.needs == "boxes":
         return None
-    ways = tuple(s for s in augment.parse(cfg.data.augment) if s[0] in mixing.WAYS)
+    ways = tuple(s for s in augment.parse(cfg.data.augment) if s[0] in mixing.METHODS)
     if ways and "mixing" not in task.extras:
         able = ", ".join(name for name, other in TASKS.items() if "mixing" in other.extras)
         raise UsageError(f"config key 'data.augment': {ways[0][0]} goes with the loss {able} only, not {cfg.loss}")
-    return mixing.Mix(cfg.seed, ways) if ways else None
+    return mixing.Mixup(cfg.seed, ways) if ways else None
 
 
 def seen(cfg: Config, example: Source, model: Model | None = None) -> Source:
@@ -81,7 +81,7 @@ def seen(cfg: Config, example: Source, model: Model | None = None) -> Source:
     if not isinstance(example, Examples):
         return example
     row = example.__getitems__([0])
-    boxes = isinstance(example, Scenes)
+    boxes = isinstance(example, DetectionDataset)
     trained(cfg, boxes)
     prepare = examined(cfg, boxes, channels_of(cfg, model))
     return dataclasses.replace(example, fields=prepare(row, 0, np.zeros(1, np.int64)), count=1)
@@ -107,7 +107,7 @@ def size_for_boxes(cfg: Config) -> Size:
     return size
 
 
-def _images(cfg: Config, operations: tuple[augment.Step, ...], channels: int | None) -> augment.Images:
+def _images(cfg: Config, operations: tuple[augment.Operation, ...], channels: int | None) -> augment.ImagePipeline:
     data = cfg.data
     how = (data.mean, data.std, size_of(cfg), data.crop_pct, data.resize_mode, data.interpolation, channels)
-    return augment.Images(cfg.seed, operations, *how)
+    return augment.ImagePipeline(cfg.seed, operations, *how)

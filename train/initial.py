@@ -90,7 +90,7 @@ def take_vocabulary(cfg: Any, kept: Any = None) -> None:
     """
     family, size = models.FAMILIES.get(cfg.model.family), cfg.model.size
     left = family and "vocab" not in {**cfg.model, **family.SIZES.get(size, {})} and hasattr(family.Config, "vocab")
-    if not left or cfg.init_from is None or tokenizers.kind_of(cfg.data.tokenizer) != "subword":
+    if not left or cfg.init_from is None or tokenizers.tokenizer_kind(cfg.data.tokenizer) != "subword":
         return
     if kept is not None:
         same = (kept.init_from or "").rstrip("/") == cfg.init_from.rstrip("/")  # as `reader.changes` compares them

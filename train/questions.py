@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.evaluation import Exam
-from data.progress import Tick, counted, silent
-from data.questions import Questions, pairs
+from data.evaluation import EvalSet
+from data.progress import Tick, silent, track
+from data.questions import Questions, context_choice_pairs
 from data.tokenizers import Tokenizer
 from models import Model
 from train import evaluate
@@ -75,7 +75,7 @@ def likelihoods(
             n = len(whole[i]) - 1
             fields["tokens"][row, :n], fields["targets"][row, :n] = whole[i][:-1], whole[i][1:]
             weight[row, max(0, n - told[i]) : n] = 1
-        exam = Exam({**fields, "weight": weight}, index)
+        exam = EvalSet({**fields, "weight": weight}, index)
         found, _ = evaluate.measured(examine, variables, exam, place, size, tick=rows_done)
         nats[index], hits[index] = -found["loss"][0], found["accuracy"][0]
         done += len(index)
@@ -119,5 +119,8 @@ def ask(
     tick: Tick = silent,
 ) -> evaluate.Scores:
     """Put questions to a model -> scores."""
-    rows = [encode_pair(tokenizer, *pair) for pair in counted(pairs(questions.items), "tokenising choices", tick)]
+    rows = [
+        encode_pair(tokenizer, *pair)
+        for pair in track(context_choice_pairs(questions.items), "tokenising choices", tick)
+    ]
     return examined(questions, likelihoods(model, examine, variables, place, rows, size, tick))

@@ -12,9 +12,9 @@ import numpy as np
 
 import models
 from data import questions, sources, splits, tokenizer_reader
-from data.detection import Marked, Scenes, Truth, scenes
-from data.evaluation import Exam
-from data.kinds import Examples, Pairs, Source, Texts
+from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
+from data.evaluation import EvalSet
+from data.kinds import Examples, ParallelText, Source, Texts
 from errors import UsageError, quote, unknown
 from models import Model, published
 from models.published import labels, preprocessing
@@ -116,7 +116,7 @@ def open_published(
         take_pixels(cfg, folder, model, host, given)
     tokenizer = None
     if not isinstance(example, Examples) and cfg.data.tokenizer == OWN:
-        tokenizer, cfg.data.tokenizer = tokenizer_reader.read(folder).description(), "subword"
+        tokenizer, cfg.data.tokenizer = tokenizer_reader.read_tokenizer(folder).description(), "subword"
     setup = set_up(cfg, host, example, tokenizer, devices, model, unread)
     have, told = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
     if 0 < told < have:
@@ -236,12 +236,15 @@ def stand_in(cfg: Config, host: Host, family: str, loss: str, classes: int | Non
     return Examples(fields, 1, {"name": cfg.data.name}, classes)
 
 
-def _no_boxes(cfg: Config, classes: int | None) -> Scenes:
+def _no_boxes(cfg: Config, classes: int | None) -> DetectionDataset:
     """A black image with nothing in it."""
     size, name = images.size_for_boxes(cfg), cfg.data.name
-    nothing = Truth(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool))
+    nothing = BoxAnnotations(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool))
     black, told = np.zeros((*size, 3), np.uint8), [str(i) for i in range(classes or 1)]
-    return replace(scenes(name, "", [Marked("", size, nothing)], told, lambda i: black, {"name": name}), names=None)
+    return replace(
+        make_detection_dataset(name, "", [AnnotatedImage("", size, nothing)], told, lambda i: black, {"name": name}),
+        names=None,
+    )
 
 
 def loss_of(model: Model, folder: str) -> str:
@@ -265,7 +268,7 @@ def exam_source(cfg: Config, host: Host, asked: str | None) -> tuple[str, Source
 
     Raises UsageError.
     """
-    kind = questions.kind_of(asked, cfg.data.name, host.environ.get("TFDS_DATA_DIR"))
+    kind = questions.eval_kind(asked, cfg.data.name, host.environ.get("TFDS_DATA_DIR"))
     if kind == "multiple_choice":
         return kind, no_text(cfg, "next_token")
     return kind, load_source(cfg, host, names_of(cfg)[0], cfg.eval.split, Ticker(host))
@@ -274,11 +277,11 @@ def exam_source(cfg: Config, host: Host, asked: str | None) -> tuple[str, Source
 def split_of(cfg: Config, host: Host) -> str:
     """Which split of the data examines: the config's, or where they lack it test, validation, or the last they have."""
     name, data_dir = names_of(cfg)[0], host.environ.get("TFDS_DATA_DIR")
-    if questions.in_lines(name):
+    if questions.is_question_file(name):
         return cfg.eval.split
     known = sources.splits_of(name, data_dir, cfg.data.field) or (cfg.eval.split,)  # a set not prepared knows none
     wanted = (cfg.eval.split, "test", "validation")
-    return next((split for split in wanted if set(splits.names(split)) <= set(known)), known[-1])
+    return next((split for split in wanted if set(splits.split_names(split)) <= set(known)), known[-1])
 
 
 def evaluate_checkpoint(
@@ -289,7 +292,7 @@ def evaluate_checkpoint(
     return measured(open_checkpoint(cfg, workdir, n, host, held_out, devices), held_out)[1]
 
 
-def measured(opened: Opened, held_out: Source) -> tuple[Exam, evaluate.Scores]:
+def measured(opened: Opened, held_out: Source) -> tuple[EvalSet, evaluate.Scores]:
     """The exam that a held-out source gives, and what an opened model makes of it."""
     setup, exam = opened.setup, exam_of(opened.setup, held_out)
     if not len(exam):
@@ -328,17 +331,17 @@ def report(opened: Opened, held_out: Source, kind: str, workdir: str | None = No
     exam, scores = measured(opened, held_out)
     host.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}: {evaluate.in_words(scores)}")
     evaluate.refuse_not_finite(opened.name, scores)
-    if isinstance(held_out, Pairs):
+    if isinstance(held_out, ParallelText):
         written = translation.Written(opened.setup, opened.variables, held_out)
         host.say(*map(str, written.scores))
-    if isinstance(held_out, Scenes):
+    if isinstance(held_out, DetectionDataset):
         host.say(detection.by_class(scores, held_out.names or ()))
     if scores.rows is None or workdir is None or jax.process_index() or "://" in workdir:
         return
     try:
-        if isinstance(held_out, Pairs):
+        if isinstance(held_out, ParallelText):
             files = written.draw(workdir, n)
-        elif isinstance(held_out, Scenes):
+        elif isinstance(held_out, DetectionDataset):
             files = drawn.draw(opened.setup, held_out, scores.rows, workdir, n)
         else:
             files = pictures.draw(opened.setup, held_out, exam, scores.rows, workdir, n)

@@ -14,9 +14,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data import intact, plan, splits
-from data.detection import Scenes, note
-from data.kinds import Examples, Pairs, Source
-from errors import UsageError, along_with
+from data.detection import DetectionDataset, note
+from data.kinds import Examples, ParallelText, Source
+from errors import UsageError, raise_with
 from train import begin, checkpoint, evaluate, feed, images, loop, together
 from train.facts import Unread
 from train.host import Host
@@ -42,7 +42,7 @@ def train(
     `changes` says in words what this run changes in the schedule of the one before; `unread` is that of `set_up`.
     """
     wrong = [*schedules.wrong(cfg.schedule, cfg.train.steps), *optim.wrong(cfg.optim), *unread({})]
-    with along_with(wrong):  # what is wrong with these does not hide what else is
+    with raise_with(wrong):  # what is wrong with these does not hide what else is
         traced = profile.window(cfg.log.profile, cfg.train.steps)
         ticker = Ticker(host)
         corpora = [load_source(cfg, host, name, cfg.data.split, ticker) for name in names_of(cfg)]
@@ -59,9 +59,9 @@ def train(
     tx = optim.make(cfg.optim, setup.model.specs["params"])
     phases, mix = (begin.first_phase(cfg),), images.mixed(cfg, setup.task)
     augment = images.trained(cfg, setup.task.needs == "boxes", images.channels_of(cfg, setup.model))
-    batches = plan.Plan(_corpora(setup, corpora), phases, cfg.seed, augment, mix)
+    batches = plan.BatchSampler(_corpora(setup, corpora), phases, cfg.seed, augment, mix)
     until = host.monotonic() + READING
-    intact.hold_intact((*corpora, held_out), lambda: host.monotonic() < until)
+    intact.check_readable((*corpora, held_out), lambda: host.monotonic() < until)
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(label_smoothing=cfg.train.label_smoothing, z_loss=cfg.train.z_loss)
     if cfg.train.gradient != "autodiff" and (cfg.train.label_smoothing or cfg.train.z_loss or mix):
@@ -99,7 +99,7 @@ def train(
             return _train(setup, update, state, batches, origin, held_out, workdir, identity, cost)
 
 
-def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
+def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.EpochSource, ...]:
     cfg = setup.cfg
     absent = set.intersection(*(set(getattr(source, "absent", ())) for source in corpora))
     if absent:
@@ -116,13 +116,13 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     if len(kinds) > 1:
         what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(kinds, key=str))
         raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of one kind: it has {what}")
-    if len(corpora) > 1 and cfg.data.max_length is None and any(isinstance(source, Pairs) for source in corpora):
+    if len(corpora) > 1 and cfg.data.max_length is None and any(isinstance(source, ParallelText) for source in corpora):
         raise UsageError(
             f"config key 'data.max_length' = None gives each of {cfg.data.name!r} rows of its own length; "
             f"give the tokens of a row, as {setup.context}"
         )
-    most = max((source.most for source in corpora if isinstance(source, Scenes)), default=0)
-    corpora = [source.limited(most) if isinstance(source, Scenes) else source for source in corpora]
+    most = max((source.max_boxes for source in corpora if isinstance(source, DetectionDataset)), default=0)
+    corpora = [source.with_max_boxes(most) if isinstance(source, DetectionDataset) else source for source in corpora]
     if cfg.train.stateful and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
         raise UsageError("train.stateful = True goes with a recurrent network and loss next_token")
     if cfg.train.stateful and len(corpora) > 1:
@@ -130,11 +130,11 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.Corpus, ...]:
     return tuple(training_rows(setup, source) for source in corpora)
 
 
-def _size(source: Source, corpus: plan.Corpus) -> str:
+def _size(source: Source, corpus: plan.EpochSource) -> str:
     """What a source holds, and what of it is trained on where that is counted otherwise."""
-    what = "examples" if isinstance(source, Examples) else "pairs" if isinstance(source, Pairs) else "documents"
+    what = "examples" if isinstance(source, Examples) else "pairs" if isinstance(source, ParallelText) else "documents"
     more = f", {len(corpus) * corpus.context:,} tokens" if hasattr(corpus, "context") else ""
-    if isinstance(source, Pairs) and len(corpus) < len(source):
+    if isinstance(source, ParallelText) and len(corpus) < len(source):
         more = f", {len(source) - len(corpus):,} of them too long or empty"
     return f"{source.identity['name']} ({len(source):,} {what}{more})"
 
@@ -158,14 +158,14 @@ def _shortened(length: int | None, context: int | None) -> list[str]:
     return [f"        rows have {context:,} tokens, the model's context, and not data.max_length = {length:,}"]
 
 
-def _tokens(setup: Setup, batches: plan.Plan, start: int) -> int:
+def _tokens(setup: Setup, batches: plan.BatchSampler, start: int) -> int:
     """Tokens of a row that are predicted; of translations, whose lengths differ, the mean over a batch."""
     if setup.task.needs != "source":
         return setup.context or 0
     return round(float(batches.batch(start)["weight"].sum(1).mean()))
 
 
-def _shapes(setup: Setup, batches: plan.Plan, start: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _shapes(setup: Setup, batches: plan.BatchSampler, start: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch of an update, as ShapeDtypeStructs."""
     rows, row = batches.phase(start).batch_size, batches.batch(start, [0])
     feed.check_time(row, setup.place)
@@ -180,7 +180,7 @@ def _introduce(
     update: Callable[..., Any],
     state: step.State,
     batch: dict[str, jax.ShapeDtypeStruct],
-    batches: plan.Plan,
+    batches: plan.BatchSampler,
     start: int,
     workdir: str,
 ) -> int:
@@ -199,7 +199,7 @@ def _introduce(
             raise
         first = str(error).splitlines()[0]
         raise UsageError(f"the rules {cfg.rules.to_dict()} cannot cut this model so: {first}") from error
-    size = ", ".join(map(_size, corpora, batches.corpora))
+    size = ", ".join(map(_size, corpora, batches.sources))
     size_name = f", size {cfg.model.size}" if cfg.model.size else ""
     coupled = "; batch_coupled: accumulation changes its statistics" if "batch_coupled" in model.traits else ""
     still = sum(
@@ -228,7 +228,7 @@ def _train(
     setup: Setup,
     update: Callable[..., Any],
     state: step.State,
-    batches: plan.Plan,
+    batches: plan.BatchSampler,
     origin: begin.Origin,
     held_out: Source,
     workdir: str,

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 import models
 from data import evaluation, pairs, plan, sequences, sources, tokenizers
-from data.detection import Scenes
+from data.detection import DetectionDataset
 from data.files import expand_home
-from data.image_files import name_of
-from data.kinds import Examples, Pairs, Source, Texts
-from data.progress import Tick, counted, silent
-from errors import UsageError, along_with, refusal, unknown
+from data.image_files import display_name
+from data.kinds import Examples, ParallelText, Source, Texts
+from data.progress import Tick, silent, track
+from errors import UsageError, join_problems, raise_with, unknown
 from models import Model
 from models.spec import abstract
 from train import detection, evaluate, facts, images, mesh, multilabel, values
@@ -88,18 +88,18 @@ def load_source(cfg: Config, host: Host, name: str, split: str, tick: Tick = sil
 
 def names_of(cfg: Config) -> list[str]:
     """The data sets of a config: one, or the parts of a mixture."""
-    return sources.names(cfg.data.name)
+    return sources.split_names(cfg.data.name)
 
 
 def title_of(cfg: Config) -> str:
     """The data sets of a config as the title of a picture has them: of paths the last parts only."""
     paths = ((name, Path(expand_home(name))) for name in names_of(cfg))
-    return ", ".join(name_of(path) if path.is_absolute() or path.exists() else name for name, path in paths)
+    return ", ".join(display_name(path) if path.is_absolute() or path.exists() else name for name, path in paths)
 
 
 def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
     """The tokenizer of a config; `char` reads every split, for held-out text, `word` and `bpe` the training one."""
-    if cfg.data.tokenizer not in ("char", "word", tokenizers.LEARNT):
+    if cfg.data.tokenizer not in ("char", "word", tokenizers.BPE):
         return tokenizers.make(cfg.data.tokenizer, ())
     corpus: list[str] = []
     for name in names_of(cfg):
@@ -107,7 +107,7 @@ def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
         for split in every if cfg.data.tokenizer == "char" else (cfg.data.split,):
             source = load_source(cfg, host, name, split)
             corpus += () if isinstance(source, Examples) else source.documents
-    read = counted(corpus, "reading documents for the tokenizer", Ticker(host), then="choosing tokens")
+    read = track(corpus, "reading documents for the tokenizer", Ticker(host), then="choosing tokens")
     return tokenizers.make(cfg.data.tokenizer, read, cfg.data.vocab_size)
 
 
@@ -130,18 +130,18 @@ def set_up(
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
     if wrong := list(values.wrong(cfg)):
-        raise refusal(wrong)
+        raise join_problems(wrong)
     compute, dtype, precision = PRECISIONS[cfg.train.precision]
     jax.config.update("jax_default_matmul_precision", precision)
 
     task = losses.find(cfg.loss)
     known = facts.of_data(cfg, example, task)
-    with along_with(unread(known)):
+    with raise_with(unread(known)):
         example = images.seen(cfg, example, model)
         _hold_data_to_task(cfg, example, task)
     made = None
     if not isinstance(example, Examples):
-        if tokenizer and tokenizer["kind"] != tokenizers.kind_of(cfg.data.tokenizer):
+        if tokenizer and tokenizer["kind"] != tokenizers.tokenizer_kind(cfg.data.tokenizer):
             kinds = f"the parameters go with {tokenizer['kind']!r}, not with {cfg.data.tokenizer!r}"
             raise UsageError(f"config key 'data.tokenizer': {kinds}")
         made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)
@@ -159,7 +159,7 @@ def set_up(
         if have > value and (name == "outputs" or task.single or task.needs == "labels"):
             raise UsageError(f"model.{name} = {have} must be {value} for loss {cfg.loss!r} on {cfg.data.name!r}")
     if useless := unread({**known, **facts.of_model(model)}):
-        raise refusal(useless)
+        raise join_problems(useless)
     if isinstance(example, Examples):
         _try_on(model, example, cfg)
     place = mesh.place_on(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules.to_dict())
@@ -172,7 +172,7 @@ def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
     if isinstance(example, Texts):
         fields = {"targets"} | ({example.label_field} if example.labels is not None else set())
         kind = f"text{'' if example.labels is None else ' with labels'}"
-    elif isinstance(example, Pairs):
+    elif isinstance(example, ParallelText):
         fields, kind = {"source"}, "texts with their translations"
     else:
         fields = set(example.shapes)
@@ -186,7 +186,7 @@ def _sizes(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer |
     """Sizes of a model that the data fix, by the name of the Config's field."""
     sizes: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
     if task.needs in ("label", "labels", "boxes"):
-        assert not isinstance(example, Pairs)
+        assert not isinstance(example, ParallelText)
         sizes["classes"] = 1 if task.single else example.classes
     if task.needs == "target" and isinstance(example, Examples):
         sizes["outputs"] = example.shapes["target"][0]
@@ -245,35 +245,35 @@ _KINDS = {
 }  # of a row's fields; the rest are float32 when they reach a model
 
 
-def training_rows(setup: Setup, source: Source) -> plan.Corpus:
+def training_rows(setup: Setup, source: Source) -> plan.EpochSource:
     """What a source gives to train on: windows of text, or examples."""
     cfg = setup.cfg
     if setup.task.trait != "language_model":
-        return plan.ExampleCorpus(_examples(setup, source, exam=False))
+        return plan.ExampleSource(_examples(setup, source, exam=False))
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
     if cfg.train.stateful:
-        return sequences.StreamCorpus(source, setup.tokenizer, setup.context, cfg.train.batch, Ticker(setup.host))
-    return sequences.WindowCorpus(source, setup.tokenizer, setup.context, cfg.seed, Ticker(setup.host))
+        return sequences.StreamSource(source, setup.tokenizer, setup.context, cfg.train.batch, Ticker(setup.host))
+    return sequences.WindowSource(source, setup.tokenizer, setup.context, cfg.seed, Ticker(setup.host))
 
 
-def exam_of(setup: Setup, source: Source) -> evaluation.Exam:
+def exam_of(setup: Setup, source: Source) -> evaluation.EvalSet:
     """What a source gives to be evaluated on."""
     if setup.task.trait != "language_model":
-        return evaluation.of_examples(_examples(setup, source, exam=True), setup.prepare)
+        return evaluation.from_examples(_examples(setup, source, exam=True), setup.prepare)
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
     context = min(setup.context, setup.cfg.eval.context or setup.context)
-    return evaluation.of_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap, Ticker(setup.host))
+    return evaluation.from_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap, Ticker(setup.host))
 
 
 def measure_views(
     setup: Setup,
     examine: evaluate.Examiner,
     views: dict[str, Any],
-    exam: evaluation.Exam,
+    exam: evaluation.EvalSet,
     limit: int | None,
     stopped: Callable[[], bool] = lambda: False,
     tick: Tick = silent,
@@ -286,7 +286,7 @@ def measure_views(
     found = {}
     for prefix, variables in views.items():
         scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit, stopped, tick)
-        if isinstance(exam.fields, Scenes):
+        if isinstance(exam.fields, DetectionDataset):
             scores = detection.with_precision(scores, exam.fields, images.size_for_boxes(setup.cfg))
         if setup.task.needs == "labels":
             names = setup.names or tuple(map(str, range(setup.model.config.classes)))
@@ -301,9 +301,11 @@ def _examples(setup: Setup, source: Source, exam: bool) -> Examples:
     assert setup.tokenizer is not None
     assert setup.context is not None
     parts, tick = setup.place.seq_shards, Ticker(setup.host)
-    if isinstance(source, Pairs):
+    if isinstance(source, ParallelText):
         length = None if exam else setup.cfg.data.max_length
         limit = min(setup.context, length or setup.context)
-        return pairs.rows(source, setup.tokenizer, limit, cut=exam, full=length is not None, parts=parts, tick=tick)
+        return pairs.translation_rows(
+            source, setup.tokenizer, limit, truncate=exam, pad_to_limit=length is not None, parts=parts, tick=tick
+        )
     length = min(setup.context, setup.cfg.data.max_length or setup.context)
-    return sequences.padded(source, setup.tokenizer, length, parts, tick)
+    return sequences.pad_documents(source, setup.tokenizer, length, parts, tick)

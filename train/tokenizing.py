@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data import sources
 from data.kinds import Examples
-from data.progress import counted
+from data.progress import track
 from data.subwords import train_bpe
 from errors import UsageError
 from train.host import Host
@@ -24,7 +24,7 @@ def learn(name: str, split: str, field: str | None, size: int, to: str, host: Ho
     if isinstance(source, Examples):
         raise UsageError(f"data set {name!r} holds no text to learn a tokenizer from")
     ticker = Ticker(host)
-    made = train_bpe(counted(source.documents, "counting words of documents", ticker, then="joining tokens"), size)
+    made = train_bpe(track(source.documents, "counting words of documents", ticker, then="joining tokens"), size)
     if made.vocab < size:
         raise UsageError(
             f"--vocab_size={size}: the text gives {made.vocab} tokens at most, having no pair left to join"
@@ -33,6 +33,6 @@ def learn(name: str, split: str, field: str | None, size: int, to: str, host: Ho
     part = file.with_name(f"{file.name}.part")
     part.write_text(made.source, "utf-8")
     os.replace(part, file)
-    tokens = sum(len(made.encode(document)) for document in counted(source.documents, "tokenising documents", ticker))
+    tokens = sum(len(made.encode(document)) for document in track(source.documents, "tokenising documents", ticker))
     count = sum(len(document.encode()) for document in source.documents)
     host.say(f"{to}: {made.vocab:,} tokens, {count / max(tokens, 1):.3f} bytes a token on {name}, {split}")

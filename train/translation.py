@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.kinds import Pairs
-from data.pairs import rows, start_of
+from data.kinds import ParallelText
+from data.pairs import bos_id, translation_rows
 from errors import UsageError
 from train import mesh, translate
 from train.record import pictures, translated
@@ -76,7 +76,7 @@ def of_sentences(hypotheses: Sequence[str], references: Sequence[str]) -> np.nda
 class Written:
     """What a translator makes of the texts of pairs, of as many as eval.limit says; on one device of one process."""
 
-    def __init__(self, setup: Setup, variables: Any, pairs: Pairs) -> None:
+    def __init__(self, setup: Setup, variables: Any, pairs: ParallelText) -> None:
         assert setup.tokenizer is not None
         limit, shards = setup.cfg.eval.limit, setup.place.batch_shards
         size = -(-(setup.cfg.eval.batch or setup.cfg.train.batch) // shards) * shards  # as the loss is measured
@@ -97,8 +97,8 @@ class Written:
         """The tokens of a translation of each text, without its end, at most model.context of them."""
         model, cfg, pairs = self.setup.model, self.setup.cfg, self.pairs
         context, stop = model.config.context, self.tokenizer.eot
-        fields = rows(pairs, self.tokenizer, context, cut=True).__getitems__(range(len(pairs)))
-        how = dict(start=start_of(self.tokenizer), stop=stop, beams=cfg.eval.num_beams, penalty=cfg.eval.length_penalty)
+        fields = translation_rows(pairs, self.tokenizer, context, truncate=True).__getitems__(range(len(pairs)))
+        how = dict(start=bos_id(self.tokenizer), stop=stop, beams=cfg.eval.num_beams, penalty=cfg.eval.length_penalty)
         size, found, ticker = self.size, list[np.ndarray](), Ticker(self.setup.host)
         search = ticker.compiling(partial(translate.translate, model, self.variables, count=context, **how))
         ticker("translating", 0, len(pairs))
@@ -136,7 +136,7 @@ class Written:
     def _attended(self, i: int) -> translated.Attended:
         stop, model = self.tokenizer.eot, self.setup.model
         source = np.append(self.tokenizer.encode(self.pairs.texts[i]), stop).astype(np.int32)
-        tokens = np.append(start_of(self.tokenizer), self.tokens[i]).astype(np.int32)
+        tokens = np.append(bos_id(self.tokenizer), self.tokens[i]).astype(np.int32)
         inputs = {"source": jnp.asarray(source)[None], "tokens": jnp.asarray(tokens)[None]}
         share = model.module.alignment(self.variables, inputs, model.config)
         return translated.Attended(

@@ -34,7 +34,7 @@ def wrong(cfg: Config) -> Iterator[str]:
             yield "optim.name = 'schedule_free' wants float32 parameters: train.precision f32 or bf16"
     if cfg.optim.ema is not None and not 0 < cfg.optim.ema < 1:
         yield f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}"
-    if cfg.data.vocab_size is None and cfg.data.tokenizer == tokenizers.LEARNT:
+    if cfg.data.vocab_size is None and cfg.data.tokenizer == tokenizers.BPE:
         yield "config key 'data.tokenizer' = 'bpe' wants data.vocab_size, how many tokens to learn"
     yield from images.wrong_values(cfg)
 

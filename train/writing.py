@@ -75,7 +75,7 @@ def say(
     for text, row in zip(prompt, ids, strict=True):
         if len(row) > context:
             host.say(f"{text[:20]!r}… is of {len(row):,} tokens, the context of {context:,}: only its end is read")
-    pace, sampling = sample.Pace(host.monotonic) if timing else None, sample.Sampling(stop=tokenizer.ends, **how)
+    pace, sampling = sample.Pace(host.monotonic) if timing else None, sample.Sampling(stop=tokenizer.stop_ids, **how)
     key, alone = jax.random.key(seed), len(prompt) == 1
     made = sample.generate(setup.model, opened.variables, ids, key, count=max_new_tokens, how=sampling, pace=pace)
     made = Ticker(host).awaited(made)

@@ -17,7 +17,7 @@ import numpy as np
 
 import models
 from documents import read_settings
-from errors import UsageError, naming, unknown
+from errors import UsageError, prefix_errors, unknown
 from models.published import beside, darknet, labels, npz, preprocessing, weights
 from models.published.finding import STATS, PretrainedTensors, find, leaves
 from models.published.layout import Keys, Row
@@ -108,7 +108,7 @@ def load_pretrained(
 
 def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: Any) -> models.Model:
     """The model of a folder's config.json or .cfg, its fields overridden by name. Raises UsageError."""
-    with naming(str(directory)):
+    with prefix_errors(str(directory)):
         return _read_config(directory, ignore, **overrides)
 
 

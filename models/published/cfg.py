@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from documents import refuse_pointer
+from documents import reject_lfs_pointer
 from errors import UsageError, quote, unknown
 from models import darknet
 from models.darknet import ACTIVATIONS, Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
@@ -136,7 +136,7 @@ def sections(file: str | Path) -> list[Section]:
     Raises UsageError with the line of the first mistake.
     """
     file, found = Path(file), list[Section]()
-    refuse_pointer(file)
+    reject_lfs_pointer(file)
     try:
         text = file.read_bytes().decode("utf-8-sig", errors="replace")  # comments are in any encoding
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from documents import parse_json, read_settings, refuse_pointer
+from documents import parse_json, read_settings, reject_lfs_pointer
 from errors import UsageError
 from models.published import npz
 
@@ -35,7 +35,7 @@ class TensorReader:
         self._files: dict[str, Any] = {}
         self._where: dict[str, Path] = {}
         for file in files(self.path):
-            refuse_pointer(file)
+            reject_lfs_pointer(file)
             try:
                 opened = npz.NpzFile(file) if file.suffix == npz.SUFFIX else safe_open(file, framework="numpy")
             except Exception as error:  # zipfile, zlib, numpy and safetensors raise many kinds

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from documents import refuse_pointer
+from documents import reject_lfs_pointer
 from errors import UsageError
 from models.published.tensors import TensorReader
 
@@ -44,7 +44,7 @@ def is_weights(path: str | Path) -> bool:
 
 def header(path: str | Path) -> Header:
     """What stands before the numbers of a file. Raises UsageError for a file that cannot be read, or ends before."""
-    refuse_pointer(path)
+    reject_lfs_pointer(path)
     with Path(path).open("rb") as file:
         start = file.read(20)
     version = Header(*(int(n) for n in np.frombuffer(start[:12], "<i4"))) if len(start) >= 12 else Header()

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from documents import require_regular
+from documents import require_regular_file
 from errors import UsageError
 
 UNUSABLE = re.compile(r"[][*?\\\0\ud800-\udfff]")  # patterns to Orbax, a slash or no text to TensorStore
@@ -46,7 +46,7 @@ def prepare(workdir: str) -> None:
         if "://" not in workdir:
             lock = folder.parent / LOCK
             if lock.exists():
-                require_regular(lock)
+                require_regular_file(lock)
             open(lock, "a").close()
     except Exception as error:  # each kind of storage has its own
         raise UsageError(f"--workdir={workdir} cannot hold checkpoints: {reason(error)}") from None
@@ -79,7 +79,7 @@ def anywhere(flag: bool) -> bool:
 def read_text(path: epath.Path) -> str:
     """The text of a file. Raises OSError or ValueError where it cannot be read, and for a pipe, which would wait."""
     if "://" not in str(path):
-        require_regular(path)
+        require_regular_file(path)
     return path.read_text()
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.detection import Scenes, Truth
+from data.detection import BoxAnnotations, DetectionDataset
 from train.detection import RECALLS, Found, Judged, judged_in, precision, surest
 from train.evaluate import Rows
 from train.images import size_for_boxes
@@ -18,7 +18,7 @@ WORST, TYPICAL = 8, 4  # images on the sheet
 COLUMNS = 4
 
 
-def draw(setup: Setup, source: Scenes, rows: Rows, workdir: str, n: int) -> list[Path]:
+def draw(setup: Setup, source: DetectionDataset, rows: Rows, workdir: str, n: int) -> list[Path]:
     """Draw boxes and precision into `W/plots/eval-<n>-*` -> the files. What an earlier evaluation left goes."""
     title, start = begin(setup, workdir, n)
     assert rows.guess is not None
@@ -40,7 +40,7 @@ class Tally(NamedTuple):
         return len(self.wrong) + len(self.missed)
 
 
-def tallies(judged: Sequence[Judged], truths: Sequence[Truth], least: float) -> list[Tally]:
+def tallies(judged: Sequence[Judged], truths: Sequence[BoxAnnotations], least: float) -> list[Tally]:
     """What finds of at least a score come to, at the least threshold, image by image."""
     found: list[list[Tally]] = [[] for _ in truths]
     for one in judged:
@@ -52,7 +52,7 @@ def tallies(judged: Sequence[Judged], truths: Sequence[Truth], least: float) -> 
     none = Tally(*[np.zeros(0, np.int64)] * 3)
     whole = [Tally(*map(np.concatenate, zip(none, *some, strict=True))) for some in found]
     return [
-        tally._replace(missed=np.setdiff1d(np.flatnonzero(truth.counts), tally.missed))
+        tally._replace(missed=np.setdiff1d(np.flatnonzero(truth.is_valid), tally.missed))
         for tally, truth in zip(whole, truths, strict=True)
     ]
 
@@ -65,13 +65,13 @@ def chosen(mistakes: np.ndarray) -> np.ndarray:
     return np.concatenate([order[:WORST], rest[start : start + TYPICAL]])
 
 
-def boxes(source: Scenes, found: Sequence[Found], judged: Sequence[Judged], title: str, path: Path) -> Path:
+def boxes(source: DetectionDataset, found: Sequence[Found], judged: Sequence[Judged], title: str, path: Path) -> Path:
     """Draw the images of most mistakes and some typical ones, with truths and finds, on a sheet -> path.
 
     Finds are shown down to the score of the best F1. `found` may be of the source's first images only.
     """
     least = surest(judged)
-    truths = [source.truths[i] for i in range(len(found))]
+    truths = [source.annotations[i] for i in range(len(found))]
     tally = tallies(judged, truths, least)
     rows = chosen(np.array([t.mistakes for t in tally]))
     columns = min(COLUMNS, len(rows))
@@ -85,7 +85,7 @@ def boxes(source: Scenes, found: Sequence[Found], judged: Sequence[Judged], titl
     for axes, i, image in zip(grid, rows, images, strict=False):
         axes.imshow(image, interpolation="antialiased")
         _fill(axes, found[i], truths[i], tally[i], source.names or ())
-        count = int(truths[i].counts.sum())
+        count = int(truths[i].is_valid.sum())
         what = f"image {i:,}: {len(tally[i].missed)} of {count} missed, {len(tally[i].wrong)} wrong"
         axes.set_title(what, loc="left", color=INK, fontsize=8, pad=3)
     how = "blue: right; orange: wrong; orange, dashed: missed; white, dotted: truths that are found, or do not count"
@@ -96,12 +96,12 @@ def boxes(source: Scenes, found: Sequence[Found], judged: Sequence[Judged], titl
     return save(figure, path)
 
 
-def _fill(axes: Any, found: Found, truth: Truth, tally: Tally, names: Sequence[str]) -> None:
+def _fill(axes: Any, found: Found, truth: BoxAnnotations, tally: Tally, names: Sequence[str]) -> None:
     """Draw the boxes of one image."""
-    for i in set(range(len(truth.kinds))) - set(tally.missed.tolist()):
+    for i in set(range(len(truth.labels))) - set(tally.missed.tolist()):
         _outline(axes, truth.boxes[i], "white", lw=0.7, ls=":")
     for i in tally.missed:
-        _outline(axes, truth.boxes[i], HELD, named(names, truth.kinds[i], 12), lw=1.0, ls="--")
+        _outline(axes, truth.boxes[i], HELD, named(names, truth.labels[i], 12), lw=1.0, ls="--")
     for rows, colour in ((tally.right, RIGHT), (tally.wrong, HELD)):
         for i in rows:
             text = f"{named(names, found.kinds[i], 12)} {found.scores[i]:.2f}"

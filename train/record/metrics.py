@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 import renamed
-from documents import require_regular
+from documents import require_regular_file
 from errors import UsageError
 from train.host import Host
 from train.record.events import Appended, Events
@@ -194,7 +194,7 @@ def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[st
     if path.is_dir():
         raise UsageError(f"{path} is a folder; a run writes its metrics to a file of that name: move the folder away")
     if path.exists() and "://" not in workdir:
-        require_regular(path)
+        require_regular_file(path)
     for number, row in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         line = _line_of(row)
         if line is None:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.evaluation import Exam
+from data.evaluation import EvalSet
 from data.geometry import resize
-from data.kinds import Pairs, Source, Texts
+from data.kinds import ParallelText, Source, Texts
 from data.tokenizers import Tokenizer
 from train import multilabel
 from train.evaluate import BINS, Rows, bins_of, calibration
@@ -34,7 +34,7 @@ def begin(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
     return f"{setup.model.family} on {title_of(cfg)}, {cfg.eval.split}, checkpoint {n:,}", f"{folder}/eval-{n}"
 
 
-def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: int) -> list[Path]:
+def draw(setup: Setup, source: Source, exam: EvalSet, rows: Rows, workdir: str, n: int) -> list[Path]:
     """Draw into `W/plots/eval-<n>-*` what goes with the task -> the files."""
     title, start = begin(setup, workdir, n)
     if setup.task.trait == "language_model":
@@ -44,7 +44,7 @@ def draw(setup: Setup, source: Source, exam: Exam, rows: Rows, workdir: str, n: 
         return []
     if setup.task.trait == "regressor":
         return [values(rows.truth, rows.guess, title, Path(f"{start}-values.png"))]
-    assert not isinstance(source, Pairs)
+    assert not isinstance(source, ParallelText)
     names = source.names or tuple(map(str, range(source.classes or 0)))
     if setup.task.needs == "labels":
         lines, averages = multilabel.curves(rows.guess, rows.truth)
@@ -211,7 +211,7 @@ def mistaken_texts(documents: Sequence[str], told: Told, title: str, path: Path)
     return _write(parts, path)
 
 
-def passages(exam: Exam, rows: Rows, tokenizer: Tokenizer, title: str, path: Path) -> Path:
+def passages(exam: EvalSet, rows: Rows, tokenizer: Tokenizer, title: str, path: Path) -> Path:
     """Write the windows of text of highest loss a token -> path.
 
     The short windows at the ends of documents are left out, those of less than a quarter of the fullest's tokens: a

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.kinds import Pairs
+from data.kinds import ParallelText
 from train.record.pictures import RIGHT
 from train.record.plots import GREY, INK, head, save, sheet
 
@@ -18,7 +18,7 @@ SHOWN = 15  # translations of each group
 GROUPS = ("the worst by chrF", "as they come", "the best")
 
 
-def side_by_side(pairs: Pairs, made: Sequence[str], quality: np.ndarray, title: str, path: Path) -> Path:
+def side_by_side(pairs: ParallelText, made: Sequence[str], quality: np.ndarray, title: str, path: Path) -> Path:
     """Write texts, what is made of them and what is meant: the worst, some as they come, the best; quality [n] -> path.
 
     `quality` is chrF of each sentence.

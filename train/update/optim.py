@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from optax import contrib
 
-from errors import refusal, unknown
+from errors import join_problems, unknown
 from models.spec import Spec
 from train.update import leaves
 
@@ -197,7 +197,7 @@ def make(cfg: Any, specs: Any) -> Transform:
     Raises UsageError for an unknown name, a bad value, and a pattern that matches no leaf.
     """
     if problems := wrong(cfg):
-        raise refusal(problems)
+        raise join_problems(problems)
 
     factors, frozen = leaves.factors(cfg.lr_multipliers, cfg.layer_decay, specs), leaves.frozen(cfg.freeze, specs)
     if cfg.freeze is not None:  # what follows sees the trained leaves only

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from errors import UsageError, refusal, unknown
+from errors import UsageError, join_problems, unknown
 
 
 def _wsd(cfg: Any, updates: int) -> optax.Schedule:
@@ -102,7 +102,7 @@ def make(cfg: Any, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
     The warm-up rises linearly, its first update already above 0. Raises UsageError for an unknown name or bad value.
     """
     if problems := wrong(cfg, steps):
-        raise refusal(problems)
+        raise join_problems(problems)
     after = SCHEDULES[cfg.name](cfg, max(1, steps - cfg.warmup))
 
     def rate(step: jax.Array) -> jax.Array:
