@@ -25,7 +25,43 @@ KNOBS = {
     "train.smoothing": "train.label_smoothing",
 }
 WORDS = {"loss": {"squared": "mse"}, "train.attention": {"kernel": "splash"}}  # values, by the knob that takes them
-FIELDS: dict[str, dict[str, str]] = {}  # of a model's Config, by family
+
+_DECODER = {"rope_whole": "rope_truncate"}
+_WINDOW = {**_DECODER, "sliding": "sliding_layers"}
+_MOE = {"active": "experts_per_token", "balance": "aux_loss_weight"}
+_DENSE = {"dense": "dense_layers"}
+_GEMMA = {"cap": "final_logit_softcap", "local_base": "rope_local_base", "pattern": "sliding_pattern"}
+FIELDS: dict[str, dict[str, str]] = {  # of a model's Config, by family
+    "deepseek": {
+        **{**_DECODER, **_MOE, **_DENSE, "renormalise": "norm_topk"},
+        "groups": "expert_groups",
+        "kept_groups": "topk_groups",
+        "scaling": "routed_scaling_factor",
+        "bias_speed": "bias_update_speed",
+        "neighbours": "rope_interleaved",
+    },
+    "gemma": {
+        **{**_WINDOW, **_GEMMA},
+        "query_scale": "query_pre_attn_scalar",
+        "attention_cap": "attn_logit_softcap",
+    },
+    "gemma4": {
+        **{**_WINDOW, **_MOE, **_GEMMA},
+        "turning": "partial_rotary_factor",
+        "keys_as_values": "k_eq_v",
+        "routed": "enable_moe_block",
+    },
+    "gpt": {"layer_scale": "scale_by_layer_index"},
+    "gpt_oss": {**_WINDOW, **_MOE, "slope": "swiglu_alpha", "limit": "swiglu_limit"},
+    "grok": {**_DECODER, **_MOE, "soft_cap": "attn_logit_softcap"},
+    "llama": _WINDOW,
+    "llama4": {
+        **{**_DECODER, **_MOE, **_DENSE, "nope": "nope_layers"},
+        "temperature": "attn_temperature",
+        "temperature_from": "floor_scale",
+    },
+    "mixtral": {**_WINDOW, **_MOE, **_DENSE, "renormalise": "norm_topk"},
+}
 
 _PRETRAINED = {"from": "pretrained", "ignore": "ignore_key"}
 FLAGS = {  # by verb

@@ -20,8 +20,8 @@ _SMALL: dict[str, Any] = {
     "model.heads": 4,
     "model.hidden": 352,
     "model.window": 16,
-    "model.attention_cap": 50.0,
-    "model.cap": 30.0,
+    "model.attn_logit_softcap": 50.0,
+    "model.final_logit_softcap": 30.0,
 }
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -43,8 +43,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "third": {"model.qk_norm": True, "model.attention_cap": None, "model.cap": None, "model.local_base": 1e4},
-    "no_caps": {"model.attention_cap": None, "model.cap": None},
+    "third": {
+        "model.qk_norm": True,
+        "model.attn_logit_softcap": None,
+        "model.final_logit_softcap": None,
+        "model.rope_local_base": 1e4,
+    },
+    "no_caps": {"model.attn_logit_softcap": None, "model.final_logit_softcap": None},
     "no_window": {"model.window": None},
     "bf16": {"train.precision": "bf16"},
 }

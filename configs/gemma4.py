@@ -23,15 +23,15 @@ _SMALL: dict[str, Any] = {
     "model.head_dim": 32,
     "model.full_head_dim": 64,
     "model.full_kv_heads": 1,
-    "model.keys_as_values": True,
+    "model.k_eq_v": True,
     "model.hidden": 176,
     "model.window": 16,
-    "model.pattern": 4,
-    "model.cap": 30.0,
-    "model.routed": True,
+    "model.sliding_pattern": 4,
+    "model.final_logit_softcap": 30.0,
+    "model.enable_moe_block": True,
     "model.experts": 8,
     "model.expert_hidden": 112,
-    "model.balance": 0.01,
+    "model.aux_loss_weight": 0.01,
 }
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **SMALL,
         "model.family": "gemma4",
         "model.size": "gemma4_26b_a4b",
-        "model.balance": 0.001,
+        "model.aux_loss_weight": 0.001,
         "train.batch": 64,
         "train.steps": 100_000,
         "train.precision": "bf16",
@@ -64,9 +64,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "no_experts": {"model.routed": False, "model.balance": 0.0, "model.hidden": 352},
-    "own_values": {"model.keys_as_values": False},
-    "all_turn": {"model.turning": 1.0},
+    "no_experts": {"model.enable_moe_block": False, "model.aux_loss_weight": 0.0, "model.hidden": 352},
+    "own_values": {"model.k_eq_v": False},
+    "all_turn": {"model.partial_rotary_factor": 1.0},
     "no_window": {"model.window": None},
     "bf16": {"train.precision": "bf16"},
 }

@@ -21,9 +21,9 @@ _SMALL: dict[str, Any] = {
     "model.heads": 4,
     "model.window": 16,
     "model.experts": 8,
-    "model.active": 2,
+    "model.experts_per_token": 2,
     "model.hidden": 176,
-    "model.balance": 0.01,
+    "model.aux_loss_weight": 0.01,
     "model.tied": True,
 }
 
@@ -34,7 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **SMALL,
         "model.family": "gpt_oss",
         "model.size": "gpt_oss_20b",
-        "model.balance": 0.001,
+        "model.aux_loss_weight": 0.001,
         "train.batch": 64,
         "train.steps": 100_000,
         "train.precision": "bf16",
@@ -50,7 +50,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no_window": {"model.window": None},
     "no_bias": {"model.attention_bias": False},
-    "unbalanced": {"model.balance": 0.0},
+    "unbalanced": {"model.aux_loss_weight": 0.0},
     "all_experts": {"train.dispatch": "dense"},
     "bf16": {"train.precision": "bf16"},
 }

@@ -16,12 +16,12 @@ from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
 _SMALL: dict[str, Any] = {
     "model.family": "grok",
-    "model.soft_cap": 30.0,
+    "model.attn_logit_softcap": 30.0,
     "model.width": 128,
     "model.depth": 4,
     "model.heads": 4,
     "model.hidden": 176,
-    "model.balance": 0.01,
+    "model.aux_loss_weight": 0.01,
 }
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -31,7 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **SMALL,
         "model.family": "grok",
         "model.size": "grok_1",
-        "model.balance": 0.001,
+        "model.aux_loss_weight": 0.001,
         "model.pad_token": None,  # of the release's tokenizer; in another 0 is a token like any
         "train.batch": 256,
         "train.steps": 100_000,
@@ -46,9 +46,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "no_cap": {"model.soft_cap": None},
+    "no_cap": {"model.attn_logit_softcap": None},
     "unscaled": {"model.embed_multiplier": 1.0, "model.output_multiplier": 1.0},
-    "unbalanced": {"model.balance": 0.0},
+    "unbalanced": {"model.aux_loss_weight": 0.0},
     "all_experts": {"train.dispatch": "dense"},
     "bf16": {"train.precision": "bf16"},
 }

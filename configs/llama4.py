@@ -20,12 +20,12 @@ _SMALL: dict[str, Any] = {
     "model.depth": 4,
     "model.heads": 4,
     "model.chunk": 16,
-    "model.nope": (3,),
-    "model.temperature_from": 32,
+    "model.nope_layers": (3,),
+    "model.floor_scale": 32,
     "model.experts": 8,
     "model.hidden": 352,
     "model.expert_hidden": 176,
-    "model.balance": 0.01,
+    "model.aux_loss_weight": 0.01,
     "model.tied": True,
 }
 
@@ -36,7 +36,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **_SMALL,
         "model.width": 64,
         "model.depth": 2,
-        "model.nope": (1,),
+        "model.nope_layers": (1,),
         "model.hidden": 172,
         "model.expert_hidden": 96,
     },
@@ -44,7 +44,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **SMALL,
         "model.family": "llama4",
         "model.size": "llama4_scout",
-        "model.balance": 0.001,
+        "model.aux_loss_weight": 0.001,
         "model.context": 8192,
         "train.batch": 64,
         "train.steps": 100_000,
@@ -59,11 +59,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "positions_everywhere": {"model.nope": ()},
+    "positions_everywhere": {"model.nope_layers": ()},
     "no_chunk": {"model.chunk": None},
     "no_qk_norm": {"model.qk_norm": False},
-    "dense_by_turns": {"model.dense": (0, 2)},
-    "unbalanced": {"model.balance": 0.0},
+    "dense_by_turns": {"model.dense_layers": (0, 2)},
+    "unbalanced": {"model.aux_loss_weight": 0.0},
     "all_experts": {"train.dispatch": "dense"},
     "bf16": {"train.precision": "bf16"},
 }

@@ -20,9 +20,9 @@ _SMALL: dict[str, Any] = {
     "model.depth": 4,
     "model.heads": 4,
     "model.experts": 8,
-    "model.active": 2,
+    "model.experts_per_token": 2,
     "model.expert_hidden": 176,
-    "model.balance": 0.01,
+    "model.aux_loss_weight": 0.01,
     "model.tied": True,
 }
 
@@ -33,7 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **SMALL,
         "model.family": "mixtral",
         "model.size": "qwen3_30b_a3b",
-        "model.balance": 0.001,
+        "model.aux_loss_weight": 0.001,
         "train.batch": 256,
         "train.steps": 100_000,
         "train.precision": "bf16",
@@ -47,11 +47,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "one_expert": {"model.active": 1, "model.expert_hidden": 352},
-    "unbalanced": {"model.balance": 0.0},
-    "as_they_are": {"model.renormalise": False},
+    "one_expert": {"model.experts_per_token": 1, "model.expert_hidden": 352},
+    "unbalanced": {"model.aux_loss_weight": 0.0},
+    "as_they_are": {"model.norm_topk": False},
     "qk_norm": {"model.qk_norm": True},
-    "dense_first": {"model.dense": (0,), "model.hidden": 352},
+    "dense_first": {"model.dense_layers": (0,), "model.hidden": 352},
     "all_experts": {"train.dispatch": "dense"},
     "bf16": {"train.precision": "bf16"},
 }

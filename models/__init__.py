@@ -153,7 +153,7 @@ class Model:
             config = dataclasses.replace(config, vocab_multiple=1)
         leaves: list[Spec] = jax.tree.leaves(self.module.specs(config)["params"])
         routed = sum(leaf.size for leaf in leaves if "experts" in leaf.names)
-        idle = routed - routed * config.active // config.experts if active and routed else 0
+        idle = routed - routed * config.experts_per_token // config.experts if active and routed else 0
         return sum(leaf.size for leaf in leaves) - idle
 
 

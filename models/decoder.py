@@ -39,7 +39,7 @@ class Decoder:
     rope_context: int | None = None  # of pretraining, tokens; None is context
     rope_low: float = 1.0  # of llama3 and yarn (beta_slow): fewer turns than this within rope_context are slowed
     rope_high: float = 4.0  # of llama3 and yarn (beta_fast, whose paper takes 32): more turns than this stay
-    rope_whole: bool = True  # yarn's ramp begins and ends at whole dims
+    rope_truncate: bool = True  # yarn's ramp begins and ends at whole dims
     rope_scale: float = 1.0  # of yarn: of rotated queries and of keys
     dropout: float = 0.0  # probability, of the attention weights
     tied: bool = False  # the head is the token table
@@ -68,7 +68,7 @@ class Decoder:
     def rope_scaling(self) -> RopeScaling:
         """How rotary frequencies are stretched."""
         trained = self.rope_context or self.context
-        ramp = self.rope_low, self.rope_high, self.rope_whole
+        ramp = self.rope_low, self.rope_high, self.rope_truncate
         return RopeScaling(self.rope, self.rope_factor, trained, *ramp, self.rope_scale)
 
     @property
@@ -128,17 +128,19 @@ class SlidingWindowDecoder(GQADecoder):
     """With layers that see a window only: Beltagy et al. 2020, arXiv:2004.05150, section 3.1."""
 
     window: int | None = None  # tokens that a sliding layer sees, itself among them
-    sliding: tuple[int, ...] | None = None  # the layers that slide, where there is a window; None is the usual ones
+    sliding_layers: tuple[int, ...] | None = (
+        None  # the layers that slide, where there is a window; None is the usual ones
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "positive", "window")
-        require(self, "layers of the depth", "sliding", test=lambda n: 0 <= n < self.depth)
+        require(self, "layers of the depth", "sliding_layers", test=lambda n: 0 <= n < self.depth)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """What each layer is: one that sees all that is before it, or a sliding window."""
-        slides = self.default_sliding_layers if self.sliding is None else self.sliding
+        slides = self.default_sliding_layers if self.sliding_layers is None else self.sliding_layers
         return tuple(Layer("sliding" if self.window and i in slides else "full") for i in range(self.depth))
 
     @property

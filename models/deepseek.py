@@ -42,17 +42,33 @@ _YARN = dict(rope="yarn", rope_factor=40.0, rope_context=4096, rope_high=32.0, r
 SIZES: dict[str, dict[str, Any]] = {
     "deepseek_v2_lite": dict(
         **dict(vocab=102400, context=163840, width=2048, depth=27, heads=16, hidden=10944, eps=1e-6),
-        **dict(experts=64, active=6, shared=2, expert_hidden=1408, dense=(0,), mscale=0.707, **_YARN),
+        **dict(experts=64, experts_per_token=6, shared=2, expert_hidden=1408, dense_layers=(0,), mscale=0.707, **_YARN),
     ),
     "deepseek_v2": dict(
         **dict(vocab=102400, context=163840, width=5120, depth=60, heads=128, hidden=12288, eps=1e-6, q_rank=1536),
-        **dict(experts=160, active=6, shared=2, expert_hidden=1536, dense=(0,), groups=8, kept_groups=3),
-        **dict(scaling=16.0, mscale=0.707, **_YARN),
+        **dict(
+            experts=160,
+            experts_per_token=6,
+            shared=2,
+            expert_hidden=1536,
+            dense_layers=(0,),
+            expert_groups=8,
+            topk_groups=3,
+        ),
+        **dict(routed_scaling_factor=16.0, mscale=0.707, **_YARN),
     ),
     "deepseek_v3": dict(
         **dict(vocab=129280, context=163840, width=7168, depth=61, heads=128, hidden=18432, eps=1e-6, q_rank=1536),
-        **dict(experts=256, active=8, shared=1, expert_hidden=2048, dense=(0, 1, 2), groups=8, kept_groups=4),
-        **dict(router="sigmoid", renormalise=True, scaling=2.5, mscale=1.0, **_YARN),
+        **dict(
+            experts=256,
+            experts_per_token=8,
+            shared=1,
+            expert_hidden=2048,
+            dense_layers=(0, 1, 2),
+            expert_groups=8,
+            topk_groups=4,
+        ),
+        **dict(router="sigmoid", norm_topk=True, routed_scaling_factor=2.5, mscale=1.0, **_YARN),
     ),
 }
 
@@ -63,36 +79,45 @@ class Config(InterleavedMoEDecoder, MLADecoder):
 
     shared: int = 1  # experts that every token meets, as one MLP
     router: str = "softmax"  # how experts are scored: softmax | sigmoid
-    groups: int = 1  # of experts
-    kept_groups: int = 1  # whose experts a token may be sent to
-    renormalise: bool = False  # the weights of a token's experts sum to 1, before the scaling
-    scaling: float = 1.0  # of the experts' weights
-    bias_speed: float = 0.0  # by how much an update moves each expert's bias towards an even load
+    expert_groups: int = 1  # of experts
+    topk_groups: int = 1  # whose experts a token may be sent to
+    norm_topk: bool = False  # the weights of a token's experts sum to 1, before the scaling
+    routed_scaling_factor: float = 1.0  # of the experts' weights
+    bias_update_speed: float = 0.0  # by how much an update moves each expert's bias towards an even load
     mtp: int = 0  # tokens beyond the next that are foretold in training
     mtp_weight: float = 0.3  # of their loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "groups", "kept_groups", "scaling")
-        require(self, "not negative", "shared", "bias_speed", "mtp", "mtp_weight")
+        require(self, "positive", "expert_groups", "topk_groups", "routed_scaling_factor")
+        require(self, "not negative", "shared", "bias_update_speed", "mtp", "mtp_weight")
         require(self, f"less than context={self.context}", "mtp", test=lambda n: n < self.context)
-        require(self, f"a divisor of experts={self.experts}", "groups", test=lambda n: self.experts % n == 0)
-        require(self, f"at most groups={self.groups}", "kept_groups", test=lambda n: n <= self.groups)
+        require(self, f"a divisor of experts={self.experts}", "expert_groups", test=lambda n: self.experts % n == 0)
+        require(
+            self, f"at most expert_groups={self.expert_groups}", "topk_groups", test=lambda n: n <= self.expert_groups
+        )
         require_choice(self, router=ROUTERS)
         if self.router == "softmax":
-            require(self, "0 for router='softmax', which has no bias", "bias_speed", test=lambda speed: speed == 0)
-            require(self, "False for router='softmax'", "renormalise", test=lambda on: not on)
-        inside = self.experts // self.groups * self.kept_groups
-        require(self, f"at most the {inside} experts of the groups that are kept", "active", test=lambda n: n <= inside)
+            require(
+                self, "0 for router='softmax', which has no bias", "bias_update_speed", test=lambda speed: speed == 0
+            )
+            require(self, "False for router='softmax'", "norm_topk", test=lambda on: not on)
+        inside = self.experts // self.expert_groups * self.topk_groups
+        require(
+            self,
+            f"at most the {inside} experts of the groups that are kept",
+            "experts_per_token",
+            test=lambda n: n <= inside,
+        )
         least = f"1, or leave 2 experts and more in a group of router={self.router!r}"
-        alone = self.router == "sigmoid" and self.kept_groups < self.groups
-        require(self, least, "groups", test=lambda n: not alone or self.experts // n >= 2)
+        alone = self.router == "sigmoid" and self.topk_groups < self.expert_groups
+        require(self, least, "expert_groups", test=lambda n: not alone or self.experts // n >= 2)
 
 
 def traits(c: Config) -> frozenset[str]:
     """A loss that balances the experts is of a whole batch; a bias that moves is a state."""
-    coupled = {"batch_coupled"} if c.balance else set()
-    return TRAITS | coupled | ({"stateful"} if c.bias_speed else set())
+    coupled = {"batch_coupled"} if c.aux_loss_weight else set()
+    return TRAITS | coupled | ({"stateful"} if c.bias_update_speed else set())
 
 
 # The table
@@ -167,14 +192,14 @@ def apply(
     routers, states = ({BIAS: says["moe"]} if "moe" in says else {}), list[Array]()
     if train and c.mtp:
         states, routers[MTP_BIAS] = run_mtp_modules(x, inputs["tokens"], table, p["mtp"], c, run, place)
-    loss = c.balance * sum(map(sequence_balance_loss, routers.values()), start=jnp.zeros(()))
+    loss = c.aux_loss_weight * sum(map(sequence_balance_loss, routers.values()), start=jnp.zeros(()))
     mtp_metrics = {MTP_EXPERT_LOAD: router_metrics(routers[MTP_BIAS])["expert_load"]} if MTP_BIAS in routers else {}
     value, *mtp_values = (LazyLogits(y, table if c.tied else p["head"], c.vocab) for y in (x, *states))
     return Outputs(
         value,
         stats=unflatten(stats),
         cache=new,
-        aux_losses={"router_aux_loss": (loss, jnp.ones(()))} if c.balance else {},
+        aux_losses={"router_aux_loss": (loss, jnp.ones(()))} if c.aux_loss_weight else {},
         metrics=router_metrics(routers[BIAS]) | mtp_metrics if BIAS in routers else mtp_metrics,
         mtp_values=tuple(mtp_values),
         mtp_weight=c.mtp_weight,
@@ -183,11 +208,14 @@ def apply(
 
 def update_stats(stats: Any, metrics: dict[str, Array], c: Config) -> Any:
     """The experts' biases after an update, by how many tokens of its batch each expert got: told [L E]."""
-    if not c.bias_speed:
+    if not c.bias_update_speed:
         return stats
     names = {BIAS: "expert_load", MTP_BIAS: MTP_EXPERT_LOAD}
     return unflatten(
-        {path: update_expert_bias(bias, metrics[names[path]], c.bias_speed) for path, bias in flatten(stats).items()}
+        {
+            path: update_expert_bias(bias, metrics[names[path]], c.bias_update_speed)
+            for path, bias in flatten(stats).items()
+        }
     )
 
 
@@ -209,10 +237,10 @@ def block(
 
 def route(logits: Array, p: Any, c: Config) -> Routes:
     """Where a layer's router sends each token: logits [B T E] -> Routes."""
-    groups = c.active, c.groups, c.kept_groups
+    groups = c.experts_per_token, c.expert_groups, c.topk_groups
     if c.router == "softmax":
-        return softmax_in_groups(logits, *groups, c.scaling)
-    return sigmoid_in_groups(logits, p["bias"], *groups, c.renormalise, c.scaling)
+        return softmax_in_groups(logits, *groups, c.routed_scaling_factor)
+    return sigmoid_in_groups(logits, p["bias"], *groups, c.norm_topk, c.routed_scaling_factor)
 
 
 def run_mtp_modules(

@@ -40,13 +40,15 @@ def _gemma2(
     width: int, depth: int, heads: int, kv_heads: int, hidden: int, *, query: int, head_dim: int
 ) -> dict[str, Any]:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=head_dim, hidden=hidden)
-    more = dict(window=4096, query_scale=float(query), attention_cap=50.0, cap=30.0)
+    more = dict(window=4096, query_pre_attn_scalar=float(query), attn_logit_softcap=50.0, final_logit_softcap=30.0)
     return dict(vocab=256000, context=8192, **shape, **more)
 
 
 def _gemma3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, **more: Any) -> dict[str, Any]:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=256, hidden=hidden)
-    near = dict(window=512, pattern=6, local_base=1e4, rope_base=1e6, query_scale=256.0, qk_norm=True)
+    near = dict(
+        window=512, sliding_pattern=6, rope_local_base=1e4, rope_base=1e6, query_pre_attn_scalar=256.0, qk_norm=True
+    )
     return dict(vocab=262144, context=32768, **shape) | near | more
 
 
@@ -59,7 +61,7 @@ SIZES: dict[str, dict[str, Any]] = {  # without what sees images
     "gemma3_1b": _gemma3(1152, 26, 4, 1, 6912),
     "gemma3_4b": _gemma3(2560, 34, 8, 4, 10240, **_LONG),
     "gemma3_12b": _gemma3(3840, 48, 16, 8, 15360, **_LONG),
-    "gemma3_27b": _gemma3(5376, 62, 32, 16, 21504, query_scale=168.0, head_dim=128, **_LONG),
+    "gemma3_27b": _gemma3(5376, 62, 32, 16, 21504, query_pre_attn_scalar=168.0, head_dim=128, **_LONG),
 }
 
 
@@ -70,22 +72,30 @@ class Config(SlidingWindowDecoder):
     activation: str = "gelu_tanh"  # of the MLP's gate
     tied: bool = True  # the head is the token table
     eps: float = 1e-6
-    pattern: int = 2  # every so many-th layer sees all, where there is a window
-    local_base: float | None = None  # of rotary positions where a window slides, unstretched; None is as elsewhere
-    query_scale: float | None = None  # queries times keys are divided by its root; None is the head's width
-    attention_cap: float | None = None  # of queries times keys
-    cap: float | None = None  # of logits
+    sliding_pattern: int = 2  # every so many-th layer sees all, where there is a window
+    rope_local_base: float | None = None  # of rotary positions where a window slides, unstretched; None is as elsewhere
+    query_pre_attn_scalar: float | None = None  # queries times keys are divided by its root; None is the head's width
+    attn_logit_softcap: float | None = None  # of queries times keys
+    final_logit_softcap: float | None = None  # of logits
     qk_norm: bool = False  # RMSNorm of each head's queries and keys
     attention_bias: bool = False  # on q, k, v and out
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "pattern", "local_base", "query_scale", "attention_cap", "cap")
+        require(
+            self,
+            "positive",
+            "sliding_pattern",
+            "rope_local_base",
+            "query_pre_attn_scalar",
+            "attn_logit_softcap",
+            "final_logit_softcap",
+        )
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:
         """The layers that slide: all but every `pattern`-th."""
-        return [i for i in range(self.depth) if (i + 1) % self.pattern]
+        return [i for i in range(self.depth) if (i + 1) % self.sliding_pattern]
 
 
 def specs(c: Config) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def apply(
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
     time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
     turns = {"full": (frequencies(c.head_width, c.rope_base, c.rope_scaling), c.rope_scale)}
-    local = (frequencies(c.head_width, c.local_base, RopeScaling()), 1.0) if c.local_base else turns["full"]
+    local = (frequencies(c.head_width, c.rope_local_base, RopeScaling()), 1.0) if c.rope_local_base else turns["full"]
     turns["sliding"] = local
 
     def norm(x: Array, p: dict[str, Array]) -> Array:
@@ -138,7 +148,7 @@ def apply(
         q, k = (apply_rope(x, time.position, *turns[layer.kind]) for x in (q, k))
         k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
         how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        how |= dict(scale=(c.query_scale or c.head_width) ** -0.5, logit_softcap=c.attention_cap)
+        how |= dict(scale=(c.query_pre_attn_scalar or c.head_width) ** -0.5, logit_softcap=c.attn_logit_softcap)
         a = attention(q, k, v, time.masks[layer.kind], **how)
         x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
         h = gated_mlp(norm(x, p["norm2"]), p, c.activation, place)
@@ -149,4 +159,6 @@ def apply(
     blocks = {"blocks": p["blocks"]}
     x, held, _ = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
     x, new = time.finish(norm(x, p["norm"]), held)
-    return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.cap), cache=new)
+    return Outputs(
+        LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.final_logit_softcap), cache=new
+    )

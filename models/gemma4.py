@@ -42,11 +42,11 @@ ZERO_GRAD: dict[str, str] = {}
 
 def _size(width: int, depth: int, heads: int, kv_heads: int, full_kv_heads: int, hidden: int, **more: Any) -> Any:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=256, hidden=hidden)
-    full = dict(full_kv_heads=full_kv_heads, full_head_dim=512, keys_as_values=True)
-    return dict(vocab=262144, context=262144, window=1024, cap=30.0, **shape, **full, **more)
+    full = dict(full_kv_heads=full_kv_heads, full_head_dim=512, k_eq_v=True)
+    return dict(vocab=262144, context=262144, window=1024, final_logit_softcap=30.0, **shape, **full, **more)
 
 
-_EXPERTS: dict[str, Any] = dict(routed=True, experts=128, active=8, expert_hidden=704)
+_EXPERTS: dict[str, Any] = dict(enable_moe_block=True, experts=128, experts_per_token=8, expert_hidden=704)
 SIZES: dict[str, dict[str, Any]] = {  # without what sees and hears
     "gemma4_12b": _size(3840, 48, 16, 8, 1, 15360),
     "gemma4_31b": _size(5376, 60, 32, 16, 4, 21504),
@@ -62,28 +62,41 @@ class Config(MoEDecoder, SlidingWindowDecoder):
     tied: bool = True  # the head is the token table
     eps: float = 1e-6
     rope_base: float = 1e6  # where all is seen
-    local_base: float = 1e4  # where a window slides
-    turning: float = 0.25  # share of a head's pairs of dims that turn, where all is seen
-    pattern: int = 6  # every so many-th layer sees all, and the last
+    rope_local_base: float = 1e4  # where a window slides
+    partial_rotary_factor: float = 0.25  # share of a head's pairs of dims that turn, where all is seen
+    sliding_pattern: int = 6  # every so many-th layer sees all, and the last
     full_head_dim: int | None = None  # of layers that see all; None is that of the others
     full_kv_heads: int | None = None  # likewise
-    keys_as_values: bool = False  # where all is seen, values are made as keys are
-    routed: bool = False  # a mixture of experts beside each MLP
-    cap: float | None = None  # of logits
+    k_eq_v: bool = False  # where all is seen, values are made as keys are
+    enable_moe_block: bool = False  # a mixture of experts beside each MLP
+    final_logit_softcap: float | None = None  # of logits
     attention_bias: bool = False  # on q, k, v and out
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "pattern", "local_base", "full_head_dim", "full_kv_heads", "cap")
-        require(self, f"0 for routed={self.routed}", "balance", test=lambda weight: self.routed or weight == 0)
-        require(self, "above 0, at most 1", "turning", test=lambda share: 0 < share <= 1)
+        require(
+            self,
+            "positive",
+            "sliding_pattern",
+            "rope_local_base",
+            "full_head_dim",
+            "full_kv_heads",
+            "final_logit_softcap",
+        )
+        require(
+            self,
+            f"0 for enable_moe_block={self.enable_moe_block}",
+            "aux_loss_weight",
+            test=lambda weight: self.enable_moe_block or weight == 0,
+        )
+        require(self, "above 0, at most 1", "partial_rotary_factor", test=lambda share: 0 < share <= 1)
         require(self, "even (rotary dims are pairs)", "full_head_dim", test=lambda n: n % 2 == 0)
         require(self, f"a divisor of heads={self.heads}", "full_kv_heads", test=lambda n: self.heads % n == 0)
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:
         """The layers that slide: all but every `pattern`-th and the last."""
-        return [i for i in range(self.depth - 1) if (i + 1) % self.pattern]
+        return [i for i in range(self.depth - 1) if (i + 1) % self.sliding_pattern]
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -105,7 +118,7 @@ class Config(MoEDecoder, SlidingWindowDecoder):
 
 def traits(c: Config) -> frozenset[str]:
     """A loss that balances the experts is of a whole batch."""
-    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+    return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
 # The table
@@ -121,7 +134,7 @@ def specs(c: Config) -> dict[str, Any]:
 
 def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
     heads = gqa_specs(c, L, c.attention_bias)
-    if c.keys_as_values and stack == "full":
+    if c.k_eq_v and stack == "full":
         del heads["v"]
     table = {
         **rms_norm_specs(L, c.width, "norm1", "norm1_post", "norm2", "norm2_post"),
@@ -129,7 +142,7 @@ def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
         **heads,
         **gated_mlp_specs(c, L, c.feed_forward),
     }
-    if not c.routed:
+    if not c.enable_moe_block:
         return table
     router = {
         **router_specs(c, L, normal(0.02 * c.width**0.5)),  # of what it is given the root of width is taken out again
@@ -171,7 +184,7 @@ def apply(
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
     time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
     turns = {
-        "sliding": frequencies(c.head_width, c.local_base, RopeScaling()),
+        "sliding": frequencies(c.head_width, c.rope_local_base, RopeScaling()),
         "full": partial_frequencies(c.for_kind("full")),
     }
     scale = {"sliding": 1.0, "full": c.rope_scale}
@@ -188,7 +201,7 @@ def apply(
         a = attention(q, k, v, time.masks[layer.kind], scale=1.0, **how)
         x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
         h, tells = gated_mlp(norm(x, p["norm2"]), p, c.activation, place), None
-        if c.routed:
+        if c.enable_moe_block:
             routes = route(x, p["router"], c, place)
             y = norm(x, p["experts_norm"])
             y, served = mixture(y, routes, p["experts"], glu(c.activation), dispatch=c.dispatch, place=place)
@@ -201,19 +214,19 @@ def apply(
     blocks = {stack: {**p["blocks"][stack], **variables["stats"]["blocks"][stack]} for stack in c.spans}
     x, held, says = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
     x, new = time.finish(norm(x, p["norm"]), held)
-    value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.cap)
-    return Outputs(value, stats=variables["stats"], cache=new, **moe_outputs(says, c.balance))
+    value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.final_logit_softcap)
+    return Outputs(value, stats=variables["stats"], cache=new, **moe_outputs(says, c.aux_loss_weight))
 
 
 def partial_frequencies(c: Config) -> np.ndarray:
     """Radians a token of each pair of dims where all is seen, 0 beyond the share that turns: [H/2]."""
     turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
-    return np.where(np.arange(len(turns)) < int(c.turning * len(turns)), turns, np.float32(0))
+    return np.where(np.arange(len(turns)) < int(c.partial_rotary_factor * len(turns)), turns, np.float32(0))
 
 
 def route(x: Array, p: dict[str, Array], c: Config, place: Place) -> Routes:
     """Where the router sends each token, by the stream itself: x [B T D] -> Routes. Each expert has a gain."""
     x = rms_norm(x.astype(jnp.float32), p["scale"], c.eps) * c.width**-0.5
-    routes = softmax_then_top(router_logits(x, {"kernel": p["kernel"]}, place), c.active, norm_topk=True)
+    routes = softmax_then_top(router_logits(x, {"kernel": p["kernel"]}, place), c.experts_per_token, norm_topk=True)
     gains = jnp.broadcast_to(p["gain"].astype(jnp.float32), routes.probs.shape)
     return routes._replace(weights=routes.weights * take_experts(gains, routes.experts))

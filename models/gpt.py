@@ -56,7 +56,7 @@ class Config:
     dropout_attention: float | None = None  # of the attention weights
     dropout_residual: float | None = None  # of what a branch adds
     drop_path: float = 0.0  # probability that the last block's branches are left out; it grows linearly from the first
-    layer_scale: bool = False  # the scores of layer i, from 1, are divided by i
+    scale_by_layer_index: bool = False  # the scores of layer i, from 1, are divided by i
     tied: bool = True  # the head is the token table
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
@@ -166,7 +166,7 @@ def apply(
             for i in range(3)
         )
         k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
-        scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.layer_scale else 1)
+        scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.scale_by_layer_index else 1)
         how: dict[str, Any] = dict(backend=backend, dropout_rate=rate(c, "attention"), keys=own, place=place)
         a = attention(q, k, v, time.masks[layer.kind], scale=scale, **how)
         a = add_bias(einsum("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])

@@ -36,10 +36,10 @@ TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
-_YARN = dict(rope="yarn", rope_base=150000.0, rope_factor=32.0, rope_context=4096, rope_high=32.0, rope_whole=False)
+_YARN = dict(rope="yarn", rope_base=150000.0, rope_factor=32.0, rope_context=4096, rope_high=32.0, rope_truncate=False)
 _SHAPE: dict[str, Any] = dict(
     **dict(vocab=201088, context=131072, width=2880, heads=64, kv_heads=8, head_dim=64, hidden=2880, window=128),
-    **dict(active=4, rope_scale=1.3465735902799727, **_YARN),  # 0.1 ln 32 + 1
+    **dict(experts_per_token=4, rope_scale=1.3465735902799727, **_YARN),  # 0.1 ln 32 + 1
 )
 SIZES: dict[str, dict[str, Any]] = {
     "gpt_oss_20b": dict(depth=24, experts=32, **_SHAPE),
@@ -52,12 +52,12 @@ class Config(MoEDecoder, SlidingWindowDecoder):
     """Shape and options of a gpt-oss."""
 
     attention_bias: bool = True  # on q, k, v and out
-    slope: float = 1.702  # of the sigmoid in an expert's gate
-    limit: float = 7.0  # of what an expert's gate, from above, and up, both ways, may be
+    swiglu_alpha: float = 1.702  # of the sigmoid in an expert's gate
+    swiglu_limit: float = 7.0  # of what an expert's gate, from above, and up, both ways, may be
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "slope", "limit")
+        require(self, "positive", "swiglu_alpha", "swiglu_limit")
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:
@@ -67,7 +67,7 @@ class Config(MoEDecoder, SlidingWindowDecoder):
 
 def traits(c: Config) -> frozenset[str]:
     """A loss that balances the experts is of a whole batch."""
-    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+    return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
 def specs(c: Config) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def apply(
         return rms_norm(x, p["scale"], c.eps)
 
     def gate(gate: Array, up: Array) -> Array:
-        gate, up = jnp.minimum(gate, c.limit), jnp.clip(up, -c.limit, c.limit)
-        return gate * jax.nn.sigmoid(c.slope * gate) * (up + 1)
+        gate, up = jnp.minimum(gate, c.swiglu_limit), jnp.clip(up, -c.swiglu_limit, c.swiglu_limit)
+        return gate * jax.nn.sigmoid(c.swiglu_alpha * gate) * (up + 1)
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
         q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
@@ -122,7 +122,7 @@ def apply(
         a = attention(q, k, v, time.masks[layer.kind], scale=c.head_width**-0.5, sinks=p["sink"], **how)
         x = x + linear("btnh,nhd->btd", a, p["out"], stream)
         h = norm(x, p["norm2"])
-        routes = top_then_softmax(router_logits(h, p["router"], place), c.active)
+        routes = top_then_softmax(router_logits(h, p["router"], place), c.experts_per_token)
         y, served = mixture(h, routes, p["experts"], gate, dispatch=c.dispatch, place=place)
         return x + y, held, router_stats(routes, served, time.position)
 
@@ -131,4 +131,4 @@ def apply(
     x, held, says = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
     x, new = time.finish(norm(x, p["norm"]), held)
     value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    return Outputs(value, cache=new, **moe_outputs(says, c.balance))
+    return Outputs(value, cache=new, **moe_outputs(says, c.aux_loss_weight))

@@ -55,13 +55,19 @@ class Config(MoEDecoder, GQADecoder):
     embed_multiplier: float | None = None  # of the tokens' vectors; None is the root of width
     attention_multiplier: float | None = None  # of the scores; None is 1 / the root of head_dim
     output_multiplier: float = 3**-0.5  # of the logits
-    soft_cap: float | None = 30.0  # of the scores, which tanh keeps below; None caps nothing
+    attn_logit_softcap: float | None = 30.0  # of the scores, which tanh keeps below; None caps nothing
     pad_token: int | None = None  # tokens up to it are padding; None is none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self, "positive", "widening", "embed_multiplier", "attention_multiplier", "output_multiplier", "soft_cap"
+            self,
+            "positive",
+            "widening",
+            "embed_multiplier",
+            "attention_multiplier",
+            "output_multiplier",
+            "attn_logit_softcap",
         )
         require(self, "not negative", "pad_token")
 
@@ -83,7 +89,7 @@ class Config(MoEDecoder, GQADecoder):
 
 def traits(c: Config) -> frozenset[str]:
     """A loss that balances the experts is of a whole batch."""
-    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+    return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
 def specs(c: Config) -> dict[str, Any]:
@@ -144,10 +150,10 @@ def apply(
         q, k = (apply_rope(x, time.position, turns, c.rope_scale) for x in (q, k))
         k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
         how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        a = attention(q, k, v, time.masks[layer.kind], scale=c.score_scale, logit_softcap=c.soft_cap, **how)
+        a = attention(q, k, v, time.masks[layer.kind], scale=c.score_scale, logit_softcap=c.attn_logit_softcap, **how)
         x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
         h = norm(x, p["norm2"])
-        routes = softmax_then_top(router_logits(h, p["router"], place), c.active, norm_topk=False)
+        routes = softmax_then_top(router_logits(h, p["router"], place), c.experts_per_token, norm_topk=False)
         y, served = mixture(h, routes, p["experts"], glu(c.activation), dispatch=c.dispatch, place=place)
         return x + norm(y, p["norm2_post"]), held, router_stats(routes, served, time.position)
 
@@ -156,4 +162,4 @@ def apply(
     x, held, says = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
     x, new = time.finish(norm(x, p["norm"]), held)
     value = LazyLogits(x * c.output_multiplier, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    return Outputs(value, cache=new, **moe_outputs(says, c.balance))
+    return Outputs(value, cache=new, **moe_outputs(says, c.aux_loss_weight))

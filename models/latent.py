@@ -33,7 +33,7 @@ class MLADecoder(Decoder):
     nope_dim: int = 128  # of a head: dims of queries and keys without positions
     rope_dim: int = 64  # and with; keys' are one for all heads
     value_dim: int = 128  # of a head's values
-    neighbours: bool = True  # rotary pairs are dims side by side; False half a head apart
+    rope_interleaved: bool = True  # rotary pairs are dims side by side; False half a head apart
     mscale: float = 0.0  # by (0.1 mscale ln rope_factor + 1) squared scores grow, where rope is stretched
     attention_bias: bool = False  # on what makes the latents and the rotary keys, and on out
 
@@ -100,7 +100,9 @@ def latent_attention(
     """
     heads, ranks, mask = place("batch seq heads head_dim"), place("batch seq rank"), time.masks[kind]
     inv_freq = frequencies(c.rope_dim, c.rope_base, c.rope_scaling)
-    turn = partial(apply_rope, position=time.position, inv_freq=inv_freq, scale=c.rope_scale, interleaved=c.neighbours)
+    turn = partial(
+        apply_rope, position=time.position, inv_freq=inv_freq, scale=c.rope_scale, interleaved=c.rope_interleaved
+    )
     backend = c.attention if time.cache is None else "reference"
     attend = partial(attention, scale=c.score_scale, backend=backend, dropout_rate=c.dropout, keys=keys, place=place)
 

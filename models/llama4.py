@@ -39,12 +39,12 @@ ZERO_GRAD: dict[str, str] = {}
 
 _SHAPE: dict[str, Any] = dict(
     **dict(vocab=202048, width=5120, depth=48, heads=40, kv_heads=8, head_dim=128, hidden=16384, expert_hidden=8192),
-    **dict(active=1, rope_base=5e5, chunk=8192, nope=tuple(range(3, 48, 4))),
+    **dict(experts_per_token=1, rope_base=5e5, chunk=8192, nope_layers=tuple(range(3, 48, 4))),
 )
 _STRETCH: dict[str, Any] = dict(rope="llama3", rope_factor=16.0, rope_context=8192, rope_low=1.0, rope_high=1.0)
 SIZES: dict[str, dict[str, Any]] = {  # without what sees images
     "llama4_scout": dict(experts=16, context=10485760, **_SHAPE, **_STRETCH),
-    "llama4_maverick": dict(experts=128, context=1048576, qk_norm=False, dense=tuple(range(0, 48, 2)), **_SHAPE),
+    "llama4_maverick": dict(experts=128, context=1048576, qk_norm=False, dense_layers=tuple(range(0, 48, 2)), **_SHAPE),
 }
 
 
@@ -52,24 +52,24 @@ SIZES: dict[str, dict[str, Any]] = {  # without what sees images
 class Config(InterleavedMoEDecoder, GQADecoder):
     """Shape and options of a Llama 4."""
 
-    active: int = 1  # experts that a token is sent to
+    experts_per_token: int = 1  # experts that a token is sent to
     chunk: int | None = 8192  # tokens of a chunk, which layers with positions see their own of; None is all
-    nope: tuple[int, ...] = ()  # the layers without positions, which see all, as far as the depth goes
+    nope_layers: tuple[int, ...] = ()  # the layers without positions, which see all, as far as the depth goes
     qk_norm: bool = True  # queries and keys with positions are brought to length sqrt(H)
-    temperature: float | None = 0.1  # without positions: how fast queries grow with the log of where they stand
-    temperature_from: int = 8192  # tokens, in which they grow by a step
+    attn_temperature: float | None = 0.1  # without positions: how fast queries grow with the log of where they stand
+    floor_scale: int = 8192  # tokens, in which they grow by a step
     attention_bias: bool = False  # on q, k, v and out
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "chunk", "temperature_from")
-        require(self, "not negative", "nope", "temperature")
+        require(self, "positive", "chunk", "floor_scale")
+        require(self, "not negative", "nope_layers", "attn_temperature")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """What each layer is: with rotary positions or with none, dense or with experts."""
         kinds = ("rope", "nope")
-        return tuple(Layer(kinds[i in self.nope], layer.stack) for i, layer in enumerate(super().layers))
+        return tuple(Layer(kinds[i in self.nope_layers], layer.stack) for i, layer in enumerate(super().layers))
 
     @property
     def spans(self) -> dict[str, AttentionSpan]:
@@ -80,7 +80,7 @@ class Config(InterleavedMoEDecoder, GQADecoder):
 
 def traits(c: Config) -> frozenset[str]:
     """A loss that balances the experts is of a whole batch."""
-    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+    return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
 def specs(c: Config) -> dict[str, Any]:
@@ -125,8 +125,8 @@ def apply(
 
     def attn_temperature() -> Array:
         """Of queries without positions, [B T 1 1]."""
-        steps = jnp.floor((jnp.maximum(time.position, 0) + 1.0) / c.temperature_from)
-        return (jnp.log1p(steps) * (c.temperature or 0.0) + 1.0)[:, :, None, None]
+        steps = jnp.floor((jnp.maximum(time.position, 0) + 1.0) / c.floor_scale)
+        return (jnp.log1p(steps) * (c.attn_temperature or 0.0) + 1.0)[:, :, None, None]
 
     def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
         q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
@@ -142,7 +142,7 @@ def apply(
         h = norm(x, p["norm2"])
         if layer.stack == "dense":
             return x + gated_mlp(h, p, c.activation, place), held, None
-        routes = top_then_sigmoid(router_logits(h, p["router"], place), c.active)
+        routes = top_then_sigmoid(router_logits(h, p["router"], place), c.experts_per_token)
         how = dict(dispatch=c.dispatch, weigh_input=True, place=place)
         y, served = mixture(h, routes, p["experts"], glu(c.activation), **how)
         return x + y + gated_mlp(h, p["shared"], c.activation, place), held, router_stats(routes, served, time.position)
@@ -151,4 +151,4 @@ def apply(
     x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.layer_caches, remat=c.remat, scan=c.scan)
     x, new = time.finish(norm(x, p["norm"]), held)
     value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    return Outputs(value, cache=new, **moe_outputs(says, c.balance))
+    return Outputs(value, cache=new, **moe_outputs(says, c.aux_loss_weight))

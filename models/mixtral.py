@@ -37,7 +37,7 @@ ZERO_GRAD: dict[str, str] = {}
 
 def _qwen3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, expert_hidden: int) -> dict[str, Any]:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=128, hidden=hidden)
-    routed = dict(experts=128, active=8, expert_hidden=expert_hidden, renormalise=True)
+    routed = dict(experts=128, experts_per_token=8, expert_hidden=expert_hidden, norm_topk=True)
     return dict(vocab=151936, context=40960, rope_base=1e6, eps=1e-6, qk_norm=True, **shape, **routed)
 
 
@@ -57,14 +57,14 @@ SIZES: dict[str, dict[str, Any]] = {
 class Config(InterleavedMoEDecoder, SlidingWindowDecoder):
     """Shape and options of a Mixtral."""
 
-    renormalise: bool = True  # the weights of a token's experts sum to 1
+    norm_topk: bool = True  # the weights of a token's experts sum to 1
     attention_bias: bool = False  # on q, k, v and out
     qk_norm: bool = False  # RMSNorm of each head's queries and keys
 
 
 def traits(c: Config) -> frozenset[str]:
     """A loss that balances the experts is of a whole batch."""
-    return TRAITS | {"batch_coupled"} if c.balance else TRAITS
+    return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
 def specs(c: Config) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def apply(
         h = norm(x, p["norm2"])
         if layer.stack == "dense":
             return x + gated_mlp(h, p, c.activation, place), held, None
-        routes = softmax_then_top(router_logits(h, p["router"], place), c.active, c.renormalise)
+        routes = softmax_then_top(router_logits(h, p["router"], place), c.experts_per_token, c.norm_topk)
         y, served = mixture(h, routes, p["experts"], glu(c.activation), dispatch=c.dispatch, place=place)
         return x + y, held, router_stats(routes, served, time.position)
 
@@ -130,4 +130,4 @@ def apply(
     x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.layer_caches, remat=c.remat, scan=c.scan)
     x, new = time.finish(norm(x, p["norm"]), held)
     value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    return Outputs(value, cache=new, **moe_outputs(says, c.balance))
+    return Outputs(value, cache=new, **moe_outputs(says, c.aux_loss_weight))

@@ -24,16 +24,16 @@ class MoEDecoder(Decoder):
     """A decoder in which some layers are mixtures of experts."""
 
     experts: int = 8
-    active: int = 2  # experts per token
+    experts_per_token: int = 2  # experts per token
     expert_hidden: int | None = None  # of one expert; None is the hidden of the MLP
-    balance: float = 0.0  # weight of the load-balancing loss
+    aux_loss_weight: float = 0.0  # weight of the load-balancing loss
     dispatch: str = "dropless"  # how experts are computed: dropless | dense
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "experts", "active", "expert_hidden")
-        require(self, f"at most experts={self.experts}", "active", test=lambda n: n <= self.experts)
-        require(self, "not negative", "balance")
+        require(self, "positive", "experts", "experts_per_token", "expert_hidden")
+        require(self, f"at most experts={self.experts}", "experts_per_token", test=lambda n: n <= self.experts)
+        require(self, "not negative", "aux_loss_weight")
         require_choice(self, dispatch=DISPATCH)
 
     @property
@@ -46,17 +46,17 @@ class MoEDecoder(Decoder):
 class InterleavedMoEDecoder(MoEDecoder):
     """A mixture of experts in which some layers are dense: one MLP, no experts."""
 
-    dense: tuple[int, ...] = ()  # the dense layers; indices of `depth` and above are ignored
+    dense_layers: tuple[int, ...] = ()  # the dense layers; indices of `depth` and above are ignored
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "not negative", "dense")
+        require(self, "not negative", "dense_layers")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The kind and stack of each layer; the stacks are `dense` and `moe`."""
         names = ("moe", "dense")
-        return tuple(Layer(layer.kind, names[i in self.dense]) for i, layer in enumerate(super().layers))
+        return tuple(Layer(layer.kind, names[i in self.dense_layers]) for i, layer in enumerate(super().layers))
 
 
 # Specs
@@ -99,13 +99,13 @@ def router_stats(routes: Routes, dispatched: Bool[Array, "b t a"], position: Int
     }
 
 
-def moe_outputs(stats_by_stack: dict[str, Any], balance: float) -> dict[str, Any]:
+def moe_outputs(stats_by_stack: dict[str, Any], aux_loss_weight: float) -> dict[str, Any]:
     """Fields of Outputs: router metrics and load-balancing loss, from the router statistics [L B ...] of each stack."""
     stacks = [stats for stats in stats_by_stack.values() if stats]
     if not stacks:
         return {}
     layers = jax.tree.map(lambda *each: jnp.concatenate(each), *stacks)
-    loss = {"router_aux_loss": (balance * load_balancing_loss(layers), jnp.ones(()))} if balance else {}
+    loss = {"router_aux_loss": (aux_loss_weight * load_balancing_loss(layers), jnp.ones(()))} if aux_loss_weight else {}
     return {"metrics": router_metrics(layers), "aux_losses": loss}
 
 

@@ -51,51 +51,92 @@ CASES = {
     ),
     "elman_values": Case("rnn", "mse", dict(head="values", cell="elman", inputs=4, width=32, outputs=2), (6, 4)),
     "gpt": Case("gpt", "next_token", LM | dict(depth=2)),
-    "llama": Case("llama", "next_token", GROUPED | dict(depth=3, hidden=48, window=4, sliding=(0,))),
+    "llama": Case("llama", "next_token", GROUPED | dict(depth=3, hidden=48, window=4, sliding_layers=(0,))),
     "mixtral": Case(
         "mixtral",
         "next_token",
-        GROUPED | dict(depth=3, hidden=48, expert_hidden=24, experts=4, dense=(0,), qk_norm=True),
+        GROUPED | dict(depth=3, hidden=48, expert_hidden=24, experts=4, dense_layers=(0,), qk_norm=True),
     ),
     "gpt_oss": Case(
-        "gpt_oss", "next_token", GROUPED | dict(depth=3, hidden=24, experts=4, window=4, balance=0.01, limit=0.02)
+        "gpt_oss",
+        "next_token",
+        GROUPED | dict(depth=3, hidden=24, experts=4, window=4, aux_loss_weight=0.01, swiglu_limit=0.02),
     ),
-    "grok": Case("grok", "next_token", GROUPED | dict(depth=2, widening=2.0, experts=4, balance=0.01, soft_cap=0.05)),
+    "grok": Case(
+        "grok",
+        "next_token",
+        GROUPED | dict(depth=2, widening=2.0, experts=4, aux_loss_weight=0.01, attn_logit_softcap=0.05),
+    ),
     "deepseek": Case(
         "deepseek",
         "next_token",
         LM
-        | dict(depth=3, hidden=48, expert_hidden=16, experts=8, active=3, dense=(0,), groups=4, kept_groups=2)
-        | dict(router="sigmoid", renormalise=True, bias_speed=0.01, balance=0.01, mtp=1, mtp_weight=2.0)
+        | dict(
+            depth=3,
+            hidden=48,
+            expert_hidden=16,
+            experts=8,
+            experts_per_token=3,
+            dense_layers=(0,),
+            expert_groups=4,
+            topk_groups=2,
+        )
+        | dict(router="sigmoid", norm_topk=True, bias_update_speed=0.01, aux_loss_weight=0.01, mtp=1, mtp_weight=2.0)
         | dict(q_rank=24, kv_rank=24, nope_dim=8, rope_dim=16, value_dim=12),
     ),
     "deepseek_softmax": Case(
         "deepseek",
         "next_token",
         LM
-        | dict(depth=2, expert_hidden=16, experts=8, groups=4, kept_groups=2, scaling=2.0, shared=2, mtp=2)
-        | dict(kv_rank=12, nope_dim=4, rope_dim=4, value_dim=8, neighbours=False),
+        | dict(
+            depth=2,
+            expert_hidden=16,
+            experts=8,
+            expert_groups=4,
+            topk_groups=2,
+            routed_scaling_factor=2.0,
+            shared=2,
+            mtp=2,
+        )
+        | dict(kv_rank=12, nope_dim=4, rope_dim=4, value_dim=8, rope_interleaved=False),
     ),
     "llama4": Case(
         "llama4",
         "next_token",
         GROUPED
-        | dict(depth=4, hidden=48, expert_hidden=24, experts=4, active=2, dense=(0, 2))
-        | dict(nope=(3,), chunk=4, temperature_from=4),
+        | dict(depth=4, hidden=48, expert_hidden=24, experts=4, experts_per_token=2, dense_layers=(0, 2))
+        | dict(nope_layers=(3,), chunk=4, floor_scale=4),
     ),
     "gemma": Case(
         "gemma",
         "next_token",
         GROUPED
-        | dict(depth=3, hidden=48, window=4, pattern=3, local_base=1000.0, query_scale=10.0, attention_cap=2.0)
-        | dict(cap=3.0, qk_norm=True),
+        | dict(
+            depth=3,
+            hidden=48,
+            window=4,
+            sliding_pattern=3,
+            rope_local_base=1000.0,
+            query_pre_attn_scalar=10.0,
+            attn_logit_softcap=2.0,
+        )
+        | dict(final_logit_softcap=3.0, qk_norm=True),
     ),
     "gemma4": Case(
         "gemma4",
         "next_token",
         LM
-        | dict(depth=3, kv_heads=4, head_dim=4, full_head_dim=8, full_kv_heads=2, keys_as_values=True, hidden=48)
-        | dict(window=4, pattern=3, turning=0.5, cap=10.0, routed=True, experts=4, expert_hidden=24, balance=0.01),
+        | dict(depth=3, kv_heads=4, head_dim=4, full_head_dim=8, full_kv_heads=2, k_eq_v=True, hidden=48)
+        | dict(
+            window=4,
+            sliding_pattern=3,
+            partial_rotary_factor=0.5,
+            final_logit_softcap=10.0,
+            enable_moe_block=True,
+            experts=4,
+            expert_hidden=24,
+            aux_loss_weight=0.01,
+        ),
     ),
     "bert": Case("bert", "next_token", LM | dict(depth=2, head="mlm", pooler=False)),
     "bert_classes": Case("bert", "softmax", TEXT | dict(depth=2, head="classes", pool="first", classes=4)),

@@ -31,7 +31,7 @@ def _told(model: models.Model) -> Any:
 @pytest.mark.slow
 def test_a_token_further_is_told_of_those_before_it_alone() -> None:
     """The k-th module stands at a token, has seen k tokens more, and nothing of what it is to foretell."""
-    model = tiny("deepseek_softmax", depth=1, dense=(0,))
+    model = tiny("deepseek_softmax", depth=1, dense_layers=(0,))
     variables, tokens = random_variables(model), batch_for("deepseek")["tokens"][:2]
     before, at = ahead(model, variables, tokens), 9
     other = tokens.copy()
@@ -61,7 +61,7 @@ def test_targets_further_on_are_those_that_all_on_the_way_lead_to() -> None:
 @pytest.mark.slow
 def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
     """Eq. 24 and 25 of arXiv:2412.19437: sums of nats over as many tokens as the loss has, mean over modules."""
-    model = tiny("deepseek_softmax", depth=1, dense=(0,), mtp_weight=0.7)
+    model = tiny("deepseek_softmax", depth=1, dense_layers=(0,), mtp_weight=0.7)
     batch = jax.tree.map(jnp.asarray, batch_for("deepseek_softmax"))
     params, total = random_variables(model)["params"], jnp.sum(batch["weight"])
 

@@ -278,7 +278,7 @@ def test_a_backend_that_cannot_have_time_cut_says_so(kernel_here: None) -> None:
 
 @pytest.mark.parametrize(
     ("name", "backend", "shape"),
-    [("gpt", "xla", dict(layer_scale=True)), ("llama", "splash", dict(context=T, depth=2, window=20))],
+    [("gpt", "xla", dict(scale_by_layer_index=True)), ("llama", "splash", dict(context=T, depth=2, window=20))],
 )
 def test_a_model_asks_by_its_config(name: str, backend: str, shape: dict[str, Any], kernel_here: None) -> None:
     """The backend changes rounding only."""

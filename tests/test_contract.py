@@ -175,7 +175,7 @@ def test_an_expert_learns_of_its_own_tokens_alone(name: str) -> None:
         if "experts" in spec.names:
             rest = tuple(i for i, axis in enumerate(spec.names) if axis not in ("layers", "experts"))
             moved = np.any(np.asarray(grads[path]) != 0, rest)
-            np.testing.assert_array_equal(moved.sum(-1), model.config.active)
+            np.testing.assert_array_equal(moved.sum(-1), model.config.experts_per_token)
 
 
 def test_the_laws_hold_with_every_kind_of_noise_on() -> None:
@@ -320,7 +320,9 @@ def target_of(trainer: Trainer):
 
 @pytest.mark.parametrize("name", [late(n, FIRST) for n in NAMES if hasattr(tiny(n).config, "compute")])
 def test_bfloat16_is_close_to_float32(name: str) -> None:
-    all_experts = {"gemma4": {"active": 4}}.get(name, {})  # rounding changes choices, which a norm shows in full
+    all_experts = {"gemma4": {"experts_per_token": 4}}.get(
+        name, {}
+    )  # rounding changes choices, which a norm shows in full
     model, low = tiny(name, **all_experts), tiny(name, compute="bfloat16", **all_experts)
     full, half = (numbers(predict_of(m)(initial_of(model), batch_for(name))) for m in (model, low))
     assert half.dtype == np.float32

@@ -70,7 +70,7 @@ def test_sizes_are_what_the_hub_says(size: str) -> None:
         ("deepseek_v2", dict(num_key_value_heads=8), "num_key_value_heads = 8"),
         ("deepseek_v2", dict(qk_nope_dim=8), "qk_nope_dim = 8: not known here"),
         ("deepseek_v3", dict(scoring_func="softmax"), "scoring_func = 'softmax'"),
-        ("deepseek_v3", dict(n_group=7), "groups = 7"),
+        ("deepseek_v3", dict(n_group=7), "expert_groups = 7"),
         ("deepseek_v3", dict(rope_scaling={**YARN, "mscale_all": 1.0}), "mscale_all"),
     ],
 )
@@ -83,9 +83,9 @@ def test_what_is_not_known_is_refused(size: str, changes: dict[str, Any], says: 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (dict(dense=(1,)), "dense layers first"),
+        (dict(dense_layers=(1,)), "dense layers first"),
         (dict(shared=0), "shared = 0"),
-        (dict(neighbours=False), "neighbours = True"),
+        (dict(rope_interleaved=False), "rope_interleaved = True"),
         (dict(mtp=1), "mtp = 1"),
     ],
 )

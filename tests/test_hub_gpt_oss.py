@@ -179,7 +179,7 @@ def test_a_size_is_what_its_config_says(size: str) -> None:
     assert models.build("gpt_oss", **fields(Keys(values))).config == c
     back = models.build("gpt_oss", **fields(Keys(config(c)))).config
     assert back.layers == c.layers
-    assert {**vars(back), "sliding": None} == vars(c)
+    assert {**vars(back), "sliding_layers": None} == vars(c)
 
 
 STRANGE = (None, "x", 3, -1, 0, 2.5, 10**9, np.nan, True, [], [1], {}, {"a": 1})

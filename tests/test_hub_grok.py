@@ -266,14 +266,14 @@ def test_an_experts_hidden_follows_the_releases_rule(width: int, widening: float
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (dict(soft_cap=50.0), "soft_cap = 30.0, not 50.0"),
+        (dict(attn_logit_softcap=50.0), "attn_logit_softcap = 30.0, not 50.0"),
         (dict(tied=False), "tied = True, not False"),
         (dict(rope_base=1e6), "rope_base = 10000.0"),
         (dict(hidden=20), "a multiple of 8 hidden, not 20"),
     ],
 )
 def test_what_the_release_cannot_be_is_not_written(changes: dict, says: str, tmp_path: Path) -> None:
-    model = tiny("grok", **{"soft_cap": 30.0, **changes})
+    model = tiny("grok", **{"attn_logit_softcap": 30.0, **changes})
     with pytest.raises(UsageError, match=says):
         models.save_pretrained(model, random_variables(model), tmp_path / "hub")
     assert not (tmp_path / "hub").exists()

@@ -21,12 +21,12 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {  # model_type -> family, fields
     "mixtral": ("mixtral", dict(kv_heads=2, experts=4)),
     "qwen3_moe": ("mixtral", dict(kv_heads=2, experts=4, qk_norm=True)),
     "gemma2": ("gemma", dict(kv_heads=2, head_dim=8, window=4)),
-    "gemma3_text": ("gemma", dict(kv_heads=2, head_dim=8, window=4, qk_norm=True, local_base=1e3)),
+    "gemma3_text": ("gemma", dict(kv_heads=2, head_dim=8, window=4, qk_norm=True, rope_local_base=1e3)),
     "gemma4_text": ("gemma4", dict(kv_heads=2, head_dim=8, window=4)),
     "gpt_oss": ("gpt_oss", dict(kv_heads=2, head_dim=8, window=4, experts=4)),
     "llama4_text": ("llama4", dict(kv_heads=2, head_dim=8, chunk=4, experts=4, expert_hidden=16)),
     "deepseek_v2": ("deepseek", dict(experts=4, expert_hidden=16, rope="yarn", rope_factor=2.0)),
-    "deepseek_v3": ("deepseek", dict(experts=4, expert_hidden=16, router="sigmoid", renormalise=True)),
+    "deepseek_v3": ("deepseek", dict(experts=4, expert_hidden=16, router="sigmoid", norm_topk=True)),
 }
 
 
@@ -120,9 +120,9 @@ def test_scales_of_another_kind(dtype: Any, says: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "fields", "says"),
     [
-        ("gemma", dict(window=4, qk_norm=True, rope="linear", rope_factor=8.0), "give a local_base"),
+        ("gemma", dict(window=4, qk_norm=True, rope="linear", rope_factor=8.0), "give a rope_local_base"),
         ("deepseek", dict(rope="linear", rope_factor=8.0, mscale=1.0), "has rope yarn"),
-        ("gemma4", dict(window=4, head_dim=8, sliding=(0, 1)), "sees all in its last layer"),
+        ("gemma4", dict(window=4, head_dim=8, sliding_layers=(0, 1)), "sees all in its last layer"),
     ],
 )
 def test_networks_that_have_no_published_form(family: str, fields: dict[str, Any], says: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Latent attention: absorbed as with a cache, and plain; rotary pairs of neighbours; what a cache keeps."""
+"""Latent attention: absorbed as with a cache, and plain; interleaved rotary pairs; what a cache keeps."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def attend(c: latent.MLADecoder, p: Any, x: Any, cached: bool) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("q_rank", "neighbours"),
+    ("q_rank", "interleaved"),
     [  # either value of each, the first in the default suite; all pairs weekly
         (8, True),
         pytest.param(None, False, marks=pytest.mark.slow),
@@ -34,8 +34,8 @@ def attend(c: latent.MLADecoder, p: Any, x: Any, cached: bool) -> Any:
         pytest.param(None, True, marks=pytest.mark.weekly),
     ],
 )
-def test_absorbed_is_plain_forward_and_backward(q_rank: int | None, neighbours: bool) -> None:
-    c = latent.MLADecoder(**SHAPE, q_rank=q_rank, neighbours=neighbours, attention_bias=True)
+def test_absorbed_is_plain_forward_and_backward(q_rank: int | None, interleaved: bool) -> None:
+    c = latent.MLADecoder(**SHAPE, q_rank=q_rank, rope_interleaved=interleaved, attention_bias=True)
     specs, numbers = latent.mla_specs(c, 1), np.random.default_rng(0)
     p = jax.tree.map(lambda s: np.float32((s.init is ones) + 0.4 * numbers.normal(size=s.shape[1:])), specs)
     x = np.float32(numbers.normal(size=(B, T, D)))

@@ -153,7 +153,7 @@ def test_metrics_of_even_and_of_lopsided_routers() -> None:
 
 
 def test_a_balanced_run_is_of_a_whole_batch() -> None:
-    plain, coupled = (models.build("mixtral", width=32, heads=4, balance=b).traits for b in (0.0, 0.01))
+    plain, coupled = (models.build("mixtral", width=32, heads=4, aux_loss_weight=b).traits for b in (0.0, 0.01))
     assert coupled - plain == {"batch_coupled"}
 
 
@@ -228,7 +228,7 @@ def test_padding_does_not_count() -> None:
 @pytest.mark.parametrize("parts", [pytest.param(4, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.weekly)])
 def test_biases_move_once_an_update(parts: int) -> None:
     """By the load of the whole batch, in however many parts it comes."""
-    trainer = Trainer("deepseek", accumulate=parts, optimizer="sgd", model=tiny("deepseek", balance=0.0))
+    trainer = Trainer("deepseek", accumulate=parts, optimizer="sgd", model=tiny("deepseek", aux_loss_weight=0.0))
     start = jax.device_get({k: trainer.state[k] for k in ("params", "stats")})
     assert trainer.steps(1)
     before, after = flatten(start["stats"]), jax.device_get(flatten(trainer.state["stats"]))

@@ -42,7 +42,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def small(name: str) -> models.Model:
     """A network that the hub has a place for, its vocabulary no multiple of anything."""
-    return tiny(name, vocab=101, **(dict(tied=True, window=None, sliding=None) if name == "llama" else {}))
+    return tiny(name, vocab=101, **(dict(tied=True, window=None, sliding_layers=None) if name == "llama" else {}))
 
 
 def values(variables: Any) -> dict[str, np.ndarray]:
@@ -269,12 +269,12 @@ def test_a_folder_with_a_model_is_not_written_over(folder: Path) -> None:
         ("mlp", {}, "family with a published layout 'mlp'"),
         ("rnn", dict(head="none"), "family of the hub 'rnn'"),
         ("gpt", dict(drop_path=0.1), "drop_path = 0.1"),
-        ("llama", dict(window=4, sliding=(1,)), "qk_norm"),
+        ("llama", dict(window=4, sliding_layers=(1,)), "qk_norm"),
         ("llama", dict(qk_norm=True, mlp_bias=True), "mlp_bias = True"),
     ],
 )
 def test_what_has_no_place_on_the_hub_is_refused(family: str, fields: dict, says: str, tmp_path: Path) -> None:
-    model = tiny(family, **(dict(window=None, sliding=None) if family == "llama" else {}) | fields)
+    model = tiny(family, **(dict(window=None, sliding_layers=None) if family == "llama" else {}) | fields)
     with pytest.raises(UsageError) as refused:
         models.save_pretrained(model, random_variables(model), tmp_path / "hub")
     assert says in str(refused.value)

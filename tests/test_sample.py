@@ -45,7 +45,7 @@ def test_a_batch_writes_what_each_row_writes_alone(name: str) -> None:
 
 def test_parameters_of_a_mesh_of_one_device_write_the_same() -> None:
     """A checkpoint is opened on such a mesh; the text is that of plain arrays."""
-    model, variables = model_of("mixtral", depth=1, dense=())
+    model, variables = model_of("mixtral", depth=1, dense_layers=())
     row = texts(model, variables, PROMPTS[:1], 4, temperature=0)
     place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
     with jax.set_mesh(place.mesh):

@@ -64,7 +64,7 @@ def read_sliding(keys: Keys, depth: int) -> dict[str, Any]:
             raise UsageError("config.json has layer_types with sliding_attention, but use_sliding_window is not on")
         return {}
     slides = [i for i in range(depth) if (kinds[i] == "sliding" if kinds else i >= first)]
-    return {"window": window, "sliding": tuple(slides)}
+    return {"window": window, "sliding_layers": tuple(slides)}
 
 
 def read_rope(
@@ -95,7 +95,7 @@ def read_rope(
         found |= {
             "rope_low": given.number("beta_slow", default=1),
             "rope_high": given.number("beta_fast", default=32),
-            "rope_whole": given.take("truncate", default=True),
+            "rope_truncate": given.take("truncate", default=True),
         }
     elif kind != "default":
         raise UsageError(f"config.json has rope type {kind!r}; default, linear, llama3 and yarn are known here")
@@ -124,7 +124,7 @@ def rope_keys(c: Decoder) -> dict[str, Any]:
     if kind == "llama3":
         found |= {"low_freq_factor": c.rope_low, "high_freq_factor": c.rope_high}
     if kind == "yarn":
-        found |= {"beta_slow": c.rope_low, "beta_fast": c.rope_high, "truncate": c.rope_whole}
+        found |= {"beta_slow": c.rope_low, "beta_fast": c.rope_high, "truncate": c.rope_truncate}
         found["attention_factor"] = c.rope_scale
     old = {"rope_theta": c.rope_base, "rope_scaling": found if kind != "default" else None}
     return {"rope_parameters": {"rope_theta": c.rope_base, **found}, **old}

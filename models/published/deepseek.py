@@ -47,8 +47,8 @@ def fields(keys: Keys) -> dict[str, Any]:
         "experts": keys.take("n_routed_experts", "num_experts", "num_local_experts", default=256 if third else 64),
         "shared": keys.take("n_shared_experts", default=1 if third else 2),
         "expert_hidden": keys.take("moe_intermediate_size", default=2048 if third else 1407),
-        "dense": tuple(range(min(dense, found["depth"]))),
-        "scaling": float(keys.number("routed_scaling_factor", default=2.5 if third else 1.0)),
+        "dense_layers": tuple(range(min(dense, found["depth"]))),
+        "routed_scaling_factor": float(keys.number("routed_scaling_factor", default=2.5 if third else 1.0)),
         **decoders.read_rope(keys, found["context"]),
     }
     groups, kept = keys.take("n_group", default=8 if third else 1), keys.take("topk_group", default=4 if third else 1)
@@ -56,29 +56,33 @@ def fields(keys: Keys) -> dict[str, Any]:
         keys.require_value("topk_method", "noaux_tc", None)
         keys.require_value("scoring_func", "sigmoid", None)
         return found | {
-            "active": keys.take("num_experts_per_tok", default=8),
-            "neighbours": keys.take("rope_interleave", default=True),
+            "experts_per_token": keys.take("num_experts_per_tok", default=8),
+            "rope_interleaved": keys.take("rope_interleave", default=True),
             "router": "sigmoid",
-            "renormalise": keys.take("norm_topk_prob", default=True),
-            "groups": groups,
-            "kept_groups": kept,
+            "norm_topk": keys.take("norm_topk_prob", default=True),
+            "expert_groups": groups,
+            "topk_groups": kept,
         }
     keys.require_value("scoring_func", "softmax", None)
     keys.require_value("norm_topk_prob", False, None)  # the released code renormalises by it, transformers does not
     method = keys.take("topk_method", default="greedy")
     if method not in ("greedy", "group_limited_greedy"):
         raise UsageError(f"config.json has topk_method = {method!r}; greedy and group_limited_greedy are known here")
-    found["active"] = keys.require("num_experts_per_tok")
-    return found if method == "greedy" else found | {"groups": groups, "kept_groups": kept}
+    found["experts_per_token"] = keys.require("num_experts_per_tok")
+    return found if method == "greedy" else found | {"expert_groups": groups, "topk_groups": kept}
 
 
 def config(c: Config) -> dict[str, Any]:
     """A config.json of a Config, as V2's or V3's. Raises UsageError for what neither of them has."""
     third = c.router == "sigmoid"
-    if c.dense != tuple(range(len(c.dense))):
-        raise UsageError(f"a published network of this kind has its dense layers first; dense = {c.dense}")
-    if not third and not c.neighbours:
-        raise UsageError("a published network of router='softmax' has rotary pairs side by side: neighbours = True")
+    if c.dense_layers != tuple(range(len(c.dense_layers))):
+        raise UsageError(
+            f"a published network of this kind has its dense layers first; dense_layers = {c.dense_layers}"
+        )
+    if not third and not c.rope_interleaved:
+        raise UsageError(
+            "a published network of router='softmax' has rotary pairs side by side: rope_interleaved = True"
+        )
     if c.mtp and not third:
         raise UsageError(f"a published network of router='softmax' foretells no further tokens; mtp = {c.mtp}")
     if not c.shared:
@@ -88,9 +92,9 @@ def config(c: Config) -> dict[str, Any]:
     rope = decoders.rope_keys(c)
     for stretch in (rope["rope_parameters"], rope["rope_scaling"] or {}):
         stretch |= {"mscale_all_dim": c.mscale} if c.mscale and c.rope != "none" else {}
-    more: dict[str, Any] = {"topk_method": "greedy" if c.groups == 1 else "group_limited_greedy"}
+    more: dict[str, Any] = {"topk_method": "greedy" if c.expert_groups == 1 else "group_limited_greedy"}
     if third:
-        more = {"rope_interleave": c.neighbours, "norm_topk_prob": c.renormalise, "num_nextn_predict_layers": c.mtp}
+        more = {"rope_interleave": c.rope_interleaved, "norm_topk_prob": c.norm_topk, "num_nextn_predict_layers": c.mtp}
     return {
         "model_type": "deepseek_v3" if third else "deepseek_v2",
         "architectures": ["DeepseekV3ForCausalLM" if third else "DeepseekV2ForCausalLM"],
@@ -106,12 +110,12 @@ def config(c: Config) -> dict[str, Any]:
         "v_head_dim": c.value_dim,
         "n_routed_experts": c.experts,
         "n_shared_experts": c.shared,
-        "num_experts_per_tok": c.active,
+        "num_experts_per_tok": c.experts_per_token,
         "moe_intermediate_size": c.expert_width,
-        "first_k_dense_replace": len(c.dense),
-        "routed_scaling_factor": c.scaling,
-        "n_group": c.groups,
-        "topk_group": c.kept_groups,
+        "first_k_dense_replace": len(c.dense_layers),
+        "routed_scaling_factor": c.routed_scaling_factor,
+        "n_group": c.expert_groups,
+        "topk_group": c.topk_groups,
     }
 
 

@@ -47,14 +47,14 @@ def fields(keys: Keys) -> dict[str, Any]:
         **_rope(keys, found["context"]),
         **_experts(keys),
         "window": window if slides else None,
-        "sliding": tuple(slides),
+        "sliding_layers": tuple(slides),
         "kv_heads": keys.get("num_key_value_heads", 4),
         "head_dim": keys.take("head_dim", default=256),
-        "keys_as_values": same_kv,
+        "k_eq_v": same_kv,
         "activation": keys.activation("hidden_activation", default="gelu_pytorch_tanh"),
         "attention_bias": keys.take("attention_bias", default=False),
         "tied": keys.take("tie_word_embeddings", default=True),
-        "cap": keys.get("final_logit_softcapping", None),
+        "final_logit_softcap": keys.get("final_logit_softcapping", None),
     }
 
 
@@ -97,25 +97,32 @@ def _rope(keys: Keys, context: int) -> dict[str, Any]:
         full = {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"}
         full["rope_theta"] = base
     far = decoders.read_rope(keys.nested({"rope_parameters": full}), context)
-    return {**far, "turning": turning, "local_base": near["rope_base"]}
+    return {**far, "partial_rotary_factor": turning, "rope_local_base": near["rope_base"]}
 
 
 def _experts(keys: Keys) -> dict[str, Any]:
     routed = keys.take("enable_moe_block", default=False, kind=bool)
-    names = {"experts": "num_experts", "active": "top_k_experts", "expert_hidden": "moe_intermediate_size"}
+    names = {"experts": "num_experts", "experts_per_token": "top_k_experts", "expert_hidden": "moe_intermediate_size"}
     found = {ours: keys.require(theirs) if routed else keys.take(theirs) for ours, theirs in names.items()}
-    return {"routed": True, **found} if routed else {}
+    return {"enable_moe_block": True, **found} if routed else {}
 
 
 def config(c: Config) -> dict[str, Any]:
     """A config.json of a Config. Raises UsageError for what they lack: other stretches, and layers that slide last."""
     kinds = [layer.kind for layer in c.layers]
     if kinds[-1] != "full":
-        raise UsageError(f"a published network of this kind sees all in its last layer; sliding = {c.sliding}")
+        raise UsageError(
+            f"a published network of this kind sees all in its last layer; sliding_layers = {c.sliding_layers}"
+        )
     if c.rope not in ("none", "linear"):
         raise UsageError(f"a published network of this kind has rope none or linear, not {c.rope!r}")
     factor = {} if c.rope == "none" else {"factor": c.rope_factor}
-    full = {"rope_type": "proportional", "partial_rotary_factor": c.turning, "rope_theta": c.rope_base, **factor}
+    full = {
+        "rope_type": "proportional",
+        "partial_rotary_factor": c.partial_rotary_factor,
+        "rope_theta": c.rope_base,
+        **factor,
+    }
     activation, wide = hf_activation(c.activation), c.for_kind("full")
     over = {"head_dim": c.full_head_dim, "num_key_value_heads": c.full_kv_heads}
     over = {name: n for name, n in over.items() if n is not None}
@@ -125,7 +132,7 @@ def config(c: Config) -> dict[str, Any]:
         **{k: v for k, v in decoders.gqa_keys(c).items() if k != "hidden_act"},
         "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
         "attention_bias": c.attention_bias,
-        "attention_k_eq_v": c.keys_as_values,
+        "attention_k_eq_v": c.k_eq_v,
         "global_head_dim": wide.head_width,
         "num_global_key_value_heads": c.full_kv_heads,
         "per_layer_config": {str(i): over for i, kind in enumerate(kinds) if kind == "full"},
@@ -133,13 +140,13 @@ def config(c: Config) -> dict[str, Any]:
         "layer_types": [decoders.LAYER_TYPES[kind] for kind in kinds],
         "rope_parameters": {
             decoders.LAYER_TYPES["full"]: full,
-            decoders.LAYER_TYPES["sliding"]: {"rope_type": "default", "rope_theta": c.local_base},
+            decoders.LAYER_TYPES["sliding"]: {"rope_type": "default", "rope_theta": c.rope_local_base},
         },
-        "final_logit_softcapping": c.cap,
-        "enable_moe_block": c.routed,
-        "num_experts": c.experts if c.routed else None,
-        "top_k_experts": c.active if c.routed else None,
-        "moe_intermediate_size": c.expert_width if c.routed else None,
+        "final_logit_softcapping": c.final_logit_softcap,
+        "enable_moe_block": c.enable_moe_block,
+        "num_experts": c.experts if c.enable_moe_block else None,
+        "top_k_experts": c.experts_per_token if c.enable_moe_block else None,
+        "moe_intermediate_size": c.expert_width if c.enable_moe_block else None,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
         "use_double_wide_mlp": False,
@@ -160,11 +167,11 @@ def rows(c: Config) -> list[Row]:
         at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
         found += decoders.norm_rows(c, at, NORMS, **more)
         heads = decoders.attention_rows(c.for_kind(stack), at, c.attention_bias, norms=True, **more)
-        alone = c.keys_as_values and stack == "full"
+        alone = c.k_eq_v and stack == "full"
         found += [row for row in heads if not (alone and row.path.startswith(f"{at}/v/"))]
         found += decoders.mlp_rows(D, c.feed_forward, at, **more)
         found.append(Row(f"stats/{at}/factor", f"{layer}layer_scalar", (1,), (), (1,), part=(0,), **more))
-        if not c.routed:
+        if not c.enable_moe_block:
             continue
         found += decoders.norm_rows(c, at, ROUTED_NORMS, **more)
         found.append(linear(f"{at}/router/kernel", f"{layer}router.proj.weight", (D,), (E,), **more))

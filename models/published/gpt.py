@@ -27,7 +27,7 @@ def fields(keys: Keys) -> dict[str, Any]:
         "dropout_embed": keys.take("embd_pdrop", default=0.1),
         "dropout_attention": keys.take("attn_pdrop", default=0.1),
         "dropout_residual": keys.take("resid_pdrop", default=0.1),
-        "layer_scale": keys.take("scale_attn_by_inverse_layer_idx", default=False),
+        "scale_by_layer_index": keys.take("scale_attn_by_inverse_layer_idx", default=False),
         "tied": keys.take("tie_word_embeddings", default=True),
         "eps": keys.take("layer_norm_epsilon", default=1e-5),
     }
@@ -60,7 +60,7 @@ def config(c: Config) -> dict[str, Any]:
         "embd_pdrop": site("embed"),
         "attn_pdrop": site("attention"),
         "resid_pdrop": site("residual"),
-        "scale_attn_by_inverse_layer_idx": c.layer_scale,
+        "scale_attn_by_inverse_layer_idx": c.scale_by_layer_index,
         "tie_word_embeddings": c.tied,
         "bos_token_id": None,
         "eos_token_id": None,

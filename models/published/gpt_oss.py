@@ -25,9 +25,9 @@ def fields(keys: Keys) -> dict[str, Any]:
     depth = found["depth"]
     kinds = decoders.read_layer_types(keys, depth, ("full", "sliding"))
     if kinds and "sliding" in kinds:
-        found["sliding"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
+        found["sliding_layers"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
     if keys.take("output_router_logits", default=False, kind=bool):  # else the loss has no such part
-        found["balance"] = keys.take("router_aux_loss_coef", default=0.001)
+        found["aux_loss_weight"] = keys.take("router_aux_loss_coef", default=0.001)
     keys.take("router_aux_loss_coef")
     return found | {
         "window": decoders.read_window(keys, kinds, 128),
@@ -36,9 +36,9 @@ def fields(keys: Keys) -> dict[str, Any]:
         "head_dim": keys.take("head_dim", default=64),
         "attention_bias": keys.take("attention_bias", default=True),
         "experts": keys.take("num_local_experts", "num_experts", default=128),
-        "active": keys.take("num_experts_per_tok", default=4),
-        "slope": keys.take("swiglu_alpha", default=1.702),
-        "limit": keys.take("swiglu_limit", default=7.0),
+        "experts_per_token": keys.take("num_experts_per_tok", default=4),
+        "swiglu_alpha": keys.take("swiglu_alpha", default=1.702),
+        "swiglu_limit": keys.take("swiglu_limit", default=7.0),
         **decoders.read_rope(keys, found["context"], base=150000.0, absent=YARN),
     }
 
@@ -56,11 +56,11 @@ def config(c: Config) -> dict[str, Any]:
         "sliding_window": c.window or 128,  # transformers wants one, be there layers that slide or none
         "layer_types": kinds,
         "num_local_experts": c.experts,
-        "num_experts_per_tok": c.active,
-        "router_aux_loss_coef": c.balance,
-        "output_router_logits": c.balance > 0,
-        "swiglu_alpha": c.slope,
-        "swiglu_limit": c.limit,
+        "num_experts_per_tok": c.experts_per_token,
+        "router_aux_loss_coef": c.aux_loss_weight,
+        "output_router_logits": c.aux_loss_weight > 0,
+        "swiglu_alpha": c.swiglu_alpha,
+        "swiglu_limit": c.swiglu_limit,
     }
 
 

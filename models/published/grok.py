@@ -27,7 +27,7 @@ HARMLESS_INSIDE = (
     "model_axis",
 )
 ALWAYS: dict[str, Any] = {  # in the release's code, whatever its settings
-    **dict(activation="gelu_tanh", tied=True, eps=1e-5, rope="none", rope_base=10000.0, soft_cap=30.0)
+    **dict(activation="gelu_tanh", tied=True, eps=1e-5, rope="none", rope_base=10000.0, attn_logit_softcap=30.0)
 }
 
 
@@ -46,7 +46,7 @@ def fields(keys: Keys) -> dict[str, Any]:
         "head_dim": inside.require("key_size"),
         "widening": inside.number("widening_factor", default=4.0),
         "experts": inside.count("num_experts"),
-        "active": inside.take("num_selected_experts", default=1),
+        "experts_per_token": inside.take("num_selected_experts", default=1),
         "pad_token": keys.get("pad_token", None),
         "embed_multiplier": keys.number("embedding_multiplier_scale", default=1.0),
         "attention_multiplier": inside.number("attn_output_multiplier", default=1.0),
@@ -80,7 +80,7 @@ def config(c: Config) -> dict[str, Any]:
             "widening_factor": wide,
             "attn_output_multiplier": c.score_scale,
             "num_experts": c.experts,
-            "num_selected_experts": c.active,
+            "num_selected_experts": c.experts_per_token,
         },
     }
 

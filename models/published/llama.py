@@ -45,7 +45,8 @@ def config(c: Config) -> dict[str, Any]:
         raise UsageError(f"{where} has no such biases: attention_bias = {c.attention_bias}, mlp_bias = {c.mlp_bias}")
     if kind == "mistral" and "full" in kinds:
         raise UsageError(
-            f"{where} in some layers only, sliding = {c.sliding}, has norms on q and k too: qk_norm = True"
+            f"{where} in some layers only, "
+            f"sliding_layers = {c.sliding_layers}, has norms on q and k too: qk_norm = True"
         )
     found = {
         "model_type": kind,

@@ -48,12 +48,12 @@ def fields(keys: Keys) -> dict[str, Any]:
         "attention_bias": keys.take("attention_bias", default=False),
         "qk_norm": keys.take("use_qk_norm", default=True),
         "chunk": chunk,
-        "nope": tuple(i for i, on in enumerate(rope) if not on),
-        "dense": tuple(i for i in range(depth) if i not in routed),
-        "temperature": _temperature(keys),
-        "temperature_from": keys.count("floor_scale", default=8192),
+        "nope_layers": tuple(i for i, on in enumerate(rope) if not on),
+        "dense_layers": tuple(i for i in range(depth) if i not in routed),
+        "attn_temperature": _temperature(keys),
+        "floor_scale": keys.count("floor_scale", default=8192),
         "experts": keys.take("num_local_experts", default=16),
-        "active": keys.take("num_experts_per_tok", default=1),
+        "experts_per_token": keys.take("num_experts_per_tok", default=1),
         **decoders.read_rope(keys, found["context"], base=5e5),
     }
 
@@ -81,11 +81,11 @@ def config(c: Config) -> dict[str, Any]:
         "no_rope_layers": rope,
         "layer_types": [decoders.LAYER_TYPES["chunked" if on and c.chunk else "full"] for on in rope],
         "moe_layers": [i for i, layer in enumerate(c.layers) if layer.stack == "moe"],
-        "attn_temperature_tuning": c.temperature is not None,
-        "attn_scale": 0.1 if c.temperature is None else c.temperature,
-        "floor_scale": c.temperature_from,
+        "attn_temperature_tuning": c.attn_temperature is not None,
+        "attn_scale": 0.1 if c.attn_temperature is None else c.attn_temperature,
+        "floor_scale": c.floor_scale,
         "num_local_experts": c.experts,
-        "num_experts_per_tok": c.active,
+        "num_experts_per_tok": c.experts_per_token,
         "router_jitter_noise": 0.0,
     }
 

@@ -26,13 +26,13 @@ def fields(keys: Keys) -> dict[str, Any]:
     found |= {
         "head_dim": keys.take("head_dim"),
         "activation": keys.activation("hidden_act", default="silu"),
-        "active": keys.take("num_experts_per_tok", default=8 if qwen else 2),
+        "experts_per_token": keys.take("num_experts_per_tok", default=8 if qwen else 2),
         "qk_norm": qwen,
         **decoders.read_rope(keys, found["context"], base=1e4 if qwen else 1e6),
     }
     weight = keys.take("router_aux_loss_coef", default=0.001)
     if keys.take("output_router_logits", default=False, kind=bool):  # else the loss has no such part
-        found["balance"] = weight
+        found["aux_loss_weight"] = weight
     if not qwen:
         keys.require_value("router_jitter_noise", 0.0, 0, None)
         heads, window = keys.get("num_key_value_heads", 8), keys.get("sliding_window", None)
@@ -52,9 +52,9 @@ def fields(keys: Keys) -> dict[str, Any]:
         "window": window,
         "experts": experts,
         "expert_hidden": keys.take("moe_intermediate_size", default=768),
-        "renormalise": keys.take("norm_topk_prob", default=False),
+        "norm_topk": keys.take("norm_topk_prob", default=False),
         "attention_bias": keys.take("attention_bias", default=False),
-        "dense": tuple(i for i in range(depth) if i in without or not experts or (i + 1) % step),
+        "dense_layers": tuple(i for i in range(depth) if i in without or not experts or (i + 1) % step),
     }
 
 
@@ -63,16 +63,17 @@ def config(c: Config) -> dict[str, Any]:
     kinds = {layer.kind for layer in c.layers}
     if len(kinds) > 1:
         raise UsageError(
-            f"a published network of this kind has one window in all layers or none; sliding = {c.sliding}"
+            f"a published network of this kind has one window in all layers or none; "
+            f"sliding_layers = {c.sliding_layers}"
         )
     window = c.window if kinds == {"sliding"} else None
     shared = {
         **decoders.gqa_keys(c),
         **decoders.rope_keys(c),
-        "num_experts_per_tok": c.active,
+        "num_experts_per_tok": c.experts_per_token,
         "num_local_experts": c.experts,
-        "router_aux_loss_coef": c.balance,
-        "output_router_logits": c.balance > 0,
+        "router_aux_loss_coef": c.aux_loss_weight,
+        "output_router_logits": c.aux_loss_weight > 0,
         "sliding_window": window,
     }
     if c.qk_norm:
@@ -82,13 +83,13 @@ def config(c: Config) -> dict[str, Any]:
             **shared,
             "num_experts": c.experts,
             "moe_intermediate_size": c.expert_width,
-            "norm_topk_prob": c.renormalise,
+            "norm_topk_prob": c.norm_topk,
             "attention_bias": c.attention_bias,
             "decoder_sparse_step": 1,
-            "mlp_only_layers": list(c.dense),
+            "mlp_only_layers": list(c.dense_layers),
             "use_sliding_window": window is not None,
         }
-    for name, plain in (("attention_bias", False), ("dense", ()), ("renormalise", True)):
+    for name, plain in (("attention_bias", False), ("dense_layers", ()), ("norm_topk", True)):
         if getattr(c, name) != plain:
             raise UsageError(
                 f"a published network with {name} = {getattr(c, name)} has norms on q and k: qk_norm = True"
