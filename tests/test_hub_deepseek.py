@@ -52,7 +52,7 @@ HUB: dict[str, dict[str, Any]] = {  # as they are spelled there, but for `auto_m
 def of(config: dict[str, Any]) -> models.Model:
     keys = Keys(config)
     fields = deepseek.fields(keys)
-    keys.done(deepseek.HARMLESS)
+    keys.refuse_unread(deepseek.HARMLESS)
     return models.build("deepseek", **fields)
 
 

@@ -94,7 +94,7 @@ def test_strange_values_end_in_a_refusal_or_a_network(kind: str, tmp_path: Path)
             with suppress(UsageError):
                 keys = Keys({**settings, key: value}, shapes)
                 fields = layout.fields(keys)
-                keys.done(layout.HARMLESS)
+                keys.refuse_unread(layout.HARMLESS)
                 models.build(published.TYPES[kind], **fields)
 
 

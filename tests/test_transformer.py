@@ -113,7 +113,7 @@ def built(seed: int, folder: Path):
     untold = {k: shape[k] for k in ("heads", "activation", "pre_norm", "scaled") if k in shape}
     how = dict(vocab_multiple=16, context=12, **untold)
     model, variables = published.load("transformer", folder / "their.safetensors", **how)
-    told = ("bias", "hidden", "depth", "decoder_depth", "positions", "tied", "normed_last")
+    told = ("bias", "hidden", "depth", "decoder_depth", "positions", "tied", "has_final_norm")
     assert all(getattr(model.config, name) == getattr(wanted.config, name) for name in told)
     return torch, net, model, variables
 

@@ -163,7 +163,7 @@ def _match(model: models.Model, tensors: TensorReader, layout: ModuleType, prefi
     base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
     core = first.names((1,) * first.stacked_dims)[0].removeprefix(base)
     ends = {name.removesuffix(core) for name in tensors.shapes if name == core or name.endswith(f".{core}")}
-    patterns = layout.ignored(model.config, tensors.shapes) if hasattr(layout, "ignored_tensors") else ()
+    patterns = layout.ignored_tensors(model.config, tensors.shapes) if hasattr(layout, "ignored_tensors") else ()
 
     def full_name(name: str, start: str) -> str:
         if name.startswith(base):
