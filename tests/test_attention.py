@@ -308,5 +308,5 @@ def test_the_page_says_what_the_backends_can() -> None:
         f"| H a multiple of | {' | '.join(str(b.width) for b in BACKENDS.values())} |",
         f"| platforms | {' | '.join(', '.join(b.platforms) for b in BACKENDS.values())} |",
     ]
-    page, table = (ROOT / "ARCHITECTURE.md").read_text(), "\n".join(lines)
-    assert table in page, f"ARCHITECTURE.md wants this table:\n{table}"
+    page, table = (ROOT / "docs" / "attention.md").read_text(), "\n".join(lines)
+    assert table in page, f"docs/attention.md needs this table:\n{table}"
