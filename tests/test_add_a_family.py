@@ -1,0 +1,53 @@
+"""docs/add_a_family.md: the code of the page makes families that obey the contract."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import models
+from tests import test_contract as contract
+from tests.cases import CASES, Case
+
+PAGE = (Path(__file__).parent.parent / "docs" / "add_a_family.md").read_text()
+FILES = dict(re.findall(r"^`((?:models|configs)/\w+\.py)`:\n\n```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+ENTRIES = re.findall(r'^```python\n("\w+": Case\(.*?\)),\n```', PAGE, re.MULTILINE | re.DOTALL)
+NEW: dict[str, Case] = eval(f"{{{', '.join(ENTRIES)}}}", {"Case": Case})
+
+
+def module_of(file: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module out of the page's code."""
+    module = ModuleType(file.removesuffix(".py").replace("/", "."))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(FILES[file], file, "exec"), vars(module))
+    return module
+
+
+@pytest.fixture(params=NEW)
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A family of the page, registered as the page says."""
+    monkeypatch.setitem(models.FAMILIES, request.param, module_of(f"models/{request.param}.py", monkeypatch))
+    monkeypatch.setitem(CASES, request.param, NEW[request.param])
+    return request.param
+
+
+def test_the_page_has_families() -> None:
+    assert {f"{folder}/{name}.py" for folder in ("models", "configs") for name in NEW} == set(FILES) != set()
+
+
+def test_a_family_of_the_page_obeys_the_laws(name: str) -> None:
+    """One test, so that the laws share their programs."""
+    contract.test_shapes_and_dtypes_follow_the_table(name)
+    contract.test_gradients_are_finite_and_not_zero(name)
+    contract.test_sharded_equals_unsharded(name, contract.hardest(name))
+
+
+def test_a_config_of_the_page_is_legal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each config, alone and with each ablation, sets fields that the family has."""
+    module = module_of(f"configs/{name}.py", monkeypatch)
+    for config in module.CONFIGS:
+        for names in (config, *(f"{config}+{ablation}" for ablation in module.ABLATIONS)):
+            fields = module.get_config(names).model.to_dict()
+            models.build(fields.pop("family"), fields.pop("size"), **fields)
