@@ -30,10 +30,10 @@ import peers
 import process
 from errors import UsageError, quote, unknown
 from process import DONE, FAILED, SAVED, USAGE
-from usage import HELP, flags_of, hold_text, refuse_old_flag
+from usage import HELP, check_argument, define_flags, refuse_old_flag
 
 STORES = ("gs", "s3", "az")  # of object storage, as etils.epath knows them
-FREE = (  # knobs with an effect outside training, besides data, eval, model and rules
+PRETRAINED_KNOBS = (  # knobs with an effect outside training, besides data, eval, model and rules
     "mesh",
     *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")),
 )
@@ -67,11 +67,11 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     if "--help" in argv or "-h" in argv:
-        text = f"{HELP[verb]}\n{flags_of(verb).get_help(include_special_flags=False).strip()}"
+        text = f"{HELP[verb]}\n{define_flags(verb).get_help(include_special_flags=False).strip()}"
         print(text, file=process.Terminal(sys.stdout), flush=True)
         return DONE
     for text in argv:
-        hold_text(text)
+        check_argument(text)
         refuse_old_flag(verb, text)
     assignments = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     if verb != "train" and any(a.partition("=")[0] == "--config" for a in argv):
@@ -79,7 +79,7 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     for text in assignments:
         if "=" not in text:
             raise UsageError(f"--config.{text} has no value; write --config.{text}=VALUE")
-    args = flags_of(verb)
+    args = define_flags(verb)
     try:
         rest = args(["launch.py", *(a for a in argv if not a.startswith("--config."))])[1:]
     except flags.Error as error:
@@ -102,15 +102,15 @@ def _version() -> str:
     return f"Canon {ours[1] if ours else ''}, commit {process.revision() or 'unknown'}, jax {jax.__version__}"
 
 
-def _host(**more: Any) -> Any:
+def _make_runtime(**more: Any) -> Any:
     """The outside world, for all below; a verb that listens to signals says more of it."""
-    from train.host import Host
+    from train.host import Runtime
 
     terminal = process.Terminal(sys.stdout, optional=bool(more))
-    return Host(time.time, os.environ, terminal, revision=process.revision(), monotonic=time.monotonic, **more)
+    return Runtime(time.time, os.environ, terminal, revision=process.revision(), monotonic=time.monotonic, **more)
 
 
-def _quiet() -> None:
+def _silence_libraries() -> None:
     """Keep the libraries' chatter from the terminal: what a user needs to know, we say."""
     import logging
     import warnings
@@ -135,17 +135,17 @@ def _start_jax(args: flags.FlagValues) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
-    _quiet()
+    _silence_libraries()
     from train import cache
 
-    if note := cache.use(cache.folder_of(args.cache, os.environ)):
+    if note := cache.enable(cache.cache_dir(args.cache, os.environ)):
         print(note, file=sys.stderr)
     if args.cpu_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.cpu_devices)
 
 
-def _need_workdir(args: flags.FlagValues) -> str:
+def _require_workdir(args: flags.FlagValues) -> str:
     """The folder of the run, in one spelling for all that write there. Raises UsageError."""
     if not args.workdir:
         raise UsageError("--workdir is missing: the folder of the run, as --workdir=runs/a")
@@ -161,7 +161,7 @@ def _need_workdir(args: flags.FlagValues) -> str:
 
 
 def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
-    workdir = _need_workdir(args)
+    workdir = _require_workdir(args)
     if args.ignore_key and not args.pretrained:
         raise UsageError(f"--ignore_key={args.ignore_key[0]} goes with --pretrained: it names a key of its config.json")
     from configs import reader, unread
@@ -169,41 +169,45 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     where = args.coordinator, args.num_processes, args.process_id
     # from here on a signal is kept for the first update's end
     with process.listen_for_signals() as signals, peers.connect(*where, workdir, signals) as others:
-        host = _host(signals=signals, agree=others.agree, anywhere=others.any_process)
+        runtime = _make_runtime(signals=signals, agree=others.agree, any_process=others.any_process)
         _start_jax(args)
         from train import initial, run
 
-        kept = run.recorded_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
-        known = None if kept is None else reader.from_json(kept)
+        saved = run.saved_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
+        known = None if saved is None else reader.from_json(saved)
         if note := reader.unnamed(args.config) if args.config else None:
-            host.say(note)
+            runtime.say(note)
         if args.dataset:
             assignments = [("data.name", args.dataset), *assignments]
         if args.pretrained:
-            cfg = _fine_tuning(args, assignments, host, kept)
-        elif args.config or kept is not None:
-            cfg = reader.override(reader.read(args.config) if args.config else reader.from_json(str(kept)), assignments)
+            cfg = _fine_tuning_config(args, assignments, runtime, saved)
+        elif args.config or saved is not None:
+            cfg = reader.override(
+                reader.read(args.config) if args.config else reader.from_json(str(saved)), assignments
+            )
         else:
             raise UsageError(
                 "--config is missing: which model to train, as --config=configs/gpt.py:quickstart; "
                 "or --pretrained, a folder of the Hugging Face hub to go on from"
             )
-        initial.take_vocabulary(cfg, known)
+        initial.set_vocab_size(cfg, known)
         if cfg.resume not in ("auto", "extend"):
             raise unknown("value of resume", cfg.resume, ("auto", "extend"))
-        commit = {"the commit of the code": host.revision}
+        commit = {"the commit of the code": runtime.revision}
         others.agree({**commit, "--cpu_devices": args.cpu_devices, **reader.flat(cfg)})
         others.join_jax()
         changes = reader.refuse_other_run(workdir, known, cfg) if known is not None else []
         given = {key for key, _ in assignments} | ({"model.family", "loss"} if args.pretrained else set())
         useless = partial(unread.unread, cfg, given, only_given=not args.config)
-        ended = run.train(cfg, reader.to_json(cfg), workdir, host, changes, useless)
+        ended = run.train(cfg, reader.to_json(cfg), workdir, runtime, changes, useless)
         if ended:
-            host.say(f"{ended}: saved; run the same command again to go on")
+            runtime.say(f"{ended}: saved; run the same command again to go on")
     return SAVED if ended else DONE
 
 
-def _fine_tuning(args: flags.FlagValues, assignments: list[tuple[str, str]], host: Any, kept: str | None) -> Any:
+def _fine_tuning_config(
+    args: flags.FlagValues, assignments: list[tuple[str, str]], runtime: Any, saved: str | None
+) -> Any:
     """The config of a run that goes on from a folder: with --config its knobs of training, else plain ones.
 
     What an ablation changes holds, as what is assigned: `+window` goes before the folder's own.
@@ -211,7 +215,7 @@ def _fine_tuning(args: flags.FlagValues, assignments: list[tuple[str, str]], hos
     from configs import base, reader
     from train import restored, tuning
 
-    known, given = reader.from_json(kept) if kept else None, {key for key, _ in assignments}
+    known, given = reader.from_json(saved) if saved else None, {key for key, _ in assignments}
     given |= reader.ablated(args.config) if args.config else set()
     cfg = reader.read(args.config) if args.config else known.copy_and_resolve_references() if known else base.defaults()
     plain = not args.config and known is None
@@ -221,12 +225,12 @@ def _fine_tuning(args: flags.FlagValues, assignments: list[tuple[str, str]], hos
     if plain and "data.name" not in given:
         raise UsageError("--dataset is missing: what to train on, as --dataset=pydoc_text; or a --config that says it")
     if plain and "eval.split" not in given:
-        cfg.eval.split = restored.split_of(cfg, host)
-    tuning.take(cfg, os.path.expanduser(args.pretrained), host, args.ignore_key, given, known)
+        cfg.eval.split = restored.default_split(cfg, runtime)
+    tuning.configure(cfg, os.path.expanduser(args.pretrained), runtime, args.ignore_key, given, known)
     return cfg
 
 
-def _source(args: flags.FlagValues) -> str | None:
+def _pretrained_folder(args: flags.FlagValues) -> str | None:
     """The folder of --pretrained, None where there is --workdir instead. Raises UsageError for both or neither."""
     if args.pretrained and args.workdir:
         raise UsageError("--pretrained and --workdir name two models; give one of them")
@@ -237,30 +241,30 @@ def _source(args: flags.FlagValues) -> str | None:
     return os.path.expanduser(args.pretrained) if args.pretrained else None
 
 
-def _published(args: flags.FlagValues, assignments: list[tuple[str, str]], **knobs: Any) -> tuple[Any, Any]:
-    """Host and config for --pretrained: every knob at its default, but for some, and those that are assigned."""
+def _pretrained_config(args: flags.FlagValues, assignments: list[tuple[str, str]], **knobs: Any) -> tuple[Any, Any]:
+    """Runtime and config for --pretrained: every knob at its default, but for some, and those that are assigned."""
     from configs import base, reader
 
     _start_jax(args)
     from train import restored
 
     cfg = base.defaults()
-    for key, value in {"data__tokenizer": restored.OWN, **knobs}.items():
+    for key, value in {"data__tokenizer": restored.FOLDER_TOKENIZER, **knobs}.items():
         base.assign(cfg, key.replace("__", "."), value)
     cfg = reader.override(cfg, assignments)
     for key, _ in assignments:
         if key in ("model.family", "model.size"):
             raise UsageError(f"--config.{key} cannot be set: the folder's config.json says it")
-        _refuse_training(key)
-    return _host(), cfg
+        _check_knob_has_effect(key)
+    return _make_runtime(), cfg
 
 
-def _refuse_training(key: str) -> None:
-    if not key.startswith(("data.", "eval.", "model.", "rules.")) and key not in FREE:
+def _check_knob_has_effect(key: str) -> None:
+    if not key.startswith(("data.", "eval.", "model.", "rules.")) and key not in PRETRAINED_KNOBS:
         raise UsageError(f"--config.{key} has no effect here: it is read in training only")
 
 
-def _given(cfg: Any, assignments: list[tuple[str, str]], **facts: str) -> Callable[[Any], list[str]]:
+def _find_unread(cfg: Any, assignments: list[tuple[str, str]], **facts: str) -> Callable[[Any], list[str]]:
     """What this call assigns and is not read, under facts of the call and those that the data and the model decide."""
     from configs import unread
 
@@ -268,13 +272,15 @@ def _given(cfg: Any, assignments: list[tuple[str, str]], **facts: str) -> Callab
     return lambda found: unread.unread(cfg, known, {**found, **own}, only_given=True)
 
 
-def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> tuple[Any, Any, str, list[int], str]:
-    """Host, config maker, workdir, candidate steps and which for --workdir=W@which."""
+def _select_checkpoint(
+    args: flags.FlagValues, assignments: list[tuple[str, str]]
+) -> tuple[Any, Any, str, list[int], str]:
+    """Runtime, config maker, workdir, candidate steps and which for --workdir=W@which."""
     from configs import reader
 
     if args.ignore_key:
         raise UsageError(f"--ignore_key={args.ignore_key[0]} goes with --pretrained: it names a key of its config.json")
-    name = _need_workdir(args)
+    name = _require_workdir(args)
     _start_jax(args)
     from train import checkpoint
 
@@ -288,112 +294,120 @@ def _checkpoint(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> t
         cfg.mesh = "dp:*"  # the mesh of the training run says nothing about this machine
         cfg.eval.limit = None  # that is of evaluations while training
         for key, _ in assignments:
-            _refuse_training(key)
+            _check_knob_has_effect(key)
         return reader.override(cfg, assignments)
 
-    host = _host()
-    return host, config, workdir, checkpoint.select(workdir, which, host.say), which
+    runtime = _make_runtime()
+    return runtime, config, workdir, checkpoint.select(workdir, which, runtime.say), which
 
 
 def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
-    folder, asked = _source(args), args.task
+    folder, asked = _pretrained_folder(args), args.task
     if args.dataset:
         assignments = [("data.name", args.dataset), *assignments]
     given = not args.dataset or any(key == "eval.split" for key, _ in assignments)
 
-    def choose_split(cfg: Any, host: Any) -> Any:
+    def choose_split(cfg: Any, runtime: Any) -> Any:
         from train import restored
 
-        cfg.eval.split = cfg.eval.split if given else restored.split_of(cfg, host)
+        cfg.eval.split = cfg.eval.split if given else restored.default_split(cfg, runtime)
         return cfg
 
     if folder is not None:
         if not args.dataset:
             raise UsageError("--dataset is missing: what to measure the model on, as --dataset=lambada_openai_test")
-        host, cfg = _published(args, assignments, train__batch=8, eval__context=2048)
+        runtime, cfg = _pretrained_config(args, assignments, train__batch=8, eval__context=2048)
         from train import restored
 
-        kind, held_out = restored.exam_source(choose_split(cfg, host), host, asked)
-        known, useless = {key for key, _ in assignments}, _given(cfg, assignments, verb="eval", exam=kind)
-        opened = restored.open_published(cfg, folder, host, held_out, None, args.ignore_key, known, useless)
+        kind, held_out = restored.eval_source(choose_split(cfg, runtime), runtime, asked)
+        known, useless = {key for key, _ in assignments}, _find_unread(cfg, assignments, verb="eval", exam=kind)
+        opened = restored.open_pretrained(cfg, folder, runtime, held_out, None, args.ignore_key, known, useless)
         restored.report(opened, held_out, kind)
         return DONE
 
-    host, config, workdir, steps, which = _checkpoint(args, assignments)
+    runtime, config, workdir, steps, which = _select_checkpoint(args, assignments)
     from train import checkpoint, evaluate, restored
 
-    def one(step: int) -> None:
-        cfg = choose_split(config(step), host)
-        kind, held_out = restored.exam_source(cfg, host, asked)
-        useless = _given(cfg, assignments, verb="eval", exam=kind)
-        opened = restored.open_checkpoint(cfg, workdir, step, host, held_out, unread=useless)
+    def evaluate_step(step: int) -> None:
+        cfg = choose_split(config(step), runtime)
+        kind, held_out = restored.eval_source(cfg, runtime, asked)
+        useless = _find_unread(cfg, assignments, verb="eval", exam=kind)
+        opened = restored.open_checkpoint(cfg, workdir, step, runtime, held_out, unread=useless)
         restored.report(opened, held_out, kind, workdir, step)
 
     if which != "all":
-        checkpoint.first_good(workdir, steps, one, host.say)
+        checkpoint.first_restorable(workdir, steps, evaluate_step, runtime.say)
         return DONE
     failed = 0
     for step in steps:
         try:
-            one(step)
-        except (checkpoint.Damaged, evaluate.NotFinite) as error:
+            evaluate_step(step)
+        except (checkpoint.CorruptCheckpoint, evaluate.NotFinite) as error:
             failed += 1
-            host.say(f"{error}; going on with the others")
+            runtime.say(f"{error}; going on with the others")
     return FAILED if failed else DONE
 
 
 def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if any(key == "mesh" for key, _ in assignments):
         raise UsageError("sample runs on one device and takes no --config.mesh")
-    folder = _source(args)
+    folder = _pretrained_folder(args)
     settings: dict[str, Any] = {k: args[k].value for k in ("prompt", "max_new_tokens", "stop", "seed", "timing")}
     how = {k: args[k].value for k in ("temperature", "top_k", "top_p", "min_p")}
     how["repetition"] = args.repetition_penalty
     if folder is not None:
-        host, cfg = _published(args, assignments)
+        runtime, cfg = _pretrained_config(args, assignments)
         from train import restored, writing
 
-        useless = _given(cfg, assignments, verb="sample")
-        writing.say(restored.open_to_write(cfg, host, folder, None, args.ignore_key, useless), **settings, **how)
+        useless = _find_unread(cfg, assignments, verb="sample")
+        writing.print_samples(
+            restored.open_language_model(cfg, runtime, folder, None, args.ignore_key, useless), **settings, **how
+        )
         return DONE
-    host, config, workdir, steps, which = _checkpoint(args, assignments)
+    runtime, config, workdir, steps, which = _select_checkpoint(args, assignments)
     from train import checkpoint, restored, writing
 
     if which == "all":
         raise UsageError("sample takes one checkpoint, not @all")
 
-    def one(step: int) -> None:
+    def sample_step(step: int) -> None:
         cfg = config(step)
-        useless = _given(cfg, assignments, verb="sample")
-        writing.say(restored.open_to_write(cfg, host, workdir, step, unread=useless), **settings, **how)
+        useless = _find_unread(cfg, assignments, verb="sample")
+        writing.print_samples(
+            restored.open_language_model(cfg, runtime, workdir, step, unread=useless), **settings, **how
+        )
 
-    checkpoint.first_good(workdir, steps, one, host.say)
+    checkpoint.first_restorable(workdir, steps, sample_step, runtime.say)
     return DONE
 
 
 def _convert(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
-    workdir = _need_workdir(args)
+    workdir = _require_workdir(args)
     if bool(args.pretrained) == bool(args.export):
         raise UsageError("convert takes --pretrained=DIR --workdir=W, or --workdir=W --export=DIR")
     if args.pretrained:
-        host, cfg = _published(args, assignments)
+        runtime, cfg = _pretrained_config(args, assignments)
         from train import export
 
-        known, useless = {key for key, _ in assignments}, _given(cfg, assignments, verb="convert --pretrained")
-        export.take_in(cfg, os.path.expanduser(args.pretrained), workdir, host, args.ignore_key, known, useless)
+        known, useless = {key for key, _ in assignments}, _find_unread(cfg, assignments, verb="convert --pretrained")
+        export.import_pretrained(
+            cfg, os.path.expanduser(args.pretrained), workdir, runtime, args.ignore_key, known, useless
+        )
         return DONE
-    host, config, workdir, steps, which = _checkpoint(args, assignments)
+    runtime, config, workdir, steps, which = _select_checkpoint(args, assignments)
     from train import checkpoint, export
 
     if which == "all":
         raise UsageError("convert takes one checkpoint, not @all")
     to = os.path.expanduser(args.export)
 
-    def one(step: int) -> None:
+    def export_step(step: int) -> None:
         cfg = config(step)
-        export.put_out(cfg, workdir, step, to, host, _given(cfg, assignments, verb="convert --export"))
+        export.export_pretrained(
+            cfg, workdir, step, to, runtime, _find_unread(cfg, assignments, verb="convert --export")
+        )
 
-    checkpoint.first_good(workdir, steps, one, host.say)
+    checkpoint.first_restorable(workdir, steps, export_step, runtime.say)
     return DONE
 
 
@@ -404,7 +418,9 @@ def _tokenizer(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> in
         raise UsageError("tokenizer takes no --config.KEY=VALUE; --data, --split, --field and --vocab_size say all")
     from train import tokenizing
 
-    tokenizing.learn(args.data, args.split, args.field, args.vocab_size, os.path.expanduser(args.output), _host())
+    tokenizing.train_tokenizer(
+        args.data, args.split, args.field, args.vocab_size, os.path.expanduser(args.output), _make_runtime()
+    )
     return DONE
 
 
@@ -416,7 +432,11 @@ def _doctor(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     _start_jax(args)
     from train import doctor
 
-    well = doctor.examine_data(_host(), args.data, args.field) if args.data else doctor.examine(_host())
+    well = (
+        doctor.check_data(_make_runtime(), args.data, args.field)
+        if args.data
+        else doctor.check_machine(_make_runtime())
+    )
     return DONE if well else FAILED
 
 
@@ -427,9 +447,9 @@ def _list(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
     match args.words:
         case []:
-            from train.record.listing import families
+            from train.record.listing import list_families
 
-            lines = families()
+            lines = list_families()
         case ["knobs"]:
             lines = listing.of_knobs(None)
         case ["knobs", section]:

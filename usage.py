@@ -83,76 +83,82 @@ Say what is wrong and how to mend it.
 }
 
 
-def flags_of(verb: str) -> flags.FlagValues:
+def define_flags(verb: str) -> flags.FlagValues:
     """The plain flags of a verb."""
     own = flags.FlagValues()
 
-    def text(name: str, default: str | None, says: str) -> None:
+    def string_flag(name: str, default: str | None, says: str) -> None:
         flags.DEFINE_string(name, default, says, flag_values=own)
 
-    def whole(name: str, default: int | None, says: str, lower: int = 0, upper: int = 2**31 - 1) -> None:
+    def integer_flag(name: str, default: int | None, says: str, lower: int = 0, upper: int = 2**31 - 1) -> None:
         flags.DEFINE_integer(name, default, says, lower_bound=lower, upper_bound=upper, flag_values=own)
 
     flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=own)
     if verb != "list":
-        whole("cpu_devices", None, "simulate so many CPU devices", 1)
+        integer_flag("cpu_devices", None, "simulate so many CPU devices", 1)
 
-    def texts(name: str, default: list[str], says: str) -> None:
+    def list_flag(name: str, default: list[str], says: str) -> None:
         flags.DEFINE_multi_string(name, default, says, flag_values=own)
 
-    def share(name: str, says: str) -> None:
+    def float_flag(name: str, says: str) -> None:
         flags.DEFINE_float(name, None, says, flag_values=own)
 
     if verb not in ("tokenizer", "list"):
-        text("cache", None, "where to keep compiled programs: a folder, or none; None is the user's cache folder")
+        string_flag(
+            "cache", None, "where to keep compiled programs: a folder, or none; None is the user's cache folder"
+        )
     if verb == "doctor":
-        text("data", None, "a data set to read, all of it: a folder, a file or a name; several with commas between")
+        string_flag(
+            "data", None, "a data set to read, all of it: a folder, a file or a name; several with commas between"
+        )
     if verb not in ("doctor", "tokenizer", "list"):
-        text("workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best"))
+        string_flag(
+            "workdir", None, "the run's folder" + ("" if verb == "train" else ", or a checkpoint in it, as W@best")
+        )
     if verb in ("train", "eval", "sample", "convert"):
         instead = "to go on from" if verb == "train" else "instead of a workdir"
-        text("pretrained", None, f"{instead}, a folder as the Hugging Face hub has it")
-        texts("ignore_key", [], "with --pretrained, a key of its config.json to pass over; may be given again")
+        string_flag("pretrained", None, f"{instead}, a folder as the Hugging Face hub has it")
+        list_flag("ignore_key", [], "with --pretrained, a key of its config.json to pass over; may be given again")
     if verb == "train":
-        text("config", None, "path/to/file.py:name+ablation")
-        text("coordinator", None, "host:port of process 0, where several processes train together")
-        whole("num_processes", 1, "how many processes train together", 1)
-        whole("process_id", 0, "which of them this is, from 0")
+        string_flag("config", None, "path/to/file.py:name+ablation")
+        string_flag("coordinator", None, "host:port of process 0, where several processes train together")
+        integer_flag("num_processes", 1, "how many processes train together", 1)
+        integer_flag("process_id", 0, "which of them this is, from 0")
     if verb in ("train", "eval"):
         measured = "what to measure it on; for a workdir None is its own data"
-        text("dataset", None, measured if verb == "eval" else "what to train on, for --config.data.name")
+        string_flag("dataset", None, measured if verb == "eval" else "what to train on, for --config.data.name")
     if verb == "eval":
-        text(
+        string_flag(
             "task",
             None,
             "perplexity | multiple_choice | lambada; None: multiple_choice if the data has choices",
         )
     if verb == "convert":
-        text("export", None, "a folder to write, new or empty, as the Hugging Face hub has it")
+        string_flag("export", None, "a folder to write, new or empty, as the Hugging Face hub has it")
     if verb in ("doctor", "tokenizer"):
-        text("field", None, "which text of a set that has several, or of rows in files")
+        string_flag("field", None, "which text of a set that has several, or of rows in files")
     if verb == "tokenizer":
-        text("data", None, "a data set to learn from: a .txt file or folder, or a name")
-        text("split", "train", "its split")
-        whole("vocab_size", 4096, "how many tokens to learn, the 256 bytes and an end among them", 257)
-        text("output", None, "the tokenizer.json to write")
+        string_flag("data", None, "a data set to learn from: a .txt file or folder, or a name")
+        string_flag("split", "train", "its split")
+        integer_flag("vocab_size", 4096, "how many tokens to learn, the 256 bytes and an end among them", 257)
+        string_flag("output", None, "the tokenizer.json to write")
     if verb == "list":
-        texts("words", [], "what to list; stands alone too, as above")
+        list_flag("words", [], "what to list; stands alone too, as above")
     if verb == "sample":
-        texts("prompt", ["\n"], "the text to go on from, empty begins one; given again, several at once")
-        whole("max_new_tokens", 300, "how many tokens to add", 1)
+        list_flag("prompt", ["\n"], "the text to go on from, empty begins one; given again, several at once")
+        integer_flag("max_new_tokens", 300, "how many tokens to add", 1)
         flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest", lower_bound=0, flag_values=own)
-        whole("top_k", None, "draw among the so many likeliest", 1)
-        share("top_p", "among the fewest likeliest that have this probability together")
-        share("min_p", "among those with this share of the likeliest's probability")
+        integer_flag("top_k", None, "draw among the so many likeliest", 1)
+        float_flag("top_p", "among the fewest likeliest that have this probability together")
+        float_flag("min_p", "among those with this share of the likeliest's probability")
         flags.DEFINE_float("repetition_penalty", 1.0, "lowers tokens that were there; 1 is none", flag_values=own)
-        texts("stop", [], "a text that ends the writing; may be given again")
+        list_flag("stop", [], "a text that ends the writing; may be given again")
         flags.DEFINE_boolean("timing", False, "report tokens a second of reading and writing", flag_values=own)
-        whole("seed", 0, "of the draws", upper=2**32 - 1)
+        integer_flag("seed", 0, "of the draws", upper=2**32 - 1)
     return own
 
 
-def hold_text(argument: str) -> None:
+def check_argument(argument: str) -> None:
     """Hold an argument to be text, and a path among them to be one that a disk can have. Raises UsageError."""
     name, _, value = argument.partition("=")
     if "\0" in argument or any("\ud800" <= sign <= "\udfff" for sign in argument):

@@ -46,12 +46,12 @@ Step = Callable[[], None]  # one update, waited for
 
 def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
     """Our update on one device, as `launch.py train` builds it."""
-    place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
+    place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
     jax.set_mesh(place.mesh)
     cfg = base.defaults()
     tx = optim.make(cfg.optim, model.specs["params"])
-    state = step.fresh_state(model, tx, place, 0, step.Options())
-    update = step.make_step(model, losses.TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, step.Options())
+    state = step.init_on_mesh(model, tx, place, 0, step.StepOptions())
+    update = step.make_step(model, losses.TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, step.StepOptions())
     fields = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}
 
     def once() -> None:

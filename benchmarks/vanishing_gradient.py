@@ -22,7 +22,7 @@ import numpy as np
 
 import models
 from benchmarks import record
-from train.record.plots import dress, save, sheet
+from train.record.plots import make_figure, save_figure, style_axes
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "Elman": dict(cell="elman"),
@@ -69,7 +69,7 @@ def summary(found: np.ndarray) -> dict[str, Any]:
 
 def plot(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Draw each network's norm against the lag, with its spread over seeds."""
-    figure = sheet(8, 5)
+    figure = make_figure(8, 5)
     axes = figure.subplots()
     for colour, (name, row) in zip(COLOURS, rows.items(), strict=True):
         lags = range(len(row["mean"]))
@@ -78,9 +78,9 @@ def plot(rows: dict[str, dict[str, Any]], path: Path) -> None:
         end = (lags[-1], row["mean"][-1])
         axes.annotate(name, end, (6, APART.get(name, 0)), textcoords="offset points", color=colour, va="center")
     axes.set_yscale("log")
-    dress(axes, "How far back the gradient reaches", "time lag (steps)", "norm of the gradient, relative to lag 0")
+    style_axes(axes, "How far back the gradient reaches", "time lag (steps)", "norm of the gradient, relative to lag 0")
     axes.margins(x=0.01)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Our weights as a model of lm-evaluation-harness, in the same process.
 
-host = Host(time.time, os.environ, sys.stdout)
-opened = restored.open_to_write(base.defaults(), host, "path/to/Llama-3.2-1B")
+runtime = Runtime(time.time, os.environ, sys.stdout)
+opened = restored.open_language_model(base.defaults(), runtime, "path/to/Llama-3.2-1B")
 lm_eval.simple_evaluate(Harness(opened), tasks=["arc_easy"])
 """
 
@@ -12,18 +12,18 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 
 from train import evaluate, questions, sample, writing
-from train.restored import Opened
+from train.restored import LoadedModel
 
 
 class Harness(TemplateLM):
-    """A language model that `restored.open_checkpoint` or `open_published` has opened, `rows` texts at a time."""
+    """A language model that `restored.open_checkpoint` or `open_pretrained` has opened, `rows` texts at a time."""
 
-    def __init__(self, opened: Opened, rows: int = 8) -> None:
+    def __init__(self, opened: LoadedModel, rows: int = 8) -> None:
         super().__init__()
         self.opened, self.rows = opened, rows
         self.coder: Any = opened.setup.tokenizer
         setup = opened.setup
-        self._examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
+        self._examine = evaluate.make_eval_step(setup.model, setup.task, setup.place)
 
     @property
     def eot_token_id(self) -> int:
@@ -81,9 +81,9 @@ class Harness(TemplateLM):
                 [ids],
                 jax.random.key(0),
                 count=how.get("max_gen_toks", 256),
-                how=drawn,
+                sampling=drawn,
             )
             until = [stops] if isinstance(stops, str) else stops
             with jax.set_mesh(self.opened.setup.place.mesh):
-                found.append("".join(part[0] for part in writing.texts(self.coder, [ids], made, until)))
+                found.append("".join(part[0] for part in writing.stream_texts(self.coder, [ids], made, until)))
         return found

@@ -205,20 +205,20 @@ MESHES = ("dp:8", "fsdp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
 MESHES_OF_EXPERTS = ("dp:2,ep:4", "ep:2,cp:2,tp:2", "fsdp:2,ep:2,tp:2")
 
 
-def tiny(name: str, **overrides: Any) -> models.Model:
+def tiny_model(name: str, **overrides: Any) -> models.Model:
     return models.build(CASES[name].family, **{**CASES[name].fields, **overrides})
 
 
-def meshes_of(name: str) -> tuple[str, ...]:
+def meshes_for(name: str) -> tuple[str, ...]:
     """Those that the parts of a model allow."""
-    return MESHES + (MESHES_OF_EXPERTS if hasattr(tiny(name).config, "experts") else ())
+    return MESHES + (MESHES_OF_EXPERTS if hasattr(tiny_model(name).config, "experts") else ())
 
 
-def noisy(name: str, **overrides: Any) -> models.Model:
+def with_dropout(name: str, **overrides: Any) -> models.Model:
     """The same with every probability of noise that its Config has, but those that others stand for."""
-    fields = vars(tiny(name, **overrides).config)
+    fields = vars(tiny_model(name, **overrides).config)
     noise = [k for k, v in fields.items() if k.startswith(("dropout", "drop_path")) and isinstance(v, float)]
-    return tiny(name, **overrides, **dict.fromkeys(noise, 0.25))
+    return tiny_model(name, **overrides, **dict.fromkeys(noise, 0.25))
 
 
 def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
@@ -261,7 +261,7 @@ def weights(draw: np.random.Generator, *shape: int) -> np.ndarray:
     return np.where(draw.random(shape) < 0.2, 0, found).astype(np.float32)
 
 
-def inputs_of(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def to_inputs(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {k: jnp.asarray(v) for k, v in batch.items()}
 
 

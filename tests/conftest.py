@@ -53,7 +53,7 @@ def programs() -> str:
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs())
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-assert cache.use(os.environ["JAX_COMPILATION_CACHE_DIR"]) is None
+assert cache.enable(os.environ["JAX_COMPILATION_CACHE_DIR"]) is None
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -142,7 +142,7 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(pictures, "draw", lambda *args: [])
-        monkeypatch.setattr(plots, "curve", lambda *args: None)
+        monkeypatch.setattr(plots, "draw_loss", lambda *args: None)
 
 
 @pytest.fixture

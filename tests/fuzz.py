@@ -82,7 +82,12 @@ RETURNS = (
     *("__import__('nosuch')", "cfg.update({'train': {'steps': 'x'}})", "base.config('x', {}, {})", "input", "cfg.lr"),
 )
 
-NAMED = ("Damaged", "Diverged", "NotFinite", "Unsaved")  # errors of ours that the world causes, not the input
+NAMED = (
+    "CorruptCheckpoint",
+    "Diverged",
+    "NotFinite",
+    "SaveError",
+)  # errors of ours that the world causes, not the input
 Case = tuple[list[str], tuple[str, ...]]  # the command, and words of which its answer must hold one
 
 
@@ -157,7 +162,7 @@ class Fuzz:
     def flag(self) -> Case:
         """A flag of any verb, with a strange value."""
         verb = self.random.choice(list(launch.VERBS))
-        name = self.random.choice([n for n in usage.flags_of(verb) if n not in CALM] or ["nosuch"])
+        name = self.random.choice([n for n in usage.define_flags(verb) if n not in CALM] or ["nosuch"])
         given = {
             "workdir": self.run,
             "from": self.hub,
@@ -165,7 +170,7 @@ class Fuzz:
             "dataset": "xor",
             "train": "pydoc_text",
         }
-        calm = [f"--{n}={given[n]}" for n in usage.flags_of(verb) if n in given and n != name]
+        calm = [f"--{n}={given[n]}" for n in usage.define_flags(verb) if n in given and n != name]
         drop = self.random.choice(("--pretrained", "--workdir")) if verb != "train" else "--pretrained"
         return [verb, *(a for a in calm if not a.startswith(drop)), f"--{name}={self.random.choice(STRANGE)}"], ("",)
 

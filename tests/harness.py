@@ -13,7 +13,7 @@ import optax
 import models
 from configs import base
 from models.spec import flatten
-from tests.cases import CASES, batch_for, random_variables, tiny
+from tests.cases import CASES, batch_for, random_variables, tiny_model
 from train import mesh
 from train.update import leaves, losses, optim, step
 
@@ -50,7 +50,7 @@ class Programs:
 _programs, _starts = Programs(16), Programs(8)
 
 
-def forget() -> None:
+def clear_programs() -> None:
     """Compile the next programs anew: what a test has set since is not in their key."""
     _programs.clear()
 
@@ -66,12 +66,12 @@ class Trainer:
     optimizer: str = "adamw"
     seed: int = 0
     dtype: Any = jnp.float32
-    more: dict[str, Any] = field(default_factory=dict)  # of step.Options
+    more: dict[str, Any] = field(default_factory=dict)  # of step.StepOptions
     model: models.Model | None = None  # None is the tiny one
     knobs: dict[str, Any] = field(default_factory=dict)  # of the section optim
 
     def __post_init__(self) -> None:
-        self.model = self.model or tiny(self.name)
+        self.model = self.model or tiny_model(self.name)
         self.task = losses.TASKS[CASES[self.name].loss]
         self.program = _programs.get(vars(self), self._compile)
         self.place, self.cfg, self.tx = self.program.place, self.program.cfg, self.program.tx
@@ -80,7 +80,7 @@ class Trainer:
 
     def _compile(self) -> Program:
         count = int(np.prod([int(p.split(":")[1]) for p in self.mesh_text.split(",")]))
-        place = mesh.place_on(mesh.make_mesh(self.mesh_text, jax.devices()[:count]), self.model.specs)
+        place = mesh.make_placement(mesh.make_mesh(self.mesh_text, jax.devices()[:count]), self.model.specs)
         cfg = base.defaults().optim
         cfg.update({"name": self.optimizer, **self.knobs})
         tx = optim.make(cfg, self.model.specs["params"])
@@ -89,9 +89,9 @@ class Trainer:
         update = step.make_step(self.model, self.task, tx, rate, place, options)
         return Program(place, cfg, tx, update, step.state_shardings(self.model, tx, place, options))
 
-    def _options(self, cfg: Any) -> step.Options:
-        frozen = leaves.frozen(cfg.freeze, self.model.specs["params"])
-        return step.Options(dtype=self.dtype, accumulate=self.accumulate, frozen=frozen, **self.more)
+    def _options(self, cfg: Any) -> step.StepOptions:
+        frozen = leaves.freeze_mask(cfg.freeze, self.model.specs["params"])
+        return step.StepOptions(dtype=self.dtype, accumulate=self.accumulate, freeze_mask=frozen, **self.more)
 
     def restart(self) -> None:
         """The state before the first update, drawn on one device; the values are those of any mesh."""
@@ -101,9 +101,9 @@ class Trainer:
         self.state = jax.device_put(jax.tree.map(np.array, start), self.program.shardings)
 
     def _draw(self) -> Any:
-        one = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), self.model.specs)
+        one = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), self.model.specs)
         with jax.set_mesh(one.mesh):
-            return jax.device_get(step.fresh_state(self.model, self.tx, one, self.seed, self._options(self.cfg)))
+            return jax.device_get(step.init_on_mesh(self.model, self.tx, one, self.seed, self._options(self.cfg)))
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return {k: jax.device_put(v, self.place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}
@@ -131,19 +131,19 @@ class Trainer:
 
 
 @lru_cache(maxsize=4)
-def variables_of(model: models.Model) -> dict[str, Any]:
+def random_variables_for(model: models.Model) -> dict[str, Any]:
     """Some variables on the device, of which no leaf is all 0."""
     return jax.device_put(random_variables(model))
 
 
 @lru_cache(maxsize=4)
-def initial_of(model: models.Model) -> dict[str, Any]:
+def initial_variables(model: models.Model) -> dict[str, Any]:
     """Initial variables by key 0."""
     return model.init(jax.random.key(0))
 
 
 @lru_cache(maxsize=4)
-def predict_of(model: models.Model) -> Callable[..., Any]:
+def jit_predict(model: models.Model) -> Callable[..., Any]:
     """The model's forward pass, jitted."""
     return jax.jit(model.predict)
 

@@ -87,10 +87,10 @@ def compare(module: Any, folder: Path) -> None:
     want = module.generate(
         torch.tensor(start), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
     ).numpy()
-    np.testing.assert_array_equal(continued(model, variables, start, 12), want)
+    np.testing.assert_array_equal(greedy_continuation(model, variables, start, 12), want)
 
 
-def continued(model: models.Model, variables: Any, start: np.ndarray, count: int) -> np.ndarray:
+def greedy_continuation(model: models.Model, variables: Any, start: np.ndarray, count: int) -> np.ndarray:
     """Greedy tokens through the cache, those given one at a time too: one program. The contract feeds it many."""
     rows, given = start.shape
 

@@ -52,7 +52,7 @@ def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
     settings.name = "sgd"
     model = Mask("mask", None)
     tx = optim.make(settings, model.specs["params"])
-    task, options = losses.Task(mask_terms, "classifier", "label", ""), step.Options(accumulate=accumulate)
+    task, options = losses.Task(mask_terms, "classifier", "label", ""), step.StepOptions(accumulate=accumulate)
     update = step.make_step(model, task, tx, lambda n: jnp.asarray(0.0), place, options)
     shardings = step.state_shardings(model, tx, place, options)
 
@@ -69,10 +69,10 @@ def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
         }
 
     state, found = jax.jit(start, out_shardings=shardings)(), []
-    rows = feed.own_rows(place, BATCH)
+    rows = feed.local_rows(place, BATCH)
     local = {"id": np.asarray(rows, np.float32) + 1, "weight": np.ones(len(rows), np.float32)}
     for _ in range(2):
-        state, metrics = update(state, feed.put(local, rows, BATCH, place))
+        state, metrics = update(state, feed.to_global_batch(local, rows, BATCH, place))
         found.append(float(metrics["loss"]))
     return found
 
@@ -80,7 +80,7 @@ def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
 def digests(text: str, accumulations: tuple[int, ...], devices: Any = None) -> dict[str, Any]:
     """Token ids, augmented images, initial weights and dropout masks on a mesh."""
     model = build("gpt", vocab=257, context=16, width=32, depth=2, heads=8)
-    place = mesh.place_on(mesh.make_mesh(text, devices), model.specs)
+    place = mesh.make_placement(mesh.make_mesh(text, devices), model.specs)
     texts = sources.load("pydoc_text", "train")
     digits = sources.load("digits", "train")
     words = plan.BatchSampler(
@@ -90,10 +90,12 @@ def digests(text: str, accumulations: tuple[int, ...], devices: Any = None) -> d
     pictures = plan.BatchSampler((plan.ExampleSource(digits),), (plan.Phase(0, BATCH),), SEED, images)
     found: dict[str, Any] = {}
     with jax.set_mesh(place.mesh):
-        rows = feed.own_rows(place, BATCH)
+        rows = feed.local_rows(place, BATCH)
         for name, source in (("text", words), ("images", pictures)):
             for n in STEPS:
-                found[f"{name} {n}"] = checkpoint.digests(feed.put(source.batch(n, rows), rows, BATCH, place))
+                found[f"{name} {n}"] = checkpoint.digests(
+                    feed.to_global_batch(source.batch(n, rows), rows, BATCH, place)
+                )
         key = step.stream_key(SEED, "params")
         weights = model.init(key, place.shardings(model.specs))
         found["weights"] = checkpoint.digests(weights)

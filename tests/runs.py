@@ -8,7 +8,7 @@ from pathlib import Path
 import launch
 from configs import reader
 from train import checkpoint
-from train.host import Host
+from train.host import Runtime
 
 ARGS = [
     "--config=configs/mlp.py:digits+dropout",
@@ -25,8 +25,8 @@ def train(workdir: Path, *more: str) -> int:
     return launch.main(["train", f"--workdir={workdir}", *ARGS, *more])
 
 
-def host(**more) -> Host:
-    return Host(lambda: 0.0, os.environ, io.StringIO(), **more)
+def runtime(**more) -> Runtime:
+    return Runtime(lambda: 0.0, os.environ, io.StringIO(), **more)
 
 
 def config_of(workdir: Path, step: int):

@@ -18,7 +18,7 @@ from configs import base, gpt, reader
 from data import augment, embedded, sources
 from data.kinds import texts
 from train import images
-from train.host import Host
+from train.host import Runtime
 from train.setup import make_tokenizer
 from train.update import losses, optim, schedules
 
@@ -41,7 +41,7 @@ def test_an_embedded_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sources.load("mine", "train").documents == ("a text",)  # type: ignore[union-attr]
     assert sources.splits_of("mine") == ("train",)
     cfg = reader.override(gpt.get_config("quick"), [("data.name", "mine"), ("data.tokenizer", "char")])
-    assert make_tokenizer(cfg, Host(lambda: 0.0, {}, io.StringIO())).vocab > 0
+    assert make_tokenizer(cfg, Runtime(lambda: 0.0, {}, io.StringIO())).vocab > 0
 
 
 def test_a_schedule_and_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,13 +56,13 @@ def test_a_schedule_and_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_loss_and_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task of TASKS, and an operation with its form."""
     monkeypatch.setitem(losses.TASKS, "mine", losses.TASKS["softmax"])
-    assert losses.find("mine").trait == "classifier"
+    assert losses.get_task("mine").trait == "classifier"
     black: Callable[..., Any] = lambda image, draw, frame: np.zeros_like(image)  # noqa: E731
     monkeypatch.setitem(augment.OPERATIONS, "mine", black)
     monkeypatch.setitem(augment.SYNTAX, "mine", augment.OpSyntax("mine", ()))
     cfg = reader.override(base.defaults(), [("data.augment", "mine")])
     batch = {"image": np.full((2, 4, 4, 1), 255, np.uint8)}
-    assert not images.trained(cfg)(batch, 0, np.arange(2))["image"].any()
+    assert not images.train_transform(cfg)(batch, 0, np.arange(2))["image"].any()
 
 
 def test_a_verb_and_a_config(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import models
 from models.layers import compute_logits
 from models.spec import flatten, unsharded
-from tests.cases import batch_for, random_variables, tiny
+from tests.cases import batch_for, random_variables, tiny_model
 from train import mesh
 from train.update import losses, step
 
@@ -31,7 +31,7 @@ def _told(model: models.Model) -> Any:
 @pytest.mark.slow
 def test_a_token_further_is_told_of_those_before_it_alone() -> None:
     """The k-th module stands at a token, has seen k tokens more, and nothing of what it is to foretell."""
-    model = tiny("deepseek_softmax", depth=1, dense_layers=(0,))
+    model = tiny_model("deepseek_softmax", depth=1, dense_layers=(0,))
     variables, tokens = random_variables(model), batch_for("deepseek")["tokens"][:2]
     before, at = ahead(model, variables, tokens), 9
     other = tokens.copy()
@@ -49,7 +49,7 @@ def test_targets_further_on_are_those_that_all_on_the_way_lead_to() -> None:
         "segment": np.int32([[0] * 8, [0] * 8, [0, 0, 0, 0, 1, 1, 1, 1]]),
     }
     for count in (1, 2, 9):
-        got = losses.further(jax.tree.map(jnp.asarray, batch), count, unsharded)
+        got = losses.shift_targets(jax.tree.map(jnp.asarray, batch), count, unsharded)
         for b, t in np.ndindex(3, 8):
             way = batch["weight"][b, t : t + count + 1]
             near = t + count < 8 and (way > 0).all() and len(set(batch["segment"][b, t : t + count + 1])) == 1
@@ -61,7 +61,7 @@ def test_targets_further_on_are_those_that_all_on_the_way_lead_to() -> None:
 @pytest.mark.slow
 def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
     """Eq. 24 and 25 of arXiv:2412.19437: sums of nats over as many tokens as the loss has, mean over modules."""
-    model = tiny("deepseek_softmax", depth=1, dense_layers=(0,), mtp_weight=0.7)
+    model = tiny_model("deepseek_softmax", depth=1, dense_layers=(0,), mtp_weight=0.7)
     batch = jax.tree.map(jnp.asarray, batch_for("deepseek_softmax"))
     params, total = random_variables(model)["params"], jnp.sum(batch["weight"])
 
@@ -79,8 +79,8 @@ def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
         return (own[0] + 0.7 * mean) / total, mean / (sum(w for _, w in more) / len(more))
 
     (_, foretold), want = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
-    grad = step.gradient_of(model, losses.TASKS["next_token"], place, step.Options())
+    place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
+    grad = step.make_gradient(model, losses.TASKS["next_token"], place, step.StepOptions())
     with jax.set_mesh(place.mesh):
         put = {k: jax.device_put(v, place.sharding("batch seq")) for k, v in batch.items()}
         mine = jax.device_put(params, place.shardings(model.specs["params"]))

@@ -20,7 +20,7 @@ from models.attention import BACKENDS, FEATURES
 from models.layers import per_row_keys
 from models.sight import AttentionMask
 from models.spec import Spec, zeros
-from tests.cases import random_variables, tiny
+from tests.cases import random_variables, tiny_model
 from train import mesh
 
 ROOT = Path(__file__).parent.parent
@@ -237,7 +237,7 @@ def on(text: str, kv_heads: int) -> mesh.Placement:
     """The placement of a model with so many heads of keys."""
     count = int(np.prod([int(part.split(":")[1]) for part in text.split(",")]))
     table = {"k": Spec((kv_heads, H), "kv_heads head_dim", zeros)}
-    return mesh.place_on(mesh.make_mesh(text, jax.devices()[:count]), table)
+    return mesh.make_placement(mesh.make_mesh(text, jax.devices()[:count]), table)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_backend_that_cannot_have_time_cut_says_so(kernel_here: None) -> None:
 )
 def test_a_model_asks_by_its_config(name: str, backend: str, shape: dict[str, Any], kernel_here: None) -> None:
     """The backend changes rounding only."""
-    plain, other = tiny(name, **shape), tiny(name, attention=backend, **shape)
+    plain, other = tiny_model(name, **shape), tiny_model(name, attention=backend, **shape)
     tokens = np.random.default_rng(0).integers(0, 100, (2, plain.config.context))
     got, want = jax.jit(lambda *v: (other.predict(*v), plain.predict(*v)))(random_variables(plain), tokens)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
@@ -290,7 +290,7 @@ def test_a_model_asks_by_its_config(name: str, backend: str, shape: dict[str, An
 
 def test_a_model_decodes_by_the_reference_whatever_trained_it() -> None:
     """A run made elsewhere is sampled from here; what needs its backend refuses."""
-    plain, other = tiny("llama"), tiny("llama", attention="cudnn")
+    plain, other = tiny_model("llama"), tiny_model("llama", attention="cudnn")
     variables, tokens = random_variables(plain), jnp.arange(10)[None]
     ours, theirs = (jax.jit(m.apply)(variables, tokens, cache=m.cache(1, 10)).value for m in (plain, other))
     np.testing.assert_array_equal(ours, theirs)

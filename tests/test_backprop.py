@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 BY = {"equations": backprop.gradient, "scalar": scalar.gradient}
 
 
-def hinge(value: jax.Array, batch: dict[str, jax.Array]) -> losses.Terms:
+def hinge(value: jax.Array, batch: dict[str, jax.Array]) -> losses.WeightedSums:
     y = (2 * batch["label"] - 1).astype(jnp.float32)
     return {"loss": (jax.nn.relu(1 - y * value[:, 0]) * batch["weight"], batch["weight"])}
 
@@ -155,7 +155,7 @@ def test_on_a_mesh(name: str, text: str) -> None:
     params, inputs, want = wide()
     count = int(np.prod([int(p.split(":")[1]) for p in text.split(",")]))
     specs = mlp.specs(WIDE)["params"]
-    place = mesh.place_on(mesh.make_mesh(text, jax.devices()[:count]), specs)
+    place = mesh.make_placement(mesh.make_mesh(text, jax.devices()[:count]), specs)
     with jax.set_mesh(place.mesh):
         cut = jax.tree.map(jax.device_put, params, place.shardings(specs))
         rows = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in inputs.items()}

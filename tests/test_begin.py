@@ -220,7 +220,7 @@ def test_published_parameters_that_do_not_fit_are_named(theirs, more, says, tmp_
 
 def test_a_tensor_of_no_leaf_is_none(theirs) -> None:
     """Renamed, it is still not known how it lies."""
-    found = initial._published(models.build("rnn", head="none", inputs=8, width=16), str(theirs[0]))
+    found = initial._read_pretrained(models.build("rnn", head="none", inputs=8, width=16), str(theirs[0]))
     with pytest.raises(UsageError, match=r"params/extra is no tensor of a rnn"):
         found.read({"params/extra": jax.sharding.SingleDeviceSharding(jax.devices()[0])})
 

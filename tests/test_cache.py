@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import launch
-from tests.harness import Trainer, forget
+from tests.harness import Trainer, clear_programs
 from train import cache
 from train.record import metrics
 
@@ -25,12 +25,12 @@ def suites_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cache, "is_safe", lambda: True)
     before = jax.config.jax_compilation_cache_dir
     yield
-    cache.use(before)
+    cache.enable(before)
 
 
 def compiled(folder: Path, n: int) -> np.ndarray:
     """What a program of its own makes of an array, compiled by a process that keeps its programs in a folder."""
-    assert cache.use(str(folder)) is None
+    assert cache.enable(str(folder)) is None
     return np.asarray(jax.jit(lambda x: jnp.sin(x) * n)(np.arange(8.0)))
 
 
@@ -48,7 +48,7 @@ def test_a_damaged_program_is_compiled_anew(damage: str, tmp_path: Path) -> None
     whole = file.read_bytes()
     file.write_bytes(damages(whole)[damage])
     np.testing.assert_array_equal(compiled(tmp_path, 3), want)
-    assert cache.Programs(str(tmp_path)).get(file.stem) is not None
+    assert cache.ProgramCache(str(tmp_path)).get(file.stem) is not None
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -74,20 +74,20 @@ def test_losses_are_those_without(tmp_path: Path) -> None:
     """Bit for bit, of programs that are compiled and of those that are read."""
     found = []
     for folder in (None, str(tmp_path), str(tmp_path)):
-        cache.use(folder)
-        forget()
+        cache.enable(folder)
+        clear_programs()
         found.append(Trainer("mlp").steps(3))
     assert found[0] == found[1] == found[2]
     assert list(tmp_path.glob("jit_step*.program"))
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
-    kept = cache.Programs(str(tmp_path))
+    kept = cache.ProgramCache(str(tmp_path))
     for i, key in enumerate("abcd"):
         kept.put(key, bytes(100))
         os.utime(tmp_path / f"{key}.program", (i, i))
     kept.get("a")
-    assert cache.contents(str(tmp_path), limit=2 * (100 + cache.HEAD)) == (2, 2 * (100 + cache.HEAD))
+    assert cache.contents(str(tmp_path), limit=2 * (100 + cache.DIGEST_SIZE)) == (2, 2 * (100 + cache.DIGEST_SIZE))
     assert [kept.get(key) is not None for key in "abcd"] == [True, False, False, True]
 
 
@@ -99,7 +99,7 @@ def test_a_folder_that_vanishes_or_cannot_be_written_stops_nothing(tmp_path: Pat
     folder.rmdir()
     np.testing.assert_array_equal(np.asarray(jax.jit(lambda x: jnp.sin(x) * 5)(np.arange(8.0))), want)
     file.write_text("no folder")
-    note = cache.use(str(file / "cache"))
+    note = cache.enable(str(file / "cache"))
     assert note is not None
     assert f"{file}/cache" in note
     assert "--cache=DIR" in note
@@ -108,32 +108,32 @@ def test_a_folder_that_vanishes_or_cannot_be_written_stops_nothing(tmp_path: Pat
 
 def test_a_jax_with_another_cache_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as later:
-        later.delattr(cache.JAX, "get_file_cache")
-        assert cache.module_of_jax() is None
-    assert cache.module_of_jax() is cache.JAX
-    monkeypatch.setattr(cache, "JAX", None)
-    note = cache.use(str(tmp_path))
+        later.delattr(cache.JAX_CACHE, "get_file_cache")
+        assert cache.jax_cache_module() is None
+    assert cache.jax_cache_module() is cache.JAX_CACHE
+    monkeypatch.setattr(cache, "JAX_CACHE", None)
+    note = cache.enable(str(tmp_path))
     assert note is not None
     assert note.startswith(f"compiled programs are not kept: jax {jax.__version__} ")
     assert jax.config.jax_compilation_cache_dir is None
     monkeypatch.undo()
-    cache.use(None)
+    cache.enable(None)
 
 
 def test_which_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flag, jax's own variable, the user's cache folder; a relative XDG_CACHE_HOME counts for nothing."""
     monkeypatch.setenv("HOME", "/home/me")
     default = f"canon/jax-{jax.__version__}"
-    assert cache.folder_of(None, {}) == f"/home/me/.cache/{default}"
-    assert cache.folder_of(None, {"XDG_CACHE_HOME": "/c"}) == f"/c/{default}"
-    assert cache.folder_of(None, {"XDG_CACHE_HOME": "c"}) == f"/home/me/.cache/{default}"
-    assert cache.folder_of(None, {"JAX_COMPILATION_CACHE_DIR": "/j"}) == "/j"
-    assert cache.folder_of("~/x", {"JAX_COMPILATION_CACHE_DIR": "/j"}) == "/home/me/x"
-    assert cache.folder_of("none", {"JAX_COMPILATION_CACHE_DIR": "/j"}) is None
+    assert cache.cache_dir(None, {}) == f"/home/me/.cache/{default}"
+    assert cache.cache_dir(None, {"XDG_CACHE_HOME": "/c"}) == f"/c/{default}"
+    assert cache.cache_dir(None, {"XDG_CACHE_HOME": "c"}) == f"/home/me/.cache/{default}"
+    assert cache.cache_dir(None, {"JAX_COMPILATION_CACHE_DIR": "/j"}) == "/j"
+    assert cache.cache_dir("~/x", {"JAX_COMPILATION_CACHE_DIR": "/j"}) == "/home/me/x"
+    assert cache.cache_dir("none", {"JAX_COMPILATION_CACHE_DIR": "/j"}) is None
 
 
 def test_the_doctor_says_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cache.Programs(str(tmp_path)).put("a", bytes(2**20))
+    cache.ProgramCache(str(tmp_path)).put("a", bytes(2**20))
     launch.main(["doctor", f"--cache={tmp_path}"])
     assert f"compiled program(s), 1.0 MiB, in {tmp_path}" in capsys.readouterr().out
     launch.main(["doctor", "--cache=none"])

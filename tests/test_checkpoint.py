@@ -12,7 +12,7 @@ import pytest
 
 import launch
 from errors import UsageError
-from tests.runs import config_of, host, manifest, train
+from tests.runs import config_of, manifest, runtime, train
 from train import checkpoint, mesh, restored, setup
 from train.checkpoint import folder
 from train.checkpoint import manifest as manifests
@@ -59,7 +59,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(trained: Path, cap
 def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
     cfg = config_of(trained, 30)
     whole = checkpoint.load_manifest(str(trained), 30)["state"]
-    setup_host = host()
+    setup_host = runtime()
     source = setup.load_source(cfg, setup_host, "digits", "test")
     made = setup.set_up(cfg, setup_host, source, None)
     draw = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
         try:
             got = checkpoint.digests(restored.restore_state(made, str(trained), 30))
             assert all(whole[name]["digest"] == code for name, code in got.items())
-        except checkpoint.Damaged:
+        except checkpoint.CorruptCheckpoint:
             caught += 1
         file.write_bytes(saved)
     assert caught > 0
@@ -108,7 +108,7 @@ def test_a_run_is_known_by_its_checkpoints(trained: Path, capsys) -> None:
 
 def test_restore_is_strict_about_dtype_shape_and_names(finished: Path) -> None:
     cfg = config_of(finished, 30)
-    one = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), {}).whole
+    one = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), {}).replicated
     manifest = checkpoint.load_manifest(str(finished), 30)["state"]
 
     def target(**changes):
@@ -175,7 +175,7 @@ def edit(workdir: Path, step: int, change: Callable[[dict], Any], seal: bool = F
     path = workdir / "checkpoints" / str(step) / "manifest.json"
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(manifests.seal(content) if seal else json.dumps(content))
+    path.write_text(manifests.dump_manifest(content) if seal else json.dumps(content))
 
 
 def assign(*path: Any) -> Callable[[dict], None]:
@@ -217,9 +217,9 @@ def test_a_changed_manifest_is_damaged(change: Callable[[dict], Any], trained: P
     """Whatever is changed in it; the older ones say what the run is, and which was best."""
     best = checkpoint.select(str(trained), "best")
     edit(trained, 30, change)
-    with pytest.raises(checkpoint.Damaged, match=r"checkpoint 30 of .* is damaged: .*manifest"):
+    with pytest.raises(checkpoint.CorruptCheckpoint, match=r"checkpoint 30 of .* is damaged: .*manifest"):
         checkpoint.load_manifest(str(trained), 30)
-    assert list(checkpoint.readable(str(trained))) == [20, 10]
+    assert list(checkpoint.readable_manifests(str(trained))) == [20, 10]
     assert checkpoint.select(str(trained), "best")[0] in {*best, 20, 10} - {30}
 
 
@@ -242,14 +242,14 @@ def test_a_manifest_has_its_structure(legacy: bool, change: Callable[[dict], Any
     edit(trained, 30, change, seal=True)
     if legacy:
         edit(trained, 30, lambda content: content.update(schema=1) or content.pop("digest"))
-    with pytest.raises(checkpoint.Damaged, match="in its manifest"):
+    with pytest.raises(checkpoint.CorruptCheckpoint, match="in its manifest"):
         checkpoint.load_manifest(str(trained), 30)
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "3", "{", '{"schema": 2}', "[" * 100_000, "\udcff"])
 def test_a_manifest_that_is_none_is_damaged(text: str, trained: Path) -> None:
     (trained / "checkpoints" / "30" / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(checkpoint.Damaged, match=r"manifest\.json"):
+    with pytest.raises(checkpoint.CorruptCheckpoint, match=r"manifest\.json"):
         checkpoint.load_manifest(str(trained), 30)
 
 
@@ -258,7 +258,7 @@ def test_a_pipe_is_not_waited_for(trained: Path) -> None:
     for name in ("checkpoints/30/manifest.json", "metrics.jsonl", "lock"):
         (trained / name).unlink()
         os.mkfifo(trained / name)
-    with pytest.raises(checkpoint.Damaged, match="a pipe"):
+    with pytest.raises(checkpoint.CorruptCheckpoint, match="a pipe"):
         checkpoint.load_manifest(str(trained), 30)
     with pytest.raises(UsageError, match="a pipe"):
         metrics.read(str(trained))
@@ -290,7 +290,7 @@ def test_a_newer_schema_is_refused_by_name(trained: Path) -> None:
     """Where its digest is right: it is no damage."""
     path = trained / "checkpoints" / "30" / "manifest.json"
     content = {**json.loads(path.read_text()), "schema": 3}
-    path.write_text(json.dumps({**content, "digest": manifests.digest_of(content)}))
+    path.write_text(json.dumps({**content, "digest": manifests.manifest_digest(content)}))
     with pytest.raises(UsageError, match="has schema 3; this version reads 2 and 1"):
         checkpoint.load_manifest(str(trained), 30)
 
@@ -303,7 +303,7 @@ def test_a_manifest_of_the_schema_without_digest_is_read(trained: Path) -> None:
     assert {k: v for k, v in old.items() if k != "schema"} == {
         k: v for k, v in before.items() if k not in ("schema", "digest")
     }
-    checkpoint.note_metrics(str(trained), 30, {"loss": 0.5})
+    checkpoint.add_metrics(str(trained), 30, {"loss": 0.5})
     new = checkpoint.load_manifest(str(trained), 30)
     assert (new["schema"], new["metrics"]) == (2, {"loss": 0.5})
 
@@ -341,7 +341,7 @@ def test_what_cannot_be_found_again_is_not_committed(tmp_path: Path) -> None:
     """As below a path that Orbax takes for a pattern: the first save fails, and leaves no checkpoint."""
     workdir = tmp_path / "a[1]"
     store = checkpoint.Store(str(workdir), keep=1, keep_best=0)
-    with pytest.raises(checkpoint.Unsaved, match=r"checkpoint 1 could not be written to .*cannot be found again"):
+    with pytest.raises(checkpoint.SaveError, match=r"checkpoint 1 could not be written to .*cannot be found again"):
         store.save({"step": jax.numpy.int32(1)}, manifest(1), None)
     assert checkpoint.steps(str(workdir)) == []
 
@@ -358,7 +358,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(tmp_path: Path
     def refuse(path: Any, content: bytes) -> None:
         raise OSError(30, os.strerror(30), str(path))
 
-    monkeypatch.setattr(type(folder.folder_of("w")), "write_bytes", refuse)
+    monkeypatch.setattr(type(folder.checkpoint_dir("w")), "write_bytes", refuse)
     more = ["--config=configs/mlp.py:xor", "--config.train.steps=1", "--config.train.batch=8"]
     assert launch.main(["train", f"--workdir={tmp_path}/v", *more]) == 2
     err = capsys.readouterr().err
@@ -372,7 +372,7 @@ def test_storage_that_fails_later_is_named_by_the_next_save(tmp_path: Path) -> N
     state = {"step": jax.numpy.int32(1)}
     store.save(state, manifest(1), None)
     (tmp_path / "checkpoints").rename(tmp_path / "gone")
-    with pytest.raises(checkpoint.Unsaved, match=r"checkpoint 2 could not be written to .*: No such file"):
+    with pytest.raises(checkpoint.SaveError, match=r"checkpoint 2 could not be written to .*: No such file"):
         store.save(state, manifest(2), None)
 
 

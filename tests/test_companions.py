@@ -39,23 +39,23 @@ def exported(where: Path, files: dict[str, str]) -> Path:
     made = tokenizer_reader.read_tokenizer(where.parent / "hub")
     where.mkdir()
     tokenizer_writer.write_tokenizer(made, where)
-    ids = companions.begin_and_end(files, tokenizer_writer.special_ids(made))
+    ids = companions.bos_and_eos(files, tokenizer_writer.special_ids(made))
     companions.write(files, where, ids, {})
     return where
 
 
 def test_files_go_with_their_tokenizer(tmp_path: Path) -> None:
     own = hub(tmp_path / "hub")
-    files = companions.of_folder(tmp_path / "hub", own)
+    files = companions.from_folder(tmp_path / "hub", own)
     assert set(files) == {"chat_template.jinja", TOOLS, "tokenizer_config.json", "generation_config.json"}
-    assert companions.of_folder(tmp_path / "hub", "another") == companions.of_folder(tmp_path / "hub", None) == {}
-    assert companions.of_folder(tmp_path / "hub" / "README.md", own) == {}
-    assert companions.of_source(None, own) == {}
+    assert companions.from_folder(tmp_path / "hub", "another") == companions.from_folder(tmp_path / "hub", None) == {}
+    assert companions.from_folder(tmp_path / "hub" / "README.md", own) == {}
+    assert companions.from_source(None, own) == {}
 
 
 def test_an_export_has_them_and_its_own(tmp_path: Path) -> None:
     """Its own class of tokenizer; no key that may change an id, and none that is only noted there."""
-    out = exported(tmp_path / "out", companions.of_folder(tmp_path / "hub", hub(tmp_path / "hub")))
+    out = exported(tmp_path / "out", companions.from_folder(tmp_path / "hub", hub(tmp_path / "hub")))
     assert (out / "chat_template.jinja").read_text("utf-8") == TEMPLATE
     assert (out / TOOLS).read_text("utf-8") == TEMPLATE + "tools"
     told = json.loads((out / "tokenizer_config.json").read_text())
@@ -70,7 +70,7 @@ def test_an_export_has_them_and_its_own(tmp_path: Path) -> None:
 
 def test_a_chat_is_written_as_by_transformers(tmp_path: Path) -> None:
     theirs = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
-    out = exported(tmp_path / "out", companions.of_folder(tmp_path / "hub", hub(tmp_path / "hub")))
+    out = exported(tmp_path / "out", companions.from_folder(tmp_path / "hub", hub(tmp_path / "hub")))
     (tmp_path / "hub" / "tokenizer_config.json").write_text(
         (tmp_path / "hub" / "tokenizer_config.json").read_text().replace("Qwen2Tokenizer", "PreTrainedTokenizerFast")
     )
@@ -85,7 +85,7 @@ def test_a_chat_is_written_as_by_transformers(tmp_path: Path) -> None:
 def test_settings_of_images_are_kept_where_they_were_followed(told: bool, tmp_path: Path) -> None:
     theirs = json.dumps({"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.5], "image_std": 0.5})
     (tmp_path / "preprocessor_config.json").write_text(theirs)
-    files = companions.of_folder(tmp_path, None)
+    files = companions.from_folder(tmp_path, None)
     settings = preprocessing.from_folder(tmp_path) | ({} if told else {"mean": 0.25})
     preprocessing.write(tmp_path, settings, 1)
     companions.write(files, tmp_path, {}, preprocessing.from_folder(tmp_path))

@@ -378,7 +378,7 @@ def _model(cfg: Any) -> models.Model:
     module = models.FAMILIES[cfg.model.family]
     made = {"vocab": 100} if cfg.data.tokenizer != "byte" or cfg.loss in ("next_token", "translation") else {}
     if cfg.loss in ("softmax", "hinge", "perceptron", "quadratic"):
-        made["classes"] = 1 if losses.TASKS[cfg.loss].single else 10
+        made["classes"] = 1 if losses.TASKS[cfg.loss].single_score else 10
     made |= {"shape": (8, 8, 1), "outputs": 1}
     known = {f.name for f in dataclasses.fields(module.Config)}
     given = {*fields, *module.SIZES.get(cfg.model.size, {})}

@@ -15,8 +15,8 @@ import pytest
 import models
 from errors import UsageError
 from models.spec import flatten
-from tests.cases import CASES, B, T, batch_for, inputs_of, meshes_of, noisy, tiny
-from tests.harness import Trainer, assert_gradients_close, initial_of, predict_of, variables_of
+from tests.cases import CASES, B, T, batch_for, meshes_for, tiny_model, to_inputs, with_dropout
+from tests.harness import Trainer, assert_gradients_close, initial_variables, jit_predict, random_variables_for
 from tests.runs import manifest
 from train import checkpoint, translate
 
@@ -48,32 +48,32 @@ FURTHER = [late(n, FIRST) if n in (*FIRST, *OLDER) else pytest.param(n, marks=py
 
 
 def with_trait(*traits: str) -> list[Any]:
-    return [late(n) for n in NAMES if set(traits) <= tiny(n).traits]
+    return [late(n) for n in NAMES if set(traits) <= tiny_model(n).traits]
 
 
 def hardest(name: str) -> str:
     """The mesh on which a family is always tried; with `second` it is on every strategy that there is."""
-    return "fsdp:2,ep:2,tp:2" if hasattr(tiny(name).config, "experts") else "fsdp:2,cp:2,tp:2"
+    return "fsdp:2,ep:2,tp:2" if hasattr(tiny_model(name).config, "experts") else "fsdp:2,cp:2,tp:2"
 
 
 def second(name: str) -> str:
-    return "dp:2,ep:2,cp:2" if hasattr(tiny(name).config, "experts") else "dp:2,fsdp:2,tp:2"
+    return "dp:2,ep:2,cp:2" if hasattr(tiny_model(name).config, "experts") else "dp:2,fsdp:2,tp:2"
 
 
 def on(name: str, mesh: str = "dp:1", accumulate: int = 1, **change: Any) -> Trainer:
     """A family's trainer with dropout on."""
-    return Trainer(name, mesh, accumulate, model=noisy(name, **change))
+    return Trainer(name, mesh, accumulate, model=with_dropout(name, **change))
 
 
 def elsewhere(name: str) -> Trainer:
     """On the second mesh, in microbatches where rows are apart, and with what is recomputed."""
-    remat = {"remat": "full"} if hasattr(tiny(name).config, "remat") else {}
-    return on(name, second(name), 1 if "batch_coupled" in tiny(name).traits else 4, **remat)
+    remat = {"remat": "full"} if hasattr(tiny_model(name).config, "remat") else {}
+    return on(name, second(name), 1 if "batch_coupled" in tiny_model(name).traits else 4, **remat)
 
 
 def test_every_family_is_tested_and_has_legal_traits() -> None:
-    assert {tiny(name).family for name in NAMES} == set(models.FAMILIES)
-    assert all(tiny(name).traits <= models.TRAITS for name in NAMES)
+    assert {tiny_model(name).family for name in NAMES} == set(models.FAMILIES)
+    assert all(tiny_model(name).traits <= models.TRAITS for name in NAMES)
     for module in models.FAMILIES.values():
         assert module.TRAITS <= models.TRAITS
         assert module.__doc__
@@ -106,7 +106,7 @@ def numbers(value: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_and_dtypes_follow_the_table(name: str) -> None:
-    model = tiny(name)
+    model = tiny_model(name)
     variables = jax.eval_shape(model.init, jax.random.key(0))
     for part, table in model.specs.items():
         leaves = flatten(variables[part])
@@ -114,7 +114,7 @@ def test_shapes_and_dtypes_follow_the_table(name: str) -> None:
             k: (v.shape, v.dtype) for k, v in leaves.items()
         }
     batch = batch_for(name)
-    value = jax.eval_shape(model.predict, variables, inputs_of(batch))
+    value = jax.eval_shape(model.predict, variables, to_inputs(batch))
     last = {"language_model": "vocab", "encoder_decoder": "vocab", "classifier": "classes", "regressor": "outputs"}
     if "detector" in model.traits:
         want = [(B, *cells, 5 + model.config.classes) for cells in MAPS[name]]
@@ -130,18 +130,18 @@ EARLY = ("mlp", "cnn", "gpt", "elman_values", "yolo", "linen")
 
 @pytest.mark.parametrize("name", [n if n in EARLY else pytest.param(n, marks=pytest.mark.weekly) for n in BARE])
 def test_a_bare_array_is_the_main_input(name: str) -> None:
-    model, batch = tiny(name), batch_for(name)
+    model, batch = tiny_model(name), batch_for(name)
     main = next(batch[k] for k in ("tokens", "image", "features") if k in batch)
-    predict, variables = predict_of(model), variables_of(model)
+    predict, variables = jit_predict(model), random_variables_for(model)
     np.testing.assert_array_equal(numbers(predict(variables, main)), numbers(predict(variables, batch)))
 
 
 @pytest.mark.parametrize("name", LONG)
 def test_jit_equals_eager(name: str) -> None:
-    model, inputs = tiny(name), inputs_of(batch_for(name))
-    compiled = predict_of(model)(variables_of(model), batch_for(name))
+    model, inputs = tiny_model(name), to_inputs(batch_for(name))
+    compiled = jit_predict(model)(random_variables_for(model), batch_for(name))
     with jax.disable_jit():
-        eager = model.predict(variables_of(model), inputs)
+        eager = model.predict(random_variables_for(model), inputs)
     np.testing.assert_allclose(numbers(compiled), numbers(eager), rtol=2e-5, atol=2e-5)
 
 
@@ -150,7 +150,7 @@ UPDATED = {name: late(name, () if name in FORMS else TRAINED) for name in NAMES}
 
 @pytest.mark.parametrize("name", UPDATED.values())
 def test_gradients_are_finite_and_not_zero(name: str) -> None:
-    found, zero = reference(name)[1], tiny(name).module.ZERO_GRAD
+    found, zero = reference(name)[1], tiny_model(name).module.ZERO_GRAD
     whole = np.sqrt(sum(np.sum(np.square(g)) for g in found.values()))
     for leaf, g in found.items():
         assert np.isfinite(g).all(), leaf
@@ -160,11 +160,11 @@ def test_gradients_are_finite_and_not_zero(name: str) -> None:
             assert np.linalg.norm(g) > 1e-6 * whole, leaf
 
 
-@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny(n).config, "experts")])
+@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny_model(n).config, "experts")])
 def test_an_expert_learns_of_its_own_tokens_alone(name: str) -> None:
     """One token reaches as many experts as are active; the gradients of all others are zero, bit for bit."""
-    model = tiny(name)
-    variables = initial_of(model)
+    model = tiny_model(name)
+    variables = initial_variables(model)
 
     def out(params: Any) -> Any:
         found = model.apply({**variables, "params": params}, jnp.array([[7]]), train=True)
@@ -180,21 +180,21 @@ def test_an_expert_learns_of_its_own_tokens_alone(name: str) -> None:
 
 def test_the_laws_hold_with_every_kind_of_noise_on() -> None:
     for name, kinds in (("vit", "dropout drop_path"), ("transformer", "dropout dropout_attention dropout_hidden")):
-        assert {getattr(noisy(name).config, kind) for kind in kinds.split()} == {0.25}
+        assert {getattr(with_dropout(name).config, kind) for kind in kinds.split()} == {0.25}
 
 
-@pytest.mark.parametrize("name", [late(n, FIRST) for n in NAMES if hasattr(tiny(n).config, "dropout")])
+@pytest.mark.parametrize("name", [late(n, FIRST) for n in NAMES if hasattr(tiny_model(n).config, "dropout")])
 def test_noise_is_drawn_a_row_in_training_alone(name: str) -> None:
     """Equal rows part ways, another key draws anew, the same one again; in evaluation a key is not looked at."""
-    model, batch = noisy(name), {k: np.repeat(v[:1], B, 0) for k, v in batch_for(name).items()}
-    variables, keys = variables_of(tiny(name)), [jax.random.key(k) for k in (1, 1, 2)]
+    model, batch = with_dropout(name), {k: np.repeat(v[:1], B, 0) for k, v in batch_for(name).items()}
+    variables, keys = random_variables_for(tiny_model(name)), [jax.random.key(k) for k in (1, 1, 2)]
     train = jax.jit(lambda v, x, key: model.apply(v, x, train=True, key=key).value)
     one, same, other = (np.asarray(train(variables, batch, key)) for key in keys)
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
     assert all((one[0] != one[row]).any() for row in range(1, B))
     still = np.asarray(jax.jit(lambda v, x, key: model.apply(v, x, key=key).value)(variables, batch, keys[0]))
-    want = predict_of(tiny(name))(variables, batch)
+    want = jit_predict(tiny_model(name))(variables, batch)
     np.testing.assert_array_equal(still[..., : want.shape[-1]], want)
     np.testing.assert_array_equal(still[1:], np.broadcast_to(still[:1], still[1:].shape))
 
@@ -203,7 +203,7 @@ def on_meshes() -> list[Any]:
     """Every name on the hardest mesh, late ones in the slow suite; some on every mesh there, all others weekly."""
     found = []
     for name in NAMES:
-        for mesh in dict.fromkeys((hardest(name), *meshes_of(name))):
+        for mesh in dict.fromkeys((hardest(name), *meshes_for(name))):
             late_mesh = pytest.mark.slow if name in FIRST else pytest.mark.weekly
             marks = UPDATED[name].marks if mesh == hardest(name) else [late_mesh]
             found.append(pytest.param(name, mesh, marks=marks))
@@ -222,7 +222,7 @@ def test_an_update_is_legal_on_further_meshes(name: str) -> None:
     What is computed elsewhere here, or weekly, is not traced again.
     """
     wide = "dp:2,tp:4" if "kv_heads" in CASES[name].fields else "tp:2,dp:4"
-    experts = ["dp:2,ep:4"] if hasattr(tiny(name).config, "experts") else []
+    experts = ["dp:2,ep:4"] if hasattr(tiny_model(name).config, "experts") else []
     for mesh, rows in (("dp:1", 1), *((mesh, B) for mesh in (wide, *experts))):
         trainer = on(name, mesh)
         batch = {k: v[:rows] for k, v in batch_for(name).items()}
@@ -253,7 +253,7 @@ def test_accumulated_and_rematerialised_equals_whole_on_another_mesh(name: str) 
 
 
 @pytest.mark.weekly
-@pytest.mark.parametrize("name", [n for n in NAMES if "batch_coupled" not in tiny(n).traits])
+@pytest.mark.parametrize("name", [n for n in NAMES if "batch_coupled" not in tiny_model(n).traits])
 def test_accumulated_equals_whole_with_dropout_on(name: str) -> None:
     assert_same_update(on(name, "dp:2", 4), name, rtol=1e-6)
 
@@ -261,15 +261,15 @@ def test_accumulated_equals_whole_with_dropout_on(name: str) -> None:
 @pytest.mark.parametrize("name", LONG)
 def test_overfits_one_batch(name: str) -> None:
     updates = 120 if name == "seq2seq" else 80  # a recurrent net at work twice: at 80 it is there on one jax only
-    losses = Trainer(name, lr=2e-2, model=tiny(name)).steps(updates, one_batch=True)
+    losses = Trainer(name, lr=2e-2, model=tiny_model(name)).steps(updates, one_batch=True)
     assert losses[-1] < 0.1 * losses[0], losses[::10]
 
 
 @pytest.mark.parametrize("name", LONG)
 def test_initial_values_are_determined_by_key_and_path(name: str) -> None:
     """On any mesh: but for the last bit, which compilation without fusion moves (test_invariance holds all bits)."""
-    model, place = tiny(name), on(name, hardest(name)).place
-    one = initial_of(model)
+    model, place = tiny_model(name), on(name, hardest(name)).place
+    one = initial_variables(model)
     with jax.set_mesh(place.mesh):
         init = jax.jit(model.init, out_shardings=place.shardings(model.specs))
         same, other = (init(jax.random.key(k)) for k in (0, 1))
@@ -281,7 +281,7 @@ def test_initial_values_are_determined_by_key_and_path(name: str) -> None:
 
 def test_a_layer_more_leaves_the_others_bit_identical() -> None:
     key = jax.random.key(3)
-    few, more = (flatten(tiny("gpt", depth=d, tied=d == 2).init(key)["params"]) for d in (2, 3))
+    few, more = (flatten(tiny_model("gpt", depth=d, tied=d == 2).init(key)["params"]) for d in (2, 3))
     assert set(few) < set(more)
     for name, values in few.items():
         if "/out/" in name or "/down/" in name:
@@ -318,18 +318,18 @@ def target_of(trainer: Trainer):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trainer.state)
 
 
-@pytest.mark.parametrize("name", [late(n, FIRST) for n in NAMES if hasattr(tiny(n).config, "compute")])
+@pytest.mark.parametrize("name", [late(n, FIRST) for n in NAMES if hasattr(tiny_model(n).config, "compute")])
 def test_bfloat16_is_close_to_float32(name: str) -> None:
     all_experts = {"gemma4": {"experts_per_token": 4}}.get(
         name, {}
     )  # rounding changes choices, which a norm shows in full
-    model, low = tiny(name, **all_experts), tiny(name, compute="bfloat16", **all_experts)
-    full, half = (numbers(predict_of(m)(initial_of(model), batch_for(name))) for m in (model, low))
+    model, low = tiny_model(name, **all_experts), tiny_model(name, compute="bfloat16", **all_experts)
+    full, half = (numbers(jit_predict(m)(initial_variables(model), batch_for(name))) for m in (model, low))
     assert half.dtype == np.float32
     assert 0 < np.linalg.norm(half - full) < 0.03 * np.linalg.norm(full)
 
 
-LAYERED = [n for n in NAMES if hasattr(tiny(n).config, "remat")]
+LAYERED = [n for n in NAMES if hasattr(tiny_model(n).config, "remat")]
 CHANGES = ({"scan": False}, {"remat": "dots"}, {"remat": "full"})
 
 
@@ -347,8 +347,8 @@ def test_scan_and_remat_change_nothing(name: str, change: dict) -> None:
 @pytest.mark.parametrize("name", with_trait("causal"))
 def test_no_token_sees_a_later_one(name: str) -> None:
     """Another token at time t leaves all earlier logits as they were, bit for bit, and changes those from t on."""
-    model, batch = tiny(name), batch_for(name)
-    variables, predict = variables_of(model), predict_of(model)
+    model, batch = tiny_model(name), batch_for(name)
+    variables, predict = random_variables_for(model), jit_predict(model)
     tokens, before = batch["tokens"], predict(variables, batch)
     for t in (0, 5, tokens.shape[1] - 1):
         other = tokens.copy()
@@ -360,9 +360,9 @@ def test_no_token_sees_a_later_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", with_trait("cached", "language_model"))
 def test_cached_decoding_equals_the_full_forward(name: str) -> None:
-    model = tiny(name)
-    variables, batch = variables_of(model), batch_for(name)
-    full, tokens = predict_of(model)(variables, batch), jnp.asarray(batch["tokens"])
+    model = tiny_model(name)
+    variables, batch = random_variables_for(model), batch_for(name)
+    full, tokens = jit_predict(model)(variables, batch), jnp.asarray(batch["tokens"])
     step = jax.jit(lambda v, tokens, cache: model.apply(v, tokens, cache=cache))
     cache, parts = model.cache(B, T), []
     for start, stop in ((0, 5), (5, 6), (6, 7), (7, 12), (12, T)):
@@ -375,8 +375,12 @@ def test_cached_decoding_equals_the_full_forward(name: str) -> None:
 @pytest.mark.parametrize("name", with_trait("cached", "encoder_decoder"))
 def test_cached_decoding_reads_the_source_once(name: str) -> None:
     """As the full forward, in parts, in a cache with room for more, and after its rows have changed places."""
-    model, batch = tiny(name), {k: jnp.asarray(v) for k, v in batch_for(name).items()}
-    variables, tokens, full = variables_of(model), batch["tokens"], predict_of(model)(variables_of(model), batch)
+    model, batch = tiny_model(name), {k: jnp.asarray(v) for k, v in batch_for(name).items()}
+    variables, tokens, full = (
+        random_variables_for(model),
+        batch["tokens"],
+        jit_predict(model)(random_variables_for(model), batch),
+    )
     step, cache, parts = jax.jit(lambda v, inputs, cache: model.apply(v, inputs, cache=cache)), model.cache(B, T), []
     rows, table = jnp.array([2, 0, 0, *range(3, B)]), model.cache_specs(B, T)
     for start, stop in ((0, 5), (5, 6), (6, 7), (7, 12), (12, T)):
@@ -385,7 +389,7 @@ def test_cached_decoding_reads_the_source_once(name: str) -> None:
         assert jax.tree.map(lambda s: s.shape, table) == jax.tree.map(lambda x: x.shape, out.cache)
         parts, cache = [*parts, out.value[..., : model.config.vocab]], out.cache
         if start == 6:
-            cache, tokens, full = translate.take(cache, table, rows), tokens[rows], full[rows]
+            cache, tokens, full = translate.gather_cache_rows(cache, table, rows), tokens[rows], full[rows]
             parts = [part[rows] for part in parts]
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=2e-5, atol=2e-5)
 
@@ -393,8 +397,8 @@ def test_cached_decoding_reads_the_source_once(name: str) -> None:
 @pytest.mark.parametrize("name", with_trait("encoder_decoder"))
 def test_padding_of_a_source_is_not_read(name: str) -> None:
     """What stands there changes nothing, bit for bit; what is a token does. A mask of ones is as none."""
-    model, batch = tiny(name), batch_for(name)
-    variables, predict = variables_of(model), predict_of(model)
+    model, batch = tiny_model(name), batch_for(name)
+    variables, predict = random_variables_for(model), jit_predict(model)
     before, pad = predict(variables, batch), batch["source_mask"] == 0
     other = np.where(pad, (batch["source"] + 1) % 90, batch["source"])
     np.testing.assert_array_equal(predict(variables, {**batch, "source": other}), before)
@@ -406,8 +410,8 @@ def test_padding_of_a_source_is_not_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", with_trait("stateful"))
 def test_running_statistics_move_in_training_only(name: str) -> None:
-    model, batch = tiny(name), inputs_of(batch_for(name))
-    variables = variables_of(model)
+    model, batch = tiny_model(name), to_inputs(batch_for(name))
+    variables = random_variables_for(model)
     still = jax.jit(model.apply)(variables, batch).stats
     out = jax.jit(partial(model.apply, train=True))(variables, batch, key=jax.random.key(1))
     moved = model.update_stats(out.stats, jax.tree.map(lambda x: jnp.sum(x, 0), out.metrics))

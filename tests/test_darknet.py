@@ -21,7 +21,7 @@ from models.published import cfg, darknet
 from models.published.weights import Header
 from models.published.weights import header as header_of
 from models.spec import flatten, unsharded
-from tests.cases import CASES, random_variables, tiny
+from tests.cases import CASES, random_variables, tiny_model
 
 ASSETS = Path(os.environ.get("DARKNET_CFG_DIR", Path(__file__).parents[2] / "shared" / "assets" / "darknet"))
 there = pytest.mark.skipif(not ASSETS.exists(), reason="DARKNET_CFG_DIR, of Darknet's published .cfg files, is not set")
@@ -127,9 +127,9 @@ def test_what_configs_train_is_read_as_it_is_written(names: str, tmp_path: Path)
 def test_a_region_network_writes_its_heads_anchors(tmp_path: Path) -> None:
     """In the head's order."""
     layers = (*CASES["yolo_region"].fields["layers"][:-1], Head((2, 0)))
-    model = tiny("yolo_region", layers=layers, anchors=((2, 3), (5, 2), (4, 4)))
+    model = tiny_model("yolo_region", layers=layers, anchors=((2, 3), (5, 2), (4, 4)))
     (tmp_path / "a.cfg").write_text(cfg.to_text(model.config))
-    assert darknet.read_cfg(tmp_path / "a.cfg") == tiny("yolo_region", anchors=((4, 4), (2, 3)))
+    assert darknet.read_cfg(tmp_path / "a.cfg") == tiny_model("yolo_region", anchors=((4, 4), (2, 3)))
 
 
 @there
@@ -184,7 +184,7 @@ def test_opencv_computes_the_same_of_a_grouped_route(tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
     block = (Conv(8, stride=2), Route((-1,), 2, 1), Conv(4), Conv(4), Route((-1, -2)), Conv(8, 1), Route((-6, -1)))
     linear = Conv(None, 1, norm=False, activation="linear")
-    model = tiny("yolo", layers=(*block, MaxPool(), linear, Head((0, 1, 2))))
+    model = tiny_model("yolo", layers=(*block, MaxPool(), linear, Head((0, 1, 2))))
     files = written(tmp_path, model)
     _, variables = darknet.load(*files)
     image = np.random.default_rng(1).random((2, *model.config.inputs)).astype(np.float32)
@@ -251,9 +251,9 @@ def test_the_deviation_plus_epsilon_divides(train: bool) -> None:
 @pytest.mark.parametrize("name", ["yolo", "yolo_region"])
 def test_both_files_are_written_back(header: Header, name: str, tmp_path: Path) -> None:
     """Bit by bit, with the header; all kinds of layers, and the old header of four integers."""
-    files = written(tmp_path, tiny(name), header)
+    files = written(tmp_path, tiny_model(name), header)
     model, variables = darknet.load(*files)
-    assert model == tiny(name)
+    assert model == tiny_model(name)
     assert {k: v.shape for k, v in flatten(variables).items()} == {k: s.shape for k, s in flatten(model.specs).items()}
     assert header_of(files[1]) == header
     again = tmp_path / "again.cfg", tmp_path / "again.weights"
@@ -263,7 +263,7 @@ def test_both_files_are_written_back(header: Header, name: str, tmp_path: Path) 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     """In one line: by how many numbers, and at which layer; and where a cutoff would do, which."""
-    model = tiny("yolo")
+    model = tiny_model("yolo")
     config, weights = written(tmp_path, model)
     whole, sizes = weights.read_bytes(), darknet.array_shapes(model.config)
     first = sum(int(np.prod(s)) for name, s in sizes.items() if name.split(".")[0] in ("0", "1"))
@@ -290,7 +290,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_the_first_layers_may_have_no_numbers(tmp_path: Path) -> None:
     """Then a file of them that has some is too long; of a whole file they are what is asked for."""
     layers = (MaxPool(2, 1), Conv(None, 1, norm=False, activation="linear"), Head((0, 1, 2)))
-    config, weights = written(tmp_path, tiny("yolo", layers=layers))
+    config, weights = written(tmp_path, tiny_model("yolo", layers=layers))
     with pytest.raises(UsageError, match=r"96 numbers more than the network takes up to layer 0; .* cutoff=2 reads"):
         darknet.load(config, weights.rename(tmp_path / "net.conv.1"))
     darknet.load(config, tmp_path / "net.conv.1", cutoff=1)
@@ -300,7 +300,7 @@ def test_the_first_layers_may_have_no_numbers(tmp_path: Path) -> None:
 
 def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
     """By a cutoff, or by the name of the file; what is not there is drawn, and told by `published.find`."""
-    config, weights = written(tmp_path, tiny("yolo"))
+    config, weights = written(tmp_path, tiny_model("yolo"))
     model, whole = darknet.load(config, weights)
     sizes = darknet.array_shapes(model.config)
     first = sum(int(np.prod(s)) for name, s in sizes.items() if int(name.split(".")[0]) < 5)
@@ -352,10 +352,10 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
 )
 def test_a_config_that_cannot_be_is_refused(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        tiny("yolo", **fields)
+        tiny_model("yolo", **fields)
 
 
 def test_an_image_of_another_size_is_refused() -> None:
-    model = tiny("yolo")
+    model = tiny_model("yolo")
     with pytest.raises(UsageError, match=r"inputs = \(16, 8, 3\) must be the size of the image, \(8, 8, 3\)"):
         model.predict(random_variables(model), jnp.zeros((1, 8, 8, 3)))

@@ -13,7 +13,7 @@ from models import published
 from models.published import darknet, labels
 from models.spec import flatten
 from tests.boxed_folders import coco, write_coco
-from tests.cases import random_variables, tiny
+from tests.cases import random_variables, tiny_model
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -29,10 +29,10 @@ def folder_of(path: Path, model: models.Model) -> Path:
 
 def test_a_folder_is_read_and_written(tmp_path: Path) -> None:
     """By the calls for the hub's folders; what is there is not written over."""
-    made = folder_of(tmp_path / "a", tiny("yolo"))
+    made = folder_of(tmp_path / "a", tiny_model("yolo"))
     assert published.is_pretrained(made)
     model, variables = models.load_pretrained(made)
-    assert model.config.layers == tiny("yolo").config.layers
+    assert model.config.layers == tiny_model("yolo").config.layers
     models.save_pretrained(model, variables, tmp_path / "b")
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["yolo.cfg", "yolo.weights"]
     assert (tmp_path / "b" / "yolo.weights").read_bytes() == (made / "cells.weights").read_bytes()
@@ -51,7 +51,7 @@ def test_a_folder_is_read_and_written(tmp_path: Path) -> None:
 
 def test_a_folder_amiss_is_refused(tmp_path: Path) -> None:
     """Several descriptions, no numbers, and keys to pass over where there are none."""
-    made = folder_of(tmp_path / "a", tiny("yolo"))
+    made = folder_of(tmp_path / "a", tiny_model("yolo"))
     with pytest.raises(UsageError, match=r"'novelty' is of keys in a config\.json, and .*a has cells\.cfg"):
         models.load_pretrained(made, ignore=["novelty"])
     shutil.copy(made / "cells.cfg", made / "other.cfg")
@@ -65,7 +65,7 @@ def test_a_folder_amiss_is_refused(tmp_path: Path) -> None:
 
 def test_names_of_classes_are_read(tmp_path: Path) -> None:
     """Of the .names file beside the .cfg; of several, of that in a .data file, or that is called as the .cfg."""
-    made = folder_of(tmp_path / "a", tiny("yolo"))
+    made = folder_of(tmp_path / "a", tiny_model("yolo"))
     assert labels.read(made) is None
     (made / "coco.names").write_bytes("\ufeffcat\r\nbig dog\r\nbird\r\n\r\n".encode())
     for hidden in ("._coco.names", "._cells.cfg", "._cells.safetensors"):
@@ -141,13 +141,13 @@ def test_a_set_that_is_not_prepared_is_told_as_such(
     """Where no split is given, it knows none to choose from."""
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-    made = folder_of(tmp_path / "a", tiny("yolo"))
+    made = folder_of(tmp_path / "a", tiny_model("yolo"))
     assert launch.main(["eval", f"--pretrained={made}", "--dataset=bccd"]) == 2
     assert "data set 'bccd' is not prepared" in capsys.readouterr().err
 
 
 def test_layers_that_no_size_has_make_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = folder_of(tmp_path / "a", tiny("yolo"))
+    made = folder_of(tmp_path / "a", tiny_model("yolo"))
     assert launch.main(["convert", f"--pretrained={made}", f"--workdir={tmp_path}/w"]) == 2
     assert "its layers are those of none of the sizes of yolo, yolov2, " in capsys.readouterr().err
     assert not (tmp_path / "w").exists()

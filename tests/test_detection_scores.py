@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
 from train import detection
-from train.detection import Found
+from train.detection import Detections
 from train.record import drawn, pictures, plots
 
 NAMES = ("cat", "dog", "ant")
@@ -26,16 +26,18 @@ def truth(
     return BoxAnnotations(corners, np.array([k for _, k in boxes], np.int32), *marks)
 
 
-def found(*boxes: tuple[tuple[float, ...], float, int]) -> Found:
+def found(*boxes: tuple[tuple[float, ...], float, int]) -> Detections:
     """An image's finds, (corners, score, class) each."""
     corners = np.array([b for b, _, _ in boxes], np.float32).reshape(-1, 4)
-    return Found(corners, np.array([s for _, s, _ in boxes], np.float32), np.array([k for _, _, k in boxes], np.int32))
+    return Detections(
+        corners, np.array([s for _, s, _ in boxes], np.float32), np.array([k for _, _, k in boxes], np.int32)
+    )
 
 
 PAIR = truth((CAT, 0), (DOG, 1))
 
 
-def metrics(finds: list[Found], truths: list[BoxAnnotations]) -> dict[str, float]:
+def metrics(finds: list[Detections], truths: list[BoxAnnotations]) -> dict[str, float]:
     return detection.score(finds, truths, NAMES).metrics
 
 
@@ -110,19 +112,19 @@ def test_difficult_boxes_are_found_by_their_union() -> None:
     assert metrics([found(*well, right)], [marked])["map_75"] == 1
     assert metrics([found(((0, 0, 100, 60), 0.9, 0), right)], [marked])["map_75"] == pytest.approx(0.5)
     assert metrics([found(right)], [marked])["map"] == pytest.approx(1)
-    [tally] = drawn.tallies(detection.judge([found(right)], [marked], 3), [marked], 0)
-    assert tally.mistakes == 0
+    [tally] = drawn.match_images(detection.match([found(right)], [marked], 3), [marked], 0)
+    assert tally.mistake_count == 0
 
 
 def test_what_is_not_finite_is_passed_over() -> None:
     """A model gone astray is scored all the same."""
     astray = found((CAT, float("nan"), 0), ((0, 0, float("inf"), 9), 0.9, 0), (CAT, 0.5, 0))
-    judged = detection.judge([astray], [truth((CAT, 0))], 3)
-    assert (judged[0].row.tolist(), judged[0].taken.tolist()) == ([2], [0])
-    assert detection.scores_of(judged, NAMES).metrics["map_50"] == 1
+    judged = detection.match([astray], [truth((CAT, 0))], 3)
+    assert (judged[0].row.tolist(), judged[0].matched_box.tolist()) == ([2], [0])
+    assert detection.detection_scores(judged, NAMES).metrics["map_50"] == 1
 
 
-def made(count: int, seed: int = 0) -> tuple[list[Found], list[BoxAnnotations]]:
+def made(count: int, seed: int = 0) -> tuple[list[Detections], list[BoxAnnotations]]:
     """Images with truths, most of them found, and false finds; scores in few steps, so that many are alike."""
     draw = np.random.default_rng(seed)
     finds, truths = [], []
@@ -139,11 +141,11 @@ def made(count: int, seed: int = 0) -> tuple[list[Found], list[BoxAnnotations]]:
         corners = np.concatenate([moved, np.concatenate([stray, stray + 20], 1)])
         score = np.round(draw.random(len(corners)), 1)
         guess = np.concatenate([kinds[hit], draw.integers(0, 3, len(stray))])
-        finds.append(Found(corners.astype(np.float32), score.astype(np.float32), guess))
+        finds.append(Detections(corners.astype(np.float32), score.astype(np.float32), guess))
     return finds, truths
 
 
-def by_pycocotools(finds: list[Found], truths: list[BoxAnnotations]) -> np.ndarray:
+def by_pycocotools(finds: list[Detections], truths: list[BoxAnnotations]) -> np.ndarray:
     """AP, AP at 0.5, at 0.75, and average recall, of pycocotools' own summary."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -182,14 +184,18 @@ def test_counting_an_image_twice_is_having_it_twice() -> None:
     finds, truths = made(12)
     times = np.array([0, 1, 2, 3] * 3)
     copies = np.repeat(np.arange(12), times)
-    whole = detection.judge([finds[i] for i in copies], [truths[i] for i in copies], 3)
-    for one, want in zip(detection.judge(finds, truths, 3), whole, strict=True):
-        for got, other in zip(detection.precision(one, times.astype(float)), detection.precision(want), strict=True):
+    whole = detection.match([finds[i] for i in copies], [truths[i] for i in copies], 3)
+    for one, want in zip(detection.match(finds, truths, 3), whole, strict=True):
+        for got, other in zip(
+            detection.precision_at_recalls(one, times.astype(float)), detection.precision_at_recalls(want), strict=True
+        ):
             assert abs(got - other).mean() < 0.02  # what lies between alike scores is in another order
     apart = [f._replace(scores=f.scores + i * 1e-3 + np.arange(len(f.scores)) * 1e-5) for i, f in enumerate(finds)]
-    whole = detection.judge([apart[i] for i in copies], [truths[i] for i in copies], 3)
-    for one, want in zip(detection.judge(apart, truths, 3), whole, strict=True):
-        for got, other in zip(detection.precision(one, times.astype(float)), detection.precision(want), strict=True):
+    whole = detection.match([apart[i] for i in copies], [truths[i] for i in copies], 3)
+    for one, want in zip(detection.match(apart, truths, 3), whole, strict=True):
+        for got, other in zip(
+            detection.precision_at_recalls(one, times.astype(float)), detection.precision_at_recalls(want), strict=True
+        ):
             np.testing.assert_allclose(got, other)
 
 
@@ -219,18 +225,18 @@ def test_the_surest_score_has_the_best_f1() -> None:
     finds = [
         found((places[0], 0.9, 0), (places[1], 0.8, 1), (wrong[0], 0.7, 0), (places[2], 0.6, 0), (wrong[1], 0.5, 1))
     ]
-    judged = detection.judge(finds, truths, 3)
-    assert detection.surest(judged) == pytest.approx(0.6)
-    [tally] = drawn.tallies(judged, truths, 0.6)
-    assert (sorted(tally.right), list(tally.wrong), list(tally.missed), tally.mistakes) == ([0, 1, 3], [2], [3], 2)
-    assert detection.surest(detection.judge([found()], truths, 3)) == float("inf")
+    judged = detection.match(finds, truths, 3)
+    assert detection.best_f1_threshold(judged) == pytest.approx(0.6)
+    [tally] = drawn.match_images(judged, truths, 0.6)
+    assert (sorted(tally.right), list(tally.wrong), list(tally.missed), tally.mistake_count) == ([0, 1, 3], [2], [3], 2)
+    assert detection.best_f1_threshold(detection.match([found()], truths, 3)) == float("inf")
 
 
 def test_the_images_of_most_mistakes_are_shown() -> None:
     """In falling order, then some of the middle; of few images all."""
     mistakes = np.arange(100)[::-1]
-    np.testing.assert_array_equal(drawn.chosen(mistakes), [*range(8), 52, 53, 54, 55])
-    assert sorted(drawn.chosen(np.zeros(9))) == list(range(9))
+    np.testing.assert_array_equal(drawn.pick_images(mistakes), [*range(8), 52, 53, 54, 55])
+    assert sorted(drawn.pick_images(np.zeros(9))) == list(range(9))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -259,10 +265,10 @@ def test_boxes_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     right = [found((CAT, 0.9, 0), (DOG, 0.8, 1))] * 3
     wrong = [found((CAT, 0.9, 0), ((100, 5, 120, 60), 0.95, 2))] * 3
     seen, captions = {}, list[str]()
-    monkeypatch.setattr(drawn, "head", lambda *given: captions.append(given[-1]) or plots.head(*given))
+    monkeypatch.setattr(drawn, "add_title", lambda *given: captions.append(given[-1]) or plots.add_title(*given))
     for name, finds in (("right", right), ("wrong", wrong), ("none", [found()] * 3)):
-        judged = detection.judge(finds, truths, 3)
-        image = pixels(drawn.boxes(source(truths), finds, judged, "a model of $5 on $x", tmp_path / f"{name}.png"))
+        judged = detection.match(finds, truths, 3)
+        image = pixels(drawn.draw_boxes(source(truths), finds, judged, "a model of $5 on $x", tmp_path / f"{name}.png"))
         assert min(image.shape[:2]) > 400
         seen[name] = (near(image, drawn.RIGHT), near(image, drawn.HELD))
     assert seen["right"][0] > 500 > 0 == seen["right"][1]
@@ -276,19 +282,21 @@ def test_names_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """No formula, none hidden by its first letter, and no warning, an error here, for a script without font."""
     names = ["a$b$$", "_nothing_", "猫 ตัว"]
     kept: list[Any] = []
-    monkeypatch.setattr(pictures, "save", lambda figure, path: kept.append(figure) or plots.save(figure, path))
+    monkeypatch.setattr(
+        pictures, "save_figure", lambda figure, path: kept.append(figure) or plots.save_figure(figure, path)
+    )
     finds = [found((CAT, 0.9, 0), (DOG, 0.8, 1), ((100, 5, 120, 60), 0.95, 2))] * 3
     truths = [truth((CAT, 0), (DOG, 1), ((0, 0, 9, 9), 2))] * 3
-    judged = detection.judge(finds, truths, 3)
-    drawn.curves(judged, names, "a model on 猫", tmp_path / "p.png")
-    drawn.boxes(replace(source(truths), names=tuple(names)), finds, judged, "a model on 猫", tmp_path / "b.png")
+    judged = detection.match(finds, truths, 3)
+    drawn.draw_curves(judged, names, "a model on 猫", tmp_path / "p.png")
+    drawn.draw_boxes(replace(source(truths), names=tuple(names)), finds, judged, "a model on 猫", tmp_path / "b.png")
     shown = [text.get_text() for text in kept[0].axes[0].get_legend().get_texts()]
     assert [text.split(":")[0] for text in shown] == [*names, "mean of 3 classes"]
-    pictures.confusion(np.arange(3), np.arange(3), names, "a model", tmp_path / "c.png")
+    pictures.draw_confusion(np.arange(3), np.arange(3), names, "a model", tmp_path / "c.png")
     (tmp_path / "metrics.jsonl").write_text(
         '{"kind": "eval", "step": 1, "time": 0, "split": "_t$e$$st", "metrics": {"loss": 1.0}}\n'
     )
-    assert plots.curve(str(tmp_path), "a model on $x$$", "nats")
+    assert plots.draw_loss(str(tmp_path), "a model on $x$$", "nats")
 
 
 @pytest.mark.parametrize("classes", [1, 3, 12])
@@ -296,11 +304,11 @@ def test_precision_is_drawn(tmp_path: Path, classes: int) -> None:
     """Of one class, of a few in colours, of many; of no truths too."""
     finds, truths = made(30)
     names = [f"${i}$" for i in range(classes)]
-    finds = [f._replace(kinds=f.kinds % classes) for f in finds]
+    finds = [f._replace(labels=f.labels % classes) for f in finds]
     truths = [t._replace(labels=t.labels % classes) for t in truths]
-    judged = detection.judge(finds, truths, classes)
-    image = pixels(drawn.curves(judged, names, "a model of $5 on $x", tmp_path / "p.png"))
+    judged = detection.match(finds, truths, classes)
+    image = pixels(drawn.draw_curves(judged, names, "a model of $5 on $x", tmp_path / "p.png"))
     assert min(image.shape[:2]) > 600
-    empty = detection.judge([found()], [truth()], classes)
-    blank = pixels(drawn.curves(empty, names, "a model of $5 on $x", tmp_path / "e.png"))
+    empty = detection.match([found()], [truth()], classes)
+    blank = pixels(drawn.draw_curves(empty, names, "a model of $5 on $x", tmp_path / "e.png"))
     assert (blank < 200).all(-1).sum() < (image < 200).all(-1).sum()

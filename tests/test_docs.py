@@ -64,7 +64,7 @@ def test_commands_are_legal() -> None:
     wrong, seen = [], set()
     for page in PAGES:
         for verb, *words in commands(page):
-            flags = set(usage.flags_of(verb))
+            flags = set(usage.define_flags(verb))
             for word in (word for word in words if word.startswith("--")):
                 name, _, value = word.removeprefix("--").partition("=")
                 own = f"`{value.partition(':')[0]}`:" in page.read_text()  # a file that the page itself gives

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from data.evaluation import EvalSet
-from tests.cases import CASES, B, batch_for, random_variables, tiny
+from tests.cases import CASES, B, batch_for, random_variables, tiny_model
 from train import evaluate, mesh
 from train.update import losses
 
@@ -56,13 +56,13 @@ def test_ratio_of_too_little() -> None:
 @pytest.mark.parametrize("size", [1, 8, 11, 64])
 def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
     """A batch is rounded up to the mesh, padding is cut off, and the figures are the same to the last bit."""
-    place = mesh.place_on(mesh.make_mesh("dp:8"), {})
+    place = mesh.make_placement(mesh.make_mesh("dp:8"), {})
     x = draw(37)
     exam = EvalSet({"x": x, "weight": np.ones(37, np.float32)}, np.arange(37) // 2)
 
     def examine(variables: Any, batch: dict[str, jax.Array]) -> Any:
         loss = (batch["x"] * batch["weight"] + (1 - batch["weight"]) * 1e9, batch["weight"])
-        return {"loss": loss}, {"guess": batch["x"] > 0, "truth": batch["x"]}
+        return {"loss": loss}, {"prediction": batch["x"] > 0, "label": batch["x"]}
 
     got = evaluate.evaluate(examine, None, exam, place, size)
     assert (got.examples, got.clusters) == (37, 19)
@@ -75,7 +75,7 @@ def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
 
 def test_a_limit_measures_the_first_batches() -> None:
     """And says how many examples those were."""
-    place = mesh.place_on(mesh.make_mesh("dp:8"), {})
+    place = mesh.make_placement(mesh.make_mesh("dp:8"), {})
     exam = EvalSet({"x": np.arange(37, dtype=np.float32)}, np.arange(37))
     examine = lambda _, b: ({"loss": (b["x"] * b["weight"], b["weight"])}, {})  # noqa: E731
     got = evaluate.evaluate(examine, None, exam, place, 8, limit=2)
@@ -83,12 +83,12 @@ def test_a_limit_measures_the_first_batches() -> None:
     assert (got.examples, got.clusters) == (16, 16)
     assert got.rows is not None
     np.testing.assert_array_equal(got.rows.loss, np.arange(16))
-    assert got.rows.guess is None
+    assert got.rows.prediction is None
 
 
 def test_a_row_has_the_ratio_of_its_own_sums() -> None:
     """A window's loss is a token's; a row that weighs nothing has none, and no padding gets in."""
-    place = mesh.place_on(mesh.make_mesh("dp:8"), {})
+    place = mesh.make_placement(mesh.make_mesh("dp:8"), {})
     weight = np.zeros((5, 3), np.float32)
     for row, tokens in enumerate((3, 1, 0, 2, 3)):
         weight[row, :tokens] = 1
@@ -107,20 +107,20 @@ def test_a_row_has_the_ratio_of_its_own_sums() -> None:
 @pytest.mark.parametrize("name", ["mlp", "elman_values"])
 def test_answers_on_a_mesh_are_the_models(name: str) -> None:
     """Guesses of classes that lie on two devices are the argmax of the scores; accuracy is the share that is right."""
-    model, task = tiny(name, **{"classes": 8} if name == "mlp" else {}), losses.TASKS[CASES[name].loss]
+    model, task = tiny_model(name, **{"classes": 8} if name == "mlp" else {}), losses.TASKS[CASES[name].loss]
     batch = batch_for(name)
-    place = mesh.place_on(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
+    place = mesh.make_placement(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
     exam = EvalSet({k: v for k, v in batch.items() if k != "weight"}, np.arange(B))
     variables = random_variables(model)
     value = np.asarray(jax.jit(model.predict)(variables, batch))
     jax.set_mesh(place.mesh)
     placed = jax.device_put(variables, place.shardings(model.specs))
-    got = evaluate.evaluate(evaluate.make_examiner(model, task, place), placed, exam, place, 8)
+    got = evaluate.evaluate(evaluate.make_eval_step(model, task, place), placed, exam, place, 8)
     assert got.rows is not None
     if name == "mlp":
         assert place("batch classes") == P(("dp", "fsdp"), "tp")
-        np.testing.assert_array_equal(got.rows.guess, value.argmax(-1))
-        np.testing.assert_array_equal(got.rows.truth, batch["label"])
+        np.testing.assert_array_equal(got.rows.prediction, value.argmax(-1))
+        np.testing.assert_array_equal(got.rows.label, batch["label"])
         right = value.argmax(-1) == batch["label"]
         assert got.metrics["accuracy"] == right.mean()
         five = np.argsort(-value, -1, kind="stable")[:, :5]
@@ -130,8 +130,8 @@ def test_answers_on_a_mesh_are_the_models(name: str) -> None:
         np.testing.assert_allclose(got.rows.confidence, sure, rtol=1e-5)
         assert got.metrics["ece"] == pytest.approx(by_bins(sure, right, np.ones(B)), rel=1e-4)
     else:
-        np.testing.assert_allclose(got.rows.guess, value, rtol=1e-4, atol=1e-6)
-        np.testing.assert_array_equal(got.rows.truth, batch["target"])
+        np.testing.assert_allclose(got.rows.prediction, value, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(got.rows.label, batch["target"])
 
 
 def by_bins(confidence: np.ndarray, right: np.ndarray, weight: np.ndarray) -> float:
@@ -154,7 +154,7 @@ def test_calibration_by_hand() -> None:
     assert terms[0].sum() / terms[1].sum() == pytest.approx((4 * 0.15 + 0.35) / 5)
     assert terms[0, 5] == 0
     np.testing.assert_array_equal(
-        evaluate.bins_of(np.array([0.0, 1 / 15, 0.0667, 14 / 15, 0.934, 1.0])), [0, 0, 1, 13, 14, 14]
+        evaluate.calibration_bins(np.array([0.0, 1 / 15, 0.0667, 14 / 15, 0.934, 1.0])), [0, 0, 1, 13, 14, 14]
     )
     draw = np.random.default_rng(0)
     sure, right, weight = draw.random(500), draw.random(500) < 0.5, draw.integers(0, 3, 500).astype(float)
@@ -177,25 +177,25 @@ def test_the_error_of_calibration_is_its_spread() -> None:
 def test_confidence_is_of_losses_of_probabilities() -> None:
     """A margin or a quadratic cost has none."""
     batch = {"label": jnp.zeros(2, jnp.int32), "weight": jnp.ones(2)}
-    got = losses.TASKS["softmax"].answers(jnp.array([[0.0, math.log(3.0)], [0.0, 0.0]]), batch)
+    got = losses.TASKS["softmax"].predictions(jnp.array([[0.0, math.log(3.0)], [0.0, 0.0]]), batch)
     np.testing.assert_allclose(got["confidence"], [0.75, 0.5], rtol=1e-6)
-    assert "confidence" not in losses.TASKS["quadratic"].answers(jnp.zeros((2, 3)), batch)
-    assert "confidence" not in losses.TASKS["hinge"].answers(jnp.zeros((2, 1)), batch)
+    assert "confidence" not in losses.TASKS["quadratic"].predictions(jnp.zeros((2, 3)), batch)
+    assert "confidence" not in losses.TASKS["hinge"].predictions(jnp.zeros((2, 1)), batch)
 
 
 def test_a_single_score_tells_two_classes() -> None:
     """Above 0 is class 1; what the hinge loss counts as right is what is guessed right."""
     score, label = np.array([[2.0], [-1.0], [0.5], [-3.0]], np.float32), np.array([1, 1, 0, 0], np.int32)
     batch = {"label": jnp.asarray(label), "weight": jnp.ones(4)}
-    answers = losses.TASKS["hinge"].answers(jnp.asarray(score), batch)
-    np.testing.assert_array_equal(answers["guess"], [1, 0, 1, 0])
+    answers = losses.TASKS["hinge"].predictions(jnp.asarray(score), batch)
+    np.testing.assert_array_equal(answers["prediction"], [1, 0, 1, 0])
     right = losses.hinge(jnp.asarray(score), batch)["accuracy"][0]
-    np.testing.assert_array_equal(right, answers["guess"] == label)
+    np.testing.assert_array_equal(right, answers["prediction"] == label)
 
 
 def test_what_is_many_values_a_row_is_not_kept() -> None:
     """Logits of a text, or a regressor's image, would fill the memory of the host."""
     tokens = {"targets": jnp.zeros((2, 3), jnp.int32), "weight": jnp.ones((2, 3))}
-    assert losses.TASKS["next_token"].answers(jnp.zeros((2, 3, 5)), tokens) == {}
-    image = jnp.zeros((2, losses.FEW + 1))
-    assert losses.TASKS["mse"].answers(image, {"target": image, "weight": jnp.ones(2)}) == {}
+    assert losses.TASKS["next_token"].predictions(jnp.zeros((2, 3, 5)), tokens) == {}
+    image = jnp.zeros((2, losses.MAX_OUTPUTS + 1))
+    assert losses.TASKS["mse"].predictions(image, {"target": image, "weight": jnp.ones(2)}) == {}

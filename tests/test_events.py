@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from train.host import Host
+from train.host import Runtime
 from train.record import events, metrics
 
 KINDS = {"double": 1, "float": 2, "int64": 3, "int32": 5, "string": 9, "bytes": 12}
@@ -52,8 +52,8 @@ def read(path: Path) -> list[Any]:
     while data:
         (length,) = struct.unpack("<Q", data[:8])
         event = data[12 : 12 + length]
-        assert data[8:12] == events._masked(data[:8])
-        assert data[12 + length : 16 + length] == events._masked(event)
+        assert data[8:12] == events._masked_checksum(data[:8])
+        assert data[12 + length : 16 + length] == events._masked_checksum(event)
         found.append(Event.FromString(event))
         data = data[16 + length :]
     return found
@@ -67,8 +67,8 @@ def test_the_checksum_is_that_of_its_specification() -> None:
 
 
 def test_a_run_writes_numbers_and_its_config(tmp_path: Path) -> None:
-    host = Host(lambda: 1234.5, {}, io.StringIO())
-    recorder = metrics.Recorder(str(tmp_path), host, 20, config={"train": {"steps": 40}})
+    runtime = Runtime(lambda: 1234.5, {}, io.StringIO())
+    recorder = metrics.Recorder(str(tmp_path), runtime, 20, config={"train": {"steps": 40}})
     recorder.write("train", 300, {"loss": 0.25, "bad": math.nan, "huge": 1e300})
     recorder.write("eval", 300, {"loss": 0.5}, split="test")
     recorder.close()
@@ -93,7 +93,7 @@ def test_pictures_and_texts_of_an_evaluation(tmp_path: Path) -> None:
     (tmp_path / "eval-30-passages.txt").write_text("größer", encoding="utf-8")
     files = [tmp_path / "eval-30-confusion.png", tmp_path / "eval-30-passages.txt"]
     for _ in range(2):
-        events.keep(files, tmp_path / "events", 30, 5.0)
+        events.write_files(files, tmp_path / "events", 30, 5.0)
     (file,) = (tmp_path / "events").iterdir()
     _, picture, text = read(file)
     (value,) = picture.summary.value
@@ -107,8 +107,8 @@ def test_pictures_and_texts_of_an_evaluation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["metrics", "events"])
 def test_a_full_disk_is_one_error_that_names_the_file(which: str, tmp_path: Path) -> None:
     """And closing afterwards raises nothing: what was not written is not tried again."""
-    recorder = metrics.Recorder(str(tmp_path), Host(lambda: 0.0, {}, io.StringIO()))
-    full = events.Appended(epath.Path("/dev/full"))
+    recorder = metrics.Recorder(str(tmp_path), Runtime(lambda: 0.0, {}, io.StringIO()))
+    full = events.AppendFile(epath.Path("/dev/full"))
     full._path = epath.Path(tmp_path / which)
     if which == "metrics":
         recorder._file = full

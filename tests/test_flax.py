@@ -12,7 +12,7 @@ import models
 from errors import UsageError
 from models import as_flax
 from models.spec import flatten
-from tests.cases import batch_for, noisy, tiny
+from tests.cases import batch_for, tiny_model, with_dropout
 from train import mesh
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -27,7 +27,7 @@ def main_input(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_is_a_linen_module(name: str) -> None:
     """Same value from the same parameters; noise and running statistics only in training."""
-    model, x = noisy(name), main_input(name)
+    model, x = with_dropout(name), main_input(name)
     module = as_flax.Linen(model)
     variables = jax.jit(module.init)(jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(lambda s: s.shape, model.specs["params"])
@@ -54,7 +54,7 @@ def value_of(module: nnx.Module, x: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("name", ["mlp", "gpt", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cnn", "rnn"))])
 def test_a_model_is_an_nnx_module(name: str) -> None:
     """An NNX optimizer trains it; `eval` switches noise off."""
-    module, x = as_flax.NNX(noisy(name), rngs=nnx.Rngs(0)), main_input(name)
+    module, x = as_flax.NNX(with_dropout(name), rngs=nnx.Rngs(0)), main_input(name)
     module.eval()
     still = np.asarray(value_of(module, x))
     np.testing.assert_array_equal(value_of(module, x), still)
@@ -106,7 +106,7 @@ def test_a_sown_loss_is_part_of_the_loss() -> None:
 
 def test_metadata_name_axes_and_the_rest_goes_to_fsdp() -> None:
     model = models.build("flax", module="examples.linen_cnn:SmallCNN", shape=(8, 8, 1), classes=10)
-    place = mesh.place_on(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
+    place = mesh.make_placement(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
     specs = {k: tuple(place(s.axes)) for k, s in flatten(model.specs["params"]).items()}
     assert specs["Dense_0/kernel"] == ("fsdp", "tp")
     assert specs["Conv_1/kernel"] == (None, None, None, "fsdp")
@@ -194,7 +194,7 @@ def test_noise_that_is_always_drawn_is_fixed_in_use() -> None:
 
 @pytest.mark.parametrize("name", ["linen", "nnx"])
 def test_a_modules_noise_follows_the_key_in_training_only(name: str) -> None:
-    model, x = tiny(name), main_input(name)
+    model, x = tiny_model(name), main_input(name)
     variables = model.init(jax.random.key(0))
     for train in (True, False):
         run = jax.jit(lambda key, train=train: model.apply(variables, x, train=train, key=key).value)
@@ -203,7 +203,7 @@ def test_a_modules_noise_follows_the_key_in_training_only(name: str) -> None:
 
 
 def test_an_nnx_module_of_ours_writes_its_statistics_back() -> None:
-    module, x = as_flax.NNX(noisy("cnn"), rngs=nnx.Rngs(0)), main_input("cnn")
+    module, x = as_flax.NNX(with_dropout("cnn"), rngs=nnx.Rngs(0)), main_input("cnn")
     values = lambda: [np.asarray(v) for v in jax.tree.leaves(nnx.state(module, nnx.BatchStat))]  # noqa: E731
     before = values()
     assert before
@@ -324,7 +324,7 @@ def test_a_module_whose_call_names_the_mask_gets_it() -> None:
 
 
 def test_a_modules_parameters_are_drawn_at_once(monkeypatch) -> None:
-    model, calls, init = tiny("linen"), [], linen.Module.init
+    model, calls, init = tiny_model("linen"), [], linen.Module.init
     model.specs  # noqa: B018
     monkeypatch.setattr(linen.Module, "init", lambda *args, **kwargs: calls.append(1) or init(*args, **kwargs))
     model.init(jax.random.key(0))

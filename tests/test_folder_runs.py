@@ -14,7 +14,7 @@ from data import prepared as prepared_sets
 from data.plan import BatchSampler, ExampleSource, Phase
 from errors import UsageError
 from tests.image_folders import classes, save
-from tests.runs import host
+from tests.runs import runtime
 from train import setup
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -152,4 +152,4 @@ def test_a_published_size_takes_the_classes_of_the_data(more: dict[str, int], cl
     with cfg.unlocked():
         cfg.data.update(size=(16, 16), mean=0.5, std=0.5)
         cfg.model.update(more)
-    assert setup.set_up(cfg, host(), source, None).model.config.classes == classes_
+    assert setup.set_up(cfg, runtime(), source, None).model.config.classes == classes_

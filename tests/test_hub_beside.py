@@ -13,7 +13,7 @@ import models
 from errors import UsageError
 from models import published
 from tests.cases import random_variables
-from tests.harness import predict_of
+from tests.harness import jit_predict
 from tests.hub import assert_close, torch, transformers
 
 EYE = dict(hidden_size=16, num_hidden_layers=1, intermediate_size=64, num_attention_heads=2, image_size=28)
@@ -87,7 +87,7 @@ def test_the_text_is_read_and_what_sees_is_told(kind: str, tmp_path: Path) -> No
     for renamed in SAVED.values():
         save_file({renamed(name): x for name, x in tensors.items()}, file)
         model, variables = models.load_pretrained(tmp_path)
-        assert_close(predict_of(model)(variables, tokens), want)
+        assert_close(jit_predict(model)(variables, tokens), want)
         assert_told(kind, model, tmp_path)
 
 

@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from tests.cases import random_variables  # noqa: E402
 from tests.choices import left_out, noted, seeds  # noqa: E402
 from tests.hub import assert_close  # noqa: E402  (needs both)
-from tests.torch_convnets import CLASSES, ResNet, Vgg, compare, drawn, strict_both_ways, write  # noqa: E402
+from tests.torch_convnets import CLASSES, ResNet, Vgg, compare, randomise, strict_both_ways, write  # noqa: E402
 
 VGGS, RESNETS = (1, 2, 108), (7, 125, 102)  # the first by default, the others slow
 
@@ -52,13 +52,13 @@ def test_the_configs_of_vgg_hold_every_choice() -> None:
 def test_vgg_is_torchvisions(seed: int, train: bool, tmp_path: Path) -> None:
     """Also of maps that are smaller than what the perceptron takes, so that the pool repeats pixels."""
     model = random_vgg(seed, dropout=0.0)
-    compare(drawn(Vgg(model), seed), model, int(np.random.default_rng(seed).choice([8, 13, 26])), tmp_path, train)
+    compare(randomise(Vgg(model), seed), model, int(np.random.default_rng(seed).choice([8, 13, 26])), tmp_path, train)
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_vgg_is_timms(norm: str, tmp_path: Path) -> None:
     model = random_vgg(3, norm=norm, hidden=(7, 9))
-    module = drawn(Vgg(model, timm=True), 3)
+    module = randomise(Vgg(model, timm=True), 3)
     compare(module, model, 24, tmp_path, False)
     (tmp_path / "again").mkdir()
     strict_both_ways(module, model, tmp_path / "again", "timm")
@@ -67,7 +67,7 @@ def test_vgg_is_timms(norm: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", seeds(*VGGS, weekly=8))
 def test_vggs_files_are_torchvisions(seed: int, tmp_path: Path) -> None:
     model = random_vgg(seed)
-    strict_both_ways(drawn(Vgg(model), seed), model, tmp_path, None)
+    strict_both_ways(randomise(Vgg(model), seed), model, tmp_path, None)
 
 
 # ResNet
@@ -93,7 +93,7 @@ def resnet_config(draw: Any) -> Any:
 def random_resnet(seed: int) -> Any:
     """Their model of a random config."""
     config = resnet_config(np.random.default_rng(seed))
-    return drawn(transformers.ResNetForImageClassification(config), seed)
+    return randomise(transformers.ResNetForImageClassification(config), seed)
 
 
 def test_the_configs_of_resnets_hold_every_choice() -> None:
@@ -162,7 +162,7 @@ TORCHVISIONS: dict[str, dict[str, Any]] = {
 )
 def test_resnet_is_torchvisions(name: str, train: bool, tmp_path: Path) -> None:
     model = models.build("resnet", classes=CLASSES, **TORCHVISIONS[name])
-    module = drawn(ResNet(model), 1)
+    module = randomise(ResNet(model), 1)
     compare(module, model, 17, tmp_path, train)
     (tmp_path / "again").mkdir()
     strict_both_ways(module, model, tmp_path / "again", "timm")
@@ -184,7 +184,7 @@ def test_a_folder_of_timm(family: str, size: str, made: Any, tmp_path: Path) -> 
     """By its config.json, which names an architecture, and back."""
     settings = {"architecture": size, "num_classes": 3, "num_features": 512, "pretrained_cfg": {"tag": "a1"}}
     wanted = models.build(family, size=size, classes=3)
-    module = drawn(made(wanted), 0).eval()
+    module = randomise(made(wanted), 0).eval()
     model, variables = models.load_pretrained(write(module, tmp_path / "theirs", settings))
     assert model == wanted
     image = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)

@@ -15,7 +15,7 @@ from errors import UsageError
 from models.published.grok import config, fields
 from models.published.layout import Keys
 from models.spec import flatten
-from tests.cases import batch_for, random_variables, tiny
+from tests.cases import batch_for, random_variables, tiny_model
 from tests.harness import Trainer, assert_gradients_close
 
 # run.py of the release
@@ -273,7 +273,7 @@ def test_an_experts_hidden_follows_the_releases_rule(width: int, widening: float
     ],
 )
 def test_what_the_release_cannot_be_is_not_written(changes: dict, says: str, tmp_path: Path) -> None:
-    model = tiny("grok", **{"attn_logit_softcap": 30.0, **changes})
+    model = tiny_model("grok", **{"attn_logit_softcap": 30.0, **changes})
     with pytest.raises(UsageError, match=says):
         models.save_pretrained(model, random_variables(model), tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
@@ -306,14 +306,14 @@ def test_an_unknown_setting_inside_is_refused() -> None:
 @pytest.mark.slow
 def test_padding_is_seen_by_no_other_token() -> None:
     """Nothing changes by what stands there; with a cache, in parts, all is the same."""
-    model = tiny("grok", pad_token=9)
+    model = tiny_model("grok", pad_token=9)
     variables = random_variables(model)
     tokens = batch_for("grok")["tokens"][:4, :12] % 10 + 5  # half are up to 9
     other, real = np.where(tokens > 9, tokens, tokens - 5), tokens > 9
     assert 10 < real.sum() < 38
     full, same = (np.asarray(model.predict(variables, jnp.asarray(x))) for x in (tokens, other))
     np.testing.assert_array_equal(full[real], same[real])
-    seen = np.asarray(tiny("grok").predict(variables, jnp.asarray(tokens)))
+    seen = np.asarray(tiny_model("grok").predict(variables, jnp.asarray(tokens)))
     assert (full != seen).any(-1)[real].any()
     cache, parts = model.cache(4, 12), []
     for start, stop in ((0, 5), (5, 6), (6, 12)):
@@ -326,7 +326,7 @@ def test_padding_is_seen_by_no_other_token() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["fsdp:2,cp:2,tp:2", "ep:2,cp:2,tp:2", "fsdp:2,ep:2,tp:2"])
 def test_padding_is_the_same_on_a_mesh(mesh: str) -> None:
-    model, batch = tiny("grok", pad_token=30), batch_for("grok")
+    model, batch = tiny_model("grok", pad_token=30), batch_for("grok")
     got, want = (Trainer("grok", text, model=model).gradient(batch)[1] for text in (mesh, "dp:1"))
     assert_gradients_close(got, want, 2e-5)
 

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (requireme
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
 
 from tests.choices import left_out, noted, seeds  # noqa: E402
-from tests.harness import predict_of  # noqa: E402
+from tests.harness import jit_predict  # noqa: E402
 from tests.hub import assert_close  # noqa: E402  (needs both)
 from tests.timm_net import Net  # noqa: E402  (needs torch)
 
@@ -169,7 +169,7 @@ def test_images_of_another_size_are_seen_as_by_transformers(size: tuple[int, int
     image = images(inputs)
     with torch.no_grad():
         want = module(theirs(image), interpolate_pos_encoding=True).logits
-    assert_close(predict_of(model)(variables, image), want)
+    assert_close(jit_predict(model)(variables, image), want)
     with pytest.raises(UsageError, match="patch = 8 must be at most"):
         models.load_pretrained(tmp_path, inputs=(7, 32, 3))
 
@@ -220,7 +220,7 @@ def test_what_is_left_of_an_image_is_not_seen(tmp_path: Path) -> None:
     model, variables = models.load_pretrained(tmp_path)
     image = images((11, 8, 3))
     with torch.no_grad():
-        assert_close(predict_of(model)(variables, image), module(theirs(image)).logits)
+        assert_close(jit_predict(model)(variables, image), module(theirs(image)).logits)
 
 
 def small(**more: Any) -> Any:
@@ -258,7 +258,7 @@ def test_heads_are_taken_off_and_masks_refused(tmp_path: Path) -> None:
     image = images(model.config.inputs)
     with torch.no_grad():
         want = module.vit(theirs(image)).last_hidden_state
-    assert_close(predict_of(model)(variables, image), want)
+    assert_close(jit_predict(model)(variables, image), want)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "architectures"}))
     assert models.load_pretrained(tmp_path)[0].config.head == "classes"
@@ -322,7 +322,7 @@ def test_networks_are_timms(name: str, tmp_path: Path) -> None:
     assert_gradients(model, vit_timm, grads, named)
     fields = {name: value for name, value in vars(model.config).items() if value is not None}
     bare, again = published.load("vit", tmp_path / "model.safetensors", **fields)
-    np.testing.assert_array_equal(predict_of(bare)(again, image), predict_of(model)(variables, image))
+    np.testing.assert_array_equal(jit_predict(bare)(again, image), jit_predict(model)(variables, image))
     for key, says in ((dict(reg_tokens=4), "reg_tokens = 4: not known here"), (dict(pre_norm=True), "pre_norm")):
         (tmp_path / "config.json").write_text(json.dumps({**told, "pretrained_cfg": cfg, "model_args": args | key}))
         with pytest.raises(UsageError, match=says):

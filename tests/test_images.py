@@ -17,7 +17,7 @@ from data.kinds import object_array
 from data.plan import BatchSampler, ExampleSource, Phase
 from errors import UsageError
 from tests.image_folders import save
-from tests.runs import host
+from tests.runs import runtime
 from train import images, restored, setup
 
 
@@ -48,7 +48,7 @@ def test_channels_of_a_config(model: dict[str, Any], channels: int | None) -> No
     cfg = base.defaults()
     with cfg.unlocked():
         cfg.model.update(model)
-    assert images.channels_of(cfg) == channels
+    assert images.image_channels(cfg) == channels
 
 
 def grey_and_coloured(root: Path, names: tuple[str, ...] = ("a", "b")) -> tuple[Path, Path]:
@@ -70,19 +70,19 @@ def test_a_network_of_three_channels_takes_grey_images(tmp_path: Path) -> None:
     with cfg.unlocked(), cfg.ignore_type():
         cfg.data.update(mean=(0.1, 0.2, 0.3), std=0.5)
         cfg.model.update(inputs=3)
-    made = setup.set_up(cfg, host(), grey, None)
-    want, got = (made.prepare(s.__getitems__([0, 1]), 0, np.arange(2))["image"] for s in (coloured, grey))
+    made = setup.set_up(cfg, runtime(), grey, None)
+    want, got = (made.eval_transform(s.__getitems__([0, 1]), 0, np.arange(2))["image"] for s in (coloured, grey))
     np.testing.assert_array_equal(got, want)
-    prepare = images.trained(cfg, channels=images.channels_of(cfg, made.model))
+    prepare = images.train_transform(cfg, channels=images.image_channels(cfg, made.model))
     phases = (Phase(0, 8, (1.0, 1.0)),)
     both = BatchSampler((ExampleSource(grey), ExampleSource(coloured)), phases, 0, prepare)
     assert both.batch(0)["image"].shape == (8, 9, 8, 3)
     with cfg.unlocked():
         del cfg.model.inputs
     with pytest.raises(UsageError, match=r"the images have 1 channel"):
-        setup.set_up(cfg, host(), grey, None)
-    restored.take_inputs(cfg, {"inputs": 3})  # as of a run on coloured ones
-    assert setup.set_up(cfg, host(), grey, None).model.config.inputs == 3
+        setup.set_up(cfg, runtime(), grey, None)
+    restored.set_inputs(cfg, {"inputs": 3})  # as of a run on coloured ones
+    assert setup.set_up(cfg, runtime(), grey, None).model.config.inputs == 3
 
 
 def test_a_folder_of_the_hub_is_measured_on_grey_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,4 +116,4 @@ def test_titles_have_the_last_part_of_a_path(tmp_path: Path, monkeypatch: pytest
         (f"mnist,{tmp_path}/pets/", "mnist, pets"),
     ):
         cfg.data.name = name
-        assert setup.title_of(cfg) == title
+        assert setup.dataset_title(cfg) == title

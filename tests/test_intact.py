@@ -9,7 +9,7 @@ from data import intact, sources
 from data.kinds import Examples
 from errors import UsageError
 from tests.image_folders import classes, save
-from tests.runs import host
+from tests.runs import runtime
 from train import doctor
 
 
@@ -52,8 +52,8 @@ def test_small_sets_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 def said(name: str | Path, field: str | None = None) -> list[str]:
     """What the doctor says of a data set."""
-    here = host()
-    well = doctor.examine_data(here, str(name), field)
+    here = runtime()
+    well = doctor.check_data(here, str(name), field)
     lines = here.stdout.getvalue().splitlines()
     assert well == (lines[-1] == "all is well")
     return lines

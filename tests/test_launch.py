@@ -241,7 +241,7 @@ def test_help_of_a_verb_explains_its_flags(verb: str, flag: str, capsys: pytest.
     assert launch.main([verb, "--nonsense", flag]) == launch.DONE
     out = capsys.readouterr().out
     assert out.startswith(usage.HELP[verb])
-    assert all(f"--{'[no]' if name in ('debug', 'timing') else ''}{name}:" in out for name in usage.flags_of(verb))
+    assert all(f"--{'[no]' if name in ('debug', 'timing') else ''}{name}:" in out for name in usage.define_flags(verb))
 
 
 @pytest.mark.parametrize(
@@ -304,15 +304,15 @@ def test_a_workdir_has_one_spelling(tmp_path: Path) -> None:
     far = tmp_path / "far" / "real"
     far.mkdir(parents=True)
     (tmp_path / "link").symlink_to(far)
-    args = usage.flags_of("eval")
+    args = usage.define_flags("eval")
     for given, meant in (("link/../y@2", "far/y@2"), ("none/../y", "y"), ("y/./@best", "y/@best"), ("y//", "y")):
         args(["launch.py", f"--workdir={tmp_path}/{given}"])
-        assert launch._need_workdir(args) == str(tmp_path / meant)
+        assert launch._require_workdir(args) == str(tmp_path / meant)
 
 
 def test_a_workdir_holds_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another config in a workdir that has a checkpoint is refused with the difference, and the kept config stays."""
-    kept = manifest.seal(
+    kept = manifest.dump_manifest(
         {
             **{name: kinds[0]() for name, kinds in manifest.FIELDS.items()},
             **{"step": 5, "config": gpt.get_config("quick").to_dict()},

@@ -9,7 +9,7 @@ import pytest
 
 from errors import UsageError
 from models.spec import Spec, flatten, zeros
-from tests.cases import batch_for, tiny
+from tests.cases import batch_for, tiny_model
 from tests.harness import Trainer
 from tests.test_optim import F32, GRADIENTS, START, TABLE, by_optax, settings
 from train.update import leaves, optim
@@ -102,7 +102,7 @@ def test_rates_of_schedule_free_are_those_of_z() -> None:
 
 def test_layer_decay_falls_towards_the_embeddings() -> None:
     """1 above the layers, d in the last of three, d^3 in the first, d^4 below; times the rates of leaves."""
-    specs = tiny("gpt", depth=3, tied=False).specs["params"]
+    specs = tiny_model("gpt", depth=3, tied=False).specs["params"]
     zero, g = (jax.tree.map(lambda s, v=v: np.full(s.shape, v, np.float32), specs) for v in (0, 1))
     after, _ = by_optax(settings(name="sgd", layer_decay=0.5, lr_multipliers="blocks/up/*:2"), specs, zero, [g], 1.0)
     for leaf, value in flatten(after).items():
@@ -114,10 +114,10 @@ def test_layer_decay_falls_towards_the_embeddings() -> None:
 def test_layer_decay_needs_one_stack() -> None:
     """Without layers, or with stacks of several depths, there is no order to fall by."""
     with pytest.raises(UsageError, match="no stacked layers"):
-        leaves.factors(None, 0.5, TABLE)
+        leaves.lr_multipliers(None, 0.5, TABLE)
     stacks = {str(n): Spec((n, 4), "layers norm", zeros) for n in (2, 3)}
     with pytest.raises(UsageError, match="stacks of 2 and 3"):
-        leaves.factors(None, 0.5, stacks)
+        leaves.lr_multipliers(None, 0.5, stacks)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_bad_optimizers_are_refused(bad: dict[str, Any], says: str) -> None:
 
 def test_a_pattern_that_matches_nothing_names_the_nearest() -> None:
     """Folders with a star are among what is offered."""
-    specs = tiny("gpt").specs["params"]
+    specs = tiny_model("gpt").specs["params"]
     for pattern, near in (("embd/*", r"'embed/\*'"), ("blocks/qvk/kernel", "'blocks/qkv/kernel'")):
         with pytest.raises(UsageError, match=f"did you mean {near}"):
-            leaves.frozen(pattern, specs)
+            leaves.freeze_mask(pattern, specs)

@@ -15,9 +15,9 @@ from data import tokenizer_writer, tokenizers
 from data.kinds import Texts
 from data.questions import Question, Questions
 from examples.lm_eval_adapter import Harness
-from tests.cases import random_variables, tiny
-from tests.harness import predict_of
-from tests.runs import host
+from tests.cases import random_variables, tiny_model
+from tests.harness import jit_predict
+from tests.runs import runtime
 from train import evaluate, questions, restored
 
 
@@ -27,13 +27,13 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     from configs import base
 
     folder = tmp_path_factory.mktemp("harness") / "hub"
-    model = tiny("gpt", vocab=257, context=32)
+    model = tiny_model("gpt", vocab=257, context=32)
     models.save_pretrained(model, random_variables(model), folder)
     tokenizer_writer.write_tokenizer(tokenizer_writer.as_subwords(tokenizers.ByteTokenizer()), folder)
     cfg = base.defaults()
     cfg.mesh = "dp:1"
     blank = Texts((), {"name": "x"})
-    return Harness(restored.open_published(cfg, str(folder), host(), blank, jax.devices()[:1]), rows=3)
+    return Harness(restored.open_pretrained(cfg, str(folder), runtime(), blank, jax.devices()[:1]), rows=3)
 
 
 def request(*args: object) -> SimpleNamespace:
@@ -50,7 +50,7 @@ def test_likelihoods_are_ours(harness: Harness) -> None:
     ours = questions.likelihoods(setup.model, harness._examine, harness.opened.variables, setup.place, rows, 2)
     np.testing.assert_allclose([nats for nats, _ in found], ours.nats, rtol=1e-5)
     assert [greedy for _, greedy in found] == ours.greedy.tolist()
-    scores = questions.examined(Questions(asked, {}), ours)
+    scores = questions.accuracy_scores(Questions(asked, {}), ours)
     assert set(scores.metrics) == {"acc", "acc_norm"}
 
 
@@ -63,7 +63,7 @@ def test_rolling_tells_each_token_once(harness: Harness) -> None:
     while told < len(ids):
         start = 0 if told == 1 else told - 16
         window = np.array(ids[start : start + 33])
-        logits = jax.nn.log_softmax(predict_of(setup.model)(variables, window[None, :-1])[0])
+        logits = jax.nn.log_softmax(jit_predict(setup.model)(variables, window[None, :-1])[0])
         total += sum(float(logits[i - 1, window[i]]) for i in range(told - start, len(window)))
         told = start + len(window)
     assert harness.loglikelihood_rolling([request(text), request("")])[0] == pytest.approx(total, rel=1e-5)
@@ -96,10 +96,12 @@ def test_a_task_of_the_package_runs(harness: Harness, tmp_path: Path) -> None:
     }
     told = simple_evaluate(harness, tasks=[task], task_manager=TaskManager(include_defaults=False), verbosity="ERROR")
     setup = harness.opened.setup
-    examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
+    examine = evaluate.make_eval_step(setup.model, setup.task, setup.place)
     with jax.set_mesh(setup.place.mesh):
         variables, place = harness.opened.variables, setup.place
-        ours = questions.ask(setup.model, harness.coder, examine, variables, place, Questions(tuple(asked), {}), 4)
+        ours = questions.score_questions(
+            setup.model, harness.coder, examine, variables, place, Questions(tuple(asked), {}), 4
+        )
     for name in ("acc", "acc_norm"):
         assert told["results"]["ours"][f"{name},none"] == pytest.approx(ours.metrics[name])
         assert told["results"]["ours"][f"{name}_stderr,none"] == pytest.approx(ours.stderr[name])

@@ -66,20 +66,20 @@ def test_large_logits_stay_finite() -> None:
 def test_hits_give_ties_to_the_first() -> None:
     """Of equal largest logits the first is the guess, as in argmax; a model that says nothing guesses class 0."""
     logits = np.float32([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [0.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
-    np.testing.assert_array_equal(run(losses.hits, logits, np.array([1, 2, 0, 0])), [1, 0, 1, 1])
+    np.testing.assert_array_equal(run(losses.correct, logits, np.array([1, 2, 0, 0])), [1, 0, 1, 1])
     random = np.random.default_rng(2).integers(0, 3, (50, 4)).astype(np.float32)  # full of ties
     label = np.random.default_rng(3).integers(0, 4, 50).astype(np.int32)
-    np.testing.assert_array_equal(run(losses.hits, random, label), random.argmax(-1) == label)
+    np.testing.assert_array_equal(run(losses.correct, random, label), random.argmax(-1) == label)
 
 
 def test_ranks_are_places_in_a_stable_sort() -> None:
     """By hand, with ties and NaN; and by sorting."""
     logits = np.float32([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [0.0, 0.0, 0.0], [2.0, np.nan, 0.0], [np.nan] * 3])
-    np.testing.assert_array_equal(run(losses.ranks, logits, np.array([0, 2, 1, 0, 1])), [2, 1, 1, 1, 2])
+    np.testing.assert_array_equal(run(losses.rank, logits, np.array([0, 2, 1, 0, 1])), [2, 1, 1, 1, 2])
     random = np.random.default_rng(2).integers(0, 5, (50, 9)).astype(np.float32)  # full of ties
     label = np.random.default_rng(3).integers(0, 9, 50).astype(np.int32)
     want = [list(np.argsort(-row, kind="stable")).index(i) for row, i in zip(random, label, strict=True)]
-    np.testing.assert_array_equal(run(losses.ranks, random, label), want)
+    np.testing.assert_array_equal(run(losses.rank, random, label), want)
 
 
 @pytest.mark.parametrize("classes", [5, 6])

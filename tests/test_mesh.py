@@ -60,11 +60,11 @@ def spec(**dims: int) -> Spec:
 
 def test_names_become_partitions() -> None:
     """Each axis name gives its mesh axes, those the mesh lacks drop out, and one entry stays plain."""
-    place = mesh.place_on(mesh.make_mesh("dp:2,fsdp:2,tp:2"), {})
+    place = mesh.make_placement(mesh.make_mesh("dp:2,fsdp:2,tp:2"), {})
     assert place("batch seq width") == P(("dp", "fsdp"), None, None)
     assert place("layers embed mlp") == P(None, "fsdp", "tp")
     assert place.batch_shards == 4
-    plain = mesh.place_on(mesh.make_mesh("dp:8"), {})
+    plain = mesh.make_placement(mesh.make_mesh("dp:8"), {})
     assert plain("batch seq width") == P("dp", None, None)
     assert plain("embed mlp") == P(None, None)
 
@@ -79,27 +79,27 @@ def test_every_rule_uses_known_axes_once() -> None:
 def test_a_dim_that_does_not_divide_is_refused(size: int, fits: str) -> None:
     """The error names the leaf, the dim, the mesh axes, and the sizes that fit."""
     with pytest.raises(UsageError, match=rf"blocks/up: its dim mlp = {size} .*tp:4.*{fits}"):
-        mesh.place_on(mesh.make_mesh("dp:2,tp:4"), {"blocks": {"up": spec(embed=5, mlp=size)}})
+        mesh.make_placement(mesh.make_mesh("dp:2,tp:4"), {"blocks": {"up": spec(embed=5, mlp=size)}})
 
 
 def test_small_dims_are_replicated_and_listed() -> None:
     """A name of OR_REPLICATE that does not divide is left whole everywhere, once in the list; others are cut."""
     specs = {"a": spec(embed=8, classes=8), "b": spec(embed=8, classes=10), "c": spec(embed=8, mlp=8)}
-    place = mesh.place_on(mesh.make_mesh("dp:2,tp:4"), {**specs, "d": spec(classes=3)})
-    assert place.replicated == ("classes 10",)
+    place = mesh.make_placement(mesh.make_mesh("dp:2,tp:4"), {**specs, "d": spec(classes=3)})
+    assert place.replicated_dims == ("classes 10",)
     assert place("embed classes") == P(None, None)
     assert place("embed mlp") == P(None, "tp")
-    whole = mesh.place_on(mesh.make_mesh("dp:2,tp:4"), {"a": specs["a"]})
-    assert whole.replicated == ()
+    whole = mesh.make_placement(mesh.make_mesh("dp:2,tp:4"), {"a": specs["a"]})
+    assert whole.replicated_dims == ()
     assert whole("embed classes") == P(None, "tp")
 
 
 def test_rules_may_be_replaced() -> None:
     """Single entries, by text; None leaves the dim whole."""
     grid = mesh.make_mesh("fsdp:2,tp:4")
-    assert mesh.place_on(grid, {}, {"embed": "fsdp, tp"})("embed") == P(("fsdp", "tp"))
-    assert mesh.place_on(grid, {}, {"embed": None})("embed mlp") == P(None, "tp")
-    assert mesh.place_on(grid, {})("embed") == P("fsdp")
+    assert mesh.make_placement(grid, {}, {"embed": "fsdp, tp"})("embed") == P(("fsdp", "tp"))
+    assert mesh.make_placement(grid, {}, {"embed": None})("embed mlp") == P(None, "tp")
+    assert mesh.make_placement(grid, {})("embed") == P("fsdp")
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_rules_may_be_replaced() -> None:
 def test_bad_rules_are_refused(changes: dict[str, Any], says: str) -> None:
     """Unknown names, unknown axes, an axis named twice, and what is no text."""
     with pytest.raises(UsageError, match=says):
-        mesh.place_on(mesh.make_mesh("tp:8"), {}, changes)
+        mesh.make_placement(mesh.make_mesh("tp:8"), {}, changes)
 
 
 def test_a_mesh_axis_used_twice_is_refused() -> None:
     """Two dims of one array cannot lie on one mesh axis; the message names the dim to change."""
-    place = mesh.place_on(mesh.make_mesh("fsdp:4,tp:2"), {}, {"width": "tp"})
+    place = mesh.make_placement(mesh.make_mesh("fsdp:4,tp:2"), {}, {"width": "tp"})
     assert place("batch width") == P("fsdp", "tp")
     with pytest.raises(UsageError, match=r"twice.*'heads'"):
         place("width heads")
@@ -129,8 +129,8 @@ def test_a_mesh_axis_used_twice_is_refused() -> None:
 
 def test_an_unknown_axis_name_is_refused() -> None:
     """In a call and in a table; nothing is silently replicated."""
-    place = mesh.place_on(mesh.make_mesh("dp:8"), {})
+    place = mesh.make_placement(mesh.make_mesh("dp:8"), {})
     with pytest.raises(UsageError, match=r"'widht'.*'width'"):
         place("batch widht")
     with pytest.raises(UsageError, match=r"axis name in a/b 'embd'.*'embed'"):
-        mesh.place_on(mesh.make_mesh("dp:8"), {"a": {"b": spec(embd=8)}})
+        mesh.make_placement(mesh.make_mesh("dp:8"), {"a": {"b": spec(embd=8)}})

@@ -13,24 +13,24 @@ import pytest
 
 import launch
 from errors import UsageError
-from train.host import Host
+from train.host import Runtime
 from train.record import metrics
 from train.update import losses
 
 
-def host(now: list[float]) -> Host:
-    return Host(lambda: now[0], {}, io.StringIO())
+def runtime(now: list[float]) -> Runtime:
+    return Runtime(lambda: now[0], {}, io.StringIO())
 
 
 def test_a_resume_voids_later_lines(tmp_path: Path) -> None:
     """Lines of a greater step than the resume's are dropped, others and the event stay, in order."""
     now = [100.0]
-    recorder = metrics.Recorder(str(tmp_path), host(now))
+    recorder = metrics.Recorder(str(tmp_path), runtime(now))
     for step in (10, 20, 30):
         recorder.write("train", step, {"loss": step / 10})
     recorder.close()
     now[0] = 500.0
-    recorder = metrics.Recorder(str(tmp_path), host(now))
+    recorder = metrics.Recorder(str(tmp_path), runtime(now))
     recorder.write("event", 20, {}, note="resumed from checkpoint 20")
     recorder.write("train", 30, {"loss": 9.0})
     recorder.write("event", 30, {}, note="skipped: the loss or the gradient was not finite")
@@ -52,7 +52,7 @@ def test_a_torn_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
     whole = json.dumps({"v": 1, "kind": "train", "step": 1, "time": 5.0, "wall": 0.0, "split": None, "metrics": {}})
     path.write_text(f'{whole}\n{{"v":1,"kind":"tr')
     assert [x["step"] for x in metrics.read(str(tmp_path))] == [1]
-    recorder = metrics.Recorder(str(tmp_path), host([7.0]))
+    recorder = metrics.Recorder(str(tmp_path), runtime([7.0]))
     recorder.write("train", 2, {})
     recorder.close()
     assert [json.loads(x)["step"] for x in path.read_text().splitlines()] == [1, 2]
@@ -62,7 +62,7 @@ def test_a_torn_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*NaN or Inf.*")
 def test_non_finite_metrics_are_strings(tmp_path: Path) -> None:
     """JSON has no NaN: strict parsers must be able to read the file."""
-    recorder = metrics.Recorder(str(tmp_path), host([0.0]))
+    recorder = metrics.Recorder(str(tmp_path), runtime([0.0]))
     recorder.write("eval", 1, {"loss": math.nan, "lr": 0.5}, split="test", stderr={"loss": math.inf, "lr": -math.inf})
     recorder.close()
 
@@ -129,7 +129,7 @@ def test_runs_of_one_name_are_two_there(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "wandb", theirs)
     for folder in ("a", "a", "b"):
         (tmp_path / folder / "seed0").mkdir(parents=True, exist_ok=True)
-        metrics.Recorder(str(tmp_path / folder / "seed0"), host([0.0]), project="trials").close()
+        metrics.Recorder(str(tmp_path / folder / "seed0"), runtime([0.0]), project="trials").close()
     first, again, other = (told["id"] for kind, told in theirs.calls if kind == "init")
     assert first == again != other
 
@@ -145,7 +145,7 @@ LINES = [b"null", b"{}", b"[1]", b'{"kind": "train"}', b"\xff", b"[" * 100_000, 
 
 @pytest.mark.parametrize("line", [*LINES, *(json.dumps({**FIELDS, **one}).encode() for one in WRONG)])
 def test_a_line_that_is_none_of_ours_is_passed_over(line: bytes, tmp_path: Path) -> None:
-    recorder = metrics.Recorder(str(tmp_path), host([0.0]))
+    recorder = metrics.Recorder(str(tmp_path), runtime([0.0]))
     recorder.write("train", 1, {"loss": 1.0})
     recorder.close()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
@@ -159,11 +159,11 @@ def test_a_line_that_is_none_of_ours_is_passed_over(line: bytes, tmp_path: Path)
 def test_a_folder_in_its_place_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UsageError, match=r"metrics\.jsonl is a folder"):
-        metrics.Recorder(str(tmp_path), host([0.0]))
+        metrics.Recorder(str(tmp_path), runtime([0.0]))
 
 
 def test_a_workdir_that_is_no_more_is_noticed(tmp_path: Path) -> None:
-    recorder = metrics.Recorder(str(tmp_path / "w"), host([0.0]))
+    recorder = metrics.Recorder(str(tmp_path / "w"), runtime([0.0]))
     recorder.write("train", 1, {"loss": 1.0})
     shutil.rmtree(tmp_path / "w")
     with pytest.raises(RuntimeError, match="was deleted while the run wrote to it"):

@@ -13,7 +13,7 @@ from errors import UsageError
 from models import moe, routers
 from models.dispatch import glu, mixture
 from models.spec import flatten, unsharded
-from tests.cases import batch_for, tiny
+from tests.cases import batch_for, tiny_model
 from tests.harness import Trainer
 from train import mesh
 
@@ -48,7 +48,7 @@ def run(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> Any:
     both = jax.value_and_grad(value, (0, 1, 2), has_aux=True)
     if text is None:
         return jax.device_get(jax.jit(both, static_argnums=3)(x, logits, p, unsharded))
-    place = mesh.place_on(mesh.make_mesh(text), {})
+    place = mesh.make_placement(mesh.make_mesh(text), {})
     lies = {k: {"kernel": AXES[k]} | ({"bias": BIASES[k]} if bias else {}) for k in p}
     given = jax.device_put(
         (x, logits, p),
@@ -94,8 +94,8 @@ def test_on_a_mesh_without_a_place_all_is_whole() -> None:
     grad = jax.jit(jax.value_and_grad(value, (0, 1, 2)))
     want = grad(*parts(bias=True))
     for count in (1, 8):
-        place = mesh.place_on(mesh.make_mesh(f"dp:{count}", jax.devices()[:count]), {})
-        got = grad(*jax.device_put(parts(bias=True), place.whole))
+        place = mesh.make_placement(mesh.make_mesh(f"dp:{count}", jax.devices()[:count]), {})
+        got = grad(*jax.device_put(parts(bias=True), place.replicated))
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             assert np.linalg.norm(np.asarray(a) - b) <= 2e-5 * np.linalg.norm(b)
 
@@ -228,7 +228,7 @@ def test_padding_does_not_count() -> None:
 @pytest.mark.parametrize("parts", [pytest.param(4, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.weekly)])
 def test_biases_move_once_an_update(parts: int) -> None:
     """By the load of the whole batch, in however many parts it comes."""
-    trainer = Trainer("deepseek", accumulate=parts, optimizer="sgd", model=tiny("deepseek", aux_loss_weight=0.0))
+    trainer = Trainer("deepseek", accumulate=parts, optimizer="sgd", model=tiny_model("deepseek", aux_loss_weight=0.0))
     start = jax.device_get({k: trainer.state[k] for k in ("params", "stats")})
     assert trainer.steps(1)
     before, after = flatten(start["stats"]), jax.device_get(flatten(trainer.state["stats"]))
@@ -256,7 +256,7 @@ def _metrics(model: models.Model) -> Any:
 )
 def test_rules_that_would_mix_tokens_are_refused(text: str, rules: dict[str, Any]) -> None:
     x, logits, p = parts(bias=False)
-    place = mesh.place_on(mesh.make_mesh(text), {}, rules)
+    place = mesh.make_placement(mesh.make_mesh(text), {}, rules)
     routes = routers.softmax_then_top(logits, A, norm_topk=False)
     with jax.set_mesh(place.mesh), pytest.raises(UsageError, match="experts get whole tokens"):
         mixture(x, routes, p, glu("silu"), place=place)

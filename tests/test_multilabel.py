@@ -29,7 +29,9 @@ def test_the_loss_is_binary_cross_entropy() -> None:
     value = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) * 5
     labels = (np.random.default_rng(1).random((6, 4)) < 0.4).astype(np.float32)
     weight = np.array([1, 1, 1, 1, 1, 0], np.float32)
-    terms = losses.find("sigmoid")(jnp.asarray(value), {"labels": jnp.asarray(labels), "weight": jnp.asarray(weight)})
+    terms = losses.get_task("sigmoid")(
+        jnp.asarray(value), {"labels": jnp.asarray(labels), "weight": jnp.asarray(weight)}
+    )
     p = 1 / (1 + np.exp(-value.astype(np.float64)))
     nats = -(labels * np.log(p) + (1 - labels) * np.log(1 - p)).mean(1)
     np.testing.assert_allclose(terms["loss"][0], nats * weight, rtol=1e-5)
@@ -41,8 +43,8 @@ def test_the_loss_is_binary_cross_entropy() -> None:
 
 def test_a_large_score_overflows_nothing() -> None:
     batch = {"labels": jnp.array([[0.0, 1.0]]), "weight": jnp.ones(1)}
-    assert float(losses.find("sigmoid")(jnp.array([[-1e4, 1e4]]), batch)["loss"][0][0]) == 0
-    assert float(losses.find("sigmoid")(jnp.array([[1e4, -1e4]]), batch)["loss"][0][0]) == pytest.approx(1e4)
+    assert float(losses.get_task("sigmoid")(jnp.array([[-1e4, 1e4]]), batch)["loss"][0][0]) == 0
+    assert float(losses.get_task("sigmoid")(jnp.array([[1e4, -1e4]]), batch)["loss"][0][0]) == pytest.approx(1e4)
 
 
 def test_average_precision_is_scikit_learns_with_ties_too() -> None:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import models
 from configs import base
 from models.spec import Spec, abstract, flatten, lecun_normal, zeros
-from tests.cases import tiny
+from tests.cases import tiny_model
 from tests.harness import Trainer
 from tests.test_contract import save, target_of
 from train import checkpoint, mesh
@@ -216,7 +216,7 @@ def test_a_small_gradient_is_not_clipped() -> None:
 def test_what_decays_in_a_gpt(tied: bool, embeddings: bool) -> None:
     """Matrices do, biases and norms never, the tables of tokens and positions by the knob."""
     specs = models.build("gpt", vocab=50, context=8, width=8, depth=2, heads=2, tied=tied).specs["params"]
-    got = {name for name, on in flatten(leaves.decays(specs, embeddings)).items() if on}
+    got = {name for name, on in flatten(leaves.decay_mask(specs, embeddings)).items() if on}
     want = {f"blocks/{part}/kernel" for part in ("qkv", "out", "up", "down")}
     want |= {"embed/token", "embed/position"} if embeddings else set()
     want |= set() if tied else {"head"}
@@ -242,7 +242,7 @@ MUON = {  # leaf -> rows and columns, as dims; all other leaves are Adam's
 @pytest.mark.parametrize("family", list(MUON))
 def test_which_leaf_gets_muon(family: str) -> None:
     """By the table, and as the state has it: a moment of Muon's here, Adam's two there, never both."""
-    model = tiny(family, **({"tied": False} if family == "gpt" else {}))
+    model = tiny_model(family, **({"tied": False} if family == "gpt" else {}))
     specs = flatten(model.specs["params"])
     dims = {name: optim.muon_dims(spec) for name, spec in specs.items()}
     assert {name: tuple(d) for name, d in dims.items() if d} == MUON[family]
@@ -258,7 +258,7 @@ def test_which_leaf_gets_muon(family: str) -> None:
 
 def alone(spec: Spec, x: np.ndarray) -> list[np.ndarray]:
     """The plain matrices, tables or vectors that a leaf stacks."""
-    stacked, inside, outside = leaves.dims(spec)
+    stacked, inside, outside = leaves.group_dims(spec)
     size = lambda group: int(np.prod([spec.shape[i] for i in group]))  # noqa: E731
     shape = (size(inside), size(outside)) if inside else [spec.shape[i] for i in outside]
     return list(np.transpose(x, stacked + inside + outside).reshape(size(stacked), *shape))
@@ -266,7 +266,7 @@ def alone(spec: Spec, x: np.ndarray) -> list[np.ndarray]:
 
 def plain(spec: Spec, shape: tuple[int, ...]) -> Spec:
     """The table's line of one of them."""
-    rest = " ".join(spec.names[i] for i in leaves.dims(spec)[2])
+    rest = " ".join(spec.names[i] for i in leaves.group_dims(spec)[2])
     return Spec(shape, "embed mlp", lecun_normal, fan_in="embed") if spec.fan_in else Spec(shape, rest, lecun_normal)
 
 
@@ -298,10 +298,10 @@ EVERY_MESH = ("dp:8", "fsdp:8", "dp:2,fsdp:2,tp:2")
 @pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
 def test_moments_lie_as_their_parameters(name: str, mesh_text: str) -> None:
     """What has a parameter's path and shape; all else is whole, rows and columns of Adafactor too."""
-    model = tiny("gpt")
-    place = mesh.place_on(mesh.make_mesh(mesh_text), model.specs)
+    model = tiny_model("gpt")
+    place = mesh.make_placement(mesh.make_mesh(mesh_text), model.specs)
     tx = optim.make(settings(name=name), model.specs["params"])
-    found = step.state_shardings(model, tx, place, step.Options())
+    found = step.state_shardings(model, tx, place, step.StepOptions())
     state = flatten(jax.eval_shape(tx.init, abstract(model.specs["params"])))
     params, moments = flatten(model.specs["params"]), 0
     for path, sharding in flatten(found["opt"]).items():
@@ -323,7 +323,7 @@ SHARDED += [
 @pytest.mark.parametrize(("name", "family", "mesh_text"), SHARDED)
 def test_sharded_updates_are_close_to_unsharded_ones(name: str, family: str, mesh_text: str) -> None:
     """By the losses of four updates."""
-    got = Trainer(family, mesh_text, lr=3e-3, optimizer=name, model=tiny(family)).steps(4)
+    got = Trainer(family, mesh_text, lr=3e-3, optimizer=name, model=tiny_model(family)).steps(4)
     np.testing.assert_allclose(got, unsharded(name, family), rtol=2e-4)
 
 
@@ -332,7 +332,7 @@ _losses: dict[tuple[str, str], list[float]] = {}
 
 def unsharded(name: str, family: str) -> list[float]:
     if (name, family) not in _losses:
-        _losses[name, family] = Trainer(family, lr=3e-3, optimizer=name, model=tiny(family)).steps(4)
+        _losses[name, family] = Trainer(family, lr=3e-3, optimizer=name, model=tiny_model(family)).steps(4)
     return _losses[name, family]
 
 
@@ -345,7 +345,7 @@ FIRST = ("adamw", "muon", "schedule_free")  # the others resume in the slow suit
 def test_every_optimizer_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     """Saved, restored and trained on, with a frozen leaf; the loss of one batch falls."""
     lr = {"sgd": 0.1, "momentum": 0.03, "nesterov": 0.03, "lion": 1e-3}.get(name, 1e-2)
-    model, knobs = tiny("mlp", hidden=(32,)), {"freeze": "hidden/0/bias"}
+    model, knobs = tiny_model("mlp", hidden=(32,)), {"freeze": "hidden/0/bias"}
     trainer = Trainer("mlp", "fsdp:2", lr=lr, optimizer=name, model=model, knobs=knobs)
     first = trainer.steps(2, one_batch=True)
     save(tmp_path, trainer)

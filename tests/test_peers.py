@@ -19,7 +19,7 @@ from tests import image_folders
 from tests.test_invariance import ROOT, free_port
 from tests.test_invariance import together as run_together
 from train import checkpoint, together
-from train.host import Host
+from train.host import Runtime
 
 Stops = queue.SimpleQueue[tuple[int, str, int]]
 
@@ -96,17 +96,17 @@ def test_none_begins_an_update_for_which_another_has_no_batch() -> None:
         yield "third"
 
     def body(own: Peers, stops: Stops) -> Any:
-        host, got = Host(lambda: 0.0, {}, None, anywhere=own.any_process), []
-        lockstep = together.Lockstep(host)
+        runtime, got = Runtime(lambda: 0.0, {}, None, any_process=own.any_process), []
+        lockstep = together.Lockstep(runtime)
         try:
             for batch in lockstep.batches(read(own.index)):
                 got.append(batch)
         except Exception as error:
-            return got, type(error), lockstep.ended
+            return got, type(error), lockstep.all_failed
         return got
 
     found, _ = run_all(3, body)
-    own, other = (["first", "second"], OSError, True), (["first", "second"], together.Elsewhere, True)
+    own, other = (["first", "second"], OSError, True), (["first", "second"], together.OtherProcessFailed, True)
     assert found == {0: other, 1: own, 2: other}
 
 

@@ -20,7 +20,7 @@ from errors import UsageError
 from models import published
 from models.published import tensors
 from models.spec import flatten
-from tests.cases import random_variables, tiny
+from tests.cases import random_variables, tiny_model
 from train import mesh
 
 NAMES = ("gpt", "llama", "bert")
@@ -42,7 +42,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def small(name: str) -> models.Model:
     """A network that the hub has a place for, its vocabulary no multiple of anything."""
-    return tiny(name, vocab=101, **(dict(tied=True, window=None, sliding_layers=None) if name == "llama" else {}))
+    return tiny_model(name, vocab=101, **(dict(tied=True, window=None, sliding_layers=None) if name == "llama" else {}))
 
 
 def values(variables: Any) -> dict[str, np.ndarray]:
@@ -134,7 +134,7 @@ def test_parameters_are_read_onto_a_mesh(folder: Path, text: str) -> None:
     want = values(models.load_pretrained(folder)[1])
 
     def shardings(model: models.Model) -> Any:
-        return mesh.place_on(mesh.make_mesh(text), model.specs).shardings(model.specs)
+        return mesh.make_placement(mesh.make_mesh(text), model.specs).shardings(model.specs)
 
     model, variables = models.load_pretrained(folder, shardings=shardings)
     assert_same(values(variables), want)
@@ -274,7 +274,7 @@ def test_a_folder_with_a_model_is_not_written_over(folder: Path) -> None:
     ],
 )
 def test_what_has_no_place_on_the_hub_is_refused(family: str, fields: dict, says: str, tmp_path: Path) -> None:
-    model = tiny(family, **(dict(window=None, sliding_layers=None) if family == "llama" else {}) | fields)
+    model = tiny_model(family, **(dict(window=None, sliding_layers=None) if family == "llama" else {}) | fields)
     with pytest.raises(UsageError) as refused:
         models.save_pretrained(model, random_variables(model), tmp_path / "hub")
     assert says in str(refused.value)

@@ -31,7 +31,7 @@ def test_the_updates_of_the_window_are_traced(start: int, window, traced: list[i
         seen.extend([state] if on else [])
         return state + 1, {}
 
-    with profile.traced(update, start, window, "folder") as run:
+    with profile.profile_steps(update, start, window, "folder") as run:
         state = start
         while state < 5:
             state, _ = run(state, None)
@@ -42,7 +42,7 @@ def test_the_updates_of_the_window_are_traced(start: int, window, traced: list[i
 @pytest.mark.parametrize("text", ["10", "5:5", "a:b", "3:1"])
 def test_bad_windows_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="FIRST:LAST"):
-        profile.window(text, 100)
+        profile.parse_window(text, 100)
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_a_trace_is_kept_when_the_run_breaks_off(tmp_path: Path) -> None:
     def breaks(state: jax.Array, batch: None) -> tuple[jax.Array, dict[str, jax.Array]]:
         raise RuntimeError("broken off")
 
-    tracing = profile.traced(breaks, 0, (0, 9), str(tmp_path))
+    tracing = profile.profile_steps(breaks, 0, (0, 9), str(tmp_path))
     with pytest.raises(RuntimeError, match="broken off"), tracing as update:
         update(jnp.zeros(2), None)
     assert list(tmp_path.rglob("*.xplane.pb"))

@@ -16,7 +16,7 @@ from data.kinds import Texts
 from data.progress import track
 from data.tokenizers import ByteTokenizer
 from train import evaluate, loop, mesh
-from train.host import Host
+from train.host import Runtime
 from train.record import metrics, speed
 from train.record.ticker import Ticker
 
@@ -38,7 +38,7 @@ class Terminal(io.StringIO):
         return True
 
 
-class Kept(metrics.Nothing):
+class Kept(metrics.NullRecorder):
     """A recorder that keeps what it is given."""
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ class Kept(metrics.Nothing):
 def ran(start: int, stop: int, devices: Any = (), cost: int = 0) -> tuple[list[str], Kept]:
     """The lines and the record of updates of 2 s each, for which the data let wait 1 s, the first compiled in 8 s."""
     clock, out, kept = Clock(), io.StringIO(), Kept()
-    host = Host(clock, {}, out, monotonic=clock)
-    progress = loop.Progress(host, kept, 10, 30, lambda n: 4, 0, 5, True, cost, devices)
+    runtime = Runtime(clock, {}, out, monotonic=clock)
+    progress = loop.Progress(runtime, kept, 10, 30, lambda n: 4, 0, 5, True, cost, devices)
 
     def batches() -> Any:
         while True:
@@ -68,7 +68,7 @@ def ran(start: int, stop: int, devices: Any = (), cost: int = 0) -> tuple[list[s
 
     nothing = lambda *args: None  # noqa: E731
     given = (progress, start, stop, nothing, nothing, nothing, None, None, nothing)
-    loop.run({}, Ticker(host).compiling(update), batches(), *given)
+    loop.run({}, Ticker(runtime).report_compile(update), batches(), *given)
     return out.getvalue().splitlines(), kept
 
 
@@ -105,18 +105,22 @@ def test_speed_memory_and_wait_are_measured() -> None:
 
 
 def test_peaks_are_of_the_device_that_is_meant() -> None:
-    assert speed.peak("NVIDIA H100 80GB HBM3") == 989e12
-    assert speed.peak("NVIDIA H100 PCIe") == 756e12
-    assert speed.peak("NVIDIA A100-SXM4-40GB") == 312e12
-    assert (speed.peak("TPU v5"), speed.peak("TPU v5 lite"), speed.peak("NVIDIA H100 NVL")) == (None, 197e12, None)
+    assert speed.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert speed.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert speed.peak_flops("NVIDIA A100-SXM4-40GB") == 312e12
+    assert (speed.peak_flops("TPU v5"), speed.peak_flops("TPU v5 lite"), speed.peak_flops("NVIDIA H100 NVL")) == (
+        None,
+        197e12,
+        None,
+    )
     for kind in ("cpu", "NVIDIA L40S", "NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
-        assert speed.peak(kind) is None
+        assert speed.peak_flops(kind) is None
 
 
 def shown(out: io.StringIO, seconds: float, count: int) -> str:
     """What a ticker writes on so many items of so many seconds each."""
     clock = Clock()
-    ticker = Ticker(Host(clock, {}, out, monotonic=clock))
+    ticker = Ticker(Runtime(clock, {}, out, monotonic=clock))
     for _ in track(range(count), "tokenising", ticker):
         clock.now += seconds
     return out.getvalue()
@@ -138,7 +142,7 @@ def test_a_line_every_ten_seconds_with_what_is_left() -> None:
 def test_what_is_left_is_not_judged_by_the_first() -> None:
     """It may have been compiled."""
     clock, out = Clock(), io.StringIO()
-    for i in track(range(5), "evaluating", Ticker(Host(clock, {}, out, monotonic=clock))):
+    for i in track(range(5), "evaluating", Ticker(Runtime(clock, {}, out, monotonic=clock))):
         clock.now += 20 if i == 0 else 1
     assert out.getvalue().splitlines() == ["evaluating: 2 of 5, 3s left"]
 
@@ -153,7 +157,7 @@ def test_a_live_line_leaves_nothing_on_a_terminal() -> None:
 def test_what_follows_something_long_says_its_name() -> None:
     """It may take as long before its first part is done, as a BPE's merges after the reading of its text."""
     clock, out = Clock(), io.StringIO()
-    ticker = Ticker(Host(clock, {}, out, monotonic=clock))
+    ticker = Ticker(Runtime(clock, {}, out, monotonic=clock))
     for what in ("reading", "merging", "merging"):
         for _ in track(range(4), what, ticker):
             clock.now += 1
@@ -169,11 +173,11 @@ def test_evaluations_and_tokenising_report() -> None:
     """Batches, up to the limit, and documents."""
     said: list[tuple[str, int, int]] = []
     note = lambda *what: said.append(what)  # noqa: E731
-    place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), {})
+    place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), {})
     exam = EvalSet({"features": np.zeros((5, 3), np.float32)}, np.arange(5))
     ones = np.ones(2)
     for limit in (None, 2):
-        evaluate.measured(lambda variables, batch: ({"loss": (ones, ones)}, {}), {}, exam, place, 2, limit, tick=note)
+        evaluate.run_eval(lambda variables, batch: ({"loss": (ones, ones)}, {}), {}, exam, place, 2, limit, tick=note)
     assert [(done, total) for _, done, total in said] == [(0, 3), (1, 3), (2, 3), (3, 3), (0, 2), (1, 2), (2, 2)]
     said.clear()
     documents = Texts(("ab", "cd"), {"name": "t", "split": "train"})
@@ -184,7 +188,7 @@ def test_evaluations_and_tokenising_report() -> None:
 
 def test_a_first_result_is_awaited_on_a_terminal_only() -> None:
     for out, want in ((io.StringIO(), ""), (Terminal(), "\r\033[Kcompiling …\r\033[K")):
-        assert list(Ticker(Host(Clock(), {}, out)).awaited(iter([1, 2, 3]))) == [1, 2, 3]
+        assert list(Ticker(Runtime(Clock(), {}, out)).show_until_first(iter([1, 2, 3]))) == [1, 2, 3]
         assert out.getvalue() == want
 
 
@@ -193,11 +197,13 @@ def test_a_first_result_is_awaited_on_a_terminal_only() -> None:
 
 def skipping(values: list[dict[str, float]], last: int = 100, most: int = 2, before: int = 0) -> loop.Progress:
     """Progress that has seen updates with these metrics."""
-    progress = loop.Progress(Host(Clock(), {}, io.StringIO()), Kept(), 10, last, lambda n: 1, 0, most, in_a_row=before)
+    progress = loop.Progress(
+        Runtime(Clock(), {}, io.StringIO()), Kept(), 10, last, lambda n: 1, 0, most, consecutive_skipped=before
+    )
     for n, one in enumerate(values, before + 1):
         given = {"loss": 1.0, "grad_norm": 1.0, "skipped": 1.0, **one}
         progress.add(n, {k: jnp.float32(v) for k, v in given.items()})
-    progress.settle()
+    progress.flush()
     return progress
 
 
@@ -219,7 +225,7 @@ def test_what_was_not_finite_is_said(values: dict[str, float], says: str) -> Non
 def test_skipped_updates_are_counted_across_restarts() -> None:
     with pytest.raises(RuntimeError, match="updates 1 to 3 "):
         skipping([{}], before=2)
-    assert skipping([{"skipped": 0.0}], before=2).in_a_row == 0
+    assert skipping([{"skipped": 0.0}], before=2).consecutive_skipped == 0
 
 
 @pytest.mark.parametrize("last", [1, 2])
@@ -233,13 +239,13 @@ def test_a_clock_that_is_set_back_gives_no_other_rate() -> None:
     """Rates are of the monotonic clock; the wall clock is for times of day."""
     now, wall = Clock(), Clock()
     kept = Kept()
-    progress = loop.Progress(Host(wall, {}, io.StringIO(), monotonic=now), kept, 1, 4, lambda n: 8, 0, 0)
-    progress.begin(0)
+    progress = loop.Progress(Runtime(wall, {}, io.StringIO(), monotonic=now), kept, 1, 4, lambda n: 8, 0, 0)
+    progress.start_clock(0)
     for n in range(1, 5):
         now.now, wall.now = now.now + 2, wall.now - 3600
         progress.add(n, {"loss": jnp.float32(1), "skipped": jnp.float32(0)})
     now.now += 2
-    progress.settle()
+    progress.flush()
     rates = [r["examples_per_second"] for r in (values for _, values in kept.lines) if "examples_per_second" in r]
     assert rates
     assert all(rate <= 8 for rate in rates)

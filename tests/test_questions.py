@@ -12,8 +12,8 @@ from data import questions, tokenizers
 from data.kinds import texts
 from data.questions import Question, Questions
 from errors import UsageError
-from tests.cases import random_variables, tiny
-from tests.harness import predict_of
+from tests.cases import random_variables, tiny_model
+from tests.harness import jit_predict
 from train import evaluate, mesh
 from train import questions as examiner
 from train.update import losses
@@ -28,7 +28,7 @@ ITEMS = (
 
 @pytest.fixture(scope="module")
 def model():
-    made = tiny("gpt", vocab=257, context=40)
+    made = tiny_model("gpt", vocab=257, context=40)
     return made, random_variables(made)
 
 
@@ -38,7 +38,7 @@ def likelihood(model, variables, context: str, after: str) -> tuple[float, bool]
     count = len(BYTE.encode(after))
     told = np.array(told[-41:])
     padded = np.pad(told[:-1], (0, 41 - len(told)))  # a later token changes nothing, and one length is compiled
-    logits = jax.nn.log_softmax(predict_of(model)(variables, padded[None])[0])
+    logits = jax.nn.log_softmax(jit_predict(model)(variables, padded[None])[0])
     rows = range(len(told) - count, len(told))
     picked = [(logits[i - 1, told[i]], int(np.argmax(logits[i - 1])) == told[i]) for i in rows]
     return float(sum(p for p, _ in picked)), all(hit for _, hit in picked)
@@ -46,11 +46,13 @@ def likelihood(model, variables, context: str, after: str) -> tuple[float, bool]
 
 def ask(model, variables, items, text: str = "dp:1", size: int = 2) -> evaluate.Scores:
     count = math.prod(int(part.split(":")[1]) for part in text.split(","))
-    place = mesh.place_on(mesh.make_mesh(text, jax.devices()[:count]), model.specs)
+    place = mesh.make_placement(mesh.make_mesh(text, jax.devices()[:count]), model.specs)
     with jax.set_mesh(place.mesh):
         variables = {"params": jax.device_put(variables["params"], place.shardings(model.specs["params"])), "stats": {}}
-        examine = evaluate.make_examiner(model, losses.TASKS["next_token"], place)
-        return examiner.ask(model, BYTE, examine, variables, place, Questions(tuple(items), {"name": "x"}), size)
+        examine = evaluate.make_eval_step(model, losses.TASKS["next_token"], place)
+        return examiner.score_questions(
+            model, BYTE, examine, variables, place, Questions(tuple(items), {"name": "x"}), size
+        )
 
 
 @pytest.mark.parametrize("text", ["dp:1", pytest.param("dp:2,fsdp:2,tp:2", marks=pytest.mark.slow)])
@@ -78,9 +80,9 @@ def test_the_likeliest_choice_counts(model, text: str) -> None:
 def test_likelihoods_are_those_of_the_definition(model) -> None:
     made, variables = model
     pairs = [("two and two is", " four"), ("", " x"), ("ab", " cd"), ("q" * 60, " no")]
-    place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), made.specs)
+    place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), made.specs)
     with jax.set_mesh(place.mesh):
-        examine = evaluate.make_examiner(made, losses.TASKS["next_token"], place)
+        examine = evaluate.make_eval_step(made, losses.TASKS["next_token"], place)
         rows = [examiner.encode_pair(BYTE, *pair) for pair in pairs]
         assert examiner.encode_pair(BYTE, "ab ", "cd")[1].tolist() == rows[2][1].tolist()  # spaces go to what follows
         found = examiner.likelihoods(made, examine, {**variables, "stats": {}}, place, rows, 3)
@@ -108,7 +110,7 @@ def test_a_standard_error_is_that_of_a_mean() -> None:
     """Of zeros and ones: sqrt(p (1 - p) / (n - 1)), as lm-evaluation-harness has it."""
     items = tuple(Question("", ("a", "b"), i % 2) for i in range(10))
     nats = np.tile([-1.0, -2.0], 10)
-    found = examiner.examined(Questions(items, {}), examiner.Likelihood(nats, nats > 0, nats))
+    found = examiner.accuracy_scores(Questions(items, {}), examiner.Likelihood(nats, nats > 0, nats))
     assert found.metrics["acc"] == 0.5
     assert found.stderr["acc"] == pytest.approx(math.sqrt(0.25 / 9))
 

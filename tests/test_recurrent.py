@@ -15,8 +15,8 @@ from data import sequences, tokenizers
 from data.kinds import Texts
 from data.plan import BatchSampler, Phase
 from errors import UsageError
-from tests.cases import batch_for, random_variables, tiny
-from tests.harness import Trainer, predict_of
+from tests.cases import batch_for, random_variables, tiny_model
+from tests.harness import Trainer, jit_predict
 from train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -124,8 +124,8 @@ def test_a_sequence_may_be_padded() -> None:
     x = np.random.default_rng(0).normal(size=(2, 7, 4)).astype(np.float32)
     mask = np.array([[1] * 4 + [0] * 3, [1] * 4 + [0] * 3], np.float32)
     for pool in ("last", "mean", "max"):
-        model = tiny("gru_both_ways", pool=pool)
-        variables, predict = random_variables(model), predict_of(model)
+        model = tiny_model("gru_both_ways", pool=pool)
+        variables, predict = random_variables(model), jit_predict(model)
         short = predict(variables, {"features": x[:, :4], "mask": mask[:, :4]})
         np.testing.assert_allclose(predict(variables, {"features": x, "mask": mask}), short, rtol=1e-5, atol=1e-6)
         empty = predict(variables, {"features": x, "mask": np.zeros_like(mask)})

@@ -16,7 +16,7 @@ from configs import base, reader
 from data import questions
 from errors import UsageError, unknown
 from models import attention
-from tests.runs import config_of, host
+from tests.runs import config_of, runtime
 from train import restored
 from train.record import metrics
 from train.update import losses
@@ -28,7 +28,7 @@ def test_the_tables_agree_with_the_code() -> None:
     """Every new name exists, and no old one does."""
     tables = [(renamed.KNOBS, base.KNOBS), (renamed.METRICS, metrics.UNITS), (renamed.TASKS, questions.EVAL_KINDS)]
     tables += [(renamed.WORDS["loss"], losses.TASKS), (renamed.WORDS["train.attention"], attention.BACKENDS)]
-    tables += [(names, set(usage.flags_of(verb))) for verb, names in renamed.FLAGS.items()]
+    tables += [(names, set(usage.define_flags(verb))) for verb, names in renamed.FLAGS.items()]
     for family, names in renamed.FIELDS.items():
         tables.append((names, {field.name for field in dataclasses.fields(models.FAMILIES[family].Config)}))
     for names, legal in tables:
@@ -68,7 +68,7 @@ def test_an_old_flag(verb: str, old: str, new: str, capsys) -> None:
 def test_an_old_word() -> None:
     """Of a loss, a backend of attention, and a task."""
     with pytest.raises(UsageError, match="'squared': it is now called 'mse'"):
-        losses.find("squared")
+        losses.get_task("squared")
     with pytest.raises(UsageError, match="'kernel': it is now called 'splash'"):
         models.build("gpt", attention="kernel")
     for old, new in renamed.TASKS.items():
@@ -130,7 +130,7 @@ def test_a_run_of_an_older_commit_goes_on(tmp_path: Path, capsys) -> None:
     assert (cfg.optim.weight_decay, cfg.optim.clip_norm, cfg.schedule.end_fraction) == (0.1, 1.0, 0.1)
     wrote = metrics.read(str(run))[-1]
     cfg.mesh = "tp:*"  # 4 rows, which 8 devices do not share
-    found = restored.evaluate_checkpoint(cfg, str(run), 20, host())
+    found = restored.evaluate_checkpoint(cfg, str(run), 20, runtime())
     assert set(found.metrics) == set(wrote["metrics"])
     np.testing.assert_allclose(found.metrics["loss"], wrote["metrics"]["loss"], rtol=1e-6)
     longer = ["--config.train.steps=22", "--config.resume=extend", "--config.mesh=tp:*"]

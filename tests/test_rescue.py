@@ -13,7 +13,7 @@ import pytest
 from configs import reader
 from data import plan
 from train import checkpoint, evaluate, loop, run
-from train.host import Host
+from train.host import Runtime
 from train.record import metrics, profile
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -25,7 +25,7 @@ def go(workdir: Path, signal: str | None = None, **knobs: Any) -> str:
     cfg = reader.override(reader.read("configs/mlp.py:xor"), list((given | knobs).items()))
     text = io.StringIO()
     try:
-        run.train(cfg, reader.to_json(cfg), str(workdir), Host(lambda: 0.0, os.environ, text, lambda: signal))
+        run.train(cfg, reader.to_json(cfg), str(workdir), Runtime(lambda: 0.0, os.environ, text, lambda: signal))
     except BaseException as error:
         error.args = (*error.args, text.getvalue())
         raise
@@ -52,7 +52,7 @@ def raising(error: BaseException, when: Any, then: Any) -> Any:
 
 
 READS = (plan.BatchSampler, "batch", lambda self, n, *rows: n == 8)
-MEASURES = (evaluate, "in_words", lambda scores: True)
+MEASURES = (evaluate, "format_scores", lambda scores: True)
 WRITES = (metrics.Recorder, "write", lambda self, kind, n, *more: n == 8)
 
 
@@ -83,7 +83,7 @@ def test_what_was_learnt_is_saved_before_an_error_ends_the_run(
 
 def test_a_second_ctrl_c_saves_nothing(tmp_path: Path, monkeypatch) -> None:
     """The first, still pending, asked for a save; who asks again does not wait for one."""
-    monkeypatch.setattr(loop, "due", raising(KeyboardInterrupt(), lambda n, *more: n == 1, loop.due))
+    monkeypatch.setattr(loop, "is_due", raising(KeyboardInterrupt(), lambda n, *more: n == 1, loop.is_due))
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "w", signal="SIGINT")
     assert not checkpoint.steps(str(tmp_path / "w"))
@@ -94,10 +94,10 @@ def test_storage_that_failed_is_not_asked_again(tmp_path: Path, monkeypatch) -> 
 
     def full(*args: Any) -> None:
         asked.append(args)
-        raise checkpoint.Unsaved("full")
+        raise checkpoint.SaveError("full")
 
     monkeypatch.setattr(checkpoint.Store, "save", full)
-    with pytest.raises(checkpoint.Unsaved):
+    with pytest.raises(checkpoint.SaveError):
         go(tmp_path / "w")
     assert len(asked) == 1
 
@@ -120,7 +120,7 @@ def test_a_state_that_is_gone_is_not_saved(tmp_path: Path, monkeypatch) -> None:
 
         yield update
 
-    monkeypatch.setattr(profile, "traced", broken)
+    monkeypatch.setattr(profile, "profile_steps", broken)
     with pytest.raises(RuntimeError, match="the device is lost") as ended:
         go(tmp_path / "w")
     assert "what was learnt last is not saved: Array has been deleted" in ended.value.args[-1]

@@ -31,7 +31,7 @@ def test_what_bfloat16_holds_stays(value: float) -> None:
 
 def test_the_noise_is_the_same_on_any_mesh_and_another_for_each_leaf_and_update() -> None:
     def cast(mesh_text: str, devices: int, update: int) -> dict[str, np.ndarray]:
-        place = mesh.place_on(mesh.make_mesh(mesh_text, jax.devices()[:devices]), SPECS)
+        place = mesh.make_placement(mesh.make_mesh(mesh_text, jax.devices()[:devices]), SPECS)
         shardings = place.shardings(SPECS)
         new = {k: jax.device_put(np.full(s.shape, 0.1, np.float32), shardings[k]) for k, s in SPECS.items()}
         old = jax.tree.map(lambda x: x.astype(jnp.bfloat16), new)

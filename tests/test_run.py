@@ -12,7 +12,7 @@ import pytest
 import launch
 from configs import reader
 from errors import UsageError
-from tests.runs import config_of, host, train
+from tests.runs import config_of, runtime, train
 from train import checkpoint, feed, restored, run
 from train.record import metrics, plots
 from train.update import step
@@ -27,9 +27,9 @@ def test_checkpoints_are_compared_on_the_same_examples(tmp_path: Path) -> None:
     lines = {r["step"]: r["metrics"]["loss"] for r in metrics.read(str(tmp_path / "w")) if r["kind"] == "eval"}
     assert (lines[10], lines[20]) == (scored[10], scored[20])
     cfg = config_of(tmp_path / "w", 30)
-    assert restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, host()).metrics["loss"] == scored[30]
+    assert restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, runtime()).metrics["loss"] == scored[30]
     cfg.eval.limit = None  # as the verb has it
-    whole = restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, host()).metrics["loss"]
+    whole = restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, runtime()).metrics["loss"]
     assert lines[30] == whole != scored[30]
 
 
@@ -65,11 +65,11 @@ def test_the_curve_of_losses_falls(finished: Path) -> None:
 
 def test_eval_on_one_device_equals_eval_on_eight(finished: Path) -> None:
     cfg = config_of(finished, 30)
-    eight = restored.evaluate_checkpoint(cfg, str(finished), 30, host())
+    eight = restored.evaluate_checkpoint(cfg, str(finished), 30, runtime())
     cfg.mesh = "dp:1"
-    one = restored.evaluate_checkpoint(cfg, str(finished), 30, host(), jax.devices()[:1])
+    one = restored.evaluate_checkpoint(cfg, str(finished), 30, runtime(), jax.devices()[:1])
     cfg.eval.batch = 7
-    uneven = restored.evaluate_checkpoint(cfg, str(finished), 30, host(), jax.devices()[:1])
+    uneven = restored.evaluate_checkpoint(cfg, str(finished), 30, runtime(), jax.devices()[:1])
     logged = [line for line in metrics.read(str(finished)) if line["kind"] == "eval"][-1]
     for name, value in eight.metrics.items():
         assert abs(one.metrics[name] - value) < 1e-6
@@ -134,7 +134,7 @@ def test_extending_records_a_phase(trained: Path) -> None:
 
 def test_a_signal_saves_and_ends_the_run(tmp_path: Path) -> None:
     cfg = reader.override(reader.read("configs/mlp.py:digits"), [("train.steps", "4"), ("checkpoint.every", "None")])
-    text, told = reader.to_json(cfg), host(signals=lambda: "SIGTERM")
+    text, told = reader.to_json(cfg), runtime(signals=lambda: "SIGTERM")
     assert run.train(cfg, text, str(tmp_path / "w"), told) == "SIGTERM"
     assert checkpoint.steps(str(tmp_path / "w")) == [1]
 
@@ -162,17 +162,17 @@ def test_a_signal_in_an_evaluation_saves_at_once(tmp_path: Path) -> None:
     def kept() -> dict[int, Any]:
         return {n: checkpoint.load_manifest(workdir, n)["metrics"] for n in checkpoint.steps(workdir)}
 
-    assert run.train(cfg, text, workdir, host(signals=Bell(2 + 3))) == "SIGTERM"
+    assert run.train(cfg, text, workdir, runtime(signals=Bell(2 + 3))) == "SIGTERM"
     assert (kept(), measured()) == ({2: None}, {})
-    assert run.train(cfg, text, workdir, host(signals=Bell(3))) == "SIGTERM"  # again, before the first update
+    assert run.train(cfg, text, workdir, runtime(signals=Bell(3))) == "SIGTERM"  # again, before the first update
     assert (kept(), measured()) == ({2: None}, {})
-    assert run.train(cfg, text, workdir, host(signals=Bell(45 + 2 + 3))) == "SIGTERM"  # 45 batches are an evaluation
+    assert run.train(cfg, text, workdir, runtime(signals=Bell(45 + 2 + 3))) == "SIGTERM"  # 45 batches are an evaluation
     assert measured().keys() == {2}
     assert kept() == {**measured(), 4: None}
-    assert run.train(cfg, text, workdir, host()) is None
+    assert run.train(cfg, text, workdir, runtime()) is None
     assert measured().keys() == {2, 4}
     assert kept() == measured()
-    told = host()
+    told = runtime()
     assert run.train(cfg, text, workdir, told) is None
     assert "is complete" in told.stdout.getvalue()
 
@@ -212,7 +212,7 @@ def test_drawing_fails_no_run(trained: Path, capsys, monkeypatch: pytest.MonkeyP
     def fail(*size: float) -> None:
         raise ValueError("no backend")
 
-    monkeypatch.setattr(plots, "sheet", fail)
+    monkeypatch.setattr(plots, "make_figure", fail)
     assert train(trained) == 0
     assert "no curve drawn: no backend; checkpoint 30 in" in capsys.readouterr().out
     assert launch.main(["eval", f"--workdir={trained}", "--config.eval.limit=1"]) == 0
@@ -244,13 +244,13 @@ def test_a_finished_run_says_so_where_its_lock_cannot_be_held(trained: Path, cap
 
 def test_an_evaluation_without_a_finite_loss_fails(trained: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not look like a number; of several checkpoints the others are measured all the same."""
-    views, spoils = step.views, iter([True, True, False, True])
+    views, spoils = step.eval_variables, iter([True, True, False, True])
 
     def broken(*args) -> dict:
         spoilt = next(spoils)
         return jax.tree.map(lambda x: x * math.nan if spoilt else x, views(*args))
 
-    monkeypatch.setattr(step, "views", broken)
+    monkeypatch.setattr(step, "eval_variables", broken)
     assert launch.main(["eval", f"--workdir={trained}"]) == 1
     out, err = capsys.readouterr()
     assert "a loss that is not finite in 359" in out
@@ -264,12 +264,12 @@ def test_an_evaluation_without_a_finite_loss_fails(trained: Path, capsys, monkey
 def test_data_that_are_not_finite_are_refused() -> None:
     """A number that only a sum overflows is none of them, nor are whole numbers."""
     good = {"image": np.full((2, 9), 3e38, np.float32), "label": np.zeros(2, np.int32)}
-    assert feed.finite(good) is good
+    assert feed.check_finite_batch(good) is good
     for value in (math.nan, math.inf, -math.inf):
         bad = good["image"].copy()
         bad[1, 3] = value
         with pytest.raises(UsageError, match="'image' is not finite in 1 of the 2 rows"):
-            feed.finite({**good, "image": bad})
+            feed.check_finite_batch({**good, "image": bad})
 
 
 def test_every_verb_explains_itself(capsys) -> None:
@@ -342,6 +342,6 @@ def _what_a_verb_does_not_read_is_refused(tmp_path: Path, capsys) -> None:
 
 
 def test_rows_that_the_context_cuts_are_said() -> None:
-    (line,) = run._shortened(64, 32)
+    (line,) = run._shortened_note(64, 32)
     assert "rows have 32 tokens, the model's context, and not data.max_length = 64" in line
-    assert not any(run._shortened(length, context) for length, context in ((32, 32), (None, 32), (64, None)))
+    assert not any(run._shortened_note(length, context) for length, context in ((32, 32), (None, 32), (64, None)))

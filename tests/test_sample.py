@@ -10,10 +10,10 @@ import pytest
 
 import models
 from errors import UsageError
-from tests.cases import random_variables, tiny
-from tests.harness import predict_of
+from tests.cases import random_variables, tiny_model
+from tests.harness import jit_predict
 from train import mesh, sample
-from train.sample import ENDED, Sampling
+from train.sample import FINISHED, Sampling
 
 PROMPTS = [np.array(p) for p in ([5, 9, 2, 7, 3, 8, 1], [4], [6, 6, 1])]
 
@@ -21,14 +21,14 @@ PROMPTS = [np.array(p) for p in ([5, 9, 2, 7, 3, 8, 1], [4], [6, 6, 1])]
 @cache
 def model_of(name: str, **more: Any) -> tuple[models.Model, Any]:
     """A tiny model whose next token hangs on all before it: initial values alone hardly tell."""
-    model, draw = tiny(name, **{"context": 32, **more}), np.random.default_rng(1)
+    model, draw = tiny_model(name, **{"context": 32, **more}), np.random.default_rng(1)
     return model, jax.tree.map(
         lambda x: x + 0.3 * draw.normal(size=x.shape).astype(np.float32), random_variables(model, 1)
     )
 
 
 def texts(model: models.Model, variables: Any, prompts: list[np.ndarray], count: int, **how: Any) -> list[list[int]]:
-    made = sample.generate(model, variables, prompts, jax.random.key(0), count=count, how=Sampling(**how))
+    made = sample.generate(model, variables, prompts, jax.random.key(0), count=count, sampling=Sampling(**how))
     return np.concatenate(list(made), 1).tolist()
 
 
@@ -47,9 +47,9 @@ def test_parameters_of_a_mesh_of_one_device_write_the_same() -> None:
     """A checkpoint is opened on such a mesh; the text is that of plain arrays."""
     model, variables = model_of("mixtral", depth=1, dense_layers=())
     row = texts(model, variables, PROMPTS[:1], 4, temperature=0)
-    place = mesh.place_on(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
+    place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
     with jax.set_mesh(place.mesh):
-        placed = jax.device_put(variables, place.whole)
+        placed = jax.device_put(variables, place.replicated)
         assert texts(model, placed, PROMPTS[:1], 4, temperature=0) == row
 
 
@@ -58,7 +58,7 @@ def test_greedy_is_the_argmax_of_the_full_forward(name: str) -> None:
     model, variables = model_of(name)
     row = texts(model, variables, PROMPTS, 20, temperature=0)[0]
     whole = np.concatenate([PROMPTS[0], row])
-    want = np.argmax(predict_of(model)(variables, whole[None])[0], -1)
+    want = np.argmax(jit_predict(model)(variables, whole[None])[0], -1)
     np.testing.assert_array_equal(want[6:-1], row)
 
 
@@ -68,7 +68,7 @@ def test_beyond_the_context_the_newest_half_is_read_again() -> None:
     text = [*PROMPTS[0], *row]
     for start, at in ((0, 7), (0, 8), (5, 9), (5, 13), (10, 14), (10, 15)):
         window = np.pad(text[start:at], (0, 8 - (at - start)))  # no token sees what stands behind it
-        want = int(np.argmax(predict_of(model)(variables, window[None])[0, at - start - 1]))
+        want = int(np.argmax(jit_predict(model)(variables, window[None])[0, at - start - 1]))
         assert text[at] == want, (start, at)
 
 
@@ -92,7 +92,7 @@ def test_a_stop_ends_its_row_alone() -> None:
     for row, plain in zip(rows, free, strict=True):
         end = plain.index(stop) + 1 if stop in plain else len(plain)
         assert row[:end] == plain[:end]
-        assert set(row[end:]) <= {ENDED}
+        assert set(row[end:]) <= {FINISHED}
 
 
 def test_a_stop_for_all_ends_at_once() -> None:
@@ -113,7 +113,7 @@ def test_rows_draw_by_their_own_keys() -> None:
 
 
 def drawn(how: Sampling, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    return np.asarray(sample.narrowed(jnp.asarray(logits), how, jnp.asarray(seen)))
+    return np.asarray(sample.filter_logits(jnp.asarray(logits), how, jnp.asarray(seen)))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_draws_follow_the_probabilities() -> None:
     logits = jnp.log(jnp.asarray([0.5, 0.2, 0.2, 0.05, 0.05]))
     keys = jax.random.split(jax.random.key(0), 10_000)
     rows = jnp.broadcast_to(logits, (10_000, 5))
-    found = sample.choose(rows, keys, Sampling(temperature=2.0, top_k=3), jnp.zeros(rows.shape, bool))
+    found = sample.sample_token(rows, keys, Sampling(temperature=2.0, top_k=3), jnp.zeros(rows.shape, bool))
     share = np.bincount(np.asarray(found), minlength=5) / 10_000
     want = np.sqrt([0.5, 0.2, 0.2, 0, 0])
     want /= want.sum()

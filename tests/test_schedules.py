@@ -86,9 +86,9 @@ def test_a_schedule_follows_a_traced_step(name: str) -> None:
     """Inside jit, on a mesh, as the update asks for it."""
     cfg = settings(name=name, milestones="3:0.5")
     rate, steps = schedules.make(cfg, 2.0, 10), [0, 3, 9]
-    place = mesh.place_on(mesh.make_mesh("dp:8"), {})
+    place = mesh.make_placement(mesh.make_mesh("dp:8"), {})
     with jax.set_mesh(place.mesh):
-        got = [float(jax.jit(rate)(jax.device_put(np.int32(n), place.whole))) for n in steps]
+        got = [float(jax.jit(rate)(jax.device_put(np.int32(n), place.replicated))) for n in steps]
     np.testing.assert_allclose(got, [float(rate(jnp.asarray(n))) for n in steps], rtol=F32)
 
 

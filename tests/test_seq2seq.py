@@ -10,7 +10,7 @@ import pytest
 import models
 from errors import UsageError
 from models.spec import flatten
-from tests.cases import inputs_of
+from tests.cases import to_inputs
 from tests.harness import assert_gradients_close
 
 B, T, S, V = 4, 6, 8, 20
@@ -159,7 +159,7 @@ def test_it_is_torchs(name: str) -> None:
 
     def ours(params: Any) -> tuple[Any, Any]:
         value = model.predict({"params": params}, batch)
-        share = model.module.alignment({"params": params}, inputs_of(batch), c) if looks else None
+        share = model.module.alignment({"params": params}, to_inputs(batch), c) if looks else None
         return jnp.sum(jax.nn.log_softmax(value) * weights), (value, share)
 
     (_, (value, found)), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])
@@ -171,7 +171,7 @@ def test_it_is_torchs(name: str) -> None:
         np.testing.assert_allclose(found, share.detach().numpy(), rtol=2e-5, atol=1e-6)
     else:
         with pytest.raises(UsageError, match="looks at no token"):
-            model.module.alignment(variables, inputs_of(batch), c)
+            model.module.alignment(variables, to_inputs(batch), c)
 
 
 @pytest.mark.parametrize("name", ["luong_general", pytest.param("bahdanau", marks=pytest.mark.slow)])

@@ -11,9 +11,9 @@ import models
 from errors import UsageError
 from models import published
 from models.spec import flatten
-from tests.cases import inputs_of, random_variables
+from tests.cases import random_variables, to_inputs
 from tests.harness import assert_gradients_close
-from train.translate import translate
+from train.translate import beam_search
 from train.update import losses
 
 B, T, S, V = 4, 7, 9, 30
@@ -131,7 +131,7 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
     loss = (each * w).sum() / w.sum()
     loss.backward()
 
-    task = losses.find("translation").with_extras(label_smoothing=0.1)
+    task = losses.get_task("translation").with_extras(label_smoothing=0.1)
 
     def ours(params):
         out = model.apply({"params": params}, batch, logits=False)
@@ -157,7 +157,7 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
     with torch.no_grad():
         for _ in range(10):
             written = torch.cat([written, net.logits(source, mask, written)[:, -1:].argmax(-1)], 1)
-    said, _ = translate(model, variables, batch["source"], batch["source_mask"], start=1, stop=2, count=10, beams=1)
+    said, _ = beam_search(model, variables, batch["source"], batch["source_mask"], start=1, stop=2, count=10, beams=1)
     for mine, row in zip(np.asarray(said), written[:, 1:].tolist(), strict=True):
         end = row.index(2) if 2 in row else 10
         assert mine.tolist() == row[:end] + [2] * (10 - end)
@@ -248,7 +248,7 @@ def test_backends_and_the_alignment_agree() -> None:
         share = model.module.alignment(variables, inputs, other.config)
         return model.predict(variables, inputs), other.predict(variables, inputs), share
 
-    want, got, share = run(variables, inputs_of(batch))
+    want, got, share = run(variables, to_inputs(batch))
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
     share = np.asarray(share)
     assert share.shape == (B, T, S)

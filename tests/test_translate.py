@@ -12,7 +12,7 @@ import pytest
 import models
 from errors import UsageError
 from tests.cases import random_variables
-from train.translate import translate
+from train.translate import beam_search
 
 START, STOP, V, S = 1, 2, 4, 5
 TINY: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ def test_as_many_beams_as_sequences_find_the_best(family: str, penalty: float) -
     (source, mask), count = sources(3), 4
     every = np.array(list(itertools.product(range(V), repeat=count)))
     how: dict[str, Any] = dict(start=START, stop=STOP, count=count, beams=V**count, penalty=penalty)
-    said, scores = translate(model, variables, source, mask, **how)
+    said, scores = beam_search(model, variables, source, mask, **how)
     for row in range(3):
         logs = np.take_along_axis(logs_of(model, variables, source[row], mask[row], every), every[..., None], 2)[..., 0]
         found = {}
@@ -75,9 +75,9 @@ def test_one_beam_is_greedy(family: str) -> None:
     model, variables = started(family, vocab=13, vocab_multiple=16)
     source, mask = sources(6)
     how: dict[str, Any] = dict(start=START, count=7, beams=1)
-    said, _ = translate(model, variables, source, mask, stop=STOP, **how)
+    said, _ = beam_search(model, variables, source, mask, stop=STOP, **how)
     stop = int(said[0, 2])  # a token that does come
-    said, scores = translate(model, variables, source, mask, stop=stop, **how)
+    said, scores = beam_search(model, variables, source, mask, stop=stop, **how)
     assert len({tuple(row) for row in np.asarray(said).tolist()}) > 1
     for row, tokens in enumerate(np.asarray(said)):
         n = tokens.tolist().index(stop) + 1 if stop in tokens else 7
@@ -93,15 +93,15 @@ def test_a_row_knows_neither_the_others_nor_padding(family: str) -> None:
     model, variables = started(family, vocab=13, vocab_multiple=16)
     source, mask = sources(5)
     how: dict[str, Any] = dict(start=START, stop=STOP, count=6, beams=3)
-    how["stop"] = int(translate(model, variables, source, mask, **how)[0][0, 2])  # a token that does come
-    together, scores = translate(model, variables, source, mask, **how)
+    how["stop"] = int(beam_search(model, variables, source, mask, **how)[0][0, 2])  # a token that does come
+    together, scores = beam_search(model, variables, source, mask, **how)
     assert np.asarray(together).max() < 13
     ended = np.asarray(together) == how["stop"]
     assert (np.diff(ended.astype(int), axis=1) >= 0).all()
     assert ended.any()
     wide = np.pad(source, ((0, 0), (0, 2)), constant_values=3), np.pad(mask, ((0, 0), (0, 2)))
     for row in range(5):
-        said, score = translate(model, variables, *(x[row : row + 1] for x in wide), **how)
+        said, score = beam_search(model, variables, *(x[row : row + 1] for x in wide), **how)
         np.testing.assert_array_equal(said[0], together[row])
         np.testing.assert_allclose(score[0], scores[row], rtol=1e-5)
 
@@ -111,7 +111,7 @@ def test_more_beams_find_no_worse_score() -> None:
     model, variables = started("transformer")
     source, mask = sources(4)
     how: dict[str, Any] = dict(start=START, stop=STOP, count=5, penalty=0.6)
-    found = {k: translate(model, variables, source, mask, beams=k, **how) for k in (2, 4, V**4)}
+    found = {k: beam_search(model, variables, source, mask, beams=k, **how) for k in (2, 4, V**4)}
     for said, scores in found.values():
         for row in range(4):
             tokens = np.asarray(said)[row]
@@ -136,10 +136,10 @@ def test_more_beams_find_no_worse_score() -> None:
 def test_bad_values_are_refused(changes: dict, says: str) -> None:
     model, variables = started("transformer")
     with pytest.raises(UsageError, match=says):
-        translate(model, variables, *sources(1), **{**dict(start=START, stop=STOP, count=4), **changes})
+        beam_search(model, variables, *sources(1), **{**dict(start=START, stop=STOP, count=4), **changes})
 
 
 def test_what_does_not_translate_is_refused() -> None:
     model = models.build("gpt", width=16, heads=2, depth=1)
     with pytest.raises(UsageError, match="family 'gpt' does not translate"):
-        translate(model, {}, jnp.zeros((1, 2), jnp.int32), start=0, stop=1, count=2)
+        beam_search(model, {}, jnp.zeros((1, 2), jnp.int32), start=0, stop=1, count=2)

@@ -19,7 +19,7 @@ from models import published
 from models.spec import flatten
 from tests.cases import random_variables
 from train import begin, checkpoint, initial, restored, tuning
-from train.host import Host
+from train.host import Runtime
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -48,7 +48,9 @@ def taken(monkeypatch: pytest.MonkeyPatch, path: str, source: Source, **given: A
     cfg = base.defaults()
     for key, value in given.items():
         base.assign(cfg, key.replace("__", "."), value)
-    tuning.take(cfg, path, Host(lambda: 0.0, {}, io.StringIO()), given={key.replace("__", ".") for key in given})
+    tuning.configure(
+        cfg, path, Runtime(lambda: 0.0, {}, io.StringIO()), given={key.replace("__", ".") for key in given}
+    )
     return cfg
 
 
@@ -63,22 +65,22 @@ def test_a_decoder_brings_all_that_a_run_needs(tmp_path: Path, monkeypatch: pyte
     assert (cfg.model.family, cfg.model.vocab, cfg.model.context) == ("llama", 300, 16)
     assert (cfg.loss, cfg.data.tokenizer, cfg.init_from, cfg.init_fresh) == ("next_token", "subword", path, None)
     assert "compute" not in cfg.model
-    assert begin.tokenizer_of(cfg, str(tmp_path / "W"))["kind"] == "subword"
+    assert begin.find_tokenizer(cfg, str(tmp_path / "W"))["kind"] == "subword"
     with pytest.raises(UsageError, match=r"'model\.family' cannot be set: --pretrained=.* says it"):
         taken(monkeypatch, path, Texts(("a",), {"name": "x"}), model__family="gpt")
 
 
 def test_what_an_ablation_changes_of_the_model_holds(tmp_path: Path) -> None:
     """As what is assigned; the rest of the config's model section is the folder's."""
-    args = launch.flags_of("train")
+    args = launch.define_flags("train")
     args(["x", f"--pretrained={folder(tmp_path / 'H', 'llama')}", "--config=configs/llama.py:quick+window"])
-    host = Host(lambda: 0.0, {}, io.StringIO())
+    runtime = Runtime(lambda: 0.0, {}, io.StringIO())
     assert reader.ablated(args.config) == {"model.window"}
     assert reader.ablated("configs/llama.py:quick") == set()
     own = tmp_path / "own.py"
     own.write_text("from configs import base\nget_config = lambda names: {'a+b': base.defaults()}[names]\n")
     assert reader.ablated(f"{own}:a+b") == set()
-    cfg = launch._fine_tuning(args, [], host, None)
+    cfg = launch._fine_tuning_config(args, [], runtime, None)
     assert (cfg.model.window, cfg.model.width, cfg.model.vocab) == (16, 16, 300)
 
 
@@ -154,11 +156,11 @@ def test_what_a_classifier_tells_of_a_row_is_its_loss(tmp_path: Path) -> None:
     kinds = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax", None: "softmax"}
     for kind, loss in kinds.items():
         file.write_text(json.dumps(whole | {"problem_type": kind}))
-        assert restored.loss_of(model, path) == loss
+        assert restored.default_loss(model, path) == loss
     for changes in ({"problem_type": "regression"}, {"id2label": {"0": "x"}}):
         file.write_text(json.dumps(whole | changes))
         with pytest.raises(UsageError, match="problem_type 'regression'"):
-            restored.loss_of(model, path)
+            restored.default_loss(model, path)
 
 
 def test_the_loss_of_a_run_is_that_of_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,15 +184,15 @@ def test_init_from_keeps_the_rows_of_a_table(tmp_path: Path) -> None:
     path = folder(tmp_path / "H", "llama")
     for changes, want in (({}, 300), ({"vocab": 512}, 512)):
         cfg = from_folder(path, **changes)
-        initial.take_vocabulary(cfg)
+        initial.set_vocab_size(cfg)
         assert cfg.model.vocab == want
         again = from_folder(f"{path}/", **changes)
-        initial.take_vocabulary(again, cfg)
+        initial.set_vocab_size(again, cfg)
         assert again.model.vocab == want
     for key, value in (("init_fresh", "embed/token,head"), ("data.tokenizer", "byte")):
         cfg = from_folder(path)
         base.assign(cfg, key, value)
-        initial.take_vocabulary(cfg)
+        initial.set_vocab_size(cfg)
         assert "vocab" not in cfg.model
 
 
@@ -200,7 +202,7 @@ def test_a_table_of_another_size_is_named(vocab: int, tmp_path: Path) -> None:
     path = folder(tmp_path / "H", "llama")
     fields = dict(width=16, depth=1, heads=2, hidden=24, context=16)
     model = models.build("llama", vocab=vocab, **fields)
-    found = initial._published(model, path)
+    found = initial._read_pretrained(model, path)
     with pytest.raises(UsageError, match=rf"tensor 'model.embed_tokens.weight' is \(300, 16\), not \({vocab}, 16\)"):
         found.read({"params/embed/token": jax.sharding.SingleDeviceSharding(jax.devices()[0])})
 

@@ -10,10 +10,10 @@ from configs.unread import FACTS, READ_UNDER, SET
 from data import questions
 from models import TRAITS
 from tests.test_config import CHANGED, VARIANTS, config
-from train.facts import HOW
+from train.facts import COMPUTE_KNOBS
 from train.update import optim, schedules
 
-PARTS = {*HOW.values(), "embeddings", "carried state"}
+PARTS = {*COMPUTE_KNOBS.values(), "embeddings", "carried state"}
 KINDS = {"text", "pairs", "features", "images", "resized images", "boxes"}
 LEGAL = {
     **{"optim.name": set(optim.OPTIMIZERS), "schedule.name": set(schedules.SCHEDULES)},

@@ -13,7 +13,7 @@ from errors import UsageError
 from models import vit
 from models.convolution import conv
 from models.spec import unsharded
-from tests.cases import random_variables, tiny
+from tests.cases import random_variables, tiny_model
 
 
 def image(model: models.Model, rows: int = 3) -> jax.Array:
@@ -23,7 +23,7 @@ def image(model: models.Model, rows: int = 3) -> jax.Array:
 @pytest.mark.parametrize("patch", [4, (2, 3)])
 def test_patches_are_a_convolution_of_their_own_stride(patch: Any) -> None:
     """The product over patches is what a convolution makes of it, row by row."""
-    model = tiny("vit", patch=patch, position="patches", inputs=(8, 12, 3))
+    model = tiny_model("vit", patch=patch, position="patches", inputs=(8, 12, 3))
     c, x = model.config, image(model)
     p = random_variables(model)["params"]["embed"]
     dims = ("NHWC", "HWIO", "NHWC")
@@ -56,7 +56,7 @@ def test_sines_are_those_of_a_loop() -> None:
 
 def test_a_pool_is_the_first_token_or_the_mean_of_the_patches() -> None:
     """Of the vectors that the bare network tells; the mean is without the class token."""
-    model = tiny("vit")
+    model = tiny_model("vit")
     variables, x = random_variables(model), image(model)
     fields = vars(model.config)
     bare = models.build("vit", **{**fields, "head": "none", "pool": "none"})
@@ -71,14 +71,14 @@ def test_a_pool_is_the_first_token_or_the_mean_of_the_patches() -> None:
 
 
 def test_a_head_of_zeros_tells_nothing_at_first() -> None:
-    model = tiny("vit", zero_head=True)
+    model = tiny_model("vit", zero_head=True)
     value = jax.jit(lambda key, x: model.predict(model.init(key), x))(jax.random.key(0), image(model))
     assert not np.asarray(value).any()
 
 
 def test_paths_are_left_out_more_often_further_up() -> None:
     """Of three layers at rate 0.6 the first's branches are never left out, the next's of 0.3 of the rows, then 0.6."""
-    model = tiny("vit", drop_path=0.6, depth=3, head="none", pool="none", inputs=(4, 4, 1))
+    model = tiny_model("vit", drop_path=0.6, depth=3, head="none", pool="none", inputs=(4, 4, 1))
     variables, rows = random_variables(model), 2000
     x = np.broadcast_to(image(model, 1), (rows, *model.config.inputs))
     value = jax.jit(lambda v, x: model.apply(v, x, train=True, key=jax.random.key(2)).value)(variables, x)
@@ -113,6 +113,6 @@ def test_what_is_no_vision_transformer_is_refused(fields: dict[str, Any], says: 
 
 
 def test_an_image_of_another_size_is_refused() -> None:
-    model = tiny("vit")
+    model = tiny_model("vit")
     with pytest.raises(UsageError, match=r"inputs = \(8, 12, 1\) must be \(8, 8, 1\), as the image is"):
         model.predict(random_variables(model), jnp.zeros((1, 8, 8, 1)))

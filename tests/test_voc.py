@@ -137,10 +137,10 @@ def test_a_list_has_an_ending_in_any_case(tmp_path: Path) -> None:
 def test_images_of_two_splits_are_named(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "voc")
     (root / "ImageSets" / "Main" / "val.txt").write_text("three\ntwo\n")
-    (said,) = run._overlap(scenes(root, "train"), scenes(root, "val"))
+    (said,) = run._overlap_notes(scenes(root, "train"), scenes(root, "val"))
     assert said.strip().startswith("held out: images that are trained on too (1): ")
     assert said.endswith("two.png")
-    assert run._overlap(scenes(root, "train"), scenes(root, "val[:1]")) == ()
+    assert run._overlap_notes(scenes(root, "train"), scenes(root, "val[:1]")) == ()
 
 
 def test_voc_without_its_image(tmp_path: Path) -> None:

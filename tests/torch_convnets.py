@@ -111,7 +111,7 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def drawn(module: Any, seed: int) -> Any:
+def randomise(module: Any, seed: int) -> Any:
     """The module, every parameter and moment random."""
     torch.manual_seed(seed)
     with torch.no_grad():

@@ -14,26 +14,26 @@ from data.files import expand_home
 from errors import UsageError
 from models import published
 from train import checkpoint, companions, initial, loop
-from train.setup import Config, Setup, names_of
+from train.setup import Config, Setup, dataset_names
 from train.update import step
 
 
 @dataclass(frozen=True)
-class Origin:
+class ResumePoint:
     """What a run goes on from."""
 
     start: int  # finished updates
     phases: tuple[plan.Phase, ...]
     history: list[dict[str, Any]] = field(default_factory=list)  # changes of the schedule, each with its first update
-    measured: bool = True  # the checkpoint was evaluated when it was saved
+    evaluated: bool = True  # the checkpoint was evaluated when it was saved
     skipped: int = 0  # updates in a row, the newest, that were not finite under the schedule that holds
     files: dict[str, str] = field(default_factory=dict)  # of a published network, that go with it (train/companions.py)
 
 
 def first_phase(cfg: Config) -> plan.Phase:
     """The phase that the config describes, from update 0 on."""
-    weights = cfg.data.weights or (1.0,) * len(names_of(cfg))
-    if len(weights) != len(names_of(cfg)) or min(weights) < 0 or not sum(weights):
+    weights = cfg.data.weights or (1.0,) * len(dataset_names(cfg))
+    if len(weights) != len(dataset_names(cfg)) or min(weights) < 0 or not sum(weights):
         raise UsageError(f"data.weights = {weights} must give each of {cfg.data.name!r} a share of 0 or more")
     least = min(w for w in weights if w) / sum(weights)
     if least < plan.MIN_WEIGHT:
@@ -41,27 +41,29 @@ def first_phase(cfg: Config) -> plan.Phase:
     return plan.Phase(0, cfg.train.batch, tuple(map(float, weights)))
 
 
-def begin(
+def resume_or_init(
     setup: Setup, tx: optax.GradientTransformation, workdir: str, identity: list[dict[str, Any]], changes: list[str]
-) -> tuple[step.State, Origin]:
+) -> tuple[step.State, ResumePoint]:
     """The state to go on from, and where it comes from. `changes` are those of the schedule that this run brings."""
     cfg = setup.cfg
     phase = first_phase(cfg)
     if not checkpoint.steps(workdir):
-        state = step.fresh_state(setup.model, tx, setup.place, cfg.seed, setup.options)
+        state = step.init_on_mesh(setup.model, tx, setup.place, cfg.seed, setup.options)
         if cfg.init_from:
-            state, report = initial.load(state, setup.model, tx, cfg, setup.fingerprint, setup.host.say)
-            setup.host.say(str(report))
-        return state, Origin(0, (phase,), files=companions.of_source(cfg.init_from, setup.fingerprint))
+            state, report = initial.load(state, setup.model, tx, cfg, setup.tokenizer_fingerprint, setup.runtime.say)
+            setup.runtime.say(str(report))
+        return state, ResumePoint(0, (phase,), files=companions.from_source(cfg.init_from, setup.tokenizer_fingerprint))
 
-    target = target_of(setup, tx)
+    target = abstract_state(setup, tx)
 
-    def read(n: int) -> step.State:
+    def restore(n: int) -> step.State:
         checkpoint.load_tokenizer(workdir, n)  # a checkpoint without its own is damaged
         return checkpoint.restore(workdir, n, target)
 
-    found, state = checkpoint.first_good(workdir, checkpoint.select(workdir, "latest"), read, setup.host.say)
-    checkpoint.set_aside(workdir, newer_than=found)
+    found, state = checkpoint.first_restorable(
+        workdir, checkpoint.select(workdir, "latest"), restore, setup.runtime.say
+    )
+    checkpoint.quarantine(workdir, newer_than=found)
     manifest = checkpoint.load_manifest(workdir, found)
     if manifest["data"] != identity:
         raise UsageError(
@@ -76,27 +78,29 @@ def begin(
     if (phases[-1].batch_size, phases[-1].weights) != (phase.batch_size, phase.weights):
         phases = (*phases, dataclasses.replace(phase, from_step=found))
     history = manifest.get("history", []) + ([{"from_step": found, "changes": changes}] if changes else [])
-    setup.host.say(f"resuming {workdir} from checkpoint {found:,}")
+    setup.runtime.say(f"resuming {workdir} from checkpoint {found:,}")
     skipped = 0 if changes else manifest.get("skipped", 0)
-    if loop.no_longer_learns(skipped, found, cfg.train.max_skipped, cfg.train.steps):
+    if loop.has_stalled(skipped, found, cfg.train.max_skipped, cfg.train.steps):
         raise RuntimeError(
             f"{workdir} has stopped at update {found}: the last {skipped} updates were not finite and changed no "
             f"parameter. Lower optim.lr and add --config.resume=extend, or set optim.clip_norm in another --workdir"
         )
-    return state, Origin(found, phases, history, manifest["metrics"] is not None, skipped, manifest.get("files") or {})
+    return state, ResumePoint(
+        found, phases, history, manifest["metrics"] is not None, skipped, manifest.get("files") or {}
+    )
 
 
-def target_of(setup: Setup, tx: optax.GradientTransformation) -> step.State:
+def abstract_state(setup: Setup, tx: optax.GradientTransformation) -> step.State:
     """The state as ShapeDtypeStructs with this run's shardings: what a restore is to give."""
     shapes = jax.eval_shape(partial(step.init_state, setup.model, tx, setup.cfg.seed, setup.options))
     shardings = step.state_shardings(setup.model, tx, setup.place, setup.options)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
+def find_tokenizer(cfg: Config, workdir: str) -> dict[str, Any] | None:
     """The tokenizer of parameters that are there: this run's, or one of the same kind of whence they come."""
-    for n in checkpoint.readable(workdir):
-        with suppress(checkpoint.Damaged):
+    for n in checkpoint.readable_manifests(workdir):
+        with suppress(checkpoint.CorruptCheckpoint):
             return checkpoint.load_tokenizer(workdir, n)
     if cfg.init_from is None:
         return None
@@ -104,7 +108,9 @@ def tokenizer_of(cfg: Config, workdir: str) -> dict[str, Any] | None:
     if published.is_pretrained(name):
         own = cfg.data.tokenizer == "subword"  # which names none: it is the folder's
         return tokenizer_reader.read_tokenizer(name).description() if own else None
-    workdir, steps = initial.checkpoints_of(name)
+    workdir, steps = initial.candidate_checkpoints(name)
     read = partial(checkpoint.load_tokenizer, workdir)
-    _, description = checkpoint.first_good(workdir, steps, read, lambda line: None)  # `initial.load` names the others
+    _, description = checkpoint.first_restorable(
+        workdir, steps, read, lambda line: None
+    )  # `initial.load` names the others
     return description if description and description["kind"] == tokenizers.tokenizer_kind(cfg.data.tokenizer) else None

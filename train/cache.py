@@ -16,7 +16,7 @@ import jax
 
 LIMIT = 2**30  # bytes of a folder when a process begins
 DIGEST = hashlib.sha256
-HEAD = DIGEST().digest_size
+DIGEST_SIZE = DIGEST().digest_size
 
 
 def is_safe() -> bool:
@@ -27,7 +27,7 @@ def is_safe() -> bool:
     return jax.default_backend() != "cpu" or jax.device_count() == 1
 
 
-class Programs:
+class ProgramCache:
     """The folder, as JAX calls a cache. What cannot be read or written counts as absent, all where it is not safe."""
 
     def __init__(self, path: str) -> None:
@@ -43,9 +43,9 @@ class Programs:
         file = self._file(key)
         try:
             whole = file.read_bytes()
-            if DIGEST(whole[HEAD:]).digest() == whole[:HEAD]:
+            if DIGEST(whole[DIGEST_SIZE:]).digest() == whole[:DIGEST_SIZE]:
                 os.utime(file)  # the least recently used go first
-                return whole[HEAD:]
+                return whole[DIGEST_SIZE:]
             file.unlink()
         except OSError:
             pass
@@ -92,20 +92,20 @@ def contents(folder: str, limit: int | None = None) -> Contents:
     return Contents(count, total)
 
 
-def folder_of(asked: str | None, environ: Mapping[str, str]) -> str | None:
+def cache_dir(requested: str | None, environ: Mapping[str, str]) -> str | None:
     """Where programs are kept: `asked` (`none` is nowhere), JAX_COMPILATION_CACHE_DIR, or the user's cache folder."""
-    if asked == "none" or not jax.config.values["jax_enable_compilation_cache"]:
+    if requested == "none" or not jax.config.values["jax_enable_compilation_cache"]:
         return None
     home = environ.get("XDG_CACHE_HOME", "")
     home = home if os.path.isabs(home) else "~/.cache"  # as the XDG specification has it
-    given = asked or environ.get("JAX_COMPILATION_CACHE_DIR") or f"{home}/canon/jax-{jax.__version__}"
+    given = requested or environ.get("JAX_COMPILATION_CACHE_DIR") or f"{home}/canon/jax-{jax.__version__}"
     return os.path.expanduser(given)
 
 
-def use(folder: str | None) -> str | None:
+def enable(folder: str | None) -> str | None:
     """Keep this process's compiled programs in a folder, None for nowhere -> a note where that cannot be done."""
     note = None
-    if folder is not None and JAX is None:
+    if folder is not None and JAX_CACHE is None:
         note = f"compiled programs are not kept: jax {jax.__version__} has no place for their cache that Canon knows"
         folder = None
     if folder is not None and "://" not in folder:
@@ -119,13 +119,13 @@ def use(folder: str | None) -> str | None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if JAX is not None:
-        JAX.get_file_cache = _open
-        JAX.reset_cache()
+    if JAX_CACHE is not None:
+        JAX_CACHE.get_file_cache = _open_cache
+        JAX_CACHE.reset_cache()
     return note
 
 
-def module_of_jax() -> Any:
+def jax_cache_module() -> Any:
     """JAX's module of caches, None where it is another than this file knows."""
     try:
         from jax._src import compilation_cache as module
@@ -134,10 +134,10 @@ def module_of_jax() -> Any:
     return module if hasattr(module, "get_file_cache") and hasattr(module, "reset_cache") else None
 
 
-JAX = module_of_jax()
-_usual = JAX and JAX.get_file_cache
+JAX_CACHE = jax_cache_module()
+_default_file_cache = JAX_CACHE and JAX_CACHE.get_file_cache
 
 
-def _open(path: str) -> Any:
+def _open_cache(path: str) -> Any:
     """The cache of a path and the path; one in a bucket is JAX's own."""
-    return _usual(path) if "://" in path else (Programs(path), path)
+    return _default_file_cache(path) if "://" in path else (ProgramCache(path), path)

@@ -28,7 +28,7 @@ SETTINGS = (  # of a tokenizer_config.json that name no class of transformers an
 )
 
 
-def of_folder(folder: str | Path, tokenizer: str | None) -> dict[str, str]:
+def from_folder(folder: str | Path, tokenizer: str | None) -> dict[str, str]:
     """The files of a folder by name, for a run of its own tokenizer, or of none; `tokenizer` is the fingerprint."""
     if not Path(folder).is_dir():
         return {}
@@ -45,23 +45,23 @@ def of_folder(folder: str | Path, tokenizer: str | None) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): read_text(path) for path in read}
 
 
-def of_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
+def from_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
     """The files that come with what `init_from` names: of its folder, or those that its checkpoint carries."""
     if source is None:
         return {}
     source = expand_home(source)
     if published.is_pretrained(source):
-        return of_folder(source, tokenizer)
-    workdir, steps = initial.checkpoints_of(source)
-    _, manifest = checkpoint.first_good(
+        return from_folder(source, tokenizer)
+    workdir, steps = initial.candidate_checkpoints(source)
+    _, manifest = checkpoint.first_restorable(
         workdir, steps, partial(checkpoint.load_manifest, workdir), lambda line: None
     )  # `initial.load` names the others
     return manifest.get("files") or {} if manifest["tokenizer"] == tokenizer else {}
 
 
-def begin_and_end(files: dict[str, str], ids: dict[str, Any]) -> dict[str, Any]:
+def bos_and_eos(files: dict[str, str], ids: dict[str, Any]) -> dict[str, Any]:
     """The ids that begin and end a text, as the generation_config.json among the files has them, where it has."""
-    given = _settings(files, GENERATION)
+    given = _parse_settings(files, GENERATION)
     return {key: given.get(key, value) for key, value in ids.items()}
 
 
@@ -76,10 +76,10 @@ def write(files: dict[str, str], folder: Path, ids: dict[str, Any], images: dict
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(files[name], "utf-8")
     if text and TOKENIZER in files:
-        theirs = {key: value for key, value in _settings(files, TOKENIZER).items() if key in SETTINGS}
-        _write(folder / TOKENIZER, {**json.loads((folder / TOKENIZER).read_text()), **theirs})
-    if generation := {**ids, **_settings(files, GENERATION)}:
-        _write(folder / GENERATION, generation)
+        theirs = {key: value for key, value in _parse_settings(files, TOKENIZER).items() if key in SETTINGS}
+        _write_json(folder / TOKENIZER, {**json.loads((folder / TOKENIZER).read_text()), **theirs})
+    if generation := {**ids, **_parse_settings(files, GENERATION)}:
+        _write_json(folder / GENERATION, generation)
     if IMAGES in files and (folder / IMAGES).is_file():
         ours = (folder / IMAGES).read_text()
         (folder / IMAGES).write_text(files[IMAGES], "utf-8")
@@ -87,10 +87,10 @@ def write(files: dict[str, str], folder: Path, ids: dict[str, Any], images: dict
             (folder / IMAGES).write_text(ours)
 
 
-def _settings(files: dict[str, str], name: str) -> dict[str, Any]:
+def _parse_settings(files: dict[str, str], name: str) -> dict[str, Any]:
     found = parse_json(files.get(name, "{}"), name)
     return found if isinstance(found, dict) else {}
 
 
-def _write(path: Path, settings: dict[str, Any]) -> None:
+def _write_json(path: Path, settings: dict[str, Any]) -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n")

@@ -17,51 +17,60 @@ from data.detection import BoxAnnotations, DetectionDataset
 from data.geometry import Size
 from train.evaluate import Scores
 
-OVERLAPS = np.linspace(0.5, 0.95, 10)  # thresholds, intersection over union
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # thresholds, intersection over union
 RECALLS = np.linspace(0, 1, 101)
-MOST = 100  # boxes of a class that are judged in one image, the surest; a detector tells no more of all classes
+MAX_DETECTIONS = (
+    100  # boxes of a class that are judged in one image, the surest; a detector tells no more of all classes
+)
 RESAMPLES = 200  # of the images, for standard errors: these are right to a twentieth or so
 SEED = 0
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """The boxes a detector finds in an image: corners in its pixels [n 4], scores [n], and classes [n]."""
 
     boxes: np.ndarray
     scores: np.ndarray
-    kinds: np.ndarray
+    labels: np.ndarray
 
 
-class Judged(NamedTuple):
+class Matches(NamedTuple):
     """What is found of one class in all images, the surest first, [D] in all; T thresholds."""
 
     image: np.ndarray  # int [D]
     row: np.ndarray  # int [D], which of the image's boxes
     score: np.ndarray  # [D]
-    right: np.ndarray  # bool [T D]
-    wrong: np.ndarray  # bool [T D]; neither where what it overlaps does not count
-    taken: np.ndarray  # int [D], the image's truth that it overlaps at the least threshold, or -1
-    truths: np.ndarray  # int [n], of each image, that count
+    true_positive: np.ndarray  # bool [T D]
+    false_positive: np.ndarray  # bool [T D]; neither where what it overlaps does not count
+    matched_box: np.ndarray  # int [D], the image's truth that it overlaps at the least threshold, or -1
+    box_counts: np.ndarray  # int [n], of each image, that count
 
 
-def judge(found: Sequence[Found], truths: Sequence[BoxAnnotations], classes: int) -> list[Judged]:
+def match(found: Sequence[Detections], truths: Sequence[BoxAnnotations], classes: int) -> list[Matches]:
     """Match what is found with the truth, image by image and class by class.
 
     Boxes that are not finite, as of a model gone astray, are passed over.
     """
     finite = [(f, np.isfinite(f.scores) & np.isfinite(f.boxes).all(-1)) for f in found]
     with redirect_stdout(io.StringIO()):  # it talks
-        told = _table([_rows(t.boxes, t.labels, iscrowd=t.crowd, difficult=t.difficult) for t in truths], classes)
-        seen = _table([_rows(f.boxes, f.kinds, where, score=f.scores) for f, where in finite], classes)
-        match = _matcher(told, seen)
-        match.params.iouThrs, match.params.maxDets = OVERLAPS, [MOST]
+        told = _coco_table(
+            [_coco_annotations(t.boxes, t.labels, iscrowd=t.crowd, difficult=t.difficult) for t in truths], classes
+        )
+        seen = _coco_table(
+            [_coco_annotations(f.boxes, f.labels, where, score=f.scores) for f, where in finite], classes
+        )
+        match = _make_coco_eval(told, seen)
+        match.params.iouThrs, match.params.maxDets = IOU_THRESHOLDS, [MAX_DETECTIONS]
         match.params.areaRng, match.params.areaRngLbl = [[0, 1e10]], ["all"]
         match.evaluate()
     count = len(truths)
-    return [_judged(match.evalImgs[k * count : (k + 1) * count], seen.anns, told.anns, count) for k in range(classes)]
+    return [
+        _matches_of_class(match.evalImgs[k * count : (k + 1) * count], seen.anns, told.anns, count)
+        for k in range(classes)
+    ]
 
 
-def _matcher(told: Any, seen: Any) -> Any:
+def _make_coco_eval(told: Any, seen: Any) -> Any:
     """pycocotools' matching, with VOC's difficult boxes: found by intersection over union, and any number of times.
 
     A crowd's overlap is over the find alone. Source: Everingham et al. 2010, doi:10.1007/s11263-009-0275-4.
@@ -82,7 +91,9 @@ def _matcher(told: Any, seen: Any) -> Any:
     return Match(told, seen, "bbox")
 
 
-def _rows(boxes: np.ndarray, kinds: np.ndarray, where: np.ndarray | None = None, **more: np.ndarray) -> list[Any]:
+def _coco_annotations(
+    boxes: np.ndarray, kinds: np.ndarray, where: np.ndarray | None = None, **more: np.ndarray
+) -> list[Any]:
     """An image's boxes as pycocotools has them, each with its place among the image's."""
     rows = []
     for i in range(len(kinds)) if where is None else np.flatnonzero(where):
@@ -93,7 +104,7 @@ def _rows(boxes: np.ndarray, kinds: np.ndarray, where: np.ndarray | None = None,
     return rows
 
 
-def _table(images: list[list[dict[str, Any]]], classes: int) -> Any:
+def _coco_table(images: list[list[dict[str, Any]]], classes: int) -> Any:
     """A table of pycocotools; it takes an id of 0 for no box, so ids count from 1."""
     from pycocotools.coco import COCO
 
@@ -107,12 +118,12 @@ def _table(images: list[list[dict[str, Any]]], classes: int) -> Any:
     return table
 
 
-def _judged(matches: list[Any], seen: dict[int, Any], told: dict[int, Any], count: int) -> Judged:
+def _matches_of_class(matches: list[Any], seen: dict[int, Any], told: dict[int, Any], count: int) -> Matches:
     """One class's matches, image by image (None where it has neither truth nor find), in one table."""
     some = [m for m in matches if m is not None]
     ids = np.array([i for m in some for i in m["dtIds"]], np.int64)
     score = np.array([s for m in some for s in m["dtScores"]], np.float64)
-    none = [np.zeros((len(OVERLAPS), 0))]
+    none = [np.zeros((len(IOU_THRESHOLDS), 0))]
     match = np.concatenate(none + [m["dtMatches"] for m in some], 1)
     ignored = np.concatenate(none + [m["dtIgnore"] for m in some], 1) > 0
     truths = np.zeros(count, np.int64)
@@ -120,7 +131,7 @@ def _judged(matches: list[Any], seen: dict[int, Any], told: dict[int, Any], coun
         truths[m["image_id"]] = np.sum(np.equal(m["gtIgnore"], 0))
     order = np.argsort(-score, kind="stable")
     ids, match, ignored = ids[order], match[:, order], ignored[:, order]
-    return Judged(
+    return Matches(
         np.array([seen[i]["image_id"] for i in ids], np.int64),
         np.array([seen[i]["row"] for i in ids], np.int64),
         score[order],
@@ -131,17 +142,17 @@ def _judged(matches: list[Any], seen: dict[int, Any], told: dict[int, Any], coun
     )
 
 
-def precision(judged: Judged, times: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def precision_at_recalls(judged: Matches, times: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Precision at each of RECALLS, and the recall reached, of the images, each counted `times` [n]: [T 101], [T].
 
     NaN where there is no truth.
     """
-    times = np.ones(len(judged.truths)) if times is None else times
-    total = float(judged.truths @ times)
+    times = np.ones(len(judged.box_counts)) if times is None else times
+    total = float(judged.box_counts @ times)
     if not total:
-        return np.full((len(OVERLAPS), len(RECALLS)), np.nan), np.full(len(OVERLAPS), np.nan)
+        return np.full((len(IOU_THRESHOLDS), len(RECALLS)), np.nan), np.full(len(IOU_THRESHOLDS), np.nan)
     weight = times[judged.image]
-    right, wrong = (np.cumsum(x * weight, 1) for x in (judged.right, judged.wrong))
+    right, wrong = (np.cumsum(x * weight, 1) for x in (judged.true_positive, judged.false_positive))
     recall = right / total
     share = right / np.maximum(right + wrong, np.spacing(1))
     best = np.maximum.accumulate(share[:, ::-1], 1)[:, ::-1]
@@ -150,7 +161,7 @@ def precision(judged: Judged, times: np.ndarray | None = None) -> tuple[np.ndarr
     return at, recall.max(1, initial=0)
 
 
-def found_in(guess: np.ndarray, scenes: DetectionDataset, size: Size) -> list[Found]:
+def to_detections(guess: np.ndarray, scenes: DetectionDataset, size: Size) -> list[Detections]:
     """What a detector tells of the first n images, as it sees them at a size, in their own pixels: [n K 6] -> n Founds.
 
     Each of K rows is a box as shares, its score (0 of none) and its class.
@@ -159,46 +170,48 @@ def found_in(guess: np.ndarray, scenes: DetectionDataset, size: Size) -> list[Fo
     for i, rows in enumerate(guess.astype(np.float64)):
         rows = rows[rows[:, 4] > 0]
         corners = to_original(rows[:, :4], size, scenes.annotations.size(i))
-        found.append(Found(corners, rows[:, 4], rows[:, 5].astype(np.int64)))
+        found.append(Detections(corners, rows[:, 4], rows[:, 5].astype(np.int64)))
     return found
 
 
-def judged_in(guess: np.ndarray, scenes: DetectionDataset, size: Size) -> tuple[list[Found], list[Judged]]:
+def match_predictions(
+    guess: np.ndarray, scenes: DetectionDataset, size: Size
+) -> tuple[list[Detections], list[Matches]]:
     """What is told of the first n images [n K 6], in their pixels, and class by class how right it is."""
     assert scenes.classes is not None
-    found = found_in(guess, scenes, size)
-    return found, judge(found, [scenes.annotations[i] for i in range(len(found))], scenes.classes)
+    found = to_detections(guess, scenes, size)
+    return found, match(found, [scenes.annotations[i] for i in range(len(found))], scenes.classes)
 
 
 def with_precision(scores: Scores, scenes: DetectionDataset, size: Size) -> Scores:
     """Scores with mAP and its kin; as they are where nothing was measured."""
-    if scores.rows is None or scores.rows.guess is None:
+    if scores.rows is None or scores.rows.prediction is None:
         return scores
-    more = scores_of(judged_in(scores.rows.guess, scenes, size)[1], scenes.names or ())
+    more = detection_scores(match_predictions(scores.rows.prediction, scenes, size)[1], scenes.names or ())
     return scores._replace(metrics={**scores.metrics, **more.metrics}, stderr={**scores.stderr, **more.stderr})
 
 
-def by_class(scores: Scores, names: Sequence[str]) -> str:
+def format_class_ap(scores: Scores, names: Sequence[str]) -> str:
     """The average precision of each class at the least threshold, in one line."""
     pairs = [
-        (name, scores.judged.get(f"map_50/{name}"), scores.stderr.get(f"{scores.prefix}map_50/{name}"))
+        (name, scores.primary_metrics.get(f"map_50/{name}"), scores.stderr.get(f"{scores.prefix}map_50/{name}"))
         for name in names
     ]
     return f"average precision at 0.5: {', '.join(f'{name} {value:.4f} ± {error:.4f}' for name, value, error in pairs)}"
 
 
-def score(found: Sequence[Found], truths: Sequence[BoxAnnotations], names: Sequence[str]) -> Scores:
+def score(found: Sequence[Detections], truths: Sequence[BoxAnnotations], names: Sequence[str]) -> Scores:
     """mAP and its kin of what is found in images, against their truths; an image is a cluster."""
-    return scores_of(judge(found, truths, len(names)), names)
+    return detection_scores(match(found, truths, len(names)), names)
 
 
-def scores_of(judged: Sequence[Judged], names: Sequence[str]) -> Scores:
+def detection_scores(judged: Sequence[Matches], names: Sequence[str]) -> Scores:
     """The metrics of what was judged; standard errors are the spread over RESAMPLES draws of as many images.
 
     `map` is the mean AP over classes and thresholds, `map_50` and `map_75` at one, `map_50/<class>` of one class, and
     `average_recall` the mean over both of the recall reached.
     """
-    count = len(judged[0].truths)
+    count = len(judged[0].box_counts)
     if not count:
         return Scores({}, {}, 0, 0)
     draw = np.random.Generator(np.random.Philox(SEED))
@@ -212,35 +225,38 @@ def scores_of(judged: Sequence[Judged], names: Sequence[str]) -> Scores:
     return Scores(metrics, stderr, count, count)
 
 
-def _metrics(judged: Sequence[Judged], names: Sequence[str], times: np.ndarray) -> dict[str, float]:
-    pairs = [precision(one, times.astype(np.float64)) for one in judged]
+def _metrics(judged: Sequence[Matches], names: Sequence[str], times: np.ndarray) -> dict[str, float]:
+    pairs = [precision_at_recalls(one, times.astype(np.float64)) for one in judged]
     by_class = np.array([at.mean(1) for at, _ in pairs])  # [classes T]
     reached = np.array([recall.mean() for _, recall in pairs])
     at_half, at_three_quarters = by_class[:, 0], by_class[:, 5]
     found = {
-        "map": _mean(by_class.mean(1)),
-        "map_50": _mean(at_half),
-        "map_75": _mean(at_three_quarters),
-        "average_recall": _mean(reached),
+        "map": _finite_mean(by_class.mean(1)),
+        "map_50": _finite_mean(at_half),
+        "map_75": _finite_mean(at_three_quarters),
+        "average_recall": _finite_mean(reached),
     }
     return found | {f"map_50/{name}": float(value) for name, value in zip(names, at_half, strict=True)}
 
 
-def _mean(values: np.ndarray) -> float:
+def _finite_mean(values: np.ndarray) -> float:
     """The mean of what is a number; NaN where nothing is."""
     real = values[np.isfinite(values)]
     return float(real.mean()) if len(real) else float("nan")
 
 
-def surest(judged: Sequence[Judged]) -> float:
+def best_f1_threshold(judged: Sequence[Matches]) -> float:
     """The score down to which finds of all classes have the best F1 at the least threshold; infinite if none is right.
 
     F1 is the harmonic mean of precision and recall.
     """
     scores = np.concatenate([one.score for one in judged])
     order = np.argsort(-scores, kind="stable")
-    right, wrong = (np.cumsum(np.concatenate([getattr(j, k)[0] for j in judged])[order]) for k in ("right", "wrong"))
-    total = sum(int(one.truths.sum()) for one in judged)
+    right, wrong = (
+        np.cumsum(np.concatenate([getattr(j, k)[0] for j in judged])[order])
+        for k in ("true_positive", "false_positive")
+    )
+    total = sum(int(one.box_counts.sum()) for one in judged)
     if not len(scores) or not right[-1]:
         return float("inf")
     return float(scores[order][np.argmax(2 * right / (right + wrong + total))])

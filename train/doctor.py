@@ -15,43 +15,45 @@ from data import embedded, image_files, intact, prepared, questions, sources
 from data.files import expand_home, list_files
 from errors import UsageError
 from train import cache
-from train.host import Host
+from train.host import Runtime
 from train.record.ticker import Ticker
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-ROOM = 5 * 2**30  # bytes free, below which checkpoints may not fit
+MIN_FREE = 5 * 2**30  # bytes free, below which checkpoints may not fit
 
 
-def examine(host: Host) -> bool:
+def check_machine(runtime: Runtime) -> bool:
     """Print what a run needs and whether it is there -> True where nothing is wrong."""
     checks = (_python, _packages, _devices, _arithmetic, _data, _disk, _programs)
-    verdicts = [check(host) for check in checks]
+    verdicts = [check(runtime) for check in checks]
     for right, line in verdicts:
-        host.say(f"{'ok   ' if right else 'WRONG'}  {line}")
+        runtime.say(f"{'ok   ' if right else 'WRONG'}  {line}")
     wrong = sum(not right for right, _ in verdicts)
-    host.say("", "all is well" if not wrong else f"{wrong} thing(s) to mend")
+    runtime.say("", "all is well" if not wrong else f"{wrong} thing(s) to mend")
     return not wrong
 
 
-def examine_data(host: Host, names: str, field: str | None = None) -> bool:
+def check_data(runtime: Runtime, names: str, field: str | None = None) -> bool:
     """Read all that data sets hold, print what cannot be read -> True where nothing is wrong; `names` are of data.name.
 
     `field` is that of data.field. Raises UsageError for an unknown name.
     """
-    wrong = [line for name in sources.split_names(names) for line in _amiss(host, expand_home(name), field)]
+    wrong = [line for name in sources.split_names(names) for line in _find_problems(runtime, expand_home(name), field)]
     wrong = list(dict.fromkeys(wrong))
-    host.say(*(f"WRONG  {line}" for line in wrong), "", f"{len(wrong):,} thing(s) to mend" if wrong else "all is well")
+    runtime.say(
+        *(f"WRONG  {line}" for line in wrong), "", f"{len(wrong):,} thing(s) to mend" if wrong else "all is well"
+    )
     return not wrong
 
 
-def _amiss(host: Host, name: str, field: str | None) -> list[str]:
+def _find_problems(runtime: Runtime, name: str, field: str | None) -> list[str]:
     """What of a data set cannot be read, all of which is read."""
-    data_dir, tick, wrong = host.environ.get("TFDS_DATA_DIR"), Ticker(host), list[str]()
+    data_dir, tick, wrong = runtime.environ.get("TFDS_DATA_DIR"), Ticker(runtime), list[str]()
     try:
         if questions.has_questions(name, data_dir):
             splits = ("test",) if questions.is_question_file(name) else sources.splits_of(name, data_dir)
             read = {split: len(questions.load(name, split, data_dir)) for split in splits}
-            host.say(*(f"ok     {split}: {count:,} questions read" for split, count in read.items()))
+            runtime.say(*(f"ok     {split}: {count:,} questions read" for split, count in read.items()))
             return []
     except UsageError as error:
         return [str(error)]
@@ -65,21 +67,21 @@ def _amiss(host: Host, name: str, field: str | None) -> list[str]:
         wrong += refused
         notes = getattr(source, "notes", ())
         count = f"{len(refused):,} of {len(source):,} cannot be" if refused else f"{len(source):,}"
-        host.say(f"{'WRONG' if refused else 'ok   '}  {split}: {count} read", *(f"       {note}" for note in notes))
+        runtime.say(f"{'WRONG' if refused else 'ok   '}  {split}: {count} read", *(f"       {note}" for note in notes))
     if wrong and Path(name).is_dir():
         files = list_files(name, image_files.EXTENSIONS)
         wrong = intact.read_errors(lambda file: image_files.decode(file, str(file)), files, "reading", tick) + wrong
     return wrong
 
 
-def _python(host: Host) -> tuple[bool, str]:
+def _python(runtime: Runtime) -> tuple[bool, str]:
     right = (3, 11) <= sys.version_info[:2] <= (3, 13)
     return right, f"python {platform.python_version()}" + ("" if right else "; Canon is tested on 3.11 to 3.13")
 
 
-def _packages(host: Host) -> tuple[bool, str]:
+def _packages(runtime: Runtime) -> tuple[bool, str]:
     found, wrong = [], []
-    for name, least in _required():
+    for name, least in _requirements():
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -87,28 +89,28 @@ def _packages(host: Host) -> tuple[bool, str]:
             continue
         if name in PACKAGES:
             found.append(f"{name} {version}")
-        if _numbers(version) < _numbers(least):
+        if _version_numbers(version) < _version_numbers(least):
             wrong.append(f"{name} {version} is below {least}")
     lack = f"; {', '.join(wrong)}: pip install -r requirements.txt" if wrong else ""
     return not wrong, ", ".join(found) + lack
 
 
-def _required() -> list[tuple[str, str]]:
+def _requirements() -> list[tuple[str, str]]:
     """Names and lower bounds of requirements.txt."""
     lines = (Path(__file__).parent.parent / "requirements.txt").read_text().splitlines()
     pairs = (line.split("#")[0].partition(">=") for line in lines)
     return [(name.strip(), least.strip()) for name, _, least in pairs if name.strip()]
 
 
-def _numbers(version: str) -> list[int]:
+def _version_numbers(version: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", version)[:3]]
 
 
-def _devices(host: Host) -> tuple[bool, str]:
+def _devices(runtime: Runtime) -> tuple[bool, str]:
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
-        chosen = host.environ.get("JAX_PLATFORMS")
+        chosen = runtime.environ.get("JAX_PLATFORMS")
         why = f"JAX_PLATFORMS={chosen}" if chosen else "no JAX_PLATFORMS is set"
         return False, f"jax finds no device ({why}): {(str(error) or type(error).__name__).splitlines()[0]}"
     line = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)"
@@ -118,16 +120,16 @@ def _devices(host: Host) -> tuple[bool, str]:
     return True, line
 
 
-def _arithmetic(host: Host) -> tuple[bool, str]:
-    if not _devices(host)[0]:
+def _arithmetic(runtime: Runtime) -> tuple[bool, str]:
+    if not _devices(runtime)[0]:
         return False, "no device to multiply on"
     x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     error = float(np.abs(np.asarray(jnp.matmul(x, x, precision="highest")) - x @ x).max())
     return error < 1e-3, f"a matrix product on the device differs from numpy's by {error:.1e}"
 
 
-def _data(host: Host) -> tuple[bool, str]:
-    given = host.environ.get("TFDS_DATA_DIR")
+def _data(runtime: Runtime) -> tuple[bool, str]:
+    given = runtime.environ.get("TFDS_DATA_DIR")
     folder = Path(given or Path.home() / "tensorflow_datasets")
     where = f"embedded: {', '.join(embedded.BUILTIN)}; TFDS_DATA_DIR is {given or 'not set'}"
     if not folder.is_dir():
@@ -136,12 +138,14 @@ def _data(host: Host) -> tuple[bool, str]:
     return True, f"{where}, {'which' if given else folder} holds {found or 'no prepared set'}"
 
 
-def _disk(host: Host) -> tuple[bool, str]:
+def _disk(runtime: Runtime) -> tuple[bool, str]:
     free = shutil.disk_usage(".").free
-    return free > ROOM, f"{free / 2**30:.1f} GiB free here" + ("" if free > ROOM else ": checkpoints may not fit")
+    return free > MIN_FREE, f"{free / 2**30:.1f} GiB free here" + (
+        "" if free > MIN_FREE else ": checkpoints may not fit"
+    )
 
 
-def _programs(host: Host) -> tuple[bool, str]:
+def _programs(runtime: Runtime) -> tuple[bool, str]:
     folder = jax.config.values["jax_compilation_cache_dir"]
     if not folder:
         return True, "no compiled programs are kept: each process compiles anew (--cache=DIR keeps them)"

@@ -13,13 +13,13 @@ from data.progress import Tick, silent
 from models import Model
 from train import feed
 from train.mesh import Placement
-from train.record.metrics import by_entry, is_entry
-from train.update.losses import Task, Terms, counted
+from train.record.metrics import flatten_metrics, is_entry
+from train.update.losses import Task, WeightedSums, mask_padding_rows
 
-WORDS = {"ece": "calibration error (ECE)"}  # metrics whose name says nothing
+DISPLAY_NAMES = {"ece": "calibration error (ECE)"}  # metrics whose name says nothing
 BINS = 15  # of confidence, as Guo et al. have them
 
-Examiner = Callable[[Any, dict[str, jax.Array]], tuple[Terms, dict[str, jax.Array]]]
+EvalStep = Callable[[Any, dict[str, jax.Array]], tuple[WeightedSums, dict[str, jax.Array]]]
 
 
 class Interrupted(Exception):
@@ -35,8 +35,8 @@ class Rows(NamedTuple):
 
     loss: np.ndarray  # of a row; nan where it weighs nothing
     weight: np.ndarray  # of a row in the loss: 1, or the tokens told
-    guess: np.ndarray | None = None  # classes or values, where the task keeps them; a detector's boxes [n K 6]
-    truth: np.ndarray | None = None
+    prediction: np.ndarray | None = None  # classes or values, where the task keeps them; a detector's boxes [n K 6]
+    label: np.ndarray | None = None
     confidence: np.ndarray | None = None  # a classifier's probability of its guess
 
 
@@ -51,17 +51,17 @@ class Scores(NamedTuple):
     rows: Rows | None = None  # None where nothing was measured
 
     @property
-    def judged(self) -> dict[str, float]:
+    def primary_metrics(self) -> dict[str, float]:
         """The metrics that the model is judged by, without their prefix."""
         return {k.removeprefix(self.prefix): v for k, v in self.metrics.items() if k.startswith(self.prefix)}
 
     @property
-    def not_finite(self) -> int:
+    def non_finite_rows(self) -> int:
         """Rows whose loss is nan or infinite."""
         return 0 if self.rows is None else int(np.sum(~np.isfinite(self.rows.loss) & (self.rows.weight > 0)))
 
 
-def joined(views: dict[str, Scores]) -> Scores:
+def merge(views: dict[str, Scores]) -> Scores:
     """Scores of several variables on one exam, each name with its prefix; the last are those to be judged by."""
     metrics = {prefix + name: v for prefix, one in views.items() for name, v in one.metrics.items()}
     stderr = {prefix + name: v for prefix, one in views.items() for name, v in one.stderr.items()}
@@ -69,24 +69,24 @@ def joined(views: dict[str, Scores]) -> Scores:
     return Scores(metrics, stderr, last.examples, last.clusters, prefix, last.rows)
 
 
-def make_examiner(model: Model, task: Task, place: Placement) -> Examiner:
+def make_eval_step(model: Model, task: Task, place: Placement) -> EvalStep:
     """The jitted forward pass: (variables, batch) -> a row's sums and weights [B], and answers, whole everywhere."""
 
-    def examine(variables: Any, batch: dict[str, jax.Array]) -> tuple[Terms, dict[str, jax.Array]]:
+    def eval_step(variables: Any, batch: dict[str, jax.Array]) -> tuple[WeightedSums, dict[str, jax.Array]]:
         out = model.apply(variables, batch, place=place, logits=False)
-        return {**counted(out.metrics, batch), **task(out.value, batch)}, task.answers(out.value, batch)
+        return {**mask_padding_rows(out.metrics, batch), **task(out.value, batch)}, task.predictions(out.value, batch)
 
-    return jax.jit(examine, out_shardings=place.whole)
+    return jax.jit(eval_step, out_shardings=place.replicated)
 
 
 def evaluate(
-    examine: Examiner,
+    eval_step: EvalStep,
     variables: Any,
-    exam: EvalSet,
+    eval_set: EvalSet,
     place: Placement,
     size: int,
     limit: int | None = None,
-    stopped: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
     tick: Tick = silent,
 ) -> Scores:
     """Measure variables on an exam, `size` rows at a time (rounded up to the mesh), at most `limit` batches.
@@ -94,42 +94,42 @@ def evaluate(
     Sums run in float64 on the host in the order of the examples, so that neither the batch size nor the mesh enters.
     Raises Interrupted where `stopped`, asked before each batch, says so.
     """
-    rows, told = measured(examine, variables, exam, place, size, limit, stopped, tick)
+    rows, told = run_eval(eval_step, variables, eval_set, place, size, limit, should_stop, tick)
     if not rows:
         return Scores({}, {}, 0, 0)
     count = rows["loss"].shape[1]
     total, weight = rows["loss"]
     loss = np.divide(total, weight, out=np.full(count, np.nan), where=weight > 0)
     if "confidence" in told:
-        rows["ece"] = calibration(told["confidence"], told["guess"] == told["truth"], weight)
-    return scores_of(rows, exam.clusters[:count])._replace(rows=Rows(loss, weight, **told))
+        rows["ece"] = calibration(told["confidence"], told["prediction"] == told["label"], weight)
+    return compute_scores(rows, eval_set.clusters[:count])._replace(rows=Rows(loss, weight, **told))
 
 
-def measured(
-    examine: Examiner,
+def run_eval(
+    eval_step: EvalStep,
     variables: Any,
-    exam: EvalSet,
+    eval_set: EvalSet,
     place: Placement,
     size: int,
     limit: int | None = None,
-    stopped: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
     tick: Tick = silent,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A row's sums and weights [2 n ...] in float64, and answers [n ...], by name; raises as `evaluate`.
 
     Batches are what is reported to `tick`.
     """
-    size = max(1, min(size, len(exam)))  # a batch is no larger than what there is
+    size = max(1, min(size, len(eval_set)))  # a batch is no larger than what there is
     size = -(-size // place.batch_shards) * place.batch_shards
     sums: dict[str, list[np.ndarray]] = {}
     told: dict[str, list[np.ndarray]] = {}
-    whole = -(-len(exam) // size)
+    whole = -(-len(eval_set) // size)
     count = whole if limit is None else min(whole, limit)
     tick("evaluating, batches", 0, count)
-    for i, batch in enumerate(itertools.islice(feed.examining(exam, place, size), limit), 1):
-        if stopped():
+    for i, batch in enumerate(itertools.islice(feed.eval_batches(eval_set, place, size), limit), 1):
+        if should_stop():
             raise Interrupted
-        terms, answers = jax.device_get(examine(variables, batch))
+        terms, answers = jax.device_get(eval_step(variables, batch))
         for name, pair in terms.items():
             total, weight = (np.asarray(x, np.float64) for x in pair)
             weight = np.broadcast_to(np.expand_dims(weight, tuple(range(1, total.ndim))), total.shape)
@@ -137,11 +137,11 @@ def measured(
         for name, values in answers.items():
             told.setdefault(name, []).append(values)
         tick("evaluating, batches", i, count)
-    rows = {name: np.concatenate(parts, 1)[:, : len(exam)] for name, parts in sums.items()}
-    return rows, {name: np.concatenate(parts)[: len(exam)] for name, parts in told.items()}
+    rows = {name: np.concatenate(parts, 1)[:, : len(eval_set)] for name, parts in sums.items()}
+    return rows, {name: np.concatenate(parts)[: len(eval_set)] for name, parts in told.items()}
 
 
-def bins_of(confidence: np.ndarray) -> np.ndarray:
+def calibration_bins(confidence: np.ndarray) -> np.ndarray:
     """Which of the equal bins ((m - 1)/M, m/M] of [0, 1] each confidence lies in, 0 in the first: [n] -> [n]."""
     return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence.astype(np.float64), side="left")
 
@@ -154,17 +154,17 @@ def calibration(confidence: np.ndarray, right: np.ndarray, weight: np.ndarray) -
     Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
     """
     gap = np.where(weight > 0, weight * (right - confidence.astype(np.float64)), 0.0)
-    bins = bins_of(confidence)
+    bins = calibration_bins(confidence)
     return np.stack([gap * np.sign(np.bincount(bins, gap, BINS))[bins], weight])
 
 
-def scores_of(rows: dict[str, np.ndarray], clusters: np.ndarray | None = None) -> Scores:
+def compute_scores(rows: dict[str, np.ndarray], clusters: np.ndarray | None = None) -> Scores:
     """Ratios of totals with their standard errors: sums and weights [2 n ...] by name, clusters [n] (each row one)."""
     count = next(iter(rows.values())).shape[1]
     _, cluster = np.unique(np.arange(count) if clusters is None else clusters, return_inverse=True)
     names = sorted(rows, key=lambda n: (n != "loss", n))
     pairs = {name: _ratios(rows[name], cluster) for name in names}
-    metrics, stderr = (by_entry({k: v[i] for k, v in pairs.items()}, extremes=i == 0) for i in range(2))
+    metrics, stderr = (flatten_metrics({k: v[i] for k, v in pairs.items()}, extremes=i == 0) for i in range(2))
     return Scores(metrics, stderr, count, int(cluster.max()) + 1)
 
 
@@ -194,25 +194,25 @@ def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[
     return float(mean), spread
 
 
-def refuse_not_finite(name: str, scores: Scores) -> None:
+def check_finite_scores(name: str, scores: Scores) -> None:
     """Raise NotFinite where the loss is not finite: what else was measured there means nothing."""
-    if scores.not_finite:
+    if scores.non_finite_rows:
         raise NotFinite(
-            f"{name}: the loss is not finite in {scores.not_finite:,} of {scores.examples:,} rows, so that none of "
-            f"these numbers counts: parameters or activations are nan or infinite"
+            f"{name}: the loss is not finite in {scores.non_finite_rows:,} of {scores.examples:,} rows, so that none "
+            f"of these numbers counts: parameters or activations are nan or infinite"
         )
 
 
-def in_words(scores: Scores) -> str:
+def format_scores(scores: Scores) -> str:
     """Metrics with their standard errors, where there are some, in one line.
 
     Of text that is cut into windows the errors are over documents.
     """
     error = {name: f" ± {value:.4f}" for name, value in scores.stderr.items() if np.isfinite(value)}
     shown = {name: value for name, value in scores.metrics.items() if not is_entry(name)}
-    parts = [f"{WORDS.get(name, name)} {value:.4f}{error.get(name, '')}" for name, value in shown.items()]
-    if scores.not_finite:
-        parts.append(f"a loss that is not finite in {scores.not_finite:,}")
+    parts = [f"{DISPLAY_NAMES.get(name, name)} {value:.4f}{error.get(name, '')}" for name, value in shown.items()]
+    if scores.non_finite_rows:
+        parts.append(f"a loss that is not finite in {scores.non_finite_rows:,}")
     rows = f"{scores.examples:,} example{'s' * (scores.examples != 1)}"
     if scores.clusters != scores.examples:
         rows = f"{scores.examples:,} windows of {scores.clusters:,} document{'s' * (scores.clusters != 1)}"

@@ -18,38 +18,38 @@ from models import Model, published
 from models.published import labels, preprocessing
 from train import begin, checkpoint, companions, images, restored, tuning
 from train.facts import Unread
-from train.host import Host
+from train.host import Runtime
 from train.record import summary
-from train.saving import manifest_of
+from train.saving import make_manifest
 from train.setup import Config
 
 
-def take_in(
+def import_pretrained(
     cfg: Config,
     folder: str,
     workdir: str,
-    host: Host,
+    runtime: Runtime,
     ignore: Iterable[str] = (),
     given: Container[str] = (),
     unread: Unread = lambda facts: [],
 ) -> None:
     """Write a folder of the hub into a new workdir, as its checkpoint 0: parameters and tokenizer, no more.
 
-    Raises UsageError for a workdir that has checkpoints, and as `restored.open_published`.
+    Raises UsageError for a workdir that has checkpoints, and as `restored.open_pretrained`.
     """
     if Path(workdir).is_file():
         raise UsageError(f"{workdir} is a file, and no folder")
     if checkpoint.steps(workdir):
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
-    model = published.read_config(folder, ignore, **restored.fields_of(cfg))
+    model = published.read_config(folder, ignore, **restored.model_fields(cfg))
     classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
-    named = tuning.size_of(model, folder) if "detector" in model.traits else None
+    named = tuning.matching_size(model, folder) if "detector" in model.traits else None
     if named and cfg.data.size is None:
         cfg.data.size = model.config.inputs[:2]
-    blank = restored.stand_in(cfg, host, model.family, restored.loss_of(model, folder), classes, inputs)
-    opened = restored.open_published(cfg, folder, host, blank, None, ignore, given, unread)
+    blank = restored.dummy_source(cfg, runtime, model.family, restored.default_loss(model, folder), classes, inputs)
+    opened = restored.open_pretrained(cfg, folder, runtime, blank, None, ignore, given, unread)
     setup = opened.setup
-    tuning.describe(setup.cfg, setup.model, folder)
+    tuning.set_model_fields(setup.cfg, setup.model, folder)
     zero = {
         "step": np.zeros((), np.int32),
         "seed": np.zeros((), np.uint32),
@@ -57,18 +57,20 @@ def take_in(
         "ema": {},
         "carry": {},
     }
-    state = {**jax.device_put(zero, setup.place.whole), **opened.variables}
+    state = {**jax.device_put(zero, setup.place.replicated), **opened.variables}
     checkpoint.prepare(workdir)
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
-    files = companions.of_folder(folder, setup.fingerprint)
-    origin = begin.Origin(0, (begin.first_phase(setup.cfg),), files=files)
-    told = dataclasses.replace(setup, names=labels.read(folder))
-    store.save(state, manifest_of(told, 0, origin, [], None), setup.description)
+    files = companions.from_folder(folder, setup.tokenizer_fingerprint)
+    origin = begin.ResumePoint(0, (begin.first_phase(setup.cfg),), files=files)
+    told = dataclasses.replace(setup, class_names=labels.read(folder))
+    store.save(state, make_manifest(told, 0, origin, [], None), setup.tokenizer_description)
     store.close()
-    host.say(f"checkpoint 0 in {workdir}/checkpoints; to train from it: --config.init_from={workdir}")
+    runtime.say(f"checkpoint 0 in {workdir}/checkpoints; to train from it: --config.init_from={workdir}")
 
 
-def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unread = lambda facts: []) -> None:
+def export_pretrained(
+    cfg: Config, workdir: str, n: int, to: str, runtime: Runtime, unread: Unread = lambda facts: []
+) -> None:
     """Write a checkpoint as a folder of the hub, with its tokenizer; of a run with a running mean, that.
 
     The folder appears when it is whole. Raises UsageError for a family or a config that has no place there, and for a
@@ -79,16 +81,16 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unre
         raise UsageError(f"{to} is there already, and no empty folder; give another --export")
     published.folder_layout(cfg.model.family)  # raises where there is none
     manifest = checkpoint.load_manifest(workdir, n)
-    restored.take_inputs(cfg, manifest)
+    restored.set_inputs(cfg, manifest)
     head, inputs = manifest["table"].get("params/head/bias"), cfg.model.get("inputs")
     classes = head["shape"][-1] if head else len(manifest.get("classes") or ()) or cfg.model.get("classes")
-    blank = restored.stand_in(cfg, host, cfg.model.family, cfg.loss, classes, inputs)
-    opened = restored.open_checkpoint(cfg, workdir, n, host, blank, unread=unread)
+    blank = restored.dummy_source(cfg, runtime, cfg.model.family, cfg.loss, classes, inputs)
+    opened = restored.open_checkpoint(cfg, workdir, n, runtime, blank, unread=unread)
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
     made = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
     ids = tokenizer_writer.special_ids(made) if made and {"causal", "language_model"} <= model.traits else {}
     files = manifest.get("files") or {}
-    ids = companions.begin_and_end(files, ids)
+    ids = companions.bos_and_eos(files, ids)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
     try:
@@ -96,10 +98,12 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unre
     except OSError as error:
         raise UsageError(f"--export={to} cannot be made a folder: {error}") from None
     try:
-        pixels = _pixels(cfg, model)
+        pixels = _preprocessing(cfg, model)
         several = cfg.loss == "sigmoid" and "id2label" in published.folder_layout(model.family).config(model.config)
         keys = {**ids, **({"problem_type": "multi_label_classification"} if several else {})}
-        published.save_pretrained(model, opened.variables, part, classes=_names(manifest, model), images=pixels, **keys)
+        published.save_pretrained(
+            model, opened.variables, part, classes=_class_names(manifest, model), images=pixels, **keys
+        )
         sized = preprocessing.is_expressible(pixels) or not (part / preprocessing.FILE).exists()
         if made:
             tokenizer_writer.write_tokenizer(made, part)
@@ -110,19 +114,19 @@ def put_out(cfg: Config, workdir: str, n: int, to: str, host: Host, unread: Unre
     more = " and its tokenizer" if made else ""
     without = "; its tokenizer, of words, has no form there" if tokenizer and not made else ""
     without += "" if sized else f"; a size of {pixels['size']} that is covered has no form there"
-    host.say(f"{opened.name}: {summary.parameters(model)}{more} in {to}{without}")
+    runtime.say(f"{opened.name}: {summary.parameter_counts(model)}{more} in {to}{without}")
 
 
-def _names(manifest: dict[str, Any], model: Model) -> Sequence[str]:
+def _class_names(manifest: dict[str, Any], model: Model) -> Sequence[str]:
     """Of the classes that a network tells apart, where all are known."""
     names = manifest.get("classes") or ()
     told = {"classifier", "detector"} & model.traits
     return names if told and len(names) == model.config.classes else ()
 
 
-def _pixels(cfg: Config, model: Model) -> dict[str, Any]:
+def _preprocessing(cfg: Config, model: Model) -> dict[str, Any]:
     """How images are made ready for a network that sees them; {} for another, and for a detector, whose are whole."""
     if model.module.INPUT != "image" or "detector" in model.traits:
         return {}
-    told = {name: cfg.data[name] for name in restored.PIXELS} | {"size": images.size_of(cfg)}
+    told = {name: cfg.data[name] for name in restored.PREPROCESSING_KNOBS} | {"size": images.image_size(cfg)}
     return {name: value for name, value in told.items() if value is not None}

@@ -11,7 +11,7 @@ from models import Model
 from train.update import leaves, losses
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
-HOW = {  # knobs of `train` that say how a model computes, not what -> the part of a model that reads them
+COMPUTE_KNOBS = {  # knobs of `train` that say how a model computes, not what -> the part of a model that reads them
     "attention": "attention",
     "dispatch": "experts",
     "remat": "stacked layers",
@@ -21,7 +21,7 @@ Facts = Mapping[str, tuple[Collection[str], str]]  # what decides which knobs ar
 Unread = Callable[[Facts], list[str]]  # -> the knobs that have no effect under these facts, a line each
 
 
-def of_data(cfg: Config, example: Source, task: losses.Task) -> Facts:
+def data_facts(cfg: Config, example: Source, task: losses.Task) -> Facts:
     """What the data and the loss decide of which knobs are read."""
     kind = "text" if isinstance(example, Texts) else "pairs" if isinstance(example, ParallelText) else "features"
     if isinstance(example, Examples) and "image" in example.__getitems__([0]):
@@ -35,11 +35,11 @@ def of_data(cfg: Config, example: Source, task: losses.Task) -> Facts:
     }
 
 
-def of_model(model: Model) -> Facts:
+def model_facts(model: Model) -> Facts:
     """The parts of the model that some knobs are read for."""
     known = {field.name for field in dataclasses.fields(model.config)}
-    parts = {part for name, part in HOW.items() if name in known}
-    if leaves.decays(model.specs["params"], True) != leaves.decays(model.specs["params"], False):
+    parts = {part for name, part in COMPUTE_KNOBS.items() if name in known}
+    if leaves.decay_mask(model.specs["params"], True) != leaves.decay_mask(model.specs["params"], False):
         parts.add("embeddings")
     if "carried" in model.traits:
         parts.add("carried state")

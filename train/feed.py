@@ -13,18 +13,18 @@ from train.mesh import Placement
 from train.update.step import batch_axes
 
 
-def own_rows(place: Placement, size: int) -> list[int]:
+def local_rows(place: Placement, size: int) -> list[int]:
     """The rows of a batch of `size` that this process's devices hold, by the sharding alone."""
     owned = place.sharding("batch").addressable_devices_indices_map((size,))
     return sorted({row for cut in owned.values() if cut for row in range(*cut[0].indices(size))})
 
 
-def put(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str, jax.Array]:
+def to_global_batch(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str, jax.Array]:
     """Global arrays [size ...] from this process's rows [len(rows) ...]."""
     spot = np.full(size, -1)
     spot[rows] = np.arange(len(rows))
 
-    def whole(name: str, values: np.ndarray) -> jax.Array:
+    def to_global(name: str, values: np.ndarray) -> jax.Array:
         sharding = place.sharding(batch_axes(name, values.ndim))
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -34,7 +34,7 @@ def put(local: Batch, rows: list[int], size: int, place: Placement) -> dict[str,
 
         return jax.make_array_from_callback((size, *values.shape[1:]), sharding, part)
 
-    return {name: whole(name, values) for name, values in local.items()}
+    return {name: to_global(name, values) for name, values in local.items()}
 
 
 def check_batch(size: int, accumulate: int, place: Placement, context: int | None = None) -> None:
@@ -54,7 +54,7 @@ def check_batch(size: int, accumulate: int, place: Placement, context: int | Non
         )
 
 
-def check_time(row: Batch, place: Placement) -> None:
+def check_sequence_lengths(row: Batch, place: Placement) -> None:
     """Hold the lengths of a batch's sequences to whole parts. Raises UsageError."""
     parts = place.seq_shards
     for name, values in row.items():
@@ -65,7 +65,7 @@ def check_time(row: Batch, place: Placement) -> None:
             )
 
 
-def finite(batch: Batch) -> Batch:
+def check_finite_batch(batch: Batch) -> Batch:
     """A batch whose numbers are all finite. Raises UsageError: XLA's fused programs need not carry nan through.
 
     A sum, which is fast, is finite only where all that it is of is finite.
@@ -83,7 +83,7 @@ def finite(batch: Batch) -> Batch:
     return batch
 
 
-def training(
+def train_batches(
     plan: BatchSampler, place: Placement, start: int, stop: int, *, workers: int, prefetch: int
 ) -> Iterator[dict[str, jax.Array]]:
     """The global batches `start` up to `stop`, phase by phase."""
@@ -91,13 +91,13 @@ def training(
     for phase, end in zip(plan.phases, ends, strict=True):
         first, last = max(start, phase.from_step), min(stop, end)
         if first < last:
-            rows = own_rows(place, phase.batch_size)
+            rows = local_rows(place, phase.batch_size)
             for batch in loader.batches(plan, rows, first, last, workers=workers, prefetch=prefetch):
-                yield put(finite(batch), rows, phase.batch_size, place)
+                yield to_global_batch(check_finite_batch(batch), rows, phase.batch_size, place)
 
 
-def examining(exam: EvalSet, place: Placement, size: int) -> Iterator[dict[str, jax.Array]]:
+def eval_batches(eval_set: EvalSet, place: Placement, size: int) -> Iterator[dict[str, jax.Array]]:
     """The global batches of an evaluation, in order."""
-    rows = own_rows(place, size)
-    for batch in exam.batches(size, rows):
-        yield put(finite(batch), rows, size, place)
+    rows = local_rows(place, size)
+    for batch in eval_set.batches(size, rows):
+        yield to_global_batch(check_finite_batch(batch), rows, size, place)

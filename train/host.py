@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Host:
+class Runtime:
     """Clocks, environment, terminal, pending signal and fellow processes of this process."""
 
     clock: Callable[[], float]  # unix seconds
@@ -15,7 +15,7 @@ class Host:
     signals: Callable[[], str | None] = lambda: None  # the name of a signal that asks for a stop, once it came
     revision: str | None = None  # the commit of this code
     monotonic: Callable[[], float] = lambda: 0.0  # seconds of a clock that nobody sets, from which rates are counted
-    anywhere: Callable[[bool], bool] = lambda flag: flag  # whether a flag is set in any process of the run; all ask
+    any_process: Callable[[bool], bool] = lambda flag: flag  # whether a flag is set in any process of the run; all ask
     agree: Callable[[dict[str, Any]], None] = lambda facts: None  # refuses what differs between processes of one run
 
     def say(self, *lines: str) -> None:

@@ -16,23 +16,25 @@ from errors import UsageError, unknown
 from models import Model
 from train.update.losses import TASKS, Task
 
-FRAME = {
+RESIZE_KNOBS = {
     "size": None,
     "crop_pct": None,
     "resize_mode": "cover",
     "interpolation": "bilinear",
 }  # knobs of how images take a size, unset
-LARGEST = 16_384  # rows or columns of an image that a network sees
+MAX_SIDE = 16_384  # rows or columns of an image that a network sees
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 
 
-def wrong_values(cfg: Config) -> Iterator[str]:
+def find_problems(cfg: Config) -> Iterator[str]:
     """The knobs of images whose values are out of range, a line each with key, value and range."""
     data = cfg.data
     if np.size(data.std) == 0 or np.min(data.std) <= 0:
         yield f"config key 'data.std' must be positive, not {data.std}"
-    if data.size is not None and (len(data.size) not in (1, 2) or not 1 <= min(data.size) <= max(data.size) <= LARGEST):
-        yield f"config key 'data.size' must be rows and columns from 1 to {LARGEST:,}, or None, not {data.size}"
+    if data.size is not None and (
+        len(data.size) not in (1, 2) or not 1 <= min(data.size) <= max(data.size) <= MAX_SIDE
+    ):
+        yield f"config key 'data.size' must be rows and columns from 1 to {MAX_SIDE:,}, or None, not {data.size}"
     if data.crop_pct is not None and not 0 < data.crop_pct <= 1:
         yield f"config key 'data.crop_pct' must be above 0 and at most 1, or None, not {data.crop_pct}"
     for name, legal in (("resize_mode", RESIZE_MODES), ("interpolation", INTERPOLATIONS)):
@@ -40,19 +42,21 @@ def wrong_values(cfg: Config) -> Iterator[str]:
             yield str(unknown(f"data.{name}", data[name], legal))
 
 
-def examined(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
+def eval_transform(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
     """What happens to images that are evaluated, with boxes or without; `channels` a network has. Raises UsageError."""
-    return boxed.DetectionPipeline(cfg.seed, size_for_boxes(cfg)) if boxes else _images(cfg, (), channels)
+    return boxed.DetectionPipeline(cfg.seed, detection_size(cfg)) if boxes else _image_pipeline(cfg, (), channels)
 
 
-def trained(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
+def train_transform(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
     """What happens to images that are trained on, each by itself; arguments as of `examined`. Raises UsageError."""
     if boxes:
-        return boxed.DetectionPipeline(cfg.seed, size_for_boxes(cfg), boxed.parse(cfg.data.augment))
-    return _images(cfg, tuple(s for s in augment.parse(cfg.data.augment) if s[0] in augment.OPERATIONS), channels)
+        return boxed.DetectionPipeline(cfg.seed, detection_size(cfg), boxed.parse(cfg.data.augment))
+    return _image_pipeline(
+        cfg, tuple(s for s in augment.parse(cfg.data.augment) if s[0] in augment.OPERATIONS), channels
+    )
 
 
-def channels_of(cfg: Config, model: Model | None = None) -> int | None:
+def image_channels(cfg: Config, model: Model | None = None) -> int | None:
     """Channels of images that a model, else the one that a config describes, has; None where they are the data's."""
     module = models.FAMILIES.get(cfg.model.family) if model is None else model.module
     if module is None or module.INPUT != "image":
@@ -62,9 +66,9 @@ def channels_of(cfg: Config, model: Model | None = None) -> int | None:
     return inputs[-1] if isinstance(inputs, tuple) and inputs else inputs
 
 
-def mixed(cfg: Config, task: Task) -> mixing.Mixup | None:
+def mixup_transform(cfg: Config, task: Task) -> mixing.Mixup | None:
     """What happens to pairs of them; None where nothing does. Raises UsageError for a task that takes no mixed rows."""
-    if task.needs == "boxes":
+    if task.target_field == "boxes":
         return None
     ways = tuple(s for s in augment.parse(cfg.data.augment) if s[0] in mixing.METHODS)
     if ways and "mixing" not in task.extras:
@@ -73,7 +77,7 @@ def mixed(cfg: Config, task: Task) -> mixing.Mixup | None:
     return mixing.Mixup(cfg.seed, ways) if ways else None
 
 
-def seen(cfg: Config, example: Source, model: Model | None = None) -> Source:
+def transform_example(cfg: Config, example: Source, model: Model | None = None) -> Source:
     """The first row of examples as a network sees it, one that is there or the config's; texts as they are.
 
     Raises UsageError for sizes or channels that do not fit them.
@@ -82,24 +86,24 @@ def seen(cfg: Config, example: Source, model: Model | None = None) -> Source:
         return example
     row = example.__getitems__([0])
     boxes = isinstance(example, DetectionDataset)
-    trained(cfg, boxes)
-    prepare = examined(cfg, boxes, channels_of(cfg, model))
+    train_transform(cfg, boxes)
+    prepare = eval_transform(cfg, boxes, image_channels(cfg, model))
     return dataclasses.replace(example, fields=prepare(row, 0, np.zeros(1, np.int64)), count=1)
 
 
-def size_of(cfg: Config) -> Size | None:
+def image_size(cfg: Config) -> Size | None:
     """Rows and columns that a network sees; None keeps those of the images."""
     return None if cfg.data.size is None else (cfg.data.size[0], cfg.data.size[-1])
 
 
-def size_for_boxes(cfg: Config) -> Size:
+def detection_size(cfg: Config) -> Size:
     """The size of images with boxes. Raises UsageError where it is not given, and for knobs that such images lack."""
-    size = size_of(cfg)
+    size = image_size(cfg)
     if size is None:
         raise UsageError(
             f"config key 'data.size' is None: {cfg.data.name!r} holds images with boxes; give rows, columns"
         )
-    for name, unset in {**FRAME, "size": cfg.data.size, "mean": 0.0, "std": 1.0}.items():
+    for name, unset in {**RESIZE_KNOBS, "size": cfg.data.size, "mean": 0.0, "std": 1.0}.items():
         if cfg.data[name] != unset:
             raise UsageError(
                 f"config key 'data.{name}' = {cfg.data[name]}: images with boxes are whole, from 0 to 1, and bilinear"
@@ -107,7 +111,9 @@ def size_for_boxes(cfg: Config) -> Size:
     return size
 
 
-def _images(cfg: Config, operations: tuple[augment.Operation, ...], channels: int | None) -> augment.ImagePipeline:
+def _image_pipeline(
+    cfg: Config, operations: tuple[augment.Operation, ...], channels: int | None
+) -> augment.ImagePipeline:
     data = cfg.data
-    how = (data.mean, data.std, size_of(cfg), data.crop_pct, data.resize_mode, data.interpolation, channels)
+    how = (data.mean, data.std, image_size(cfg), data.crop_pct, data.resize_mode, data.interpolation, channels)
     return augment.ImagePipeline(cfg.seed, operations, *how)

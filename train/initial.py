@@ -23,11 +23,11 @@ from models.spec import flatten
 from train import checkpoint
 from train.update import optim, step
 
-TABLE = "params/embed/token"  # of all families that read tokens by their numbers
+TOKEN_TABLE = "params/embed/token"  # of all families that read tokens by their numbers
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """What came of each leaf."""
 
     source: str
@@ -45,15 +45,15 @@ class Report:
         return "; ".join(parts)
 
 
-def patterns(text: str | None) -> tuple[str, ...]:
+def parse_patterns(text: str | None) -> tuple[str, ...]:
     """`head/*,embed/position` -> its parts."""
     return tuple(p.strip() for p in (text or "").split(",") if p.strip())
 
 
-def renames(text: str | None) -> dict[str, str]:
+def parse_renames(text: str | None) -> dict[str, str]:
     """`theirs:ours,…` -> a dict. A name stands for all below it too. Raises UsageError."""
     found = {}
-    for part in patterns(text):
+    for part in parse_patterns(text):
         theirs, colon, ours = part.partition(":")
         if not (theirs and colon and ours) or theirs in found:
             raise UsageError(f"config key 'init_rename' is THEIRS:OURS, joined by commas, not {text!r}")
@@ -62,17 +62,17 @@ def renames(text: str | None) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Found:
+class WeightSource:
     """What there is to begin with: leaves `params/…` and `stats/…`, and how they are read onto shardings."""
 
     source: str
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[dict[str, Sharding]], dict[str, jax.Array]]
     tokenizer: str | None = None  # the fingerprint of the one that they go with
-    passed: tuple[str, ...] = ()  # what else there is, known not to be of this network
+    skipped: tuple[str, ...] = ()  # what else there is, known not to be of this network
 
 
-def checkpoints_of(name: str) -> tuple[str, list[int]]:
+def candidate_checkpoints(name: str) -> tuple[str, list[int]]:
     """Workdir and candidate steps of `W`, `W@n` or `W@best`, first choice first. Raises UsageError for none."""
     workdir, which = checkpoint.split_name(name)
     if which == "all":
@@ -82,7 +82,7 @@ def checkpoints_of(name: str) -> tuple[str, list[int]]:
     return workdir, checkpoint.select(workdir, which)
 
 
-def take_vocabulary(cfg: Any, kept: Any = None) -> None:
+def set_vocab_size(cfg: Any, saved: Any = None) -> None:
     """Set model.vocab, where a config leaves it to a subword tokenizer, to the rows of the table that init_from has.
 
     `kept` is the config of the run's checkpoints, which is followed where there is one. Tables of the hub may have more
@@ -92,33 +92,33 @@ def take_vocabulary(cfg: Any, kept: Any = None) -> None:
     left = family and "vocab" not in {**cfg.model, **family.SIZES.get(size, {})} and hasattr(family.Config, "vocab")
     if not left or cfg.init_from is None or tokenizers.tokenizer_kind(cfg.data.tokenizer) != "subword":
         return
-    if kept is not None:
-        same = (kept.init_from or "").rstrip("/") == cfg.init_from.rstrip("/")  # as `reader.changes` compares them
-        rows = kept.model.get("vocab") if same else None
+    if saved is not None:
+        same = (saved.init_from or "").rstrip("/") == cfg.init_from.rstrip("/")  # as `reader.changes` compares them
+        rows = saved.model.get("vocab") if same else None
     else:
-        rows = None if _matches(TABLE, patterns(cfg.init_fresh)) else _rows(cfg)
+        rows = None if _matches(TOKEN_TABLE, parse_patterns(cfg.init_fresh)) else _table_rows(cfg)
     if rows is not None:
         with cfg.unlocked():
             cfg.model.vocab = rows
 
 
-def _rows(cfg: Any) -> int | None:
+def _table_rows(cfg: Any) -> int | None:
     """The rows of the token table that init_from has, None where none is found by the config's fields."""
     where = expand_home(cfg.init_from)
     if not published.is_pretrained(where):
-        workdir, steps = checkpoints_of(where)
+        workdir, steps = candidate_checkpoints(where)
         read = partial(checkpoint.load_manifest, workdir)
-        return checkpoint.first_good(workdir, steps, read, lambda line: None)[1]["config"]["model"].get("vocab")
+        return checkpoint.first_restorable(workdir, steps, read, lambda line: None)[1]["config"]["model"].get("vocab")
     fields = {name: value for name, value in cfg.model.items() if name not in ("family", "size")}
     try:
         found = published.find(models.build(cfg.model.family, cfg.model.size, **fields), where)
     except UsageError:  # which the run meets too, when it knows all
         return None
-    names = found.names.get(TABLE.removeprefix("params/"), ())
+    names = found.names.get(TOKEN_TABLE.removeprefix("params/"), ())
     return next((found.tensors.shapes[name][0] for name in names if found.tensors.shapes.get(name)), None)
 
 
-def _saved(workdir: str, n: int) -> Found:
+def _read_checkpoint(workdir: str, n: int) -> WeightSource:
     """The leaves of a checkpoint; where its run kept a mean, its own or schedule_free's, that."""
     manifest = checkpoint.load_manifest(workdir, n)
     saved, knobs = manifest["state"], manifest["config"]["optim"]
@@ -133,14 +133,14 @@ def _saved(workdir: str, n: int) -> Found:
         wanted = {theirs[k]: s for k, s in shardings.items()}
         wanted |= {averaged[k]: s for k, s in shardings.items() if k in averaged}
         tree = flatten(checkpoint.restore_leaves(workdir, n, wanted))
-        mean = jax.jit(partial(optim.average, beta=knobs["beta1"]))
+        mean = jax.jit(partial(optim.schedule_free_average, beta=knobs["beta1"]))
         return {k: mean(tree[theirs[k]], tree[averaged[k]]) if k in averaged else tree[theirs[k]] for k in shardings}
 
     shapes = {k: tuple(saved[old]["shape"]) for k, old in theirs.items()}
-    return Found(f"{workdir}@{n}", shapes, read, manifest["tokenizer"])
+    return WeightSource(f"{workdir}@{n}", shapes, read, manifest["tokenizer"])
 
 
-def _published(model: Model, path: str) -> Found:
+def _read_pretrained(model: Model, path: str) -> WeightSource:
     """The leaves of safetensors files in the layout that others publish of a family."""
     found = published.find(model, path)
     shapes = {k if k.startswith(published.STATS) else f"params/{k}": shape for k, shape in found.shapes().items()}
@@ -151,7 +151,7 @@ def _published(model: Model, path: str) -> Found:
                 raise UsageError(f"init_from = {path}: {k} is no tensor of a {model.family}, and can be no leaf of it")
         return {k: found.read(k.removeprefix("params/"), sharding) for k, sharding in shardings.items()}
 
-    return Found(path, shapes, read, passed=found.ignored)
+    return WeightSource(path, shapes, read, skipped=found.ignored)
 
 
 def load(
@@ -161,7 +161,7 @@ def load(
     cfg: Any,
     tokenizer: str | None,
     say: Callable[[str], None],
-) -> tuple[step.State, Report]:
+) -> tuple[step.State, LoadReport]:
     """A fresh state with the parameters and statistics that `cfg.init_from` names, digests verified -> (state, report).
 
     Each leaf must be there with its shape, but for those that `init_fresh` names; each of theirs must have its place,
@@ -172,22 +172,22 @@ def load(
     """
     name = expand_home(cfg.init_from)
     if published.is_pretrained(name):
-        return _load(_published(model, name), state, model, tx, cfg, tokenizer)
-    workdir, steps = checkpoints_of(name)
-    read = lambda n: _load(_saved(workdir, n), state, model, tx, cfg, tokenizer)  # noqa: E731
-    return checkpoint.first_good(workdir, steps, read, say)[1]
+        return _load_from(_read_pretrained(model, name), state, model, tx, cfg, tokenizer)
+    workdir, steps = candidate_checkpoints(name)
+    read = lambda n: _load_from(_read_checkpoint(workdir, n), state, model, tx, cfg, tokenizer)  # noqa: E731
+    return checkpoint.first_restorable(workdir, steps, read, say)[1]
 
 
-def _load(
-    found: Found,
+def _load_from(
+    found: WeightSource,
     state: step.State,
     model: Model,
     tx: optax.GradientTransformation,
     cfg: Any,
     tokenizer: str | None,
-) -> tuple[step.State, Report]:
+) -> tuple[step.State, LoadReport]:
     leaves = {**flatten({"params": state["params"]}), **flatten({"stats": state["stats"]})}
-    taken = _mapped(found.shapes, {name: x.shape for name, x in leaves.items()}, cfg)
+    taken = _match_leaves(found.shapes, {name: x.shape for name, x in leaves.items()}, cfg)
     if found.tokenizer not in (None, tokenizer):
         for ours, spec in flatten(model.specs).items():
             if ours in taken and "vocab" in spec.names:
@@ -197,7 +197,7 @@ def _load(
     values = found.read({theirs: leaves[ours].sharding for ours, theirs in taken.items()})
     left = [theirs for theirs in found.shapes if theirs not in taken.values()]
     fresh = tuple(name for name in leaves if name not in taken)
-    report = Report(found.source, tuple(taken), fresh, (*left, *found.passed))
+    report = LoadReport(found.source, tuple(taken), fresh, (*left, *found.skipped))
     for ours, theirs in taken.items():
         leaves[ours] = _cast(values[theirs], leaves[ours])
     new = jax.tree_util.tree_map_with_path(
@@ -217,9 +217,13 @@ def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
     return jax.jit(lambda x: x.astype(like.dtype), out_shardings=like.sharding)(x)
 
 
-def _mapped(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dict[str, str]:
+def _match_leaves(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dict[str, str]:
     """Which of their leaves goes to which of ours, by the three knobs; both are shapes by name -> theirs, by ours."""
-    fresh, ignored, other = patterns(cfg.init_fresh), patterns(cfg.init_ignore), renames(cfg.init_rename)
+    fresh, ignored, other = (
+        parse_patterns(cfg.init_fresh),
+        parse_patterns(cfg.init_ignore),
+        parse_renames(cfg.init_rename),
+    )
     for key, given, names in (
         ("init_fresh", fresh, ours),
         ("init_ignore", ignored, theirs),
@@ -227,10 +231,10 @@ def _mapped(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dict[str,
     ):
         for p in given:
             if not any(_matches(name, (p,)) for name in names):
-                raise UsageError(f"{p!r} of {key} fits none of {_some(names)}")
+                raise UsageError(f"{p!r} of {key} fits none of {_abbreviate(names)}")
     wanted: dict[str, str] = {}
     for name in (n for n in theirs if not _matches(n, ignored)):
-        to = _renamed(name, other)
+        to = _rename(name, other)
         if to in wanted:
             raise UsageError(f"init_from = {cfg.init_from}: {wanted[to]} and {name} would both go to {to}")
         wanted[to] = name
@@ -262,7 +266,7 @@ def _matches(name: str, given: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(path, p) or path.startswith(f"{p}/") for path in both for p in given)
 
 
-def _renamed(name: str, names: dict[str, str]) -> str:
+def _rename(name: str, names: dict[str, str]) -> str:
     part, _, path = name.partition("/")
     for theirs, ours in names.items():
         if path == theirs or path.startswith(f"{theirs}/"):
@@ -270,6 +274,6 @@ def _renamed(name: str, names: dict[str, str]) -> str:
     return name
 
 
-def _some(names: Any) -> str:
+def _abbreviate(names: Any) -> str:
     listed = sorted(names)
     return ", ".join(listed[:6]) + (" …" if len(listed) > 6 else "")

@@ -15,11 +15,11 @@ from errors import UsageError, unknown
 from models.spec import Spec, flatten
 
 AXES = ("slice", "dp", "fsdp", "ep", "cp", "tp")
-EVERY_BATCH_AXIS = ("slice", "dp", "fsdp", "ep")
+BATCH_AXES = ("slice", "dp", "fsdp", "ep")
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
-    "batch": EVERY_BATCH_AXIS,
+    "batch": BATCH_AXES,
     "seq": ("cp",),
     "one": (),  # a dim of size 1 that broadcasts over the batch
     "query": (),
@@ -92,7 +92,7 @@ class Placement:
 
     mesh: Mesh
     rules: Mapping[str, tuple[str, ...]]
-    replicated: tuple[str, ...] = field(default=())  # dims that OR_REPLICATE left whole, as `classes 10`
+    replicated_dims: tuple[str, ...] = field(default=())  # dims that OR_REPLICATE left whole, as `classes 10`
 
     def __call__(self, axes: str) -> PartitionSpec:
         """Axis names -> PartitionSpec. Raises UsageError for an unknown name or a mesh axis used twice."""
@@ -116,7 +116,7 @@ class Placement:
         return jax.tree.map(lambda s: self.sharding(s.axes), specs)
 
     @property
-    def whole(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """The sharding of something every device holds entirely."""
         return NamedSharding(self.mesh, PartitionSpec())
 
@@ -131,7 +131,7 @@ class Placement:
         return math.prod(self.mesh.shape[a] for a in self.rules["seq"])
 
 
-def place_on(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = None) -> Placement:
+def make_placement(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = None) -> Placement:
     """The placement of a model's table on a mesh; `changes` replaces single rules, `name: "axis,axis"` or None.
 
     Raises UsageError for an unknown name or axis, and for a dim that its mesh axes do not divide, with sizes that fit.

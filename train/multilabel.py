@@ -34,7 +34,7 @@ def average_precision(score: np.ndarray, label: np.ndarray) -> tuple[float, np.n
     return value, (truth * (precision[level] - value + gain[level]) - cost[level]) / total
 
 
-def curves(score: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def precision_recall_curves(score: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Precision at each of RECALLS, the best at that recall or more, and average precision of each class.
 
     score [n C], label [n C] of 0 and 1 -> [C R], [C]; NaN for a class without a positive row.
@@ -63,34 +63,34 @@ def with_precision(scores: Scores, names: tuple[str, ...], clusters: np.ndarray)
 
     The means are over the classes that have a positive row. Clusters are the rows' [n or more].
     """
-    if scores.rows is None or scores.rows.guess is None or scores.rows.truth is None:
+    if scores.rows is None or scores.rows.prediction is None or scores.rows.label is None:
         return scores
-    guess, truth = scores.rows.guess.astype(np.float64), scores.rows.truth > 0
+    guess, truth = scores.rows.prediction.astype(np.float64), scores.rows.label > 0
     _, cluster = np.unique(clusters[: len(guess)], return_inverse=True)
     positive = np.flatnonzero(truth.any(0))
     whole = np.isfinite(guess).all()
     metrics, stderr = dict(scores.metrics), dict(scores.stderr)
 
-    def note(name: str, value: float, influence: np.ndarray) -> None:
+    def add(name: str, value: float, influence: np.ndarray) -> None:
         metrics[scores.prefix + name] = value if whole else math.nan
-        stderr[scores.prefix + name] = _spread(influence, cluster) if whole else math.nan
+        stderr[scores.prefix + name] = _clustered_stderr(influence, cluster) if whole else math.nan
 
-    def note_classes(mean: str, each: str, found: dict[int, tuple[float, np.ndarray]]) -> None:
+    def add_classes(mean: str, each: str, found: dict[int, tuple[float, np.ndarray]]) -> None:
         values, influences = zip(*found.values(), strict=True)
-        note(mean, float(np.mean(values)), np.mean(influences, 0))
+        add(mean, float(np.mean(values)), np.mean(influences, 0))
         for k, (value, influence) in found.items():
-            note(f"{each}/{names[k]}", value, influence)
+            add(f"{each}/{names[k]}", value, influence)
 
     if len(positive):
         twice, said = 2.0 * (truth & (guess >= 0.5)), truth.astype(np.float64) + (guess >= 0.5)
-        note_classes(
+        add_classes(
             "map", "average_precision", {k: average_precision(guess[:, k], truth[:, k]) for k in map(int, positive)}
         )
-        note_classes("f1_macro", "f1", {k: f1(twice[:, k], said[:, k]) for k in map(int, positive)})
+        add_classes("f1_macro", "f1", {k: f1(twice[:, k], said[:, k]) for k in map(int, positive)})
     return scores._replace(metrics=metrics, stderr=stderr)
 
 
-def _spread(influence: np.ndarray, cluster: np.ndarray) -> float:
+def _clustered_stderr(influence: np.ndarray, cluster: np.ndarray) -> float:
     """The standard error of what rows have these influences on: [n], clusters [n] -> []; NaN for one cluster."""
     sums = np.bincount(cluster, influence)
     count = len(sums)

@@ -34,20 +34,20 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     """
     bare = context.rstrip()
     if not bare:
-        return _start(tokenizer), tokenizer.encode(context + continuation)
+        return _document_start(tokenizer), tokenizer.encode(context + continuation)
     continuation = context[len(bare) :] + continuation
     before, whole = tokenizer.encode(bare), tokenizer.encode(bare + continuation)
     start = np.array(tokenizer.prefix, np.int32)
     return np.concatenate([start, before]), whole[len(before) :]
 
 
-def _start(tokenizer: Tokenizer) -> np.ndarray:
+def _document_start(tokenizer: Tokenizer) -> np.ndarray:
     return np.array(tokenizer.prefix or [tokenizer.eot], np.int32)
 
 
 def likelihoods(
     model: Model,
-    examine: evaluate.Examiner,
+    eval_step: evaluate.EvalStep,
     variables: Any,
     place: Placement,
     rows: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -75,8 +75,8 @@ def likelihoods(
             n = len(whole[i]) - 1
             fields["tokens"][row, :n], fields["targets"][row, :n] = whole[i][:-1], whole[i][1:]
             weight[row, max(0, n - told[i]) : n] = 1
-        exam = EvalSet({**fields, "weight": weight}, index)
-        found, _ = evaluate.measured(examine, variables, exam, place, size, tick=rows_done)
+        eval_set = EvalSet({**fields, "weight": weight}, index)
+        found, _ = evaluate.run_eval(eval_step, variables, eval_set, place, size, tick=rows_done)
         nats[index], hits[index] = -found["loss"][0], found["accuracy"][0]
         done += len(index)
     if not np.isfinite(nats).all():
@@ -88,7 +88,7 @@ def likelihoods(
     return Likelihood(nats, hits == kept, kept)
 
 
-def examined(questions: Questions, found: Likelihood) -> evaluate.Scores:
+def accuracy_scores(questions: Questions, found: Likelihood) -> evaluate.Scores:
     """What the likelihoods of all choices, question by question, make of questions; each question is a cluster.
 
     acc: the likeliest choice is right; acc_norm: the likeliest by log-probability over its length in characters. Of
@@ -97,7 +97,7 @@ def examined(questions: Questions, found: Likelihood) -> evaluate.Scores:
     if all(len(q.choices) == 1 for q in questions.items):
         terms = {"loss": -found.nats, "accuracy": found.greedy.astype(np.float64)}
         return evaluate.with_perplexity(
-            evaluate.scores_of({k: np.stack([v, np.ones_like(v)]) for k, v in terms.items()})
+            evaluate.compute_scores({k: np.stack([v, np.ones_like(v)]) for k, v in terms.items()})
         )
     length = np.array([max(1, len(choice)) for q in questions.items for choice in q.choices])
     ends, answers = np.cumsum([len(q.choices) for q in questions.items])[:-1], [q.answer for q in questions.items]
@@ -105,13 +105,13 @@ def examined(questions: Questions, found: Likelihood) -> evaluate.Scores:
     for name, value in (("acc", found.nats), ("acc_norm", found.nats / length)):
         best = [int(np.argmax(of_one)) for of_one in np.split(value, ends)]
         right[name] = np.equal(best, answers).astype(np.float64)
-    return evaluate.scores_of({k: np.stack([v, np.ones_like(v)]) for k, v in right.items()})
+    return evaluate.compute_scores({k: np.stack([v, np.ones_like(v)]) for k, v in right.items()})
 
 
-def ask(
+def score_questions(
     model: Model,
     tokenizer: Tokenizer,
-    examine: evaluate.Examiner,
+    eval_step: evaluate.EvalStep,
     variables: Any,
     place: Placement,
     questions: Questions,
@@ -123,4 +123,4 @@ def ask(
         encode_pair(tokenizer, *pair)
         for pair in track(context_choice_pairs(questions.items), "tokenising choices", tick)
     ]
-    return examined(questions, likelihoods(model, examine, variables, place, rows, size, tick))
+    return accuracy_scores(questions, likelihoods(model, eval_step, variables, place, rows, size, tick))

@@ -19,21 +19,31 @@ from data.kinds import Examples, ParallelText, Source
 from errors import UsageError, raise_with
 from train import begin, checkpoint, evaluate, feed, images, loop, together
 from train.facts import Unread
-from train.host import Host
+from train.host import Runtime
 from train.record import flops, metrics, plots, profile, summary
 from train.record.ticker import Ticker
 from train.saving import Saver
-from train.setup import Config, Setup, exam_of, load_source, measure_views, names_of, set_up, title_of, training_rows
+from train.setup import (
+    Config,
+    Setup,
+    dataset_names,
+    dataset_title,
+    evaluate_variables,
+    load_source,
+    make_eval_set,
+    set_up,
+    training_rows,
+)
 from train.update import optim, schedules, step
 
-READING = 10.0  # seconds that small sets are read before a run, for files that cannot be
+CHECK_SECONDS = 10.0  # seconds that small sets are read before a run, for files that cannot be
 
 
 def train(
     cfg: Config,
     config_json: str,
     workdir: str,
-    host: Host,
+    runtime: Runtime,
     changes: Sequence[str] = (),
     unread: Unread = lambda facts: [],
 ) -> str | None:
@@ -41,27 +51,29 @@ def train(
 
     `changes` says in words what this run changes in the schedule of the one before; `unread` is that of `set_up`.
     """
-    wrong = [*schedules.wrong(cfg.schedule, cfg.train.steps), *optim.wrong(cfg.optim), *unread({})]
+    wrong = [*schedules.find_problems(cfg.schedule, cfg.train.steps), *optim.find_problems(cfg.optim), *unread({})]
     with raise_with(wrong):  # what is wrong with these does not hide what else is
-        traced = profile.window(cfg.log.profile, cfg.train.steps)
-        ticker = Ticker(host)
-        corpora = [load_source(cfg, host, name, cfg.data.split, ticker) for name in names_of(cfg)]
-        held_out = load_source(cfg, host, names_of(cfg)[0], cfg.eval.split, ticker)
-        parts = [(name, cfg.data.split) for name in names_of(cfg)] + [(names_of(cfg)[0], cfg.eval.split)]
-        together.compare(host, {part: s.identity for part, s in zip(parts, [*corpora, held_out], strict=True)})
-        setup = set_up(cfg, host, corpora[0], begin.tokenizer_of(cfg, workdir), unread=unread)
+        traced = profile.parse_window(cfg.log.profile, cfg.train.steps)
+        ticker = Ticker(runtime)
+        corpora = [load_source(cfg, runtime, name, cfg.data.split, ticker) for name in dataset_names(cfg)]
+        held_out = load_source(cfg, runtime, dataset_names(cfg)[0], cfg.eval.split, ticker)
+        parts = [(name, cfg.data.split) for name in dataset_names(cfg)] + [(dataset_names(cfg)[0], cfg.eval.split)]
+        together.check_same_data(
+            runtime, {part: s.identity for part, s in zip(parts, [*corpora, held_out], strict=True)}
+        )
+        setup = set_up(cfg, runtime, corpora[0], begin.find_tokenizer(cfg, workdir), unread=unread)
     rate = schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
     feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
     if cfg.log.wandb:
-        metrics.wandb()
+        metrics.import_wandb()
     if getattr(held_out, "names", None) != getattr(corpora[0], "names", None):
         raise UsageError(f"{cfg.data.name}: split {cfg.eval.split!r} has other classes than {cfg.data.split!r}")
     tx = optim.make(cfg.optim, setup.model.specs["params"])
-    phases, mix = (begin.first_phase(cfg),), images.mixed(cfg, setup.task)
-    augment = images.trained(cfg, setup.task.needs == "boxes", images.channels_of(cfg, setup.model))
-    batches = plan.BatchSampler(_corpora(setup, corpora), phases, cfg.seed, augment, mix)
-    until = host.monotonic() + READING
-    intact.check_readable((*corpora, held_out), lambda: host.monotonic() < until)
+    phases, mix = (begin.first_phase(cfg),), images.mixup_transform(cfg, setup.task)
+    augment = images.train_transform(cfg, setup.task.target_field == "boxes", images.image_channels(cfg, setup.model))
+    batches = plan.BatchSampler(_training_sources(setup, corpora), phases, cfg.seed, augment, mix)
+    until = runtime.monotonic() + CHECK_SECONDS
+    intact.check_readable((*corpora, held_out), lambda: runtime.monotonic() < until)
     identity = [source.identity for source in corpora]
     task = setup.task.with_extras(label_smoothing=cfg.train.label_smoothing, z_loss=cfg.train.z_loss)
     if cfg.train.gradient != "autodiff" and (cfg.train.label_smoothing or cfg.train.z_loss or mix):
@@ -69,37 +81,37 @@ def train(
         raise UsageError(f"train.gradient = {cfg.train.gradient!r} knows neither {extras}")
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
     if not checkpoint.steps(workdir):  # what the update refuses leaves no folder
-        jax.eval_shape(update, begin.target_of(setup, tx), _shapes(setup, batches, 0))
+        jax.eval_shape(update, begin.abstract_state(setup, tx), _batch_shapes(setup, batches, 0))
 
     try:
         checkpoint.prepare(workdir)
     except UsageError:
-        newest = next(iter(checkpoint.readable(workdir)), 0)
+        newest = next(iter(checkpoint.readable_manifests(workdir)), 0)
         if newest < cfg.train.steps:
             raise
         _say_complete(setup, workdir, newest)  # nothing is to be written
         return None
     with checkpoint.lock(workdir):
-        together.share(workdir, host)
-        state, origin = begin.begin(setup, tx, workdir, identity, list(changes))
-        batches, start = dataclasses.replace(batches, phases=origin.phases), origin.start
-        if start >= cfg.train.steps and (origin.measured or not len(held_out)):
+        together.check_shared_workdir(workdir, runtime)
+        state, resume_point = begin.resume_or_init(setup, tx, workdir, identity, list(changes))
+        batches, start = dataclasses.replace(batches, phases=resume_point.phases), resume_point.start
+        if start >= cfg.train.steps and (resume_point.evaluated or not len(held_out)):
             _draw_curve(setup, workdir)
             _say_complete(setup, workdir, start)
             return None
         if jax.process_index() == 0:
-            checkpoint.write_whole(epath.Path(workdir) / "config.json", config_json)
-        batch = _shapes(setup, batches, start)
-        cost = _introduce(setup, corpora, held_out, update, state, batch, batches, start, workdir)
+            checkpoint.write_atomic(epath.Path(workdir) / "config.json", config_json)
+        batch = _batch_shapes(setup, batches, start)
+        cost = _print_summary(setup, corpora, held_out, update, state, batch, batches, start, workdir)
         if cfg.log.hlo and jax.process_index() == 0:
             profile.write_programs(update, state, batch, Path(workdir) / "hlo")
         if traced and traced[1] <= start:
-            host.say(f"no profile: updates {cfg.log.profile} were made before")
-        with profile.traced(update, start, traced, str(Path(workdir) / "profile")) as update:
-            return _train(setup, update, state, batches, origin, held_out, workdir, identity, cost)
+            runtime.say(f"no profile: updates {cfg.log.profile} were made before")
+        with profile.profile_steps(update, start, traced, str(Path(workdir) / "profile")) as update:
+            return _train(setup, update, state, batches, resume_point, held_out, workdir, identity, cost)
 
 
-def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.EpochSource, ...]:
+def _training_sources(setup: Setup, corpora: list[Source]) -> tuple[plan.EpochSource, ...]:
     cfg = setup.cfg
     absent = set.intersection(*(set(getattr(source, "absent", ())) for source in corpora))
     if absent:
@@ -107,7 +119,7 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.EpochSource, ...
             f"{cfg.data.name}: split {cfg.data.split!r} has no example of the class {' or '.join(sorted(absent))}, "
             f"which other splits have: it cannot be learnt"
         )
-    labelled = setup.task.needs in ("label", "labels", "boxes")
+    labelled = setup.task.target_field in ("label", "labels", "boxes")
     kinds = {(type(s).__name__, getattr(s, "classes", None) if labelled else None) for s in corpora}
     names = {getattr(s, "names", None) for s in corpora} if labelled else set()
     if len(names) > 1 and len(kinds) == 1:
@@ -130,7 +142,7 @@ def _corpora(setup: Setup, corpora: list[Source]) -> tuple[plan.EpochSource, ...
     return tuple(training_rows(setup, source) for source in corpora)
 
 
-def _size(source: Source, corpus: plan.EpochSource) -> str:
+def _describe_size(source: Source, corpus: plan.EpochSource) -> str:
     """What a source holds, and what of it is trained on where that is counted otherwise."""
     what = "examples" if isinstance(source, Examples) else "pairs" if isinstance(source, ParallelText) else "documents"
     more = f", {len(corpus) * corpus.context:,} tokens" if hasattr(corpus, "context") else ""
@@ -139,7 +151,7 @@ def _size(source: Source, corpus: plan.EpochSource) -> str:
     return f"{source.identity['name']} ({len(source):,} {what}{more})"
 
 
-def _overlap(trained: Source, held_out: Source) -> tuple[str, ...]:
+def _overlap_notes(trained: Source, held_out: Source) -> tuple[str, ...]:
     """A line where rows that are held out are trained on too, as of `train[:90%]` and `train[80%:]`.
 
     Splits of images with boxes may also list the same files.
@@ -151,29 +163,29 @@ def _overlap(trained: Source, held_out: Source) -> tuple[str, ...]:
     return note("        held out", "images that are trained on too", sorted(both))
 
 
-def _shortened(length: int | None, context: int | None) -> list[str]:
+def _shortened_note(length: int | None, context: int | None) -> list[str]:
     """A line where the model's context cuts rows below the length that the config gives them."""
     if length is None or context is None or length <= context:
         return []
     return [f"        rows have {context:,} tokens, the model's context, and not data.max_length = {length:,}"]
 
 
-def _tokens(setup: Setup, batches: plan.BatchSampler, start: int) -> int:
+def _tokens_per_row(setup: Setup, batches: plan.BatchSampler, start: int) -> int:
     """Tokens of a row that are predicted; of translations, whose lengths differ, the mean over a batch."""
-    if setup.task.needs != "source":
+    if setup.task.target_field != "source":
         return setup.context or 0
     return round(float(batches.batch(start)["weight"].sum(1).mean()))
 
 
-def _shapes(setup: Setup, batches: plan.BatchSampler, start: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch_shapes(setup: Setup, batches: plan.BatchSampler, start: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch of an update, as ShapeDtypeStructs."""
     rows, row = batches.phase(start).batch_size, batches.batch(start, [0])
-    feed.check_time(row, setup.place)
+    feed.check_sequence_lengths(row, setup.place)
     sharding = lambda k, v: setup.place.sharding(step.batch_axes(k, v.ndim))  # noqa: E731
     return {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=sharding(k, v)) for k, v in row.items()}
 
 
-def _introduce(
+def _print_summary(
     setup: Setup,
     corpora: list[Source],
     held_out: Source,
@@ -187,9 +199,9 @@ def _introduce(
     """Say what the run is -> the FLOP of an update, 0 where another process counts them."""
     if jax.process_index():
         return 0
-    cfg, host, model = setup.cfg, setup.host, setup.model
+    cfg, runtime, model = setup.cfg, setup.runtime, setup.model
     if cfg.log.table:
-        host.say(*summary.table(model, setup.place, setup.dtype), "")
+        runtime.say(*summary.parameter_table(model, setup.place, setup.dtype), "")
     rows = batches.phase(start).batch_size
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     try:
@@ -199,25 +211,27 @@ def _introduce(
             raise
         first = str(error).splitlines()[0]
         raise UsageError(f"the rules {cfg.rules.to_dict()} cannot cut this model so: {first}") from error
-    size = ", ".join(map(_size, corpora, batches.sources))
+    size = ", ".join(map(_describe_size, corpora, batches.sources))
     size_name = f", size {cfg.model.size}" if cfg.model.size else ""
     coupled = "; batch_coupled: accumulation changes its statistics" if "batch_coupled" in model.traits else ""
     still = sum(
-        s.size for s, f in zip(*map(jax.tree.leaves, (model.specs["params"], setup.options.frozen)), strict=True) if f
+        s.size
+        for s, f in zip(*map(jax.tree.leaves, (model.specs["params"], setup.options.freeze_mask)), strict=True)
+        if f
     )
     hidden = (
         ", but for the inside of attention" if getattr(model.config, "attention", "") in ("cudnn", "splash") else ""
     )
     held = f", {still:,} of them frozen" if still else ""
-    host.say(
-        f"model   {model.family}{size_name}: {summary.parameters(model)}{held}, {cfg.train.precision}{coupled}",
+    runtime.say(
+        f"model   {model.family}{size_name}: {summary.parameter_counts(model)}{held}, {cfg.train.precision}{coupled}",
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
-        *_overlap(corpora[0], held_out),
-        *_shortened(cfg.data.max_length, setup.context),
+        *_overlap_notes(corpora[0], held_out),
+        *_shortened_note(cfg.data.max_length, setup.context),
         *dict.fromkeys(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
-        f"mesh    {summary.mesh_line(setup.place)}",
-        f"cost    {summary.quantity(cost, 'FLOP')} an update{hidden}",
+        f"mesh    {summary.describe_mesh(setup.place)}",
+        f"cost    {summary.format_quantity(cost, 'FLOP')} an update{hidden}",
         f"files   {workdir}/{{config.json, metrics.jsonl, events/, plots/, checkpoints/}}",
         "",
     )
@@ -229,50 +243,54 @@ def _train(
     update: Callable[..., Any],
     state: step.State,
     batches: plan.BatchSampler,
-    origin: begin.Origin,
+    resume_point: begin.ResumePoint,
     held_out: Source,
     workdir: str,
     identity: list[dict[str, Any]],
     cost: int,
 ) -> str | None:
-    cfg, host, main, start = setup.cfg, setup.host, jax.process_index() == 0, origin.start
-    recorder = metrics.Recorder(workdir, host, start, cfg.log.wandb, cfg.to_dict()) if main else metrics.Nothing()
+    cfg, runtime, main, start = setup.cfg, setup.runtime, jax.process_index() == 0, resume_point.start
+    recorder = (
+        metrics.Recorder(workdir, runtime, start, cfg.log.wandb, cfg.to_dict()) if main else metrics.NullRecorder()
+    )
     store = checkpoint.Store(workdir, cfg.checkpoint.keep, cfg.checkpoint.keep_best)
-    exam = exam_of(setup, held_out)
-    examine = evaluate.make_examiner(setup.model, setup.task, setup.place)
+    eval_set = make_eval_set(setup, held_out)
+    eval_step = evaluate.make_eval_step(setup.model, setup.task, setup.place)
     size = lambda n: batches.phase(n).batch_size  # noqa: E731
-    tokens = _tokens(setup, batches, start)
+    tokens = _tokens_per_row(setup, batches, start)
     limits = cfg.log.every, cfg.train.steps, size, tokens, cfg.train.max_skipped
     devices = tuple(setup.place.mesh.devices.flat)
-    progress = loop.Progress(host, recorder, *limits, main, cost, devices, in_a_row=origin.skipped)
-    ticker = Ticker(host)
-    lockstep = together.Lockstep(host)
-    saver = Saver(setup, store, origin, identity, progress, lockstep, start)
+    progress = loop.Progress(runtime, recorder, *limits, main, cost, devices, consecutive_skipped=resume_point.skipped)
+    ticker = Ticker(runtime)
+    lockstep = together.Lockstep(runtime)
+    saver = Saver(setup, store, resume_point, identity, progress, lockstep, start)
     if recorder.continues:
-        changed = [change for entry in origin.history if entry["from_step"] == start for change in entry["changes"]]
+        changed = [
+            change for entry in resume_point.history if entry["from_step"] == start for change in entry["changes"]
+        ]
         recorder.write("event", start, {}, note="; ".join([f"resumed from update {start}", *changed]))
 
     def measure(n: int, state: step.State) -> evaluate.Scores:
         """Record what is measured, at the end on the whole split -> the scores on which checkpoints are compared."""
-        views = step.views(state, cfg.optim)
-        measured = partial(measure_views, setup, examine, views, exam, stopped=stopped, tick=ticker)
+        views = step.eval_variables(state, cfg.optim)
+        measured = partial(evaluate_variables, setup, eval_step, views, eval_set, should_stop=should_stop, tick=ticker)
         compared = measured(cfg.eval.limit)
         scores = measured(None) if cfg.eval.limit and n == cfg.train.steps else compared
         recorder.write("eval", n, scores.metrics, split=cfg.eval.split, stderr=scores.stderr)
-        progress.say(f"step {n:,}  {cfg.eval.split}: {evaluate.in_words(scores)}")
+        progress.say(f"step {n:,}  {cfg.eval.split}: {evaluate.format_scores(scores)}")
         return compared
 
-    def stopped() -> bool:
+    def should_stop() -> bool:
         """Whether an evaluation is to end: where several processes evaluate, they do so to the end."""
-        return jax.process_count() == 1 and host.signals() is not None
+        return jax.process_count() == 1 and runtime.signals() is not None
 
-    def stopping(n: int) -> str | None:
+    def stop_signal(n: int) -> str | None:
         """The signal that asks for a stop; several processes agree on it, after every line of metrics.
 
-        Raises Unsaved where a save has failed meanwhile.
+        Raises SaveError where a save has failed meanwhile.
         """
         store.check()
-        pending = host.signals()
+        pending = runtime.signals()
         if jax.process_count() == 1:
             return pending
         if n % cfg.log.every:
@@ -280,16 +298,18 @@ def _train(
         votes = multihost_utils.process_allgather(np.asarray([pending is not None]))
         return (pending or "a signal to another process") if votes.any() else None
 
-    reading = feed.training(
+    reading = feed.train_batches(
         batches, setup.place, start, cfg.train.steps, workers=cfg.data.workers, prefetch=cfg.data.prefetch
     )
     with closing(recorder), closing(store):
         try:
-            if not origin.measured and loop.due(start, cfg.eval.every, cfg.train.steps):  # a signal had come before it
-                checkpoint.note_metrics(workdir, start, measure(start, state).judged)
+            if not resume_point.evaluated and loop.is_due(
+                start, cfg.eval.every, cfg.train.steps
+            ):  # a signal had come before it
+                checkpoint.add_metrics(workdir, start, measure(start, state).primary_metrics)
             _, signal = loop.run(
                 state,
-                ticker.compiling(update),
+                ticker.report_compile(update),
                 lockstep.batches(reading),
                 progress,
                 start,
@@ -299,18 +319,18 @@ def _train(
                 saver.rescue,
                 cfg.eval.every,
                 cfg.checkpoint.every,
-                stopping,
+                stop_signal,
             )
         except evaluate.Interrupted:  # before the first update: the checkpoint is there
-            signal = host.signals()
+            signal = runtime.signals()
     _draw_curve(setup, workdir)
     if progress.skipped:
-        host.say(f"{progress.skipped:,} updates were skipped: loss, gradient or the step made of it was not finite")
+        runtime.say(f"{progress.skipped:,} updates were skipped: loss, gradient or the step made of it was not finite")
     return signal
 
 
 def _say_complete(setup: Setup, workdir: str, made: int) -> None:
-    setup.host.say(
+    setup.runtime.say(
         f"{workdir} is complete: {made:,} of {setup.cfg.train.steps:,} updates. "
         f"To go on: --config.train.steps={2 * made} --config.resume=extend"
     )
@@ -321,13 +341,13 @@ def _draw_curve(setup: Setup, workdir: str) -> None:
     if jax.process_index() or "://" in workdir:
         return
     try:
-        picture = plots.curve(workdir, f"{setup.model.family} on {title_of(setup.cfg)}", setup.task.unit)
+        picture = plots.draw_loss(workdir, f"{setup.model.family} on {dataset_title(setup.cfg)}", setup.task.unit)
         where = f"curve in {picture}, " if picture else ""
     except Exception as error:  # a picture that cannot be drawn or written fails no run
         where = f"no curve drawn: {checkpoint.reason(error)}; "
-    setup.host.say(f"{where}checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
+    setup.runtime.say(f"{where}checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
 
 
-def recorded_config(workdir: str) -> str | None:
+def saved_config(workdir: str) -> str | None:
     """The config of the newest readable checkpoint, as JSON; None where there is none yet."""
-    return next((json.dumps(manifest["config"]) for manifest in checkpoint.readable(workdir).values()), None)
+    return next((json.dumps(manifest["config"]) for manifest in checkpoint.readable_manifests(workdir).values()), None)

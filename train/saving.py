@@ -19,7 +19,7 @@ class Saver:
 
     setup: Setup
     store: checkpoint.Store
-    origin: begin.Origin
+    resume_point: begin.ResumePoint
     identity: list[dict[str, Any]]  # of the data
     progress: loop.Progress
     lockstep: together.Lockstep
@@ -27,9 +27,11 @@ class Saver:
     _skipped: int = 0  # updates of this process, up to that checkpoint
 
     def save(self, n: int, state: step.State, scores: evaluate.Scores | None) -> None:
-        """Begin to save a state after n updates. Raises checkpoint.Unsaved."""
-        manifest = manifest_of(self.setup, n, self.origin, self.identity, scores, self.progress.in_a_row)
-        self.store.save(state, manifest, self.setup.description)
+        """Begin to save a state after n updates. Raises checkpoint.SaveError."""
+        manifest = make_manifest(
+            self.setup, n, self.resume_point, self.identity, scores, self.progress.consecutive_skipped
+        )
+        self.store.save(state, manifest, self.setup.tokenizer_description)
         self.newest, self._skipped = n, self.progress.skipped
 
     def rescue(self, state: step.State, error: BaseException) -> None:
@@ -38,27 +40,27 @@ class Saver:
         Nothing is saved where the storage has failed, at a second Ctrl-C, or by one of several processes where the
         others do not end with it.
         """
-        hurried = isinstance(error, KeyboardInterrupt) and self.setup.host.signals() is not None
-        alone = jax.process_count() > 1 and not self.lockstep.ended
-        if isinstance(error, checkpoint.Unsaved) or hurried or alone:
+        hurried = isinstance(error, KeyboardInterrupt) and self.setup.runtime.signals() is not None
+        alone = jax.process_count() > 1 and not self.lockstep.all_failed
+        if isinstance(error, checkpoint.SaveError) or hurried or alone:
             return
         with suppress(Exception):  # the error that ends the run may come again
-            self.progress.settle()
+            self.progress.flush()
         try:
             n = int(state["step"])
             if n - self.newest > self.progress.skipped - self._skipped:
                 self.save(n, state, None)
             self.store.wait()
-            if self.newest > self.origin.start:
+            if self.newest > self.resume_point.start:
                 self.progress.say(f"saved checkpoint {self.newest:,}, before the error that ends the run")
         except Exception as second:  # as where the error left no state: an update takes the old one
             self.progress.say(f"what was learnt last is not saved: {checkpoint.reason(second)}")
 
 
-def manifest_of(
+def make_manifest(
     setup: Setup,
     n: int,
-    origin: begin.Origin,
+    resume_point: begin.ResumePoint,
     identity: list[dict[str, Any]],
     scores: evaluate.Scores | None,
     skipped: int = 0,
@@ -70,15 +72,15 @@ def manifest_of(
         "config": setup.cfg.to_dict(),
         "table": table,
         "versions": together.versions(),
-        "revision": setup.host.revision,
+        "revision": setup.runtime.revision,
         "mesh": dict(setup.place.mesh.shape),
-        "phases": plan.phases_as_json(origin.phases),
-        "history": origin.history,
+        "phases": plan.phases_as_json(resume_point.phases),
+        "history": resume_point.history,
         "skipped": skipped,
         "data": identity,
-        "tokenizer": setup.fingerprint,
-        "classes": list(setup.names) if setup.names else None,
-        "files": origin.files or None,
+        "tokenizer": setup.tokenizer_fingerprint,
+        "classes": list(setup.class_names) if setup.class_names else None,
+        "files": resume_point.files or None,
         "inputs": getattr(setup.model.config, "inputs", None),
-        "metrics": (scores.judged or None) if scores else None,  # an empty held-out split measures nothing
+        "metrics": (scores.primary_metrics or None) if scores else None,  # an empty held-out split measures nothing
     }

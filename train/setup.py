@@ -20,8 +20,8 @@ from errors import UsageError, join_problems, raise_with, unknown
 from models import Model
 from models.spec import abstract
 from train import detection, evaluate, facts, images, mesh, multilabel, values
-from train.facts import HOW, Unread
-from train.host import Host
+from train.facts import COMPUTE_KNOBS, Unread
+from train.host import Runtime
 from train.record.ticker import Ticker
 from train.update import leaves, losses, step
 
@@ -38,13 +38,13 @@ class Setup:
     """What a config means on this machine: the model, its task, its placement."""
 
     cfg: Config
-    host: Host
+    runtime: Runtime
     model: Model
     task: losses.Task
     place: mesh.Placement
     dtype: Any
     tokenizer: tokenizers.Tokenizer | None
-    names: tuple[str, ...] | None = None  # of the data's classes, where they have some
+    class_names: tuple[str, ...] | None = None  # of the data's classes, where they have some
 
     @property
     def context(self) -> int | None:
@@ -52,68 +52,70 @@ class Setup:
         return self.model.config.context if self.tokenizer else None
 
     @property
-    def description(self) -> dict[str, Any] | None:
+    def tokenizer_description(self) -> dict[str, Any] | None:
         """The tokenizer's, as checkpoints carry it."""
         return self.tokenizer.description() if self.tokenizer else None
 
     @property
-    def fingerprint(self) -> str | None:
+    def tokenizer_fingerprint(self) -> str | None:
         """The tokenizer's, as manifests have it."""
         return tokenizers.fingerprint(self.tokenizer.description()) if self.tokenizer else None
 
     @property
-    def options(self) -> step.Options:
+    def options(self) -> step.StepOptions:
         """How an update is made."""
         train = self.cfg.train
-        return step.Options(
+        return step.StepOptions(
             dtype=self.dtype,
             accumulate=train.accumulate,
             ema=self.cfg.optim.ema,
             carry=train.batch if train.stateful else None,
             gradient=train.gradient,
             loss=self.cfg.loss,
-            frozen=leaves.frozen(self.cfg.optim.freeze, self.model.specs["params"]),
+            freeze_mask=leaves.freeze_mask(self.cfg.optim.freeze, self.model.specs["params"]),
         )
 
     @property
-    def prepare(self) -> plan.Augment:
+    def eval_transform(self) -> plan.Augment:
         """What happens to images that are evaluated."""
-        return images.examined(self.cfg, self.task.needs == "boxes", images.channels_of(self.cfg, self.model))
+        return images.eval_transform(
+            self.cfg, self.task.target_field == "boxes", images.image_channels(self.cfg, self.model)
+        )
 
 
-def load_source(cfg: Config, host: Host, name: str, split: str, tick: Tick = silent) -> Source:
+def load_source(cfg: Config, runtime: Runtime, name: str, split: str, tick: Tick = silent) -> Source:
     """A source of the config's data section."""
-    return sources.load(name, split, field=cfg.data.field, data_dir=host.environ.get("TFDS_DATA_DIR"), tick=tick)
+    return sources.load(name, split, field=cfg.data.field, data_dir=runtime.environ.get("TFDS_DATA_DIR"), tick=tick)
 
 
-def names_of(cfg: Config) -> list[str]:
+def dataset_names(cfg: Config) -> list[str]:
     """The data sets of a config: one, or the parts of a mixture."""
     return sources.split_names(cfg.data.name)
 
 
-def title_of(cfg: Config) -> str:
+def dataset_title(cfg: Config) -> str:
     """The data sets of a config as the title of a picture has them: of paths the last parts only."""
-    paths = ((name, Path(expand_home(name))) for name in names_of(cfg))
+    paths = ((name, Path(expand_home(name))) for name in dataset_names(cfg))
     return ", ".join(display_name(path) if path.is_absolute() or path.exists() else name for name, path in paths)
 
 
-def make_tokenizer(cfg: Config, host: Host) -> tokenizers.Tokenizer:
+def make_tokenizer(cfg: Config, runtime: Runtime) -> tokenizers.Tokenizer:
     """The tokenizer of a config; `char` reads every split, for held-out text, `word` and `bpe` the training one."""
     if cfg.data.tokenizer not in ("char", "word", tokenizers.BPE):
         return tokenizers.make(cfg.data.tokenizer, ())
     corpus: list[str] = []
-    for name in names_of(cfg):
-        every = sources.splits_of(name, host.environ.get("TFDS_DATA_DIR"), cfg.data.field)
+    for name in dataset_names(cfg):
+        every = sources.splits_of(name, runtime.environ.get("TFDS_DATA_DIR"), cfg.data.field)
         for split in every if cfg.data.tokenizer == "char" else (cfg.data.split,):
-            source = load_source(cfg, host, name, split)
+            source = load_source(cfg, runtime, name, split)
             corpus += () if isinstance(source, Examples) else source.documents
-    read = track(corpus, "reading documents for the tokenizer", Ticker(host), then="choosing tokens")
+    read = track(corpus, "reading documents for the tokenizer", Ticker(runtime), then="choosing tokens")
     return tokenizers.make(cfg.data.tokenizer, read, cfg.data.vocab_size)
 
 
 def set_up(
     cfg: Config,
-    host: Host,
+    runtime: Runtime,
     example: Source,
     tokenizer: dict[str, Any] | None,
     devices: list[jax.Device] | None = None,
@@ -129,25 +131,25 @@ def set_up(
     """
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
-    if wrong := list(values.wrong(cfg)):
+    if wrong := list(values.find_problems(cfg)):
         raise join_problems(wrong)
     compute, dtype, precision = PRECISIONS[cfg.train.precision]
     jax.config.update("jax_default_matmul_precision", precision)
 
-    task = losses.find(cfg.loss)
-    known = facts.of_data(cfg, example, task)
+    task = losses.get_task(cfg.loss)
+    known = facts.data_facts(cfg, example, task)
     with raise_with(unread(known)):
-        example = images.seen(cfg, example, model)
-        _hold_data_to_task(cfg, example, task)
+        example = images.transform_example(cfg, example, model)
+        _check_data_for_task(cfg, example, task)
     made = None
     if not isinstance(example, Examples):
         if tokenizer and tokenizer["kind"] != tokenizers.tokenizer_kind(cfg.data.tokenizer):
             kinds = f"the parameters go with {tokenizer['kind']!r}, not with {cfg.data.tokenizer!r}"
             raise UsageError(f"config key 'data.tokenizer': {kinds}")
-        made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, host)
-    sizes = _sizes(example, task, made)
-    model = model or _build(cfg, example, {**sizes, "compute": compute})
-    if task.needs == "targets" and "causal" not in model.traits and task.trait in model.traits:
+        made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, runtime)
+    sizes = _sizes_from_data(example, task, made)
+    model = model or _build_model(cfg, example, {**sizes, "compute": compute})
+    if task.target_field == "targets" and "causal" not in model.traits and task.trait in model.traits:
         raise UsageError(f"a {model.family} as configured sees the tokens that loss {cfg.loss!r} asks for")
     if task.trait not in model.traits:
         raise UsageError(f"family {cfg.model.family!r} cannot learn from {cfg.data.name!r} by loss {cfg.loss!r}")
@@ -156,18 +158,18 @@ def set_up(
         if have < value:
             whose = f"the tokenizer's {value} tokens" if name == "vocab" else f"the data's {value}"
             raise UsageError(f"model.{name} = {have} is too small for {whose}")
-        if have > value and (name == "outputs" or task.single or task.needs == "labels"):
+        if have > value and (name == "outputs" or task.single_score or task.target_field == "labels"):
             raise UsageError(f"model.{name} = {have} must be {value} for loss {cfg.loss!r} on {cfg.data.name!r}")
-    if useless := unread({**known, **facts.of_model(model)}):
+    if useless := unread({**known, **facts.model_facts(model)}):
         raise join_problems(useless)
     if isinstance(example, Examples):
-        _try_on(model, example, cfg)
-    place = mesh.place_on(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules.to_dict())
+        _check_shapes(model, example, cfg)
+    place = mesh.make_placement(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules.to_dict())
     jax.set_mesh(place.mesh)
-    return Setup(cfg, host, model, task, place, dtype, made, getattr(example, "names", None))
+    return Setup(cfg, runtime, model, task, place, dtype, made, getattr(example, "names", None))
 
 
-def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
+def _check_data_for_task(cfg: Config, example: Source, task: losses.Task) -> None:
     """Refuse data that do not hold the answer that the task asks for."""
     if isinstance(example, Texts):
         fields = {"targets"} | ({example.label_field} if example.labels is not None else set())
@@ -177,23 +179,23 @@ def _hold_data_to_task(cfg: Config, example: Source, task: losses.Task) -> None:
     else:
         fields = set(example.shapes)
         kind = f"examples with {', '.join(sorted(fields))}"
-    if task.needs not in fields:
-        able = ", ".join(name for name, other in losses.TASKS.items() if other.needs in fields)
+    if task.target_field not in fields:
+        able = ", ".join(name for name, other in losses.TASKS.items() if other.target_field in fields)
         raise UsageError(f"data set {cfg.data.name!r} holds {kind}, for the losses {able}; the config has {cfg.loss!r}")
 
 
-def _sizes(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
+def _sizes_from_data(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
     """Sizes of a model that the data fix, by the name of the Config's field."""
     sizes: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
-    if task.needs in ("label", "labels", "boxes"):
+    if task.target_field in ("label", "labels", "boxes"):
         assert not isinstance(example, ParallelText)
-        sizes["classes"] = 1 if task.single else example.classes
-    if task.needs == "target" and isinstance(example, Examples):
+        sizes["classes"] = 1 if task.single_score else example.classes
+    if task.target_field == "target" and isinstance(example, Examples):
         sizes["outputs"] = example.shapes["target"][0]
     return sizes
 
 
-def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
+def _build_model(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
     """The model, with what the data and the precision say where neither config nor size does.
 
     Classes are the data's where the config has none: those of a size are of the data that it was published for.
@@ -204,8 +206,8 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
     module = models.FAMILIES[family]
     fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
     known = {f.name for f in dataclasses.fields(module.Config)}
-    defaults = {**defaults, **how_of(cfg, family)}
-    for name in ("compute", *HOW):
+    defaults = {**defaults, **compute_fields(cfg, family)}
+    for name in ("compute", *COMPUTE_KNOBS):
         if name in fields:
             raise UsageError(f"config key 'model.{name}' is set by train.{'precision' if name == 'compute' else name}")
     if isinstance(example, Examples) and hasattr(module, "fit"):
@@ -216,16 +218,16 @@ def _build(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
     )
 
 
-def how_of(cfg: Config, family: str) -> dict[str, Any]:
-    """Fields of a family's Config by the knobs of HOW, as far as it has them."""
+def compute_fields(cfg: Config, family: str) -> dict[str, Any]:
+    """Fields of a family's Config by the knobs of COMPUTE_KNOBS, as far as it has them."""
     known = {f.name for f in dataclasses.fields(models.FAMILIES[family].Config)}
     how = dict(attention=cfg.train.attention, dispatch=cfg.train.dispatch, remat=cfg.train.remat, scan=cfg.train.scan)
     return {name: value for name, value in how.items() if name in known}
 
 
-def _try_on(model: Model, example: Examples, cfg: Config) -> None:
+def _check_shapes(model: Model, example: Examples, cfg: Config) -> None:
     """Run the model on the shapes of an example, with nothing computed. Raises UsageError where it cannot take it."""
-    row = {k: jax.ShapeDtypeStruct((1, *shape), _KINDS.get(k, jnp.float32)) for k, shape in example.shapes.items()}
+    row = {k: jax.ShapeDtypeStruct((1, *shape), _ROW_DTYPES.get(k, jnp.float32)) for k, shape in example.shapes.items()}
     try:
         jax.eval_shape(model.apply, abstract(model.specs), row)
     except UsageError:
@@ -238,7 +240,7 @@ def _try_on(model: Model, example: Examples, cfg: Config) -> None:
         ) from error
 
 
-_KINDS = {
+_ROW_DTYPES = {
     "tokens": jnp.int32,
     "label": jnp.int32,
     "kinds": jnp.int32,
@@ -249,33 +251,33 @@ def training_rows(setup: Setup, source: Source) -> plan.EpochSource:
     """What a source gives to train on: windows of text, or examples."""
     cfg = setup.cfg
     if setup.task.trait != "language_model":
-        return plan.ExampleSource(_examples(setup, source, exam=False))
+        return plan.ExampleSource(_to_examples(setup, source, evaluating=False))
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
     if cfg.train.stateful:
-        return sequences.StreamSource(source, setup.tokenizer, setup.context, cfg.train.batch, Ticker(setup.host))
-    return sequences.WindowSource(source, setup.tokenizer, setup.context, cfg.seed, Ticker(setup.host))
+        return sequences.StreamSource(source, setup.tokenizer, setup.context, cfg.train.batch, Ticker(setup.runtime))
+    return sequences.WindowSource(source, setup.tokenizer, setup.context, cfg.seed, Ticker(setup.runtime))
 
 
-def exam_of(setup: Setup, source: Source) -> evaluation.EvalSet:
+def make_eval_set(setup: Setup, source: Source) -> evaluation.EvalSet:
     """What a source gives to be evaluated on."""
     if setup.task.trait != "language_model":
-        return evaluation.from_examples(_examples(setup, source, exam=True), setup.prepare)
+        return evaluation.from_examples(_to_examples(setup, source, evaluating=True), setup.eval_transform)
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
     context = min(setup.context, setup.cfg.eval.context or setup.context)
-    return evaluation.from_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap, Ticker(setup.host))
+    return evaluation.from_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap, Ticker(setup.runtime))
 
 
-def measure_views(
+def evaluate_variables(
     setup: Setup,
-    examine: evaluate.Examiner,
-    views: dict[str, Any],
-    exam: evaluation.EvalSet,
+    eval_step: evaluate.EvalStep,
+    eval_variables: dict[str, Any],
+    eval_set: evaluation.EvalSet,
     limit: int | None,
-    stopped: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
     tick: Tick = silent,
 ) -> evaluate.Scores:
     """Measure all that there is to be evaluated, variables by prefix: parameters, perhaps their running mean.
@@ -284,28 +286,28 @@ def measure_views(
     """
     rows = setup.cfg.eval.batch or setup.cfg.train.batch
     found = {}
-    for prefix, variables in views.items():
-        scores = evaluate.evaluate(examine, variables, exam, setup.place, rows, limit, stopped, tick)
-        if isinstance(exam.fields, DetectionDataset):
-            scores = detection.with_precision(scores, exam.fields, images.size_for_boxes(setup.cfg))
-        if setup.task.needs == "labels":
-            names = setup.names or tuple(map(str, range(setup.model.config.classes)))
-            scores = multilabel.with_precision(scores, names, exam.clusters)
-        found[prefix] = evaluate.with_perplexity(scores) if setup.task.of_tokens else scores
-    return evaluate.joined(found)
+    for prefix, variables in eval_variables.items():
+        scores = evaluate.evaluate(eval_step, variables, eval_set, setup.place, rows, limit, should_stop, tick)
+        if isinstance(eval_set.fields, DetectionDataset):
+            scores = detection.with_precision(scores, eval_set.fields, images.detection_size(setup.cfg))
+        if setup.task.target_field == "labels":
+            names = setup.class_names or tuple(map(str, range(setup.model.config.classes)))
+            scores = multilabel.with_precision(scores, names, eval_set.clusters)
+        found[prefix] = evaluate.with_perplexity(scores) if setup.task.per_token else scores
+    return evaluate.merge(found)
 
 
-def _examples(setup: Setup, source: Source, exam: bool) -> Examples:
+def _to_examples(setup: Setup, source: Source, evaluating: bool) -> Examples:
     if isinstance(source, Examples):
         return source
     assert setup.tokenizer is not None
     assert setup.context is not None
-    parts, tick = setup.place.seq_shards, Ticker(setup.host)
+    parts, tick = setup.place.seq_shards, Ticker(setup.runtime)
     if isinstance(source, ParallelText):
-        length = None if exam else setup.cfg.data.max_length
+        length = None if evaluating else setup.cfg.data.max_length
         limit = min(setup.context, length or setup.context)
         return pairs.translation_rows(
-            source, setup.tokenizer, limit, truncate=exam, pad_to_limit=length is not None, parts=parts, tick=tick
+            source, setup.tokenizer, limit, truncate=evaluating, pad_to_limit=length is not None, parts=parts, tick=tick
         )
     length = min(setup.context, setup.cfg.data.max_length or setup.context)
     return sequences.pad_documents(source, setup.tokenizer, length, parts, tick)

@@ -14,10 +14,10 @@ import optax
 import orbax.checkpoint
 
 from errors import UsageError
-from train.host import Host
+from train.host import Runtime
 
 
-class Elsewhere(RuntimeError):
+class OtherProcessFailed(RuntimeError):
     """Another process of the run has failed, which says why."""
 
 
@@ -25,11 +25,11 @@ class Elsewhere(RuntimeError):
 class Lockstep:
     """Holds processes together where they read: none begins an update for which another has no batch."""
 
-    host: Host
-    ended: bool = False  # one had none: all have raised before the same update
+    runtime: Runtime
+    all_failed: bool = False  # one had none: all have raised before the same update
 
     def batches(self, batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
-        """The batches of this process. Raises what reading raises, and Elsewhere in all other processes."""
+        """The batches of this process. Raises what reading raises, and OtherProcessFailed in all other processes."""
         while True:
             error = None
             try:
@@ -38,11 +38,11 @@ class Lockstep:
                 return
             except Exception as found:
                 error = found
-            self.ended = self.host.anywhere(error is not None)
+            self.all_failed = self.runtime.any_process(error is not None)
             if error is not None:
                 raise error
-            if self.ended:
-                raise Elsewhere("another process has failed")
+            if self.all_failed:
+                raise OtherProcessFailed("another process has failed")
             yield batch
 
 
@@ -52,13 +52,13 @@ def versions() -> dict[str, str]:
     return {**found, "orbax": orbax.checkpoint.__version__}
 
 
-def compare(host: Host, data: Mapping[tuple[str, str], Any]) -> None:
+def check_same_data(runtime: Runtime, data: Mapping[tuple[str, str], Any]) -> None:
     """Hold all processes to the same versions and data, identities by name and split. Raises UsageError."""
     facts = {f"the version of {name}": found for name, found in versions().items()}
-    host.agree({**facts, **{f"the data {name}, {split}": identity for (name, split), identity in data.items()}})
+    runtime.agree({**facts, **{f"the data {name}, {split}": identity for (name, split), identity in data.items()}})
 
 
-def share(workdir: str, host: Host) -> None:
+def check_shared_workdir(workdir: str, runtime: Runtime) -> None:
     """Hold all processes to one folder: they look for a mark that process 0 leaves there. Raises UsageError."""
     if jax.process_count() == 1 or "://" in workdir:
         return
@@ -66,8 +66,8 @@ def share(workdir: str, host: Host) -> None:
     if jax.process_index() == 0:
         mark.write_text(secrets.token_hex(8))
     try:
-        host.agree({})  # the mark is there now
-        host.agree({"mark": mark.read_text() if mark.exists() else None})
+        runtime.agree({})  # the mark is there now
+        runtime.agree({"mark": mark.read_text() if mark.exists() else None})
     except UsageError:
         text = f"--workdir={workdir} is not one folder for all processes: give one that they share"
         raise UsageError(text) from None

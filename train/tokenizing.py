@@ -8,11 +8,11 @@ from data.kinds import Examples
 from data.progress import track
 from data.subwords import train_bpe
 from errors import UsageError
-from train.host import Host
+from train.host import Runtime
 from train.record.ticker import Ticker
 
 
-def learn(name: str, split: str, field: str | None, size: int, to: str, host: Host) -> None:
+def train_tokenizer(name: str, split: str, field: str | None, size: int, to: str, runtime: Runtime) -> None:
     """Learn a byte-level BPE from a set's texts, write it, and say how well it packs them.
 
     Raises UsageError for a set that holds no text, a file that is there, and a size that the text cannot fill.
@@ -20,10 +20,10 @@ def learn(name: str, split: str, field: str | None, size: int, to: str, host: Ho
     file = Path(to)
     if file.exists():
         raise UsageError(f"{to} is there already; give another --output")
-    source = sources.load(name, split, field=field, data_dir=host.environ.get("TFDS_DATA_DIR"))
+    source = sources.load(name, split, field=field, data_dir=runtime.environ.get("TFDS_DATA_DIR"))
     if isinstance(source, Examples):
         raise UsageError(f"data set {name!r} holds no text to learn a tokenizer from")
-    ticker = Ticker(host)
+    ticker = Ticker(runtime)
     made = train_bpe(track(source.documents, "counting words of documents", ticker, then="joining tokens"), size)
     if made.vocab < size:
         raise UsageError(
@@ -35,4 +35,4 @@ def learn(name: str, split: str, field: str | None, size: int, to: str, host: Ho
     os.replace(part, file)
     tokens = sum(len(made.encode(document)) for document in track(source.documents, "tokenising documents", ticker))
     count = sum(len(document.encode()) for document in source.documents)
-    host.say(f"{to}: {made.vocab:,} tokens, {count / max(tokens, 1):.3f} bytes a token on {name}, {split}")
+    runtime.say(f"{to}: {made.vocab:,} tokens, {count / max(tokens, 1):.3f} bytes a token on {name}, {split}")

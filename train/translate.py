@@ -17,7 +17,7 @@ from models import Model
 from models.spec import Spec
 
 
-def take(cache: Any, table: Any, rows: Int[Array, "b"]) -> Any:
+def gather_cache_rows(cache: Any, table: Any, rows: Int[Array, "b"]) -> Any:
     """A cache whose rows are those of another, by number: cache, its table, rows [B] -> a cache of B rows."""
 
     def one(spec: Spec, held: Array) -> Array:
@@ -26,7 +26,7 @@ def take(cache: Any, table: Any, rows: Int[Array, "b"]) -> Any:
     return jax.tree.map(one, table, cache)
 
 
-def penalised(total: Float[Array, "*b"], length: Int[Array, ""], penalty: float | Float[Array, ""]) -> Array:
+def normalise_by_length(total: Float[Array, "*b"], length: Int[Array, ""], penalty: float | Float[Array, ""]) -> Array:
     """Log-probabilities by the length penalty: [...], tokens with the end token [], alpha -> [...], in nats.
 
     Source: Wu et al. 2016, arXiv:1609.08144, eq. 14, without its coverage.
@@ -34,7 +34,7 @@ def penalised(total: Float[Array, "*b"], length: Int[Array, ""], penalty: float 
     return total / ((5 + length) / 6) ** penalty
 
 
-def translate(
+def beam_search(
     model: Model,
     variables: Any,
     source: Int[Array | np.ndarray, "b s"],
@@ -74,11 +74,11 @@ def translate(
     mask = jnp.ones(source.shape) if source_mask is None else jnp.asarray(source_mask, jnp.float32)
     if mask.shape != source.shape:
         raise UsageError(f"translation wants a source_mask like the source, {source.shape}, not {mask.shape}")
-    return _search(model, variables, source, mask, start, stop, penalty, count=count, beams=beams)
+    return _beam_search(model, variables, source, mask, start, stop, penalty, count=count, beams=beams)
 
 
 @partial(jax.jit, static_argnames=("model", "count", "beams"))
-def _search(
+def _beam_search(
     model: Model,
     variables: Any,
     source: Array,
@@ -100,7 +100,7 @@ def _search(
     def step(state: dict[str, Any]) -> dict[str, Any]:
         """Read what was written last, and write one token more."""
         last = jnp.take(state["tokens"], state["n"] - 1, 2).reshape(B * K, 1)
-        return _grown({**state, **read({"tokens": last}, state["cache"])}, table, stop, penalty)
+        return _extend_beams({**state, **read({"tokens": last}, state["cache"])}, table, stop, penalty)
 
     first = {"tokens": jnp.full((B, 1), start, jnp.int32), "source": source, "source_mask": mask}
     begun = read(first, model.cache(B, count, source.shape[1]))
@@ -109,29 +109,29 @@ def _search(
     state = {
         "n": jnp.zeros((), jnp.int32),  # tokens written
         "next": begun["next"][every],  # log-probabilities of the next, [B*K V]
-        "cache": take(begun["cache"], table, every),
+        "cache": gather_cache_rows(begun["cache"], table, every),
         "tokens": blank,
         "total": none.at[:, 0].set(0.0),  # log-probabilities; at first there is one hypothesis, of no tokens
         "ended": {"tokens": blank, "score": none},
     }
-    state = _grown(state, table, stop, penalty)
+    state = _extend_beams(state, table, stop, penalty)
 
     def hopes(state: dict[str, Any]) -> Array:
         """Whether a row's hypotheses could still end better, at best with nothing but certain tokens up to the last."""
         best = state["ended"]["score"][:, 0]
         if K == 1:  # greedy: the first end it is
             return jnp.any(best == -jnp.inf)
-        return jnp.any(penalised(jnp.max(state["total"], 1), jnp.asarray(count), penalty) > best)
+        return jnp.any(normalise_by_length(jnp.max(state["total"], 1), jnp.asarray(count), penalty) > best)
 
     state = jax.lax.while_loop(lambda s: (s["n"] < count) & hopes(s), step, state)
-    open_ = {"tokens": state["tokens"], "score": penalised(state["total"], state["n"], penalty)}
+    open_ = {"tokens": state["tokens"], "score": normalise_by_length(state["total"], state["n"], penalty)}
     any_ = state["ended"]["score"][:, 0] > -jnp.inf
     told = {k: jnp.where(jnp.expand_dims(any_, range(1, v.ndim)), state["ended"][k], v) for k, v in open_.items()}
-    best = _best(told, 1)
+    best = _top_hypotheses(told, 1)
     return best["tokens"][:, 0], best["score"][:, 0]
 
 
-def _grown(state: dict[str, Any], table: Any, stop: Array, penalty: Array) -> dict[str, Any]:
+def _extend_beams(state: dict[str, Any], table: Any, stop: Array, penalty: Array) -> dict[str, Any]:
     """The state with one more token a hypothesis, its cache's rows where the hypotheses now are."""
     (B, K), n = state["total"].shape, state["n"]
     V = state["next"].shape[-1]
@@ -142,7 +142,7 @@ def _grown(state: dict[str, Any], table: Any, stop: Array, penalty: Array) -> di
 
     ends, rank = token == stop, jnp.arange(token.shape[1])[None]
     ended = ends & (rank < K) & (total > -jnp.inf)
-    score = jnp.where(ended, penalised(total, n + 1, penalty), -jnp.inf)
+    score = jnp.where(ended, normalise_by_length(total, n + 1, penalty), -jnp.inf)
     new = {"tokens": tokens, "score": score}
     both = {name: jnp.concatenate([held, new[name]], 1) for name, held in state["ended"].items()}
 
@@ -152,14 +152,14 @@ def _grown(state: dict[str, Any], table: Any, stop: Array, penalty: Array) -> di
     return {
         "n": n + 1,
         "next": state["next"],
-        "cache": {**take(state["cache"], table, rows.reshape(-1)), "memory": memory},
+        "cache": {**gather_cache_rows(state["cache"], table, rows.reshape(-1)), "memory": memory},
         "tokens": jnp.take_along_axis(tokens, place[:, :, None], 1),
         "total": total,
-        "ended": _best(both, K),
+        "ended": _top_hypotheses(both, K),
     }
 
 
-def _best(hypotheses: dict[str, Array], count: int) -> dict[str, Array]:
+def _top_hypotheses(hypotheses: dict[str, Array], count: int) -> dict[str, Array]:
     """The best by score, best first: tokens [B K T], score [B K] -> the same of `count`."""
     score, place = jax.lax.top_k(hypotheses["score"], count)
     return {"tokens": jnp.take_along_axis(hypotheses["tokens"], place[:, :, None], 1), "score": score}

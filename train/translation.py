@@ -24,7 +24,7 @@ from train.setup import Setup
 
 RESAMPLES = 1000  # of the test set, for confidence intervals
 TO_NORMAL = 1.96  # half a 95 % interval in standard errors
-WORDLESS = {"zh": "zh", "ja": "char", "ko": "char"}  # languages that BLEU's usual tokenizer leaves whole
+BLEU_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char"}  # languages that BLEU's usual tokenizer leaves whole
 DRAWN, EASY, LONGEST = 4, 24, 96  # sentences whose attention is drawn; tokens that read well; and at most
 
 
@@ -41,7 +41,7 @@ class Metric(NamedTuple):
         return f"{self.name} {self.value:.2f} ± {self.stderr:.2f} ({self.signature})"
 
 
-def scored(hypotheses: Sequence[str], references: Sequence[str], language: str = "") -> tuple[Metric, ...]:
+def bleu_and_chrf(hypotheses: Sequence[str], references: Sequence[str], language: str = "") -> tuple[Metric, ...]:
     """BLEU and chrF of a corpus as sacrebleu computes them, standard errors by its bootstrap over sentences.
 
     The error is half of the 95 % interval over 1.96, of one sentence nan. `language` is that of the references, as de,
@@ -56,7 +56,7 @@ def scored(hypotheses: Sequence[str], references: Sequence[str], language: str =
             return float(super()._compute_f_score(statistics))
 
     found = []
-    words = WORDLESS.get(language.lower().replace("_", "-").split("-")[0], "13a")
+    words = BLEU_TOKENIZERS.get(language.lower().replace("_", "-").split("-")[0], "13a")
     for name, metric in (("BLEU", BLEU(tokenize=words)), ("chrF", Chrf())):
         score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=RESAMPLES)
         told = json.loads(score.format(width=4, signature=str(metric.get_signature()), is_json=True))
@@ -65,7 +65,7 @@ def scored(hypotheses: Sequence[str], references: Sequence[str], language: str =
     return tuple(found)
 
 
-def of_sentences(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """chrF of each sentence [n]."""
     from sacrebleu.metrics import CHRF
 
@@ -73,7 +73,7 @@ def of_sentences(hypotheses: Sequence[str], references: Sequence[str]) -> np.nda
     return np.array([metric.sentence_score(h, [r]).score for h, r in zip(hypotheses, references, strict=True)])
 
 
-class Written:
+class Translations:
     """What a translator makes of the texts of pairs, of as many as eval.limit says; on one device of one process."""
 
     def __init__(self, setup: Setup, variables: Any, pairs: ParallelText) -> None:
@@ -82,25 +82,25 @@ class Written:
         size = -(-(setup.cfg.eval.batch or setup.cfg.train.batch) // shards) * shards  # as the loss is measured
         pairs = pairs if limit is None else pairs.first(limit * size)
         self.setup, self.tokenizer, self.pairs, self.size = setup, setup.tokenizer, pairs, size
-        self.place = mesh.place_on(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)
+        self.place = mesh.make_placement(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)
         self.variables = jax.device_put(variables, self.place.shardings({"stats": {}, **setup.model.specs}))
         with jax.set_mesh(self.place.mesh):
-            self.tokens = self._translated()
+            self.tokens = self._translate()
         self.texts = [self.tokenizer.decode(ids) for ids in self.tokens]
 
     @cached_property
     def scores(self) -> tuple[Metric, ...]:
         """BLEU and chrF, resampled once."""
-        return scored(self.texts, self.pairs.translations, self.pairs.languages[1])
+        return bleu_and_chrf(self.texts, self.pairs.translations, self.pairs.languages[1])
 
-    def _translated(self) -> list[np.ndarray]:
+    def _translate(self) -> list[np.ndarray]:
         """The tokens of a translation of each text, without its end, at most model.context of them."""
         model, cfg, pairs = self.setup.model, self.setup.cfg, self.pairs
         context, stop = model.config.context, self.tokenizer.eot
         fields = translation_rows(pairs, self.tokenizer, context, truncate=True).__getitems__(range(len(pairs)))
         how = dict(start=bos_id(self.tokenizer), stop=stop, beams=cfg.eval.num_beams, penalty=cfg.eval.length_penalty)
-        size, found, ticker = self.size, list[np.ndarray](), Ticker(self.setup.host)
-        search = ticker.compiling(partial(translate.translate, model, self.variables, count=context, **how))
+        size, found, ticker = self.size, list[np.ndarray](), Ticker(self.setup.runtime)
+        search = ticker.report_compile(partial(translate.beam_search, model, self.variables, count=context, **how))
         ticker("translating", 0, len(pairs))
         for first in range(0, len(pairs), size):
             index = np.minimum(np.arange(first, first + size), len(pairs) - 1)  # the last batch is filled up
@@ -112,20 +112,22 @@ class Written:
 
     def draw(self, workdir: str, n: int) -> list[Path]:
         """Write translations beside their references, draw attention where the model has some -> the files."""
-        title, start = pictures.begin(self.setup, workdir, n)
-        quality = of_sentences(self.texts, self.pairs.translations)
+        title, start = pictures.start_plots(self.setup, workdir, n)
+        quality = sentence_chrf(self.texts, self.pairs.translations)
         head = "\n".join([title, *map(str, self.scores)])
-        drawn = [translated.side_by_side(self.pairs, self.texts, quality, head, Path(f"{start}-translations.txt"))]
+        drawn = [
+            translated.write_side_by_side(self.pairs, self.texts, quality, head, Path(f"{start}-translations.txt"))
+        ]
         try:
             with jax.set_mesh(self.place.mesh):
-                sentences = [self._attended(i) for i in self._easy()]
+                sentences = [self._attention_map(i) for i in self._pick_sentences()]
         except UsageError:  # a network without attention
             return drawn
         if sentences:
-            drawn.append(translated.attention(sentences, title, Path(f"{start}-attention.png")))
+            drawn.append(translated.draw_attention(sentences, title, Path(f"{start}-attention.png")))
         return drawn
 
-    def _easy(self) -> list[int]:
+    def _pick_sentences(self) -> list[int]:
         """Sentences to draw: some of those that are short on both sides, or where there are none the shortest."""
         texts = [self.tokenizer.encode(text) for text in self.pairs.texts]
         longer = [max(len(text), len(ids)) for text, ids in zip(texts, self.tokens, strict=True)]
@@ -133,16 +135,16 @@ class Written:
         short = [i for i in known if longer[i] < EASY and len(self.tokens[i]) > 2]
         return short[:: max(1, len(short) // DRAWN)][:DRAWN] or sorted(known, key=longer.__getitem__)[:DRAWN]
 
-    def _attended(self, i: int) -> translated.Attended:
+    def _attention_map(self, i: int) -> translated.AttentionMap:
         stop, model = self.tokenizer.eot, self.setup.model
         source = np.append(self.tokenizer.encode(self.pairs.texts[i]), stop).astype(np.int32)
         tokens = np.append(bos_id(self.tokenizer), self.tokens[i]).astype(np.int32)
         inputs = {"source": jnp.asarray(source)[None], "tokens": jnp.asarray(tokens)[None]}
         share = model.module.alignment(self.variables, inputs, model.config)
-        return translated.Attended(
-            self._words(source), self._words(np.append(self.tokens[i], stop)), np.asarray(share[0])
+        return translated.AttentionMap(
+            self._token_texts(source), self._token_texts(np.append(self.tokens[i], stop)), np.asarray(share[0])
         )
 
-    def _words(self, ids: np.ndarray) -> list[str]:
+    def _token_texts(self, ids: np.ndarray) -> list[str]:
         """What each token says, a middle dot for a space; an end where it says nothing."""
         return [self.tokenizer.decode([int(i)]).replace(" ", "·") or "end" for i in ids]

@@ -9,26 +9,32 @@ from data.kinds import Source, Texts
 from errors import UsageError
 from models import Model, published
 from models.published import labels
-from train.host import Host
-from train.restored import PIXELS, fields_of, loss_of, plain, take_pixels
-from train.setup import HOW, Config, load_source, names_of
+from train.host import Runtime
+from train.restored import PREPROCESSING_KNOBS, default_loss, model_fields, normalise_names, set_preprocessing
+from train.setup import COMPUTE_KNOBS, Config, dataset_names, load_source
 from train.update import losses
 
 DEFAULTS: dict[str, Any] = {  # without a config file, those of transformers' Trainer
     **{"optim.lr": 5e-5, "optim.clip_norm": 1.0, "schedule.name": "linear", "train.batch": 8}
 }
-FOLLOWED = ("loss", "data.tokenizer", "data.vocab_size", *(f"data.{name}" for name in PIXELS), "init_fresh")
+FOLDER_KNOBS = (
+    "loss",
+    "data.tokenizer",
+    "data.vocab_size",
+    *(f"data.{name}" for name in PREPROCESSING_KNOBS),
+    "init_fresh",
+)
 CLASSIFIER = {"head": "classes", "pool": "first", "pooler": True}  # what a bare network becomes for data with labels
 HEADS = ("head", "pooler")  # parts that start fresh where a folder has none that fit
 
 
-def take(
+def configure(
     cfg: Config,
     folder: str,
-    host: Host,
+    runtime: Runtime,
     ignore: Iterable[str] = (),
     given: Container[str] = (),
-    kept: Config | None = None,
+    saved: Config | None = None,
 ) -> None:
     """Make a config one of fine-tuning a folder's network: model, loss, tokenizer, images, what starts fresh.
 
@@ -39,20 +45,20 @@ def take(
     for key in ("model.family", "model.size", "init_from"):
         if key in given:
             raise UsageError(f"config key {key!r} cannot be set: --pretrained={folder} says it")
-    chosen = {name: value for name, value in fields_of(cfg).items() if f"model.{name}" in given}
+    chosen = {name: value for name, value in model_fields(cfg).items() if f"model.{name}" in given}
     with cfg.unlocked(), cfg.ignore_type():
         cfg.init_from = folder
-        if kept is not None:
-            cfg.model = {**kept.model.to_dict(), **chosen}
-            for key in (key for key in FOLLOWED if key not in given):
+        if saved is not None:
+            cfg.model = {**saved.model.to_dict(), **chosen}
+            for key in (key for key in FOLDER_KNOBS if key not in given):
                 section, _, name = key.rpartition(".")
-                (cfg[section] if section else cfg)[name] = (kept[section] if section else kept)[name]
+                (cfg[section] if section else cfg)[name] = (saved[section] if section else saved)[name]
             return
-        source = load_source(cfg, host, names_of(cfg)[0], cfg.data.split)
-        model, whole = _network(cfg, folder, ignore, chosen, source)
-        cfg.loss = cfg.loss if "loss" in given else _loss(model, folder, source)
+        source = load_source(cfg, runtime, dataset_names(cfg)[0], cfg.data.split)
+        model, whole = _read_networks(cfg, folder, ignore, chosen, source)
+        cfg.loss = cfg.loss if "loss" in given else _training_loss(model, folder, source)
         if model.module.INPUT == "image":
-            take_pixels(cfg, folder, model, host, given)
+            set_preprocessing(cfg, folder, model, runtime, given)
         elif "data.tokenizer" not in given:
             cfg.data.tokenizer, cfg.data.vocab_size = "subword", None
         found = published.find(model, folder)
@@ -60,21 +66,25 @@ def take(
             if says := found.tie_hint(name):
                 raise UsageError(f"{folder}: tensor {name!r} is not part of this network{says}")
         if "init_fresh" not in given:
-            cfg.init_fresh = ",".join(_fresh(found, whole, folder, source)) or None
-        describe(cfg, model, folder, leave=() if "classes" in chosen else ("classes",))
+            cfg.init_fresh = ",".join(_fresh_parts(found, whole, folder, source)) or None
+        set_model_fields(cfg, model, folder, leave=() if "classes" in chosen else ("classes",))
 
 
-def describe(cfg: Config, model: Model, folder: str, leave: Container[str] = ()) -> None:
+def set_model_fields(cfg: Config, model: Model, folder: str, leave: Container[str] = ()) -> None:
     """Write a network of a folder into a config's model section, but for the fields to `leave` to the data."""
-    named = size_of(model, folder) if "detector" in model.traits else None
-    skipped = ("compute", *HOW, *(("layers",) if named else ()))  # compute and HOW are the trainer's
+    named = matching_size(model, folder) if "detector" in model.traits else None
+    skipped = (
+        "compute",
+        *COMPUTE_KNOBS,
+        *(("layers",) if named else ()),
+    )  # compute and COMPUTE_KNOBS are the trainer's
     fields = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)}
     kept = {name: value for name, value in fields.items() if name not in skipped and name not in leave}
     with cfg.unlocked(), cfg.ignore_type():
         cfg.model = {"family": model.family, "size": named, **kept}
 
 
-def size_of(model: Model, folder: str) -> str:
+def matching_size(model: Model, folder: str) -> str:
     """The size of a detector that has its layers, which no config can list. Raises UsageError where none has."""
     sizes = models.FAMILIES[model.family].SIZES
     found = [name for name, fields in sizes.items() if fields["layers"] == model.config.layers]
@@ -84,7 +94,7 @@ def size_of(model: Model, folder: str) -> str:
     return found[0]
 
 
-def _network(
+def _read_networks(
     cfg: Config, folder: str, ignore: Iterable[str], chosen: dict[str, Any], source: Source
 ) -> tuple[Model, Model]:
     """The network to train, and the one that the folder holds: for data with labels, a classifier of their classes."""
@@ -94,23 +104,23 @@ def _network(
         return model, whole
     if "head" in fields and "head" not in chosen and model.config.head != "classes":
         chosen = {**{name: value for name, value in CLASSIFIER.items() if name in fields}, **chosen}
-    single = losses.find(cfg.loss).single
+    single = losses.get_task(cfg.loss).single_score
     return published.read_config(folder, ignore, **{"classes": 1 if single else classes, **chosen}), whole
 
 
-def _loss(model: Model, folder: str, source: Source) -> str:
+def _training_loss(model: Model, folder: str, source: Source) -> str:
     """The loss of a run: a classifier's is that of the data's labels, one or several a row."""
     if "classifier" not in model.traits:
-        return loss_of(model, folder)
+        return default_loss(model, folder)
     several = source.label_field == "labels" if isinstance(source, Texts) else "labels" in getattr(source, "shapes", ())
     return "sigmoid" if several else "softmax"
 
 
-def _fresh(found: published.PretrainedTensors, whole: Model, folder: str, source: Source) -> list[str]:
+def _fresh_parts(found: published.PretrainedTensors, whole: Model, folder: str, source: Source) -> list[str]:
     """The parts of a classifier that the folder lacks, or has for other classes."""
     if "classifier" not in found.model.traits:
         return []
     amiss = {path.split("/")[0] for path in found.names if found.problems(path)}
     theirs, ours = labels.read(folder), getattr(source, "names", None)
-    renamed = "classifier" in whole.traits and theirs and ours and plain(theirs) != plain(ours)
+    renamed = "classifier" in whole.traits and theirs and ours and normalise_names(theirs) != normalise_names(ours)
     return [part for part in HEADS if part in amiss or (renamed and part == "head")]

@@ -8,7 +8,7 @@ from train import images
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 
-LEAST = {  # of knobs that count something
+MINIMUM = {  # of knobs that count something
     1: (
         *("train.steps", "log.every", "data.prefetch", "eval.every", "eval.batch", "eval.limit", "eval.context"),
         *("checkpoint.every", "checkpoint.keep", "data.vocab_size", "data.max_length", "eval.num_beams"),
@@ -17,9 +17,9 @@ LEAST = {  # of knobs that count something
 }
 
 
-def wrong(cfg: Config) -> Iterator[str]:
+def find_problems(cfg: Config) -> Iterator[str]:
     """The knobs whose values are out of range, a line each with key, value and range."""
-    for least, keys in LEAST.items():
+    for least, keys in MINIMUM.items():
         for key in keys:
             section, name = key.split(".")
             value = cfg[section][name]
@@ -36,7 +36,7 @@ def wrong(cfg: Config) -> Iterator[str]:
         yield f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}"
     if cfg.data.vocab_size is None and cfg.data.tokenizer == tokenizers.BPE:
         yield "config key 'data.tokenizer' = 'bpe' wants data.vocab_size, how many tokens to learn"
-    yield from images.wrong_values(cfg)
+    yield from images.find_problems(cfg)
 
 
 OR_NONE = (

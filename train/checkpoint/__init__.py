@@ -5,42 +5,42 @@ manifest holds a digest of each leaf, computed on device at the save, and a dige
 again, and compares shape and dtype too, so that nothing is restored changed, or in part, without a word.
 """
 
-from train.checkpoint.folder import prepare, reason, steps, write_whole
+from train.checkpoint.folder import prepare, reason, steps, write_atomic
 from train.checkpoint.lock import lock
-from train.checkpoint.manifest import Damaged, Manifest, load_manifest, note_metrics, readable
+from train.checkpoint.manifest import CorruptCheckpoint, Manifest, add_metrics, load_manifest, readable_manifests
 from train.checkpoint.restore import (
     as_dict,
-    first_good,
+    first_restorable,
     load_tokenizer,
+    quarantine,
     restore,
     restore_leaves,
     select,
-    set_aside,
     split_name,
 )
-from train.checkpoint.store import Store, Unsaved
+from train.checkpoint.store import SaveError, Store
 from train.digests import digests
 
 __all__ = [
-    "Damaged",
+    "CorruptCheckpoint",
     "Manifest",
+    "SaveError",
     "Store",
-    "Unsaved",
+    "add_metrics",
     "as_dict",
     "digests",
-    "first_good",
+    "first_restorable",
     "load_manifest",
     "load_tokenizer",
     "lock",
-    "note_metrics",
     "prepare",
-    "readable",
+    "quarantine",
+    "readable_manifests",
     "reason",
     "restore",
     "restore_leaves",
     "select",
-    "set_aside",
     "split_name",
     "steps",
-    "write_whole",
+    "write_atomic",
 ]

@@ -16,7 +16,7 @@ LOCK = "lock"  # the file of a workdir that a run holds while it writes there
 STEP = re.compile(r"0|[1-9][0-9]*")  # how a checkpoint's folder is called
 
 
-def folder_of(workdir: str) -> epath.Path:
+def checkpoint_dir(workdir: str) -> epath.Path:
     """The folder of a workdir's checkpoints, absolute."""
     path = epath.Path(workdir)
     return (path if "://" in workdir else path.absolute()) / "checkpoints"
@@ -24,7 +24,7 @@ def folder_of(workdir: str) -> epath.Path:
 
 def steps(workdir: str) -> list[int]:
     """The checkpoints of a workdir, oldest first, damaged ones among them; other names are passed over."""
-    folder = folder_of(workdir)
+    folder = checkpoint_dir(workdir)
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(int(path.name) for path in found if STEP.fullmatch(path.name) and path.is_dir())
 
@@ -34,7 +34,7 @@ def prepare(workdir: str) -> None:
 
     Raises UsageError for a path that cannot hold checkpoints, and for a folder that cannot be written, with the reason.
     """
-    folder = folder_of(workdir)
+    folder = checkpoint_dir(workdir)
     wrong = UNUSABLE.search(str(folder))
     if wrong:
         raise UsageError(f"--workdir={workdir}: a path with {wrong[0]!r} cannot hold checkpoints; take another name")
@@ -42,7 +42,7 @@ def prepare(workdir: str) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for place in (folder.parent, folder):
             if place.exists():
-                try_to_write(place)
+                check_writable(place)
         if "://" not in workdir:
             lock = folder.parent / LOCK
             if lock.exists():
@@ -52,7 +52,7 @@ def prepare(workdir: str) -> None:
         raise UsageError(f"--workdir={workdir} cannot hold checkpoints: {reason(error)}") from None
 
 
-def try_to_write(folder: epath.Path) -> None:
+def check_writable(folder: epath.Path) -> None:
     """Write a small file into a folder and remove it. Raises as the storage does."""
     trial = folder / f"trial-{jax.process_index()}"
     trial.write_bytes(bytes(4096))
@@ -69,7 +69,7 @@ def reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def anywhere(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether a flag is set in any process; all processes call this."""
     if jax.process_count() == 1:
         return flag
@@ -83,7 +83,7 @@ def read_text(path: epath.Path) -> str:
     return path.read_text()
 
 
-def write_whole(path: epath.Path, text: str) -> None:
+def write_atomic(path: epath.Path, text: str) -> None:
     """Write a file so that a kill leaves the old one or the new one, never a part. Raises OSError with its name."""
     draft = path.parent / f"{path.name}.draft"
     try:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from errors import UsageError
-from train.checkpoint.folder import folder_of, read_text, steps, write_whole
+from train.checkpoint.folder import checkpoint_dir, read_text, steps, write_atomic
 
 SCHEMA = 2  # 1 had no digest
 Manifest = dict[str, Any]
@@ -39,17 +39,17 @@ ENTRIES: dict[str, dict[str, type]] = {  # of those fields that hold several of 
 }
 
 
-class Damaged(RuntimeError):
+class CorruptCheckpoint(RuntimeError):
     """A checkpoint whose files do not hold what was saved."""
 
 
-def seal(manifest: Manifest) -> str:
+def dump_manifest(manifest: Manifest) -> str:
     """The text of a manifest, with its schema and digest."""
     body = json.loads(json.dumps({**manifest, "schema": SCHEMA}))
-    return json.dumps({**body, "digest": digest_of(body)}, indent=1)
+    return json.dumps({**body, "digest": manifest_digest(body)}, indent=1)
 
 
-def digest_of(manifest: Manifest) -> str:
+def manifest_digest(manifest: Manifest) -> str:
     """SHA-256 over all of a manifest but its digest, keys in order."""
     body = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -58,27 +58,27 @@ def digest_of(manifest: Manifest) -> str:
 def load_manifest(workdir: str, step: int) -> Manifest:
     """The manifest of a checkpoint.
 
-    Raises Damaged where it cannot be read or is not what was written, UsageError for one of a newer schema.
+    Raises CorruptCheckpoint where it cannot be read or is not what was written, UsageError for one of a newer schema.
     """
     where = f"checkpoint {step} of {workdir}"
     try:
-        manifest = json.loads(read_text(folder_of(workdir) / str(step) / "manifest.json"))
+        manifest = json.loads(read_text(checkpoint_dir(workdir) / str(step) / "manifest.json"))
         schema, digest = manifest["schema"], manifest.get("digest")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{where} is damaged: its manifest.json cannot be read ({error})") from None
+        raise CorruptCheckpoint(f"{where} is damaged: its manifest.json cannot be read ({error})") from None
     if schema == 1 and digest is None:
         manifest = {"history": [], "classes": None, **manifest}
-    elif digest != digest_of(manifest) or type(schema) is not int:
-        raise Damaged(f"{where} is damaged: its manifest.json differs from its digest")
+    elif digest != manifest_digest(manifest) or type(schema) is not int:
+        raise CorruptCheckpoint(f"{where} is damaged: its manifest.json differs from its digest")
     elif schema != SCHEMA:
         raise UsageError(f"{where} has schema {schema}; this version reads {SCHEMA} and 1")
-    problem = _problem(manifest, step)
+    problem = _find_problem(manifest, step)
     if problem:
-        raise Damaged(f"{where} is damaged: in its manifest.json {problem}")
+        raise CorruptCheckpoint(f"{where} is damaged: in its manifest.json {problem}")
     return manifest
 
 
-def _problem(manifest: Manifest, step: int) -> str | None:
+def _find_problem(manifest: Manifest, step: int) -> str | None:
     """What is wrong with the structure of a manifest, None where nothing is."""
     for name, kinds in FIELDS.items():
         if name not in manifest:
@@ -114,20 +114,20 @@ def _is_dtype(name: str) -> bool:
         return False
 
 
-def readable(workdir: str, say: Callable[[str], None] = lambda line: None) -> dict[int, Manifest]:
+def readable_manifests(workdir: str, say: Callable[[str], None] = lambda line: None) -> dict[int, Manifest]:
     """The manifests that can be read, newest first; each damaged one is named by `say`."""
     found = {}
     for step in reversed(steps(workdir)):
         try:
             found[step] = load_manifest(workdir, step)
-        except Damaged as error:
+        except CorruptCheckpoint as error:
             say(f"{error}; passing over it")
     return found
 
 
-def note_metrics(workdir: str, step: int, metrics: dict[str, float]) -> None:
+def add_metrics(workdir: str, step: int, metrics: dict[str, float]) -> None:
     """Write into the manifest of a checkpoint what was measured after it was saved; process 0 alone."""
     if jax.process_index():
         return
     manifest = {**load_manifest(workdir, step), "metrics": metrics or None}
-    write_whole(folder_of(workdir) / str(step) / "manifest.json", seal(manifest))
+    write_atomic(checkpoint_dir(workdir) / str(step) / "manifest.json", dump_manifest(manifest))

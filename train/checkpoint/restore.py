@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 from data import tokenizers
 from errors import UsageError
 from models.spec import flatten
-from train.checkpoint.folder import anywhere, folder_of, read_text, reason, steps
-from train.checkpoint.manifest import Damaged, load_manifest, readable
+from train.checkpoint.folder import any_process, checkpoint_dir, read_text, reason, steps
+from train.checkpoint.manifest import CorruptCheckpoint, load_manifest, readable_manifests
 from train.digests import digests
 
 
@@ -45,7 +45,9 @@ def select(workdir: str, which: str, say: Callable[[str], None] = lambda line: N
     if which == "all":
         return found
     if which == "best":
-        losses = {n: (manifest["metrics"] or {}).get("loss") for n, manifest in readable(workdir, say).items()}
+        losses = {
+            n: (manifest["metrics"] or {}).get("loss") for n, manifest in readable_manifests(workdir, say).items()
+        }
         scored = {n: loss for n, loss in losses.items() if loss is not None and math.isfinite(loss)}
         if not scored:
             raise UsageError(f"no checkpoint in {workdir!r} has a finite loss from when it was saved, so none is @best")
@@ -59,26 +61,30 @@ def select(workdir: str, which: str, say: Callable[[str], None] = lambda line: N
 def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
     """The description of the tokenizer that travels in a checkpoint, None where it is of no text.
 
-    Raises Damaged where it is not the one that the manifest names.
+    Raises CorruptCheckpoint where it is not the one that the manifest names.
     """
     wanted = load_manifest(workdir, step)["tokenizer"]
     if wanted is None:
         return None
-    path = folder_of(workdir) / str(step) / "tokenizer" / "tokenizer.json"
+    path = checkpoint_dir(workdir) / str(step) / "tokenizer" / "tokenizer.json"
     try:
         description = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"checkpoint {step} of {workdir} is damaged: its tokenizer cannot be read ({error})") from None
+        raise CorruptCheckpoint(
+            f"checkpoint {step} of {workdir} is damaged: its tokenizer cannot be read ({error})"
+        ) from None
     if tokenizers.fingerprint(description) != wanted:
-        raise Damaged(f"checkpoint {step} of {workdir} is damaged: its tokenizer is another than its manifest's")
+        raise CorruptCheckpoint(
+            f"checkpoint {step} of {workdir} is damaged: its tokenizer is another than its manifest's"
+        )
     return description
 
 
 def restore(workdir: str, step: int, target: Any) -> Any:
     """What `target` has of a checkpoint: a state, or some of its entries, in ShapeDtypeStructs with shardings.
 
-    Raises UsageError where a leaf is missing, surplus, or of another shape or dtype than the target's, and Damaged
-    where the files do not hold what the manifest says. Each message names the leaf.
+    Raises UsageError where a leaf is missing, surplus, or of another shape or dtype than the target's, and
+    CorruptCheckpoint where the files do not hold what the manifest says. Each message names the leaf.
     """
     manifest, wanted = load_manifest(workdir, step), as_dict(target)
     saved, leaves = manifest["state"], flatten(wanted)
@@ -93,7 +99,7 @@ def restore(workdir: str, step: int, target: Any) -> Any:
         want = leaves[name].shape, str(leaves[name].dtype)
         if have != want:
             raise UsageError(f"{where} is {have[0]} {have[1]}, the config asks for {want[0]} {want[1]}")
-    return serialization.from_state_dict(target, _verified(workdir, step, wanted, saved))
+    return serialization.from_state_dict(target, _read_and_verify(workdir, step, wanted, saved))
 
 
 def restore_leaves(workdir: str, step: int, shardings: dict[str, Any]) -> Any:
@@ -107,22 +113,24 @@ def restore_leaves(workdir: str, step: int, shardings: dict[str, Any]) -> Any:
             inside = inside.setdefault(folder, {})
         shape, dtype = tuple(saved[name]["shape"]), jnp.dtype(saved[name]["dtype"])
         inside[leaf] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    return _verified(workdir, step, wanted, saved)
+    return _read_and_verify(workdir, step, wanted, saved)
 
 
-def _verified(workdir: str, step: int, wanted: Any, saved: dict[str, Any]) -> Any:
-    tree, problem = _read(folder_of(workdir) / str(step) / "state", wanted), None
+def _read_and_verify(workdir: str, step: int, wanted: Any, saved: dict[str, Any]) -> Any:
+    tree, problem = _read_arrays(checkpoint_dir(workdir) / str(step) / "state", wanted), None
     if isinstance(tree, Exception):
         problem = f"its arrays cannot be read ({reason(tree)})"
     else:
         differ = [name for name, code in digests(tree).items() if code != saved[name]["digest"]]
         problem = f"digest of {differ[0]} differs ({len(differ)} leaves in all)" if differ else None
-    if anywhere(problem is not None):
-        raise Damaged(f"checkpoint {step} of {workdir} is damaged: {problem or 'another process could not read it'}")
+    if any_process(problem is not None):
+        raise CorruptCheckpoint(
+            f"checkpoint {step} of {workdir} is damaged: {problem or 'another process could not read it'}"
+        )
     return tree
 
 
-def _read(path: epath.Path, wanted: Any) -> Any:
+def _read_arrays(path: epath.Path, wanted: Any) -> Any:
     """The arrays, or the exception: Orbax and TensorStore raise many kinds for a broken file."""
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -132,27 +140,27 @@ def _read(path: epath.Path, wanted: Any) -> Any:
         return error
 
 
-def first_good(
+def first_restorable(
     workdir: str, candidates: list[int], read: Callable[[int], Any], say: Callable[[str], None]
 ) -> tuple[int, Any]:
     """The first candidate that `read` restores; each damaged one before it is named and passed over.
 
-    Raises Damaged where there is none.
+    Raises CorruptCheckpoint where there is none.
     """
     for step in candidates:
         try:
             return step, read(step)
-        except Damaged as error:
+        except CorruptCheckpoint as error:
             if len(candidates) == 1:
                 raise
             say(f"{error}; passing over it")
-    raise Damaged(f"no checkpoint of {workdir} can be restored; tried {', '.join(map(str, candidates))}")
+    raise CorruptCheckpoint(f"no checkpoint of {workdir} can be restored; tried {', '.join(map(str, candidates))}")
 
 
-def set_aside(workdir: str, newer_than: int) -> None:
+def quarantine(workdir: str, newer_than: int) -> None:
     """Move checkpoints newer than the one restored to `W/damaged`, so that the run can save those steps again."""
     if jax.process_index() == 0:
-        folder = folder_of(workdir)
+        folder = checkpoint_dir(workdir)
         for step in (n for n in steps(workdir) if n > newer_than):
             home = folder.parent / "damaged"
             home.mkdir(parents=True, exist_ok=True)

@@ -11,20 +11,20 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from train.checkpoint.folder import anywhere, folder_of, reason, try_to_write
-from train.checkpoint.manifest import Manifest, seal
+from train.checkpoint.folder import any_process, check_writable, checkpoint_dir, reason
+from train.checkpoint.manifest import Manifest, dump_manifest
 from train.checkpoint.restore import as_dict
 from train.digests import describe
 
 
-class Unsaved(RuntimeError):
+class SaveError(RuntimeError):
     """A checkpoint that could not be written."""
 
 
-class _NotesHandler(ocp.CheckpointHandler):
+class _ManifestHandler(ocp.CheckpointHandler):
     """Writes the tokenizer's folder and the manifest beside it, the last of a checkpoint before Orbax commits it."""
 
-    def save(self, directory: epath.Path, args: "_Notes") -> None:
+    def save(self, directory: epath.Path, args: "_ManifestArgs") -> None:
         """Keep the manifest until `finalize`; write the tokenizer."""
         self._manifest = args.manifest
         if args.tokenizer is not None and jax.process_index() == 0:
@@ -38,13 +38,13 @@ class _NotesHandler(ocp.CheckpointHandler):
         state = directory.parent / "state"
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             if reader.metadata(state).item_metadata is None:
-                raise Unsaved(f"the arrays in {state} cannot be found again")
+                raise SaveError(f"the arrays in {state} cannot be found again")
         (directory.parent / "manifest.json").write_text(self._manifest)
 
 
-@ocp.args.register_with_handler(_NotesHandler, for_save=True, for_restore=True)
+@ocp.args.register_with_handler(_ManifestHandler, for_save=True, for_restore=True)
 @dataclass
-class _Notes(ocp.args.CheckpointArgs):
+class _ManifestArgs(ocp.args.CheckpointArgs):
     manifest: str
     tokenizer: str | None
 
@@ -52,7 +52,7 @@ class _Notes(ocp.args.CheckpointArgs):
 class Store:
     """Saves a run's checkpoints, asynchronously, and keeps the newest `keep` and the `keep_best` of least loss.
 
-    A checkpoint is committed when the next one is saved, at the latest. What cannot be written raises Unsaved.
+    A checkpoint is committed when the next one is saved, at the latest. What cannot be written raises SaveError.
     """
 
     def __init__(self, workdir: str, keep: int, keep_best: int) -> None:
@@ -65,7 +65,7 @@ class Store:
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),  # what fails there is seen at once
         )
-        self._folder = folder_of(workdir)
+        self._folder = checkpoint_dir(workdir)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._step: int | None = None  # of the newest save
 
@@ -77,13 +77,13 @@ class Store:
         """
         self.wait()
         first, self._step = self._step is None, manifest["step"]
-        with self._together():
-            try_to_write(self._folder)
+        with self._fail_together():
+            check_writable(self._folder)
         tree = as_dict(state)
-        text = seal({**manifest, "state": describe(tree)})
-        notes = _Notes(text, None if tokenizer is None else json.dumps(tokenizer))
+        text = dump_manifest({**manifest, "state": describe(tree)})
+        notes = _ManifestArgs(text, None if tokenizer is None else json.dumps(tokenizer))
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), tokenizer=notes)
-        with self._together():
+        with self._fail_together():
             self._manager.save(self._step, args=items, metrics=manifest["metrics"], force=True)
         if first:
             self.wait()
@@ -95,35 +95,35 @@ class Store:
 
     def wait(self) -> None:
         """Return when what was begun is committed; all processes wait together."""
-        with self._together():
+        with self._fail_together():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for this process's part, then release Orbax's threads."""
         try:
-            with self._named():
+            with self._name_failures():
                 self._manager.wait_until_finished()
         finally:
             self._manager.close()
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _name_failures(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise self._unsaved(reason(error)) from error
+            raise self._save_error(reason(error)) from error
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _fail_together(self) -> Iterator[None]:
         """Where one process fails, all do: none waits for another that has gone."""
         problem = None
         try:
-            with self._named():
+            with self._name_failures():
                 yield
-        except Unsaved as error:
+        except SaveError as error:
             problem = error
-        if anywhere(problem is not None):
-            raise problem or self._unsaved("another process has failed")
+        if any_process(problem is not None):
+            raise problem or self._save_error("another process has failed")
 
-    def _unsaved(self, why: str) -> Unsaved:
-        return Unsaved(f"checkpoint {self._step} could not be written to {self._folder}: {why}")
+    def _save_error(self, why: str) -> SaveError:
+        return SaveError(f"checkpoint {self._step} could not be written to {self._folder}: {why}")

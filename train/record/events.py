@@ -18,7 +18,7 @@ STRING = 7  # DT_STRING
 RGBA = 4
 
 
-class Appended:
+class AppendFile:
     """A file that is written to at its end, unbuffered, so that a full disk is noticed at once and names the file."""
 
     def __init__(self, path: epath.Path) -> None:
@@ -41,14 +41,14 @@ class Appended:
         self._file.close()
 
 
-class Events:
+class EventWriter:
     """An event file; what older files of its folder hold of step `purge` and later is void.
 
     TensorBoard takes the files of a folder that are named `events.out.tfevents.*`, in the order of their names.
     """
 
     def __init__(self, path: epath.Path, time: float, purge: int | None = None) -> None:
-        self._file = Appended(path)
+        self._file = AppendFile(path)
         self._write(time, 0, _field(3, "brain.Event:2"))
         if purge is not None:
             self._write(time, purge, _field(7, _field(1, 1)))  # a session starts
@@ -74,21 +74,21 @@ class Events:
     def _write(self, time: float, step: int, what: bytes) -> None:
         event = _tag(1, DOUBLE) + struct.pack("<d", time) + _field(2, step) + what
         length = struct.pack("<Q", len(event))
-        self._file.write(length + _masked(length) + event + _masked(event))
+        self._file.write(length + _masked_checksum(length) + event + _masked_checksum(event))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def keep(files: Sequence[Path], folder: Path, n: int, time: float) -> None:
+def write_files(files: Sequence[Path], folder: Path, n: int, time: float) -> None:
     """Write an evaluation's files, .png and .txt, as the events of step `n`: a file a step, and the last one stays.
 
     A folder of their own is a run of its own in TensorBoard, which no longer reads a file once it has seen a later one.
     """
     path = epath.Path(folder) / f"events.out.tfevents.{n:010d}"
     path.unlink(missing_ok=True)
-    events = Events(path, time)
+    events = EventWriter(path, time)
     for file in files:
         tag = file.stem.removeprefix(f"eval-{n}-")
         if file.suffix == ".png":
@@ -123,7 +123,7 @@ def _varint(value: int) -> bytes:
     return bytes([*found, value])
 
 
-def _table() -> tuple[int, ...]:
+def _checksum_table() -> tuple[int, ...]:
     found = []
     for byte in range(256):
         for _ in range(8):
@@ -132,7 +132,7 @@ def _table() -> tuple[int, ...]:
     return tuple(found)
 
 
-_TABLE = _table()
+_TABLE = _checksum_table()
 
 
 def checksum(data: bytes) -> int:
@@ -143,6 +143,6 @@ def checksum(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def _masked(data: bytes) -> bytes:
+def _masked_checksum(data: bytes) -> bytes:
     crc = checksum(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

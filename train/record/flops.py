@@ -14,14 +14,14 @@ import jax
 
 def count(function: Callable[..., Any], *args: Any) -> int:
     """FLOPs of one call on arguments (arrays or ShapeDtypeStructs), 2 for each multiply and add."""
-    return _of(jax.make_jaxpr(function)(*args).jaxpr)
+    return _count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _of(jaxpr: Any) -> int:
-    return sum(_equation(e) for e in jaxpr.eqns)
+def _count_jaxpr(jaxpr: Any) -> int:
+    return sum(_count_equation(e) for e in jaxpr.eqns)
 
 
-def _equation(e: Any) -> int:
+def _count_equation(e: Any) -> int:
     if e.primitive.name == "dot_general":
         (contracted, _), _ = e.params["dimension_numbers"]
         return 2 * e.outvars[0].aval.size * math.prod(e.invars[0].aval.shape[i] for i in contracted)
@@ -34,7 +34,7 @@ def _equation(e: Any) -> int:
         return 2 * e.outvars[0].aval.size * per_output // (max(e.params["batch_group_count"], 1) * idle)
     if e.primitive.name == "pallas_call":  # its jaxpr is of one block
         return 0
-    inner = [_of(j) for v in e.params.values() for j in _jaxprs(v)]
+    inner = [_count_jaxpr(j) for v in e.params.values() for j in _jaxprs(v)]
     if e.primitive.name == "scan":
         return sum(inner) * e.params["length"]
     if e.primitive.name == "shard_map":  # of one device

@@ -4,10 +4,10 @@ import models
 from train.record import summary
 
 
-def families() -> list[str]:
+def list_families() -> list[str]:
     """Each family in a line, and under it the published sizes with their parameters."""
     lines = []
     for name, module in models.FAMILIES.items():
         lines.append(f"{name:<12} {(module.__doc__ or '').splitlines()[0]}")
-        lines += [f"    {size:<18} {summary.parameters(models.build(name, size))}" for size in module.SIZES]
+        lines += [f"    {size:<18} {summary.parameter_counts(models.build(name, size))}" for size in module.SIZES]
     return lines

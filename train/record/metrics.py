@@ -19,8 +19,8 @@ from etils import epath
 import renamed
 from documents import require_regular_file
 from errors import UsageError
-from train.host import Host
-from train.record.events import Appended, Events
+from train.host import Runtime
+from train.record.events import AppendFile, EventWriter
 
 UNITS = {
     "loss": "nats a token or an example; the quadratic cost where that is the loss",
@@ -59,10 +59,10 @@ UNITS = {
 
 
 OLD = re.compile(rf"^(ema_)?({'|'.join(renamed.METRICS)})(?=$|/|_max$|_min$)")  # a name that metrics of older runs have
-MOST = 256  # entries of a metric that are written one by one
+MAX_ENTRIES = 256  # entries of a metric that are written one by one
 
 
-def by_entry(metrics: dict[str, Any], extremes: bool = True) -> dict[str, float]:
+def flatten_metrics(metrics: dict[str, Any], extremes: bool = True) -> dict[str, float]:
     """Numbers by name, of scalars and arrays: of these `name_max`, `name_min` and, where they are few, `name/0/3` …"""
     found: dict[str, float] = {}
     for name, value in metrics.items():
@@ -72,7 +72,7 @@ def by_entry(metrics: dict[str, Any], extremes: bool = True) -> dict[str, float]
             continue
         if extremes:
             found |= {f"{name}_max": float(array.max()), f"{name}_min": float(array.min())}
-        if array.size <= MOST:
+        if array.size <= MAX_ENTRIES:
             found |= {"/".join((name, *map(str, at))): float(array[at]) for at in np.ndindex(array.shape)}
     return found
 
@@ -82,7 +82,7 @@ def is_entry(name: str) -> bool:
     return "/" in name
 
 
-def _plain(values: dict[str, float]) -> dict[str, Any]:
+def _to_json(values: dict[str, float]) -> dict[str, Any]:
     return {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in values.items()}
 
 
@@ -90,24 +90,24 @@ class Recorder:
     """Appends to `metrics.jsonl` and to the event files of a workdir. To be made by process 0 alone."""
 
     def __init__(
-        self, workdir: str, host: Host, start: int = 0, project: str | None = None, config: Any = None
+        self, workdir: str, runtime: Runtime, start: int = 0, project: str | None = None, config: Any = None
     ) -> None:
         self._wandb = None
         if project is not None:
             settings = dict(project=project, id=_wandb_id(workdir), config=config, resume="allow", dir=workdir)
-            self._wandb = wandb().init(name=epath.Path(workdir).name, **settings)
+            self._wandb = import_wandb().init(name=epath.Path(workdir).name, **settings)
 
-        path, self._clock = epath.Path(workdir) / "metrics.jsonl", host.clock
-        earlier = read(workdir, host.say) if path.exists() else []
+        path, self._clock = epath.Path(workdir) / "metrics.jsonl", runtime.clock
+        earlier = read(workdir, runtime.say) if path.exists() else []
         self.continues = bool(earlier)  # a run wrote here before, even if it left no checkpoint
-        now = host.clock()
+        now = runtime.clock()
         self._start = earlier[0]["time"] if earlier else now
         if path.exists():
-            _drop_torn_line(path)
+            _drop_partial_line(path)
         self._folder, self._local = path.parent, "://" not in workdir
-        self._file = Appended(path)
+        self._file = AppendFile(path)
         name = f"events.out.tfevents.{int(now):010d}.{secrets.token_hex(4)}"
-        self._events = Events(path.parent / "events" / name, now, purge=start + 1)
+        self._events = EventWriter(path.parent / "events" / name, now, purge=start + 1)
         if config is not None:
             self._events.text("config", f"```json\n{json.dumps(config, indent=2)}\n```", start, now)
 
@@ -129,7 +129,7 @@ class Recorder:
             raise RuntimeError(f"{self._folder} was deleted while the run wrote to it")
         now = self._clock()
         line: dict[str, Any] = {"v": 1, "kind": kind, "step": step, "time": now, "wall": now - self._start}
-        line.update(split=split, metrics=_plain(metrics), stderr=_plain(stderr or {}))
+        line.update(split=split, metrics=_to_json(metrics), stderr=_to_json(stderr or {}))
         if note is not None:
             line["note"] = note
         self._file.write((json.dumps(line) + "\n").encode())
@@ -147,7 +147,7 @@ class Recorder:
             self._wandb.finish()
 
 
-class Nothing:
+class NullRecorder:
     """The recorder of a process other than 0."""
 
     continues = False
@@ -159,7 +159,7 @@ class Nothing:
         """Close nothing."""
 
 
-def wandb() -> Any:
+def import_wandb() -> Any:
     """The package wandb. Raises UsageError where it is missing."""
     try:
         import wandb
@@ -176,7 +176,7 @@ def _wandb_id(workdir: str) -> str:
     return path.read_text()
 
 
-def _drop_torn_line(path: epath.Path) -> None:
+def _drop_partial_line(path: epath.Path) -> None:
     """End the file after its last whole line: a killed process may have left half of one."""
     text = path.read_bytes()
     whole = text.rfind(b"\n") + 1
@@ -196,7 +196,7 @@ def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[st
     if path.exists() and "://" not in workdir:
         require_regular_file(path)
     for number, row in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        line = _line_of(row)
+        line = _parse_line(row)
         if line is None:
             if say:
                 say(f"{path} line {number} cannot be read; passing over it")
@@ -212,7 +212,7 @@ def _current(name: str) -> str:
     return OLD.sub(lambda old: (old[1] or "") + renamed.METRICS[old[2]], name)
 
 
-def _line_of(row: bytes) -> dict[str, Any] | None:
+def _parse_line(row: bytes) -> dict[str, Any] | None:
     """A line, None where it is none of ours: no JSON, or a field that is missing or of another type."""
     try:
         line = json.loads(row)

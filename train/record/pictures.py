@@ -12,12 +12,26 @@ from data.geometry import resize
 from data.kinds import ParallelText, Source, Texts
 from data.tokenizers import Tokenizer
 from train import multilabel
-from train.evaluate import BINS, Rows, bins_of, calibration
-from train.record.plots import GREY, HELD, INK, PALE, RIGHT, TRAIN, colours, dress, head, legend, named, save, sheet
-from train.setup import Setup, title_of
+from train.evaluate import BINS, Rows, calibration, calibration_bins
+from train.record.plots import (
+    GREY,
+    HELD,
+    INK,
+    PALE,
+    RIGHT,
+    TRAIN,
+    add_legend,
+    add_title,
+    class_label,
+    make_colours,
+    make_figure,
+    save_figure,
+    style_axes,
+)
+from train.setup import Setup, dataset_title
 
-WORST = 40  # mistakes shown
-SHOWN = 256  # pixels of an image's longer side, at most
+MAX_MISTAKES = 40  # mistakes shown
+MAX_SIDE = 256  # pixels of an image's longer side, at most
 PASSAGES = 20
 WRITTEN = 20  # classes up to which the counts stand in the matrix
 NAMED = 60  # classes up to which each has its name beside it
@@ -25,62 +39,65 @@ POINTS = 5000  # rows in a scatter
 CURVES = 10  # classes up to which each has a curve in a colour of its own
 
 
-def begin(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
+def start_plots(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
     """The title of an evaluation's pictures, and how their paths begin. What an earlier evaluation left goes."""
     folder, cfg = Path(workdir) / "plots", setup.cfg
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"eval-{n}-*"):
         old.unlink()
-    return f"{setup.model.family} on {title_of(cfg)}, {cfg.eval.split}, checkpoint {n:,}", f"{folder}/eval-{n}"
+    return f"{setup.model.family} on {dataset_title(cfg)}, {cfg.eval.split}, checkpoint {n:,}", f"{folder}/eval-{n}"
 
 
 def draw(setup: Setup, source: Source, exam: EvalSet, rows: Rows, workdir: str, n: int) -> list[Path]:
     """Draw into `W/plots/eval-<n>-*` what goes with the task -> the files."""
-    title, start = begin(setup, workdir, n)
+    title, start = start_plots(setup, workdir, n)
     if setup.task.trait == "language_model":
         assert setup.tokenizer is not None
-        return [passages(exam, rows, setup.tokenizer, title, Path(f"{start}-passages.txt"))]
-    if rows.guess is None or rows.truth is None:
+        return [write_passages(exam, rows, setup.tokenizer, title, Path(f"{start}-passages.txt"))]
+    if rows.prediction is None or rows.label is None:
         return []
     if setup.task.trait == "regressor":
-        return [values(rows.truth, rows.guess, title, Path(f"{start}-values.png"))]
+        return [draw_values(rows.label, rows.prediction, title, Path(f"{start}-values.png"))]
     assert not isinstance(source, ParallelText)
     names = source.names or tuple(map(str, range(source.classes or 0)))
-    if setup.task.needs == "labels":
-        lines, averages = multilabel.curves(rows.guess, rows.truth)
-        return [precision_recall(multilabel.RECALLS, lines, averages, names, title, Path(f"{start}-precision.png"))]
-    drawn = [confusion(rows.truth, rows.guess, names, title, Path(f"{start}-confusion.png"))]
+    if setup.task.target_field == "labels":
+        lines, averages = multilabel.precision_recall_curves(rows.prediction, rows.label)
+        return [
+            draw_precision_recall(multilabel.RECALLS, lines, averages, names, title, Path(f"{start}-precision.png"))
+        ]
+    drawn = [draw_confusion(rows.label, rows.prediction, names, title, Path(f"{start}-confusion.png"))]
     if rows.confidence is not None:
-        drawn.append(reliability(rows, title, Path(f"{start}-calibration.png")))
-    wrong = int((rows.guess != rows.truth).sum())
-    chosen = worst(rows.truth, rows.guess, rows.loss)
-    title = f"{title}: {f'the worst {WORST} of ' if wrong > WORST else ''}{wrong:,} mistake{'s' * (wrong > 1)}"
-    told = Told(rows.truth[chosen], rows.guess[chosen], rows.loss[chosen], names)
+        drawn.append(draw_reliability(rows, title, Path(f"{start}-calibration.png")))
+    wrong = int((rows.prediction != rows.label).sum())
+    chosen = worst_mistakes(rows.label, rows.prediction, rows.loss)
+    some = f"the worst {MAX_MISTAKES} of " if wrong > MAX_MISTAKES else ""
+    title = f"{title}: {some}{wrong:,} mistake{'s' * (wrong > 1)}"
+    told = ClassPredictions(rows.label[chosen], rows.prediction[chosen], rows.loss[chosen], names)
     if len(chosen) and isinstance(source, Texts):
         documents = [source.documents[i] for i in chosen]
-        drawn.append(mistaken_texts(documents, told, title, Path(f"{start}-mistakes.txt")))
+        drawn.append(write_mistakes(documents, told, title, Path(f"{start}-mistakes.txt")))
     elif len(chosen) and not isinstance(source, Texts) and "image" in source.shapes:
-        images = [_small(source.__getitems__([i])["image"][0]) for i in chosen]  # one at a time: they may be large
-        drawn.append(mistakes(images, told, title, Path(f"{start}-mistakes.png")))
+        images = [_shrink(source.__getitems__([i])["image"][0]) for i in chosen]  # one at a time: they may be large
+        drawn.append(draw_mistakes(images, told, title, Path(f"{start}-mistakes.png")))
     return drawn
 
 
-class Told(NamedTuple):
+class ClassPredictions(NamedTuple):
     """Rows that were judged [n]: class, class taken for, loss; and the classes' names."""
 
     labels: np.ndarray
-    guesses: np.ndarray
+    predictions: np.ndarray
     losses: np.ndarray
     names: Sequence[str]
 
 
-def worst(labels: np.ndarray, guesses: np.ndarray, losses: np.ndarray) -> np.ndarray:
+def worst_mistakes(labels: np.ndarray, guesses: np.ndarray, losses: np.ndarray) -> np.ndarray:
     """The rows [at most 40] that are told wrongly, the highest loss first: [n], [n], [n]."""
     wrong = np.flatnonzero(labels != guesses)
-    return wrong[np.argsort(-losses[wrong], kind="stable")[:WORST]]
+    return wrong[np.argsort(-losses[wrong], kind="stable")[:MAX_MISTAKES]]
 
 
-def counts(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
+def confusion_matrix(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
     """How often each class [row] is taken for each [column]: [n], [n] -> [C C], C at least `classes`.
 
     A model may have more classes than the data, and a model gone astray guesses none: C.
@@ -89,17 +106,17 @@ def counts(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(labels.astype(np.int64) * size + guesses, minlength=size * size).reshape(size, size)
 
 
-def confusion(labels: np.ndarray, guesses: np.ndarray, names: Sequence[str], title: str, path: Path) -> Path:
+def draw_confusion(labels: np.ndarray, guesses: np.ndarray, names: Sequence[str], title: str, path: Path) -> Path:
     """Draw truth against guess, coloured by share of the truth's row, each class's accuracy at the side -> path."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
-    table = counts(labels, guesses, len(names))
+    table = confusion_matrix(labels, guesses, len(names))
     size, total = len(table), table.sum(1)
     share = table / np.maximum(total, 1)[:, None]
-    words = [named(names, i) for i in range(size)]
+    words = [class_label(names, i) for i in range(size)]
     side = min(max(0.46 * size, 3.4), 9.5)
     room = 0.07 * max(map(len, words)) if size <= NAMED else 0.3
-    figure = sheet(side + 2.6 + room, side + 1.3 + room)
+    figure = make_figure(side + 2.6 + room, side + 1.3 + room)
     matrix, bars = figure.subplots(1, 2, sharey=True, width_ratios=(side, 1.6))
     same = np.eye(size, dtype=bool)
     norm = PowerNorm(0.5, 0, 1)  # a root, so that rare mistakes are seen beside what is right
@@ -110,7 +127,7 @@ def confusion(labels: np.ndarray, guesses: np.ndarray, names: Sequence[str], tit
         for i, j in np.argwhere(table):
             ink = "white" if share[i, j] > 0.4 else INK
             matrix.text(j, i, f"{table[i, j]:,}", ha="center", va="center", color=ink, fontsize=8)
-    _side(bars, np.diag(table), total)
+    _draw_accuracies(bars, np.diag(table), total)
     for axes in (matrix, bars):
         axes.spines[:].set_visible(False)
         axes.tick_params(which="both", length=0, colors=INK, labelsize=9 if size <= WRITTEN else 6)
@@ -124,11 +141,11 @@ def confusion(labels: np.ndarray, guesses: np.ndarray, names: Sequence[str], tit
     matrix.set_xlabel("guess", color=INK)
     matrix.set_ylabel("truth", color=INK)
     bars.set_title(f"right: {np.trace(table) / max(total.sum(), 1):.2%}", loc="left", color=RIGHT, fontsize=10)
-    head(figure, title, "colour: square root of the share of the row")
-    return save(figure, path)
+    add_title(figure, title, "colour: square root of the share of the row")
+    return save_figure(figure, path)
 
 
-def _side(axes: Any, right: np.ndarray, total: np.ndarray) -> None:
+def _draw_accuracies(axes: Any, right: np.ndarray, total: np.ndarray) -> None:
     """Each class's accuracy as a bar, and in figures where there is room."""
     accuracy = right / np.maximum(total, 1)
     axes.barh(range(len(total)), np.where(total, 1.0, 0.0), color=PALE, height=0.6)
@@ -142,19 +159,19 @@ def _side(axes: Any, right: np.ndarray, total: np.ndarray) -> None:
             axes.text(1.06, i, text, va="center", color=GREY, fontsize=7)
 
 
-def reliability(rows: Rows, title: str, path: Path) -> Path:
+def draw_reliability(rows: Rows, title: str, path: Path) -> Path:
     """Draw accuracy against confidence by bins of confidence, and how many examples lie in each -> path.
 
     Source: DeGroot, Fienberg 1983, The Statistician 32; Guo et al. 2017, arXiv:1706.04599, figure 1.
     """
     assert rows.confidence is not None
     sure = np.nan_to_num(rows.confidence.astype(np.float64))
-    weight, right, bins = rows.weight, np.asarray(rows.guess == rows.truth), bins_of(sure)
+    weight, right, bins = rows.weight, np.asarray(rows.prediction == rows.label), calibration_bins(sure)
     total, hits, told = (np.bincount(bins, weight * x, BINS) for x in (np.ones_like(sure), right, sure))
     full = total > 0
     accuracy, confidence = (np.where(full, x / np.where(full, total, 1), 0.0) for x in (hits, told))
     middle, wide = (np.arange(BINS) + 0.5) / BINS, 0.9 / BINS
-    figure = sheet(5.5, 6.5)
+    figure = make_figure(5.5, 6.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color=GREY, lw=1, ls="--", label="accuracy = confidence")
     upper.bar(middle, accuracy, wide, color=RIGHT, label="accuracy")
@@ -165,27 +182,27 @@ def reliability(rows: Rows, title: str, path: Path) -> Path:
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1)
     lower.bar(middle, total / max(total.sum(), 1), wide, color=TRAIN)
-    dress(upper, title, "", "accuracy")
-    dress(lower, "", "confidence: the probability of the guess", "share of examples")
+    style_axes(upper, title, "", "accuracy")
+    style_axes(lower, "", "confidence: the probability of the guess", "share of examples")
     for axes in (upper, lower):
         axes.set_axisbelow(True)
     error = calibration(sure, right, weight)[0].sum() / max(weight.sum(), 1)
     upper.text(0.03, 0.95, f"expected calibration error {error:.4f}", color=INK, fontweight="bold", va="top")
     upper.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(0, 0.93))
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
-def _small(image: np.ndarray) -> np.ndarray:
+def _shrink(image: np.ndarray) -> np.ndarray:
     """An image that is no larger than a sheet shows: [Y X C] -> [y x C]."""
-    share = SHOWN / max(image.shape[:2])
+    share = MAX_SIDE / max(image.shape[:2])
     return image if share >= 1 else resize(image, tuple(max(1, round(side * share)) for side in image.shape[:2]))
 
 
-def mistakes(images: Sequence[np.ndarray] | np.ndarray, told: Told, title: str, path: Path) -> Path:
+def draw_mistakes(images: Sequence[np.ndarray] | np.ndarray, told: ClassPredictions, title: str, path: Path) -> Path:
     """Draw images, uint8 [Y X C] each, on a sheet, each with its truth, what it is taken for and the loss -> path."""
     columns = min(8, max(len(images), 5))
     lines = -(-len(images) // columns)
-    figure = sheet(1.35 * columns, 1.75 * lines + 0.8)
+    figure = make_figure(1.35 * columns, 1.75 * lines + 0.8)
     figure.get_layout_engine().set(w_pad=0.08)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in grid:
@@ -194,24 +211,26 @@ def mistakes(images: Sequence[np.ndarray] | np.ndarray, told: Told, title: str, 
     for axes, image, truth, guess, loss in zip(grid, images, *told[:3], strict=False):
         axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
         small["transform"] = axes.transAxes
-        axes.text(0, 1.03, named(told.names, truth, 12), va="bottom", color=INK, **small)
-        axes.text(0, -0.03, named(told.names, guess, 12), va="top", color=HELD, fontweight="bold", **small)
+        axes.text(0, 1.03, class_label(told.names, truth, 12), va="bottom", color=INK, **small)
+        axes.text(0, -0.03, class_label(told.names, guess, 12), va="top", color=HELD, fontweight="bold", **small)
         axes.text(1, -0.03, f"{loss:.2f}", va="top", ha="right", color=GREY, **small)
-    head(figure, title, "above the truth, below the guess and the loss")
-    return save(figure, path)
+    add_title(figure, title, "above the truth, below the guess and the loss")
+    return save_figure(figure, path)
 
 
-def mistaken_texts(documents: Sequence[str], told: Told, title: str, path: Path) -> Path:
+def write_mistakes(documents: Sequence[str], told: ClassPredictions, title: str, path: Path) -> Path:
     """Write documents, each with its truth, what it is taken for and the loss -> path."""
     parts = [title]
     for document, truth, guess, loss in zip(documents, *told[:3], strict=True):
         short = textwrap.shorten(document, 600, placeholder=" …")
-        head = f"loss {loss:.3f}: {named(told.names, truth, None)}, taken for {named(told.names, guess, None)}"
-        parts.append(f"{head}\n{_barred(textwrap.fill(short, 100))}")
+        head = (
+            f"loss {loss:.3f}: {class_label(told.names, truth, None)}, taken for {class_label(told.names, guess, None)}"
+        )
+        parts.append(f"{head}\n{_quote_lines(textwrap.fill(short, 100))}")
     return _write(parts, path)
 
 
-def passages(exam: EvalSet, rows: Rows, tokenizer: Tokenizer, title: str, path: Path) -> Path:
+def write_passages(exam: EvalSet, rows: Rows, tokenizer: Tokenizer, title: str, path: Path) -> Path:
     """Write the windows of text of highest loss a token -> path.
 
     The short windows at the ends of documents are left out, those of less than a quarter of the fullest's tokens: a
@@ -224,52 +243,52 @@ def passages(exam: EvalSet, rows: Rows, tokenizer: Tokenizer, title: str, path: 
     for i in chosen:
         told = exam.fields["targets"][i][exam.fields["weight"][i] > 0]
         head = f"loss {rows.loss[i]:.4f} nats a token over {len(told)} tokens, window {i:,}"
-        parts.append(f"{head}\n{_barred(tokenizer.decode(told))}")
+        parts.append(f"{head}\n{_quote_lines(tokenizer.decode(told))}")
     return _write(parts, path)
 
 
-def precision_recall(
+def draw_precision_recall(
     recalls: np.ndarray, lines: np.ndarray, averages: np.ndarray, names: Sequence[str], title: str, path: Path
 ) -> Path:
     """Draw precision against recall, a curve a class and their mean: [R], [C R], average precisions [C] -> path.
 
     A class without positives has a curve of NaN, and none is drawn.
     """
-    figure = sheet(7, 5)
+    figure = make_figure(7, 5)
     axes = figure.subplots()
     real = np.flatnonzero(np.isfinite(lines[:, 0]))
     many, entries = len(real) > CURVES, []
-    for k, colour in zip(real, colours(len(real)), strict=True):
+    for k, colour in zip(real, make_colours(len(real)), strict=True):
         line = axes.plot(recalls, lines[k], color=PALE if many else colour, lw=1 if many else 1.6)[0]
         if not many:
-            entries.append((line, f"{named(names, k)}: {averages[k]:.3f}"))
+            entries.append((line, f"{class_label(names, k)}: {averages[k]:.3f}"))
     if len(real) > 1:
         line = axes.plot(recalls, lines[real].mean(0), color=INK, lw=2, ls="--")[0]
         entries.append((line, f"mean of {len(real)} classes: {averages[real].mean():.3f}"))
-    dress(axes, title, "recall", "precision")
+    style_axes(axes, title, "recall", "precision")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     if len(real):
-        legend(axes, entries, title="average precision", loc="lower left").get_title().set_color(GREY)
-    return save(figure, path)
+        add_legend(axes, entries, title="average precision", loc="lower left").get_title().set_color(GREY)
+    return save_figure(figure, path)
 
 
-def values(truth: np.ndarray, guess: np.ndarray, title: str, path: Path) -> Path:
+def draw_values(truth: np.ndarray, guess: np.ndarray, title: str, path: Path) -> Path:
     """Draw what a regressor tells against the truth, at most 5,000 rows: [n C], [n C] -> path."""
-    figure = sheet(5.5, 5.5)
+    figure = make_figure(5.5, 5.5)
     axes = figure.subplots()
     ends = np.concatenate([truth, guess])
     low, high = (float(f(ends[np.isfinite(ends)])) for f in (np.min, np.max))
     axes.plot((low, high), (low, high), color=GREY, lw=1, label="guess = truth")
-    for output, colour in zip(range(truth.shape[1]), colours(truth.shape[1]), strict=True):
+    for output, colour in zip(range(truth.shape[1]), make_colours(truth.shape[1]), strict=True):
         label = f"output {output}" if truth.shape[1] > 1 else None
         axes.scatter(truth[:POINTS, output], guess[:POINTS, output], s=9, alpha=0.5, lw=0, color=[colour], label=label)
-    dress(axes, title, "truth", "guess")
+    style_axes(axes, title, "truth", "guess")
     axes.legend(frameon=False, labelcolor=INK)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
-def _barred(text: str) -> str:
+def _quote_lines(text: str) -> str:
     """Text behind bars, that show where its lines begin."""
     return "\n".join(f"    | {line}" for line in text.splitlines())
 

@@ -12,13 +12,13 @@ from train.record.metrics import read
 INK, PALE, GREY, TRAIN, HELD, RIGHT = "#22303c", "#d9dee3", "#6b7780", "#8fb3d9", "#c2410c", "#2563a8"
 
 
-def curve(workdir: str, title: str, unit: str) -> str | None:
+def draw_loss(workdir: str, title: str, unit: str) -> str | None:
     """Draw training and held-out loss against updates into `W/plots/loss.png` -> its path, or None without points."""
     lines = read(workdir)
     train, held = _points(lines, "train"), _points(lines, "eval")
     if not train and not held:
         return None
-    figure = sheet(8, 4.5)
+    figure = make_figure(8, 4.5)
     axes = figure.subplots()
     entries = []
     if train:
@@ -33,23 +33,23 @@ def curve(workdir: str, title: str, unit: str) -> str | None:
         line = axes.plot(xs, ys, color=HELD, lw=1.8, marker="o", ms=5)[0]
         entries.append((line, f"{split or 'no split named'} (held out)"))
         axes.annotate(f"{ys[-1]:.4g}", (xs[-1], ys[-1]), (6, 0), textcoords="offset points", color=HELD, va="center")
-    dress(axes, title, "updates", f"loss ({unit})")
+    style_axes(axes, title, "updates", f"loss ({unit})")
     axes.margins(x=0.06)
     low, high = min(y for _, y in train + held), max(y for _, y in train + held)
     if low > 0 and high / low > 20:
         axes.set_yscale("log")
-    legend(axes, entries)
-    return str(save(figure, Path(workdir) / "plots" / "loss.png"))
+    add_legend(axes, entries)
+    return str(save_figure(figure, Path(workdir) / "plots" / "loss.png"))
 
 
-def sheet(width: float, height: float) -> Any:
+def make_figure(width: float, height: float) -> Any:
     """An empty figure of so many inches, drawn without a screen."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=144, layout="constrained")
 
 
-def dress(axes: Any, title: str, x: str, y: str) -> None:
+def style_axes(axes: Any, title: str, x: str, y: str) -> None:
     """Give axes their title and labels, and the look of all our plots."""
     axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
     axes.set_xlabel(x, color=INK)
@@ -60,13 +60,13 @@ def dress(axes: Any, title: str, x: str, y: str) -> None:
     axes.tick_params(colors=INK)
 
 
-def head(figure: Any, title: str, caption: str) -> None:
+def add_title(figure: Any, title: str, caption: str) -> None:
     """Give a figure a title above all of it, and a caption below."""
     figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
     figure.supxlabel(caption, x=0.012, ha="left", color=GREY, fontsize=8)
 
 
-def legend(axes: Any, entries: Sequence[tuple[Any, str]], **style: Any) -> Any:
+def add_legend(axes: Any, entries: Sequence[tuple[Any, str]], **style: Any) -> Any:
     """Give axes a legend of artists and their labels, drawn as they are: `$` begins no formula, `_` hides no entry."""
     made = axes.legend([one for one, _ in entries], ["-"] * len(entries), frameon=False, labelcolor=INK, **style)
     for text, (_, label) in zip(made.get_texts(), entries, strict=True):
@@ -74,20 +74,20 @@ def legend(axes: Any, entries: Sequence[tuple[Any, str]], **style: Any) -> Any:
     return made
 
 
-def named(names: Sequence[str], i: int | np.integer, width: int | None = 15) -> str:
+def class_label(names: Sequence[str], i: int | np.integer, width: int | None = 15) -> str:
     """The name of a class, cut to `width`; its number where it has none."""
     name = names[int(i)] if i < len(names) else str(i)
     return name if width is None or len(name) <= width else f"{name[: width - 1]}…"
 
 
-def colours(count: int) -> list[Any]:
+def make_colours(count: int) -> list[Any]:
     """So many colours that can be told apart; one alone is that of what is right."""
     from matplotlib import colormaps
 
     return [RIGHT] if count == 1 else [colormaps["viridis"](i / count) for i in range(count)]
 
 
-def save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     """Write a figure -> its path. A letter that no font has is drawn as a box, without a warning."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

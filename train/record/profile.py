@@ -12,7 +12,7 @@ from errors import UsageError
 Update = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
 
 
-def window(text: str | None, steps: int) -> tuple[int, int] | None:
+def parse_window(text: str | None, steps: int) -> tuple[int, int] | None:
     """`10:15` -> (10, 15): updates 10, 11, ... 14 of a run's `steps`, counted from 0. Raises UsageError."""
     if text is None:
         return None
@@ -25,7 +25,7 @@ def window(text: str | None, steps: int) -> tuple[int, int] | None:
 
 
 @contextmanager
-def traced(update: Update, start: int, updates: tuple[int, int] | None, folder: str) -> Iterator[Update]:
+def profile_steps(update: Update, start: int, updates: tuple[int, int] | None, folder: str) -> Iterator[Update]:
     """The update, of which those in the window are traced into `folder`, for TensorBoard's profile tab or xprof.
 
     The first is begun when all before it are done, and the trace ends when the last is done, or the run.

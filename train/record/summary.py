@@ -9,7 +9,7 @@ from models.spec import flatten
 from train.mesh import Placement
 
 
-def table(model: Model, place: Placement, dtype: Any) -> list[str]:
+def parameter_table(model: Model, place: Placement, dtype: Any) -> list[str]:
     """The parameters, a line each: path, count, shape, axes, dtype, and the mesh axes that cut it."""
     rows = [("parameter", "count", "shape", "axes", "dtype", "sharded over")]
     for name, spec in flatten(model.specs["params"]).items():
@@ -28,13 +28,13 @@ def table(model: Model, place: Placement, dtype: Any) -> list[str]:
     return [line.rstrip() for line in (aligned[0], "-" * sum(widths), *aligned[1:])]
 
 
-def parameters(model: Model) -> str:
+def parameter_counts(model: Model) -> str:
     """How many there are, and how many a token meets where those are fewer: `1,024 parameters, 512 of them active`."""
     whole, active = model.count(), model.count(active=True)
     return f"{whole:,} parameters" + (f", {active:,} of them active" if active < whole else "")
 
 
-def quantity(n: float, unit: str) -> str:
+def format_quantity(n: float, unit: str) -> str:
     """A number with a metric prefix: 1.5e9 -> `1.50 GFLOP`."""
     for prefix in ("", "k", "M", "G", "T", "P"):
         if abs(n) < 1000 or prefix == "P":
@@ -43,7 +43,7 @@ def quantity(n: float, unit: str) -> str:
     raise AssertionError
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as `1h02m`, `3m07s` or `8s`."""
     s = round(seconds)
     if s >= 3600:
@@ -51,11 +51,13 @@ def duration(seconds: float) -> str:
     return f"{s // 60}m{s % 60:02d}s" if s >= 60 else f"{s}s"
 
 
-def mesh_line(place: Placement) -> str:
+def describe_mesh(place: Placement) -> str:
     """The mesh, its devices, and what is replicated for want of a divisor."""
     axes = ", ".join(f"{a}:{n}" for a, n in place.mesh.shape.items())
     kind = place.mesh.devices.flat[0].device_kind
     line = (
         f"{axes} on {place.mesh.size} x {kind}, {jax.process_count()} process{'es' if jax.process_count() > 1 else ''}"
     )
-    return line + (f"; replicated, as not divisible: {', '.join(place.replicated)}" if place.replicated else "")
+    return line + (
+        f"; replicated, as not divisible: {', '.join(place.replicated_dims)}" if place.replicated_dims else ""
+    )

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from train.host import Host
-from train.record.summary import duration
+from train.host import Runtime
+from train.record.summary import format_duration
 
 T = TypeVar("T")
 QUIET = 2.0  # seconds without a word: what ends within them is not worth one
@@ -20,18 +20,18 @@ class Ticker:
     A call is a `data.progress.Tick`: (what, done, total), from 0 done to all, which clears the live line.
     """
 
-    def __init__(self, host: Host) -> None:
-        self._host, self._live = host, host.stdout.isatty()
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, self._live = runtime, runtime.stdout.isatty()
         self._what, self._begun, self._next = "", 0.0, 0.0
         self._first = 0, 0.0  # how many were done first, and when: what is left is judged by those after it
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show it, if it is time."""
-        now = self._host.monotonic()
+        now = self._runtime.monotonic()
         if what != self._what and self._next > self._begun + QUIET:  # what went before was long, so this may be too
             self._show("", live_only=True)
             if not jax.process_index():
-                self._host.say(f"{what} …")
+                self._runtime.say(f"{what} …")
         if not done or what != self._what:
             self._what, self._begun, self._next, self._first = what, now, now + QUIET, (0, now)
         if done >= total:
@@ -42,10 +42,10 @@ class Ticker:
             self._first = done, now
         elif now >= self._next:
             left = (now - since) * (total - done) / max(done - count, 1)
-            self._show(f"{what}: {done:,} of {total:,}, {duration(left)} left")
+            self._show(f"{what}: {done:,} of {total:,}, {format_duration(left)} left")
             self._next = now + (LIVE if self._live else APART)
 
-    def compiling(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def report_compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The jitted function, whose first call says that it compiles, and afterwards in what time."""
         first = True
 
@@ -55,16 +55,16 @@ class Ticker:
                 return function(*args)
             first = False
             self._show("compiling …")
-            begun = self._host.monotonic()
+            begun = self._runtime.monotonic()
             made = function(*args)
             self._show("", live_only=True)
             if not jax.process_index():
-                self._host.say(f"compiled in {self._host.monotonic() - begun:.1f} s")
+                self._runtime.say(f"compiled in {self._runtime.monotonic() - begun:.1f} s")
             return made
 
         return call
 
-    def awaited(self, items: Iterator[T]) -> Iterator[T]:
+    def show_until_first(self, items: Iterator[T]) -> Iterator[T]:
         """The items, once the first of them is there: until then a terminal, and nothing else, shows `compiling …`."""
         if self._live:
             self._show("compiling …")
@@ -78,7 +78,7 @@ class Ticker:
         if jax.process_index():
             return
         if self._live:
-            self._host.stdout.write(f"\r\033[K{line}")
-            self._host.stdout.flush()
+            self._runtime.stdout.write(f"\r\033[K{line}")
+            self._runtime.stdout.flush()
         elif not live_only:
-            self._host.say(line)
+            self._runtime.say(line)

@@ -12,13 +12,13 @@ import numpy as np
 
 from data.kinds import ParallelText
 from train.record.pictures import RIGHT
-from train.record.plots import GREY, INK, head, save, sheet
+from train.record.plots import GREY, INK, add_title, make_figure, save_figure
 
 SHOWN = 15  # translations of each group
 GROUPS = ("the worst by chrF", "as they come", "the best")
 
 
-def side_by_side(pairs: ParallelText, made: Sequence[str], quality: np.ndarray, title: str, path: Path) -> Path:
+def write_side_by_side(pairs: ParallelText, made: Sequence[str], quality: np.ndarray, title: str, path: Path) -> Path:
     """Write texts, what is made of them and what is meant: the worst, some as they come, the best; quality [n] -> path.
 
     `quality` is chrF of each sentence.
@@ -40,31 +40,31 @@ def _line(name: str, text: str) -> str:
     return textwrap.fill(text or "(nothing)", 110, initial_indent=f"    {name:6} ", subsequent_indent=" " * 11)
 
 
-class Attended(NamedTuple):
+class AttentionMap(NamedTuple):
     """One sentence: its tokens, those made of it, and the share of attention that each of these pays [T S]."""
 
     source: Sequence[str]
-    made: Sequence[str]
-    share: np.ndarray
+    translation: Sequence[str]
+    weights: np.ndarray
 
 
-def attention(sentences: Sequence[Attended], title: str, path: Path) -> Path:
+def draw_attention(sentences: Sequence[AttentionMap], title: str, path: Path) -> Path:
     """Draw for each sentence which tokens of the text each written token attends to -> path."""
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list("", ["white", RIGHT])
     columns = min(2, len(sentences))
     lines = -(-len(sentences) // columns)
-    figure = sheet(6.4 * columns, 5.6 * lines + 0.6)
+    figure = make_figure(6.4 * columns, 5.6 * lines + 0.6)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, one in zip(grid, sentences, strict=False):
         axes.set_axis_on()
-        axes.imshow(one.share, cmap=shades, vmin=0, vmax=1, aspect="auto", interpolation="none")
+        axes.imshow(one.weights, cmap=shades, vmin=0, vmax=1, aspect="auto", interpolation="none")
         axes.set_xticks(range(len(one.source)), one.source, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(one.made)), one.made, parse_math=False)
-        axes.tick_params(length=0, colors=INK, labelsize=min(8, 240 / max(one.share.shape)))
+        axes.set_yticks(range(len(one.translation)), one.translation, parse_math=False)
+        axes.tick_params(length=0, colors=INK, labelsize=min(8, 240 / max(one.weights.shape)))
         axes.spines[:].set_color(GREY)
-    head(figure, title, "down: what is written; across: the text; blue: the share of attention, 0 white to 1")
-    return save(figure, path)
+    add_title(figure, title, "down: what is written; across: the text; blue: the share of attention, 0 white to 1")
+    return save_figure(figure, path)

@@ -20,21 +20,21 @@ from jaxtyping import Array, Bool, Float, Int
 from models.boxes import box_iou, paired_iou
 from models.grids import DetectorOutput, anchor_grid, concat_maps, decode_boxes
 
-OBJECT = 5.0  # v2's weight of the objectness where there is a box; 1 elsewhere
+OBJECT_WEIGHT = 5.0  # v2's weight of the objectness where there is a box; 1 elsewhere
 
 
-class Match(NamedTuple):
+class Assignment(NamedTuple):
     """The prediction that answers for each box, [B M ...]."""
 
     slot: Int[Array, "b m"]  # among the predictions of an image
     cell: Float[Array, "b m 2"]  # column, row
-    cells: Float[Array, "b m 2"]  # columns, rows of its grid
+    grid_size: Float[Array, "b m 2"]  # columns, rows of its grid
     anchor: Float[Array, "b m 2"]
-    same: Bool[Array, "b m m2"]  # whether two boxes that are there have the same
-    alone: Float[Array, "b m"]  # 1 for a box that is there, and the last of those with its prediction
+    shares_slot: Bool[Array, "b m m2"]  # whether two boxes that are there have the same
+    responsible: Float[Array, "b m"]  # 1 for a box that is there, and the last of those with its prediction
 
 
-def matched(value: DetectorOutput, boxes: Float[Array, "b m 4"], there: Bool[Array, "b m"]) -> Match:
+def assign_predictions(value: DetectorOutput, boxes: Float[Array, "b m 4"], there: Bool[Array, "b m"]) -> Assignment:
     """The one prediction for each box: in the cell of its centre, of the anchor most like it in shape -> [B M ...].
 
     Where several boxes have the same prediction, the last one is learnt, as in Darknet.
@@ -57,7 +57,7 @@ def matched(value: DetectorOutput, boxes: Float[Array, "b m 4"], there: Bool[Arr
     slot = first + (at[..., 1] * columns + at[..., 0]) * count
     same = (slot[:, :, None] == slot[:, None, :]) & there[:, :, None] & there[:, None, :]
     later = jnp.any(same & jnp.asarray(np.triu(np.ones((boxes.shape[1],) * 2, bool), 1))[None], -1)
-    return Match(slot, cell, cells, anchor, same, (there & ~later).astype(jnp.float32))
+    return Assignment(slot, cell, cells, anchor, same, (there & ~later).astype(jnp.float32))
 
 
 def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
@@ -70,31 +70,31 @@ def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple
     truth = batch["boxes"]
     there = (batch["there"] > 0) & (truth[..., 2] > 0) & (truth[..., 3] > 0)
     truth = jnp.where(there[..., None], truth, 0.5)
-    raw, match = concat_maps(value), matched(value, truth, there)
+    raw, match = concat_maps(value), assign_predictions(value, truth, there)
     mine = jnp.take_along_axis(raw, match.slot[..., None], 1)
-    fit = paired_iou(decode_boxes(jax.lax.stop_gradient(mine), match.cell, match.cells, match.anchor), truth)
+    fit = paired_iou(decode_boxes(jax.lax.stop_gradient(mine), match.cell, match.grid_size, match.anchor), truth)
 
     all_boxes = decode_boxes(jax.lax.stop_gradient(raw), *(jnp.asarray(x)[None] for x in anchor_grid(value)))
     near = jnp.where(there[:, None, :], box_iou(all_boxes, truth), 0) > value.ignore_iou
     taken = (match.slot[:, None, :] == jnp.arange(raw.shape[1])[None, :, None]) & there[:, None, :]
     free = 1 - jnp.any(near | taken, -1).astype(jnp.float32)
 
-    inside = truth[..., :2] * match.cells - match.cell
+    inside = truth[..., :2] * match.grid_size - match.cell
     size = jnp.log(truth[..., 2:] / match.anchor)
     kind = batch["kinds"][..., None] == jnp.arange(raw.shape[-1] - 5)[None, None]
     if value.softmax_classes:
-        centre = half_square(jax.nn.sigmoid(mine[..., :2]) - inside)
-        empty = half_square(jax.nn.sigmoid(raw[..., 4]))
-        full = OBJECT * half_square(jax.nn.sigmoid(mine[..., 4]) - fit)
+        centre = half_squared_error(jax.nn.sigmoid(mine[..., :2]) - inside)
+        empty = half_squared_error(jax.nn.sigmoid(raw[..., 4]))
+        full = OBJECT_WEIGHT * half_squared_error(jax.nn.sigmoid(mine[..., 4]) - fit)
         classes = -jnp.sum(jnp.where(kind, jax.nn.log_softmax(mine[..., 5:], -1), 0), -1)
     else:
-        centre = excess(mine[..., :2], jnp.clip(inside, 0, 1))
+        centre = binary_kl(mine[..., :2], jnp.clip(inside, 0, 1))
         empty, full = jax.nn.softplus(raw[..., 4]), jax.nn.softplus(-mine[..., 4])
-        kinds = jnp.any(match.same[..., None] & kind[:, None], 2).astype(jnp.float32)
-        classes = jnp.sum(excess(mine[..., 5:], kinds), -1)
-    box = (2 - truth[..., 2] * truth[..., 3]) * jnp.sum(centre + half_square(mine[..., 2:4] - size), -1)
+        kinds = jnp.any(match.shares_slot[..., None] & kind[:, None], 2).astype(jnp.float32)
+        classes = jnp.sum(binary_kl(mine[..., 5:], kinds), -1)
+    box = (2 - truth[..., 2] * truth[..., 3]) * jnp.sum(centre + half_squared_error(mine[..., 2:4] - size), -1)
 
-    w, alone = batch["weight"], match.alone
+    w, alone = batch["weight"], match.responsible
     parts = {
         "box_loss": jnp.sum(box * alone, -1),
         "objectness_loss": jnp.sum(empty * free, -1) + jnp.sum(full * alone, -1),
@@ -104,12 +104,12 @@ def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple
     return terms | {"iou": (jnp.sum(fit * alone, -1) * w, jnp.sum(alone, -1) * w)}
 
 
-def half_square(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def half_squared_error(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Half the square, whose slope is x: [...] -> [...]."""
     return 0.5 * jnp.square(x)
 
 
-def excess(logit: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:
+def binary_kl(logit: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:
     """Cross-entropy of a share by a logit, less the share's own entropy: logit, target in [0, 1] [...] -> nats [...].
 
     It is 0 at best, and its slope is sigmoid(logit) - target.

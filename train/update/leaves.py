@@ -15,10 +15,10 @@ from errors import UsageError, unknown
 from models.spec import Spec, flatten, path_name
 
 STACKED = ("layers", "experts", "qkv", "gates")  # axes along which a leaf holds several parameters
-FIRST = ("embed", "stem")  # parts of a model below its layers
+BELOW_LAYERS = ("embed", "stem")  # parts of a model below its layers
 
 
-def dims(spec: Spec) -> tuple[list[int], list[int], list[int]]:
+def group_dims(spec: Spec) -> tuple[list[int], list[int], list[int]]:
     """The dims of a leaf: those that stack parameters, those that the product contracts, the rest."""
     inside = spec.fan_in.split()
     stacked = [i for i, name in enumerate(spec.names) if name in STACKED]
@@ -26,7 +26,7 @@ def dims(spec: Spec) -> tuple[list[int], list[int], list[int]]:
     return stacked, contracted, [i for i in range(len(spec.names)) if i not in (*stacked, *contracted)]
 
 
-def decays(specs: Any, embeddings: bool) -> Any:
+def decay_mask(specs: Any, embeddings: bool) -> Any:
     """Which leaves weight decay touches: those that are contracted (fan_in), and tables if `embeddings` -> bools."""
 
     def one(spec: Spec) -> bool:
@@ -36,16 +36,16 @@ def decays(specs: Any, embeddings: bool) -> Any:
     return jax.tree.map(one, specs)
 
 
-def frozen(patterns: str | None, specs: Any) -> Any:
+def freeze_mask(patterns: str | None, specs: Any) -> Any:
     """Which leaves never change, by `optim.freeze` -> bools. Raises UsageError where that is none, or all of them."""
     names = flatten(specs)
-    held = {n for p in patterns.split(",") for n in _matching("freeze", p, names)} if patterns is not None else set()
+    held = {n for p in patterns.split(",") for n in _match_names("freeze", p, names)} if patterns is not None else set()
     if held == set(names):
         raise UsageError(f"optim.freeze = {patterns!r} leaves nothing to train")
     return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in held, specs)
 
 
-def factors(rates: str | None, layer_decay: float | None, specs: Any) -> Any:
+def lr_multipliers(rates: str | None, layer_decay: float | None, specs: Any) -> Any:
     """What each leaf's learning rate is multiplied by -> numbers, or arrays along `layers`.
 
     `rates` is `optim.lr_multipliers`: pattern:factor, joined by commas; the first pattern that matches a leaf counts.
@@ -54,13 +54,13 @@ def factors(rates: str | None, layer_decay: float | None, specs: Any) -> Any:
     own = dict.fromkeys(flatten(specs), 1.0)
     for part in reversed(rates.split(",") if rates is not None else []):  # so that the first has the last word
         pattern, _, text = part.rpartition(":")
-        factor = _factor(part, text)
-        own |= dict.fromkeys(_matching("lr_multipliers", pattern, own), factor)
-    falling = jax.tree.map(lambda _: 1.0, specs) if layer_decay is None else _falling(layer_decay, specs)
+        factor = _parse_factor(part, text)
+        own |= dict.fromkeys(_match_names("lr_multipliers", pattern, own), factor)
+    falling = jax.tree.map(lambda _: 1.0, specs) if layer_decay is None else _layerwise_decay(layer_decay, specs)
     return jax.tree_util.tree_map_with_path(lambda path, f: own[path_name(path)] * f, falling)
 
 
-def _factor(part: str, text: str) -> float:
+def _parse_factor(part: str, text: str) -> float:
     try:
         factor = float(text)
     except ValueError:
@@ -72,7 +72,7 @@ def _factor(part: str, text: str) -> float:
     return factor
 
 
-def _matching(knob: str, pattern: str, names: Iterable[str]) -> list[str]:
+def _match_names(knob: str, pattern: str, names: Iterable[str]) -> list[str]:
     found = [name for name in names if fnmatchcase(name, pattern.strip())]
     if not found:
         folders = {f"{name[:i]}/*" for name in names for i, letter in enumerate(name) if letter == "/"}
@@ -80,7 +80,7 @@ def _matching(knob: str, pattern: str, names: Iterable[str]) -> list[str]:
     return found
 
 
-def _falling(decay: float, specs: Any) -> Any:
+def _layerwise_decay(decay: float, specs: Any) -> Any:
     """1 above the layers, decay^(L-l) in layer l of L, decay^(L+1) below them.
 
     Source: Clark et al. 2020, arXiv:2003.10555, appendix B; Bao et al. 2021, arXiv:2106.08254, section 3.2.
@@ -93,7 +93,7 @@ def _falling(decay: float, specs: Any) -> Any:
 
     def one(path: tuple[Any, ...], spec: Spec) -> float | np.ndarray:
         if "layers" not in spec.names:
-            return decay ** (depth + 1) if path_name(path).split("/")[0] in FIRST else 1.0
+            return decay ** (depth + 1) if path_name(path).split("/")[0] in BELOW_LAYERS else 1.0
         shape = [n if name == "layers" else 1 for n, name in zip(spec.shape, spec.names, strict=True)]
         return np.asarray(decay ** np.arange(depth, 0, -1), np.float32).reshape(shape)
 

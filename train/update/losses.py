@@ -23,10 +23,14 @@ from models.spec import LazyLogits, Place
 from train.update import chunked
 from train.update.detection import detection
 
-Terms = dict[str, tuple[Array, Array]]
-FEW = 8  # values a row that an evaluation keeps
-GUESSES = 5  # of the looser accuracy
-FAINT, ALIKE, MOST = 0.005, 0.45, 100  # a detector's least score, overlap of one class, and boxes, as in Darknet
+WeightedSums = dict[str, tuple[Array, Array]]
+MAX_OUTPUTS = 8  # values a row that an evaluation keeps
+TOP_K = 5  # of the looser accuracy
+MIN_SCORE, NMS_IOU, MAX_DETECTIONS = (
+    0.005,
+    0.45,
+    100,
+)  # a detector's least score, overlap of one class, and boxes, as in Darknet
 
 
 def cross_entropy(
@@ -49,7 +53,7 @@ def cross_entropy(
     return nats + z_loss * jnp.square(normaliser) if z_loss else nats
 
 
-def guesses(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
+def argmax(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
     """The class of the largest logit, the first of equals, C in a row with a NaN: [... C] -> [...].
 
     By comparison, as the picked logit of cross_entropy: C may be sharded.
@@ -59,12 +63,12 @@ def guesses(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
     return jnp.min(jnp.where(logits == top, index, logits.shape[-1]), -1)
 
 
-def hits(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, "*b"]:
+def correct(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, "*b"]:
     """1 where the label's logit is the largest (the first of equals), else 0: [... C], [...] -> [...]."""
-    return (guesses(logits) == label).astype(jnp.float32)
+    return (argmax(logits) == label).astype(jnp.float32)
 
 
-def ranks(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Int[Array, "*b"]:
+def rank(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Int[Array, "*b"]:
     """How many classes stand before the label: [... C], [...] -> [...].
 
     Those of a larger logit or a NaN, and of equal ones the first. By counting: C may be sharded.
@@ -74,7 +78,7 @@ def ranks(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Int[Array, "
     return jnp.sum(~(logits < own) & (index < mine) | ~(logits <= own) & (index > mine), -1)
 
 
-def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float) -> Terms:
+def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float) -> WeightedSums:
     """Classification by cross-entropy: loss in nats, accuracy, and where classes are many that of five guesses.
 
     Of mixed rows the loss is of both labels, and what is right by that of more share.
@@ -85,13 +89,13 @@ def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float)
         share, other = batch["share"], batch["other"]
         nats = share * nats + (1 - share) * cross_entropy(value, other, **extra)
         label = jnp.where(share >= 0.5, label, other)
-    terms = {"loss": (nats * w, w), "accuracy": (hits(value, label) * w, w)}
-    if value.shape[-1] > GUESSES:
-        terms["top5_accuracy"] = ((ranks(value, label) < GUESSES) * w, w)
+    terms = {"loss": (nats * w, w), "accuracy": (correct(value, label) * w, w)}
+    if value.shape[-1] > TOP_K:
+        terms["top5_accuracy"] = ((rank(value, label) < TOP_K) * w, w)
     return terms
 
 
-def sigmoid(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
+def sigmoid(value: Float[Array, "b c"], batch: dict[str, Array]) -> WeightedSums:
     """Several labels a row, labels [B C] of 0 and 1: each class is a yes or no of its own, by binary cross-entropy.
 
     loss is the mean over classes, in nats. A class is predicted from a probability of 0.5 on: accuracy counts the rows
@@ -108,22 +112,22 @@ def sigmoid(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
     }
 
 
-def quadratic(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
+def quadratic(value: Float[Array, "b c"], batch: dict[str, Array]) -> WeightedSums:
     """Classification by the quadratic cost, half the squared distance to the one-hot label (Nielsen 2015, eq. 6)."""
     w, label = batch["weight"], batch["label"]
     target = (jnp.arange(value.shape[-1])[None] == label[:, None]).astype(value.dtype)
     cost = 0.5 * jnp.sum(jnp.square(value - target), -1)
-    return {"loss": (cost * w, w), "accuracy": (hits(value, label) * w, w)}
+    return {"loss": (cost * w, w), "accuracy": (correct(value, label) * w, w)}
 
 
-def hinge(value: Float[Array, "b 1"], batch: dict[str, Array]) -> Terms:
+def hinge(value: Float[Array, "b 1"], batch: dict[str, Array]) -> WeightedSums:
     """Two classes by one score and the margin loss max(0, 1 - y s), y = -1 or 1 (Cortes, Vapnik 1995)."""
     w, y, score = batch["weight"], 2.0 * batch["label"] - 1, value[:, 0]
     right = (score * y > 0).astype(jnp.float32)
     return {"loss": (jax.nn.relu(1 - y * score) * w, w), "accuracy": (right * w, w)}
 
 
-def mistakes(value: Float[Array, "b 1"], batch: dict[str, Array]) -> Terms:
+def perceptron(value: Float[Array, "b 1"], batch: dict[str, Array]) -> WeightedSums:
     """Two classes by one score and the perceptron's criterion: -y s where y s <= 0, else 0; y = -1 or 1.
 
     By plain SGD of rate 1 on one example at a time it is Rosenblatt's rule: what is misjudged is added, or taken away.
@@ -135,20 +139,20 @@ def mistakes(value: Float[Array, "b 1"], batch: dict[str, Array]) -> Terms:
     return {"loss": (jnp.where(wrong, -y * score, 0.0) * w, w), "accuracy": ((1.0 - wrong) * w, w)}
 
 
-def mse(value: Float[Array, "b c"], batch: dict[str, Array]) -> Terms:
+def mse(value: Float[Array, "b c"], batch: dict[str, Array]) -> WeightedSums:
     """Regression by the mean squared error over the outputs."""
     w = batch["weight"]
     return {"loss": (jnp.mean(jnp.square(value - batch["target"]), -1) * w, w)}
 
 
-def next_token(value: LazyLogits | Float[Array, "b t v"], batch: dict[str, Array], **extra: Any) -> Terms:
+def next_token(value: LazyLogits | Float[Array, "b t v"], batch: dict[str, Array], **extra: Any) -> WeightedSums:
     """Language modelling, translation: loss in nats a token, accuracy, and bits per byte where the batch has bytes."""
     w, targets = batch["weight"], batch["targets"]
-    if isinstance(value, LazyLogits) and not chunked.fits(value):
+    if isinstance(value, LazyLogits) and not chunked.fits_in_chunk(value):
         nats, right = chunked.cross_entropy(value, targets, **extra)
     else:
-        logits = _logits(value, targets) if isinstance(value, LazyLogits) else value
-        nats, right = cross_entropy(logits, targets, **extra), hits(logits, targets)
+        logits = _sharded_logits(value, targets) if isinstance(value, LazyLogits) else value
+        nats, right = cross_entropy(logits, targets, **extra), correct(logits, targets)
     nats, weight = jnp.sum(nats * w, -1), jnp.sum(w, -1)
     terms = {"loss": (nats, weight), "accuracy": (jnp.sum(right * w, -1), weight)}
     if "bytes" in batch:
@@ -156,20 +160,20 @@ def next_token(value: LazyLogits | Float[Array, "b t v"], batch: dict[str, Array
     return terms
 
 
-def _logits(value: LazyLogits, targets: Int[Array, "b t"]) -> Float[Array, "b t v"]:
+def _sharded_logits(value: LazyLogits, targets: Int[Array, "b t"]) -> Float[Array, "b t v"]:
     """Logits that lie as the targets and the table do."""
     lies, table = jax.typeof(targets).sharding, jax.typeof(value.table).sharding
     return compute_logits(value, None if lies.mesh.empty else PartitionSpec(*lies.spec, table.spec[0]))
 
 
-def counted(told: Terms, batch: dict[str, Array]) -> Terms:
+def mask_padding_rows(told: WeightedSums, batch: dict[str, Array]) -> WeightedSums:
     """What a model tells by row, without the rows that weigh nothing: those that only fill a batch."""
     w = batch["weight"]
     live = (jnp.max(w.reshape(len(w), -1), 1) > 0).astype(jnp.float32)
     return {k: (s * jnp.expand_dims(live, range(1, s.ndim)), n * live) for k, (s, n) in told.items()}
 
 
-def further(batch: dict[str, Array], count: int, place: Place) -> dict[str, Array]:
+def shift_targets(batch: dict[str, Array], count: int, place: Place) -> dict[str, Array]:
     """The batch whose targets are `count` tokens further on, where all on the way there weigh something.
 
     Where a batch has segments, none of another's is a target.
@@ -185,42 +189,42 @@ def further(batch: dict[str, Array], count: int, place: Place) -> dict[str, Arra
 class Task:
     """A loss with what goes with it."""
 
-    terms: Callable[..., Terms]
+    terms: Callable[..., WeightedSums]
     trait: str  # of the models that it can train
-    needs: str  # the field of a batch that holds the answer
+    target_field: str  # the field of a batch that holds the answer
     unit: str  # of the loss
-    single: bool = False  # takes one score instead of one a class
+    single_score: bool = False  # takes one score instead of one a class
     extras: tuple[str, ...] = ()  # what may be added to it in training
 
     @property
-    def of_tokens(self) -> bool:
+    def per_token(self) -> bool:
         """Whether its loss is told a token."""
-        return self.needs in ("targets", "source")
+        return self.target_field in ("targets", "source")
 
-    def __call__(self, value: Array | LazyLogits | DetectorOutput, batch: dict[str, Array]) -> Terms:
+    def __call__(self, value: Array | LazyLogits | DetectorOutput, batch: dict[str, Array]) -> WeightedSums:
         """The terms of a batch."""
         return self.terms(value, batch)
 
-    def answers(self, value: Any, batch: dict[str, Array]) -> dict[str, Array]:
+    def predictions(self, value: Any, batch: dict[str, Array]) -> dict[str, Array]:
         """A row's `guess` and `truth`: classes [B], or a regressor's few values [B C]; {} where they would be many.
 
         Of several labels a row, the guess is each class's probability and the truth 0 or 1 [B C]. Where the loss is
-        of the probabilities of one label, `confidence` is the guess's [B]. Of a detector only the guess [B MOST 6]:
-        boxes, each with its score, 0 of none, and its class.
+        of the probabilities of one label, `confidence` is the guess's [B]. Of a detector only the guess
+        [B MAX_DETECTIONS 6]: boxes, each with its score, 0 of none, and its class.
         """
         if self.trait == "detector":
-            boxes, scores, kinds, _ = detections(value, FAINT, ALIKE, MOST)
-            return {"guess": jnp.concatenate([boxes, scores[..., None], kinds[..., None].astype(boxes.dtype)], -1)}
-        if self.needs == "labels":
-            return {"guess": jax.nn.sigmoid(value), "truth": batch["labels"]}
+            boxes, scores, kinds, _ = detections(value, MIN_SCORE, NMS_IOU, MAX_DETECTIONS)
+            return {"prediction": jnp.concatenate([boxes, scores[..., None], kinds[..., None].astype(boxes.dtype)], -1)}
+        if self.target_field == "labels":
+            return {"prediction": jax.nn.sigmoid(value), "label": batch["labels"]}
         if self.trait == "classifier":
-            guess = (value[:, 0] > 0).astype(jnp.int32) if self.single else guesses(value)
-            told = {"guess": guess, "truth": batch["label"]}
+            guess = (value[:, 0] > 0).astype(jnp.int32) if self.single_score else argmax(value)
+            told = {"prediction": guess, "label": batch["label"]}
             if self.unit == "nats":
                 told["confidence"] = jnp.exp(jnp.max(value, -1) - jax.nn.logsumexp(value, -1))
             return told
-        if self.trait == "regressor" and value.ndim == 2 and value.shape[1] <= FEW:
-            return {"guess": value, "truth": batch["target"]}
+        if self.trait == "regressor" and value.ndim == 2 and value.shape[1] <= MAX_OUTPUTS:
+            return {"prediction": value, "label": batch["target"]}
         return {}
 
     def with_extras(self, **extras: float) -> "Task":
@@ -232,24 +236,26 @@ class Task:
                 raise UsageError(f"config key 'train.{name}' = {value} goes with the losses {able} only")
             if not 0 <= value < 1:
                 raise UsageError(f"config key 'train.{name}' must be in [0, 1), not {value}")
-        return Task(partial(self.terms, **given), self.trait, self.needs, self.unit, self.single, self.extras)
+        return Task(
+            partial(self.terms, **given), self.trait, self.target_field, self.unit, self.single_score, self.extras
+        )
 
 
-_CROSS = ("label_smoothing", "z_loss")
+_CROSS_ENTROPY_EXTRAS = ("label_smoothing", "z_loss")
 TASKS: dict[str, Task] = {
-    "softmax": Task(softmax, "classifier", "label", "nats", extras=(*_CROSS, "mixing")),
+    "softmax": Task(softmax, "classifier", "label", "nats", extras=(*_CROSS_ENTROPY_EXTRAS, "mixing")),
     "sigmoid": Task(sigmoid, "classifier", "labels", "nats"),
     "quadratic": Task(quadratic, "classifier", "label", "quadratic cost"),
-    "hinge": Task(hinge, "classifier", "label", "margin", single=True),
-    "perceptron": Task(mistakes, "classifier", "label", "margin", single=True),
+    "hinge": Task(hinge, "classifier", "label", "margin", single_score=True),
+    "perceptron": Task(perceptron, "classifier", "label", "margin", single_score=True),
     "mse": Task(mse, "regressor", "target", "squared error"),
-    "next_token": Task(next_token, "language_model", "targets", "nats", extras=_CROSS),
-    "translation": Task(next_token, "encoder_decoder", "source", "nats", extras=_CROSS),
+    "next_token": Task(next_token, "language_model", "targets", "nats", extras=_CROSS_ENTROPY_EXTRAS),
+    "translation": Task(next_token, "encoder_decoder", "source", "nats", extras=_CROSS_ENTROPY_EXTRAS),
     "detection": Task(detection, "detector", "boxes", "nats"),
 }
 
 
-def find(name: str) -> Task:
+def get_task(name: str) -> Task:
     """A task by name. Raises UsageError for an unknown one."""
     if name not in TASKS:
         raise unknown("loss", name, TASKS, renamed.WORDS["loss"])

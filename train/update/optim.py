@@ -53,29 +53,29 @@ def _adafactor(specs: Any) -> Transform:
     Source: Shazeer, Stern 2018, arXiv:1804.04235, algorithms 4 and 5, without the first moment.
     """
     one = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
-    return _each(one, specs)
+    return _per_matrix(one, specs)
 
 
-def _each(inner: Transform, specs: Any) -> Transform:
+def _per_matrix(inner: Transform, specs: Any) -> Transform:
     """`inner` on each parameter alone where a leaf stacks several, a contracted one as a matrix.
 
     Without it the moments of a stack would be factored along its two largest dims, whatever these are, and its layers
     would share one clipping.
     """
 
-    def unfolded(spec: Spec) -> tuple[list[int], list[int]]:
-        stacked, contracted, rest = leaves.dims(spec)
+    def matrix_dims(spec: Spec) -> tuple[list[int], list[int]]:
+        stacked, contracted, rest = leaves.group_dims(spec)
         order = stacked + contracted + rest
         return order, [spec.shape[i] for i in order]
 
     def fold(spec: Spec, x: jax.Array) -> jax.Array:
-        groups = leaves.dims(spec)
+        groups = leaves.group_dims(spec)
         stack, inside, outside = (int(np.prod([spec.shape[i] for i in g])) for g in groups)
         shape = (inside, outside) if groups[1] else [spec.shape[i] for i in groups[2]]
-        return x.transpose(unfolded(spec)[0]).reshape(stack, *shape)
+        return x.transpose(matrix_dims(spec)[0]).reshape(stack, *shape)
 
     def unfold(spec: Spec, x: jax.Array) -> jax.Array:
-        order, shape = unfolded(spec)
+        order, shape = matrix_dims(spec)
         return x.reshape(shape).transpose(np.argsort(order))
 
     def init(params: Any) -> Any:
@@ -95,7 +95,7 @@ def muon_dims(spec: Spec) -> Any:
 
     Muon takes what a product contracts, but for the head: there each row is a class, not a direction.
     """
-    _, contracted, rest = leaves.dims(spec)
+    _, contracted, rest = leaves.group_dims(spec)
     if not contracted or not rest or {"vocab", "classes"} & set(spec.names):
         return None
     return contrib.MuonDimensionNumbers(tuple(contracted), tuple(rest))
@@ -116,16 +116,16 @@ def _muon(cfg: Any, specs: Any) -> Transform:
     numbers = jax.tree.map(lambda s: muon_dims(s) or optax.MaskedNode(), specs)
     muon = contrib.scale_by_muon(beta=cfg.momentum, weight_dimension_numbers=numbers)
     labels = jax.tree.map(lambda s: "muon" if muon_dims(s) else "adam", specs)
-    links = {"muon": optax.chain(muon, _times(jax.tree.map(scale, specs))), "adam": _adam(cfg)}
+    links = {"muon": optax.chain(muon, _scale_by_tree(jax.tree.map(scale, specs))), "adam": _adam(cfg)}
     return optax.partition(links, labels)
 
 
-def _times(factors: Any) -> Transform:
+def _scale_by_tree(factors: Any) -> Transform:
     """Each leaf of an update times its factor."""
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u, f: u * f, updates, factors))
 
 
-def _by_rate(updates: Any, state: Any, params: Any = None, *, lr: jax.Array, **rest: Any) -> tuple[Any, Any]:
+def _scale_by_lr(updates: Any, state: Any, params: Any = None, *, lr: jax.Array, **rest: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda u: lr * u, updates), state
 
 
@@ -138,20 +138,20 @@ def _schedule_free(inner: Transform, beta: float) -> Transform:
     """
     f32 = partial(optax.tree.cast, dtype=jnp.float32)
 
-    def wrapped(lr: Any) -> Transform:  # Optax wants the rate at its making: made anew at each update, it has no state
+    def with_lr(lr: Any) -> Transform:  # Optax wants the rate at its making: made anew at each update, it has no state
         return contrib.schedule_free(optax.chain(inner, optax.scale(-lr)), lr, beta)
 
     def init(params: Any) -> Any:
-        return wrapped(0.0).init(f32(params))
+        return with_lr(0.0).init(f32(params))
 
     def update(updates: Any, state: Any, params: Any, *, lr: jax.Array, **rest: Any) -> tuple[Any, Any]:
-        moved, state = wrapped(lr).update(f32(updates), state, f32(params))
+        moved, state = with_lr(lr).update(f32(updates), state, f32(params))
         return jax.tree.map(jnp.negative, moved), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def average(y: jax.Array, z: jax.Array, beta: float) -> jax.Array:
+def schedule_free_average(y: jax.Array, z: jax.Array, beta: float) -> jax.Array:
     """The average x of a leaf under schedule_free, from what is trained, y = beta x + (1 - beta) z."""
     return ((y - (1 - beta) * z) / beta).astype(y.dtype)
 
@@ -165,11 +165,11 @@ def eval_params(cfg: Any, opt_state: Any, params: Any) -> Any:
         return params
     frozen = lambda z: isinstance(z, optax.MaskedNode)  # noqa: E731
     state = opt_state if isinstance(opt_state, contrib.ScheduleFreeState) else opt_state[0].inner_state
-    one = lambda z, y: y if frozen(z) else average(y, z, cfg.beta1)  # noqa: E731
+    one = lambda z, y: y if frozen(z) else schedule_free_average(y, z, cfg.beta1)  # noqa: E731
     return jax.tree.map(one, state.z, params, is_leaf=frozen)
 
 
-RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "momentum": ("a number in [0, 1)", lambda v: 0 <= v < 1),
     "beta1": ("a number in [0, 1)", lambda v: 0 <= v < 1),
     "beta2": ("a number in [0, 1)", lambda v: 0 <= v < 1),
@@ -181,10 +181,10 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def wrong(cfg: Any) -> list[str]:
+def find_problems(cfg: Any) -> list[str]:
     """What is wrong with the numbers and the name in the section `optim` of a config, a line each."""
     found = [] if cfg.name in OPTIMIZERS else [str(unknown("optim.name", cfg.name, OPTIMIZERS))]
-    rules = [(n, rule) for n, (rule, ok) in RULES.items() if cfg[n] is not None and not ok(cfg[n])]
+    rules = [(n, rule) for n, (rule, ok) in RANGES.items() if cfg[n] is not None and not ok(cfg[n])]
     found += [f"config key 'optim.{name}' must be {rule}, not {cfg[name]!r}" for name, rule in rules]
     if cfg.name == "schedule_free" and not cfg.beta1:
         found.append("config key 'optim.beta1' must be positive for schedule_free, not 0.0")
@@ -196,22 +196,25 @@ def make(cfg: Any, specs: Any) -> Transform:
 
     Raises UsageError for an unknown name, a bad value, and a pattern that matches no leaf.
     """
-    if problems := wrong(cfg):
+    if problems := find_problems(cfg):
         raise join_problems(problems)
 
-    factors, frozen = leaves.factors(cfg.lr_multipliers, cfg.layer_decay, specs), leaves.frozen(cfg.freeze, specs)
+    factors, frozen = (
+        leaves.lr_multipliers(cfg.lr_multipliers, cfg.layer_decay, specs),
+        leaves.freeze_mask(cfg.freeze, specs),
+    )
     if cfg.freeze is not None:  # what follows sees the trained leaves only
         specs, factors = (
             jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, t) for t in (specs, factors)
         )
     clip = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
-    mask = leaves.decays(specs, cfg.decay_embeddings)
+    mask = leaves.decay_mask(specs, cfg.decay_embeddings)
     decay = optax.add_decayed_weights(cfg.weight_decay, mask) if cfg.weight_decay else optax.identity()
-    links = [*clip, *OPTIMIZERS[cfg.name](cfg, decay, specs), _times(factors)]
+    links = [*clip, *OPTIMIZERS[cfg.name](cfg, decay, specs), _scale_by_tree(factors)]
     if cfg.name == "schedule_free":  # the factors are z's: y and x follow it
         tx = _schedule_free(optax.chain(*links), cfg.beta1)
     else:
-        tx = optax.chain(*links, optax.GradientTransformationExtraArgs(optax.init_empty_state, _by_rate))
+        tx = optax.chain(*links, optax.GradientTransformationExtraArgs(optax.init_empty_state, _scale_by_lr))
     if cfg.freeze is None:
         return tx
     trained = jax.tree.map(lambda f: not f, frozen)

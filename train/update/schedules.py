@@ -40,10 +40,10 @@ def _piecewise(cfg: Any, updates: int) -> optax.Schedule:
     """Constant between the updates that `milestones` names, each of which multiplies by its factor."""
     if cfg.milestones is None:
         raise UsageError("schedule 'piecewise' needs schedule.milestones, as 600:0.1,800:0.1")
-    return optax.piecewise_constant_schedule(1.0, {n - cfg.warmup: f for n, f in _jumps(cfg).items()})
+    return optax.piecewise_constant_schedule(1.0, {n - cfg.warmup: f for n, f in _parse_milestones(cfg).items()})
 
 
-def _jumps(cfg: Any) -> dict[int, float]:
+def _parse_milestones(cfg: Any) -> dict[int, float]:
     """`600:0.1,800:0.1` -> update: factor; {} unless updates rise, after the warm-up, and factors are positive."""
     try:
         jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in cfg.milestones.split(","))]
@@ -72,7 +72,7 @@ SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
     "piecewise": _piecewise,
 }
 
-RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "end_fraction": ("between 0 and 1", lambda v: 0 <= v <= 1),
     "power": ("positive", lambda v: 0 < v < math.inf),
     "decay_fraction": ("above 0 and at most 1", lambda v: 0 < v <= 1),
@@ -81,14 +81,14 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def wrong(cfg: Any, steps: int) -> list[str]:
+def find_problems(cfg: Any, steps: int) -> list[str]:
     """What is wrong with the section `schedule` of a config for a run of `steps` updates, a line each."""
     found = [] if cfg.name in SCHEDULES else [str(unknown("schedule.name", cfg.name, SCHEDULES))]
     if not 0 <= cfg.warmup <= steps:
         found.append(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {cfg.warmup}")
-    rules = [(name, rule) for name, (rule, ok) in RULES.items() if not ok(cfg[name])]
+    rules = [(name, rule) for name, (rule, ok) in RANGES.items() if not ok(cfg[name])]
     found += [f"config key 'schedule.{name}' must be {rule}, not {cfg[name]}" for name, rule in rules]
-    if cfg.milestones is not None and not _jumps(cfg):
+    if cfg.milestones is not None and not _parse_milestones(cfg):
         found.append(
             "config key 'schedule.milestones' must be UPDATE:FACTOR joined by commas, as 600:0.1,800:0.1, with rising "
             f"updates above schedule.warmup = {cfg.warmup} and positive factors, not {cfg.milestones!r}"
@@ -101,7 +101,7 @@ def make(cfg: Any, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
 
     The warm-up rises linearly, its first update already above 0. Raises UsageError for an unknown name or bad value.
     """
-    if problems := wrong(cfg, steps):
+    if problems := find_problems(cfg, steps):
         raise join_problems(problems)
     after = SCHEDULES[cfg.name](cfg, max(1, steps - cfg.warmup))
 

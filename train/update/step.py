@@ -20,7 +20,7 @@ from models.layers import per_row_keys, site_hash
 from models.spec import Spec, abstract, flatten, initialize, path_name
 from train.mesh import Placement
 from train.update import optim
-from train.update.losses import Task, counted, further
+from train.update.losses import Task, mask_padding_rows, shift_targets
 from train.update.rounding import cast_parameters
 
 State = dict[str, Any]
@@ -28,7 +28,7 @@ Batch = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
-class Options:
+class StepOptions:
     """How an update is made, beside its model, task and optimizer."""
 
     dtype: Any = jnp.float32  # of the parameters
@@ -37,7 +37,7 @@ class Options:
     carry: int | None = None  # rows whose recurrent state goes on from update to update
     gradient: str = "autodiff"  # or a source of gradients that the family writes out
     loss: str = ""  # the task's name, for such a source
-    frozen: Any = None  # of each parameter, whether it never changes; None trains all
+    freeze_mask: Any = None  # of each parameter, whether it never changes; None trains all
 
 
 def stream_key(seed: jax.Array | int, name: str) -> jax.Array:
@@ -45,7 +45,7 @@ def stream_key(seed: jax.Array | int, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), site_hash(name))
 
 
-def init_state(model: Model, tx: optax.GradientTransformation, seed: int, options: Options) -> State:
+def init_state(model: Model, tx: optax.GradientTransformation, seed: int, options: StepOptions) -> State:
     """The state before the first update; to be run under jit. Parameters are drawn in float32, then cast."""
     variables = initialize(model.specs, stream_key(seed, "params"))
     params = jax.tree.map(lambda p: p.astype(options.dtype), variables["params"])
@@ -56,7 +56,7 @@ def init_state(model: Model, tx: optax.GradientTransformation, seed: int, option
         "stats": variables.get("stats", {}),
         "opt": tx.init(_float32(params)),  # moments in bfloat16 would stand still
         "ema": {} if options.ema is None else _float32(params),
-        "carry": initialize(_carried(model, options), stream_key(seed, "carry")),
+        "carry": initialize(_carry_specs(model, options), stream_key(seed, "carry")),
     }
 
 
@@ -64,12 +64,12 @@ def _float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def _carried(model: Model, options: Options) -> Any:
+def _carry_specs(model: Model, options: StepOptions) -> Any:
     """The table of the recurrent state that is kept, its rows first; empty where none is."""
     return model.cache_specs(options.carry, 0) if options.carry else {}
 
 
-def state_shardings(model: Model, tx: optax.GradientTransformation, place: Placement, options: Options) -> State:
+def state_shardings(model: Model, tx: optax.GradientTransformation, place: Placement, options: StepOptions) -> State:
     """NamedShardings of the state: means and moments lie as their parameters do, all else is replicated.
 
     A moment is what ends in a parameter's path and has its shape: rows and columns of a factored one do not, and are
@@ -77,29 +77,31 @@ def state_shardings(model: Model, tx: optax.GradientTransformation, place: Place
     """
     table: dict[str, Spec] = flatten(model.specs["params"])
 
-    def lies(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def leaf_sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         own = max((name for name in table if f"/{path_name(path)}".endswith(f"/{name}")), key=len, default=None)
-        return place.sharding(table[own].axes) if own and table[own].shape == leaf.shape else place.whole
+        return place.sharding(table[own].axes) if own and table[own].shape == leaf.shape else place.replicated
 
     opt = jax.eval_shape(tx.init, abstract(model.specs["params"]))
     return {
-        "step": place.whole,
-        "seed": place.whole,
+        "step": place.replicated,
+        "seed": place.replicated,
         "params": place.shardings(model.specs["params"]),
         "stats": place.shardings(model.specs.get("stats", {})),
-        "opt": jax.tree_util.tree_map_with_path(lies, opt),
+        "opt": jax.tree_util.tree_map_with_path(leaf_sharding, opt),
         "ema": {} if options.ema is None else place.shardings(model.specs["params"]),
-        "carry": place.shardings(_carried(model, options)),
+        "carry": place.shardings(_carry_specs(model, options)),
     }
 
 
-def fresh_state(model: Model, tx: optax.GradientTransformation, place: Placement, seed: int, options: Options) -> State:
+def init_on_mesh(
+    model: Model, tx: optax.GradientTransformation, place: Placement, seed: int, options: StepOptions
+) -> State:
     """`init_state` on the mesh."""
     shardings = state_shardings(model, tx, place, options)
     return jax.jit(partial(init_state, model, tx, seed, options), out_shardings=shardings)()
 
 
-def views(state: State, cfg: Any) -> dict[str, Any]:
+def eval_variables(state: State, cfg: Any) -> dict[str, Any]:
     """The variables to be evaluated, by the prefix of their metrics; the last are those to be judged by and used.
 
     `cfg` is the section `optim`. Of the state are needed params, stats, ema and, for schedule_free, opt.
@@ -128,12 +130,23 @@ def join_rows(x: jax.Array, over: Any) -> jax.Array:
 
 
 # fields whose second dim is time
-SEQUENCES = {"tokens", "targets", "weight", "bytes", "position", "segment", "mask", "type", "source", "source_mask"}
+SEQUENCE_FIELDS = {
+    "tokens",
+    "targets",
+    "weight",
+    "bytes",
+    "position",
+    "segment",
+    "mask",
+    "type",
+    "source",
+    "source_mask",
+}
 
 
 def batch_axes(field: str, ndim: int) -> str:
     """Axis names of a batch's field: rows first, then time where the field is a sequence."""
-    second = "seq" if field in SEQUENCES else "width"
+    second = "seq" if field in SEQUENCE_FIELDS else "width"
     return " ".join(("batch", second, *["width"] * ndim)[:ndim])
 
 
@@ -143,19 +156,19 @@ def make_step(
     tx: optax.GradientTransformation,
     rate: Callable[[jax.Array], jax.Array],
     place: Placement,
-    options: Options,
+    options: StepOptions,
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
     """The jitted update. A non-finite loss or gradient leaves all but `step` as it was, and sets `skipped` to 1."""
     shardings = state_shardings(model, tx, place, options)
     moving = jax.tree.map(lambda s: s.spec, shardings["carry"])
-    grad = gradient_of(model, task, place, options)
+    grad = make_gradient(model, task, place, options)
     parts = options.accumulate
 
     def gradient(state: State, batch: Batch) -> tuple[Any, Any, Any, Any]:
         key = jax.random.fold_in(stream_key(state["seed"], "train"), state["step"])
         rows = reshard(jnp.arange(batch["weight"].shape[0]), place("batch"))
         total = jnp.sum(batch["weight"])
-        carry = _begun(state["carry"], batch.pop("begins", None))
+        carry = _reset_carry(state["carry"], batch.pop("begins", None))
         if parts == 1:
             grads, (terms, stats, carry) = grad(
                 state["params"], state["stats"], batch, per_row_keys(key, rows), total, carry
@@ -192,48 +205,48 @@ def make_step(
         rounding = jax.random.fold_in(stream_key(state["seed"], "rounding"), state["step"])
         params = cast_parameters(moved, state["params"], rounding, out_shardings[0])
         new = {"params": params, "stats": stats, "opt": opt, "carry": carry}
-        new["ema"] = _mean(state["ema"], params, state["step"], options.ema) if state["ema"] else {}
+        new["ema"] = _update_ema(state["ema"], params, state["step"], options.ema) if state["ema"] else {}
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {k: state[k] for k in new})
         metrics = {name: t[0] / t[1] for name, t in terms.items()}
         metrics.update(grad_norm=norm, lr=lr, skipped=1 - finite.astype(jnp.float32))
         return {**kept, "step": state["step"] + 1, "seed": state["seed"]}, metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.whole))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.replicated))
 
 
-def _begun(carry: Any, begins: jax.Array | None) -> Any:
+def _reset_carry(carry: Any, begins: jax.Array | None) -> Any:
     """The recurrent state, 0 in the rows that begin anew: begins [B]."""
     if begins is None:
         return carry
     return jax.tree.map(lambda x: x * (1 - begins.reshape(-1, *[1] * (x.ndim - 1))).astype(x.dtype), carry)
 
 
-def _mean(mean: Any, params: Any, step: jax.Array, decay: float | None) -> Any:
+def _update_ema(mean: Any, params: Any, step: jax.Array, decay: float | None) -> Any:
     """The running mean after an update; early on it follows faster, so that the initial values are soon forgotten."""
     keep = jnp.minimum(decay or 0.0, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda m, p: keep * m + (1 - keep) * p.astype(m.dtype), mean, params)
 
 
-def gradient_of(model: Model, task: Task, place: Placement, options: Options) -> Callable[..., Any]:
+def make_gradient(model: Model, task: Task, place: Placement, options: StepOptions) -> Callable[..., Any]:
     """(params, stats, batch, keys, total, carry) -> the gradient of the loss's sum over `total`, (terms, stats, carry).
 
     It is jax's, or one that the family writes out. Raises UsageError for a source that the family does not have.
     """
 
-    def summed(value: Any, batch: Batch, told: Any = None) -> dict[str, tuple[jax.Array, jax.Array]]:
-        terms = {**counted(told or {}, batch), **task(value, batch)}
+    def sum_terms(value: Any, batch: Batch, told: Any = None) -> dict[str, tuple[jax.Array, jax.Array]]:
+        terms = {**mask_padding_rows(told or {}, batch), **task(value, batch)}
         return {name: (jnp.sum(s, 0), jnp.sum(w)) for name, (s, w) in terms.items()}
 
     def loss(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any) -> Any:
-        if options.frozen is not None:
-            params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, options.frozen)
+        if options.freeze_mask is not None:
+            params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, options.freeze_mask)
         variables = {"params": params, "stats": stats}
         out = model.apply(variables, batch, train=True, key=keys, cache=carry or None, place=place, logits=False)
-        terms = summed(out.value, batch, out.metrics)
+        terms = sum_terms(out.value, batch, out.metrics)
         own = {name: s / w for name, (s, w) in out.aux_losses.items()}  # the model's, each a mean over rows
         share, more = terms["loss"][1] / total, sum(own.values(), start=jnp.zeros(()))
         terms |= {name: (mean * share, share) for name, mean in own.items()}
-        ahead = [task(v, further(batch, k, place))["loss"] for k, v in enumerate(out.mtp_values, 1)]
+        ahead = [task(v, shift_targets(batch, k, place))["loss"] for k, v in enumerate(out.mtp_values, 1)]
         if ahead:
             nats, weight = (jnp.mean(jnp.stack([jnp.sum(pair[i]) for pair in ahead])) for i in range(2))
             terms["mtp_loss"] = nats, weight
@@ -250,10 +263,12 @@ def gradient_of(model: Model, task: Task, place: Placement, options: Options) ->
     if options.gradient not in sources:
         raise unknown(f"source of gradients of family {model.family}", options.gradient, ("autodiff", *sources))
 
-    def written(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any) -> Any:
+    def hand_written_gradient(
+        params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any
+    ) -> Any:
         value, grads = sources[options.gradient](params, batch, model.config, options.loss, total)
-        if options.frozen is not None:
-            grads = jax.tree.map(lambda g, f: jnp.zeros_like(g) if f else g, grads, options.frozen)
-        return grads, (summed(value, batch), stats, carry)
+        if options.freeze_mask is not None:
+            grads = jax.tree.map(lambda g, f: jnp.zeros_like(g) if f else g, grads, options.freeze_mask)
+        return grads, (sum_terms(value, batch), stats, carry)
 
-    return written
+    return hand_written_gradient
