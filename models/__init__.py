@@ -1,4 +1,4 @@
-"""The families, and the few calls by which everything else uses them.
+"""The model families, and the calls by which everything else uses them.
 
 model = models.build("gpt", size="gpt2", depth=2)     # -> Model(family, config)
 variables = model.init(jax.random.key(0))             # {"params": ..., maybe "stats": ...}
@@ -41,7 +41,7 @@ from models import (
 )
 from models.layers import compute_logits, per_row_keys
 from models.spec import Array, LazyLogits, Outputs, Place, Spec, unsharded
-from models.validate import Pairs, check_types, freeze
+from models.validate import FrozenDict, check_types, freeze
 
 FAMILIES: dict[str, ModuleType] = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
@@ -51,7 +51,7 @@ FAMILIES: dict[str, ModuleType] = {
     "flax": flax,
 }
 
-TRAITS = frozenset(  # the closed list: by these the trainer and the contract tests know what to ask
+TRAITS = frozenset(  # the closed list: the trainer and the contract tests choose by these
     {
         *("causal", "cached", "carried", "stateful", "batch_coupled"),
         *("classifier", "detector", "language_model", "regressor", "encoder", "encoder_decoder"),
@@ -61,28 +61,28 @@ TRAITS = frozenset(  # the closed list: by these the trainer and the contract te
 
 @dataclass(frozen=True)
 class Model:
-    """A family with a config: pure functions that share one table of parameters."""
+    """A family with a config: pure functions that share one tree of parameter specs."""
 
     family: str
     config: Any
 
     @property
     def module(self) -> ModuleType:
-        """The family's file."""
+        """The family's module."""
         return FAMILIES[self.family]
 
     @property
     def traits(self) -> frozenset[str]:
-        """What the model is and can do, out of TRAITS: the family's, or where they depend on the config, its own."""
+        """The model's traits, a subset of TRAITS: `traits(config)` if the family has it, otherwise its TRAITS."""
         return self.module.traits(self.config) if hasattr(self.module, "traits") else self.module.TRAITS
 
     @cached_property
     def specs(self) -> dict[str, Any]:
-        """The table: {"params": tree of Spec, maybe "stats": tree of Spec}."""
+        """{"params": tree of Spec, optionally "stats": tree of Spec}."""
         return self.module.specs(self.config)
 
     def init(self, key: Array, out_shardings: Any = None) -> dict[str, Any]:
-        """Initial variables, float32, drawn under jit from a PRNG key []; sharded where out_shardings are given."""
+        """Initial variables, float32, drawn under jit from a PRNG key []; sharded by out_shardings if given."""
         return jax.jit(partial(spec.initialize, self.specs), out_shardings=out_shardings)(key)
 
     def apply(
@@ -96,15 +96,15 @@ class Model:
         place: Place = unsharded,
         logits: bool = True,
     ) -> Outputs:
-        """The family's `apply`; a bare array is taken as its main input, and a single key is spread over the rows.
+        """The family's `apply`. A bare array stands for the main input; one PRNG key is split over the rows.
 
-        The value of a language model or a translator is its logits [B T V]; with `logits` False a LazyLogits, which a
-        loss may take in parts: at a large vocabulary the logits are by far the largest array there is.
+        The value of a language model or a translator is its logits [B T V]; with `logits` False it is a LazyLogits,
+        from which a loss can compute them in chunks: with a large vocabulary the logits are the largest array.
 
-        Raises UsageError for a cache that the model does not keep.
+        Raises UsageError for a cache if the model has none.
         """
         if cache is not None and "cached" not in self.traits:
-            raise UsageError(f"{self.family} as configured keeps no cache")
+            raise UsageError(f"{self.family} as configured has no cache")
         if not isinstance(inputs, dict):
             inputs = {self.module.INPUT: inputs}
         variables, inputs = jax.tree.map(jnp.asarray, (variables, inputs))
@@ -116,37 +116,39 @@ class Model:
         return out
 
     def update_stats(self, stats: Any, metrics: dict[str, tuple[Array, Array]]) -> Any:
-        """Statistics after an update: those after its batch, and by the sums of what the batch told, if they ask."""
+        """Statistics after an update, from those after its batch and the batch's metrics, name -> (sum, weight)."""
         if not hasattr(self.module, "update_stats"):
             return stats
         return self.module.update_stats(stats, {name: total for name, (total, _) in metrics.items()}, self.config)
 
     def predict(self, variables: Any, inputs: Any) -> Any:
-        """The value without training's noise: logits of a classifier [B C], of next tokens [B T V] in float32."""
+        """The value of `apply` outside of training: class scores [B C], or next-token logits [B T V], in float32."""
         value = self.apply(variables, inputs).value
         return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
 
     def cache_specs(self, batch: int, length: int, source: int | None = None) -> Any:
-        """The table of a cache for `batch` rows of at most `length` tokens, and of `source` tokens that are translated.
+        """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.
 
-        Raises UsageError where there is none, and for a `source` where nothing is translated.
+        Raises UsageError if the family has no cache, and for a `source` if it is no translator.
         """
         if "cached" not in self.traits:
-            raise UsageError(f"family {self.family!r} keeps no cache; cached: {', '.join(_with_trait('cached'))}")
+            raise UsageError(
+                f"family {self.family!r} has no cache; families with one: {', '.join(_with_trait('cached'))}"
+            )
         if "encoder_decoder" in self.traits:
             return self.module.cache(self.config, batch, length, source)
         if source is not None:
-            raise UsageError(f"family {self.family!r} translates nothing; its cache keeps no source of {source} tokens")
+            raise UsageError(f"family {self.family!r} is no translator; its cache takes no source ({source} tokens)")
         return self.module.cache(self.config, batch, length)
 
     def cache(self, batch: int, length: int, source: int | None = None) -> Any:
-        """An empty cache, as `cache_specs` has it. Raises UsageError as that does."""
+        """An empty cache with the specs of `cache_specs`. Raises UsageError as that does."""
         return spec.initialize(self.cache_specs(batch, length, source), jax.random.key(0))
 
     def count(self, active: bool = False) -> int:
-        """Number of parameters, without the padding of the vocabulary: the published figure.
+        """Number of parameters, without padding of the vocabulary, as published.
 
-        With `active` of the experts only as many as a token is sent to.
+        With `active` only those used per token: of the experts, `experts_per_token`.
         """
         config = self.config
         if hasattr(config, "vocab_multiple"):
@@ -158,9 +160,9 @@ class Model:
 
 
 def build(family: str, size: str | None = None, **overrides: Any) -> Model:
-    """A model of a family: a published size, its fields overridden by name -> Model.
+    """Build a model of a family: a published size or the defaults, with fields overridden by name.
 
-    Raises UsageError for an unknown family, size or field (naming the nearest) and for a value that breaks a rule.
+    Raises UsageError for an unknown family, size or field (giving the nearest) and for an illegal value.
     """
     if family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
@@ -181,23 +183,23 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
 
 
 def load_pretrained(directory: Any, **how: Any) -> tuple[Model, dict[str, Any]]:
-    """A model and its variables from a folder as the Hugging Face hub has it; see `published.load_pretrained`."""
+    """Load a model and its variables from a Hugging Face folder; see `published.load_pretrained`."""
     from models import published
 
     return published.load_pretrained(directory, **how)
 
 
 def save_pretrained(model: Model, variables: Any, directory: Any, **keys: Any) -> None:
-    """Write a folder as the Hugging Face hub has it; see `published.save_pretrained`."""
+    """Write a Hugging Face folder; see `published.save_pretrained`."""
     from models import published
 
     published.save_pretrained(model, variables, directory, **keys)
 
 
 def _field(value: Any) -> Any:
-    """A Config's value: lists become tuples, a dict a tuple of pairs."""
+    """A value of a Config: lists become tuples, a dict a tuple of pairs."""
     fixed = freeze(value)
-    return fixed.items if isinstance(fixed, Pairs) else fixed
+    return fixed.items if isinstance(fixed, FrozenDict) else fixed
 
 
 def _check_field(module: ModuleType, name: str, value: Any) -> None:

@@ -1,6 +1,6 @@
-"""Scaled dot-product attention by the backend that is asked for.
+"""Scaled dot-product attention by one of several backends.
 
-Legend: B batch, T query time, S key time, N query heads, K key-value heads, H head width, W that of values.
+Legend: B batch, T query time, S key time, N query heads, K key-value heads, H head width, W value width.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ from models.layers import MASK_VALUE, dropout, einsum, reshard, softcap
 from models.sight import AttentionMask
 from models.spec import Place, unsharded
 
-FEATURES = {  # what a call may ask of a backend
-    "positions": "positions other than 0, 1, 2 …: of padding, of a cache",
-    "segments": "segments that do not see each other",
+FEATURES = {  # what a call may need of a backend
+    "positions": "positions other than 0, 1, 2 … (padding, a cache)",
+    "segments": "segments",
     "window": "a sliding window",
-    "both ways": "queries that see later keys",
-    "window both ways": "such queries in a window",
-    "groups": "fewer heads of keys than of queries",
-    "values": "values of another width than keys",
+    "both ways": "attention to later keys (not causal)",
+    "window both ways": "attention to later keys in a window",
+    "groups": "fewer key-value heads than query heads",
+    "values": "values of a width other than that of keys",
     "dropout": "dropout on the weights",
     "soft cap": "a soft cap on the scores",
     "sinks": "sinks",
     "float32": "float32",
     "bfloat16": "bfloat16",
-    "cp": "time cut over the mesh axis cp",
+    "cp": "time sharded by the mesh axis cp",
 }
 
 
@@ -50,18 +50,18 @@ def reference(
     logit_softcap: float | None = None,
     sinks: Float[Array, " n"] | None = None,
 ) -> Float[Array, "b t n w"]:
-    """Attention by two products, the softmax in float32: q [B T N H], k [B S K H], v [B S K W] -> [B T N W].
+    """Attention by two products, with the softmax in float32: q [B T N H], k [B S K H], v [B S K W] -> [B T N W].
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; dropout on the weights as in its section 5.4; fewer key-value
     heads than queries as in Ainslie et al. 2023, arXiv:2305.13245; the soft cap as in Gemma 2, 2024, arXiv:2408.00118;
     sinks as in gpt-oss, 2025, arXiv:2508.10925.
     """
-    over, one = place("batch heads query key"), k.shape[2] == 1  # head, which all queries share as it lies
-    if one:
+    over, one_head = place("batch heads query key"), k.shape[2] == 1  # one key head is shared without a copy
+    if one_head:
         k, v = (reshard(x[:, :, 0], place("batch key head_dim")) for x in (k, v))
     else:
         k, v = (repeat_kv(x, q.shape[2], place("batch key heads head_dim")) for x in (k, v))
-    scores = einsum("btnh,bsh->bnts" if one else "btnh,bsnh->bnts", q, k, over).astype(jnp.float32) * scale
+    scores = einsum("btnh,bsh->bnts" if one_head else "btnh,bsnh->bnts", q, k, over).astype(jnp.float32) * scale
     if logit_softcap is not None:
         scores = softcap(scores, logit_softcap)
     scores = jnp.where(mask.array[:, None], scores, MASK_VALUE)
@@ -71,11 +71,11 @@ def reference(
         sunk = reshard(sinks.astype(jnp.float32), place("heads"))[None, :, None, None]
         weights = jnp.exp(scores - jnp.logaddexp(jax.nn.logsumexp(scores, -1, keepdims=True), sunk))
     weights = dropout(weights.astype(q.dtype), keys, dropout_rate, "attention", over)
-    return einsum("bnts,bsh->btnh" if one else "bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
+    return einsum("bnts,bsh->btnh" if one_head else "bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
 
 
 def repeat_kv(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float[Array, "b s n h"]:
-    """Each key-value head once for each query head of its group: x [B S K H] -> [B S N H]."""
+    """Repeat each key-value head for the query heads of its group: x [B S K H] -> [B S N H]."""
     group = heads // x.shape[2]
     if group == 1:
         return x if over is None else reshard(x, over)
@@ -85,16 +85,16 @@ def repeat_kv(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float
 
 
 def with_shard_map(kernel: Callable[..., Array]) -> Callable[..., Array]:
-    """The kernel on each device's own rows, heads and, under cp, queries: (q, k, v, mask, place, ...) -> array."""
+    """Run a kernel by `jax.shard_map` on each device's rows, heads and, under cp, queries."""
 
     def run(q: Array, k: Array, v: Array, mask: AttentionMask, place: Place, *, scale: Any, **more: Any) -> Array:
-        if isinstance(scale, jax.Array):  # a kernel is compiled for one scale
+        if isinstance(scale, jax.Array):  # kernels take a static scale
             q, scale = (q * scale).astype(q.dtype), 1.0
         arrays = {name: more.pop(name) for name in ("sinks",) if name in more}
         local, heads = partial(kernel, scale=scale, **more), place("batch key heads head_dim")
         if heads is None:
             return local(q, k, v, mask, **arrays)
-        grouped = place("kv_heads") == place("heads")  # else a device may lack keys of its queries' group
+        grouped = place("kv_heads") == place("heads")  # else a device may lack the keys of its queries
         k, v = (k, v) if grouped else (repeat_kv(x, q.shape[2], heads) for x in (k, v))
         queries, keys = place("batch seq heads head_dim"), place("batch key kv_heads head_dim") if grouped else heads
 
@@ -112,7 +112,7 @@ def with_shard_map(kernel: Callable[..., Array]) -> Callable[..., Array]:
             lambda q, k, v, mask, arrays: local(q, k, v, mask, **arrays),
             in_specs=specs,
             out_specs=queries,
-            check_vma=False,  # kernels do not say over which axes their results vary
+            check_vma=False,  # kernels do not declare over which axes their results vary
         )
         return mapped(*jax.tree.map(reshard, (q, k, v, mask, arrays), specs))
 
@@ -121,13 +121,13 @@ def with_shard_map(kernel: Callable[..., Array]) -> Callable[..., Array]:
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute attention, and what it can."""
+    """A way to compute attention, and the features it supports."""
 
     run: Callable[..., Array]
-    supports: frozenset[str]  # out of FEATURES
+    supports: frozenset[str]  # keys of FEATURES
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
-    length: int = 1  # T and S are multiples of it
-    width: int = 1  # H is a multiple of it
+    length: int = 1  # T and S must be multiples of it
+    width: int = 1  # H must be a multiple of it
 
 
 _EVERY = frozenset(FEATURES)
@@ -162,9 +162,9 @@ def attention(
     `dropout_rate` applies to the attention weights, with one PRNG key per row in `keys`. `logit_softcap` bounds the
     scores. `sinks` are one logit per head that takes part in the softmax and has no value.
 
-    Raises UsageError for what the backend lacks, and names the backends that have it: none stands in for another.
+    Raises UsageError that names what the backend lacks and which backends have it. There is no fallback.
     """
-    asked = {
+    needs = {
         "positions": not mask.contiguous,
         "segments": mask.segments is not None,
         "window": mask.window is not None and mask.causal,
@@ -179,23 +179,25 @@ def attention(
         "bfloat16": q.dtype.itemsize == 2,
         "cp": (place("seq") or (None,))[0] is not None,
     }
-    wanted = {name for name, on in asked.items() if on}
-    missing = {name: _missing(b, wanted, (q.shape[1], k.shape[1]), q.shape[3]) for name, b in BACKENDS.items()}
+    needed = {name for name, on in needs.items() if on}
+    missing = {name: _missing(b, needed, (q.shape[1], k.shape[1]), q.shape[3]) for name, b in BACKENDS.items()}
     if missing[backend]:
         able = ", ".join(name for name, lacks in missing.items() if not lacks) or "none"
-        raise UsageError(f"attention = {backend!r} cannot take {'; '.join(missing[backend])}. Able here: {able}")
+        raise UsageError(
+            f"attention = {backend!r} does not support {'; '.join(missing[backend])}. Backends that do: {able}"
+        )
 
-    more: dict[str, Any] = {"logit_softcap": logit_softcap} if asked["soft cap"] else {}
-    more |= {"sinks": sinks} if asked["sinks"] else {}
-    more |= {"dropout_rate": dropout_rate, "keys": keys} if asked["dropout"] else {}
+    more: dict[str, Any] = {"logit_softcap": logit_softcap} if needs["soft cap"] else {}
+    more |= {"sinks": sinks} if needs["sinks"] else {}
+    more |= {"dropout_rate": dropout_rate, "keys": keys} if needs["dropout"] else {}
     return BACKENDS[backend].run(q, k, v, mask, place, scale=scale, **more)
 
 
-def _missing(backend: Backend, wanted: set[str], lengths: tuple[int, int], width: int) -> list[str]:
-    """What a backend lacks of what is wanted of it here, in words."""
-    device = jax.sharding.get_abstract_mesh().abstract_device  # of the mesh that is compiled for, not always ours
+def _missing(backend: Backend, needed: set[str], lengths: tuple[int, int], width: int) -> list[str]:
+    """What a backend lacks of the needed features, lengths, width and platform, in words."""
+    device = jax.sharding.get_abstract_mesh().abstract_device  # of the mesh compiled for, which may not be ours
     platform = device.platform if device else jax.default_backend()
-    words = [says for name, says in FEATURES.items() if name in wanted - backend.supports]
-    words += [f"{n} tokens, no multiple of {backend.length}" for n in sorted(set(lengths)) if n % backend.length]
-    words += [f"heads of width {width}, no multiple of {backend.width}"] if width % backend.width else []
+    words = [says for name, says in FEATURES.items() if name in needed - backend.supports]
+    words += [f"{n} tokens, not a multiple of {backend.length}" for n in sorted(set(lengths)) if n % backend.length]
+    words += [f"heads of width {width}, not a multiple of {backend.width}"] if width % backend.width else []
     return words + ([] if platform in backend.platforms else [f"the platform {platform}"])

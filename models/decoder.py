@@ -1,4 +1,4 @@
-"""What decoders with rotary positions share: the fields of their Configs, and the parts of a block that none changed.
+"""Config base classes, parameter specs and layers that decoders with rotary positions share.
 
 Legend: B batch, T query time, V padded vocabulary, D width, L layers of a stack, N query heads, K key-value heads,
 H head width, F hidden.
@@ -31,23 +31,23 @@ class Decoder:
     width: int = 512
     depth: int = 8
     heads: int = 8
-    hidden: int | None = None  # of the MLP; None is 8/3 width, rounded up to a multiple of 256
+    hidden: int | None = None  # width of the MLP; None is 8/3 width, rounded up to a multiple of 256
     activation: str = "silu"  # of the MLP's gate
-    rope: str = "none"  # how rotary frequencies are stretched: none | linear | llama3 | yarn
+    rope: str = "none"  # scaling of rotary frequencies: none | linear | llama3 | yarn
     rope_base: float = 10000.0
-    rope_factor: float = 1.0  # by how much the context has grown
+    rope_factor: float = 1.0  # context length over that of pretraining
     rope_context: int | None = None  # of pretraining, tokens; None is context
-    rope_low: float = 1.0  # of llama3 and yarn (beta_slow): fewer turns than this within rope_context are slowed
-    rope_high: float = 4.0  # of llama3 and yarn (beta_fast, whose paper takes 32): more turns than this stay
-    rope_truncate: bool = True  # yarn's ramp begins and ends at whole dims
-    rope_scale: float = 1.0  # of yarn: of rotated queries and of keys
-    dropout: float = 0.0  # probability, of the attention weights
-    tied: bool = False  # the head is the token table
+    rope_low: float = 1.0  # llama3 and yarn (beta_slow): frequencies with fewer turns in rope_context are scaled
+    rope_high: float = 4.0  # llama3 and yarn (beta_fast, 32 in its paper): frequencies with more turns are kept
+    rope_truncate: bool = True  # yarn: round the ends of the ramp to whole dims
+    rope_scale: float = 1.0  # yarn: factor of rotated queries and keys
+    dropout: float = 0.0  # probability, on the attention weights
+    tied: bool = False  # the output head is the token embedding
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS; with a cache by the reference
-    remat: str = "none"  # what the backward pass recomputes
-    scan: bool = True  # layers that repeat are one compiled loop; False unrolls
+    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
+    remat: str = "none"  # rematerialisation: a key of REMAT
+    scan: bool = True  # compile repeating layers as one loop; False unrolls it
 
     def __post_init__(self) -> None:
         require(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden", "eps")
@@ -66,35 +66,35 @@ class Decoder:
 
     @property
     def rope_scaling(self) -> RopeScaling:
-        """How rotary frequencies are stretched."""
-        trained = self.rope_context or self.context
+        """The scaling of rotary frequencies."""
+        context = self.rope_context or self.context
         ramp = self.rope_low, self.rope_high, self.rope_truncate
-        return RopeScaling(self.rope, self.rope_factor, trained, *ramp, self.rope_scale)
+        return RopeScaling(self.rope, self.rope_factor, context, *ramp, self.rope_scale)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What each layer is."""
+        """The kind and stack of each layer."""
         return (Layer("full"),) * self.depth
 
     @property
     def spans(self) -> dict[str, AttentionSpan]:
-        """What each kind of layer sees."""
+        """The attention span of each kind of layer."""
         return {"full": AttentionSpan()}
 
     @property
     def cache_entry(self) -> CacheEntry:
-        """What a layer keeps of a token."""
+        """What a layer caches per token."""
         raise NotImplementedError
 
     @property
     def cache_entries(self) -> dict[str, CacheEntry]:
-        """What a layer of each kind keeps of a token."""
+        """What a layer of each kind caches per token."""
         return dict.fromkeys(self.spans, self.cache_entry)
 
 
 @dataclass(frozen=True)
 class GQADecoder(Decoder):
-    """With grouped-query attention: Ainslie et al. 2023, arXiv:2305.13245."""
+    """A decoder with grouped-query attention: Ainslie et al. 2023, arXiv:2305.13245."""
 
     kv_heads: int | None = None  # None is heads
     head_dim: int | None = None  # None is width / heads
@@ -119,18 +119,16 @@ class GQADecoder(Decoder):
 
     @property
     def cache_entry(self) -> CacheEntry:
-        """What a layer keeps of a token."""
+        """What a layer caches per token."""
         return dict.fromkeys(("k", "v"), ("kv_heads head_dim", (self.num_kv_heads, self.head_width)))
 
 
 @dataclass(frozen=True)
 class SlidingWindowDecoder(GQADecoder):
-    """With layers that see a window only: Beltagy et al. 2020, arXiv:2004.05150, section 3.1."""
+    """A decoder with sliding-window layers: Beltagy et al. 2020, arXiv:2004.05150, section 3.1."""
 
-    window: int | None = None  # tokens that a sliding layer sees, itself among them
-    sliding_layers: tuple[int, ...] | None = (
-        None  # the layers that slide, where there is a window; None is the usual ones
-    )
+    window: int | None = None  # tokens that a sliding layer attends to, the query included; None is all
+    sliding_layers: tuple[int, ...] | None = None  # if there is a window; None is the family's default
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,44 +137,44 @@ class SlidingWindowDecoder(GQADecoder):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What each layer is: one that sees all that is before it, or a sliding window."""
-        slides = self.default_sliding_layers if self.sliding_layers is None else self.sliding_layers
-        return tuple(Layer("sliding" if self.window and i in slides else "full") for i in range(self.depth))
+        """The kind of each layer: `full` or `sliding`."""
+        sliding = self.default_sliding_layers if self.sliding_layers is None else self.sliding_layers
+        return tuple(Layer("sliding" if self.window and i in sliding else "full") for i in range(self.depth))
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:
-        """The layers that slide if nothing is said."""
+        """The sliding layers if `sliding_layers` is None."""
         return range(self.depth)
 
     @property
     def spans(self) -> dict[str, AttentionSpan]:
-        """What each kind of layer sees."""
+        """The attention span of each kind of layer."""
         every = {"full": AttentionSpan(), "sliding": AttentionSpan(self.window)}
         return {kind: every[kind] for kind in dict.fromkeys(layer.kind for layer in self.layers)}
 
 
-# The table
+# Specs
 
 
 def residual_init(c: Decoder) -> Initializer:
-    """The law of what a branch adds: by 1/sqrt(2L) smaller, as in GPT-2."""
+    """The initializer of projections into the residual stream: smaller by 1/sqrt(2L), as in GPT-2."""
     return normal(0.02 / (2 * c.depth) ** 0.5)
 
 
 def embed_and_head_specs(c: Decoder, norm: Initializer = ones) -> dict[str, Any]:
-    """The table of what stands around the layers: token table, last norm, head."""
+    """Specs of token embedding, final norm and, unless tied, output head."""
     V, D = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, c.width
-    found = {"embed": {"token": Spec((V, D), "vocab embed", normal(0.02))}, "norm": {"scale": Spec((D,), "norm", norm)}}
-    return found if c.tied else {**found, "head": Spec((V, D), "vocab embed", normal(0.02), fan_in="embed")}
+    table = {"embed": {"token": Spec((V, D), "vocab embed", normal(0.02))}, "norm": {"scale": Spec((D,), "norm", norm)}}
+    return table if c.tied else {**table, "head": Spec((V, D), "vocab embed", normal(0.02), fan_in="embed")}
 
 
 def rms_norm_specs(L: int, width: int, *names: str, init: Initializer = ones) -> dict[str, Any]:
-    """The table of RMSNorms of a stack."""
+    """Specs of RMSNorms of a stack."""
     return {name: {"scale": Spec((L, width), "layers norm", init)} for name in names}
 
 
 def with_bias(kernel: Spec, bias: bool) -> dict[str, Spec]:
-    """The table of a product, and of its bias over the dims that it does not contract."""
+    """Specs of a kernel and, if `bias`, of a bias over the dims that the product does not contract."""
     if not bias:
         return {"kernel": kernel}
     inside = kernel.fan_in.split()
@@ -186,7 +184,7 @@ def with_bias(kernel: Spec, bias: bool) -> dict[str, Spec]:
 
 
 def gqa_specs(c: GQADecoder, L: int, bias: bool = False) -> dict[str, Any]:
-    """The table of grouped-query attention: q [D N H], k v [D K H], out [N H D]."""
+    """Specs of grouped-query attention: q [D N H], k v [D K H], out [N H D]."""
     D, N, K, H = c.width, c.heads, c.num_kv_heads, c.head_width
     shapes = {"q": (N, "heads"), "k": (K, "kv_heads"), "v": (K, "kv_heads")}
     kernels = {
@@ -198,7 +196,7 @@ def gqa_specs(c: GQADecoder, L: int, bias: bool = False) -> dict[str, Any]:
 
 
 def gated_mlp_specs(c: Decoder, L: int, F: int, bias: bool = False) -> dict[str, Any]:
-    """The table of a gated MLP: gate up [D F], down [F D]."""
+    """Specs of a gated MLP: gate up [D F], down [F D]."""
     up = Spec((L, c.width, F), "layers embed mlp", normal(0.02), fan_in="embed")
     down = Spec((L, F, c.width), "layers mlp embed", residual_init(c), fan_in="mlp")
     return {"gate": with_bias(up, bias), "up": with_bias(up, bias), "down": with_bias(down, bias)}
@@ -226,7 +224,7 @@ def gated_mlp(
 
 
 def cache_specs(c: Any, batch: int, length: int) -> dict[str, Any]:
-    """The table of a cache for `length` tokens; layers that see a part only keep that part."""
+    """Specs of a cache for `length` tokens; layers with a window or chunks cache only that many."""
     require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
     return timeline.cache_specs(
         c.spans, Counter(layer.kind for layer in c.layers), c.cache_entries, batch, length, c.compute
@@ -234,6 +232,6 @@ def cache_specs(c: Any, batch: int, length: int) -> dict[str, Any]:
 
 
 def open_cache(c: Any, inputs: dict[str, Array], cache: Any, place: Place) -> CacheView:
-    """Where the input's tokens stand. Raises UsageError for more of them than the context has."""
+    """A view of the cache for the input's tokens. Raises UsageError if they are more than the context."""
     require(c, f"at least the {(T := inputs['tokens'].shape[1])} tokens of the input", "context", test=lambda n: n >= T)
     return timeline.open_cache(inputs, c.spans, cache, place)

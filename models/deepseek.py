@@ -1,9 +1,9 @@
-"""DeepSeek: keys and values from a small latent, many fine experts, a bias that balances them, more tokens foretold.
+"""DeepSeek: latent attention, many small experts balanced by a bias, and multi-token prediction (MTP).
 
 Legend: B batch, T query time, S key time, V padded vocabulary, D width, L layers of a stack, F hidden of an MLP or an
-expert, E experts, A experts of a token; those of latent attention stand in its file.
-Source: DeepSeek-AI 2024, arXiv:2405.04434 (V2) and arXiv:2412.19437 (V3). Initial values are GPT-2's. V2's losses that
-balance devices and what they send (eq. 26 to 31) are left out.
+expert, E experts, A experts per token; the letters of latent attention are in `latent`.
+Source: DeepSeek-AI 2024, arXiv:2405.04434 (V2) and arXiv:2412.19437 (V3). Initial values are GPT-2's. V2's losses
+that balance devices and communication (eq. 26 to 31) are not implemented.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 ROUTERS = ("softmax", "sigmoid")
-BIAS, MTP_BIAS = "blocks/moe/bias", "mtp/block/bias"  # of the experts: statistics, not parameters
-MTP_EXPERT_LOAD = "mtp_expert_load"  # what the modules that foretell tokens tell of their experts
+BIAS, MTP_BIAS = "blocks/moe/bias", "mtp/block/bias"  # the experts' biases: statistics, not parameters
+MTP_EXPERT_LOAD = "mtp_expert_load"  # the metric of the MTP modules' expert load
 
 _YARN = dict(rope="yarn", rope_factor=40.0, rope_context=4096, rope_high=32.0, rope_scale=1.0)
 SIZES: dict[str, dict[str, Any]] = {
@@ -77,15 +77,15 @@ SIZES: dict[str, dict[str, Any]] = {
 class Config(InterleavedMoEDecoder, MLADecoder):
     """Shape and options of a DeepSeek."""
 
-    shared: int = 1  # experts that every token meets, as one MLP
-    router: str = "softmax"  # how experts are scored: softmax | sigmoid
-    expert_groups: int = 1  # of experts
-    topk_groups: int = 1  # whose experts a token may be sent to
-    norm_topk: bool = False  # the weights of a token's experts sum to 1, before the scaling
-    routed_scaling_factor: float = 1.0  # of the experts' weights
-    bias_update_speed: float = 0.0  # by how much an update moves each expert's bias towards an even load
-    mtp: int = 0  # tokens beyond the next that are foretold in training
-    mtp_weight: float = 0.3  # of their loss
+    shared: int = 1  # shared experts, which every token uses, computed as one MLP
+    router: str = "softmax"  # scoring function: softmax | sigmoid
+    expert_groups: int = 1  # groups of experts
+    topk_groups: int = 1  # groups that a token's experts are chosen from
+    norm_topk: bool = False  # normalise the weights of a token's experts to sum to 1, before scaling
+    routed_scaling_factor: float = 1.0  # factor of the experts' weights
+    bias_update_speed: float = 0.0  # change of an expert's bias per update, towards an even load
+    mtp: int = 0  # further tokens predicted in training: the number of MTP modules
+    mtp_weight: float = 0.3  # weight of their loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,26 +105,26 @@ class Config(InterleavedMoEDecoder, MLADecoder):
         inside = self.experts // self.expert_groups * self.topk_groups
         require(
             self,
-            f"at most the {inside} experts of the groups that are kept",
+            f"at most the {inside} experts of the topk_groups groups",
             "experts_per_token",
             test=lambda n: n <= inside,
         )
-        least = f"1, or leave 2 experts and more in a group of router={self.router!r}"
+        least = f"1, or with 2 or more experts per group for router={self.router!r}"
         alone = self.router == "sigmoid" and self.topk_groups < self.expert_groups
         require(self, least, "expert_groups", test=lambda n: not alone or self.experts // n >= 2)
 
 
 def traits(c: Config) -> frozenset[str]:
-    """A loss that balances the experts is of a whole batch; a bias that moves is a state."""
+    """A load-balancing loss couples the rows of a batch; biases that are updated are state."""
     coupled = {"batch_coupled"} if c.aux_loss_weight else set()
     return TRAITS | coupled | ({"stateful"} if c.bias_update_speed else set())
 
 
-# The table
+# Specs
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters, and of the experts' biases where the router has some."""
+    """Specs of the parameters, and of the experts' biases if the router is `sigmoid`."""
     counts = {stack: sum(layer.stack == stack for layer in c.layers) for stack in ("dense", "moe")}
     params: dict[str, Any] = {
         **embed_and_head_specs(c),
@@ -146,7 +146,7 @@ def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
 
 
 def _mtp_specs(c: Config) -> dict[str, Any]:
-    """Modules that foretell further tokens: each joins state and token, and has a block and a norm of its own."""
+    """Specs of the MTP modules: each combines state and token, and has its own block and norm."""
     D = c.width
     join = Spec((c.mtp, D, D), "layers width embed", normal(0.02), fan_in="width")
     return {
@@ -158,7 +158,7 @@ def _mtp_specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of a cache for `length` tokens: latents and rotary keys, whatever the number of heads."""
+    """Specs of a cache for `length` tokens: latents and rotary keys, shared by all heads."""
     return cache_specs(c, batch, length)
 
 
@@ -175,11 +175,11 @@ def apply(
     cache: dict[str, Any] | None = None,
     place: Place = unsharded,
 ) -> Outputs:
-    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V]; in training also later ones.
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V]; in training also mtp_values.
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it.
     """
     stats = flatten(variables.get("stats", {}))
     p, keys, stream = unflatten(flatten(variables["params"]) | stats), key if train else None, place("batch seq width")
@@ -207,7 +207,7 @@ def apply(
 
 
 def update_stats(stats: Any, metrics: dict[str, Array], c: Config) -> Any:
-    """The experts' biases after an update, by how many tokens of its batch each expert got: told [L E]."""
+    """The experts' biases after an update, from the expert loads summed over its batch, [L E]."""
     if not c.bias_update_speed:
         return stats
     names = {BIAS: "expert_load", MTP_BIAS: MTP_EXPERT_LOAD}
@@ -222,7 +222,7 @@ def update_stats(stats: Any, metrics: dict[str, Array], c: Config) -> Any:
 def block(
     c: Config, time: CacheView, keys: Any, place: Place, layer: Layer, x: Array, p: Any, index: Array, held: Any
 ) -> tuple[Array, Any, Any]:
-    """A layer: x [B T D] -> [B T D], what it then holds, and what its router tells."""
+    """A layer: x [B T D] -> [B T D], its new cache entries, and its router statistics."""
     a, held = latent_attention(_norm(x, p["norm1"], c), p, c, time, layer.kind, held, fold_in_each(keys, index), place)
     x = x + a
     h = _norm(x, p["norm2"], c)
@@ -236,7 +236,7 @@ def block(
 
 
 def route(logits: Array, p: Any, c: Config) -> Routes:
-    """Where a layer's router sends each token: logits [B T E] -> Routes."""
+    """Routes of a layer: logits [B T E] -> Routes."""
     groups = c.experts_per_token, c.expert_groups, c.topk_groups
     if c.router == "softmax":
         return softmax_in_groups(logits, *groups, c.routed_scaling_factor)
@@ -246,9 +246,10 @@ def route(logits: Array, p: Any, c: Config) -> Routes:
 def run_mtp_modules(
     x: Array, tokens: Array, table: Array, p: Any, c: Config, run: Any, place: Place
 ) -> tuple[list[Array], Any]:
-    """States for what follows the next token, each by a module of its own, and what their routers tell: x [B T D].
+    """Run the MTP modules on x [B T D] -> the state of each further token [B T D], and their router statistics.
 
-    Source: V3, eq. 21 to 23. What a module gets of the last is normed already, as in the released weights' runtimes.
+    Source: V3, eq. 21 to 23. A module's input is the last one's state after its norm, as in the runtimes of the
+    released weights.
     """
     states, stats, stream = [], [], place("batch seq width")
     for k in range(c.mtp):

@@ -1,13 +1,13 @@
-"""The experts' work, by one of two ways that give the same.
+"""Computation of a token's experts, by one of two methods with equal results.
 
-Legend: B batch, T time, D width, F an expert's hidden, E experts, A experts that a token is sent to.
+Legend: B batch, T time, D width, F an expert's hidden, E experts, A experts per token.
 
-No token is dropped by either, so that there is no capacity to set:
+Neither drops tokens, so there is no capacity factor:
 
-- `dense`: every expert sees every token, and what nobody asked for is weighed 0. For checking, and for few experts.
-- `dropless`: tokens are sorted by their expert, and each expert multiplies its own rows (the idea of Gale et al. 2022,
-  arXiv:2211.15841). Over the mesh axis ep a device has some experts, sees the tokens of all devices along that axis,
-  and gives each device its rows' sums back.
+- `dense`: every expert computes every token; outputs that were not chosen have weight 0. For tests, and few experts.
+- `dropless`: tokens are sorted by expert, and each expert multiplies its own rows, as in Gale et al. 2022,
+  arXiv:2211.15841. With the mesh axis ep, a device holds some of the experts, gathers the tokens of all devices along
+  that axis, and scatters the summed outputs back.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Gate = Callable[[Array, Array], Array]  # (gate, up) -> hidden, each [... F]
 
 
 def glu(activation: str) -> Gate:
-    """activation(gate) * up, as `decoder.gated_mlp`."""
+    """The gate of a gated linear unit: activation(gate) * up, as in `decoder.gated_mlp`."""
     return lambda gate, up: ACTIVATIONS[activation](gate) * up
 
 
@@ -44,10 +44,10 @@ def mixture(
     weigh_input: bool = False,
     place: Place = unsharded,
 ) -> tuple[Float[Array, "b t d"], Bool[Array, "b t a"]]:
-    """Each token's experts' answers, weighed and summed: x [B T D] -> [B T D], and which choices were served [B T A].
+    """Weighted sum of each token's experts: x [B T D] -> [B T D], and which choices were computed [B T A].
 
-    `p` is what `expert_specs` has under experts, of one layer. With `weigh_input` the weight multiplies what an expert
-    gets instead of what it gives. Answers are summed in float32.
+    `p` are the parameters under `experts` in `expert_specs`, of one layer. With `weigh_input` the weights multiply the
+    experts' inputs instead of their outputs. The sum is in float32.
     """
     run = {"dropless": _dropless, "dense": _dense}[dispatch]
     weights = routes.weights
@@ -62,7 +62,7 @@ def mixture(
 def _dense(
     x: Array, experts: Array, weights: Array, p: dict[str, Any], gate: Gate, weigh_input: bool, place: Place
 ) -> tuple[Array, Array]:
-    """By all experts for all tokens."""
+    """All experts compute all tokens."""
     chosen = one_hot(experts, len(p["gate"]["kernel"]))
     each = jnp.sum(chosen * weights[..., None], 2)
     before, after = (each, jnp.any(chosen, 2).astype(jnp.float32)) if weigh_input else (None, each)
@@ -80,15 +80,15 @@ def _dense(
 def _dropless(
     x: Array, experts: Array, weights: Array, p: dict[str, Any], gate: Gate, weigh_input: bool, place: Place
 ) -> tuple[Array, Array]:
-    """By each expert for its own tokens, on the devices that have it."""
+    """Each expert computes its own tokens, on the devices that hold it."""
     p = jax.tree.map(lambda w: w.astype(x.dtype), {**p, "down": {"kernel": p["down"]["kernel"]}})
     local = partial(_grouped_experts, gate=gate, weigh_input=weigh_input)
     rows = place("batch seq width")
     if rows is None:
         alone, mesh = partial(local, first=jnp.zeros((), jnp.int32)), jax.typeof(x).sharding.mesh
-        if mesh.explicit_axes:  # arrays of a mesh, and no place: whole on each device, as sorting infers no sharding
-            whole = jax.sharding.PartitionSpec()
-            alone = jax.shard_map(alone, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+        if mesh.explicit_axes:  # arrays on a mesh without a place: replicated, as sorting infers no sharding
+            replicated = jax.sharding.PartitionSpec()
+            alone = jax.shard_map(alone, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)
         return alone(x, experts, weights, p)
 
     def axes(name: str) -> tuple[str, ...]:
@@ -96,13 +96,15 @@ def _dropless(
         return entry if isinstance(entry, tuple) else (entry,) if entry else ()
 
     owners, inner = axes("experts"), axes("mlp")
-    along = tuple(a for a in owners if a in axes("batch"))  # devices with other experts and other rows
-    across = tuple(a for a in (*owners, *inner) if a not in along)  # with other experts, or parts of them, for one row
+    along = tuple(a for a in owners if a in axes("batch"))  # axes over which devices hold other experts and other rows
+    across = tuple(
+        a for a in (*owners, *inner) if a not in along
+    )  # axes over which devices hold other experts, or parts of them, for the same rows
     cut = set(across) & set(axes("seq")) | set(axes("width"))
     if cut:
         raise UsageError(
-            f"experts get whole tokens, and each of a device's: the mesh axis {min(cut)!r} cannot cut their width, nor "
-            f"time beside experts or their hidden; change a rule of width, seq, experts, mlp, or train.dispatch=dense"
+            f"train.dispatch=dropless: the mesh axis {min(cut)!r} cannot shard width, nor time together with experts "
+            f"or their hidden; change a rule of width, seq, experts or mlp, or set train.dispatch=dense"
         )
 
     def on_device(x: Array, experts: Array, weights: Array, p: dict[str, Any]) -> tuple[Array, Array]:
@@ -128,9 +130,9 @@ def _dropless(
 def _grouped_experts(
     x: Array, experts: Array, weights: Array, p: dict[str, Any], first: Array, *, gate: Gate, weigh_input: bool
 ) -> tuple[Array, Array]:
-    """What the experts from `first` on give to tokens: x [B T D], experts weights [B T A] -> [B T D], [B T A].
+    """Run this device's experts, numbered from `first`: x [B T D], experts weights [B T A] -> [B T D], [B T A].
 
-    Choices are sorted by expert, those of other devices' experts last, where products give 0.
+    Choices are sorted by expert; those of other devices' experts come last, where the product is 0.
     """
     B, T, A = experts.shape
     count = len(p["gate"]["kernel"])

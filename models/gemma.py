@@ -1,10 +1,10 @@
-"""Gemma: Llama's decoder with norms after its branches too, scores and logits that are capped, windows between.
+"""Gemma: a Llama with norms also after each branch, soft-capped scores and logits, and alternating window layers.
 
 Legend: B batch, T query time, S key time, V padded vocabulary, D width, L depth, N query heads, K key-value heads,
 H head width, F hidden.
-Source: Gemma Team 2024, arXiv:2408.00118 (2: windows by turns, caps, norms after); 2025, arXiv:2503.19786 (3: five
-windows to each layer that sees all, which has rotary positions of its own, norms on queries and keys). Initial values
-are GPT-2's: the papers give none.
+Source: Gemma Team 2024, arXiv:2408.00118 (2: alternating window layers, soft caps, norms after branches); 2025,
+arXiv:2503.19786 (3: five window layers per full layer, with a rotary base of their own; norms on queries and keys).
+Initial values are GPT-2's, as the papers give none.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def _gemma3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, **mo
 
 
 _LONG: dict[str, Any] = dict(vocab=262208, context=131072, window=1024, rope="linear", rope_factor=8.0)
-SIZES: dict[str, dict[str, Any]] = {  # without what sees images
+SIZES: dict[str, dict[str, Any]] = {  # the language models only
     "gemma2_2b": _gemma2(2304, 26, 8, 4, 9216, query=256, head_dim=256),
     "gemma2_9b": _gemma2(3584, 42, 16, 8, 14336, query=256, head_dim=256),
     "gemma2_27b": _gemma2(4608, 46, 32, 16, 36864, query=144, head_dim=128),
@@ -70,13 +70,13 @@ class Config(SlidingWindowDecoder):
     """Shape and options of a Gemma."""
 
     activation: str = "gelu_tanh"  # of the MLP's gate
-    tied: bool = True  # the head is the token table
+    tied: bool = True  # the output head is the token embedding
     eps: float = 1e-6
-    sliding_pattern: int = 2  # every so many-th layer sees all, where there is a window
-    rope_local_base: float | None = None  # of rotary positions where a window slides, unstretched; None is as elsewhere
-    query_pre_attn_scalar: float | None = None  # queries times keys are divided by its root; None is the head's width
-    attn_logit_softcap: float | None = None  # of queries times keys
-    final_logit_softcap: float | None = None  # of logits
+    sliding_pattern: int = 2  # with a window, every `sliding_pattern`-th layer attends to all tokens
+    rope_local_base: float | None = None  # rope base of sliding layers, without scaling; None is as in full layers
+    query_pre_attn_scalar: float | None = None  # scores are divided by its root; None is the head width
+    attn_logit_softcap: float | None = None  # soft cap on scores
+    final_logit_softcap: float | None = None  # soft cap on logits
     qk_norm: bool = False  # RMSNorm of each head's queries and keys
     attention_bias: bool = False  # on q, k, v and out
 
@@ -94,12 +94,12 @@ class Config(SlidingWindowDecoder):
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:
-        """The layers that slide: all but every `pattern`-th."""
+        """All layers except every `sliding_pattern`-th."""
         return [i for i in range(self.depth) if (i + 1) % self.sliding_pattern]
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters; norms multiply by 1 + scale."""
+    """Specs of the parameters; norms multiply by 1 + scale."""
     L, D = c.depth, c.width
     blocks: dict[str, Any] = {
         **rms_norm_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post", init=zeros),
@@ -112,7 +112,7 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
+    """Specs of a cache for `length` tokens, by kind of layer; sliding layers cache their window only."""
     return cache_specs(c, batch, length)
 
 
@@ -128,9 +128,9 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
     time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"

@@ -1,9 +1,9 @@
-"""Gemma 4: layers that see all have wider heads of their own, whose values may be their keys; experts beside an MLP.
+"""Gemma 4: full layers have wider heads, and their values may equal their keys; experts run beside an MLP.
 
 Legend: B batch, T query time, S key time, V padded vocabulary, D width, L layers of a stack, N query heads, K key-value
-heads, H head width, F hidden of an MLP or an expert, E experts, A experts of a token.
-Source: Gemma Team 2026, the model card of Gemma 4 and the code released with it. Vectors of tokens for each layer and
-keys that layers share, which its smallest siblings have, are left out. Initial values are GPT-2's.
+heads, H head width, F hidden of an MLP or an expert, E experts, A experts per token.
+Source: Gemma Team 2026, the model card of Gemma 4 and the code released with it. Per-layer embeddings
+and keys shared between layers, which its smallest siblings have, are not implemented. Initial values are GPT-2's.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def _size(width: int, depth: int, heads: int, kv_heads: int, full_kv_heads: int,
 
 
 _EXPERTS: dict[str, Any] = dict(enable_moe_block=True, experts=128, experts_per_token=8, expert_hidden=704)
-SIZES: dict[str, dict[str, Any]] = {  # without what sees and hears
+SIZES: dict[str, dict[str, Any]] = {  # the language models only
     "gemma4_12b": _size(3840, 48, 16, 8, 1, 15360),
     "gemma4_31b": _size(5376, 60, 32, 16, 4, 21504),
     "gemma4_26b_a4b": _size(2816, 30, 16, 8, 2, 2112, **_EXPERTS),
@@ -59,17 +59,17 @@ class Config(MoEDecoder, SlidingWindowDecoder):
     """Shape and options of a Gemma 4."""
 
     activation: str = "gelu_tanh"  # of the gates of MLP and experts
-    tied: bool = True  # the head is the token table
+    tied: bool = True  # the output head is the token embedding
     eps: float = 1e-6
-    rope_base: float = 1e6  # where all is seen
-    rope_local_base: float = 1e4  # where a window slides
-    partial_rotary_factor: float = 0.25  # share of a head's pairs of dims that turn, where all is seen
-    sliding_pattern: int = 6  # every so many-th layer sees all, and the last
-    full_head_dim: int | None = None  # of layers that see all; None is that of the others
-    full_kv_heads: int | None = None  # likewise
-    k_eq_v: bool = False  # where all is seen, values are made as keys are
+    rope_base: float = 1e6  # of full layers
+    rope_local_base: float = 1e4  # of sliding layers
+    partial_rotary_factor: float = 0.25  # of full layers: fraction of a head's dims that rotate
+    sliding_pattern: int = 6  # every `sliding_pattern`-th layer is full, and the last
+    full_head_dim: int | None = None  # of full layers; None is head_dim
+    full_kv_heads: int | None = None  # of full layers; None is kv_heads
+    k_eq_v: bool = False  # in full layers, values use the projection of keys
     enable_moe_block: bool = False  # a mixture of experts beside each MLP
-    final_logit_softcap: float | None = None  # of logits
+    final_logit_softcap: float | None = None  # soft cap on logits
     attention_bias: bool = False  # on q, k, v and out
 
     def __post_init__(self) -> None:
@@ -95,21 +95,21 @@ class Config(MoEDecoder, SlidingWindowDecoder):
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:
-        """The layers that slide: all but every `pattern`-th and the last."""
+        """All layers except every `sliding_pattern`-th and the last."""
         return [i for i in range(self.depth - 1) if (i + 1) % self.sliding_pattern]
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What each layer is; those that slide have a stack of their own, as their heads are others."""
+        """The kind and stack of each layer; sliding layers are a stack of their own, as their heads differ."""
         return tuple(Layer(layer.kind, layer.kind) for layer in super().layers)
 
     @property
     def cache_entries(self) -> dict[str, CacheEntry]:
-        """What a layer of each kind keeps of a token."""
+        """What a layer of each kind caches per token."""
         return {kind: self.for_kind(kind).cache_entry for kind in self.spans}
 
     def for_kind(self, kind: str) -> "Config":
-        """As layers of a kind have it."""
+        """The Config of layers of a kind."""
         if kind == "sliding":
             return self
         wide = self.full_head_dim or self.head_dim
@@ -117,15 +117,15 @@ class Config(MoEDecoder, SlidingWindowDecoder):
 
 
 def traits(c: Config) -> frozenset[str]:
-    """A loss that balances the experts is of a whole batch."""
+    """A load-balancing loss couples the rows of a batch."""
     return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
-# The table
+# Specs
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters; the factors of whole layers are not trained."""
+    """Specs of the parameters; the scalar factors of layers are statistics, not trained."""
     counts = {stack: sum(layer.stack == stack for layer in c.layers) for stack in c.spans}
     blocks = {stack: _block_specs(c.for_kind(stack), stack, L) for stack, L in counts.items()}
     factors = {stack: {"factor": Spec((L,), "layers", ones)} for stack, L in counts.items()}
@@ -145,7 +145,7 @@ def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
     if not c.enable_moe_block:
         return table
     router = {
-        **router_specs(c, L, normal(0.02 * c.width**0.5)),  # of what it is given the root of width is taken out again
+        **router_specs(c, L, normal(0.02 * c.width**0.5)),  # route divides its input by sqrt(width)
         "scale": Spec((L, c.width), "layers norm", ones),
         "gain": Spec((L, c.experts), "layers choice", ones),
     }
@@ -158,7 +158,7 @@ def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
+    """Specs of a cache for `length` tokens, by kind of layer; sliding layers cache their window only."""
     return cache_specs(c, batch, length)
 
 
@@ -177,9 +177,9 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
     time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
@@ -219,13 +219,13 @@ def apply(
 
 
 def partial_frequencies(c: Config) -> np.ndarray:
-    """Radians a token of each pair of dims where all is seen, 0 beyond the share that turns: [H/2]."""
+    """Inverse frequencies of full layers, 0 for the dims that do not rotate: [H/2]."""
     turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
     return np.where(np.arange(len(turns)) < int(c.partial_rotary_factor * len(turns)), turns, np.float32(0))
 
 
 def route(x: Array, p: dict[str, Array], c: Config, place: Place) -> Routes:
-    """Where the router sends each token, by the stream itself: x [B T D] -> Routes. Each expert has a gain."""
+    """Routes from the residual stream; each expert has a learned gain: x [B T D] -> Routes."""
     x = rms_norm(x.astype(jnp.float32), p["scale"], c.eps) * c.width**-0.5
     routes = softmax_then_top(router_logits(x, {"kernel": p["kernel"]}, place), c.experts_per_token, norm_topk=True)
     gains = jnp.broadcast_to(p["gain"].astype(jnp.float32), routes.probs.shape)

@@ -41,10 +41,10 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Shape and options of a GPT; `dropout` is for all of its three sites whose own rate is None."""
+    """Shape and options of a GPT; `dropout` applies to each of the three sites whose own rate is None."""
 
     vocab: int = 50257  # tokens
-    vocab_multiple: int = 128  # the table is padded to a multiple of it
+    vocab_multiple: int = 128  # the embedding is padded to a multiple of it
     context: int = 1024  # longest sequence, tokens
     width: int = 768
     depth: int = 12
@@ -52,17 +52,17 @@ class Config:
     hidden: int | None = None  # of the MLP; None is 4 * width
     activation: str = "gelu_tanh"
     dropout: float = 0.0  # probability
-    dropout_embed: float | None = None  # of the embeddings
-    dropout_attention: float | None = None  # of the attention weights
-    dropout_residual: float | None = None  # of what a branch adds
-    drop_path: float = 0.0  # probability that the last block's branches are left out; it grows linearly from the first
-    scale_by_layer_index: bool = False  # the scores of layer i, from 1, are divided by i
-    tied: bool = True  # the head is the token table
+    dropout_embed: float | None = None  # rate on the embeddings
+    dropout_attention: float | None = None  # rate on the attention weights
+    dropout_residual: float | None = None  # rate on the output of each branch
+    drop_path: float = 0.0  # probability of dropping the last block's branches; grows linearly with depth
+    scale_by_layer_index: bool = False  # divide the scores of layer i, counted from 1, by i
+    tied: bool = True  # the output head is the token embedding
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS; with a cache by the reference
-    remat: str = "none"  # what the backward pass recomputes
-    scan: bool = True  # one compiled block, looped; False unrolls
+    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
+    remat: str = "none"  # rematerialisation: a key of REMAT
+    scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
         require(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
@@ -73,7 +73,7 @@ class Config:
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     L, D, N, H = c.depth, c.width, c.heads, c.width // c.heads
     F, V = c.hidden or 4 * c.width, -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
     residual = normal(0.02 / (2 * L) ** 0.5)
@@ -113,14 +113,14 @@ SPANS = {"full": AttentionSpan()}
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of a key-value cache for `length` tokens: k v [L B S N H]."""
+    """Specs of a key-value cache for `length` tokens: k v [L B S N H]."""
     require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
     token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.width // c.heads)))
     return cache_specs(SPANS, {"full": c.depth}, {"full": token}, batch, length, c.compute)
 
 
 def rate(c: Config, site: str) -> float:
-    """The dropout of a site: embed, attention or residual."""
+    """The dropout rate of a site: embed, attention or residual."""
     own = getattr(c, f"dropout_{site}")
     return c.dropout if own is None else own
 
@@ -137,9 +137,9 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it.
     """
     p, tokens = variables["params"], inputs["tokens"]
     keys, stream, T = key if train else None, place("batch seq width"), tokens.shape[1]

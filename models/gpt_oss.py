@@ -1,9 +1,9 @@
-"""gpt-oss: a mixture of experts whose every other layer slides, and whose heads may look at nothing: at a sink.
+"""gpt-oss: a mixture of experts with alternating sliding-window layers and attention sinks.
 
 Legend: B batch, T query time, S key time, V padded vocabulary, D width, L depth, N query heads, K key-value heads,
-H head width, F hidden of an expert, E experts, A experts of a token.
-Source: OpenAI 2025, arXiv:2508.10925, section 2, and the code released with it. Initial values are GPT-2's: none are
-given.
+H head width, F hidden of an expert, E experts, A experts per token.
+Source: OpenAI 2025, arXiv:2508.10925, section 2, and the code released with it. Initial values are GPT-2's, as none
+are given.
 """
 
 from collections.abc import Sequence
@@ -52,8 +52,8 @@ class Config(MoEDecoder, SlidingWindowDecoder):
     """Shape and options of a gpt-oss."""
 
     attention_bias: bool = True  # on q, k, v and out
-    swiglu_alpha: float = 1.702  # of the sigmoid in an expert's gate
-    swiglu_limit: float = 7.0  # of what an expert's gate, from above, and up, both ways, may be
+    swiglu_alpha: float = 1.702  # slope of the sigmoid in an expert's gate
+    swiglu_limit: float = 7.0  # clamps an expert's gate from above, and up from both sides
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,17 +61,17 @@ class Config(MoEDecoder, SlidingWindowDecoder):
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:
-        """The layers that slide: every other one, the first among them."""
+        """Every other layer, from the first on."""
         return range(0, self.depth, 2)
 
 
 def traits(c: Config) -> frozenset[str]:
-    """A loss that balances the experts is of a whole batch."""
+    """A load-balancing loss couples the rows of a batch."""
     return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     L, D, N = c.depth, c.width, c.heads
     blocks: dict[str, Any] = {
         **rms_norm_specs(L, D, "norm1", "norm2"),
@@ -83,7 +83,7 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
+    """Specs of a cache for `length` tokens, by kind of layer; sliding layers cache their window only."""
     return cache_specs(c, batch, length)
 
 
@@ -99,9 +99,9 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
     time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"

@@ -1,9 +1,9 @@
-"""Grok-1: a mixture of eight experts whose branches are normalised before and after, and whose scores are capped.
+"""Grok-1: a mixture of eight experts with norms before and after each branch and soft-capped scores.
 
 Legend: B batch, T query time, S key time, V padded vocabulary, D width, L depth, N query heads, K key-value heads,
-H head width, F hidden of an expert, E experts, A experts of a token.
+H head width, F hidden of an expert, E experts, A experts per token.
 Source: xAI 2024, the code released with Grok-1 (github.com/xai-org/grok-1, model.py and run.py); there is no paper.
-Initial values are GPT-2's: none are given.
+Initial values are GPT-2's, as none are given.
 """
 
 from dataclasses import dataclass
@@ -49,14 +49,14 @@ SIZES: dict[str, dict[str, Any]] = {
 class Config(MoEDecoder, GQADecoder):
     """Shape and options of a Grok-1."""
 
-    widening: float = 8.0  # an expert's hidden is two thirds of so many widths, rounded up to a multiple of 8
+    widening: float = 8.0  # an expert's hidden is 2/3 widening * width, rounded up to a multiple of 8
     activation: str = "gelu_tanh"  # of an expert's gate
     tied: bool = True
-    embed_multiplier: float | None = None  # of the tokens' vectors; None is the root of width
-    attention_multiplier: float | None = None  # of the scores; None is 1 / the root of head_dim
+    embed_multiplier: float | None = None  # of the token embeddings; None is sqrt(width)
+    attention_multiplier: float | None = None  # of the scores; None is 1 / sqrt(head_dim)
     output_multiplier: float = 3**-0.5  # of the logits
-    attn_logit_softcap: float | None = 30.0  # of the scores, which tanh keeps below; None caps nothing
-    pad_token: int | None = None  # tokens up to it are padding; None is none
+    attn_logit_softcap: float | None = 30.0  # soft cap on scores; None is no cap
+    pad_token: int | None = None  # token ids up to it are padding; None is no padding
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,22 +78,22 @@ class Config(MoEDecoder, GQADecoder):
 
     @property
     def embed_scale(self) -> float:
-        """Of the tokens' vectors."""
+        """The factor of the token embeddings."""
         return self.width**0.5 if self.embed_multiplier is None else self.embed_multiplier
 
     @property
     def score_scale(self) -> float:
-        """Of the scores, before the cap."""
+        """The factor of the scores, before the soft cap."""
         return self.head_width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
 
 def traits(c: Config) -> frozenset[str]:
-    """A loss that balances the experts is of a whole batch."""
+    """A load-balancing loss couples the rows of a batch."""
     return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     L, D = c.depth, c.width
     blocks: dict[str, Any] = {
         **rms_norm_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post"),
@@ -104,15 +104,15 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of a cache for `length` tokens."""
+    """Specs of a cache for `length` tokens."""
     return cache_specs(c, batch, length)
 
 
 def mask_pad_tokens(inputs: dict[str, Array], c: Config, cache: dict[str, Any] | None) -> dict[str, Array]:
-    """Inputs with a position [B T] below 0 where a token is padding by its id.
+    """Inputs whose position [B T] is below 0 where the token id is padding.
 
-    In the release such a token sees what is before it and is seen by none. Here it sees padding alone: what comes of
-    it is another, which no other token gets to see, and what comes of all others is the same.
+    In the release, padding attends to earlier tokens, and no token attends to it. Here padding attends to padding only,
+    which changes the outputs at padding and no others.
     """
     if c.pad_token is None:
         return inputs
@@ -133,9 +133,9 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds. Logits of padding mean nothing.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it. Logits at padding are meaningless.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
     time = open_cache(c, mask_pad_tokens(inputs, c, cache), cache, place)

@@ -1,6 +1,6 @@
-"""Attention by the kernels of libraries, on the rows and heads that one device holds.
+"""Attention by the kernels of libraries, on the rows and heads of one device.
 
-Each takes what its declaration in `models/attention.py: BACKENDS` says, and no more.
+`models/attention.py: BACKENDS` declares what each of them supports.
 
 Legend: B batch, T query time, S key time, N query heads, K key-value heads, H head width.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from errors import UsageError
 from models.sight import AttentionMask
 
-LANES = 128  # a TPU's vector lanes: splash attention works on blocks of whole ones
+LANES = 128  # vector lanes of a TPU: the blocks of splash attention are multiples of it
 
 
 def xla(
@@ -24,7 +24,7 @@ def xla(
     *,
     scale: float,
 ) -> Float[Array, "b t n h"]:
-    """jax.nn's attention in XLA's own operations: q [B T N H], k v [B S K H] -> [B T N H]."""
+    """jax.nn's attention in plain XLA operations: q [B T N H], k v [B S K H] -> [B T N H]."""
     return jax.nn.dot_product_attention(q, k, v, mask=mask.array[:, None], scale=scale, implementation="xla")
 
 
@@ -38,7 +38,7 @@ def cudnn(
 ) -> Float[Array, "b t n h"]:
     """cuDNN's flash attention: q [B T N H], k v [B S K H] -> [B T N H].
 
-    Raises UsageError for what this machine's cuDNN lacks.
+    Raises UsageError for what this machine's cuDNN does not support.
     """
     near = None if mask.window is None else (mask.window - 1, 0)
     try:
@@ -60,21 +60,21 @@ def splash(
     sinks: Float[Array, " n"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t n h"]:
-    """Splash attention, jax's kernel for TPUs: q [B T N H], k v [B S K H], T and S whole LANES -> [B T N H].
+    """Splash attention, JAX's kernel for TPUs: q [B T N H], k v [B S K H] -> [B T N H].
 
-    `interpret` runs it on any machine, slowly.
+    T and S must be multiples of LANES. `interpret` runs it on any machine, slowly.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as library  # pallas takes a second to import
 
     shape, near = (q.shape[1], k.shape[1]), None if mask.window is None else mask.window - 1
-    seen: library.Mask = library.LocalMask(shape, (near, 0 if mask.causal else near), 0)
+    library_mask: library.Mask = library.LocalMask(shape, (near, 0 if mask.causal else near), 0)
     if near is None:
-        seen = library.CausalMask(shape) if mask.causal else library.FullMask(shape)
+        library_mask = library.CausalMask(shape) if mask.causal else library.FullMask(shape)
     rows, columns = (next(n for n in (4 * LANES, 2 * LANES, LANES) if size % n == 0) for size in shape)
     blocks: dict[str, Any] = {f"block_q{use}": rows for use in ("", "_dkv", "_dq")}
     blocks |= {f"block_kv{use}": columns for use in ("", "_dkv", "_dq")}
     kernel = library.make_splash_mha(
-        library.MultiHeadMask([seen] * q.shape[2]),
+        library.MultiHeadMask([library_mask] * q.shape[2]),
         head_shards=1,
         q_seq_shards=1,
         block_sizes=library.BlockSizes(**blocks),

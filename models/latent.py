@@ -1,7 +1,7 @@
-"""Multi-head latent attention: keys and values of all heads from one small latent, which is all that a cache keeps.
+"""Multi-head latent attention (MLA): the keys and values of all heads come from one small latent, which is cached.
 
 Legend: B batch, T query time, D width, L layers of a stack, N heads, H head width of queries and keys (nope + rope),
-W that of values, R rank of a latent.
+W value width, R rank of a latent.
 Source: DeepSeek-AI 2024, arXiv:2405.04434, section 2.1.
 """
 
@@ -21,21 +21,21 @@ from models.spec import Place, Spec, normal
 from models.timeline import CacheEntry, CacheView
 from models.validate import require
 
-EPS = 1e-6  # of the norms of latents, whatever the decoder's is
+EPS = 1e-6  # of the norms of latents, whatever the decoder's eps
 
 
 @dataclass(frozen=True)
 class MLADecoder(Decoder):
-    """With latent attention."""
+    """A decoder with multi-head latent attention."""
 
-    q_rank: int | None = None  # of the latent of queries; None makes them of the stream itself
-    kv_rank: int = 512  # of the latent of keys and values
-    nope_dim: int = 128  # of a head: dims of queries and keys without positions
-    rope_dim: int = 64  # and with; keys' are one for all heads
-    value_dim: int = 128  # of a head's values
-    rope_interleaved: bool = True  # rotary pairs are dims side by side; False half a head apart
-    mscale: float = 0.0  # by (0.1 mscale ln rope_factor + 1) squared scores grow, where rope is stretched
-    attention_bias: bool = False  # on what makes the latents and the rotary keys, and on out
+    q_rank: int | None = None  # rank of the latent of queries; None projects queries from x directly
+    kv_rank: int = 512  # rank of the latent of keys and values
+    nope_dim: int = 128  # dims of each head of queries and keys without positions
+    rope_dim: int = 64  # dims with rotary positions; the rotary key is shared by all heads
+    value_dim: int = 128  # dims of each head's values
+    rope_interleaved: bool = True  # rotary pairs are dims (2i, 2i + 1); False: (i, i + half)
+    mscale: float = 0.0  # with scaled rope, scores grow by (0.1 mscale ln rope_factor + 1)^2
+    attention_bias: bool = False  # on the projections to latents and rotary keys, and on out
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,18 +50,18 @@ class MLADecoder(Decoder):
 
     @property
     def score_scale(self) -> float:
-        """Of queries times keys."""
-        grown = math.log(max(self.rope_factor, 1.0)) if self.rope != "none" else 0.0
-        return self.head_width**-0.5 * (0.1 * self.mscale * grown + 1) ** 2
+        """The factor of queries times keys."""
+        log_factor = math.log(max(self.rope_factor, 1.0)) if self.rope != "none" else 0.0
+        return self.head_width**-0.5 * (0.1 * self.mscale * log_factor + 1) ** 2
 
     @property
     def cache_entry(self) -> CacheEntry:
-        """What a layer keeps of a token: the latent, and the rotary key."""
+        """What a layer caches per token: the latent and the rotary key."""
         return {"latent": ("rank", (self.kv_rank,)), "k": ("head_dim", (self.rope_dim,))}
 
 
 def mla_specs(c: MLADecoder, L: int) -> dict[str, Any]:
-    """The table: q [D N H], or q_down [D R] and q [R N H]; kv_down [D R], k_rope [D h], k v [R N h], out [N W D]."""
+    """Specs: q [D N H], or q_down [D R] and q [R N H]; kv_down [D R], k_rope [D h], k v [R N h], out [N W D]."""
     D, N, H, W, R = c.width, c.heads, c.head_width, c.value_dim, c.kv_rank
     heads = "heads head_dim"
 
@@ -90,38 +90,38 @@ def mla_specs(c: MLADecoder, L: int) -> dict[str, Any]:
 
 
 def latent_attention(
-    x: Float[Array, "b t d"], p: Any, c: MLADecoder, time: CacheView, kind: str, held: Any, keys: Any, place: Place
+    x: Float[Array, "b t d"], p: Any, c: MLADecoder, view: CacheView, kind: str, entries: Any, keys: Any, place: Place
 ) -> tuple[Float[Array, "b t d"], Any]:
-    """Multi-head latent attention: x [B T D] -> [B T D], and what the layer then holds.
+    """Multi-head latent attention: x [B T D] -> [B T D], and the layer's new cache entries.
 
-    Without a cache keys and values are made of the latents. With one, the queries are brought to the latents instead,
-    and of the sum of those a value is made once a query: what makes keys and values is absorbed.
+    Without a cache, keys and values are projected from the latents. With a cache, the projections are absorbed:
+    queries are projected to the latent space, attention runs over latents, and its output is projected to values.
     Source: eq. 37 to 47, and section 2.1.2.
     """
-    heads, ranks, mask = place("batch seq heads head_dim"), place("batch seq rank"), time.masks[kind]
+    heads, ranks, mask = place("batch seq heads head_dim"), place("batch seq rank"), view.masks[kind]
     inv_freq = frequencies(c.rope_dim, c.rope_base, c.rope_scaling)
-    turn = partial(
-        apply_rope, position=time.position, inv_freq=inv_freq, scale=c.rope_scale, interleaved=c.rope_interleaved
+    rotate = partial(
+        apply_rope, position=view.position, inv_freq=inv_freq, scale=c.rope_scale, interleaved=c.rope_interleaved
     )
-    backend = c.attention if time.cache is None else "reference"
+    backend = c.attention if view.cache is None else "reference"
     attend = partial(attention, scale=c.score_scale, backend=backend, dropout_rate=c.dropout, keys=keys, place=place)
 
-    low = x
+    q_latent = x
     if c.q_rank:
-        low = rms_norm(linear("btd,dr->btr", x, p["q_down"], ranks), p["q_norm"]["scale"], EPS)
-    q = einsum("btr,rnh->btnh", low, p["q"]["kernel"], heads)
-    q, q_rope = q[..., : c.nope_dim], turn(q[..., c.nope_dim :])
+        q_latent = rms_norm(linear("btd,dr->btr", x, p["q_down"], ranks), p["q_norm"]["scale"], EPS)
+    q = einsum("btr,rnh->btnh", q_latent, p["q"]["kernel"], heads)
+    q, q_rope = q[..., : c.nope_dim], rotate(q[..., c.nope_dim :])
     latent = rms_norm(linear("btd,dr->btr", x, p["kv_down"], ranks), p["kv_norm"]["scale"], EPS)
-    k_rope = turn(linear("btd,dh->bth", x, p["k_rope"], place("batch seq head_dim"))[:, :, None])
+    k_rope = rotate(linear("btd,dh->bth", x, p["k_rope"], place("batch seq head_dim"))[:, :, None])
 
-    if held is None:
+    if entries is None:
         k, v = (einsum("btr,rnh->btnh", latent, p[name]["kernel"], heads) for name in ("k", "v"))
         k_rope = reshard(jnp.broadcast_to(k_rope, (*k.shape[:3], c.rope_dim)), heads)
         a = attend(jnp.concatenate([q, q_rope], -1), jnp.concatenate([k, k_rope], -1), v, mask)
     else:
-        latent, k_rope, held = time.append_kv(kind, held, latent=latent, k=k_rope[:, :, 0])
+        latent, k_rope, entries = view.append_kv(kind, entries, latent=latent, k=k_rope[:, :, 0])
         q = einsum("btnh,rnh->btnr", q, p["k"]["kernel"], heads)
         k, v = jnp.concatenate([latent, k_rope], -1)[:, :, None], latent[:, :, None]
         a = attend(jnp.concatenate([q, q_rope], -1), k, v, mask)
         a = einsum("btnr,rnh->btnh", a, p["v"]["kernel"], heads)
-    return linear("btnh,nhd->btd", a, p["out"], place("batch seq width")), held
+    return linear("btnh,nhd->btd", a, p["out"], place("batch seq width")), entries

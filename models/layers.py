@@ -1,6 +1,6 @@
-"""Shared pieces below the level of a block: products, norms, activations, dropout, lookups.
+"""Layers below the level of a block: products, norms, activations, dropout, embeddings.
 
-Letters as in docs/notation.md. Nothing here knows a mesh: a caller hands the `out` sharding that it got from `place`.
+Letters as in docs/notation.md. No function here knows the mesh: callers pass the `out` sharding that `place` returns.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from models.spec import Initializer, LazyLogits, Place, Spec, ones, zeros
 
-MASK_VALUE = -1e30  # a logit that no softmax can see: finite, so that 0 * MASK_VALUE is 0 in a gradient
+MASK_VALUE = -1e30  # a masked logit: its softmax is 0; finite, so that 0 * MASK_VALUE is 0 in a gradient
 
 
 def gather_weight(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
-    """A weight made whole over the mesh axes that cut x's rows: what fsdp means, said outright.
+    """All-gather a weight over the mesh axes that shard x's rows, which is FSDP made explicit.
 
-    Left to XLA's partitioner, a product whose two operands are cut by one mesh axis on different dims came out wrong in
-    the backward pass, silently, on a mesh dp:2,fsdp:2,tp:2 (docs/decisions/0006). Without an explicit mesh, w itself.
+    XLA's partitioner silently computed wrong gradients for a product whose operands are sharded by one mesh axis on
+    different dims, on a mesh dp:2,fsdp:2,tp:2 (docs/decisions/0006). Without an explicit mesh, returns w.
     """
     spec, rows = jax.typeof(w).sharding.spec, _axes(jax.typeof(x).sharding.spec[0])
     kept = jax.sharding.PartitionSpec(*(None if rows & _axes(entry) else entry for entry in spec))
@@ -29,7 +29,7 @@ def gather_weight(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
 
 
 def reshard(x: Array, out: Any) -> Array:
-    """x laid out as `out` says; without a mesh (None) as it is."""
+    """x with the sharding `out`; x itself if `out` is None (no mesh)."""
     return x if out is None else jax.sharding.reshard(x, out)
 
 
@@ -44,31 +44,34 @@ def einsum(
     out: Any = None,
     dtype: Any = None,
 ) -> Float[Array, "..."]:
-    """Einsum of two operands in x's dtype, sharded as `out`; accumulated in and returned as `dtype` if given."""
+    """Einsum of two operands in x's dtype, sharded as `out`; accumulated in and returned as `dtype` if given.
+
+    A second operand without the axis `b` is a weight, and is gathered first (`gather_weight`).
+    """
     w = w.astype(x.dtype) if "b" in equation.split(",")[1].split("->")[0] else gather_weight(w.astype(x.dtype), x)
     return jnp.einsum(equation, x, w, out_sharding=out, preferred_element_type=dtype)
 
 
 def add_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x [... D] + bias [D], whose dims are x's last ones -> [... D], in x's dtype."""
+    """x [... D] + bias [D] -> [... D], in x's dtype; the bias may have several dims, x's last ones."""
     return x + jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - bias.ndim)))
 
 
 def linear(
     equation: str, x: Float[Array, "..."], p: dict[str, Array], out: Any = None, dtype: Any = None
 ) -> Float[Array, "..."]:
-    """A product with a kernel, plus a bias where there is one, as `product`."""
+    """`einsum` with p["kernel"], plus p["bias"] if there is one."""
     y = einsum(equation, x, p["kernel"], out, dtype)
     return add_bias(y, p["bias"]) if "bias" in p else y
 
 
 def apply_scale(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x [... D] times scale [D], whose dims are x's last ones -> [... D], in x's dtype."""
+    """x [... D] * scale [D] -> [... D], in x's dtype; the scale may have several dims, x's last ones."""
     return x * jnp.expand_dims(scale.astype(x.dtype), tuple(range(x.ndim - scale.ndim)))
 
 
 def linear_specs(fan_in: int, fan_out: int, axes: str, init: Initializer, out_axis: str = "norm") -> dict[str, Spec]:
-    """The table of y = x @ kernel + bias; `axes` names the kernel's two dims, `out_axis` the bias's one."""
+    """Specs of y = x @ kernel + bias; `axes` names the kernel's two dims, `out_axis` that of the bias."""
     return {
         "kernel": Spec((fan_in, fan_out), axes, init, fan_in=axes.split()[0]),
         "bias": Spec((fan_out,), out_axis, zeros),
@@ -76,19 +79,19 @@ def linear_specs(fan_in: int, fan_out: int, axes: str, init: Initializer, out_ax
 
 
 def dense(x: Float[Array, "b i"], p: dict[str, Array], out: Any = None, dtype: Any = None) -> Float[Array, "b o"]:
-    """x [B I] @ kernel [I O] + bias [O] -> [B O], in x's dtype or the one given."""
+    """x [B I] @ kernel [I O] + bias [O] -> [B O], in x's dtype, or in `dtype` if given."""
     return add_bias(einsum("bi,io->bo", x, p["kernel"], out, dtype), p["bias"])
 
 
 def norm_specs(width: int, stack: tuple[int, ...] = (), bias: bool = True) -> dict[str, Spec]:
-    """The table of a normalisation with scale and perhaps bias; `stack` is (layers,) where layers are stacked."""
+    """Specs of a normalisation with scale and optional bias; `stack` is (layers,) if layers are stacked."""
     axes = "layers norm" if stack else "norm"
     shift = {"bias": Spec((*stack, width), axes, zeros)} if bias else {}
     return {"scale": Spec((*stack, width), axes, ones), **shift}
 
 
 def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Float[Array, "*b d"]:
-    """Normalise the last dim to mean 0, variance 1, then scale and perhaps shift, in float32: x [... D] -> [... D].
+    """Normalise the last dim to mean 0, variance 1, scale, and add an optional bias, in float32: [... D] -> [... D].
 
     Source: Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 3.
     """
@@ -101,7 +104,7 @@ def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Floa
 
 
 def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, "d"] | None, eps: float) -> Float[Array, "*b d"]:
-    """Divide the last dim by its root mean square, in float32, perhaps scale: x [... D] -> [... D], in x's dtype.
+    """Divide the last dim by its root mean square, in float32, then scale: x [... D], scale [D] or None -> [... D].
 
     Source: Zhang, Sennrich 2019, arXiv:1910.07467, eq. 4.
     """
@@ -123,9 +126,9 @@ def batch_norm(
 ) -> tuple[Float[Array, "b *spatial d"], dict[str, Array]]:
     """Normalise each channel over the global batch and space: x [B ... D], stats [D] -> (y [B ... D], new stats).
 
-    In training the batch's own moments are used and the running ones move by `1 - momentum`; else the running ones.
-    `eps` is added to the variance, or where `outside` to its root, as Darknet does.
-    The running variance is the unbiased one, as in torch (the batch is normalised by the biased one).
+    Training uses the batch's moments and moves the running ones by `1 - momentum`; otherwise the running ones are used.
+    `eps` is added to the variance, or to its root with `eps_outside_sqrt`, as in Darknet.
+    The running variance is unbiased, as in torch; the batch is normalised by the biased one.
     Source: Ioffe, Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
     """
     y = x.astype(jnp.float32)
@@ -138,7 +141,7 @@ def batch_norm(
         stats = {name: momentum * stats[name] + (1 - momentum) * jax.lax.stop_gradient(fresh[name]) for name in fresh}
     else:
         mean, variance = stats["mean"], stats["var"]
-    root = jnp.sqrt(jnp.maximum(variance, 1e-24)) if eps_outside_sqrt else None  # the root of 0 has no slope
+    root = jnp.sqrt(jnp.maximum(variance, 1e-24)) if eps_outside_sqrt else None  # sqrt has no derivative at 0
     inverse = jax.lax.rsqrt(variance + eps) if root is None else 1 / (root + eps)
     y = apply_scale(add_bias(y, -mean), p["scale"] * inverse)
     return add_bias(y, p["bias"]).astype(x.dtype), stats
@@ -146,7 +149,7 @@ def batch_norm(
 
 @jax.custom_jvp
 def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The tanh approximation of GELU; its gradient saves the derivative alone, which spares a second tanh.
+    """The tanh approximation of GELU; the forward pass saves the derivative, which spares a second tanh.
 
     Source: Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2.
     """
@@ -184,23 +187,23 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def embed(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: Any = None) -> Float[Array, "*b d"]:
-    """Rows of a table: table [V D], ids [...] -> [... D]."""
+    """Look up rows of a table: table [V D], ids [...] -> [... D]."""
     return gather_weight(table, ids).at[ids].get(out_sharding=out)
 
 
 def shift_left(x: Shaped[Array, "b t"], count: int, place: Place) -> Shaped[Array, "b t"]:
-    """What stands `count` places further along time, 0 beyond the end: x [B T] -> [B T]."""
-    whole = reshard(x, place("batch query"))
-    return reshard(jnp.pad(whole[:, count:], ((0, 0), (0, min(count, x.shape[1])))), place("batch seq"))
+    """Shift left by `count` along time, with 0 at the end: x [B T] -> [B T]."""
+    gathered = reshard(x, place("batch query"))
+    return reshard(jnp.pad(gathered[:, count:], ((0, 0), (0, min(count, x.shape[1])))), place("batch seq"))
 
 
 def softcap(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
-    """cap tanh(x / cap), which lies within the cap: [...] -> [...]. Source: Bello et al. 2016, arXiv:1611.09940."""
+    """cap tanh(x / cap), which lies within +-cap: [...] -> [...]. Source: Bello et al. 2016, arXiv:1611.09940."""
     return cap * jnp.tanh(x / cap)
 
 
 def compute_logits(value: LazyLogits, out: Any = None) -> Float[Array, "b t v"]:
-    """Logits over the padded vocabulary, float32, the padding masked -> [B T V]."""
+    """Logits over the padded vocabulary, float32; those of padding are MASK_VALUE -> [B T V]."""
     size = value.table.shape[0]
     logits = einsum("btd,vd->btv", value.x, value.table, out, jnp.float32)
     logits = logits if value.bias is None else add_bias(logits, value.bias)
@@ -212,26 +215,26 @@ def compute_logits(value: LazyLogits, out: Any = None) -> Float[Array, "b t v"]:
 
 
 def site_hash(site: str) -> int:
-    """A 32-bit number for the name of a place where numbers are drawn."""
+    """A 32-bit hash of the name of a site that draws random numbers."""
     return int.from_bytes(hashlib.sha256(site.encode()).digest()[:4], "little")
 
 
 def per_row_keys(key: Key[Array, ""], rows: Int[Array, "b"]) -> Key[Array, "b"]:
-    """One key for each example, from the step's key and the example's global row: key [], rows [B] -> [B]."""
+    """One key per example, from the step's key and the example's global row index: key [], rows [B] -> [B]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 def fold_in_each(keys: Key[Array, "b"] | None, number: Int[Array, ""]) -> Key[Array, "b"] | None:
-    """Fold a layer's index into each row's key: keys [B] -> [B]; None stays None."""
+    """Fold a number, as a layer's index, into each row's key: keys [B] -> [B]; None stays None."""
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def dropout(
     x: Float[Array, "b *d"], keys: Key[Array, "b"] | None, rate: float, site: str, out: Any = None
 ) -> Float[Array, "b *d"]:
-    """Zero elements with probability `rate` and scale the rest, each row by its own key: x [B ...] -> [B ...].
+    """Zero elements with probability `rate` and scale the rest, with one key per row: x [B ...] -> [B ...].
 
-    keys None or rate 0 leave x as it is. Source: Srivastava et al. 2014, JMLR 15.
+    Returns x if `keys` is None or `rate` is 0. Source: Srivastava et al. 2014, JMLR 15.
     """
     if keys is None or rate == 0:
         return x
@@ -247,9 +250,9 @@ def dropout(
 def drop_path(
     x: Float[Array, "b *d"], keys: Key[Array, "b"] | None, rate: Float[Array, ""], site: str
 ) -> Float[Array, "b *d"]:
-    """Leave out a row's whole branch with probability `rate`, and scale the rest: x [B ...] -> [B ...].
+    """Drop a row's residual branch with probability `rate`, and scale the rest: x [B ...] -> [B ...].
 
-    Source: stochastic depth, Huang et al. 2016, arXiv:1603.09382, eq. 2; scaled in training, so that nothing is later.
+    Source: stochastic depth, Huang et al. 2016, arXiv:1603.09382, eq. 2; scaled in training, hence not in inference.
     """
     if keys is None:
         return x

@@ -4,7 +4,7 @@ Legend: B batch, T query time, S key time, V padded vocabulary, D width, L depth
 H head width, F hidden.
 Source: Touvron et al. 2023, arXiv:2302.13971 (1) and arXiv:2307.09288 (2); Grattafiori et al. 2024, arXiv:2407.21783
 (3); Jiang et al. 2023, arXiv:2310.06825 (Mistral: a sliding window); Yang et al. 2025, arXiv:2505.09388 (Qwen 3: norms
-on queries and keys). Initial values are GPT-2's: the papers give none.
+on queries and keys). Initial values are GPT-2's, as the papers give none.
 """
 
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class Config(SlidingWindowDecoder):
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     L, D, H, F = c.depth, c.width, c.head_width, c.feed_forward
     blocks: dict[str, Any] = {
         **rms_norm_specs(L, D, "norm1", "norm2"),
@@ -106,7 +106,7 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
+    """Specs of a cache for `length` tokens, by kind of layer; sliding layers cache their window only."""
     return cache_specs(c, batch, length)
 
 
@@ -122,9 +122,9 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
     time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"

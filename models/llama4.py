@@ -1,9 +1,9 @@
-"""Llama 4: layers that see their chunk by rotary positions, among them some that see all and know no positions.
+"""Llama 4: mixture-of-experts layers with chunked attention and rotary positions, and full layers without positions.
 
 Legend: B batch, T query time, S key time, V padded vocabulary, D width, L layers of a stack, N query heads, K key-value
-heads, H head width, F hidden of an MLP or an expert, E experts, A experts of a token.
+heads, H head width, F hidden of an MLP or an expert, E experts, A experts per token.
 Source: Meta 2025, the model card of Llama 4 and the code released with it. Layers without positions: Kazemnejad et al.
-2023, arXiv:2305.19466; their temperature: Nakanishi 2025, arXiv:2501.19399. Initial values are GPT-2's.
+2023, arXiv:2305.19466; their attention temperature: Nakanishi 2025, arXiv:2501.19399. Initial values are GPT-2's.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ _SHAPE: dict[str, Any] = dict(
     **dict(experts_per_token=1, rope_base=5e5, chunk=8192, nope_layers=tuple(range(3, 48, 4))),
 )
 _STRETCH: dict[str, Any] = dict(rope="llama3", rope_factor=16.0, rope_context=8192, rope_low=1.0, rope_high=1.0)
-SIZES: dict[str, dict[str, Any]] = {  # without what sees images
+SIZES: dict[str, dict[str, Any]] = {  # the language models only
     "llama4_scout": dict(experts=16, context=10485760, **_SHAPE, **_STRETCH),
     "llama4_maverick": dict(experts=128, context=1048576, qk_norm=False, dense_layers=tuple(range(0, 48, 2)), **_SHAPE),
 }
@@ -52,12 +52,12 @@ SIZES: dict[str, dict[str, Any]] = {  # without what sees images
 class Config(InterleavedMoEDecoder, GQADecoder):
     """Shape and options of a Llama 4."""
 
-    experts_per_token: int = 1  # experts that a token is sent to
-    chunk: int | None = 8192  # tokens of a chunk, which layers with positions see their own of; None is all
-    nope_layers: tuple[int, ...] = ()  # the layers without positions, which see all, as far as the depth goes
-    qk_norm: bool = True  # queries and keys with positions are brought to length sqrt(H)
-    attn_temperature: float | None = 0.1  # without positions: how fast queries grow with the log of where they stand
-    floor_scale: int = 8192  # tokens, in which they grow by a step
+    experts_per_token: int = 1  # experts per token
+    chunk: int | None = 8192  # tokens; layers with positions attend within their chunk; None is all
+    nope_layers: tuple[int, ...] = ()  # layers without positions, which attend to all tokens
+    qk_norm: bool = True  # RMSNorm without scale of queries and keys with positions
+    attn_temperature: float | None = 0.1  # of nope layers: queries grow with the log of position
+    floor_scale: int = 8192  # of nope layers: tokens per step of that growth
     attention_bias: bool = False  # on q, k, v and out
 
     def __post_init__(self) -> None:
@@ -67,24 +67,24 @@ class Config(InterleavedMoEDecoder, GQADecoder):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What each layer is: with rotary positions or with none, dense or with experts."""
+        """The kind, `rope` or `nope`, and stack, `dense` or `moe`, of each layer."""
         kinds = ("rope", "nope")
         return tuple(Layer(kinds[i in self.nope_layers], layer.stack) for i, layer in enumerate(super().layers))
 
     @property
     def spans(self) -> dict[str, AttentionSpan]:
-        """What each kind of layer sees."""
+        """The attention span of each kind of layer."""
         every = {"rope": AttentionSpan(chunk=self.chunk), "nope": AttentionSpan()}
         return {kind: every[kind] for kind in dict.fromkeys(layer.kind for layer in self.layers)}
 
 
 def traits(c: Config) -> frozenset[str]:
-    """A loss that balances the experts is of a whole batch."""
+    """A load-balancing loss couples the rows of a batch."""
     return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     blocks: dict[str, Any] = {}
     for stack in dict.fromkeys(layer.stack for layer in c.layers):
         L = sum(layer.stack == stack for layer in c.layers)
@@ -96,7 +96,7 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of a cache for `length` tokens, kind by kind of layer; layers with positions keep a chunk only."""
+    """Specs of a cache for `length` tokens, by kind of layer; layers with positions cache their chunk only."""
     return cache_specs(c, batch, length)
 
 
@@ -112,9 +112,9 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
     time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
@@ -124,7 +124,7 @@ def apply(
         return rms_norm(x, p["scale"], c.eps)
 
     def attn_temperature() -> Array:
-        """Of queries without positions, [B T 1 1]."""
+        """The factor of queries in nope layers, [B T 1 1]."""
         steps = jnp.floor((jnp.maximum(time.position, 0) + 1.0) / c.floor_scale)
         return (jnp.log1p(steps) * (c.attn_temperature or 0.0) + 1.0)[:, :, None, None]
 

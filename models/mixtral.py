@@ -1,9 +1,9 @@
-"""Mixtral: a decoder whose MLPs are mixtures of experts, each token sent to the few that its router likes best.
+"""Mixtral: a Llama whose MLPs are mixtures of experts with top-k softmax routing.
 
 Legend: B batch, T query time, S key time, V padded vocabulary, D width, L layers of a stack, N query heads, K key-value
-heads, H head width, F hidden of an MLP or an expert, E experts, A experts of a token.
+heads, H head width, F hidden of an MLP or an expert, E experts, A experts per token.
 Source: Jiang et al. 2024, arXiv:2401.04088; Yang et al. 2025, arXiv:2505.09388 (Qwen 3: norms on queries and keys; its
-smaller siblings sum weights that need not be 1). Initial values are GPT-2's: the papers give none.
+smaller siblings do not normalise the experts' weights). Initial values are GPT-2's, as the papers give none.
 """
 
 from dataclasses import dataclass
@@ -57,18 +57,18 @@ SIZES: dict[str, dict[str, Any]] = {
 class Config(InterleavedMoEDecoder, SlidingWindowDecoder):
     """Shape and options of a Mixtral."""
 
-    norm_topk: bool = True  # the weights of a token's experts sum to 1
+    norm_topk: bool = True  # normalise the weights of a token's experts to sum to 1
     attention_bias: bool = False  # on q, k, v and out
     qk_norm: bool = False  # RMSNorm of each head's queries and keys
 
 
 def traits(c: Config) -> frozenset[str]:
-    """A loss that balances the experts is of a whole batch."""
+    """A load-balancing loss couples the rows of a batch."""
     return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     blocks: dict[str, Any] = {}
     for stack in dict.fromkeys(layer.stack for layer in c.layers):
         L = sum(layer.stack == stack for layer in c.layers)
@@ -83,7 +83,7 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of a cache for `length` tokens, kind by kind of layer; sliding layers keep their window only."""
+    """Specs of a cache for `length` tokens, by kind of layer; sliding layers cache their window only."""
     return cache_specs(c, batch, length)
 
 
@@ -99,9 +99,9 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it.
     """
     p, keys, stream = variables["params"], key if train else None, place("batch seq width")
     time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"

@@ -1,7 +1,7 @@
-"""Rows that lie sorted by group, each group times a matrix of its own; and rows moved to where they are wanted.
+"""Products of rows sorted by group with one matrix per group, and gathers of rows whose derivative is a gather.
 
-Legend: M rows, D and F their width before and after, E groups, S slots, m slots of a block.
-Source: Gale et al. 2022, arXiv:2211.15841 (groups cut into blocks).
+Legend: M rows, D and F their width before and after, E groups, S slots, m rows of a block.
+Source: Gale et al. 2022, arXiv:2211.15841 (groups split into blocks).
 """
 
 from functools import partial
@@ -16,10 +16,10 @@ LARGEST_BLOCK = 128
 
 @jax.custom_vjp
 def grouped_product(x: Float[Array, "m d"], w: Float[Array, "e d f"], sizes: Int[Array, " e"]) -> Float[Array, "m f"]:
-    """The first sizes[0] rows by w[0], the next sizes[1] by w[1] …, 0 beyond the last: x [M D], w [E D F] -> [M F].
+    """Multiply the first sizes[0] rows by w[0], the next sizes[1] by w[1] …: x [M D], w [E D F] -> [M F].
 
-    `jax.lax.ragged_dot` where a platform has a kernel for it. On CPU it multiplies all rows by each matrix, so there
-    the groups are cut into blocks. Has no forward-mode derivative.
+    Rows beyond the last group become 0. Uses `jax.lax.ragged_dot`, except on CPU, where that multiplies all rows by
+    each matrix; there the groups are split into blocks. Has no forward-mode derivative.
     """
     return jax.lax.platform_dependent(x, w, sizes, cpu=_blocked, default=_ragged)
 
@@ -29,7 +29,7 @@ def _product_forward(x: Array, w: Array, sizes: Array) -> tuple[Array, Any]:
 
 
 def _product_backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
-    """By the platform's own way only: a choice of platforms that is differentiated keeps what each of them needs."""
+    """Chooses the platform again: differentiating `platform_dependent` would save the residuals of every platform."""
 
     def pullback(product: Any, x: Array, w: Array, sizes: Array, g: Array) -> Any:
         return jax.vjp(lambda x, w: product(x, w, sizes), x, w)[1](g)
@@ -42,34 +42,37 @@ grouped_product.defvjp(_product_forward, _product_backward)
 
 
 def _ragged(x: Array, w: Array, sizes: Array) -> Array:
-    """Rows beyond the last group are 0 before and after: what `ragged_dot` makes of them differs by platform."""
+    """`ragged_dot`, with rows beyond the last group set to 0 before and after: its result there differs by platform."""
     inside = (jnp.arange(len(x)) < jnp.sum(sizes))[:, None]
     return jnp.where(inside, jax.lax.ragged_dot(jnp.where(inside, x, 0), w, sizes), 0)
 
 
 def _blocked(x: Array, w: Array, sizes: Array) -> Array:
-    """By blocks of m rows of one group, the last of each filled up with zeros: at most a block a group is wasted."""
+    """Split each group into blocks of m rows, the last padded with zeros, and multiply each block by its matrix.
+
+    Example: sizes = (1, 3) and m = 2 give the blocks (0, -), (1, 2), (3, -). At most one block per group is wasted.
+    """
     M, E = len(x), len(w)
     m = min(LARGEST_BLOCK, 1 << max(1, M // (2 * E)).bit_length() - 1)
-    count = (M + min(E, M) * (m - 1)) // m  # the most that there can be
-    blocks = -(-sizes // m)
-    ends, first = jnp.cumsum(blocks), jnp.cumsum(sizes) - sizes
-    owner = jnp.minimum(jnp.sum(jnp.arange(count)[:, None] >= ends[None], 1), E - 1)
-    own = jnp.repeat(owner, m)
-    inside = jnp.arange(count * m) - m * (ends - blocks)[own]
-    row = jnp.where(inside < sizes[own], first[own] + inside, M)
-    group = jnp.sum(jnp.arange(M)[:, None] >= jnp.cumsum(sizes)[None], 1)
-    slot = jnp.arange(M) + (m * (ends - blocks) - first).at[group].get(mode="fill", fill_value=count * m)
+    count = (M + min(E, M) * (m - 1)) // m  # upper bound on the number of blocks
+    blocks = -(-sizes // m)  # of each group
+    block_end, row_start = jnp.cumsum(blocks), jnp.cumsum(sizes) - sizes
+    slot_start = m * (block_end - blocks)
+    block_group = jnp.minimum(jnp.sum(jnp.arange(count)[:, None] >= block_end[None], 1), E - 1)
+    slot_group = jnp.repeat(block_group, m)
+    index = jnp.arange(count * m) - slot_start[slot_group]  # of a slot in its group
+    row = jnp.where(index < sizes[slot_group], row_start[slot_group] + index, M)  # of each slot; M for padding
+    group = jnp.sum(jnp.arange(M)[:, None] >= jnp.cumsum(sizes)[None], 1)  # of each row
+    slot = jnp.arange(M) + (slot_start - row_start).at[group].get(mode="fill", fill_value=count * m)  # of each row
     rows = gather_rows(x, row, slot[:, None]).reshape(count, m, -1)
-    return gather_rows(jnp.einsum("nmd,ndf->nmf", rows, w[owner]).reshape(count * m, -1), slot, row[:, None])
+    return gather_rows(jnp.einsum("nmd,ndf->nmf", rows, w[block_group]).reshape(count * m, -1), slot, row[:, None])
 
 
 @jax.custom_vjp
 def gather_rows(x: Float[Array, "m d"], source: Int[Array, " s"], targets: Int[Array, "m a"]) -> Float[Array, "s d"]:
-    """Row source[s] of x at each slot s, 0 where that is no row: x [M D] -> [S D].
+    """Row source[s] of x for each slot s, 0 where source[s] is out of range: x [M D] -> [S D].
 
-    `targets` says the same the other way round: the slots that row m goes to. So the derivative, in reverse, picks
-    rows too, and nothing is scattered.
+    `targets` is the inverse: the slots that hold row m. With it the derivative is a gather too, not a scatter.
     """
     return x.at[source].get(mode="fill", fill_value=0)
 

@@ -1,7 +1,7 @@
-"""The one table: what a parameter is, and all that follows from it.
+"""Specs of parameters, the single source of truth about them.
 
-A family's `specs(c)` gives each parameter's shape, axis names, initial law and fan-in on one line. Initial values,
-shardings, counts, weight decay, the checkpoint's target and its manifest are derived from that table, never restated.
+A family's `specs(c)` gives each parameter's shape, axis names, initializer and fan-in on one line. Initial values,
+shardings, counts, weight decay, the checkpoint's target and its manifest are derived from these specs.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from flax import struct
 
 Array = jax.Array
 Initializer = Callable[[Array, tuple[int, ...], "Spec"], Array]
-Place = Callable[[str], Any]  # "batch seq width" -> PartitionSpec, or None where there is no mesh
+Place = Callable[[str], Any]  # "batch seq width" -> PartitionSpec, or None without a mesh
 
 
 def unsharded(axes: str) -> None:
-    """The placement without a mesh: every `out_sharding` becomes None."""
+    """The Place without a mesh: every `out_sharding` is None."""
 
 
 def zeros(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
@@ -34,7 +34,7 @@ def ones(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
 
 
 def lecun_normal(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
-    """Gaussian of standard deviation 1/sqrt(fan-in): keeps a unit-variance signal (LeCun et al. 1998, eq. 16)."""
+    """Gaussian of standard deviation 1/sqrt(fan-in), which preserves unit variance (LeCun et al. 1998, eq. 16)."""
     return jax.random.normal(key, shape, jnp.float32) * spec.fan_in_size**-0.5
 
 
@@ -72,31 +72,31 @@ def constant(value: float) -> Initializer:
 
 @dataclass(frozen=True)
 class JointInit:
-    """The law of a leaf that is drawn together with others, a stack's layers too: by `values`, key -> {path: value}."""
+    """Initializer of a leaf drawn jointly with others, and for all layers at once: `values` is key -> {path: value}."""
 
     values: Callable[[Array], dict[str, Array]]
     path: str
 
     def __call__(self, key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
-        """The leaf out of all that are drawn from the key."""
+        """This leaf of all those drawn from the key."""
         return self.values(key)[self.path]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One parameter (or running statistic): shape, a name for each dim, initial law, the axes a product contracts.
+    """One parameter or running statistic: shape, a name for each dim, initializer, contracted axes.
 
-    Not a pytree, so `jax.tree.map` sees a leaf. `fan_in` names the contracted axes; the rest, but for `layers`,
-    `experts`, `qkv` and `gates`, are fan-out. A leaf without fan_in is a vector or a table of vectors.
+    Not a pytree, so `jax.tree.map` treats it as a leaf. `fan_in` names the axes that a product contracts; the others,
+    except `layers`, `experts`, `qkv` and `gates`, are fan-out. A leaf without fan_in is a vector or a table of vectors.
 
-    Raises ValueError if the axes do not name each dim once, or fan_in names an axis that is not there.
+    Raises ValueError if `axes` does not name each dim once, or `fan_in` names an unknown axis.
     """
 
     shape: tuple[int, ...]
     axes: str
     init: Initializer = field(repr=False)
     fan_in: str = ""
-    dtype: str | None = None  # None takes the run's: parameters may be held in bfloat16
+    dtype: str | None = None  # None is the run's dtype of parameters, float32 or bfloat16
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.shape):
@@ -113,7 +113,7 @@ class Spec:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The axis names, one a dim."""
+        """The axis names, one per dim."""
         return tuple(self.axes.split())
 
     @property
@@ -191,17 +191,17 @@ def _leaf_hash(name: str) -> int:
 
 
 def initialize(specs: Any, key: Array) -> Any:
-    """Initial values of a table of Specs: each leaf's key folds in its path, and each layer's key its index.
+    """Initial values of a tree of Specs: the key of a leaf folds in its path, that of a layer also its index.
 
-    So a parameter's values depend on the key, its own path, and its own layer: an ablation that adds a parameter or a
-    layer leaves the others bit-identical. Leaves of a `JointInit` share one draw, from the key itself. Meant to run
-    under jit. Raises ValueError if two paths hash alike.
+    A parameter's values thus depend on the key, its path and its layer only: an ablation that adds a parameter or a
+    layer leaves the others bit-identical. Leaves with a `JointInit` share one draw, from the key itself. Meant to run
+    under jit. Raises ValueError if two paths have the same hash.
     """
     seen: dict[int, str] = {}
     for name in flatten(specs):
         other = seen.setdefault(_leaf_hash(name), name)
         if other != name:
-            raise ValueError(f"parameters {other!r} and {name!r} hash to one key: rename one")
+            raise ValueError(f"parameters {other!r} and {name!r} have the same hash: rename one")
 
     joint: dict[Any, dict[str, Array]] = {}
 
@@ -220,10 +220,10 @@ def initialize(specs: Any, key: Array) -> Any:
 
 
 def abstract(specs: Any, dtype: Any = jnp.float32) -> Any:
-    """The table as ShapeDtypeStructs: what `initialize` would return, without drawing."""
+    """The ShapeDtypeStructs of what `initialize` returns."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype), specs)
 
 
 def count(specs: Any) -> int:
-    """Number of scalars in a table."""
+    """Number of scalars in a tree of Specs."""
     return sum(s.size for s in jax.tree.leaves(specs))

@@ -154,7 +154,7 @@ def hold(backend: str, ask: str) -> None:
         assert_close(got, reference(ask, plain), chosen["dtype"])
         return
     able = [name for name, b in BACKENDS.items() if ask in b.supports and jax.default_backend() in b.platforms]
-    says = f"attention = '{backend}' cannot take {FEATURES[ask]}. Able here: {', '.join(able)}"
+    says = f"attention = '{backend}' does not support {FEATURES[ask]}. Backends that do: {', '.join(able)}"
     with pytest.raises(UsageError, match=re.escape(says)):
         call(**arrays, backend=backend)
 
@@ -194,13 +194,13 @@ def test_the_kernel_takes_all_its_features_at_once(kernel_here: None) -> None:
         (
             "cudnn",
             dict(dtype="bfloat16"),
-            "attention = 'cudnn' cannot take the platform cpu. Able here: reference, xla",
+            "attention = 'cudnn' does not support the platform cpu. Backends that do: reference, xla",
         ),
-        ("cudnn", dict(), "float32; the platform cpu. Able"),
-        ("cudnn", dict(dtype="bfloat16", width=12), "heads of width 12, no multiple of 8;"),
-        ("splash", dict(), "attention = 'splash' cannot take the platform cpu. Able"),
-        ("splash", dict(length=100), "100 tokens, no multiple of 128;"),
-        ("xla", dict(sinks=True, dropout_rate=0.1), "dropout on the weights; sinks. Able here: reference"),
+        ("cudnn", dict(), "float32; the platform cpu"),
+        ("cudnn", dict(dtype="bfloat16", width=12), "heads of width 12, not a multiple of 8;"),
+        ("splash", dict(), "attention = 'splash' does not support the platform cpu"),
+        ("splash", dict(length=100), "100 tokens, not a multiple of 128;"),
+        ("xla", dict(sinks=True, dropout_rate=0.1), "dropout on the weights; sinks. Backends that do: reference"),
     ],
 )
 def test_what_a_backend_lacks_is_named_with_those_that_have_it(backend: str, asked: dict[str, Any], says: str) -> None:
@@ -269,7 +269,7 @@ def test_sharded_equals_whole(backend: str, text: str, kv_heads: int, kernel_her
 def test_a_backend_that_cannot_have_time_cut_says_so(kernel_here: None) -> None:
     arrays, mask, how = case()
     place = on("cp:2", N)
-    with jax.set_mesh(place.mesh), pytest.raises(UsageError, match=r"'splash' cannot take time cut over .* cp\. Able"):
+    with jax.set_mesh(place.mesh), pytest.raises(UsageError, match=r"'splash' does not support time sharded by .* cp"):
         attention.attention(**arrays, mask=mask, backend="splash", place=place, **how)
 
 
@@ -294,7 +294,7 @@ def test_a_model_decodes_by_the_reference_whatever_trained_it() -> None:
     variables, tokens = random_variables(plain), jnp.arange(10)[None]
     ours, theirs = (jax.jit(m.apply)(variables, tokens, cache=m.cache(1, 10)).value for m in (plain, other))
     np.testing.assert_array_equal(ours, theirs)
-    with pytest.raises(UsageError, match=r"attention = 'cudnn' cannot take .*; the platform cpu"):
+    with pytest.raises(UsageError, match=r"attention = 'cudnn' does not support .*; the platform cpu"):
         jax.eval_shape(other.predict, variables, tokens)
 
 

@@ -99,7 +99,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         [*DIGITS, "--config.train.attention=xla"],
         "where the model has attention; here: family cnn",
     ),
-    "attention_of_machine": ([*TRAIN, "--config.train.attention=cudnn"], "the platform cpu. Able here: reference, xla"),
+    "attention_of_machine": ([*TRAIN, "--config.train.attention=cudnn"], "cpu. Backends that do: reference, xla"),
     "attention_of_model": ([*TRAIN, "--config.model.attention=xla"], "is set by train.attention"),
     "remat_of_family": ([*DIGITS, "--config.train.remat=full"], "train.remat"),
     "mesh_axis": ([*TRAIN, "--config.mesh=db:8"], "'dp'"),

@@ -234,7 +234,7 @@ def test_bad_inputs_are_refused() -> None:
         run({"tokens": tokens, "source": tokens}, model.cache(1, 3, 2))
     with pytest.raises(UsageError, match="context = 12 must be at least the 13 tokens of a source"):
         model.cache(1, 3, 13)
-    with pytest.raises(UsageError, match="'gpt' translates nothing"):
+    with pytest.raises(UsageError, match="'gpt' is no translator"):
         models.build("gpt", width=16, heads=2, depth=1).cache(1, 3, 5)
 
 
