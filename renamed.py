@@ -61,6 +61,8 @@ FIELDS: dict[str, dict[str, str]] = {  # of a model's Config, by family
         "temperature_from": "floor_scale",
     },
     "mixtral": {**_WINDOW, **_MOE, **_DENSE, "renormalise": "norm_topk"},
+    "rnn": {"forget": "forget_bias", "lags": "chrono_max"},
+    "seq2seq": {"attend": "attention_score", "feeding": "input_feeding", "forget": "forget_bias"},
 }
 
 _PRETRAINED = {"from": "pretrained", "ignore": "ignore_key"}

@@ -28,8 +28,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "Elman": dict(cell="elman"),
     "GRU": dict(cell="gru"),
     "LSTM": dict(cell="lstm"),
-    "LSTM, forget bias 1": dict(cell="lstm", forget=1.0),
-    "LSTM, gate open": dict(cell="lstm", forget=5.0),
+    "LSTM, forget bias 1": dict(cell="lstm", forget_bias=1.0),
+    "LSTM, gate open": dict(cell="lstm", forget_bias=5.0),
 }
 COLOURS = ("#c2410c", "#7a5aa6", "#8fb3d9", "#4c86c6", "#174a7e")
 APART = {"GRU": 6, "LSTM": -6}  # points by which two labels that meet are moved

@@ -54,10 +54,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "shakespeare": {**_SHAKESPEARE, "model.cell": "lstm", "model.width": 256},
     "shakespeare_gru": {**_SHAKESPEARE, "model.cell": "gru", "model.width": 299},
     "shakespeare_elman": {**_SHAKESPEARE, "model.cell": "elman", "model.width": 526, "optim.lr": 1e-3},
-    "adding": {**_ADDING, "model.forget": 1.0, "optim.lr": 3e-3, "schedule.warmup": 100, "eval.every": 500},
+    "adding": {**_ADDING, "model.forget_bias": 1.0, "optim.lr": 3e-3, "schedule.warmup": 100, "eval.every": 500},
     "adding_long": {
         **_ADDING,
-        "model.lags": 400,  # see docs/log.md: with a forget bias of 1 or 5 it was not solved
+        "model.chrono_max": 400,  # see docs/log.md: with a forget bias of 1 or 5 it was not solved
         "data.name": "adding:400",
         "train.steps": 1500,
         "optim.lr": 1e-2,
@@ -91,8 +91,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "gru": {"model.cell": "gru", "model.forget": 0.0},
-    "elman": {"model.cell": "elman", "model.forget": 0.0, "model.lags": None},
+    "gru": {"model.cell": "gru", "model.forget_bias": 0.0},
+    "elman": {"model.cell": "elman", "model.forget_bias": 0.0, "model.chrono_max": None},
 }
 
 

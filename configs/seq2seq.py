@@ -25,9 +25,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "no_attention": {"model.attend": "none", "model.width": 392},
-    "additive": {"model.attend": "additive", "model.width": 276},
-    "no_feeding": {"model.feeding": False, "model.width": 364},
+    "no_attention": {"model.attention_score": "none", "model.width": 392},
+    "additive": {"model.attention_score": "additive", "model.width": 276},
+    "no_feeding": {"model.input_feeding": False, "model.width": 364},
 }
 
 

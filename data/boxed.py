@@ -159,9 +159,9 @@ class DetectionPipeline:
         Boxes stay in their order; those of which less than a quarter of the area is seen become padding, at the end.
         """
         image = np.empty((len(rows), *self.size, 3), np.float32)
-        boxes, kinds, there = (np.zeros_like(batch[name]) for name in ("boxes", "kinds", "there"))
+        boxes, kinds, there = (np.zeros_like(batch[name]) for name in ("boxes", "box_labels", "box_mask"))
         for i, row in enumerate(rows):
-            given, own = batch["image"][i], batch["there"][i] > 0
+            given, own = batch["image"][i], batch["box_mask"][i] > 0
             marked = to_pixel_xyxy(batch["boxes"][i, own].astype(np.float64), given.shape[:2])
             view, colour = self._draw_transform(given.shape[:2], step, int(row))
             image[i] = transform_image(given, view, self.size, colour)
@@ -169,8 +169,8 @@ class DetectionPipeline:
             kept = share >= MIN_VISIBLE
             count = int(kept.sum())
             boxes[i, :count], there[i, :count] = to_relative_cxcywh(corners[kept], self.size), 1
-            kinds[i, :count] = batch["kinds"][i, own][kept]
-        return {**batch, "image": image, "boxes": boxes, "kinds": kinds, "there": there}
+            kinds[i, :count] = batch["box_labels"][i, own][kept]
+        return {**batch, "image": image, "boxes": boxes, "box_labels": kinds, "box_mask": there}
 
     def _draw_transform(self, original: Size, step: int, row: int) -> tuple[LetterboxTransform, dict[str, float]]:
         draw = generator(self.seed, step, row)

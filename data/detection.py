@@ -87,7 +87,7 @@ class DetectionReader:
             kept = np.flatnonzero(truth.is_valid)[: self.max_boxes]
             boxes[i, : len(kept)] = to_relative_cxcywh(truth.boxes[kept], self.annotations.size(int(row)))
             kinds[i, : len(kept)], there[i, : len(kept)] = truth.labels[kept], 1
-        return {"image": image, "boxes": boxes, "kinds": kinds, "there": there}
+        return {"image": image, "boxes": boxes, "box_labels": kinds, "box_mask": there}
 
 
 @dataclass(frozen=True, kw_only=True)

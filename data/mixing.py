@@ -58,7 +58,7 @@ class Mixup:
         pairs = zip(batch["image"], others["image"], rows, strict=True)
         mixed = [self._mix_row(image, other, step, int(row)) for image, other, row in pairs]
         image, share = np.stack([m[0] for m in mixed]), np.array([m[1] for m in mixed], np.float32)
-        return {**batch, "image": image, "other": others["label"], "share": share}
+        return {**batch, "image": image, "label_b": others["label"], "lam": share}
 
     def _mix_row(self, image: np.ndarray, other: np.ndarray, step: int, row: int) -> tuple[np.ndarray, float]:
         draw = generator(self.seed, step, row, LAMBDA_SITE)

@@ -47,7 +47,7 @@ def token_stream(texts: Texts, tokenizer: Tokenizer, tick: Tick = silent) -> np.
 class StreamSource:
     """Windows of `context` + 1 tokens in their order, so that row r of each batch goes on where row r before it ended.
 
-    The documents, laid end to end, are cut into `rows` streams. `begins` is 1 where a window has no predecessor.
+    The documents, laid end to end, are cut into `rows` streams. `reset` is 1 where a window has no predecessor.
     """
 
     shuffled = False
@@ -60,10 +60,10 @@ class StreamSource:
         return self.rows * self.windows
 
     def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
-        """tokens and targets int32 [B T], weight 1 [B T], begins [B]."""
+        """tokens and targets int32 [B T], weight 1 [B T], reset [B]."""
         window, row = np.divmod(positions, self.rows)
         found = _slice_windows(self.tokens, (row * self.windows + window) * self.context, self.context)
-        return {**found, "begins": (window == 0).astype(np.float32)}
+        return {**found, "reset": (window == 0).astype(np.float32)}
 
 
 def _windows_per_stream(texts: Texts, tokens: int, context: int, rows: int) -> int:

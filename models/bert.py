@@ -157,7 +157,7 @@ def apply(
     """What `head` and `pool` say, float32: tokens [B T] -> [B T D], [B D], [B C], or logits [B T V] of mlm.
 
     `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: mask [B T], 0 where a token is padding;
-    type [B T], below `types`; position [B T].
+    token_type [B T], below `types`; position [B T].
     """
     p, tokens, keys = variables["params"], inputs["tokens"], key if train else None
     T, stream = tokens.shape[1], place("batch seq width")
@@ -169,7 +169,7 @@ def apply(
 
     x = embed(p["embed"]["token"], tokens, stream)
     x = x + embed(p["embed"]["position"], position, stream if position.shape[0] > 1 else place("one seq width"))
-    x = x + embed(p["embed"]["type"], inputs.get("type", jnp.zeros_like(tokens)), stream)
+    x = x + embed(p["embed"]["type"], inputs.get("token_type", jnp.zeros_like(tokens)), stream)
     x = layer_norm(x.astype(COMPUTE[c.compute]), p["embed"]["norm"], c.eps)
     x = dropout(x, keys, c.dropout, "embed", stream)
 

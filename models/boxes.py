@@ -37,11 +37,11 @@ def nms(
     iou_threshold: float,
     max_detections: int,
 ) -> tuple[Float[Array, "k 4"], Float[Array, "k"], Int[Array, "k"], Bool[Array, "k"]]:
-    """The best boxes of each class, none of which overlaps a better one of its class by more than `most`.
+    """The best boxes of each class, none of which overlaps a better one of its class by more than `iou_threshold`.
 
-    boxes [N 4], scores [N C] -> boxes [K 4], scores [K], classes [K], there [K]: at most K = `limit` of all classes
-    together, whose scores are above the threshold, the best first. Nothing is cut off before: each of K rounds takes
-    the best that is left, and puts away what overlaps it.
+    boxes [N 4], scores [N C] -> boxes [K 4], scores [K], classes [K], valid [K]: at most K = `max_detections` of all
+    classes together, with scores above the threshold, in descending order. Nothing is cut off before: each of K rounds
+    takes the best remaining box, and removes what overlaps it.
     """
     classes = scores.shape[1]
 

@@ -75,9 +75,10 @@ def decode(value: DetectorOutput) -> tuple[Float[Array, "b n 4"], Float[Array, "
 def detections(
     value: DetectorOutput, score_threshold: float = 0.25, iou_threshold: float = 0.45, max_detections: int = 100
 ) -> tuple[Float[Array, "b k 4"], Float[Array, "b k"], Int[Array, "b k"], Bool[Array, "b k"]]:
-    """What is seen, the surest first: boxes [B K 4], scores [B K], classes [B K], there [B K]; K = `limit`.
+    """What is seen, the surest first: boxes [B K 4], scores [B K], classes [B K], valid [B K]; K = `max_detections`.
 
-    Scores are above the threshold; boxes of a class overlap by no more than `overlap`. Where `there` is False all is 0.
+    Scores are above `score_threshold`; boxes of a class overlap by at most `iou_threshold`. Entries that are not valid
+    are 0.
     """
     boxes, scores, _ = decode(value)
     return jax.vmap(

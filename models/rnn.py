@@ -42,8 +42,8 @@ class Config:
     bidirectional: bool = False
     projection: int | None = None  # an LSTM's units that are fed back
     bias: bool = True
-    forget: float = 0.0  # added to the first bias of an LSTM's forget gate
-    lags: int | None = None  # the gates start so that units remember for times spread up to it
+    forget_bias: float = 0.0  # added to the first bias of an LSTM's forget gate
+    chrono_max: int | None = None  # the gates start so that units remember for times spread up to it
     pool: str = "last"  # of the times of a sequence, before classes or values
     classes: int = 2
     outputs: int = 1  # values
@@ -59,9 +59,11 @@ class Config:
         require_choice(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
         require(self, "None unless cell is 'lstm'", "projection", holds=self.cell == "lstm")
         gated = self.bias and CELLS[self.cell].carry_gate is not None
-        lstm = gated and self.cell == "lstm" and self.lags is None
-        require(self, "0 unless cell is 'lstm', with a bias and no lags", "forget", test=lambda f: lstm or f == 0)
-        require(self, "3 or more, of gated cells with a bias", "lags", test=lambda n: gated and n >= 3)
+        lstm = gated and self.cell == "lstm" and self.chrono_max is None
+        require(
+            self, "0 unless cell is 'lstm', with a bias and no chrono_max", "forget_bias", test=lambda f: lstm or f == 0
+        )
+        require(self, "3 or more, of gated cells with a bias", "chrono_max", test=lambda n: gated and n >= 3)
         require(self, "less than width", "projection", test=lambda n: n < self.width)
         require(
             self, "False where head is 'tokens'", "bidirectional", test=lambda on: not (on and self.head == "tokens")
@@ -93,7 +95,7 @@ def specs(c: Config) -> dict[str, Any]:
     def layer(i: int) -> dict[str, Any]:
         axis, size = first if i == 0 else ("embed", P)
         shape: dict[str, Any] = dict(
-            projection=c.projection, bias=c.bias, forget_bias=c.forget, chrono_max=c.lags, axis=axis
+            projection=c.projection, bias=c.bias, forget_bias=c.forget_bias, chrono_max=c.chrono_max, axis=axis
         )
         return {name: layer_specs(size, c.width, c.cell, **shape) for name in directions(c)}
 

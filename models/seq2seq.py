@@ -2,10 +2,10 @@
 
 Legend: B batch, T time of tokens, S of the source, V padded vocabulary, E width of an embedding, D units of a layer (of
 both directions together), L depth, R width of what the head reads.
-Source: Sutskever, Vinyals, Le 2014, arXiv:1409.3215 (attend = none); Bahdanau, Cho, Bengio 2015, arXiv:1409.0473
-(additive; our cell is an LSTM, and several layers may stand above one another); Luong, Pham, Manning 2015,
-arXiv:1508.04025 (dot, general). Each layer of the decoder begins with the last state of the encoder's layer, its two
-directions side by side: Bahdanau et al. begin with a trained map of the backward one.
+Source: Sutskever, Vinyals, Le 2014, arXiv:1409.3215 (attention_score = none); Bahdanau, Cho, Bengio 2015,
+arXiv:1409.0473 (additive; our cell is an LSTM, and layers may be stacked); Luong, Pham, Manning 2015, arXiv:1508.04025
+(dot, general). Each decoder layer starts from the last state of the encoder's layer, its two directions concatenated:
+Bahdanau et al. start from a trained map of the backward one.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 SIZES: dict[str, dict[str, Any]] = {}
-ATTEND = ("none", "additive", "dot", "general")
+SCORES = ("none", "additive", "dot", "general")
 TIED = ("all", "decoder", "none")
 LUONG = ("dot", "general")
 
@@ -44,10 +44,10 @@ class Config:
     depth: int = 1  # layers of the encoder, and of the decoder
     bidirectional: bool = True  # the encoder reads the source both ways
     reverse_source: bool = False  # it reads it from its end to its beginning, as Sutskever et al. have it
-    attend: str = "general"  # how a token scores those of the source
+    attention_score: str = "general"  # how a token scores those of the source
     score_width: int | None = None  # hidden units of an additive score; None is width
-    feeding: bool = True  # what the head has read comes in with the next token, where attend is dot or general
-    forget: float = 0.0  # added to the first bias of the forget gates
+    input_feeding: bool = True  # what the head has read comes in with the next token, where the score is dot or general
+    forget_bias: float = 0.0  # added to the first bias of the forget gates
     tied: str = "all"  # one table for source, tokens and head (all), for tokens and head (decoder), or three (none)
     dropout: float = 0.0  # probability, on embeddings, between layers and on what the head reads
     compute: str = "float32"
@@ -56,9 +56,11 @@ class Config:
         require(self, "positive", "vocab", "source_vocab", "vocab_multiple", "context", "embed", "width", "depth")
         require(self, "positive", "score_width")
         require(self, "probability", "dropout")
-        require_choice(self, attend=ATTEND, tied=TIED, compute=COMPUTE)
+        require_choice(self, attention_score=SCORES, tied=TIED, compute=COMPUTE)
         require(self, "None for tied='all', one table for both sides", "source_vocab", holds=self.tied != "all")
-        require(self, "None unless attend is 'additive'", "score_width", holds=self.attend == "additive")
+        require(
+            self, "None unless attention_score is 'additive'", "score_width", holds=self.attention_score == "additive"
+        )
         if self.bidirectional:
             require(self, "even for two directions", "width", test=lambda n: n % 2 == 0)
             require(self, "False where it is read both ways", "reverse_source", test=lambda on: not on)
@@ -71,12 +73,12 @@ class Config:
     @property
     def context_width(self) -> int:
         """Units that come into the decoder beside an embedding: a mean of the source, or what the head has read."""
-        return self.width if self.attend == "additive" else self.readout_width if self.feeds_readout else 0
+        return self.width if self.attention_score == "additive" else self.readout_width if self.feeds_readout else 0
 
     @property
     def feeds_readout(self) -> bool:
         """Whether what the head has read comes in again."""
-        return self.feeding and self.attend in LUONG
+        return self.input_feeding and self.attention_score in LUONG
 
 
 def directions(c: Config) -> tuple[str, ...]:
@@ -88,7 +90,7 @@ def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
     E, D, R = c.embed, c.width, c.readout_width
     V, Vs = (-(-n // c.vocab_multiple) * c.vocab_multiple for n in (c.vocab, c.source_vocab or c.vocab))
-    how: dict[str, Any] = dict(projection=None, bias=True, forget_bias=c.forget, chrono_max=None, axis="embed")
+    how: dict[str, Any] = dict(projection=None, bias=True, forget_bias=c.forget_bias, chrono_max=None, axis="embed")
 
     def matrix(i: int, o: int, axes: str, law: Any = lecun_normal) -> dict[str, Spec]:
         return {"kernel": Spec((i, o), axes, law, fan_in=axes.split()[0])}
@@ -108,16 +110,18 @@ def specs(c: Config) -> dict[str, Any]:
         params["embed"]["source"] = Spec((Vs, E), "vocab embed", normal(0.1))
     if c.tied == "none":
         params["head"] = Spec((V, R), "vocab embed", uniform(R**-0.5), fan_in="embed")
-    if c.attend == "general":
+    if c.attention_score == "general":
         params["decoder"]["key"] = matrix(D, D, "embed width")
-    if c.attend == "additive":
+    if c.attention_score == "additive":
         A = c.score_width or D
         names = {"query": "embed mlp", "key": "embed mlp"}
         params["decoder"] |= {name: matrix(D, A, axes) for name, axes in names.items()}
         params["decoder"]["score"] = Spec((A,), "mlp", normal(A**-0.5))
-    readout_inputs = {"none": D, "additive": D + E + D}.get(c.attend, D + D)
-    if c.attend != "none" or R != D:
-        params["decoder"]["read"] = matrix(readout_inputs, 2 * R if c.attend == "additive" else R, "embed width")
+    readout_inputs = {"none": D, "additive": D + E + D}.get(c.attention_score, D + D)
+    if c.attention_score != "none" or R != D:
+        params["decoder"]["read"] = matrix(
+            readout_inputs, 2 * R if c.attention_score == "additive" else R, "embed width"
+        )
     return {"params": params}
 
 
@@ -125,11 +129,11 @@ def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict
     """The table of the decoder's state, for no matter how many tokens, and of `source` tokens that it looks at."""
     room = c.context if source is None else source
     memory = {MASK: Spec((batch, room), "batch key", zeros)}
-    if c.attend != "none":
+    if c.attention_score != "none":
         memory["value"] = Spec((batch, room, c.width), "batch key width", zeros, dtype=c.compute)
-    if c.attend == "general":
+    if c.attention_score == "general":
         memory["key"] = memory["value"]
-    if c.attend == "additive":
+    if c.attention_score == "additive":
         shape = (batch, room, c.score_width or c.width)
         memory["key"] = Spec(shape, "batch key mlp", zeros, dtype=c.compute)
     state: dict[str, Any] = {
@@ -168,8 +172,10 @@ def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Arra
 
     Raises UsageError where a decoder does not look at the source.
     """
-    if c.attend == "none":
-        raise UsageError("seq2seq: attend = 'none' looks at no token of the source; 'additive', 'dot', 'general' do")
+    if c.attention_score == "none":
+        raise UsageError(
+            "seq2seq: attention_score = 'none' looks at no token of the source; 'additive', 'dot', 'general' do"
+        )
     shares: Array = _decode(variables, inputs, c, None, None, unsharded)[2]
     return shares
 
@@ -202,18 +208,18 @@ def _encode(
 
 def _make_memory(p: Any, x: Array, c: Config, place: Place) -> dict[str, Array]:
     """What the decoder looks at: [B S D] -> keys [B S ...] (its values in a dot product), and values [B S D]."""
-    if c.attend == "none":
+    if c.attention_score == "none":
         return {}
-    if c.attend == "dot":
+    if c.attention_score == "dot":
         return {"value": x}
-    over = place("batch key mlp") if c.attend == "additive" else place("batch key width")
+    over = place("batch key mlp") if c.attention_score == "additive" else place("batch key width")
     return {"value": x, "key": einsum("bsd,de->bse", x, p["key"]["kernel"], over)}
 
 
 def _attend(h: Array, memory: dict[str, Array], p: Any, c: Config, place: Place) -> tuple[Array, Array]:
     """The mean of the source as a state sees it, and each token's share of it: h [B D] -> [B D], [B S]."""
     over = place("batch key")
-    if c.attend == "additive":
+    if c.attention_score == "additive":
         query = einsum("bd,da->ba", h, p["query"]["kernel"], place("batch mlp"))
         score = einsum("bsa,a->bs", jnp.tanh(memory["key"] + query[:, None]), p["score"], over)
     else:
@@ -231,11 +237,11 @@ def _readout(h: Array, y: Array, seen: Array | None, p: Any, c: Config, over: An
     if "read" not in p:
         return h
     parts: dict[str, list[Any]] = {"none": [h], "additive": [h, y, seen]}
-    x = jnp.concatenate(parts.get(c.attend, [seen, h]), -1)
+    x = jnp.concatenate(parts.get(c.attention_score, [seen, h]), -1)
     x = einsum("b...i,io->b...o", x, p["read"]["kernel"], over)
-    if c.attend == "additive":
+    if c.attention_score == "additive":
         return jnp.max(x.reshape(*x.shape[:-1], c.readout_width, 2), -1)
-    return x if c.attend == "none" else jnp.tanh(x)
+    return x if c.attention_score == "none" else jnp.tanh(x)
 
 
 def _init_carry(
@@ -276,7 +282,7 @@ def _decode(
     def step(state: dict[str, Any], given: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
         fed, y, noise, real = given
         come, seen, share = state.get("read"), None, None
-        if c.attend == "additive":
+        if c.attention_score == "additive":
             h = reshard(state["cells"][str(c.depth - 1)]["h"], now)
             seen, share = _attend(h, memory, p, c, place)
             come = seen
@@ -286,7 +292,7 @@ def _decode(
             fed = linear("bi,igh->bgh", h * noise[i - 1], cell["input"], gates) if i else fed
             new["cells"][str(i)] = layer_step(fed, cell, "lstm", state["cells"][str(i)], place)
             h = reshard(new["cells"][str(i)]["h"], now)
-        if c.attend in LUONG:
+        if c.attention_score in LUONG:
             seen, share = _attend(h, memory, p, c, place)
         if c.feeds_readout:
             new["read"] = _readout(h, y, seen, p, c, now)

@@ -150,12 +150,12 @@ CASES = {
     "seq2seq_additive": Case(
         "seq2seq",
         "translation",
-        RECURRENT_PAIRS | dict(source_vocab=90, score_width=16, attend="additive", tied="decoder"),
+        RECURRENT_PAIRS | dict(source_vocab=90, score_width=16, attention_score="additive", tied="decoder"),
     ),
     "seq2seq_none": Case(
         "seq2seq",
         "translation",
-        RECURRENT_PAIRS | dict(bidirectional=False, reverse_source=True, attend="none", tied="none"),
+        RECURRENT_PAIRS | dict(bidirectional=False, reverse_source=True, attention_score="none", tied="none"),
     ),
     "vit": Case("vit", "softmax", dict(inputs=(8, 12, 1), patch=4, width=32, depth=2, heads=8, classes=4), (8, 12, 1)),
     "vit_mean": Case(
@@ -226,7 +226,7 @@ def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     tokens = draw.integers(0, 100, (B, T + 1)).astype(np.int32)
     two = {  # texts of different lengths, each of two kinds
         "mask": (np.arange(T) < draw.integers(2, T + 1, B)[:, None]).astype(np.float32),
-        "type": (np.arange(T) >= draw.integers(1, T, B)[:, None]).astype(np.int32),
+        "token_type": (np.arange(T) >= draw.integers(1, T, B)[:, None]).astype(np.int32),
     }
     if case.loss == "next_token":
         more = two if name == "bert" else {}
@@ -246,8 +246,8 @@ def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     if case.loss == "detection":
         corner, size = draw.uniform(0, 0.6, (B, 3, 2)), draw.uniform(0.1, 0.4, (B, 3, 2))
         batch["boxes"] = np.concatenate([corner + size / 2, size], -1).astype(np.float32)
-        batch["kinds"] = draw.integers(0, case.fields["classes"], (B, 3)).astype(np.int32)
-        batch["there"] = (np.arange(3) < draw.integers(0, 4, B)[:, None]).astype(np.float32)
+        batch["box_labels"] = draw.integers(0, case.fields["classes"], (B, 3)).astype(np.int32)
+        batch["box_mask"] = (np.arange(3) < draw.integers(0, 4, B)[:, None]).astype(np.float32)
     elif case.loss == "mse":
         batch["target"] = draw.normal(size=(B, case.fields["outputs"])).astype(np.float32)
     else:

@@ -113,7 +113,7 @@ def test_a_box_bounds_its_pixels(operations: str | None) -> None:
         corners = (x // 4, y // 3, x - x // 5, y - y // 4)
         batch = batch_of(*[(lit(y, x, corners), [corners])] * 40)
         got = do(batch, 7, np.arange(40))
-        for image, box, there in zip(got["image"], got["boxes"][:, 0], got["there"][:, 0], strict=True):
+        for image, box, there in zip(got["image"], got["boxes"][:, 0], got["box_mask"][:, 0], strict=True):
             if there:
                 np.testing.assert_allclose(to_pixel_xyxy(box, (96, 128)), bright(image), atol=1)
                 seen += 1
@@ -158,10 +158,10 @@ def test_boxes_out_of_sight_are_dropped() -> None:
     do = DetectionPipeline(0, (40, 40), (("jitter", 0.45),))
     boxes = [(0, 0, 4, 4), (10, 10, 30, 30)]
     got = do(batch_of(*[(lit(40, 40, *boxes), boxes)] * 60), 0, np.arange(60))
-    dropped = (got["there"].sum(1) == 1) & (got["kinds"][:, 0] == 1)
+    dropped = (got["box_mask"].sum(1) == 1) & (got["box_labels"][:, 0] == 1)
     assert dropped.sum() > 5
-    assert not got["boxes"][got["there"] == 0].any()
-    assert not got["kinds"][got["there"] == 0].any()
+    assert not got["boxes"][got["box_mask"] == 0].any()
+    assert not got["box_labels"][got["box_mask"] == 0].any()
 
 
 def test_flip_turns_half_of_the_images() -> None:
@@ -256,14 +256,14 @@ def test_through_plan_and_exam() -> None:
     assert kinds == {
         "image": (np.float32, (16, 24, 3)),
         "boxes": (np.float32, (6, 4)),
-        "kinds": (np.int32, (6,)),
-        "there": (np.float32, (6,)),
+        "box_labels": (np.int32, (6,)),
+        "box_mask": (np.float32, (6,)),
         "weight": (np.float32, ()),
     }
     assert all((part[k] == whole[k][[4, 2]]).all() for k in whole)
     batches = list(evaluation.from_examples(source, DetectionPipeline(0, (16, 24))).batches(4, range(4)))
     assert [b["weight"].tolist() for b in batches] == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert [b["there"].sum(1).tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 0]]
+    assert [b["box_mask"].sum(1).tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 0]]
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,11 @@ def test_coco_is_read(tmp_path: Path, form: str) -> None:
     got = source.__getitems__([1, 0])
     assert [i.shape for i in got["image"]] == [(30, 10, 3), (20, 40, 3)]
     assert got["image"][1][7, 9].tolist() == [18, 21, 0]
-    np.testing.assert_array_equal(got["there"], [[1, 0], [1, 1]])
-    np.testing.assert_array_equal(got["kinds"], [[0, 0], [1, 0]])
+    np.testing.assert_array_equal(got["box_mask"], [[1, 0], [1, 1]])
+    np.testing.assert_array_equal(got["box_labels"], [[0, 0], [1, 0]])
     np.testing.assert_allclose(got["boxes"][0], [[0.5, 0.25, 1, 0.5], [0, 0, 0, 0]])
     np.testing.assert_allclose(got["boxes"][1], [[0.5, 0.5, 0.5, 0.5], [0.8, 0.5625, 0.1, 0.125]])
-    assert [got[k].dtype for k in ("boxes", "kinds", "there")] == [np.float32, np.int32, np.float32]
+    assert [got[k].dtype for k in ("boxes", "box_labels", "box_mask")] == [np.float32, np.int32, np.float32]
 
 
 def test_rows_are_limited_and_padded(tmp_path: Path) -> None:
@@ -42,9 +42,9 @@ def test_rows_are_limited_and_padded(tmp_path: Path) -> None:
     source = scenes(write_coco(tmp_path / "set", coco()))
     few, many = source.with_max_boxes(1).__getitems__([0]), source.with_max_boxes(5).__getitems__([0])
     np.testing.assert_allclose(few["boxes"], [[[0.5, 0.5, 0.5, 0.5]]])
-    assert many["there"].tolist() == [[1, 1, 0, 0, 0]]
+    assert many["box_mask"].tolist() == [[1, 1, 0, 0, 0]]
     assert not many["boxes"][0, 2:].any()
-    assert source.shapes == {"image": (), "boxes": (2, 4), "kinds": (2,), "there": (2,)}
+    assert source.shapes == {"image": (), "boxes": (2, 4), "box_labels": (2,), "box_mask": (2,)}
 
 
 def test_headers_of_images_are_reported_as_they_are_read(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_tfds_bccd() -> None:
     some = source.__getitems__([204, 3])
     assert (some["image"][0].shape, some["boxes"].shape) == ((480, 640, 3), (2, 28, 4))
     again = pickle.loads(pickle.dumps(source)).__getitems__([204, 3])
-    assert all((again[k] == some[k]).all() for k in ("boxes", "kinds", "there"))
+    assert all((again[k] == some[k]).all() for k in ("boxes", "box_labels", "box_mask"))
     assert (again["image"][1] == some["image"][1]).all()
 
 
@@ -168,7 +168,7 @@ def test_prepared_sets_with_crowds(tmp_path: Path) -> None:
     np.testing.assert_allclose(source.annotations[0].boxes, [[20, 5, 40, 10], [0, 0, 40, 20], [0, 0, 20, 20]])
     assert source.annotations[0].difficult.tolist() == [False, True, False]
     assert source.annotations[0].crowd.tolist() == [False, False, True]
-    assert source.__getitems__([0, 1])["there"].tolist() == [[1], [0]]
+    assert source.__getitems__([0, 1])["box_mask"].tolist() == [[1], [0]]
     assert source.notes == ()
     exif = Image.Exif()
     exif[image_files.ORIENTATION] = 3

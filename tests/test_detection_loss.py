@@ -38,7 +38,7 @@ def batch_for(seed: int = 1) -> dict[str, np.ndarray]:
     there = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], np.float32)
     boxes[2], boxes[1, 2] = 0, (0.5, 0.5, 0, 0)
     there[1, 2] = 1  # a box without an area is none
-    return {"boxes": boxes, "kinds": kinds, "there": there, "weight": np.array([1, 0.5, 2], np.float32)}
+    return {"boxes": boxes, "box_labels": kinds, "box_mask": there, "weight": np.array([1, 0.5, 2], np.float32)}
 
 
 def entropy(p: float) -> float:
@@ -55,9 +55,9 @@ def answers_of(
     """The boxes of one image, and those that each prediction answers for, as (box, kind)."""
     maps = [np.asarray(one[n], np.float64) for one in value.maps]
     truths = [
-        (batch["boxes"][n, m].astype(np.float64), int(batch["kinds"][n, m]))
+        (batch["boxes"][n, m].astype(np.float64), int(batch["box_labels"][n, m]))
         for m in range(batch["boxes"].shape[1])
-        if batch["there"][n, m] and batch["boxes"][n, m, 2:].min() > 0
+        if batch["box_mask"][n, m] and batch["boxes"][n, m, 2:].min() > 0
     ]
     answers: dict[tuple[int, ...], list[Any]] = {}
     for box, kind in truths:
@@ -138,7 +138,7 @@ def test_loss_is_that_of_loops(exclusive: bool, seed: int) -> None:
 def test_of_two_boxes_with_one_prediction_the_last_is_learnt() -> None:
     """Its place and size; of v3's classes both, of v2's the last one."""
     batch, turned = batch_for(), batch_for()
-    for name in ("boxes", "kinds"):
+    for name in ("boxes", "box_labels"):
         turned[name][0, :3] = batch[name][0, 2::-1]
     for exclusive in (False, True):
         one, two = (terms_of(value_for(exclusive), b) for b in (batch, turned))

@@ -30,7 +30,7 @@ def texts(folder: Path) -> Path:
     [
         ("transformer", ("width=32", "hidden=64", "depth=1"), ["attention.png", "translations.txt"]),
         ("seq2seq", ("width=32", "embed=32"), ["attention.png", "translations.txt"]),
-        ("seq2seq", ("width=32", "embed=32", "attend=none"), ["translations.txt"]),
+        ("seq2seq", ("width=32", "embed=32", "attention_score=none"), ["translations.txt"]),
     ],
 )
 def test_a_translator(

@@ -65,12 +65,12 @@ def texts(module: Any) -> dict[str, np.ndarray]:
     types = np.where(real, draw.integers(0, c.type_vocab_size, (3, 20)), 0)
     label = draw.integers(0, c.num_labels, 3)
     targets = np.where(real & (draw.random((3, 20)) < 0.4), draw.integers(0, c.vocab_size, (3, 20)), -100)
-    return {"tokens": tokens, "type": types, "mask": real.astype(np.float32), "label": label, "targets": targets}
+    return {"tokens": tokens, "token_type": types, "mask": real.astype(np.float32), "label": label, "targets": targets}
 
 
 def theirs(module: Any, head: str, batch: dict[str, np.ndarray]) -> tuple[list[Any], Any]:
     """What comes out, and a loss."""
-    given = {k: torch.tensor(batch[v]) for k, v in (("input_ids", "tokens"), ("token_type_ids", "type"))}
+    given = {k: torch.tensor(batch[v]) for k, v in (("input_ids", "tokens"), ("token_type_ids", "token_type"))}
     given["attention_mask"] = torch.tensor(batch["mask"])
     if head == "none":
         out = module(**given)

@@ -110,7 +110,7 @@ def test_mixed_rows_have_two_labels(extra: dict[str, float]) -> None:
     """The loss is linear in the target; the label of larger share is the one to be told."""
     logits, label, other = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 2, 2, 1], np.int32)
     share, weight = np.array([0.75, 0.25, 0.5, 0.0], np.float32), np.array([1, 1, 1, 2], np.float32)
-    batch = {"label": label, "other": other, "share": share, "weight": weight}
+    batch = {"label": label, "label_b": other, "lam": share, "weight": weight}
     got = run(losses.softmax, logits, batch, **extra)
     one, two = (run(losses.cross_entropy, logits, y, **extra) for y in (label, other))
     np.testing.assert_allclose(got["loss"][0], (share * one + (1 - share) * two) * weight, rtol=F32)

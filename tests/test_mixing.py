@@ -39,12 +39,12 @@ def test_the_share_is_of_the_pixels(ways: tuple[tuple[str, float], ...]) -> None
     """Of ones among zeros the mean of the pixels is the share of their label."""
     (ones, zeros), rows = flat(), np.arange(64)
     got = Mixup(5, ways)(ones, zeros, 3, rows)
-    assert set(got) == {"image", "label", "weight", "other", "share"}
+    assert set(got) == {"image", "label", "weight", "label_b", "lam"}
     assert (got["label"] == 1).all()
-    assert (got["other"] == 0).all()
-    assert got["image"].dtype == got["share"].dtype == np.float32
-    assert got["other"].dtype == np.int32
-    np.testing.assert_allclose(got["image"].mean((1, 2, 3)), got["share"], atol=1e-6)
+    assert (got["label_b"] == 0).all()
+    assert got["image"].dtype == got["lam"].dtype == np.float32
+    assert got["label_b"].dtype == np.int32
+    np.testing.assert_allclose(got["image"].mean((1, 2, 3)), got["lam"], atol=1e-6)
     levels = {len(np.unique(image)) for image in got["image"]}
     assert levels == {1} if ways[0][0] == "mixup" else levels <= {1, 2}
     assert (ones["image"] == 1).all()  # what was read stays
@@ -68,7 +68,7 @@ def test_a_cut_is_one_box_in_its_place() -> None:
 def test_shares_have_the_law_of_beta(alpha: float) -> None:
     """Mean 1/2 and variance 1 / (4 (2 alpha + 1)), within four standard errors or so."""
     ones, zeros = flat(4000, 1)
-    share = Mixup(0, (("mixup", alpha),))(ones, zeros, 0, np.arange(4000))["share"]
+    share = Mixup(0, (("mixup", alpha),))(ones, zeros, 0, np.arange(4000))["lam"]
     variance = 1 / (4 * (2 * alpha + 1))
     assert share.mean() == pytest.approx(0.5, abs=4 * (variance / 4000) ** 0.5)
     assert share.var() == pytest.approx(variance, rel=0.1)
@@ -98,17 +98,17 @@ def test_a_process_mixes_its_rows_as_all_do() -> None:
             np.testing.assert_array_equal(part[name], whole[name][rows])
     partners = plan().mixup.partners(5, 16)
     np.testing.assert_array_equal(whole["label"], plain["label"])
-    np.testing.assert_array_equal(whole["other"], plain["label"][partners])
+    np.testing.assert_array_equal(whole["label_b"], plain["label"][partners])
     by_hand = plan().mixup(plain, {k: v[partners] for k, v in plain.items()}, 5, np.arange(16))
     np.testing.assert_array_equal(whole["image"], by_hand["image"])
     assert (whole["image"] != plain["image"]).any((1, 2, 3)).sum() > 10
 
 
 def test_mixing_differs_by_seed_step_and_row() -> None:
-    shares = [plan(seed).batch(step)["share"] for seed, step in ((0, 0), (0, 1), (1, 0))]
+    shares = [plan(seed).batch(step)["lam"] for seed, step in ((0, 0), (0, 1), (1, 0))]
     assert len({s.tobytes() for s in shares}) == 3
     assert all(len(set(s)) > 12 for s in shares)
-    np.testing.assert_array_equal(plan().batch(0)["share"], shares[0])
+    np.testing.assert_array_equal(plan().batch(0)["lam"], shares[0])
 
 
 def test_draws_of_operations_and_of_mixing_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_draws_of_operations_and_of_mixing_are_apart(monkeypatch: pytest.MonkeyP
         (ExampleSource(examples),), (Phase(0, 8),), 0, augment.ImagePipeline(0, (("flip",),)), Mixup(0, BOTH)
     )
     without = BatchSampler((ExampleSource(examples),), (Phase(0, 8),), 0, augment.ImagePipeline(0), Mixup(0, BOTH))
-    np.testing.assert_array_equal(with_flip.batch(0)["share"], without.batch(0)["share"])
+    np.testing.assert_array_equal(with_flip.batch(0)["lam"], without.batch(0)["lam"])
     first: list[float] = []
 
     def spied(*of: int) -> np.random.Generator:

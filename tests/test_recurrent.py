@@ -36,9 +36,9 @@ def test_rows_go_on_where_they_ended() -> None:
     batches = [plan.batch(step) for step in range(corpus.windows + 1)]
     for old, new in itertools.pairwise(batches[:-1]):
         np.testing.assert_array_equal(new["tokens"][:, 0], old["targets"][:, -1])
-        assert not new["begins"].any()
-    assert batches[0]["begins"].all()
-    assert batches[-1]["begins"].all()
+        assert not new["reset"].any()
+    assert batches[0]["reset"].all()
+    assert batches[-1]["reset"].all()
     np.testing.assert_array_equal(batches[-1]["tokens"], batches[0]["tokens"])
     whole = np.concatenate([np.concatenate([b["tokens"][r] for b in batches[:-1]]) for r in range(4)])
     np.testing.assert_array_equal(whole, BYTE.encode(texts(1000).documents[0])[: len(whole)])
@@ -57,7 +57,7 @@ def batch(begins: int, first: int, last: int) -> dict[str, np.ndarray]:
     found = batch_for("rnn")
     cut = {k: v[:, first:last] for k, v in found.items()}
     cut["weight"] = np.ones_like(cut["weight"])
-    return {**cut, "begins": np.full(16, begins, np.float32)}
+    return {**cut, "reset": np.full(16, begins, np.float32)}
 
 
 def loss(trainer: Trainer, begins: int, first: int, last: int) -> float:
@@ -135,8 +135,8 @@ def test_a_sequence_may_be_padded() -> None:
 
 @pytest.mark.parametrize(("cell", "keep", "admit"), [("lstm", 1, 0), ("gru", 1, None)])
 def test_the_gates_may_start_for_long_lags(cell: str, keep: int, admit: int | None) -> None:
-    """A unit's keep gate, at rest, forgets at a rate of 1 in 1 to `lags` times; the input gate admits as much."""
-    model = models.build("rnn", head="values", inputs=2, cell=cell, width=512, lags=100)
+    """A unit's keep gate, at rest, forgets at a rate of 1 in 1 to `chrono_max` times; the input gate admits as much."""
+    model = models.build("rnn", head="values", inputs=2, cell=cell, width=512, chrono_max=100)
     bias = model.init(jax.random.key(0))["params"]["cells"]["0"]["forward"]["input"]["bias"]
     lags = np.exp(bias[keep])
     assert lags.min() >= 1
@@ -150,8 +150,13 @@ def test_the_gates_may_start_for_long_lags(cell: str, keep: int, admit: int | No
 @pytest.mark.parametrize(
     "wrong",
     [
-        *(dict(cell="elman", lags=9), dict(lags=9, bias=False), dict(lags=2), dict(lags=9, forget=1.0)),
-        *(dict(cell="gru", forget=1.0), dict(forget=1.0, bias=False)),
+        *(
+            dict(cell="elman", chrono_max=9),
+            dict(chrono_max=9, bias=False),
+            dict(chrono_max=2),
+            dict(chrono_max=9, forget_bias=1.0),
+        ),
+        *(dict(cell="gru", forget_bias=1.0), dict(forget_bias=1.0, bias=False)),
     ],
 )
 def test_what_no_gate_would_take_is_refused(wrong: dict) -> None:
@@ -160,6 +165,6 @@ def test_what_no_gate_would_take_is_refused(wrong: dict) -> None:
 
 
 def test_the_forget_gate_may_start_open() -> None:
-    plain, opened = (models.build("rnn", head="values", inputs=2, width=8, forget=f) for f in (0.0, 1.0))
+    plain, opened = (models.build("rnn", head="values", inputs=2, width=8, forget_bias=f) for f in (0.0, 1.0))
     a, b = (m.init(jax.random.key(0))["params"]["cells"]["0"]["forward"]["input"]["bias"] for m in (plain, opened))
     np.testing.assert_allclose(b - a, np.eye(4)[1][:, None] * np.ones(8), atol=1e-6)

@@ -16,13 +16,15 @@ from tests.harness import assert_gradients_close
 B, T, S, V = 4, 6, 8, 20
 LENGTHS = np.array([S, 3, 1, 6])
 CASES = {
-    "sutskever": dict(attend="none", depth=2, bidirectional=False, reverse_source=True, tied="none", source_vocab=15),
-    "no_attention_tied": dict(attend="none"),
-    "bahdanau": dict(attend="additive", score_width=5),
-    "bahdanau_deep": dict(attend="additive", depth=2, tied="decoder"),
-    "luong_dot": dict(attend="dot", feeding=False, bidirectional=False),
-    "luong_general": dict(attend="general", depth=2, tied="none"),
-    "luong_general_reversed": dict(attend="general", bidirectional=False, reverse_source=True),
+    "sutskever": dict(
+        attention_score="none", depth=2, bidirectional=False, reverse_source=True, tied="none", source_vocab=15
+    ),
+    "no_attention_tied": dict(attention_score="none"),
+    "bahdanau": dict(attention_score="additive", score_width=5),
+    "bahdanau_deep": dict(attention_score="additive", depth=2, tied="decoder"),
+    "luong_dot": dict(attention_score="dot", input_feeding=False, bidirectional=False),
+    "luong_general": dict(attention_score="general", depth=2, tied="none"),
+    "luong_general_reversed": dict(attention_score="general", bidirectional=False, reverse_source=True),
 }
 MARKS: dict[str, Any] = {  # the others are of the default suite; what the last is made of comes in the others
     **dict.fromkeys(("no_attention_tied", "bahdanau_deep", "luong_dot"), pytest.mark.slow),
@@ -103,11 +105,11 @@ class Reference:
 
     def look(self, h: Any, memory: Any) -> tuple[Any, Any]:
         torch, own = self.torch, self.own
-        if self.c.attend == "additive":
+        if self.c.attention_score == "additive":
             hidden = memory @ own["decoder/key/kernel"] + (h @ own["decoder/query/kernel"])[:, None]
             score = hidden.tanh() @ own["decoder/score"]
         else:
-            keys = memory @ own["decoder/key/kernel"] if self.c.attend == "general" else memory
+            keys = memory @ own["decoder/key/kernel"] if self.c.attention_score == "general" else memory
             score = (keys * h[:, None]).sum(-1)
         pad = torch.tensor(np.arange(S) >= LENGTHS[:, None])
         share = score.masked_fill(pad, -torch.inf).softmax(-1)
@@ -121,7 +123,7 @@ class Reference:
         for t in range(T):
             y = own["embed/token"][tokens[:, t]]
             x = y
-            if c.attend == "additive":
+            if c.attention_score == "additive":
                 seen, share = self.look(states[-1][0], memory)
                 x = torch.cat([y, seen], -1)
             elif c.feeds_readout:
@@ -129,10 +131,10 @@ class Reference:
             for i, cell in enumerate(self.cells):
                 states[i] = cell(x, states[i])
                 x = states[i][0]
-            if c.attend == "additive":
+            if c.attention_score == "additive":
                 read = torch.cat([x, y, seen], -1) @ own["decoder/read/kernel"]
                 read = torch.maximum(read[:, 0::2], read[:, 1::2])
-            elif c.attend == "none":
+            elif c.attention_score == "none":
                 read, share = x @ own["decoder/read/kernel"] if "decoder/read/kernel" in own else x, torch.zeros(B, S)
             else:
                 seen, share = self.look(x, memory)
@@ -155,7 +157,7 @@ def test_it_is_torchs(name: str) -> None:
     logits, share = theirs(torch.tensor(batch["source"]), torch.tensor(batch["tokens"]))
     (logits.log_softmax(-1) * torch.tensor(weights)).sum().backward()
 
-    looks, c = model.config.attend != "none", model.config
+    looks, c = model.config.attention_score != "none", model.config
 
     def ours(params: Any) -> tuple[Any, Any]:
         value = model.predict({"params": params}, batch)
@@ -193,8 +195,8 @@ def test_padding_of_tokens_leaves_the_state_alone(name: str) -> None:
         (dict(width=7), "width = 7 must be even for two directions"),
         (dict(reverse_source=True), "reverse_source = True must be False where it is read both ways"),
         (dict(source_vocab=9), "source_vocab = 9 must be None for tied='all'"),
-        (dict(score_width=9), "score_width = 9 must be None unless attend is 'additive'"),
-        (dict(attend="bilinear"), "attend"),
+        (dict(score_width=9), "score_width = 9 must be None unless attention_score is 'additive'"),
+        (dict(attention_score="bilinear"), "attention_score"),
         (dict(tied="both"), "tied"),
     ],
 )
@@ -205,8 +207,8 @@ def test_bad_fields_are_refused(fields: dict, says: str) -> None:
 
 def test_a_forget_gate_may_start_open() -> None:
     """In the encoder and the decoder alike."""
-    few: dict[str, Any] = dict(attend="none", bidirectional=False)
-    shut, wide = (flatten(tiny(forget=f, **few).init(jax.random.key(0))["params"]) for f in (0.0, 1.0))
+    few: dict[str, Any] = dict(attention_score="none", bidirectional=False)
+    shut, wide = (flatten(tiny(forget_bias=f, **few).init(jax.random.key(0))["params"]) for f in (0.0, 1.0))
     for path in shut:
         opened = np.zeros(shut[path].shape)
         if path.endswith("input/bias"):

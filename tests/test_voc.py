@@ -23,7 +23,7 @@ def test_voc_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(one.boxes, [[0, 0, 40, 20], [10, 5, 30, 15]])
     assert (one.labels.tolist(), one.crowd.tolist(), one.difficult.tolist()) == ([2, 1], [False] * 2, [False, True])
     got = source.__getitems__([0, 1])
-    assert got["there"].tolist() == [[1], [0]]
+    assert got["box_mask"].tolist() == [[1], [0]]
     np.testing.assert_allclose(got["boxes"][:, 0], [[0.5, 0.5, 1, 1], [0, 0, 0, 0]])
     assert scenes(root, "val").annotations[0].labels.tolist() == [0]
 

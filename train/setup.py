@@ -243,7 +243,7 @@ def _check_shapes(model: Model, example: Examples, cfg: Config) -> None:
 _ROW_DTYPES = {
     "tokens": jnp.int32,
     "label": jnp.int32,
-    "kinds": jnp.int32,
+    "box_labels": jnp.int32,
 }  # of a row's fields; the rest are float32 when they reach a model
 
 

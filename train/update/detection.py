@@ -1,8 +1,8 @@
 """The loss of a detector: which prediction answers for which box, and what it costs.
 
-A batch has `boxes` [B M 4] (x, y, w, h as shares), `kinds` [B M], `there` [B M] and `weight` [B]; a box without an area
-counts as none. What is minimised has the gradients that Darknet writes out: where it takes a prediction from its target
-the loss is the cross-entropy, less the target's own entropy, or half a square.
+A batch has `boxes` [B M 4] (x, y, w, h as shares), `box_labels` [B M], `box_mask` [B M] and `weight` [B]; a box without
+an area counts as none. What is minimised has the gradients that Darknet writes out: where it takes a prediction from
+its target the loss is the cross-entropy, less the target's own entropy, or half a square.
 Legend: B batch, M boxes of an image, N predictions of all grids, A anchors of all grids, C classes.
 Source: Redmon, Farhadi 2016, arXiv:1612.08242, section 2; 2018, arXiv:1804.02767, sections 2.1 to 2.3; Darknet's region
 and yolo layers. Deviations: v2's first 12,800 images draw no boxes to their anchors; an anchor that two grids have is
@@ -68,7 +68,7 @@ def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple
     target is the overlap, and of the box; a softmax over classes.
     """
     truth = batch["boxes"]
-    there = (batch["there"] > 0) & (truth[..., 2] > 0) & (truth[..., 3] > 0)
+    there = (batch["box_mask"] > 0) & (truth[..., 2] > 0) & (truth[..., 3] > 0)
     truth = jnp.where(there[..., None], truth, 0.5)
     raw, match = concat_maps(value), assign_predictions(value, truth, there)
     mine = jnp.take_along_axis(raw, match.slot[..., None], 1)
@@ -81,7 +81,7 @@ def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple
 
     inside = truth[..., :2] * match.grid_size - match.cell
     size = jnp.log(truth[..., 2:] / match.anchor)
-    kind = batch["kinds"][..., None] == jnp.arange(raw.shape[-1] - 5)[None, None]
+    kind = batch["box_labels"][..., None] == jnp.arange(raw.shape[-1] - 5)[None, None]
     if value.softmax_classes:
         centre = half_squared_error(jax.nn.sigmoid(mine[..., :2]) - inside)
         empty = half_squared_error(jax.nn.sigmoid(raw[..., 4]))

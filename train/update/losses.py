@@ -85,8 +85,8 @@ def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float)
     """
     w, label = batch["weight"], batch["label"]
     nats = cross_entropy(value, label, **extra)
-    if "other" in batch:
-        share, other = batch["share"], batch["other"]
+    if "label_b" in batch:
+        share, other = batch["lam"], batch["label_b"]
         nats = share * nats + (1 - share) * cross_entropy(value, other, **extra)
         label = jnp.where(share >= 0.5, label, other)
     terms = {"loss": (nats * w, w), "accuracy": (correct(value, label) * w, w)}

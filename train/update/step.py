@@ -138,7 +138,7 @@ SEQUENCE_FIELDS = {
     "position",
     "segment",
     "mask",
-    "type",
+    "token_type",
     "source",
     "source_mask",
 }
@@ -168,7 +168,7 @@ def make_step(
         key = jax.random.fold_in(stream_key(state["seed"], "train"), state["step"])
         rows = reshard(jnp.arange(batch["weight"].shape[0]), place("batch"))
         total = jnp.sum(batch["weight"])
-        carry = _reset_carry(state["carry"], batch.pop("begins", None))
+        carry = _reset_carry(state["carry"], batch.pop("reset", None))
         if parts == 1:
             grads, (terms, stats, carry) = grad(
                 state["params"], state["stats"], batch, per_row_keys(key, rows), total, carry
@@ -214,11 +214,11 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.replicated))
 
 
-def _reset_carry(carry: Any, begins: jax.Array | None) -> Any:
-    """The recurrent state, 0 in the rows that begin anew: begins [B]."""
-    if begins is None:
+def _reset_carry(carry: Any, reset: jax.Array | None) -> Any:
+    """The recurrent state, 0 in the rows that begin anew: reset [B]."""
+    if reset is None:
         return carry
-    return jax.tree.map(lambda x: x * (1 - begins.reshape(-1, *[1] * (x.ndim - 1))).astype(x.dtype), carry)
+    return jax.tree.map(lambda x: x * (1 - reset.reshape(-1, *[1] * (x.ndim - 1))).astype(x.dtype), carry)
 
 
 def _update_ema(mean: Any, params: Any, step: jax.Array, decay: float | None) -> Any:
