@@ -334,7 +334,7 @@ def test_unusable_config_files_are_refused(tmp_path: Path, text: str | None, say
         ("return 1 / 0", "line 4: ZeroDivisionError"),
         ("return get_config()", "line 4: RecursionError"),
         ("import nosuch", "line 4: ModuleNotFoundError"),
-        ("return None", "gives None, not a ConfigDict"),
+        ("return None", "returns None, not a ConfigDict"),
         ("return ['x'] * 10_000", "gives ['x', 'x'"),
         ("return ConfigDict({'seed': 1})", "lacks model.family, model.size, data.name, …"),
         ("cfg = base.defaults()\n    cfg.unlock()\n    cfg.sed = 1\n    return cfg", "'sed'.*'seed'"),
