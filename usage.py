@@ -167,7 +167,7 @@ def check_argument(argument: str) -> None:
         raise UsageError(f"{name}={quote(value)}: a file name has at most {LONGEST_NAME} bytes")
 
 
-def refuse_old_flag(verb: str, argument: str) -> None:
+def refuse_renamed(verb: str, argument: str) -> None:
     """Refuse a flag under its old name. Raises UsageError with the new name."""
     name = argument.partition("=")[0].lstrip("-")
     for old, new in renamed.FLAGS.get(verb, {}).items():

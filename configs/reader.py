@@ -33,7 +33,7 @@ def read(source: str) -> ConfigDict:
     return _whole(path, _run(path, lambda: made["get_config"](*given)))
 
 
-def ablated(source: str) -> set[str]:
+def ablation_keys(source: str) -> set[str]:
     """The keys whose values the ablations of `path/to/file.py:name+ablation` change; none without ABLATIONS.
 
     Raises UsageError as `read`.
@@ -42,11 +42,11 @@ def ablated(source: str) -> set[str]:
     name, ablations, _ = names.partition("+")
     if not ablations or not variables(path).get("ABLATIONS"):
         return set()
-    before, after = flat(read(f"{path}:{name}")), flat(read(source))
+    before, after = flatten(read(f"{path}:{name}")), flatten(read(source))
     return {key for key, value in after.items() if key not in before or before[key] != value}
 
 
-def unnamed(source: str) -> str | None:
+def describe_default(source: str) -> str | None:
     """A line that says which config a file without a name stands for; None with a name, or without a choice."""
     path, _, names = source.partition(":")
     made = {} if names or not Path(path).is_file() else variables(path)
@@ -96,7 +96,7 @@ def _whole(path: str, made: Any) -> ConfigDict:
             f"config file {path}: get_config returns {quote(made)}, not a ConfigDict; use configs.base.config"
         )
     with prefix_errors(f"config file {path}"):
-        given, cfg = flat(made), defaults()
+        given, cfg = flatten(made), defaults()
         if missing := [key for key in KNOBS if key not in given]:
             names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
             raise UsageError(f"its config lacks {names}; begin with configs.base.defaults()")
@@ -143,12 +143,12 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def flat(cfg: Any) -> dict[str, Any]:
+def flatten(cfg: Any) -> dict[str, Any]:
     """A config as dotted keys."""
     result: dict[str, Any] = {}
     for key, value in cfg.items():
         if isinstance(value, ConfigDict | dict):
-            result.update({f"{key}.{k}": v for k, v in flat(value).items()})
+            result.update({f"{key}.{k}": v for k, v in flatten(value).items()})
         else:
             result[key] = _tuples(value)
     return result
@@ -159,7 +159,7 @@ def from_json(text: str) -> ConfigDict:
 
     Knobs, their values and model fields may have old names, those of `renamed`.
     """
-    cfg, given = defaults(), flat(json.loads(text))
+    cfg, given = defaults(), flatten(json.loads(text))
     fields = {
         f"model.{old}": f"model.{new}" for old, new in renamed.FIELDS.get(given.get("model.family", ""), {}).items()
     }
@@ -177,7 +177,7 @@ def to_json(cfg: ConfigDict) -> str:
 
 def changes(old: ConfigDict, new: ConfigDict) -> dict[str, list[str]]:
     """The differences, as lines `key: old -> new`, by class of knob: identity, schedule, free."""
-    before, after = flat(old), flat(new)
+    before, after = flatten(old), flatten(new)
     result: dict[str, list[str]] = {"identity": [], "schedule": [], "free": []}
     for key in sorted({*before, *after}):
         if _without_slash(before.get(key)) != _without_slash(after.get(key)):
