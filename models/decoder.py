@@ -5,7 +5,7 @@ H head width, F hidden.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from models import timeline
 from models.attention import BACKENDS
 from models.layers import ACTIVATIONS, linear
-from models.rope import ROPE_SCALINGS, RopeScaling
+from models.rope import ROPE_SCALINGS, Rope, RopeScaling, frequencies
 from models.spec import Initializer, Place, Spec, normal, ones, unsharded, zeros
 from models.stack import Layer
 from models.timeline import AttentionSpan, CacheEntry, CacheView
@@ -80,6 +80,42 @@ class Decoder:
     def spans(self) -> dict[str, AttentionSpan]:
         """The attention span of each kind of layer."""
         return {"full": AttentionSpan()}
+
+    @property
+    def head_width(self) -> int:
+        """H, of queries and keys."""
+        raise NotImplementedError
+
+    @property
+    def ropes(self) -> dict[str, Rope]:
+        """Rotary positions by kind of layer; a kind without positions is left out."""
+        inv_freq = frequencies(self.head_width, self.rope_base, self.rope_scaling)
+        return dict.fromkeys(self.spans, Rope(inv_freq, self.rope_scale))
+
+    @property
+    def embed_scale(self) -> float:
+        """Factor of the token vectors."""
+        return 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor of queries times keys."""
+        return self.head_width**-0.5
+
+    @property
+    def attn_logit_softcap(self) -> float | None:
+        """Bound of queries times keys, by tanh."""
+        return None
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the logits."""
+        return 1.0
+
+    @property
+    def final_logit_softcap(self) -> float | None:
+        """Bound of the logits, by tanh."""
+        return None
 
     @property
     def cache_entry(self) -> CacheEntry:
@@ -166,6 +202,13 @@ def embed_and_head_specs(c: Decoder, norm: Initializer = ones) -> dict[str, Any]
     V, D = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, c.width
     table = {"embed": {"token": Spec((V, D), "vocab embed", normal(0.02))}, "norm": {"scale": Spec((D,), "norm", norm)}}
     return table if c.tied else {**table, "head": Spec((V, D), "vocab embed", normal(0.02), fan_in="embed")}
+
+
+def decoder_specs(block_specs: Callable[[Any, str, int], dict[str, Any]], c: Any, norm: Initializer = ones) -> Any:
+    """The table of a decoder, by that of a stack of its layers: `block_specs(c, stack, L)`."""
+    counts = Counter(layer.stack for layer in c.layers)
+    blocks = {stack: block_specs(c, stack, L) for stack, L in counts.items()}
+    return {"params": {**embed_and_head_specs(c, norm), "blocks": blocks.get("blocks", blocks)}}
 
 
 def rms_norm_specs(L: int, width: int, *names: str, init: Initializer = ones) -> dict[str, Any]:

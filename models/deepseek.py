@@ -6,30 +6,31 @@ Source: DeepSeek-AI 2024, arXiv:2405.04434 (V2) and arXiv:2412.19437 (V3). Initi
 that balance devices and communication (eq. 26 to 31) are not implemented.
 """
 
+from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from models.decoder import cache_specs, embed_and_head_specs, gated_mlp, gated_mlp_specs, open_cache, rms_norm_specs
-from models.dispatch import glu, mixture
+from models.decoder import cache_specs, decoder_specs, gated_mlp, gated_mlp_specs, rms_norm_specs
+from models.forward import Hidden, LayerContext, head, layer_parameters, rms, run_layers
 from models.latent import MLADecoder, latent_attention, mla_specs
-from models.layers import einsum, embed, fold_in_each, rms_norm, shift_left
+from models.layers import einsum, embed, shift_left
 from models.moe import (
     InterleavedMoEDecoder,
+    RouterStats,
     expert_specs,
+    mixture_of_experts,
+    moe_traits,
     router_metrics,
-    router_stats,
     sequence_balance_loss,
     update_expert_bias,
 )
 from models.routers import Routes, router_logits, sigmoid_in_groups, softmax_in_groups
-from models.spec import Array, LazyLogits, Outputs, Place, Spec, flatten, normal, unflatten, unsharded, zeros
-from models.stack import Layer, scan_layers
-from models.timeline import CacheView
-from models.validate import COMPUTE, remat_block, require, require_choice
+from models.spec import Array, Outputs, Place, Spec, flatten, normal, unflatten, unsharded, zeros
+from models.stack import Layer
+from models.validate import remat_block, require, require_choice
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -114,30 +115,23 @@ class Config(InterleavedMoEDecoder, MLADecoder):
         require(self, least, "expert_groups", test=lambda n: not alone or self.experts // n >= 2)
 
 
-def traits(c: Config) -> frozenset[str]:
-    """A load-balancing loss couples the rows of a batch; biases that are updated are state."""
-    coupled = {"batch_coupled"} if c.aux_loss_weight else set()
-    return TRAITS | coupled | ({"stateful"} if c.bias_update_speed else set())
-
-
 # Specs
 
 
 def specs(c: Config) -> dict[str, Any]:
     """Specs of the parameters, and of the experts' biases if the router is `sigmoid`."""
-    counts = {stack: sum(layer.stack == stack for layer in c.layers) for stack in ("dense", "moe")}
-    params: dict[str, Any] = {
-        **embed_and_head_specs(c),
-        "blocks": {stack: _block_specs(c, stack, L) for stack, L in counts.items() if L},
-    }
+    table = decoder_specs(block_specs, c)
     if c.mtp:
-        params["mtp"] = _mtp_specs(c)
-    biases = {path: L for path, L in ((BIAS, counts["moe"]), (MTP_BIAS, c.mtp)) if L and c.router == "sigmoid"}
-    stats = {path: Spec((L, c.experts), "layers choice", zeros) for path, L in biases.items()}
-    return {"params": params, "stats": unflatten(stats)} if stats else {"params": params}
+        table["params"]["mtp"] = _mtp_specs(c)
+    counts = {BIAS: Counter(layer.stack for layer in c.layers)["moe"], MTP_BIAS: c.mtp}
+    if c.router == "sigmoid" and any(counts.values()):
+        biases = {path: Spec((L, c.experts), "layers choice", zeros) for path, L in counts.items() if L}
+        table["stats"] = unflatten(biases)
+    return table
 
 
-def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+    """Specs of L layers of a stack, `moe` or `dense`."""
     table = {**rms_norm_specs(L, c.width, "norm1", "norm2"), **mla_specs(c, L)}
     if stack == "dense":
         return {**table, **gated_mlp_specs(c, L, c.feed_forward)}
@@ -147,22 +141,41 @@ def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
 
 def _mtp_specs(c: Config) -> dict[str, Any]:
     """Specs of the MTP modules: each combines state and token, and has its own block and norm."""
-    D = c.width
-    join = Spec((c.mtp, D, D), "layers width embed", normal(0.02), fan_in="width")
+    join = Spec((c.mtp, c.width, c.width), "layers width embed", normal(0.02), fan_in="width")
     return {
-        **rms_norm_specs(c.mtp, D, "state_norm", "token_norm", "norm"),
+        **rms_norm_specs(c.mtp, c.width, "state_norm", "token_norm", "norm"),
         "state": {"kernel": join},
         "token": {"kernel": join},
-        "block": _block_specs(c, "moe", c.mtp),
+        "block": block_specs(c, "moe", c.mtp),
     }
 
 
-def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """Specs of a cache for `length` tokens: latents and rotary keys, shared by all heads."""
-    return cache_specs(c, batch, length)
+cache = cache_specs
 
 
 # The network
+
+
+def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, Any]:
+    """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
+    a, cache = latent_attention(context.norm(x, p["norm1"]), p, c, context)
+    x = x + a
+    h = context.norm(x, p["norm2"])
+    if context.layer.stack == "dense":
+        return x + gated_mlp(h, p, c.activation, context.place), cache, None
+    routes = route(router_logits(h, p["router"], context.place), p, c)
+    y, stats = mixture_of_experts(h, routes, p["experts"], c, context)
+    if c.shared:
+        y = y + gated_mlp(h, p["shared"], c.activation, context.place)
+    return x + y, cache, stats
+
+
+def route(logits: Array, p: Any, c: Config) -> Routes:
+    """Routes of a layer: logits [B T E] -> Routes."""
+    groups = c.experts_per_token, c.expert_groups, c.topk_groups
+    if c.router == "softmax":
+        return softmax_in_groups(logits, *groups, c.routed_scaling_factor)
+    return sigmoid_in_groups(logits, p["bias"], *groups, c.norm_topk, c.routed_scaling_factor)
 
 
 def apply(
@@ -175,35 +188,51 @@ def apply(
     cache: dict[str, Any] | None = None,
     place: Place = unsharded,
 ) -> Outputs:
-    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V]; in training also mtp_values.
-
-    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
-    those already in it.
-    """
-    stats = flatten(variables.get("stats", {}))
-    p, keys, stream = unflatten(flatten(variables["params"]) | stats), key if train else None, place("batch seq width")
-    time, table = open_cache(c, inputs, cache, place), p["embed"]["token"]
-    run = partial(block, c, time, keys, place)
-
-    x = embed(table, inputs["tokens"], stream).astype(COMPUTE[c.compute])
-    x, held, says = scan_layers(run, c.layers, x, p["blocks"], time.layer_caches, remat=c.remat, scan=c.scan)
-    x, new = time.finish(_norm(x, p["norm"], c), held)
-    routers, states = ({BIAS: says["moe"]} if "moe" in says else {}), list[Array]()
+    """As `forward`; in training also values for the `mtp` tokens after the next."""
+    last = run_layers(block, variables, inputs, c, train=train, key=key, cache=cache, place=place)
+    stats, states = {BIAS: last.router_stats.get("moe")}, list[Array]()
     if train and c.mtp:
-        states, routers[MTP_BIAS] = run_mtp_modules(x, inputs["tokens"], table, p["mtp"], c, run, place)
+        states, stats[MTP_BIAS] = run_mtp_modules(last, inputs["tokens"], variables, c, place)
+    routers = {path: layers for path, layers in stats.items() if layers is not None}
     loss = c.aux_loss_weight * sum(map(sequence_balance_loss, routers.values()), start=jnp.zeros(()))
     mtp_metrics = {MTP_EXPERT_LOAD: router_metrics(routers[MTP_BIAS])["expert_load"]} if MTP_BIAS in routers else {}
-    value, *mtp_values = (LazyLogits(y, table if c.tied else p["head"], c.vocab) for y in (x, *states))
+    value, *mtp_values = (head(x, variables["params"], c) for x in (last.x, *states))
     return Outputs(
         value,
-        stats=unflatten(stats),
-        cache=new,
-        aux_losses={"router_aux_loss": (loss, jnp.ones(()))} if c.aux_loss_weight else {},
+        stats=variables.get("stats"),
+        cache=last.cache,
+        aux_losses={"balance": (loss, jnp.ones(()))} if c.aux_loss_weight else {},
         metrics=router_metrics(routers[BIAS]) | mtp_metrics if BIAS in routers else mtp_metrics,
         mtp_values=tuple(mtp_values),
         mtp_weight=c.mtp_weight,
     )
+
+
+def run_mtp_modules(
+    last: Hidden, tokens: Array, variables: Any, c: Config, place: Place
+) -> tuple[list[Array], RouterStats]:
+    """Run the MTP modules -> the state of each further token [B T D], and their router statistics: tokens [B T].
+
+    Source: V3, eq. 21 to 23. A module's input is the last one's state after its norm, as in the runtimes of the
+    released weights.
+    """
+    modules, stream = layer_parameters(variables, "mtp"), place("batch seq width")
+    table = variables["params"]["embed"]["token"]
+
+    def run(x: Array, p: Any, index: Array) -> tuple[Array, Any]:
+        x, _, stats = block(x, p, c, last.context(Layer("full", "moe"), index, None))
+        return x, stats
+
+    x, states, stats = last.x, [], []
+    for k in range(c.mtp):
+        p = jax.tree.map(lambda w, k=k: w[k], modules)
+        token = embed(table, shift_left(tokens, k + 1, place), stream).astype(x.dtype)
+        x = einsum("btd,dc->btc", rms(x, p["state_norm"], c), p["state"]["kernel"], stream)
+        x = x + einsum("btd,dc->btc", rms(token, p["token_norm"], c), p["token"]["kernel"], stream)
+        x, own_stats = remat_block(run, c.remat)(x, p["block"], jnp.asarray(c.depth + k))
+        states.append(x := rms(x, p["norm"], c))
+        stats.append(own_stats)
+    return states, jax.tree.map(lambda *each: jnp.stack(each), *stats)
 
 
 def update_stats(stats: Any, metrics: dict[str, Array], c: Config) -> Any:
@@ -219,50 +248,6 @@ def update_stats(stats: Any, metrics: dict[str, Array], c: Config) -> Any:
     )
 
 
-def block(
-    c: Config, time: CacheView, keys: Any, place: Place, layer: Layer, x: Array, p: Any, index: Array, held: Any
-) -> tuple[Array, Any, Any]:
-    """A layer: x [B T D] -> [B T D], its new cache entries, and its router statistics."""
-    a, held = latent_attention(_norm(x, p["norm1"], c), p, c, time, layer.kind, held, fold_in_each(keys, index), place)
-    x = x + a
-    h = _norm(x, p["norm2"], c)
-    if layer.stack == "dense":
-        return x + gated_mlp(h, p, c.activation, place), held, None
-    routes = route(router_logits(h, p["router"], place), p, c)
-    y, served = mixture(h, routes, p["experts"], glu(c.activation), dispatch=c.dispatch, place=place)
-    if c.shared:
-        y = y + gated_mlp(h, p["shared"], c.activation, place)
-    return x + y, held, router_stats(routes, served, time.position)
-
-
-def route(logits: Array, p: Any, c: Config) -> Routes:
-    """Routes of a layer: logits [B T E] -> Routes."""
-    groups = c.experts_per_token, c.expert_groups, c.topk_groups
-    if c.router == "softmax":
-        return softmax_in_groups(logits, *groups, c.routed_scaling_factor)
-    return sigmoid_in_groups(logits, p["bias"], *groups, c.norm_topk, c.routed_scaling_factor)
-
-
-def run_mtp_modules(
-    x: Array, tokens: Array, table: Array, p: Any, c: Config, run: Any, place: Place
-) -> tuple[list[Array], Any]:
-    """Run the MTP modules on x [B T D] -> the state of each further token [B T D], and their router statistics.
-
-    Source: V3, eq. 21 to 23. A module's input is the last one's state after its norm, as in the runtimes of the
-    released weights.
-    """
-    states, stats, stream = [], [], place("batch seq width")
-    for k in range(c.mtp):
-        own = jax.tree.map(lambda w, k=k: w[k], p)
-        token = embed(table, shift_left(tokens, k + 1, place), stream).astype(x.dtype)
-        x = einsum("btd,dc->btc", _norm(x, own["state_norm"], c), own["state"]["kernel"], stream)
-        x = x + einsum("btd,dc->btc", _norm(token, own["token_norm"], c), own["token"]["kernel"], stream)
-        once = remat_block(partial(run, Layer("full", "moe")), c.remat)
-        x, _, own_stats = once(x, own["block"], jnp.asarray(c.depth + k), None)
-        states.append(x := _norm(x, own["norm"], c))
-        stats.append(own_stats)
-    return states, jax.tree.map(lambda *each: jnp.stack(each), *stats)
-
-
-def _norm(x: Array, p: dict[str, Array], c: Config) -> Array:
-    return rms_norm(x, p["scale"], c.eps)
+def traits(c: Config) -> frozenset[str]:
+    """A load-balancing loss couples the rows of a batch; biases that are updated are state."""
+    return moe_traits(TRAITS, c) | ({"stateful"} if c.bias_update_speed else set())

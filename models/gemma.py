@@ -9,27 +9,25 @@ Initial values are GPT-2's, as the papers give none.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 
-from models.attention import attention
 from models.decoder import (
     SlidingWindowDecoder,
     cache_specs,
-    embed_and_head_specs,
+    decoder_specs,
     gated_mlp,
     gated_mlp_specs,
     gqa_specs,
-    open_cache,
-    qkv_projection,
     rms_norm_specs,
 )
-from models.layers import embed, fold_in_each, linear, rms_norm
-from models.rope import RopeScaling, apply_rope, frequencies
-from models.spec import Array, LazyLogits, Outputs, Place, unsharded, zeros
-from models.stack import Layer, scan_layers
-from models.validate import COMPUTE, require
+from models.forward import LayerContext, forward, self_attention
+from models.layers import rms_norm
+from models.rope import Rope, RopeScaling, frequencies
+from models.spec import Array, zeros
+from models.validate import require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -97,68 +95,48 @@ class Config(SlidingWindowDecoder):
         """All layers except every `sliding_pattern`-th."""
         return [i for i in range(self.depth) if (i + 1) % self.sliding_pattern]
 
+    @property
+    def ropes(self) -> dict[str, Rope]:
+        """Rotary positions by kind of layer."""
+        ropes = super().ropes
+        if self.rope_local_base and "sliding" in ropes:
+            ropes["sliding"] = Rope(frequencies(self.head_width, self.rope_local_base, RopeScaling()))
+        return ropes
 
-def specs(c: Config) -> dict[str, Any]:
-    """Specs of the parameters; norms multiply by 1 + scale."""
-    L, D = c.depth, c.width
-    blocks: dict[str, Any] = {
-        **rms_norm_specs(L, D, "norm1", "norm1_post", "norm2", "norm2_post", init=zeros),
+    @property
+    def embed_scale(self) -> float:
+        """Factor of the token vectors."""
+        return self.width**0.5
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor of queries times keys."""
+        return (self.query_pre_attn_scalar or self.head_width) ** -0.5
+
+
+def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+    """Specs of L layers."""
+    return {
+        **rms_norm_specs(L, c.width, "norm1", "norm1_post", "norm2", "norm2_post", init=zeros),
         **gqa_specs(c, L, c.attention_bias),
+        **(rms_norm_specs(L, c.head_width, "q_norm", "k_norm", init=zeros) if c.qk_norm else {}),
         **gated_mlp_specs(c, L, c.feed_forward),
     }
-    if c.qk_norm:
-        blocks |= rms_norm_specs(L, c.head_width, "q_norm", "k_norm", init=zeros)
-    return {"params": {**embed_and_head_specs(c, norm=zeros), "blocks": blocks}}
 
 
-def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """Specs of a cache for `length` tokens, by kind of layer; sliding layers cache their window only."""
-    return cache_specs(c, batch, length)
+def norm(x: Array, p: dict[str, Array], c: Config) -> Array:
+    """RMSNorm over the last dim, in float32, times 1 + scale."""
+    return rms_norm(x.astype(jnp.float32), 1 + p["scale"].astype(jnp.float32), c.eps).astype(x.dtype)
 
 
-def apply(
-    variables: Any,
-    inputs: dict[str, Array],
-    c: Config,
-    *,
-    train: bool = False,
-    key: Array | None = None,
-    cache: dict[str, Any] | None = None,
-    place: Place = unsharded,
-) -> Outputs:
-    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, None]:
+    """A layer: x [B T D] -> [B T D], and its new cache."""
+    a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context)
+    x = x + context.norm(a, p["norm1_post"])
+    h = gated_mlp(context.norm(x, p["norm2"]), p, c.activation, context.place)
+    return x + context.norm(h, p["norm2_post"]), cache, None
 
-    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
-    those already in it.
-    """
-    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
-    turns = {"full": (frequencies(c.head_width, c.rope_base, c.rope_scaling), c.rope_scale)}
-    local = (frequencies(c.head_width, c.rope_local_base, RopeScaling()), 1.0) if c.rope_local_base else turns["full"]
-    turns["sliding"] = local
 
-    def norm(x: Array, p: dict[str, Array]) -> Array:
-        return rms_norm(x.astype(jnp.float32), 1 + p["scale"].astype(jnp.float32), c.eps).astype(x.dtype)
-
-    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
-        q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
-        if c.qk_norm:
-            q, k = norm(q, p["q_norm"]), norm(k, p["k_norm"])
-        q, k = (apply_rope(x, time.position, *turns[layer.kind]) for x in (q, k))
-        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        how |= dict(scale=(c.query_pre_attn_scalar or c.head_width) ** -0.5, logit_softcap=c.attn_logit_softcap)
-        a = attention(q, k, v, time.masks[layer.kind], **how)
-        x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
-        h = gated_mlp(norm(x, p["norm2"]), p, c.activation, place)
-        return x + norm(h, p["norm2_post"]), held, None
-
-    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
-    x = x * jnp.asarray(c.width**0.5, x.dtype)
-    blocks = {"blocks": p["blocks"]}
-    x, held, _ = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
-    x, new = time.finish(norm(x, p["norm"]), held)
-    return Outputs(
-        LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.final_logit_softcap), cache=new
-    )
+specs = partial(decoder_specs, block_specs, norm=zeros)
+cache = cache_specs
+apply = partial(forward, block, norm=norm)

@@ -6,34 +6,34 @@ Source: Gemma Team 2026, the model card of Gemma 4 and the code released with it
 and keys shared between layers, which its smallest siblings have, are not implemented. Initial values are GPT-2's.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from models.attention import attention
 from models.decoder import (
     SlidingWindowDecoder,
     cache_specs,
-    embed_and_head_specs,
+    decoder_specs,
     gated_mlp,
     gated_mlp_specs,
     gqa_specs,
-    open_cache,
     qkv_projection,
     rms_norm_specs,
 )
-from models.dispatch import glu, mixture
-from models.layers import embed, fold_in_each, linear, rms_norm
-from models.moe import MoEDecoder, expert_specs, moe_outputs, router_specs, router_stats
-from models.rope import RopeScaling, apply_rope, frequencies
+from models.forward import LayerContext, attend, forward
+from models.layers import rms_norm
+from models.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_measures, moe_traits, router_specs
+from models.rope import Rope, RopeScaling, frequencies
 from models.routers import Routes, router_logits, softmax_then_top, take_experts
-from models.spec import Array, LazyLogits, Outputs, Place, Spec, normal, ones, unsharded
-from models.stack import Layer, scan_layers
+from models.spec import Array, Place, Spec, normal, ones
+from models.stack import Layer
 from models.timeline import CacheEntry
-from models.validate import COMPUTE, require
+from models.validate import require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -115,24 +115,38 @@ class Config(MoEDecoder, SlidingWindowDecoder):
         wide = self.full_head_dim or self.head_dim
         return replace(self, head_dim=wide, kv_heads=self.full_kv_heads or self.kv_heads)
 
+    @property
+    def ropes(self) -> dict[str, Rope]:
+        """Rotary positions by kind of layer; full layers rotate the first `turning` of a head's pairs alone."""
+        full = frequencies(self.for_kind("full").head_width, self.rope_base, self.rope_scaling)
+        rotated = np.arange(len(full)) < int(self.partial_rotary_factor * len(full))
+        ropes = {
+            "sliding": Rope(frequencies(self.head_width, self.rope_local_base, RopeScaling())),
+            "full": Rope(np.where(rotated, full, np.float32(0)), self.rope_scale),
+        }
+        return {kind: ropes[kind] for kind in self.spans}
 
-def traits(c: Config) -> frozenset[str]:
-    """A load-balancing loss couples the rows of a batch."""
-    return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
+    @property
+    def embed_scale(self) -> float:
+        """Factor of the token vectors."""
+        return self.width**0.5
 
-
-# Specs
+    @property
+    def attention_scale(self) -> float:
+        """Factor of queries times keys."""
+        return 1.0
 
 
 def specs(c: Config) -> dict[str, Any]:
     """Specs of the parameters; the scalar factors of layers are statistics, not trained."""
-    counts = {stack: sum(layer.stack == stack for layer in c.layers) for stack in c.spans}
-    blocks = {stack: _block_specs(c.for_kind(stack), stack, L) for stack, L in counts.items()}
+    counts = Counter(layer.stack for layer in c.layers)
     factors = {stack: {"factor": Spec((L,), "layers", ones)} for stack, L in counts.items()}
-    return {"params": {**embed_and_head_specs(c), "blocks": blocks}, "stats": {"blocks": factors}}
+    return {**decoder_specs(block_specs, c), "stats": {"blocks": factors}}
 
 
-def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+    """Specs of L layers of a stack, `full` or `sliding`."""
+    c = c.for_kind(stack)
     heads = gqa_specs(c, L, c.attention_bias)
     if c.k_eq_v and stack == "full":
         del heads["v"]
@@ -149,79 +163,24 @@ def _block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
         "scale": Spec((L, c.width), "layers norm", ones),
         "gain": Spec((L, c.experts), "layers choice", ones),
     }
-    return {
-        **table,
-        **expert_specs(c, L),
-        "router": router,
-        **rms_norm_specs(L, c.width, "mlp_post", "experts_norm", "experts_post"),
-    }
+    norms = rms_norm_specs(L, c.width, "mlp_post", "experts_norm", "experts_post")
+    return {**table, **expert_specs(c, L), "router": router, **norms}
 
 
-def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """Specs of a cache for `length` tokens, by kind of layer; sliding layers cache their window only."""
-    return cache_specs(c, batch, length)
-
-
-# The network
-
-
-def apply(
-    variables: Any,
-    inputs: dict[str, Array],
-    c: Config,
-    *,
-    train: bool = False,
-    key: Array | None = None,
-    cache: dict[str, Any] | None = None,
-    place: Place = unsharded,
-) -> Outputs:
-    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
-
-    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
-    those already in it.
-    """
-    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
-    turns = {
-        "sliding": frequencies(c.head_width, c.rope_local_base, RopeScaling()),
-        "full": partial_frequencies(c.for_kind("full")),
-    }
-    scale = {"sliding": 1.0, "full": c.rope_scale}
-
-    def norm(x: Array, p: dict[str, Array] | None) -> Array:
-        return rms_norm(x, None if p is None else p["scale"], c.eps)
-
-    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
-        q, k, v = qkv_projection(norm(x, p["norm1"]), {"v": p["k"], **p}, place)
-        q, k, v = norm(q, p["q_norm"]), norm(k, p["k_norm"]), norm(v, None)
-        q, k = (apply_rope(x, time.position, turns[layer.kind], scale[layer.kind]) for x in (q, k))
-        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        a = attention(q, k, v, time.masks[layer.kind], scale=1.0, **how)
-        x = x + norm(linear("btnh,nhd->btd", a, p["out"], stream), p["norm1_post"])
-        h, tells = gated_mlp(norm(x, p["norm2"]), p, c.activation, place), None
-        if c.enable_moe_block:
-            routes = route(x, p["router"], c, place)
-            y = norm(x, p["experts_norm"])
-            y, served = mixture(y, routes, p["experts"], glu(c.activation), dispatch=c.dispatch, place=place)
-            h, tells = norm(h, p["mlp_post"]) + norm(y, p["experts_post"]), router_stats(routes, served, time.position)
-        x = x + norm(h, p["norm2_post"])
-        return x * p["factor"].astype(x.dtype), held, tells
-
-    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
-    x = x * jnp.asarray(c.width**0.5, x.dtype)
-    blocks = {stack: {**p["blocks"][stack], **variables["stats"]["blocks"][stack]} for stack in c.spans}
-    x, held, says = scan_layers(block, c.layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
-    x, new = time.finish(norm(x, p["norm"]), held)
-    value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab, softcap=c.final_logit_softcap)
-    return Outputs(value, stats=variables["stats"], cache=new, **moe_outputs(says, c.aux_loss_weight))
-
-
-def partial_frequencies(c: Config) -> np.ndarray:
-    """Inverse frequencies of full layers, 0 for the dims that do not rotate: [H/2]."""
-    turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
-    return np.where(np.arange(len(turns)) < int(c.partial_rotary_factor * len(turns)), turns, np.float32(0))
+def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, Any]:
+    """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
+    norm = context.norm
+    q, k, v = qkv_projection(norm(x, p["norm1"]), {"v": p["k"], **p}, context.place)
+    q, k = context.rotate(norm(q, p["q_norm"])), context.rotate(norm(k, p["k_norm"]))
+    a, cache = attend(q, k, norm(v, None), p, c, context)
+    x = x + norm(a, p["norm1_post"])
+    h, stats = gated_mlp(norm(x, p["norm2"]), p, c.activation, context.place), None
+    if c.enable_moe_block:
+        routes = route(x, p["router"], c, context.place)
+        y, stats = mixture_of_experts(norm(x, p["experts_norm"]), routes, p["experts"], c, context)
+        h = norm(h, p["mlp_post"]) + norm(y, p["experts_post"])
+    x = x + norm(h, p["norm2_post"])
+    return x * p["factor"].astype(x.dtype), cache, stats
 
 
 def route(x: Array, p: dict[str, Array], c: Config, place: Place) -> Routes:
@@ -230,3 +189,8 @@ def route(x: Array, p: dict[str, Array], c: Config, place: Place) -> Routes:
     routes = softmax_then_top(router_logits(x, {"kernel": p["kernel"]}, place), c.experts_per_token, norm_topk=True)
     gains = jnp.broadcast_to(p["gain"].astype(jnp.float32), routes.probs.shape)
     return routes._replace(weights=routes.weights * take_experts(gains, routes.experts))
+
+
+traits = partial(moe_traits, TRAITS)
+cache = cache_specs
+apply = partial(forward, block, measures=moe_measures)

@@ -165,10 +165,10 @@ def apply(
             )
             for i in range(3)
         )
-        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
+        kv, held = time.append_kv(layer.kind, held, k=k, v=v)
         scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.scale_by_layer_index else 1)
         how: dict[str, Any] = dict(backend=backend, dropout_rate=rate(c, "attention"), keys=own, place=place)
-        a = attention(q, k, v, time.masks[layer.kind], scale=scale, **how)
+        a = attention(q, kv["k"], kv["v"], time.masks[layer.kind], scale=scale, **how)
         a = add_bias(einsum("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
         x = x + branch(a, own, index, "attention_out")
 

@@ -7,18 +7,17 @@ Source: DeepSeek-AI 2024, arXiv:2405.04434, section 2.1.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.attention import attention
 from models.decoder import Decoder, residual_init, rms_norm_specs, with_bias
+from models.forward import LayerContext, dot_product_attention
 from models.layers import einsum, linear, reshard, rms_norm
-from models.rope import apply_rope, frequencies
-from models.spec import Place, Spec, normal
-from models.timeline import CacheEntry, CacheView
+from models.rope import Rope, frequencies
+from models.spec import Spec, normal
+from models.timeline import CacheEntry
 from models.validate import require
 
 EPS = 1e-6  # of the norms of latents, whatever the decoder's eps
@@ -49,8 +48,14 @@ class MLADecoder(Decoder):
         return self.nope_dim + self.rope_dim
 
     @property
-    def score_scale(self) -> float:
-        """The factor of queries times keys."""
+    def ropes(self) -> dict[str, Rope]:
+        """Rotary positions by kind of layer."""
+        inv_freq = frequencies(self.rope_dim, self.rope_base, self.rope_scaling)
+        return {"full": Rope(inv_freq, self.rope_scale, self.rope_interleaved)}
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor of queries times keys."""
         log_factor = math.log(max(self.rope_factor, 1.0)) if self.rope != "none" else 0.0
         return self.head_width**-0.5 * (0.1 * self.mscale * log_factor + 1) ** 2
 
@@ -90,38 +95,35 @@ def mla_specs(c: MLADecoder, L: int) -> dict[str, Any]:
 
 
 def latent_attention(
-    x: Float[Array, "b t d"], p: Any, c: MLADecoder, view: CacheView, kind: str, entries: Any, keys: Any, place: Place
+    x: Float[Array, "b t d"], p: Any, c: MLADecoder, context: LayerContext
 ) -> tuple[Float[Array, "b t d"], Any]:
-    """Multi-head latent attention: x [B T D] -> [B T D], and the layer's new cache entries.
+    """Multi-head latent attention: x [B T D] -> [B T D], and the layer's new cache.
 
     Without a cache, keys and values are projected from the latents. With a cache, the projections are absorbed:
     queries are projected to the latent space, attention runs over latents, and its output is projected to values.
     Source: eq. 37 to 47, and section 2.1.2.
     """
-    heads, ranks, mask = place("batch seq heads head_dim"), place("batch seq rank"), view.masks[kind]
-    inv_freq = frequencies(c.rope_dim, c.rope_base, c.rope_scaling)
-    rotate = partial(
-        apply_rope, position=view.position, inv_freq=inv_freq, scale=c.rope_scale, interleaved=c.rope_interleaved
-    )
-    backend = c.attention if view.cache is None else "reference"
-    attend = partial(attention, scale=c.score_scale, backend=backend, dropout_rate=c.dropout, keys=keys, place=place)
+    place = context.place
+    heads, ranks = place("batch seq heads head_dim"), place("batch seq rank")
 
     q_latent = x
     if c.q_rank:
         q_latent = rms_norm(linear("btd,dr->btr", x, p["q_down"], ranks), p["q_norm"]["scale"], EPS)
     q = einsum("btr,rnh->btnh", q_latent, p["q"]["kernel"], heads)
-    q, q_rope = q[..., : c.nope_dim], rotate(q[..., c.nope_dim :])
+    q, q_rope = q[..., : c.nope_dim], context.rotate(q[..., c.nope_dim :])
     latent = rms_norm(linear("btd,dr->btr", x, p["kv_down"], ranks), p["kv_norm"]["scale"], EPS)
-    k_rope = rotate(linear("btd,dh->bth", x, p["k_rope"], place("batch seq head_dim"))[:, :, None])
+    k_rope = context.rotate(linear("btd,dh->bth", x, p["k_rope"], place("batch seq head_dim"))[:, :, None])
 
-    if entries is None:
+    if context.cache is None:
         k, v = (einsum("btr,rnh->btnh", latent, p[name]["kernel"], heads) for name in ("k", "v"))
         k_rope = reshard(jnp.broadcast_to(k_rope, (*k.shape[:3], c.rope_dim)), heads)
-        a = attend(jnp.concatenate([q, q_rope], -1), jnp.concatenate([k, k_rope], -1), v, mask)
+        k, cache = jnp.concatenate([k, k_rope], -1), None
+        a = dot_product_attention(jnp.concatenate([q, q_rope], -1), k, v, c, context)
     else:
-        latent, k_rope, entries = view.append_kv(kind, entries, latent=latent, k=k_rope[:, :, 0])
+        kind, entries = context.layer.kind, {"latent": latent, "k": k_rope[:, :, 0]}
+        seen, cache = context.view.append_kv(kind, context.cache, **entries)
         q = einsum("btnh,rnh->btnr", q, p["k"]["kernel"], heads)
-        k, v = jnp.concatenate([latent, k_rope], -1)[:, :, None], latent[:, :, None]
-        a = attend(jnp.concatenate([q, q_rope], -1), k, v, mask)
+        k, v = jnp.concatenate([seen["latent"], seen["k"]], -1)[:, :, None], seen["latent"][:, :, None]
+        a = dot_product_attention(jnp.concatenate([q, q_rope], -1), k, v, c, context)
         a = einsum("btnr,rnh->btnh", a, p["v"]["kernel"], heads)
-    return linear("btnh,nhd->btd", a, p["out"], place("batch seq width")), entries
+    return linear("btnh,nhd->btd", a, p["out"], place("batch seq width")), cache

@@ -7,31 +7,30 @@ Source: Meta 2025, the model card of Llama 4 and the code released with it. Laye
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 
-from models.attention import attention
 from models.decoder import (
     GQADecoder,
     cache_specs,
-    embed_and_head_specs,
+    decoder_specs,
     gated_mlp,
     gated_mlp_specs,
     gqa_specs,
-    open_cache,
     qkv_projection,
     rms_norm_specs,
 )
-from models.dispatch import glu, mixture
-from models.layers import embed, fold_in_each, linear, rms_norm
-from models.moe import InterleavedMoEDecoder, expert_specs, moe_outputs, router_stats
-from models.rope import apply_rope, frequencies
+from models.forward import LayerContext, attend, forward
+from models.layers import rms_norm
+from models.moe import InterleavedMoEDecoder, expert_specs, mixture_of_experts, moe_measures, moe_traits
+from models.rope import Rope
 from models.routers import router_logits, top_then_sigmoid
-from models.spec import Array, LazyLogits, Outputs, Place, unsharded
-from models.stack import Layer, scan_layers
+from models.spec import Array
+from models.stack import Layer
 from models.timeline import AttentionSpan
-from models.validate import COMPUTE, require
+from models.validate import require
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -77,78 +76,46 @@ class Config(InterleavedMoEDecoder, GQADecoder):
         every = {"rope": AttentionSpan(chunk=self.chunk), "nope": AttentionSpan()}
         return {kind: every[kind] for kind in dict.fromkeys(layer.kind for layer in self.layers)}
 
+    @property
+    def ropes(self) -> dict[str, Rope]:
+        """Rotary positions by kind of layer."""
+        return {kind: rope._replace(interleaved=True) for kind, rope in super().ropes.items() if kind == "rope"}
 
-def traits(c: Config) -> frozenset[str]:
-    """A load-balancing loss couples the rows of a batch."""
-    return TRAITS | {"batch_coupled"} if c.aux_loss_weight else TRAITS
 
-
-def specs(c: Config) -> dict[str, Any]:
-    """Specs of the parameters."""
-    blocks: dict[str, Any] = {}
-    for stack in dict.fromkeys(layer.stack for layer in c.layers):
-        L = sum(layer.stack == stack for layer in c.layers)
+def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+    """Specs of L layers of a stack, `moe` or `dense`."""
+    if stack == "dense":
         mlp = gated_mlp_specs(c, L, c.feed_forward)
-        if stack == "moe":
-            mlp = {**expert_specs(c, L), "shared": gated_mlp_specs(c, L, c.expert_width)}
-        blocks[stack] = {**rms_norm_specs(L, c.width, "norm1", "norm2"), **gqa_specs(c, L, c.attention_bias), **mlp}
-    return {"params": {**embed_and_head_specs(c), "blocks": blocks}}
+    else:
+        mlp = {**expert_specs(c, L), "shared": gated_mlp_specs(c, L, c.expert_width)}
+    return {**rms_norm_specs(L, c.width, "norm1", "norm2"), **gqa_specs(c, L, c.attention_bias), **mlp}
 
 
-def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """Specs of a cache for `length` tokens, by kind of layer; layers with positions cache their chunk only."""
-    return cache_specs(c, batch, length)
+def query_scale(position: Array, c: Config) -> Array:
+    """Factor of queries in nope layers, which grows with the log of position: [B T] -> [B T 1 1]."""
+    steps = jnp.floor((jnp.maximum(position, 0) + 1.0) / c.floor_scale)
+    return (jnp.log1p(steps) * (c.attn_temperature or 0.0) + 1.0)[:, :, None, None]
 
 
-def apply(
-    variables: Any,
-    inputs: dict[str, Array],
-    c: Config,
-    *,
-    train: bool = False,
-    key: Array | None = None,
-    cache: dict[str, Any] | None = None,
-    place: Place = unsharded,
-) -> Outputs:
-    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, Any]:
+    """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
+    q, k, v = qkv_projection(context.norm(x, p["norm1"]), p, context.place)
+    if context.layer.kind == "nope":
+        q = (q * query_scale(context.view.position, c)).astype(q.dtype)
+    else:
+        q, k = context.rotate(q), context.rotate(k)
+        q, k = (rms_norm(x, None, c.eps) if c.qk_norm else x for x in (q, k))
+    a, cache = attend(q, k, v, p, c, context)
+    x = x + a
+    h = context.norm(x, p["norm2"])
+    if context.layer.stack == "dense":
+        return x + gated_mlp(h, p, c.activation, context.place), cache, None
+    routes = top_then_sigmoid(router_logits(h, p["router"], context.place), c.experts_per_token)
+    y, stats = mixture_of_experts(h, routes, p["experts"], c, context, weigh_input=True)
+    return x + y + gated_mlp(h, p["shared"], c.activation, context.place), cache, stats
 
-    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
-    those already in it.
-    """
-    p, keys, stream = variables["params"], key if train else None, place("batch seq width")
-    time, backend = open_cache(c, inputs, cache, place), c.attention if cache is None else "reference"
-    turns = frequencies(c.head_width, c.rope_base, c.rope_scaling)
 
-    def norm(x: Array, p: dict[str, Array]) -> Array:
-        return rms_norm(x, p["scale"], c.eps)
-
-    def attn_temperature() -> Array:
-        """The factor of queries in nope layers, [B T 1 1]."""
-        steps = jnp.floor((jnp.maximum(time.position, 0) + 1.0) / c.floor_scale)
-        return (jnp.log1p(steps) * (c.attn_temperature or 0.0) + 1.0)[:, :, None, None]
-
-    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, Any]:
-        q, k, v = qkv_projection(norm(x, p["norm1"]), p, place)
-        if layer.kind == "nope":
-            q = (q * attn_temperature()).astype(q.dtype)
-        else:
-            q, k = (apply_rope(x, time.position, turns, c.rope_scale, interleaved=True) for x in (q, k))
-            q, k = (rms_norm(x, None, c.eps) if c.qk_norm else x for x in (q, k))
-        k, v, held = time.append_kv(layer.kind, held, k=k, v=v)
-        how: dict[str, Any] = dict(backend=backend, dropout_rate=c.dropout, keys=fold_in_each(keys, index), place=place)
-        a = attention(q, k, v, time.masks[layer.kind], scale=c.head_width**-0.5, **how)
-        x = x + linear("btnh,nhd->btd", a, p["out"], stream)
-        h = norm(x, p["norm2"])
-        if layer.stack == "dense":
-            return x + gated_mlp(h, p, c.activation, place), held, None
-        routes = top_then_sigmoid(router_logits(h, p["router"], place), c.experts_per_token)
-        how = dict(dispatch=c.dispatch, weigh_input=True, place=place)
-        y, served = mixture(h, routes, p["experts"], glu(c.activation), **how)
-        return x + y + gated_mlp(h, p["shared"], c.activation, place), held, router_stats(routes, served, time.position)
-
-    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
-    x, held, says = scan_layers(block, c.layers, x, p["blocks"], time.layer_caches, remat=c.remat, scan=c.scan)
-    x, new = time.finish(norm(x, p["norm"]), held)
-    value = LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab)
-    return Outputs(value, cache=new, **moe_outputs(says, c.aux_loss_weight))
+traits = partial(moe_traits, TRAITS)
+specs = partial(decoder_specs, block_specs)
+cache = cache_specs
+apply = partial(forward, block, measures=moe_measures)

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from models.decoder import Decoder, residual_init, with_bias
-from models.dispatch import DISPATCH
+from models.dispatch import DISPATCH, Gate, glu, mixture
+from models.forward import LayerContext, Sums
 from models.routers import Routes, one_hot
 from models.spec import Initializer, Spec, normal
 from models.stack import Layer
@@ -78,71 +80,105 @@ def router_specs(c: MoEDecoder, L: int, init: Initializer, bias: bool = False) -
     return with_bias(Spec((L, c.width, c.experts), "layers embed choice", init, fan_in="embed"), bias)
 
 
-# Metrics and load balancing
+def moe_traits(base: frozenset[str], c: MoEDecoder) -> frozenset[str]:
+    """A load-balancing loss couples the rows of a batch."""
+    return base | {"batch_coupled"} if c.aux_loss_weight else base
 
 
-def router_stats(routes: Routes, dispatched: Bool[Array, "b t a"], position: Int[Array, "#b t"]) -> dict[str, Array]:
-    """Router statistics of a layer, summed over each row's tokens; padding (position below 0) does not count.
+# The layer
 
-    load [B E]: tokens per expert. probs [B E]: router probabilities. entropy [B]: in nats. dropped [B]: choices that no
-    expert computed.
+
+@struct.dataclass
+class RouterStats:
+    """Statistics of one layer's router by row, without padding; of several layers each has a leading dim, [L B ...]."""
+
+    dropped: Any  # choices that no expert served, [B]
+    entropy: Any  # sum over tokens, in nats, [B]
+    load: Any  # choices of each expert, [B E]
+    probs: Any  # sum over tokens, [B E]
+
+
+def mixture_of_experts(
+    x: Float[Array, "b t d"],
+    routes: Routes,
+    p: Any,
+    c: MoEDecoder,
+    context: LayerContext,
+    gate: Gate | None = None,
+    weigh_input: bool = False,
+) -> tuple[Float[Array, "b t d"], RouterStats]:
+    """The experts' outputs for the tokens routed to them: x [B T D] -> [B T D], and the router's statistics.
+
+    `p` is what `expert_specs` has under experts. `gate` joins an expert's gate and up; None is activation(gate) * up.
     """
+    gate = glu(c.activation) if gate is None else gate
+    y, dispatched = mixture(x, routes, p, gate, dispatch=c.dispatch, weigh_input=weigh_input, place=context.place)
+    return y, router_stats(routes, dispatched, context.view.position)
+
+
+def router_stats(routes: Routes, dispatched: Bool[Array, "b t a"], position: Int[Array, "#b t"]) -> RouterStats:
+    """Statistics of a layer's router; tokens at a position below 0 are padding and do not count."""
     probs = routes.probs
     real = (jnp.zeros(probs.shape[:2], jnp.int32) + position >= 0)[..., None]
     nats = -jnp.sum(real * probs * jnp.log(jnp.maximum(probs, 1e-30)), (1, 2))
     load = jnp.sum(one_hot(routes.experts, probs.shape[-1]) & real[..., None], (1, 2), dtype=jnp.float32)
-    return {
-        "load": jax.lax.stop_gradient(load),
-        "probs": jnp.sum(probs * real, 1),
-        "entropy": jax.lax.stop_gradient(nats),
-        "dropped": jnp.sum(~dispatched & real, (1, 2), dtype=jnp.float32),
-    }
+    return RouterStats(
+        load=jax.lax.stop_gradient(load),
+        probs=jnp.sum(probs * real, 1),
+        entropy=jax.lax.stop_gradient(nats),
+        dropped=jnp.sum(~dispatched & real, (1, 2), dtype=jnp.float32),
+    )
 
 
-def moe_outputs(stats_by_stack: dict[str, Any], aux_loss_weight: float) -> dict[str, Any]:
-    """Fields of Outputs: router metrics and load-balancing loss, from the router statistics [L B ...] of each stack."""
-    stacks = [stats for stats in stats_by_stack.values() if stats]
+# Metrics and losses
+
+
+def moe_measures(stats_by_stack: dict[str, RouterStats | None], c: MoEDecoder) -> tuple[Sums, Sums]:
+    """Metrics of all routers, and the loss that balances their experts if it has a weight."""
+    stacks = [stats for stats in stats_by_stack.values() if stats is not None]
     if not stacks:
-        return {}
-    layers = jax.tree.map(lambda *each: jnp.concatenate(each), *stacks)
-    loss = {"router_aux_loss": (aux_loss_weight * load_balancing_loss(layers), jnp.ones(()))} if aux_loss_weight else {}
-    return {"metrics": router_metrics(layers), "aux_losses": loss}
+        return {}, {}
+    layers: RouterStats = jax.tree.map(lambda *each: jnp.concatenate(each), *stacks)
+    if not c.aux_loss_weight:
+        return router_metrics(layers), {}
+    loss = c.aux_loss_weight * load_balancing_loss(layers)
+    return router_metrics(layers), {"router_aux_loss": (loss, jnp.ones(()))}
 
 
-def router_metrics(layers: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+def router_metrics(layers: RouterStats) -> Sums:
     """Metrics from the router statistics [L B ...] of layers: name -> (sum [B ...], weight [B]).
 
     expert_load [B L E] is relative to an even load, so that 1 is balanced. router_entropy is in nats. expert_dropped is
     the fraction of choices that no expert computed.
     """
-    L, _, E = layers["load"].shape
-    choices, tokens = jnp.sum(layers["load"][0], -1), jnp.sum(layers["probs"][0], -1)
+    L, _, E = layers.load.shape
+    choices, tokens = jnp.sum(layers.load[0], -1), jnp.sum(layers.probs[0], -1)
     return {
-        "expert_load": (jnp.moveaxis(layers["load"], 0, 1), choices / E),
-        "expert_dropped": (jnp.sum(layers["dropped"], 0), choices * L),
-        "router_entropy": (jnp.sum(layers["entropy"], 0), jax.lax.stop_gradient(tokens) * L),
+        "expert_load": (jnp.moveaxis(layers.load, 0, 1), choices / E),
+        "expert_dropped": (jnp.sum(layers.dropped, 0), choices * L),
+        "router_entropy": (jnp.sum(layers.entropy, 0), jax.lax.stop_gradient(tokens) * L),
     }
 
 
-def load_balancing_loss(layers: dict[str, Array]) -> Float[Array, ""]:
+def load_balancing_loss(layers: RouterStats) -> Float[Array, ""]:
     """E times the sum over experts of (fraction of tokens) * (mean probability); A if balanced: [L B E] -> [].
 
     The tokens of all rows and layers are pooled, as in Hugging Face transformers. Source: Fedus et al. 2021,
     arXiv:2101.03961, eq. 4 to 6, there for one layer and A = 1.
     """
-    load, probs = (jnp.sum(layers[name], (0, 1)) for name in ("load", "probs"))
+    load, probs = (jnp.sum(x, (0, 1)) for x in (layers.load, layers.probs))
     tokens = jnp.maximum(jax.lax.stop_gradient(jnp.sum(probs)), 1)
     return len(load) * jnp.sum(load * probs) / tokens**2
 
 
-def sequence_balance_loss(layers: dict[str, Array]) -> Float[Array, ""]:
+def sequence_balance_loss(layers: RouterStats) -> Float[Array, ""]:
     """A load-balancing loss of each row and layer, 1 if balanced; mean over rows, sum over layers: [L B E] -> [].
 
     The load counts the chosen experts, hence after groups and biases; eq. 18 counts the largest probabilities.
 
     Source: DeepSeek-AI 2024, arXiv:2412.19437, eq. 17 to 20; arXiv:2405.04434, eq. 23 to 25.
     """
-    load, probs = layers["load"], layers["probs"]
+    load, probs = layers.load, layers.probs
     tokens = jax.lax.stop_gradient(jnp.sum(probs, -1))
     each = load.shape[-1] * jnp.sum(load * probs, -1) / jnp.maximum(jnp.sum(load, -1) * tokens, 1)
     return jnp.sum(jnp.mean(each, 1))

@@ -5,6 +5,7 @@ Legend: B batch, T time, N heads, H head width.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,14 @@ class RopeScaling:
     high: float = 4.0  # frequencies with more turns are kept; yarn's beta_fast
     truncate: bool = True  # yarn: round the ends of the ramp to whole dims
     scale: float = 1.0  # of rotated queries and keys; yarn's attention factor
+
+
+class Rope(NamedTuple):
+    """Rotary positions of a kind of layer: the arguments of `apply_rope` beside queries or keys and their positions."""
+
+    inv_freq: Float[np.ndarray, " half"]  # radians a token of each pair of dims, [H/2]
+    scale: float = 1.0  # of the rotated vectors
+    interleaved: bool = False  # pairs are dims side by side
 
 
 def frequencies(width: int, base: float, scaling: RopeScaling) -> Float[np.ndarray, " half"]:

@@ -80,16 +80,16 @@ class CacheView:
         """The cache entries by kind of layer, stacked [L B S ...]; None without a cache."""
         return None if self.cache is None else {kind: self.cache[kind]["entries"] for kind in self.masks}
 
-    def append_kv(self, kind: str, entries: Any, **new: Array) -> tuple[Any, ...]:
-        """Append arrays [B T ...] to a layer's entries -> the arrays to attend to [B S ...], then the new entries.
+    def append_kv(self, kind: str, cache: Any, **entries: Array) -> tuple[dict[str, Array], Any]:
+        """Append entries [B T ...] to a layer's cache -> the arrays to attend to [B S ...], and the new cache.
 
-        Without a cache (`entries` None) the arrays are returned unchanged, then None.
+        Without a cache the entries are returned unchanged, and None.
         """
-        if entries is None:
-            return *new.values(), None
+        if cache is None:
+            return entries, None
         start = None if self.spans[kind].is_rolling else self.start
-        pairs = {name: append_rows(entries[name], x, start) for name, x in new.items()}
-        return *(seen for seen, _ in pairs.values()), {name: kept for name, (_, kept) in pairs.items()}
+        pairs = {name: append_rows(cache[name], x, start) for name, x in entries.items()}
+        return {name: seen for name, (seen, _) in pairs.items()}, {name: kept for name, (_, kept) in pairs.items()}
 
     def finish(self, x: Array, entries: Any) -> tuple[Array, Any]:
         """x, and the cache after the call; x becomes NaN if the tokens did not fit into the cache."""

@@ -311,8 +311,8 @@ def _decode(
         p, index, (held, told) = layer
         own, across = (fold_in_each(fold_in_each(keys, index), jnp.asarray(i)) for i in range(2))
         h = sublayers.branch_input(x, p["norm1"])
-        k, v, held = time.append_kv("full", held, **{n: sublayers.project_heads(h, p["attention"][n]) for n in "kv"})
-        a = sublayers.attention_branch(h, k, v, p["attention"], time.masks["full"], own)
+        kv, held = time.append_kv("full", held, **{n: sublayers.project_heads(h, p["attention"][n]) for n in "kv"})
+        a = sublayers.attention_branch(h, kv["k"], kv["v"], p["attention"], time.masks["full"], own)
         x = sublayers.add_branch(x, a, p["norm1"], own, "attention_out")
         h = sublayers.branch_input(x, p["norm2"])
         told = told if memory is None else {n: sublayers.project_heads(memory, p["cross"][n]) for n in "kv"}

@@ -9,8 +9,10 @@ import pytest
 
 import models
 from models import latent, timeline
+from models.forward import LayerContext, rms
 from models.rope import RopeScaling, apply_rope, frequencies
 from models.spec import flatten, initialize, ones, unsharded
+from models.stack import Layer
 
 B, T, D = 2, 7, 16
 SHAPE = dict(width=D, heads=3, depth=1, kv_rank=6, nope_dim=4, rope_dim=2, value_dim=5, context=T)
@@ -20,9 +22,10 @@ def attend(c: latent.MLADecoder, p: Any, x: Any, cached: bool) -> Any:
     """The same attention by both forms; with a cache all tokens come at once."""
     tokens = {"tokens": jnp.zeros((B, T), jnp.int32)}
     table = timeline.cache_specs(c.spans, {"full": 1}, c.cache_entries, B, T, "float32")
-    time = timeline.open_cache(tokens, c.spans, initialize(table, jax.random.key(0)) if cached else None, unsharded)
-    held = jax.tree.map(lambda w: w[0], time.layer_caches["full"]) if time.layer_caches else None
-    return latent.latent_attention(x, p, c, time, "full", held, None, unsharded)
+    view = timeline.open_cache(tokens, c.spans, initialize(table, jax.random.key(0)) if cached else None, unsharded)
+    cache = jax.tree.map(lambda w: w[0], view.layer_caches["full"]) if view.layer_caches else None
+    context = LayerContext(c, view, c.ropes, rms, "reference", None, unsharded, Layer("full"), jnp.asarray(0), cache)
+    return latent.latent_attention(x, p, c, context)
 
 
 @pytest.mark.parametrize(
@@ -74,5 +77,5 @@ def test_neighbours_turn_as_complex_numbers() -> None:
 def test_scores_grow_with_the_context() -> None:
     """By (0.1 mscale ln factor + 1) squared, where rope is stretched."""
     c = latent.MLADecoder(**SHAPE, rope="yarn", rope_factor=40.0, mscale=0.707)
-    np.testing.assert_allclose(c.score_scale, 6**-0.5 * (0.0707 * np.log(40) + 1) ** 2)
-    assert latent.MLADecoder(**SHAPE, rope_factor=40.0, mscale=0.707).score_scale == 6**-0.5
+    np.testing.assert_allclose(c.attention_scale, 6**-0.5 * (0.0707 * np.log(40) + 1) ** 2)
+    assert latent.MLADecoder(**SHAPE, rope_factor=40.0, mscale=0.707).attention_scale == 6**-0.5

@@ -78,7 +78,7 @@ def config(c: Config) -> dict[str, Any]:
             "num_kv_heads": c.num_kv_heads,
             "key_size": c.head_width,
             "widening_factor": wide,
-            "attn_output_multiplier": c.score_scale,
+            "attn_output_multiplier": c.attention_scale,
             "num_experts": c.experts,
             "num_selected_experts": c.experts_per_token,
         },
