@@ -104,8 +104,8 @@ def in_torch(x: Any, kernel: Any, g: Any) -> dict[str, Once]:
 
 def pools(images: int, side: int, channels: int, size: int, step: int, pad: int) -> dict[str, dict[str, Once]]:
     """The gradient of a pooling, with the forward pass that it needs, by contestant."""
-    draw = np.random.default_rng(0)
-    x = draw.normal(size=(images, side, side, channels)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(images, side, side, channels)).astype(np.float32)
     window, steps, around = (1, size, size, 1), (1, step, step, 1), ((0, 0), (pad, pad), (pad, pad), (0, 0))
     layers = {
         "canon": lambda x: max_pool(x, size, step, pad),
@@ -123,9 +123,9 @@ def pools(images: int, side: int, channels: int, size: int, step: int, pad: int)
 
 def convolutions(images: int, side: int, inner: int, outer: int, size: int) -> dict[str, dict[str, Once]]:
     """What is timed of a convolution, by contestant."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     x, kernel, g = (
-        draw.normal(size=s).astype(np.float32)
+        rng.normal(size=s).astype(np.float32)
         for s in ((images, side, side, inner), (size, size, inner, outer), (images, side, side, outer))
     )
     return {

@@ -35,11 +35,11 @@ Block = Callable[[Any, Any, Any], Any]  # x, the router's kernel, experts -> y
 
 def parameters(s: dict[str, int]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """x [1 T D], the router's kernel [D E], experts' matrices."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     D, E, F = s["width"], s["experts"], s["hidden"]
     shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
-    experts = {k: (0.02 * draw.normal(size=shape)).astype(np.float32) for k, shape in shapes.items()}
-    return *(draw.normal(size=n).astype(np.float32) for n in ((1, s["tokens"], D), (D, E))), experts
+    experts = {k: (0.02 * rng.normal(size=shape)).astype(np.float32) for k, shape in shapes.items()}
+    return *(rng.normal(size=n).astype(np.float32) for n in ((1, s["tokens"], D), (D, E))), experts
 
 
 def ours(s: dict[str, int], dispatch: str) -> Block:

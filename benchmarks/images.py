@@ -38,11 +38,11 @@ Read = Callable[[int], Iterator[Any]]  # workers -> batches
 
 def write(root: Path, count: int) -> None:
     """JPEGs of two classes, with edges and gradients of many scales, as photos have."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for i in range(count):
         layers = []
         for side in (4, 16, 64, 256):
-            noise = Image.fromarray(draw.integers(0, 256, (side * 3 // 4, side, 3)).astype(np.uint8))
+            noise = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3)).astype(np.uint8))
             layers.append(np.asarray(noise.resize((500, 375), Image.Resampling.BICUBIC), np.float32) / math.sqrt(side))
         image = sum(layers)
         image = (image - image.min()) / (image.max() - image.min()) * 255

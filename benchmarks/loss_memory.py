@@ -40,10 +40,10 @@ WAYS: dict[str, Callable[..., Any]] = {"plain": plain, "chunked": chunked.cross_
 def measure(shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """Interleaved rounds -> MiB and median milliseconds of each way, and their ratios."""
     rows, length, width, vocab, padded = shape
-    draw = np.random.default_rng(0)
-    x = jnp.asarray(draw.normal(size=(rows, length, width)), jnp.float32)
-    table = jnp.asarray(0.02 * draw.normal(size=(padded, width)), jnp.float32)
-    targets = jnp.asarray(draw.integers(0, vocab, (rows, length)), jnp.int32)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(rows, length, width)), jnp.float32)
+    table = jnp.asarray(0.02 * rng.normal(size=(padded, width)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, vocab, (rows, length)), jnp.int32)
 
     def compiled(way: Callable[..., Any]) -> Any:
         def loss(x: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -235,10 +235,10 @@ def torch_step(net: Any, inputs: np.ndarray, labels: np.ndarray) -> Step:
 
 def contestants(name: str) -> dict[str, Step]:
     """Every step of a workload."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     if name in GPTS:
         s = dict(GPTS[name])
-        tokens = draw.integers(0, s["vocab"], (s.pop("batch"), s["context"] + 1)).astype(np.int32)
+        tokens = rng.integers(0, s["vocab"], (s.pop("batch"), s["context"] + 1)).astype(np.int32)
         x, y = tokens[:, :-1], tokens[:, 1:]
         batch = {"tokens": x, "targets": y, "weight": np.ones(x.shape, np.float32)}
         return {
@@ -250,7 +250,7 @@ def contestants(name: str) -> dict[str, Step]:
     if name in CONVNETS:
         family, fields, shape = CONVNETS[name]
         model = models.build(family, **fields)
-        image, label = draw.normal(size=shape).astype(np.float32), draw.integers(0, model.config.classes, shape[0])
+        image, label = rng.normal(size=shape).astype(np.float32), rng.integers(0, model.config.classes, shape[0])
         batch = {"image": image, "label": label.astype(np.int32), "weight": np.ones(shape[0], np.float32)}
         net = TORCH[family](model.config)
         assert sum(p.numel() for p in net.parameters()) == model.count()
@@ -261,7 +261,7 @@ def contestants(name: str) -> dict[str, Step]:
         if hasattr(model.config, "scan"):
             found["canon_unrolled"] = canon(models.build(family, **fields, scan=False), "softmax", batch)
         return found
-    image, label = draw.normal(size=(CNN["batch"], 28, 28, 1)).astype(np.float32), draw.integers(0, 10, CNN["batch"])
+    image, label = rng.normal(size=(CNN["batch"], 28, 28, 1)).astype(np.float32), rng.integers(0, 10, CNN["batch"])
     batch = {"image": image, "label": label.astype(np.int32), "weight": np.ones(CNN["batch"], np.float32)}
     model = models.build("cnn", channels=CNN["channels"], hidden=(CNN["hidden"],))
     return {

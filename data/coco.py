@@ -1,7 +1,7 @@
-"""Images with boxes in the JSON of COCO, as COCO, Roboflow, CVAT and Label Studio lay it out.
+"""COCO's JSON annotations, in the layouts of COCO, Roboflow, CVAT and Label Studio.
 
 Lin et al. 2014, arXiv:1405.0312. `annotations/instances_SPLIT.json` beside `SPLIT/`, `images/SPLIT/` or `images/`;
-`SPLIT/_annotations.coco.json` among the images; `SPLIT.json` in the folder itself; or one file there, by another name:
+`SPLIT/_annotations.coco.json` among the images; `SPLIT.json` in the folder itself; or one file there with another name:
 the last tenth of its images is the split `test`.
 """
 
@@ -37,11 +37,11 @@ OTHER_TASKS = (
     "stuff_",
     "panoptic_",
     "image_info_",
-)  # COCO's files without classes' boxes
+)  # COCO's files without boxes of classes
 
 
 def find_reader(root: Path) -> SplitReader | None:
-    """The reader and the splits of a folder with COCO's JSON, or None where it has none.
+    """The reader and the splits of a folder with COCO's JSON, None for another folder.
 
     Raises UsageError for two files of one split.
     """
@@ -61,7 +61,7 @@ def _by_split(root: Path, found: Sequence[Path]) -> dict[str, Path]:
     for file in found:
         split = _split_of(root, file)
         if (other := files.setdefault(split, file)) != file:
-            raise UsageError(f"{other} and {file} are both of the split {split!r}: take one away")
+            raise UsageError(f"{other} and {file} are both of the split {split!r}: remove one")
     return files
 
 
@@ -72,7 +72,7 @@ def _split_of(root: Path, file: Path) -> str:
 
 
 def _is_coco(file: Path) -> bool:
-    """Whether a file is one of boxes, by its name and the lists in it."""
+    """Whether a file has COCO's boxes, by its name and its lists."""
     if file.name.lower().startswith(OTHER_TASKS) or file.is_dir():
         return False
     status = file.stat()
@@ -81,14 +81,14 @@ def _is_coco(file: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def _has_tables(file: Path, size: int, changed: int) -> bool:
-    """Whether a file, as it was at that time, names all lists of COCO's. Raises UsageError for no file to read."""
+    """Whether a file has all of COCO's lists; `size` and `changed` are for the cache. Raises UsageError."""
     reject_lfs_pointer(file)
     text = file.read_bytes()
     return all(f'"{name}"'.encode() in text for name in _Tables._fields)
 
 
 def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
-    """A split. Raises UsageError for what is missing, amiss or stands twice, by file and row."""
+    """A split. Raises UsageError for missing, invalid and duplicate entries, naming file and row."""
     file = files[split]
     table = _tables(file)
     categories, root_name = _drop_root_category(table, file, files)
@@ -113,14 +113,14 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
     places = _image_folders(root, file, split)
     images = [_image(row, boxes[i], places, file) for row, i in zip(table.images, ids, strict=True)]
     ignored = {_plain_id(mark["image_id"]) for mark in table.annotations if mark.get("ignore")}
-    named_so = [image.name for image, i in zip(images, ids, strict=True) if i in ignored]
+    with_ignored = [image.name for image, i in zip(images, ids, strict=True) if i in ignored]
     require_unique((str(image.path) for image in images), f"{file}: image")
     if len(set(files.values())) < len(files):  # one file for both splits
         images = last_tenth(sorted(images, key=lambda image: image.name))[split]
     where = f"{display_name(root)} {split}"
-    notes = note(where, "images with boxes of `ignore` 1, which count all the same, as in COCO's evaluation", named_so)
+    notes = note(where, "images with boxes of `ignore` 1, which are not ignored, as in COCO's evaluation", with_ignored)
     if root_name:
-        notes += (f"{where}: category {quote(root_name)} has the others below it and no box: no class",)
+        notes += (f"{where}: category {quote(root_name)}, the others' supercategory without boxes, is no class",)
     return Annotations(root, split, images, [named[i] for i in classes], notes=notes)
 
 
@@ -133,7 +133,7 @@ class _Tables(NamedTuple):
 def _tables(file: Path) -> _Tables:
     table = read_json(file)
     if not isinstance(table, dict):
-        raise UsageError(f"{file} holds a {type(table).__name__}, not the lists images, annotations and categories")
+        raise UsageError(f"{file} has a {type(table).__name__}, not the lists images, annotations and categories")
     for key in _Tables._fields:
         rows = table.get(key)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -142,7 +142,7 @@ def _tables(file: Path) -> _Tables:
 
 
 def _plain_id(value: Any) -> Id | None:
-    """An id: 11, 11.0 and "11" are the same; None for what is none."""
+    """An id: 11, 11.0 and "11" are equal; None if it is not an id."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
@@ -177,7 +177,7 @@ def _box(mark: dict[str, Any], kind: int, where: str) -> Box:
 def _drop_root_category(
     table: _Tables, file: Path, files: Mapping[str, Path]
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """The categories without Roboflow's root, and its name: the supercategory of all others, without a box anywhere."""
+    """The categories without Roboflow's root, and its name: the supercategory of all others, without boxes."""
     for root in table.categories:
         others = [row for row in table.categories if row is not root]
         name = root.get("name")
@@ -194,7 +194,7 @@ def _has_box(category: dict[str, Any], table: _Tables) -> bool:
 
 
 class _ImageFolders(NamedTuple):
-    """Where the images of a file may lie, the likeliest first, and how the real path of each image must begin."""
+    """The folders of a file's images, the most likely first, and the prefixes that an image's real path may have."""
 
     folders: list[Path]
     real_prefixes: tuple[str, ...]
@@ -215,15 +215,15 @@ def _image(row: dict[str, Any], boxes: Sequence[Box], places: _ImageFolders, fil
     if not isinstance(name, str) or not name:
         raise UsageError(f"{file}: image {quote(row.get('id'))} has file_name = {quote(name)}")
     path = _locate(name, places, file)
-    said = (row.get("height") or 0, row.get("width") or 0)  # some write 0 where they do not know
+    said = (row.get("height") or 0, row.get("width") or 0)  # some tools write 0 for an unknown size
     rows, columns = parse_numbers(said, f"{file}: the size of {path.name}", 2)
     return ImageRecord(path, path.name, boxes, file, (rows, columns) if rows and columns else None)
 
 
 def _locate(name: str, places: _ImageFolders, file: Path) -> Path:
-    """The image file of a name, in which `\\` may part folders and %20 stand for a space.
+    """The image file of a name, in which `\\` may separate folders and %20 may be a space.
 
-    Raises UsageError where there is none, or it lies outside of the folder, also by a link.
+    Raises UsageError if it is missing, or outside of the folder, also by a link.
     """
     slashed = name.replace("\\", "/")
     outside = False
@@ -232,14 +232,14 @@ def _locate(name: str, places: _ImageFolders, file: Path) -> Path:
             path = folder / spelled
             try:
                 real = os.path.realpath(path)
-            except ValueError:  # no name of a file has a NUL
+            except ValueError:  # a NUL, which no file name has
                 continue
             if not real.startswith(places.real_prefixes):
                 outside = True
             elif os.path.lexists(real):
                 return path
     if outside:
-        raise UsageError(f"{file}: its image {quote(name)} lies outside of its folder and is not opened: copy it there")
+        raise UsageError(f"{file}: its image {quote(name)} is outside of its folder and is not opened: copy it there")
     first, *more = places.folders
-    tried = f"; nor does it lie in {', '.join(map(str, more))}" if more else ""
+    tried = f"; also not in {', '.join(map(str, more))}" if more else ""
     raise UsageError(f"{file}: its image {quote(str(first / name))[1:-1]} is missing{tried}")

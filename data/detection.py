@@ -1,4 +1,4 @@
-"""Images of any size with boxes around what is in them, as a detector learns them and is judged by them."""
+"""Data sets of images with boxes: annotations in pixels, padded batches for training and evaluation of detectors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ from data.kinds import DECODE_ONCE, Examples, Fields, Pixels, iter_blocks
 from data.progress import Tick, silent
 from errors import UsageError
 
-SLACK = 0.01  # pixels by which a box may leave its image without a note: rounding of what an annotator wrote
-NAMES_SHOWN = 3  # images that a note names
+SLACK = 0.01  # pixels by which a box may leave its image without a note: rounding in the annotation file
+NAMES_SHOWN = 3  # images that a note lists by name
 
 
 class BoxAnnotations(NamedTuple):
-    """The boxes of one image: corners (left, top, right, bottom) in its pixels [m 4], classes [m], and whether each
-    stands for a crowd, as COCO has it [m], or is difficult, as VOC has it [m].
+    """The boxes of one image: corners (left, top, right, bottom) in pixels [m 4], class labels [m], and for each box
+    whether it is a crowd (COCO's `iscrowd`) [m] and whether it is difficult (VOC's `difficult`) [m].
     """
 
     boxes: np.ndarray
@@ -29,12 +29,12 @@ class BoxAnnotations(NamedTuple):
 
     @property
     def is_valid(self) -> np.ndarray:
-        """Which boxes count [m]: a crowd or a difficult one is no example, and finding it neither right nor wrong."""
+        """Whether a box is trained on and scored [m]; detections of crowds and of difficult boxes are ignored."""
         return ~(self.crowd | self.difficult)
 
 
 class AnnotatedImage(NamedTuple):
-    """An image as it was annotated: its name, rows and columns, and its boxes, which may be amiss."""
+    """An image's name, its rows and columns, and its boxes as annotated, before they are checked and clipped."""
 
     name: str
     size: Size
@@ -43,7 +43,7 @@ class AnnotatedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class RaggedAnnotations:
-    """The boxes of all images, image after image, those of image i from `starts[i]`; and the images' sizes."""
+    """The boxes of all images, concatenated; those of image i begin at `starts[i]`. And the images' sizes."""
 
     boxes: np.ndarray  # float32 [all 4], corners in pixels
     labels: np.ndarray  # int32 [all]
@@ -68,10 +68,10 @@ class RaggedAnnotations:
 
 @dataclass(frozen=True)
 class DetectionReader:
-    """From rows to fields: image as an object array [n] of uint8 [y x 3], boxes padded to `most` an image.
+    """Rows -> fields: image as an object array [n] of uint8 [y x 3], boxes padded to M = `max_boxes` an image.
 
-    boxes float32 [n M 4] as centre and size in shares of the image, kinds int32 [n M], there float32 [n M]: 1 a box, 0
-    padding. Boxes that do not count are left out, and of more than `most` the last.
+    boxes float32 [n M 4], centre and size relative to the image; box_labels int32 [n M]; box_mask float32 [n M], 1 for
+    a box, 0 for padding. Boxes that are not valid are left out, and so are those after the first `max_boxes`.
     """
 
     decode: Callable[[int], Pixels]
@@ -81,20 +81,20 @@ class DetectionReader:
     def __call__(self, rows: np.ndarray) -> Fields:
         """The fields of some rows, in their order."""
         image, shape = np.empty(len(rows), object), (len(rows), self.max_boxes)
-        boxes, kinds, there = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        boxes, labels, mask = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         for i, row in enumerate(rows):
-            image[i], truth = self.decode(int(row)), self.annotations[row]
-            kept = np.flatnonzero(truth.is_valid)[: self.max_boxes]
-            boxes[i, : len(kept)] = to_relative_cxcywh(truth.boxes[kept], self.annotations.size(int(row)))
-            kinds[i, : len(kept)], there[i, : len(kept)] = truth.labels[kept], 1
-        return {"image": image, "boxes": boxes, "box_labels": kinds, "box_mask": there}
+            image[i], own = self.decode(int(row)), self.annotations[row]
+            kept = np.flatnonzero(own.is_valid)[: self.max_boxes]
+            boxes[i, : len(kept)] = to_relative_cxcywh(own.boxes[kept], self.annotations.size(int(row)))
+            labels[i, : len(kept)], mask[i, : len(kept)] = own.labels[kept], 1
+        return {"image": image, "boxes": boxes, "box_labels": labels, "box_mask": mask}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionDataset(Examples):
-    """Images with boxes: fields as of `DetectionReader`; all boxes as they were annotated; `notes` say what was mended.
+    """Images with boxes: the fields of `DetectionReader`, and the annotations of all images.
 
-    `paths` are the images' files, one a row, where they lie in files.
+    `notes` list the boxes that were clipped or dropped. `paths` are the image files, one a row, if there are any.
     """
 
     annotations: RaggedAnnotations
@@ -102,24 +102,24 @@ class DetectionDataset(Examples):
 
     @property
     def max_boxes(self) -> int:
-        """Boxes of a row."""
+        """Boxes a row, padding included."""
         return self.shapes["boxes"][0]
 
     def with_max_boxes(self, max_boxes: int) -> "DetectionDataset":
-        """The same with at most so many boxes a row, and padding up to them."""
+        """The data set with `max_boxes` boxes a row: further ones are dropped, missing ones padded."""
         assert isinstance(self.fields, DetectionReader)
         return replace(self, fields=replace(self.fields, max_boxes=max_boxes))
 
 
 def to_relative_cxcywh(corners: np.ndarray, size: Size) -> np.ndarray:
-    """Corners in pixels [... 4], rows and columns of the image -> centre and size in shares of it [... 4]."""
+    """Corners in pixels [... 4], the image's (rows, columns) -> centre and size relative to the image [... 4]."""
     y, x = size
     low, high = corners[..., :2] / (x, y), corners[..., 2:] / (x, y)
     return np.concatenate([(low + high) / 2, high - low], -1)
 
 
 def to_pixel_xyxy(boxes: np.ndarray, size: Size) -> np.ndarray:
-    """Centre and size in shares of an image [... 4], its rows and columns -> corners in pixels [... 4]."""
+    """Centre and size relative to an image [... 4], its (rows, columns) -> corners in pixels [... 4]."""
     y, x = size
     middle, half = boxes[..., :2] * (x, y), boxes[..., 2:] * (x / 2, y / 2)
     return np.concatenate([middle - half, middle + half], -1)
@@ -134,53 +134,55 @@ def make_detection_dataset(
     identity: dict[str, Any],
     notes: tuple[str, ...] = (),
 ) -> DetectionDataset:
-    """A source of annotated images; a box that leaves its image is cut, one without area left out, and its notes say
-    so after `notes`.
+    """A DetectionDataset of annotated images. Boxes are clipped to their image, and those without area are dropped;
+    notes on both are appended to `notes`.
 
-    What is small when decoded is decoded now. Raises UsageError where there is no image or no class, or a box is
-    of another class or no number.
+    Decodes all images now if they take at most DECODE_ONCE bytes. Raises UsageError if there is no image or no class,
+    or if a box has an unknown class or a corner that is not finite.
     """
     if not images:
-        raise UsageError(f"{name}: its split {split!r} holds no image")
+        raise UsageError(f"{name}: split {split!r} has no images")
     if not classes:
-        raise UsageError(f"{name}: its annotations name no class")
-    mended = [_repair_boxes(image, len(classes)) for image in images]
-    parts = [truth for truth, _, _ in mended]
-    starts = np.cumsum([0, *(len(t.labels) for t in parts)])
+        raise UsageError(f"{name}: the annotations name no classes")
+    repaired = [_repair_boxes(image, len(classes)) for image in images]
+    parts = [boxes for boxes, _, _ in repaired]
+    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
     sizes = np.array([image.size for image in images], np.int32)
-    boxes, kinds, crowd, difficult = (np.concatenate(part) for part in zip(*parts, strict=True))
-    truths = RaggedAnnotations(boxes, kinds, crowd, difficult, starts, sizes)
-    named = [image.name for image in images]
-    cut = _repair_note(f"{name} {split}", "cut to the image", [m[1] for m in mended], named)
-    left = _repair_note(f"{name} {split}", "without area left out", [m[2] for m in mended], named)
+    boxes, labels, crowd, difficult = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    annotations = RaggedAnnotations(boxes, labels, crowd, difficult, starts, sizes)
+    image_names = [image.name for image in images]
+    clipped = _repair_note(f"{name} {split}", "clipped to the image", [r[1] for r in repaired], image_names)
+    dropped = _repair_note(f"{name} {split}", "without area dropped", [r[2] for r in repaired], image_names)
     if 3 * int(sizes.prod(1, dtype=np.int64).sum()) <= DECODE_ONCE:
         decode = [decode(i) for i in range(len(images))].__getitem__
-    most = max(1, *(int(t.is_valid.sum()) for t in parts))
-    reading = DetectionReader(decode, truths, most)
+    max_boxes = max(1, *(int(part.is_valid.sum()) for part in parts))
+    reader = DetectionReader(decode, annotations, max_boxes)
+    notes = notes + clipped + dropped
     return DetectionDataset(
-        reading, len(images), identity, len(classes), tuple(classes), annotations=truths, notes=notes + cut + left
+        reader, len(images), identity, len(classes), tuple(classes), annotations=annotations, notes=notes
     )
 
 
 def _repair_boxes(image: AnnotatedImage, classes: int) -> tuple[BoxAnnotations, int, int]:
-    """Boxes within their image and with an area, how many were cut for it, and how many left out."""
+    """The boxes of an image, clipped to it and without empty ones -> boxes, how many were clipped, how many dropped."""
     y, x = image.size
     corners = np.asarray(image.annotations.boxes, np.float64).reshape(-1, 4)
-    kinds = np.asarray(image.annotations.labels, np.int32)
-    crowd, difficult = (np.asarray(mark, bool) for mark in (image.annotations.crowd, image.annotations.difficult))
+    labels = np.asarray(image.annotations.labels, np.int32)
+    crowd, difficult = (np.asarray(flags, bool) for flags in (image.annotations.crowd, image.annotations.difficult))
     if not np.isfinite(corners).all():
-        raise UsageError(f"{image.name}: a box has a corner that is no finite number: {corners.tolist()}")
-    if len(kinds) and not 0 <= kinds.min() <= kinds.max() < classes:
-        raise UsageError(f"{image.name}: a box is of class {kinds[(kinds < 0) | (kinds >= classes)][0]} of {classes}")
+        raise UsageError(f"{image.name}: a box has a corner that is not finite: {corners.tolist()}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        wrong = labels[(labels < 0) | (labels >= classes)][0]
+        raise UsageError(f"{image.name}: a box is of class {wrong}; classes are 0 to {classes - 1}")
     inside = np.clip(corners, 0, (x, y, x, y)).astype(np.float32)
-    real = (inside[:, 2:] > inside[:, :2]).all(1)
-    cut = real & (np.abs(inside - corners).max(1, initial=0) > SLACK)
-    truth = BoxAnnotations(inside[real], kinds[real], crowd[real], difficult[real])
-    return truth, int(cut.sum()), int((~real).sum())
+    keep = (inside[:, 2:] > inside[:, :2]).all(1)
+    clipped = keep & (np.abs(inside - corners).max(1, initial=0) > SLACK)
+    boxes = BoxAnnotations(inside[keep], labels[keep], crowd[keep], difficult[keep])
+    return boxes, int(clipped.sum()), int((~keep).sum())
 
 
 def _repair_note(where: str, what: str, counts: Sequence[int], names: Sequence[str]) -> tuple[str, ...]:
-    """A line on boxes that were mended, with the first images that have some; none where there are none."""
+    """A note on boxes that were clipped or dropped, with the first images that have some; () if there are none."""
     some = [name for count, name in zip(counts, names, strict=True) if count]
     if not some:
         return ()
@@ -189,22 +191,23 @@ def _repair_note(where: str, what: str, counts: Sequence[int], names: Sequence[s
 
 
 def note(where: str, what: str, names: Sequence[str]) -> tuple[str, ...]:
-    """A line on some images or files, with the first names; none where there are none."""
+    """A note on some images or files, with the first names; () if there are none."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return (f"{where}: {what} ({len(names)}): {', '.join(names[:NAMES_SHOWN])}{more}",) if names else ()
 
 
 def decode_rgb(file: bytes | Path, name: str, upright: bool = False) -> Pixels:
-    """An image file, or its bytes, as uint8 [y x 3], as it is stored or `upright` by EXIF, as its boxes are.
+    """Decode an image file, or its bytes, to uint8 [y x 3]: as stored, or `upright` by its EXIF orientation.
 
-    Raises UsageError where it cannot be read, or is too deep.
+    The boxes must be annotated in the same orientation. Raises UsageError if it cannot be read, or has more than 8 bits
+    a channel.
     """
     return image_files.decode(file, name, upright=upright)
 
 
 @dataclass(frozen=True)
 class _TfdsDecoder:
-    """Decodes the images of a prepared set, which are read as the bytes of their files."""
+    """Decodes the images of a TFDS data set, which are read as the bytes of their files."""
 
     rows: Any
     name: str
@@ -216,39 +219,40 @@ class _TfdsDecoder:
 def from_tfds(
     rows: Any, objects: Any, shape: Sequence[int | None], identity: dict[str, Any], tick: Tick = silent
 ) -> DetectionDataset:
-    """A set prepared by TFDS: rows with the files' bytes as image, the features of one of its objects, and the shape
-    of all images, None where they differ.
+    """A DetectionDataset of a TFDS data set: `rows` with images as the bytes of their files, the features of one of its
+    `objects`, and the `shape` of all images, with None for sizes that differ.
 
-    Boxes are the BBoxFeature, classes the ClassLabel, of several that called `label`, crowds those of `is_crowd`, and
-    difficult ones those of `is_difficult`. Raises UsageError where one is missing, or an image cannot be read.
+    Boxes come from the BBoxFeature, classes from the ClassLabel (if there are several, the one called `label`), crowd
+    flags from `is_crowd` and difficult flags from `is_difficult`. Raises UsageError if boxes or classes are missing, or
+    an image cannot be read.
     """
-    of_type = lambda kind: [k for k, f in objects.items() if type(f).__name__ == kind]  # noqa: E731
+    of_type = lambda name: [k for k, f in objects.items() if type(f).__name__ == name]  # noqa: E731
     boxes, labels = of_type("BBoxFeature"), sorted(of_type("ClassLabel"), key=lambda k: k != "label")
     set_name = str(identity["name"])
-    if len(boxes) != 1 or not labels or (len(labels) > 1 and labels[0] != "label"):  # they come in any order
+    if len(boxes) != 1 or not labels or (len(labels) > 1 and labels[0] != "label"):  # the features have no fixed order
         has = ", ".join(sorted(objects))
         raise UsageError(
-            f"{set_name}: its objects need a BBoxFeature and a ClassLabel, or one called label; they have {has}"
+            f"{set_name}: its objects need one BBoxFeature and one ClassLabel (or one called label); they have {has}"
         )
     images: list[AnnotatedImage] = []
-    askew = []
+    not_upright = []
     for row in (row for block in iter_blocks(len(rows), tick) for row in rows.__getitems__(block)):
-        got, name = row["objects"], row.get("image/filename", b"")
+        values, name = row["objects"], row.get("image/filename", b"")
         name = (name.decode() if isinstance(name, bytes) else str(name)).strip() or f"image {len(images)}"
-        (y, x), turned = _image_size(row["image"], shape, f"{set_name}, image {len(images)}")
-        askew += [name] * turned
-        corners = np.array(got[boxes[0]], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]  # TFDS has rows before columns
-        kinds, none = np.array(got[labels[0]], np.int32), np.zeros(len(corners), bool)
-        marks = (np.array(got.get(key, none), bool) for key in ("is_crowd", "is_difficult"))
-        images.append(AnnotatedImage(name, (y, x), BoxAnnotations(corners * (x, y, x, y), kinds, *marks)))
-    notes = note(f"{set_name} {identity['split']}", "images whose EXIF orientation is not applied", askew)
+        (y, x), has_orientation = _image_size(row["image"], shape, f"{set_name}, image {len(images)}")
+        not_upright += [name] * has_orientation
+        corners = np.array(values[boxes[0]], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]  # TFDS: rows before columns
+        classes, none = np.array(values[labels[0]], np.int32), np.zeros(len(corners), bool)
+        flags = (np.array(values.get(key, none), bool) for key in ("is_crowd", "is_difficult"))
+        images.append(AnnotatedImage(name, (y, x), BoxAnnotations(corners * (x, y, x, y), classes, *flags)))
+    notes = note(f"{set_name} {identity['split']}", "images whose EXIF orientation is not applied", not_upright)
     return make_detection_dataset(
         set_name, identity["split"], images, objects[labels[0]].names, _TfdsDecoder(rows, set_name), identity, notes
     )
 
 
 def _image_size(data: bytes, shape: Sequence[int | None], name: str) -> tuple[Size, bool]:
-    """Rows and columns of an image, those of all or by the header of its file; and whether EXIF has it turned."""
+    """(rows, columns) of an image, from `shape` or the file's header; and whether it has an EXIF orientation."""
     y, x, *_ = shape
     if y is not None and x is not None:
         return (y, x), False

@@ -1,6 +1,6 @@
-"""Distortions of a picture: the fourteen operations of RandAugment, and a jitter of its colours.
+"""RandAugment's fourteen operations, and colour jitter.
 
-Source: Cubuk et al. 2020, "RandAugment", arXiv:1909.13719, on magnitudes 0 to 30 as torchvision and timm have them.
+Source: Cubuk et al. 2020, "RandAugment", arXiv:1909.13719, with magnitudes 0 to 30 as in torchvision and timm.
 """
 
 from collections.abc import Callable
@@ -8,16 +8,14 @@ from collections.abc import Callable
 from PIL import Image, ImageEnhance, ImageOps
 
 from data.geometry import from_pil, to_pil
-from data.kinds import Draw, Pixels
+from data.kinds import Pixels, Rng
 
 MAX_MAGNITUDE = 30  # the largest magnitude
-Distortion = Callable[
-    [Image.Image, float], Image.Image
-]  # by a strength in [0, 1], or [-1, 1] where it has two directions
+Distortion = Callable[[Image.Image, float], Image.Image]  # (image, strength in [0, 1], or in [-1, 1] if signed)
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """Each pixel (x, y) is that at (a x + b y + c, d x + e y + f), the nearest one, or black outside."""
+    """Pixel (x, y) of the result is the nearest one to (a x + b y + c, d x + e y + f), or black outside the image."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
 
 
@@ -29,8 +27,10 @@ UNSIGNED: dict[str, Distortion] = {
     "identity": lambda image, _: image,
     "autocontrast": lambda image, _: ImageOps.autocontrast(image),
     "equalize": lambda image, _: ImageOps.equalize(image),
-    "posterize": lambda image, s: ImageOps.posterize(image, 8 - round(4 * s)),  # bits that are kept
-    "solarize": lambda image, s: ImageOps.solarize(image, round(256 * (1 - s))),  # from there on the pixels turn
+    "posterize": lambda image, s: ImageOps.posterize(image, 8 - round(4 * s)),  # bits kept
+    "solarize": lambda image, s: ImageOps.solarize(
+        image, round(256 * (1 - s))
+    ),  # pixels from this value on are inverted
 }
 SIGNED: dict[str, Distortion] = {
     "rotate": lambda image, s: image.rotate(30 * s, Image.Resampling.NEAREST),  # degrees, anticlockwise
@@ -46,27 +46,27 @@ SIGNED: dict[str, Distortion] = {
 NAMES = (*UNSIGNED, *SIGNED)
 
 
-def randaugment(image: Pixels, draw: Draw, count: int, magnitude: int) -> Pixels:
-    """An image after `count` operations drawn alike, each of one magnitude, 0 to 30: [Y X C] -> [Y X C].
+def randaugment(image: Pixels, rng: Rng, count: int, magnitude: int) -> Pixels:
+    """Apply `count` operations, chosen with equal chance, each with `magnitude` 0 to 30: [Y X C] -> [Y X C].
 
-    Those with two directions take either with probability 1/2.
+    The sign of a signed operation is random.
     """
     done = to_pil(image)
     for _ in range(count):
-        name = NAMES[int(draw.integers(len(NAMES)))]
-        strength = magnitude / MAX_MAGNITUDE * (-1 if draw.random() < 0.5 else 1)
+        name = NAMES[int(rng.integers(len(NAMES)))]
+        strength = magnitude / MAX_MAGNITUDE * (-1 if rng.random() < 0.5 else 1)
         done = SIGNED[name](done, strength) if name in SIGNED else UNSIGNED[name](done, abs(strength))
     return from_pil(done)
 
 
-def jitter(image: Pixels, draw: Draw, strength: float) -> Pixels:
-    """An image of other brightness, contrast and saturation, in random order: [Y X C] -> [Y X C].
+def jitter(image: Pixels, rng: Rng, strength: float) -> Pixels:
+    """Change brightness, contrast and saturation, in random order: [Y X C] -> [Y X C].
 
-    Each is multiplied by a factor that is uniform in 1 - strength (at least 0) to 1 + strength.
+    Each is multiplied by a factor, uniform from 1 - strength (at least 0) to 1 + strength.
     """
     done = to_pil(image)
     ways = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    factors = draw.uniform(max(0, 1 - strength), 1 + strength, len(ways))
-    for i in draw.permutation(len(ways)):
+    factors = rng.uniform(max(0, 1 - strength), 1 + strength, len(ways))
+    for i in rng.permutation(len(ways)):
         done = ways[i](done).enhance(factors[i])
     return from_pil(done)

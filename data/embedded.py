@@ -1,4 +1,4 @@
-"""Data sets that need no file and no network: xor, moons, digits, several labels a row, pydoc_text, sums."""
+"""Built-in data sets, without files or network: xor, halves, moons, multilabel, digits, pydoc_text, adding."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +15,9 @@ def _xor(split: str) -> Examples:
 
 
 def _halves(split: str) -> Examples:
-    """Points of the unit square on either side of a line, none within 0.05 of it."""
-    draw = np.random.Generator(np.random.Philox(key=[7, int(split == "train")]))
-    x = draw.random((2000, 2), np.float32)
+    """Points of the unit square, labelled by the side of a line that they lie on; none is within 0.05 of it."""
+    rng = np.random.Generator(np.random.Philox(key=[7, int(split == "train")]))
+    x = rng.random((2000, 2), np.float32)
     side = (x @ np.array([0.8, 0.6])) - 0.65
     keep = np.abs(side) >= 0.05
     x, side = x[keep][:400], side[keep][:400]
@@ -32,7 +32,7 @@ def _moons(split: str) -> Examples:
 
 
 def _multilabel(split: str) -> Examples:
-    """Bags of 40 words on five subjects, any number of subjects a row (scikit-learn's generator)."""
+    """Bags of words (40 words, five subjects), with any number of subjects a row (scikit-learn's generator)."""
     from sklearn.datasets import make_multilabel_classification
 
     words, labels = make_multilabel_classification(2000, 40, n_classes=5, n_labels=2, random_state=0)
@@ -55,32 +55,32 @@ def _pydoc_text(split: str) -> Texts:
     from pydoc_data.topics import topics
 
     names = sorted(topics)
-    held = {n for i, n in enumerate(names) if i % 5 == 4}
-    return texts("pydoc_text", split, (topics[n] for n in names if (n in held) == (split == "validation")))
+    validation = {n for i, n in enumerate(names) if i % 5 == 4}
+    return texts("pydoc_text", split, (topics[n] for n in names if (n in validation) == (split == "validation")))
 
 
 def _adding(length: int, split: str) -> Examples:
-    """Sequences of `length` numbers in [0, 1), two of them marked, one in each half; to be told: the sum of the two.
+    """Sequences of `length` numbers in [0, 1), two of them marked, one in each half; the target is their sum.
 
     Source: Hochreiter, Schmidhuber 1997, experiment 4; as in Le, Jaitly, Hinton 2015, arXiv:1504.00941, section 4.1.
     """
     first, count = (0, 2**20) if split == "train" else (2**20, 2000)
 
     def make(rows: np.ndarray) -> Fields:
-        made = [_sum_of_two(length, first + int(row)) for row in rows]
-        return {name: np.stack([m[i] for m in made]) for i, name in enumerate(("features", "target"))}
+        pairs = [_sum_of_two(length, first + int(row)) for row in rows]
+        return {name: np.stack([m[i] for m in pairs]) for i, name in enumerate(("features", "target"))}
 
-    code = checksum(*make(np.arange(8)).values())
-    return Examples(make, count, {"name": f"adding:{length}", "split": split, "count": count, "checksum": code}, None)
+    digest = checksum(*make(np.arange(8)).values())
+    return Examples(make, count, {"name": f"adding:{length}", "split": split, "count": count, "checksum": digest}, None)
 
 
 def _sum_of_two(length: int, row: int) -> tuple[np.ndarray, np.ndarray]:
-    draw = np.random.Generator(np.random.Philox(key=[length, row]))
+    rng = np.random.Generator(np.random.Philox(key=[length, row]))
     features = np.zeros((length, 2), np.float32)
-    features[:, 0] = draw.random(length, np.float32)
-    spots = [draw.integers(length // 2), draw.integers(length // 2, length)]
-    features[spots, 1] = 1
-    return features, features[spots, 0].sum(keepdims=True)
+    features[:, 0] = rng.random(length, np.float32)
+    marked = [rng.integers(length // 2), rng.integers(length // 2, length)]
+    features[marked, 1] = 1
+    return features, features[marked, 0].sum(keepdims=True)
 
 
 Reader = Callable[[str], Source]  # split -> source
@@ -91,16 +91,19 @@ BUILTIN: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "moons": (_moons, ("train", "test")),
     "multilabel": (_multilabel, ("train", "test")),
     "digits": (_digits, ("train", "test")),
-    "pydoc_text": (_pydoc_text, ("train", "validation")),  # differs by Python's patch release: for first contact only
+    "pydoc_text": (
+        _pydoc_text,
+        ("train", "validation"),
+    ),  # differs between Python's patch releases: for demonstrations only
     **{f"adding:{n}": (partial(_adding, n), ("train", "test")) for n in (100, 400)},  # or any other length
 }
 
 
 def find_reader(name: str) -> tuple[Reader, tuple[str, ...]] | None:
-    """The reader and the splits of an embedded set, or None. Raises UsageError for an `adding:` of no length."""
+    """The reader and the splits of a built-in set, or None. Raises UsageError for `adding:` with an invalid length."""
     kind, _, length = name.partition(":")
     if kind == "adding" and length:
         if not length.isdecimal() or len(length) > 6 or int(length) < 2:
-            raise UsageError(f"{quote(name)}: the adding problem has sequences of 2 to 999,999 numbers, as adding:100")
+            raise UsageError(f"{quote(name)}: write adding:N, sequences of N numbers, 2 to 999999, as adding:100")
         return partial(_adding, int(length)), ("train", "test")
     return BUILTIN.get(name)

@@ -1,4 +1,4 @@
-"""Image files as their owners have them: opened in one manner, refused in one, and the identity of a set of them."""
+"""Image files: how they are opened, decoded and rejected, and the identity of a folder of them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +16,12 @@ from documents import reject_lfs_pointer, require_regular_file
 from errors import UsageError
 
 EXTENSIONS = tuple(f".{end}" for end in "jpg jpeg jpe jfif png bmp webp ppm pgm pbm pnm tif tiff gif".split())
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # of these endings, as Pillow names them
-HASH_CONTENTS_UP_TO = (
-    2**28
-)  # bytes: of a split no larger than this the contents are in its checksum, else names and lengths only
-DEEP_MODES = ("I", "F")  # first letters of Pillow's modes of more than 8 bits a channel
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # Pillow's names of the formats of EXTENSIONS
+# Bytes: the checksum of a split up to this size is of its files' contents, of a larger one of their names and lengths.
+HASH_CONTENTS_UP_TO = 2**28
+DEEP_MODES = ("I", "F")  # first letters of Pillow's modes with more than 8 bits a channel
 ORIENTATION = 0x0112  # EXIF's number of the field
-EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
+EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # entries of `info` where Pillow looks for it
 EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,22 +30,22 @@ EXIF_TRANSPOSES = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # from EXIF's orientations to what makes an image upright; from 5 on rows become columns
+}  # EXIF orientation -> the transpose that makes the image upright; from 5 on it swaps rows and columns
 
 
 @contextmanager
 def open_image(file: bytes | str | Path, name: str) -> Iterator[Image.Image]:
-    """An image file, or its bytes, with its header read and its pixels not yet; of several frames the first.
+    """Open an image file, or its bytes: reads the header, not yet the pixels. Of several frames it is the first.
 
-    Raises UsageError where it is no image of FORMATS, whatever its ending, no regular file, a pointer of Git LFS,
-    damaged, as may show inside the block, or deeper than 8 bits.
+    Raises UsageError if it is not an image of FORMATS (whatever its extension), not a regular file, a Git LFS pointer,
+    corrupt (which may show inside the `with` block), or has more than 8 bits a channel.
     """
     try:
         if not isinstance(file, bytes):
             require_regular_file(file)
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             if image.mode.startswith(DEEP_MODES):
-                raise UsageError(f"{name} has more than 8 bits a channel: convert it first")
+                raise UsageError(f"{name} has more than 8 bits a channel: convert it to 8 bits first")
             yield image
     except (UsageError, MemoryError):
         raise
@@ -54,46 +53,46 @@ def open_image(file: bytes | str | Path, name: str) -> Iterator[Image.Image]:
         if not isinstance(file, bytes):
             reject_lfs_pointer(file)
         raise corrupt_error(name, f"it is none of {', '.join(FORMATS)}") from None
-    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+    except Exception as error:  # Pillow raises nearly any exception for a corrupt file
         raise corrupt_error(name, error) from None
 
 
 def corrupt_error(name: str, error: Exception | str) -> UsageError:
-    """What to raise for a file that is no image, or not the one it was."""
-    first = (str(error) or type(error).__name__).splitlines()[0]
-    return UsageError(f"{name} cannot be read as an image ({first}): mend it or take it away")
+    """The error for a file that is not an image, or is corrupt or changed."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UsageError(f"{name} cannot be read as an image ({reason}): repair or remove it")
 
 
 def decode(file: bytes | str | Path, name: str, channels: int = 3, upright: bool = True) -> Pixels:
-    """An image file, or its bytes, as grey or RGB, any transparency dropped -> [Y X C]; `upright` by EXIF.
+    """Decode an image file, or its bytes, to grey or RGB without transparency: [Y X C]; `upright` applies EXIF.
 
     Raises UsageError as `open_image`.
     """
     with open_image(file, name) as image:
         image.load()
-        turn = EXIF_TRANSPOSES.get(orientation(image)) if upright else None
-        turned = image if turn is None else image.transpose(turn)
-        plain = turned.convert("RGBA") if turned.mode == "P" else turned  # a palette may have transparent entries
-        found = np.asarray(plain.convert("RGB" if channels == 3 else "L"))
-    return found if channels == 3 else found[..., None]
+        transpose = EXIF_TRANSPOSES.get(orientation(image)) if upright else None
+        turned = image if transpose is None else image.transpose(transpose)
+        opaque = turned.convert("RGBA") if turned.mode == "P" else turned  # a palette may have transparent entries
+        pixels = np.asarray(opaque.convert("RGB" if channels == 3 else "L"))
+    return pixels if channels == 3 else pixels[..., None]
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1, as the pixels lie, where there is none or the block cannot be read.
+    """The EXIF orientation, 1 to 8; 1 (as stored) if there is none or EXIF cannot be read.
 
-    TIFFs have 1: Pillow turns them itself.
+    It is 1 for TIFFs too, which Pillow transposes itself.
     """
     if image.format == "TIFF" or not any(key in image.info for key in EXIF):
         return 1
     try:
-        found = image.getexif().get(ORIENTATION)
-    except Exception:  # as above; the pixels are whole, and viewers show such an image as it lies
+        pixels = image.getexif().get(ORIENTATION)
+    except Exception:  # Pillow, as above; the pixels are intact, and viewers show such an image as stored
         return 1
-    return found if found in EXIF_TRANSPOSES else 1
+    return pixels if pixels in EXIF_TRANSPOSES else 1
 
 
 def upright_size(image: Image.Image) -> Size:
-    """Rows and columns of an opened image after it is turned upright."""
+    """(rows, columns) of an open image once it is upright."""
     columns, rows = image.size
     return (columns, rows) if orientation(image) >= 5 else (rows, columns)
 
@@ -101,7 +100,7 @@ def upright_size(image: Image.Image) -> Size:
 def identity(
     root: str | Path, split: str, description: bytes, paths: Sequence[Path], length: int, tick: Tick = silent
 ) -> dict[str, Any]:
-    """The identity of a split of a folder: a `description` of its files, and their contents, `length` bytes."""
+    """The identity of a folder's split, by a `description` of its files and their contents, `length` bytes in all."""
     hashed = track(paths if length <= HASH_CONTENTS_UP_TO else (), "hashing images", tick)
     contents = [checksum(path.read_bytes()).encode() for path in hashed]
     return {
@@ -113,5 +112,5 @@ def identity(
 
 
 def display_name(root: str | Path) -> str:
-    """The name of a folder, also of one that is written `.`."""
+    """The name of a folder, also if it is given as `.`."""
     return Path(root).resolve().name

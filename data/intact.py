@@ -1,4 +1,4 @@
-"""Which files and rows of a data set cannot be read: each is read once, several at a time."""
+"""Finds the files and rows of a data set that cannot be read, by reading each once, in parallel threads."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,8 @@ from data.progress import Tick, silent
 from errors import UsageError
 
 T = TypeVar("T")
-CHUNK = 64  # items between two reports
-CHECK_UP_TO = 1000  # examples, of a set that is read whole before a run
+CHUNK = 64  # items between two reports of progress
+CHECK_UP_TO = 1000  # examples: a set up to this size is read completely before a run
 
 
 def read_errors(
@@ -20,37 +20,37 @@ def read_errors(
     tick: Tick = silent,
     go_on: Callable[[], bool] = lambda: True,
 ) -> list[str]:
-    """What is wrong with those items that cannot be read, in their order; once `go_on` says no, the rest is left."""
+    """The error messages of items that `read` rejects, in order. Stops early when `go_on` returns False."""
 
-    def refusal(item: T) -> str | None:
+    def read_error(item: T) -> str | None:
         try:
             read(item)
         except UsageError as error:
             return str(error)
         return None
 
-    found: list[str] = []
+    errors: list[str] = []
     tick(what, 0, len(items))
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(items), CHUNK):
             if not go_on():
                 break
-            found += filter(None, pool.map(refusal, items[start : start + CHUNK]))
+            errors += filter(None, pool.map(read_error, items[start : start + CHUNK]))
             tick(what, min(start + CHUNK, len(items)), len(items))
-    return found
+    return errors
 
 
-def row_errors(source: Source, **how: Any) -> list[str]:
-    """What is wrong with those rows of a source that cannot be read; `how` as of `read_errors`."""
+def row_errors(source: Source, **options: Any) -> list[str]:
+    """The error messages of rows that cannot be read; `options` as of `read_errors`."""
     if not isinstance(source, Examples) or not callable(source.fields):
         return []
-    return read_errors(lambda row: source.__getitems__([row]), range(len(source)), **how)
+    return read_errors(lambda row: source.__getitems__([row]), range(len(source)), **options)
 
 
 def check_readable(sources: Iterable[Source], go_on: Callable[[], bool]) -> None:
-    """Read sets of SMALL or fewer examples. Raises UsageError for rows that cannot be read, before a run meets them."""
+    """Read all rows of sets of up to CHECK_UP_TO examples before a run. Raises UsageError for rows that fail."""
     for source in sources:
-        wrong = row_errors(source, go_on=go_on) if len(source) <= CHECK_UP_TO else []
-        if wrong:
-            more = f"; {len(wrong) - 1:,} more of its files: launch.py doctor --data=… names all" if wrong[1:] else ""
-            raise UsageError(f"{wrong[0]}{more}")
+        errors = row_errors(source, go_on=go_on) if len(source) <= CHECK_UP_TO else []
+        if errors:
+            more = f"; {len(errors) - 1:,} more of its files: launch.py doctor --data=… lists all" if errors[1:] else ""
+            raise UsageError(f"{errors[0]}{more}")

@@ -1,4 +1,4 @@
-"""What a source is: examples, documents, or pairs of them; random-access, by row, and sure of their identity."""
+"""The types of data sources: examples, documents, parallel text. All are random-access by row and have an identity."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,21 +12,21 @@ from errors import UsageError, unknown
 
 Fields = dict[str, np.ndarray]
 Pixels = np.ndarray  # one image, uint8 [Y X C]
-Draw = np.random.Generator
-BLOCK = 1024  # rows of a set that are read at once
-DECODE_ONCE = 2**30  # bytes: a set no larger than this when decoded is held decoded in memory
+Rng = np.random.Generator
+BLOCK = 1024  # rows that are read at once
+DECODE_ONCE = 2**30  # bytes: a set up to this size when decoded is kept decoded in memory
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples, a row each, with what is to be told of them.
+    """Examples, one a row, with their labels or targets.
 
-    Fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask float32 [n T]; and
-    label int32 [n] out of `classes`, labels float32 [n C] of 0 and 1 where a row has any number of them, or target
-    float32 [n C]. Images of different sizes are objects [n], each uint8 [y x C]; those with boxes have the fields of
-    `data/detection.py: DetectionReader`. The fields are a dict of arrays, or a function from rows to one where the set
-    is too large to hold. `names` are those of the classes, if they have some; `absent` are the names of classes of
-    other splits without an example here; `notes` say what a user should know.
+    Input fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask
+    float32 [n T]. Output fields: label int32 [n] out of `classes`, labels float32 [n C] of 0 and 1 (any number of
+    classes a row), or target float32 [n C]. Images of different sizes are an object array [n] of uint8 [y x C]. Images
+    with boxes have the fields of `data/detection.py: DetectionReader`. `fields` is a dict of arrays, or a function from
+    rows to such a dict if the set is too large for memory. `names` are the names of the classes, if they have any.
+    `absent` are the names of classes that only other splits have examples of. `notes` are messages for the user.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
@@ -53,10 +53,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents, as str; perhaps each with a label out of `classes`, which may have names.
+    """Documents as str, optionally labelled with one of `classes` classes, which may have names.
 
-    labels are int32 [n], or float32 [n C] of 0 and 1 where a document has any number of them. `notes` say what a user
-    should know.
+    labels are int32 [n], or float32 [n C] of 0 and 1 if a document has any number of classes. `notes` are messages for
+    the user.
     """
 
     documents: tuple[str, ...]
@@ -71,13 +71,13 @@ class Texts:
 
     @property
     def label_field(self) -> str:
-        """The batch's field that the labels become: `label`, or `labels` where a row has any number of them."""
+        """The batch field of the labels: `label` (one class a row) or `labels` (any number)."""
         return "labels" if self.labels is not None and self.labels.ndim == 2 else "label"
 
 
 @dataclass(frozen=True)
 class ParallelText:
-    """Texts, each with its translation: from the first of two languages, as their fields or files are named."""
+    """Texts and their translations, from the first of `languages` to the second; these are names of fields or files."""
 
     texts: tuple[str, ...]
     translations: tuple[str, ...]
@@ -88,7 +88,7 @@ class ParallelText:
         return len(self.texts)
 
     def first(self, count: int) -> "ParallelText":
-        """The first so many pairs."""
+        """The first `count` pairs."""
         return replace(self, texts=self.texts[:count], translations=self.translations[:count])
 
     @property
@@ -100,40 +100,40 @@ class ParallelText:
 Source = Examples | Texts | ParallelText
 
 
-def generator(seed: int, step: int, row: int, site: int = 0) -> Draw:
-    """The draws for a row of the batch of a step; each site that draws has its own."""
+def generator(seed: int, step: int, row: int, site: int = 0) -> Rng:
+    """The random generator of a batch's row, keyed by (seed, step, row) and by `site`, the place in the code."""
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, site, row]))
 
 
 def object_array(images: Sequence[Pixels]) -> np.ndarray:
     """Images of different sizes as an array of objects [n]."""
-    held = np.empty(len(images), object)
-    for i, image in enumerate(images):  # numpy would try to make one array of those that are alike
-        held[i] = image
-    return held
+    array = np.empty(len(images), object)
+    for i, image in enumerate(images):  # np.array would stack images of equal size
+        array[i] = image
+    return array
 
 
 def check_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
-    """Hold labels [n] to be known. Raises UsageError where some are kept secret, as those of contests are, by -1."""
+    """Raises UsageError if a label of [n] is -1: contests withhold the labels of their test sets so."""
     if len(labels) and labels.min() < 0:
         name, split = identity["name"], identity["split"]
-        raise UsageError(f"the labels of {name!r} are kept secret in its split {split!r}; take another")
+        raise UsageError(f"split {split!r} of {name!r} has no public labels (they are -1); use another split")
 
 
 def field_error(name: str, field: str) -> UsageError:
-    """What to raise where a field of text is asked of a set that has none to choose from."""
-    return UsageError(f"config key 'data.field' = {field!r}: {name} has one kind of text or none")
+    """The error for data.field on a data set that has no text fields to choose from."""
+    return UsageError(f"config key 'data.field' = {field!r}: {name} has no text fields to choose from; unset it")
 
 
 def unknown_split(name: object, split: str, known: Iterable[str]) -> UsageError:
-    """What to raise for a split that a set has not; a set of one split may be parted."""
+    """The error for a split that a data set does not have. If it has one split only, it says how to divide that."""
     legal = [*known]
     error = unknown(f"split of {name}", split, legal)
-    return error if len(legal) != 1 else UsageError(f"{error}; parts of it are {legal[0]}[:90%] and {legal[0]}[90%:]")
+    return error if len(legal) != 1 else UsageError(f"{error}; to divide it: {legal[0]}[:90%] and {legal[0]}[90%:]")
 
 
 def iter_blocks(count: int, tick: Tick = silent) -> Iterator[range]:
-    """All rows of a set, some at a time, since a set reads many together faster than one by one; reported as read."""
+    """The rows of a data set in blocks of BLOCK, which read faster than single rows. Reports progress to `tick`."""
     tick("reading rows", 0, count)
     for start in range(0, count, BLOCK):
         block = range(start, min(start + BLOCK, count))
@@ -150,7 +150,7 @@ def checksum(*parts: np.ndarray | bytes) -> str:
 
 
 def examples(name: str, split: str, classes: int | None, **fields: np.ndarray) -> Examples:
-    """Examples held in memory."""
+    """Examples in memory."""
     count = len(next(iter(fields.values())))
     identity = {"name": name, "split": split, "count": count, "checksum": checksum(*fields.values())}
     return Examples(fields, count, identity, classes)

@@ -1,4 +1,4 @@
-"""Reading ahead: a plan's batches, step after step, prefetched by grain in a thread or in worker processes."""
+"""The data loader: a sampler's batches in order of steps, prefetched by grain in a thread or in worker processes."""
 
 import multiprocessing
 import signal
@@ -11,13 +11,13 @@ from data.plan import Batch, BatchSampler
 
 @dataclass(frozen=True)
 class _Steps:
-    plan: BatchSampler
+    sampler: BatchSampler
     rows: tuple[int, ...]
     start: int
     stop: int
 
     def __setstate__(self, fields: dict[str, Any]) -> None:
-        """Arrive in a worker process: Ctrl-C is for the run, which ends its workers."""
+        """Unpickled in a worker process, which ignores Ctrl-C: the run handles it and ends its workers."""
         self.__dict__.update(fields)
         if multiprocessing.parent_process() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -26,21 +26,21 @@ class _Steps:
         return self.stop - self.start
 
     def __getitem__(self, i: int) -> Batch:
-        return self.plan.batch(self.start + int(i), self.rows)
+        return self.sampler.batch(self.start + int(i), self.rows)
 
 
 def batches(
-    plan: BatchSampler, rows: Sequence[int], start: int, stop: int, *, workers: int, prefetch: int
+    sampler: BatchSampler, rows: Sequence[int], start: int, stop: int, *, workers: int, prefetch: int
 ) -> Iterator[Batch]:
-    """The given rows of batches `start` up to `stop`, read `prefetch` ahead; `workers` 0 reads in one thread."""
+    """The given rows of batches `start` to `stop` - 1, prefetched `prefetch` ahead; `workers` = 0 reads in a thread."""
     import grain
 
     if workers:
         from absl import flags
 
-        flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which nobody else parsed
-    dataset = grain.MapDataset.source(_Steps(plan, tuple(rows), start, stop))
-    reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
+        flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which are not parsed otherwise
+    dataset = grain.MapDataset.source(_Steps(sampler, tuple(rows), start, stop))
+    iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
     if workers:
-        reading = reading.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(reading)
+        iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(iterator)

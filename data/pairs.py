@@ -1,4 +1,4 @@
-"""Texts and their translations: read from files side by side, and laid out as rows of tokens.
+"""Parallel text: read from pairs of files or from rows, and tokenised to rows for encoder-decoders.
 
 Legend: n pairs, S T tokens of a text and of its translation.
 """
@@ -17,37 +17,39 @@ from data.tokenizers import Tokenizer
 from documents import read_lines
 from errors import UsageError
 
-MULTIPLE = 8  # lengths are rounded up to it, so that few are compiled
+MULTIPLE = 8  # lengths are rounded up to a multiple of it, so that few shapes are compiled
 
 
 def languages(field: str | None) -> tuple[str, str] | None:
-    """The two sides that `en:de` names, the one to translate from first; None where it names no two.
+    """The two languages of a field `en:de`, the source first; None if it does not name two.
 
-    Raises UsageError where it names one twice.
+    Raises UsageError if both are the same.
     """
     first, colon, second = (field or "").partition(":")
     if colon and first == second:
-        raise UsageError(f"data.field = {field!r} must name two sides, what to translate from and into")
+        raise UsageError(f"data.field = {field!r} must name two different languages, as en:de")
     return (first, second) if first and colon and second and ":" not in second else None
 
 
 def from_files(folder: Path, split: str, field: str) -> ParallelText:
-    """Pairs of the lines of two files: `train.en`, `train.de`, `test.en` …, or where there are such, files `en`, `de`.
+    """Pairs of the lines of two files: `en` and `de` if they exist, otherwise `train.en`, `train.de`, `test.en` ….
 
-    Of the latter the last tenth is the split `validation`. Raises UsageError where files lack or differ in length.
+    The last tenth of `en` and `de` is the split `validation`. Raises UsageError if files are missing or differ in
+    length.
     """
     both, splits = languages(field), splits_of(folder, field)
     assert both is not None
     if split not in splits:
-        known = f"it has {', '.join(splits)}" if splits else f"wanted are {' and '.join(f'{split}.{s}' for s in both)}"
-        raise UsageError(f"{folder} has no pairs of files for {field} and the split {split!r}; {known}")
-    whole = _have_side_files(folder, both)
-    files = [folder / side for side in both] if whole else _by_split(folder, both)[split]
+        expected = " and ".join(f"{split}.{side}" for side in both)
+        hint = f"it has {', '.join(splits)}" if splits else f"expected {expected}"
+        raise UsageError(f"{folder} has no pairs of files for {field} and the split {split!r}; {hint}")
+    is_one_pair = _have_side_files(folder, both)
+    files = [folder / side for side in both] if is_one_pair else _by_split(folder, both)[split]
     sides = [read_lines(file) for file in files]
     if len(sides[0]) != len(sides[1]):
         counts = " and ".join(f"{len(side):,} in {file.name}" for file, side in zip(files, sides, strict=True))
-        raise UsageError(f"{folder}: files side by side must have as many lines; there are {counts}")
-    if whole:
+        raise UsageError(f"{folder}: both files of a pair must have the same number of lines; there are {counts}")
+    if is_one_pair:
         cut = len(sides[0]) - len(sides[0]) // 10
         sides = [side[:cut] if split == "train" else side[cut:] for side in sides]
     texts, translations = map(tuple, sides)
@@ -57,7 +59,7 @@ def from_files(folder: Path, split: str, field: str) -> ParallelText:
 
 
 def from_rows(path: Path, split: str, field: str) -> ParallelText:
-    """Pairs of two fields of a file's or folder's rows. Raises UsageError as `corpora.load`."""
+    """Pairs from two fields of the rows of a file or folder. Raises UsageError as `corpora.load`."""
     both = languages(field)
     assert both is not None
     if split not in corpora.splits_of(path):
@@ -69,7 +71,7 @@ def from_rows(path: Path, split: str, field: str) -> ParallelText:
 
 
 def splits_of(folder: Path, field: str) -> tuple[str, ...]:
-    """The splits that a folder's files make, training first."""
+    """The splits of a folder's pairs of files, training first."""
     both = languages(field)
     assert both is not None
     if _have_side_files(folder, both):
@@ -78,15 +80,15 @@ def splits_of(folder: Path, field: str) -> tuple[str, ...]:
 
 
 def _by_split(folder: Path, both: tuple[str, str]) -> dict[str, list[Path]]:
-    """The two files of each split that has both, by its name: what stands before the side's, which is in any case."""
+    """The two files of each split that has both, by the split's name: the file name without `.en` (in any case)."""
     first, second = map(partial(_side_files, folder), both)
     return {split: [first[split], second[split]] for split in first if split in second}
 
 
 def _side_files(folder: Path, side: str) -> dict[str, Path]:
-    """The files of a side by their splits; of two the one with the side as it is given."""
-    found = sorted(glob_any_case(folder, f"*.{side.lower()}"), key=lambda path: path.name.endswith(f".{side}"))
-    return {path.name[: -len(side) - 1]: path for path in found if path.is_file()}
+    """The files of a language by split; of two files of a split, the one whose case matches `side`."""
+    files = sorted(glob_any_case(folder, f"*.{side.lower()}"), key=lambda path: path.name.endswith(f".{side}"))
+    return {path.name[: -len(side) - 1]: path for path in files if path.is_file()}
 
 
 def _have_side_files(folder: Path, names: tuple[str, str]) -> bool:
@@ -105,21 +107,21 @@ def translation_rows(
 ) -> Examples:
     """Pairs as rows: source [n S], source_mask [n S]; tokens, targets and weight [n T]; S and T at most `limit`.
 
-    They are those of the longest, up to a multiple of 8 and of `parts`, or where `full` the limit, so that sets can be
-    mixed. Both ends are eot; tokens begin with the tokenizer's first prefix, or with eot, and foretell targets. What is
-    longer is cut where `cut`, as in an exam, else left out. An empty text or translation is left out of what is learnt
-    from.
+    S and T are those of the longest row, rounded up to a multiple of 8 and of `parts`, or `limit` if `pad_to_limit` (so
+    that data sets can be mixed). source and targets end with eot. tokens are targets shifted right, after `bos_id`.
+    With `truncate`, as in an evaluation, longer pairs are cut; otherwise pairs that are longer or have an empty side
+    are dropped.
 
-    Raises UsageError where nothing is left.
+    Raises UsageError if no pair is left.
     """
     sides = {"tokenising texts": pairs.texts, "tokenising translations": pairs.translations}
     encoded = [[tokenizer.encode(line) for line in track(side, what, tick)] for what, side in sides.items()]
-    fit = [truncate or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
-    sources, targets = ([ids for ids, keep in zip(side, fit, strict=True) if keep] for side in encoded)
+    keep = [truncate or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
+    sources, targets = ([ids for ids, kept in zip(side, keep, strict=True) if kept] for side in encoded)
     if not sources and (pairs.texts or not truncate):
-        whole = any(len(a) and len(b) for a, b in zip(*encoded, strict=True))
-        longest = f"of at most {limit} tokens with the end; raise data.max_length or model.context"
-        raise UsageError(f"{pairs.identity['name']} has no pair {longest if whole else 'of two texts'}")
+        has_pairs = any(len(a) and len(b) for a, b in zip(*encoded, strict=True))
+        fitting = f"of at most {limit} tokens with the end; raise data.max_length or model.context"
+        raise UsageError(f"{pairs.identity['name']} has no pair {fitting if has_pairs else 'of two texts'}")
     end = np.array([tokenizer.eot], np.int32)
     multiple = math.lcm(MULTIPLE, parts)
     lengths = dict(limit=limit, multiple=limit if pad_to_limit else multiple)
@@ -132,14 +134,14 @@ def translation_rows(
 
 
 def bos_id(tokenizer: Tokenizer) -> int:
-    """The token after which a translation begins."""
+    """The first token of the decoder's input: the tokenizer's first prefix token, otherwise eot."""
     return tokenizer.prefix[0] if tokenizer.prefix else tokenizer.eot
 
 
 def _pad(ids: list[np.ndarray], limit: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 [n T], and 1 where they are [n T]; T is the longest's length, up to a multiple, limit at most."""
+    """Rows of ids -> ids int32 [n T], mask float32 [n T]; T is the longest, rounded up to `multiple`, limit at most."""
     length = min(limit, -(-max(map(len, ids), default=1) // multiple) * multiple)
-    tokens, there = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), np.float32)
+    tokens, mask = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), np.float32)
     for row, own in enumerate(ids):
-        tokens[row, : len(own)], there[row, : len(own)] = own, 1
-    return tokens, there
+        tokens[row, : len(own)], mask[row, : len(own)] = own, 1
+    return tokens, mask

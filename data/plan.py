@@ -1,8 +1,8 @@
-"""Which examples make up which batch: a pure function of (seed, step, global batch size).
+"""The examples of each batch: a pure function of (seed, step, global batch size).
 
-There is no iterator state: any batch is computed from its step, on any number of processes, in microseconds, and a
-process may compute only the rows that it owns. Within the run, *place* g is the g-th example ever consumed; epoch and
-position follow from g, and the position is permuted by grain's index shuffle, keyed by seed and epoch.
+There is no iterator state: any batch is computed from its step, on any number of processes, in microseconds. A process
+may compute only its own rows. *Index* g is that of the g-th example consumed in the run. Epoch and position follow from
+g. The position is permuted by grain's index shuffle, keyed by seed and epoch.
 """
 
 import functools
@@ -22,18 +22,18 @@ Augment = Callable[[Batch, int, np.ndarray], Batch]  # (fields, step, global row
 
 
 class Mixer(Protocol):
-    """Something that mixes each row of a batch with another one."""
+    """Mixes each row of a batch with another row, its partner."""
 
     def partners(self, step: int, size: int) -> np.ndarray:
-        """The row that goes with each row of the batch of a step [size]."""
+        """The partner of each row of a step's batch [size]."""
 
     def __call__(self, batch: Batch, others: Batch, step: int, rows: np.ndarray) -> Batch:
-        """The fields of global rows mixed with those of their partners."""
+        """The fields of global `rows` mixed with `others`, the fields of their partners."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """From update `from_step` on, a batch has `batch_size` rows and each corpus its weight in the mixture."""
+    """Batch size and mixture weights (one a source) from update `from_step` on."""
 
     from_step: int
     batch_size: int
@@ -41,33 +41,33 @@ class Phase:
 
 
 def phases_from_json(rows: Sequence[dict[str, Any]]) -> tuple[Phase, ...]:
-    """The phases of a manifest's list of dicts."""
+    """Phases from a manifest's list of dicts."""
     return tuple(Phase(int(r["from_step"]), int(r["batch_size"]), tuple(r["weights"])) for r in rows)
 
 
 def phases_as_json(phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    """The phases as a list of dicts for a manifest."""
+    """Phases as a list of dicts for a manifest."""
     return [{**asdict(p), "weights": list(p.weights)} for p in phases]
 
 
 @runtime_checkable
 class EpochSource(Protocol):
-    """Something that yields the item at a position of an epoch."""
+    """Items by (epoch, position)."""
 
     @property
     def shuffled(self) -> bool:
-        """Whether an epoch's order is drawn anew; else items come in their own order."""
+        """Whether each epoch has a random order; otherwise items keep their own order."""
 
     def __len__(self) -> int:
         """Items in an epoch."""
 
     def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
-        """Fields of the items at shuffled positions of epochs, a row each."""
+        """Fields of the items at (shuffled) positions of epochs, one row each."""
 
 
 @dataclass(frozen=True)
 class ExampleSource:
-    """Examples as they are; every epoch holds each once."""
+    """Examples, each once an epoch."""
 
     source: Examples
     shuffled = True
@@ -76,7 +76,7 @@ class ExampleSource:
         return len(self.source)
 
     def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
-        """Fields of those rows, and weight 1 [B] where they have none of their own."""
+        """Fields of the rows at `positions`, with weight 1 [B] unless the examples have weights."""
         fields = self.source.__getitems__(positions)
         return {"weight": np.ones(len(positions), np.float32), **fields}
 
@@ -86,14 +86,15 @@ def hash32(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
-PATTERN_LENGTH = 1000  # places after which a mixture's pattern of corpora repeats, at least
-MIN_PLACES = 10  # of a pattern, for the corpus of least share: the pattern grows for it
-MIN_WEIGHT = 1e-5  # of a mixture, so that a pattern stays small enough to hold
+PATTERN_LENGTH = 1000  # examples after which the sequence of a mixture's sources repeats, at least
+MIN_PLACES = 10  # entries of the pattern for the source of least weight; the pattern grows until it has them
+MIN_WEIGHT = 1e-5  # of a source in a mixture: bounds the length of the pattern
+PERMUTE_BELOW = 2**16  # grain's index shuffle rejects indices of a permutation of at least this size: slow below it
 
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """The batches of a run over one corpus or a weighted mixture of several."""
+    """The batches of a run over one source or a weighted mixture of several."""
 
     sources: tuple[EpochSource, ...]
     phases: tuple[Phase, ...]
@@ -104,81 +105,78 @@ class BatchSampler:
     def __post_init__(self) -> None:
         if len(self.sources) > 1:
             first = np.zeros(1, np.int64)
-            rows = [self._augment_rows(c.items(first, first), 0, first) for c in self.sources]
-            kinds = [{k: _row_type(v) for k, v in sorted(row.items())} for row in rows]
-            if any(kind != kinds[0] for kind in kinds):
+            rows = [self._augment_rows(source.items(first, first), 0, first) for source in self.sources]
+            types = [{k: _row_type(v) for k, v in sorted(row.items())} for row in rows]
+            if any(type_ != types[0] for type_ in types):
                 raise UsageError(
-                    f"the sets of a mixture must have the same fields; they have {' and '.join(map(str, kinds))}"
+                    f"the sets of a mixture must have the same fields; they have {' and '.join(map(str, types))}"
                 )
 
     def phase(self, step: int) -> Phase:
-        """The phase that holds a step."""
+        """The phase of a step."""
         return [p for p in self.phases if p.from_step <= step][-1]
 
     def examples_before(self, step: int) -> int:
-        """Examples consumed before a step: the place of its row 0."""
+        """Examples consumed before a step: the index of its row 0."""
         ends = [p.from_step for p in self.phases[1:]] + [step]
         return sum(
             max(0, min(end, step) - p.from_step) * p.batch_size for p, end in zip(self.phases, ends, strict=True)
         )
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
-        """The rows (all where None) of the batch that update `step` -> `step` + 1 consumes; [len(rows) ...]."""
+        """The given rows (None: all) of the batch of update `step` -> `step` + 1: [len(rows) ...]."""
         size = self.phase(step).batch_size
         own = np.arange(size) if rows is None else np.asarray(rows)
         if self.mixup is None:
             return self._read(step, own)
         both = np.concatenate([own, self.mixup.partners(step, size)[own]])
-        needed, spots = np.unique(both, return_inverse=True)
+        needed, inverse = np.unique(both, return_inverse=True)
         read = self._read(step, needed)
-        batch, others = ({k: v[spot] for k, v in read.items()} for spot in np.split(spots, 2))
+        batch, others = ({k: v[index] for k, v in read.items()} for index in np.split(inverse, 2))
         return self.mixup(batch, others, step, own)
 
-    def _read(self, step: int, own: np.ndarray) -> Batch:
-        """Rows of a batch, augmented, each by itself."""
-        phase = self.phase(step)
-        places = self.examples_before(step) + own
-        which, before = _assign_sources(places, phase.weights, self.seed)
-        ranks = before[which, np.arange(len(places))] + self._mixture_remainders(step)[which]
+    def _read(self, step: int, rows: np.ndarray) -> Batch:
+        """Rows of a batch, each augmented, before they are mixed with their partners."""
+        weights = self.phase(step).weights
+        index = self.examples_before(step) + rows
+        owner, counts = _assign_sources(index, weights, self.seed)
+        ranks = counts[owner, np.arange(len(index))] + self._mixture_remainders(step)[owner]
         batch: Batch = {}
-        for i, corpus in enumerate(self.sources):
-            mine = np.flatnonzero(which == i)
-            if not mine.size:
+        for i, source in enumerate(self.sources):
+            own = np.flatnonzero(owner == i)
+            if not own.size:
                 continue
-            epochs, positions = np.divmod(ranks[mine], len(corpus))
-            if corpus.shuffled:
-                positions = _shuffle(positions, epochs, len(corpus), self.seed, i)
-            found = self._augment_rows(corpus.items(epochs, positions), step, own[mine])
-            for name, values in found.items():
-                whole = batch.setdefault(name, np.empty((len(own), *values.shape[1:]), values.dtype))
-                whole[mine] = values
+            epochs, positions = np.divmod(ranks[own], len(source))
+            if source.shuffled:
+                positions = _shuffle(positions, epochs, len(source), self.seed, i)
+            fields = self._augment_rows(source.items(epochs, positions), step, rows[own])
+            for name, values in fields.items():
+                batch.setdefault(name, np.empty((len(rows), *values.shape[1:]), values.dtype))[own] = values
         return batch
 
-    def _augment_rows(self, items: Batch, step: int, own: np.ndarray) -> Batch:
-        """Rows of one corpus as the mixture takes them, which has them of one shape."""
-        return self.augment(items, step, own) if self.augment else items
+    def _augment_rows(self, items: Batch, step: int, rows: np.ndarray) -> Batch:
+        """Rows of one source after augmentation, which brings the rows of a mixture to one shape."""
+        return self.augment(items, step, rows) if self.augment else items
 
     def _mixture_remainders(self, step: int) -> np.ndarray:
-        """What each corpus's count lacks under the weights in force at `step`, to go on where it was [corpora]."""
-        begun = [p for p in self.phases if p.from_step <= step]
-        lack = np.zeros(len(self.sources), np.int64)
-        for old, new in itertools.pairwise(begun):
-            edge = np.array([self.examples_before(new.from_step)])
-            lack += (
-                _assign_sources(edge, old.weights, self.seed)[1] - _assign_sources(edge, new.weights, self.seed)[1]
-            )[:, 0]
-        return lack
+        """What to add to each source's count by the weights of `step`, so that earlier phases count too [sources]."""
+        remainders = np.zeros(len(self.sources), np.int64)
+        for old, new in itertools.pairwise(p for p in self.phases if p.from_step <= step):
+            index = np.array([self.examples_before(new.from_step)])
+            before, after = (_assign_sources(index, phase.weights, self.seed)[1] for phase in (old, new))
+            remainders += (before - after)[:, 0]
+        return remainders
 
 
 def _row_type(values: np.ndarray) -> str:
-    """Type and shape of a row of a field [n ...]; of images of different sizes only the channels are fixed."""
+    """Type and shape of one row of a field [n ...]; images of different sizes have only their channels in common."""
     if values.dtype == object:
         return f"uint8[*, *, {values[0].shape[-1]}]"
     return f"{values.dtype}{list(values.shape[1:])}"
 
 
-def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, corpus: int) -> np.ndarray:
-    seeds = {int(e): hash32(seed, "shuffle", corpus, int(e)) for e in np.unique(epochs)}
+def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, source: int) -> np.ndarray:
+    seeds = {int(e): hash32(seed, "shuffle", source, int(e)) for e in np.unique(epochs)}
     if count <= PERMUTE_BELOW:
         return np.array(
             [_permutation(count, seeds[e])[p] for p, e in zip(positions.tolist(), epochs.tolist(), strict=True)]
@@ -189,34 +187,29 @@ def _shuffle(positions: np.ndarray, epochs: np.ndarray, count: int, seed: int, c
     return np.array([index_shuffle(p, max_index=count - 1, seed=seeds[e], rounds=4) for p, e in pairs])
 
 
-PERMUTE_BELOW = (
-    2**16
-)  # grain's shuffle permutes at least so many indices and walks until one is small enough: slow below
-
-
 @functools.lru_cache(maxsize=8)
 def _permutation(count: int, seed: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seed)).permutation(count)
 
 
-def _assign_sources(places: np.ndarray, weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which corpus serves each place [n], and how many places each corpus has served before it [corpora n]."""
+def _assign_sources(index: np.ndarray, weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The source of each example index [n], and how many examples each source gave before it [sources n]."""
     if len(weights) == 1:
-        return np.zeros(len(places), np.int64), places[None]
+        return np.zeros(len(index), np.int64), index[None]
     pattern, before, totals = _mixture_pattern(weights, seed)
-    blocks, spots = np.divmod(places, len(pattern))
-    return pattern[spots], blocks * totals[:, None] + before[:, spots]
+    repeats, offsets = np.divmod(index, len(pattern))
+    return pattern[offsets], repeats * totals[:, None] + before[:, offsets]
 
 
 @functools.lru_cache(maxsize=4)
 def _mixture_pattern(weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A mixture's repeating pattern [P], each corpus's places before each of it [corpora P], and in it [corpora]."""
-    share = np.asarray(weights, np.float64) / sum(weights)
+    """A mixture's repeating sequence of sources [P]; each source's count before each entry [sources P]; its total."""
+    fractions = np.asarray(weights, np.float64) / sum(weights)
     length = PATTERN_LENGTH
-    while length * min(share[share > 0]) < MIN_PLACES:
+    while length * min(fractions[fractions > 0]) < MIN_PLACES:
         length *= 10
-    ends = np.rint(np.cumsum(share) * length).astype(np.int64)
+    ends = np.rint(np.cumsum(fractions) * length).astype(np.int64)
     pattern = np.searchsorted(ends, np.arange(length), side="right")
     pattern = np.random.Generator(np.random.Philox(hash32(seed, "mixture"))).permutation(pattern)
-    mine = pattern == np.arange(len(weights))[:, None]
-    return pattern, np.cumsum(mine, 1) - mine, mine.sum(1)
+    own = pattern == np.arange(len(weights))[:, None]
+    return pattern, np.cumsum(own, 1) - own, own.sum(1)

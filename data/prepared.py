@@ -1,4 +1,4 @@
-"""Sets prepared by TensorFlow Datasets, read as array_record without TensorFlow."""
+"""TensorFlow Datasets, prepared as array_record and read without TensorFlow."""
 
 import functools
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from errors import UsageError, quote, unknown
 
 
 def list_prepared(data_dir: str | None) -> list[str]:
-    """The TFDS sets that lie in a folder, as NAME or NAME/CONFIG."""
+    """The TFDS data sets prepared in a folder, as NAME or NAME/CONFIG."""
     if data_dir is None:
         return []
     infos = [p for depth in ("*/*", "*/*/*") for p in Path(data_dir).glob(f"{depth}/dataset_info.json")]
@@ -39,7 +39,7 @@ def list_prepared(data_dir: str | None) -> list[str]:
 
 @functools.cache
 def open_builder(name: str, data_dir: str | None) -> Any:
-    """TFDS's builder of a set. Raises UsageError for an unknown one."""
+    """The TFDS builder of a data set. Raises UsageError for an unknown name."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -49,9 +49,11 @@ def open_builder(name: str, data_dir: str | None) -> Any:
     except tfds.core.registered.DatasetNotFoundError:
         known = [*BUILTIN, *list_prepared(data_dir), *tfds.list_builders(with_community_datasets=False)]
         raise UsageError(f"{unknown('data set', name, known)}{_unset_hint(data_dir)}") from None
-    except Exception as error:  # a version that is none fails an assertion
+    except Exception as error:  # an invalid version fails an assertion
         if "Parsing builder name" in str(error):
-            raise UsageError(f"{name!r} is no file or folder that is there, nor a name of a set of TFDS") from None
+            raise UsageError(
+                f"{name!r} is neither an existing file or folder nor the name of a TFDS data set"
+            ) from None
         family = name.partition("/")[0].partition(":")[0]
         variants = [f"{family}/{v}" for v in getattr(tfds.builder_cls(family), "builder_configs", {})]
         if isinstance(error, ValueError) and name.partition("/")[2] and name not in variants:
@@ -60,21 +62,21 @@ def open_builder(name: str, data_dir: str | None) -> Any:
 
 
 def _unset_hint(data_dir: str | None) -> str:
-    return "" if data_dir else " (TFDS_DATA_DIR, the folder of prepared sets, is not set)"
+    return "" if data_dir else " (TFDS_DATA_DIR, the folder of prepared data sets, is not set)"
 
 
 def open_split(name: str, split: str, data_dir: str | None, raw: str | None = None) -> tuple[Any, Any, dict[str, Any]]:
-    """Rows, features and identity of a split of a prepared set; the feature `raw` comes as the bytes of its file.
+    """Rows, features and identity of a split of a prepared data set; the feature `raw` is not decoded, but bytes.
 
-    Raises UsageError where it is not there.
+    Raises UsageError if the data set is not prepared or has no such split.
     """
     builder = open_builder(name, data_dir)
-    known = builder.info.splits  # none of a set that is not prepared
-    for one in splits.split_names(split) if known else ():
-        if one not in known:
-            raise unknown_split(name, one, known)
+    known = builder.info.splits  # empty if the data set is not prepared
+    for split_name in splits.split_names(split) if known else ():
+        if split_name not in known:
+            raise unknown_split(name, split_name, known)
     if known and not splits.is_plain(split):
-        split = splits.resolve(split, lambda one: known[one].num_examples)[0]
+        split = splits.resolve(split, lambda split_name: known[split_name].num_examples)[0]
     try:
         rows = builder.as_data_source(split=split, decoders=_skip_decoding(raw))
     except (NotImplementedError, ValueError, AssertionError, OSError):
@@ -97,7 +99,7 @@ def _skip_decoding(feature: str | None) -> dict[str, Any] | None:
 
 
 def read_rows(name: str, split: str, data_dir: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All rows of a split, and its identity. Raises UsageError where it is not there."""
+    """All rows of a split, and its identity. Raises UsageError as `open_split`."""
     source, _, identity = open_split(name, split, data_dir)
     return _read_all(source), identity
 
@@ -107,7 +109,10 @@ def _read_all(source: Any, tick: Tick = silent) -> list[dict[str, Any]]:
 
 
 def load(name: str, split: str, field: str | None, data_dir: str | None, tick: Tick = silent) -> Source:
-    """Images with labels, or texts, with labels where the set has classes. Raises UsageError as `sources.load`."""
+    """Images with labels, images with boxes, parallel text, or texts, labelled if the data set has classes.
+
+    Raises UsageError as `sources.load`.
+    """
     rows, features, identity = open_split(name, split, data_dir)
     label = _find_labels(features)
     if "image" in features and label and label.key in ("label", "labels"):
@@ -119,75 +124,72 @@ def load(name: str, split: str, field: str | None, data_dir: str | None, tick: T
             raise field_error(name, field)
         rows, _, _ = open_split(name, split, data_dir, raw="image")
         return detection.from_tfds(rows, features["objects"].feature, features["image"].shape, identity, tick)
-    texts = sorted(k for k, f in features.items() if type(f).__name__ == "Text")  # they come in any order
+    texts = sorted(k for k, f in features.items() if type(f).__name__ == "Text")  # features have no fixed order
     if field is None and texts:
         field = "text" if "text" in texts else texts[0]
         if field != "text" and len(texts) > 1:
-            raise UsageError(f"{name} has the texts {', '.join(texts)}: data.field, or --field, names the one to read")
-    both = languages(field)
-    for one in both or (str(field),):
-        if one not in texts:
-            raise unknown(f"text field of {name}", one, texts)
-    if both:
-        read = _read_all(rows, tick)
-        first, second = (tuple(to_str(row[side]) for row in read) for side in both)
-        return ParallelText(first, second, both, {**identity, "field": field})
+            raise UsageError(f"{name} has the text fields {', '.join(texts)}: choose one with data.field or --field")
+    sides = languages(field)
+    for text_field in sides or (str(field),):
+        if text_field not in texts:
+            raise unknown(f"text field of {name}", text_field, texts)
+    all_rows = _read_all(rows, tick)
+    identity = {**identity, "field": field}
+    if sides:
+        first, second = (tuple(to_str(row[side]) for row in all_rows) for side in sides)
+        return ParallelText(first, second, sides, identity)
     assert field is not None
-    read = _read_all(rows, tick)
-    documents, identity = tuple(to_str(row[field]) for row in read), {**identity, "field": field}
+    documents = tuple(to_str(row[field]) for row in all_rows)
     if label is None:
         return Texts(documents, identity)
-    return Texts(documents, identity, label.read(read), label.classes, label.names)
+    return Texts(documents, identity, label.read(all_rows), label.classes, label.names)
 
 
 @dataclass(frozen=True)
 class LabelFeature:
-    """The feature of a set that holds its classes: one a row (ClassLabel), or any number (a Sequence of ClassLabel)."""
+    """The feature with a data set's labels: one class a row (ClassLabel), or any number (a Sequence of ClassLabel)."""
 
     key: str
     multilabel: bool
     classes: int
-    names: tuple[str, ...] | None  # None where they are numbers only
+    names: tuple[str, ...] | None  # None if the names are only numbers
 
     @property
     def field(self) -> str:
-        """The field of Examples that they become."""
+        """The field of Examples for these labels."""
         return "labels" if self.multilabel else "label"
 
     def read(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-        """The labels of some rows: int32 [n], or float32 [n C] of 0 and 1 where a row has any number of them.
-
-        What a set keeps secret is -1.
-        """
+        """The labels of some rows: int32 [n], or if multilabel float32 [n C] of 0 and 1. Withheld labels are -1."""
         if not self.multilabel:
             return np.array([row[self.key] for row in rows], np.int32)
-        found = np.zeros((len(rows), self.classes), np.float32)
+        labels = np.zeros((len(rows), self.classes), np.float32)
         for i, row in enumerate(rows):
             classes = np.asarray(row[self.key], np.int64)
             if (classes < 0).any():
-                found[i] = -1
+                labels[i] = -1
             else:
-                found[i, classes] = 1
-        return found
+                labels[i, classes] = 1
+        return labels
 
 
 def _find_labels(features: Any) -> LabelFeature | None:
-    """The labels of a set: of one class a row, else of several, `label` or `labels`, else the only ones.
+    """The label feature: a ClassLabel, or if there is none a Sequence of them; `label` or `labels`, or the only one.
 
-    None where there are others beside each other: the features come in any order.
+    None if several features have other names: features have no fixed order, so none of them is the first.
     """
     single = {k: f for k, f in features.items() if type(f).__name__ == "ClassLabel"}
-    several = {k: f.feature for k, f in features.items() if type(getattr(f, "feature", None)).__name__ == "ClassLabel"}
-    found = single or several
-    key = next((k for k in ("label", "labels") if k in found), next(iter(found)) if len(found) == 1 else None)
+    lists = {k: f.feature for k, f in features.items() if type(getattr(f, "feature", None)).__name__ == "ClassLabel"}
+    choices = single or lists
+    key = next((k for k in ("label", "labels") if k in choices), next(iter(choices)) if len(choices) == 1 else None)
     if key is None:
         return None
-    names, classes = tuple(found[key].names or ()), found[key].num_classes
+    names, classes = tuple(choices[key].names or ()), choices[key].num_classes
     return LabelFeature(key, not single, classes, None if names == tuple(map(str, range(len(names)))) else names)
 
 
 def to_str(text: bytes | str) -> str:
-    """Text as TFDS gives it, which may be bytes."""
+    """A text of TFDS, bytes or str, as str."""
     return text.decode("utf-8") if isinstance(text, bytes) else text
 
 
@@ -197,10 +199,10 @@ def _image_examples(
     shape, count = features["image"].shape, len(rows)
 
     def read(wanted: np.ndarray) -> Fields:
-        got = rows.__getitems__([int(i) for i in wanted])
-        labels = label.read(got)
+        examples = rows.__getitems__([int(i) for i in wanted])
+        labels = label.read(examples)
         check_labels(labels, identity)
-        images = [g["image"] for g in got]
+        images = [example["image"] for example in examples]
         return {"image": object_array(images) if None in shape else np.stack(images), label.field: labels}
 
     classes, names = label.classes, label.names

@@ -1,18 +1,18 @@
-"""How far something long is, as it is reported to a callback: no function of a library writes to a terminal."""
+"""Progress of long operations, reported to a callback: library functions do not write to the terminal."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
-Tick = Callable[[str, int, int], None]  # (what is being done, how many are done, of how many)
+Tick = Callable[[str, int, int], None]  # (description, items done, items in all)
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Report nothing."""
+    """A Tick that reports nothing."""
 
 
 def track(items: Sequence[T], what: str, tick: Tick, then: str = "") -> Iterator[T]:
-    """The items, reported one by one; `then` is what their reader does when it has all of them."""
+    """Yield the items and report each; `then` describes what the consumer does after the last one."""
     tick(what, 0, len(items))
     for i, item in enumerate(items, 1):
         yield item

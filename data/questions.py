@@ -1,6 +1,6 @@
-"""Questions with choices, one of which is right, and texts whose last word is asked: exams of language models.
+"""Evaluation tasks for language models: multiple-choice questions, and LAMBADA, the last word of a text.
 
-A question is put as a context and its choices' texts; which is likelier to follow tells what the model takes for right.
+A question is a context and the texts of its choices. The model's answer is the choice with the greatest likelihood.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Question:
-    """A context, the texts that may follow it after a space, and which of them is right."""
+    """A context, the choices that may follow it after a space, and the index of the right one."""
 
     context: str
     choices: tuple[str, ...]
@@ -30,7 +30,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """A set of questions, sure of its identity."""
+    """A set of questions and its identity."""
 
     items: tuple[Question, ...]
     identity: dict[str, Any]
@@ -39,17 +39,17 @@ class Questions:
         return len(self.items)
 
     def first(self, count: int) -> "Questions":
-        """The first so many."""
+        """The first `count` questions."""
         return Questions(self.items[:count], self.identity)
 
 
 def with_text_choices(question: str, choices: tuple[str, ...], answer: int, subject: str) -> Question:
-    """The choices' own texts after `Answer:`, as lm-evaluation-harness puts ARC."""
+    """The texts of the choices follow `Answer:`, as lm-evaluation-harness formats ARC."""
     return Question(f"Question: {question}\nAnswer:", choices, answer)
 
 
 def with_letter_choices(question: str, choices: tuple[str, ...], answer: int, subject: str) -> Question:
-    """The choices listed and their letters asked for, as lm-evaluation-harness puts MMLU.
+    """The prompt lists the choices, and their letters follow `Answer:`, as lm-evaluation-harness formats MMLU.
 
     Source: Hendrycks et al. 2021, arXiv:2009.03300, figure 1.
     """
@@ -59,12 +59,12 @@ def with_letter_choices(question: str, choices: tuple[str, ...], answer: int, su
     return Question(f"{heading}{question.strip()}\n{listed}\nAnswer:", tuple(LETTERS[: len(choices)]), answer)
 
 
-# How the questions of a data set are put, by the beginning of its name.
+# The format of a data set's questions, by the beginning of its name; otherwise with_text_choices.
 PROMPTS: dict[str, Callable[[str, tuple[str, ...], int, str], Question]] = {"mmlu": with_letter_choices}
 
 
 def has_questions(name: str, data_dir: str | None) -> bool:
-    """Whether a data set is one of questions with choices."""
+    """Whether a data set has multiple-choice questions."""
     if name.lower().endswith(EXTENSION):
         return is_question_file(name)
     if not _is_prepared(name, data_dir):
@@ -73,7 +73,7 @@ def has_questions(name: str, data_dir: str | None) -> bool:
 
 
 def is_question_file(name: str) -> bool:
-    """Whether a name is of a .jsonl file of questions, by its first line: a question has `choices`."""
+    """Whether a name is that of a .jsonl file of questions: its first line has `choices`."""
     if not name.lower().endswith(EXTENSION):
         return False
     _, first = next(read_rows(expand_home(name)), ("", None))
@@ -85,11 +85,11 @@ def _is_prepared(name: str, data_dir: str | None) -> bool:
 
 
 def load(name: str, split: str, data_dir: str | None) -> Questions:
-    """Questions of a prepared set, or of a .jsonl file with `context`, `choices` and `answer` in each line.
+    """Questions of a prepared data set, or of a .jsonl file with `context`, `choices` and `answer` in each line.
 
-    A file has all of its questions in every split; `test[:50]` are its first 50.
+    Every split of a file has all of its questions; `test[:50]` has the first 50.
 
-    Raises UsageError for a split that is not there, and for a line or a row that is no question.
+    Raises UsageError for an unknown split, and for a line or row that is not a question.
     """
     if name.lower().endswith(EXTENSION):
         return _from_lines(Path(expand_home(name)), split)
@@ -117,12 +117,12 @@ def _from_lines(path: Path, split: str) -> Questions:
         item = _from_line(row)
         if item is None:
             raise UsageError(
-                f"{where} is no question: a JSON object has a `context`, a list of `choices`, all of them "
-                f"texts, and the number of the right one, from 0, as `answer`"
+                f"{where} is not a question: a JSON object with a text `context`, a list of texts `choices`, and the "
+                f"index of the right one, from 0, as `answer`"
             )
         items.append(item)
     if not items:
-        raise UsageError(f"{path} holds no questions")
+        raise UsageError(f"{path} has no questions")
     digest = checksum(*(line.encode() for line in read_lines(path) if line.strip()))
     which = "all"
     if not splits.is_plain(split):
@@ -143,7 +143,7 @@ def _from_line(row: Any) -> Question | None:
 
 
 def last_words(texts: Texts) -> Questions:
-    """Each document but its last word, and that word: what LAMBADA asks (Paperno et al. 2016, arXiv:1606.06031).
+    """LAMBADA: each document without its last word, and that word (Paperno et al. 2016, arXiv:1606.06031).
 
     Raises UsageError for a document of a single word.
     """
@@ -151,7 +151,7 @@ def last_words(texts: Texts) -> Questions:
     for i, document in enumerate(texts.documents):
         context, space, word = document.strip().rpartition(" ")
         if not space:
-            raise UsageError(f"document {i} of {texts.identity['name']!r} has no last word after others: {document!r}")
+            raise UsageError(f"document {i} of {texts.identity['name']!r} has only one word: {document!r}")
         items.append(Question(context, (word,), 0))
     return Questions(tuple(items), texts.identity)
 
@@ -159,17 +159,17 @@ def last_words(texts: Texts) -> Questions:
 EVAL_KINDS = ("perplexity", "multiple_choice", "lambada")
 
 
-def eval_kind(asked: str | None, name: str, data_dir: str | None) -> str:
-    """How a data set examines a language model: as asked, or by what it holds. Raises UsageError."""
-    if asked is None:
+def eval_kind(task: str | None, name: str, data_dir: str | None) -> str:
+    """The evaluation task for a data set: `task` if given, otherwise by what the data are. Raises UsageError."""
+    if task is None:
         return "multiple_choice" if has_questions(name, data_dir) else "perplexity"
-    if asked not in EVAL_KINDS:
-        raise unknown("task", asked, EVAL_KINDS, renamed.TASKS)
-    if asked == "multiple_choice" and not has_questions(name, data_dir):
-        raise UsageError(f"data set {name!r} holds no questions with choices; perplexity or lambada would do")
-    return asked
+    if task not in EVAL_KINDS:
+        raise unknown("task", task, EVAL_KINDS, renamed.TASKS)
+    if task == "multiple_choice" and not has_questions(name, data_dir):
+        raise UsageError(f"data set {name!r} has no questions with choices; legal tasks: perplexity, lambada")
+    return task
 
 
 def context_choice_pairs(questions: Iterable[Question]) -> list[tuple[str, str]]:
-    """Each context with each of its choices, a space before it."""
+    """Each context with each of its choices, preceded by a space."""
     return [(q.context, f" {choice}") for q in questions for choice in q.choices]

@@ -1,4 +1,4 @@
-"""Where examples come from: embedded sets, a user's texts or images, with boxes too, and TFDS, by one name."""
+"""Data sources by name: built-in sets, files and folders of texts or images (with or without boxes), and TFDS."""
 
 import os
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from errors import UsageError
 def load(
     name: str, split: str, *, field: str | None = None, data_dir: str | None = None, tick: Tick = silent
 ) -> Source:
-    """A source by name: an embedded set, a folder of images or with boxes, text (a file or folder), or a set of TFDS.
+    """A source by name: a built-in set, a folder of images (with or without boxes), a text file or folder, or TFDS.
 
-    `split` may be in part or a sum, as `train[:90%]`. `field` picks the text of a TFDS set that has several, or of rows
-    in files; `en:de` makes pairs, of a folder's files too. Raises UsageError for an unknown name, split or field, or a
-    set that is not prepared, with the command that prepares it.
+    `split` may be a part or a sum of splits, as `train[:90%]`. `field` chooses the text field of a TFDS set or of rows;
+    `en:de` makes parallel text, from a folder's pairs of files too. Raises UsageError for an unknown name, split or
+    field, and for a TFDS set that is not prepared, with the command that prepares it.
     """
     name = expand_home(name)
     if splits.is_plain(split) or _is_tfds_name(name):
@@ -50,7 +50,7 @@ def _load(name: str, split: str, field: str | None, data_dir: str | None, tick: 
 
 
 def _is_parallel_folder(name: str, field: str | None) -> bool:
-    """Whether a folder is one of files side by side where `field` names two sides: it has such, or no rows."""
+    """Whether `field` names two languages and the folder has their pairs of files, or at least no rows."""
     folder = Path(name)
     if not pairs.languages(field) or not folder.is_dir():
         return False
@@ -58,14 +58,14 @@ def _is_parallel_folder(name: str, field: str | None) -> bool:
 
 
 def _is_tfds_name(name: str) -> bool:
-    """Whether a name can only be of a set of TFDS, which reads parts of splits itself."""
+    """Whether a name can only be that of a TFDS data set. TFDS reads parts of splits itself."""
     return not (
         embedded.find_reader(name) or detection_folders.find_reader(name) or Path(name).is_dir() or _file_kind(name)
     )
 
 
 def split_names(text: str) -> list[str]:
-    """The sets that a name lists with commas between; where parts of it make a path that exists, they are one.
+    """The names in a comma-separated list of data sets; a path that exists may contain commas.
 
     Raises UsageError for an empty name.
     """
@@ -81,7 +81,7 @@ def split_names(text: str) -> list[str]:
 
 
 def splits_of(name: str, data_dir: str | None = None, field: str | None = None) -> tuple[str, ...]:
-    """The splits a source has, in the order of its own listing."""
+    """The splits of a source, in the source's order."""
     name = expand_home(name)
     found = embedded.find_reader(name) or detection_folders.find_reader(name)
     if found:
@@ -95,10 +95,10 @@ def splits_of(name: str, data_dir: str | None = None, field: str | None = None) 
 
 
 def _file_kind(name: str) -> str | None:
-    """`text` or `images`, of which a folder holds more files, for a path; None for what is none.
+    """`text` or `images` for a path: what a folder has more files of. None for a name that is not a path.
 
-    As many of both are images where all lie in folders, as of classes, each with its caption.
-    A bare word is a path where it is a folder that holds either: `mnist` may be both a folder and a set of TFDS.
+    Equally many are images if all lie in subfolders: class folders with a caption for each image.
+    A bare word is a path if it is a folder with texts or images: `mnist` may be both a folder and a TFDS data set.
     """
     path = Path(name)
     if not path.is_dir():

@@ -277,7 +277,7 @@ def test_through_plan_and_exam() -> None:
         ("hue:x", "'hue:x': write hue:X"),
         ("saturation:nan", "saturation:X, X from 1 to 10"),
         ("exposure:0.5", "exposure:X, X from 1 to 10"),
-        ("flip,hue:0.1,flip", "'flip' is there twice"),
+        ("flip,hue:0.1,flip", "'flip' is given twice"),
     ],
 )
 def test_bad_operations_are_refused(text: str, says: str) -> None:

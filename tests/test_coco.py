@@ -90,8 +90,8 @@ def test_what_is_mended_is_told(tmp_path: Path) -> None:
     source = scenes(write_coco(tmp_path / "set", table))
     np.testing.assert_allclose(source.annotations[0].boxes[3:], [[0, 5, 6, 15], [35, 15, 40, 20]])
     cut, left = source.notes
-    assert cut == "set val: 1 box cut to the image, of wide.png"
-    assert left == "set val: 3 boxes without area left out, of wide.png"
+    assert cut == "set val: 1 box clipped to the image, of wide.png"
+    assert left == "set val: 3 boxes without area dropped, of wide.png"
 
 
 Spoil = Callable[[dict[str, Any]], Any]
@@ -105,8 +105,7 @@ def test_boxes_to_be_ignored_count_and_are_named(tmp_path: Path) -> None:
     source = scenes(write_coco(tmp_path / "set", table))
     (said,) = source.notes
     assert (
-        said
-        == "set val: images with boxes of `ignore` 1, which count all the same, as in COCO's evaluation (1): wide.png"
+        said == "set val: images with boxes of `ignore` 1, which are not ignored, as in COCO's evaluation (1): wide.png"
     )
     assert source.annotations[0].is_valid.tolist() == [True, False, True]
 
@@ -149,23 +148,23 @@ def spoilt(**change: Any) -> Spoil:
         (spoilt(bbox=[1, 2, 3, 10**400]), "not 4 numbers"),
         (spoilt(bbox=None), "annotation 1: 'bbox' is None, not 4 numbers"),
         (spoilt(bbox=[1, 2, 3, float("nan")]), r"annotation 1: 'bbox' is \[1, 2, 3, nan\], not 4 numbers"),
-        (spoilt(id="2"), "annotation id 2 is there twice"),
-        (spoilt(id=2), "annotation id 2 is there twice"),
-        (lambda t: t["images"][0].update(id=5), "image id 5 is there twice"),
+        (spoilt(id="2"), "annotation id 2 appears twice"),
+        (spoilt(id=2), "annotation id 2 appears twice"),
+        (lambda t: t["images"][0].update(id=5), "image id 5 appears twice"),
         (
             lambda t: [mark.update(bbox=[0.2, 0.1, 0.8, 0.6]) for mark in t["annotations"]],
-            r"val\.json: all boxes end within the first pixel; write pixels, not shares",
+            r"val\.json: all boxes end within the first pixel; write pixels, not fractions",
         ),
-        (lambda t: t["images"][0].update(file_name="high.png"), r"high\.png' is there twice"),
+        (lambda t: t["images"][0].update(file_name="high.png"), r"high\.png' appears twice"),
         (lambda t: t["images"][0].update(file_name="gone.png"), r"its image .*gone\.png is missing"),
         (lambda t: t["images"][0].update(width=41), "has 20 rows and 40 columns, .* says 20 and 41"),
         (lambda t: t["images"][0].update(width="x"), r"the size of wide\.png is \(20, 'x'\), not 2 numbers"),
-        (lambda t: t["categories"][0].update(id=3), "category id 3 is there twice"),
-        (lambda t: t["categories"][0].update(name="bird"), "the name of a category, 'bird' is there twice"),
+        (lambda t: t["categories"][0].update(id=3), "category id 3 appears twice"),
+        (lambda t: t["categories"][0].update(name="bird"), "the name of a category, 'bird' appears twice"),
         (lambda t: t.pop("categories"), "has no list 'categories' of objects"),
         (lambda t: t.update(images=[1]), "has no list 'images' of objects"),
-        (lambda t: t.update(images=[], annotations=[]), "its split 'val' holds no image"),
-        (lambda t: t.update(categories=[], annotations=[]), "name no class"),
+        (lambda t: t.update(images=[], annotations=[]), "split 'val' has no images"),
+        (lambda t: t.update(categories=[], annotations=[]), "name no classes"),
     ],
 )
 def test_bad_coco_is_refused(tmp_path: Path, spoil: Spoil, says: str) -> None:
@@ -204,7 +203,7 @@ def test_a_root_category_is_no_class(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "set", table, "roboflow")
     source = scenes(root)
     assert source.names == ("bird", "cat")
-    assert source.notes == ("set val: category 'cat' has the others below it and no box: no class",)
+    assert source.notes == ("set val: category 'cat', the others' supercategory without boxes, is no class",)
     for row in table["categories"]:
         row["name"] = row["name"].replace("cat", "animal") if row["id"] == 0 else row["name"]
         row["supercategory"] = "animal" if row["id"] else "none"
@@ -239,9 +238,7 @@ def test_images_are_looked_for_where_tools_put_them(tmp_path: Path) -> None:
     (root / "more.json").mkdir()
     assert sources.splits_of(str(root)) == ("train", "val")
     table["images"][0]["file_name"] = "gone.png"
-    with pytest.raises(
-        UsageError, match=r"its image .*/val/gone\.png is missing; nor does it lie in .*/images, .*/set$"
-    ):
+    with pytest.raises(UsageError, match=r"its image .*/val/gone\.png is missing; also not in .*/images, .*/set$"):
         scenes(write_coco(tmp_path / "set", table, "images"))
 
 
@@ -262,7 +259,7 @@ def test_images_outside_are_not_opened(tmp_path: Path) -> None:
         table = coco()
         table["images"][0]["file_name"] = name
         with pytest.raises(
-            UsageError, match=r"instances_val\.json: its image .* lies outside of its folder and is not opened"
+            UsageError, match=r"instances_val\.json: its image .* is outside of its folder and is not opened"
         ):
             scenes(write_coco(tmp_path / "set", table))
     shutil.move(write_coco(root, coco()) / "val", tmp_path / "elsewhere")
@@ -274,7 +271,7 @@ def test_images_outside_are_not_opened(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("{", "cannot be read as JSON: Expecting"),
-        ("[]", "holds a list, not the lists images"),
+        ("[]", "has a list, not the lists images"),
         (9**5 * "[", "cannot be read as JSON: it nests too deep"),
     ],
 )
@@ -296,7 +293,7 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path, one: str, other: str
     for name in (one, other):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(text)
-    with pytest.raises(UsageError, match=rf"{one} and .*{other} are both of the split 'val': take one away"):
+    with pytest.raises(UsageError, match=rf"{one} and .*{other} are both of the split 'val': remove one"):
         sources.splits_of(str(root))
 
 
@@ -321,7 +318,7 @@ def test_broken_images_are_refused(tmp_path: Path) -> None:
 def test_names_of_folders(tmp_path: Path) -> None:
     """A misspelt split names the nearest; a field is no choice here; a folder of text is still one."""
     root = write_coco(tmp_path / "set", coco())
-    with pytest.raises(UsageError, match=r"unknown split .*'val'.* parts of it are val\[:90%\] and val\[90%:\]"):
+    with pytest.raises(UsageError, match=r"unknown split .*'val'.* val\[:90%\] and val\[90%:\]"):
         sources.load(str(root), "vla")
     with pytest.raises(UsageError, match=r"data\.field"):
         sources.load(str(root), "val", field="text")

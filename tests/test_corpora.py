@@ -75,20 +75,20 @@ def test_files_of_rows_may_be_named_by_their_splits(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a"}\n{"text": null}', r"line 2: the field 'text' is None, not text"),
         ("a.jsonl", '{"text": 3}', "is 3, not text"),
         ("a.jsonl", '["text"]', "line 1 is .*, not an object"),
-        ("a.jsonl", "", "holds no rows"),
+        ("a.jsonl", "", "has no rows"),
         ("a.jsonl", '{"text": ""}', "is too short"),
         ("a.jsonl", r'{"text": "\ud800"}', "half of a surrogate pair"),
         ("a.jsonl", '{"text": "a", "text": "b"}', "'text' stands twice"),
         ("a.csv", 'text,label\n"it is "free" today",1\n', "a.csv, from line 2 on: "),
         ("a.csv", "text,label\na,1\nb\n", "line 3 has more or fewer cells than the 2"),
-        ("a.csv", "text,text\na,b\n", "names a column twice"),
+        ("a.csv", "text,text\na,b\n", "has a column twice"),
         ("a.csv", "text;label\na;1\n", "no field 'text'; it has 'text;label'"),
         ("a.csv", 'text\nb\n"a\nc\n', "from line 3 on: unexpected end of data"),
         ("a.tsv", 'text\tlabel\n"he said\t1\n\nand went\t0\nat last"\t1\n', "line 5 ends a quoted cell of 3 lines"),
-        ("a.json", "[]", r"\.json files are not; write it as \.jsonl"),
-        ("a.parquet", "PAR1", r"\.parquet files are not; write its rows as \.jsonl"),
-        ("a.html", "<p>a</p>", r"\.html files are not; take its text out"),
-        ("a.TXT.GZ", "\x1f", r"\.gz files are not; unpack it"),
+        ("a.json", "[]", r"\.json files are not read as text; write it as \.jsonl"),
+        ("a.parquet", "PAR1", r"\.parquet files are not read as text; write its rows as \.jsonl"),
+        ("a.html", "<p>a</p>", r"\.html files are not read as text; take its text out"),
+        ("a.TXT.GZ", "\x1f", r"\.gz files are not read as text; unpack it"),
         ("a.md", "a\0b", "NUL"),
         ("a.txt", "", "too short"),
     ],
@@ -103,13 +103,13 @@ def test_what_is_no_corpus_is_refused_by_name(name: str, content: str, says: str
 def test_a_folder_has_texts_of_one_kind(tmp_path: Path) -> None:
     write(tmp_path, ".jsonl", DOCUMENTS)
     (tmp_path / "LICENSE.txt").write_text("as is")
-    with pytest.raises(UsageError, match=r"several kinds, as corpus\.jsonl and LICENSE\.txt"):
+    with pytest.raises(UsageError, match=r"several formats, as corpus\.jsonl and LICENSE\.txt"):
         sources.load(str(tmp_path), "train")
     (tmp_path / "corpus.jsonl").rename(tmp_path / "corpus.parquet")
     (tmp_path / "LICENSE.txt").unlink()
-    with pytest.raises(UsageError, match=r"corpus\.parquet is read as no text"):
+    with pytest.raises(UsageError, match=r"corpus\.parquet: \.parquet files are not read as text"):
         sources.load(str(tmp_path), "train")
-    with pytest.raises(UsageError, match=r"no \.txt file"):
+    with pytest.raises(UsageError, match=r"no \.txt, \.jsonl"):
         sources.load(str(tmp_path / "corpus.txt"), "train")
 
 
@@ -173,7 +173,7 @@ def test_a_file_beside_those_of_splits_is_refused(other: str, tmp_path: Path) ->
     for name in ("train.txt", "test.txt", other):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a text " * 20)
-    with pytest.raises(UsageError, match=r"named as a split, beside .*, which is not: name both by train, "):
+    with pytest.raises(UsageError, match=r"named as a split, and .*, which is not: name both by train, "):
         sources.load(str(tmp_path), "train")
 
 
@@ -187,4 +187,4 @@ def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     for name in ("a.txt", "b.md", "c.text", ".hidden.md"):
         (tmp_path / name).write_text("a text " * 20)
     (note,) = sources.load(str(tmp_path), "train").notes
-    assert note.endswith("passed over, as no texts: b.md, c.text")
+    assert note.endswith("skipped, as they are not texts: b.md, c.text")

@@ -55,7 +55,7 @@ def test_valid_is_a_split_and_what_is_none_is_refused(tmp_path: Path) -> None:
     assert len(sources.load(str(tmp_path), "valid")) == 2
     save(tmp_path / "drafts" / "a" / "5.jpg")
     save(tmp_path / "cat" / "5.jpg")
-    with pytest.raises(UsageError, match=r"beside them cat, drafts: a split is called train, .* or eval"):
+    with pytest.raises(UsageError, match=r"beside them cat, drafts: names of splits are train, .* or eval"):
         sources.load(str(tmp_path), "train")
 
 
@@ -75,7 +75,7 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save(tmp_path / name / "1.jpg")
     assert len(sources.load(str(tmp_path), "train")) == 2
-    with pytest.raises(UsageError, match="its split 'test' holds no image"):
+    with pytest.raises(UsageError, match="split 'test' has no images"):
         sources.load(str(tmp_path), "test")
 
 
@@ -123,7 +123,7 @@ def test_a_folder_is_what_it_holds_more_of(tmp_path: Path, monkeypatch: pytest.M
     for image in captioned.rglob("*.png"):
         image.with_suffix(".txt").write_text("a caption")
     assert isinstance(sources.load(str(captioned), "train"), Examples)
-    with pytest.raises(UsageError, match="one kind of text or none"):
+    with pytest.raises(UsageError, match="has no text fields to choose from"):
         sources.load("mnist", "train", field="text")
 
 
@@ -230,10 +230,13 @@ def test_classes_that_are_all_whole_numbers_are_in_their_order(folders: str, nam
         ("train/cat train/dog test/Cat test/dog", "the folders 'Cat' and 'cat' name one class"),
         ("train/cat train/dog test/cat\u00a0 test/dog", "name one class"),
         ("train/caf\u00e9 train/dog test/cafe\u0301 test/dog", "name one class"),
-        ("photos/cat photos/dog", "one class folder, 'photos', .* needs two: in it lie cat, dog; give .*/photos$"),
-        ("photos/train/cat photos/test/cat", "one class folder, 'photos', .*: in it lie test, train; give .*/photos$"),
-        ("train/photos/cat train/photos/dog", "one class folder, 'photos', .*: in it lie cat, dog; move these up$"),
-        ("images", "one class folder, 'images', .*: a set with boxes has their annotations beside"),
+        ("photos/cat photos/dog", "one class folder, 'photos', .* needs two: it contains cat, dog; give .*/photos$"),
+        (
+            "photos/train/cat photos/test/cat",
+            "one class folder, 'photos', .*: it contains test, train; give .*/photos$",
+        ),
+        ("train/photos/cat train/photos/dog", "one class folder, 'photos', .*: it contains cat, dog; move these up$"),
+        ("images", "one class folder, 'images', .*: a detection set needs annotations beside"),
         ("cat", "one class folder, 'cat', .*: put the images of each class in a folder of its own"),
         ("train/cat test/cat", "one class folder, 'cat'"),
         (
@@ -276,7 +279,7 @@ def test_a_class_without_an_image_in_a_split_is_named(tmp_path: Path) -> None:
     assert (test.absent, test.notes) == (("eel",), ("split 'test' has no image of eel",))
     for stray in ("cover.png", "test/1.png"):
         save(tmp_path / stray)
-    assert sources.load(str(tmp_path), "train").notes == ("cover.png and 1 more: in no class folder, passed over",)
+    assert sources.load(str(tmp_path), "train").notes == ("cover.png and 1 more: in no class folder, skipped",)
 
 
 def test_links_do_not_mix_splits(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_doctor_names_all_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name in named:
         Path(name).unlink()
     save(root / "cover.png")
-    assert said(root)[1] == "       cover.png: in no class folder, passed over"
+    assert said(root)[1] == "       cover.png: in no class folder, skipped"
 
 
 def test_the_doctor_reads_any_set(tmp_path: Path) -> None:
@@ -94,4 +94,4 @@ def test_the_doctor_reads_what_runs_and_eval_read(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "answer": 1}\n')
     assert said(tmp_path / "b.jsonl")[0] == "ok     test: 1 questions read"
     (tmp_path / "b.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "answer": 2}\n')
-    assert "line 1 is no question" in said(tmp_path / "b.jsonl")[0]
+    assert "line 1 is not a question" in said(tmp_path / "b.jsonl")[0]

@@ -111,7 +111,7 @@ def test_a_prepared_sets_sequences_of_classes_are_labels() -> None:
     assert (label.field, label.classes, label.names) == ("labels", 3, ("x", "y", "z"))
     rows = [{"tags": np.array([2, 0])}, {"tags": np.array([], np.int64)}]
     np.testing.assert_array_equal(label.read(rows), [[1, 0, 1], [0, 0, 0]])
-    with pytest.raises(UsageError, match="secret"):
+    with pytest.raises(UsageError, match="no public labels"):
         check_labels(label.read([{"tags": [-1]}]), {"name": "set", "split": "test"})
     assert prepared._find_labels({"kind": one, "tags": several}) == prepared.LabelFeature(
         "kind", False, 3, ("x", "y", "z")

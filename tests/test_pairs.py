@@ -58,10 +58,10 @@ def test_two_named_files_hold_their_last_tenth_out(tmp_path: Path) -> None:
 def test_what_does_not_lie_side_by_side_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"split 'dev'; it has train, test"):
         sources.load(str(folder), "dev", field="en:de")
-    with pytest.raises(UsageError, match=r"wanted are test\.en and test\.fr"):
+    with pytest.raises(UsageError, match=r"expected test\.en and test\.fr"):
         sources.load(str(folder), "test", field="en:fr")
     (folder / "test.de").write_text("eins\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"as many lines; there are 4 in test\.en and 1 in test\.de"):
+    with pytest.raises(UsageError, match=r"the same number of lines; there are 4 in test\.en and 1 in test\.de"):
         sources.load(str(folder), "test", field="en:de")
     (folder / "test.de").write_bytes(b"\xff\n" * 4)
     with pytest.raises(UsageError, match="not UTF-8"):
@@ -120,7 +120,7 @@ def test_lengths_are_cut_into_parts() -> None:
 
 
 def test_a_language_is_not_translated_into_itself() -> None:
-    with pytest.raises(UsageError, match="must name two sides"):
+    with pytest.raises(UsageError, match="must name two different languages"):
         pairs.languages("en:en")
 
 

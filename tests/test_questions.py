@@ -102,7 +102,7 @@ def test_last_words_are_told_greedily_or_not(model) -> None:
     assert scores.metrics["loss"] == pytest.approx(-np.mean([nats for nats, _ in want]), rel=1e-5)
     assert scores.metrics["perplexity"] == pytest.approx(math.exp(scores.metrics["loss"]), rel=1e-6)
     assert scores.metrics["accuracy"] == np.mean([greedy for _, greedy in want])
-    with pytest.raises(UsageError, match="no last word"):
+    with pytest.raises(UsageError, match="only one word"):
         questions.last_words(texts("x", "y", ["one"]))
 
 
@@ -131,7 +131,7 @@ def test_a_line_that_is_no_question_is_named(line: str, tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     good = json.dumps({"context": "a", "choices": ["b", "c"], "answer": 1})
     file.write_text(f"{good}\n{line}\n")
-    with pytest.raises(UsageError, match="line 2 is no question"):
+    with pytest.raises(UsageError, match="line 2 is not a question"):
         questions.load(str(file), "test", None)
     file.write_text(f"{good}\nnothing\n")
     with pytest.raises(UsageError, match="line 2 cannot be read as JSON"):

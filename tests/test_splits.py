@@ -157,7 +157,9 @@ def test_a_sum_has_the_same_classes(tmp_path: Path) -> None:
             "annotations": [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [0, 0, 2, 2]}],
         }
         (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(table))
-    with pytest.raises(UsageError, match="sum of other classes: 'train' has cat, dog and 'valid' has dog, cat"):
+    with pytest.raises(
+        UsageError, match="sum of splits with different classes: 'train' has cat, dog and 'valid' has dog, cat"
+    ):
         sources.load(str(tmp_path), "train+valid")
     assert len(sources.load(str(tmp_path), "valid[:1]")) == 1
 
@@ -165,16 +167,19 @@ def test_a_sum_has_the_same_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "says"),
     [
-        *((split, "is no split; legal") for split in ("train[", "train[]", "train[:]", "train[5]", "[5:]", "train+")),
-        *((split, "is no split; legal") for split in ("train[:1.5]", "train[5:50%]", "train[a:]", "train[:5]x")),
+        *(
+            (split, "is not a split; legal")
+            for split in ("train[", "train[]", "train[:]", "train[5]", "[5:]", "train+")
+        ),
+        *((split, "is not a split; legal") for split in ("train[:1.5]", "train[5:50%]", "train[a:]", "train[:5]x")),
         ("train[5:5]", "none of the 1,438 rows"),
         ("train[:0%]", "none of"),
         ("train[7:3]", "none of"),
-        ("train[:2000]", "beyond the 1,438 rows"),
-        ("train[:101%]", "beyond"),
+        ("train[:2000]", "out of range: 'train' has 1,438 rows"),
+        ("train[:101%]", "out of range"),
         ("tain[:10%]", "did you mean 'train'"),
-        ("train[:60]+test+train[59:80]", "rows of 'train' in two of its parts"),
-        ("train+train", "rows of 'train' in two of its parts"),
+        ("train[:60]+test+train[59:80]", "rows of 'train' in two parts"),
+        ("train+train", "rows of 'train' in two parts"),
     ],
 )
 def test_what_is_no_part_is_refused(split: str, says: str) -> None:

@@ -32,7 +32,7 @@ def test_voc_is_read(tmp_path: Path) -> None:
     ("ids", "first", "says"),
     [
         ("one four", None, r"train\.txt lists four, and .*four\.xml is missing"),
-        ("one one", None, r"train\.txt: image 'one' is there twice"),
+        ("one one", None, r"train\.txt: image 'one' appears twice"),
         ("one", "<annotation>", r"one\.xml is not XML: "),
         ("one", "<annotation><object></object></annotation>", r"one\.xml: an object has no <name>"),
         ("one", "<annotation><object><name>a</name></object></annotation>", "a a has no <bndbox>"),
@@ -79,7 +79,7 @@ def test_only_images_are_images(tmp_path: Path) -> None:
         (root / "JPEGImages" / name).write_text("{}")
     want = scenes(root, "train").identity
     paint(root / "JPEGImages" / "one.jpg", 20, 40)
-    with pytest.raises(UsageError, match=r"one\.xml: is its image one\.jpg or one\.png\? its <filename> is 'x\.jpg'"):
+    with pytest.raises(UsageError, match=r"one\.xml: its image may be one\.jpg or one\.png; its <filename> 'x\.jpg'"):
         scenes(root, "train")
     file = root / "Annotations" / "one.xml"
     file.write_text(file.read_text().replace("x.jpg", "one.png"))
@@ -92,9 +92,9 @@ def test_only_images_are_images(tmp_path: Path) -> None:
         (("<xmin>1<", "<xmin>nan<"), r"box of a dog is \[nan, 1\.0, 40\.0, 20\.0\], not 4 numbers"),
         (("<xmin>1<", "<xmin>1_0<"), r"box of a dog is \['1_0', "),
         (("<width>40<", "<width>wide<"), r"<size> is \[20\.0, 'wide'\], not 2 numbers"),
-        (("annotation>", "annotations>"), r"one\.xml is no annotation of Pascal VOC: it holds <annotations>"),
+        (("annotation>", "annotations>"), r"one\.xml is not a Pascal VOC annotation: it has <annotations>"),
         (("bndbox>", "robndbox>"), "a dog has no <bndbox>"),
-        (("<name>dog<", "<name>do&#10;g<"), r"one\.xml: 'do\\ng' is no name of a class"),
+        (("<name>dog<", "<name>do&#10;g<"), r"one\.xml: 'do\\ng' is not a class name"),
     ],
 )
 def test_other_xml_is_refused(tmp_path: Path, change: tuple[str, str], says: str) -> None:

@@ -35,7 +35,7 @@ def test_labels_beside_images_are_read(tmp_path: Path) -> None:
     assert sources.splits_of(str(root)) == ("train", "test")
     source = scenes(root, "train")
     assert (len(source), source.names) == (2, ("ball", "cube"))
-    assert source.notes == ("set: images without a label file, taken as background (1): b.png",)
+    assert source.notes == ("set: images without a label file, read as background (1): b.png",)
     np.testing.assert_allclose(source.annotations[0].boxes, [[10, 0, 30, 10]])
     assert (source.annotations[0].labels.tolist(), len(source.annotations[1].labels)) == ([1], 0)
     assert len(scenes(root, "test").annotations[0].labels) == 0
@@ -80,8 +80,8 @@ def test_settings_name_classes_and_splits(tmp_path: Path, names: str) -> None:
     source = scenes(root, "train")
     assert (source.names, source.annotations[0].labels.tolist()) == (("no", "7"), [1])
     assert source.notes == (
-        "set: settings for which there is no image (1): test: '../gone'",
-        "set: images without a label file, taken as background (1): more/images/b.png",
+        "set: splits of the settings without images (1): test: '../gone'",
+        "set: images without a label file, read as background (1): more/images/b.png",
     )
     assert len(scenes(root, "val").annotations[0].labels) == 0
 
@@ -93,9 +93,9 @@ def test_lists_are_splits(tmp_path: Path) -> None:
     assert sources.splits_of(str(root)) == ("train", "valid")
     assert [len(truth.labels) for truth in map(scenes(root, "train").annotations.__getitem__, range(2))] == [1, 0]
     assert "set: splits that overlap (1): train and valid share 1 images" in scenes(root, "valid").notes
-    for line, says in (("/etc/passwd", "no image goes"), ("../../a.png", "several images go")):
+    for line, says in (("/etc/passwd", "no image matches"), ("../../a.png", "several images match")):
         (root / "train.txt").write_text(line)
-        with pytest.raises(UsageError, match=rf"train\.txt lists {line}, with which {says} in "):
+        with pytest.raises(UsageError, match=rf"train\.txt lists {line}, which {says} in "):
             scenes(root, "train")
 
 
@@ -105,8 +105,8 @@ def test_labels_that_match_no_image_are_said(tmp_path: Path, lost: str) -> None:
     (root / lost).parent.mkdir(parents=True, exist_ok=True)
     (root / lost).write_text(LABEL)
     assert [*scenes(root, "train").notes, *scenes(root, "test").notes][:2] == [
-        f"set: labels without an image, passed over (1): {lost}",
-        "set: images without a label file, taken as background (1): b.png",
+        f"set: labels without an image, skipped (1): {lost}",
+        "set: images without a label file, read as background (1): b.png",
     ]
 
 
@@ -119,10 +119,10 @@ def test_what_is_made_of_labels_is_said(tmp_path: Path) -> None:
         source.annotations[0].boxes, [[10, 2, 30, 12], [10, 0, 30, 10], [28, 8, 40, 12]], atol=1e-5
     )
     assert source.notes == (
-        "set: labels without an image, passed over (1): labels/z.txt",
-        "set train: images with outlines, of which the box around is taken (1): images/a.png",
-        "set train: images with a label twice, which is taken once (1): images/a.png",
-        "set train: 1 box cut to the image, of images/a.png",
+        "set: labels without an image, skipped (1): labels/z.txt",
+        "set train: images with outlines, which are read as their bounding boxes (1): images/a.png",
+        "set train: images with a duplicate label, which is read once (1): images/a.png",
+        "set train: 1 box clipped to the image, of images/a.png",
     )
 
 
@@ -132,13 +132,13 @@ def test_what_is_made_of_labels_is_said(tmp_path: Path) -> None:
         ("2 0.5 0.5 0.1 0.1", r"line 1 is of class 2; there are 2, from 0: \('ball', 'cube'\)"),
         ("-1 0.5 0.5 0.1 0.1", "line 1 is of class -1"),
         ("0.5 0.5 0.5 0.1 0.1", r"line 1 is of class 0\.5"),
-        (LABEL + "0 0.5 0.5 0.1 0.1 0.9", "line 2 has a sixth number, a confidence"),
+        (LABEL + "0 0.5 0.5 0.1 0.1 0.9", "line 2 has six numbers, the last a confidence"),
         ("0 0.5 0.5 0.1 0.1 0.9 0.5 0.1", "line 1 has 8 numbers"),
         ("0 0.5 0.5 0.1", "line 1 has 4 numbers"),
-        ("0 64 48 20 20", "line 1 has 64; labels are shares of the image's sides, from 0 to 1"),
-        ("0 -0.5 0.5 0.1 0.1", r"line 1 has -0\.5; labels are shares"),
-        ("0,0.5,0.5,0.1,0.1", "line 1 is '0,0.5,.*': a label has spaces between its numbers, and no commas"),
-        ("0 0,5 0,5 0,1 0,1", "line 1 is '0 0,5 .* no commas"),
+        ("0 64 48 20 20", "line 1 has 64; labels are fractions of the image's sides, from 0 to 1"),
+        ("0 -0.5 0.5 0.1 0.1", r"line 1 has -0\.5; labels are fractions"),
+        ("0,0.5,0.5,0.1,0.1", "line 1 is '0,0.5,.*': separate .* by spaces, not commas"),
+        ("0 0,5 0,5 0,1 0,1", "line 1 is '0 0,5 .* not commas"),
         (LABEL + "0 nan 0.5 0.1 0.1", "line 2: '0 nan .* not 5 numbers"),
         (LABEL + "0 0_1 0.5 0.1 0.1", "line 2: '0 0_1 .* not 5 numbers"),
         (LABEL + "ball 0.5 0.5 0.1 0.1", "line 2: 'ball .* not 5 numbers"),
@@ -157,21 +157,21 @@ def test_bad_labels_are_refused(tmp_path: Path, label: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        (dict(classes_txt=""), r"classes\.txt names no class"),
-        (dict(classes_txt="ball\n\ncube"), r"classes\.txt: line 2: '' is no name of a class"),
-        (dict(classes_txt="ball\nball"), r"classes\.txt: the class 'ball' is there twice"),
+        (dict(classes_txt=""), r"classes\.txt has no class names"),
+        (dict(classes_txt="ball\n\ncube"), r"classes\.txt: line 2: '' is not a class name"),
+        (dict(classes_txt="ball\nball"), r"classes\.txt: the class 'ball' appears twice"),
         (dict(obj_names="cube\nball"), "keep one of the two"),
         (dict(data_yaml="names: [ball, cub"), r"data\.yaml is not YAML: "),
         (dict(data_yaml="[" * 2000), r"data\.yaml is not YAML: "),
         (dict(data_yaml="version https://git-lfs.github.com/spec/v1\n"), r"^[^:]*data\.yaml is a pointer of Git LFS"),
         (dict(data_yaml="names: [cube, ball]"), "keep one of the two"),
-        (dict(data_yaml="names: {0: ball, 2: cube}"), "no list of the classes' names"),
-        (dict(data_yaml="names: ball"), "no list of the classes' names"),
-        (dict(data_yaml="names: [ball, [cube]]"), r"\['cube'\] is no name of a class"),
-        (dict(data_yaml="names: [ball, cube]\nnc: 3"), "nc = '3' and 2 names"),
+        (dict(data_yaml="names: {0: ball, 2: cube}"), "not a list of class names"),
+        (dict(data_yaml="names: ball"), "not a list of class names"),
+        (dict(data_yaml="names: [ball, [cube]]"), r"\['cube'\] is not a class name"),
+        (dict(data_yaml="names: [ball, cube]\nnc: 3"), "nc = '3' but 2 names"),
         (dict(data_yaml="names: [ball, cube]\nkpt_shape: [17, 3]"), "labels of key points"),
-        (dict(data_yaml="names: [ball, cube]\ntrain: gone"), "have train: 'gone', and no image lies there"),
-        (dict(a_jpg="", a_png=""), r"a\.(jpg|png) and .*a\.(jpg|png) are called alike"),
+        (dict(data_yaml="names: [ball, cube]\ntrain: gone"), "have train: 'gone', but there are no images"),
+        (dict(a_jpg="", a_png=""), r"a\.(jpg|png) and .*a\.(jpg|png) differ only in"),
         (dict(a_xml=XML.format(x=40, y=20, objects="")), r"has boxes in \.xml, as a\.xml, and in \.txt"),
     ],
 )
@@ -184,7 +184,7 @@ def test_folders_amiss_are_refused(tmp_path: Path, files: dict[str, str], says: 
 
 def test_settings_further_below_are_not_passed_over(tmp_path: Path) -> None:
     root = write(flat(tmp_path / "sets" / "balls"), data_yaml="names: [ball, cube]\nval: b.png")
-    with pytest.raises(UsageError, match=rf"lie further below, in .*data\.yaml: give {root}$"):
+    with pytest.raises(UsageError, match=rf"are further below, in .*data\.yaml: give {root}$"):
         sources.splits_of(str(root.parent))
 
 
@@ -193,10 +193,10 @@ def test_labels_need_names(tmp_path: Path) -> None:
     root = flat(tmp_path / "set")
     (root / "classes.txt").unlink()
     (root / "a.txt").write_text("ball 0.5 0.5 0.1 0.1")
-    with pytest.raises(UsageError, match=r"set has labels, as .*a\.txt, and no names of classes: add classes\.txt or"):
+    with pytest.raises(UsageError, match=r"set has labels, as .*a\.txt, but no class names: add classes\.txt or"):
         scenes(root, "train")
     write(tmp_path / "apart", images__a_png="", labels__a_txt="a small animal")
-    with pytest.raises(UsageError, match=r"apart has labels, as .*labels/a\.txt, and no names of classes"):
+    with pytest.raises(UsageError, match=r"apart has labels, as .*labels/a\.txt, but no class names"):
         scenes(tmp_path / "apart", "train")
     for kind in ("cat", "dog"):
         write(tmp_path / "captions", **{f"{kind}__{i}_png": "" for i in "ab"}, **{f"{kind}__a_txt": "a small animal"})
@@ -218,7 +218,7 @@ def test_xml_beside_images_is_read(tmp_path: Path, form: str) -> None:
     assert sources.splits_of(str(root)) == (("train",) if form == "splits" else ("train", "test"))
     source = scenes(root, "train")
     np.testing.assert_allclose(source.annotations[0].boxes, [[10, 5, 30, 15.5]])
-    assert source.notes[0].startswith("set: files in no pair of image and .xml, passed over (1): ")
+    assert source.notes[0].startswith("set: files without a partner (image and .xml), skipped (1): ")
     (root / "annotations.xml").write_text("<annotations/>")
-    with pytest.raises(UsageError, match=r"annotations\.xml is the form of CVAT, which is not read"):
+    with pytest.raises(UsageError, match=r"annotations\.xml is in the format of CVAT, which is not read"):
         scenes(root, "train")
