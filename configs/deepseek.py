@@ -1,10 +1,10 @@
-"""DeepSeek shaped language models: latent attention, fine experts beside a shared one, further tokens foretold.
+"""DeepSeek style language models: multi-head latent attention, fine-grained and shared experts, multi-token prediction.
 
     python launch.py train --config=configs/deepseek.py:shakespeare --workdir=runs/deepseek
 
-`shakespeare`: characters, at the budget of `llama.py:shakespeare`, with as many parameters active in a token; the bias
-balances the experts. `quick`: bytes of Python's own documentation, seconds on two cores. `deepseek_v2_lite`: the
-published size, for a machine that carries it.
+`shakespeare`: characters, with the budget and the active parameters of `llama.py:shakespeare`; a bias balances the
+experts. `quick`: bytes of Python's documentation (built in), seconds on two CPU cores. `deepseek_v2_lite`: the
+published size; needs a large machine.
 """
 
 from typing import Any

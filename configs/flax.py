@@ -3,7 +3,7 @@
     python launch.py train --config=configs/flax.py:linen --workdir=runs/linen
     python launch.py train --config=configs/flax.py:linen --config.model.module=PACKAGE.FILE:CLASS --workdir=runs/mine
 
-`linen` and `nnx`: the convolutional networks of examples/ on scikit-learn's digits, embedded; seconds.
+`linen` and `nnx`: the convolutional networks of examples/ on scikit-learn's digits (built in); seconds.
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
-"""Gemma shaped language models: windows between layers that see all, norms after branches, capped logits.
+"""Gemma style language models: alternating local and global attention, norms after each branch, soft-capped logits.
 
     python launch.py train --config=configs/gemma.py:shakespeare --workdir=runs/gemma
 
-`shakespeare`: characters, at the budget and within 2 % of the parameters of `llama.py:shakespeare`. `quick`: bytes of
-Python's own documentation, seconds on two cores. `gemma3_1b`: the published size, for a machine that carries it.
+`shakespeare`: characters, with the budget and, within 2 %, the parameters of `llama.py:shakespeare`. `quick`: bytes of
+Python's documentation (built in), seconds on two CPU cores. `gemma3_1b`: the published size; needs a large machine.
 """
 
 from typing import Any

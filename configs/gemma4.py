@@ -1,10 +1,10 @@
-"""Gemma 4 shaped language models: layers that see all have wider heads, whose values are made as their keys are.
+"""Gemma 4 style language models: wider heads in global layers, whose values are computed from the key projection.
 
     python launch.py train --config=configs/gemma4.py:shakespeare --workdir=runs/gemma4
 
-`shakespeare`: characters, at the budget of `llama.py:shakespeare`, with as many parameters active in a token.
-`quick`: bytes of Python's own documentation, seconds on two cores. `gemma4_26b_a4b`: the published size, for a machine
-that carries it.
+`shakespeare`: characters, with the budget and the active parameters of `llama.py:shakespeare`. `quick`: bytes of
+Python's documentation (built in), seconds on two CPU cores. `gemma4_26b_a4b`: the published size; needs a large
+machine.
 """
 
 from typing import Any

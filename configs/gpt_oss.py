@@ -1,10 +1,9 @@
-"""gpt-oss shaped language models: mixtures of experts with sinks, every other layer with a window.
+"""gpt-oss style language models: mixtures of experts, attention sinks, a sliding window in every other layer.
 
     python launch.py train --config=configs/gpt_oss.py:shakespeare --workdir=runs/gpt_oss
 
-`shakespeare`: characters, at the budget of `llama.py:shakespeare`, with as many parameters active in a token.
-`quick`: bytes of Python's own documentation, seconds on two cores. `gpt_oss_20b`: the published size, for a machine
-that carries it.
+`shakespeare`: characters, with the budget and the active parameters of `llama.py:shakespeare`. `quick`: bytes of
+Python's documentation (built in), seconds on two CPU cores. `gpt_oss_20b`: the published size; needs a large machine.
 """
 
 from typing import Any

@@ -1,10 +1,9 @@
-"""Grok-1 shaped language models: mixtures of experts with capped scores, normalised before and after each branch.
+"""Grok-1 style language models: mixtures of experts, soft-capped attention scores, norms before and after each branch.
 
     python launch.py train --config=configs/grok.py:shakespeare --workdir=runs/grok
 
-`shakespeare`: characters, at the budget of `llama.py:shakespeare`, with as many parameters active in a token.
-`quick`: bytes of Python's own documentation, seconds on two cores. `grok_1`: the published size, for a machine that
-carries it.
+`shakespeare`: characters, with the budget and the active parameters of `llama.py:shakespeare`. `quick`: bytes of
+Python's documentation (built in), seconds on two CPU cores. `grok_1`: the published size; needs a large machine.
 """
 
 from typing import Any

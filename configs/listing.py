@@ -1,4 +1,4 @@
-"""What there is to choose from: the configs and ablations of a file, and the knobs."""
+"""Listings for `launch.py list`: the configs and ablations of a file, and the knobs."""
 
 import inspect
 from typing import Any
@@ -10,7 +10,7 @@ from errors import unknown
 
 
 def of_file(path: str) -> list[str]:
-    """A config file's text, its configs, and its ablations with what each sets. Raises UsageError as reader.read."""
+    """A config file's docstring, configs and ablations with the knobs they set. Raises UsageError as reader.read."""
     made = reader.variables(path)
     configs, ablations = (made.get(name) or {} for name in ("CONFIGS", "ABLATIONS"))
     text = inspect.cleandoc(made.get("__doc__") or "").splitlines()
@@ -25,7 +25,7 @@ def of_file(path: str) -> list[str]:
 
 
 def of_knobs(section: str | None) -> list[str]:
-    """The knobs of a section, or all: type, default, class, meaning, and under what each is read. Raises UsageError."""
+    """The knobs of a section, or all: type, default, class, meaning and condition. Raises UsageError."""
     sections = list(dict.fromkeys(key.partition(".")[0] for key in KNOBS))
     if section is not None and section not in sections:
         raise unknown("section of knobs", section, sections)

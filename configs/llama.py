@@ -1,9 +1,9 @@
-"""Llama shaped language models.
+"""Llama style language models.
 
     python launch.py train --config=configs/llama.py:shakespeare --workdir=runs/llama
 
-`shakespeare`: characters, at the budget and within 1 % of the parameters of `gpt.py:shakespeare`. `quick`: bytes of
-Python's own documentation, seconds on two cores. `llama3.2_1b`: the published size, for a machine that carries it.
+`shakespeare`: characters, with the budget and, within 1 %, the parameters of `gpt.py:shakespeare`. `quick`: bytes of
+Python's documentation (built in), seconds on two CPU cores. `llama3.2_1b`: the published size; needs a large machine.
 """
 
 from typing import Any

@@ -1,10 +1,10 @@
-"""Llama 4 shaped language models: chunks with positions, whole texts without, an expert beside a shared one.
+"""Llama 4 style language models: chunked attention with RoPE, full attention without it, routed and shared experts.
 
     python launch.py train --config=configs/llama4.py:shakespeare --workdir=runs/llama4
 
-`shakespeare`: characters, at the budget of `llama.py:shakespeare`, with as many parameters active in a token.
-`quick`: bytes of Python's own documentation, seconds on two cores. `llama4_scout`: the published size, for machines
-that carry it.
+`shakespeare`: characters, with the budget and the active parameters of `llama.py:shakespeare`. `quick`: bytes of
+Python's documentation (built in), seconds on two CPU cores. `llama4_scout`: the published size; needs several large
+machines.
 """
 
 from typing import Any

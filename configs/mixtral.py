@@ -1,10 +1,10 @@
-"""Mixtral shaped language models: mixtures of experts.
+"""Mixtral style language models: mixtures of experts.
 
     python launch.py train --config=configs/mixtral.py:shakespeare --workdir=runs/mixtral
 
-`shakespeare`: characters, at the budget of `llama.py:shakespeare`, with as many parameters active in a token; of eight
-experts each token is sent to two. `quick`: bytes of Python's own documentation, seconds on two cores.
-`qwen3_30b_a3b`: the published size, for a machine that carries it.
+`shakespeare`: characters, with the budget and the active parameters of `llama.py:shakespeare`; eight experts, two per
+token. `quick`: bytes of Python's documentation (built in), seconds on two CPU cores. `qwen3_30b_a3b`: the published
+size; needs a large machine.
 """
 
 from typing import Any

@@ -2,16 +2,16 @@
 
     python launch.py train --config=configs/mlp.py:xor --workdir=runs/xor
 
-`xor_perceptron` and `xor`: a linear unit cannot do it, a hidden layer can (Minsky, Papert 1969; Rumelhart et al.
-1986); seconds each. `rosenblatt`: the perceptron's own rule (1958), one example at a time, on points that a line parts.
-`micrograd`: that engine's demo (Karpathy 2020): two half moons, 2-16-16-1, margin loss, 100 updates of all points;
-100 % published; by ablation `scalar` or `equations` the gradients are written out here. `moons`: the same points by
-softmax; seconds. `digits`: scikit-learn's 8 x 8 digits, embedded; seconds.
-`multilabel`: rows of any number of labels, a yes or no for each class (loss `sigmoid`), embedded; seconds.
-`mnist`: 784-256-256-10 rectified units, five passes, by ablation `sgd`, `adam`, `muon` or `lion`.
-`fashion`: of as many parameters as configs/vit.py:fashion; 88.9 +- 0.3 %, top-5 99.8 %, in a minute.
-`mnist_nielsen`: Nielsen 2015, chapter 1: 784-30-10 sigmoid units, quadratic cost, SGD at 3.0, batches of 10, 30 epochs;
-95.42 % published; README has our figure.
+`xor_perceptron` and `xor`: XOR needs a hidden layer; a linear unit cannot represent it (Minsky, Papert 1969; Rumelhart
+et al. 1986); seconds each. `rosenblatt`: the perceptron rule (Rosenblatt 1958), one example per update, on linearly
+separable points. `micrograd`: the demo of micrograd (Karpathy 2020): two half moons, 2-16-16-1, hinge loss, 100
+full-batch updates; published accuracy 100 %. The ablations `scalar` and `equations` use hand-written gradients.
+`moons`: the same points with softmax; seconds. `digits`: scikit-learn's 8 x 8 digits (built in); seconds.
+`multilabel`: any number of labels per row, one binary decision per class (loss `sigmoid`; built in); seconds.
+`mnist`: 784-256-256-10, ReLU, five epochs; ablations `sgd`, `adam`, `muon` and `lion`.
+`fashion`: as many parameters as configs/vit.py:fashion; 88.9 +- 0.3 %, top-5 99.8 %, in a minute.
+`mnist_nielsen`: Nielsen 2015, chapter 1: 784-30-10 sigmoid units, quadratic cost, SGD with learning rate 3.0, batch
+size 10, 30 epochs. Published accuracy 95.42 %; README has our figure.
 """
 
 from typing import Any
@@ -112,7 +112,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "eval.batch": 1000,
         "log.every": 100,
     },
-    "fashion": {  # of as many parameters as configs/vit.py:fashion, as long, on the same images
+    "fashion": {  # parameters, updates and images as in configs/vit.py:fashion
         "model.family": "mlp",
         "model.hidden": (144, 144),
         "model.activation": "relu",

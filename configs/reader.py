@@ -18,9 +18,9 @@ from errors import UsageError, prefix_errors, quote, unknown
 
 
 def read(source: str) -> ConfigDict:
-    """The config of `path/to/file.py` or `path/to/file.py:names`, whose function get_config(names) returns it.
+    """The config that get_config(names) of `path/to/file.py` or `path/to/file.py:names` returns.
 
-    Raises UsageError for a file that is not there, does not run, or whose get_config does not give a config.
+    Raises UsageError for a missing file, for one that fails, and if get_config does not return a config.
     """
     path, _, names = source.partition(":")
     made = variables(path)
@@ -33,8 +33,8 @@ def read(source: str) -> ConfigDict:
     return _whole(path, _run(path, lambda: made["get_config"](*given)))
 
 
-def ablated(source: str) -> set[str]:
-    """The keys whose values the ablations of `path/to/file.py:name+ablation` change; a file without ABLATIONS has none.
+def ablation_keys(source: str) -> set[str]:
+    """The keys whose values the ablations of `path/to/file.py:name+ablation` change; none without ABLATIONS.
 
     Raises UsageError as `read`.
     """
@@ -42,12 +42,12 @@ def ablated(source: str) -> set[str]:
     name, ablations, _ = names.partition("+")
     if not ablations or not variables(path).get("ABLATIONS"):
         return set()
-    before, after = flat(read(f"{path}:{name}")), flat(read(source))
+    before, after = flatten(read(f"{path}:{name}")), flatten(read(source))
     return {key for key, value in after.items() if key not in before or before[key] != value}
 
 
-def unnamed(source: str) -> str | None:
-    """What a config file without a name stands for, in words; None where there is a name, or no choice."""
+def describe_default(source: str) -> str | None:
+    """A line that says which config a file without a name stands for; None with a name, or without a choice."""
     path, _, names = source.partition(":")
     made = {} if names or not Path(path).is_file() else variables(path)
     if not made.get("CONFIGS"):
@@ -61,7 +61,7 @@ def _names(made: dict[str, Any]) -> str:
 
 
 def variables(path: str) -> dict[str, Any]:
-    """What a config file defines, by name. Raises UsageError for a file that is not there, does not run, or is none."""
+    """The module variables of a config file. Raises UsageError for a file that is missing, or fails."""
     if not Path(path).is_file():
         found = [str(p) for p in Path("configs").glob("*.py") if p.stem not in NOT_CONFIGS]
         if not found and not Path(path).is_absolute():
@@ -74,7 +74,7 @@ def variables(path: str) -> dict[str, Any]:
 
 
 def _run(path: str, act: Callable[[], Any]) -> Any:
-    """What a user's Python gives. Raises UsageError with the file and the line for whatever ends it."""
+    """The result of a user's Python code. Raises UsageError with file and line for whatever it raises."""
     try:
         with prefix_errors(f"config file {path}"), warnings.catch_warnings(action="ignore", category=SyntaxWarning):
             return act()
@@ -83,18 +83,20 @@ def _run(path: str, act: Callable[[], Any]) -> Any:
     except SyntaxError as error:
         where = f" line {error.lineno}" if error.lineno else ""
         raise UsageError(f"config file {path}{where}: {error.msg}") from None
-    except BaseException as error:  # an exit too
+    except BaseException as error:  # SystemExit too
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         where = f" line {lines[-1]}" if lines else ""
         raise UsageError(f"config file {path}{where}: {type(error).__name__}: {error}") from None
 
 
 def _whole(path: str, made: Any) -> ConfigDict:
-    """A config with every knob at a value of its type. Raises UsageError for anything else."""
+    """The config with every knob checked against its type. Raises UsageError for anything else."""
     if not isinstance(made, ConfigDict):
-        raise UsageError(f"config file {path}: get_config gives {quote(made)}, not a ConfigDict as configs.base.config")
+        raise UsageError(
+            f"config file {path}: get_config returns {quote(made)}, not a ConfigDict; use configs.base.config"
+        )
     with prefix_errors(f"config file {path}"):
-        given, cfg = flat(made), defaults()
+        given, cfg = flatten(made), defaults()
         if missing := [key for key in KNOBS if key not in given]:
             names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
             raise UsageError(f"its config lacks {names}; begin with configs.base.defaults()")
@@ -107,14 +109,14 @@ NOT_CONFIGS = ("__init__", "base", "listing", "reader", "recipes", "unread")
 
 
 def override(cfg: ConfigDict, assignments: list[tuple[str, str]]) -> ConfigDict:
-    """Apply dotted assignments, text by text, each parsed by its knob's type. Raises UsageError."""
+    """Apply assignments of dotted keys, each text parsed by its knob's type. Raises UsageError."""
     for key, text in assignments:
         assign(cfg, key, parse(key, text))
     return cfg
 
 
 def parse(key: str, text: str) -> Any:
-    """A value from its text, by the type of its knob: `None`, `true`, `3e-4`, `(1, 2)`, or a plain word."""
+    """Parse a value by the type of its knob: `None`, `true`, `3e-4`, `(1, 2)`, or a plain word."""
     knob = KNOBS.get(key)
     if knob is None and not key.startswith(OPEN):
         raise unknown("config key", key, KNOBS, renamed.KNOBS)
@@ -128,7 +130,7 @@ def parse(key: str, text: str) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text  # a word: for an open key its owner decides, else `assign` refuses it
+        return text  # a word: `assign` refuses it, or for an open key the key's owner checks it
     if "int" in kinds and isinstance(value, float) and value.is_integer() and "float" not in kinds:
         return int(value)  # 1e4
     if isinstance(value, int | float) and "float" not in kinds and any(kind.startswith("tuple") for kind in kinds):
@@ -137,45 +139,45 @@ def parse(key: str, text: str) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """A value with its lists as tuples, those inside too."""
+    """A value with its lists, nested ones too, as tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def flat(cfg: Any) -> dict[str, Any]:
+def flatten(cfg: Any) -> dict[str, Any]:
     """A config as dotted keys."""
     result: dict[str, Any] = {}
     for key, value in cfg.items():
         if isinstance(value, ConfigDict | dict):
-            result.update({f"{key}.{k}": v for k, v in flat(value).items()})
+            result.update({f"{key}.{k}": v for k, v in flatten(value).items()})
         else:
             result[key] = _tuples(value)
     return result
 
 
 def from_json(text: str) -> ConfigDict:
-    """The config that a workdir keeps: `to_json`'s inverse. Knobs it does not know yet take their defaults.
+    """The inverse of `to_json`, for the config of a workdir. Knobs that it lacks take their defaults.
 
-    Knobs, their values and model fields may have the old names of `renamed`.
+    Knobs, their values and model fields may have old names, those of `renamed`.
     """
-    cfg, given = defaults(), flat(json.loads(text))
+    cfg, given = defaults(), flatten(json.loads(text))
     fields = {
         f"model.{old}": f"model.{new}" for old, new in renamed.FIELDS.get(given.get("model.family", ""), {}).items()
     }
     for name, value in given.items():
         key = {**renamed.KNOBS, **fields}.get(name, name)
-        if key != "resume":  # that was asked for once
+        if key != "resume":  # applies to one call only
             assign(cfg, key, renamed.WORDS.get(key, {}).get(value, value) if isinstance(value, str) else value)
     return cfg
 
 
 def to_json(cfg: ConfigDict) -> str:
-    """The config as JSON, a person's to read."""
+    """The config as indented JSON."""
     return json.dumps(cfg.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def changes(old: ConfigDict, new: ConfigDict) -> dict[str, list[str]]:
-    """What differs, as lines `key: old -> new`, by class of knob: identity, schedule, free."""
-    before, after = flat(old), flat(new)
+    """The differences, as lines `key: old -> new`, by class of knob: identity, schedule, free."""
+    before, after = flatten(old), flatten(new)
     result: dict[str, list[str]] = {"identity": [], "schedule": [], "free": []}
     for key in sorted({*before, *after}):
         if _without_slash(before.get(key)) != _without_slash(after.get(key)):
@@ -185,14 +187,14 @@ def changes(old: ConfigDict, new: ConfigDict) -> dict[str, list[str]]:
 
 
 def _without_slash(value: Any) -> Any:
-    """A value; a folder's without the slash that a shell puts behind its name."""
+    """The value; a path without the trailing slash that a shell may add."""
     return value.rstrip("/") if isinstance(value, str) else value
 
 
 def refuse_other_run(workdir: str, old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Hold a workdir to its run -> what the new config changes in the schedule, in words.
+    """Check that a config continues the run of a workdir -> its changes of the schedule, a line each.
 
-    Raises UsageError with the difference where identity, or the schedule without `resume=extend`, has changed.
+    Raises UsageError with the differences if identity knobs changed, or schedule knobs without `resume=extend`.
     """
     differs = changes(old, new)
     if differs["identity"]:

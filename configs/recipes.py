@@ -1,8 +1,8 @@
-"""Knobs that several files set alike: how small models are trained, and for how long."""
+"""Knobs that several config files share: training recipes of small models."""
 
 from typing import Any
 
-SMALL: dict[str, Any] = {  # a language model of any family
+SMALL: dict[str, Any] = {  # language models of every family
     "loss": "next_token",
     "optim.beta2": 0.99,
     "optim.weight_decay": 0.1,
@@ -24,7 +24,7 @@ SHAKESPEARE: dict[str, Any] = {  # characters; the CPU budget of nanoGPT's READM
     "eval.batch": 64,
     "checkpoint.every": 500,
 }
-QUICK: dict[str, Any] = {  # bytes of Python's own documentation, seconds on two cores
+QUICK: dict[str, Any] = {  # bytes of Python's documentation, seconds on two CPU cores
     **SMALL,
     "model.context": 64,
     "train.batch": 8,
@@ -32,7 +32,7 @@ QUICK: dict[str, Any] = {  # bytes of Python's own documentation, seconds on two
     "schedule.warmup": 10,
     "eval.batch": 64,
 }
-FASHION: dict[str, Any] = {  # Fashion-MNIST by a convolutional network, ten passes
+FASHION: dict[str, Any] = {  # Fashion-MNIST with a convolutional network, ten epochs
     "data.name": "fashion_mnist",
     "data.augment": "flip,crop:2",
     "data.mean": 0.286,
@@ -47,7 +47,7 @@ FASHION: dict[str, Any] = {  # Fashion-MNIST by a convolutional network, ten pas
     "eval.batch": 500,
     "log.every": 50,
 }
-MULTI30K: dict[str, Any] = {  # English to German captions, seven passes
+MULTI30K: dict[str, Any] = {  # image captions, English to German, seven epochs
     "model.context": 64,
     "model.dropout": 0.1,
     "data.name": "multi30k_en_de",

@@ -2,9 +2,9 @@
 
     python launch.py train --config=configs/resnet.py:fashion --workdir=runs/resnet
 
-`fashion`: the ResNet-20 of He et al. 2015, section 4.2, on Fashion-MNIST, ten passes, mirrored and shifted: 93.05 +-
-0.25 % right, in 49 minutes of processor time. `cifar10`: the same on CIFAR-10 with the paper's own settings, 64,000
-updates of momentum, its rate cut at 32,000 and 48,000; 91.25 % published (table 6).
+`fashion`: ResNet-20 (He et al. 2015, section 4.2) on Fashion-MNIST, ten epochs with flips and shifts: accuracy 93.05 +-
+0.25 %, 49 minutes of CPU time. `cifar10`: the same on CIFAR-10 with the paper's settings: 64,000 updates of SGD with
+momentum, the learning rate divided by 10 at 32,000 and 48,000; published accuracy 91.25 % (table 6).
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model.size": "resnet20",
         "data.name": "cifar10",
         "data.augment": "flip,crop:4",
-        "data.mean": 0.473,  # of all channels together, as is the deviation
+        "data.mean": 0.473,  # over all channels together, as is std
         "data.std": 0.251,
         "train.batch": 128,
         "train.steps": 64_000,

@@ -2,9 +2,8 @@
 
     python launch.py train --config=configs/transformer.py:multi30k --workdir=runs/transformer
 
-`multi30k`: captions of images, English to German, 29,000 pairs; 1.9 million parameters at a joint vocabulary of 4,000,
-as many as `multi30k` of configs/seq2seq.py within 1 %; 35 minutes of processor time. BLEU 32.5 +- 0.8 on the test
-split.
+`multi30k`: image captions, English to German, 29,000 pairs; 1.9 million parameters with a joint vocabulary of 4,000,
+within 1 % of `multi30k` of configs/seq2seq.py; 35 minutes of CPU time. BLEU 32.5 +- 0.8 on the test split.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""Which knobs a config leaves unread: one rule for all of them.
+"""Which knobs of a config have no effect: one rule for all of them.
 
 A knob of READ_UNDER has an effect only under certain values of other knobs, or under facts that the data, the model and
-the launcher's verb decide. Set to another value than its default where it is not read, it is refused.
+the launcher's verb decide. Anywhere else a value other than the default is refused.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 
 from configs.base import KNOBS, get
 
-Condition = Mapping[str, tuple[str, ...]]  # a knob, or a fact of FACTS -> the values under which another is read
-Facts = Mapping[str, tuple[Collection[str], str]]  # name of FACTS -> the values that hold, and how a message shows them
+Condition = Mapping[str, tuple[str, ...]]  # knob or fact of FACTS -> values under which another knob has an effect
+Facts = Mapping[str, tuple[Collection[str], str]]  # name in FACTS -> values that hold, and their text in a message
 
-SET = ("set",)  # of a Condition: any value but the default
-FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # -> how a message begins, and which knobs decide the fact
+SET = ("set",)  # in a Condition: any value but the default
+FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> beginning of a message, and the knobs that decide the fact
     "data": ("the data are", ("data.name", "data.field", "data.size", "data.augment")),
     "sets": ("data.name mixes", ("data.name",)),
     "task": ("the loss is of kind", ("loss",)),
@@ -27,21 +27,21 @@ _ADAM = ("adam", "adamw", "muon", "schedule_free")
 _FALLING = ("linear", "cosine", "polynomial", "wsd", "onecycle")
 _TEXT: Condition = {"data": ("text", "pairs")}
 _TRAINED: Condition = {"verb": ("train",)}
-_MEASURED: Condition = {"verb": ("train", "eval", "convert --pretrained")}  # which keeps a config to be measured by
-_SEEN: Condition = {"verb": ("train", "eval", "convert --pretrained", "convert --export")}
-_CONDITIONS: dict[str, Condition] = {  # knobs -> their condition, all entries of which must hold
-    "data.name eval.split": _SEEN,
-    "data.field": {**_SEEN, "exam": ("perplexity", "lambada")},
+_EVALUATED: Condition = {"verb": ("train", "eval", "convert --pretrained")}  # convert stores them for later evaluation
+_NOT_SAMPLE: Condition = {"verb": ("train", "eval", "convert --pretrained", "convert --export")}
+_CONDITIONS: dict[str, Condition] = {  # knobs -> their condition; all its entries must hold
+    "data.name eval.split": _NOT_SAMPLE,
+    "data.field": {**_NOT_SAMPLE, "exam": ("perplexity", "lambada")},
     "data.split data.workers data.prefetch eval.every": _TRAINED,
     "data.weights": {**_TRAINED, "sets": ("several sets",)},
     "data.tokenizer": _TEXT,
     "data.vocab_size": {**_TRAINED, **_TEXT, "data.tokenizer": ("word", "bpe")},
-    "data.max_length": {**_MEASURED, **_TEXT, "task": ("classifier", "encoder_decoder")},
+    "data.max_length": {**_EVALUATED, **_TEXT, "task": ("classifier", "encoder_decoder")},
     "data.augment": {**_TRAINED, "data": ("images", "boxes")},
-    "data.size": {**_SEEN, "data": ("images", "boxes")},
-    "data.crop_pct data.resize_mode": {**_SEEN, "data": ("images",), "data.size": SET},
-    "data.interpolation": {**_SEEN, "data": ("resized images",)},
-    "data.mean data.std": {**_SEEN, "data": ("images",)},
+    "data.size": {**_NOT_SAMPLE, "data": ("images", "boxes")},
+    "data.crop_pct data.resize_mode": {**_NOT_SAMPLE, "data": ("images",), "data.size": SET},
+    "data.interpolation": {**_NOT_SAMPLE, "data": ("resized images",)},
+    "data.mean data.std": {**_NOT_SAMPLE, "data": ("images",)},
     "optim.momentum": {"optim.name": ("momentum", "nesterov", "muon")},
     "optim.beta1 optim.beta2": {"optim.name": (*_ADAM, "lion")},
     "optim.eps": {"optim.name": _ADAM},
@@ -55,9 +55,9 @@ _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition, all entries o
     "train.attention": {"parts": ("attention",)},
     "train.dispatch": {"parts": ("experts",)},
     "train.remat train.scan": {"parts": ("stacked layers",)},
-    "train.batch eval.batch eval.limit": _MEASURED,
-    "eval.context eval.overlap": {**_MEASURED, "task": ("language_model",), "exam": ("perplexity",)},
-    "eval.num_beams eval.length_penalty": {**_MEASURED, "task": ("encoder_decoder",)},
+    "train.batch eval.batch eval.limit": _EVALUATED,
+    "eval.context eval.overlap": {**_EVALUATED, "task": ("language_model",), "exam": ("perplexity",)},
+    "eval.num_beams eval.length_penalty": {**_EVALUATED, "task": ("encoder_decoder",)},
     "init_fresh init_ignore init_rename": {"init_from": SET},
 }
 READ_UNDER = {key: condition for keys, condition in _CONDITIONS.items() for key in keys.split()}
@@ -66,9 +66,9 @@ READ_UNDER = {key: condition for keys, condition in _CONDITIONS.items() for key 
 def unread(cfg: ConfigDict, given: Collection[str], facts: Facts, *, only_given: bool = False) -> list[str]:
     """The knobs that differ from their defaults and have no effect in a config, a line each.
 
-    `given` are the keys that this call assigns. A value that stems from the config itself passes where the call has
-    changed what it is read under: `gpt.py:quick` with another `optim.name` leaves that config's `optim.beta2` unread.
-    With `only_given` nothing but the call's own keys is held. A fact that is not known yet is taken to hold.
+    `given` are the keys that this call assigns. A value of the config itself is accepted if the call changes a knob of
+    its condition: `gpt.py:quick` sets `optim.beta2`, which another `optim.name` may not use. With `only_given` only the
+    call's own keys are checked. A fact that is not known yet counts as true.
     """
     found = []
     for key, condition in READ_UNDER.items():

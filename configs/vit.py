@@ -2,9 +2,9 @@
 
     python launch.py train --config=configs/vit.py:fashion --workdir=runs/vit
 
-`fashion`: 49 patches of 4 x 4 pixels of Fashion-MNIST, the mean of them, six passes: 88.6 +- 0.3 % right, where
-configs/mlp.py:fashion, an MLP of as many parameters, has 88.9 +- 0.3 %. By ablation `long` twelve passes, mirrored and
-shifted, in 35 minutes of processor time: 90.3 +- 0.3 %, and the MLP 88.6 +- 0.3 %.
+`fashion`: Fashion-MNIST in 49 patches of 4 x 4 pixels, mean pooling, six epochs: accuracy 88.6 +- 0.3 %; an MLP with as
+many parameters, configs/mlp.py:fashion, has 88.9 +- 0.3 %. Ablation `long`: twelve epochs with flips and shifts, 35
+minutes of CPU time: 90.3 +- 0.3 %; the MLP has 88.6 +- 0.3 %.
 """
 
 from typing import Any

@@ -1,11 +1,11 @@
-"""Detectors of Redmon's line.
+"""YOLO object detectors.
 
     python launch.py train --config=configs/yolo.py:bccd --workdir=runs/yolo
 
-`bccd`: YOLOv3-tiny (Redmon, Farhadi 2018, arXiv:1804.02767) from scratch on blood cells, 205 images of 640 x 480, three
-classes; 59 passes at 256 x 192. The anchors are medians of the training boxes of each class, in pixels of that size:
-platelets and red cells are the finer grid's, white cells the coarser one's, so that no red cell lies between grids.
-mAP@.5 0.78 +- 0.02 on the test split, after 19 minutes of processor time.
+`bccd`: YOLOv3-tiny (Redmon, Farhadi 2018, arXiv:1804.02767) from scratch on blood cells: 205 images of 640 x 480, three
+classes, 59 epochs at 256 x 192. The anchors are the medians of each class's training boxes, in pixels of that size.
+Platelets and red cells belong to the finer grid, white cells to the coarser one, so that no red cell falls between the
+grids. mAP@.5 0.78 +- 0.02 on the test split, after 19 minutes of CPU time.
 """
 
 from typing import Any
@@ -36,8 +36,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "one_grid": {"model.size": "yolov2_tiny_voc"},  # v2's network and loss; it takes the first five anchors
-    "strict": {"model.ignore_thresh": 1.0},  # what overlaps a box and does not answer for it is held to be none
+    "one_grid": {"model.size": "yolov2_tiny_voc"},  # v2's network and loss, with the first five anchors
+    "strict": {"model.ignore_thresh": 1.0},  # overlapping predictions not assigned to a box are background
 }
 
 

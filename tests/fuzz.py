@@ -69,7 +69,15 @@ VALUES = (
     [1, "x"],
     "9" * 30,
 )
-CALM = ("processes", "process", "coordinator", "cpu_devices", "debug", "help", "cache")  # flags of the whole process
+CALM = (
+    "num_processes",
+    "process_id",
+    "coordinator",
+    "cpu_devices",
+    "debug",
+    "help",
+    "cache",
+)  # flags of the whole process
 CONFIG = """from configs import base
 
 def get_config(names=""):
@@ -165,10 +173,11 @@ class Fuzz:
         name = self.random.choice([n for n in usage.define_flags(verb) if n not in CALM] or ["nosuch"])
         given = {
             "workdir": self.run,
-            "from": self.hub,
-            "to": self.folder / "to",
+            "pretrained": self.hub,
+            "export": self.folder / "to",
+            "output": self.folder / "to",
             "dataset": "xor",
-            "train": "pydoc_text",
+            "data": "pydoc_text",
         }
         calm = [f"--{n}={given[n]}" for n in usage.define_flags(verb) if n in given and n != name]
         drop = self.random.choice(("--pretrained", "--workdir")) if verb != "train" else "--pretrained"

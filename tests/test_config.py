@@ -116,9 +116,9 @@ def test_parse_by_the_type_of_the_knob(key: str, text: str, value: Any) -> None:
     assert got == value
     assert type(got) is type(value) or isinstance(value, float)
     cfg = reader.override(base.defaults(), [(key, text)])
-    assert reader.flat(cfg)[key] == value
+    assert reader.flatten(cfg)[key] == value
     if key in KNOBS and KNOBS[key].type.startswith("float") and value is not None:
-        assert type(reader.flat(cfg)[key]) is float
+        assert type(reader.flatten(cfg)[key]) is float
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_json_round_trip(file: str) -> None:
     for names in variants(file):
         cfg = config(file, names)
         again = reader.from_json(reader.to_json(cfg))
-        one, two = reader.flat(cfg), reader.flat(again)
+        one, two = reader.flatten(cfg), reader.flatten(again)
         assert two == one, names
         assert {k: type(v) for k, v in two.items()} == {k: type(v) for k, v in one.items()}, names
         assert reader.changes(cfg, again) == {"identity": [], "schedule": [], "free": []}, names
@@ -334,8 +334,8 @@ def test_unusable_config_files_are_refused(tmp_path: Path, text: str | None, say
         ("return 1 / 0", "line 4: ZeroDivisionError"),
         ("return get_config()", "line 4: RecursionError"),
         ("import nosuch", "line 4: ModuleNotFoundError"),
-        ("return None", "gives None, not a ConfigDict"),
-        ("return ['x'] * 10_000", "gives ['x', 'x'"),
+        ("return None", "returns None, not a ConfigDict"),
+        ("return ['x'] * 10_000", "returns ['x', 'x'"),
         ("return ConfigDict({'seed': 1})", "lacks model.family, model.size, data.name, …"),
         ("cfg = base.defaults()\n    cfg.unlock()\n    cfg.sed = 1\n    return cfg", "'sed'.*'seed'"),
         ("cfg = base.defaults()\n    cfg.seed = 2**32\n    return cfg", "'seed' takes int up to 4,294,967,295"),
@@ -359,17 +359,17 @@ def test_names_that_a_config_file_takes(tmp_path: Path) -> None:
     path.write_text("get_config = lambda: 3\n")
     with pytest.raises(UsageError, match="takes no name"):
         reader.read(f"{path}:a")
-    said = reader.unnamed(str(ROOT / "configs/gpt.py"))
+    said = reader.describe_default(str(ROOT / "configs/gpt.py"))
     assert said is not None
     assert said.endswith("configs/gpt.py:quickstart (it has shakespeare, quickstart, quick, gpt2)")
-    assert reader.unnamed("configs/gpt.py:quick") is None
+    assert reader.describe_default("configs/gpt.py:quick") is None
 
 
 def test_a_users_own_config_file_is_read(tmp_path: Path) -> None:
     """A file anywhere may build on Canon's configs."""
     path = tmp_path / "mine.py"
     path.write_text("from configs import gpt\n\ndef get_config(names='quick'):\n    return gpt.get_config(names)\n")
-    assert reader.flat(reader.read(str(path))) == reader.flat(gpt.get_config("quick"))
+    assert reader.flatten(reader.read(str(path))) == reader.flatten(gpt.get_config("quick"))
 
 
 def _model(cfg: Any) -> models.Model:

@@ -99,7 +99,7 @@ def test_an_older_config_is_read() -> None:
         True,
     )
     assert (cfg.data.vocab_size, cfg.data.resize_mode, cfg.schedule.milestones) == (300, "stretch", "3:0.1")
-    assert reader.flat(reader.from_json(reader.to_json(cfg))) == reader.flat(cfg)
+    assert reader.flatten(reader.from_json(reader.to_json(cfg))) == reader.flatten(cfg)
 
 
 def test_older_metrics_are_read(tmp_path: Path) -> None:

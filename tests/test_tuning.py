@@ -75,11 +75,11 @@ def test_what_an_ablation_changes_of_the_model_holds(tmp_path: Path) -> None:
     args = launch.define_flags("train")
     args(["x", f"--pretrained={folder(tmp_path / 'H', 'llama')}", "--config=configs/llama.py:quick+window"])
     runtime = Runtime(lambda: 0.0, {}, io.StringIO())
-    assert reader.ablated(args.config) == {"model.window"}
-    assert reader.ablated("configs/llama.py:quick") == set()
+    assert reader.ablation_keys(args.config) == {"model.window"}
+    assert reader.ablation_keys("configs/llama.py:quick") == set()
     own = tmp_path / "own.py"
     own.write_text("from configs import base\nget_config = lambda names: {'a+b': base.defaults()}[names]\n")
-    assert reader.ablated(f"{own}:a+b") == set()
+    assert reader.ablation_keys(f"{own}:a+b") == set()
     cfg = launch._fine_tuning_config(args, [], runtime, None)
     assert (cfg.model.window, cfg.model.width, cfg.model.vocab) == (16, 16, 300)
 

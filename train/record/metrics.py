@@ -23,42 +23,42 @@ from train.host import Runtime
 from train.record.events import AppendFile, EventWriter
 
 UNITS = {
-    "loss": "nats a token or an example; the quadratic cost where that is the loss",
-    "accuracy": "share of tokens or examples whose first guess is right; of several labels a row, all of them",
-    "f1": "2 TP / (2 TP + FP + FN) over all rows and classes, at a probability of 0.5; f1/CLASS of one class",
+    "loss": "nats per token or example; for loss quadratic the quadratic cost",
+    "accuracy": "fraction of tokens or examples predicted correctly; with several labels, of rows with all correct",
+    "f1": "2 TP / (2 TP + FP + FN) over all rows and classes, at a probability of 0.5; f1/CLASS for one class",
     "f1_macro": "mean of the classes' F1",
-    "average_precision": "of one class, as average_precision/CLASS: mean precision at its positive rows",
-    "top5_accuracy": "share of examples whose class is among the five of the largest logits",
-    "ece": "expected calibration error: mean distance of confidence to accuracy over 15 bins of confidence",
+    "average_precision": "average_precision/CLASS: mean over the class's positive rows of the precision at each",
+    "top5_accuracy": "fraction of examples whose class is among the five largest logits",
+    "ece": "expected calibration error: mean difference of confidence and accuracy over 15 bins of confidence",
     "perplexity": "exp(loss)",
-    "box_loss": "nats an image, of a detector's loss: where and how large the boxes are",
-    "objectness_loss": "the same, whether there is one",
-    "class_loss": "the same, of what kind",
-    "iou": "overlap of a box with the prediction that answers for it: intersection over union",
-    "bits_per_byte": "bits a byte of the text",
-    "map": "mean average precision: of boxes over classes and overlaps of 0.5, 0.55 … 0.95; of labels over classes",
-    "map_50": "mean average precision of boxes found, at an overlap of 0.5; of one class, its average precision",
-    "map_75": "mean average precision of boxes found, at an overlap of 0.75",
-    "average_recall": "share of boxes found by the 100 surest in an image, scores above 0.005; a mean as map",
+    "box_loss": "nats per image: position and size of a detector's boxes",
+    "objectness_loss": "nats per image: whether there is a box",
+    "class_loss": "nats per image: the class of a box",
+    "iou": "intersection over union of a box and the prediction assigned to it",
+    "bits_per_byte": "bits per byte of text",
+    "map": "mean average precision: of boxes over classes and IoU thresholds 0.5, 0.55 … 0.95; of labels over classes",
+    "map_50": "mean average precision of boxes at an IoU threshold of 0.5; map_50/CLASS of one class",
+    "map_75": "mean average precision of boxes at an IoU threshold of 0.75",
+    "average_recall": "recall of boxes by the 100 highest scores of an image, scores above 0.005; averaged as map",
     "grad_norm": "global norm of the gradient, before clipping",
     "lr": "learning rate",
-    "router_aux_loss": "what a loss that spreads tokens over experts adds to the loss",
-    "mtp_loss": "nats a token, of tokens after the next that a model foretells in training",
-    "expert_load": "tokens of an expert, in even shares: 1 where every expert gets the same; those that fill a row too",
-    "mtp_expert_load": "the same, of modules that foretell tokens",
-    "expert_dropped": "share of the choices of experts that no expert served",
-    "router_entropy": "nats, of a router's shares, a mean over tokens and layers",
-    "skipped": "1 where the update was not finite and was left out",
+    "router_aux_loss": "load-balancing loss of the experts, as added to the loss",
+    "mtp_loss": "multi-token prediction: nats per token, of tokens after the next, in training",
+    "expert_load": "tokens of an expert over the mean of all experts: 1 is balanced; padding tokens count too",
+    "mtp_expert_load": "expert_load of the multi-token prediction modules",
+    "expert_dropped": "fraction of routed choices that no expert computed",
+    "router_entropy": "nats: entropy of the router's probabilities, mean over tokens and layers",
+    "skipped": "1 if the update was not finite and was skipped",
     "examples_per_second": "training examples over wall time since the last line",
     "tokens_per_second": "training tokens over wall time since the last line",
     "flops_per_second": "FLOP of the updates since the last line over wall time, of all devices; counted as in `cost`",
-    "mfu": "model FLOP utilisation: flops_per_second over the devices' dense bf16 peak; what remat repeats is counted",
-    "memory_peak": "bytes of device memory that were in use at once since the process began, the most of any device",
-    "data_wait": "share of wall time since the last line that the host waited for the next batch",
+    "mfu": "model FLOP utilisation: flops_per_second over the devices' dense bf16 peak; recomputation by remat counts",
+    "memory_peak": "largest number of bytes in use on any device since the process started",
+    "data_wait": "fraction of wall time since the last line that the host waited for the next batch",
 }
 
 
-OLD = re.compile(rf"^(ema_)?({'|'.join(renamed.METRICS)})(?=$|/|_max$|_min$)")  # a name that metrics of older runs have
+OLD = re.compile(rf"^(ema_)?({'|'.join(renamed.METRICS)})(?=$|/|_max$|_min$)")  # an old name of a metric
 MAX_ENTRIES = 256  # entries of a metric that are written one by one
 
 
@@ -208,7 +208,7 @@ def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[st
 
 
 def _current(name: str) -> str:
-    """The name that a metric has now."""
+    """The current name of a metric."""
     return OLD.sub(lambda old: (old[1] or "") + renamed.METRICS[old[2]], name)
 
 
