@@ -24,7 +24,11 @@ KNOBS = {
     "train.carry": "train.stateful",
     "train.smoothing": "train.label_smoothing",
 }
-WORDS = {"loss": {"squared": "mse"}, "train.attention": {"kernel": "splash"}}  # values, by the knob that takes them
+WORDS = {  # values, by the knob that takes them
+    "loss": {"squared": "mse"},
+    "train.attention": {"kernel": "splash"},
+    "model.init": {"he": "he_normal", "normal": "lecun_normal"},
+}
 
 _DECODER = {"rope_whole": "rope_truncate"}
 _WINDOW = {**_DECODER, "sliding": "sliding_layers"}
@@ -61,6 +65,7 @@ FIELDS: dict[str, dict[str, str]] = {  # of a model's Config, by family
         "temperature_from": "floor_scale",
     },
     "mixtral": {**_WINDOW, **_MOE, **_DENSE, "renormalise": "norm_topk"},
+    "mlp": {"law": "init"},
     "rnn": {"forget": "forget_bias", "lags": "chrono_max"},
     "seq2seq": {"attend": "attention_score", "feeding": "input_feeding", "forget": "forget_bias"},
 }

@@ -53,7 +53,7 @@ FAMILIES: dict[str, ModuleType] = {
 
 TRAITS = frozenset(  # the closed list: the trainer and the contract tests choose by these
     {
-        *("causal", "cached", "carried", "stateful", "batch_coupled"),
+        *("causal", "cached", "carried", "running_stats", "batch_coupled"),
         *("classifier", "detector", "language_model", "regressor", "encoder", "encoder_decoder"),
     }
 )

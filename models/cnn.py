@@ -29,7 +29,7 @@ from models.layers import (
 from models.spec import Array, Initializer, Outputs, Place, Spec, constant, normal, ones, unsharded, zeros
 from models.validate import COMPUTE, require, require_choice
 
-TRAITS = frozenset({"classifier", "stateful", "batch_coupled"})
+TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
 INPUT = "image"
 ZERO_GRAD: dict[str, str] = {}
 

@@ -250,4 +250,4 @@ def update_stats(stats: Any, metrics: dict[str, Array], c: Config) -> Any:
 
 def traits(c: Config) -> frozenset[str]:
     """A load-balancing loss couples the rows of a batch; biases that are updated are state."""
-    return moe_traits(TRAITS, c) | ({"stateful"} if c.bias_update_speed else set())
+    return moe_traits(TRAITS, c) | ({"running_stats"} if c.bias_update_speed else set())

@@ -20,7 +20,7 @@ from models.layers import gather_weight
 from models.spec import Array, JointInit, Outputs, Place, Spec, flatten, path_name, unsharded
 from models.validate import require, unfreeze
 
-TRAITS = frozenset({"classifier", "language_model", "regressor", "stateful", "batch_coupled"})
+TRAITS = frozenset({"classifier", "language_model", "regressor", "running_stats", "batch_coupled"})
 TOLD = {"classes": "classifier", "outputs": "regressor", "vocab": "language_model"}  # by the first that is set
 INPUT = "features"
 FIELDS = ("image", "features", "tokens")  # which of a batch's fields the module is called with: the first that is there
@@ -55,7 +55,7 @@ def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 def traits(c: Config) -> frozenset[str]:
     """By what it is to tell; its noise, and maybe more, couples the rows."""
     told = next((trait for name, trait in TOLD.items() if getattr(c, name) is not None), "regressor")
-    return frozenset({told, "batch_coupled"} | ({"stateful"} if "stats" in specs(c) else set()))
+    return frozenset({told, "batch_coupled"} | ({"running_stats"} if "stats" in specs(c) else set()))
 
 
 @functools.cache

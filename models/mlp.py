@@ -21,14 +21,14 @@ from models.validate import COMPUTE, require, require_choice
 TRAITS = frozenset({"classifier"})
 INPUT = "features"
 ZERO_GRAD: dict[str, str] = {}
-LAWS = {"normal": lecun_normal, "he": he_normal, "zeros": zeros}
+INITIALIZERS = {"lecun_normal": lecun_normal, "he_normal": he_normal, "zeros": zeros}
 GRADIENTS: dict[str, Callable[..., Any]] = {  # sources of the gradient other than jax.grad
     "equations": backprop.gradient,
     "scalar": scalar.gradient,
 }
 
 SIZES: dict[str, dict[str, Any]] = {
-    "perceptron": dict(hidden=(), law="zeros"),
+    "perceptron": dict(hidden=(), init="zeros"),
     "nielsen": dict(inputs=784, hidden=(30,), classes=10, activation="sigmoid", output="sigmoid", bias_std=1.0),
 }
 
@@ -42,7 +42,7 @@ class Config:
     classes: int = 2
     activation: str = "tanh"
     output: str = "identity"  # what the last layer's sums pass through
-    law: str = "normal"  # initial weights
+    init: str = "lecun_normal"  # initializer of the weights: a key of INITIALIZERS
     bias_std: float | None = None  # initial biases are Gaussian with it; None starts them at 0
     dropout: float = 0.0  # probability, after each hidden layer
     compute: str = "float32"
@@ -51,7 +51,7 @@ class Config:
         require(self, "positive", "inputs", "hidden", "classes")
         require(self, "probability", "dropout")
         require(self, "not negative", "bias_std")
-        require_choice(self, activation=ACTIVATIONS, output=ACTIVATIONS, law=LAWS, compute=COMPUTE)
+        require_choice(self, activation=ACTIVATIONS, output=ACTIVATIONS, init=INITIALIZERS, compute=COMPUTE)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def specs(c: Config) -> dict[str, Any]:
     """The table of parameters."""
 
     def layer(i: int, o: int, axes: str, out_axis: str) -> dict[str, Spec]:
-        table = linear_specs(i, o, axes, LAWS[c.law], out_axis)
+        table = linear_specs(i, o, axes, INITIALIZERS[c.init], out_axis)
         return table if c.bias_std is None else {**table, "bias": Spec((o,), out_axis, normal(c.bias_std))}
 
     widths = (c.inputs, *c.hidden)

@@ -22,7 +22,7 @@ from models.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs
 from models.spec import Array, Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
 from models.validate import COMPUTE, REMAT, remat_block, require, require_choice
 
-TRAITS = frozenset({"classifier", "stateful", "batch_coupled"})
+TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
 INPUT = "image"
 ZERO_GRAD: dict[str, str] = {}
 BLOCKS = {"basic": (3, 3), "bottleneck": (1, 3, 1)}  # rows and columns of each convolution's kernel
@@ -98,7 +98,7 @@ def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 def traits(c: Config) -> frozenset[str]:
     """What this config is; with batch norm its rows are coupled, and it keeps running moments."""
     what = "classifier" if c.head == "classes" else "encoder"
-    return frozenset({what, "stateful", "batch_coupled"} if c.norm == "batch" else {what})
+    return frozenset({what, "running_stats", "batch_coupled"} if c.norm == "batch" else {what})
 
 
 class ConvNorm(NamedTuple):

@@ -79,7 +79,8 @@ def require_choice(config: Any, **legal: Mapping[str, Any] | tuple[str, ...]) ->
         value = getattr(config, name)
         for one in value if isinstance(value, tuple) else (value,):
             if one not in names:
-                raise unknown(f"value of {_family(config)}'s {name}", one, names, renamed.WORDS.get(f"train.{name}"))
+                old = renamed.WORDS.get(f"model.{name}") or renamed.WORDS.get(f"train.{name}")
+                raise unknown(f"value of {_family(config)}'s {name}", one, names, old)
 
 
 def check_types(config: Any) -> None:

@@ -16,7 +16,7 @@ from models.layers import ACTIVATIONS, add_bias, batch_norm, dropout, linear, li
 from models.spec import Array, Initializer, Outputs, Place, Spec, he_normal, lecun_normal, ones, unsharded, zeros
 from models.validate import COMPUTE, require, require_choice
 
-TRAITS = frozenset({"classifier", "stateful", "batch_coupled"})
+TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
 INPUT = "image"
 NORMS = ("batch", "none")
 ZERO_GRAD = {

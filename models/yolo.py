@@ -17,7 +17,7 @@ from models.grids import Anchors, DetectorOutput
 from models.spec import Array, Outputs, Place, unsharded
 from models.validate import COMPUTE, require, require_choice
 
-TRAITS = frozenset({"detector", "stateful", "batch_coupled"})
+TRAITS = frozenset({"detector", "running_stats", "batch_coupled"})
 INPUT = "image"
 ZERO_GRAD: dict[str, str] = {}
 HEADS = ("yolo", "region")

@@ -157,7 +157,7 @@ class Fuzz:
 
     def knob(self) -> Case:
         """A knob, or a field of the model, of a strange value."""
-        fields = ("hidden", "inputs", "classes", "activation", "dropout", "law", "nosuch", "args.x")
+        fields = ("hidden", "inputs", "classes", "activation", "dropout", "init", "nosuch", "args.x")
         key = self.random.choice(  # a legal data.workers may start a thousand processes
             [*(key for key in KNOBS if key != "data.workers"), *(f"model.{name}" for name in fields)]
         )

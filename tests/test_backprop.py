@@ -198,7 +198,7 @@ def test_three_sources_make_one_trajectory_on_moons() -> None:
     fields = sources.load("moons", "train").fields
     rows = {k: fields[k][::4] for k in ("features", "label")} | {"weight": np.ones(25, np.float32)}
     inputs = jax.tree.map(jnp.asarray, rows)
-    model = models.build("mlp", hidden=(16, 16), classes=1, activation="relu", law="he")
+    model = models.build("mlp", hidden=(16, 16), classes=1, activation="relu", init="he_normal")
     start = model.init(jax.random.key(0))["params"]
 
     @jax.jit
@@ -225,7 +225,7 @@ def test_three_sources_make_one_trajectory_on_moons() -> None:
 
 def test_numbers_that_overflow_come_back_as_such() -> None:
     """A run that diverges is for the trainer to skip: no exception, and value or gradient is not finite."""
-    c = mlp.Config(inputs=2, hidden=(3, 3), classes=2, activation="relu", law="he")
+    c = mlp.Config(inputs=2, hidden=(3, 3), classes=2, activation="relu", init="he_normal")
     params, inputs = problem(c, 4, 6)
     huge = jax.tree.map(lambda p: p * 1e30, params)
     for change in (huge, jax.tree.map(lambda p: p * jnp.nan, params)):

@@ -408,7 +408,7 @@ def test_padding_of_a_source_is_not_read(name: str) -> None:
     np.testing.assert_allclose(predict(variables, bare), predict(variables, batch), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", with_trait("stateful"))
+@pytest.mark.parametrize("name", with_trait("running_stats"))
 def test_running_statistics_move_in_training_only(name: str) -> None:
     model, batch = tiny_model(name), to_inputs(batch_for(name))
     variables = random_variables_for(model)

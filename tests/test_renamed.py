@@ -15,7 +15,7 @@ import usage
 from configs import base, reader
 from data import questions
 from errors import UsageError, unknown
-from models import attention
+from models import attention, mlp
 from tests.runs import config_of, runtime
 from train import restored
 from train.record import metrics
@@ -28,6 +28,7 @@ def test_the_tables_agree_with_the_code() -> None:
     """Every new name exists, and no old one does."""
     tables = [(renamed.KNOBS, base.KNOBS), (renamed.METRICS, metrics.UNITS), (renamed.TASKS, questions.EVAL_KINDS)]
     tables += [(renamed.WORDS["loss"], losses.TASKS), (renamed.WORDS["train.attention"], attention.BACKENDS)]
+    tables += [(renamed.WORDS["model.init"], mlp.INITIALIZERS)]
     tables += [(names, set(usage.define_flags(verb))) for verb, names in renamed.FLAGS.items()]
     for family, names in renamed.FIELDS.items():
         tables.append((names, {field.name for field in dataclasses.fields(models.FAMILIES[family].Config)}))
@@ -35,7 +36,7 @@ def test_the_tables_agree_with_the_code() -> None:
         assert set(names.values()) <= set(legal)
         assert not set(names) & set(legal)
         assert len(set(names.values())) == len(names)
-    assert set(renamed.WORDS) == {"loss", "train.attention"}
+    assert set(renamed.WORDS) == {"loss", "train.attention", "model.init"}
 
 
 def test_an_old_name_is_refused_with_the_new_one() -> None:
@@ -71,6 +72,8 @@ def test_an_old_word() -> None:
         losses.get_task("squared")
     with pytest.raises(UsageError, match="'kernel': it is now called 'splash'"):
         models.build("gpt", attention="kernel")
+    with pytest.raises(UsageError, match="'he': it is now called 'he_normal'"):
+        models.build("mlp", init="he")
     for old, new in renamed.TASKS.items():
         with pytest.raises(UsageError, match=f"'{old}': it is now called '{new}'"):
             questions.eval_kind(old, "pydoc_text", None)
@@ -100,6 +103,8 @@ def test_an_older_config_is_read() -> None:
     )
     assert (cfg.data.vocab_size, cfg.data.resize_mode, cfg.schedule.milestones) == (300, "stretch", "3:0.1")
     assert reader.flatten(reader.from_json(reader.to_json(cfg))) == reader.flatten(cfg)
+    perceptron = reader.from_json(json.dumps({"model": {"family": "mlp", "law": "he"}})).model
+    assert perceptron.to_dict() == {"family": "mlp", "size": None, "init": "he_normal"}
 
 
 def test_older_metrics_are_read(tmp_path: Path) -> None:
