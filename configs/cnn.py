@@ -3,7 +3,7 @@
     python launch.py train --config=configs/cnn.py:mnist_lenet5 --workdir=runs/lenet5
 
 `mnist_lenet5`: LeNet-5 on MNIST (LeCun et al. 1998, section III). Published test error 0.95 % (0.8 % with distorted
-images); here 12 epochs with shifts of up to one pixel; README has our figure. `mnist`: two convolutions with batch
+images); here 12 epochs with shifts of up to one pixel; docs/results.md has ours. `mnist`: two convolutions with batch
 norm. `fashion`: the same on Fashion-MNIST, eight epochs with flips and shifts; the data set's own benchmark reports
 91.6 % for two such layers (Xiao et al. 2017). `digits`: the same on scikit-learn's 8 x 8 digits (built in); seconds.
 """

@@ -3,7 +3,7 @@
     python launch.py train --config=configs/gpt.py:shakespeare --workdir=runs/shakespeare
 
 `shakespeare`: the CPU recipe of nanoGPT's README (Karpathy 2022): 4 layers, 4 heads, width 128, context 64, batch size
-12, 2,000 updates, no dropout. Published validation loss 1.88; README has our figure. `quickstart`: bytes of Python's
+12, 2,000 updates, no dropout. Published validation loss 1.88; docs/results.md has ours. `quickstart`: bytes of Python's
 documentation (built in), about a minute on two CPU cores. `gpt2`: the published size; needs a large machine.
 """
 

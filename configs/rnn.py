@@ -6,7 +6,7 @@
 (backpropagation through time truncated at 64 steps), 1,000 updates of 32 rows. The three have 351,000 parameters
 within 0.2 %. `adding`: the adding problem of length 100, `adding_long` of length 400 (Hochreiter, Schmidhuber 1997,
 experiment 4); always predicting 1 gives an error of 0.1667. `sst2`: sentiment of sentences, word tokens, bidirectional;
-Flax's example for this set reaches 85.21 %. README has our figures.
+Flax's example for this set reaches 85.21 %. docs/results.md has ours.
 """
 
 from typing import Any
