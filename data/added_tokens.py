@@ -1,7 +1,7 @@
-"""Tokens that files beside a tokenizer add to it, as transformers keeps them.
+"""Added tokens of a tokenizer, in the files of transformers.
 
-`added_tokens_decoder` of tokenizer_config.json holds them by id, each with its flags; folders without it have
-added_tokens.json, ids by token, and special_tokens_map.json, which names the special ones.
+`added_tokens_decoder` of tokenizer_config.json has them by id, with flags. Folders without it have added_tokens.json,
+ids by token, and special_tokens_map.json, which lists the special tokens.
 """
 
 import json
@@ -16,18 +16,18 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
-def read_added_tokens(sides: dict[str, dict[str, Any]], folder: Path) -> list[Token]:
-    """The tokens that a folder's files add, by their ids: names of files -> what each holds.
+def read_added_tokens(sidecars: dict[str, dict[str, Any]], folder: Path) -> list[Token]:
+    """The added tokens of a folder, sorted by id. `sidecars` are the contents of its files, by name.
 
-    Raises UsageError for an entry that is no token.
+    Raises UsageError for an entry that is not a token.
     """
-    settings = sides.get("tokenizer_config.json", {})
+    settings = sidecars.get("tokenizer_config.json", {})
     if "added_tokens_decoder" in settings:
         where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
         entries = [(_id(i, where), token) for i, token in _items(settings["added_tokens_decoder"], where)]
         return [_token(i, token, where) for i, token in sorted(entries, key=lambda entry: entry[0])]
-    where, special = str(folder / "added_tokens.json"), _special(sides)
-    entries = [(_id(i, where), name) for name, i in sides.get("added_tokens.json", {}).items()]
+    where, special = str(folder / "added_tokens.json"), _special(sidecars)
+    entries = [(_id(i, where), name) for name, i in sidecars.get("added_tokens.json", {}).items()]
     return [
         _token(i, {"content": name, "normalized": name not in special, "special": name in special}, where)
         for i, name in sorted(entries)
@@ -36,30 +36,30 @@ def read_added_tokens(sides: dict[str, dict[str, Any]], folder: Path) -> list[To
 
 def _items(value: Any, where: str) -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
-        raise UsageError(f"{where} holds {quote(value)}, not tokens by their ids")
+        raise UsageError(f"{where} is {quote(value)}, not tokens by their ids")
     return list(value.items())
 
 
 def _id(value: Any, where: str) -> int:
     if not str(value).isdecimal() or isinstance(value, bool):
-        raise UsageError(f"{where} has {quote(value)} for the id of a token")
+        raise UsageError(f"{where}: {quote(value)} is not the id of a token")
     return int(value)
 
 
 def _token(number: int, entry: Any, where: str) -> Token:
     content = entry.get("content") if isinstance(entry, dict) else None
     if not isinstance(content, str) or not content:
-        raise UsageError(f"{where} has no token with `content` at {number}: {quote(entry)}")
+        raise UsageError(f"{where}: entry {number} is {quote(entry)}, not a token with `content`")
     flags = {flag: entry.get(flag, flag == "normalized" and not entry.get("special", False)) for flag in FLAGS}
     if not all(isinstance(flag, bool) for flag in flags.values()):
         raise UsageError(f"{where}: the flags {', '.join(FLAGS)} of {quote(content)} must be true or false")
     return {"id": number, "content": content, **flags}
 
 
-def _special(sides: dict[str, dict[str, Any]]) -> set[str]:
-    """The tokens that the files name as special."""
+def _special(sidecars: dict[str, dict[str, Any]]) -> set[str]:
+    """The special tokens of the files."""
     found: list[Any] = []
-    for values in (sides.get("tokenizer_config.json", {}), sides.get("special_tokens_map.json", {})):
+    for values in (sidecars.get("tokenizer_config.json", {}), sidecars.get("special_tokens_map.json", {})):
         found += [value for key, value in values.items() if key.endswith("_token")]
         for key in LISTS:
             listed = values.get(key) or []
@@ -69,10 +69,10 @@ def _special(sides: dict[str, dict[str, Any]]) -> set[str]:
 
 
 def merge_added_tokens(source: str, tokens: list[Token], path: Path) -> str:
-    """A tokenizer.json with tokens added, or with their flags; as it is where it has them all.
+    """A tokenizer.json with `tokens` and their flags added; unchanged if it has them all.
 
-    A special token is never looked for in a text, so flags of one that is known as special change nothing.
-    Raises UsageError where a token has another id in the vocabulary, or its id is another token's.
+    A special token is never matched in a text, so the flags of a token that is special already do not matter.
+    Raises UsageError if a token has another id in the vocabulary, or its id is that of another token.
     """
     file = json.loads(source)
     ids = vocabulary({"added_tokens": None, **file})
@@ -82,7 +82,9 @@ def merge_added_tokens(source: str, tokens: list[Token], path: Path) -> str:
     for token in tokens:
         number, name = token["id"], token["content"]
         if ids.get(name, number) != number:
-            raise UsageError(f"{path}: the added token {quote(name)} has the id {number}, the vocabulary's {ids[name]}")
+            raise UsageError(
+                f"{path}: the added token {quote(name)} has the id {number}, but the vocabulary's is {ids[name]}"
+            )
         if names.get(number, name) != name:
             raise UsageError(f"{path}: the added token {quote(name)} has the id of {quote(names[number])}, {number}")
         names[number] = name
@@ -94,12 +96,12 @@ def merge_added_tokens(source: str, tokens: list[Token], path: Path) -> str:
     return json.dumps(file, ensure_ascii=False)
 
 
-def check_ids(tokens: list[Token], made: Any, path: Path) -> None:
-    """Hold added tokens to the ids that the library gives them. Raises UsageError where ids leave one out."""
+def check_ids(tokens: list[Token], backend: Any, path: Path) -> None:
+    """Raises UsageError if the library gives an added token another id, because the ids have a gap."""
     for token in tokens:
-        number, given = token["id"], made.token_to_id(token["content"])
+        number, given = token["id"], backend.token_to_id(token["content"])
         if given != number:
             raise UsageError(
-                f"{path}: the added token {quote(token['content'])} has the id {number}, where the library gives it "
-                f"{given}: ids of added tokens must follow those of the vocabulary, without a gap"
+                f"{path}: the added token {quote(token['content'])} has the id {number}, but the library gives it "
+                f"{given}: ids of added tokens must follow those of the vocabulary without a gap"
             )

@@ -1,6 +1,6 @@
-"""SentencePiece's `.model`, read as the protocol buffer that it is and turned into a tokenizer.json.
+"""SentencePiece's `.model`: parses the protocol buffer and converts it to a tokenizer.json.
 
-Source: Kudo and Richardson, 2018, arXiv:1808.06226; numbers of fields from its sentencepiece_model.proto.
+Source: Kudo and Richardson, 2018, arXiv:1808.06226; field numbers from its sentencepiece_model.proto.
 """
 
 import base64
@@ -13,18 +13,18 @@ from data.subwords import FRONT, SPACE
 from errors import UsageError
 
 Piece = tuple[str, float, int]  # name, score, type
-NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4  # types; 5 is unused, 6 a byte
-UNIGRAM, BPE = 1, 2  # of the trainer's model_type
-PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of the whole
+NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4  # types of a piece; 5 is unused, 6 a byte
+UNIGRAM, BPE = 1, 2  # values of the trainer's model_type
+PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of the model
 MODEL_TYPE, SUFFIX, FALLBACK = 3, 24, 35  # fields of the trainer
 CHARSMAP, PREFIX, SQUEEZE, ESCAPE = 2, 3, 4, 5  # fields of the normalizer
 
 
 def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | None = None) -> dict[str, Any]:
-    """The bytes of a file -> a parsed tokenizer.json, for tokens that are `added` to it.
+    """The bytes of a `.model` -> a parsed tokenizer.json, to which `added_tokens` will be added.
 
-    `first` says whether a space is put before a text, None leaves it to the file. No space is put before an added
-    token. Raises UsageError for another format or kind of model.
+    `prefix_space` is whether a space is put before a text; None takes it from the file. No space is put before an added
+    token. Raises UsageError for another format or model type.
     """
     try:
         fields = list(_fields(data))
@@ -35,18 +35,18 @@ def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | No
         )
         unknown = [type_ for _, _, type_ in pieces].index(UNKNOWN)
     except (IndexError, KeyError, TypeError, ValueError, struct.error):
-        raise UsageError("it is no model of SentencePiece; a tokenizer.json of the same tokenizer would do") from None
-    kind, fallback, prefix = trainer.get(MODEL_TYPE, UNIGRAM), bool(trainer.get(FALLBACK)), prefix_space
+        raise UsageError("it is not a SentencePiece model; give the tokenizer.json of this tokenizer") from None
+    model_type, fallback, prefix = trainer.get(MODEL_TYPE, UNIGRAM), bool(trainer.get(FALLBACK)), prefix_space
     if prefix is None:
         prefix = bool(rules.get(PREFIX, 1))
-    if kind not in (UNIGRAM, BPE) or trainer.get(SUFFIX) or not rules.get(ESCAPE, 1):
-        raise UsageError("of SentencePiece, Unigram and BPE with spaces before words are read; this model is another")
+    if model_type not in (UNIGRAM, BPE) or trainer.get(SUFFIX) or not rules.get(ESCAPE, 1):
+        raise UsageError("it is neither a Unigram nor a BPE model of SentencePiece with spaces before words")
     model: dict[str, Any] = {"type": "Unigram", "unk_id": unknown, "vocab": [piece[:2] for piece in pieces]}
-    if kind == BPE:
+    if model_type == BPE:
         vocab = {name: i for i, (name, _, _) in enumerate(pieces)}
         model = {"type": "BPE", "unk_token": pieces[unknown][0], "fuse_unk": True, "vocab": vocab}
         model["merges"] = _merges(pieces, vocab)
-    users = [name for name, _, type_ in pieces if type_ == USER]
+    user_symbols = [name for name, _, type_ in pieces if type_ == USER]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
     return {
         "version": "1.0",
@@ -55,7 +55,7 @@ def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | No
             for i, (name, _, type_) in enumerate(pieces)
             if type_ in (UNKNOWN, CONTROL, USER)
         ],
-        "normalizer": _normalizer(rules, prefix, users, added_tokens),
+        "normalizer": _normalizer(rules, prefix, user_symbols, added_tokens),
         "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False},
         "decoder": _decoder(prefix),
         "model": {**model, "byte_fallback": fallback},
@@ -63,7 +63,7 @@ def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | No
 
 
 def _fields(data: Any) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a message: an int, or bytes. Raises IndexError where it breaks off."""
+    """Number and value (int or bytes) of each field of a message. Raises IndexError if it is truncated."""
     at = 0
 
     def varint() -> int:
@@ -94,7 +94,7 @@ def _piece(data: bytes) -> Piece:
 
 
 def _merges(pieces: list[Piece], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """The pairs of pieces that make a piece, those of the best first."""
+    """The merges: pairs of pieces that form a piece, in order of the piece's score, best first."""
     ranked = []
     for name, score, type_ in pieces:
         if type_ == NORMAL:
@@ -104,15 +104,15 @@ def _merges(pieces: list[Piece], vocab: dict[str, int]) -> list[tuple[str, str]]
     return [(a, b) for _, a, b in sorted(ranked, key=lambda pair: -pair[0])]
 
 
-def _normalizer(rules: dict[int, Any], prefix: bool, users: list[str], added: Sequence[str]) -> dict[str, Any]:
-    """The model's own table of characters, spaces taken away, and one put before the text.
+def _normalizer(rules: dict[int, Any], prefix: bool, user_symbols: list[str], added: Sequence[str]) -> dict[str, Any]:
+    """The model's character map, then removal of extra spaces, then the space before a text.
 
-    The library normalises the user's symbols too, before it looks for them in a text: they must stay as they are.
+    The library normalises user-defined symbols too, before it matches them in a text: they must not change.
     """
     steps = [(" {2,}", " "), (r"\A +| +\z", "")] if rules.get(SQUEEZE, 1) else []
-    alone = "|".join(map(re.escape, users))
+    users = "|".join(map(re.escape, user_symbols))
     tokens = "".join(f"{re.escape(token)}|" for token in added)
-    steps += [(rf"{FRONT}{tokens}(?:{alone})?\z)", " ")] if prefix else []
+    steps += [(rf"{FRONT}{tokens}(?:{users})?\z)", " ")] if prefix else []
     parts: list[dict[str, Any]] = []
     if rules.get(CHARSMAP):
         parts += [{"type": "Precompiled", "precompiled_charsmap": base64.b64encode(rules[CHARSMAP]).decode()}]

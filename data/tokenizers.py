@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, the characters or words of a corpus, or subwords. One travels in every checkpoint."""
+"""Tokenizers: bytes, characters or words of a corpus, or subwords. Every checkpoint contains the run's tokenizer."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from errors import UsageError, unknown
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """ids are int32; some of them stand for no text."""
+    """Text <-> ids, int32; special ids stand for no text."""
 
     @property
     def vocab(self) -> int:
@@ -28,19 +28,19 @@ class Tokenizer(Protocol):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """What ends a text that is written, eot among it."""
+        """The ids at which generation stops, including eot."""
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """What is put before a text that is read."""
+        """The ids before a text that is read."""
 
     @property
     def suffix(self) -> tuple[int, ...]:
-        """What is put after a text that is to be classified."""
+        """The ids after a text that is classified."""
 
     @property
     def byte_lengths(self) -> np.ndarray | None:
-        """UTF-8 bytes that each id stands for [vocab]; None where ids do not give the text back."""
+        """UTF-8 bytes of each id [vocab]; None if encoding loses text."""
 
     def encode(self, text: str) -> np.ndarray:
         """Text -> ids [n]."""
@@ -49,11 +49,11 @@ class Tokenizer(Protocol):
         """ids -> text; `eot` decodes to nothing."""
 
     def description(self) -> dict[str, Any]:
-        """What `restore` needs, as JSON."""
+        """A JSON value from which `restore` makes the tokenizer."""
 
 
 class _EotTokenizer:
-    """A tokenizer whose last id is the end of a document, with nothing around a text."""
+    """A tokenizer whose last id is eot, without prefix and suffix."""
 
     prefix: ClassVar[tuple[int, ...]] = ()
     suffix: ClassVar[tuple[int, ...]] = ()
@@ -70,7 +70,7 @@ class _EotTokenizer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """eot alone."""
+        """eot."""
         return (self.eot,)
 
 
@@ -93,11 +93,11 @@ class ByteTokenizer(_EotTokenizer):
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Bytes -> text; a broken sequence becomes U+FFFD."""
+        """Bytes -> text; invalid UTF-8 becomes U+FFFD."""
         return bytes(int(i) for i in ids if int(i) < 256).decode("utf-8", errors="replace")
 
     def description(self) -> dict[str, Any]:
-        """The kind alone."""
+        """The kind."""
         return {"kind": "byte"}
 
 
@@ -122,14 +122,14 @@ class CharacterTokenizer(_EotTokenizer):
         return np.array([ord(c) for c in self.characters], np.uint32)
 
     def encode(self, text: str) -> np.ndarray:
-        """Text -> ids [n]. Raises UsageError for a character that the corpus did not have."""
+        """Text -> ids [n]. Raises UsageError for a character that is not in the corpus."""
         points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         ids = np.searchsorted(self._points, points)
         ids = np.minimum(ids, len(self._points) - 1)
-        strange = points[self._points[ids] != points]
-        if strange.size:
+        missing = points[self._points[ids] != points]
+        if missing.size:
             raise UsageError(
-                f"character {chr(int(strange[0]))!r} is not among the {len(self.characters)} of this character "
+                f"character {chr(int(missing[0]))!r} is not among the {len(self.characters)} of this character "
                 f"tokenizer: {self.characters!r}; --config.data.tokenizer=byte takes any text"
             )
         return ids.astype(np.int32)
@@ -145,7 +145,7 @@ class CharacterTokenizer(_EotTokenizer):
 
 @dataclass(frozen=True)
 class WordTokenizer(_EotTokenizer):
-    """Words between white space, the commonest first; then an id for every other word, and `eot`."""
+    """White-space separated words, the most frequent first; then one id for all unknown words, and `eot`."""
 
     words: tuple[str, ...]
     byte_lengths = None
@@ -164,7 +164,7 @@ class WordTokenizer(_EotTokenizer):
         return np.array([self._ids.get(word, len(self.words)) for word in text.split()], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """ids -> words with a space between; U+FFFD for the unknown one."""
+        """ids -> words separated by spaces; U+FFFD for an unknown word."""
         known = (*self.words, "\ufffd")
         return " ".join(known[int(i)] for i in ids if int(i) < len(known))
 
@@ -174,13 +174,13 @@ class WordTokenizer(_EotTokenizer):
 
 
 KINDS = ("byte", "char", "word", "subword")
-BPE = "bpe"  # a name of `data.tokenizer` too: subwords that the training split teaches
+BPE = "bpe"  # another value of `data.tokenizer`: a byte-level BPE trained on the training split
 
 
 def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenizer:
-    """A tokenizer by kind; the corpus gives characters, or words, or subwords, the commonest `limit`.
+    """A tokenizer by kind, or by the path of a tokenizer. `corpus` defines characters, words or BPE tokens.
 
-    Raises UsageError.
+    `limit` is the number of words (the most frequent) or of BPE tokens. Raises UsageError.
     """
     if kind == "byte":
         return ByteTokenizer()
@@ -195,7 +195,7 @@ def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenize
     if kind == "word":
         counts = Counter(word for text in corpus for word in text.split())
         if not counts:
-            raise UsageError("a tokenizer of words needs a corpus with at least one word")
+            raise UsageError("a word tokenizer needs a corpus with at least one word")
         return WordTokenizer(tuple(sorted(counts, key=lambda w: (-counts[w], w))[:limit]))
     if kind == "subword" or not tokenizer_reader.has_tokenizer(kind):
         names = (*KINDS[:-1], BPE, "the path of a tokenizer.json or of its folder")
@@ -204,7 +204,7 @@ def make(kind: str, corpus: Iterable[str], limit: int | None = None) -> Tokenize
 
 
 def tokenizer_kind(name: str) -> str:
-    """The kind that `data.tokenizer` asks for: a name of KINDS, or a path, which is of a subword tokenizer."""
+    """The kind of a value of `data.tokenizer`: one of KINDS; `subword` for a path or BPE."""
     return name if name in KINDS else "subword"
 
 
@@ -221,6 +221,6 @@ def restore(description: dict[str, Any]) -> Tokenizer:
 
 
 def fingerprint(description: dict[str, Any]) -> str:
-    """A hash of a tokenizer's description, 16 hex digits."""
+    """A hash of a tokenizer's description: 16 hex digits."""
     text = json.dumps(description, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -76,7 +76,7 @@ def test_an_id_that_no_token_has_is_refused(saved: Path, tmp_path: Path) -> None
     folder = shutil.copytree(saved, tmp_path / "hub")
     file = folder / "generation_config.json"
     file.write_text(f'{{"eos_token_id": [0, {10**20}]}}')
-    with pytest.raises(UsageError, match=rf"{file}: eos_token_id = {10**20} is no token's id"):
+    with pytest.raises(UsageError, match=rf"{file}: eos_token_id = {10**20} is not the id of a token"):
         tokenizer_reader.read_tokenizer(folder)
 
 

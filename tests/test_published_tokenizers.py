@@ -167,16 +167,28 @@ def test_a_tokenizer_json_that_has_all_added_tokens_stays_as_it_is(tmp_path: Pat
     [
         ("gpt2", {"added_tokens_decoder": {"290": {"content": "<user>"}}}, "'<user>' has the id 290, .* gives it 280"),
         ("json", {"added_tokens_decoder": {"5": {"content": "<user>"}}}, "has the id of .*, 5"),
-        ("gpt2", {"added_tokens_decoder": {"280": {"content": "the"}}}, "'the' has the id 280, the vocabulary's"),
-        ("bert", {"added_tokens_decoder": {"x": {"content": "<user>"}}}, "'x' for the id"),
-        ("bert", {"added_tokens_decoder": {"43": "<user>"}}, "no token with `content` at 43"),
+        ("gpt2", {"added_tokens_decoder": {"280": {"content": "the"}}}, "'the' has the id 280, but the vocabulary's"),
+        ("bert", {"added_tokens_decoder": {"x": {"content": "<user>"}}}, "'x' is not the id"),
+        ("bert", {"added_tokens_decoder": {"43": "<user>"}}, "entry 43 is '<user>', not a token"),
         ("bert", {"added_tokens_decoder": ["<user>"]}, "not tokens by their ids"),
         ("bert", {"added_tokens_decoder": {"43": {"content": "<u>", "lstrip": "no"}}}, "must be true or false"),
         ("bert", {"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
         ("gpt2", {"add_prefix_space": "yes"}, "add_prefix_space is 'yes'"),
-        ("gpt2", {"tokenizer_class": "Qwen2Tokenizer"}, "'Qwen2Tokenizer', which has rules of its own"),
-        ("bert", {"tokenizer_class": "MPNetTokenizer"}, "'MPNetTokenizer', which has rules of its own"),
-        ("llama", {"tokenizer_class": "XLMRobertaTokenizer"}, "'XLMRobertaTokenizer', which has rules of its own"),
+        (
+            "gpt2",
+            {"tokenizer_class": "Qwen2Tokenizer"},
+            "'Qwen2Tokenizer', which has rules that this file does not contain",
+        ),
+        (
+            "bert",
+            {"tokenizer_class": "MPNetTokenizer"},
+            "'MPNetTokenizer', which has rules that this file does not contain",
+        ),
+        (
+            "llama",
+            {"tokenizer_class": "XLMRobertaTokenizer"},
+            "'XLMRobertaTokenizer', which has rules that this file does not contain",
+        ),
     ],
 )
 def test_what_does_not_fit_a_vocabulary_is_refused(

@@ -243,15 +243,15 @@ def test_a_long_text_is_cut_where_no_token_is(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({}, "holds no tokenizer"),
-        ({"tokenizer.json": "{"}, "no tokenizer.json"),
-        ({"tokenizer.json": '{"version": "1.0"}'}, "no tokenizer.json"),
-        ({"vocab.json": "[1]", "merges.txt": "a b"}, "no byte-level BPE"),
+        ({}, "has no tokenizer"),
+        ({"tokenizer.json": "{"}, "not a tokenizer.json"),
+        ({"tokenizer.json": '{"version": "1.0"}'}, "not a tokenizer.json"),
+        ({"vocab.json": "[1]", "merges.txt": "a b"}, "not a byte-level BPE"),
         ({"vocab.txt": "a\nb"}, r"lacks \[PAD\]"),
-        ({"tokenizer.model": "not a model"}, "no model of SentencePiece"),
+        ({"tokenizer.model": "not a model"}, "not a SentencePiece model"),
         (
             {"tokenizer.json": subwords.train_bpe(CORPUS, 257).source.replace("<|endoftext|>", "<x>")},
-            "no end of a text",
+            "no token for the end of a text",
         ),
     ],
 )
