@@ -1,4 +1,4 @@
-"""Files of others, read whole: whatever is wrong with one is one line that names it."""
+"""Reading of text and JSON files: any problem raises a UsageError of one line that names the file."""
 
 import codecs
 import json
@@ -11,29 +11,30 @@ from typing import Any
 from errors import UsageError, quote
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-WIDE_BOMS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}  # before UTF-16, whose mark begins UTF-32's
+# UTF-32 is first, as UTF-16's mark is the beginning of UTF-32's.
+WIDE_BOMS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
 WIDE_BOMS |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def require_regular_file(path: str | Path) -> None:
-    """Raises UsageError where a path, links followed, is no regular file: opening a pipe would wait for its writer."""
+    """Raises UsageError if a path, with links followed, is not a regular file: opening a pipe would block."""
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:  # a name may hold what no file's does
-        nowhere = isinstance(error, FileNotFoundError) and os.path.islink(path)
-        why = "a link to nowhere" if nowhere else getattr(error, "strerror", None) or error
+    except (OSError, ValueError) as error:  # ValueError: the name has a NUL
+        is_broken_link = isinstance(error, FileNotFoundError) and os.path.islink(path)
+        why = "it is a broken link" if is_broken_link else getattr(error, "strerror", None) or error
         raise UsageError(f"{path} cannot be read: {why}") from None
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{path} cannot be read: it is no regular file but {_file_type(mode)}")
+        raise UsageError(f"{path} cannot be read: it is {_file_type(mode)}, not a regular file")
 
 
 def _file_type(mode: int) -> str:
-    named = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-    return named.get(stat.S_IFMT(mode), "a device")
+    names = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return names.get(stat.S_IFMT(mode), "a device")
 
 
 def reject_lfs_pointer(path: str | Path) -> None:
-    """Raises UsageError where a file cannot be opened, is no regular file, or is a pointer that Git LFS left."""
+    """Raises UsageError if a file cannot be opened, is not a regular file, or is a Git LFS pointer."""
     require_regular_file(path)
     try:
         with Path(path).open("rb") as file:
@@ -41,13 +42,13 @@ def reject_lfs_pointer(path: str | Path) -> None:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if start == LFS_POINTER:
-        raise UsageError(f"{path} is a pointer of Git LFS, not the file itself; `git lfs pull` fetches it")
+        raise UsageError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8, line ends as they are, without a byte-order mark.
+    """The text of a UTF-8 file, with its line ends unchanged and without a byte-order mark.
 
-    Raises UsageError, also as `reject_lfs_pointer`, and for NUL bytes, which binary files and UTF-16 text hold.
+    Raises UsageError as `reject_lfs_pointer`, for other encodings, and for NUL bytes, as in binary files and UTF-16.
     """
     reject_lfs_pointer(path)
     try:
@@ -67,27 +68,27 @@ def read_text(path: str | Path) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text, each ended by LF or CR LF, the last perhaps by neither.
+    """The lines of a text, which end in LF or CR LF, except perhaps the last one.
 
-    `str.splitlines` also cuts at U+0085, U+2028 and other characters that lines of data hold.
+    `str.splitlines` also splits at U+0085, U+2028 and other characters that occur inside lines of data.
     """
-    lines = text.split("\n")
-    ended = [line.removesuffix("\r") for line in lines[:-1]]
-    return ended + lines[-1:] if lines[-1] else ended
+    *lines, last = text.split("\n")
+    lines = [line.removesuffix("\r") for line in lines]
+    return [*lines, last] if last else lines
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file. Raises UsageError as `read_text`, and for lines that end in CR alone."""
+    """The lines of a UTF-8 file. Raises UsageError as `read_text`, and if lines end in CR only."""
     text = read_text(path)
     if "\r" in text and "\n" not in text:
-        raise UsageError(f"{path} ends its lines with CR alone; convert them to LF")
+        raise UsageError(f"{path} ends its lines with CR only; convert them to LF")
     return split_lines(text)
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """The values of a file with JSON in each line, each with its place, `FILE, line N`; empty lines are passed over.
+    """The values of a JSON lines file, each with its place, `FILE, line N`. Empty lines are skipped.
 
-    Raises UsageError as `read_lines` and `parse_json`, and for half of a surrogate pair, which is no character.
+    Raises UsageError as `read_lines` and `parse_json`, and for a lone surrogate, which is not a character.
     """
     for number, line in enumerate(read_lines(path), 1):
         if line.strip():
@@ -96,19 +97,19 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
             try:
                 json.dumps(value, ensure_ascii=False).encode() if "\\u" in line else None
             except UnicodeEncodeError:
-                raise UsageError(f"{where} has half of a surrogate pair, which is no character") from None
+                raise UsageError(f"{where} has half of a surrogate pair, which is not a character") from None
             yield where, value
 
 
 def parse_json(text: str | bytes, name: str | Path) -> Any:
-    """The value of a JSON text; `name` is what a refusal calls it.
+    """The value of a JSON text; `name` is for error messages.
 
-    Raises UsageError for what is no JSON, nests too deep, or gives one key two values.
+    Raises UsageError for invalid JSON, too deep nesting, and a key with two different values.
     """
     try:
         return json.loads(text, object_pairs_hook=_reject_duplicate_keys)
     except RecursionError:
-        raise UsageError(f"{name} cannot be read as JSON: it nests too deep") from None
+        raise UsageError(f"{name} cannot be read as JSON: it is nested too deeply") from None
     except ValueError as error:
         raise UsageError(f"{name} cannot be read as JSON: {error}") from None
 
@@ -119,17 +120,17 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings by name of a JSON file. Raises UsageError as `read_json`, and for another value than an object."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no settings by name: it is {type(found).__name__} where an object is due")
-    return found
+    """The object in a JSON file, as a dict. Raises UsageError as `read_json`, and for another type of value."""
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path} must be a JSON object with settings, not {type(settings).__name__}")
+    return settings
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found and found[key] != value:
-            raise ValueError(f"the key {quote(key)} stands twice, with two values")
-        found[key] = value
-    return found
+        if key in values and values[key] != value:
+            raise ValueError(f"the key {quote(key)} appears twice, with two values")
+        values[key] = value
+    return values

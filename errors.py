@@ -1,4 +1,4 @@
-"""What a user sees when an input is refused: one line that says what, which value, and what would be legal."""
+"""Errors for users: one line that says what is wrong, with which value, and what would be legal."""
 
 import difflib
 import re
@@ -6,15 +6,15 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-LONG = 200  # characters of one value that a message repeats, at most
+LONG = 200  # characters of a value that a message quotes, at most
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80  # characters
 
 
 class UsageError(ValueError):
-    """A mistake in a flag, a config or a file of the user's; the launcher prints it in one line and exits with 2.
+    """A user's mistake in a flag, a config or a file; the launcher prints it on one line and exits with 2.
 
-    `problems` has the parts of a text that `join_problems` makes of several.
+    `problems` are the parts of a message made by `join_problems`.
     """
 
     def __init__(self, text: str, problems: Iterable[str] = ()) -> None:
@@ -23,22 +23,22 @@ class UsageError(ValueError):
 
 
 def quote(value: object) -> str:
-    """A value as a message shows it: its repr, of which a long or deep one is cut."""
+    """A value in a message: its repr, cut if it is long or deep."""
     return _REPR.repr(value)
 
 
 def join_problems(problems: Iterable[str]) -> UsageError:
-    """All that is wrong with an input as one error, each problem once: `2 problems: (1) …; (2) …`."""
-    found = list(dict.fromkeys(problems))
-    if len(found) == 1:
-        return UsageError(found[0])
-    numbered = "; ".join(f"({i}) {text}" for i, text in enumerate(found, 1))
-    return UsageError(f"{len(found)} problems: {numbered}", found)
+    """All problems of an input as one error, without duplicates: `2 problems: (1) …; (2) …`."""
+    distinct = list(dict.fromkeys(problems))
+    if len(distinct) == 1:
+        return UsageError(distinct[0])
+    numbered = "; ".join(f"({i}) {text}" for i, text in enumerate(distinct, 1))
+    return UsageError(f"{len(distinct)} problems: {numbered}", distinct)
 
 
 @contextmanager
 def raise_with(problems: Iterable[str]) -> Iterator[None]:
-    """Raise one UsageError of what the block refuses and of these problems, so that neither hides the other."""
+    """Raise one UsageError with the block's problems and `problems`, so that neither hides the other."""
     known = list(problems)
     try:
         yield
@@ -50,7 +50,7 @@ def raise_with(problems: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def prefix_errors(what: str) -> Iterator[None]:
-    """Say of what the block refuses that it is this file's, or folder's, where a message does not name it."""
+    """Prefix UsageErrors of the block with `what`, a file or folder, unless the message names it."""
     try:
         yield
     except UsageError as error:
@@ -60,7 +60,7 @@ def prefix_errors(what: str) -> Iterator[None]:
 
 
 def shorten(text: str) -> str:
-    """A message on one line, its long quoted values, tuples and words cut to LONG characters."""
+    """A message on one line, with its long quoted values, tuples and words cut to LONG characters."""
     value = rf"""(?<!\w)'[^']{{{LONG},}}'(?!\w)|"[^"]{{{LONG},}}"|[([][\d'"([][^()[\]]{{{LONG},}}|\S{{{LONG},}}"""
     cut = lambda m: f"{m[0][: LONG - 40]}… ({len(m[0]):,} characters)"  # noqa: E731
     return re.sub(value, cut, " ".join(text.split()))
@@ -69,17 +69,17 @@ def shorten(text: str) -> str:
 def unknown(
     kind: str, name: str, legal: Iterable[str], renamed: Mapping[str, str] | None = None, *, listed: bool = True
 ) -> UsageError:
-    """The refusal of a misspelt name: names the nearest legal ones, else lists them all where `listed`.
+    """The error for an unknown name: suggests the nearest legal ones, otherwise lists them all if `listed`.
 
-    `renamed` maps old names to new ones; the refusal of an old name gives the new one.
+    `renamed` maps old names to new ones; the error for an old name gives the new one.
     """
-    if len(name := str(name)) > LONG:  # no typing error, and slow to compare
+    if len(name := str(name)) > LONG:  # not a misspelling, and slow to compare
         return UsageError(f"unknown {kind} {quote(name)}")
     names = sorted(str(n) for n in legal)
     if renamed and (now := renamed.get(name)) in names:
         return UsageError(f"unknown {kind} {quote(name)}: it is now called {now!r}")
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    if not near:  # a dotted name is often right in its last part only
+    if not near:  # often only the last part of a dotted name is right
         tails: dict[str, list[str]] = {}
         for n in names:
             tails.setdefault(n.rsplit(".", 1)[-1], []).append(n)

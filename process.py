@@ -1,4 +1,4 @@
-"""The process around a verb: its streams, its signals, and the commit of its code."""
+"""The process that runs a verb: its streams, its signals, and the commit of its code."""
 
 import errno
 import io
@@ -23,43 +23,43 @@ INTERRUPTED = "interrupted; run the same command again to go on from the last ch
 
 
 class Terminal:
-    """A text stream whose reader may go away, as of `| head`: what is written after that is dropped.
+    """A text stream whose reader may close it, as `| head` does: later output is dropped.
 
-    Another failure, as a full disk's, is raised unless `optional`: what a run prints is not what it leaves.
+    Other errors, as of a full disk, are raised unless `optional`: a run does not depend on what it prints.
     """
 
     def __init__(self, stream: Any, optional: bool = False) -> None:
         self._stream, self._dropped = stream, (OSError if optional else BrokenPipeError)
 
     def write(self, text: str) -> None:
-        """Write, if someone reads."""
+        """Write, unless the reader has closed the stream."""
         self._try(lambda: self._stream.write(text))
 
     def flush(self) -> None:
-        """Flush, if someone reads."""
+        """Flush, unless the reader has closed the stream."""
         self._try(self._stream.flush)
 
     def isatty(self) -> bool:
-        """Whether a person reads."""
+        """Whether the stream is a terminal."""
         return self._stream.isatty()
 
     def _try(self, action: Callable[[], Any]) -> None:
         try:
             action()
         except self._dropped:
-            with suppress(io.UnsupportedOperation):  # from now on the stream ends nowhere, Python's last flush too
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+            with suppress(io.UnsupportedOperation):  # redirect to /dev/null, also for Python's flush at exit
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
 
 
 def open_streams() -> None:
-    """Give the process the standard streams that it was started without, and signs in place of those a stream lacks."""
+    """Open standard streams that are closed, and let streams replace characters that they cannot encode."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         with suppress(OSError):
             os.fstat(number)
             continue
-        os.open(os.devnull, os.O_RDWR)  # the lowest free number, which no file of ours may take
+        os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which must not go to another file
         setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -67,13 +67,13 @@ def open_streams() -> None:
 
 
 def reserve_stdout() -> None:
-    """Keep for Python alone what is printed: C++ writes to file 1 too, Gloo a line for each group of processes."""
+    """Reserve stdout for Python: C++ code writes to file descriptor 1 too, Gloo a line for each process group."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.flush()
         own = os.fdopen(os.dup(1), "wb")
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
         sys.stdout = io.TextIOWrapper(own, sys.stdout.encoding, "replace", line_buffering=sys.stdout.line_buffering)
 
 
@@ -83,7 +83,7 @@ def print_error(line: str) -> None:
 
 
 def exit_now(line: str, code: int) -> None:
-    """Print a line and end the process from any thread, whatever the others do."""
+    """Print a line and end the process at once, from any thread."""
     with suppress(Exception):
         sys.stdout.flush()
     print_error(line)
@@ -91,7 +91,7 @@ def exit_now(line: str, code: int) -> None:
 
 
 def exit_process(code: int) -> None:
-    """End the process; at once where it failed beside others, for whom jax would wait."""
+    """End the process; without jax's shutdown, which would wait for other processes, if this one failed."""
     jax = sys.modules.get("jax")
     if code in (FAILED, USAGE) and jax and jax.distributed.is_initialized():
         sys.stdout.flush()
@@ -100,7 +100,7 @@ def exit_process(code: int) -> None:
 
 
 def error_line(error: BaseException, given: Sequence[str] = ()) -> tuple[str, int]:
-    """What is said of an error in one line, values that the user has given shortened, and the exit code."""
+    """The message of an error on one line, with long values of the user shortened, and the exit code."""
     text = str(error)
     for value in given:
         text = text.replace(value, quote(value)) if len(value) > LONG else text
@@ -111,11 +111,11 @@ def error_line(error: BaseException, given: Sequence[str] = ()) -> tuple[str, in
 
 
 def require_cwd() -> None:
-    """Raise UsageError where the current folder is no more."""
+    """Raise UsageError if the current folder no longer exists."""
     try:
         os.getcwd()
     except OSError:
-        raise UsageError("the current folder was deleted; change to one that is there") from None
+        raise UsageError("the current folder was deleted; change to an existing one") from None
 
 
 # Signals
@@ -123,30 +123,30 @@ def require_cwd() -> None:
 
 @contextmanager
 def listen_for_signals() -> Iterator[Callable[[], str | None]]:
-    """Hear SIGINT and SIGTERM while the block runs -> a function that gives the last one's name, None before it.
+    """Handle SIGINT and SIGTERM in the block -> a function that returns the name of the last signal, None before it.
 
-    A thread hears them, for the main thread may be inside a compilation or a collective for minutes. The first signal
-    asks for a save; a SIGINT after it ends the process at once.
+    A thread receives the signals, as the main thread may be in a compilation or a collective for minutes. The first
+    signal requests a save; a SIGINT after it ends the process at once.
     """
-    heard: list[str] = []
+    received: list[str] = []
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
-    def hear() -> None:
+    def listen() -> None:
         while number := os.read(reader, 1)[0]:
-            if number == signal.SIGINT and heard:
+            if number == signal.SIGINT and received:
                 exit_now(INTERRUPTED, FAILED)
             if number in (signal.SIGINT, signal.SIGTERM):
-                if not heard:
+                if not received:
                     print_error(f"{signal.Signals(number).name}: saves after this update; Ctrl-C ends it at once")
-                heard.append(signal.Signals(number).name)
+                received.append(signal.Signals(number).name)
 
     before = {n: signal.signal(n, lambda number, frame: None) for n in (signal.SIGINT, signal.SIGTERM)}
     old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(target=hear, daemon=True)
+    thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     try:
-        yield lambda: heard[-1] if heard else None
+        yield lambda: received[-1] if received else None
     finally:
         signal.set_wakeup_fd(old)
         for number, handler in before.items():
@@ -161,7 +161,7 @@ def listen_for_signals() -> Iterator[Callable[[], str | None]]:
 
 
 def revision() -> str | None:
-    """The commit of this code, `-dirty` behind it where files differ from it; None outside of a clone."""
+    """The commit of this code, followed by `-dirty` if files differ from it; None outside of a git clone."""
     if not shutil.which("git"):
         return None
     git = ["git", "-C", str(Path(__file__).parent)]

@@ -272,7 +272,7 @@ def test_images_outside_are_not_opened(tmp_path: Path) -> None:
     [
         ("{", "cannot be read as JSON: Expecting"),
         ("[]", "has a list, not the lists images"),
-        (9**5 * "[", "cannot be read as JSON: it nests too deep"),
+        (9**5 * "[", "cannot be read as JSON: it is nested too deeply"),
     ],
 )
 def test_broken_json_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -301,7 +301,7 @@ def test_a_pointer_beside_images_is_named(tmp_path: Path) -> None:
     """Also one that may be COCO's by its place alone."""
     root = write_coco(tmp_path / "set", "version https://git-lfs.github.com/spec/v1\n", "images")
     (root / "annotations" / "instances_val.json").rename(root / "annotations" / "all.json")
-    with pytest.raises(UsageError, match=r"annotations/all\.json is a pointer of Git LFS"):
+    with pytest.raises(UsageError, match=r"annotations/all\.json is a Git LFS pointer"):
         scenes(root)
 
 

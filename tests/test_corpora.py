@@ -78,7 +78,7 @@ def test_files_of_rows_may_be_named_by_their_splits(tmp_path: Path) -> None:
         ("a.jsonl", "", "has no rows"),
         ("a.jsonl", '{"text": ""}', "is too short"),
         ("a.jsonl", r'{"text": "\ud800"}', "half of a surrogate pair"),
-        ("a.jsonl", '{"text": "a", "text": "b"}', "'text' stands twice"),
+        ("a.jsonl", '{"text": "a", "text": "b"}', "'text. appears twice"),
         ("a.csv", 'text,label\n"it is "free" today",1\n', "a.csv, from line 2 on: "),
         ("a.csv", "text,label\na,1\nb\n", "line 3 has more or fewer cells than the 2"),
         ("a.csv", "text,text\na,b\n", "has a column twice"),

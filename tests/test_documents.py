@@ -19,15 +19,15 @@ from models.published.weights import header
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 137472\n"
 FAULTS: dict[str, tuple[bytes, str]] = {
-    "deep": (b"[" * 100_000, "nests too deep"),
-    "deep object": (b'{"a":' * 100_000, "nests too deep"),
+    "deep": (b"[" * 100_000, "nested too deeply"),
+    "deep object": (b'{"a":' * 100_000, "nested too deeply"),
     "Latin-1": (b'{"a": "\xe9"}', "not UTF-8 text (byte 7: "),
     "torn": (b'{"a": 1', "cannot be read as JSON"),
     "empty": (b"", "cannot be read as JSON"),
     "long number": (b'{"a": ' + b"1" * 10_000 + b"}", "cannot be read as JSON"),
-    "list": (b"[1]", "holds no settings by name"),
-    "twice": (b'{"' + b"a" * 5_000 + b'": 1, "' + b"a" * 5_000 + b'": 2}', "stands twice"),
-    "pointer": (POINTER, "pointer of Git LFS"),
+    "list": (b"[1]", "must be a JSON object with settings, not list"),
+    "twice": (b'{"' + b"a" * 5_000 + b'": 1, "' + b"a" * 5_000 + b'": 2}', "appears twice"),
+    "pointer": (POINTER, "Git LFS pointer"),
 }
 
 
@@ -103,14 +103,14 @@ def test_a_pointer_of_git_lfs_is_named(name: str, read: Callable[[Path], Any], t
     file.write_bytes(POINTER)
     for path in (file, tmp_path):
         if path.is_file() or read is not header:
-            with pytest.raises(UsageError, match=r"pointer of Git LFS, not the file itself; `git lfs pull`") as caught:
+            with pytest.raises(UsageError, match=r"Git LFS pointer, not the file itself.*`git lfs pull`") as caught:
                 read(path)
             assert str(file) in str(caught.value)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         read_settings(tmp_path / "config.json")
 
 
@@ -137,14 +137,14 @@ def test_lines_end_at_line_feeds(text: str, lines: list[str]) -> None:
         ("text".encode("utf-16-le"), "byte 1 is NUL"),
         (b"caf\xe9 au lait", r"not UTF-8 text \(byte 3: "),
         (POINTER, "Git LFS"),
-        (b"a\rb\r", "CR alone"),
+        (b"a\rb\r", "CR only"),
     ],
 )
 def test_what_is_no_text_is_named(content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(UsageError, match=rf"x\.txt .*{says}"):
         read_lines(tmp_path / "x.txt")
-    for path, says in ((tmp_path, "no regular file"), (tmp_path / "nowhere", "No such file")):
+    for path, says in ((tmp_path, "not a regular file"), (tmp_path / "nowhere", "No such file")):
         with pytest.raises(UsageError, match=says):
             read_lines(path)
 
@@ -152,10 +152,10 @@ def test_what_is_no_text_is_named(content: bytes, says: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("[" * 100_000, "nests too deep"),
-        ('{"a":' * 100_000, "nests too deep"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
         (r'{"a": ["\ud800"]}', "half of a surrogate pair"),
-        ('{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "'a. appears twice"),
         ('{"a": 1,}', "cannot be read as JSON"),
         ("9" * 5000, "cannot be read as JSON"),
     ],

@@ -127,7 +127,7 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"z\.png cannot be read: .*a pipe"):
         decode(str(tmp_path / "z.png"))
     (tmp_path / "l.png").write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 3\n")
-    with pytest.raises(UsageError, match=r"l\.png is a pointer of Git LFS"):
+    with pytest.raises(UsageError, match=r"l\.png is a Git LFS pointer"):
         decode(str(tmp_path / "l.png"))
     with pytest.raises(UsageError, match=r"none\.png cannot be read: No such file"):
         decode(str(tmp_path / "none.png"))

@@ -231,7 +231,7 @@ def test_a_header_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
     header = f"{{{entry % 'F32'},{entry % 'I32'}}}".encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(UsageError, match=r"header of .*model\.safetensors .* the key 'a' stands twice"):
+    with pytest.raises(UsageError, match=r"header of .*model\.safetensors .* the key 'a. appears twice"):
         tensors.TensorReader(file)
 
 

@@ -55,7 +55,7 @@ def test_a_deleted_folder_gets_one_line(
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert launch.main(["doctor"]) == launch.USAGE
-    assert capsys.readouterr().err == "launch.py doctor: the current folder was deleted; change to one that is there\n"
+    assert capsys.readouterr().err == "launch.py doctor: the current folder was deleted; change to an existing one\n"
     with pytest.raises(UsageError):
         process.require_cwd()
 

@@ -239,7 +239,7 @@ def test_a_finished_run_says_so_where_its_lock_cannot_be_held(trained: Path, cap
     assert "is complete: 30 of 30" in capsys.readouterr().out
     assert train(trained, "--config.train.steps=40", "--config.resume=extend") == 2
     err = capsys.readouterr().err
-    assert f"cannot hold checkpoints: {trained}/lock cannot be read: it is no regular file but a folder" in err
+    assert f"cannot hold checkpoints: {trained}/lock cannot be read: it is a folder, not a regular file" in err
 
 
 def test_an_evaluation_without_a_finite_loss_fails(trained: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_bad_labels_are_refused(tmp_path: Path, label: str, says: str) -> None:
         (dict(obj_names="cube\nball"), "keep one of the two"),
         (dict(data_yaml="names: [ball, cub"), r"data\.yaml is not YAML: "),
         (dict(data_yaml="[" * 2000), r"data\.yaml is not YAML: "),
-        (dict(data_yaml="version https://git-lfs.github.com/spec/v1\n"), r"^[^:]*data\.yaml is a pointer of Git LFS"),
+        (dict(data_yaml="version https://git-lfs.github.com/spec/v1\n"), r"^[^:]*data\.yaml is a Git LFS pointer"),
         (dict(data_yaml="names: [cube, ball]"), "keep one of the two"),
         (dict(data_yaml="names: {0: ball, 2: cube}"), "not a list of class names"),
         (dict(data_yaml="names: ball"), "not a list of class names"),
