@@ -2,10 +2,10 @@
 
     python -m benchmarks.convolution [--repeats=7] [--out=benchmarks/results/convolution.json]
 
-On CPU the gradients of `models.convolution` are written out (docs/decisions/0019); `xla` is jax's own gradient of
-`lax.conv_general_dilated` and `lax.reduce_window`, `torch` PyTorch's. `looped` is a layer of as many channels out as
-in, three times by `lax.scan`, both gradients together, as a network of scanned blocks has it; of small images only, for
-XLA takes seconds.
+On CPU the gradients of models/blocks/vision/convolution.py are written out (docs/decisions/0019); `xla` is jax's own
+gradient of `lax.conv_general_dilated` and `lax.reduce_window`, `torch` PyTorch's. `looped` is a layer of as many
+channels out as in, three times by `lax.scan`, both gradients together, as a network of scanned blocks has it; of small
+images only, for XLA takes seconds.
 
 Each round times every contestant, so that a noisy machine is noisy for all, the second of two calls, so that its own
 threads are awake and those of the one before asleep; a ratio is the median over rounds of a contestant's time over
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import record
-from models.convolution import DIMS, conv, max_pool
+from models.blocks.vision.convolution import DIMS, conv, max_pool
 
 SHAPES = {  # images, rows and columns, channels in and out, kernel
     "128 x 28 x 28, 1 to 64, 3 x 3": (128, 28, 1, 64, 3),

@@ -4,9 +4,9 @@
 
 Each round times every contestant once, so that a noisy machine is noisy for all; a ratio is the median over rounds of
 the loop's time over the contestant's: above 1 is faster than the loop. Contestants: `dropless` and `dense`,
-`models.dispatch.mixture`; `loop`, one expert after another over all tokens, masked, which is what shapes that are known
-beforehand allow a plain JAX program; `torch_loop`, PyTorch eager, which picks each expert's tokens first. Memory is
-XLA's plan: bytes of temporaries of the compiled program.
+`models.blocks.moe.dispatch.mixture`; `loop`, one expert after another over all tokens, masked, which is what shapes
+that are known beforehand allow a plain JAX program; `torch_loop`, PyTorch eager, which picks each expert's tokens
+first. Memory is XLA's plan: bytes of temporaries of the compiled program.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import record
-from models import routers
-from models.dispatch import glu, mixture
+from models.blocks.moe import routers
+from models.blocks.moe.dispatch import glu, mixture
 
 SIZES = {  # tokens, width, hidden of an expert, experts, of a token
     "8 experts, 2 of them": dict(tokens=2048, width=256, hidden=512, experts=8, active=2),

@@ -70,7 +70,7 @@ def write(folder: str, mib: int, dtype: str) -> dict[str, int]:
     import jax.numpy as jnp
 
     import models
-    from models.spec import flatten
+    from models.core.spec import flatten
 
     width = 1024
     layer = 4 * width * width + 3 * width * 4 * width

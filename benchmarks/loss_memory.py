@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import record
-from models.layers import compute_logits
-from models.spec import LazyLogits
+from models.core.layers import compute_logits
+from models.core.spec import LazyLogits
 from train.update import chunked, losses
 
 SHAPES = {  # B, T, D, vocabulary, padded vocabulary

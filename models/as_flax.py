@@ -17,7 +17,7 @@ import jax
 from flax import linen, nnx
 
 from models import Model
-from models.spec import initialize
+from models.core.spec import initialize
 
 
 class Linen(linen.Module):

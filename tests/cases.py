@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from models.darknet import Conv, Head, MaxPool, Reorg, Route, Shortcut, Upsample
-from models.spec import Spec, ones, path_name
+from models.blocks.vision.darknet import Conv, Head, MaxPool, Reorg, Route, Shortcut, Upsample
+from models.core.spec import Spec, ones, path_name
 
 B = 16  # rows of a batch: divisible by 8 devices, and by 2 microbatches on them
 T = 16  # tokens of a row

@@ -12,7 +12,7 @@ import optax
 
 import models
 from configs import base
-from models.spec import flatten
+from models.core.spec import flatten
 from tests.cases import CASES, batch_for, random_variables, tiny_model
 from train import mesh
 from train.update import leaves, losses, optim, step

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import models
-from models.spec import flatten
+from models.core.spec import flatten
 from tests.hub_kinds import KINDS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")

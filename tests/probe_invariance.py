@@ -16,8 +16,8 @@ import numpy as np
 from configs import base
 from data import augment, plan, sequences, sources, tokenizers
 from models import Model, build
-from models.layers import dropout
-from models.spec import Outputs, Spec, zeros
+from models.core.layers import dropout
+from models.core.spec import Outputs, Spec, zeros
 from train import checkpoint, feed, mesh
 from train.update import losses, optim, step
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import models
-from models.layers import compute_logits
-from models.spec import flatten, unsharded
+from models.core.layers import compute_logits
+from models.core.spec import flatten, unsharded
 from tests.cases import batch_for, random_variables, tiny_model
 from train import mesh
 from train.update import losses, step

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from errors import UsageError
-from models import attention, kernels
-from models.attention import BACKENDS, FEATURES
-from models.layers import per_row_keys
-from models.sight import AttentionMask
-from models.spec import Spec, zeros
+from models.blocks.attention import attention, kernels
+from models.blocks.attention.attention import BACKENDS, FEATURES
+from models.blocks.attention.mask import AttentionMask
+from models.core.layers import per_row_keys
+from models.core.spec import Spec, zeros
 from tests.cases import random_variables, tiny_model
 from train import mesh
 

@@ -13,8 +13,9 @@ import launch
 import models
 from data import sources
 from errors import UsageError
-from models import backprop, mlp, scalar
-from models.spec import flatten
+from models.blocks.autodiff import backprop, scalar
+from models.core.spec import flatten
+from models.families import mlp
 from tests.cases import MESHES, random_variables
 from tests.harness import assert_gradients_close
 from train import mesh

@@ -9,8 +9,8 @@ import pytest
 import launch
 import models
 from errors import UsageError
-from models import published
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
 from tests.cases import random_variables
 from tests.harness import Trainer
 from train import checkpoint, initial
@@ -177,7 +177,7 @@ def theirs(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     model = models.build("rnn", head="none", inputs=8, width=16)
     variables = jax.tree.map(jax.numpy.asarray, random_variables(model, 5))
     folder = tmp_path_factory.mktemp("theirs")
-    published.save(model, variables, folder / "model.safetensors", prefix="lstm.")
+    pretrained.save(model, variables, folder / "model.safetensors", prefix="lstm.")
     return folder, flatten(variables["params"])
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import boxes, grids
-from models.grids import DetectorOutput
+from models.blocks.vision import boxes, detection_head
+from models.blocks.vision.detection_head import DetectorOutput
 
 
 def draw_boxes(draw: np.random.Generator, *shape: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def value_for(exclusive: bool) -> DetectorOutput:
 def test_grids_are_decoded_cell_by_cell(exclusive: bool) -> None:
     """The papers' equations, in the order of maps, rows, columns, anchors."""
     value = value_for(exclusive)
-    found, scores, objects = grids.decode(value)
+    found, scores, objects = detection_head.decode(value)
     squash = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     n = 0
     for one, anchors in zip(value.maps, value.anchors, strict=True):
@@ -108,8 +108,8 @@ def test_grids_are_decoded_cell_by_cell(exclusive: bool) -> None:
 def test_detections_are_those_of_each_image() -> None:
     """The suppression of what is decoded, image by image, under jit."""
     value = value_for(False)
-    found, scores, _ = map(np.asarray, grids.decode(value))
-    rows, points, kinds, there = jax.jit(lambda v: grids.detections(v, 0.3, 0.45, 50))(value)
+    found, scores, _ = map(np.asarray, detection_head.decode(value))
+    rows, points, kinds, there = jax.jit(lambda v: detection_head.detections(v, 0.3, 0.45, 50))(value)
     assert (rows.shape, points.shape, kinds.dtype) == ((2, 50, 4), (2, 50), jnp.int32)
     for n in range(2):
         want = kept_by_hand(found[n], scores[n], 0.3, 0.45)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.spec import LazyLogits, flatten
+from models.core.spec import LazyLogits, flatten
 from tests.cases import tiny_model, weights
 from tests.harness import Trainer, assert_gradients_close, clear_programs
 from train import mesh

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data import subwords, tokenizer_reader, tokenizer_writer, tokenizers
-from models.published import preprocessing
+from models.pretrained import preprocessing
 from train import companions
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"

@@ -38,10 +38,10 @@ from configs import (
 )
 from configs.base import KNOBS
 from errors import UsageError
-from models.attention import BACKENDS
-from models.dispatch import DISPATCH
-from models.spec import Spec, _leaf_hash, flatten, initialize
-from models.validate import REMAT
+from models.blocks.attention.attention import BACKENDS
+from models.blocks.moe.dispatch import DISPATCH
+from models.core.checks import REMAT
+from models.core.spec import Spec, _leaf_hash, flatten, initialize
 from train import setup
 from train.update import losses, optim, schedules
 

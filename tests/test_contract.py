@@ -14,7 +14,7 @@ import pytest
 
 import models
 from errors import UsageError
-from models.spec import flatten
+from models.core.spec import flatten
 from tests.cases import CASES, B, T, batch_for, meshes_for, tiny_model, to_inputs, with_dropout
 from tests.harness import Trainer, assert_gradients_close, initial_variables, jit_predict, random_variables_for
 from tests.runs import manifest

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import convolution
-from models.convolution import DIMS, Padding, conv, max_pool
+from models.blocks.vision import convolution
+from models.blocks.vision.convolution import DIMS, Padding, conv, max_pool
 from train.record import flops
 
 WINDOWS: list[tuple[tuple[int, int], Padding, int, int]] = [  # kernel, padding, stride, numbers of a part at a time

@@ -14,13 +14,27 @@ import pytest
 import models
 from configs import yolo
 from errors import UsageError
-from models import grids, published
-from models.darknet import Conv, Head, MaxPool, Reorg, Route, Shortcut, Upsample, reorg, run, sizes, upsample
-from models.layers import batch_norm
-from models.published import cfg, darknet
-from models.published.weights import Header
-from models.published.weights import header as header_of
-from models.spec import flatten, unsharded
+from models import pretrained
+from models.blocks.vision import detection_head
+from models.blocks.vision.darknet import (
+    Conv,
+    Head,
+    MaxPool,
+    Reorg,
+    Route,
+    Shortcut,
+    Upsample,
+    reorg,
+    run,
+    sizes,
+    upsample,
+)
+from models.core.layers import batch_norm
+from models.core.spec import flatten, unsharded
+from models.pretrained.formats import darknet_cfg
+from models.pretrained.formats.darknet_weights import Header
+from models.pretrained.formats.darknet_weights import header as header_of
+from models.pretrained.layouts import darknet
 from tests.cases import CASES, random_variables, tiny_model
 
 ASSETS = Path(os.environ.get("DARKNET_CFG_DIR", Path(__file__).parents[2] / "shared" / "assets" / "darknet"))
@@ -53,7 +67,7 @@ def numbers(model: models.Model, seed: int = 0) -> bytes:
 def written(folder: Path, model: models.Model, header: Header | None = None) -> tuple[Path, Path]:
     """Both files of a network: what it is, and some numbers."""
     files = folder / "net.cfg", folder / "net.weights"
-    files[0].write_text(cfg.to_text(model.config))
+    files[0].write_text(darknet_cfg.to_text(model.config))
     files[1].write_bytes((header or Header()).bytes() + numbers(model))
     return files
 
@@ -67,7 +81,7 @@ def test_sizes_are_those_of_the_published_files(file: str, size: str, tmp_path: 
     """Layer by layer, anchors and thresholds too; and what is written of a Config is read as the same one."""
     model = darknet.read_cfg(ASSETS / f"{file}.cfg")
     assert model == models.build("yolo", size=size, inputs=model.config.inputs)
-    (tmp_path / "again.cfg").write_text(cfg.to_text(model.config))
+    (tmp_path / "again.cfg").write_text(darknet_cfg.to_text(model.config))
     assert darknet.read_cfg(tmp_path / "again.cfg") == model
 
 
@@ -90,7 +104,7 @@ def test_opencv_computes_the_same(file: str, plane: tuple[int, int], tmp_path: P
     @jax.jit
     def run(variables: Any, image: Any) -> Any:
         value = model.predict(variables, image)
-        return value.maps, grids.decode(value)
+        return value.maps, detection_head.decode(value)
 
     maps, (boxes, scores, objects) = jax.device_get(run(variables, image))
     net = cv2.dnn.readNetFromDarknet(str(tmp_path / "net.cfg"), str(tmp_path / "net.weights"))
@@ -120,7 +134,7 @@ def test_what_configs_train_is_read_as_it_is_written(names: str, tmp_path: Path)
     want, heads = model.config, [layer for layer in model.config.layers if isinstance(layer, Head)]
     if want.head == "region":
         want = dataclasses.replace(want, anchors=tuple(want.anchors[i] for i in heads[0].mask))
-    (tmp_path / "a.cfg").write_text(cfg.to_text(model.config))
+    (tmp_path / "a.cfg").write_text(darknet_cfg.to_text(model.config))
     assert darknet.read_cfg(tmp_path / "a.cfg").config == want
 
 
@@ -128,7 +142,7 @@ def test_a_region_network_writes_its_heads_anchors(tmp_path: Path) -> None:
     """In the head's order."""
     layers = (*CASES["yolo_region"].fields["layers"][:-1], Head((2, 0)))
     model = tiny_model("yolo_region", layers=layers, anchors=((2, 3), (5, 2), (4, 4)))
-    (tmp_path / "a.cfg").write_text(cfg.to_text(model.config))
+    (tmp_path / "a.cfg").write_text(darknet_cfg.to_text(model.config))
     assert darknet.read_cfg(tmp_path / "a.cfg") == tiny_model("yolo_region", anchors=((4, 4), (2, 3)))
 
 
@@ -136,7 +150,7 @@ def test_a_region_network_writes_its_heads_anchors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["vgg-16", "yolov1"])
 def test_other_networks_are_read_as_sections(file: str) -> None:
     """Of which others may make what they can; no detector is made of them."""
-    found = cfg.sections(ASSETS / f"{file}.cfg")
+    found = darknet_cfg.sections(ASSETS / f"{file}.cfg")
     assert found[0].kind == "net"
     assert {"connected", "dropout"} < {section.kind for section in found}
     with pytest.raises(UsageError, match=rf"{file}.cfg:\d+: \[(crop|local)\] is no layer of a detector here"):
@@ -312,13 +326,13 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
         for path, leaf in flatten(found).items():
             source = whole if int(path.split("/")[2]) < 5 else fresh
             np.testing.assert_array_equal(leaf, flatten(source)[path])
-    assert published.is_pretrained(part)
-    assert published.is_pretrained(weights)
-    assert {int(path.split("/")[-2 - ("norm" in path)]) for path in published.find(model, part).shapes()} == {0, 1, 4}
-    for path, leaf in flatten(published.find(model, weights).variables()).items():
+    assert pretrained.is_pretrained(part)
+    assert pretrained.is_pretrained(weights)
+    assert {int(path.split("/")[-2 - ("norm" in path)]) for path in pretrained.find(model, part).shapes()} == {0, 1, 4}
+    for path, leaf in flatten(pretrained.find(model, weights).variables()).items():
         np.testing.assert_array_equal(leaf, flatten(whole)[path])
     with pytest.raises(UsageError, match=r"are published as NAME.weights or NAME.conv.N"):
-        published.find(model, tmp_path / "net.safetensors")
+        pretrained.find(model, tmp_path / "net.safetensors")
 
 
 # A Config

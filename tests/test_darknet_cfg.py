@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from errors import UsageError
-from models.darknet import Conv, Head
-from models.published import cfg, darknet
+from models.blocks.vision.darknet import Conv, Head
+from models.pretrained.formats import darknet_cfg
+from models.pretrained.layouts import darknet
 from tests.cases import tiny_model
 
 HEAD = "filters=16\nsize=1\nactivation=linear\n\n[yolo]\nanchors=2,3,4,5\nnum=2\nclasses=3\n"
@@ -103,7 +104,7 @@ def test_how_darknet_trains_is_passed_over(tmp_path: Path) -> None:
     suppression = "nms_kind=greedynms\nbeta_nms=0.6\n"
     (tmp_path / "b.cfg").write_text(GOOD.replace("num=2\n", f"num=2\n{of_loss}{suppression}"))
     assert darknet.read_cfg(tmp_path / "b.cfg") == darknet.read_cfg(tmp_path / "a.cfg")
-    text = cfg.to_text(tiny_model("yolo_region").config)
+    text = darknet_cfg.to_text(tiny_model("yolo_region").config)
     (tmp_path / "c.cfg").write_text(text.replace("rescore=1\n", "rescore=0\nmask_scale=1\n"))
     assert darknet.read_cfg(tmp_path / "c.cfg") == tiny_model("yolo_region")
 
@@ -112,7 +113,7 @@ def test_heads_must_agree(tmp_path: Path) -> None:
     (tmp_path / "a.cfg").write_text(GOOD + "\n[convolutional]\n" + HEAD.replace("classes=3", "classes=4"))
     with pytest.raises(UsageError, match=r"a.cfg:21: all heads must agree, and this one differs .* in classes"):
         darknet.read_cfg(tmp_path / "a.cfg")
-    two = 2 * tuple(cfg.to_text(tiny_model("yolo_region").config).partition("[convolutional]")[1:])
+    two = 2 * tuple(darknet_cfg.to_text(tiny_model("yolo_region").config).partition("[convolutional]")[1:])
     (tmp_path / "a.cfg").write_text("".join(("[net]\nheight=64\nwidth=64\nchannels=3\n\n", *two)))
     with pytest.raises(UsageError, match=r"a.cfg:\d+: \[region\] must be the only head"):
         darknet.read_cfg(tmp_path / "a.cfg")

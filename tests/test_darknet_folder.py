@@ -9,9 +9,10 @@ import pytest
 import launch
 import models
 from errors import UsageError
-from models import published
-from models.published import darknet, labels
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
+from models.pretrained import class_names
+from models.pretrained.layouts import darknet
 from tests.boxed_folders import coco, write_coco
 from tests.cases import random_variables, tiny_model
 
@@ -30,7 +31,7 @@ def folder_of(path: Path, model: models.Model) -> Path:
 def test_a_folder_is_read_and_written(tmp_path: Path) -> None:
     """By the calls for the hub's folders; what is there is not written over."""
     made = folder_of(tmp_path / "a", tiny_model("yolo"))
-    assert published.is_pretrained(made)
+    assert pretrained.is_pretrained(made)
     model, variables = models.load_pretrained(made)
     assert model.config.layers == tiny_model("yolo").config.layers
     models.save_pretrained(model, variables, tmp_path / "b")
@@ -66,33 +67,33 @@ def test_a_folder_amiss_is_refused(tmp_path: Path) -> None:
 def test_names_of_classes_are_read(tmp_path: Path) -> None:
     """Of the .names file beside the .cfg; of several, of that in a .data file, or that is called as the .cfg."""
     made = folder_of(tmp_path / "a", tiny_model("yolo"))
-    assert labels.read(made) is None
+    assert class_names.read(made) is None
     (made / "coco.names").write_bytes("\ufeffcat\r\nbig dog\r\nbird\r\n\r\n".encode())
     for hidden in ("._coco.names", "._cells.cfg", "._cells.safetensors"):
         (made / hidden).write_bytes(b"\0\5\x16\7")
-    assert labels.read(made) == ("cat", "big dog", "bird")
+    assert class_names.read(made) == ("cat", "big dog", "bird")
     (made / "obj.names").write_text("bird\ncat\ndog\n")
     with pytest.raises(
         UsageError, match=r"a has coco\.names, obj\.names: keep one, or name one by `names = ` in a \.data"
     ):
-        labels.read(made)
+        class_names.read(made)
     (made / "obj.data").write_text("classes= 3\ntrain = data/train.txt\nnames = data/obj.names\n")
-    assert labels.read(made) == ("bird", "cat", "dog")
+    assert class_names.read(made) == ("bird", "cat", "dog")
     (made / "obj.data").unlink()
     (made / "cells.names").write_text("ant\nbee\nfly")
-    assert labels.read(made) == ("ant", "bee", "fly")
+    assert class_names.read(made) == ("ant", "bee", "fly")
     for text in ("ant\nbee\n", "ant\n\nbee\n", ""):
         (made / "cells.names").write_text(text)
         with pytest.raises(
             UsageError, match=r"cells\.names must have 3 names, one a line, for the classes of cells\.cfg"
         ):
-            labels.read(made)
+            class_names.read(made)
     (made / "cells.names").write_bytes("größe\nb\nc\n".encode("latin-1"))
     with pytest.raises(UsageError, match=r"cells\.names is not UTF-8 text"):
-        labels.read(made)
+        class_names.read(made)
     model, variables = models.load_pretrained(made)
     models.save_pretrained(model, variables, tmp_path / "b", classes=["one", "the other", "猫"])
-    assert labels.read(tmp_path / "b") == ("one", "the other", "猫")
+    assert class_names.read(tmp_path / "b") == ("one", "the other", "猫")
 
 
 @pytest.mark.slow

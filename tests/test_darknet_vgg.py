@@ -9,9 +9,9 @@ import pytest
 
 import models
 from errors import UsageError
-from models import published
-from models.published import vgg_darknet
-from models.published.weights import Header
+from models import pretrained
+from models.pretrained.formats.darknet_weights import Header
+from models.pretrained.layouts import vgg_darknet
 from tests.test_darknet import ASSETS, there
 
 
@@ -31,7 +31,7 @@ def test_opencv_computes_the_same_vgg(tmp_path: Path) -> None:
         parts.append((draw.normal(size=row.shape) * (2 / fan_in) ** 0.5).astype("<f4").tobytes())
     (tmp_path / "net.cfg").write_text(said)
     (tmp_path / "net.weights").write_bytes(Header().bytes() + b"".join(parts))
-    variables = published.find(model, tmp_path / "net.weights").variables()
+    variables = pretrained.find(model, tmp_path / "net.weights").variables()
     images = draw.random((2, 64, 64, 3)).astype(np.float32)
     net = cv2.dnn.readNetFromDarknet(str(tmp_path / "net.cfg"), str(tmp_path / "net.weights"))
     net.setInput(images.transpose(0, 3, 1, 2))
@@ -42,4 +42,4 @@ def test_opencv_computes_the_same_vgg(tmp_path: Path) -> None:
 def test_darknet_has_no_vgg_with_batch_norm(tmp_path: Path) -> None:
     (tmp_path / "net.weights").write_bytes(Header().bytes())
     with pytest.raises(UsageError, match="norm = 'batch' has no place in Darknet's files"):
-        published.find(models.build("vgg", size="vgg11_bn"), tmp_path / "net.weights")
+        pretrained.find(models.build("vgg", size="vgg11_bn"), tmp_path / "net.weights")

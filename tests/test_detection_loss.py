@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.grids import DetectorOutput
+from models.blocks.vision.detection_head import DetectorOutput
 from tests.test_boxes import draw_boxes, iou_by_hand
 from train.update import losses
 

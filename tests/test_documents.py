@@ -13,9 +13,9 @@ import models
 from data import subwords, tokenizer_reader
 from documents import read_lines, read_rows, read_settings, split_lines
 from errors import UsageError
-from models.published import preprocessing
-from models.published.tensors import TensorReader
-from models.published.weights import header
+from models.pretrained import preprocessing
+from models.pretrained.formats.darknet_weights import header
+from models.pretrained.formats.safetensors import TensorReader
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 137472\n"
 FAULTS: dict[str, tuple[bytes, str]] = {

@@ -13,8 +13,8 @@ from PIL import Image
 import launch
 import models
 from data import tokenizer_reader
-from models.published import labels
-from models.spec import flatten
+from models.core.spec import flatten
+from models.pretrained import class_names
 from train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -278,7 +278,7 @@ def test_a_network_that_sees_goes_out_with_its_classes_and_pixels(fit: str, tmp_
     assert (tmp_path / "G" / "preprocessor_config.json").read_text() == (
         tmp_path / "H" / "preprocessor_config.json"
     ).read_text()
-    assert labels.read(tmp_path / "H") == labels.read(tmp_path / "G") == ("Cat", "dog", "eel")
+    assert class_names.read(tmp_path / "H") == class_names.read(tmp_path / "G") == ("Cat", "dog", "eel")
     data = [f"--dataset={folder}", "--config.eval.batch=4"]
     folders = ["eval", f"--pretrained={tmp_path}/H", *data], ["eval", f"--workdir={tmp_path}/V", *data]
     after = [said(capsys, *args) for args in folders]

@@ -11,7 +11,7 @@ import launch
 import models
 from errors import UsageError
 from models import as_flax
-from models.spec import flatten
+from models.core.spec import flatten
 from tests.cases import batch_for, tiny_model, with_dropout
 from train import mesh
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 import models
 from errors import UsageError
-from models import published
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
@@ -120,7 +120,7 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
     named = {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
     whole = np.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in named.values()))
     floor = 0.01 * whole / len(named) ** 0.5
-    rows = {row.path: row for row in published.LAYOUTS["bert"].rows(model.config)}
+    rows = {row.path: row for row in pretrained.LAYOUTS["bert"].rows(model.config)}
     compared = 0
     for path, leaf in flatten(grads).items():
         for at, name in zip(

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import models
 from errors import UsageError
-from models import published
+from models import pretrained
 from tests.cases import random_variables
 from tests.harness import jit_predict
 from tests.hub import assert_close, torch, transformers
@@ -93,7 +93,7 @@ def test_the_text_is_read_and_what_sees_is_told(kind: str, tmp_path: Path) -> No
 
 def assert_told(kind: str, model: models.Model, folder: Path) -> None:
     """What is passed over is all that sees, and nothing is left."""
-    found = published.find(model, folder)
+    found = pretrained.find(model, folder)
     assert not found.unused
     beside = {"gemma3": "vision_tower multi_modal_projector", "llama4": "vision_model multi_modal_projector"}
     beside["gemma4"] = "vision_tower embed_vision"
@@ -108,7 +108,7 @@ def test_what_a_released_file_leaves_out_is_as_in_transformers(tmp_path: Path) -
     values = dict(model_type="gemma3", text_config=text, vision_config={}, initializer_range=0.02, **eye)
     (tmp_path / "config.json").write_text(json.dumps(values))
     save_file({f"{i}": np.zeros(1) for i in range(40)}, tmp_path / "model.safetensors")
-    assert published.read_config(tmp_path) == models.build("gemma", size="gemma3_4b", rope_context=None)
+    assert pretrained.read_config(tmp_path) == models.build("gemma", size="gemma3_4b", rope_context=None)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 import models
 from errors import UsageError
-from models import published
-from models.published import labels, preprocessing
+from models import pretrained
+from models.pretrained import class_names, preprocessing
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
@@ -125,16 +125,16 @@ def test_folders_of_resnets_are_strict_both_ways(seed: int, tmp_path: Path) -> N
     assert not any(told[k] for k in ("unexpected_keys", "mismatched_keys"))
     assert all(name.endswith("num_batches_tracked") for name in told["missing_keys"])
     assert [theirs.config.id2label[i] for i in range(len(names))] == names
-    assert tuple(names) == labels.read(tmp_path / "ours")
-    assert labels.read(tmp_path / "first") is None
+    assert tuple(names) == class_names.read(tmp_path / "ours")
+    assert class_names.read(tmp_path / "first") is None
     image = np.random.default_rng(seed).normal(size=(2, 32, 32, model.config.inputs)).astype(np.float32)
     with torch.no_grad():
         want = theirs.eval()(torch.tensor(image.transpose(0, 3, 1, 2))).logits
     assert_close(jax.jit(model.predict)(variables, image), want)
     again, back = models.load_pretrained(tmp_path / "ours")
     assert again.config == model.config
-    for path, leaf in published.leaves(variables).items():
-        np.testing.assert_array_equal(leaf, published.leaves(back)[path])
+    for path, leaf in pretrained.leaves(variables).items():
+        np.testing.assert_array_equal(leaf, pretrained.leaves(back)[path])
 
 
 def test_a_bare_resnet_gives_the_mean_over_its_last_map(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_folder_of_timm(family: str, size: str, made: Any, tmp_path: Path) -> 
     )
     models.save_pretrained(model, variables, tmp_path / "ours", dialect="timm", classes=names, images=images)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["architecture"] == size
-    assert labels.read(tmp_path / "ours") == names
+    assert class_names.read(tmp_path / "ours") == names
     assert preprocessing.from_folder(tmp_path / "ours").items() >= images.items()
     assert models.load_pretrained(tmp_path / "ours")[0] == model
 

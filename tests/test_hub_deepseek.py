@@ -10,10 +10,10 @@ import pytest
 
 import models
 from errors import UsageError
-from models import published
-from models.published import deepseek
-from models.published.layout import Keys
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
+from models.pretrained.layouts import deepseek
+from models.pretrained.mapping import Keys
 from tests.hub import assert_close, reference, torch
 
 YARN = dict(beta_fast=32, beta_slow=1, factor=40, original_max_position_embeddings=4096, type="yarn")
@@ -195,7 +195,7 @@ def test_modules_ahead_are_transformers(seed: int, tmp_path: Path) -> None:
             assert_close(logits[..., : model.config.vocab], module.lm_head(x))
 
     models.save_pretrained(model, jax.device_get(variables), tmp_path / "ours")
-    saved, names = (published.Tensors(tmp_path / name) for name in ("ours", "theirs"))
+    saved, names = (pretrained.Tensors(tmp_path / name) for name in ("ours", "theirs"))
     assert saved.shapes == names.shapes
     for name in names.shapes:
         np.testing.assert_array_equal(saved.read(name), names.read(name))
@@ -205,7 +205,7 @@ def test_modules_ahead_are_transformers(seed: int, tmp_path: Path) -> None:
     plain, fewer = models.load_pretrained(tmp_path / "ours")
     assert plain.config.mtp == 0
     assert "mtp" not in fewer["params"]
-    passed = published.find(plain, tmp_path / "ours").ignored
+    passed = pretrained.find(plain, tmp_path / "ours").ignored
     assert len(passed) == sum(f"layers.{model.config.depth + k}." in n for k in range(count) for n in names.shapes)
     back, told = type(module).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not told["missing_keys"]

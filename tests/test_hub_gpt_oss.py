@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 import models
 from errors import UsageError
-from models import published
-from models.published.gpt_oss import config, fields
-from models.published.layout import Keys
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
+from models.pretrained.layouts.gpt_oss import config, fields
+from models.pretrained.mapping import Keys
 from tests.cases import random_variables
 from tests.hub import assert_close, torch, transformers
 
@@ -194,7 +194,7 @@ def test_a_strange_value_in_a_config_is_legal_or_refused_by_name(tmp_path: Path)
     for changes in scaling + [{key: value} for key in (*RELEASED, "swiglu_alpha") for value in STRANGE]:
         (tmp_path / "config.json").write_text(json.dumps(RELEASED | changes))
         with pytest.raises(UsageError) as refused:  # one tensor is too few for any
-            published.read_config(tmp_path)
+            pretrained.read_config(tmp_path)
         said.append(str(refused.value))
     assert not [text for text in said if "\n" in text]
     assert sum("too few" not in text for text in said) > len(said) / 4

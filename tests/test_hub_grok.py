@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 import models
 from errors import UsageError
-from models.published.grok import config, fields
-from models.published.layout import Keys
-from models.spec import flatten
+from models.core.spec import flatten
+from models.pretrained.layouts.grok import config, fields
+from models.pretrained.mapping import Keys
 from tests.cases import batch_for, random_variables, tiny_model
 from tests.harness import Trainer, assert_gradients_close
 

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import models
 from errors import UsageError
-from models import published
-from models.published.layout import Keys
+from models import pretrained
+from models.pretrained.mapping import Keys
 from tests.cases import random_variables
 
 DECODER: dict[str, Any] = dict(vocab=64, context=32, width=32, depth=2, heads=4, hidden=48)
@@ -86,8 +86,8 @@ def test_strange_values_end_in_a_refusal_or_a_network(kind: str, tmp_path: Path)
     """Each key of a config.json, many values: never one of Python's own errors."""
     saved(kind, tmp_path / "H")
     settings = json.loads((tmp_path / "H" / "config.json").read_text())
-    shapes = published.Plain(tmp_path / "H").shapes
-    layout = published.LAYOUTS[published.TYPES[kind]]
+    shapes = pretrained.Plain(tmp_path / "H").shapes
+    layout = pretrained.LAYOUTS[pretrained.TYPES[kind]]
     values: tuple[Any, ...] = (None, 0, -1, 1, 2.5, float("inf"), True, "x", "", [], [0], ["x"], {}, {"a": 1}, [None])
     for key in set(settings) - {"model_type", "num_hidden_layers"}:
         for value in values:
@@ -95,7 +95,7 @@ def test_strange_values_end_in_a_refusal_or_a_network(kind: str, tmp_path: Path)
                 keys = Keys({**settings, key: value}, shapes)
                 fields = layout.fields(keys)
                 keys.refuse_unread(layout.HARMLESS)
-                models.build(published.TYPES[kind], **fields)
+                models.build(pretrained.TYPES[kind], **fields)
 
 
 def test_layers_beyond_the_last_are_surplus_unless_they_foretell(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 import models
 from errors import UsageError
-from models import published
-from models.published import vit_timm
-from models.published.grid import ResizePositions
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
+from models.pretrained.formats.interpolate import ResizePositions
+from models.pretrained.layouts import vit_timm
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
@@ -144,7 +144,7 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
     files = spelt(module)
     named = {files[name]: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
     assert len(files) - len(named) in (0, 2)  # a pooler
-    assert_gradients(model, published.LAYOUTS["vit"], grads, named)
+    assert_gradients(model, pretrained.LAYOUTS["vit"], grads, named)
 
     models.save_pretrained(model, jax.device_get(variables), tmp_path / "ours")
     more = {"add_pooling_layer": False} if head == "none" else {}
@@ -321,7 +321,7 @@ def test_networks_are_timms(name: str, tmp_path: Path) -> None:
     named = {name: p.grad.numpy() for name, p in module.named_parameters()}
     assert_gradients(model, vit_timm, grads, named)
     fields = {name: value for name, value in vars(model.config).items() if value is not None}
-    bare, again = published.load("vit", tmp_path / "model.safetensors", **fields)
+    bare, again = pretrained.load("vit", tmp_path / "model.safetensors", **fields)
     np.testing.assert_array_equal(jit_predict(bare)(again, image), jit_predict(model)(variables, image))
     for key, says in ((dict(reg_tokens=4), "reg_tokens = 4: not known here"), (dict(pre_norm=True), "pre_norm")):
         (tmp_path / "config.json").write_text(json.dumps({**told, "pretrained_cfg": cfg, "model_args": args | key}))

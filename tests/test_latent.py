@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 
 import models
-from models import latent, timeline
-from models.forward import LayerContext, rms
-from models.rope import RopeScaling, apply_rope, frequencies
-from models.spec import flatten, initialize, ones, unsharded
-from models.stack import Layer
+from models.blocks.attention.rope import RopeScaling, apply_rope, frequencies
+from models.blocks.decoder import kv_cache, mla
+from models.blocks.decoder.forward import LayerContext, rms
+from models.blocks.decoder.stack import Layer
+from models.core.spec import flatten, initialize, ones, unsharded
 
 B, T, D = 2, 7, 16
 SHAPE = dict(width=D, heads=3, depth=1, kv_rank=6, nope_dim=4, rope_dim=2, value_dim=5, context=T)
 
 
-def attend(c: latent.MLADecoder, p: Any, x: Any, cached: bool) -> Any:
+def attend(c: mla.MLADecoder, p: Any, x: Any, cached: bool) -> Any:
     """The same attention by both forms; with a cache all tokens come at once."""
     tokens = {"tokens": jnp.zeros((B, T), jnp.int32)}
-    table = timeline.cache_specs(c.spans, {"full": 1}, c.cache_entries, B, T, "float32")
-    view = timeline.open_cache(tokens, c.spans, initialize(table, jax.random.key(0)) if cached else None, unsharded)
+    table = kv_cache.cache_specs(c.spans, {"full": 1}, c.cache_entries, B, T, "float32")
+    view = kv_cache.open_cache(tokens, c.spans, initialize(table, jax.random.key(0)) if cached else None, unsharded)
     cache = jax.tree.map(lambda w: w[0], view.layer_caches["full"]) if view.layer_caches else None
     context = LayerContext(c, view, c.ropes, rms, "reference", None, unsharded, Layer("full"), jnp.asarray(0), cache)
-    return latent.latent_attention(x, p, c, context)
+    return mla.latent_attention(x, p, c, context)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def attend(c: latent.MLADecoder, p: Any, x: Any, cached: bool) -> Any:
     ],
 )
 def test_absorbed_is_plain_forward_and_backward(q_rank: int | None, interleaved: bool) -> None:
-    c = latent.MLADecoder(**SHAPE, q_rank=q_rank, rope_interleaved=interleaved, attention_bias=True)
-    specs, numbers = latent.mla_specs(c, 1), np.random.default_rng(0)
+    c = mla.MLADecoder(**SHAPE, q_rank=q_rank, rope_interleaved=interleaved, attention_bias=True)
+    specs, numbers = mla.mla_specs(c, 1), np.random.default_rng(0)
     p = jax.tree.map(lambda s: np.float32((s.init is ones) + 0.4 * numbers.normal(size=s.shape[1:])), specs)
     x = np.float32(numbers.normal(size=(B, T, D)))
 
@@ -76,6 +76,6 @@ def test_neighbours_turn_as_complex_numbers() -> None:
 
 def test_scores_grow_with_the_context() -> None:
     """By (0.1 mscale ln factor + 1) squared, where rope is stretched."""
-    c = latent.MLADecoder(**SHAPE, rope="yarn", rope_factor=40.0, mscale=0.707)
+    c = mla.MLADecoder(**SHAPE, rope="yarn", rope_factor=40.0, mscale=0.707)
     np.testing.assert_allclose(c.attention_scale, 6**-0.5 * (0.0707 * np.log(40) + 1) ** 2)
-    assert latent.MLADecoder(**SHAPE, rope_factor=40.0, mscale=0.707).attention_scale == 6**-0.5
+    assert mla.MLADecoder(**SHAPE, rope_factor=40.0, mscale=0.707).attention_scale == 6**-0.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from errors import UsageError
-from models.spec import Spec, flatten, zeros
+from models.core.spec import Spec, flatten, zeros
 from tests.cases import batch_for, tiny_model
 from tests.harness import Trainer
 from tests.test_optim import F32, GRADIENTS, START, TABLE, by_optax, settings

@@ -12,8 +12,8 @@ import pytest
 import launch
 import models
 from data import sources
-from models.layers import MASK_VALUE
-from models.spec import flatten
+from models.core.layers import MASK_VALUE
+from models.core.spec import flatten
 from tests.cases import batch_for
 from train.record import metrics
 from train.update import losses

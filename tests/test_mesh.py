@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from errors import UsageError
-from models.spec import Spec, zeros
+from models.core.spec import Spec, zeros
 from train import mesh
 
 

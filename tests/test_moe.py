@@ -10,9 +10,9 @@ import pytest
 
 import models
 from errors import UsageError
-from models import moe, routers
-from models.dispatch import glu, mixture
-from models.spec import flatten, unsharded
+from models.blocks.moe import moe, routers
+from models.blocks.moe.dispatch import glu, mixture
+from models.core.spec import flatten, unsharded
 from tests.cases import batch_for, tiny_model
 from tests.harness import Trainer
 from train import mesh

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import models
 from configs import base
-from models.spec import Spec, abstract, flatten, lecun_normal, zeros
+from models.core.spec import Spec, abstract, flatten, lecun_normal, zeros
 from tests.cases import tiny_model
 from tests.harness import Trainer
 from tests.test_contract import save, target_of

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 import models
-from models import attention, cnn, convolution, layers, spec
-from models.sight import AttentionMask
-from models.spec import flatten
+from models.blocks.attention import attention
+from models.blocks.attention.mask import AttentionMask
+from models.blocks.vision import convolution
+from models.core import layers, spec
+from models.core.spec import flatten
+from models.families import cnn
 from tests.cases import random_variables
 
 DRAW = np.random.default_rng(0)

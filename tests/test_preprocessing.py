@@ -12,8 +12,8 @@ from PIL import Image
 from data.augment import ImagePipeline
 from data.kinds import object_array
 from errors import UsageError
-from models.published import preprocessing
-from models.published.preprocessing import FILE, from_folder
+from models.pretrained import preprocessing
+from models.pretrained.preprocessing import FILE, from_folder
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 TIMM = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

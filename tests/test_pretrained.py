@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 import models
 from errors import UsageError
-from models import published
-from models.published import tensors
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
+from models.pretrained.formats import safetensors
 from tests.cases import random_variables, tiny_model
 from train import mesh
 
@@ -104,7 +104,7 @@ def test_tensors_may_lie_in_several_files(folder: Path, limit: int, tmp_path: Pa
     given = load_file(folder / "model.safetensors")
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "config.json").write_text((folder / "config.json").read_text())
-    tensors.write(tmp_path / "cut", {k: v.nbytes for k, v in given.items()}, given.__getitem__, limit)
+    safetensors.write(tmp_path / "cut", {k: v.nbytes for k, v in given.items()}, given.__getitem__, limit)
     files = list((tmp_path / "cut").glob("*.safetensors"))
     assert (len(files) == 1) == (limit == 10**9)
     assert len(files) <= len(given)
@@ -120,7 +120,7 @@ def test_dtypes_of_files(folder: Path, kind: Any) -> None:
     cast = {k: v.astype(kind).astype(np.float32) for k, v in load_file(folder / "model.safetensors").items()}
     model, variables = models.load_pretrained(folder)
     assert {str(v.dtype) for v in flatten(variables).values()} == {"float32"}
-    rows = {row.path: row for row in published.LAYOUTS[model.family].rows(model.config)}
+    rows = {row.path: row for row in pretrained.LAYOUTS[model.family].rows(model.config)}
     for path, leaf in values(variables).items():
         row = rows[path]
         for at, name in zip(np.ndindex(leaf.shape[: row.stacked_dims]), row.names(leaf.shape), strict=True):
@@ -165,7 +165,7 @@ def test_tensors_that_do_not_fit_are_refused(folder: Path, change: Any, says: st
 
 
 def index(folder: Path, where: Any) -> None:
-    (folder / tensors.INDEX).write_text(json.dumps({"weight_map": where}))
+    (folder / safetensors.INDEX).write_text(json.dumps({"weight_map": where}))
 
 
 def test_an_index_cannot_lead_out_of_its_folder(folder: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_header_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(UsageError, match=r"header of .*model\.safetensors .* the key 'a. appears twice"):
-        tensors.TensorReader(file)
+        safetensors.TensorReader(file)
 
 
 def test_an_npz_that_is_cut_off_is_refused(tmp_path: Path) -> None:
@@ -243,19 +243,19 @@ def test_an_npz_that_is_cut_off_is_refused(tmp_path: Path) -> None:
         with zipfile.ZipFile(file, "w") as made:
             made.writestr("x.npy", member.getvalue()[:end])
         with pytest.raises(UsageError, match=says):
-            tensors.TensorReader(file)
+            safetensors.TensorReader(file)
     np.savez(file, x=array)
     spoilt = bytearray(file.read_bytes())
     spoilt[spoilt.index(array.tobytes())] ^= 1
     file.write_bytes(spoilt)
     with pytest.raises(UsageError, match=r"a\.npz cannot be read.*Bad CRC"):
-        tensors.TensorReader(file).read("x")
+        safetensors.TensorReader(file).read("x")
 
 
 def test_a_folder_with_a_model_is_not_written_over(folder: Path) -> None:
     model, variables = models.load_pretrained(folder)
-    (folder / tensors.INDEX).write_text("{}")
-    for name in ("config.json", "model.safetensors", tensors.INDEX):
+    (folder / safetensors.INDEX).write_text("{}")
+    for name in ("config.json", "model.safetensors", safetensors.INDEX):
         with pytest.raises(UsageError, match=f"holds {name} already"):
             models.save_pretrained(model, variables, folder)
         (folder / name).unlink()
@@ -335,7 +335,7 @@ def test_a_strange_value_in_a_config_is_legal_or_refused_by_name(folder: Path) -
     for values in changed:
         file.write_text(json.dumps(values))
         try:
-            published.read_config(folder)
+            pretrained.read_config(folder)
         except UsageError as error:
             said.append(str(error))
     assert not [text for text in said if "\n" in text]

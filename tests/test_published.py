@@ -9,8 +9,8 @@ import pytest
 
 import models
 from errors import UsageError
-from models import published
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
 from tests.cases import random_variables
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
@@ -25,7 +25,7 @@ def reference(cell: str, **shape):
 
 
 def loaded(module, folder: Path, cell: str) -> tuple[models.Model, dict]:
-    return published.load("rnn", saved(module, folder), cell=cell)
+    return pretrained.load("rnn", saved(module, folder), cell=cell)
 
 
 def saved(module, folder: Path) -> Path:
@@ -81,7 +81,7 @@ def test_recurrent_networks_are_torchs(cell: str, shape: dict, tmp_path: Path) -
     close(out.value, theirs)
     close(slope, given.grad)
     named = dict(module.named_parameters())
-    for row in published.rnn.rows(model.config):
+    for row in pretrained.rnn.rows(model.config):
         close(row.to_tensor(np.asarray(flatten(grads)[row.path])), named[row.name].grad)
     if not shape.get("bidirectional"):
         h, c = last if cell == "lstm" else (last, None)
@@ -97,10 +97,10 @@ def test_saved_parameters_are_torchs(tmp_path: Path) -> None:
 
     module = reference("lstm", proj_size=4, num_layers=2, bidirectional=True)
     model, variables = loaded(module, tmp_path, "lstm")
-    published.save(model, variables, tmp_path / "ours.safetensors", prefix="lstm.")
+    pretrained.save(model, variables, tmp_path / "ours.safetensors", prefix="lstm.")
     again = {k.removeprefix("lstm."): v for k, v in load_file(tmp_path / "ours.safetensors").items()}
     module.load_state_dict(again, strict=True)
-    back = published.load("rnn", tmp_path / "ours.safetensors", prefix="lstm.")[1]
+    back = pretrained.load("rnn", tmp_path / "ours.safetensors", prefix="lstm.")[1]
     for name, leaf in flatten(variables).items():
         np.testing.assert_array_equal(leaf, flatten(back)[name])
 
@@ -123,11 +123,11 @@ def test_a_file_that_does_not_fit_is_refused(change, says: str, tmp_path: Path) 
 
     save_file(change(reference("lstm").state_dict()), tmp_path / "bad.safetensors")
     with pytest.raises(UsageError) as caught:
-        published.load("rnn", tmp_path / "bad.safetensors")
+        pretrained.load("rnn", tmp_path / "bad.safetensors")
     assert says in str(caught.value)
     torch.save(reference("lstm").state_dict(), tmp_path / "pickle.pt")
     with pytest.raises(UsageError, match="safetensors"):
-        published.load("rnn", tmp_path / "pickle.pt")
+        pretrained.load("rnn", tmp_path / "pickle.pt")
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
@@ -136,13 +136,13 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in "ab":
         save_file(reference("lstm").state_dict(), tmp_path / f"{name}.safetensors")
     with pytest.raises(UsageError, match=r"'bias_hh_l0' in several files, b.safetensors among them"):
-        published.find(models.build("rnn", head="none", inputs=I, width=H), tmp_path)
+        pretrained.find(models.build("rnn", head="none", inputs=I, width=H), tmp_path)
 
 
 def test_a_leaf_that_others_have_no_name_for_is_refused(tmp_path: Path) -> None:
     """A head is no part of torch.nn.LSTM: it is neither dropped in silence nor made up."""
     model = models.build("rnn", head="classes", inputs=I, width=H)
     with pytest.raises(UsageError, match="no tensor for head/"):
-        published.save(model, random_variables(model), tmp_path / "ours.safetensors")
+        pretrained.save(model, random_variables(model), tmp_path / "ours.safetensors")
     with pytest.raises(UsageError, match="no tensor for head/"):
-        published.load("rnn", saved(reference("lstm"), tmp_path), head="classes")
+        pretrained.load("rnn", saved(reference("lstm"), tmp_path), head="classes")

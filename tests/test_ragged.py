@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import ragged
+from models.blocks.moe import ragged
 
 
 def parts(sizes: tuple[int, ...], rows: int, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,7 +15,8 @@ import usage
 from configs import base, reader
 from data import questions
 from errors import UsageError, unknown
-from models import attention, mlp
+from models.blocks.attention import attention
+from models.families import mlp
 from tests.runs import config_of, runtime
 from train import restored
 from train.record import metrics

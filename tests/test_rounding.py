@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.spec import Spec, zeros
+from models.core.spec import Spec, zeros
 from tests.cases import batch_for
 from tests.harness import Trainer
 from train import mesh

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import scalar
-from models.scalar import Value
+from models.blocks.autodiff import scalar
+from models.blocks.autodiff.scalar import Value
 
 UNARY = {
     "neg": (lambda x: -x, lambda x: -x),

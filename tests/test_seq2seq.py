@@ -9,7 +9,7 @@ import pytest
 
 import models
 from errors import UsageError
-from models.spec import flatten
+from models.core.spec import flatten
 from tests.cases import to_inputs
 from tests.harness import assert_gradients_close
 

@@ -9,8 +9,8 @@ import pytest
 
 import models
 from errors import UsageError
-from models import published
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
 from tests.cases import random_variables, to_inputs
 from tests.harness import assert_gradients_close
 from train.translate import beam_search
@@ -112,7 +112,7 @@ def built(seed: int, folder: Path):
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "their.safetensors")
     untold = {k: shape[k] for k in ("heads", "activation", "pre_norm", "scaled") if k in shape}
     how = dict(vocab_multiple=16, context=12, **untold)
-    model, variables = published.load("transformer", folder / "their.safetensors", **how)
+    model, variables = pretrained.load("transformer", folder / "their.safetensors", **how)
     told = ("bias", "hidden", "depth", "decoder_depth", "positions", "tied", "has_final_norm")
     assert all(getattr(model.config, name) == getattr(wanted.config, name) for name in told)
     return torch, net, model, variables
@@ -145,7 +145,7 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
     assert abs(found - loss.item()) <= 2e-5 * loss.item()
 
     named, grads, got, wanted = dict(net.named_parameters()), flatten(grads), {}, {}
-    for row in published.transformer.rows(model.config):
+    for row in pretrained.transformer.rows(model.config):
         leaf = np.asarray(grads[row.path])
         theirs = [row.to_leaf(named[name].grad.numpy()) for name in row.names(leaf.shape)]
         wanted[row.path] = np.stack(theirs) if row.stacked_dims else theirs[0]
@@ -170,7 +170,7 @@ def test_saved_parameters_are_torchs(seed: int, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     _, net, model, variables = built(seed, tmp_path)
-    published.save(model, variables, tmp_path / "ours.safetensors")
+    pretrained.save(model, variables, tmp_path / "ours.safetensors")
     mine, theirs = load_file(tmp_path / "ours.safetensors"), net.state_dict()
     assert mine.keys() == theirs.keys()
     assert all((mine[k] == theirs[k]).all() for k in mine)
@@ -185,15 +185,15 @@ def test_files_of_another_shape_are_refused(tmp_path: Path) -> None:
     tensors = net.state_dict()
     save_file({k: v for k, v in tensors.items() if k != "decoder.layers.1.norm3.bias"}, tmp_path / "few.safetensors")
     with pytest.raises(UsageError, match=r"'decoder\.layers\.1\.norm3\.bias' is missing"):
-        published.load("transformer", tmp_path / "few.safetensors", heads=4)
+        pretrained.load("transformer", tmp_path / "few.safetensors", heads=4)
     save_file({**tensors, "encoder.bias": torch.zeros(2)}, tmp_path / "more.safetensors")
     with pytest.raises(UsageError, match=r"'encoder\.bias' is not part"):
-        published.load("transformer", tmp_path / "more.safetensors", heads=4)
+        pretrained.load("transformer", tmp_path / "more.safetensors", heads=4)
     with pytest.raises(UsageError, match="no shape gives the heads of a transformer"):
-        published.load("transformer", tmp_path / "their.safetensors")
+        pretrained.load("transformer", tmp_path / "their.safetensors")
     save_file({"embed.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
     with pytest.raises(UsageError, match="no Transformer of torch"):
-        published.load("transformer", tmp_path / "none.safetensors", heads=4)
+        pretrained.load("transformer", tmp_path / "none.safetensors", heads=4)
 
 
 def tiny(**more) -> models.Model:

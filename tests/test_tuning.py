@@ -15,8 +15,8 @@ from configs import base, reader
 from data import subwords
 from data.kinds import Examples, Source, Texts
 from errors import UsageError
-from models import published
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
 from tests.cases import random_variables
 from train import begin, checkpoint, initial, restored, tuning
 from train.host import Runtime
@@ -151,7 +151,7 @@ def test_a_run_needs_no_more_than_its_workdir(more: list[str], tmp_path: Path, c
 def test_what_a_classifier_tells_of_a_row_is_its_loss(tmp_path: Path) -> None:
     """One class, or any number of them; a number, which one output alone is too, is refused by name."""
     path = folder(tmp_path / "H", "bert", head="classes", pool="first", classes=2)
-    model, file = published.read_config(path), tmp_path / "H" / "config.json"
+    model, file = pretrained.read_config(path), tmp_path / "H" / "config.json"
     whole = json.loads(file.read_text())
     kinds = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax", None: "softmax"}
     for kind, loss in kinds.items():

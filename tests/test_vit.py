@@ -10,9 +10,9 @@ import pytest
 
 import models
 from errors import UsageError
-from models import vit
-from models.convolution import conv
-from models.spec import unsharded
+from models.blocks.vision.convolution import conv
+from models.core.spec import unsharded
+from models.families import vit
 from tests.cases import random_variables, tiny_model
 
 

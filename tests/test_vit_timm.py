@@ -4,9 +4,9 @@ import pytest
 
 import models
 from errors import UsageError
-from models import vit
-from models.published import vit_timm
-from models.published.layout import Keys
+from models.families import vit
+from models.pretrained.layouts import vit_timm
+from models.pretrained.mapping import Keys
 
 
 def shapes_of(c: vit.Config) -> dict[str, tuple[int, ...]]:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import models
-from models import published
-from models.spec import flatten
+from models import pretrained
+from models.core.spec import flatten
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
@@ -142,8 +142,8 @@ def write(module: Any, folder: Path, settings: dict[str, Any] | None) -> Path:
 
 def read(module: Any, folder: Path, model: models.Model) -> dict[str, np.ndarray]:
     """Its tensors by our paths."""
-    found = published.find(model, write(module, folder, None)).variables()
-    return {k: np.asarray(v) for k, v in published.leaves(found).items()}
+    found = pretrained.find(model, write(module, folder, None)).variables()
+    return {k: np.asarray(v) for k, v in pretrained.leaves(found).items()}
 
 
 def logits_of(out: Any) -> Any:
@@ -153,7 +153,7 @@ def logits_of(out: Any) -> Any:
 def compare(module: Any, model: models.Model, size: int, folder: Path, train: bool) -> None:
     """Logits, loss, every gradient, and in training the moments after it."""
     module.train(train)
-    variables = published.find(model, write(module, folder / "network", None)).variables()
+    variables = pretrained.find(model, write(module, folder / "network", None)).variables()
     draw = np.random.default_rng(size)
     image = draw.normal(size=(B, size, size + 3, model.config.inputs)).astype(np.float32)
     label = draw.integers(0, model.config.classes, B)
@@ -190,13 +190,13 @@ def strict_both_ways(module: Any, model: models.Model, folder: Path, dialect: st
     """Ours, saved, are loaded strictly by torch and by us, bit for bit; the config too, where it has a place there."""
     from safetensors.torch import load_file
 
-    variables = published.find(model, write(module, folder / "theirs", None)).variables()
-    published.save(model, variables, folder / "ours.safetensors", dialect=dialect)
+    variables = pretrained.find(model, write(module, folder / "theirs", None)).variables()
+    pretrained.save(model, variables, folder / "ours.safetensors", dialect=dialect)
     theirs = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     saved = load_file(folder / "ours.safetensors")
     assert saved.keys() == theirs.keys()
     assert all(torch.equal(saved[k], v) for k, v in theirs.items())
     module.load_state_dict(saved, strict=True)
-    again = published.find(model, folder / "ours.safetensors").variables()
-    for path, leaf in published.leaves(variables).items():
-        np.testing.assert_array_equal(leaf, published.leaves(again)[path])
+    again = pretrained.find(model, folder / "ours.safetensors").variables()
+    for path, leaf in pretrained.leaves(variables).items():
+        np.testing.assert_array_equal(leaf, pretrained.leaves(again)[path])

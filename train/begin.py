@@ -12,7 +12,7 @@ import optax
 from data import plan, tokenizer_reader, tokenizers
 from data.files import expand_home
 from errors import UsageError
-from models import published
+from models import pretrained
 from train import checkpoint, companions, initial, loop
 from train.setup import Config, Setup, dataset_names
 from train.update import step
@@ -105,7 +105,7 @@ def find_tokenizer(cfg: Config, workdir: str) -> dict[str, Any] | None:
     if cfg.init_from is None:
         return None
     name = expand_home(cfg.init_from)
-    if published.is_pretrained(name):
+    if pretrained.is_pretrained(name):
         own = cfg.data.tokenizer == "subword"  # which names none: it is the folder's
         return tokenizer_reader.read_tokenizer(name).description() if own else None
     workdir, steps = initial.candidate_checkpoints(name)

@@ -13,8 +13,8 @@ from data import tokenizer_reader, tokenizers
 from data.files import expand_home
 from documents import parse_json, read_text
 from errors import UsageError
-from models import published
-from models.published import preprocessing
+from models import pretrained
+from models.pretrained import preprocessing
 from train import checkpoint, initial
 
 TEMPLATES = "additional_chat_templates"  # a folder of .jinja files, each of which is asked for by its name
@@ -50,7 +50,7 @@ def from_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
     if source is None:
         return {}
     source = expand_home(source)
-    if published.is_pretrained(source):
+    if pretrained.is_pretrained(source):
         return from_folder(source, tokenizer)
     workdir, steps = initial.candidate_checkpoints(source)
     _, manifest = checkpoint.first_restorable(

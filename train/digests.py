@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, auto_axes
 
-from models.spec import flatten
+from models.core.spec import flatten
 
 
 def _mix(x: jax.Array, salt: int) -> jax.Array:

@@ -14,8 +14,8 @@ import numpy as np
 
 from data import tokenizer_writer
 from errors import UsageError
-from models import Model, published
-from models.published import labels, preprocessing
+from models import Model, pretrained
+from models.pretrained import class_names, preprocessing
 from train import begin, checkpoint, companions, images, restored, tuning
 from train.facts import Unread
 from train.host import Runtime
@@ -41,7 +41,7 @@ def import_pretrained(
         raise UsageError(f"{workdir} is a file, and no folder")
     if checkpoint.steps(workdir):
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
-    model = published.read_config(folder, ignore, **restored.model_fields(cfg))
+    model = pretrained.read_config(folder, ignore, **restored.model_fields(cfg))
     classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
     named = tuning.matching_size(model, folder) if "detector" in model.traits else None
     if named and cfg.data.size is None:
@@ -62,7 +62,7 @@ def import_pretrained(
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
     files = companions.from_folder(folder, setup.tokenizer_fingerprint)
     origin = begin.ResumePoint(0, (begin.first_phase(setup.cfg),), files=files)
-    told = dataclasses.replace(setup, class_names=labels.read(folder))
+    told = dataclasses.replace(setup, class_names=class_names.read(folder))
     store.save(state, make_manifest(told, 0, origin, [], None), setup.tokenizer_description)
     store.close()
     runtime.say(f"checkpoint 0 in {workdir}/checkpoints; to train from it: --config.init_from={workdir}")
@@ -79,7 +79,7 @@ def export_pretrained(
     folder = Path(to).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{to} is there already, and no empty folder; give another --export")
-    published.folder_layout(cfg.model.family)  # raises where there is none
+    pretrained.folder_layout(cfg.model.family)  # raises where there is none
     manifest = checkpoint.load_manifest(workdir, n)
     restored.set_inputs(cfg, manifest)
     head, inputs = manifest["table"].get("params/head/bias"), cfg.model.get("inputs")
@@ -99,9 +99,9 @@ def export_pretrained(
         raise UsageError(f"--export={to} cannot be made a folder: {error}") from None
     try:
         pixels = _preprocessing(cfg, model)
-        several = cfg.loss == "sigmoid" and "id2label" in published.folder_layout(model.family).config(model.config)
+        several = cfg.loss == "sigmoid" and "id2label" in pretrained.folder_layout(model.family).config(model.config)
         keys = {**ids, **({"problem_type": "multi_label_classification"} if several else {})}
-        published.save_pretrained(
+        pretrained.save_pretrained(
             model, opened.variables, part, classes=_class_names(manifest, model), images=pixels, **keys
         )
         sized = preprocessing.is_expressible(pixels) or not (part / preprocessing.FILE).exists()

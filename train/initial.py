@@ -18,8 +18,9 @@ import models
 from data import tokenizers
 from data.files import expand_home
 from errors import UsageError
-from models import Model, published
-from models.spec import flatten
+from models import Model, pretrained
+from models.core.spec import flatten
+from models.pretrained.formats.safetensors import SUFFIX
 from train import checkpoint
 from train.update import optim, step
 
@@ -78,7 +79,7 @@ def candidate_checkpoints(name: str) -> tuple[str, list[int]]:
     if which == "all":
         raise UsageError(f"init_from = {name!r} must name one checkpoint")
     if not checkpoint.steps(workdir):
-        raise UsageError(f"init_from = {name!r} holds neither checkpoints of a run nor {published.SUFFIX} files")
+        raise UsageError(f"init_from = {name!r} holds neither checkpoints of a run nor {SUFFIX} files")
     return workdir, checkpoint.select(workdir, which)
 
 
@@ -105,13 +106,13 @@ def set_vocab_size(cfg: Any, saved: Any = None) -> None:
 def _table_rows(cfg: Any) -> int | None:
     """The rows of the token table that init_from has, None where none is found by the config's fields."""
     where = expand_home(cfg.init_from)
-    if not published.is_pretrained(where):
+    if not pretrained.is_pretrained(where):
         workdir, steps = candidate_checkpoints(where)
         read = partial(checkpoint.load_manifest, workdir)
         return checkpoint.first_restorable(workdir, steps, read, lambda line: None)[1]["config"]["model"].get("vocab")
     fields = {name: value for name, value in cfg.model.items() if name not in ("family", "size")}
     try:
-        found = published.find(models.build(cfg.model.family, cfg.model.size, **fields), where)
+        found = pretrained.find(models.build(cfg.model.family, cfg.model.size, **fields), where)
     except UsageError:  # which the run meets too, when it knows all
         return None
     names = found.names.get(TOKEN_TABLE.removeprefix("params/"), ())
@@ -142,8 +143,8 @@ def _read_checkpoint(workdir: str, n: int) -> WeightSource:
 
 def _read_pretrained(model: Model, path: str) -> WeightSource:
     """The leaves of safetensors files in the layout that others publish of a family."""
-    found = published.find(model, path)
-    shapes = {k if k.startswith(published.STATS) else f"params/{k}": shape for k, shape in found.shapes().items()}
+    found = pretrained.find(model, path)
+    shapes = {k if k.startswith(pretrained.STATS) else f"params/{k}": shape for k, shape in found.shapes().items()}
 
     def read(shardings: dict[str, Sharding]) -> dict[str, jax.Array]:
         for k in shardings:
@@ -171,7 +172,7 @@ def load(
     Raises UsageError that names the leaves that fit nowhere, and those of a vocabulary that is another here.
     """
     name = expand_home(cfg.init_from)
-    if published.is_pretrained(name):
+    if pretrained.is_pretrained(name):
         return _load_from(_read_pretrained(model, name), state, model, tx, cfg, tokenizer)
     workdir, steps = candidate_checkpoints(name)
     read = lambda n: _load_from(_read_checkpoint(workdir, n), state, model, tx, cfg, tokenizer)  # noqa: E731

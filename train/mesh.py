@@ -12,7 +12,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from errors import UsageError, unknown
-from models.spec import Spec, flatten
+from models.core.spec import Spec, flatten
 
 AXES = ("slice", "dp", "fsdp", "ep", "cp", "tp")
 BATCH_AXES = ("slice", "dp", "fsdp", "ep")

@@ -16,8 +16,8 @@ from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, mak
 from data.evaluation import EvalSet
 from data.kinds import Examples, ParallelText, Source, Texts
 from errors import UsageError, quote, unknown
-from models import Model, published
-from models.published import labels, preprocessing
+from models import Model, pretrained
+from models.pretrained import class_names, preprocessing
 from train import begin, checkpoint, detection, evaluate, images, translation
 from train import questions as examiner
 from train.facts import Unread
@@ -124,7 +124,7 @@ def open_pretrained(
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
     compute, dtype, _ = PRECISIONS[cfg.train.precision]
-    model = published.read_config(folder, ignore, compute=compute, **model_fields(cfg))
+    model = pretrained.read_config(folder, ignore, compute=compute, **model_fields(cfg))
     model = replace(model, config=replace(model.config, **compute_fields(cfg, model.family)))
     cfg.loss, cfg.model.family = default_loss(model, folder), model.family
     if model.module.INPUT == "image":
@@ -136,11 +136,11 @@ def open_pretrained(
     have, told = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
     if 0 < told < have:
         runtime.say(f"classes {cfg.data.name} has {told}, which are taken for the first of the network's {have}")
-    named = labels.read(folder)
+    named = class_names.read(folder)
     _check_class_names(folder, named, setup, runtime)
     if not named:
         _check_numbered_classes(folder, setup)
-    found = published.find(model, folder)
+    found = pretrained.find(model, folder)
     found.check()
     runtime.say(f"{folder}: {model.family}, {summary.parameter_counts(model)}; {found.summary}")
     variables = found.variables(setup.place.shardings(model.specs), jnp.dtype(dtype).name)
@@ -218,7 +218,7 @@ def open_language_model(
     """
     cfg.mesh, one, blank = "dp:1", jax.local_devices()[:1], empty_texts(cfg, "next_token")
     if n is None:
-        model = published.read_config(name, ignore)
+        model = pretrained.read_config(name, ignore)
         if "cached" not in model.traits:
             raise UsageError(f"{name} holds a {model.family}, which does not generate text")
         return open_pretrained(cfg, name, runtime, blank, one, ignore, unread=unread)
@@ -268,7 +268,7 @@ def _dummy_detection_source(cfg: Config, classes: int | None) -> DetectionDatase
 
 def default_loss(model: Model, folder: str) -> str:
     """The loss by which a folder's network is measured. Raises UsageError for one that has none."""
-    if "classifier" in model.traits and (problem := labels.problem_type(folder)):
+    if "classifier" in model.traits and (problem := class_names.problem_type(folder)):
         if problem != "multi_label_classification":
             raise UsageError(
                 f"{folder} has problem_type {quote(problem)} by its config.json or its single output; "

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from errors import UsageError
 from models import Model
-from models.layers import compute_logits
+from models.core.layers import compute_logits
 
 CHUNK = 16  # tokens that are written before the host looks at them
 FINISHED = -1  # what stands after a text's end

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from data import plan
-from models.spec import flatten
+from models.core.spec import flatten
 from train import begin, checkpoint, evaluate, loop, together
 from train.setup import Setup
 from train.update import step

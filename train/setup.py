@@ -18,7 +18,7 @@ from data.kinds import Examples, ParallelText, Source, Texts
 from data.progress import Tick, silent, track
 from errors import UsageError, join_problems, raise_with, unknown
 from models import Model
-from models.spec import abstract
+from models.core.spec import abstract
 from train import detection, evaluate, facts, images, mesh, multilabel, values
 from train.facts import COMPUTE_KNOBS, Unread
 from train.host import Runtime

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from errors import UsageError
 from models import Model
-from models.spec import Spec
+from models.core.spec import Spec
 
 
 def gather_cache_rows(cache: Any, table: Any, rows: Int[Array, "b"]) -> Any:

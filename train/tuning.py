@@ -7,8 +7,8 @@ from typing import Any
 import models
 from data.kinds import Source, Texts
 from errors import UsageError
-from models import Model, published
-from models.published import labels
+from models import Model, pretrained
+from models.pretrained import class_names
 from train.host import Runtime
 from train.restored import PREPROCESSING_KNOBS, default_loss, model_fields, normalise_names, set_preprocessing
 from train.setup import COMPUTE_KNOBS, Config, dataset_names, load_source
@@ -61,7 +61,7 @@ def configure(
             set_preprocessing(cfg, folder, model, runtime, given)
         elif "data.tokenizer" not in given:
             cfg.data.tokenizer, cfg.data.vocab_size = "subword", None
-        found = published.find(model, folder)
+        found = pretrained.find(model, folder)
         for name in found.unused:
             if says := found.tie_hint(name):
                 raise UsageError(f"{folder}: tensor {name!r} is not part of this network{says}")
@@ -98,14 +98,14 @@ def _read_networks(
     cfg: Config, folder: str, ignore: Iterable[str], chosen: dict[str, Any], source: Source
 ) -> tuple[Model, Model]:
     """The network to train, and the one that the folder holds: for data with labels, a classifier of their classes."""
-    whole = model = published.read_config(folder, ignore, **chosen)
+    whole = model = pretrained.read_config(folder, ignore, **chosen)
     fields, classes = {f.name for f in dataclasses.fields(model.config)}, getattr(source, "classes", None)
     if classes is None or {"detector", "causal"} & model.traits:
         return model, whole
     if "head" in fields and "head" not in chosen and model.config.head != "classes":
         chosen = {**{name: value for name, value in CLASSIFIER.items() if name in fields}, **chosen}
     single = losses.get_task(cfg.loss).single_score
-    return published.read_config(folder, ignore, **{"classes": 1 if single else classes, **chosen}), whole
+    return pretrained.read_config(folder, ignore, **{"classes": 1 if single else classes, **chosen}), whole
 
 
 def _training_loss(model: Model, folder: str, source: Source) -> str:
@@ -116,11 +116,11 @@ def _training_loss(model: Model, folder: str, source: Source) -> str:
     return "sigmoid" if several else "softmax"
 
 
-def _fresh_parts(found: published.PretrainedTensors, whole: Model, folder: str, source: Source) -> list[str]:
+def _fresh_parts(found: pretrained.PretrainedTensors, whole: Model, folder: str, source: Source) -> list[str]:
     """The parts of a classifier that the folder lacks, or has for other classes."""
     if "classifier" not in found.model.traits:
         return []
     amiss = {path.split("/")[0] for path in found.names if found.problems(path)}
-    theirs, ours = labels.read(folder), getattr(source, "names", None)
+    theirs, ours = class_names.read(folder), getattr(source, "names", None)
     renamed = "classifier" in whole.traits and theirs and ours and normalise_names(theirs) != normalise_names(ours)
     return [part for part in HEADS if part in amiss or (renamed and part == "head")]

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from data import tokenizers
 from errors import UsageError
-from models.spec import flatten
+from models.core.spec import flatten
 from train.checkpoint.folder import any_process, checkpoint_dir, read_text, reason, steps
 from train.checkpoint.manifest import CorruptCheckpoint, load_manifest, readable_manifests
 from train.digests import digests

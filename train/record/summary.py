@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from models import Model
-from models.spec import flatten
+from models.core.spec import flatten
 from train.mesh import Placement
 
 

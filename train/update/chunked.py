@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from models.layers import MASK_VALUE, reshard, softcap
-from models.spec import LazyLogits
+from models.core.layers import MASK_VALUE, reshard, softcap
+from models.core.spec import LazyLogits
 
 MAX_LOGITS = 2**24  # that a device holds at once, in float32: 64 MiB
 

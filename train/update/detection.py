@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from models.boxes import box_iou, paired_iou
-from models.grids import DetectorOutput, anchor_grid, concat_maps, decode_boxes
+from models.blocks.vision.boxes import box_iou, paired_iou
+from models.blocks.vision.detection_head import DetectorOutput, anchor_grid, concat_maps, decode_boxes
 
 OBJECT_WEIGHT = 5.0  # v2's weight of the objectness where there is a box; 1 elsewhere
 

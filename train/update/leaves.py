@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from errors import UsageError, unknown
-from models.spec import Spec, flatten, path_name
+from models.core.spec import Spec, flatten, path_name
 
 STACKED = ("layers", "experts", "qkv", "gates")  # axes along which a leaf holds several parameters
 BELOW_LAYERS = ("embed", "stem")  # parts of a model below its layers

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int
 
 import renamed
 from errors import UsageError, unknown
-from models.grids import DetectorOutput, detections
-from models.layers import MASK_VALUE, compute_logits, reshard, shift_left
-from models.spec import LazyLogits, Place
+from models.blocks.vision.detection_head import DetectorOutput, detections
+from models.core.layers import MASK_VALUE, compute_logits, reshard, shift_left
+from models.core.spec import LazyLogits, Place
 from train.update import chunked
 from train.update.detection import detection
 

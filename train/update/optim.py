@@ -15,7 +15,7 @@ import optax
 from optax import contrib
 
 from errors import join_problems, unknown
-from models.spec import Spec
+from models.core.spec import Spec
 from train.update import leaves
 
 Transform = Any  # an optax.GradientTransformation

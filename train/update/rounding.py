@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from models.layers import site_hash
-from models.spec import path_name
+from models.core.layers import site_hash
+from models.core.spec import path_name
 
 DROPPED = 16  # low bits of a float32 that bfloat16 lacks
 

@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec, auto_axes, reshard
 
 from errors import unknown
 from models import Model
-from models.layers import per_row_keys, site_hash
-from models.spec import Spec, abstract, flatten, initialize, path_name
+from models.core.layers import per_row_keys, site_hash
+from models.core.spec import Spec, abstract, flatten, initialize, path_name
 from train.mesh import Placement
 from train.update import optim
 from train.update.losses import Task, mask_padding_rows, shift_targets

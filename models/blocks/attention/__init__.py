@@ -1,0 +1,1 @@
+"""Attention: backends, masks and rotary positions."""

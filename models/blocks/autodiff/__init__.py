@@ -1,0 +1,1 @@
+"""Gradients by hand: backpropagation of an MLP, and scalar automatic differentiation."""

@@ -1,0 +1,1 @@
+"""Decoders with rotary positions: config, forward pass, cache, latent attention."""

@@ -1,0 +1,154 @@
+"""Computation of a token's experts, by one of two methods with equal results.
+
+Legend: B batch, T time, D width, F an expert's hidden, E experts, A experts per token.
+
+Neither drops tokens, so there is no capacity factor:
+
+- `dense`: every expert computes every token; outputs that were not chosen have weight 0. For tests, and few experts.
+- `dropless`: tokens are sorted by expert, and each expert multiplies its own rows, as in Gale et al. 2022,
+  arXiv:2211.15841. With the mesh axis ep, a device holds some of the experts, gathers the tokens of all devices along
+  that axis, and scatters the summed outputs back.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from errors import UsageError
+from models.blocks.moe.ragged import gather_rows, grouped_product
+from models.blocks.moe.routers import Routes, one_hot
+from models.core.layers import ACTIVATIONS, add_bias, einsum, gather_weight, reshard
+from models.core.spec import Place, unsharded
+
+DISPATCH = ("dropless", "dense")
+
+Gate = Callable[[Array, Array], Array]  # (gate, up) -> hidden, each [... F]
+
+
+def glu(activation: str) -> Gate:
+    """The gate of a gated linear unit: activation(gate) * up, as in `decoder.gated_mlp`."""
+    return lambda gate, up: ACTIVATIONS[activation](gate) * up
+
+
+def mixture(
+    x: Float[Array, "b t d"],
+    routes: Routes,
+    p: dict[str, Any],
+    gate: Gate,
+    *,
+    dispatch: str = "dropless",
+    weigh_input: bool = False,
+    place: Place = unsharded,
+) -> tuple[Float[Array, "b t d"], Bool[Array, "b t a"]]:
+    """Weighted sum of each token's experts: x [B T D] -> [B T D], and which choices were computed [B T A].
+
+    `p` are the parameters under `experts` in `expert_specs`, of one layer. With `weigh_input` the weights multiply the
+    experts' inputs instead of their outputs. The sum is in float32.
+    """
+    run = {"dropless": _dropless, "dense": _dense}[dispatch]
+    weights = routes.weights
+    y, dispatched = run(x, routes.experts, weights, p, gate, weigh_input, place)
+    if "bias" in p["down"]:
+        given = dispatched.astype(jnp.float32) * (1 if weigh_input else weights)
+        each = jnp.sum(one_hot(routes.experts, len(p["down"]["bias"])) * given[..., None], 2)
+        y = y + einsum("bte,ed->btd", each, p["down"]["bias"], place("batch seq width"))
+    return y.astype(x.dtype), dispatched
+
+
+def _dense(
+    x: Array, experts: Array, weights: Array, p: dict[str, Any], gate: Gate, weigh_input: bool, place: Place
+) -> tuple[Array, Array]:
+    """All experts compute all tokens."""
+    chosen = one_hot(experts, len(p["gate"]["kernel"]))
+    each = jnp.sum(chosen * weights[..., None], 2)
+    before, after = (each, jnp.any(chosen, 2).astype(jnp.float32)) if weigh_input else (None, each)
+
+    def wide(p: dict[str, Array]) -> Array:
+        h = einsum("btd,edf->btef", x, p["kernel"], place("batch seq choice mlp"))
+        h = h if before is None else h * before[..., None].astype(h.dtype)
+        return add_bias(h, gather_weight(p["bias"], x)) if "bias" in p else h
+
+    h = gate(wide(p["gate"]), wide(p["up"])) * after[..., None].astype(x.dtype)
+    y = einsum("btef,efd->btd", h, p["down"]["kernel"], place("batch seq width"), jnp.float32)
+    return y, jnp.any(chosen, -1)
+
+
+def _dropless(
+    x: Array, experts: Array, weights: Array, p: dict[str, Any], gate: Gate, weigh_input: bool, place: Place
+) -> tuple[Array, Array]:
+    """Each expert computes its own tokens, on the devices that hold it."""
+    p = jax.tree.map(lambda w: w.astype(x.dtype), {**p, "down": {"kernel": p["down"]["kernel"]}})
+    local = partial(_grouped_experts, gate=gate, weigh_input=weigh_input)
+    rows = place("batch seq width")
+    if rows is None:
+        alone, mesh = partial(local, first=jnp.zeros((), jnp.int32)), jax.typeof(x).sharding.mesh
+        if mesh.explicit_axes:  # arrays on a mesh without a place: replicated, as sorting infers no sharding
+            replicated = jax.sharding.PartitionSpec()
+            alone = jax.shard_map(alone, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)
+        return alone(x, experts, weights, p)
+
+    def axes(name: str) -> tuple[str, ...]:
+        (entry,) = place(name)
+        return entry if isinstance(entry, tuple) else (entry,) if entry else ()
+
+    owners, inner = axes("experts"), axes("mlp")
+    along = tuple(a for a in owners if a in axes("batch"))  # axes over which devices hold other experts and other rows
+    across = tuple(
+        a for a in (*owners, *inner) if a not in along
+    )  # axes over which devices hold other experts, or parts of them, for the same rows
+    cut = set(across) & set(axes("seq")) | set(axes("width"))
+    if cut:
+        raise UsageError(
+            f"train.dispatch=dropless: the mesh axis {min(cut)!r} cannot shard width, nor time together with experts "
+            f"or their hidden; change a rule of width, seq, experts or mlp, or set train.dispatch=dense"
+        )
+
+    def on_device(x: Array, experts: Array, weights: Array, p: dict[str, Any]) -> tuple[Array, Array]:
+        first = jnp.asarray(jax.lax.axis_index(owners) if owners else 0) * len(p["gate"]["kernel"])
+        if along:
+            x, experts, weights = (jax.lax.all_gather(v, along, tiled=True) for v in (x, experts, weights))
+        y, dispatched = local(x, experts, weights, p, first)
+        count = dispatched.astype(jnp.int32)
+        if across:
+            y, count = (jax.lax.psum(v, across) for v in (y, count))
+        if along:
+            y, count = (jax.lax.psum_scatter(v, along, tiled=True) for v in (y, count))
+        return y, count > 0
+
+    kernels = {"gate": "experts width mlp", "up": "experts width mlp", "down": "experts mlp width"}
+    lie = {k: {n: place(kernels[k] if n == "kernel" else "experts mlp") for n in leaf} for k, leaf in p.items()}
+    choices = place("batch seq choice")
+    specs = (rows, choices, choices, lie)
+    mapped = jax.shard_map(on_device, in_specs=specs, out_specs=(rows, choices), check_vma=False)
+    return mapped(*jax.tree.map(reshard, (x, experts, weights, p), specs))
+
+
+def _grouped_experts(
+    x: Array, experts: Array, weights: Array, p: dict[str, Any], first: Array, *, gate: Gate, weigh_input: bool
+) -> tuple[Array, Array]:
+    """Run this device's experts, numbered from `first`: x [B T D], experts weights [B T A] -> [B T D], [B T A].
+
+    Choices are sorted by expert; those of other devices' experts come last, where the product is 0.
+    """
+    B, T, A = experts.shape
+    count = len(p["gate"]["kernel"])
+    own = experts.reshape(-1) - first
+    own = jnp.where((own >= 0) & (own < count), own, count)
+    order = jnp.argsort(own)
+    back = jnp.argsort(order)
+    sizes = jnp.sum(own[None] == jnp.arange(count)[:, None], 1, dtype=jnp.int32)
+
+    def by_group(h: Array, p: dict[str, Array]) -> Array:
+        y = grouped_product(h, p["kernel"], sizes)
+        return y + p["bias"].at[own[order]].get(mode="fill", fill_value=0) if "bias" in p else y
+
+    h = gather_rows(x.reshape(B * T, -1), order // A, back.reshape(B * T, A))
+    if weigh_input:
+        h = h * gather_rows(weights.reshape(-1, 1), order, back[:, None]).astype(h.dtype)
+    y = by_group(gate(by_group(h, p["gate"]), by_group(h, p["up"])), p["down"])
+    y = gather_rows(y, back, order[:, None]).reshape(B, T, A, -1).astype(jnp.float32)
+    return jnp.sum(y if weigh_input else y * weights[..., None], 2), (own < count).reshape(B, T, A)

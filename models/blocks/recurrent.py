@@ -1,0 +1,162 @@
+"""Recurrent cells, and a layer that runs one of them along time.
+
+Legend: B batch, T time, I inputs, H hidden units, P units that are fed back (H without a projection), G gates.
+A cell maps what comes in at one time and what comes back, both already summed for each gate, and its state to its next
+state. The order of gates and the two bias vectors are those of torch.nn.RNN, GRU and LSTM.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from models.core.layers import einsum, gather_weight, linear, reshard
+from models.core.spec import Initializer, Place, Spec, uniform, unsharded, zeros
+
+State = dict[str, Array]  # h [B P], and c [B H] of an LSTM
+Gates = Float[Array, "b g h"]
+
+
+def elman(x_gates: Gates, h_gates: Gates, state: State) -> State:
+    """h' = tanh(W x + R h): Elman 1990, "Finding structure in time", Cognitive Science 14."""
+    return {"h": jnp.tanh(x_gates + h_gates)[:, 0]}
+
+
+def elman_relu(x_gates: Gates, h_gates: Gates, state: State) -> State:
+    """h' = relu(W x + R h): Le, Jaitly, Hinton 2015, arXiv:1504.00941, section 2."""
+    return {"h": jax.nn.relu(x_gates + h_gates)[:, 0]}
+
+
+def gru(x_gates: Gates, h_gates: Gates, state: State) -> State:
+    """Gates r, z, n (Cho et al. 2014, arXiv:1406.1078); r weighs what comes back after its product, as in torch."""
+    r, z = (jax.nn.sigmoid(x_gates[:, i] + h_gates[:, i]) for i in (0, 1))
+    n = jnp.tanh(x_gates[:, 2] + r * h_gates[:, 2])
+    return {"h": (1 - z) * n + z * state["h"]}
+
+
+def lstm(x_gates: Gates, h_gates: Gates, state: State) -> State:
+    """Gates i, f, g, o (Hochreiter, Schmidhuber 1997, Neural Computation 9; f from Gers et al. 2000, ibid. 12)."""
+    i, f, g, o = (x_gates[:, n] + h_gates[:, n] for n in range(4))
+    c = jax.nn.sigmoid(f) * state["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return {"h": jax.nn.sigmoid(o) * jnp.tanh(c), "c": c}
+
+
+class Cell(NamedTuple):
+    """A cell's function and what its table needs to know."""
+
+    step: Callable[[Gates, Gates, State], State]
+    gates: int
+    carry_gate: int | None = None  # which gate keeps the state
+    input_gate: int | None = None  # which lets the input in, where it is another
+    has_cell_state: bool = False  # has a state c beside h
+
+
+CELLS = {
+    "elman": Cell(elman, 1),
+    "elman_relu": Cell(elman_relu, 1),
+    "gru": Cell(gru, 3, carry_gate=1),
+    "lstm": Cell(lstm, 4, carry_gate=1, input_gate=0, has_cell_state=True),
+}
+
+
+def layer_specs(
+    inputs: int,
+    width: int,
+    cell: str,
+    *,
+    projection: int | None,
+    bias: bool,
+    forget_bias: float,
+    chrono_max: int | None,
+    axis: str,
+) -> dict[str, Any]:
+    """The table of one layer in one direction; `axis` names its inputs.
+
+    Weights and biases start uniform within 1/sqrt(H), as torch's do. `forget_bias` is added to the first bias of an
+    LSTM's forget gate. With `chrono_max` units start to remember for times spread up to it: the bias of the gate that
+    keeps is the log of a number between 1 and chrono_max - 1, that of an LSTM's input gate its opposite (Tallec,
+    Ollivier 2018, arXiv:1804.11188, eq. 16).
+    """
+    G, H, P, law = CELLS[cell].gates, width, projection or width, uniform(width**-0.5)
+
+    def gate_bias(key: Array, shape: tuple[int, ...], spec: Spec) -> Array:
+        start, carry, admit = law(key, shape, spec), CELLS[cell].carry_gate, CELLS[cell].input_gate
+        if carry is None:
+            return start
+        if chrono_max is None:
+            return start.at[carry].add(forget_bias)
+        spread = jnp.log(jax.random.uniform(jax.random.fold_in(key, 1), shape[1:], jnp.float32, 1.0, chrono_max - 1.0))
+        start = start.at[carry].set(spread)
+        return start if admit is None else start.at[admit].set(-spread)
+
+    def gate_specs(size: int, name: str, bias_law: Initializer) -> dict[str, Spec]:
+        table = {"kernel": Spec((size, G, H), f"{name} gates mlp", law, fan_in=name)}
+        return {**table, "bias": Spec((G, H), "gates mlp", bias_law)} if bias else table
+
+    table: dict[str, Any] = {"input": gate_specs(inputs, axis, gate_bias), "state": gate_specs(P, "embed", law)}
+    if projection is not None:
+        table["out"] = {"kernel": Spec((H, P), "mlp embed", law, fan_in="mlp")}
+    return table
+
+
+def state_specs(batch: int, width: int, cell: str, projection: int | None, dtype: str) -> dict[str, Spec]:
+    """The table of a layer's state, which starts at 0."""
+    table = {"h": Spec((batch, projection or width), "batch width" if projection else "batch mlp", zeros, dtype=dtype)}
+    if CELLS[cell].has_cell_state:
+        table["c"] = Spec((batch, width), "batch mlp", zeros, dtype=dtype)
+    return table
+
+
+def run_layer(
+    x: Float[Array, "b t i"],
+    p: dict[str, Any],
+    cell: str,
+    state: State | None = None,
+    mask: Float[Array, "b t"] | None = None,
+    *,
+    reverse: bool = False,
+    place: Place = unsharded,
+) -> tuple[Float[Array, "b t p"], State]:
+    """One layer along time, from a state (0 where None): x [B T I], mask [B T] -> (h of each time [B T P], last state).
+
+    Where the mask is 0 the state stands still and the output is 0; so a sequence may be padded at its end, in the
+    reverse direction too.
+    """
+    x_gates = linear("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
+    p = gather_params(p, x)
+
+    def step(state: State, now: tuple[Array, Array | None]) -> tuple[State, Array]:
+        x_gates, real = now
+        new = where_real(layer_step(x_gates, p, cell, state, place), state, real)
+        return new, new["h"]
+
+    def zero_state() -> State:
+        c = jnp.zeros_like(x_gates[:, 0, 0])
+        h = jnp.zeros_like(einsum("bh,hp->bp", c, p["out"]["kernel"], place("batch width"))) if "out" in p else c
+        return {"h": h, "c": c} if CELLS[cell].has_cell_state else {"h": h}
+
+    xs = (x_gates.swapaxes(0, 1), None if mask is None else mask.swapaxes(0, 1))
+    last, h = jax.lax.scan(step, zero_state() if state is None else state, xs, reverse=reverse)
+    h = reshard(h.swapaxes(0, 1), place("batch time width"))
+    return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), last
+
+
+def layer_step(x_gates: Gates, p: dict[str, Any], cell: str, state: State, place: Place = unsharded) -> State:
+    """One time of a layer: what comes in, summed for each gate [B G H], and a state -> the next state."""
+    h_gates = linear("bh,hgk->bgk", reshard(state["h"], place("batch width")), p["state"], place("batch gates mlp"))
+    new = CELLS[cell].step(x_gates, h_gates, state)
+    if "out" in p:
+        new["h"] = einsum("bh,hp->bp", new["h"], p["out"]["kernel"], place("batch width"))
+    return new
+
+
+def where_real(new: Any, state: Any, real: Shaped[Array, "b"] | None) -> Any:
+    """The new state in rows that are real [B], all of them where that is None, else the old one: trees of [B ...]."""
+    return new if real is None else jax.tree.map(lambda n, old: jnp.where(real[:, None] > 0, n, old), new, state)
+
+
+def gather_params(p: Any, x: Float[Array, "b ..."]) -> Any:
+    """Parameters made ready for a loop over time: in x's dtype, gathered once instead of at each time."""
+    return jax.tree.map(lambda w: gather_weight(w.astype(x.dtype), x), p)

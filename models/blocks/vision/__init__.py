@@ -1,0 +1,1 @@
+"""Convolutions, Darknet's layers, boxes and detection heads."""

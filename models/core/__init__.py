@@ -1,0 +1,1 @@
+"""Specs of parameters, layers, and checks of configs: what every family imports."""

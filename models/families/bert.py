@@ -1,0 +1,209 @@
+"""BERT: an encoder of post-norm blocks in which every token sees all others.
+
+Legend: B batch, T time, V padded vocabulary, D width, L depth, N heads, H head width, F hidden, C classes.
+Source: Devlin et al. 2019, arXiv:1810.04805, section 3 and appendix A; Wang et al. 2020, arXiv:2002.10957 (MiniLM);
+Reimers, Gurevych 2019, arXiv:1908.10084, section 3 (a sentence is the mean of its tokens). The hidden layer of the
+masked-language head is as in the released code: the paper does not tell of it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.blocks.attention.attention import BACKENDS, attention
+from models.blocks.attention.mask import PAD_POSITION, AttentionMask
+from models.core.checks import COMPUTE, REMAT, remat_block, require, require_choice
+from models.core.layers import (
+    ACTIVATIONS,
+    add_bias,
+    dense,
+    dropout,
+    einsum,
+    embed,
+    fold_in_each,
+    layer_norm,
+    linear_specs,
+    norm_specs,
+    reshard,
+)
+from models.core.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+
+TRAITS = frozenset({"encoder"})
+INPUT = "tokens"
+HEADS = ("none", "mlm", "classes")
+POOLS = ("none", "first", "mean")
+ZERO_GRAD = {"blocks/k/bias": "adds one number to all scores of a query, which the softmax takes away"}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "bert_base": dict(width=768, depth=12, heads=12),
+    "bert_large": dict(width=1024, depth=24, heads=16),
+    "bert_base_cased": dict(vocab=28996, width=768, depth=12, heads=12),
+    "bert_large_cased": dict(vocab=28996, width=1024, depth=24, heads=16),
+    "minilm_l6": dict(width=384, depth=6, heads=12),
+    "minilm_l12": dict(width=384, depth=12, heads=12),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape and options of a BERT; `dropout` is for the attention weights too where their own rate is None."""
+
+    vocab: int = 30522  # tokens
+    vocab_multiple: int = 128  # the table is padded to a multiple of it
+    context: int = 512  # longest sequence, tokens
+    types: int = 2  # kinds of tokens: those of a first text, and of a second
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int | None = None  # of the MLP; None is 4 * width
+    activation: str = "gelu"
+    head: str = "none"  # what comes out: vectors, logits of every token (mlm), or of classes
+    pool: str = "none"  # which vector: of each token, of the sequence from its first token, or the mean of its tokens
+    pooler: bool = True  # a layer on the first token, where that is the sequence's vector
+    classes: int = 2
+    dropout: float = 0.0  # probability, of the embeddings and of what a branch adds
+    dropout_attention: float | None = None
+    tied: bool = True  # the head of mlm is the token table
+    eps: float = 1e-12
+    compute: str = "float32"  # dtype of activations
+    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS
+    remat: str = "none"  # what the backward pass recomputes
+    scan: bool = True  # one compiled block, looped; False unrolls
+
+    def __post_init__(self) -> None:
+        require(self, "positive", "vocab", "vocab_multiple", "context", "types", "width", "depth", "heads", "hidden")
+        require(self, "positive", "classes", "eps")
+        require(self, "probability", "dropout", "dropout_attention")
+        require_choice(
+            self, activation=ACTIVATIONS, head=HEADS, pool=POOLS, compute=COMPUTE, attention=BACKENDS, remat=REMAT
+        )
+        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
+        if self.head == "mlm":
+            require(self, "'none' for head='mlm', which tells of every token", "pool", test=lambda p: p == "none")
+        if self.head == "classes":
+            require(self, "'first' or 'mean' for head='classes'", "pool", test=lambda p: p != "none")
+
+    @property
+    def feed_forward(self) -> int:
+        """F."""
+        return self.hidden or 4 * self.width
+
+
+def traits(c: Config) -> frozenset[str]:
+    """What this config is, beside an encoder."""
+    return TRAITS | {"mlm": {"language_model"}, "classes": {"classifier"}}.get(c.head, set())
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+    L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
+    V, law = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, normal(0.02)
+
+    def heads() -> dict[str, Spec]:
+        kernel = Spec((L, D, N, H), "layers embed heads head_dim", law, fan_in="embed")
+        return {"kernel": kernel, "bias": Spec((L, N, H), "layers heads head_dim", zeros)}
+
+    params: dict[str, Any] = {
+        "embed": {
+            "token": Spec((V, D), "vocab embed", law),
+            "position": Spec((c.context, D), "time embed", law),
+            "type": Spec((c.types, D), "time embed", law),
+            "norm": norm_specs(D),
+        },
+        "blocks": {
+            "q": heads(),
+            "k": heads(),
+            "v": heads(),
+            "out": {
+                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", law, fan_in="heads head_dim"),
+                "bias": Spec((L, D), "layers norm", zeros),
+            },
+            "norm1": norm_specs(D, (L,)),
+            "up": {
+                "kernel": Spec((L, D, F), "layers embed mlp", law, fan_in="embed"),
+                "bias": Spec((L, F), "layers mlp", zeros),
+            },
+            "down": {
+                "kernel": Spec((L, F, D), "layers mlp embed", law, fan_in="mlp"),
+                "bias": Spec((L, D), "layers norm", zeros),
+            },
+            "norm2": norm_specs(D, (L,)),
+        },
+    }
+    if c.pooler:
+        params["pooler"] = linear_specs(D, D, "embed width", law)
+    if c.head == "classes":
+        params["head"] = linear_specs(D, c.classes, "embed classes", law, "classes")
+    if c.head == "mlm":
+        params["head"] = {**linear_specs(D, D, "embed width", law), "norm": norm_specs(D)}
+        params["head"]["vocab"] = {"bias": Spec((V,), "vocab", zeros)}
+        if not c.tied:
+            params["head"]["vocab"]["kernel"] = Spec((V, D), "vocab embed", law, fan_in="embed")
+    return {"params": params}
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: None = None,
+    place: Place = unsharded,
+) -> Outputs:
+    """What `head` and `pool` say, float32: tokens [B T] -> [B T D], [B D], [B C], or logits [B T V] of mlm.
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: mask [B T], 0 where a token is padding;
+    token_type [B T], below `types`; position [B T].
+    """
+    p, tokens, keys = variables["params"], inputs["tokens"], key if train else None
+    T, stream = tokens.shape[1], place("batch seq width")
+    require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
+    now = jnp.arange(T)[None]
+    mask = reshard(inputs.get("mask", jnp.ones(tokens.shape)), place("batch query"))
+    visible = AttentionMask(now, jnp.where(mask > 0, now, PAD_POSITION), causal=False, contiguous="mask" not in inputs)
+    position = inputs.get("position", now)
+
+    x = embed(p["embed"]["token"], tokens, stream)
+    x = x + embed(p["embed"]["position"], position, stream if position.shape[0] > 1 else place("one seq width"))
+    x = x + embed(p["embed"]["type"], inputs.get("token_type", jnp.zeros_like(tokens)), stream)
+    x = layer_norm(x.astype(COMPUTE[c.compute]), p["embed"]["norm"], c.eps)
+    x = dropout(x, keys, c.dropout, "embed", stream)
+
+    def affine(equation: str, x: Array, p: dict[str, Array], over: Any) -> Array:
+        return add_bias(einsum(equation, x, p["kernel"], over), p["bias"])
+
+    def block(x: Array, layer: tuple[Any, Array]) -> tuple[Array, None]:
+        p, index = layer
+        own = fold_in_each(keys, index)
+        q, k, v = (affine("btd,dnh->btnh", x, p[n], place("batch seq heads head_dim")) for n in ("q", "k", "v"))
+        rate = c.dropout if c.dropout_attention is None else c.dropout_attention
+        scale = (c.width // c.heads) ** -0.5
+        a = attention(q, k, v, visible, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=place)
+        a = dropout(affine("btnh,nhd->btd", a, p["out"], stream), own, c.dropout, "attention_out", stream)
+        x = layer_norm(x + a, p["norm1"], c.eps)
+        h = ACTIVATIONS[c.activation](affine("btd,df->btf", x, p["up"], place("batch seq mlp")))
+        h = dropout(affine("btf,fd->btd", h, p["down"], stream), own, c.dropout, "mlp_out", stream)
+        return layer_norm(x + h, p["norm2"], c.eps), None
+
+    layers = (p["blocks"], jnp.arange(c.depth))
+    x, _ = jax.lax.scan(remat_block(block, c.remat), x, layers, unroll=1 if c.scan else c.depth)
+
+    if c.head == "mlm":
+        h = layer_norm(ACTIVATIONS[c.activation](affine("btd,de->bte", x, p["head"], stream)), p["head"]["norm"], c.eps)
+        vocab = p["head"]["vocab"]
+        table = p["embed"]["token"] if c.tied else vocab["kernel"]
+        return Outputs(LazyLogits(h, table, c.vocab, vocab["bias"]))
+    if c.pool == "first":
+        x = reshard(x, place("batch query width"))[:, 0]
+        x = jnp.tanh(dense(x, p["pooler"], place("batch width"))) if c.pooler else x
+    elif c.pool == "mean":
+        total = jnp.einsum("btd,bt->bd", x, mask.astype(x.dtype), out_sharding=place("batch width"))
+        x = total / jnp.maximum(jnp.sum(mask, 1, keepdims=True), 1).astype(x.dtype)
+    if c.head == "classes":
+        x = dropout(x, keys, c.dropout, "pooled", place("batch width"))
+        return Outputs(dense(x, p["head"], place("batch classes"), jnp.float32))
+    return Outputs(x.astype(jnp.float32))

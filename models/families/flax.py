@@ -1,0 +1,151 @@
+"""A user's own Flax module, Linen or NNX, as a family: trained, sharded, saved and evaluated like any other.
+
+Its abstract parameters become the table. Axes named by partitioning metadata go by the same rules as ours; of a leaf
+without them the largest dim that 16 divides is cut over fsdp. It runs inside `auto_axes`, on weights made whole over
+the axes that cut the rows. Its noise is drawn for a whole batch, so accumulation changes it (trait `batch_coupled`).
+"""
+
+import functools
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec, auto_axes
+
+from errors import UsageError, unknown
+from models.blocks import flax_adapter
+from models.core.checks import require, unfreeze
+from models.core.layers import gather_weight
+from models.core.spec import Array, JointInit, Outputs, Place, Spec, flatten, path_name, unsharded
+
+TRAITS = frozenset({"classifier", "language_model", "regressor", "running_stats", "batch_coupled"})
+TOLD = {"classes": "classifier", "outputs": "regressor", "vocab": "language_model"}  # by the first that is set
+INPUT = "features"
+FIELDS = ("image", "features", "tokens")  # which of a batch's fields the module is called with: the first that is there
+UNCONTRACTED = ("bias", "scale", "mean", "var", "embedding")  # leaves that are no product's kernel, whatever their rank
+ZERO_GRAD: dict[str, str] = {}
+SIZES: dict[str, dict[str, Any]] = {}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which class, what it is built with, and what it is called on."""
+
+    module: str = ""  # package.file:ClassName, importable from where Canon runs
+    args: tuple[Any, ...] = ()  # of its constructor; on the command line --config.model.args.NAME=VALUE
+    streams: tuple[str, ...] = ("dropout",)  # of random numbers that a Linen module asks for
+    shape: tuple[int, ...] = ()  # of one row of its input; empty takes `context` tokens
+    context: int = 64  # tokens a row, of text
+    classes: int | None = None
+    vocab: int | None = None  # tokens
+    outputs: int | None = None  # real values
+
+    def __post_init__(self) -> None:
+        require(self, "positive", "shape", "context", "classes", "vocab", "outputs")
+        require(self, "package.file:ClassName", "module", test=lambda name: name.count(":") == 1)
+
+
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: the shape of a row."""
+    return {"shape": shapes[next(name for name in FIELDS if name in shapes)]}
+
+
+def traits(c: Config) -> frozenset[str]:
+    """By what it is to tell; its noise, and maybe more, couples the rows."""
+    told = next((trait for name, trait in TOLD.items() if getattr(c, name) is not None), "regressor")
+    return frozenset({told, "batch_coupled"} | ({"running_stats"} if "stats" in specs(c) else set()))
+
+
+@functools.cache
+def _module(c: Config) -> flax_adapter.FlaxFunctions:
+    """The module's functions. An argument called classes, vocab or outputs that is not given is the data's."""
+    where, _, name = c.module.partition(":")
+    try:
+        found = importlib.import_module(where)
+    except ImportError as error:
+        raise UsageError(f"flax: module = {c.module!r}: {error}") from None
+    if not isinstance(getattr(found, name, None), type):
+        raise unknown(f"class of {where}", name, [k for k, v in vars(found).items() if isinstance(v, type)])
+    kind, args = getattr(found, name), {k: unfreeze(v) for k, v in c.args}
+    names, more = flax_adapter.init_arguments(kind)
+    for given in args:
+        if given not in names and not more:
+            raise unknown(f"argument of {name}", given, names)
+    facts = {"classes": c.classes, "vocab": c.vocab, "outputs": c.outputs}
+    args = {**{k: v for k, v in facts.items() if v is not None and k in names}, **args}
+    example = jax.ShapeDtypeStruct((1, *(c.shape or (c.context,))), jnp.float32 if c.shape else jnp.int32)
+    told = next((name for name in TOLD if facts[name] is not None), None)
+    wanted = None if told is None else (1, *(example.shape[1:2] if told == "vocab" else ()), facts[told])
+    return flax_adapter.adapt(kind, args, example, c.streams, wanted)
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters, and of every other collection under `stats`."""
+    module = _module(c)
+    tree = jax.eval_shape(module.init, jax.random.key(0))
+    values = lambda key: flatten(module.init(key))  # noqa: E731
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> Spec:
+        name = path_name(path)
+        trained = name.startswith("params/")
+        axes = _axes(leaf.shape, module.axes.get(name, ()), trained)
+        inside = [axis for axis in axes[:-1] if axis != "layers"]
+        contracted = trained and name.rpartition("/")[2] not in UNCONTRACTED
+        dtype = None if leaf.dtype == jnp.float32 else str(leaf.dtype)
+        return Spec(leaf.shape, " ".join(axes), JointInit(values, name), " ".join(inside) if contracted else "", dtype)
+
+    table = jax.tree_util.tree_map_with_path(spec, tree)
+    stats = {name: part for name, part in table.items() if name != "params"}
+    return {"params": table["params"], **({"stats": stats} if stats else {})}
+
+
+def _axes(shape: tuple[int, ...], named: tuple[str | None, ...], trained: bool) -> list[str]:
+    """A name for each dim: the metadata's, else `shard` for the one that fsdp cuts, and `dim0`, `dim1` …"""
+    axes = [f"dim{i}" for i in range(len(shape))]
+    for i, name in enumerate(named):
+        if name is not None:
+            axes[i] = name
+    able = [i for i, n in enumerate(shape) if n % 16 == 0]
+    if trained and able and not any(named):
+        axes[max(able, key=lambda i: shape[i])] = "shard"
+    return axes
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: None = None,
+    place: Place = unsharded,
+) -> Outputs:
+    """The module's output, float32: its input [B ...] -> [B C] or [B T V]; with it the collections that it changed."""
+    x = next(inputs[name] for name in FIELDS if name in inputs)
+    if x.dtype != jnp.float32 and not jnp.issubdtype(x.dtype, jnp.integer):
+        x = x.astype(jnp.float32)
+    module = _module(c)
+
+    def run(params: Any, stats: Any, x: Array, extras: Any, keys: Array | None) -> tuple[Array, Any, Array]:
+        own = None if keys is None else keys[0]
+        value, new, losses = module.run({"params": params, **stats}, x, train, own, extras)
+        aux = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(losses)), start=jnp.zeros(()))
+        return value.astype(jnp.float32), new, aux
+
+    stats, whole = variables.get("stats", {}), PartitionSpec()
+    extras = {name: inputs[name] for name in module.extras if name in inputs}
+    args = jax.tree.map(lambda w: gather_weight(w, x), variables["params"]), stats, x, extras, key if train else None
+    rows = place("batch")
+    if rows is not None:
+        rank = len(jax.eval_shape(run, *jax.tree.map(_plain, args))[0].shape)
+        over = PartitionSpec(*rows, *[None] * (rank - 1)), jax.tree.map(lambda _: whole, stats), whole
+        run = auto_axes(run, out_sharding=over)
+    value, stats, aux = run(*args)
+    return Outputs(value, stats=stats, aux_losses={"sown": (aux, jnp.ones(()))} if train else {})
+
+
+def _plain(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)

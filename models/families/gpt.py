@@ -1,0 +1,184 @@
+"""GPT-2: a decoder of pre-norm Transformer blocks with learned positions and tied embeddings.
+
+Legend: B batch, T query time, S key time, V padded vocabulary, D width, L depth, N heads, H = D/N, F = 4D.
+Source: Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3; initial values as in
+the released code (openai/gpt-2, src/model.py), residual projections by 1/sqrt(2L) as in the paper.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from models.blocks.attention.attention import BACKENDS, attention
+from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
+from models.blocks.decoder.stack import Layer, scan_layers
+from models.core.checks import COMPUTE, REMAT, require, require_choice
+from models.core.layers import (
+    ACTIVATIONS,
+    add_bias,
+    drop_path,
+    dropout,
+    einsum,
+    embed,
+    fold_in_each,
+    layer_norm,
+    norm_specs,
+)
+from models.core.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+
+TRAITS = frozenset({"causal", "cached", "language_model"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": dict(width=768, depth=12, heads=12),
+    "gpt2_medium": dict(width=1024, depth=24, heads=16),
+    "gpt2_large": dict(width=1280, depth=36, heads=20),
+    "gpt2_xl": dict(width=1600, depth=48, heads=25),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape and options of a GPT; `dropout` applies to each of the three sites whose own rate is None."""
+
+    vocab: int = 50257  # tokens
+    vocab_multiple: int = 128  # the embedding is padded to a multiple of it
+    context: int = 1024  # longest sequence, tokens
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int | None = None  # of the MLP; None is 4 * width
+    activation: str = "gelu_tanh"
+    dropout: float = 0.0  # probability
+    dropout_embed: float | None = None  # rate on the embeddings
+    dropout_attention: float | None = None  # rate on the attention weights
+    dropout_residual: float | None = None  # rate on the output of each branch
+    drop_path: float = 0.0  # probability of dropping the last block's branches; grows linearly with depth
+    scale_by_layer_index: bool = False  # divide the scores of layer i, counted from 1, by i
+    tied: bool = True  # the output head is the token embedding
+    eps: float = 1e-5
+    compute: str = "float32"  # dtype of activations
+    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
+    remat: str = "none"  # rematerialisation: a key of REMAT
+    scan: bool = True  # compile the blocks as one loop; False unrolls it
+
+    def __post_init__(self) -> None:
+        require(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
+        require(self, "probability", "dropout", "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
+        require(self, "positive", "eps")
+        require_choice(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """Specs of the parameters."""
+    L, D, N, H = c.depth, c.width, c.heads, c.width // c.heads
+    F, V = c.hidden or 4 * c.width, -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
+    residual = normal(0.02 / (2 * L) ** 0.5)
+    params: dict[str, Any] = {
+        "embed": {
+            "token": Spec((V, D), "vocab embed", normal(0.02)),
+            "position": Spec((c.context, D), "time embed", normal(0.01)),
+        },
+        "blocks": {
+            "norm1": norm_specs(D, (L,)),
+            "qkv": {
+                "kernel": Spec((L, 3, D, N, H), "layers qkv embed heads head_dim", normal(0.02), fan_in="embed"),
+                "bias": Spec((L, 3, N, H), "layers qkv heads head_dim", zeros),
+            },
+            "out": {
+                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", residual, fan_in="heads head_dim"),
+                "bias": Spec((L, D), "layers norm", zeros),
+            },
+            "norm2": norm_specs(D, (L,)),
+            "up": {
+                "kernel": Spec((L, D, F), "layers embed mlp", normal(0.02), fan_in="embed"),
+                "bias": Spec((L, F), "layers mlp", zeros),
+            },
+            "down": {
+                "kernel": Spec((L, F, D), "layers mlp embed", residual, fan_in="mlp"),
+                "bias": Spec((L, D), "layers norm", zeros),
+            },
+        },
+        "norm": norm_specs(D),
+    }
+    if not c.tied:
+        params["head"] = Spec((V, D), "vocab embed", normal(0.02), fan_in="embed")
+    return {"params": params}
+
+
+SPANS = {"full": AttentionSpan()}
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """Specs of a key-value cache for `length` tokens: k v [L B S N H]."""
+    require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
+    token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.width // c.heads)))
+    return cache_specs(SPANS, {"full": c.depth}, {"full": token}, batch, length, c.compute)
+
+
+def rate(c: Config, site: str) -> float:
+    """The dropout rate of a site: embed, attention or residual."""
+    own = getattr(c, f"dropout_{site}")
+    return c.dropout if own is None else own
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Array] | None = None,
+    place: Place = unsharded,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
+
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it.
+    """
+    p, tokens = variables["params"], inputs["tokens"]
+    keys, stream, T = key if train else None, place("batch seq width"), tokens.shape[1]
+    require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
+    time, backend = open_cache(inputs, SPANS, cache, place), c.attention if cache is None else "reference"
+
+    x = embed(p["embed"]["token"], tokens, stream)
+    over = stream if time.position.shape[0] > 1 else place("one seq width")
+    x = x + embed(p["embed"]["position"], jnp.maximum(time.position, 0), over)
+    x = dropout(x.astype(COMPUTE[c.compute]), keys, rate(c, "embed"), "embed", stream)
+
+    def branch(x: Array, keys: Array | None, index: Array, site: str) -> Array:
+        x = dropout(x, keys, rate(c, "residual"), site, stream)
+        return drop_path(x, keys, c.drop_path * (index + 1) / c.depth, f"{site}_path") if c.drop_path else x
+
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
+        own = fold_in_each(keys, index)
+        h = layer_norm(x, p["norm1"], c.eps)
+        q, k, v = (
+            add_bias(
+                einsum("btd,dnh->btnh", h, p["qkv"]["kernel"][i], place("batch seq heads head_dim")),
+                p["qkv"]["bias"][i],
+            )
+            for i in range(3)
+        )
+        kv, held = time.append_kv(layer.kind, held, k=k, v=v)
+        scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.scale_by_layer_index else 1)
+        how: dict[str, Any] = dict(backend=backend, dropout_rate=rate(c, "attention"), keys=own, place=place)
+        a = attention(q, kv["k"], kv["v"], time.masks[layer.kind], scale=scale, **how)
+        a = add_bias(einsum("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
+        x = x + branch(a, own, index, "attention_out")
+
+        h = layer_norm(x, p["norm2"], c.eps)
+        h = add_bias(einsum("btd,df->btf", h, p["up"]["kernel"], place("batch seq mlp")), p["up"]["bias"])
+        h = ACTIVATIONS[c.activation](h)
+        h = add_bias(einsum("btf,fd->btd", h, p["down"]["kernel"], stream), p["down"]["bias"])
+        return x + branch(h, own, index, "mlp_out"), held, None
+
+    layers, blocks = (Layer("full"),) * c.depth, {"blocks": p["blocks"]}
+    x, held, _ = scan_layers(block, layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
+    x, new = time.finish(layer_norm(x, p["norm"], c.eps), held)
+    return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)

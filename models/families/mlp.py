@@ -1,0 +1,96 @@
+"""The multilayer perceptron; with no hidden layer, the perceptron.
+
+Legend: B batch, F the width of a layer. Images are flattened, row by row.
+Source: Rosenblatt 1958, "The perceptron", Psychological Review 65; Rumelhart, Hinton, Williams 1986, Nature 323;
+Nielsen 2015, "Neural networks and deep learning", chapter 1 for the size `nielsen`, whose weights start at deviation
+1/sqrt(fan-in), as his chapter 3 advises, and not at 1.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from models.blocks.autodiff import backprop, scalar
+from models.core.checks import COMPUTE, require, require_choice
+from models.core.layers import ACTIVATIONS, dense, dropout, linear_specs
+from models.core.spec import Array, Outputs, Place, Spec, he_normal, lecun_normal, normal, unsharded, zeros
+
+TRAITS = frozenset({"classifier"})
+INPUT = "features"
+ZERO_GRAD: dict[str, str] = {}
+INITIALIZERS = {"lecun_normal": lecun_normal, "he_normal": he_normal, "zeros": zeros}
+GRADIENTS: dict[str, Callable[..., Any]] = {  # sources of the gradient other than jax.grad
+    "equations": backprop.gradient,
+    "scalar": scalar.gradient,
+}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "perceptron": dict(hidden=(), init="zeros"),
+    "nielsen": dict(inputs=784, hidden=(30,), classes=10, activation="sigmoid", output="sigmoid", bias_std=1.0),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Widths from input to output, and the functions between."""
+
+    inputs: int = 2
+    hidden: tuple[int, ...] = (16,)
+    classes: int = 2
+    activation: str = "tanh"
+    output: str = "identity"  # what the last layer's sums pass through
+    init: str = "lecun_normal"  # initializer of the weights: a key of INITIALIZERS
+    bias_std: float | None = None  # initial biases are Gaussian with it; None starts them at 0
+    dropout: float = 0.0  # probability, after each hidden layer
+    compute: str = "float32"
+
+    def __post_init__(self) -> None:
+        require(self, "positive", "inputs", "hidden", "classes")
+        require(self, "probability", "dropout")
+        require(self, "not negative", "bias_std")
+        require_choice(self, activation=ACTIVATIONS, output=ACTIVATIONS, init=INITIALIZERS, compute=COMPUTE)
+
+
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: inputs, from the shape of a row."""
+    return {"inputs": math.prod(shapes["features"] if "features" in shapes else shapes["image"])}
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+
+    def layer(i: int, o: int, axes: str, out_axis: str) -> dict[str, Spec]:
+        table = linear_specs(i, o, axes, INITIALIZERS[c.init], out_axis)
+        return table if c.bias_std is None else {**table, "bias": Spec((o,), out_axis, normal(c.bias_std))}
+
+    widths = (c.inputs, *c.hidden)
+    hidden = {
+        str(i): layer(widths[i], widths[i + 1], "inputs mlp" if i == 0 else "embed mlp", "mlp")
+        for i in range(len(c.hidden))
+    }
+    head = layer(widths[-1], c.classes, "embed classes" if c.hidden else "inputs classes", "classes")
+    return {"params": {"hidden": hidden, "head": head} if hidden else {"head": head}}
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: None = None,
+    place: Place = unsharded,
+) -> Outputs:
+    """Class scores (after `output`), float32: features [B F] or image [B Y X C] -> [B classes]."""
+    p, keys = variables["params"], key if train else None
+    x = inputs["features"] if "features" in inputs else inputs["image"]
+    x = jnp.reshape(x, (x.shape[0], -1)).astype(COMPUTE[c.compute])
+    for i in range(len(c.hidden)):
+        x = ACTIVATIONS[c.activation](dense(x, p["hidden"][str(i)], place("batch width")))
+        x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
+    x = dense(x, p["head"], place("batch classes"), jnp.float32)
+    return Outputs(ACTIVATIONS[c.output](x))

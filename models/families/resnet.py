@@ -1,0 +1,227 @@
+"""Residual networks: each block of convolutions adds to what comes in.
+
+Legend: B batch, Y X image rows and columns, C channels in, O channels out, F channels inside of a bottleneck, J kernel
+rows and columns.
+Source: He, Zhang, Ren, Sun 2015, arXiv:1512.03385, table 1 and section 4.2; Goyal et al. 2017, arXiv:1706.02677,
+section 5.1 (what a block adds starts at 0); Zagoruyko, Komodakis 2016, arXiv:1605.07146, section 2 (wider blocks).
+Deviation: a bottleneck's stride lies in its 3 x 3 convolution, as in all that is published since; `stride_first` puts
+it where the paper does.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from models.blocks.vision.convolution import conv, max_pool
+from models.core.checks import COMPUTE, REMAT, remat_block, require, require_choice
+from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs, norm_specs
+from models.core.spec import Array, Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
+
+TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
+INPUT = "image"
+ZERO_GRAD: dict[str, str] = {}
+BLOCKS = {"basic": (3, 3), "bottleneck": (1, 3, 1)}  # rows and columns of each convolution's kernel
+REDUCTION = 4  # of a bottleneck: channels out over those of its 3 x 3 convolution
+STEMS = {"imagenet": 7, "cifar": 3}  # rows and columns of the kernel
+SHORTCUTS = ("projection", "identity")  # the paper's options B and A, where a shortcut changes shape
+NORMS = ("batch", "none")
+HEADS = ("classes", "none")
+
+WIDE = (256, 512, 1024, 2048)
+CIFAR = dict(stem="cifar", stem_channels=16, channels=(16, 32, 64), shortcut="identity", classes=10)
+SIZES: dict[str, dict[str, Any]] = {
+    "resnet18": dict(block="basic", depths=(2, 2, 2, 2), channels=(64, 128, 256, 512)),
+    "resnet34": dict(block="basic", depths=(3, 4, 6, 3), channels=(64, 128, 256, 512)),
+    "resnet50": dict(block="bottleneck", depths=(3, 4, 6, 3), channels=WIDE),
+    "resnet101": dict(block="bottleneck", depths=(3, 4, 23, 3), channels=WIDE),
+    "resnet152": dict(block="bottleneck", depths=(3, 8, 36, 3), channels=WIDE),
+    "wide_resnet50_2": dict(block="bottleneck", depths=(3, 4, 6, 3), channels=WIDE, widening=2),
+    "wide_resnet101_2": dict(block="bottleneck", depths=(3, 4, 23, 3), channels=WIDE, widening=2),
+    **{f"resnet{6 * n + 2}": dict(block="basic", depths=(n, n, n), **CIFAR) for n in (3, 5, 7, 9, 18)},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape and options of a residual network."""
+
+    inputs: int = 3  # channels of an image
+    stem: str = "imagenet"  # 7 x 7, stride 2, and a pool of stride 2; or of 32 x 32 images 3 x 3
+    stem_channels: int = 64
+    block: str = "basic"
+    depths: tuple[int, ...] = (2, 2, 2, 2)  # blocks of each stage
+    channels: tuple[int, ...] = (64, 128, 256, 512)  # out of each stage
+    widening: int = 1  # factor on the channels of the 3 x 3 convolutions
+    stride_first: bool = False  # a stage's stride lies in a block's first convolution, be it 1 x 1
+    halve_first: bool = False  # the first stage halves the map too
+    shortcut: str = "projection"
+    norm: str = "batch"
+    zero_init: bool = False  # what a block adds starts at 0
+    activation: str = "relu"  # after the stem and after each sum
+    inner_activation: str = "relu"  # between the convolutions of a block
+    head: str = "classes"  # what comes out: scores of classes, or the mean over the last map
+    classes: int = 1000
+    momentum: float = 0.9  # kept of the running moments, an update
+    eps: float = 1e-5
+    compute: str = "float32"
+    remat: str = "none"  # what the backward pass recomputes
+    scan: bool = True  # one compiled block a stage, looped; False unrolls
+
+    def __post_init__(self) -> None:
+        require(self, "positive", "inputs", "stem_channels", "depths", "channels", "widening", "classes", "eps")
+        require(self, "probability", "momentum")
+        require_choice(self, stem=STEMS, block=BLOCKS, shortcut=SHORTCUTS, norm=NORMS, head=HEADS)
+        require_choice(self, activation=ACTIVATIONS, inner_activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
+        require(self, "one for each of channels", "depths", holds=len(self.depths) == len(self.channels) > 0)
+        if self.block == "bottleneck":
+            require(self, f"{REDUCTION} or more in bottlenecks", "channels", test=lambda n: n >= REDUCTION)
+        if self.shortcut == "identity":
+            grows = widths(self) == sorted(widths(self))
+            require(self, "never fewer than before for shortcut='identity'", "channels", holds=grows)
+
+    @property
+    def depth(self) -> int:
+        """Blocks in all."""
+        return sum(self.depths)
+
+
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: inputs, from the shape of a row."""
+    return {"inputs": shapes["image"][-1]} if "image" in shapes else {}
+
+
+def traits(c: Config) -> frozenset[str]:
+    """What this config is; with batch norm its rows are coupled, and it keeps running moments."""
+    what = "classifier" if c.head == "classes" else "encoder"
+    return frozenset({what, "running_stats", "batch_coupled"} if c.norm == "batch" else {what})
+
+
+class ConvNorm(NamedTuple):
+    """A convolution with its normalisation: where its leaves lie, and their sizes."""
+
+    path: str
+    inputs: int
+    outputs: int
+    size: int  # rows and columns of the kernel
+    blocks: int = 0  # in which it stands, stacked; 0 is one alone
+    last: bool = False  # of its block
+
+
+def widths(c: Config) -> list[int]:
+    """Channels out of the stem and of each stage."""
+    return [c.stem_channels, *(O * (c.widening if c.block == "basic" else 1) for O in c.channels)]
+
+
+def stride(c: Config, stage: int) -> int:
+    """Of the first block of a stage."""
+    return 2 if stage > 0 or c.halve_first else 1
+
+
+def conv_norms(c: Config) -> Iterator[ConvNorm]:
+    """All convolutions: the stem, and of each stage those of its first block, then those of the rest, stacked."""
+    yield ConvNorm("stem", c.inputs, c.stem_channels, STEMS[c.stem])
+    for i, (C, O) in enumerate(pairwise(widths(c))):
+        F = O if c.block == "basic" else O // REDUCTION * c.widening
+        for name, count, inputs in (("first", 0, C), ("blocks", c.depths[i] - 1, O)):
+            if name == "blocks" and not count:
+                continue
+            kernels = BLOCKS[c.block]
+            ends = [inputs, *[F] * (len(kernels) - 1), O]
+            for j, size in enumerate(kernels):
+                path, last = f"stages/{i}/{name}/conv{j + 1}", j == len(kernels) - 1
+                yield ConvNorm(path, ends[j], ends[j + 1], size, count, last)
+        if c.shortcut == "projection" and (stride(c, i) > 1 or C != O):
+            yield ConvNorm(f"stages/{i}/first/shortcut", C, O, 1)
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters, and of running moments where batch norm is on."""
+    params: dict[str, Spec] = {}
+    stats: dict[str, Spec] = {}
+    for unit in conv_norms(c):
+        C, O, J, stack = unit.inputs, unit.outputs, unit.size, (unit.blocks,) if unit.blocks else ()
+        of_layers, start = "layers " if stack else "", zeros if c.zero_init and unit.last else None
+        axes, fan_in = f"{of_layers}rows columns channels_in channels", "rows columns channels_in"
+        if c.norm == "batch":
+            norm = norm_specs(O, stack)
+            params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, he_normal, fan_in)
+            params[f"{unit.path}/norm/scale"] = replace(norm["scale"], init=start or ones)
+            params[f"{unit.path}/norm/bias"] = norm["bias"]
+            stats[f"{unit.path}/mean"] = Spec((*stack, O), f"{of_layers}norm", zeros)
+            stats[f"{unit.path}/var"] = Spec((*stack, O), f"{of_layers}norm", ones)
+        else:
+            params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, start or he_normal, fan_in)
+            params[f"{unit.path}/bias"] = Spec((*stack, O), f"{of_layers}norm", zeros)
+    head = (
+        {"head": linear_specs(widths(c)[-1], c.classes, "embed classes", lecun_normal, "classes")}
+        if c.head == "classes"
+        else {}
+    )
+    return {"params": unflatten(params) | head, "stats": unflatten(stats)}
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: None = None,
+    place: Place = unsharded,
+) -> Outputs:
+    """Class scores or means over the last map, float32: image [B Y X C] -> [B classes] or [B O].
+
+    In training also the new running moments.
+    """
+    p, stats, act = variables["params"], variables.get("stats", {}), ACTIVATIONS[c.activation]
+    inner = ACTIVATIONS[c.inner_activation]
+    maps = place("batch rows columns width")
+    kernels = BLOCKS[c.block]
+    strided = 0 if c.stride_first else kernels.index(3)
+
+    def unit(x: Array, p: Any, stats: Any, step: int = 1) -> tuple[Array, Any]:
+        x = conv(x, p["kernel"], p["kernel"].shape[0] // 2, maps, step)
+        if c.norm == "none":
+            return add_bias(x, p["bias"]), stats
+        return batch_norm(x, p["norm"], stats, train=train, momentum=c.momentum, eps=c.eps)
+
+    def block(x: Array, layer: tuple[Any, Any], step: int = 1) -> tuple[Array, Any]:
+        (p, stats), moved, y = layer, {}, x
+        for i in range(len(kernels)):
+            name = f"conv{i + 1}"
+            y, moved[name] = unit(inner(y) if i else y, p[name], _subtree(stats, name), step if i == strided else 1)
+        if "shortcut" in p:
+            x, moved["shortcut"] = unit(x, p["shortcut"], _subtree(stats, "shortcut"), step)
+        elif x.shape != y.shape:  # every step-th pixel, and channels of 0
+            x = jnp.pad(x[:, ::step, ::step], [*[(0, 0)] * 3, (0, y.shape[-1] - x.shape[-1])])
+        return act(x + y), moved
+
+    x = inputs["image"].astype(COMPUTE[c.compute])
+    x, stem = unit(x, p["stem"], _subtree(stats, "stem"), 2 if c.stem == "imagenet" else 1)
+    x = act(x) if c.stem == "cifar" else max_pool(act(x), 3, 2, 1)
+    stages: dict[str, Any] = {}
+    for i, depth in enumerate(c.depths):
+        own, mine = p["stages"][str(i)], _subtree(stats, "stages", str(i))
+        first = remat_block(partial(block, step=stride(c, i)), c.remat)
+        x, moved = first(x, (own["first"], _subtree(mine, "first")))
+        stages[str(i)] = {"first": moved}
+        if depth > 1:
+            layers = (own["blocks"], _subtree(mine, "blocks"))
+            x, moved = jax.lax.scan(remat_block(block, c.remat), x, layers, unroll=1 if c.scan else depth - 1)
+            stages[str(i)]["blocks"] = moved
+    x = jnp.mean(x, (1, 2))
+    value = dense(x, p["head"], place("batch classes"), jnp.float32) if c.head == "classes" else x.astype(jnp.float32)
+    return Outputs(value, stats={"stem": stem, "stages": stages} if c.norm == "batch" else {})
+
+
+def _subtree(tree: Any, *names: str) -> Any:
+    """What lies under names, if anything does: without norms there are no moments."""
+    for name in names:
+        tree = tree.get(name, {})
+    return tree

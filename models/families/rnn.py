@@ -1,0 +1,181 @@
+"""Recurrent networks: layers of Elman, GRU or LSTM cells over tokens or features, and a head.
+
+Legend: B batch, T time, F input features, V padded vocabulary, E width of an embedding, H hidden units, P units a
+layer gives (H without a projection, in both directions together where there are two), C outputs of the head.
+Source: Elman 1990; Hochreiter, Schmidhuber 1997; Cho et al. 2014; Schuster, Paliwal 1997, IEEE Trans. Signal Proc. 45
+(two directions); Sak et al. 2014, arXiv:1402.1128 (projection).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from models.blocks.recurrent import CELLS, layer_specs, run_layer, state_specs
+from models.core.checks import COMPUTE, require, require_choice
+from models.core.layers import MASK_VALUE, dense, dropout, embed, linear_specs, reshard
+from models.core.spec import Array, LazyLogits, Outputs, Place, Spec, lecun_normal, normal, uniform, unsharded, zeros
+
+TRAITS = frozenset({"causal", "cached", "carried", "classifier", "language_model", "regressor", "encoder"})
+INPUT = "tokens"
+ZERO_GRAD: dict[str, str] = {}
+SIZES: dict[str, dict[str, Any]] = {}
+HEADS = {"tokens": "language_model", "classes": "classifier", "values": "regressor", "none": "encoder"}
+POOLS = ("last", "mean", "max")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a recurrent network and what it is asked for."""
+
+    cell: str = "lstm"
+    head: str = "tokens"  # next token at each time | classes | values (real) of the sequence | none: the last layer
+    vocab: int | None = None  # tokens; None takes features
+    vocab_multiple: int = 128  # the tables are padded to a multiple of it
+    context: int = 64  # tokens a window; the network itself knows no limit
+    inputs: int = 1  # features at each time, where there is no vocab
+    embed: int = 128  # width of an embedding
+    embed_std: float = 1.0  # of its initial values
+    width: int = 128  # hidden units
+    depth: int = 1  # layers
+    bidirectional: bool = False
+    projection: int | None = None  # an LSTM's units that are fed back
+    bias: bool = True
+    forget_bias: float = 0.0  # added to the first bias of an LSTM's forget gate
+    chrono_max: int | None = None  # the gates start so that units remember for times spread up to it
+    pool: str = "last"  # of the times of a sequence, before classes or values
+    classes: int = 2
+    outputs: int = 1  # values
+    dropout: float = 0.0  # probability, on embeddings, between layers and on what the head sees
+    compute: str = "float32"
+
+    def __post_init__(self) -> None:
+        require(
+            self, "positive", "vocab", "vocab_multiple", "context", "inputs", "embed", "width", "depth", "projection"
+        )
+        require(self, "positive", "classes", "outputs", "embed_std")
+        require(self, "probability", "dropout")
+        require_choice(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
+        require(self, "None unless cell is 'lstm'", "projection", holds=self.cell == "lstm")
+        gated = self.bias and CELLS[self.cell].carry_gate is not None
+        lstm = gated and self.cell == "lstm" and self.chrono_max is None
+        require(
+            self, "0 unless cell is 'lstm', with a bias and no chrono_max", "forget_bias", test=lambda f: lstm or f == 0
+        )
+        require(self, "3 or more, of gated cells with a bias", "chrono_max", test=lambda n: gated and n >= 3)
+        require(self, "less than width", "projection", test=lambda n: n < self.width)
+        require(
+            self, "False where head is 'tokens'", "bidirectional", test=lambda on: not (on and self.head == "tokens")
+        )
+        require(self, "'classes' or 'values' without a vocab", "head", test=lambda h: bool(self.vocab) or h != "tokens")
+
+
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: inputs, from the shape of a row."""
+    return {"inputs": shapes["features"][-1]} if "features" in shapes else {}
+
+
+def traits(c: Config) -> frozenset[str]:
+    """What this config is: `cached` and `carried` where its state can be handed on."""
+    on = {"cached", "carried"} if not c.bidirectional else set()
+    return frozenset({HEADS[c.head], *on} | ({"causal"} if c.head == "tokens" else set()))
+
+
+def directions(c: Config) -> tuple[str, ...]:
+    """The names of a layer's directions."""
+    return ("forward", "backward") if c.bidirectional else ("forward",)
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+    V, P = -(-(c.vocab or 0) // c.vocab_multiple) * c.vocab_multiple, len(directions(c)) * (c.projection or c.width)
+    first = ("embed", c.embed) if c.vocab else ("inputs", c.inputs)
+
+    def layer(i: int) -> dict[str, Any]:
+        axis, size = first if i == 0 else ("embed", P)
+        shape: dict[str, Any] = dict(
+            projection=c.projection, bias=c.bias, forget_bias=c.forget_bias, chrono_max=c.chrono_max, axis=axis
+        )
+        return {name: layer_specs(size, c.width, c.cell, **shape) for name in directions(c)}
+
+    params: dict[str, Any] = {"cells": {str(i): layer(i) for i in range(c.depth)}}
+    if c.vocab:
+        params["embed"] = {"token": Spec((V, c.embed), "vocab embed", normal(c.embed_std))}
+    if c.head == "tokens":
+        kernel = Spec((V, P), "vocab embed", uniform(P**-0.5), fan_in="embed")
+        params["head"] = {"kernel": kernel, "bias": Spec((V,), "vocab", zeros)}
+    elif c.head != "none":
+        outputs = c.classes if c.head == "classes" else c.outputs
+        params["head"] = linear_specs(P, outputs, "embed classes", lecun_normal, "classes")
+    return {"params": params}
+
+
+def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+    """The table of the state, which holds no matter how many tokens: layer -> h [B P], c [B H] of an LSTM."""
+    layer = state_specs(batch, c.width, c.cell, c.projection, c.compute)
+    return {str(i): layer for i in range(c.depth)}
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Any] | None = None,
+    place: Place = unsharded,
+) -> Outputs:
+    """Head's outputs, float32: tokens [B T] or features [B T F] -> [B T V], [B T P] without a head, or [B C].
+
+    Optional input: mask [B T], 0 where a sequence is padded. With a cache the input follows what it has seen.
+    """
+    p, keys, mask = variables["params"], key if train else None, inputs.get("mask")
+    along = place("batch time width")
+    mask = None if mask is None else reshard(mask, place("batch time"))
+    x = inputs["features"] if "features" in inputs else inputs["tokens"]
+    x = embed(p["embed"]["token"], x, along) if c.vocab else x
+    x = x.astype(COMPUTE[c.compute])
+    x = dropout(x, keys, c.dropout, "embed", along) if c.vocab else x
+
+    states: dict[str, Any] = {}
+    for i in range(c.depth):
+        runs = [
+            run_layer(
+                x,
+                p["cells"][str(i)][name],
+                c.cell,
+                None if cache is None else cache[str(i)],
+                mask,
+                reverse=name == "backward",
+                place=place,
+            )
+            for name in directions(c)
+        ]
+        states[str(i)] = runs[0][1]
+        x = jnp.concatenate([y for y, _ in runs], -1)
+        x = dropout(x, keys, c.dropout, f"cell{i}", along) if i + 1 < c.depth else x
+
+    if c.head == "tokens":
+        assert c.vocab is not None
+        x = dropout(x, keys, c.dropout, "head", along)
+        value: Any = LazyLogits(x, p["head"]["kernel"], c.vocab, p["head"]["bias"])
+    elif c.head == "none":
+        value = x.astype(jnp.float32)
+    else:
+        last = jnp.concatenate([reshard(state["h"], place("batch width")) for _, state in runs], -1)
+        pooled = last if c.pool == "last" else pool(x, mask, c.pool)
+        pooled = dropout(pooled, keys, c.dropout, "head", place("batch width"))
+        value = dense(pooled, p["head"], place("batch classes"), jnp.float32)
+    return Outputs(value, cache=None if c.bidirectional else states)
+
+
+def pool(x: Float[Array, "b t p"], mask: Float[Array, "b t"] | None, how: str) -> Float[Array, "b p"]:
+    """The mean or the greatest of each unit over the real times: x [B T P], mask [B T] -> [B P]."""
+    real = jnp.ones(x.shape[:2], x.dtype) if mask is None else mask.astype(x.dtype)
+    real = real[:, :, None]
+    if how == "mean":
+        return jnp.sum(x * real, 1) / jnp.maximum(jnp.sum(real, 1), 1)
+    top = jnp.max(jnp.where(real > 0, x, jnp.asarray(MASK_VALUE, x.dtype)), 1)
+    return jnp.where(jnp.any(real > 0, 1), top, 0)  # nothing real has no greatest

@@ -1,0 +1,327 @@
+"""The Transformer: an encoder reads a source, a decoder writes tokens that look at it.
+
+Legend: B batch, T time of tokens, S of the source, V padded vocabulary, D width, L depth, N heads, H head width,
+F hidden.
+Source: Vaswani et al. 2017, "Attention is all you need", arXiv:1706.03762. Norms before the branches as in Wang et al.
+2019, arXiv:1906.01787; biases, initial values (Glorot, Bengio 2010) and final norms as in torch.nn.Transformer: the
+paper tells of none.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from models.blocks.attention.attention import BACKENDS, attention
+from models.blocks.attention.mask import PAD_POSITION, AttentionMask
+from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
+from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
+from models.core.checks import COMPUTE, REMAT, remat_block, require, require_choice
+from models.core.layers import ACTIVATIONS, dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
+from models.core.spec import Array, Initializer, LazyLogits, Outputs, Place, Spec, normal, uniform, unsharded, zeros
+
+TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
+INPUT = "tokens"
+ZERO_GRAD = {
+    f"{path}/k/bias": "adds one number to all scores of a query, which the softmax takes away"
+    for path in ("encoder/blocks/attention", "decoder/blocks/attention", "decoder/blocks/cross")
+}
+TIED = ("all", "decoder", "none")
+POSITIONS = ("sinusoidal", "learned")
+SPANS = {"full": AttentionSpan()}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "base": dict(width=512, depth=6, heads=8, hidden=2048, dropout=0.1),
+    "big": dict(width=1024, depth=6, heads=16, hidden=4096, dropout=0.3),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape and options of a Transformer; the paper's dropout is that of embeddings and of what a branch adds."""
+
+    vocab: int = 37000  # tokens
+    source_vocab: int | None = None  # tokens of the source, where it has a table of its own; None is vocab
+    vocab_multiple: int = 128  # the tables are padded to a multiple of it
+    context: int = 512  # longest sequence on either side, tokens
+    width: int = 512
+    depth: int = 6  # layers of the encoder
+    decoder_depth: int | None = None  # None is depth
+    heads: int = 8
+    hidden: int | None = None  # of the MLPs; None is 4 * width
+    activation: str = "relu"
+    pre_norm: bool = False  # each branch normalises what it reads, instead of the sum being normalised
+    final_norm: bool | None = None  # after the last layer of either side; None is pre_norm
+    positions: str = "sinusoidal"
+    tied: str = "all"  # one table for source, tokens and head (all), for tokens and head (decoder), or three (none)
+    bias: bool = True  # of every product and normalisation
+    scaled: bool = True  # embeddings are multiplied by sqrt(width)
+    dropout: float = 0.0  # probability, of the embeddings and of what a branch adds
+    dropout_attention: float = 0.0  # of the attention weights
+    dropout_hidden: float = 0.0  # inside the MLPs
+    eps: float = 1e-5
+    compute: str = "float32"  # dtype of activations
+    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS; with a cache by the reference
+    remat: str = "none"  # what the backward pass recomputes
+    scan: bool = True  # one compiled block, looped; False unrolls
+
+    def __post_init__(self) -> None:
+        require(
+            self, "positive", "vocab", "source_vocab", "vocab_multiple", "context", "width", "depth", "decoder_depth"
+        )
+        require(self, "positive", "heads", "hidden", "eps")
+        require(self, "probability", "dropout", "dropout_attention", "dropout_hidden")
+        require_choice(self, activation=ACTIVATIONS, positions=POSITIONS, tied=TIED)
+        require_choice(self, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
+        require(self, "None for tied='all', one table for both sides", "source_vocab", holds=self.tied != "all")
+        if self.positions == "sinusoidal":
+            require(self, "even for sinusoidal positions", "width", test=lambda n: n % 2 == 0)
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether what a side gives is normalised."""
+        return self.pre_norm if self.final_norm is None else self.final_norm
+
+
+def padded_rows(c: Config, tokens: int) -> int:
+    """Rows of a table for so many tokens."""
+    return -(-tokens // c.vocab_multiple) * c.vocab_multiple
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+    D, N, H, F = c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
+    V, table = padded_rows(c, c.vocab), normal(D**-0.5)
+
+    def glorot(i: int, o: int) -> Initializer:
+        return uniform((6 / (i + o)) ** 0.5)
+
+    def affine(kernel: Spec, shape: tuple[int, ...], axes: str) -> dict[str, Spec]:
+        return {"kernel": kernel, "bias": Spec(shape, axes, zeros)} if c.bias else {"kernel": kernel}
+
+    def attention_specs(L: int) -> dict[str, Any]:
+        into = Spec((L, D, N, H), "layers embed heads head_dim", glorot(D, D), fan_in="embed")
+        out = Spec((L, N, H, D), "layers heads head_dim embed", glorot(D, D), fan_in="heads head_dim")
+        heads = affine(into, (L, N, H), "layers heads head_dim")
+        return {**dict.fromkeys("qkv", heads), "out": affine(out, (L, D), "layers norm")}
+
+    def blocks(L: int, attentions: tuple[str, ...]) -> dict[str, Any]:
+        up = Spec((L, D, F), "layers embed mlp", glorot(D, F), fan_in="embed")
+        down = Spec((L, F, D), "layers mlp embed", glorot(F, D), fan_in="mlp")
+        return {
+            **{name: attention_specs(L) for name in attentions},
+            "up": affine(up, (L, F), "layers mlp"),
+            "down": affine(down, (L, D), "layers norm"),
+            **{f"norm{i + 1}": norm_specs(D, (L,), c.bias) for i in range(len(attentions) + 1)},
+        }
+
+    embed = {"token": Spec((V, D), "vocab embed", table)}
+    params: dict[str, Any] = {
+        "embed": embed,
+        "encoder": {"blocks": blocks(c.depth, ("attention",))},
+        "decoder": {"blocks": blocks(c.decoder_depth or c.depth, ("attention", "cross"))},
+    }
+    if c.tied != "all":
+        embed["source"] = Spec((padded_rows(c, c.source_vocab or c.vocab), D), "vocab embed", table)
+    if c.positions == "learned":
+        embed |= dict.fromkeys(("position", "source_position"), Spec((c.context, D), "time embed", table))
+    if c.tied == "none":
+        params["head"] = Spec((V, D), "vocab embed", table, fan_in="embed")
+    if c.has_final_norm:
+        params["encoder"]["norm"], params["decoder"]["norm"] = (norm_specs(D, bias=c.bias) for _ in range(2))
+    return {"params": params}
+
+
+def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict[str, Any]:
+    """The table of a cache for `length` tokens and `source` ones of the source: of either, k v [L B S N H]."""
+    room = c.context if source is None else source
+    require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
+    require(c, f"at least the {room} tokens of a source that the cache keeps", "context", test=lambda n: n >= room)
+    L, (N, H) = c.decoder_depth or c.depth, (c.heads, c.width // c.heads)
+    token = dict.fromkeys("kv", ("kv_heads head_dim", (N, H)))
+    memory = Spec((L, batch, room, N, H), "layers batch key kv_heads head_dim", zeros, dtype=c.compute)
+    table = cache_specs(SPANS, {"full": L}, {"full": token}, batch, length, c.compute)
+    return {**table, "memory": {"k": memory, "v": memory, MASK: Spec((batch, room), "batch key", zeros)}}
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: dict[str, Any] | None = None,
+    place: Place = unsharded,
+) -> Outputs:
+    """Next-token logits, float32, masked beyond the vocabulary: tokens [B T], source [B S] -> [B T V].
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: source_mask [B S], 0 where the source is
+    padded at its end; position [B T], below 0 where a token is padding. With a cache the tokens follow those that it
+    holds, and a source is read once: without one they look at what it holds of the last.
+
+    Raises UsageError for inputs longer than the context or than the cache, and where there is no source.
+    """
+    p = variables["params"]
+    x, new, _ = _decode(variables, inputs, c, key if train else None, cache, place)
+    return Outputs(LazyLogits(x, p["head"] if c.tied == "none" else p["embed"]["token"], c.vocab), cache=new)
+
+
+def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Array, "b t s"]:
+    """The share of attention that each token pays to each of the source: tokens [B T], source [B S] -> [B T S].
+
+    The mean over the heads of the last layer.
+    """
+    return _decode(variables, inputs, c, None, None, unsharded, return_weights=True)[2]
+
+
+def sinusoids(position: Int[Array, "b t"], width: int) -> Float[Array, "b t d"]:
+    """Sines and cosines of places, of wave lengths from 2 pi to 10,000 * 2 pi (section 3.5): [B T] -> [B T D]."""
+    rates = jnp.exp(-math.log(10_000.0) * jnp.arange(0, width, 2) / width)
+    angle = position[:, :, None] * rates[None, None]
+    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1).reshape(*position.shape, width)
+
+
+@dataclass(frozen=True)
+class _Sublayers:
+    """What the layers of both sides are made of; `x` is [B T D] throughout, `p` are the parameters of a part."""
+
+    c: Config
+    place: Place
+    backend: str
+
+    def embed(self, tokens: Array, position: Array, table: Array, places: Array | None, keys: Array | None) -> Array:
+        """Tokens [B T] at places [B or 1, T], by a table of tokens and, if places are learned, one of them."""
+        c, stream = self.c, self.place("batch seq width")
+        x = embed(table, tokens, stream)
+        x = x * c.width**0.5 if c.scaled else x
+        over, position = stream if position.shape[0] > 1 else self.place("one seq width"), jnp.maximum(position, 0)
+        x = x + (reshard(sinusoids(position, c.width), over) if places is None else embed(places, position, over))
+        return dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", stream)
+
+    def branch_input(self, x: Array, p: Any) -> Array:
+        """What a branch reads."""
+        return layer_norm(x, p, self.c.eps) if self.c.pre_norm else x
+
+    def add_branch(self, x: Array, branch: Array, p: Any, keys: Array | None, site: str) -> Array:
+        """The sum with what a branch adds."""
+        x = x + dropout(branch, keys, self.c.dropout, site, self.place("batch seq width"))
+        return x if self.c.pre_norm else layer_norm(x, p, self.c.eps)
+
+    def project_heads(self, x: Array, p: Any) -> Array:
+        """Queries, keys or values, [B T N H]."""
+        return linear("btd,dnh->btnh", x, p, self.place("batch seq heads head_dim"))
+
+    def attend(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
+        """The mean of values by the attention of x, [B T N W]."""
+        how: dict[str, Any] = dict(
+            backend=self.backend, dropout_rate=self.c.dropout_attention, keys=keys, place=self.place
+        )
+        return attention(
+            self.project_heads(x, p["q"]), k, v, sight, scale=(self.c.width // self.c.heads) ** -0.5, **how
+        )
+
+    def attention_branch(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
+        """The branch of an attention."""
+        a = self.attend(x, k, v, p, sight, keys)
+        return linear("btnh,nhd->btd", a, p["out"], self.place("batch seq width"))
+
+    def mean_weights(self, x: Array, k: Array, p: Any, sight: AttentionMask) -> Array:
+        """The attention itself, [B T S], its mean over the heads: that of values which each say their own place."""
+        S = k.shape[1]
+        ones = jnp.broadcast_to(jnp.eye(S, dtype=x.dtype)[None, :, None], (*k.shape[:3], S))
+        return jnp.mean(self.attend(x, k, ones, p, sight, None).astype(jnp.float32), 2)
+
+    def mlp(self, x: Array, p: Any, keys: Array | None) -> Array:
+        """The branch of the MLP."""
+        over = self.place("batch seq mlp")
+        h = ACTIVATIONS[self.c.activation](linear("btd,df->btf", x, p["up"], over))
+        h = dropout(h, keys, self.c.dropout_hidden, "hidden", over)
+        return linear("btf,fd->btd", h, p["down"], self.place("batch seq width"))
+
+    def run_layers(self, block: Any, x: Array, p: Any, depth: int, held: Any = None) -> tuple[Array, Any]:
+        """A side's layers one after another, and its last norm; beside x, what the layers give, stacked."""
+        along = p["blocks"], jnp.arange(depth), held
+        x, told = jax.lax.scan(remat_block(block, self.c.remat), x, along, unroll=1 if self.c.scan else depth)
+        return layer_norm(x, p["norm"], self.c.eps) if "norm" in p else x, told
+
+
+def _encode(p: Any, source: Array, mask: Array | None, keys: Array | None, sublayers: _Sublayers) -> Array:
+    """What the encoder makes of a source: [B S], mask [B S] -> [B S D]."""
+    c, S, embed = sublayers.c, source.shape[1], p["embed"]
+    require(c, f"at least the {S} tokens of the source", "context", test=lambda n: n >= S)
+    now = jnp.arange(S)[None]
+    sight = AttentionMask(now, _real_positions(mask, now), causal=False, contiguous=mask is None)
+
+    def block(x: Array, layer: tuple[Any, Array, None]) -> tuple[Array, None]:
+        p, index, _ = layer
+        own = fold_in_each(keys, index)
+        h = sublayers.branch_input(x, p["norm1"])
+        k, v = (sublayers.project_heads(h, p["attention"][n]) for n in "kv")
+        x = sublayers.add_branch(
+            x, sublayers.attention_branch(h, k, v, p["attention"], sight, own), p["norm1"], own, "attention_out"
+        )
+        h = sublayers.branch_input(x, p["norm2"])
+        return sublayers.add_branch(x, sublayers.mlp(h, p, own), p["norm2"], own, "mlp_out"), None
+
+    table = embed.get("source", embed["token"])
+    x = sublayers.embed(source, now, table, embed.get("source_position"), keys)
+    return sublayers.run_layers(block, x, p["encoder"], c.depth)[0]
+
+
+def _decode(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    key: Array | None,
+    cache: Any,
+    place: Place,
+    return_weights: bool = False,
+) -> tuple[Array, Any, Any]:
+    """What the head sees [B T D], the new cache and, if asked for, the alignment [B T S]."""
+    p, tokens, depth = variables["params"], inputs["tokens"], c.decoder_depth or c.depth
+    T, sublayers = (
+        tokens.shape[1],
+        _Sublayers(c, place, c.attention if cache is None and not return_weights else "reference"),
+    )
+    require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
+    ours, keys = (fold_in_each(key, jnp.asarray(side)) for side in range(2))
+    time, given = open_cache(inputs, SPANS, cache, place), source_inputs(inputs, cache, place)
+    if given is None:  # the cache has read it
+        memory, mask = None, cache["memory"][MASK]
+    else:
+        memory, mask = (pad_to_capacity(x, cache) for x in (_encode(p, *given, ours, sublayers), given[1]))
+    places = jnp.arange(mask.shape[1] if memory is None else memory.shape[1])[None]
+    sight = AttentionMask(jnp.arange(T)[None], _real_positions(mask, places), causal=False, contiguous=mask is None)
+
+    def block(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, Any]:
+        p, index, (held, told) = layer
+        own, across = (fold_in_each(fold_in_each(keys, index), jnp.asarray(i)) for i in range(2))
+        h = sublayers.branch_input(x, p["norm1"])
+        kv, held = time.append_kv("full", held, **{n: sublayers.project_heads(h, p["attention"][n]) for n in "kv"})
+        a = sublayers.attention_branch(h, kv["k"], kv["v"], p["attention"], time.masks["full"], own)
+        x = sublayers.add_branch(x, a, p["norm1"], own, "attention_out")
+        h = sublayers.branch_input(x, p["norm2"])
+        told = told if memory is None else {n: sublayers.project_heads(memory, p["cross"][n]) for n in "kv"}
+        a = sublayers.attention_branch(h, told["k"], told["v"], p["cross"], sight, across)
+        x = sublayers.add_branch(x, a, p["norm2"], own, "cross_out")
+        share = sublayers.mean_weights(h, told["k"], p["cross"], sight) if return_weights else None
+        h = sublayers.branch_input(x, p["norm3"])
+        x = sublayers.add_branch(x, sublayers.mlp(h, p, own), p["norm3"], own, "mlp_out")
+        return x, (held, None if cache is None else told, share)
+
+    x = sublayers.embed(tokens, time.position, p["embed"]["token"], p["embed"].get("position"), keys)
+    has = (None, None) if cache is None else (cache["full"]["entries"], {n: cache["memory"][n] for n in "kv"})
+    x, (held, told, shares) = sublayers.run_layers(block, x, p["decoder"], depth, has)
+    x, new = time.finish(x, {"full": held})
+    new = None if cache is None else {**new, "memory": {**told, MASK: mask}}
+    return x, new, shares[-1] if return_weights else None
+
+
+def _real_positions(mask: Array | None, places: Array) -> Array:
+    """Places of what may be seen, PAD_POSITION where the mask is 0."""
+    return places if mask is None else jnp.where(mask > 0, places, PAD_POSITION)

@@ -1,0 +1,147 @@
+"""VGG: stages of 3 x 3 convolutions and max pooling, then a perceptron on the last map.
+
+Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J kernel rows and columns, F hidden.
+Source: Simonyan, Zisserman 2015, arXiv:1409.1556, table 1, columns A, B, D and E.
+Deviations: images of other sizes are pooled to the map that the perceptron takes, as in torchvision, where the paper
+slides it over the map; weights start as in He et al. 2015, arXiv:1502.01852, instead of from a smaller network.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from models.blocks.vision.convolution import adaptive_average_pool, conv, max_pool
+from models.core.checks import COMPUTE, require, require_choice
+from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dropout, linear, linear_specs, norm_specs
+from models.core.spec import Array, Initializer, Outputs, Place, Spec, he_normal, lecun_normal, ones, unsharded, zeros
+
+TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
+INPUT = "image"
+NORMS = ("batch", "none")
+ZERO_GRAD = {
+    f"stages/{i}/{j}/bias": "adds one number to a channel, which the batch norm after it takes away"
+    for i in range(5)
+    for j in range(4)
+}
+
+COLUMNS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2,) * 5, "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+SIZES: dict[str, dict[str, Any]] = {
+    f"{name}{end}": dict(depths=depths, norm=norm)
+    for name, depths in COLUMNS.items()
+    for end, norm in (("", "none"), ("_bn", "batch"))
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a VGG."""
+
+    inputs: int = 3  # channels of an image
+    channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # of each stage
+    depths: tuple[int, ...] = (1, 1, 2, 2, 2)  # convolutions of each stage, after which it halves the map
+    norm: str = "none"
+    activation: str = "relu"
+    pool: int = 7  # rows and columns of the map that the perceptron takes
+    hidden: tuple[int, ...] = (4096, 4096)
+    classes: int = 1000
+    dropout: float = 0.5  # probability, after each hidden layer
+    momentum: float = 0.9  # kept of the running moments, an update
+    eps: float = 1e-5
+    compute: str = "float32"
+
+    def __post_init__(self) -> None:
+        require(self, "positive", "inputs", "channels", "depths", "pool", "hidden", "classes", "eps")
+        require(self, "probability", "dropout", "momentum")
+        require(self, "one for each of channels", "depths", holds=len(self.depths) == len(self.channels) > 0)
+        require_choice(self, norm=NORMS, activation=ACTIVATIONS, compute=COMPUTE)
+
+
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: inputs, from the shape of a row."""
+    return {"inputs": shapes["image"][-1]} if "image" in shapes else {}
+
+
+def traits(c: Config) -> frozenset[str]:
+    """A classifier; with batch norm its rows are coupled, and it keeps running moments."""
+    return TRAITS if c.norm == "batch" else frozenset({"classifier"})
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters, and of running moments where batch norm is on."""
+    stages: dict[str, dict[str, Any]] = {}
+    stats: dict[str, dict[str, Any]] = {}
+    C = c.inputs
+    for i, (O, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
+        for j in range(depth):
+            axes = "rows columns channels_in channels"
+            unit: dict[str, Any] = {
+                "kernel": Spec((3, 3, C, O), axes, he_normal, fan_in="rows columns channels_in"),
+                "bias": Spec((O,), "norm", zeros),
+            }
+            if c.norm == "batch":
+                unit["norm"] = norm_specs(O)
+                stats.setdefault(str(i), {})[str(j)] = {
+                    "mean": Spec((O,), "norm", zeros),
+                    "var": Spec((O,), "norm", ones),
+                }
+            stages.setdefault(str(i), {})[str(j)] = unit
+            C = O
+
+    def layer(i: int, width: int, axis: str, law: Initializer) -> dict[str, Spec]:
+        if i > 0:
+            return linear_specs(c.hidden[i - 1], width, f"embed {axis}", law, axis)
+        kernel = Spec((c.pool, c.pool, C, width), f"rows columns embed {axis}", law, fan_in="rows columns embed")
+        return {
+            "kernel": kernel,
+            "bias": Spec((width,), axis, zeros),
+        }  # the first sees a map, and is a convolution of it
+
+    params: dict[str, Any] = {
+        "stages": stages,
+        "hidden": {str(i): layer(i, F, "mlp", he_normal) for i, F in enumerate(c.hidden)},
+    }
+    params["head"] = layer(len(c.hidden), c.classes, "classes", lecun_normal)
+    return {"params": params, "stats": {"stages": stats} if stats else {}}
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: None = None,
+    place: Place = unsharded,
+) -> Outputs:
+    """Class scores, float32: image [B Y X C] -> [B classes]; in training also the new running moments.
+
+    Raises UsageError where the image is too small to be halved in each stage.
+    """
+    p, keys, act = variables["params"], key if train else None, ACTIVATIONS[c.activation]
+    x, stats = inputs["image"].astype(COMPUTE[c.compute]), variables.get("stats", {}).get("stages", {})
+    least = 2 ** len(c.depths)
+    require(c, f"fewer, for images of {x.shape[1]} x {x.shape[2]}", "depths", holds=min(x.shape[1:3]) >= least)
+    maps, moved = place("batch rows columns width"), {i: dict(stage) for i, stage in stats.items()}
+    for i, depth in enumerate(c.depths):
+        for j in range(depth):
+            unit = p["stages"][str(i)][str(j)]
+            x = add_bias(conv(x, unit["kernel"], 1, maps), unit["bias"])
+            if c.norm == "batch":
+                how: dict[str, Any] = dict(train=train, momentum=c.momentum, eps=c.eps)
+                x, moved[str(i)][str(j)] = batch_norm(x, unit["norm"], stats[str(i)][str(j)], **how)
+            x = act(x)
+        x = max_pool(x, 2, 2)
+    x = adaptive_average_pool(x, c.pool, maps)
+    for i in range(len(c.hidden)):
+        x = act(linear(_equation(x), x, p["hidden"][str(i)], place("batch width")))
+        x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
+    return Outputs(
+        linear(_equation(x), x, p["head"], place("batch classes"), jnp.float32),
+        stats={"stages": moved} if moved else {},
+    )
+
+
+def _equation(x: Array) -> str:
+    return "bi,io->bo" if x.ndim == 2 else "byxi,yxio->bo"

@@ -1,0 +1,275 @@
+"""Vision Transformer: an encoder of pre-norm blocks over the patches of an image.
+
+Legend: B batch, Y X image rows and columns, C channels, I J patch rows and columns, P patches, T tokens (the patches,
+perhaps after one for the class), D width, L depth, N heads, H head width, F hidden.
+Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1, initial values by its released code (Gaussians of the
+deviation of its uniform ones); the small sizes by Touvron et al. 2021, arXiv:2012.12877, and Steiner et al. 2022,
+arXiv:2106.10270; the mean of the patches and positions by sines as in Beyer et al. 2022, arXiv:2205.01580; factors on
+the branches as in Touvron et al. 2021, arXiv:2103.17239, eq. 1; whole branches left out (Huang et al. 2016,
+arXiv:1603.09382) more often from block to block, never in the first, as by the released code of arXiv:2012.12877.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from models.blocks.attention.attention import BACKENDS, attention
+from models.blocks.attention.mask import AttentionMask
+from models.blocks.decoder.stack import Layer, scan_layers
+from models.core.checks import COMPUTE, REMAT, require, require_choice
+from models.core.layers import (
+    ACTIVATIONS,
+    apply_scale,
+    dense,
+    drop_path,
+    dropout,
+    fold_in_each,
+    layer_norm,
+    linear,
+    linear_specs,
+    norm_specs,
+    reshard,
+)
+from models.core.spec import Array, Outputs, Place, Spec, constant, lecun_normal, normal, unsharded, zeros
+
+TRAITS = frozenset({"classifier"})
+INPUT = "image"
+HEADS = ("classes", "none")
+POOLS = ("first", "mean", "none")
+POSITIONS = ("learned", "patches", "sines")
+NORMS = ("tokens", "pooled")
+ZERO_GRAD = {"blocks/k/bias": "adds one number to all scores of a query, which the softmax takes away"}
+
+_S: dict[str, Any] = dict(width=384, depth=12, heads=6)
+_B: dict[str, Any] = dict(width=768, depth=12, heads=12)
+_L: dict[str, Any] = dict(width=1024, depth=24, heads=16)
+SIZES: dict[str, dict[str, Any]] = {
+    "ti_16": dict(patch=16, width=192, depth=12, heads=3),
+    "s_16": dict(patch=16, **_S),
+    "s_32": dict(patch=32, **_S),
+    "b_16": dict(patch=16, **_B),
+    "b_32": dict(patch=32, **_B),
+    "l_16": dict(patch=16, **_L),
+    "l_32": dict(patch=32, **_L),
+    "h_14": dict(patch=14, width=1280, depth=32, heads=16),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape and options of a Vision Transformer."""
+
+    inputs: tuple[int, ...] = (224, 224, 3)  # Y X C
+    patch: tuple[int, ...] | int = 16  # rows and columns, or one number for both
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int | None = None  # of the MLP; None is 4 * width
+    activation: str = "gelu"
+    head: str = "classes"  # what comes out: logits of classes, or vectors
+    pool: str = "first"  # which vector: that of the class token, the mean of the patches, or each token's
+    classes: int = 1000
+    class_token: bool = True
+    position: str = "learned"  # by a table, of every token or of the patches alone, or by sines, of the patches
+    norm: str = "tokens"  # what is normalised last: every token, or what the pool makes of them
+    qkv_bias: bool = True
+    layer_scale: float | None = None  # the first value of a branch's factors, one a channel; None has no such factors
+    zero_head: bool = False  # the head starts at 0, as in the released code
+    dropout: float = 0.0  # probability, of the embeddings and of what a branch adds
+    dropout_attention: float | None = None  # of the attention weights; None is `dropout`
+    drop_path: float = 0.0  # probability that the last block's branches are left out; it grows from 0 in the first
+    eps: float = 1e-6
+    compute: str = "float32"  # dtype of activations
+    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS
+    remat: str = "none"  # what the backward pass recomputes
+    scan: bool = True  # one compiled block, looped; False unrolls
+
+    def __post_init__(self) -> None:
+        require(
+            self, "positive", "inputs", "patch", "width", "depth", "heads", "hidden", "classes", "layer_scale", "eps"
+        )
+        require(self, "probability", "dropout", "dropout_attention", "drop_path")
+        require_choice(self, head=HEADS, pool=POOLS, position=POSITIONS, norm=NORMS)
+        require_choice(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        require(self, "three numbers: rows, columns, channels", "inputs", holds=len(self.inputs) == 3)
+        require(self, "one number or two: rows, columns", "patch", holds=len(self.kernel) == 2)
+        fits = all(m <= n for n, m in zip(self.inputs, self.kernel, strict=False))
+        require(self, f"at most the image's {self.inputs[0]} x {self.inputs[1]}", "patch", holds=fits)
+        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
+        require(self, "True for pool='first'", "class_token", test=lambda on: on or self.pool != "first")
+        require(self, "'first' or 'mean' for head='classes'", "pool", test=lambda p: p != "none" or self.head == "none")
+        require(self, "'tokens' for pool='none'", "norm", test=lambda n: n == "tokens" or self.pool != "none")
+        if self.position == "sines":
+            even = self.width >= 8 and self.width % 4 == 0
+            require(self, "8 or more and a multiple of 4 for position='sines'", "width", holds=even)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """I, J."""
+        return (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of whole patches; what is left of an image at its right and bottom is not seen."""
+        return self.inputs[0] // self.kernel[0], self.inputs[1] // self.kernel[1]
+
+    @property
+    def positions(self) -> int:
+        """Rows of the table of positions."""
+        return self.grid[0] * self.grid[1] + (self.class_token and self.position == "learned")
+
+    @property
+    def feed_forward(self) -> int:
+        """F."""
+        return self.hidden or 4 * self.width
+
+
+def traits(c: Config) -> frozenset[str]:
+    """A classifier, or without that head an encoder."""
+    return TRAITS if c.head == "classes" else frozenset({"encoder"})
+
+
+def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields that the data fix: inputs, from the shape of a row."""
+    return {"inputs": shapes["image"]} if "image" in shapes else {}
+
+
+def specs(c: Config) -> dict[str, Any]:
+    """The table of parameters."""
+    L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
+    mlp, scale = normal((2 / (D + F)) ** 0.5), constant(c.layer_scale or 1.0)
+
+    def heads() -> dict[str, Spec]:
+        kernel = Spec((L, D, N, H), "layers embed heads head_dim", lecun_normal, fan_in="embed")
+        bias = Spec((L, N, H), "layers heads head_dim", zeros)
+        return {"kernel": kernel, "bias": bias} if c.qkv_bias else {"kernel": kernel}
+
+    patch = Spec(
+        (*c.kernel, c.inputs[2], D), "rows columns channels_in width", lecun_normal, fan_in="rows columns channels_in"
+    )
+    params: dict[str, Any] = {
+        "embed": {"patch": {"kernel": patch, "bias": Spec((D,), "norm", zeros)}},
+        "blocks": {
+            "norm1": norm_specs(D, (L,)),
+            "q": heads(),
+            "k": heads(),
+            "v": heads(),
+            "out": {
+                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", lecun_normal, fan_in="heads head_dim"),
+                "bias": Spec((L, D), "layers norm", zeros),
+            },
+            "norm2": norm_specs(D, (L,)),
+            "up": {
+                "kernel": Spec((L, D, F), "layers embed mlp", mlp, fan_in="embed"),
+                "bias": Spec((L, F), "layers mlp", zeros),
+            },
+            "down": {
+                "kernel": Spec((L, F, D), "layers mlp embed", mlp, fan_in="mlp"),
+                "bias": Spec((L, D), "layers norm", zeros),
+            },
+        },
+        "norm": norm_specs(D),
+    }
+    if c.class_token:
+        params["embed"]["class"] = Spec((D,), "norm", zeros)
+    if c.position != "sines":
+        params["embed"]["position"] = Spec((c.positions, D), "time embed", normal(0.02))
+    if c.layer_scale is not None:
+        params["blocks"] |= {name: Spec((L, D), "layers norm", scale) for name in ("scale1", "scale2")}
+    if c.head == "classes":
+        law = zeros if c.zero_head else lecun_normal
+        params["head"] = linear_specs(D, c.classes, "embed classes", law, "classes")
+    return {"params": params}
+
+
+def sines(rows: int, columns: int, width: int) -> Float[np.ndarray, "p d"]:
+    """Sines and cosines of a patch's column, then of its row, by D/4 wavelengths from 2 pi to 20000 pi -> [P D].
+
+    Source: Beyer et al. 2022, arXiv:2205.01580, after Chen, Xie, He 2021, arXiv:2104.02057, whose wavelengths end
+    one step below.
+    """
+    turns = 10_000.0 ** -np.linspace(0, 1, width // 4)
+    y, x = (n.reshape(-1, 1) * turns for n in np.mgrid[:rows, :columns])
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
+
+
+def embed(image: Array, p: Any, c: Config, place: Place) -> Float[Array, "b t d"]:
+    """The tokens of an image, with their positions: image [B Y X C] -> [B T D].
+
+    A convolution whose stride is its kernel's size, as one product.
+    """
+    B, (rows, columns), (I, J), D = image.shape[0], c.grid, c.kernel, c.width
+    out = place("batch query width")
+    x, cut = image[:, : rows * I, : columns * J], (B, rows, I, columns, J, c.inputs[2])
+    x = jnp.reshape(x, cut, out_sharding=place("batch rows rows columns columns width"))
+    x = linear("byixjc,ijcd->byxd", x, p["patch"], place("batch rows columns width"))
+    x, first = jnp.reshape(x, (B, rows * columns, D)), p.get("class")
+    if c.position == "sines":
+        table = jnp.asarray(sines(rows, columns, D))
+    else:
+        table = reshard(p["position"], place("time width"))
+    x = x + table[None, c.positions - rows * columns :].astype(x.dtype)
+    if first is None:
+        return x
+    first = first + table[0] if c.position == "learned" else first
+    first = reshard(jnp.broadcast_to(first.astype(x.dtype), (B, 1, D)), out)
+    return jnp.concatenate([first, x], 1)
+
+
+def apply(
+    variables: Any,
+    inputs: dict[str, Array],
+    c: Config,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    cache: None = None,
+    place: Place = unsharded,
+) -> Outputs:
+    """What `head` and `pool` say, float32: image [B Y X C] -> [B classes], [B D] or [B T D].
+
+    `key` is one PRNG key a row, [B]; None draws nothing. Raises UsageError for an image of another size.
+    """
+    p, image, keys, stream = variables["params"], inputs["image"], key if train else None, place("batch query width")
+    require(c, f"{image.shape[1:]}, as the image is", "inputs", holds=c.inputs == image.shape[1:])
+    x = embed(image.astype(COMPUTE[c.compute]), p["embed"], c, place)
+    x = dropout(x, keys, c.dropout, "embed", stream)
+    now = jnp.arange(x.shape[1])[None]
+    mask = AttentionMask(now, now, causal=False, contiguous=True)
+
+    def whole(axes: str) -> Any:
+        """A placement that cuts no tokens over cp: with one for the class their number is odd."""
+        return place(axes.replace("seq", "query"))
+
+    def branch(x: Array, p: Any, keys: Array | None, index: Array, number: int) -> Array:
+        x = apply_scale(x, p[f"scale{number}"]) if c.layer_scale is not None else x
+        x = dropout(x, keys, c.dropout, f"branch{number}", stream)
+        rate = c.drop_path * index / max(c.depth - 1, 1)
+        return drop_path(x, keys, rate, f"path{number}") if c.drop_path else x
+
+    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, None, None]:
+        own, over = fold_in_each(keys, index), place("batch query heads head_dim")
+        h = layer_norm(x, p["norm1"], c.eps)
+        q, k, v = (linear("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))
+        rate = c.dropout if c.dropout_attention is None else c.dropout_attention
+        how: dict[str, Any] = dict(backend=c.attention, dropout_rate=rate, keys=own, place=whole)
+        a = attention(q, k, v, mask, scale=(c.width // c.heads) ** -0.5, **how)
+        x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
+        h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
+        h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)
+        return x + branch(h, p, own, index, 2), None, None
+
+    layers = (Layer("block"),) * c.depth
+    x, _, _ = scan_layers(block, layers, x, {"blocks": p["blocks"]}, None, remat=c.remat, scan=c.scan)
+    x = layer_norm(x, p["norm"], c.eps) if c.norm == "tokens" else x
+    if c.pool == "first":
+        x = x[:, 0]
+    elif c.pool == "mean":
+        x = jnp.mean(x[:, int(c.class_token) :], 1)
+    x = layer_norm(x, p["norm"], c.eps) if c.norm == "pooled" else x
+    if c.head == "classes":
+        return Outputs(dense(x, p["head"], place("batch classes"), jnp.float32))
+    return Outputs(x.astype(jnp.float32))

@@ -1,0 +1,122 @@
+"""Gemma 2 and the text of Gemma 3 as the Hugging Face hub has them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from errors import UsageError
+from models.families.gemma import Config
+from models.pretrained.layouts import decoders
+from models.pretrained.mapping import Keys, Row, hf_activation
+
+TYPES = ("gemma2", "gemma3_text")
+PREFIX, TIED = decoders.PREFIX, decoders.TIED
+HARMLESS = ("cache_implementation", "hidden_act")  # the activation is hidden_activation
+NORMS = {
+    **{"norm1": "input_layernorm", "norm1_post": "post_attention_layernorm"},
+    **{"norm2": "pre_feedforward_layernorm", "norm2_post": "post_feedforward_layernorm"},
+}
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    third = keys.require("model_type") == "gemma3_text"
+    keys.require_value("use_bidirectional_attention", False, None)
+    if third:
+        keys.set_defaults(vocab_size=262208, hidden_size=2304, intermediate_size=9216)
+        keys.set_defaults(num_hidden_layers=26, num_attention_heads=8)
+    found = decoders.decoder_fields(keys, 131072 if third else 8192)
+    depth = found["depth"]
+    kinds = decoders.read_layer_types(keys, depth, ("full", "sliding"))
+    keys.require_value("sliding_window_size", keys.get("sliding_window", 4096), None)  # says it again
+    pattern = keys.count("sliding_window_pattern", "_sliding_window_pattern", default=6) if third else 2
+    if kinds:
+        found["sliding_layers"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
+    found |= {
+        "window": decoders.read_window(keys, kinds, 4096),
+        "sliding_pattern": pattern,
+        "kv_heads": keys.get("num_key_value_heads", 4),
+        "head_dim": keys.take("head_dim", default=256),
+        "activation": keys.activation("hidden_activation", default="gelu_pytorch_tanh"),
+        "attention_bias": keys.take("attention_bias", default=False),
+        "tied": keys.take("tie_word_embeddings", default=True),
+        "query_pre_attn_scalar": float(keys.number("query_pre_attn_scalar", default=256)),
+        "final_logit_softcap": keys.get("final_logit_softcapping", None if third else 30.0),
+        "qk_norm": third,
+    }
+    attention_cap = keys.get("attn_logit_softcapping", None if third else 50.0)
+    if not third:
+        return {**found, "attn_logit_softcap": attention_cap, **decoders.read_rope(keys, found["context"])}
+    return {**found, **_rope(keys, found["context"])}  # transformers does not cap Gemma 3's scores, whatever is said
+
+
+def _rope(keys: Keys, context: int) -> dict[str, Any]:
+    """Rotary positions where all is seen and where a window slides; newer files have both under `rope_parameters`."""
+    both = keys.take("rope_parameters", default={}, kind=dict)
+    inner = keys.nested(both)
+    said = (inner.take(f"{kind}_attention", default={}, kind=dict) for kind in ("full", "sliding"))
+    full, local = ({"rope_type": "default", **values} for values in said)
+    full |= keys.take("rope_scaling", default={}, kind=dict)
+    full.setdefault("rope_theta", keys.take("rope_theta", default=1e6))
+    local.setdefault("rope_theta", keys.take("rope_local_base_freq", default=1e4))
+    keys.take("rope_theta", "rope_local_base_freq")
+    if strange := set(both) - {"full_attention", "sliding_attention"}:
+        raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}, which no layer here is")
+    inner = keys.nested({"rope_parameters": local})
+    near = decoders.read_rope(inner, context)
+    if near["rope"] != "none":
+        raise UsageError(f"config.json stretches the rotary positions of sliding layers, {local}; not known here")
+    return {**decoders.read_rope(keys.nested({"rope_parameters": full}), context), "rope_local_base": near["rope_base"]}
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of a Config, as Gemma 2's or 3's. Raises UsageError for what neither of them has."""
+    third = c.qk_norm
+    if third and c.attn_logit_softcap is not None:
+        raise UsageError(f"a published network with norms on q and k does not cap scores: {c.attn_logit_softcap}")
+    if not third and c.rope_local_base is not None:
+        raise UsageError(
+            "a published network with rotary positions of sliding layers has norms on q and k: qk_norm = True"
+        )
+    if third and c.rope_local_base is None and c.rope != "none" and c.spans.keys() >= {"sliding"}:
+        raise UsageError(
+            f"a published network with norms on q and k does not stretch where a window slides: "
+            f"give a rope_local_base beside rope = {c.rope!r}"
+        )
+    common = {k: v for k, v in decoders.gqa_keys(c).items() if k != "hidden_act"}
+    rope = decoders.rope_keys(c)
+    if third:
+        local = {"rope_type": "default", "rope_theta": c.rope_local_base or c.rope_base}
+        rope["rope_parameters"] = {"full_attention": rope["rope_parameters"], "sliding_attention": local}
+        rope["rope_local_base_freq"] = local["rope_theta"]
+    activation, query = hf_activation(c.activation), c.query_pre_attn_scalar or c.head_width
+    return {
+        "model_type": "gemma3_text" if third else "gemma2",
+        "architectures": ["Gemma3ForCausalLM" if third else "Gemma2ForCausalLM"],
+        **common,
+        **rope,
+        **({} if third else {"attn_logit_softcapping": c.attn_logit_softcap}),
+        "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
+        "attention_bias": c.attention_bias,
+        "sliding_window": c.window or 4096,  # transformers wants one, be there layers that slide or none
+        "layer_types": [decoders.LAYER_TYPES[layer.kind] for layer in c.layers],
+        **({"sliding_window_pattern": c.sliding_pattern} if third else {}),
+        "query_pre_attn_scalar": int(query) if query == int(query) else query,
+        "final_logit_softcapping": c.final_logit_softcap,
+        "use_bidirectional_attention": False,
+        "pad_token_id": None,
+    }
+
+
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+    """Buffers of rotary frequencies."""
+    return decoders.BUFFERS
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    return [
+        *decoders.embed_and_head_rows(c),
+        *decoders.norm_rows(c, "blocks", NORMS),
+        *decoders.attention_rows(c, "blocks", c.attention_bias, c.qk_norm),
+        *decoders.mlp_rows(c.width, c.feed_forward, "blocks"),
+    ]

@@ -1,0 +1,186 @@
+"""Gemma 4's language model as the Hugging Face hub has it: all experts of a layer in one tensor, gate before up."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from errors import UsageError
+from models.families.gemma4 import Config
+from models.pretrained.layouts import decoders
+from models.pretrained.mapping import Keys, Row, hf_activation, linear, same
+
+TYPES = ("gemma4_text", "gemma4_unified_text")
+PREFIX, TIED = decoders.PREFIX, decoders.TIED
+HARMLESS = (
+    "cache_implementation",
+    "hidden_act",
+    "vocab_size_per_layer_input",
+    "use_double_wide_mlp",
+    "output_router_logits",
+)
+NORMS = {
+    **{"norm1": "input_layernorm", "norm1_post": "post_attention_layernorm"},
+    **{"norm2": "pre_feedforward_layernorm", "norm2_post": "post_feedforward_layernorm"},
+}
+ROUTED_NORMS = {
+    **{"mlp_post": "post_feedforward_layernorm_1", "experts_norm": "pre_feedforward_layernorm_2"},
+    "experts_post": "post_feedforward_layernorm_2",
+}
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    unified = keys.require("model_type") == "gemma4_unified_text"
+    keys.set_defaults(vocab_size=262144, num_attention_heads=8, hidden_size=2304, intermediate_size=9216)
+    keys.set_defaults(hidden_size_per_layer_input=0 if unified else 256)
+    keys.require_value("hidden_size_per_layer_input", 0, None)
+    keys.require_value("num_kv_shared_layers", 0, None)
+    keys.require_value("use_bidirectional_attention", None, False, "vision")  # which is of images
+    found = decoders.decoder_fields(keys, 262144 if unified else 131072)
+    depth = found["depth"]
+    kinds = decoders.read_layer_types(keys, depth, ("full", "sliding")) or []
+    slides = [i for i in range(depth - 1) if (kinds[i] == "sliding" if kinds else (i + 1) % 6)]
+    window = keys.get("sliding_window", 1024 if unified else 512)
+    same_kv = keys.take("attention_k_eq_v", default=False, kind=bool)
+    return {
+        **found,
+        **_full_heads(keys, same_kv, [i for i in range(depth) if i not in slides]),
+        **_rope(keys, found["context"]),
+        **_experts(keys),
+        "window": window if slides else None,
+        "sliding_layers": tuple(slides),
+        "kv_heads": keys.get("num_key_value_heads", 4),
+        "head_dim": keys.take("head_dim", default=256),
+        "k_eq_v": same_kv,
+        "activation": keys.activation("hidden_activation", default="gelu_pytorch_tanh"),
+        "attention_bias": keys.take("attention_bias", default=False),
+        "tied": keys.take("tie_word_embeddings", default=True),
+        "final_logit_softcap": keys.get("final_logit_softcapping", None),
+    }
+
+
+def _full_heads(keys: Keys, same_kv: bool, full: list[int]) -> dict[str, Any]:
+    """The heads of layers that see all: by layer in newer files, which are to be alike, by name in older ones."""
+    wide, groups = keys.take("global_head_dim", default=512), keys.take("num_global_key_value_heads")
+    by_layer = keys.take("per_layer_config", kind=dict)
+    if by_layer is None:
+        return {"full_head_dim": wide, "full_kv_heads": groups if same_kv else None}
+    said = [by_layer.get(str(i), {}) for i in full]
+    alike = all(one == said[0] for one in said) and isinstance(said[0], dict)
+    if set(by_layer) - set(map(str, full)) or not alike or set(said[0]) - {"head_dim", "num_key_value_heads"}:
+        raise UsageError(
+            f"config.json has per_layer_config = {by_layer}; known here are head_dim and num_key_value_heads, alike in "
+            f"all layers that see all: {full}"
+        )
+    return {"full_head_dim": said[0].get("head_dim"), "full_kv_heads": said[0].get("num_key_value_heads")}
+
+
+def _rope(keys: Keys, context: int) -> dict[str, Any]:
+    """Rotary positions where all is seen, of which a share of the pairs turns, and where a window slides."""
+    both = keys.take("rope_parameters", default={}, kind=dict)
+    proportional = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
+    usual = {"full": proportional, "sliding": {"rope_type": "default", "rope_theta": 1e4}}
+    each = keys.nested(both)
+    said = (each.take(decoders.LAYER_TYPES[kind], default=usual[kind], kind=dict) for kind in ("full", "sliding"))
+    full, local = ({"rope_type": "default", **values} for values in said)
+    if strange := {k for k, v in both.items() if v is not None and k not in decoders.LAYER_TYPES.values()}:
+        raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}, which no layer here is")
+    near = decoders.read_rope(keys.nested({"rope_parameters": local}), context)
+    if near["rope"] != "none":
+        raise UsageError(f"config.json stretches the rotary positions of sliding layers, {local}; not known here")
+    turning = 1.0
+    if full["rope_type"] == "proportional":
+        inner = keys.nested(full)
+        turning = inner.number("partial_rotary_factor", default=1)
+        factor, base = inner.number("factor", default=1), inner.number("rope_theta")
+        inner.take("rope_type")
+        inner.refuse_unread()
+        full = {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"}
+        full["rope_theta"] = base
+    far = decoders.read_rope(keys.nested({"rope_parameters": full}), context)
+    return {**far, "partial_rotary_factor": turning, "rope_local_base": near["rope_base"]}
+
+
+def _experts(keys: Keys) -> dict[str, Any]:
+    routed = keys.take("enable_moe_block", default=False, kind=bool)
+    names = {"experts": "num_experts", "experts_per_token": "top_k_experts", "expert_hidden": "moe_intermediate_size"}
+    found = {ours: keys.require(theirs) if routed else keys.take(theirs) for ours, theirs in names.items()}
+    return {"enable_moe_block": True, **found} if routed else {}
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of a Config. Raises UsageError for what they lack: other stretches, and layers that slide last."""
+    kinds = [layer.kind for layer in c.layers]
+    if kinds[-1] != "full":
+        raise UsageError(
+            f"a published network of this kind sees all in its last layer; sliding_layers = {c.sliding_layers}"
+        )
+    if c.rope not in ("none", "linear"):
+        raise UsageError(f"a published network of this kind has rope none or linear, not {c.rope!r}")
+    factor = {} if c.rope == "none" else {"factor": c.rope_factor}
+    full = {
+        "rope_type": "proportional",
+        "partial_rotary_factor": c.partial_rotary_factor,
+        "rope_theta": c.rope_base,
+        **factor,
+    }
+    activation, wide = hf_activation(c.activation), c.for_kind("full")
+    over = {"head_dim": c.full_head_dim, "num_key_value_heads": c.full_kv_heads}
+    over = {name: n for name, n in over.items() if n is not None}
+    return {
+        "model_type": "gemma4_text",
+        "architectures": ["Gemma4ForCausalLM"],
+        **{k: v for k, v in decoders.gqa_keys(c).items() if k != "hidden_act"},
+        "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
+        "attention_bias": c.attention_bias,
+        "attention_k_eq_v": c.k_eq_v,
+        "global_head_dim": wide.head_width,
+        "num_global_key_value_heads": c.full_kv_heads,
+        "per_layer_config": {str(i): over for i, kind in enumerate(kinds) if kind == "full"},
+        "sliding_window": c.window or 512,  # transformers wants one, be there layers that slide or none
+        "layer_types": [decoders.LAYER_TYPES[kind] for kind in kinds],
+        "rope_parameters": {
+            decoders.LAYER_TYPES["full"]: full,
+            decoders.LAYER_TYPES["sliding"]: {"rope_type": "default", "rope_theta": c.rope_local_base},
+        },
+        "final_logit_softcapping": c.final_logit_softcap,
+        "enable_moe_block": c.enable_moe_block,
+        "num_experts": c.experts if c.enable_moe_block else None,
+        "top_k_experts": c.experts_per_token if c.enable_moe_block else None,
+        "moe_intermediate_size": c.expert_width if c.enable_moe_block else None,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "use_double_wide_mlp": False,
+        "pad_token_id": None,
+    }
+
+
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+    """Buffers of rotary frequencies."""
+    return decoders.BUFFERS
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    D, E, F, layer = c.width, c.experts, c.expert_width, decoders.LAYER
+    found = decoders.embed_and_head_rows(c)
+    for stack, layers in decoders.layers_by_stack(c).items():
+        at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
+        found += decoders.norm_rows(c, at, NORMS, **more)
+        heads = decoders.attention_rows(c.for_kind(stack), at, c.attention_bias, norms=True, **more)
+        alone = c.k_eq_v and stack == "full"
+        found += [row for row in heads if not (alone and row.path.startswith(f"{at}/v/"))]
+        found += decoders.mlp_rows(D, c.feed_forward, at, **more)
+        found.append(Row(f"stats/{at}/factor", f"{layer}layer_scalar", (1,), (), (1,), part=(0,), **more))
+        if not c.enable_moe_block:
+            continue
+        found += decoders.norm_rows(c, at, ROUTED_NORMS, **more)
+        found.append(linear(f"{at}/router/kernel", f"{layer}router.proj.weight", (D,), (E,), **more))
+        found.append(same(f"{at}/router/scale", f"{layer}router.scale", D, **more))
+        found.append(same(f"{at}/router/gain", f"{layer}router.per_expert_scale", E, **more))
+        down = f"{at}/experts/down/kernel", f"{layer}experts.down_proj"
+        found.append(Row(*down, (E, D, F), (0, 2, 1), (E, D, F), **more))
+        for i, name in enumerate(("gate", "up")):
+            kernel, tensor = f"{at}/experts/{name}/kernel", f"{layer}experts.gate_up_proj"
+            half = (slice(None), i)
+            found.append(Row(kernel, tensor, (E, 2, F, D), (0, 2, 1), (E, 2 * F, D), part=half, **more))
+    return found

@@ -1,0 +1,94 @@
+"""GPT-2 as the Hugging Face hub has it: `transformer.h.0.attn.c_attn.weight`, a Conv1D [D 3D], and so on."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from errors import UsageError
+from models.families.gpt import Config
+from models.pretrained.mapping import Keys, Row, hf_activation, same
+
+TYPES = ("gpt2",)
+PREFIX = "transformer."
+TIED = {"lm_head.weight": "transformer.wte.weight"}  # a copy, where the head is the token table
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json; what its absent keys mean is transformers' GPT2Config."""
+    keys.require_value("scale_attn_weights", True)
+    keys.require_value("reorder_and_upcast_attn", False, True)  # a matter of rounding
+    return {
+        "vocab": keys.take("vocab_size", default=50257),
+        "context": keys.take("n_positions", "max_position_embeddings", default=1024),
+        "width": keys.take("n_embd", "hidden_size", default=768),
+        "depth": keys.take("n_layer", "num_hidden_layers", default=12),
+        "heads": keys.take("n_head", "num_attention_heads", default=12),
+        "hidden": keys.take("n_inner"),
+        "activation": keys.activation("activation_function", default="gelu_new"),
+        "dropout_embed": keys.take("embd_pdrop", default=0.1),
+        "dropout_attention": keys.take("attn_pdrop", default=0.1),
+        "dropout_residual": keys.take("resid_pdrop", default=0.1),
+        "scale_by_layer_index": keys.take("scale_attn_by_inverse_layer_idx", default=False),
+        "tied": keys.take("tie_word_embeddings", default=True),
+        "eps": keys.take("layer_norm_epsilon", default=1e-5),
+    }
+
+
+HARMLESS = frozenset(  # of heads that are not read, and of older files
+    """
+    n_ctx n_special predict_special_tokens gradient_checkpointing
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    """.split()
+)
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of a Config. Raises UsageError for what GPT-2 there does not know."""
+    if c.drop_path:
+        raise UsageError(f"drop_path = {c.drop_path} has no place in a published GPT-2: it must be 0")
+    site = lambda name: c.dropout if getattr(c, f"dropout_{name}") is None else getattr(c, f"dropout_{name}")  # noqa: E731
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": c.vocab,
+        "n_positions": c.context,
+        "n_ctx": c.context,
+        "n_embd": c.width,
+        "n_layer": c.depth,
+        "n_head": c.heads,
+        "n_inner": c.hidden,
+        "activation_function": hf_activation(c.activation),
+        "embd_pdrop": site("embed"),
+        "attn_pdrop": site("attention"),
+        "resid_pdrop": site("residual"),
+        "scale_attn_by_inverse_layer_idx": c.scale_by_layer_index,
+        "tie_word_embeddings": c.tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "layer_norm_epsilon": c.eps,
+    }
+
+
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+    """Buffers of the causal mask."""
+    return f"{PREFIX}h.*.attn.bias", f"{PREFIX}h.*.attn.masked_bias"
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
+    top, layer = PREFIX, f"{PREFIX}h.{{}}."
+    found = [
+        same("embed/token", f"{top}wte.weight", V, D),
+        same("embed/position", f"{top}wpe.weight", c.context, D),
+        Row("blocks/qkv/kernel", f"{layer}attn.c_attn.weight", (D, 3, N, H), (1, 0, 2, 3), (D, 3 * D)),
+        Row("blocks/qkv/bias", f"{layer}attn.c_attn.bias", (3, N, H), (0, 1, 2), (3 * D,)),
+        Row("blocks/out/kernel", f"{layer}attn.c_proj.weight", (N, H, D), (0, 1, 2), (D, D)),
+        same("blocks/out/bias", f"{layer}attn.c_proj.bias", D),
+        same("blocks/up/kernel", f"{layer}mlp.c_fc.weight", D, F),
+        same("blocks/up/bias", f"{layer}mlp.c_fc.bias", F),
+        same("blocks/down/kernel", f"{layer}mlp.c_proj.weight", F, D),
+        same("blocks/down/bias", f"{layer}mlp.c_proj.bias", D),
+    ]
+    for ours, theirs in (("blocks/norm1", f"{layer}ln_1"), ("blocks/norm2", f"{layer}ln_2"), ("norm", f"{top}ln_f")):
+        found += [same(f"{ours}/scale", f"{theirs}.weight", D), same(f"{ours}/bias", f"{theirs}.bias", D)]
+    return found if c.tied else [*found, same("head", "lm_head.weight", V, D)]

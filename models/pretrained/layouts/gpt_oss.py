@@ -1,0 +1,90 @@
+"""gpt-oss as the Hugging Face hub has it: all experts of a layer in one tensor, gate and up by turns in its columns.
+
+The released files hold the experts as MXFP4, which `quantised` makes plain.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from models.families.gpt_oss import Config
+from models.pretrained.layouts import decoders
+from models.pretrained.mapping import Keys, Row, affine, same
+
+TYPES = ("gpt_oss",)
+PREFIX, TIED = decoders.PREFIX, decoders.TIED
+HARMLESS = ("initial_context_length", "hidden_act", "experts_per_token")  # said again by other keys, or not looked at
+YARN = {  # what it means to transformers that no key tells of rotary frequencies
+    **dict(rope_type="yarn", factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False),
+    "original_max_position_embeddings": 4096,
+}
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    found = decoders.decoder_fields(keys, 131072)
+    depth = found["depth"]
+    kinds = decoders.read_layer_types(keys, depth, ("full", "sliding"))
+    if kinds and "sliding" in kinds:
+        found["sliding_layers"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
+    if keys.take("output_router_logits", default=False, kind=bool):  # else the loss has no such part
+        found["aux_loss_weight"] = keys.take("router_aux_loss_coef", default=0.001)
+    keys.take("router_aux_loss_coef")
+    return found | {
+        "window": decoders.read_window(keys, kinds, 128),
+        "eps": keys.take("rms_norm_eps", default=1e-5),
+        "kv_heads": keys.get("num_key_value_heads", 8),
+        "head_dim": keys.take("head_dim", default=64),
+        "attention_bias": keys.take("attention_bias", default=True),
+        "experts": keys.take("num_local_experts", "num_experts", default=128),
+        "experts_per_token": keys.take("num_experts_per_tok", default=4),
+        "swiglu_alpha": keys.take("swiglu_alpha", default=1.702),
+        "swiglu_limit": keys.take("swiglu_limit", default=7.0),
+        **decoders.read_rope(keys, found["context"], base=150000.0, absent=YARN),
+    }
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of a Config."""
+    kinds = [decoders.LAYER_TYPES[layer.kind] for layer in c.layers]
+    return {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        **decoders.gqa_keys(c),
+        **decoders.rope_keys(c),
+        "intermediate_size": c.expert_width,
+        "attention_bias": c.attention_bias,
+        "sliding_window": c.window or 128,  # transformers wants one, be there layers that slide or none
+        "layer_types": kinds,
+        "num_local_experts": c.experts,
+        "num_experts_per_tok": c.experts_per_token,
+        "router_aux_loss_coef": c.aux_loss_weight,
+        "output_router_logits": c.aux_loss_weight > 0,
+        "swiglu_alpha": c.swiglu_alpha,
+        "swiglu_limit": c.swiglu_limit,
+    }
+
+
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+    """Buffers of rotary frequencies."""
+    return decoders.BUFFERS
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    E, D, F, layer = c.experts, c.width, c.expert_width, decoders.LAYER
+    found = [
+        *decoders.embed_and_head_rows(c),
+        *decoders.norm_rows(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),
+        *decoders.attention_rows(c, "blocks", c.attention_bias),
+        same("blocks/sink", f"{layer}self_attn.sinks", c.heads),
+        *affine("blocks/router", f"{layer}mlp.router", (D,), (E,)),
+        same("blocks/experts/down/kernel", f"{layer}mlp.experts.down_proj", E, F, D),
+        same("blocks/experts/down/bias", f"{layer}mlp.experts.down_proj_bias", E, D),
+    ]
+    for i, name in enumerate(("gate", "up")):
+        there, turn = f"{layer}mlp.experts.gate_up_proj", (..., i)
+        found += [
+            Row(f"blocks/experts/{name}/kernel", there, (E, D, F, 2), (0, 1, 2), (E, D, 2 * F), part=turn),
+            Row(f"blocks/experts/{name}/bias", f"{there}_bias", (E, F, 2), (0, 1), (E, 2 * F), part=turn),
+        ]
+    return found

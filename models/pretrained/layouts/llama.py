@@ -1,0 +1,78 @@
+"""Llama, Mistral and Qwen 3 as the Hugging Face hub has them: `model.layers.0.self_attn.q_proj.weight`, and so on."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from errors import UsageError
+from models.families.llama import Config
+from models.pretrained.layouts import decoders
+from models.pretrained.mapping import Keys, Row
+
+TYPES = ("llama", "mistral", "qwen3")
+PREFIX, TIED = decoders.PREFIX, decoders.TIED
+HARMLESS = ("pretraining_tp", "max_sequence_length")
+CONTEXT = {"llama": 2048, "mistral": 131072, "qwen3": 32768}
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    kind = keys.require("model_type")
+    keys.require_value("rope_interleaved", False, None)
+    for name in {"llama": (), "mistral": ("attention_bias", "mlp_bias"), "qwen3": ("mlp_bias",)}[kind]:
+        keys.require_value(name, False, None)  # transformers has no such biases there
+    found = decoders.decoder_fields(keys, CONTEXT[kind])
+    found |= {
+        "kv_heads": keys.get("num_key_value_heads", {"llama": None, "mistral": 8, "qwen3": 32}[kind]),
+        "head_dim": keys.take("head_dim", default=128 if kind == "qwen3" else None),
+        "activation": keys.activation("hidden_act", default="silu"),
+        "attention_bias": keys.take("attention_bias", default=False),
+        "mlp_bias": keys.take("mlp_bias", default=False),
+        "qk_norm": kind == "qwen3",
+        **decoders.read_rope(keys, found["context"]),
+    }
+    if kind == "mistral":
+        return {**found, "window": keys.get("sliding_window", 4096)}
+    return {**found, **decoders.read_sliding(keys, found["depth"])} if kind == "qwen3" else found
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of a Config, as Llama's, Mistral's or Qwen 3's. Raises UsageError for what none of them has."""
+    kinds = [layer.kind for layer in c.layers]
+    slides = "sliding" in kinds
+    kind = "qwen3" if c.qk_norm else "mistral" if slides else "llama"
+    where = f"a published network with {'norms on q and k' if c.qk_norm else 'a sliding window'}"
+    if (c.attention_bias and kind == "mistral") or (c.mlp_bias and kind != "llama"):
+        raise UsageError(f"{where} has no such biases: attention_bias = {c.attention_bias}, mlp_bias = {c.mlp_bias}")
+    if kind == "mistral" and "full" in kinds:
+        raise UsageError(
+            f"{where} in some layers only, "
+            f"sliding_layers = {c.sliding_layers}, has norms on q and k too: qk_norm = True"
+        )
+    found = {
+        "model_type": kind,
+        "architectures": [{"llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3"}[kind] + "ForCausalLM"],
+        **decoders.gqa_keys(c),
+        **decoders.rope_keys(c),
+    }
+    if kind != "mistral":
+        found["attention_bias"] = c.attention_bias
+    if kind == "llama":
+        found["mlp_bias"] = c.mlp_bias
+    if kind == "mistral":
+        found["sliding_window"] = c.window
+    return {**found, **decoders.sliding_keys(c)} if kind == "qwen3" else found
+
+
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+    """Buffers of rotary frequencies."""
+    return decoders.BUFFERS
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    return [
+        *decoders.embed_and_head_rows(c),
+        *decoders.norm_rows(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),
+        *decoders.attention_rows(c, "blocks", c.attention_bias, c.qk_norm),
+        *decoders.mlp_rows(c.width, c.feed_forward, "blocks", bias=c.mlp_bias),
+    ]

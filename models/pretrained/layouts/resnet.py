@@ -1,0 +1,93 @@
+"""ResNet as the Hugging Face hub has it: `resnet.encoder.stages.0.layers.1.layer.0.convolution.weight`, and so on."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from errors import UsageError, unknown
+from models.families.resnet import BLOCKS, Config, ConvNorm, conv_norms, widths
+from models.pretrained.layouts import resnet_timm
+from models.pretrained.mapping import Keys, Row, affine, batch_norm, conv, hf_activation
+
+TYPES = ("resnet",)
+ARCHITECTURE = {"none": "ResNetModel", "classes": "ResNetForImageClassification"}
+HEADS = {theirs: ours for ours, theirs in ARCHITECTURE.items()}
+PREFIX = "resnet."
+HARMLESS = ("out_features", "out_indices", "stage_names")  # of a backbone
+DIALECTS = {"timm": resnet_timm}
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json; what its absent keys mean is transformers' ResNetConfig."""
+    given = (keys.take("architectures", kind=list) or [None])[0]
+    if given is None:
+        given = ARCHITECTURE["classes" if any("classifier." in name for name in keys.tensors) else "none"]
+    if given not in HEADS:
+        raise unknown("architecture of config.json", given, HEADS)
+    block = keys.take("layer_type", default="bottleneck")
+    if block not in BLOCKS:
+        raise unknown("layer_type of config.json", block, BLOCKS)
+    return {
+        "inputs": keys.take("num_channels", default=3),
+        "stem_channels": keys.take("embedding_size", default=64),
+        "block": block,
+        "depths": tuple(keys.take("depths", default=[3, 4, 6, 3], kind=list)),
+        "channels": tuple(keys.take("hidden_sizes", default=[256, 512, 1024, 2048], kind=list)),
+        "stride_first": keys.take("downsample_in_bottleneck", default=False, kind=bool),
+        "halve_first": keys.take("downsample_in_first_stage", default=False, kind=bool),
+        "activation": keys.activation("hidden_act", default="relu"),
+        "head": HEADS[given],
+        "classes": keys.classes(),
+    }
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of a Config, without what training alone uses: `momentum` and `zero_init` have no place there.
+
+    Raises UsageError for what no ResNet of transformers is.
+    """
+    fixed = dict(stem="imagenet", shortcut="projection", norm="batch", inner_activation="relu", eps=1e-5)
+    if c.block == "bottleneck":
+        fixed["widening"] = 1
+    for name, value in fixed.items():
+        if getattr(c, name) != value:
+            raise UsageError(f"a ResNet of transformers has {name} = {value!r}, not {getattr(c, name)!r}")
+    return {
+        "model_type": "resnet",
+        "architectures": [ARCHITECTURE[c.head]],
+        "num_channels": c.inputs,
+        "embedding_size": c.stem_channels,
+        "layer_type": c.block,
+        "depths": list(c.depths),
+        "hidden_sizes": widths(c)[1:],
+        "downsample_in_bottleneck": c.stride_first,
+        "downsample_in_first_stage": c.halve_first,
+        "hidden_act": hf_activation(c.activation),
+        "id2label": {str(i): f"LABEL_{i}" for i in range(c.classes)},
+        "label2id": {f"LABEL_{i}": i for i in range(c.classes)},
+    }
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    found = []
+    for unit in conv_norms(c):
+        name, more = _name(unit)
+        found.append(conv(unit.path, f"{name}.convolution", unit.inputs, unit.outputs, unit.size, **more))
+        found += batch_norm(unit.path, f"{name}.normalization", unit.outputs, **more)
+    head = affine("head", "classifier.1", (widths(c)[-1],), (c.classes,)) if c.head == "classes" else []
+    return found + head
+
+
+def _name(unit: ConvNorm) -> tuple[str, dict[str, Any]]:
+    """What comes before `.convolution`, and where its numbers begin."""
+    if unit.path == "stem":
+        return f"{PREFIX}embedder.embedder", {}
+    _, stage, _, name = unit.path.split("/")
+    part = "shortcut" if name == "shortcut" else f"layer.{int(name.removeprefix('conv')) - 1}"
+    more = {"layers": tuple(range(1, unit.blocks + 1))} if unit.blocks else {}
+    return f"{PREFIX}encoder.stages.{stage}.layers.{'{}' if unit.blocks else 0}.{part}", more
+
+
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+    """Counts of batches, which no moment here depends on; and a head that this network is not of."""
+    return ("*.num_batches_tracked", *(("classifier.1.*",) if c.head == "none" else ()))

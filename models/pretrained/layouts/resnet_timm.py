@@ -1,0 +1,49 @@
+"""ResNet as torchvision and timm have it: `layer1.0.conv1.weight`, `layer2.0.downsample.0.weight`, `fc.bias`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from models.families.resnet import SIZES, Config, ConvNorm, conv_norms, widths
+from models.pretrained.layouts import timm
+from models.pretrained.mapping import Keys, Row, affine, batch_norm, conv
+
+NAMED = {name: size for name, size in SIZES.items() if "stem" not in size}
+TYPES, HARMLESS = tuple(NAMED), timm.HARMLESS
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json of timm."""
+    return timm.fields(keys, NAMED)
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of timm. Raises UsageError for a network that it has no name for."""
+    return timm.config(c, NAMED, ("zero_init", "momentum", "remat", "scan"))
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout; the stem comes last, since the end of its names is that of others too."""
+    found = []
+    for unit in sorted(conv_norms(c), key=lambda unit: unit.path == "stem"):
+        kernel, norm, more = _names(unit)
+        found.append(conv(unit.path, kernel, unit.inputs, unit.outputs, unit.size, **more))
+        found += batch_norm(unit.path, norm, unit.outputs, **more)
+    head = affine("head", "fc", (widths(c)[-1],), (c.classes,)) if c.head == "classes" else []
+    return found + head
+
+
+def _names(unit: ConvNorm) -> tuple[str, str, dict[str, Any]]:
+    """Of a convolution and of its norm, and where their numbers begin."""
+    if unit.path == "stem":
+        return "conv1", "bn1", {}
+    _, stage, _, name = unit.path.split("/")
+    at = f"layer{int(stage) + 1}.{'{}' if unit.blocks else 0}"
+    if name == "shortcut":
+        return f"{at}.downsample.0", f"{at}.downsample.1", {}
+    more = {"layers": tuple(range(1, unit.blocks + 1))} if unit.blocks else {}
+    return f"{at}.{name}", f"{at}.{name.replace('conv', 'bn')}", more
+
+
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+    """Counts of batches, which no moment here depends on; and a head that this network is not of."""
+    return ("*.num_batches_tracked", *(("fc.*",) if c.head == "none" else ()))

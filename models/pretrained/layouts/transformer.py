@@ -1,0 +1,86 @@
+"""torch.nn.Transformer: `encoder.layers.0.self_attn.in_proj_weight`, `decoder.layers.1.multihead_attn.out_proj.bias`.
+
+That module has neither tables nor a head; the names of ours are `embed.weight` of the tokens, `source_embed.weight`
+where the source has its own, `position.weight` and `source_position.weight` of learned positions, and `head.weight`.
+No shape tells of heads, which are to be given, nor of the activation, the order of norms and the scale of embeddings,
+which are as in a Config where they are not.
+"""
+
+import re
+from typing import Any
+
+from errors import UsageError
+from models.families.transformer import Config
+from models.pretrained.mapping import Row, affine, same
+
+REQUIRED_FIELDS = ("heads",)
+
+
+def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields of a Config, from the shapes of a state dict."""
+    try:
+        (hidden, width), (vocab, _) = shapes["encoder.layers.0.linear1.weight"], shapes["embed.weight"]
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"no Transformer of torch: encoder.layers.0.linear1.weight and embed.weight are wanted, both matrices; "
+            f"there are {', '.join(sorted(shapes)[:4]) or 'no tensors'}"
+        ) from None
+    numbers = {side: re.compile(rf"{side}\.layers\.(\d+)\.linear1\.weight") for side in ("encoder", "decoder")}
+    depths = {
+        side: 1 + max((int(m[1]) for name in shapes if (m := number.fullmatch(name))), default=0)
+        for side, number in numbers.items()
+    }
+    source = shapes.get("source_embed.weight")
+    learned = {"positions": "learned", "context": shapes["position.weight"][0]} if "position.weight" in shapes else {}
+    return {
+        "vocab": vocab,
+        "source_vocab": source and source[0],
+        "width": width,
+        "hidden": hidden,
+        "depth": depths["encoder"],
+        "decoder_depth": depths["decoder"],
+        "tied": "none" if "head.weight" in shapes else "decoder" if source else "all",
+        "final_norm": "encoder.norm.weight" in shapes,
+        "bias": "encoder.layers.0.linear1.bias" in shapes,
+        **learned,
+    }
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
+
+    def norm(ours: str, theirs: str) -> list[Row]:
+        named = (("scale", "weight"), ("bias", "bias"))
+        return [same(f"{ours}/{n}", f"{theirs}.{m}", D) for n, m in named[: 1 + c.bias]]
+
+    def attention(ours: str, theirs: str) -> list[Row]:
+        found = affine(f"{ours}/out", f"{theirs}.out_proj", (N, H), (D,), c.bias)
+        for i, name in enumerate("qkv"):
+            weight, bias = f"{theirs}.in_proj_weight", f"{theirs}.in_proj_bias"
+            found.append(Row(f"{ours}/{name}/kernel", weight, (3, N, H, D), (2, 0, 1), (3 * D, D), part=(i,)))
+            if c.bias:
+                found.append(Row(f"{ours}/{name}/bias", bias, (3, N, H), (0, 1), (3 * D,), part=(i,)))
+        return found
+
+    def side(name: str, attentions: dict[str, str]) -> list[Row]:
+        ours, theirs = f"{name}/blocks", f"{name}.layers.{{}}"
+        found = [row for key, module in attentions.items() for row in attention(f"{ours}/{key}", f"{theirs}.{module}")]
+        found += affine(f"{ours}/up", f"{theirs}.linear1", (D,), (F,), c.bias)
+        found += affine(f"{ours}/down", f"{theirs}.linear2", (F,), (D,), c.bias)
+        for i in range(1, len(attentions) + 2):
+            found += norm(f"{ours}/norm{i}", f"{theirs}.norm{i}")
+        return found + (norm(f"{name}/norm", f"{name}.norm") if c.has_final_norm else [])
+
+    found = [
+        *side("encoder", {"attention": "self_attn"}),
+        *side("decoder", {"attention": "self_attn", "cross": "multihead_attn"}),
+        same("embed/token", "embed.weight", V, D),
+    ]
+    if c.tied != "all":
+        found.append(same("embed/source", "source_embed.weight", c.source_vocab or V, D))
+    if c.tied == "none":
+        found.append(same("head", "head.weight", V, D))
+    if c.positions == "learned":
+        found += [same(f"embed/{n}", f"{n}.weight", c.context, D) for n in ("position", "source_position")]
+    return found

@@ -1,0 +1,33 @@
+"""VGG as torchvision has it: `features.0.weight`, `features.1.running_mean`, `classifier.6.bias`, and so on.
+
+Rows of the first of `classifier` are channel by channel, [F, C*Y*X]; ours are [Y X C F].
+"""
+
+from collections.abc import Iterable
+
+from models.families.vgg import Config
+from models.pretrained.layouts import vgg_darknet, vgg_timm
+from models.pretrained.layouts.vgg_timm import feature_rows
+from models.pretrained.mapping import Row, affine, same
+
+DIALECTS = {"timm": vgg_timm, "darknet": vgg_darknet}
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    found, widths = feature_rows(c), (*c.hidden, c.classes)
+    for i, width in enumerate(widths):
+        path, name = "head" if i == len(c.hidden) else f"hidden/{i}", f"classifier.{3 * i}"
+        if i == 0:
+            split = (width, c.channels[-1], c.pool, c.pool)
+            shape = (width, c.channels[-1] * c.pool**2)
+            found.append(Row(f"{path}/kernel", f"{name}.weight", split, (2, 3, 1, 0), shape))
+            found.append(same(f"{path}/bias", f"{name}.bias", width))
+        else:
+            found += affine(path, name, (widths[i - 1],), (width,))
+    return found
+
+
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+    """Counts of batches, which no moment here depends on."""
+    return ("features.*.num_batches_tracked",)

@@ -1,0 +1,56 @@
+"""VGG as timm has it: the hidden layers are convolutions `pre_logits.fc1` and `fc2`, and the head is `head.fc`.
+
+There images larger than 224 x 224 are seen by sliding the hidden layers over a larger map; here it is pooled.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from models.families.vgg import SIZES, Config
+from models.pretrained.layouts import timm
+from models.pretrained.mapping import Keys, Row, affine, batch_norm, conv, same
+
+TYPES, HARMLESS = tuple(SIZES), timm.HARMLESS
+
+
+def fields(keys: Keys) -> dict[str, Any]:
+    """Fields of a Config from a config.json of timm."""
+    return timm.fields(keys, SIZES)
+
+
+def config(c: Config) -> dict[str, Any]:
+    """A config.json of timm. Raises UsageError for a network that it has no name for."""
+    return timm.config(c, SIZES, ("dropout", "momentum"))
+
+
+def feature_rows(c: Config) -> list[Row]:
+    """The layout of the convolutions, which are numbered along with the norms, activations and pools between them."""
+    found, C, n = [], c.inputs, 0
+    for i, (O, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
+        for j in range(depth):
+            path = f"stages/{i}/{j}"
+            found += [conv(path, f"features.{n}", C, O, 3), same(f"{path}/bias", f"features.{n}.bias", O)]
+            if c.norm == "batch":
+                found += batch_norm(path, f"features.{n + 1}", O)
+            C, n = O, n + (3 if c.norm == "batch" else 2)
+        n += 1
+    return found
+
+
+def rows(c: Config) -> list[Row]:
+    """The layout."""
+    found, inputs, size = feature_rows(c), c.channels[-1], c.pool
+    for i, F in enumerate(c.hidden):
+        shape, name = (F, inputs, size, size), f"pre_logits.fc{i + 1}"
+        if i == 0:
+            found.append(conv("hidden/0", name, inputs, F, size))
+        else:
+            found.append(Row(f"hidden/{i}/kernel", f"{name}.weight", shape[:2], (1, 0), shape))
+        found.append(same(f"hidden/{i}/bias", f"{name}.bias", F))
+        inputs, size = F, 1
+    return found + (affine("head", "head.fc", (inputs,), (c.classes,)) if c.hidden else [])
+
+
+def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
+    """Counts of batches, which no moment here depends on."""
+    return ("features.*.num_batches_tracked",)

@@ -1,0 +1,36 @@
+"""Folders of networks that see images or hear too: what of them is a text's network, and what lies beside it."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from errors import UsageError
+from models.pretrained.mapping import Keys
+
+TEXT_TYPES = {  # their model_type -> that of what reads text in them
+    **{"gemma3": "gemma3_text", "llama4": "llama4_text"},
+    **{"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"},
+}
+MULTIMODAL_KEYS = re.compile("image|vision|video|audio|^(boi|eoi|boa|eoa)_token|^mm_")  # of no text
+MULTIMODAL_TENSORS = re.compile(r"^(model\.)?(vision_\w+|audio_\w+|embed_vision|embed_audio|multi_modal_projector)\.")
+
+
+def text_config(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings of what reads text, whole, in a config.json of a network that sees too.
+
+    Raises UsageError where there are none, and for a key that is neither of the text nor of a sense.
+    """
+    kind, inner = values["model_type"], values.get("text_config")
+    if not isinstance(inner, dict):
+        raise UsageError(f"config.json of a {kind} has text_config = {inner!r}, which is not a mapping")
+    outer = Keys(values, ignore=ignore)
+    outer.take("text_config", "quantization_config")
+    tied = outer.take("tie_word_embeddings", default=inner.get("tie_word_embeddings"))
+    outer.refuse_unread(name for name in values if MULTIMODAL_KEYS.search(name))
+    above = {name: values[name] for name in ("quantization_config",) if name in values}
+    return {**inner, **above, "model_type": TEXT_TYPES[kind], "tie_word_embeddings": tied}
+
+
+def is_multimodal(name: str) -> bool:
+    """Whether a tensor is of a part that no text meets."""
+    return bool(MULTIMODAL_TENSORS.match(name))

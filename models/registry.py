@@ -1,0 +1,195 @@
+"""The table of families, a family with a config as a `Model`, and `build`, which makes one."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import renamed
+from errors import UsageError, unknown
+from models.core import spec
+from models.core.checks import FrozenDict, check_types, freeze
+from models.core.layers import compute_logits, per_row_keys
+from models.core.spec import Array, LazyLogits, Outputs, Place, Spec, unsharded
+from models.families import (
+    bert,
+    cnn,
+    deepseek,
+    flax,
+    gemma,
+    gemma4,
+    gpt,
+    gpt_oss,
+    grok,
+    llama,
+    llama4,
+    mixtral,
+    mlp,
+    resnet,
+    rnn,
+    seq2seq,
+    transformer,
+    vgg,
+    vit,
+    yolo,
+)
+
+FAMILIES: dict[str, ModuleType] = {
+    **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
+    **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok},
+    "gemma4": gemma4,
+    **{"vgg": vgg, "resnet": resnet, "vit": vit, "yolo": yolo, "seq2seq": seq2seq, "transformer": transformer},
+    "flax": flax,
+}
+
+TRAITS = frozenset(  # the closed list: the trainer and the contract tests choose by these
+    {
+        *("causal", "cached", "carried", "running_stats", "batch_coupled"),
+        *("classifier", "detector", "language_model", "regressor", "encoder", "encoder_decoder"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family with a config: pure functions that share one tree of parameter specs."""
+
+    family: str
+    config: Any
+
+    @property
+    def module(self) -> ModuleType:
+        """The family's module."""
+        return FAMILIES[self.family]
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """The model's traits, a subset of TRAITS: `traits(config)` if the family has it, otherwise its TRAITS."""
+        return self.module.traits(self.config) if hasattr(self.module, "traits") else self.module.TRAITS
+
+    @cached_property
+    def specs(self) -> dict[str, Any]:
+        """{"params": tree of Spec, optionally "stats": tree of Spec}."""
+        return self.module.specs(self.config)
+
+    def init(self, key: Array, out_shardings: Any = None) -> dict[str, Any]:
+        """Initial variables, float32, drawn under jit from a PRNG key []; sharded by out_shardings if given."""
+        return jax.jit(partial(spec.initialize, self.specs), out_shardings=out_shardings)(key)
+
+    def apply(
+        self,
+        variables: Any,
+        inputs: Any,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        cache: Any = None,
+        place: Place = unsharded,
+        logits: bool = True,
+    ) -> Outputs:
+        """The family's `apply`. A bare array stands for the main input; one PRNG key is split over the rows.
+
+        The value of a language model or a translator is its logits [B T V]; with `logits` False it is a LazyLogits,
+        from which a loss can compute them in chunks: with a large vocabulary the logits are the largest array.
+
+        Raises UsageError for a cache if the model has none.
+        """
+        if cache is not None and "cached" not in self.traits:
+            raise UsageError(f"{self.family} as configured has no cache")
+        if not isinstance(inputs, dict):
+            inputs = {self.module.INPUT: inputs}
+        variables, inputs = jax.tree.map(jnp.asarray, (variables, inputs))
+        if key is not None and key.ndim == 0:
+            key = per_row_keys(key, jnp.arange(next(iter(inputs.values())).shape[0]))
+        out = self.module.apply(variables, inputs, self.config, train=train, key=key, cache=cache, place=place)
+        if logits and isinstance(out.value, LazyLogits):
+            return out.replace(value=compute_logits(out.value, place("batch seq vocab")))
+        return out
+
+    def update_stats(self, stats: Any, metrics: dict[str, tuple[Array, Array]]) -> Any:
+        """Statistics after an update, from those after its batch and the batch's metrics, name -> (sum, weight)."""
+        if not hasattr(self.module, "update_stats"):
+            return stats
+        return self.module.update_stats(stats, {name: total for name, (total, _) in metrics.items()}, self.config)
+
+    def predict(self, variables: Any, inputs: Any) -> Any:
+        """The value of `apply` outside of training: class scores [B C], or next-token logits [B T V], in float32."""
+        value = self.apply(variables, inputs).value
+        return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
+
+    def cache_specs(self, batch: int, length: int, source: int | None = None) -> Any:
+        """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.
+
+        Raises UsageError if the family has no cache, and for a `source` if it is no translator.
+        """
+        if "cached" not in self.traits:
+            raise UsageError(
+                f"family {self.family!r} has no cache; families with one: {', '.join(_with_trait('cached'))}"
+            )
+        if "encoder_decoder" in self.traits:
+            return self.module.cache(self.config, batch, length, source)
+        if source is not None:
+            raise UsageError(f"family {self.family!r} is no translator; its cache takes no source ({source} tokens)")
+        return self.module.cache(self.config, batch, length)
+
+    def cache(self, batch: int, length: int, source: int | None = None) -> Any:
+        """An empty cache with the specs of `cache_specs`. Raises UsageError as that does."""
+        return spec.initialize(self.cache_specs(batch, length, source), jax.random.key(0))
+
+    def count(self, active: bool = False) -> int:
+        """Number of parameters, without padding of the vocabulary, as published.
+
+        With `active` only those used per token: of the experts, `experts_per_token`.
+        """
+        config = self.config
+        if hasattr(config, "vocab_multiple"):
+            config = dataclasses.replace(config, vocab_multiple=1)
+        leaves: list[Spec] = jax.tree.leaves(self.module.specs(config)["params"])
+        routed = sum(leaf.size for leaf in leaves if "experts" in leaf.names)
+        idle = routed - routed * config.experts_per_token // config.experts if active and routed else 0
+        return sum(leaf.size for leaf in leaves) - idle
+
+
+def build(family: str, size: str | None = None, **overrides: Any) -> Model:
+    """Build a model of a family: a published size or the defaults, with fields overridden by name.
+
+    Raises UsageError for an unknown family, size or field (giving the nearest) and for an illegal value.
+    """
+    if family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
+    module = FAMILIES[family]
+    if size is not None and size not in module.SIZES:
+        raise unknown(f"size of {family}", size, module.SIZES)
+    known = {f.name for f in dataclasses.fields(module.Config)}
+    for name in overrides:
+        if name not in known:
+            raise unknown(f"field of {family}", name, known, renamed.FIELDS.get(family))
+    fields = {**(module.SIZES[size] if size else {}), **overrides}
+    fields = {k: _field(v) for k, v in fields.items()}
+    for name, value in fields.items():  # before the Config's own rules, which may compare
+        _check_field(module, name, value)
+    config = module.Config(**fields)
+    check_types(config)
+    return Model(family, config)
+
+
+def _field(value: Any) -> Any:
+    """A value of a Config: lists become tuples, a dict a tuple of pairs."""
+    fixed = freeze(value)
+    return fixed.items if isinstance(fixed, FrozenDict) else fixed
+
+
+def _check_field(module: ModuleType, name: str, value: Any) -> None:
+    from models.core.checks import require
+
+    probe = object.__new__(module.Config)
+    object.__setattr__(probe, name, value)
+    require(probe, "of its type", name, holds=True)
+
+
+def _with_trait(trait: str) -> list[str]:
+    return [name for name, module in FAMILIES.items() if trait in module.TRAITS]
