@@ -28,8 +28,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import record
-from data import augment, distortions, folders, loader
-from data.plan import BatchSampler, ExampleSource, Phase
+from data import loader
+from data.images import augment, randaugment
+from data.sampler import BatchSampler, ExampleSource, Phase
+from data.sources import image_folder
 
 ROWS, SIDE = 32, 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -54,7 +56,7 @@ def write(root: Path, count: int) -> None:
 def canon(root: Path, text: str) -> Read:
     """Our plan and loader, as `launch.py train` builds them."""
     images = augment.ImagePipeline(0, augment.parse(text), MEAN, DEVIATION, (SIDE, SIDE))
-    plan = BatchSampler((ExampleSource(folders.load(str(root), "train")),), (Phase(0, ROWS),), 0, images)
+    plan = BatchSampler((ExampleSource(image_folder.load(str(root), "train")),), (Phase(0, ROWS),), 0, images)
     return lambda workers: loader.batches(plan, range(ROWS), 0, 10**6, workers=workers, prefetch=2)
 
 
@@ -78,10 +80,10 @@ class Photos(Dataset):
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.distorted:
-            for name in random.choices(distortions.NAMES, k=2):
+            for name in random.choices(randaugment.NAMES, k=2):
                 strength = 0.3 * random.choice((-1, 1))
-                two = name in distortions.SIGNED
-                image = distortions.SIGNED[name](image, strength) if two else distortions.UNSIGNED[name](image, 0.3)
+                two = name in randaugment.SIGNED
+                image = randaugment.SIGNED[name](image, strength) if two else randaugment.UNSIGNED[name](image, 0.3)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         if self.by_torch:
             pixels = torch.nn.functional.interpolate(pixels[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]

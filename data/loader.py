@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.plan import Batch, BatchSampler
+from data.sampler import Batch, BatchSampler
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data import sources
-from data.detection import DetectionDataset
+from data.images.detection import DetectionDataset
 
 
 def paint(path: Path, rows: int, columns: int, mode: str = "RGB") -> Path:

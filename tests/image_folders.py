@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.kinds import Examples
+from data.types import Examples
 
 
 def save(path: Path, size: tuple[int, int] = (8, 6), mode: str = "RGB", level: int = 90, **how: Any) -> Path:

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from data import augment, plan, sequences, sources, tokenizers
+from data import sampler, sources
+from data.images import augment
+from data.text import packing, tokenizers
 from models import Model, build
 from models.core.layers import dropout
 from models.core.spec import Outputs, Spec, zeros
@@ -83,11 +85,11 @@ def digests(text: str, accumulations: tuple[int, ...], devices: Any = None) -> d
     place = mesh.make_placement(mesh.make_mesh(text, devices), model.specs)
     texts = sources.load("pydoc_text", "train")
     digits = sources.load("digits", "train")
-    words = plan.BatchSampler(
-        (sequences.WindowSource(texts, tokenizers.ByteTokenizer(), 16, SEED),), (plan.Phase(0, BATCH),), SEED
+    words = sampler.BatchSampler(
+        (packing.WindowSource(texts, tokenizers.ByteTokenizer(), 16, SEED),), (sampler.Phase(0, BATCH),), SEED
     )
     images = augment.ImagePipeline(SEED, augment.parse("flip,crop:2"))
-    pictures = plan.BatchSampler((plan.ExampleSource(digits),), (plan.Phase(0, BATCH),), SEED, images)
+    pictures = sampler.BatchSampler((sampler.ExampleSource(digits),), (sampler.Phase(0, BATCH),), SEED, images)
     found: dict[str, Any] = {}
     with jax.set_mesh(place.mesh):
         rows = feed.local_rows(place, BATCH)

@@ -15,8 +15,10 @@ import launch
 import models
 import usage
 from configs import base, gpt, reader
-from data import augment, embedded, sources
-from data.kinds import texts
+from data import sources
+from data.images import augment
+from data.sources import builtin
+from data.types import texts
 from train import images
 from train.host import Runtime
 from train.setup import make_tokenizer
@@ -37,7 +39,7 @@ def test_what_the_table_names_exists(file: str, name: str) -> None:
 
 def test_an_embedded_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair in BUILTIN is loaded by name, for its splits only."""
-    monkeypatch.setitem(embedded.BUILTIN, "mine", (lambda split: texts("mine", split, ["a text"]), ("train",)))
+    monkeypatch.setitem(builtin.BUILTIN, "mine", (lambda split: texts("mine", split, ["a text"]), ("train",)))
     assert sources.load("mine", "train").documents == ("a text",)  # type: ignore[union-attr]
     assert sources.splits_of("mine") == ("train",)
     cfg = reader.override(gpt.get_config("quick"), [("data.name", "mine"), ("data.tokenizer", "char")])

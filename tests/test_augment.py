@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import augment, geometry, sources
-from data.geometry import ResizeSpec
-from data.kinds import Examples, object_array
-from data.plan import BatchSampler, ExampleSource, Phase
+from data import sources
+from data.images import augment, resize
+from data.images.resize import ResizeSpec
+from data.sampler import BatchSampler, ExampleSource, Phase
+from data.types import Examples, object_array
 from errors import UsageError
 
 
@@ -114,11 +115,11 @@ def test_what_is_evaluated_is_resized_and_cropped() -> None:
         return augment.ImagePipeline(size=(6, 6), **how)({"image": image}, 0, np.arange(len(image)))["image"]
 
     for share, got in ((0.875, look(some)), (0.5, look(some, crop_pct=0.5))):
-        want = np.stack([geometry.resize_and_crop(image, ResizeSpec((6, 6), share)) for image in some])
+        want = np.stack([resize.resize_and_crop(image, ResizeSpec((6, 6), share)) for image in some])
         np.testing.assert_array_equal(got, want.astype(np.float32) / 255)
     np.testing.assert_array_equal(look(alike), alike.astype(np.float32) / 255)
     smaller = ResizeSpec((6, 6), 0.5, "stretch", "nearest")
-    halves = np.stack([geometry.resize_and_crop(image, smaller) for image in alike])
+    halves = np.stack([resize.resize_and_crop(image, smaller) for image in alike])
     np.testing.assert_array_equal(
         look(alike, crop_pct=0.5, resize_mode="stretch", interpolation="nearest"), halves.astype(np.float32) / 255
     )

@@ -5,10 +5,11 @@ import colorsys
 import numpy as np
 import pytest
 
-from data import boxed, detection, evaluation
-from data.boxed import DetectionPipeline, LetterboxTransform
-from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, to_pixel_xyxy, to_relative_cxcywh
-from data.plan import BatchSampler, ExampleSource, Phase
+from data import eval_set
+from data.images import detection, letterbox
+from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, to_pixel_xyxy, to_relative_cxcywh
+from data.images.letterbox import DetectionPipeline, LetterboxTransform
+from data.sampler import BatchSampler, ExampleSource, Phase
 from errors import UsageError
 
 SIZES = [(64, 64), (40, 90), (90, 41), (33, 64)]
@@ -49,7 +50,7 @@ def test_letterbox(size: tuple[int, int], original: tuple[int, int]) -> None:
     """As large as may be, in the middle, sides in proportion to a pixel; around it 0.5; the image's mean is kept."""
     image = np.random.default_rng(0).integers(0, 256, (*original, 3)).astype(np.uint8)
     image = np.kron(image[::8, ::8], np.ones((8, 8, 1), np.uint8))[: original[0], : original[1]]
-    left, top, right, bottom = boxed.letterbox(original, size).target_box
+    left, top, right, bottom = letterbox.letterbox(original, size).target_box
     scale = min(size[0] / original[0], size[1] / original[1])
     assert 0 <= original[0] * scale - (bottom - top) < 1
     assert 0 <= original[1] * scale - (right - left) < 1
@@ -79,7 +80,7 @@ def test_what_is_made_smaller_is_averaged() -> None:
 
 def test_letterbox_by_hand() -> None:
     """100 columns by 50 rows into 40 by 40: by 0.4, below 10 rows; (20, 10)-(60, 30) is (8, 14)-(24, 22)."""
-    assert boxed.letterbox((50, 100), (40, 40)) == LetterboxTransform((0, 0, 100, 50), (0, 10, 40, 30))
+    assert letterbox.letterbox((50, 100), (40, 40)) == LetterboxTransform((0, 0, 100, 50), (0, 10, 40, 30))
     corners = [(20, 10, 60, 30)]
     got = DetectionPipeline(0, (40, 40))(batch_of((lit(50, 100, *corners), corners)), 0, np.arange(1))
     np.testing.assert_allclose(got["boxes"][0, 0], [0.4, 0.45, 0.4, 0.2], atol=1e-6)
@@ -93,10 +94,12 @@ def test_to_original_undoes_the_letterbox(size: tuple[int, int], original: tuple
     draw = np.random.default_rng(1)
     low = draw.random((20, 2)) * (original[1], original[0]) * 0.7
     corners = np.concatenate([low, low * 1.3], -1)
-    there, share = boxed.transform_boxes(corners, boxed.letterbox(original, size), size)
+    there, share = letterbox.transform_boxes(corners, letterbox.letterbox(original, size), size)
     np.testing.assert_allclose(share, 1)
-    np.testing.assert_allclose(boxed.to_original(to_relative_cxcywh(there, size), size, original), corners, atol=1e-3)
-    whole = boxed.to_original(np.array([[[0.5, 0.5, 1.5, 1.5]]], np.float32), size, original)
+    np.testing.assert_allclose(
+        letterbox.to_original(to_relative_cxcywh(there, size), size, original), corners, atol=1e-3
+    )
+    whole = letterbox.to_original(np.array([[[0.5, 0.5, 1.5, 1.5]]], np.float32), size, original)
     np.testing.assert_allclose(whole, [[[0, 0, original[1], original[0]]]])
 
 
@@ -106,7 +109,7 @@ NO_BRIGHTNESS = OPERATIONS.replace("exposure:1.5", "exposure:1")
 @pytest.mark.parametrize("operations", [None, "flip", "jitter:0.2", "flip,jitter:0.4", NO_BRIGHTNESS])
 def test_a_box_bounds_its_pixels(operations: str | None) -> None:
     """Of 160 draws on images of four shapes, white on black; to a pixel."""
-    do = DetectionPipeline(3, (96, 128), boxed.parse(operations))
+    do = DetectionPipeline(3, (96, 128), letterbox.parse(operations))
     seen = 0
     for original in ORIGINALS:
         y, x = original
@@ -150,10 +153,10 @@ def test_boxes_out_of_sight_are_dropped() -> None:
     """Below a quarter of the area a box becomes padding, and those after it move up with their classes."""
     view = LetterboxTransform((10.0, 0.0, 50.0, 40.0), (0, 0, 40, 40))
     corners = np.array([[0, 0, 13, 10], [0, 0, 14, 10], [20, 20, 60, 60]], float)
-    there, share = boxed.transform_boxes(corners, view, (40, 40))
+    there, share = letterbox.transform_boxes(corners, view, (40, 40))
     np.testing.assert_allclose(share, [3 / 13, 4 / 14, 30 * 20 / 1600])
     np.testing.assert_allclose(there, [[0, 0, 3, 10], [0, 0, 4, 10], [10, 20, 40, 40]])
-    turned, _ = boxed.transform_boxes(corners, view._replace(flip=True), (40, 40))
+    turned, _ = letterbox.transform_boxes(corners, view._replace(flip=True), (40, 40))
     np.testing.assert_allclose(turned, [[37, 0, 40, 10], [36, 0, 40, 10], [0, 20, 30, 40]])
     do = DetectionPipeline(0, (40, 40), (("jitter", 0.45),))
     boxes = [(0, 0, 4, 4), (10, 10, 30, 30)]
@@ -167,7 +170,7 @@ def test_boxes_out_of_sight_are_dropped() -> None:
 def test_flip_turns_half_of_the_images() -> None:
     """Each is itself or its mirror image; of 400 draws each is at least 140 (6 sigma)."""
     image = lit(8, 8, (1, 2, 3, 6))
-    got = DetectionPipeline(0, (8, 8), boxed.parse("flip"))(
+    got = DetectionPipeline(0, (8, 8), letterbox.parse("flip"))(
         batch_of(*[(image, [(1, 2, 3, 6)])] * 400), 0, np.arange(400)
     )
     kept = [(g * 255 == image).all() for g in got["image"]]
@@ -188,7 +191,7 @@ def test_colours_are_those_of_hsv(change: tuple[float, float, float]) -> None:
         h, s, v = colorsys.rgb_to_hsv(*image[at].tolist())
         pure = np.array(colorsys.hsv_to_rgb((h + hue) % 1, 1, 1))
         want[at] = np.clip(exposure * (v - saturation * v * s * (1 - pure)), 0, 1)
-    got = boxed.jitter_hsv(image, hue, saturation, exposure)
+    got = letterbox.jitter_hsv(image, hue, saturation, exposure)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, want, atol=3e-6)
 
@@ -197,7 +200,7 @@ def test_colour_leaves_boxes_and_surroundings() -> None:
     """Brightness changes what is seen of the image, not what is beside it, nor the boxes."""
     batch = batch_of((np.full((20, 40, 3), 100, np.uint8), [(3, 3, 9, 9)]))
     plain, bright = (
-        DetectionPipeline(0, (40, 40), boxed.parse(t))(batch, 0, np.arange(1)) for t in (None, "exposure:2")
+        DetectionPipeline(0, (40, 40), letterbox.parse(t))(batch, 0, np.arange(1)) for t in (None, "exposure:2")
     )
     assert (plain["boxes"] == bright["boxes"]).all()
     assert (bright["image"][0, :10] == 0.5).all()
@@ -208,7 +211,7 @@ def test_colour_leaves_boxes_and_surroundings() -> None:
 
 def test_colour_draws() -> None:
     """Hue either way by up to its share; brightness up to twice as much or as little, each half of the time."""
-    do = DetectionPipeline(0, (8, 8), boxed.parse("hue:0.1,exposure:2"))
+    do = DetectionPipeline(0, (8, 8), letterbox.parse("hue:0.1,exposure:2"))
     drawn = [do._draw_transform((8, 8), 0, row)[1] for row in range(400)]
     hue, exposure = (np.array([d[name] for d in drawn]) for name in ("hue", "exposure"))
     assert -0.1 <= hue.min() < -0.09 < 0.09 < hue.max() <= 0.1
@@ -220,7 +223,7 @@ def test_draws_are_keyed_by_seed_step_and_row() -> None:
     """A row does not depend on those read with it; another seed, step or row draws otherwise."""
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
     batch = batch_of(*[(image, [(2, 3, 20, 12)])] * 8)
-    run = lambda seed, step, rows: DetectionPipeline(seed, (24, 24), boxed.parse(OPERATIONS))(  # noqa: E731
+    run = lambda seed, step, rows: DetectionPipeline(seed, (24, 24), letterbox.parse(OPERATIONS))(  # noqa: E731
         {k: v[rows] for k, v in batch.items()}, step, np.array(rows)
     )
     whole = run(0, 0, [*range(8)])
@@ -249,7 +252,7 @@ def test_through_plan_and_exam() -> None:
     """The contract of a batch, its rows apart as in the whole; in an evaluation the padding weighs nothing."""
     source = made()
     plan = BatchSampler(
-        (ExampleSource(source),), (Phase(0, 5),), 0, DetectionPipeline(0, (16, 24), boxed.parse("flip,jitter:0.1"))
+        (ExampleSource(source),), (Phase(0, 5),), 0, DetectionPipeline(0, (16, 24), letterbox.parse("flip,jitter:0.1"))
     )
     whole, part = plan.batch(3), plan.batch(3, [4, 2])
     kinds = {k: (v.dtype, v.shape[1:]) for k, v in whole.items()}
@@ -261,7 +264,7 @@ def test_through_plan_and_exam() -> None:
         "weight": (np.float32, ()),
     }
     assert all((part[k] == whole[k][[4, 2]]).all() for k in whole)
-    batches = list(evaluation.from_examples(source, DetectionPipeline(0, (16, 24))).batches(4, range(4)))
+    batches = list(eval_set.from_examples(source, DetectionPipeline(0, (16, 24))).batches(4, range(4)))
     assert [b["weight"].tolist() for b in batches] == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert [b["box_mask"].sum(1).tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 0]]
 
@@ -283,10 +286,10 @@ def test_through_plan_and_exam() -> None:
 def test_bad_operations_are_refused(text: str, says: str) -> None:
     """A misspelt operation or an amount out of range says what would be legal."""
     with pytest.raises(UsageError, match=says):
-        boxed.parse(text)
+        letterbox.parse(text)
 
 
 def test_operations_are_parsed() -> None:
     """None and nothing are no operations."""
-    assert boxed.parse(" flip, jitter:0.2") == (("flip", 0.0), ("jitter", 0.2))
-    assert boxed.parse(None) == boxed.parse("") == ()
+    assert letterbox.parse(" flip, jitter:0.2") == (("flip", 0.0), ("jitter", 0.2))
+    assert letterbox.parse(None) == letterbox.parse("") == ()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import image_files, sources
+from data import sources
+from data.images import decode
 from errors import UsageError
 from tests.boxed_folders import coco, paint, scenes, write_coco
 
@@ -75,7 +76,7 @@ def test_identity_is_that_of_content(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(found) == 3
     monkeypatch.chdir(root)
     assert scenes(Path(".")).identity == scenes(root).identity
-    monkeypatch.setattr(image_files, "HASH_CONTENTS_UP_TO", 0)
+    monkeypatch.setattr(decode, "HASH_CONTENTS_UP_TO", 0)
     large = scenes(root).identity
     Image.new("RGB", (40, 20), "green").save(root / "val" / "wide.png", "BMP")
     assert scenes(root).identity == large

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data import subwords, tokenizer_reader, tokenizer_writer, tokenizers
+from data.text import subwords, tokenizer_reader, tokenizer_writer, tokenizers
 from models.pretrained import preprocessing
 from train import companions
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from data import questions, sources
-from data.kinds import ParallelText, Source, Texts
+from data import sources
+from data.sources import multiple_choice
+from data.types import ParallelText, Source, Texts
 from errors import UsageError
 
 DOCUMENTS = [f'Text {i}, "so" it\u2028goes.\nOn\ttwo\tlines.' for i in range(20)]
@@ -122,9 +123,9 @@ def test_hidden_copies_are_passed_over_and_endings_are_in_any_case(tmp_path: Pat
 
 def test_a_jsonl_file_is_of_questions_where_its_rows_have_choices(tmp_path: Path) -> None:
     name = str(write(tmp_path, ".jsonl", DOCUMENTS))
-    assert questions.eval_kind(None, name, None) == "perplexity"
+    assert multiple_choice.eval_kind(None, name, None) == "perplexity"
     (tmp_path / "corpus.jsonl").write_text('\n{"context": "a", "choices": ["b"], "answer": 0}\n')
-    assert questions.eval_kind(None, name, None) == "multiple_choice"
+    assert multiple_choice.eval_kind(None, name, None) == "multiple_choice"
 
 
 def test_a_path_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

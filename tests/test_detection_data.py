@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import detection, image_files, kinds, sources
-from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset
+from data import sources, types
+from data.images import decode, detection
+from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset
 from errors import UsageError
 from tests.boxed_folders import OBJECT, XML, coco, paint, scenes, write_coco, write_voc
 
@@ -30,11 +31,11 @@ def turned(root: Path, name: str, orientation: int, sized: bool | None) -> None:
     """
     upright = np.full((60, 80, 3), 30, np.uint8)
     upright[5:15, 10:30] = (250, 40, 40)
-    stored = Image.fromarray(upright).transpose(image_files.EXIF_TRANSPOSES[orientation])
+    stored = Image.fromarray(upright).transpose(decode.EXIF_TRANSPOSES[orientation])
     if orientation in (6, 8):  # what makes the one upright turns the other
-        stored = Image.fromarray(upright).transpose(image_files.EXIF_TRANSPOSES[14 - orientation])
+        stored = Image.fromarray(upright).transpose(decode.EXIF_TRANSPOSES[14 - orientation])
     exif = Image.Exif()
-    exif[image_files.ORIENTATION] = orientation
+    exif[decode.ORIENTATION] = orientation
     stored.save(root / f"{name}.png", exif=exif)
     columns, rows = (0, 0) if sized is None else (80, 60) if sized else stored.size
     objects = OBJECT.format(11, 6, 30, 15, name="ball", more="")
@@ -171,7 +172,7 @@ def test_prepared_sets_with_crowds(tmp_path: Path) -> None:
     assert source.__getitems__([0, 1])["box_mask"].tolist() == [[1], [0]]
     assert source.notes == ()
     exif = Image.Exif()
-    exif[image_files.ORIENTATION] = 3
+    exif[decode.ORIENTATION] = 3
     Image.open(tmp_path / "i.png").save(tmp_path / "j.png", exif=exif)
     askew = Rows([{"image": (tmp_path / "j.png").read_bytes(), "objects": marks}])
     noted = detection.from_tfds(askew, objects, (None, None, 3), {"name": "set", "split": "val"})
@@ -191,10 +192,8 @@ def test_prepared_rows_are_read_together(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         Rows, "__getitems__", lambda self, wanted: (asked.append(len(wanted)), [self[i] for i in wanted])[1]
     )
-    monkeypatch.setattr(
-        image_files, "open_image", lambda *of, real=image_files.open_image: (opened.append(of), real(*of))[1]
-    )
-    monkeypatch.setattr(kinds, "BLOCK", 3)
+    monkeypatch.setattr(decode, "open_image", lambda *of, real=decode.open_image: (opened.append(of), real(*of))[1])
+    monkeypatch.setattr(types, "BLOCK", 3)
     monkeypatch.setattr(detection, "DECODE_ONCE", 0)
     objects = {"bbox": BBoxFeature(), "label": ClassLabel()}
     source = detection.from_tfds(rows, objects, shape, {"name": "set", "split": "val"})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
+from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
 from train import detection
 from train.detection import Detections
 from train.record import drawn, pictures, plots

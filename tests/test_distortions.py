@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data import distortions
-from data.distortions import SIGNED, UNSIGNED
-from data.geometry import from_pil, to_pil
+from data.images import randaugment
+from data.images.randaugment import SIGNED, UNSIGNED
+from data.images.resize import from_pil, to_pil
 from errors import UsageError
 
 IMAGE = np.random.default_rng(0).integers(20, 236, (40, 30, 3)).astype(np.uint8)
@@ -119,10 +119,10 @@ def test_randaugment_draws_all_of_the_fourteen_alike(monkeypatch: pytest.MonkeyP
     """Each operation 1 in 14, its magnitude out of 30, either way where there are two."""
     seen: list[tuple[str, float]] = []
     for ways in ("UNSIGNED", "SIGNED"):
-        noted = {n: lambda image, s, n=n: seen.append((n, s)) or image for n in getattr(distortions, ways)}
-        monkeypatch.setattr(distortions, ways, noted)
+        noted = {n: lambda image, s, n=n: seen.append((n, s)) or image for n in getattr(randaugment, ways)}
+        monkeypatch.setattr(randaugment, ways, noted)
     for seed in range(1000):
-        distortions.randaugment(IMAGE, np.random.default_rng(seed), 3, 9)
+        randaugment.randaugment(IMAGE, np.random.default_rng(seed), 3, 9)
     counts = Counter(name for name, _ in seen)
     assert len(counts) == 14
     assert sum(counts.values()) == 3000
@@ -138,9 +138,9 @@ def test_magnitude_0_changes_at_most_contrast(monkeypatch: pytest.MonkeyPatch) -
 
 def test_jitter_is_a_factor_of_each_colour() -> None:
     """Of 0 it changes nothing; a grey image's brightness stays within 1 - X and 1 + X."""
-    np.testing.assert_array_equal(distortions.jitter(IMAGE, np.random.default_rng(0), 0.0), IMAGE)
+    np.testing.assert_array_equal(randaugment.jitter(IMAGE, np.random.default_rng(0), 0.0), IMAGE)
     flat = np.full((8, 8, 3), 100, np.uint8)  # neither contrast nor colour: only the brightness shows
-    means = np.array([distortions.jitter(flat, np.random.default_rng(i), 0.4).mean() for i in range(400)])
+    means = np.array([randaugment.jitter(flat, np.random.default_rng(i), 0.4).mean() for i in range(400)])
     assert 58 <= means.min() < 64
     assert 136 < means.max() <= 140
     assert means.mean() == pytest.approx(100, abs=4)
@@ -148,4 +148,4 @@ def test_jitter_is_a_factor_of_each_colour() -> None:
 
 def test_other_channels_are_refused() -> None:
     with pytest.raises(UsageError, match="2 channels"):
-        distortions.jitter(IMAGE[..., :2], np.random.default_rng(0), 0.1)
+        randaugment.jitter(IMAGE[..., :2], np.random.default_rng(0), 0.1)

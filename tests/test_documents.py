@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import models
-from data import subwords, tokenizer_reader
+from data.text import subwords, tokenizer_reader
 from documents import read_lines, read_rows, read_settings, split_lines
 from errors import UsageError
 from models.pretrained import preprocessing

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from data.evaluation import EvalSet
+from data.eval_set import EvalSet
 from tests.cases import CASES, B, batch_for, random_variables, tiny_model
 from train import evaluate, mesh
 from train.update import losses

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from data import augment, evaluation, sources, tokenizers
-from data.kinds import Examples, Texts
-from data.plan import ExampleSource
+from data import eval_set, sources
+from data.images import augment
+from data.sampler import ExampleSource
+from data.text import tokenizers
+from data.types import Examples, Texts
 
 BYTE = tokenizers.ByteTokenizer()
 EOT = BYTE.vocab - 1
@@ -24,7 +26,7 @@ def texts(*documents: str) -> Texts:
 DOCUMENTS = ("first, of 21 bytes: é", "", "x", "the third is longer than two windows of eight")
 
 
-def gather(exam: evaluation.EvalSet, size: int) -> dict[str, np.ndarray]:
+def gather(exam: eval_set.EvalSet, size: int) -> dict[str, np.ndarray]:
     """All rows of an exam, padding included."""
     parts = list(exam.batches(size, range(size)))
     assert all(len(p["weight"]) == size for p in parts)
@@ -35,7 +37,7 @@ def gather(exam: evaluation.EvalSet, size: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("context", [1, 8, 64])
 def test_exam_counts_every_token_and_byte_once(size: int, context: int) -> None:
     """By document: its tokens and its end, its UTF-8 bytes; rows of padding weigh nothing, at any batch size."""
-    exam = evaluation.from_texts(texts(*DOCUMENTS), BYTE, context)
+    exam = eval_set.from_texts(texts(*DOCUMENTS), BYTE, context)
     got = gather(exam, size)
     n = len(exam)
     assert got["weight"][n:].sum() == got["bytes"][n:].sum() == 0
@@ -53,7 +55,7 @@ def test_exam_counts_every_token_and_byte_once(size: int, context: int) -> None:
 def test_exam_bytes_of_characters() -> None:
     """A character of several bytes counts as many."""
     made = tokenizers.make("char", DOCUMENTS)
-    got = gather(evaluation.from_texts(texts(*DOCUMENTS), made, 8), 3)
+    got = gather(eval_set.from_texts(texts(*DOCUMENTS), made, 8), 3)
     assert got["bytes"].sum() == sum(len(d.encode()) for d in DOCUMENTS)
     assert got["weight"].sum() == sum(len(d) + 1 for d in DOCUMENTS)
 
@@ -61,7 +63,7 @@ def test_exam_bytes_of_characters() -> None:
 def test_exam_of_one_document() -> None:
     """All tokens but the first are told, once each; each window is its own cluster."""
     text = "one document alone, of some length"
-    exam = evaluation.from_texts(texts(text), BYTE, 8)
+    exam = eval_set.from_texts(texts(text), BYTE, 8)
     got = gather(exam, 3)
     assert BYTE.decode(got["targets"][got["weight"] == 1]) == text[1:]
     assert len(set(exam.clusters)) == len(exam) == -(-(len(text) - 1) // 8)
@@ -70,7 +72,7 @@ def test_exam_of_one_document() -> None:
 @pytest.mark.parametrize("documents", [(), ("",), ("a",)])
 def test_exam_of_nothing_is_empty(documents: tuple[str, ...]) -> None:
     """Where there is nothing to tell there is no batch."""
-    exam = evaluation.from_texts(texts(*documents), BYTE, 1)
+    exam = eval_set.from_texts(texts(*documents), BYTE, 1)
     assert len(exam) == 0
     assert list(exam.batches(4, range(4))) == []
 
@@ -78,7 +80,7 @@ def test_exam_of_nothing_is_empty(documents: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("size", [1, 3, 4, 7])
 def test_exam_holds_each_example_once(size: int) -> None:
     """Examples come in order, each a cluster, the rest padded by weight 0."""
-    exam = evaluation.from_examples(numbered(10).source)
+    exam = eval_set.from_examples(numbered(10).source)
     got = gather(exam, size)
     np.testing.assert_array_equal(got["label"][got["weight"] == 1], np.arange(10))
     assert got["weight"].sum() == 10
@@ -87,7 +89,7 @@ def test_exam_holds_each_example_once(size: int) -> None:
 
 def test_exam_rows_are_rows_of_the_batch() -> None:
     """A process that owns some rows reads those, padding included."""
-    exam = evaluation.from_texts(texts(*DOCUMENTS), BYTE, 8)
+    exam = eval_set.from_texts(texts(*DOCUMENTS), BYTE, 8)
     for whole, part in zip(exam.batches(5, range(5)), exam.batches(5, [4, 1]), strict=True):
         for name in whole:
             np.testing.assert_array_equal(part[name], whole[name][[4, 1]])
@@ -96,7 +98,7 @@ def test_exam_rows_are_rows_of_the_batch() -> None:
 def test_exam_prepares_images() -> None:
     """Images of an exam are scaled, never augmented."""
     source = sources.load("digits", "test")
-    exam = evaluation.from_examples(source, augment.ImagePipeline(0, (), 0.5, 0.25))
+    exam = eval_set.from_examples(source, augment.ImagePipeline(0, (), 0.5, 0.25))
     got = gather(exam, 100)["image"][: len(source)]
     want = (source.fields["image"].astype(np.float32) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(got, want, rtol=1e-6)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import launch
 import models
-from data import tokenizer_reader
+from data.text import tokenizer_reader
 from models.core.spec import flatten
 from models.pretrained import class_names
 from train import checkpoint

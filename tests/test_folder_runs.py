@@ -9,9 +9,10 @@ import pytest
 
 import launch
 from configs import base, resnet
-from data import augment, loader, mixing, sources
-from data import prepared as prepared_sets
-from data.plan import BatchSampler, ExampleSource, Phase
+from data import loader, sources
+from data.images import augment, mixup
+from data.sampler import BatchSampler, ExampleSource, Phase
+from data.sources import tfds as prepared_sets
 from errors import UsageError
 from tests.image_folders import classes, save
 from tests.runs import runtime
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 def plan(root: Path) -> BatchSampler:
     images = augment.ImagePipeline(0, augment.parse("random_resized_crop,flip,randaugment:1:9"), size=(8, 8))
     corpus = ExampleSource(sources.load(str(root), "train"))
-    return BatchSampler((corpus,), (Phase(0, 6),), 0, images, mixing.Mixup(0, (("mixup", 0.2), ("cutmix", 1.0))))
+    return BatchSampler((corpus,), (Phase(0, 6),), 0, images, mixup.Mixup(0, (("mixup", 0.2), ("cutmix", 1.0))))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])

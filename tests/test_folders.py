@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import image_files, sources
-from data.kinds import Examples, Texts
+from data import sources
+from data.images import decode
+from data.types import Examples, Texts
 from errors import UsageError
 from tests.image_folders import classes, save, told
 
@@ -136,7 +137,7 @@ def test_images_of_one_size_are_one_array(tmp_path: Path) -> None:
     assert varying.dtype == object
     assert [image.shape for image in varying] == [(8, 6, 3), (9, 7, 3), (10, 6, 3)]
     exif = Image.Exif()
-    exif[image_files.ORIENTATION] = 6
+    exif[decode.ORIENTATION] = 6
     save(tmp_path / "alike" / "dog" / "turned.jpg", (8, 6), exif=exif)
     assert sources.load(str(tmp_path / "alike"), "train").__getitems__([0])["image"].dtype == object
 
@@ -157,7 +158,7 @@ def test_identity_is_of_names_lengths_and_contents(tmp_path: Path, monkeypatch: 
     flat = sources.load(str(two), "train").identity
     save(path, level=52)
     assert sources.load(str(two), "train").identity != flat
-    monkeypatch.setattr(image_files, "HASH_CONTENTS_UP_TO", 0)
+    monkeypatch.setattr(decode, "HASH_CONTENTS_UP_TO", 0)
     large = sources.load(str(two), "train").identity
     save(path, level=53)
     assert sources.load(str(two), "train").identity == large

@@ -12,9 +12,10 @@ from PIL import Image
 import launch
 import models
 from configs import base, resnet
-from data import augment, sources
-from data.kinds import object_array
-from data.plan import BatchSampler, ExampleSource, Phase
+from data import sources
+from data.images import augment
+from data.sampler import BatchSampler, ExampleSource, Phase
+from data.types import object_array
 from errors import UsageError
 from tests.image_folders import save
 from tests.runs import runtime

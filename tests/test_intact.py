@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import intact, sources
-from data.kinds import Examples
+from data import sources
+from data.sources import intact
+from data.types import Examples
 from errors import UsageError
 from tests.image_folders import classes, save
 from tests.runs import runtime

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from data import augment, mixing, sources
-from data.kinds import Examples, generator
-from data.mixing import Mixup
-from data.plan import BatchSampler, ExampleSource, Phase
+from data import sources
+from data.images import augment, mixup
+from data.images.mixup import Mixup
+from data.sampler import BatchSampler, ExampleSource, Phase
+from data.types import Examples, generator
 
 BOTH = (("mixup", 0.4), ("cutmix", 1.0))
 
@@ -125,9 +126,9 @@ def test_draws_of_operations_and_of_mixing_are_apart(monkeypatch: pytest.MonkeyP
         first.append(generator(*of).random())
         return generator(*of)
 
-    for module in (augment, mixing):
+    for module in (augment, mixup):
         monkeypatch.setattr(module, "generator", spied)
     with_flip.batch(0, [0])
-    mine = [generator(0, 0, 0, site).random() for site in (0, mixing.PARTNER_SITE, mixing.LAMBDA_SITE)]
+    mine = [generator(0, 0, 0, site).random() for site in (0, mixup.PARTNER_SITE, mixup.LAMBDA_SITE)]
     assert set(mine) <= set(first)
     assert len(set(mine)) == 3

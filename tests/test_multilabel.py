@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from data import prepared
-from data.kinds import Texts, check_labels
-from data.sequences import pad_documents
-from data.tokenizers import make
+from data.sources import tfds
+from data.text.packing import pad_documents
+from data.text.tokenizers import make
+from data.types import Texts, check_labels
 from errors import UsageError
 from train import multilabel
 from train.evaluate import Rows, Scores
@@ -106,17 +106,15 @@ def test_a_prepared_sets_sequences_of_classes_are_labels() -> None:
     """Rows of TFDS have lists of class numbers, perhaps none; one class a row goes before them; -1 is kept secret."""
     one = feature("ClassLabel", num_classes=3, names=["x", "y", "z"])
     several = feature("Sequence", feature=one)
-    label = prepared._find_labels({"text": feature("Text"), "tags": several})
+    label = tfds._find_labels({"text": feature("Text"), "tags": several})
     assert label is not None
     assert (label.field, label.classes, label.names) == ("labels", 3, ("x", "y", "z"))
     rows = [{"tags": np.array([2, 0])}, {"tags": np.array([], np.int64)}]
     np.testing.assert_array_equal(label.read(rows), [[1, 0, 1], [0, 0, 0]])
     with pytest.raises(UsageError, match="no public labels"):
         check_labels(label.read([{"tags": [-1]}]), {"name": "set", "split": "test"})
-    assert prepared._find_labels({"kind": one, "tags": several}) == prepared.LabelFeature(
-        "kind", False, 3, ("x", "y", "z")
-    )
-    assert prepared._find_labels({"kind": one, "sort": one}) is None  # which of them? TFDS has them in any order
+    assert tfds._find_labels({"kind": one, "tags": several}) == tfds.LabelFeature("kind", False, 3, ("x", "y", "z"))
+    assert tfds._find_labels({"kind": one, "sort": one}) is None  # which of them? TFDS has them in any order
 
 
 def test_texts_with_several_labels_become_examples() -> None:

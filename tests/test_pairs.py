@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import pairs, plan, sources, tokenizers
-from data.kinds import ParallelText
+from data import sampler, sources
+from data.sources import parallel_text
+from data.text import tokenizers
+from data.types import ParallelText
 from errors import UsageError
 
 SIDES = ["one", "two words", "", "more than eight bytes"], ["eins", "zwei Wörter", "leer", "x"]
@@ -71,7 +73,7 @@ def test_what_does_not_lie_side_by_side_is_refused(folder: Path) -> None:
 def test_rows_foretell_the_translation() -> None:
     """tokens are the targets one later, after the start; weights and mask end with the end of the text."""
     made = tokenizers.make("byte", ())
-    found = pairs.translation_rows(
+    found = parallel_text.translation_rows(
         ParallelText(("ab",), ("xyz",), ("en", "de"), {"name": "p"}), made, 16, truncate=False
     )
     row = {k: v[0] for k, v in found.__getitems__([0]).items()}
@@ -88,7 +90,7 @@ def test_lengths_end_at_the_limit(limit: int) -> None:
     """To learn from, what is longer or empty is left out; to be examined, it is cut."""
     made = tokenizers.make("byte", ())
     given = ParallelText(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
-    learnt, asked = (pairs.translation_rows(given, made, limit, truncate=cut) for cut in (False, True))
+    learnt, asked = (parallel_text.translation_rows(given, made, limit, truncate=cut) for cut in (False, True))
     fit = [min(lengths) > 0 and max(lengths) < limit for lengths in [(3, 4), (9, 12), (0, 4), (21, 1)]]
     assert len(learnt) == sum(fit)
     assert len(asked) == 4
@@ -103,11 +105,11 @@ def test_lengths_end_at_the_limit(limit: int) -> None:
 
 def test_no_pair_short_enough_is_refused() -> None:
     with pytest.raises(UsageError, match="no pair of at most 2 tokens"):
-        pairs.translation_rows(
+        parallel_text.translation_rows(
             ParallelText(("abc",), ("x",), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 2, truncate=False
         )
     with pytest.raises(UsageError, match="p has no pair of two texts"):
-        pairs.translation_rows(
+        parallel_text.translation_rows(
             ParallelText((), (), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 9, truncate=False
         )
 
@@ -115,19 +117,21 @@ def test_no_pair_short_enough_is_refused() -> None:
 def test_lengths_are_cut_into_parts() -> None:
     given = ParallelText(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
     for parts, length in ((1, 16), (3, 24), (16, 16)):
-        found = pairs.translation_rows(given, tokenizers.make("byte", ()), 48, truncate=True, parts=parts)
+        found = parallel_text.translation_rows(given, tokenizers.make("byte", ()), 48, truncate=True, parts=parts)
         assert found.shapes["tokens"] == (length,)
 
 
 def test_a_language_is_not_translated_into_itself() -> None:
     with pytest.raises(UsageError, match="must name two different languages"):
-        pairs.languages("en:en")
+        parallel_text.languages("en:en")
 
 
 def test_a_batch_keeps_the_weights_of_tokens() -> None:
     given = ParallelText(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
-    corpus = plan.ExampleSource(pairs.translation_rows(given, tokenizers.make("byte", ()), 64, truncate=False))
-    batch = plan.BatchSampler((corpus,), (plan.Phase(0, 3),), 0).batch(0)
+    corpus = sampler.ExampleSource(
+        parallel_text.translation_rows(given, tokenizers.make("byte", ()), 64, truncate=False)
+    )
+    batch = sampler.BatchSampler((corpus,), (sampler.Phase(0, 3),), 0).batch(0)
     assert batch["weight"].shape == batch["tokens"].shape
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import evaluation, tokenizers
-from data.kinds import texts
+from data import eval_set
+from data.text import tokenizers
+from data.types import texts
 from train.evaluate import Rows
 from train.record import pictures
 
@@ -125,7 +126,7 @@ def test_passages_are_the_windows_of_highest_loss(tmp_path: Path) -> None:
     """Only what was told, in falling order, without the short end of a document."""
     tokenizer = tokenizers.make("byte", ())
     source = texts("made", "test", ["first line\nsecond line, and the end", "other words in the other text"])
-    exam = evaluation.from_texts(source, tokenizer, 12, overlap=4)
+    exam = eval_set.from_texts(source, tokenizer, 12, overlap=4)
     weight = exam.fields["weight"].sum(1)
     told = [tokenizer.decode(t[w > 0]) for t, w in zip(exam.fields["targets"], exam.fields["weight"], strict=True)]
     assert "".join(told) == "".join(source.documents)

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import augment, loader, plan, sequences, sources, tokenizers
-from data.kinds import Examples, Texts
-from data.plan import PATTERN_LENGTH, BatchSampler, ExampleSource, Phase
-from data.sequences import WindowSource
+from data import loader, sampler, sources
+from data.images import augment
+from data.sampler import PATTERN_LENGTH, BatchSampler, ExampleSource, Phase
+from data.text import packing, tokenizers
+from data.text.packing import WindowSource
+from data.types import Examples, Texts
 from errors import UsageError
 
 BYTE = tokenizers.ByteTokenizer()
@@ -88,7 +90,7 @@ def test_a_phase_that_never_ran_changes_nothing() -> None:
 def test_phases_survive_a_manifest() -> None:
     """phases_as_json and phases_from_json are inverse."""
     phases = (Phase(0, 4, (0.5, 0.5)), Phase(10, 8, (0.25, 0.75)))
-    assert plan.phases_from_json(plan.phases_as_json(phases)) == phases
+    assert sampler.phases_from_json(sampler.phases_as_json(phases)) == phases
 
 
 @pytest.mark.parametrize("weights", [(0.7, 0.3), (1, 1, 2), (3, 0, 1), (1, 1, 1)])
@@ -188,8 +190,8 @@ def test_a_stream_shorter_than_a_window_is_refused(documents: tuple[str, ...], t
 
 def test_documents_end_in_eot() -> None:
     """Several documents are laid end to end, each closed; one document alone is left as it is."""
-    np.testing.assert_array_equal(sequences.token_stream(texts("ab", "", "c"), BYTE), [97, 98, EOT, EOT, 99, EOT])
-    np.testing.assert_array_equal(sequences.token_stream(texts("ab"), BYTE), [97, 98])
+    np.testing.assert_array_equal(packing.token_stream(texts("ab", "", "c"), BYTE), [97, 98, EOT, EOT, 99, EOT])
+    np.testing.assert_array_equal(packing.token_stream(texts("ab"), BYTE), [97, 98])
 
 
 # The loader

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import sequences
-from data.evaluation import EvalSet, from_texts
-from data.kinds import Texts
+from data.eval_set import EvalSet, from_texts
 from data.progress import track
-from data.tokenizers import ByteTokenizer
+from data.text import packing
+from data.text.tokenizers import ByteTokenizer
+from data.types import Texts
 from train import evaluate, loop, mesh
 from train.host import Runtime
 from train.record import metrics, speed
@@ -181,7 +181,7 @@ def test_evaluations_and_tokenising_report() -> None:
     assert [(done, total) for _, done, total in said] == [(0, 3), (1, 3), (2, 3), (3, 3), (0, 2), (1, 2), (2, 2)]
     said.clear()
     documents = Texts(("ab", "cd"), {"name": "t", "split": "train"})
-    sequences.token_stream(documents, ByteTokenizer(), note)
+    packing.token_stream(documents, ByteTokenizer(), note)
     from_texts(documents, ByteTokenizer(), 4, tick=note)
     assert said == [("tokenising documents", done, 2) for done in (0, 1, 2)] * 2
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from data import added_tokens, embedded, subwords, tokenizer_reader
+from data.sources import builtin
+from data.text import added_tokens, subwords, tokenizer_reader
 from errors import UsageError
 
 CORPUS = ["the cat sat on the mat, the cat ate", "naïve café – the end"] * 3
@@ -37,7 +38,7 @@ FLAGGED: list[dict[str, Any]] = [
 def sentence_piece() -> bytes:
     library = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (requirements-parity.txt)")
     written = io.BytesIO()
-    corpus = embedded.BUILTIN["pydoc_text"][0]("train").documents[:30]
+    corpus = builtin.BUILTIN["pydoc_text"][0]("train").documents[:30]
     lines = [line for document in corpus for line in document.split("\n") if line.strip()]
     shape = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False}
     rules = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "minloglevel": 2}

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from data import questions, tokenizers
-from data.kinds import texts
-from data.questions import Question, Questions
+from data.sources import multiple_choice
+from data.sources.multiple_choice import Question, Questions
+from data.text import tokenizers
+from data.types import texts
 from errors import UsageError
 from tests.cases import random_variables, tiny_model
 from tests.harness import jit_predict
@@ -95,7 +96,7 @@ def test_likelihoods_are_those_of_the_definition(model) -> None:
 
 def test_last_words_are_told_greedily_or_not(model) -> None:
     made, variables = model
-    told = questions.last_words(texts("x", "y", ["the cat sat", " a b "]))
+    told = multiple_choice.last_words(texts("x", "y", ["the cat sat", " a b "]))
     assert [(q.context, q.choices) for q in told.items] == [("the cat", ("sat",)), ("a", ("b",))]
     scores = ask(made, variables, told.items)
     want = [likelihood(made, variables, q.context, f" {q.choices[0]}") for q in told.items]
@@ -103,7 +104,7 @@ def test_last_words_are_told_greedily_or_not(model) -> None:
     assert scores.metrics["perplexity"] == pytest.approx(math.exp(scores.metrics["loss"]), rel=1e-6)
     assert scores.metrics["accuracy"] == np.mean([greedy for _, greedy in want])
     with pytest.raises(UsageError, match="only one word"):
-        questions.last_words(texts("x", "y", ["one"]))
+        multiple_choice.last_words(texts("x", "y", ["one"]))
 
 
 def test_a_standard_error_is_that_of_a_mean() -> None:
@@ -132,12 +133,12 @@ def test_a_line_that_is_no_question_is_named(line: str, tmp_path: Path) -> None:
     good = json.dumps({"context": "a", "choices": ["b", "c"], "answer": 1})
     file.write_text(f"{good}\n{line}\n")
     with pytest.raises(UsageError, match="line 2 is not a question"):
-        questions.load(str(file), "test", None)
+        multiple_choice.load(str(file), "test", None)
     file.write_text(f"{good}\nnothing\n")
     with pytest.raises(UsageError, match="line 2 cannot be read as JSON"):
-        questions.load(str(file), "test", None)
+        multiple_choice.load(str(file), "test", None)
     file.write_text(f"{good}\n\n{good}\n")
-    assert questions.load(str(file), "test", None).items == (Question("a", ("b", "c"), 1),) * 2
+    assert multiple_choice.load(str(file), "test", None).items == (Question("a", ("b", "c"), 1),) * 2
 
 
 def test_lines_of_questions_end_at_line_feeds_only(tmp_path: Path) -> None:
@@ -145,14 +146,14 @@ def test_lines_of_questions_end_at_line_feeds_only(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     row = json.dumps({"context": "a\u2028b\u0085", "choices": ["b", "c"], "answer": 1}, ensure_ascii=False)
     file.write_bytes(b"\xef\xbb\xbf" + f"{row}\r\n\r\n{row}".encode())
-    assert questions.load(str(file), "test", None).items == (Question("a\u2028b\u0085", ("b", "c"), 1),) * 2
+    assert multiple_choice.load(str(file), "test", None).items == (Question("a\u2028b\u0085", ("b", "c"), 1),) * 2
 
 
 def test_arc_and_mmlu_are_put_as_in_the_harness() -> None:
-    one = questions.with_text_choices("Why?", ("so", "thus"), 1, "")
+    one = multiple_choice.with_text_choices("Why?", ("so", "thus"), 1, "")
     assert (one.context, one.choices, one.answer) == ("Question: Why?\nAnswer:", ("so", "thus"), 1)
-    two = questions.with_letter_choices("Why? ", ("so", "thus"), 0, "moral_disputes")
+    two = multiple_choice.with_letter_choices("Why? ", ("so", "thus"), 0, "moral_disputes")
     heading = "The following are multiple choice questions (with answers) about moral disputes.\n\n"
     assert two.context == f"{heading}Why?\nA. so\nB. thus\nAnswer:"
     assert two.choices == ("A", "B")
-    assert questions.context_choice_pairs([two])[1] == (two.context, " B")
+    assert multiple_choice.context_choice_pairs([two])[1] == (two.context, " B")

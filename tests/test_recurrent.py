@@ -11,9 +11,9 @@ import pytest
 
 import launch
 import models
-from data import sequences, tokenizers
-from data.kinds import Texts
-from data.plan import BatchSampler, Phase
+from data.sampler import BatchSampler, Phase
+from data.text import packing, tokenizers
+from data.types import Texts
 from errors import UsageError
 from tests.cases import batch_for, random_variables, tiny_model
 from tests.harness import Trainer, jit_predict
@@ -31,7 +31,7 @@ def texts(count: int) -> Texts:
 
 def test_rows_go_on_where_they_ended() -> None:
     """Each row of the next batch begins with the token that the row before was to tell last; streams do not overlap."""
-    corpus = sequences.StreamSource(texts(1000), BYTE, 10, 4)
+    corpus = packing.StreamSource(texts(1000), BYTE, 10, 4)
     plan = BatchSampler((corpus,), (Phase(0, 4),), seed=3)
     batches = [plan.batch(step) for step in range(corpus.windows + 1)]
     for old, new in itertools.pairwise(batches[:-1]):
@@ -46,7 +46,7 @@ def test_rows_go_on_where_they_ended() -> None:
 
 def test_too_short_a_text_for_its_rows_is_refused() -> None:
     with pytest.raises(UsageError, match="too few for 8 windows"):
-        sequences.StreamSource(texts(50), BYTE, 10, 8)
+        packing.StreamSource(texts(50), BYTE, 10, 8)
 
 
 def carried(mesh: str = "dp:1", accumulate: int = 1) -> Trainer:

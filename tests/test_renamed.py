@@ -13,7 +13,7 @@ import models
 import renamed
 import usage
 from configs import base, reader
-from data import questions
+from data.sources import multiple_choice
 from errors import UsageError, unknown
 from models.blocks.attention import attention
 from models.families import mlp
@@ -27,7 +27,11 @@ OLDER = Path(__file__).parent / "fixtures" / "run_of_62e66cd"  # made by that co
 
 def test_the_tables_agree_with_the_code() -> None:
     """Every new name exists, and no old one does."""
-    tables = [(renamed.KNOBS, base.KNOBS), (renamed.METRICS, metrics.UNITS), (renamed.TASKS, questions.EVAL_KINDS)]
+    tables = [
+        (renamed.KNOBS, base.KNOBS),
+        (renamed.METRICS, metrics.UNITS),
+        (renamed.TASKS, multiple_choice.EVAL_KINDS),
+    ]
     tables += [(renamed.WORDS["loss"], losses.TASKS), (renamed.WORDS["train.attention"], attention.BACKENDS)]
     tables += [(renamed.WORDS["model.init"], mlp.INITIALIZERS)]
     tables += [(names, set(usage.define_flags(verb))) for verb, names in renamed.FLAGS.items()]
@@ -77,7 +81,7 @@ def test_an_old_word() -> None:
         models.build("mlp", init="he")
     for old, new in renamed.TASKS.items():
         with pytest.raises(UsageError, match=f"'{old}': it is now called '{new}'"):
-            questions.eval_kind(old, "pydoc_text", None)
+            multiple_choice.eval_kind(old, "pydoc_text", None)
 
 
 def test_an_old_field(monkeypatch) -> None:

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from configs import reader
-from data import plan
+from data import sampler
 from train import checkpoint, evaluate, loop, run
 from train.host import Runtime
 from train.record import metrics, profile
@@ -51,7 +51,7 @@ def raising(error: BaseException, when: Any, then: Any) -> Any:
     return call
 
 
-READS = (plan.BatchSampler, "batch", lambda self, n, *rows: n == 8)
+READS = (sampler.BatchSampler, "batch", lambda self, n, *rows: n == 8)
 MEASURES = (evaluate, "format_scores", lambda scores: True)
 WRITES = (metrics.Recorder, "write", lambda self, kind, n, *more: n == 8)
 

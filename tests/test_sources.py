@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import embedded, sequences, sources, tokenizers
-from data import prepared as prepared_sets
-from data.kinds import Texts
+from data import sources
+from data.sources import builtin
+from data.sources import tfds as prepared_sets
+from data.text import packing, tokenizers
+from data.types import Texts
 from errors import UsageError
 
 
-@pytest.mark.parametrize("name", list(embedded.BUILTIN))
+@pytest.mark.parametrize("name", list(builtin.BUILTIN))
 def test_embedded_sets_are_stable(name: str) -> None:
     """Loaded twice a set has the same identity; its splits have different ones, and share nothing (but xor's)."""
     splits = sources.splits_of(name)
@@ -143,7 +145,7 @@ def test_secret_labels_are_refused() -> None:
     identity = {"name": "contest", "split": "test"}
     hidden = Texts(("one", "two"), identity, np.array([1, -1], np.int32), 2)
     with pytest.raises(UsageError, match="split 'test' of 'contest' has no public labels"):
-        sequences.pad_documents(hidden, tokenizers.make("byte", ()), 8)
+        packing.pad_documents(hidden, tokenizers.make("byte", ()), 8)
 
     features, label = (
         {"image": SimpleNamespace(shape=(2, 2, 1))},
@@ -203,7 +205,7 @@ def test_classes_have_the_names_of_the_set() -> None:
     assert (clothes[0], clothes[9], len(clothes)) == ("T-shirt/top", "Ankle boot", 10)
     texts = sources.load("glue/sst2", "validation", data_dir=PREPARED)
     assert texts.names == ("negative", "positive")
-    assert sequences.pad_documents(texts, tokenizers.make("byte", ()), 8).names == texts.names
+    assert packing.pad_documents(texts, tokenizers.make("byte", ()), 8).names == texts.names
 
 
 @prepared

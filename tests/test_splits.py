@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import folders, questions, sources, splits
-from data.kinds import Examples, ParallelText, Texts
+from data import sources
+from data.sources import image_folder, multiple_choice, splits
+from data.types import Examples, ParallelText, Texts
 from errors import UsageError
 from tests import boxed_folders
 
@@ -111,7 +112,7 @@ def test_a_part_of_class_folders_has_its_share_of_every_class(tmp_path: Path) ->
     alone = sources.load(str(tmp_path), "train[:1]")
     assert isinstance(alone, Examples)
     assert alone.absent == ("b",)
-    assert isinstance(sources.load(str(tmp_path), "train").fields, folders.FolderReader)
+    assert isinstance(sources.load(str(tmp_path), "train").fields, image_folder.FolderReader)
 
 
 def test_parts_of_embedded_sets() -> None:
@@ -205,9 +206,9 @@ def test_splits_that_overlap_are_known(one: str, other: str, shared: str | None)
 def test_parts_of_questions(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text("".join(json.dumps({"context": str(i), "choices": ["a"], "answer": 0}) + "\n" for i in range(10)))
-    found = questions.load(str(file), "test[:20%]+test[-1:]", None)
+    found = multiple_choice.load(str(file), "test[:20%]+test[-1:]", None)
     assert [q.context for q in found.items] == ["0", "1", "9"]
-    assert found.identity != questions.load(str(file), "test", None).identity
+    assert found.identity != multiple_choice.load(str(file), "test", None).identity
 
 
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set: no prepared data")
@@ -224,8 +225,8 @@ def test_parts_of_prepared_sets() -> None:
     assert len(images) == 100
     every = sources.load("fashion_mnist", "test", data_dir=where)
     np.testing.assert_array_equal(images.__getitems__([0])["image"], every.__getitems__([9900])["image"])
-    asked = questions.load("arc_challenge_test", "test[:3]", where)
-    assert asked.items == questions.load("arc_challenge_test", "test", where).items[:3]
+    asked = multiple_choice.load("arc_challenge_test", "test[:3]", where)
+    assert asked.items == multiple_choice.load("arc_challenge_test", "test", where).items[:3]
     with pytest.raises(UsageError, match="none of the 1,000 rows"):
         sources.load("multi30k_en_de", "test[5:5]", field="en:de", data_dir=where)
     with pytest.raises(UsageError, match=r"unknown split of multi30k_en_de 'tset'.*'test'"):

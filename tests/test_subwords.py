@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import launch
-from data import embedded, evaluation, sequences, subwords, tokenizer_reader, tokenizer_writer, tokenizers
-from data.kinds import Texts, texts
+from data import eval_set
+from data.sources import builtin
+from data.text import packing, subwords, tokenizer_reader, tokenizer_writer, tokenizers
+from data.types import Texts, texts
 from errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -121,7 +123,7 @@ def test_sentence_piece_gives_its_ids(kind: str, rule: str, whole: bool, tmp_pat
     """A model that it trained, with a user's symbol and a space before a text; bytes add up where text comes back."""
     library = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (requirements-parity.txt)")
     written = io.BytesIO()
-    corpus = embedded.BUILTIN["pydoc_text"][0]("train").documents
+    corpus = builtin.BUILTIN["pydoc_text"][0]("train").documents
     lines = [line for document in corpus[:30] for line in document.split("\n") if line.strip()]
     shape = {"vocab_size": 500, "model_type": kind, "byte_fallback": True, "user_defined_symbols": ["<sep>"]}
     rules = {"normalization_rule_name": rule, "remove_extra_whitespaces": not whole, "minloglevel": 2}
@@ -139,7 +141,7 @@ def test_sentence_piece_gives_its_ids(kind: str, rule: str, whole: bool, tmp_pat
         assert ids.tolist() == theirs.encode(text)
         if rule == "identity" and whole:
             assert ours.byte_lengths[ids].sum() == len(text.encode()) + 1
-            assert evaluation.byte_lengths(ours, ids, text).sum() == len(text.encode())
+            assert eval_set.byte_lengths(ours, ids, text).sum() == len(text.encode())
     assert (ours.byte_lengths is None) == (rule != "identity" or not whole)
 
 
@@ -158,10 +160,10 @@ def test_bert_puts_special_tokens_around_a_text(tmp_path: Path) -> None:
     assert (whole.prefix, whole.suffix) == (bare.prefix, bare.suffix) == ((101,), (102,))
     assert whole.byte_lengths is None
     source = Texts(("a happy person", "no"), {"name": "x", "split": "y"}, np.array([1, 0], np.int32), 2)
-    rows = sequences.pad_documents(source, whole, 512).__getitems__([0, 1])
+    rows = packing.pad_documents(source, whole, 512).__getitems__([0, 1])
     assert rows["tokens"].tolist() == [[101, 1037, 3407, 2711, 102, 0, 0, 0], [101, 2053, 102, 0, 0, 0, 0, 0]]
     assert rows["mask"].sum(1).tolist() == [5, 3]
-    cut = sequences.pad_documents(source, whole, 4).__getitems__([0])
+    cut = packing.pad_documents(source, whole, 4).__getitems__([0])
     assert cut["tokens"].tolist() == [[101, 1037, 3407, 102]]
 
 
@@ -199,7 +201,7 @@ def test_documents_hold_all_their_bytes() -> None:
     """In windows of any size, whatever the tokenizer, the bytes told are those of the documents."""
     source = texts("x", "y", ["the cat, naïve", "日本語 the end", "a"])
     for tokenizer in (made("trained"), tokenizers.make("byte", ())):
-        exam = evaluation.from_texts(source, tokenizer, 4)
+        exam = eval_set.from_texts(source, tokenizer, 4)
         told = sum(float(batch["bytes"].sum()) for batch in exam.batches(2, [0, 1]))
         assert told == sum(len(d.encode()) for d in source.documents)
 
@@ -231,7 +233,7 @@ def test_long_words_take_no_time_without_end() -> None:
 
 
 def test_a_long_text_is_cut_where_no_token_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = " ".join(embedded.BUILTIN["pydoc_text"][0]("validation").documents[:10])
+    text = " ".join(builtin.BUILTIN["pydoc_text"][0]("validation").documents[:10])
     one = subwords.train_bpe([text], 500)
     ids = one.encode(text).tolist()
     monkeypatch.setattr(subwords, "CHUNK", 500)

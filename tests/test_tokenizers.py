@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data import tokenizers
+from data.text import tokenizers
 from errors import UsageError
 
 BYTE = tokenizers.ByteTokenizer()

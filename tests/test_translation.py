@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.kinds import ParallelText
+from data.types import ParallelText
 from train import translation
 from train.record import translated
 

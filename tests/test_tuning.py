@@ -12,8 +12,8 @@ import pytest
 import launch
 import models
 from configs import base, reader
-from data import subwords
-from data.kinds import Examples, Source, Texts
+from data.text import subwords
+from data.types import Examples, Source, Texts
 from errors import UsageError
 from models import pretrained
 from models.core.spec import flatten

@@ -7,7 +7,7 @@ import pytest
 from configs import base, gpt, reader, unread
 from configs.base import KNOBS
 from configs.unread import FACTS, READ_UNDER, SET
-from data import questions
+from data.sources import multiple_choice
 from models import TRAITS
 from tests.test_config import CHANGED, VARIANTS, config
 from train.facts import COMPUTE_KNOBS
@@ -19,7 +19,7 @@ LEGAL = {
     **{"optim.name": set(optim.OPTIMIZERS), "schedule.name": set(schedules.SCHEDULES)},
     **{"data": KINDS, "sets": {"one set", "several sets"}, "task": TRAITS, "parts": PARTS},
     "data.tokenizer": {"byte", "char", "word", "bpe"},
-    "exam": set(questions.EVAL_KINDS),
+    "exam": set(multiple_choice.EVAL_KINDS),
     "verb": {"train", "eval", "sample", "convert --pretrained", "convert --export"},
 }
 

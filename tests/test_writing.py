@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import subwords, tokenizers
+from data.text import subwords, tokenizers
 from train import writing
 from train.host import Runtime
 from train.restored import LoadedModel

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import optax
 
-from data import plan, tokenizer_reader, tokenizers
+from data import sampler
 from data.files import expand_home
+from data.text import tokenizer_reader, tokenizers
 from errors import UsageError
 from models import pretrained
 from train import checkpoint, companions, initial, loop
@@ -23,22 +24,24 @@ class ResumePoint:
     """What a run goes on from."""
 
     start: int  # finished updates
-    phases: tuple[plan.Phase, ...]
+    phases: tuple[sampler.Phase, ...]
     history: list[dict[str, Any]] = field(default_factory=list)  # changes of the schedule, each with its first update
     evaluated: bool = True  # the checkpoint was evaluated when it was saved
     skipped: int = 0  # updates in a row, the newest, that were not finite under the schedule that holds
     files: dict[str, str] = field(default_factory=dict)  # of a published network, that go with it (train/companions.py)
 
 
-def first_phase(cfg: Config) -> plan.Phase:
+def first_phase(cfg: Config) -> sampler.Phase:
     """The phase that the config describes, from update 0 on."""
     weights = cfg.data.weights or (1.0,) * len(dataset_names(cfg))
     if len(weights) != len(dataset_names(cfg)) or min(weights) < 0 or not sum(weights):
         raise UsageError(f"data.weights = {weights} must give each of {cfg.data.name!r} a share of 0 or more")
     least = min(w for w in weights if w) / sum(weights)
-    if least < plan.MIN_WEIGHT:
-        raise UsageError(f"data.weights = {weights}: a share must be 0 or at least {plan.MIN_WEIGHT}, not {least:.1g}")
-    return plan.Phase(0, cfg.train.batch, tuple(map(float, weights)))
+    if least < sampler.MIN_WEIGHT:
+        raise UsageError(
+            f"data.weights = {weights}: a share must be 0 or at least {sampler.MIN_WEIGHT}, not {least:.1g}"
+        )
+    return sampler.Phase(0, cfg.train.batch, tuple(map(float, weights)))
 
 
 def resume_or_init(
@@ -70,7 +73,7 @@ def resume_or_init(
             f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}; "
             f"bring it back, or go on from the parameters in another --workdir, by --config.init_from={workdir}"
         )
-    phases = plan.phases_from_json(manifest["phases"])
+    phases = sampler.phases_from_json(manifest["phases"])
     if cfg.train.stateful and phases[-1].batch_size != phase.batch_size:
         raise UsageError(
             f"train.batch = {phase.batch_size}: with train.stateful a run keeps its {phases[-1].batch_size} rows"

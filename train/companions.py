@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data import tokenizer_reader, tokenizers
 from data.files import expand_home
+from data.text import tokenizer_reader, tokenizers
 from documents import parse_json, read_text
 from errors import UsageError
 from models import pretrained

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.boxed import to_original
-from data.detection import BoxAnnotations, DetectionDataset
-from data.geometry import Size
+from data.images.detection import BoxAnnotations, DetectionDataset
+from data.images.letterbox import to_original
+from data.images.resize import Size
 from train.evaluate import Scores
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # thresholds, intersection over union

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import embedded, image_files, intact, prepared, questions, sources
+from data import sources
 from data.files import expand_home, list_files
+from data.images import decode
+from data.sources import builtin, intact, multiple_choice, tfds
 from errors import UsageError
 from train import cache
 from train.host import Runtime
@@ -50,9 +52,9 @@ def _find_problems(runtime: Runtime, name: str, field: str | None) -> list[str]:
     """What of a data set cannot be read, all of which is read."""
     data_dir, tick, wrong = runtime.environ.get("TFDS_DATA_DIR"), Ticker(runtime), list[str]()
     try:
-        if questions.has_questions(name, data_dir):
-            splits = ("test",) if questions.is_question_file(name) else sources.splits_of(name, data_dir)
-            read = {split: len(questions.load(name, split, data_dir)) for split in splits}
+        if multiple_choice.has_questions(name, data_dir):
+            splits = ("test",) if multiple_choice.is_question_file(name) else sources.splits_of(name, data_dir)
+            read = {split: len(multiple_choice.load(name, split, data_dir)) for split in splits}
             runtime.say(*(f"ok     {split}: {count:,} questions read" for split, count in read.items()))
             return []
     except UsageError as error:
@@ -69,8 +71,8 @@ def _find_problems(runtime: Runtime, name: str, field: str | None) -> list[str]:
         count = f"{len(refused):,} of {len(source):,} cannot be" if refused else f"{len(source):,}"
         runtime.say(f"{'WRONG' if refused else 'ok   '}  {split}: {count} read", *(f"       {note}" for note in notes))
     if wrong and Path(name).is_dir():
-        files = list_files(name, image_files.EXTENSIONS)
-        wrong = intact.read_errors(lambda file: image_files.decode(file, str(file)), files, "reading", tick) + wrong
+        files = list_files(name, decode.EXTENSIONS)
+        wrong = intact.read_errors(lambda file: decode.decode(file, str(file)), files, "reading", tick) + wrong
     return wrong
 
 
@@ -131,10 +133,10 @@ def _arithmetic(runtime: Runtime) -> tuple[bool, str]:
 def _data(runtime: Runtime) -> tuple[bool, str]:
     given = runtime.environ.get("TFDS_DATA_DIR")
     folder = Path(given or Path.home() / "tensorflow_datasets")
-    where = f"embedded: {', '.join(embedded.BUILTIN)}; TFDS_DATA_DIR is {given or 'not set'}"
+    where = f"embedded: {', '.join(builtin.BUILTIN)}; TFDS_DATA_DIR is {given or 'not set'}"
     if not folder.is_dir():
         return not given, f"{where}, no folder is {'there' if given else f'at {folder}'}"
-    found = ", ".join(prepared.list_prepared(str(folder)))
+    found = ", ".join(tfds.list_prepared(str(folder)))
     return True, f"{where}, {'which' if given else folder} holds {found or 'no prepared set'}"
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data.evaluation import EvalSet
+from data.eval_set import EvalSet
 from data.progress import Tick, silent
 from models import Model
 from train import feed

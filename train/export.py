@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data import tokenizer_writer
+from data.text import tokenizer_writer
 from errors import UsageError
 from models import Model, pretrained
 from models.pretrained import class_names, preprocessing

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from data import sources
-from data.detection import DetectionDataset
-from data.kinds import Examples, ParallelText, Source, Texts
+from data.images.detection import DetectionDataset
+from data.types import Examples, ParallelText, Source, Texts
 from models import Model
 from train.update import leaves, losses
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from data import loader
-from data.evaluation import EvalSet
-from data.plan import Batch, BatchSampler
+from data.eval_set import EvalSet
+from data.sampler import Batch, BatchSampler
 from errors import UsageError
 from train.mesh import Placement
 from train.update.step import batch_axes

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 import models
-from data import augment, boxed, mixing
-from data.detection import DetectionDataset
-from data.geometry import INTERPOLATIONS, RESIZE_MODES, Size
-from data.kinds import Examples, Source
-from data.plan import Augment
+from data.images import augment, letterbox, mixup
+from data.images.detection import DetectionDataset
+from data.images.resize import INTERPOLATIONS, RESIZE_MODES, Size
+from data.sampler import Augment
+from data.types import Examples, Source
 from errors import UsageError, unknown
 from models import Model
 from train.update.losses import TASKS, Task
@@ -44,13 +44,13 @@ def find_problems(cfg: Config) -> Iterator[str]:
 
 def eval_transform(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
     """What happens to images that are evaluated, with boxes or without; `channels` a network has. Raises UsageError."""
-    return boxed.DetectionPipeline(cfg.seed, detection_size(cfg)) if boxes else _image_pipeline(cfg, (), channels)
+    return letterbox.DetectionPipeline(cfg.seed, detection_size(cfg)) if boxes else _image_pipeline(cfg, (), channels)
 
 
 def train_transform(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
     """What happens to images that are trained on, each by itself; arguments as of `examined`. Raises UsageError."""
     if boxes:
-        return boxed.DetectionPipeline(cfg.seed, detection_size(cfg), boxed.parse(cfg.data.augment))
+        return letterbox.DetectionPipeline(cfg.seed, detection_size(cfg), letterbox.parse(cfg.data.augment))
     return _image_pipeline(
         cfg, tuple(s for s in augment.parse(cfg.data.augment) if s[0] in augment.OPERATIONS), channels
     )
@@ -66,15 +66,15 @@ def image_channels(cfg: Config, model: Model | None = None) -> int | None:
     return inputs[-1] if isinstance(inputs, tuple) and inputs else inputs
 
 
-def mixup_transform(cfg: Config, task: Task) -> mixing.Mixup | None:
+def mixup_transform(cfg: Config, task: Task) -> mixup.Mixup | None:
     """What happens to pairs of them; None where nothing does. Raises UsageError for a task that takes no mixed rows."""
     if task.target_field == "boxes":
         return None
-    ways = tuple(s for s in augment.parse(cfg.data.augment) if s[0] in mixing.METHODS)
+    ways = tuple(s for s in augment.parse(cfg.data.augment) if s[0] in mixup.METHODS)
     if ways and "mixing" not in task.extras:
         able = ", ".join(name for name, other in TASKS.items() if "mixing" in other.extras)
         raise UsageError(f"config key 'data.augment': {ways[0][0]} goes with the loss {able} only, not {cfg.loss}")
-    return mixing.Mixup(cfg.seed, ways) if ways else None
+    return mixup.Mixup(cfg.seed, ways) if ways else None
 
 
 def transform_example(cfg: Config, example: Source, model: Model | None = None) -> Source:

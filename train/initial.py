@@ -15,8 +15,8 @@ import optax
 from jax.sharding import Sharding
 
 import models
-from data import tokenizers
 from data.files import expand_home
+from data.text import tokenizers
 from errors import UsageError
 from models import Model, pretrained
 from models.core.spec import flatten

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.evaluation import EvalSet
+from data.eval_set import EvalSet
 from data.progress import Tick, silent, track
-from data.questions import Questions, context_choice_pairs
-from data.tokenizers import Tokenizer
+from data.sources.multiple_choice import Questions, context_choice_pairs
+from data.text.tokenizers import Tokenizer
 from models import Model
 from train import evaluate
 from train.mesh import Placement

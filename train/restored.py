@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from data import questions, sources, splits, tokenizer_reader
-from data.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
-from data.evaluation import EvalSet
-from data.kinds import Examples, ParallelText, Source, Texts
+from data import sources
+from data.eval_set import EvalSet
+from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
+from data.sources import multiple_choice, splits
+from data.text import tokenizer_reader
+from data.types import Examples, ParallelText, Source, Texts
 from errors import UsageError, quote, unknown
 from models import Model, pretrained
 from models.pretrained import class_names, preprocessing
@@ -287,7 +289,7 @@ def eval_source(cfg: Config, runtime: Runtime, requested: str | None) -> tuple[s
 
     Raises UsageError.
     """
-    kind = questions.eval_kind(requested, cfg.data.name, runtime.environ.get("TFDS_DATA_DIR"))
+    kind = multiple_choice.eval_kind(requested, cfg.data.name, runtime.environ.get("TFDS_DATA_DIR"))
     if kind == "multiple_choice":
         return kind, empty_texts(cfg, "next_token")
     return kind, load_source(cfg, runtime, dataset_names(cfg)[0], cfg.eval.split, Ticker(runtime))
@@ -296,7 +298,7 @@ def eval_source(cfg: Config, runtime: Runtime, requested: str | None) -> tuple[s
 def default_split(cfg: Config, runtime: Runtime) -> str:
     """Which split of the data examines: the config's, or where they lack it test, validation, or the last they have."""
     name, data_dir = dataset_names(cfg)[0], runtime.environ.get("TFDS_DATA_DIR")
-    if questions.is_question_file(name):
+    if multiple_choice.is_question_file(name):
         return cfg.eval.split
     known = sources.splits_of(name, data_dir, cfg.data.field) or (cfg.eval.split,)  # a set not prepared knows none
     wanted = (cfg.eval.split, "test", "validation")
@@ -328,10 +330,10 @@ def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> eval
         raise UsageError(f"{opened.name} is no language model, and cannot be asked questions")
     cfg, data_dir = setup.cfg, setup.runtime.environ.get("TFDS_DATA_DIR")
     if kind == "multiple_choice":
-        items = questions.load(cfg.data.name, cfg.eval.split, data_dir)
+        items = multiple_choice.load(cfg.data.name, cfg.eval.split, data_dir)
     else:
         assert isinstance(held_out, Texts)
-        items = questions.last_words(held_out)
+        items = multiple_choice.last_words(held_out)
     ticker = Ticker(setup.runtime)
     examine = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
     rows = cfg.eval.batch or cfg.train.batch

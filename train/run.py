@@ -13,9 +13,10 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from data import intact, plan, splits
-from data.detection import DetectionDataset, note
-from data.kinds import Examples, ParallelText, Source
+from data import sampler
+from data.images.detection import DetectionDataset, note
+from data.sources import intact, splits
+from data.types import Examples, ParallelText, Source
 from errors import UsageError, raise_with
 from train import begin, checkpoint, evaluate, feed, images, loop, together
 from train.facts import Unread
@@ -71,7 +72,7 @@ def train(
     tx = optim.make(cfg.optim, setup.model.specs["params"])
     phases, mix = (begin.first_phase(cfg),), images.mixup_transform(cfg, setup.task)
     augment = images.train_transform(cfg, setup.task.target_field == "boxes", images.image_channels(cfg, setup.model))
-    batches = plan.BatchSampler(_training_sources(setup, corpora), phases, cfg.seed, augment, mix)
+    batches = sampler.BatchSampler(_training_sources(setup, corpora), phases, cfg.seed, augment, mix)
     until = runtime.monotonic() + CHECK_SECONDS
     intact.check_readable((*corpora, held_out), lambda: runtime.monotonic() < until)
     identity = [source.identity for source in corpora]
@@ -111,7 +112,7 @@ def train(
             return _train(setup, update, state, batches, resume_point, held_out, workdir, identity, cost)
 
 
-def _training_sources(setup: Setup, corpora: list[Source]) -> tuple[plan.EpochSource, ...]:
+def _training_sources(setup: Setup, corpora: list[Source]) -> tuple[sampler.EpochSource, ...]:
     cfg = setup.cfg
     absent = set.intersection(*(set(getattr(source, "absent", ())) for source in corpora))
     if absent:
@@ -142,7 +143,7 @@ def _training_sources(setup: Setup, corpora: list[Source]) -> tuple[plan.EpochSo
     return tuple(training_rows(setup, source) for source in corpora)
 
 
-def _describe_size(source: Source, corpus: plan.EpochSource) -> str:
+def _describe_size(source: Source, corpus: sampler.EpochSource) -> str:
     """What a source holds, and what of it is trained on where that is counted otherwise."""
     what = "examples" if isinstance(source, Examples) else "pairs" if isinstance(source, ParallelText) else "documents"
     more = f", {len(corpus) * corpus.context:,} tokens" if hasattr(corpus, "context") else ""
@@ -170,14 +171,14 @@ def _shortened_note(length: int | None, context: int | None) -> list[str]:
     return [f"        rows have {context:,} tokens, the model's context, and not data.max_length = {length:,}"]
 
 
-def _tokens_per_row(setup: Setup, batches: plan.BatchSampler, start: int) -> int:
+def _tokens_per_row(setup: Setup, batches: sampler.BatchSampler, start: int) -> int:
     """Tokens of a row that are predicted; of translations, whose lengths differ, the mean over a batch."""
     if setup.task.target_field != "source":
         return setup.context or 0
     return round(float(batches.batch(start)["weight"].sum(1).mean()))
 
 
-def _batch_shapes(setup: Setup, batches: plan.BatchSampler, start: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch_shapes(setup: Setup, batches: sampler.BatchSampler, start: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch of an update, as ShapeDtypeStructs."""
     rows, row = batches.phase(start).batch_size, batches.batch(start, [0])
     feed.check_sequence_lengths(row, setup.place)
@@ -192,7 +193,7 @@ def _print_summary(
     update: Callable[..., Any],
     state: step.State,
     batch: dict[str, jax.ShapeDtypeStruct],
-    batches: plan.BatchSampler,
+    batches: sampler.BatchSampler,
     start: int,
     workdir: str,
 ) -> int:
@@ -242,7 +243,7 @@ def _train(
     setup: Setup,
     update: Callable[..., Any],
     state: step.State,
-    batches: plan.BatchSampler,
+    batches: sampler.BatchSampler,
     resume_point: begin.ResumePoint,
     held_out: Source,
     workdir: str,

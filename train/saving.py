@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from data import plan
+from data import sampler
 from models.core.spec import flatten
 from train import begin, checkpoint, evaluate, loop, together
 from train.setup import Setup
@@ -74,7 +74,7 @@ def make_manifest(
         "versions": together.versions(),
         "revision": setup.runtime.revision,
         "mesh": dict(setup.place.mesh.shape),
-        "phases": plan.phases_as_json(resume_point.phases),
+        "phases": sampler.phases_as_json(resume_point.phases),
         "history": resume_point.history,
         "skipped": skipped,
         "data": identity,

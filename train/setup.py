@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 
 import models
-from data import evaluation, pairs, plan, sequences, sources, tokenizers
-from data.detection import DetectionDataset
+from data import eval_set, sampler, sources
 from data.files import expand_home
-from data.image_files import display_name
-from data.kinds import Examples, ParallelText, Source, Texts
+from data.images.decode import display_name
+from data.images.detection import DetectionDataset
 from data.progress import Tick, silent, track
+from data.sources import parallel_text
+from data.text import packing, tokenizers
+from data.types import Examples, ParallelText, Source, Texts
 from errors import UsageError, join_problems, raise_with, unknown
 from models import Model
 from models.core.spec import abstract
@@ -76,7 +78,7 @@ class Setup:
         )
 
     @property
-    def eval_transform(self) -> plan.Augment:
+    def eval_transform(self) -> sampler.Augment:
         """What happens to images that are evaluated."""
         return images.eval_transform(
             self.cfg, self.task.target_field == "boxes", images.image_channels(self.cfg, self.model)
@@ -247,35 +249,35 @@ _ROW_DTYPES = {
 }  # of a row's fields; the rest are float32 when they reach a model
 
 
-def training_rows(setup: Setup, source: Source) -> plan.EpochSource:
+def training_rows(setup: Setup, source: Source) -> sampler.EpochSource:
     """What a source gives to train on: windows of text, or examples."""
     cfg = setup.cfg
     if setup.task.trait != "language_model":
-        return plan.ExampleSource(_to_examples(setup, source, evaluating=False))
+        return sampler.ExampleSource(_to_examples(setup, source, evaluating=False))
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
     if cfg.train.stateful:
-        return sequences.StreamSource(source, setup.tokenizer, setup.context, cfg.train.batch, Ticker(setup.runtime))
-    return sequences.WindowSource(source, setup.tokenizer, setup.context, cfg.seed, Ticker(setup.runtime))
+        return packing.StreamSource(source, setup.tokenizer, setup.context, cfg.train.batch, Ticker(setup.runtime))
+    return packing.WindowSource(source, setup.tokenizer, setup.context, cfg.seed, Ticker(setup.runtime))
 
 
-def make_eval_set(setup: Setup, source: Source) -> evaluation.EvalSet:
+def make_eval_set(setup: Setup, source: Source) -> eval_set.EvalSet:
     """What a source gives to be evaluated on."""
     if setup.task.trait != "language_model":
-        return evaluation.from_examples(_to_examples(setup, source, evaluating=True), setup.eval_transform)
+        return eval_set.from_examples(_to_examples(setup, source, evaluating=True), setup.eval_transform)
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
     context = min(setup.context, setup.cfg.eval.context or setup.context)
-    return evaluation.from_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap, Ticker(setup.runtime))
+    return eval_set.from_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap, Ticker(setup.runtime))
 
 
 def evaluate_variables(
     setup: Setup,
     eval_step: evaluate.EvalStep,
     eval_variables: dict[str, Any],
-    eval_set: evaluation.EvalSet,
+    eval_set: eval_set.EvalSet,
     limit: int | None,
     should_stop: Callable[[], bool] = lambda: False,
     tick: Tick = silent,
@@ -306,8 +308,8 @@ def _to_examples(setup: Setup, source: Source, evaluating: bool) -> Examples:
     if isinstance(source, ParallelText):
         length = None if evaluating else setup.cfg.data.max_length
         limit = min(setup.context, length or setup.context)
-        return pairs.translation_rows(
+        return parallel_text.translation_rows(
             source, setup.tokenizer, limit, truncate=evaluating, pad_to_limit=length is not None, parts=parts, tick=tick
         )
     length = min(setup.context, setup.cfg.data.max_length or setup.context)
-    return sequences.pad_documents(source, setup.tokenizer, length, parts, tick)
+    return packing.pad_documents(source, setup.tokenizer, length, parts, tick)

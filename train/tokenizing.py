@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from data import sources
-from data.kinds import Examples
 from data.progress import track
-from data.subwords import train_bpe
+from data.text.subwords import train_bpe
+from data.types import Examples
 from errors import UsageError
 from train.host import Runtime
 from train.record.ticker import Ticker

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.kinds import ParallelText
-from data.pairs import bos_id, translation_rows
+from data.sources.parallel_text import bos_id, translation_rows
+from data.types import ParallelText
 from errors import UsageError
 from train import mesh, translate
 from train.record import pictures, translated

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable
 from typing import Any
 
 import models
-from data.kinds import Source, Texts
+from data.types import Source, Texts
 from errors import UsageError
 from models import Model, pretrained
 from models.pretrained import class_names

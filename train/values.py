@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from data import tokenizers
+from data.text import tokenizers
 from train import images
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py

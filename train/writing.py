@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data.tokenizers import Tokenizer
+from data.text.tokenizers import Tokenizer
 from train import sample
 from train.record.ticker import Ticker
 from train.restored import LoadedModel

@@ -12,7 +12,7 @@ from etils import epath
 from flax import serialization
 from jax.experimental import multihost_utils
 
-from data import tokenizers
+from data.text import tokenizers
 from errors import UsageError
 from models.core.spec import flatten
 from train.checkpoint.folder import any_process, checkpoint_dir, read_text, reason, steps

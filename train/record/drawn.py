@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.detection import BoxAnnotations, DetectionDataset
+from data.images.detection import BoxAnnotations, DetectionDataset
 from train.detection import RECALLS, Detections, Matches, best_f1_threshold, match_predictions, precision_at_recalls
 from train.evaluate import Rows
 from train.images import detection_size

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.evaluation import EvalSet
-from data.geometry import resize
-from data.kinds import ParallelText, Source, Texts
-from data.tokenizers import Tokenizer
+from data.eval_set import EvalSet
+from data.images.resize import resize
+from data.text.tokenizers import Tokenizer
+from data.types import ParallelText, Source, Texts
 from train import multilabel
 from train.evaluate import BINS, Rows, calibration, calibration_bins
 from train.record.plots import (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.kinds import ParallelText
+from data.types import ParallelText
 from train.record.pictures import RIGHT
 from train.record.plots import GREY, INK, add_title, make_figure, save_figure
 

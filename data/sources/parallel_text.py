@@ -1,0 +1,147 @@
+"""Parallel text: read from pairs of files or from rows, and tokenised to rows for encoder-decoders.
+
+Legend: n pairs, S T tokens of a text and of its translation.
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data.files import glob_any_case
+from data.progress import Tick, silent, track
+from data.sources import text_files
+from data.text.tokenizers import Tokenizer
+from data.types import Examples, ParallelText, checksum, unknown_split
+from documents import read_lines
+from errors import UsageError
+
+MULTIPLE = 8  # lengths are rounded up to a multiple of it, so that few shapes are compiled
+
+
+def languages(field: str | None) -> tuple[str, str] | None:
+    """The two languages of a field `en:de`, the source first; None if it does not name two.
+
+    Raises UsageError if both are the same.
+    """
+    first, colon, second = (field or "").partition(":")
+    if colon and first == second:
+        raise UsageError(f"data.field = {field!r} must name two different languages, as en:de")
+    return (first, second) if first and colon and second and ":" not in second else None
+
+
+def from_files(folder: Path, split: str, field: str) -> ParallelText:
+    """Pairs of the lines of two files: `en` and `de` if they exist, otherwise `train.en`, `train.de`, `test.en` ….
+
+    The last tenth of `en` and `de` is the split `validation`. Raises UsageError if files are missing or differ in
+    length.
+    """
+    both, splits = languages(field), splits_of(folder, field)
+    assert both is not None
+    if split not in splits:
+        expected = " and ".join(f"{split}.{side}" for side in both)
+        hint = f"it has {', '.join(splits)}" if splits else f"expected {expected}"
+        raise UsageError(f"{folder} has no pairs of files for {field} and the split {split!r}; {hint}")
+    is_one_pair = _have_side_files(folder, both)
+    files = [folder / side for side in both] if is_one_pair else _by_split(folder, both)[split]
+    sides = [read_lines(file) for file in files]
+    if len(sides[0]) != len(sides[1]):
+        counts = " and ".join(f"{len(side):,} in {file.name}" for file, side in zip(files, sides, strict=True))
+        raise UsageError(f"{folder}: both files of a pair must have the same number of lines; there are {counts}")
+    if is_one_pair:
+        cut = len(sides[0]) - len(sides[0]) // 10
+        sides = [side[:cut] if split == "train" else side[cut:] for side in sides]
+    texts, translations = map(tuple, sides)
+    digest = checksum(*(line.encode() + b"\0" for line in texts + translations))
+    identity = {"name": folder.name, "split": split, "count": len(texts), "checksum": digest, "field": field}
+    return ParallelText(texts, translations, both, identity)
+
+
+def from_rows(path: Path, split: str, field: str) -> ParallelText:
+    """Pairs from two fields of the rows of a file or folder. Raises UsageError as `corpora.load`."""
+    both = languages(field)
+    assert both is not None
+    if split not in text_files.splits_of(path):
+        raise unknown_split(path, split, text_files.splits_of(path))
+    texts, translations = text_files.columns(path, split, both)
+    digest = checksum(*(line.encode() + b"\0" for line in texts + translations))
+    identity = {"name": path.name, "split": split, "count": len(texts), "checksum": digest, "field": field}
+    return ParallelText(texts, translations, both, identity)
+
+
+def splits_of(folder: Path, field: str) -> tuple[str, ...]:
+    """The splits of a folder's pairs of files, training first."""
+    both = languages(field)
+    assert both is not None
+    if _have_side_files(folder, both):
+        return ("train", "validation")
+    return tuple(sorted(_by_split(folder, both), key=lambda split: split != "train"))
+
+
+def _by_split(folder: Path, both: tuple[str, str]) -> dict[str, list[Path]]:
+    """The two files of each split that has both, by the split's name: the file name without `.en` (in any case)."""
+    first, second = map(partial(_side_files, folder), both)
+    return {split: [first[split], second[split]] for split in first if split in second}
+
+
+def _side_files(folder: Path, side: str) -> dict[str, Path]:
+    """The files of a language by split; of two files of a split, the one whose case matches `side`."""
+    files = sorted(glob_any_case(folder, f"*.{side.lower()}"), key=lambda path: path.name.endswith(f".{side}"))
+    return {path.name[: -len(side) - 1]: path for path in files if path.is_file()}
+
+
+def _have_side_files(folder: Path, names: tuple[str, str]) -> bool:
+    return all((folder / name).is_file() for name in names)
+
+
+def translation_rows(
+    pairs: ParallelText,
+    tokenizer: Tokenizer,
+    limit: int,
+    *,
+    truncate: bool,
+    pad_to_limit: bool = False,
+    parts: int = 1,
+    tick: Tick = silent,
+) -> Examples:
+    """Pairs as rows: source [n S], source_mask [n S]; tokens, targets and weight [n T]; S and T at most `limit`.
+
+    S and T are those of the longest row, rounded up to a multiple of 8 and of `parts`, or `limit` if `pad_to_limit` (so
+    that data sets can be mixed). source and targets end with eot. tokens are targets shifted right, after `bos_id`.
+    With `truncate`, as in an evaluation, longer pairs are cut; otherwise pairs that are longer or have an empty side
+    are dropped.
+
+    Raises UsageError if no pair is left.
+    """
+    sides = {"tokenising texts": pairs.texts, "tokenising translations": pairs.translations}
+    encoded = [[tokenizer.encode(line) for line in track(side, what, tick)] for what, side in sides.items()]
+    keep = [truncate or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
+    sources, targets = ([ids for ids, kept in zip(side, keep, strict=True) if kept] for side in encoded)
+    if not sources and (pairs.texts or not truncate):
+        has_pairs = any(len(a) and len(b) for a, b in zip(*encoded, strict=True))
+        fitting = f"of at most {limit} tokens with the end; raise data.max_length or model.context"
+        raise UsageError(f"{pairs.identity['name']} has no pair {fitting if has_pairs else 'of two texts'}")
+    end = np.array([tokenizer.eot], np.int32)
+    multiple = math.lcm(MULTIPLE, parts)
+    lengths = dict(limit=limit, multiple=limit if pad_to_limit else multiple)
+    source, mask = _pad([np.concatenate([ids, end])[:limit] for ids in sources], **lengths)
+    target, weight = _pad([np.concatenate([ids, end])[:limit] for ids in targets], **lengths)
+    begin = np.full((len(target), 1), bos_id(tokenizer), np.int32)
+    fields = {"source": source, "source_mask": mask, "tokens": np.concatenate([begin, target[:, :-1]], 1)}
+    identity = {**pairs.identity, "rows": len(source)}
+    return Examples({**fields, "targets": target, "weight": weight}, len(source), identity, None)
+
+
+def bos_id(tokenizer: Tokenizer) -> int:
+    """The first token of the decoder's input: the tokenizer's first prefix token, otherwise eot."""
+    return tokenizer.prefix[0] if tokenizer.prefix else tokenizer.eot
+
+
+def _pad(ids: list[np.ndarray], limit: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids -> ids int32 [n T], mask float32 [n T]; T is the longest, rounded up to `multiple`, limit at most."""
+    length = min(limit, -(-max(map(len, ids), default=1) // multiple) * multiple)
+    tokens, mask = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), np.float32)
+    for row, own in enumerate(ids):
+        tokens[row, : len(own)], mask[row, : len(own)] = own, 1
+    return tokens, mask

@@ -1,0 +1,113 @@
+"""Documents as rows of tokens: windows for language models, padded sequences for classifiers."""
+
+import math
+
+import numpy as np
+
+from data.progress import Tick, silent, track
+from data.sampler import Batch, hash32
+from data.text.tokenizers import Tokenizer
+from data.types import Examples, Texts, check_labels
+from errors import UsageError
+
+
+class WindowSource:
+    """Windows of `context` + 1 tokens over the concatenated documents, with an `eot` after each document.
+
+    Windows overlap by one token: the last target of a window is the first input of the next. Each epoch shifts all
+    windows by a random offset, so that the context of a token varies.
+    """
+
+    shuffled = True
+
+    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, seed: int, tick: Tick = silent) -> None:
+        self.tokens, self.context, self.seed = token_stream(texts, tokenizer, tick), context, seed
+        windows = _windows_per_stream(texts, len(self.tokens), context, 1)
+        self.shift, self.count = (context, windows - 1) if windows > 1 else (1, 1)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
+        """tokens and targets int32 [B T], weight 1 [B T]."""
+        offsets = np.array([hash32(self.seed, "offset", int(e)) % self.shift for e in epochs])
+        starts = offsets + positions * self.context
+        return _slice_windows(self.tokens, starts, self.context)
+
+
+def token_stream(texts: Texts, tokenizer: Tokenizer, tick: Tick = silent) -> np.ndarray:
+    """The tokens of all documents [n] int32, each between prefix and `eot`; a single document has neither."""
+    if len(texts) == 1:
+        return tokenizer.encode(texts.documents[0])
+    begin, end = np.array(tokenizer.prefix, np.int32), np.array([tokenizer.eot], np.int32)
+    documents = track(texts.documents, "tokenising documents", tick)
+    return np.concatenate([part for d in documents for part in (begin, tokenizer.encode(d), end)] or [end])
+
+
+class StreamSource:
+    """Windows of `context` + 1 tokens in order: row r of a batch continues row r of the batch before it.
+
+    The concatenated documents are cut into `rows` streams. `reset` is 1 for the first window of a stream.
+    """
+
+    shuffled = False
+
+    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, rows: int, tick: Tick = silent) -> None:
+        self.tokens, self.context, self.rows = token_stream(texts, tokenizer, tick), context, rows
+        self.windows = _windows_per_stream(texts, len(self.tokens), context, rows)
+
+    def __len__(self) -> int:
+        return self.rows * self.windows
+
+    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
+        """tokens and targets int32 [B T], weight 1 [B T], reset [B]."""
+        window, row = np.divmod(positions, self.rows)
+        batch = _slice_windows(self.tokens, (row * self.windows + window) * self.context, self.context)
+        return {**batch, "reset": (window == 0).astype(np.float32)}
+
+
+def _windows_per_stream(texts: Texts, tokens: int, context: int, rows: int) -> int:
+    """Windows in each of `rows` streams. Raises UsageError if there is none."""
+    count = (tokens - 1) // context // rows
+    if count < 1:
+        what = "one window" if rows == 1 else f"{rows} windows"
+        raise UsageError(
+            f"split {texts.identity['split']!r} of {texts.identity['name']} has {tokens} tokens, too few for "
+            f"{what} of context {context}; lower model.context or give more text"
+        )
+    return count
+
+
+def _slice_windows(tokens: np.ndarray, starts: np.ndarray, context: int) -> Batch:
+    rows = tokens[starts[:, None] + np.arange(context + 1)]
+    return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weight": np.ones((len(starts), context), np.float32)}
+
+
+def pad_documents(texts: Texts, tokenizer: Tokenizer, context: int, parts: int = 1, tick: Tick = silent) -> Examples:
+    """Labelled documents as examples: tokens int32 [n T], mask [n T], label [n] or labels [n C].
+
+    tokens are the first `context` tokens, with the tokenizer's prefix and suffix. T is that of the longest document,
+    rounded up to a multiple of 8 and of `parts`, `context` at most.
+
+    Raises UsageError if the documents have no labels, or withheld ones.
+    """
+    name = texts.identity["name"]
+    if texts.labels is None or texts.classes is None:
+        raise UsageError(f"data set {name!r} has no labels; use loss=next_token for plain text")
+    check_labels(texts.labels, texts.identity)
+    before, after = (np.array(ids, np.int32) for ids in (tokenizer.prefix, tokenizer.suffix))
+    available = context - len(before) - len(after)
+    if available < 1:
+        raise UsageError(
+            f"data.max_length or model.context is {context} tokens, with no room for a document between "
+            f"{len(before)} and {len(after)} special tokens"
+        )
+    documents = track(texts.documents, "tokenising documents", tick)
+    rows = [np.concatenate([before, tokenizer.encode(d)[:available], after]) for d in documents]
+    multiple = math.lcm(8, parts)
+    length = min(context, -(-max(map(len, rows), default=1) // multiple) * multiple)
+    tokens, mask = (np.zeros((len(texts), length), dtype) for dtype in (np.int32, np.float32))
+    for i, ids in enumerate(rows):
+        tokens[i, : len(ids)], mask[i, : len(ids)] = ids, 1
+    fields = {"tokens": tokens, "mask": mask, texts.label_field: texts.labels}
+    return Examples(fields, len(texts), texts.identity, texts.classes, texts.names)
