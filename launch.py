@@ -104,7 +104,7 @@ def _version() -> str:
 
 def _make_runtime(**more: Any) -> Any:
     """The outside world, for all below; a verb that listens to signals says more of it."""
-    from train.host import Runtime
+    from train.runtime import Runtime
 
     terminal = process.Terminal(sys.stdout, optional=bool(more))
     return Runtime(time.time, os.environ, terminal, revision=process.revision(), monotonic=time.monotonic, **more)
@@ -136,9 +136,9 @@ def _start_jax(args: flags.FlagValues) -> None:
     import jax
 
     _silence_libraries()
-    from train import cache
+    from train import compilation_cache
 
-    if note := cache.enable(cache.cache_dir(args.cache, os.environ)):
+    if note := compilation_cache.enable(compilation_cache.cache_dir(args.cache, os.environ)):
         print(note, file=sys.stderr)
     if args.cpu_devices:
         jax.config.update("jax_platforms", "cpu")
@@ -171,7 +171,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     with process.listen_for_signals() as signals, peers.connect(*where, workdir, signals) as others:
         runtime = _make_runtime(signals=signals, agree=others.agree, any_process=others.any_process)
         _start_jax(args)
-        from train import initial, run
+        from train import init_from, run
 
         saved = run.saved_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
         known = None if saved is None else reader.from_json(saved)
@@ -190,7 +190,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
                 "--config is missing: which model to train, as --config=configs/gpt.py:quickstart; "
                 "or --pretrained, a folder of the Hugging Face hub to go on from"
             )
-        initial.set_vocab_size(cfg, known)
+        init_from.set_vocab_size(cfg, known)
         if cfg.resume not in ("auto", "extend"):
             raise unknown("value of resume", cfg.resume, ("auto", "extend"))
         commit = {"the commit of the code": runtime.revision}
@@ -213,7 +213,8 @@ def _fine_tuning_config(
     What an ablation changes holds, as what is assigned: `+window` goes before the folder's own.
     """
     from configs import base, reader
-    from train import restored, tuning
+    from train.setup import tuning
+    from train.verbs import restored
 
     known, given = reader.from_json(saved) if saved else None, {key for key, _ in assignments}
     given |= reader.ablation_keys(args.config) if args.config else set()
@@ -246,7 +247,7 @@ def _pretrained_config(args: flags.FlagValues, assignments: list[tuple[str, str]
     from configs import base, reader
 
     _start_jax(args)
-    from train import restored
+    from train.verbs import restored
 
     cfg = base.defaults()
     for key, value in {"data__tokenizer": restored.FOLDER_TOKENIZER, **knobs}.items():
@@ -308,7 +309,7 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     given = not args.dataset or any(key == "eval.split" for key, _ in assignments)
 
     def choose_split(cfg: Any, runtime: Any) -> Any:
-        from train import restored
+        from train.verbs import restored
 
         cfg.eval.split = cfg.eval.split if given else restored.default_split(cfg, runtime)
         return cfg
@@ -317,7 +318,7 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         if not args.dataset:
             raise UsageError("--dataset is missing: what to measure the model on, as --dataset=lambada_openai_test")
         runtime, cfg = _pretrained_config(args, assignments, train__batch=8, eval__context=2048)
-        from train import restored
+        from train.verbs import restored
 
         kind, held_out = restored.eval_source(choose_split(cfg, runtime), runtime, asked)
         known, useless = {key for key, _ in assignments}, _find_unread(cfg, assignments, verb="eval", exam=kind)
@@ -326,7 +327,9 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         return DONE
 
     runtime, config, workdir, steps, which = _select_checkpoint(args, assignments)
-    from train import checkpoint, evaluate, restored
+    from train import checkpoint
+    from train.evaluate import evaluate
+    from train.verbs import restored
 
     def evaluate_step(step: int) -> None:
         cfg = choose_split(config(step), runtime)
@@ -357,15 +360,18 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     how["repetition"] = args.repetition_penalty
     if folder is not None:
         runtime, cfg = _pretrained_config(args, assignments)
-        from train import restored, writing
+        from train.generate import stream
+        from train.verbs import restored
 
         useless = _find_unread(cfg, assignments, verb="sample")
-        writing.print_samples(
+        stream.print_samples(
             restored.open_language_model(cfg, runtime, folder, None, args.ignore_key, useless), **settings, **how
         )
         return DONE
     runtime, config, workdir, steps, which = _select_checkpoint(args, assignments)
-    from train import checkpoint, restored, writing
+    from train import checkpoint
+    from train.generate import stream
+    from train.verbs import restored
 
     if which == "all":
         raise UsageError("sample takes one checkpoint, not @all")
@@ -373,7 +379,7 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     def sample_step(step: int) -> None:
         cfg = config(step)
         useless = _find_unread(cfg, assignments, verb="sample")
-        writing.print_samples(
+        stream.print_samples(
             restored.open_language_model(cfg, runtime, workdir, step, unread=useless), **settings, **how
         )
 
@@ -387,15 +393,16 @@ def _convert(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         raise UsageError("convert takes --pretrained=DIR --workdir=W, or --workdir=W --export=DIR")
     if args.pretrained:
         runtime, cfg = _pretrained_config(args, assignments)
-        from train import export
+        from train.verbs import convert
 
         known, useless = {key for key, _ in assignments}, _find_unread(cfg, assignments, verb="convert --pretrained")
-        export.import_pretrained(
+        convert.import_pretrained(
             cfg, os.path.expanduser(args.pretrained), workdir, runtime, args.ignore_key, known, useless
         )
         return DONE
     runtime, config, workdir, steps, which = _select_checkpoint(args, assignments)
-    from train import checkpoint, export
+    from train import checkpoint
+    from train.verbs import convert
 
     if which == "all":
         raise UsageError("convert takes one checkpoint, not @all")
@@ -403,7 +410,7 @@ def _convert(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
     def export_step(step: int) -> None:
         cfg = config(step)
-        export.export_pretrained(
+        convert.export_pretrained(
             cfg, workdir, step, to, runtime, _find_unread(cfg, assignments, verb="convert --export")
         )
 
@@ -416,9 +423,9 @@ def _tokenizer(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> in
         raise UsageError("tokenizer takes --data=DATA --output=FILE, as --data=pydoc_text --output=bpe.json")
     if assignments:
         raise UsageError("tokenizer takes no --config.KEY=VALUE; --data, --split, --field and --vocab_size say all")
-    from train import tokenizing
+    from train.verbs import train_tokenizer
 
-    tokenizing.train_tokenizer(
+    train_tokenizer.train_tokenizer(
         args.data, args.split, args.field, args.vocab_size, os.path.expanduser(args.output), _make_runtime()
     )
     return DONE
@@ -430,7 +437,7 @@ def _doctor(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if args.field and not args.data:
         raise UsageError(f"--field={args.field} goes with --data, whose text it names")
     _start_jax(args)
-    from train import doctor
+    from train.verbs import doctor
 
     well = (
         doctor.check_data(_make_runtime(), args.data, args.field)
@@ -447,7 +454,7 @@ def _list(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
     match args.words:
         case []:
-            from train.record.listing import list_families
+            from train.verbs.listing import list_families
 
             lines = list_families()
         case ["knobs"]:

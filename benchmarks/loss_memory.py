@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import record
 from models.core.layers import compute_logits
 from models.core.spec import LazyLogits
-from train.update import chunked, losses
+from train.tasks import chunked_cross_entropy, losses
 
 SHAPES = {  # B, T, D, vocabulary, padded vocabulary
     "V 128,256, D 256, 2 x 512 tokens": (2, 512, 256, 128256, 128256),
@@ -34,7 +34,7 @@ def plain(head: LazyLogits, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     return losses.cross_entropy(logits, targets), losses.correct(logits, targets)
 
 
-WAYS: dict[str, Callable[..., Any]] = {"plain": plain, "chunked": chunked.cross_entropy}
+WAYS: dict[str, Callable[..., Any]] = {"plain": plain, "chunked": chunked_cross_entropy.cross_entropy}
 
 
 def measure(shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
@@ -90,7 +90,9 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
 
     rows = {name: measure(shape, args.repeats) for name, shape in SHAPES.items()}
-    record.write(args.out, ("jax",), repeats=args.repeats, logits_of_a_chunk=chunked.MAX_LOGITS, rows=rows)
+    record.write(
+        args.out, ("jax",), repeats=args.repeats, logits_of_a_chunk=chunked_cross_entropy.MAX_LOGITS, rows=rows
+    )
     for name, row in rows.items():
         for way in WAYS:
             print(f"{name:34} {way:8} {row[way]['temporary_mib']:9,.1f} MiB {row[way]['median_ms']:9,.1f} ms")

@@ -23,8 +23,9 @@ import optax
 import models
 from benchmarks import record
 from configs import base
-from train import mesh
-from train.update import losses, optim, step
+from train.sharding import mesh
+from train.tasks import losses
+from train.update import optim, step
 
 GPTS = {  # layers, width, heads, context, batch, vocabulary
     "gpt 4x128, context 64, batch 12": dict(depth=4, width=128, heads=4, context=64, batch=12, vocab=65),

@@ -22,7 +22,7 @@ import numpy as np
 
 import models
 from benchmarks import record
-from train.record.plots import make_figure, save_figure, style_axes
+from train.plots.curves import make_figure, save_figure, style_axes
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "Elman": dict(cell="elman"),

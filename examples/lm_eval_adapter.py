@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from lm_eval.api.model import TemplateLM
 
-from train import evaluate, questions, sample, writing
-from train.restored import LoadedModel
+from train.evaluate import evaluate, lm_eval
+from train.generate import sample, stream
+from train.verbs.restored import LoadedModel
 
 
 class Harness(TemplateLM):
@@ -40,9 +41,7 @@ class Harness(TemplateLM):
         setup = self.opened.setup
         rows = [(np.asarray(before, np.int32), np.asarray(after, np.int32)) for _, before, after in requests]
         with jax.set_mesh(setup.place.mesh):
-            found = questions.likelihoods(
-                setup.model, self._examine, self.opened.variables, setup.place, rows, self.rows
-            )
+            found = lm_eval.likelihoods(setup.model, self._examine, self.opened.variables, setup.place, rows, self.rows)
         return [(float(nats), bool(greedy)) for nats, greedy in zip(found.nats, found.greedy, strict=True)]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -85,5 +84,5 @@ class Harness(TemplateLM):
             )
             until = [stops] if isinstance(stops, str) else stops
             with jax.set_mesh(self.opened.setup.place.mesh):
-                found.append("".join(part[0] for part in writing.stream_texts(self.coder, [ids], made, until)))
+                found.append("".join(part[0] for part in stream.stream_texts(self.coder, [ids], made, until)))
         return found

@@ -33,16 +33,21 @@ jaxtyping.install_import_hook(["models", "train"], "tests.typecheck.check")
 
 import logging  # noqa: E402
 
-from train import cache  # noqa: E402
+from train import compilation_cache  # noqa: E402
 
 
 def programs() -> str:
     """The folder of compiled programs, of this jax and these models: that of other ones is removed.
 
-    Processes that tests start share it; the workers keep nothing, as they have several CPU devices (train/cache.py).
+    Processes that tests start share it; the workers keep nothing, as they have several CPU devices
+    (train/compilation_cache.py).
     """
     root = Path(__file__).parent.parent
-    code = [file.read_bytes() for part in ("models", "train/update") for file in sorted((root / part).rglob("*.py"))]
+    code = [
+        file.read_bytes()
+        for part in ("models", "train/tasks", "train/update")
+        for file in sorted((root / part).rglob("*.py"))
+    ]
     folder = root / ".jax_cache" / f"{jax.__version__}-{hashlib.sha256(b''.join(code)).hexdigest()[:16]}"
     for other in folder.parent.glob("*"):
         if other != folder:
@@ -53,7 +58,7 @@ def programs() -> str:
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs())
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-assert cache.enable(os.environ["JAX_COMPILATION_CACHE_DIR"]) is None
+assert compilation_cache.enable(os.environ["JAX_COMPILATION_CACHE_DIR"]) is None
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -138,11 +143,11 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     No law is lost: a picture that cannot be drawn fails no run and no evaluation.
     """
-    from train.record import pictures, plots
+    from train.plots import classification, curves
 
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(pictures, "draw", lambda *args: [])
-        monkeypatch.setattr(plots, "draw_loss", lambda *args: None)
+        monkeypatch.setattr(classification, "draw", lambda *args: [])
+        monkeypatch.setattr(curves, "draw_loss", lambda *args: None)
 
 
 @pytest.fixture

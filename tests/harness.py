@@ -14,8 +14,9 @@ import models
 from configs import base
 from models.core.spec import flatten
 from tests.cases import CASES, batch_for, random_variables, tiny_model
-from train import mesh
-from train.update import leaves, losses, optim, step
+from train.sharding import mesh
+from train.tasks import losses
+from train.update import optim, param_groups, step
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Trainer:
         return Program(place, cfg, tx, update, step.state_shardings(self.model, tx, place, options))
 
     def _options(self, cfg: Any) -> step.StepOptions:
-        frozen = leaves.freeze_mask(cfg.freeze, self.model.specs["params"])
+        frozen = param_groups.freeze_mask(cfg.freeze, self.model.specs["params"])
         return step.StepOptions(dtype=self.dtype, accumulate=self.accumulate, freeze_mask=frozen, **self.more)
 
     def restart(self) -> None:

@@ -20,8 +20,10 @@ from data.text import packing, tokenizers
 from models import Model, build
 from models.core.layers import dropout
 from models.core.spec import Outputs, Spec, zeros
-from train import checkpoint, feed, mesh
-from train.update import losses, optim, step
+from train import checkpoint
+from train.sharding import device_batches, mesh
+from train.tasks import losses
+from train.update import optim, step
 
 BATCH, SEED, STEPS = 32, 5, (0, 7)
 STRATEGIES = ("dp", "fsdp", "tp")
@@ -71,10 +73,10 @@ def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
         }
 
     state, found = jax.jit(start, out_shardings=shardings)(), []
-    rows = feed.local_rows(place, BATCH)
+    rows = device_batches.local_rows(place, BATCH)
     local = {"id": np.asarray(rows, np.float32) + 1, "weight": np.ones(len(rows), np.float32)}
     for _ in range(2):
-        state, metrics = update(state, feed.to_global_batch(local, rows, BATCH, place))
+        state, metrics = update(state, device_batches.to_global_batch(local, rows, BATCH, place))
         found.append(float(metrics["loss"]))
     return found
 
@@ -92,11 +94,11 @@ def digests(text: str, accumulations: tuple[int, ...], devices: Any = None) -> d
     pictures = sampler.BatchSampler((sampler.ExampleSource(digits),), (sampler.Phase(0, BATCH),), SEED, images)
     found: dict[str, Any] = {}
     with jax.set_mesh(place.mesh):
-        rows = feed.local_rows(place, BATCH)
+        rows = device_batches.local_rows(place, BATCH)
         for name, source in (("text", words), ("images", pictures)):
             for n in STEPS:
                 found[f"{name} {n}"] = checkpoint.digests(
-                    feed.to_global_batch(source.batch(n, rows), rows, BATCH, place)
+                    device_batches.to_global_batch(source.batch(n, rows), rows, BATCH, place)
                 )
         key = step.stream_key(SEED, "params")
         weights = model.init(key, place.shardings(model.specs))

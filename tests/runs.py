@@ -8,7 +8,7 @@ from pathlib import Path
 import launch
 from configs import reader
 from train import checkpoint
-from train.host import Runtime
+from train.runtime import Runtime
 
 ARGS = [
     "--config=configs/mlp.py:digits+dropout",

@@ -19,10 +19,11 @@ from data import sources
 from data.images import augment
 from data.sources import builtin
 from data.types import texts
-from train import images
-from train.host import Runtime
-from train.setup import make_tokenizer
-from train.update import losses, optim, schedules
+from train.runtime import Runtime
+from train.setup import inputs
+from train.setup.setup import make_tokenizer
+from train.tasks import losses
+from train.update import optim, schedules
 
 ROOT = Path(__file__).parent.parent
 ROWS = [line for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if line.startswith("| ") and " | " in line]
@@ -64,7 +65,7 @@ def test_a_loss_and_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(augment.SYNTAX, "mine", augment.OpSyntax("mine", ()))
     cfg = reader.override(base.defaults(), [("data.augment", "mine")])
     batch = {"image": np.full((2, 4, 4, 1), 255, np.uint8)}
-    assert not images.train_transform(cfg)(batch, 0, np.arange(2))["image"].any()
+    assert not inputs.train_transform(cfg)(batch, 0, np.arange(2))["image"].any()
 
 
 def test_a_verb_and_a_config(monkeypatch: pytest.MonkeyPatch) -> None:

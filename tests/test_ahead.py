@@ -12,8 +12,9 @@ import models
 from models.core.layers import compute_logits
 from models.core.spec import flatten, unsharded
 from tests.cases import batch_for, random_variables, tiny_model
-from train import mesh
-from train.update import losses, step
+from train.sharding import mesh
+from train.tasks import losses
+from train.update import step
 
 
 def ahead(model: models.Model, variables: Any, tokens: Any) -> list[np.ndarray]:

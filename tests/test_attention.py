@@ -21,7 +21,7 @@ from models.blocks.attention.mask import AttentionMask
 from models.core.layers import per_row_keys
 from models.core.spec import Spec, zeros
 from tests.cases import random_variables, tiny_model
-from train import mesh
+from train.sharding import mesh
 
 ROOT = Path(__file__).parent.parent
 B, T, N, H = 4, 128, 4, 8  # 128 tokens are the least that the TPU's kernel takes

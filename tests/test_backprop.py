@@ -18,9 +18,10 @@ from models.core.spec import flatten
 from models.families import mlp
 from tests.cases import MESHES, random_variables
 from tests.harness import assert_gradients_close
-from train import mesh
 from train.record import metrics
-from train.update import losses, step
+from train.sharding import mesh
+from train.tasks import losses
+from train.update import step
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -13,7 +13,7 @@ from models import pretrained
 from models.core.spec import flatten
 from tests.cases import random_variables
 from tests.harness import Trainer
-from train import checkpoint, initial
+from train import checkpoint, init_from
 from train.record import metrics
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -220,7 +220,7 @@ def test_published_parameters_that_do_not_fit_are_named(theirs, more, says, tmp_
 
 def test_a_tensor_of_no_leaf_is_none(theirs) -> None:
     """Renamed, it is still not known how it lies."""
-    found = initial._read_pretrained(models.build("rnn", head="none", inputs=8, width=16), str(theirs[0]))
+    found = init_from._read_pretrained(models.build("rnn", head="none", inputs=8, width=16), str(theirs[0]))
     with pytest.raises(UsageError, match=r"params/extra is no tensor of a rnn"):
         found.read({"params/extra": jax.sharding.SingleDeviceSharding(jax.devices()[0])})
 

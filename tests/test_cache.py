@@ -13,7 +13,7 @@ import pytest
 
 import launch
 from tests.harness import Trainer, clear_programs
-from train import cache
+from train import compilation_cache
 from train.record import metrics
 
 ROOT = Path(__file__).parent.parent
@@ -22,15 +22,15 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def suites_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The suite's folder is put back. Programs of one device are kept here, in spite of the suite's eight."""
-    monkeypatch.setattr(cache, "is_safe", lambda: True)
+    monkeypatch.setattr(compilation_cache, "is_safe", lambda: True)
     before = jax.config.jax_compilation_cache_dir
     yield
-    cache.enable(before)
+    compilation_cache.enable(before)
 
 
 def compiled(folder: Path, n: int) -> np.ndarray:
     """What a program of its own makes of an array, compiled by a process that keeps its programs in a folder."""
-    assert cache.enable(str(folder)) is None
+    assert compilation_cache.enable(str(folder)) is None
     return np.asarray(jax.jit(lambda x: jnp.sin(x) * n)(np.arange(8.0)))
 
 
@@ -48,7 +48,7 @@ def test_a_damaged_program_is_compiled_anew(damage: str, tmp_path: Path) -> None
     whole = file.read_bytes()
     file.write_bytes(damages(whole)[damage])
     np.testing.assert_array_equal(compiled(tmp_path, 3), want)
-    assert cache.ProgramCache(str(tmp_path)).get(file.stem) is not None
+    assert compilation_cache.ProgramCache(str(tmp_path)).get(file.stem) is not None
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -57,7 +57,7 @@ def test_a_program_is_found_again(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     compiled(tmp_path, 3)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
-    assert cache.contents(str(tmp_path)).programs == len(before)
+    assert compilation_cache.contents(str(tmp_path)).programs == len(before)
 
 
 def test_programs_of_several_cpu_devices_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_losses_are_those_without(tmp_path: Path) -> None:
     """Bit for bit, of programs that are compiled and of those that are read."""
     found = []
     for folder in (None, str(tmp_path), str(tmp_path)):
-        cache.enable(folder)
+        compilation_cache.enable(folder)
         clear_programs()
         found.append(Trainer("mlp").steps(3))
     assert found[0] == found[1] == found[2]
@@ -82,12 +82,15 @@ def test_losses_are_those_without(tmp_path: Path) -> None:
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
-    kept = cache.ProgramCache(str(tmp_path))
+    kept = compilation_cache.ProgramCache(str(tmp_path))
     for i, key in enumerate("abcd"):
         kept.put(key, bytes(100))
         os.utime(tmp_path / f"{key}.program", (i, i))
     kept.get("a")
-    assert cache.contents(str(tmp_path), limit=2 * (100 + cache.DIGEST_SIZE)) == (2, 2 * (100 + cache.DIGEST_SIZE))
+    assert compilation_cache.contents(str(tmp_path), limit=2 * (100 + compilation_cache.DIGEST_SIZE)) == (
+        2,
+        2 * (100 + compilation_cache.DIGEST_SIZE),
+    )
     assert [kept.get(key) is not None for key in "abcd"] == [True, False, False, True]
 
 
@@ -99,7 +102,7 @@ def test_a_folder_that_vanishes_or_cannot_be_written_stops_nothing(tmp_path: Pat
     folder.rmdir()
     np.testing.assert_array_equal(np.asarray(jax.jit(lambda x: jnp.sin(x) * 5)(np.arange(8.0))), want)
     file.write_text("no folder")
-    note = cache.enable(str(file / "cache"))
+    note = compilation_cache.enable(str(file / "cache"))
     assert note is not None
     assert f"{file}/cache" in note
     assert "--cache=DIR" in note
@@ -108,32 +111,32 @@ def test_a_folder_that_vanishes_or_cannot_be_written_stops_nothing(tmp_path: Pat
 
 def test_a_jax_with_another_cache_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as later:
-        later.delattr(cache.JAX_CACHE, "get_file_cache")
-        assert cache.jax_cache_module() is None
-    assert cache.jax_cache_module() is cache.JAX_CACHE
-    monkeypatch.setattr(cache, "JAX_CACHE", None)
-    note = cache.enable(str(tmp_path))
+        later.delattr(compilation_cache.JAX_CACHE, "get_file_cache")
+        assert compilation_cache.jax_cache_module() is None
+    assert compilation_cache.jax_cache_module() is compilation_cache.JAX_CACHE
+    monkeypatch.setattr(compilation_cache, "JAX_CACHE", None)
+    note = compilation_cache.enable(str(tmp_path))
     assert note is not None
     assert note.startswith(f"compiled programs are not kept: jax {jax.__version__} ")
     assert jax.config.jax_compilation_cache_dir is None
     monkeypatch.undo()
-    cache.enable(None)
+    compilation_cache.enable(None)
 
 
 def test_which_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flag, jax's own variable, the user's cache folder; a relative XDG_CACHE_HOME counts for nothing."""
     monkeypatch.setenv("HOME", "/home/me")
     default = f"canon/jax-{jax.__version__}"
-    assert cache.cache_dir(None, {}) == f"/home/me/.cache/{default}"
-    assert cache.cache_dir(None, {"XDG_CACHE_HOME": "/c"}) == f"/c/{default}"
-    assert cache.cache_dir(None, {"XDG_CACHE_HOME": "c"}) == f"/home/me/.cache/{default}"
-    assert cache.cache_dir(None, {"JAX_COMPILATION_CACHE_DIR": "/j"}) == "/j"
-    assert cache.cache_dir("~/x", {"JAX_COMPILATION_CACHE_DIR": "/j"}) == "/home/me/x"
-    assert cache.cache_dir("none", {"JAX_COMPILATION_CACHE_DIR": "/j"}) is None
+    assert compilation_cache.cache_dir(None, {}) == f"/home/me/.cache/{default}"
+    assert compilation_cache.cache_dir(None, {"XDG_CACHE_HOME": "/c"}) == f"/c/{default}"
+    assert compilation_cache.cache_dir(None, {"XDG_CACHE_HOME": "c"}) == f"/home/me/.cache/{default}"
+    assert compilation_cache.cache_dir(None, {"JAX_COMPILATION_CACHE_DIR": "/j"}) == "/j"
+    assert compilation_cache.cache_dir("~/x", {"JAX_COMPILATION_CACHE_DIR": "/j"}) == "/home/me/x"
+    assert compilation_cache.cache_dir("none", {"JAX_COMPILATION_CACHE_DIR": "/j"}) is None
 
 
 def test_the_doctor_says_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cache.ProgramCache(str(tmp_path)).put("a", bytes(2**20))
+    compilation_cache.ProgramCache(str(tmp_path)).put("a", bytes(2**20))
     launch.main(["doctor", f"--cache={tmp_path}"])
     assert f"compiled program(s), 1.0 MiB, in {tmp_path}" in capsys.readouterr().out
     launch.main(["doctor", "--cache=none"])
@@ -154,7 +157,7 @@ def test_runs_that_share_a_folder(tmp_path: Path) -> None:
         for run in [begin(name, "none" if name == "none" else kept) for name in names]:
             _, err = run.communicate(timeout=300)
             assert (run.returncode, err) == (0, "")
-    assert cache.contents(kept).programs
+    assert compilation_cache.contents(kept).programs
     losses = [
         [line["metrics"]["loss"] for line in metrics.read(str(tmp_path / name)) if line["kind"] != "event"]
         for name in ("a", "b", "c", "none")

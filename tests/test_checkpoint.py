@@ -13,10 +13,13 @@ import pytest
 import launch
 from errors import UsageError
 from tests.runs import config_of, manifest, runtime, train
-from train import checkpoint, mesh, restored, setup
+from train import checkpoint
 from train.checkpoint import folder
 from train.checkpoint import manifest as manifests
 from train.record import metrics
+from train.setup import setup
+from train.sharding import mesh
+from train.verbs import restored
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -13,8 +13,8 @@ import pytest
 from models.core.spec import LazyLogits, flatten
 from tests.cases import tiny_model, weights
 from tests.harness import Trainer, assert_gradients_close, clear_programs
-from train import mesh
-from train.update import chunked, losses
+from train.sharding import mesh
+from train.tasks import chunked_cross_entropy, losses
 
 B, T, V, D, VOCAB = 8, 6, 24, 16, 21
 MESHES = ("dp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
@@ -49,7 +49,7 @@ def measured(given: Any, batch: Any, biased: bool = True, **extra: float) -> Any
 @cache
 def whole(plain: bool = False, dtype: Any = jnp.float32) -> Any:
     """The same of whole logits, without a bias and extras or with both."""
-    assert B * T * V <= chunked.MAX_LOGITS
+    assert B * T * V <= chunked_cross_entropy.MAX_LOGITS
     return measured(parts(dtype), batch(), biased=not plain, **({} if plain else EXTRAS))
 
 
@@ -64,14 +64,14 @@ def close(got: Any, want: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("extra", [{}, EXTRAS])
 def test_chunks_change_nothing(limit: int, extra: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     want = whole(plain=not extra)
-    monkeypatch.setattr(chunked, "MAX_LOGITS", limit)
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", limit)
     close(measured(parts(), batch(), biased=bool(extra), **extra), want, 1e-6)
 
 
 @pytest.mark.parametrize("text", MESHES)
 def test_nor_does_a_mesh(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     want = whole()
-    monkeypatch.setattr(chunked, "MAX_LOGITS", 2 * V)
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", 2 * V)
     place = mesh.make_placement(mesh.make_mesh(text), {})
     axes = {"x": "batch seq width", "table": "vocab embed", "bias": "vocab"}
     given = {k: jax.device_put(v, place.sharding(axes[k])) for k, v in parts().items()}
@@ -84,7 +84,7 @@ def test_nor_does_a_mesh(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bfloat16_is_as_close_as_its_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
     want = whole(dtype=jnp.bfloat16)
-    monkeypatch.setattr(chunked, "MAX_LOGITS", 7 * V)
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", 7 * V)
     got = measured(parts(jnp.bfloat16), batch(), **EXTRAS)
     close(got[1], want[1], 1e-6)
     close(got[0], want[0], 2**-8)
@@ -94,7 +94,7 @@ def test_no_array_of_all_logits_is_left(monkeypatch: pytest.MonkeyPatch) -> None
     """Every array of loss and gradient has fewer scalars than the logits, by which the plain way is told."""
 
     def largest(limit: int) -> int:
-        monkeypatch.setattr(chunked, "MAX_LOGITS", limit)
+        monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", limit)
         text = jax.jit(lambda *given: measured(*given)).lower(parts(), batch()).as_text()
         shapes = re.findall(r"tensor<((?:\d+x)+)f32>", text)
         return max(math.prod(int(n) for n in shape.split("x")[:-1]) for shape in shapes)
@@ -123,7 +123,7 @@ def test_an_update_is_the_same(name: str, text: str, monkeypatch: pytest.MonkeyP
         return loss, {k: np.asarray(v) - start[k] for k, v in flatten(trainer.state["params"]).items()}
 
     want = run()
-    monkeypatch.setattr(chunked, "MAX_LOGITS", 1000)
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", 1000)
     clear_programs()
     got = run()
     clear_programs()

@@ -42,8 +42,9 @@ from models.blocks.attention.attention import BACKENDS
 from models.blocks.moe.dispatch import DISPATCH
 from models.core.checks import REMAT
 from models.core.spec import Spec, _leaf_hash, flatten, initialize
-from train import setup
-from train.update import losses, optim, schedules
+from train.setup import setup
+from train.tasks import losses
+from train.update import optim, schedules
 
 ROOT = Path(__file__).parent.parent
 FILES = {

@@ -18,7 +18,8 @@ from models.core.spec import flatten
 from tests.cases import CASES, B, T, batch_for, meshes_for, tiny_model, to_inputs, with_dropout
 from tests.harness import Trainer, assert_gradients_close, initial_variables, jit_predict, random_variables_for
 from tests.runs import manifest
-from train import checkpoint, translate
+from train import checkpoint
+from train.generate import beam_search
 
 NAMES = sorted(CASES)
 FORMS = [name for name in NAMES if name not in (CASES[name].family, "linen")]  # a family's further ones
@@ -389,7 +390,7 @@ def test_cached_decoding_reads_the_source_once(name: str) -> None:
         assert jax.tree.map(lambda s: s.shape, table) == jax.tree.map(lambda x: x.shape, out.cache)
         parts, cache = [*parts, out.value[..., : model.config.vocab]], out.cache
         if start == 6:
-            cache, tokens, full = translate.gather_cache_rows(cache, table, rows), tokens[rows], full[rows]
+            cache, tokens, full = beam_search.gather_cache_rows(cache, table, rows), tokens[rows], full[rows]
             parts = [part[rows] for part in parts]
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=2e-5, atol=2e-5)
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.blocks.vision import convolution
 from models.blocks.vision.convolution import DIMS, Padding, conv, max_pool
-from train.record import flops
+from train.plan import flops
 
 WINDOWS: list[tuple[tuple[int, int], Padding, int, int]] = [  # kernel, padding, stride, numbers of a part at a time
     ((3, 3), 1, 1, 10**6),  # both images

@@ -9,7 +9,7 @@ import pytest
 
 from models.blocks.vision.detection_head import DetectorOutput
 from tests.test_boxes import draw_boxes, iou_by_hand
-from train.update import losses
+from train.tasks import losses
 
 ANCHORS = (((0.2, 0.3), (0.5, 0.4)), ((0.1, 0.2),))
 PLANES = ((2, 3, 2), (4, 6, 1))

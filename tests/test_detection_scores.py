@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
-from train import detection
-from train.detection import Detections
-from train.record import drawn, pictures, plots
+from train.evaluate import coco_map
+from train.evaluate.coco_map import Detections
+from train.plots import classification, curves, detection
 
 NAMES = ("cat", "dog", "ant")
 CAT, DOG = (10, 10, 50, 50), (60, 20, 90, 80)
@@ -38,7 +38,7 @@ PAIR = truth((CAT, 0), (DOG, 1))
 
 
 def metrics(finds: list[Detections], truths: list[BoxAnnotations]) -> dict[str, float]:
-    return detection.score(finds, truths, NAMES).metrics
+    return coco_map.score(finds, truths, NAMES).metrics
 
 
 def test_all_found_is_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +88,7 @@ def test_images_without_truths() -> None:
     assert all(np.isnan(v) for v in metrics([right], [empty]).values())
     nothing = metrics([found()], [truth((CAT, 0))])
     assert (nothing["map"], nothing["average_recall"]) == (0, 0)
-    assert detection.score([], [], NAMES).metrics == {}
+    assert coco_map.score([], [], NAMES).metrics == {}
 
 
 def test_crowds_are_neither_right_nor_wrong() -> None:
@@ -112,16 +112,16 @@ def test_difficult_boxes_are_found_by_their_union() -> None:
     assert metrics([found(*well, right)], [marked])["map_75"] == 1
     assert metrics([found(((0, 0, 100, 60), 0.9, 0), right)], [marked])["map_75"] == pytest.approx(0.5)
     assert metrics([found(right)], [marked])["map"] == pytest.approx(1)
-    [tally] = drawn.match_images(detection.match([found(right)], [marked], 3), [marked], 0)
+    [tally] = detection.match_images(coco_map.match([found(right)], [marked], 3), [marked], 0)
     assert tally.mistake_count == 0
 
 
 def test_what_is_not_finite_is_passed_over() -> None:
     """A model gone astray is scored all the same."""
     astray = found((CAT, float("nan"), 0), ((0, 0, float("inf"), 9), 0.9, 0), (CAT, 0.5, 0))
-    judged = detection.match([astray], [truth((CAT, 0))], 3)
+    judged = coco_map.match([astray], [truth((CAT, 0))], 3)
     assert (judged[0].row.tolist(), judged[0].matched_box.tolist()) == ([2], [0])
-    assert detection.detection_scores(judged, NAMES).metrics["map_50"] == 1
+    assert coco_map.detection_scores(judged, NAMES).metrics["map_50"] == 1
 
 
 def made(count: int, seed: int = 0) -> tuple[list[Detections], list[BoxAnnotations]]:
@@ -184,17 +184,17 @@ def test_counting_an_image_twice_is_having_it_twice() -> None:
     finds, truths = made(12)
     times = np.array([0, 1, 2, 3] * 3)
     copies = np.repeat(np.arange(12), times)
-    whole = detection.match([finds[i] for i in copies], [truths[i] for i in copies], 3)
-    for one, want in zip(detection.match(finds, truths, 3), whole, strict=True):
+    whole = coco_map.match([finds[i] for i in copies], [truths[i] for i in copies], 3)
+    for one, want in zip(coco_map.match(finds, truths, 3), whole, strict=True):
         for got, other in zip(
-            detection.precision_at_recalls(one, times.astype(float)), detection.precision_at_recalls(want), strict=True
+            coco_map.precision_at_recalls(one, times.astype(float)), coco_map.precision_at_recalls(want), strict=True
         ):
             assert abs(got - other).mean() < 0.02  # what lies between alike scores is in another order
     apart = [f._replace(scores=f.scores + i * 1e-3 + np.arange(len(f.scores)) * 1e-5) for i, f in enumerate(finds)]
-    whole = detection.match([apart[i] for i in copies], [truths[i] for i in copies], 3)
-    for one, want in zip(detection.match(apart, truths, 3), whole, strict=True):
+    whole = coco_map.match([apart[i] for i in copies], [truths[i] for i in copies], 3)
+    for one, want in zip(coco_map.match(apart, truths, 3), whole, strict=True):
         for got, other in zip(
-            detection.precision_at_recalls(one, times.astype(float)), detection.precision_at_recalls(want), strict=True
+            coco_map.precision_at_recalls(one, times.astype(float)), coco_map.precision_at_recalls(want), strict=True
         ):
             np.testing.assert_allclose(got, other)
 
@@ -202,7 +202,7 @@ def test_counting_an_image_twice_is_having_it_twice() -> None:
 @pytest.mark.slow
 def test_standard_errors_are_the_spread_over_sets() -> None:
     """Over 40 sets of 50 images, the spread of mAP at 0.5 and the mean error agree within 30 % (2.7 sigma)."""
-    scores = [detection.score(*made(50, 100 + i), NAMES) for i in range(40)]
+    scores = [coco_map.score(*made(50, 100 + i), NAMES) for i in range(40)]
     for name in ("map_50", "average_recall"):
         spread = np.std([s.metrics[name] for s in scores], ddof=1)
         assert np.mean([s.stderr[name] for s in scores]) == pytest.approx(spread, rel=0.3)
@@ -210,11 +210,11 @@ def test_standard_errors_are_the_spread_over_sets() -> None:
 
 def test_standard_errors_are_drawn_alike() -> None:
     """Twice the same; of one image none."""
-    first, again = (detection.score(*made(10), NAMES) for _ in range(2))
+    first, again = (coco_map.score(*made(10), NAMES) for _ in range(2))
     assert first == again
     assert 0 < first.stderr["map"] < 0.3
     assert (first.examples, first.clusters) == (10, 10)
-    assert np.isnan(detection.score(*made(1, 3), NAMES).stderr["map"])
+    assert np.isnan(coco_map.score(*made(1, 3), NAMES).stderr["map"])
 
 
 def test_the_surest_score_has_the_best_f1() -> None:
@@ -225,18 +225,18 @@ def test_the_surest_score_has_the_best_f1() -> None:
     finds = [
         found((places[0], 0.9, 0), (places[1], 0.8, 1), (wrong[0], 0.7, 0), (places[2], 0.6, 0), (wrong[1], 0.5, 1))
     ]
-    judged = detection.match(finds, truths, 3)
-    assert detection.best_f1_threshold(judged) == pytest.approx(0.6)
-    [tally] = drawn.match_images(judged, truths, 0.6)
+    judged = coco_map.match(finds, truths, 3)
+    assert coco_map.best_f1_threshold(judged) == pytest.approx(0.6)
+    [tally] = detection.match_images(judged, truths, 0.6)
     assert (sorted(tally.right), list(tally.wrong), list(tally.missed), tally.mistake_count) == ([0, 1, 3], [2], [3], 2)
-    assert detection.best_f1_threshold(detection.match([found()], truths, 3)) == float("inf")
+    assert coco_map.best_f1_threshold(coco_map.match([found()], truths, 3)) == float("inf")
 
 
 def test_the_images_of_most_mistakes_are_shown() -> None:
     """In falling order, then some of the middle; of few images all."""
     mistakes = np.arange(100)[::-1]
-    np.testing.assert_array_equal(drawn.pick_images(mistakes), [*range(8), 52, 53, 54, 55])
-    assert sorted(drawn.pick_images(np.zeros(9))) == list(range(9))
+    np.testing.assert_array_equal(detection.pick_images(mistakes), [*range(8), 52, 53, 54, 55])
+    assert sorted(detection.pick_images(np.zeros(9))) == list(range(9))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -265,12 +265,14 @@ def test_boxes_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     right = [found((CAT, 0.9, 0), (DOG, 0.8, 1))] * 3
     wrong = [found((CAT, 0.9, 0), ((100, 5, 120, 60), 0.95, 2))] * 3
     seen, captions = {}, list[str]()
-    monkeypatch.setattr(drawn, "add_title", lambda *given: captions.append(given[-1]) or plots.add_title(*given))
+    monkeypatch.setattr(detection, "add_title", lambda *given: captions.append(given[-1]) or curves.add_title(*given))
     for name, finds in (("right", right), ("wrong", wrong), ("none", [found()] * 3)):
-        judged = detection.match(finds, truths, 3)
-        image = pixels(drawn.draw_boxes(source(truths), finds, judged, "a model of $5 on $x", tmp_path / f"{name}.png"))
+        judged = coco_map.match(finds, truths, 3)
+        image = pixels(
+            detection.draw_boxes(source(truths), finds, judged, "a model of $5 on $x", tmp_path / f"{name}.png")
+        )
         assert min(image.shape[:2]) > 400
-        seen[name] = (near(image, drawn.RIGHT), near(image, drawn.HELD))
+        seen[name] = (near(image, detection.RIGHT), near(image, detection.HELD))
     assert seen["right"][0] > 500 > 0 == seen["right"][1]
     assert min(seen["wrong"]) > 500
     assert seen["none"][0] == 0 < 500 < seen["none"][1]
@@ -283,20 +285,22 @@ def test_names_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     names = ["a$b$$", "_nothing_", "猫 ตัว"]
     kept: list[Any] = []
     monkeypatch.setattr(
-        pictures, "save_figure", lambda figure, path: kept.append(figure) or plots.save_figure(figure, path)
+        classification, "save_figure", lambda figure, path: kept.append(figure) or curves.save_figure(figure, path)
     )
     finds = [found((CAT, 0.9, 0), (DOG, 0.8, 1), ((100, 5, 120, 60), 0.95, 2))] * 3
     truths = [truth((CAT, 0), (DOG, 1), ((0, 0, 9, 9), 2))] * 3
-    judged = detection.match(finds, truths, 3)
-    drawn.draw_curves(judged, names, "a model on 猫", tmp_path / "p.png")
-    drawn.draw_boxes(replace(source(truths), names=tuple(names)), finds, judged, "a model on 猫", tmp_path / "b.png")
+    judged = coco_map.match(finds, truths, 3)
+    detection.draw_curves(judged, names, "a model on 猫", tmp_path / "p.png")
+    detection.draw_boxes(
+        replace(source(truths), names=tuple(names)), finds, judged, "a model on 猫", tmp_path / "b.png"
+    )
     shown = [text.get_text() for text in kept[0].axes[0].get_legend().get_texts()]
     assert [text.split(":")[0] for text in shown] == [*names, "mean of 3 classes"]
-    pictures.draw_confusion(np.arange(3), np.arange(3), names, "a model", tmp_path / "c.png")
+    classification.draw_confusion(np.arange(3), np.arange(3), names, "a model", tmp_path / "c.png")
     (tmp_path / "metrics.jsonl").write_text(
         '{"kind": "eval", "step": 1, "time": 0, "split": "_t$e$$st", "metrics": {"loss": 1.0}}\n'
     )
-    assert plots.draw_loss(str(tmp_path), "a model on $x$$", "nats")
+    assert curves.draw_loss(str(tmp_path), "a model on $x$$", "nats")
 
 
 @pytest.mark.parametrize("classes", [1, 3, 12])
@@ -306,9 +310,9 @@ def test_precision_is_drawn(tmp_path: Path, classes: int) -> None:
     names = [f"${i}$" for i in range(classes)]
     finds = [f._replace(labels=f.labels % classes) for f in finds]
     truths = [t._replace(labels=t.labels % classes) for t in truths]
-    judged = detection.match(finds, truths, classes)
-    image = pixels(drawn.draw_curves(judged, names, "a model of $5 on $x", tmp_path / "p.png"))
+    judged = coco_map.match(finds, truths, classes)
+    image = pixels(detection.draw_curves(judged, names, "a model of $5 on $x", tmp_path / "p.png"))
     assert min(image.shape[:2]) > 600
-    empty = detection.match([found()], [truth()], classes)
-    blank = pixels(drawn.draw_curves(empty, names, "a model of $5 on $x", tmp_path / "e.png"))
+    empty = coco_map.match([found()], [truth()], classes)
+    blank = pixels(detection.draw_curves(empty, names, "a model of $5 on $x", tmp_path / "e.png"))
     assert (blank < 200).all(-1).sum() < (image < 200).all(-1).sum()

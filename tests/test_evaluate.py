@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from data.eval_set import EvalSet
 from tests.cases import CASES, B, batch_for, random_variables, tiny_model
-from train import evaluate, mesh
-from train.update import losses
+from train.evaluate import evaluate
+from train.sharding import mesh
+from train.tasks import losses
 
 
 def draw(*shape: int) -> np.ndarray:

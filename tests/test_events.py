@@ -10,8 +10,8 @@ import pytest
 from etils import epath
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from train.host import Runtime
 from train.record import events, metrics
+from train.runtime import Runtime
 
 KINDS = {"double": 1, "float": 2, "int64": 3, "int32": 5, "string": 9, "bytes": 12}
 PROTOS = {  # of tensorflow/core, those fields that are written: number, name, kind; * repeats

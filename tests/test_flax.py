@@ -13,7 +13,7 @@ from errors import UsageError
 from models import as_flax
 from models.core.spec import flatten
 from tests.cases import batch_for, tiny_model, with_dropout
-from train import mesh
+from train.sharding import mesh
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

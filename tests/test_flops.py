@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import models
-from train.record import flops
+from train.plan import flops
 
 X, W = jax.ShapeDtypeStruct((4, 8), jnp.float32), jax.ShapeDtypeStruct((8, 8), jnp.float32)
 PRODUCT = 2 * 4 * 8 * 8

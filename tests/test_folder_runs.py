@@ -16,7 +16,7 @@ from data.sources import tfds as prepared_sets
 from errors import UsageError
 from tests.image_folders import classes, save
 from tests.runs import runtime
-from train import setup
+from train.setup import setup
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -19,7 +19,8 @@ from data.types import object_array
 from errors import UsageError
 from tests.image_folders import save
 from tests.runs import runtime
-from train import images, restored, setup
+from train.setup import inputs, setup
+from train.verbs import restored
 
 
 @pytest.mark.parametrize("ways", [None, "random_resized_crop,flip,randaugment:2:9,jitter:0.5,erase:1"])
@@ -49,7 +50,7 @@ def test_channels_of_a_config(model: dict[str, Any], channels: int | None) -> No
     cfg = base.defaults()
     with cfg.unlocked():
         cfg.model.update(model)
-    assert images.image_channels(cfg) == channels
+    assert inputs.image_channels(cfg) == channels
 
 
 def grey_and_coloured(root: Path, names: tuple[str, ...] = ("a", "b")) -> tuple[Path, Path]:
@@ -74,7 +75,7 @@ def test_a_network_of_three_channels_takes_grey_images(tmp_path: Path) -> None:
     made = setup.set_up(cfg, runtime(), grey, None)
     want, got = (made.eval_transform(s.__getitems__([0, 1]), 0, np.arange(2))["image"] for s in (coloured, grey))
     np.testing.assert_array_equal(got, want)
-    prepare = images.train_transform(cfg, channels=images.image_channels(cfg, made.model))
+    prepare = inputs.train_transform(cfg, channels=inputs.image_channels(cfg, made.model))
     phases = (Phase(0, 8, (1.0, 1.0)),)
     both = BatchSampler((ExampleSource(grey), ExampleSource(coloured)), phases, 0, prepare)
     assert both.batch(0)["image"].shape == (8, 9, 8, 3)

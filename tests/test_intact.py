@@ -11,7 +11,7 @@ from data.types import Examples
 from errors import UsageError
 from tests.image_folders import classes, save
 from tests.runs import runtime
-from train import doctor
+from train.verbs import doctor
 
 
 def odd(n: int) -> int:

@@ -12,7 +12,7 @@ from models.core.spec import Spec, flatten, zeros
 from tests.cases import batch_for, tiny_model
 from tests.harness import Trainer
 from tests.test_optim import F32, GRADIENTS, START, TABLE, by_optax, settings
-from train.update import leaves, optim
+from train.update import optim, param_groups
 
 
 def moved(trainer: Trainer, before: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -114,10 +114,10 @@ def test_layer_decay_falls_towards_the_embeddings() -> None:
 def test_layer_decay_needs_one_stack() -> None:
     """Without layers, or with stacks of several depths, there is no order to fall by."""
     with pytest.raises(UsageError, match="no stacked layers"):
-        leaves.lr_multipliers(None, 0.5, TABLE)
+        param_groups.lr_multipliers(None, 0.5, TABLE)
     stacks = {str(n): Spec((n, 4), "layers norm", zeros) for n in (2, 3)}
     with pytest.raises(UsageError, match="stacks of 2 and 3"):
-        leaves.lr_multipliers(None, 0.5, stacks)
+        param_groups.lr_multipliers(None, 0.5, stacks)
 
 
 @pytest.mark.parametrize(
@@ -153,4 +153,4 @@ def test_a_pattern_that_matches_nothing_names_the_nearest() -> None:
     specs = tiny_model("gpt").specs["params"]
     for pattern, near in (("embd/*", r"'embed/\*'"), ("blocks/qvk/kernel", "'blocks/qkv/kernel'")):
         with pytest.raises(UsageError, match=f"did you mean {near}"):
-            leaves.freeze_mask(pattern, specs)
+            param_groups.freeze_mask(pattern, specs)

@@ -18,7 +18,8 @@ from examples.lm_eval_adapter import Harness
 from tests.cases import random_variables, tiny_model
 from tests.harness import jit_predict
 from tests.runs import runtime
-from train import evaluate, questions, restored
+from train.evaluate import evaluate, lm_eval
+from train.verbs import restored
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +47,11 @@ def test_likelihoods_are_ours(harness: Harness) -> None:
     pairs = [(q.context, f" {c}") for q in asked for c in q.choices]
     found = harness.loglikelihood([request(*pair) for pair in pairs])
     setup = harness.opened.setup
-    rows = [questions.encode_pair(harness.coder, *pair) for pair in pairs]
-    ours = questions.likelihoods(setup.model, harness._examine, harness.opened.variables, setup.place, rows, 2)
+    rows = [lm_eval.encode_pair(harness.coder, *pair) for pair in pairs]
+    ours = lm_eval.likelihoods(setup.model, harness._examine, harness.opened.variables, setup.place, rows, 2)
     np.testing.assert_allclose([nats for nats, _ in found], ours.nats, rtol=1e-5)
     assert [greedy for _, greedy in found] == ours.greedy.tolist()
-    scores = questions.accuracy_scores(Questions(asked, {}), ours)
+    scores = lm_eval.accuracy_scores(Questions(asked, {}), ours)
     assert set(scores.metrics) == {"acc", "acc_norm"}
 
 
@@ -99,7 +100,7 @@ def test_a_task_of_the_package_runs(harness: Harness, tmp_path: Path) -> None:
     examine = evaluate.make_eval_step(setup.model, setup.task, setup.place)
     with jax.set_mesh(setup.place.mesh):
         variables, place = harness.opened.variables, setup.place
-        ours = questions.score_questions(
+        ours = lm_eval.score_questions(
             setup.model, harness.coder, examine, variables, place, Questions(tuple(asked), {}), 4
         )
     for name in ("acc", "acc_norm"):

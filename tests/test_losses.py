@@ -16,7 +16,7 @@ from models.core.layers import MASK_VALUE
 from models.core.spec import flatten
 from tests.cases import batch_for
 from train.record import metrics
-from train.update import losses
+from train.tasks import losses
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

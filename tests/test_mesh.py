@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from errors import UsageError
 from models.core.spec import Spec, zeros
-from train import mesh
+from train.sharding import mesh
 
 
 @pytest.mark.parametrize(

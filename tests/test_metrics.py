@@ -13,9 +13,9 @@ import pytest
 
 import launch
 from errors import UsageError
-from train.host import Runtime
 from train.record import metrics
-from train.update import losses
+from train.runtime import Runtime
+from train.tasks import losses
 
 
 def runtime(now: list[float]) -> Runtime:

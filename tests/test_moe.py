@@ -15,7 +15,7 @@ from models.blocks.moe.dispatch import glu, mixture
 from models.core.spec import flatten, unsharded
 from tests.cases import batch_for, tiny_model
 from tests.harness import Trainer
-from train import mesh
+from train.sharding import mesh
 
 B, T, D, E, A, F = 8, 4, 8, 4, 2, 16
 AXES = {"gate": "experts embed mlp", "up": "experts embed mlp", "down": "experts mlp embed"}

@@ -12,9 +12,9 @@ from data.text.packing import pad_documents
 from data.text.tokenizers import make
 from data.types import Texts, check_labels
 from errors import UsageError
-from train import multilabel
-from train.evaluate import Rows, Scores
-from train.update import losses
+from train.evaluate import multilabel
+from train.evaluate.evaluate import Rows, Scores
+from train.tasks import losses
 
 
 def draw(rows: int = 60, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

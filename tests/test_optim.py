@@ -16,8 +16,9 @@ from models.core.spec import Spec, abstract, flatten, lecun_normal, zeros
 from tests.cases import tiny_model
 from tests.harness import Trainer
 from tests.test_contract import save, target_of
-from train import checkpoint, mesh
-from train.update import leaves, optim, step
+from train import checkpoint
+from train.sharding import mesh
+from train.update import optim, param_groups, step
 
 F32 = 1e-5  # relative: a few roundings of float32
 TABLE = {"w": Spec((3, 2), "embed mlp", lecun_normal, fan_in="embed"), "b": Spec((2,), "norm", zeros)}
@@ -216,7 +217,7 @@ def test_a_small_gradient_is_not_clipped() -> None:
 def test_what_decays_in_a_gpt(tied: bool, embeddings: bool) -> None:
     """Matrices do, biases and norms never, the tables of tokens and positions by the knob."""
     specs = models.build("gpt", vocab=50, context=8, width=8, depth=2, heads=2, tied=tied).specs["params"]
-    got = {name for name, on in flatten(leaves.decay_mask(specs, embeddings)).items() if on}
+    got = {name for name, on in flatten(param_groups.decay_mask(specs, embeddings)).items() if on}
     want = {f"blocks/{part}/kernel" for part in ("qkv", "out", "up", "down")}
     want |= {"embed/token", "embed/position"} if embeddings else set()
     want |= set() if tied else {"head"}
@@ -258,7 +259,7 @@ def test_which_leaf_gets_muon(family: str) -> None:
 
 def alone(spec: Spec, x: np.ndarray) -> list[np.ndarray]:
     """The plain matrices, tables or vectors that a leaf stacks."""
-    stacked, inside, outside = leaves.group_dims(spec)
+    stacked, inside, outside = param_groups.group_dims(spec)
     size = lambda group: int(np.prod([spec.shape[i] for i in group]))  # noqa: E731
     shape = (size(inside), size(outside)) if inside else [spec.shape[i] for i in outside]
     return list(np.transpose(x, stacked + inside + outside).reshape(size(stacked), *shape))
@@ -266,7 +267,7 @@ def alone(spec: Spec, x: np.ndarray) -> list[np.ndarray]:
 
 def plain(spec: Spec, shape: tuple[int, ...]) -> Spec:
     """The table's line of one of them."""
-    rest = " ".join(spec.names[i] for i in leaves.group_dims(spec)[2])
+    rest = " ".join(spec.names[i] for i in param_groups.group_dims(spec)[2])
     return Spec(shape, "embed mlp", lecun_normal, fan_in="embed") if spec.fan_in else Spec(shape, rest, lecun_normal)
 
 

@@ -19,7 +19,7 @@ from tests import image_folders
 from tests.test_invariance import ROOT, free_port
 from tests.test_invariance import together as run_together
 from train import checkpoint, together
-from train.host import Runtime
+from train.runtime import Runtime
 
 Stops = queue.SimpleQueue[tuple[int, str, int]]
 

@@ -9,8 +9,8 @@ from PIL import Image
 from data import eval_set
 from data.text import tokenizers
 from data.types import texts
-from train.evaluate import Rows
-from train.record import pictures
+from train.evaluate.evaluate import Rows
+from train.plots import classification
 
 TITLE = "a model of $5 on $x"  # no formula
 
@@ -32,35 +32,37 @@ def test_counts_are_those_of_a_loop() -> None:
     want = np.zeros((5, 5), int)
     for truth, guess in zip(labels, guesses, strict=True):
         want[truth, guess] += 1
-    np.testing.assert_array_equal(pictures.confusion_matrix(labels, guesses, 3), want)
-    np.testing.assert_array_equal(pictures.confusion_matrix(labels[:4], guesses[:4], 3), want[:3, :3])
+    np.testing.assert_array_equal(classification.confusion_matrix(labels, guesses, 3), want)
+    np.testing.assert_array_equal(classification.confusion_matrix(labels[:4], guesses[:4], 3), want[:3, :3])
 
 
 def test_the_worst_are_the_wrong_ones_of_highest_loss() -> None:
     """In falling order; what is right does not count, however dear."""
     labels, guesses = np.array([0, 0, 0, 0]), np.array([1, 0, 1, 1])
-    np.testing.assert_array_equal(pictures.worst_mistakes(labels, guesses, np.array([1.0, 9.0, 3.0, 2.0])), [2, 3, 0])
+    np.testing.assert_array_equal(
+        classification.worst_mistakes(labels, guesses, np.array([1.0, 9.0, 3.0, 2.0])), [2, 3, 0]
+    )
     many = np.zeros(100, int)
-    chosen = pictures.worst_mistakes(many, many + 1, np.arange(100.0))
-    np.testing.assert_array_equal(chosen, np.arange(99, 99 - pictures.MAX_MISTAKES, -1))
+    chosen = classification.worst_mistakes(many, many + 1, np.arange(100.0))
+    np.testing.assert_array_equal(chosen, np.arange(99, 99 - classification.MAX_MISTAKES, -1))
 
 
-@pytest.mark.parametrize("classes", [3, pictures.WRITTEN + 1, pictures.NAMED + 1])
+@pytest.mark.parametrize("classes", [3, classification.WRITTEN + 1, classification.NAMED + 1])
 def test_confusion_shows_mistakes(tmp_path: Path, classes: int) -> None:
     """There is a colour for mistakes, in a picture with mistakes only; names are not read as formulas."""
     labels = np.arange(4 * classes) % classes
     names = [f"${i}$" for i in range(classes)]
-    right = pixels(pictures.draw_confusion(labels, labels, names, TITLE, tmp_path / "right.png"))
+    right = pixels(classification.draw_confusion(labels, labels, names, TITLE, tmp_path / "right.png"))
     assert min(right.shape[:2]) > 300
     assert orange(right) == 0
     guesses = np.where(np.arange(len(labels)) < classes, (labels + 1) % classes, labels)
-    assert orange(pixels(pictures.draw_confusion(labels, guesses, names, TITLE, tmp_path / "wrong.png"))) > 50
+    assert orange(pixels(classification.draw_confusion(labels, guesses, names, TITLE, tmp_path / "wrong.png"))) > 50
 
 
 def test_confusion_of_a_model_gone_astray(tmp_path: Path) -> None:
     """One that guesses no class, and a class of which there is no example."""
     labels = np.zeros(6, np.int32)
-    image = pixels(pictures.draw_confusion(labels, labels + 3, ["a", "b", "c"], TITLE, tmp_path / "astray.png"))
+    image = pixels(classification.draw_confusion(labels, labels + 3, ["a", "b", "c"], TITLE, tmp_path / "astray.png"))
     assert orange(image) > 1000
 
 
@@ -70,14 +72,14 @@ def test_reliability_shows_the_distance_to_confidence(tmp_path: Path) -> None:
     right = np.arange(400) % 100 < 100 * confidence
     loss, ones, truth = np.zeros(400), np.ones(400), np.zeros(400, int)
     fit = Rows(loss, ones, np.where(right, 0, 1), truth, confidence)
-    drawn = pixels(pictures.draw_reliability(fit, TITLE, tmp_path / "fit.png"))
+    drawn = pixels(classification.draw_reliability(fit, TITLE, tmp_path / "fit.png"))
     far = fit._replace(confidence=np.minimum(confidence + 0.25, 1))
-    over = pixels(pictures.draw_reliability(far, TITLE, tmp_path / "over.png"))
+    over = pixels(classification.draw_reliability(far, TITLE, tmp_path / "over.png"))
     assert min(drawn.shape[:2]) > 500
     assert orange(over) > orange(drawn) + 5000  # the legend has some too
     noise = confidence.copy()
     noise[:7] = np.nan
-    pictures.draw_reliability(fit._replace(confidence=noise, weight=np.zeros(400)), TITLE, tmp_path / "none.png")
+    classification.draw_reliability(fit._replace(confidence=noise, weight=np.zeros(400)), TITLE, tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -86,34 +88,34 @@ def test_mistakes_show_the_images_as_they_are(tmp_path: Path, channels: int) -> 
     count, names = 11, ["cat", "a name that is long"]
     images = np.full((count, 4, 4, channels), 77, np.uint8)
     label, loss = np.zeros(count, int), np.linspace(3, 1, count)
-    told = pictures.ClassPredictions(label, label + 1, loss, names)
-    sheet = pixels(pictures.draw_mistakes(images, told, TITLE, tmp_path / "sheet.png"))
+    told = classification.ClassPredictions(label, label + 1, loss, names)
+    sheet = pixels(classification.draw_mistakes(images, told, TITLE, tmp_path / "sheet.png"))
     share = (sheet == 77).all(-1).sum() / (sheet.shape[0] * sheet.shape[1])
     assert 0.2 < share < 0.6
-    few = pictures.ClassPredictions(label[:3], label[:3] + 1, loss[:3], names)
-    fewer = pixels(pictures.draw_mistakes(images[:3], few, TITLE, tmp_path / "s.png"))
+    few = classification.ClassPredictions(label[:3], label[:3] + 1, loss[:3], names)
+    fewer = pixels(classification.draw_mistakes(images[:3], few, TITLE, tmp_path / "s.png"))
     assert fewer.shape[0] < sheet.shape[0]
 
 
 def test_large_images_are_shown_small(tmp_path: Path) -> None:
     """On one sheet with others of any size, in their own proportions."""
-    small = pictures._shrink(np.full((2 * pictures.MAX_SIDE, pictures.MAX_SIDE, 3), 77, np.uint8))
-    assert small.shape == (pictures.MAX_SIDE, pictures.MAX_SIDE // 2, 3)
+    small = classification._shrink(np.full((2 * classification.MAX_SIDE, classification.MAX_SIDE, 3), 77, np.uint8))
+    assert small.shape == (classification.MAX_SIDE, classification.MAX_SIDE // 2, 3)
     assert (small == 77).all()
     strip = np.full((1, 4000, 1), 77, np.uint8)
-    assert pictures._shrink(strip).shape == (1, pictures.MAX_SIDE, 1)
+    assert classification._shrink(strip).shape == (1, classification.MAX_SIDE, 1)
     tiny = np.full((5, 4, 3), 77, np.uint8)
-    assert pictures._shrink(tiny) is tiny
-    told = pictures.ClassPredictions(np.zeros(2, int), np.ones(2, int), np.ones(2), ["a", "b"])
-    sheet = pixels(pictures.draw_mistakes([small, tiny], told, TITLE, tmp_path / "sheet.png"))
+    assert classification._shrink(tiny) is tiny
+    told = classification.ClassPredictions(np.zeros(2, int), np.ones(2, int), np.ones(2), ["a", "b"])
+    sheet = pixels(classification.draw_mistakes([small, tiny], told, TITLE, tmp_path / "sheet.png"))
     assert (sheet == 77).all(-1).sum() > 1000
 
 
 def test_mistaken_texts_are_written(tmp_path: Path) -> None:
     """Truth, guess, loss and the text, cut where it is long; a class without a name is its number."""
     documents = ["a fine\nfilm", "word " * 500]
-    told = pictures.ClassPredictions(np.array([1, 0]), np.array([0, 2]), np.array([2.5, 1.25]), ["bad", "good"])
-    path = pictures.write_mistakes(documents, told, TITLE, tmp_path / "m.txt")
+    told = classification.ClassPredictions(np.array([1, 0]), np.array([0, 2]), np.array([2.5, 1.25]), ["bad", "good"])
+    path = classification.write_mistakes(documents, told, TITLE, tmp_path / "m.txt")
     first, second, third = path.read_text().split("\n\n")
     assert first == TITLE
     assert second == "loss 2.500: good, taken for bad\n    | a fine film"
@@ -132,7 +134,7 @@ def test_passages_are_the_windows_of_highest_loss(tmp_path: Path) -> None:
     assert "".join(told) == "".join(source.documents)
     assert weight.min() < 3
     loss = np.where(weight < 3, 99.0, np.arange(len(weight)))
-    path = pictures.write_passages(exam, Rows(loss, weight), tokenizer, TITLE, tmp_path / "p.txt")
+    path = classification.write_passages(exam, Rows(loss, weight), tokenizer, TITLE, tmp_path / "p.txt")
     parts = path.read_text().split("\n\n")
     order = [i for i in range(len(weight))[::-1] if weight[i] >= 3]
     assert parts[0] == f"{TITLE}: the {len(order)} windows of highest loss, of {len(weight)}"
@@ -149,7 +151,7 @@ def test_values_are_drawn(tmp_path: Path, outputs: int) -> None:
     off = truth[::-1].copy()
     off[0] = np.nan
     off[1] = np.inf
-    on_line = pixels(pictures.draw_values(truth, truth, TITLE, tmp_path / "on.png"))
-    other = pixels(pictures.draw_values(truth, off, TITLE, tmp_path / "off.png"))
+    on_line = pixels(classification.draw_values(truth, truth, TITLE, tmp_path / "on.png"))
+    other = pixels(classification.draw_values(truth, off, TITLE, tmp_path / "off.png"))
     assert min(on_line.shape[:2]) > 500
     assert (on_line != other).any(-1).sum() > 1000

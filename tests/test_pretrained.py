@@ -21,7 +21,7 @@ from models import pretrained
 from models.core.spec import flatten
 from models.pretrained.formats import safetensors
 from tests.cases import random_variables, tiny_model
-from train import mesh
+from train.sharding import mesh
 
 NAMES = ("gpt", "llama", "bert")
 

@@ -15,10 +15,12 @@ from data.progress import track
 from data.text import packing
 from data.text.tokenizers import ByteTokenizer
 from data.types import Texts
-from train import evaluate, loop, mesh
-from train.host import Runtime
+from train import loop
+from train.evaluate import evaluate
 from train.record import metrics, speed
 from train.record.ticker import Ticker
+from train.runtime import Runtime
+from train.sharding import mesh
 
 
 class Clock:

@@ -15,9 +15,10 @@ from data.types import texts
 from errors import UsageError
 from tests.cases import random_variables, tiny_model
 from tests.harness import jit_predict
-from train import evaluate, mesh
-from train import questions as examiner
-from train.update import losses
+from train.evaluate import evaluate
+from train.evaluate import lm_eval as examiner
+from train.sharding import mesh
+from train.tasks import losses
 
 BYTE = tokenizers.ByteTokenizer()
 ITEMS = (

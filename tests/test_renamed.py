@@ -18,9 +18,9 @@ from errors import UsageError, unknown
 from models.blocks.attention import attention
 from models.families import mlp
 from tests.runs import config_of, runtime
-from train import restored
 from train.record import metrics
-from train.update import losses
+from train.tasks import losses
+from train.verbs import restored
 
 OLDER = Path(__file__).parent / "fixtures" / "run_of_62e66cd"  # made by that commit, under the old names
 

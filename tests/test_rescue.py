@@ -12,9 +12,10 @@ import pytest
 
 from configs import reader
 from data import sampler
-from train import checkpoint, evaluate, loop, run
-from train.host import Runtime
+from train import checkpoint, loop, run
+from train.evaluate import evaluate
 from train.record import metrics, profile
+from train.runtime import Runtime
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -8,7 +8,7 @@ import pytest
 from models.core.spec import Spec, zeros
 from tests.cases import batch_for
 from tests.harness import Trainer
-from train import mesh
+from train.sharding import mesh
 from train.update.rounding import cast_parameters, round_stochastically
 
 SPECS = {"kernel": Spec((16, 8), "embed mlp", zeros, "embed"), "bias": Spec((8,), "mlp", zeros)}

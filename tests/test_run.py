@@ -13,9 +13,12 @@ import launch
 from configs import reader
 from errors import UsageError
 from tests.runs import config_of, runtime, train
-from train import checkpoint, feed, restored, run
-from train.record import metrics, plots
+from train import checkpoint, run
+from train.plots import curves
+from train.record import metrics
+from train.sharding import device_batches
 from train.update import step
+from train.verbs import restored
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -212,7 +215,7 @@ def test_drawing_fails_no_run(trained: Path, capsys, monkeypatch: pytest.MonkeyP
     def fail(*size: float) -> None:
         raise ValueError("no backend")
 
-    monkeypatch.setattr(plots, "make_figure", fail)
+    monkeypatch.setattr(curves, "make_figure", fail)
     assert train(trained) == 0
     assert "no curve drawn: no backend; checkpoint 30 in" in capsys.readouterr().out
     assert launch.main(["eval", f"--workdir={trained}", "--config.eval.limit=1"]) == 0
@@ -264,12 +267,12 @@ def test_an_evaluation_without_a_finite_loss_fails(trained: Path, capsys, monkey
 def test_data_that_are_not_finite_are_refused() -> None:
     """A number that only a sum overflows is none of them, nor are whole numbers."""
     good = {"image": np.full((2, 9), 3e38, np.float32), "label": np.zeros(2, np.int32)}
-    assert feed.check_finite_batch(good) is good
+    assert device_batches.check_finite_batch(good) is good
     for value in (math.nan, math.inf, -math.inf):
         bad = good["image"].copy()
         bad[1, 3] = value
         with pytest.raises(UsageError, match="'image' is not finite in 1 of the 2 rows"):
-            feed.check_finite_batch({**good, "image": bad})
+            device_batches.check_finite_batch({**good, "image": bad})
 
 
 def test_every_verb_explains_itself(capsys) -> None:

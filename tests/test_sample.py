@@ -12,8 +12,9 @@ import models
 from errors import UsageError
 from tests.cases import random_variables, tiny_model
 from tests.harness import jit_predict
-from train import mesh, sample
-from train.sample import FINISHED, Sampling
+from train.generate import sample
+from train.generate.sample import FINISHED, Sampling
+from train.sharding import mesh
 
 PROMPTS = [np.array(p) for p in ([5, 9, 2, 7, 3, 8, 1], [4], [6, 6, 1])]
 

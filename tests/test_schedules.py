@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from errors import UsageError
-from train import mesh
+from train.sharding import mesh
 from train.update import schedules
 
 F32 = 1e-5  # relative: a few roundings of float32

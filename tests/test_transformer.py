@@ -13,8 +13,8 @@ from models import pretrained
 from models.core.spec import flatten
 from tests.cases import random_variables, to_inputs
 from tests.harness import assert_gradients_close
-from train.translate import beam_search
-from train.update import losses
+from train.generate.beam_search import beam_search
+from train.tasks import losses
 
 B, T, S, V = 4, 7, 9, 30
 SLOW, WEEKLY = (5, 6, 8), (2, 3, 4, 7, 9)  # with the first two every value of every field comes in the slow ones

@@ -12,7 +12,7 @@ import pytest
 import models
 from errors import UsageError
 from tests.cases import random_variables
-from train.translate import beam_search
+from train.generate.beam_search import beam_search
 
 START, STOP, V, S = 1, 2, 4, 5
 TINY: dict[str, dict[str, Any]] = {

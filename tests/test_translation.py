@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from data.types import ParallelText
-from train import translation
-from train.record import translated
+from train.evaluate import translation
+from train.plots import translation as translation_plots
 
 TEXTS = [f"the number {i} is a number that is said here" for i in range(30)]
 
@@ -63,7 +63,7 @@ def test_the_worst_translations_come_first(tmp_path: Path) -> None:
     quality = translation.sentence_chrf(made, TEXTS)
     assert quality.argmin() == 7
     pairs = ParallelText(tuple(TEXTS), tuple(TEXTS), ("en", "de"), {})
-    path = translated.write_side_by_side(pairs, made, quality, "a title", tmp_path / "t.txt")
+    path = translation_plots.write_side_by_side(pairs, made, quality, "a title", tmp_path / "t.txt")
     lines = path.read_text().splitlines()
     assert lines[0] == "a title"
     assert lines[4].startswith("pair 7, chrF")
@@ -73,8 +73,8 @@ def test_the_worst_translations_come_first(tmp_path: Path) -> None:
 
 def test_attention_is_drawn_dark_where_it_is_paid(tmp_path: Path) -> None:
     share = np.eye(3)[[0, 1, 2, 2]]
-    one = translated.AttentionMap(["a", "·b", "end"], ["x", "·y", "$z$", "end"], share)
-    path = translated.draw_attention([one, one, one], "a title", tmp_path / "a.png")
+    one = translation_plots.AttentionMap(["a", "·b", "end"], ["x", "·y", "$z$", "end"], share)
+    path = translation_plots.draw_attention([one, one, one], "a title", tmp_path / "a.png")
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     blue = (pixels[..., 2] > pixels[..., 0] + 60).mean()
     assert 0.05 < blue < 0.4

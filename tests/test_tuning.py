@@ -18,8 +18,10 @@ from errors import UsageError
 from models import pretrained
 from models.core.spec import flatten
 from tests.cases import random_variables
-from train import begin, checkpoint, initial, restored, tuning
-from train.host import Runtime
+from train import checkpoint, init_from, resume
+from train.runtime import Runtime
+from train.setup import tuning
+from train.verbs import restored
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -65,7 +67,7 @@ def test_a_decoder_brings_all_that_a_run_needs(tmp_path: Path, monkeypatch: pyte
     assert (cfg.model.family, cfg.model.vocab, cfg.model.context) == ("llama", 300, 16)
     assert (cfg.loss, cfg.data.tokenizer, cfg.init_from, cfg.init_fresh) == ("next_token", "subword", path, None)
     assert "compute" not in cfg.model
-    assert begin.find_tokenizer(cfg, str(tmp_path / "W"))["kind"] == "subword"
+    assert resume.find_tokenizer(cfg, str(tmp_path / "W"))["kind"] == "subword"
     with pytest.raises(UsageError, match=r"'model\.family' cannot be set: --pretrained=.* says it"):
         taken(monkeypatch, path, Texts(("a",), {"name": "x"}), model__family="gpt")
 
@@ -184,15 +186,15 @@ def test_init_from_keeps_the_rows_of_a_table(tmp_path: Path) -> None:
     path = folder(tmp_path / "H", "llama")
     for changes, want in (({}, 300), ({"vocab": 512}, 512)):
         cfg = from_folder(path, **changes)
-        initial.set_vocab_size(cfg)
+        init_from.set_vocab_size(cfg)
         assert cfg.model.vocab == want
         again = from_folder(f"{path}/", **changes)
-        initial.set_vocab_size(again, cfg)
+        init_from.set_vocab_size(again, cfg)
         assert again.model.vocab == want
     for key, value in (("init_fresh", "embed/token,head"), ("data.tokenizer", "byte")):
         cfg = from_folder(path)
         base.assign(cfg, key, value)
-        initial.set_vocab_size(cfg)
+        init_from.set_vocab_size(cfg)
         assert "vocab" not in cfg.model
 
 
@@ -202,7 +204,7 @@ def test_a_table_of_another_size_is_named(vocab: int, tmp_path: Path) -> None:
     path = folder(tmp_path / "H", "llama")
     fields = dict(width=16, depth=1, heads=2, hidden=24, context=16)
     model = models.build("llama", vocab=vocab, **fields)
-    found = initial._read_pretrained(model, path)
+    found = init_from._read_pretrained(model, path)
     with pytest.raises(UsageError, match=rf"tensor 'model.embed_tokens.weight' is \(300, 16\), not \({vocab}, 16\)"):
         found.read({"params/embed/token": jax.sharding.SingleDeviceSharding(jax.devices()[0])})
 

@@ -10,7 +10,7 @@ from configs.unread import FACTS, READ_UNDER, SET
 from data.sources import multiple_choice
 from models import TRAITS
 from tests.test_config import CHANGED, VARIANTS, config
-from train.facts import COMPUTE_KNOBS
+from train.setup.facts import COMPUTE_KNOBS
 from train.update import optim, schedules
 
 PARTS = {*COMPUTE_KNOBS.values(), "embeddings", "carried state"}

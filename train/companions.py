@@ -15,7 +15,7 @@ from documents import parse_json, read_text
 from errors import UsageError
 from models import pretrained
 from models.pretrained import preprocessing
-from train import checkpoint, initial
+from train import checkpoint, init_from
 
 TEMPLATES = "additional_chat_templates"  # a folder of .jinja files, each of which is asked for by its name
 CHAT = ("chat_template.jinja", "chat_template.json", "special_tokens_map.json")  # written as they were
@@ -52,7 +52,7 @@ def from_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
     source = expand_home(source)
     if pretrained.is_pretrained(source):
         return from_folder(source, tokenizer)
-    workdir, steps = initial.candidate_checkpoints(source)
+    workdir, steps = init_from.candidate_checkpoints(source)
     _, manifest = checkpoint.first_restorable(
         workdir, steps, partial(checkpoint.load_manifest, workdir), lambda line: None
     )  # `initial.load` names the others

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 
-from train.evaluate import Interrupted
-from train.host import Runtime
+from train.evaluate.evaluate import Interrupted
 from train.record import speed
 from train.record.metrics import NullRecorder, Recorder, flatten_metrics
 from train.record.summary import format_duration, format_quantity
+from train.runtime import Runtime
 
 State = dict[str, Any]
 

@@ -18,13 +18,17 @@ from data.images.detection import DetectionDataset, note
 from data.sources import intact, splits
 from data.types import Examples, ParallelText, Source
 from errors import UsageError, raise_with
-from train import begin, checkpoint, evaluate, feed, images, loop, together
-from train.facts import Unread
-from train.host import Runtime
-from train.record import flops, metrics, plots, profile, summary
+from train import checkpoint, loop, resume, together
+from train.evaluate import evaluate
+from train.plan import flops
+from train.plots import curves
+from train.record import metrics, profile, summary
 from train.record.ticker import Ticker
+from train.runtime import Runtime
 from train.saving import Saver
-from train.setup import (
+from train.setup import inputs
+from train.setup.facts import Unread
+from train.setup.setup import (
     Config,
     Setup,
     dataset_names,
@@ -35,6 +39,7 @@ from train.setup import (
     set_up,
     training_rows,
 )
+from train.sharding import device_batches
 from train.update import optim, schedules, step
 
 CHECK_SECONDS = 10.0  # seconds that small sets are read before a run, for files that cannot be
@@ -62,16 +67,16 @@ def train(
         together.check_same_data(
             runtime, {part: s.identity for part, s in zip(parts, [*corpora, held_out], strict=True)}
         )
-        setup = set_up(cfg, runtime, corpora[0], begin.find_tokenizer(cfg, workdir), unread=unread)
+        setup = set_up(cfg, runtime, corpora[0], resume.find_tokenizer(cfg, workdir), unread=unread)
     rate = schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
-    feed.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
+    device_batches.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
     if cfg.log.wandb:
         metrics.import_wandb()
     if getattr(held_out, "names", None) != getattr(corpora[0], "names", None):
         raise UsageError(f"{cfg.data.name}: split {cfg.eval.split!r} has other classes than {cfg.data.split!r}")
     tx = optim.make(cfg.optim, setup.model.specs["params"])
-    phases, mix = (begin.first_phase(cfg),), images.mixup_transform(cfg, setup.task)
-    augment = images.train_transform(cfg, setup.task.target_field == "boxes", images.image_channels(cfg, setup.model))
+    phases, mix = (resume.first_phase(cfg),), inputs.mixup_transform(cfg, setup.task)
+    augment = inputs.train_transform(cfg, setup.task.target_field == "boxes", inputs.image_channels(cfg, setup.model))
     batches = sampler.BatchSampler(_training_sources(setup, corpora), phases, cfg.seed, augment, mix)
     until = runtime.monotonic() + CHECK_SECONDS
     intact.check_readable((*corpora, held_out), lambda: runtime.monotonic() < until)
@@ -82,7 +87,7 @@ def train(
         raise UsageError(f"train.gradient = {cfg.train.gradient!r} knows neither {extras}")
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
     if not checkpoint.steps(workdir):  # what the update refuses leaves no folder
-        jax.eval_shape(update, begin.abstract_state(setup, tx), _batch_shapes(setup, batches, 0))
+        jax.eval_shape(update, resume.abstract_state(setup, tx), _batch_shapes(setup, batches, 0))
 
     try:
         checkpoint.prepare(workdir)
@@ -94,7 +99,7 @@ def train(
         return None
     with checkpoint.lock(workdir):
         together.check_shared_workdir(workdir, runtime)
-        state, resume_point = begin.resume_or_init(setup, tx, workdir, identity, list(changes))
+        state, resume_point = resume.resume_or_init(setup, tx, workdir, identity, list(changes))
         batches, start = dataclasses.replace(batches, phases=resume_point.phases), resume_point.start
         if start >= cfg.train.steps and (resume_point.evaluated or not len(held_out)):
             _draw_curve(setup, workdir)
@@ -181,7 +186,7 @@ def _tokens_per_row(setup: Setup, batches: sampler.BatchSampler, start: int) -> 
 def _batch_shapes(setup: Setup, batches: sampler.BatchSampler, start: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch of an update, as ShapeDtypeStructs."""
     rows, row = batches.phase(start).batch_size, batches.batch(start, [0])
-    feed.check_sequence_lengths(row, setup.place)
+    device_batches.check_sequence_lengths(row, setup.place)
     sharding = lambda k, v: setup.place.sharding(step.batch_axes(k, v.ndim))  # noqa: E731
     return {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=sharding(k, v)) for k, v in row.items()}
 
@@ -244,7 +249,7 @@ def _train(
     update: Callable[..., Any],
     state: step.State,
     batches: sampler.BatchSampler,
-    resume_point: begin.ResumePoint,
+    resume_point: resume.ResumePoint,
     held_out: Source,
     workdir: str,
     identity: list[dict[str, Any]],
@@ -299,7 +304,7 @@ def _train(
         votes = multihost_utils.process_allgather(np.asarray([pending is not None]))
         return (pending or "a signal to another process") if votes.any() else None
 
-    reading = feed.train_batches(
+    reading = device_batches.train_batches(
         batches, setup.place, start, cfg.train.steps, workers=cfg.data.workers, prefetch=cfg.data.prefetch
     )
     with closing(recorder), closing(store):
@@ -342,7 +347,7 @@ def _draw_curve(setup: Setup, workdir: str) -> None:
     if jax.process_index() or "://" in workdir:
         return
     try:
-        picture = plots.draw_loss(workdir, f"{setup.model.family} on {dataset_title(setup.cfg)}", setup.task.unit)
+        picture = curves.draw_loss(workdir, f"{setup.model.family} on {dataset_title(setup.cfg)}", setup.task.unit)
         where = f"curve in {picture}, " if picture else ""
     except Exception as error:  # a picture that cannot be drawn or written fails no run
         where = f"no curve drawn: {checkpoint.reason(error)}; "

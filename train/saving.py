@@ -8,8 +8,9 @@ import jax
 
 from data import sampler
 from models.core.spec import flatten
-from train import begin, checkpoint, evaluate, loop, together
-from train.setup import Setup
+from train import checkpoint, loop, resume, together
+from train.evaluate import evaluate
+from train.setup.setup import Setup
 from train.update import step
 
 
@@ -19,7 +20,7 @@ class Saver:
 
     setup: Setup
     store: checkpoint.Store
-    resume_point: begin.ResumePoint
+    resume_point: resume.ResumePoint
     identity: list[dict[str, Any]]  # of the data
     progress: loop.Progress
     lockstep: together.Lockstep
@@ -60,7 +61,7 @@ class Saver:
 def make_manifest(
     setup: Setup,
     n: int,
-    resume_point: begin.ResumePoint,
+    resume_point: resume.ResumePoint,
     identity: list[dict[str, Any]],
     scores: evaluate.Scores | None,
     skipped: int = 0,

@@ -14,7 +14,7 @@ import optax
 import orbax.checkpoint
 
 from errors import UsageError
-from train.host import Runtime
+from train.runtime import Runtime
 
 
 class OtherProcessFailed(RuntimeError):

@@ -5,6 +5,7 @@ manifest holds a digest of each leaf, computed on device at the save, and a dige
 again, and compares shape and dtype too, so that nothing is restored changed, or in part, without a word.
 """
 
+from train.checkpoint.digests import digests
 from train.checkpoint.folder import prepare, reason, steps, write_atomic
 from train.checkpoint.lock import lock
 from train.checkpoint.manifest import CorruptCheckpoint, Manifest, add_metrics, load_manifest, readable_manifests
@@ -19,7 +20,6 @@ from train.checkpoint.restore import (
     split_name,
 )
 from train.checkpoint.store import SaveError, Store
-from train.digests import digests
 
 __all__ = [
     "CorruptCheckpoint",

@@ -15,9 +15,9 @@ from jax.experimental import multihost_utils
 from data.text import tokenizers
 from errors import UsageError
 from models.core.spec import flatten
+from train.checkpoint.digests import digests
 from train.checkpoint.folder import any_process, checkpoint_dir, read_text, reason, steps
 from train.checkpoint.manifest import CorruptCheckpoint, load_manifest, readable_manifests
-from train.digests import digests
 
 
 def as_dict(state: Any) -> Any:

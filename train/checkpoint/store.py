@@ -11,10 +11,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from train.checkpoint.digests import describe
 from train.checkpoint.folder import any_process, check_writable, checkpoint_dir, reason
 from train.checkpoint.manifest import Manifest, dump_manifest
 from train.checkpoint.restore import as_dict
-from train.digests import describe
 
 
 class SaveError(RuntimeError):

@@ -19,8 +19,8 @@ from etils import epath
 import renamed
 from documents import require_regular_file
 from errors import UsageError
-from train.host import Runtime
 from train.record.events import AppendFile, EventWriter
+from train.runtime import Runtime
 
 UNITS = {
     "loss": "nats per token or example; for loss quadratic the quadratic cost",

@@ -6,7 +6,7 @@ import jax
 
 from models import Model
 from models.core.spec import flatten
-from train.mesh import Placement
+from train.sharding.mesh import Placement
 
 
 def parameter_table(model: Model, place: Placement, dtype: Any) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from train.host import Runtime
 from train.record.summary import format_duration
+from train.runtime import Runtime
 
 T = TypeVar("T")
 QUIET = 2.0  # seconds without a word: what ends within them is not worth one

@@ -16,7 +16,7 @@ from optax import contrib
 
 from errors import join_problems, unknown
 from models.core.spec import Spec
-from train.update import leaves
+from train.update import param_groups
 
 Transform = Any  # an optax.GradientTransformation
 
@@ -64,12 +64,12 @@ def _per_matrix(inner: Transform, specs: Any) -> Transform:
     """
 
     def matrix_dims(spec: Spec) -> tuple[list[int], list[int]]:
-        stacked, contracted, rest = leaves.group_dims(spec)
+        stacked, contracted, rest = param_groups.group_dims(spec)
         order = stacked + contracted + rest
         return order, [spec.shape[i] for i in order]
 
     def fold(spec: Spec, x: jax.Array) -> jax.Array:
-        groups = leaves.group_dims(spec)
+        groups = param_groups.group_dims(spec)
         stack, inside, outside = (int(np.prod([spec.shape[i] for i in g])) for g in groups)
         shape = (inside, outside) if groups[1] else [spec.shape[i] for i in groups[2]]
         return x.transpose(matrix_dims(spec)[0]).reshape(stack, *shape)
@@ -95,7 +95,7 @@ def muon_dims(spec: Spec) -> Any:
 
     Muon takes what a product contracts, but for the head: there each row is a class, not a direction.
     """
-    _, contracted, rest = leaves.group_dims(spec)
+    _, contracted, rest = param_groups.group_dims(spec)
     if not contracted or not rest or {"vocab", "classes"} & set(spec.names):
         return None
     return contrib.MuonDimensionNumbers(tuple(contracted), tuple(rest))
@@ -200,15 +200,15 @@ def make(cfg: Any, specs: Any) -> Transform:
         raise join_problems(problems)
 
     factors, frozen = (
-        leaves.lr_multipliers(cfg.lr_multipliers, cfg.layer_decay, specs),
-        leaves.freeze_mask(cfg.freeze, specs),
+        param_groups.lr_multipliers(cfg.lr_multipliers, cfg.layer_decay, specs),
+        param_groups.freeze_mask(cfg.freeze, specs),
     )
     if cfg.freeze is not None:  # what follows sees the trained leaves only
         specs, factors = (
             jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, t) for t in (specs, factors)
         )
     clip = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
-    mask = leaves.decay_mask(specs, cfg.decay_embeddings)
+    mask = param_groups.decay_mask(specs, cfg.decay_embeddings)
     decay = optax.add_decayed_weights(cfg.weight_decay, mask) if cfg.weight_decay else optax.identity()
     links = [*clip, *OPTIMIZERS[cfg.name](cfg, decay, specs), _scale_by_tree(factors)]
     if cfg.name == "schedule_free":  # the factors are z's: y and x follow it

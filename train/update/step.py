@@ -18,9 +18,9 @@ from errors import unknown
 from models import Model
 from models.core.layers import per_row_keys, site_hash
 from models.core.spec import Spec, abstract, flatten, initialize, path_name
-from train.mesh import Placement
+from train.sharding.mesh import Placement
+from train.tasks.losses import Task, mask_padding_rows, shift_targets
 from train.update import optim
-from train.update.losses import Task, mask_padding_rows, shift_targets
 from train.update.rounding import cast_parameters
 
 State = dict[str, Any]

@@ -15,7 +15,7 @@ import numpy as np
 from data.images.detection import BoxAnnotations, DetectionDataset
 from data.images.letterbox import to_original
 from data.images.resize import Size
-from train.evaluate import Scores
+from train.evaluate.evaluate import Scores
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # thresholds, intersection over union
 RECALLS = np.linspace(0, 1, 101)

@@ -20,8 +20,8 @@ from errors import UsageError, unknown
 from models.blocks.vision.detection_head import DetectorOutput, detections
 from models.core.layers import MASK_VALUE, compute_logits, reshard, shift_left
 from models.core.spec import LazyLogits, Place
-from train.update import chunked
-from train.update.detection import detection
+from train.tasks import chunked_cross_entropy
+from train.tasks.detection import detection
 
 WeightedSums = dict[str, tuple[Array, Array]]
 MAX_OUTPUTS = 8  # values a row that an evaluation keeps
@@ -148,8 +148,8 @@ def mse(value: Float[Array, "b c"], batch: dict[str, Array]) -> WeightedSums:
 def next_token(value: LazyLogits | Float[Array, "b t v"], batch: dict[str, Array], **extra: Any) -> WeightedSums:
     """Language modelling, translation: loss in nats a token, accuracy, and bits per byte where the batch has bytes."""
     w, targets = batch["weight"], batch["targets"]
-    if isinstance(value, LazyLogits) and not chunked.fits_in_chunk(value):
-        nats, right = chunked.cross_entropy(value, targets, **extra)
+    if isinstance(value, LazyLogits) and not chunked_cross_entropy.fits_in_chunk(value):
+        nats, right = chunked_cross_entropy.cross_entropy(value, targets, **extra)
     else:
         logits = _sharded_logits(value, targets) if isinstance(value, LazyLogits) else value
         nats, right = cross_entropy(logits, targets, **extra), correct(logits, targets)

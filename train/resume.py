@@ -14,8 +14,8 @@ from data.files import expand_home
 from data.text import tokenizer_reader, tokenizers
 from errors import UsageError
 from models import pretrained
-from train import checkpoint, companions, initial, loop
-from train.setup import Config, Setup, dataset_names
+from train import checkpoint, companions, init_from, loop
+from train.setup.setup import Config, Setup, dataset_names
 from train.update import step
 
 
@@ -53,7 +53,7 @@ def resume_or_init(
     if not checkpoint.steps(workdir):
         state = step.init_on_mesh(setup.model, tx, setup.place, cfg.seed, setup.options)
         if cfg.init_from:
-            state, report = initial.load(state, setup.model, tx, cfg, setup.tokenizer_fingerprint, setup.runtime.say)
+            state, report = init_from.load(state, setup.model, tx, cfg, setup.tokenizer_fingerprint, setup.runtime.say)
             setup.runtime.say(str(report))
         return state, ResumePoint(0, (phase,), files=companions.from_source(cfg.init_from, setup.tokenizer_fingerprint))
 
@@ -111,7 +111,7 @@ def find_tokenizer(cfg: Config, workdir: str) -> dict[str, Any] | None:
     if pretrained.is_pretrained(name):
         own = cfg.data.tokenizer == "subword"  # which names none: it is the folder's
         return tokenizer_reader.read_tokenizer(name).description() if own else None
-    workdir, steps = initial.candidate_checkpoints(name)
+    workdir, steps = init_from.candidate_checkpoints(name)
     read = partial(checkpoint.load_tokenizer, workdir)
     _, description = checkpoint.first_restorable(
         workdir, steps, read, lambda line: None

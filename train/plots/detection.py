@@ -7,12 +7,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.images.detection import BoxAnnotations, DetectionDataset
-from train.detection import RECALLS, Detections, Matches, best_f1_threshold, match_predictions, precision_at_recalls
-from train.evaluate import Rows
-from train.images import detection_size
-from train.record.pictures import draw_precision_recall, start_plots
-from train.record.plots import HELD, INK, RIGHT, add_title, class_label, make_figure, save_figure
-from train.setup import Setup
+from train.evaluate.coco_map import (
+    RECALLS,
+    Detections,
+    Matches,
+    best_f1_threshold,
+    match_predictions,
+    precision_at_recalls,
+)
+from train.evaluate.evaluate import Rows
+from train.plots.classification import draw_precision_recall, start_plots
+from train.plots.curves import HELD, INK, RIGHT, add_title, class_label, make_figure, save_figure
+from train.setup.inputs import detection_size
+from train.setup.setup import Setup
 
 WORST, TYPICAL = 8, 4  # images on the sheet
 COLUMNS = 4

@@ -17,10 +17,11 @@ import numpy as np
 from data.sources.parallel_text import bos_id, translation_rows
 from data.types import ParallelText
 from errors import UsageError
-from train import mesh, translate
-from train.record import pictures, translated
+from train.generate import beam_search
+from train.plots import classification, translation
 from train.record.ticker import Ticker
-from train.setup import Setup
+from train.setup.setup import Setup
+from train.sharding import mesh
 
 RESAMPLES = 1000  # of the test set, for confidence intervals
 TO_NORMAL = 1.96  # half a 95 % interval in standard errors
@@ -100,7 +101,7 @@ class Translations:
         fields = translation_rows(pairs, self.tokenizer, context, truncate=True).__getitems__(range(len(pairs)))
         how = dict(start=bos_id(self.tokenizer), stop=stop, beams=cfg.eval.num_beams, penalty=cfg.eval.length_penalty)
         size, found, ticker = self.size, list[np.ndarray](), Ticker(self.setup.runtime)
-        search = ticker.report_compile(partial(translate.beam_search, model, self.variables, count=context, **how))
+        search = ticker.report_compile(partial(beam_search.beam_search, model, self.variables, count=context, **how))
         ticker("translating", 0, len(pairs))
         for first in range(0, len(pairs), size):
             index = np.minimum(np.arange(first, first + size), len(pairs) - 1)  # the last batch is filled up
@@ -112,11 +113,11 @@ class Translations:
 
     def draw(self, workdir: str, n: int) -> list[Path]:
         """Write translations beside their references, draw attention where the model has some -> the files."""
-        title, start = pictures.start_plots(self.setup, workdir, n)
+        title, start = classification.start_plots(self.setup, workdir, n)
         quality = sentence_chrf(self.texts, self.pairs.translations)
         head = "\n".join([title, *map(str, self.scores)])
         drawn = [
-            translated.write_side_by_side(self.pairs, self.texts, quality, head, Path(f"{start}-translations.txt"))
+            translation.write_side_by_side(self.pairs, self.texts, quality, head, Path(f"{start}-translations.txt"))
         ]
         try:
             with jax.set_mesh(self.place.mesh):
@@ -124,7 +125,7 @@ class Translations:
         except UsageError:  # a network without attention
             return drawn
         if sentences:
-            drawn.append(translated.draw_attention(sentences, title, Path(f"{start}-attention.png")))
+            drawn.append(translation.draw_attention(sentences, title, Path(f"{start}-attention.png")))
         return drawn
 
     def _pick_sentences(self) -> list[int]:
@@ -135,13 +136,13 @@ class Translations:
         short = [i for i in known if longer[i] < EASY and len(self.tokens[i]) > 2]
         return short[:: max(1, len(short) // DRAWN)][:DRAWN] or sorted(known, key=longer.__getitem__)[:DRAWN]
 
-    def _attention_map(self, i: int) -> translated.AttentionMap:
+    def _attention_map(self, i: int) -> translation.AttentionMap:
         stop, model = self.tokenizer.eot, self.setup.model
         source = np.append(self.tokenizer.encode(self.pairs.texts[i]), stop).astype(np.int32)
         tokens = np.append(bos_id(self.tokenizer), self.tokens[i]).astype(np.int32)
         inputs = {"source": jnp.asarray(source)[None], "tokens": jnp.asarray(tokens)[None]}
         share = model.module.alignment(self.variables, inputs, model.config)
-        return translated.AttentionMap(
+        return translation.AttentionMap(
             self._token_texts(source), self._token_texts(np.append(self.tokens[i], stop)), np.asarray(share[0])
         )
 

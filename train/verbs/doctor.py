@@ -16,9 +16,9 @@ from data.files import expand_home, list_files
 from data.images import decode
 from data.sources import builtin, intact, multiple_choice, tfds
 from errors import UsageError
-from train import cache
-from train.host import Runtime
+from train import compilation_cache
 from train.record.ticker import Ticker
+from train.runtime import Runtime
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 MIN_FREE = 5 * 2**30  # bytes free, below which checkpoints may not fit
@@ -153,6 +153,9 @@ def _programs(runtime: Runtime) -> tuple[bool, str]:
         return True, "no compiled programs are kept: each process compiles anew (--cache=DIR keeps them)"
     if "://" in folder:
         return True, f"compiled programs are kept in {folder}"
-    held = cache.contents(folder)
+    held = compilation_cache.contents(folder)
     size = f"{held.size / 2**20:.1f} MiB"
-    return True, f"{held.programs:,} compiled program(s), {size}, in {folder} (at most {cache.LIMIT / 2**30:.0f} GiB)"
+    return (
+        True,
+        f"{held.programs:,} compiled program(s), {size}, in {folder} (at most {compilation_cache.LIMIT / 2**30:.0f} GiB)",
+    )

@@ -11,9 +11,9 @@ from data.eval_set import EvalSet
 from data.images.resize import resize
 from data.text.tokenizers import Tokenizer
 from data.types import ParallelText, Source, Texts
-from train import multilabel
-from train.evaluate import BINS, Rows, calibration, calibration_bins
-from train.record.plots import (
+from train.evaluate import multilabel
+from train.evaluate.evaluate import BINS, Rows, calibration, calibration_bins
+from train.plots.curves import (
     GREY,
     HELD,
     INK,
@@ -28,7 +28,7 @@ from train.record.plots import (
     save_figure,
     style_axes,
 )
-from train.setup import Setup, dataset_title
+from train.setup.setup import Setup, dataset_title
 
 MAX_MISTAKES = 40  # mistakes shown
 MAX_SIDE = 256  # pixels of an image's longer side, at most

@@ -9,7 +9,7 @@ from data import loader
 from data.eval_set import EvalSet
 from data.sampler import Batch, BatchSampler
 from errors import UsageError
-from train.mesh import Placement
+from train.sharding.mesh import Placement
 from train.update.step import batch_axes
 
 

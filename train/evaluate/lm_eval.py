@@ -13,8 +13,8 @@ from data.progress import Tick, silent, track
 from data.sources.multiple_choice import Questions, context_choice_pairs
 from data.text.tokenizers import Tokenizer
 from models import Model
-from train import evaluate
-from train.mesh import Placement
+from train.evaluate import evaluate
+from train.sharding.mesh import Placement
 
 BUCKET = 32  # tokens: rows of like length share a batch, and few lengths are compiled
 

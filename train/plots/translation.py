@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.types import ParallelText
-from train.record.pictures import RIGHT
-from train.record.plots import GREY, INK, add_title, make_figure, save_figure
+from train.plots.classification import RIGHT
+from train.plots.curves import GREY, INK, add_title, make_figure, save_figure
 
 SHOWN = 15  # translations of each group
 GROUPS = ("the worst by chrF", "as they come", "the best")

@@ -20,13 +20,16 @@ from data.types import Examples, ParallelText, Source, Texts
 from errors import UsageError, quote, unknown
 from models import Model, pretrained
 from models.pretrained import class_names, preprocessing
-from train import begin, checkpoint, detection, evaluate, images, translation
-from train import questions as examiner
-from train.facts import Unread
-from train.host import Runtime
-from train.record import drawn, events, pictures, summary
+from train import checkpoint, resume
+from train.evaluate import coco_map, evaluate, translation
+from train.evaluate import lm_eval as examiner
+from train.plots import classification, detection
+from train.record import events, summary
 from train.record.ticker import Ticker
-from train.setup import (
+from train.runtime import Runtime
+from train.setup import inputs
+from train.setup.facts import Unread
+from train.setup.setup import (
     PRECISIONS,
     Config,
     Setup,
@@ -37,7 +40,8 @@ from train.setup import (
     make_eval_set,
     set_up,
 )
-from train.update import losses, optim, step
+from train.tasks import losses
+from train.update import optim, step
 
 FOLDER_TOKENIZER = "own"  # `data.tokenizer` where it is the folder's
 PREPROCESSING_KNOBS = (
@@ -69,7 +73,7 @@ def restore_state(setup: Setup, workdir: str, n: int) -> step.State:
     """What a checkpoint's state holds to be evaluated, digests verified: all but, mostly, the optimizer's part."""
     cfg = setup.cfg.optim
     wanted = {"params", "stats", "ema"} | ({"opt"} if cfg.name == "schedule_free" else set())
-    target = begin.abstract_state(setup, optim.make(cfg, setup.model.specs["params"]))
+    target = resume.abstract_state(setup, optim.make(cfg, setup.model.specs["params"]))
     return checkpoint.restore(workdir, n, {part: target[part] for part in wanted})
 
 
@@ -158,11 +162,11 @@ def set_preprocessing(cfg: Config, folder: str, model: Model, runtime: Runtime, 
     """Take how images are made ready from a folder, but for what the user has given; say what holds."""
     told = {} if "detector" in model.traits else preprocessing.from_folder(folder)
     names = ("size",) if "detector" in model.traits else PREPROCESSING_KNOBS
-    inputs = getattr(model.config, "inputs", None)
-    fixed = {"size": inputs[:2]} if isinstance(inputs, tuple) else {}
+    shape = getattr(model.config, "inputs", None)
+    fixed = {"size": shape[:2]} if isinstance(shape, tuple) else {}
     whole = "data.size" in given and cfg.data.size is None
     for name, value in {**fixed, **told}.items():
-        if f"data.{name}" not in given and not (whole and name in images.RESIZE_KNOBS):
+        if f"data.{name}" not in given and not (whole and name in inputs.RESIZE_KNOBS):
             with cfg.unlocked(), cfg.ignore_type():
                 cfg.data[name] = value
     held = ", ".join(f"data.{name} = {cfg.data[name]}" for name in names)
@@ -259,7 +263,7 @@ def dummy_source(
 
 def _dummy_detection_source(cfg: Config, classes: int | None) -> DetectionDataset:
     """A black image with nothing in it."""
-    size, name = images.detection_size(cfg), cfg.data.name
+    size, name = inputs.detection_size(cfg), cfg.data.name
     nothing = BoxAnnotations(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool))
     black, told = np.zeros((*size, 3), np.uint8), [str(i) for i in range(classes or 1)]
     return replace(
@@ -361,16 +365,16 @@ def report(opened: LoadedModel, held_out: Source, kind: str, workdir: str | None
         written = translation.Translations(opened.setup, opened.variables, held_out)
         runtime.say(*map(str, written.scores))
     if isinstance(held_out, DetectionDataset):
-        runtime.say(detection.format_class_ap(scores, held_out.names or ()))
+        runtime.say(coco_map.format_class_ap(scores, held_out.names or ()))
     if scores.rows is None or workdir is None or jax.process_index() or "://" in workdir:
         return
     try:
         if isinstance(held_out, ParallelText):
             files = written.draw(workdir, n)
         elif isinstance(held_out, DetectionDataset):
-            files = drawn.draw(opened.setup, held_out, scores.rows, workdir, n)
+            files = detection.draw(opened.setup, held_out, scores.rows, workdir, n)
         else:
-            files = pictures.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
+            files = classification.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
     except Exception as error:  # another's run may be measured where one must not write, or matplotlib cannot draw
         runtime.say(f"nothing drawn: {checkpoint.reason(error)}")
         return

@@ -11,10 +11,10 @@ import numpy as np
 from data.eval_set import EvalSet
 from data.progress import Tick, silent
 from models import Model
-from train import feed
-from train.mesh import Placement
 from train.record.metrics import flatten_metrics, is_entry
-from train.update.losses import Task, WeightedSums, mask_padding_rows
+from train.sharding import device_batches
+from train.sharding.mesh import Placement
+from train.tasks.losses import Task, WeightedSums, mask_padding_rows
 
 DISPLAY_NAMES = {"ece": "calibration error (ECE)"}  # metrics whose name says nothing
 BINS = 15  # of confidence, as Guo et al. have them
@@ -126,7 +126,7 @@ def run_eval(
     whole = -(-len(eval_set) // size)
     count = whole if limit is None else min(whole, limit)
     tick("evaluating, batches", 0, count)
-    for i, batch in enumerate(itertools.islice(feed.eval_batches(eval_set, place, size), limit), 1):
+    for i, batch in enumerate(itertools.islice(device_batches.eval_batches(eval_set, place, size), limit), 1):
         if should_stop():
             raise Interrupted
         terms, answers = jax.device_get(eval_step(variables, batch))

@@ -16,12 +16,14 @@ from data.text import tokenizer_writer
 from errors import UsageError
 from models import Model, pretrained
 from models.pretrained import class_names, preprocessing
-from train import begin, checkpoint, companions, images, restored, tuning
-from train.facts import Unread
-from train.host import Runtime
+from train import checkpoint, companions, resume
 from train.record import summary
+from train.runtime import Runtime
 from train.saving import make_manifest
-from train.setup import Config
+from train.setup import inputs, tuning
+from train.setup.facts import Unread
+from train.setup.setup import Config
+from train.verbs import restored
 
 
 def import_pretrained(
@@ -61,7 +63,7 @@ def import_pretrained(
     checkpoint.prepare(workdir)
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
     files = companions.from_folder(folder, setup.tokenizer_fingerprint)
-    origin = begin.ResumePoint(0, (begin.first_phase(setup.cfg),), files=files)
+    origin = resume.ResumePoint(0, (resume.first_phase(setup.cfg),), files=files)
     told = dataclasses.replace(setup, class_names=class_names.read(folder))
     store.save(state, make_manifest(told, 0, origin, [], None), setup.tokenizer_description)
     store.close()
@@ -128,5 +130,5 @@ def _preprocessing(cfg: Config, model: Model) -> dict[str, Any]:
     """How images are made ready for a network that sees them; {} for another, and for a detector, whose are whole."""
     if model.module.INPUT != "image" or "detector" in model.traits:
         return {}
-    told = {name: cfg.data[name] for name in restored.PREPROCESSING_KNOBS} | {"size": images.image_size(cfg)}
+    told = {name: cfg.data[name] for name in restored.PREPROCESSING_KNOBS} | {"size": inputs.image_size(cfg)}
     return {name: value for name, value in told.items() if value is not None}

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from data.text.tokenizers import Tokenizer
-from train import sample
+from train.generate import sample
 from train.record.ticker import Ticker
-from train.restored import LoadedModel
+from train.verbs.restored import LoadedModel
 
 
 def stream_texts(

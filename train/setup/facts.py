@@ -8,7 +8,8 @@ from data import sources
 from data.images.detection import DetectionDataset
 from data.types import Examples, ParallelText, Source, Texts
 from models import Model
-from train.update import leaves, losses
+from train.tasks import losses
+from train.update import param_groups
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 COMPUTE_KNOBS = {  # knobs of `train` that say how a model computes, not what -> the part of a model that reads them
@@ -39,7 +40,7 @@ def model_facts(model: Model) -> Facts:
     """The parts of the model that some knobs are read for."""
     known = {field.name for field in dataclasses.fields(model.config)}
     parts = {part for name, part in COMPUTE_KNOBS.items() if name in known}
-    if leaves.decay_mask(model.specs["params"], True) != leaves.decay_mask(model.specs["params"], False):
+    if param_groups.decay_mask(model.specs["params"], True) != param_groups.decay_mask(model.specs["params"], False):
         parts.add("embeddings")
     if "carried" in model.traits:
         parts.add("carried state")

@@ -14,7 +14,7 @@ from data.sampler import Augment
 from data.types import Examples, Source
 from errors import UsageError, unknown
 from models import Model
-from train.update.losses import TASKS, Task
+from train.tasks.losses import TASKS, Task
 
 RESIZE_KNOBS = {
     "size": None,

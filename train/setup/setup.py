@@ -21,11 +21,14 @@ from data.types import Examples, ParallelText, Source, Texts
 from errors import UsageError, join_problems, raise_with, unknown
 from models import Model
 from models.core.spec import abstract
-from train import detection, evaluate, facts, images, mesh, multilabel, values
-from train.facts import COMPUTE_KNOBS, Unread
-from train.host import Runtime
+from train.evaluate import coco_map, evaluate, multilabel
 from train.record.ticker import Ticker
-from train.update import leaves, losses, step
+from train.runtime import Runtime
+from train.setup import facts, inputs, values
+from train.setup.facts import COMPUTE_KNOBS, Unread
+from train.sharding import mesh
+from train.tasks import losses
+from train.update import param_groups, step
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 PRECISIONS = {  # -> dtype of activations, dtype of parameters, of f32 products
@@ -74,14 +77,14 @@ class Setup:
             carry=train.batch if train.stateful else None,
             gradient=train.gradient,
             loss=self.cfg.loss,
-            freeze_mask=leaves.freeze_mask(self.cfg.optim.freeze, self.model.specs["params"]),
+            freeze_mask=param_groups.freeze_mask(self.cfg.optim.freeze, self.model.specs["params"]),
         )
 
     @property
     def eval_transform(self) -> sampler.Augment:
         """What happens to images that are evaluated."""
-        return images.eval_transform(
-            self.cfg, self.task.target_field == "boxes", images.image_channels(self.cfg, self.model)
+        return inputs.eval_transform(
+            self.cfg, self.task.target_field == "boxes", inputs.image_channels(self.cfg, self.model)
         )
 
 
@@ -141,7 +144,7 @@ def set_up(
     task = losses.get_task(cfg.loss)
     known = facts.data_facts(cfg, example, task)
     with raise_with(unread(known)):
-        example = images.transform_example(cfg, example, model)
+        example = inputs.transform_example(cfg, example, model)
         _check_data_for_task(cfg, example, task)
     made = None
     if not isinstance(example, Examples):
@@ -291,7 +294,7 @@ def evaluate_variables(
     for prefix, variables in eval_variables.items():
         scores = evaluate.evaluate(eval_step, variables, eval_set, setup.place, rows, limit, should_stop, tick)
         if isinstance(eval_set.fields, DetectionDataset):
-            scores = detection.with_precision(scores, eval_set.fields, images.detection_size(setup.cfg))
+            scores = coco_map.with_precision(scores, eval_set.fields, inputs.detection_size(setup.cfg))
         if setup.task.target_field == "labels":
             names = setup.class_names or tuple(map(str, range(setup.model.config.classes)))
             scores = multilabel.with_precision(scores, names, eval_set.clusters)

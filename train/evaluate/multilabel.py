@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from train.evaluate import Scores
+from train.evaluate.evaluate import Scores
 
 RECALLS = np.linspace(0, 1, 101)
 

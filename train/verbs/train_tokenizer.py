@@ -8,8 +8,8 @@ from data.progress import track
 from data.text.subwords import train_bpe
 from data.types import Examples
 from errors import UsageError
-from train.host import Runtime
 from train.record.ticker import Ticker
+from train.runtime import Runtime
 
 
 def train_tokenizer(name: str, split: str, field: str | None, size: int, to: str, runtime: Runtime) -> None:

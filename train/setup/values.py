@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.text import tokenizers
-from train import images
+from train.setup import inputs
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 
@@ -36,7 +36,7 @@ def find_problems(cfg: Config) -> Iterator[str]:
         yield f"config key 'optim.ema' must lie between 0 and 1, or be None, not {cfg.optim.ema}"
     if cfg.data.vocab_size is None and cfg.data.tokenizer == tokenizers.BPE:
         yield "config key 'data.tokenizer' = 'bpe' wants data.vocab_size, how many tokens to learn"
-    yield from images.find_problems(cfg)
+    yield from inputs.find_problems(cfg)
 
 
 OR_NONE = (

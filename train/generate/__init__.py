@@ -1,0 +1,1 @@
+"""Text and translations from a model."""
