@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.progress import Tick, silent, track
-from data.sampler import Augment, Batch
+from data.sampler import Augment
 from data.text.tokenizers import Tokenizer
-from data.types import Examples, Texts
+from data.types import Batch, Examples, Texts
 from errors import UsageError
 
 

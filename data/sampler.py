@@ -6,7 +6,6 @@ g. The position is permuted by grain's index shuffle, keyed by seed and epoch.
 """
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from data.types import Examples
+from data.types import Batch, Examples, hash32
 from errors import UsageError
 
-Batch = dict[str, np.ndarray]
 Augment = Callable[[Batch, int, np.ndarray], Batch]  # (fields, step, global rows) -> fields
 
 
@@ -79,11 +77,6 @@ class ExampleSource:
         """Fields of the rows at `positions`, with weight 1 [B] unless the examples have weights."""
         fields = self.source.__getitems__(positions)
         return {"weight": np.ones(len(positions), np.float32), **fields}
-
-
-def hash32(*parts: Any) -> int:
-    """A number below 2^32 from seeds, names and counters."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
 PATTERN_LENGTH = 1000  # examples after which the sequence of a mixture's sources repeats, at least

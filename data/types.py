@@ -11,10 +11,16 @@ from data.progress import Tick, silent
 from errors import UsageError, unknown
 
 Fields = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]  # fields of rows
 Pixels = np.ndarray  # one image, uint8 [Y X C]
 Rng = np.random.Generator
 BLOCK = 1024  # rows that are read at once
 DECODE_ONCE = 2**30  # bytes: a set up to this size when decoded is kept decoded in memory
+
+
+def hash32(*parts: Any) -> int:
+    """A number below 2^32 from seeds, names and counters."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
 @dataclass(frozen=True)

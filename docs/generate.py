@@ -25,8 +25,8 @@ def families() -> str:
     """Each family: what it is, its published sizes with their parameters, its papers."""
     lines = ["# Families", "", NOTE, ""]
     lines += wrap(
-        "A family is one file in `models/`. `--config.model.family=NAME` chooses it, `--config.model.size=SIZE` a "
-        "published size; from Python, `models.build(NAME, size=SIZE)`. [pretrained.md](pretrained.md) lists the "
+        "A family is one file in `models/families/`. `--config.model.family=NAME` chooses it, "
+        "`--config.model.size=SIZE` a published size; from Python, `models.build(NAME, size=SIZE)`. [pretrained.md](pretrained.md) lists the "
         "published checkpoints that each family reads."
     )
     for name, module in models.FAMILIES.items():

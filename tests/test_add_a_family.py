@@ -29,7 +29,7 @@ def module_of(file: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A family of the page, registered as the page says."""
-    monkeypatch.setitem(models.FAMILIES, request.param, module_of(f"models/{request.param}.py", monkeypatch))
+    monkeypatch.setitem(models.FAMILIES, request.param, module_of(f"models/families/{request.param}.py", monkeypatch))
     monkeypatch.setitem(CASES, request.param, NEW[request.param])
     return request.param
 
@@ -55,7 +55,7 @@ def test_a_family_of_the_page_obeys_the_laws(name: str) -> None:
 
 def test_published_sizes_have_the_published_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Billions, as table 1 of PaLM's paper gives them."""
-    monkeypatch.setitem(models.FAMILIES, "palm", module_of("models/palm.py", monkeypatch))
+    monkeypatch.setitem(models.FAMILIES, "palm", module_of("models/families/palm.py", monkeypatch))
     counts = [models.build("palm", size).count() for size in models.FAMILIES["palm"].SIZES]
     assert [count / 1e9 for count in counts] == pytest.approx([8.63, 62.50, 540.35], abs=0.01)
 

@@ -26,8 +26,9 @@ import pathlib, sys
 for folder in ("configs", "data", "models", "train"):
     for path in sorted(pathlib.Path(folder).rglob("*.py")):
         __import__(".".join(path.with_suffix("").parts))
-from data import embedded, sources
-for name in embedded.BUILTIN:
+from data import sources
+from data.sources import builtin
+for name in builtin.BUILTIN:
     sources.load(name, "train")
 print("HEAVY", sorted({"tensorflow", "torch", "transformers", "tensorflow_datasets"} & set(sys.modules)))
 """
@@ -71,34 +72,14 @@ ARROWS = {
     "errors": set(),
     "renamed": set(),
 }
-# Inside models: shared files, lowest first, each with what it may import of models; every other file is a family.
-ABOVE = {"__init__", "as_flax"}  # made of the whole package
-SHARED = {
-    "spec": set(),
-    "validate": set(),
-    "layers": {"spec"},
-    "convolution": {"layers"},
-    "darknet": {"spec", "layers", "convolution", "validate"},
-    "boxes": set(),
-    "grids": {"boxes"},
-    "sight": set(),
-    "kernels": {"sight"},
-    "attention": {"spec", "layers", "sight", "kernels"},
-    "rope": set(),
-    "stack": {"spec", "validate"},
-    "timeline": {"spec", "layers", "sight"},
-    "decoder": {"spec", "validate", "layers", "attention", "rope", "stack", "timeline"},
-    "forward": {"spec", "validate", "layers", "attention", "sight", "rope", "stack", "timeline", "decoder"},
-    "latent": {"spec", "layers", "rope", "timeline", "validate", "decoder", "forward"},
-    "ragged": set(),
-    "routers": {"spec", "layers"},
-    "dispatch": {"spec", "layers", "ragged", "routers"},
-    "moe": {"spec", "validate", "stack", "decoder", "forward", "routers", "dispatch"},
-    "recurrent": {"spec", "layers"},
-    "memory": {"spec", "layers"},
-    "foreign": {"spec", "layers"},
-    "backprop": {"layers"},
-    "scalar": {"backprop"},
+# Rooms, lowest first: a room imports those before it. A name is a folder, or a file of the folder above.
+ROOMS = {
+    "models": (
+        *("core", "blocks/attention", "blocks/decoder", "blocks/moe", "blocks/vision", "blocks/autodiff"),
+        *("blocks/recurrent", "blocks/encoder_memory", "blocks/flax_adapter"),
+        *("families", "registry", "pretrained", "__init__", "as_flax"),
+    ),
+    "data": ("progress", "files", "types", "text", "images", "sources", "sampler", "eval_set", "loader"),
 }
 
 
@@ -142,23 +123,45 @@ def test_import_arrows() -> None:
     assert offenders(ALL, wrong) == {}
 
 
-def test_import_arrows_inside_models() -> None:
-    """A family imports shared blocks only, never another family; a shared block only those below it."""
+def room_of(dotted: str) -> str | None:
+    """The room that a module, or a name in one, lies in; None outside of ROOMS."""
+    top, _, rest = dotted.partition(".")
+    path = rest.replace(".", "/")
+    rooms = [room for room in ROOMS.get(top, ()) if path == room or path.startswith(f"{room}/")]
+    return rooms[0] if rooms else "__init__" if top in ROOMS and "__init__" in ROOMS[top] else None
+
+
+def test_rooms_are_in_order() -> None:
+    """Every file lies in a room, and imports its own room and lower ones only."""
+    found = {}
+    for top, rooms in ROOMS.items():
+        for path in files(top):
+            relative = path.relative_to(ROOT)
+            if path.name == "__init__.py" and not imports(path):
+                continue
+            own = room_of(".".join(relative.with_suffix("").parts))
+            assert own is not None, f"{relative} lies in no room"
+            used = {room_of(name) for name in imports(path) if name.startswith(f"{top}.")} - {None, own}
+            if wrong := {room for room in used if rooms.index(room) > rooms.index(own)}:
+                found[str(relative)] = wrong
+    assert found == {}
+
+
+def test_families_do_not_import_each_other() -> None:
+    """What two families share is a block."""
 
     def wrong(path: Path) -> set[str]:
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("models.")}
-        return used - SHARED.get(path.stem, set(SHARED))
+        return {name for name in imports(path) if name.startswith("models.families.")}
 
-    paths = [path for path in files("models") if path.parent.name == "models" and path.stem not in ABOVE]
-    assert offenders(paths, wrong) == {}
+    assert offenders([p for p in files("models/families") if p.name != "__init__.py"], wrong) == {}
 
 
-def test_every_family_is_a_file_that_is_not_shared() -> None:
-    """The table FAMILIES and the files of models/ agree."""
+def test_every_family_is_a_file() -> None:
+    """The table FAMILIES and the files of models/families agree."""
     import models
 
-    families = {p.stem for p in (ROOT / "models").glob("*.py")} - set(SHARED) - ABOVE
-    assert {m.__name__.split(".")[1] for m in models.FAMILIES.values()} == families
+    families = {p.stem for p in (ROOT / "models/families").glob("*.py")} - {"__init__"}
+    assert {m.__name__.rsplit(".", 1)[1] for m in models.FAMILIES.values()} == families
 
 
 def test_importlib_stays_out() -> None:

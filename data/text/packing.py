@@ -5,9 +5,8 @@ import math
 import numpy as np
 
 from data.progress import Tick, silent, track
-from data.sampler import Batch, hash32
 from data.text.tokenizers import Tokenizer
-from data.types import Examples, Texts, check_labels
+from data.types import Batch, Examples, Texts, check_labels, hash32
 from errors import UsageError
 
 

@@ -154,8 +154,5 @@ def _programs(runtime: Runtime) -> tuple[bool, str]:
     if "://" in folder:
         return True, f"compiled programs are kept in {folder}"
     held = compilation_cache.contents(folder)
-    size = f"{held.size / 2**20:.1f} MiB"
-    return (
-        True,
-        f"{held.programs:,} compiled program(s), {size}, in {folder} (at most {compilation_cache.LIMIT / 2**30:.0f} GiB)",
-    )
+    size, limit = f"{held.size / 2**20:.1f} MiB", f"{compilation_cache.LIMIT / 2**30:.0f} GiB"
+    return True, f"{held.programs:,} compiled program(s), {size}, in {folder} (at most {limit})"
