@@ -214,7 +214,7 @@ def _fine_tuning_config(
     """
     from configs import base, reader
     from train.setup import tuning
-    from train.verbs import restored
+    from train.verbs import evaluate as evaluate_verb
 
     known, given = reader.from_json(saved) if saved else None, {key for key, _ in assignments}
     given |= reader.ablation_keys(args.config) if args.config else set()
@@ -226,7 +226,7 @@ def _fine_tuning_config(
     if plain and "data.name" not in given:
         raise UsageError("--dataset is missing: what to train on, as --dataset=pydoc_text; or a --config that says it")
     if plain and "eval.split" not in given:
-        cfg.eval.split = restored.default_split(cfg, runtime)
+        cfg.eval.split = evaluate_verb.default_split(cfg, runtime)
     tuning.configure(cfg, os.path.expanduser(args.pretrained), runtime, args.ignore_key, given, known)
     return cfg
 
@@ -247,10 +247,10 @@ def _pretrained_config(args: flags.FlagValues, assignments: list[tuple[str, str]
     from configs import base, reader
 
     _start_jax(args)
-    from train.verbs import restored
+    from train.verbs import load_model
 
     cfg = base.defaults()
-    for key, value in {"data__tokenizer": restored.FOLDER_TOKENIZER, **knobs}.items():
+    for key, value in {"data__tokenizer": load_model.FOLDER_TOKENIZER, **knobs}.items():
         base.assign(cfg, key.replace("__", "."), value)
     cfg = reader.override(cfg, assignments)
     for key, _ in assignments:
@@ -309,34 +309,36 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     given = not args.dataset or any(key == "eval.split" for key, _ in assignments)
 
     def choose_split(cfg: Any, runtime: Any) -> Any:
-        from train.verbs import restored
+        from train.verbs import evaluate as evaluate_verb
 
-        cfg.eval.split = cfg.eval.split if given else restored.default_split(cfg, runtime)
+        cfg.eval.split = cfg.eval.split if given else evaluate_verb.default_split(cfg, runtime)
         return cfg
 
     if folder is not None:
         if not args.dataset:
             raise UsageError("--dataset is missing: what to measure the model on, as --dataset=lambada_openai_test")
         runtime, cfg = _pretrained_config(args, assignments, train__batch=8, eval__context=2048)
-        from train.verbs import restored
+        from train.verbs import evaluate as evaluate_verb
+        from train.verbs import load_model
 
-        kind, held_out = restored.eval_source(choose_split(cfg, runtime), runtime, asked)
+        kind, held_out = evaluate_verb.eval_source(choose_split(cfg, runtime), runtime, asked)
         known, useless = {key for key, _ in assignments}, _find_unread(cfg, assignments, verb="eval", exam=kind)
-        opened = restored.open_pretrained(cfg, folder, runtime, held_out, None, args.ignore_key, known, useless)
-        restored.report(opened, held_out, kind)
+        opened = load_model.open_pretrained(cfg, folder, runtime, held_out, None, args.ignore_key, known, useless)
+        evaluate_verb.report(opened, held_out, kind)
         return DONE
 
     runtime, config, workdir, steps, which = _select_checkpoint(args, assignments)
     from train import checkpoint
     from train.evaluate import evaluate
-    from train.verbs import restored
+    from train.verbs import evaluate as evaluate_verb
+    from train.verbs import load_model
 
     def evaluate_step(step: int) -> None:
         cfg = choose_split(config(step), runtime)
-        kind, held_out = restored.eval_source(cfg, runtime, asked)
+        kind, held_out = evaluate_verb.eval_source(cfg, runtime, asked)
         useless = _find_unread(cfg, assignments, verb="eval", exam=kind)
-        opened = restored.open_checkpoint(cfg, workdir, step, runtime, held_out, unread=useless)
-        restored.report(opened, held_out, kind, workdir, step)
+        opened = load_model.open_checkpoint(cfg, workdir, step, runtime, held_out, unread=useless)
+        evaluate_verb.report(opened, held_out, kind, workdir, step)
 
     if which != "all":
         checkpoint.first_restorable(workdir, steps, evaluate_step, runtime.say)
@@ -360,18 +362,18 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     how["repetition"] = args.repetition_penalty
     if folder is not None:
         runtime, cfg = _pretrained_config(args, assignments)
-        from train.generate import stream
-        from train.verbs import restored
+        from train.verbs import load_model
+        from train.verbs import sample as sample_verb
 
         useless = _find_unread(cfg, assignments, verb="sample")
-        stream.print_samples(
-            restored.open_language_model(cfg, runtime, folder, None, args.ignore_key, useless), **settings, **how
+        sample_verb.print_samples(
+            load_model.open_language_model(cfg, runtime, folder, None, args.ignore_key, useless), **settings, **how
         )
         return DONE
     runtime, config, workdir, steps, which = _select_checkpoint(args, assignments)
     from train import checkpoint
-    from train.generate import stream
-    from train.verbs import restored
+    from train.verbs import load_model
+    from train.verbs import sample as sample_verb
 
     if which == "all":
         raise UsageError("sample takes one checkpoint, not @all")
@@ -379,8 +381,8 @@ def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     def sample_step(step: int) -> None:
         cfg = config(step)
         useless = _find_unread(cfg, assignments, verb="sample")
-        stream.print_samples(
-            restored.open_language_model(cfg, runtime, workdir, step, unread=useless), **settings, **how
+        sample_verb.print_samples(
+            load_model.open_language_model(cfg, runtime, workdir, step, unread=useless), **settings, **how
         )
 
     checkpoint.first_restorable(workdir, steps, sample_step, runtime.say)

@@ -26,8 +26,8 @@ def families() -> str:
     lines = ["# Families", "", NOTE, ""]
     lines += wrap(
         "A family is one file in `models/families/`. `--config.model.family=NAME` chooses it, "
-        "`--config.model.size=SIZE` a published size; from Python, `models.build(NAME, size=SIZE)`. [pretrained.md](pretrained.md) lists the "
-        "published checkpoints that each family reads."
+        "`--config.model.size=SIZE` a published size; from Python, `models.build(NAME, size=SIZE)`. "
+        "[pretrained.md](pretrained.md) lists the published checkpoints that each family reads."
     )
     for name, module in models.FAMILIES.items():
         lines += ["", f"## {name}", "", *_family(name, module)]

@@ -1,7 +1,7 @@
 """Our weights as a model of lm-evaluation-harness, in the same process.
 
 runtime = Runtime(time.time, os.environ, sys.stdout)
-opened = restored.open_language_model(base.defaults(), runtime, "path/to/Llama-3.2-1B")
+opened = load_model.open_language_model(base.defaults(), runtime, "path/to/Llama-3.2-1B")
 lm_eval.simple_evaluate(Harness(opened), tasks=["arc_easy"])
 """
 
@@ -13,11 +13,11 @@ from lm_eval.api.model import TemplateLM
 
 from train.evaluate import evaluate, lm_eval
 from train.generate import sample, stream
-from train.verbs.restored import LoadedModel
+from train.verbs.load_model import LoadedModel
 
 
 class Harness(TemplateLM):
-    """A language model that `restored.open_checkpoint` or `open_pretrained` has opened, `rows` texts at a time."""
+    """A language model that `load_model.open_checkpoint` or `open_pretrained` has opened, `rows` texts at a time."""
 
     def __init__(self, opened: LoadedModel, rows: int = 8) -> None:
         super().__init__()

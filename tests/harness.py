@@ -107,7 +107,7 @@ class Trainer:
             return jax.device_get(step.init_on_mesh(self.model, self.tx, one, self.seed, self._options(self.cfg)))
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {k: jax.device_put(v, self.place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}
+        return {k: jax.device_put(v, self.place.sharding(mesh.batch_axes(k, v.ndim))) for k, v in batch.items()}
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One update -> its metrics."""

@@ -21,7 +21,6 @@ from tests.harness import assert_gradients_close
 from train.record import metrics
 from train.sharding import mesh
 from train.tasks import losses
-from train.update import step
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -160,7 +159,7 @@ def test_on_a_mesh(name: str, text: str) -> None:
     place = mesh.make_placement(mesh.make_mesh(text, jax.devices()[:count]), specs)
     with jax.set_mesh(place.mesh):
         cut = jax.tree.map(jax.device_put, params, place.shardings(specs))
-        rows = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in inputs.items()}
+        rows = {k: jax.device_put(v, place.sharding(mesh.batch_axes(k, v.ndim))) for k, v in inputs.items()}
         got = jax.jit(partial(BY[name], c=WIDE, loss="softmax"))(cut, rows, total=16.0)
         if name == "equations":
             lie = jax.tree.map(lambda g, p: g.sharding.is_equivalent_to(p.sharding, g.ndim), got[1], cut)

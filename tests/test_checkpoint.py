@@ -19,7 +19,7 @@ from train.checkpoint import manifest as manifests
 from train.record import metrics
 from train.setup import setup
 from train.sharding import mesh
-from train.verbs import restored
+from train.verbs import load_model
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -73,7 +73,7 @@ def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
         saved = file.read_bytes()
         flip(file, int(draw.integers(len(saved))))
         try:
-            got = checkpoint.digests(restored.restore_state(made, str(trained), 30))
+            got = checkpoint.digests(load_model.restore_state(made, str(trained), 30))
             assert all(whole[name]["digest"] == code for name, code in got.items())
         except checkpoint.CorruptCheckpoint:
             caught += 1

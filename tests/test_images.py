@@ -20,7 +20,7 @@ from errors import UsageError
 from tests.image_folders import save
 from tests.runs import runtime
 from train.setup import inputs, setup
-from train.verbs import restored
+from train.verbs import load_model
 
 
 @pytest.mark.parametrize("ways", [None, "random_resized_crop,flip,randaugment:2:9,jitter:0.5,erase:1"])
@@ -83,7 +83,7 @@ def test_a_network_of_three_channels_takes_grey_images(tmp_path: Path) -> None:
         del cfg.model.inputs
     with pytest.raises(UsageError, match=r"the images have 1 channel"):
         setup.set_up(cfg, runtime(), grey, None)
-    restored.set_inputs(cfg, {"inputs": 3})  # as of a run on coloured ones
+    load_model.set_inputs(cfg, {"inputs": 3})  # as of a run on coloured ones
     assert setup.set_up(cfg, runtime(), grey, None).model.config.inputs == 3
 
 

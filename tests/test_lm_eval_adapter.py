@@ -19,7 +19,7 @@ from tests.cases import random_variables, tiny_model
 from tests.harness import jit_predict
 from tests.runs import runtime
 from train.evaluate import evaluate, lm_eval
-from train.verbs import restored
+from train.verbs import load_model
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     cfg = base.defaults()
     cfg.mesh = "dp:1"
     blank = Texts((), {"name": "x"})
-    return Harness(restored.open_pretrained(cfg, str(folder), runtime(), blank, jax.devices()[:1]), rows=3)
+    return Harness(load_model.open_pretrained(cfg, str(folder), runtime(), blank, jax.devices()[:1]), rows=3)
 
 
 def request(*args: object) -> SimpleNamespace:

@@ -20,7 +20,7 @@ from models.families import mlp
 from tests.runs import config_of, runtime
 from train.record import metrics
 from train.tasks import losses
-from train.verbs import restored
+from train.verbs import evaluate as evaluate_verb
 
 OLDER = Path(__file__).parent / "fixtures" / "run_of_62e66cd"  # made by that commit, under the old names
 
@@ -140,7 +140,7 @@ def test_a_run_of_an_older_commit_goes_on(tmp_path: Path, capsys) -> None:
     assert (cfg.optim.weight_decay, cfg.optim.clip_norm, cfg.schedule.end_fraction) == (0.1, 1.0, 0.1)
     wrote = metrics.read(str(run))[-1]
     cfg.mesh = "tp:*"  # 4 rows, which 8 devices do not share
-    found = restored.evaluate_checkpoint(cfg, str(run), 20, runtime())
+    found = evaluate_verb.evaluate_checkpoint(cfg, str(run), 20, runtime())
     assert set(found.metrics) == set(wrote["metrics"])
     np.testing.assert_allclose(found.metrics["loss"], wrote["metrics"]["loss"], rtol=1e-6)
     longer = ["--config.train.steps=22", "--config.resume=extend", "--config.mesh=tp:*"]

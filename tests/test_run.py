@@ -18,7 +18,7 @@ from train.plots import curves
 from train.record import metrics
 from train.sharding import device_batches
 from train.update import step
-from train.verbs import restored
+from train.verbs import evaluate as evaluate_verb
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -30,9 +30,9 @@ def test_checkpoints_are_compared_on_the_same_examples(tmp_path: Path) -> None:
     lines = {r["step"]: r["metrics"]["loss"] for r in metrics.read(str(tmp_path / "w")) if r["kind"] == "eval"}
     assert (lines[10], lines[20]) == (scored[10], scored[20])
     cfg = config_of(tmp_path / "w", 30)
-    assert restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, runtime()).metrics["loss"] == scored[30]
+    assert evaluate_verb.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, runtime()).metrics["loss"] == scored[30]
     cfg.eval.limit = None  # as the verb has it
-    whole = restored.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, runtime()).metrics["loss"]
+    whole = evaluate_verb.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, runtime()).metrics["loss"]
     assert lines[30] == whole != scored[30]
 
 
@@ -68,11 +68,11 @@ def test_the_curve_of_losses_falls(finished: Path) -> None:
 
 def test_eval_on_one_device_equals_eval_on_eight(finished: Path) -> None:
     cfg = config_of(finished, 30)
-    eight = restored.evaluate_checkpoint(cfg, str(finished), 30, runtime())
+    eight = evaluate_verb.evaluate_checkpoint(cfg, str(finished), 30, runtime())
     cfg.mesh = "dp:1"
-    one = restored.evaluate_checkpoint(cfg, str(finished), 30, runtime(), jax.devices()[:1])
+    one = evaluate_verb.evaluate_checkpoint(cfg, str(finished), 30, runtime(), jax.devices()[:1])
     cfg.eval.batch = 7
-    uneven = restored.evaluate_checkpoint(cfg, str(finished), 30, runtime(), jax.devices()[:1])
+    uneven = evaluate_verb.evaluate_checkpoint(cfg, str(finished), 30, runtime(), jax.devices()[:1])
     logged = [line for line in metrics.read(str(finished)) if line["kind"] == "eval"][-1]
     for name, value in eight.metrics.items():
         assert abs(one.metrics[name] - value) < 1e-6

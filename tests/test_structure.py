@@ -79,6 +79,11 @@ ROOMS = {
         *("blocks/recurrent", "blocks/encoder_memory", "blocks/flax_adapter"),
         *("families", "registry", "pretrained", "__init__", "as_flax"),
     ),
+    "train": (
+        *("runtime", "compilation_cache", "tasks", "sharding", "update", "record", "plan", "checkpoint"),
+        *("generate", "setup", "evaluate", "plots", "init_from", "companions", "loop", "resume", "together", "saving"),
+        *("run", "verbs"),
+    ),
     "data": ("progress", "files", "types", "text", "images", "sources", "sampler", "eval_set", "loader"),
 }
 

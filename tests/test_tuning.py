@@ -20,8 +20,7 @@ from models.core.spec import flatten
 from tests.cases import random_variables
 from train import checkpoint, init_from, resume
 from train.runtime import Runtime
-from train.setup import tuning
-from train.verbs import restored
+from train.setup import published, tuning
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -158,11 +157,11 @@ def test_what_a_classifier_tells_of_a_row_is_its_loss(tmp_path: Path) -> None:
     kinds = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax", None: "softmax"}
     for kind, loss in kinds.items():
         file.write_text(json.dumps(whole | {"problem_type": kind}))
-        assert restored.default_loss(model, path) == loss
+        assert published.default_loss(model, path) == loss
     for changes in ({"problem_type": "regression"}, {"id2label": {"0": "x"}}):
         file.write_text(json.dumps(whole | changes))
         with pytest.raises(UsageError, match="problem_type 'regression'"):
-            restored.default_loss(model, path)
+            published.default_loss(model, path)
 
 
 def test_the_loss_of_a_run_is_that_of_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

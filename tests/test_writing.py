@@ -11,7 +11,8 @@ from data.text import subwords, tokenizers
 from train.generate import stream
 from train.generate.sample import FINISHED
 from train.runtime import Runtime
-from train.verbs.restored import LoadedModel
+from train.verbs import sample as sample_verb
+from train.verbs.load_model import LoadedModel
 
 BYTE = tokenizers.ByteTokenizer()
 
@@ -88,6 +89,8 @@ def test_several_prompts_are_numbered_and_timed_by_a_clock_that_nobody_sets(monk
     setup = SimpleNamespace(runtime=Runtime(wall, {}, out, monotonic=steady), tokenizer=BYTE, model=model)
     opened: Any = object.__new__(LoadedModel)
     vars(opened).update(name="w", setup=setup, eval_variables={"": {}})
-    stream.print_samples(opened, prompt=["ab", "c"], max_new_tokens=2, stop=[], seed=0, timing=True, temperature=0.0)
+    sample_verb.print_samples(
+        opened, prompt=["ab", "c"], max_new_tokens=2, stop=[], seed=0, timing=True, temperature=0.0
+    )
     assert out.getvalue().startswith("[1 of 2]\nabxy\n\n[2 of 2]\ncz\n")
     assert [pace.clock for pace in paces] == [steady]

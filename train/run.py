@@ -20,6 +20,7 @@ from data.types import Examples, ParallelText, Source
 from errors import UsageError, raise_with
 from train import checkpoint, loop, resume, together
 from train.evaluate import evaluate
+from train.evaluate.variables import evaluate_variables
 from train.plan import flops
 from train.plots import curves
 from train.record import metrics, profile, summary
@@ -33,13 +34,12 @@ from train.setup.setup import (
     Setup,
     dataset_names,
     dataset_title,
-    evaluate_variables,
     load_source,
     make_eval_set,
     set_up,
     training_rows,
 )
-from train.sharding import device_batches
+from train.sharding import device_batches, mesh
 from train.update import optim, schedules, step
 
 CHECK_SECONDS = 10.0  # seconds that small sets are read before a run, for files that cannot be
@@ -187,7 +187,7 @@ def _batch_shapes(setup: Setup, batches: sampler.BatchSampler, start: int) -> di
     """The batch of an update, as ShapeDtypeStructs."""
     rows, row = batches.phase(start).batch_size, batches.batch(start, [0])
     device_batches.check_sequence_lengths(row, setup.place)
-    sharding = lambda k, v: setup.place.sharding(step.batch_axes(k, v.ndim))  # noqa: E731
+    sharding = lambda k, v: setup.place.sharding(mesh.batch_axes(k, v.ndim))  # noqa: E731
     return {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=sharding(k, v)) for k, v in row.items()}
 
 

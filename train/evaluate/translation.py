@@ -1,4 +1,4 @@
-"""Translations of a held-out split: written by beam search, scored by BLEU and chrF, and kept to be read.
+"""Translations of a held-out split: written by beam search, scored by BLEU and chrF.
 
 Legend: n pairs, S T tokens of a text and of its translation.
 """
@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +15,7 @@ import numpy as np
 
 from data.sources.parallel_text import bos_id, translation_rows
 from data.types import ParallelText
-from errors import UsageError
 from train.generate import beam_search
-from train.plots import classification, translation
 from train.record.ticker import Ticker
 from train.setup.setup import Setup
 from train.sharding import mesh
@@ -26,7 +23,6 @@ from train.sharding import mesh
 RESAMPLES = 1000  # of the test set, for confidence intervals
 TO_NORMAL = 1.96  # half a 95 % interval in standard errors
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char"}  # languages that BLEU's usual tokenizer leaves whole
-DRAWN, EASY, LONGEST = 4, 24, 96  # sentences whose attention is drawn; tokens that read well; and at most
 
 
 class Metric(NamedTuple):
@@ -110,42 +106,3 @@ class Translations:
             found += [ids[ids != stop] for ids in np.asarray(tokens)]
             ticker("translating", min(first + size, len(pairs)), len(pairs))
         return found[: len(pairs)]
-
-    def draw(self, workdir: str, n: int) -> list[Path]:
-        """Write translations beside their references, draw attention where the model has some -> the files."""
-        title, start = classification.start_plots(self.setup, workdir, n)
-        quality = sentence_chrf(self.texts, self.pairs.translations)
-        head = "\n".join([title, *map(str, self.scores)])
-        drawn = [
-            translation.write_side_by_side(self.pairs, self.texts, quality, head, Path(f"{start}-translations.txt"))
-        ]
-        try:
-            with jax.set_mesh(self.place.mesh):
-                sentences = [self._attention_map(i) for i in self._pick_sentences()]
-        except UsageError:  # a network without attention
-            return drawn
-        if sentences:
-            drawn.append(translation.draw_attention(sentences, title, Path(f"{start}-attention.png")))
-        return drawn
-
-    def _pick_sentences(self) -> list[int]:
-        """Sentences to draw: some of those that are short on both sides, or where there are none the shortest."""
-        texts = [self.tokenizer.encode(text) for text in self.pairs.texts]
-        longer = [max(len(text), len(ids)) for text, ids in zip(texts, self.tokens, strict=True)]
-        known = [i for i, ids in enumerate(self.tokens) if len(ids) and len(texts[i]) and longer[i] < LONGEST]
-        short = [i for i in known if longer[i] < EASY and len(self.tokens[i]) > 2]
-        return short[:: max(1, len(short) // DRAWN)][:DRAWN] or sorted(known, key=longer.__getitem__)[:DRAWN]
-
-    def _attention_map(self, i: int) -> translation.AttentionMap:
-        stop, model = self.tokenizer.eot, self.setup.model
-        source = np.append(self.tokenizer.encode(self.pairs.texts[i]), stop).astype(np.int32)
-        tokens = np.append(bos_id(self.tokenizer), self.tokens[i]).astype(np.int32)
-        inputs = {"source": jnp.asarray(source)[None], "tokens": jnp.asarray(tokens)[None]}
-        share = model.module.alignment(self.variables, inputs, model.config)
-        return translation.AttentionMap(
-            self._token_texts(source), self._token_texts(np.append(self.tokens[i], stop)), np.asarray(share[0])
-        )
-
-    def _token_texts(self, ids: np.ndarray) -> list[str]:
-        """What each token says, a middle dot for a space; an end where it says nothing."""
-        return [self.tokenizer.decode([int(i)]).replace(" ", "·") or "end" for i in ids]

@@ -1,15 +1,11 @@
 """Text out of a language model as it is made: tokens become characters when no later token can change them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 
 from data.text.tokenizers import Tokenizer
 from train.generate import sample
-from train.record.ticker import Ticker
-from train.verbs.restored import LoadedModel
 
 
 def stream_texts(
@@ -51,46 +47,3 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     """The ids of a prompt [n]; a text from nothing begins as a document does, after the end of another."""
     ids = np.array([*tokenizer.prefix, *tokenizer.encode(prompt)], np.int32)
     return ids if len(ids) else np.array([tokenizer.eot], np.int32)
-
-
-def print_samples(
-    opened: LoadedModel,
-    *,
-    prompt: Sequence[str],
-    max_new_tokens: int,
-    stop: Sequence[str],
-    seed: int,
-    timing: bool,
-    **how: Any,
-) -> None:
-    """Print prompts and the texts that a model puts after them: one as it is made, several numbered, one after another.
-
-    `how` are the fields of a Sampling; a text ends at the tokenizer's ends, and before a text of `stop`.
-    """
-    setup, runtime = opened.setup, opened.setup.runtime
-    tokenizer = setup.tokenizer
-    assert tokenizer is not None
-    ids = [encode_prompt(tokenizer, text) for text in prompt]
-    context = setup.model.config.context
-    for text, row in zip(prompt, ids, strict=True):
-        if len(row) > context:
-            runtime.say(f"{text[:20]!r}… is of {len(row):,} tokens, the context of {context:,}: only its end is read")
-    pace, sampling = (
-        sample.Throughput(runtime.monotonic) if timing else None,
-        sample.Sampling(stop=tokenizer.stop_ids, **how),
-    )
-    key, alone = jax.random.key(seed), len(prompt) == 1
-    made = sample.generate(
-        setup.model, opened.variables, ids, key, count=max_new_tokens, sampling=sampling, throughput=pace
-    )
-    made = Ticker(runtime).show_until_first(made)
-    runtime.stdout.write(prompt[0] if alone else "")
-    parts: list[list[str]] = []
-    for new in stream_texts(tokenizer, ids, made, [text for text in stop if text]):
-        parts.append(new)
-        runtime.stdout.write(new[0] if alone else "")
-        runtime.stdout.flush()
-    whole = [text + "".join(rows) for text, *rows in zip(prompt, *parts, strict=True)]
-    runtime.say("" if alone else "\n\n".join(f"[{i} of {len(whole)}]\n{text}" for i, text in enumerate(whole, 1)))
-    if pace:
-        runtime.say(f"{pace}; {len(prompt)} at once, {jax.local_devices()[0].device_kind}")

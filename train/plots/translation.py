@@ -8,13 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from data.sources.parallel_text import bos_id
+from data.text.tokenizers import Tokenizer
 from data.types import ParallelText
-from train.plots.classification import RIGHT
+from errors import UsageError
+from train.evaluate.translation import Translations, sentence_chrf
+from train.plots.classification import RIGHT, start_plots
 from train.plots.curves import GREY, INK, add_title, make_figure, save_figure
 
 SHOWN = 15  # translations of each group
+DRAWN, EASY, LONGEST = 4, 24, 96  # sentences whose attention is drawn; tokens that read well; and at most
 GROUPS = ("the worst by chrF", "as they come", "the best")
 
 
@@ -68,3 +75,46 @@ def draw_attention(sentences: Sequence[AttentionMap], title: str, path: Path) ->
         axes.spines[:].set_color(GREY)
     add_title(figure, title, "down: what is written; across: the text; blue: the share of attention, 0 white to 1")
     return save_figure(figure, path)
+
+
+def draw(translations: Translations, workdir: str, n: int) -> list[Path]:
+    """Write translations beside their references, draw attention if the model has some -> the files."""
+    title, start = start_plots(translations.setup, workdir, n)
+    quality = sentence_chrf(translations.texts, translations.pairs.translations)
+    head = "\n".join([title, *map(str, translations.scores)])
+    path = Path(f"{start}-translations.txt")
+    files = [write_side_by_side(translations.pairs, translations.texts, quality, head, path)]
+    try:
+        with jax.set_mesh(translations.place.mesh):
+            sentences = [attention_map(translations, i) for i in pick_sentences(translations)]
+    except UsageError:  # a network without attention
+        return files
+    if sentences:
+        files.append(draw_attention(sentences, title, Path(f"{start}-attention.png")))
+    return files
+
+
+def pick_sentences(translations: Translations) -> list[int]:
+    """Sentences to draw: some of those that are short on both sides, or if there are none the shortest."""
+    texts = [translations.tokenizer.encode(text) for text in translations.pairs.texts]
+    tokens = translations.tokens
+    longer = [max(len(text), len(ids)) for text, ids in zip(texts, tokens, strict=True)]
+    known = [i for i, ids in enumerate(tokens) if len(ids) and len(texts[i]) and longer[i] < LONGEST]
+    short = [i for i in known if longer[i] < EASY and len(tokens[i]) > 2]
+    return short[:: max(1, len(short) // DRAWN)][:DRAWN] or sorted(known, key=longer.__getitem__)[:DRAWN]
+
+
+def attention_map(translations: Translations, i: int) -> AttentionMap:
+    """The attention of each token of translation i on the tokens of its text."""
+    tokenizer, model = translations.tokenizer, translations.setup.model
+    source = np.append(tokenizer.encode(translations.pairs.texts[i]), tokenizer.eot).astype(np.int32)
+    made = np.append(translations.tokens[i], tokenizer.eot)
+    tokens = np.append(bos_id(tokenizer), translations.tokens[i]).astype(np.int32)
+    inputs = {"source": jnp.asarray(source)[None], "tokens": jnp.asarray(tokens)[None]}
+    weights = model.module.alignment(translations.variables, inputs, model.config)
+    return AttentionMap(_token_texts(tokenizer, source), _token_texts(tokenizer, made), np.asarray(weights[0]))
+
+
+def _token_texts(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
+    """The text of each token, a middle dot for a space; `end` if it has none."""
+    return [tokenizer.decode([int(i)]).replace(" ", "·") or "end" for i in ids]

@@ -1,7 +1,6 @@
 """What a config means on this machine: model, task, placement, data."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import models
 from data import eval_set, sampler, sources
 from data.files import expand_home
 from data.images.decode import display_name
-from data.images.detection import DetectionDataset
 from data.progress import Tick, silent, track
 from data.sources import parallel_text
 from data.text import packing, tokenizers
@@ -21,7 +19,6 @@ from data.types import Examples, ParallelText, Source, Texts
 from errors import UsageError, join_problems, raise_with, unknown
 from models import Model
 from models.core.spec import abstract
-from train.evaluate import coco_map, evaluate, multilabel
 from train.record.ticker import Ticker
 from train.runtime import Runtime
 from train.setup import facts, inputs, values
@@ -274,32 +271,6 @@ def make_eval_set(setup: Setup, source: Source) -> eval_set.EvalSet:
     assert setup.context is not None
     context = min(setup.context, setup.cfg.eval.context or setup.context)
     return eval_set.from_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap, Ticker(setup.runtime))
-
-
-def evaluate_variables(
-    setup: Setup,
-    eval_step: evaluate.EvalStep,
-    eval_variables: dict[str, Any],
-    eval_set: eval_set.EvalSet,
-    limit: int | None,
-    should_stop: Callable[[], bool] = lambda: False,
-    tick: Tick = silent,
-) -> evaluate.Scores:
-    """Measure all that there is to be evaluated, variables by prefix: parameters, perhaps their running mean.
-
-    Raises evaluate.Interrupted where `stopped` says so.
-    """
-    rows = setup.cfg.eval.batch or setup.cfg.train.batch
-    found = {}
-    for prefix, variables in eval_variables.items():
-        scores = evaluate.evaluate(eval_step, variables, eval_set, setup.place, rows, limit, should_stop, tick)
-        if isinstance(eval_set.fields, DetectionDataset):
-            scores = coco_map.with_precision(scores, eval_set.fields, inputs.detection_size(setup.cfg))
-        if setup.task.target_field == "labels":
-            names = setup.class_names or tuple(map(str, range(setup.model.config.classes)))
-            scores = multilabel.with_precision(scores, names, eval_set.clusters)
-        found[prefix] = evaluate.with_perplexity(scores) if setup.task.per_token else scores
-    return evaluate.merge(found)
 
 
 def _to_examples(setup: Setup, source: Source, evaluating: bool) -> Examples:

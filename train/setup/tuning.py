@@ -10,9 +10,9 @@ from errors import UsageError
 from models import Model, pretrained
 from models.pretrained import class_names
 from train.runtime import Runtime
+from train.setup.published import PREPROCESSING_KNOBS, default_loss, model_fields, normalise_names, set_preprocessing
 from train.setup.setup import COMPUTE_KNOBS, Config, dataset_names, load_source
 from train.tasks import losses
-from train.verbs.restored import PREPROCESSING_KNOBS, default_loss, model_fields, normalise_names, set_preprocessing
 
 DEFAULTS: dict[str, Any] = {  # without a config file, those of transformers' Trainer
     **{"optim.lr": 5e-5, "optim.clip_norm": 1.0, "schedule.name": "linear", "train.batch": 8}

@@ -10,8 +10,7 @@ from data.eval_set import EvalSet
 from data.sampler import BatchSampler
 from data.types import Batch
 from errors import UsageError
-from train.sharding.mesh import Placement
-from train.update.step import batch_axes
+from train.sharding.mesh import Placement, batch_axes
 
 
 def local_rows(place: Placement, size: int) -> list[int]:

@@ -168,3 +168,14 @@ def make_placement(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = N
             rules[name] = ()
             replicated.append(f"{name} {size}")
     return Placement(mesh, rules, tuple(replicated))
+
+
+SEQUENCE_FIELDS = frozenset(  # fields of a batch whose second dim is time
+    "tokens targets weight bytes position segment mask token_type source source_mask".split()
+)
+
+
+def batch_axes(field: str, ndim: int) -> str:
+    """Axis names of a batch's field: rows first, then time where the field is a sequence."""
+    second = "seq" if field in SEQUENCE_FIELDS else "width"
+    return " ".join(("batch", second, *["width"] * ndim)[:ndim])

@@ -18,7 +18,7 @@ from errors import unknown
 from models import Model
 from models.core.layers import per_row_keys, site_hash
 from models.core.spec import Spec, abstract, flatten, initialize, path_name
-from train.sharding.mesh import Placement
+from train.sharding.mesh import Placement, batch_axes
 from train.tasks.losses import Task, mask_padding_rows, shift_targets
 from train.update import optim
 from train.update.rounding import cast_parameters
@@ -127,27 +127,6 @@ def join_rows(x: jax.Array, over: Any) -> jax.Array:
         return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
     return auto_axes(one, out_sharding=over)(x)
-
-
-# fields whose second dim is time
-SEQUENCE_FIELDS = {
-    "tokens",
-    "targets",
-    "weight",
-    "bytes",
-    "position",
-    "segment",
-    "mask",
-    "token_type",
-    "source",
-    "source_mask",
-}
-
-
-def batch_axes(field: str, ndim: int) -> str:
-    """Axis names of a batch's field: rows first, then time where the field is a sequence."""
-    second = "seq" if field in SEQUENCE_FIELDS else "width"
-    return " ".join(("batch", second, *["width"] * ndim)[:ndim])
 
 
 def make_step(

@@ -20,10 +20,10 @@ from train import checkpoint, companions, resume
 from train.record import summary
 from train.runtime import Runtime
 from train.saving import make_manifest
-from train.setup import inputs, tuning
+from train.setup import inputs, published, tuning
 from train.setup.facts import Unread
 from train.setup.setup import Config
-from train.verbs import restored
+from train.verbs import load_model
 
 
 def import_pretrained(
@@ -37,19 +37,19 @@ def import_pretrained(
 ) -> None:
     """Write a folder of the hub into a new workdir, as its checkpoint 0: parameters and tokenizer, no more.
 
-    Raises UsageError for a workdir that has checkpoints, and as `restored.open_pretrained`.
+    Raises UsageError for a workdir that has checkpoints, and as `load_model.open_pretrained`.
     """
     if Path(workdir).is_file():
         raise UsageError(f"{workdir} is a file, and no folder")
     if checkpoint.steps(workdir):
         raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
-    model = pretrained.read_config(folder, ignore, **restored.model_fields(cfg))
+    model = pretrained.read_config(folder, ignore, **published.model_fields(cfg))
     classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
     named = tuning.matching_size(model, folder) if "detector" in model.traits else None
     if named and cfg.data.size is None:
         cfg.data.size = model.config.inputs[:2]
-    blank = restored.dummy_source(cfg, runtime, model.family, restored.default_loss(model, folder), classes, inputs)
-    opened = restored.open_pretrained(cfg, folder, runtime, blank, None, ignore, given, unread)
+    blank = load_model.dummy_source(cfg, runtime, model.family, published.default_loss(model, folder), classes, inputs)
+    opened = load_model.open_pretrained(cfg, folder, runtime, blank, None, ignore, given, unread)
     setup = opened.setup
     tuning.set_model_fields(setup.cfg, setup.model, folder)
     zero = {
@@ -83,11 +83,11 @@ def export_pretrained(
         raise UsageError(f"{to} is there already, and no empty folder; give another --export")
     pretrained.folder_layout(cfg.model.family)  # raises where there is none
     manifest = checkpoint.load_manifest(workdir, n)
-    restored.set_inputs(cfg, manifest)
+    load_model.set_inputs(cfg, manifest)
     head, inputs = manifest["table"].get("params/head/bias"), cfg.model.get("inputs")
     classes = head["shape"][-1] if head else len(manifest.get("classes") or ()) or cfg.model.get("classes")
-    blank = restored.dummy_source(cfg, runtime, cfg.model.family, cfg.loss, classes, inputs)
-    opened = restored.open_checkpoint(cfg, workdir, n, runtime, blank, unread=unread)
+    blank = load_model.dummy_source(cfg, runtime, cfg.model.family, cfg.loss, classes, inputs)
+    opened = load_model.open_checkpoint(cfg, workdir, n, runtime, blank, unread=unread)
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
     made = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
     ids = tokenizer_writer.special_ids(made) if made and {"causal", "language_model"} <= model.traits else {}
@@ -130,5 +130,5 @@ def _preprocessing(cfg: Config, model: Model) -> dict[str, Any]:
     """How images are made ready for a network that sees them; {} for another, and for a detector, whose are whole."""
     if model.module.INPUT != "image" or "detector" in model.traits:
         return {}
-    told = {name: cfg.data[name] for name in restored.PREPROCESSING_KNOBS} | {"size": inputs.image_size(cfg)}
+    told = {name: cfg.data[name] for name in published.PREPROCESSING_KNOBS} | {"size": inputs.image_size(cfg)}
     return {name: value for name, value in told.items() if value is not None}

@@ -1,9 +1,7 @@
 """Models that are there, of checkpoints or of folders of the Hugging Face hub, opened on any devices and measured."""
 
-import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,47 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from data import sources
-from data.eval_set import EvalSet
 from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
-from data.sources import multiple_choice, splits
 from data.text import tokenizer_reader
-from data.types import Examples, ParallelText, Source, Texts
-from errors import UsageError, quote, unknown
-from models import Model, pretrained
-from models.pretrained import class_names, preprocessing
+from data.types import Examples, Source, Texts
+from errors import UsageError, unknown
+from models import pretrained
+from models.pretrained import class_names
 from train import checkpoint, resume
-from train.evaluate import coco_map, evaluate, translation
-from train.evaluate import lm_eval as examiner
-from train.plots import classification, detection
-from train.record import events, summary
+from train.record import summary
 from train.record.ticker import Ticker
 from train.runtime import Runtime
 from train.setup import inputs
 from train.setup.facts import Unread
+from train.setup.published import default_loss, model_fields, normalise_names, set_preprocessing
 from train.setup.setup import (
     PRECISIONS,
     Config,
     Setup,
     compute_fields,
     dataset_names,
-    evaluate_variables,
     load_source,
-    make_eval_set,
     set_up,
 )
 from train.tasks import losses
 from train.update import optim, step
 
 FOLDER_TOKENIZER = "own"  # `data.tokenizer` where it is the folder's
-PREPROCESSING_KNOBS = (
-    "size",
-    "crop_pct",
-    "resize_mode",
-    "interpolation",
-    "mean",
-    "std",
-)  # knobs of `data` that a folder of the hub may tell
 DEFAULT_SIDE = 224  # pixels, of an image for a network that takes any size
 
 
@@ -153,26 +136,6 @@ def open_pretrained(
     return LoadedModel(folder, setup, {"": {"stats": {}, **variables}})
 
 
-def model_fields(cfg: Config) -> dict[str, Any]:
-    """The fields of a model's Config that a config sets."""
-    return {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
-
-
-def set_preprocessing(cfg: Config, folder: str, model: Model, runtime: Runtime, given: Container[str]) -> None:
-    """Take how images are made ready from a folder, but for what the user has given; say what holds."""
-    told = {} if "detector" in model.traits else preprocessing.from_folder(folder)
-    names = ("size",) if "detector" in model.traits else PREPROCESSING_KNOBS
-    shape = getattr(model.config, "inputs", None)
-    fixed = {"size": shape[:2]} if isinstance(shape, tuple) else {}
-    whole = "data.size" in given and cfg.data.size is None
-    for name, value in {**fixed, **told}.items():
-        if f"data.{name}" not in given and not (whole and name in inputs.RESIZE_KNOBS):
-            with cfg.unlocked(), cfg.ignore_type():
-                cfg.data[name] = value
-    held = ", ".join(f"data.{name} = {cfg.data[name]}" for name in names)
-    runtime.say(f"images  {held}{'' if told else f' ({folder} does not say how they were made ready)'}")
-
-
 def _check_class_names(
     where: str, theirs: Sequence[str] | None, setup: Setup, runtime: Runtime, *, exactly: bool = False
 ) -> None:
@@ -202,12 +165,6 @@ def _check_numbered_classes(where: str, setup: Setup) -> None:
             f"{setup.cfg.data.name!r} has classes of the numbers {names[0]} to {names[-1]}, but not all of these, "
             f"and {where} does not name its own: which are which is unknown; give its config.json an id2label"
         )
-
-
-def normalise_names(names: Sequence[str]) -> list[str]:
-    """Names to be compared: letters and digits, where these still tell them apart."""
-    plain = [re.sub(r"[\W_]+", " ", name).strip().lower() for name in names]
-    return plain if all(plain) and len(set(plain)) == len(plain) else list(names)
 
 
 def open_language_model(
@@ -270,118 +227,3 @@ def _dummy_detection_source(cfg: Config, classes: int | None) -> DetectionDatase
         make_detection_dataset(name, "", [AnnotatedImage("", size, nothing)], told, lambda i: black, {"name": name}),
         names=None,
     )
-
-
-def default_loss(model: Model, folder: str) -> str:
-    """The loss by which a folder's network is measured. Raises UsageError for one that has none."""
-    if "classifier" in model.traits and (problem := class_names.problem_type(folder)):
-        if problem != "multi_label_classification":
-            raise UsageError(
-                f"{folder} has problem_type {quote(problem)} by its config.json or its single output; "
-                f"single_label_classification and multi_label_classification are measured here"
-            )
-        return "sigmoid"
-    tasks = (("causal language_model", "next_token"), ("classifier", "softmax"), ("detector", "detection"))
-    for traits, loss in tasks:
-        if set(traits.split()) <= model.traits:
-            return loss
-    raise UsageError(f"a {model.family} with head {model.config.head!r} has no task; init_from takes its folder")
-
-
-def eval_source(cfg: Config, runtime: Runtime, requested: str | None) -> tuple[str, Source]:
-    """How the config's data examine, and the held-out ones; where questions are put, no text: a model is set up by it.
-
-    Raises UsageError.
-    """
-    kind = multiple_choice.eval_kind(requested, cfg.data.name, runtime.environ.get("TFDS_DATA_DIR"))
-    if kind == "multiple_choice":
-        return kind, empty_texts(cfg, "next_token")
-    return kind, load_source(cfg, runtime, dataset_names(cfg)[0], cfg.eval.split, Ticker(runtime))
-
-
-def default_split(cfg: Config, runtime: Runtime) -> str:
-    """Which split of the data examines: the config's, or where they lack it test, validation, or the last they have."""
-    name, data_dir = dataset_names(cfg)[0], runtime.environ.get("TFDS_DATA_DIR")
-    if multiple_choice.is_question_file(name):
-        return cfg.eval.split
-    known = sources.splits_of(name, data_dir, cfg.data.field) or (cfg.eval.split,)  # a set not prepared knows none
-    wanted = (cfg.eval.split, "test", "validation")
-    return next((split for split in wanted if set(splits.split_names(split)) <= set(known)), known[-1])
-
-
-def evaluate_checkpoint(
-    cfg: Config, workdir: str, n: int, runtime: Runtime, devices: list[jax.Device] | None = None
-) -> evaluate.Scores:
-    """Restore a checkpoint on any devices (all where None) and measure it on the held-out split."""
-    held_out = eval_source(cfg, runtime, "perplexity")[1]
-    return evaluate_model(open_checkpoint(cfg, workdir, n, runtime, held_out, devices), held_out)[1]
-
-
-def evaluate_model(opened: LoadedModel, held_out: Source) -> tuple[EvalSet, evaluate.Scores]:
-    """The exam that a held-out source gives, and what an opened model makes of it."""
-    setup, exam = opened.setup, make_eval_set(opened.setup, held_out)
-    if not len(exam):
-        raise UsageError(f"{setup.cfg.data.name}, {setup.cfg.eval.split}, holds nothing to predict: no two tokens")
-    ticker = Ticker(setup.runtime)
-    examine = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
-    return exam, evaluate_variables(setup, examine, opened.eval_variables, exam, setup.cfg.eval.limit, tick=ticker)
-
-
-def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> evaluate.Scores:
-    """What an opened language model makes of questions: those of a data set, or the last words of texts."""
-    setup = opened.setup
-    if setup.task.trait != "language_model" or setup.tokenizer is None:
-        raise UsageError(f"{opened.name} is no language model, and cannot be asked questions")
-    cfg, data_dir = setup.cfg, setup.runtime.environ.get("TFDS_DATA_DIR")
-    if kind == "multiple_choice":
-        items = multiple_choice.load(cfg.data.name, cfg.eval.split, data_dir)
-    else:
-        assert isinstance(held_out, Texts)
-        items = multiple_choice.last_words(held_out)
-    ticker = Ticker(setup.runtime)
-    examine = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
-    rows = cfg.eval.batch or cfg.train.batch
-    if cfg.eval.limit is not None:
-        items = items.first(rows * cfg.eval.limit)
-    return examiner.score_questions(
-        setup.model, setup.tokenizer, examine, opened.variables, setup.place, items, rows, ticker
-    )
-
-
-def report(opened: LoadedModel, held_out: Source, kind: str, workdir: str | None = None, n: int = 0) -> None:
-    """Measure an opened model, say the figures, and draw into a local workdir what they are made of."""
-    cfg, runtime = opened.setup.cfg, opened.setup.runtime
-    if kind != "perplexity":
-        scores, how = (
-            evaluate_questions(opened, held_out, kind),
-            {"multiple_choice": "choices", "lambada": "last words"}[kind],
-        )
-        runtime.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}, {how}: {evaluate.format_scores(scores)}")
-        return
-    exam, scores = evaluate_model(opened, held_out)
-    runtime.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}: {evaluate.format_scores(scores)}")
-    evaluate.check_finite_scores(opened.name, scores)
-    if isinstance(held_out, ParallelText):
-        written = translation.Translations(opened.setup, opened.variables, held_out)
-        runtime.say(*map(str, written.scores))
-    if isinstance(held_out, DetectionDataset):
-        runtime.say(coco_map.format_class_ap(scores, held_out.names or ()))
-    if scores.rows is None or workdir is None or jax.process_index() or "://" in workdir:
-        return
-    try:
-        if isinstance(held_out, ParallelText):
-            files = written.draw(workdir, n)
-        elif isinstance(held_out, DetectionDataset):
-            files = detection.draw(opened.setup, held_out, scores.rows, workdir, n)
-        else:
-            files = classification.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
-    except Exception as error:  # another's run may be measured where one must not write, or matplotlib cannot draw
-        runtime.say(f"nothing drawn: {checkpoint.reason(error)}")
-        return
-    if not files:
-        return
-    runtime.say(f"to look at, in {files[0].parent}: {', '.join(path.name for path in files)}")
-    try:
-        events.write_files(files, Path(workdir, "events", "eval"), n, runtime.clock())
-    except OSError as error:
-        runtime.say(f"not among the events: {error}")

@@ -1,0 +1,37 @@
+"""The scores of a run's variables: its parameters, and their running mean if it has one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from data import eval_set
+from data.images.detection import DetectionDataset
+from data.progress import Tick, silent
+from train.evaluate import coco_map, evaluate, multilabel
+from train.setup import inputs
+from train.setup.setup import Setup
+
+
+def evaluate_variables(
+    setup: Setup,
+    eval_step: evaluate.EvalStep,
+    eval_variables: dict[str, Any],
+    eval_set: eval_set.EvalSet,
+    limit: int | None,
+    should_stop: Callable[[], bool] = lambda: False,
+    tick: Tick = silent,
+) -> evaluate.Scores:
+    """Measure all that there is to be evaluated, variables by prefix: parameters, perhaps their running mean.
+
+    Raises evaluate.Interrupted where `stopped` says so.
+    """
+    rows = setup.cfg.eval.batch or setup.cfg.train.batch
+    found = {}
+    for prefix, variables in eval_variables.items():
+        scores = evaluate.evaluate(eval_step, variables, eval_set, setup.place, rows, limit, should_stop, tick)
+        if isinstance(eval_set.fields, DetectionDataset):
+            scores = coco_map.with_precision(scores, eval_set.fields, inputs.detection_size(setup.cfg))
+        if setup.task.target_field == "labels":
+            names = setup.class_names or tuple(map(str, range(setup.model.config.classes)))
+            scores = multilabel.with_precision(scores, names, eval_set.clusters)
+        found[prefix] = evaluate.with_perplexity(scores) if setup.task.per_token else scores
+    return evaluate.merge(found)
