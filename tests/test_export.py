@@ -142,7 +142,7 @@ def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> 
         (["eval", "--pretrained=H", "--workdir=W", "--dataset=x"], "give one of them"),
         (["eval", "--pretrained=H"], "--dataset is missing"),
         (["eval", "--pretrained=H", "--dataset=digits"], "holds examples with"),
-        (["eval", "--pretrained=H", "--dataset=pydoc_text", "--task=multiple_choise"], "'choices'"),
+        (["eval", "--pretrained=H", "--dataset=pydoc_text", "--task=multiple_choise"], "'multiple_choice'"),
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--task=multiple_choice"], "has no questions"),
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--config.optim.lr=1"], "has no effect here"),
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--config.model.family=gpt"], "cannot be set: the folder"),
