@@ -35,13 +35,13 @@ def parts(bias: bool, seed: int = 0) -> tuple[Any, Any, Any]:
 
 
 @cache
-def run(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> Any:
+def run(text: str | None, dispatch: str, bias: bool, weight_inputs: bool) -> Any:
     """The mixture's answer and the gradients by tokens, logits and experts, on a mesh."""
 
     def value(x: Any, logits: Any, p: Any, place: Any) -> Any:
         routes = routers.softmax_then_top(logits, A, norm_topk=False)
         gate = glu("silu")
-        y, served = mixture(x, routes, p, gate, dispatch=dispatch, weigh_input=weigh_input, place=place)
+        y, served = mixture(x, routes, p, gate, dispatch=dispatch, weight_inputs=weight_inputs, place=place)
         return jnp.sum(jnp.sin(y)), (y, served)
 
     x, logits, p = parts(bias)
@@ -69,13 +69,15 @@ def paths() -> list[Any]:
     """Each path with biases and weighed inputs, the first two also with neither; all combinations weekly."""
     plain = [(*path, False, False) for path in PATHS[:2]]
     chosen = [*((*path, True, True) for path in PATHS), *plain]
-    every = [(*path, bias, weigh_input) for path in PATHS for bias in (False, True) for weigh_input in (False, True)]
+    every = [
+        (*path, bias, weight_inputs) for path in PATHS for bias in (False, True) for weight_inputs in (False, True)
+    ]
     return [pytest.param(*case, marks=[] if case in chosen else [pytest.mark.weekly]) for case in every]
 
 
-@pytest.mark.parametrize(("text", "dispatch", "bias", "weigh_input"), paths())
-def test_paths_agree_forward_and_backward(text: str | None, dispatch: str, bias: bool, weigh_input: bool) -> None:
-    got, want = run(text, dispatch, bias, weigh_input), run(None, "dense", bias, weigh_input)
+@pytest.mark.parametrize(("text", "dispatch", "bias", "weight_inputs"), paths())
+def test_paths_agree_forward_and_backward(text: str | None, dispatch: str, bias: bool, weight_inputs: bool) -> None:
+    got, want = run(text, dispatch, bias, weight_inputs), run(None, "dense", bias, weight_inputs)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert np.linalg.norm(np.float64(a) - b) <= 2e-5 * np.linalg.norm(b)
     assert got[0][1][1].all()
@@ -103,7 +105,7 @@ def test_on_a_mesh_without_a_place_all_is_whole() -> None:
 def test_a_mixture_is_the_sum_over_a_tokens_experts() -> None:
     """Against a loop in numpy, one token and expert after another."""
     x, logits, p = jax.tree.map(np.float64, parts(bias=True))
-    (_, (y, _)), _ = run(None, "dropless", bias=True, weigh_input=False)
+    (_, (y, _)), _ = run(None, "dropless", bias=True, weight_inputs=False)
     for b, t in np.ndindex(B, T):
         shares = np.exp(logits[b, t] - logits[b, t].max())
         shares /= shares.sum()

@@ -111,7 +111,7 @@ def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, An
     if context.layer.stack == "dense":
         return x + gated_mlp(h, p, c.activation, context.place), cache, None
     routes = top_then_sigmoid(router_logits(h, p["router"], context.place), c.experts_per_token)
-    y, stats = mixture_of_experts(h, routes, p["experts"], c, context, weigh_input=True)
+    y, stats = mixture_of_experts(h, routes, p["experts"], c, context, weight_inputs=True)
     return x + y + gated_mlp(h, p["shared"], c.activation, context.place), cache, stats
 
 

@@ -56,12 +56,12 @@ def reference(
     heads than queries as in Ainslie et al. 2023, arXiv:2305.13245; the soft cap as in Gemma 2, 2024, arXiv:2408.00118;
     sinks as in gpt-oss, 2025, arXiv:2508.10925.
     """
-    over, one_head = place("batch heads query key"), k.shape[2] == 1  # one key head is shared without a copy
+    scores_spec, one_head = place("batch heads query key"), k.shape[2] == 1  # one key head is shared without a copy
     if one_head:
         k, v = (reshard(x[:, :, 0], place("batch key head_dim")) for x in (k, v))
     else:
         k, v = (repeat_kv(x, q.shape[2], place("batch key heads head_dim")) for x in (k, v))
-    scores = einsum("btnh,bsh->bnts" if one_head else "btnh,bsnh->bnts", q, k, over).astype(jnp.float32) * scale
+    scores = einsum("btnh,bsh->bnts" if one_head else "btnh,bsnh->bnts", q, k, scores_spec).astype(jnp.float32) * scale
     if logit_softcap is not None:
         scores = softcap(scores, logit_softcap)
     scores = jnp.where(mask.array[:, None], scores, MASK_VALUE)
@@ -70,7 +70,7 @@ def reference(
     else:
         sunk = reshard(sinks.astype(jnp.float32), place("heads"))[None, :, None, None]
         weights = jnp.exp(scores - jnp.logaddexp(jax.nn.logsumexp(scores, -1, keepdims=True), sunk))
-    weights = dropout(weights.astype(q.dtype), keys, dropout_rate, "attention", over)
+    weights = dropout(weights.astype(q.dtype), keys, dropout_rate, "attention", scores_spec)
     return einsum("bnts,bsh->btnh" if one_head else "bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
 
 
@@ -91,27 +91,30 @@ def with_shard_map(kernel: Callable[..., Array]) -> Callable[..., Array]:
         if isinstance(scale, jax.Array):  # kernels take a static scale
             q, scale = (q * scale).astype(q.dtype), 1.0
         arrays = {name: more.pop(name) for name in ("sinks",) if name in more}
-        local, heads = partial(kernel, scale=scale, **more), place("batch key heads head_dim")
-        if heads is None:
+        local, repeated_spec = partial(kernel, scale=scale, **more), place("batch key heads head_dim")
+        if repeated_spec is None:
             return local(q, k, v, mask, **arrays)
         grouped = place("kv_heads") == place("heads")  # else a device may lack the keys of its queries
-        k, v = (k, v) if grouped else (repeat_kv(x, q.shape[2], heads) for x in (k, v))
-        queries, keys = place("batch seq heads head_dim"), place("batch key kv_heads head_dim") if grouped else heads
+        k, v = (k, v) if grouped else (repeat_kv(x, q.shape[2], repeated_spec) for x in (k, v))
+        q_spec, k_spec = (
+            place("batch seq heads head_dim"),
+            place("batch key kv_heads head_dim") if grouped else repeated_spec,
+        )
 
         def positions(x: Array, time: str) -> Any:
             return place(f"{'one' if x.shape[0] == 1 else 'batch'} {time}")
 
-        cut = dataclasses.replace(
+        mask_specs = dataclasses.replace(
             mask,
             q_index=positions(mask.q_index, "seq"),
             k_index=positions(mask.k_index, "key"),
             segments=None if mask.segments is None else (place("batch seq"), place("batch key")),
         )
-        specs = (queries, keys, keys, cut, {name: place("heads") for name in arrays})
+        specs = (q_spec, k_spec, k_spec, mask_specs, {name: place("heads") for name in arrays})
         mapped = jax.shard_map(
             lambda q, k, v, mask, arrays: local(q, k, v, mask, **arrays),
             in_specs=specs,
-            out_specs=queries,
+            out_specs=q_spec,
             check_vma=False,  # kernels do not declare over which axes their results vary
         )
         return mapped(*jax.tree.map(reshard, (q, k, v, mask, arrays), specs))
@@ -197,7 +200,7 @@ def _missing(backend: Backend, needed: set[str], lengths: tuple[int, int], width
     """What a backend lacks of the needed features, lengths, width and platform, in words."""
     device = jax.sharding.get_abstract_mesh().abstract_device  # of the mesh compiled for, which may not be ours
     platform = device.platform if device else jax.default_backend()
-    words = [says for name, says in FEATURES.items() if name in needed - backend.supports]
+    words = [text for name, text in FEATURES.items() if name in needed - backend.supports]
     words += [f"{n} tokens, not a multiple of {backend.length}" for n in sorted(set(lengths)) if n % backend.length]
     words += [f"heads of width {width}, not a multiple of {backend.width}"] if width % backend.width else []
     return words + ([] if platform in backend.platforms else [f"the platform {platform}"])
