@@ -105,14 +105,14 @@ def mixture_of_experts(
     c: MoEDecoder,
     context: LayerContext,
     gate: Gate | None = None,
-    weigh_input: bool = False,
+    weight_inputs: bool = False,
 ) -> tuple[Float[Array, "b t d"], RouterStats]:
     """The experts' outputs for the tokens routed to them: x [B T D] -> [B T D], and the router's statistics.
 
     `p` is what `expert_specs` has under experts. `gate` joins an expert's gate and up; None is activation(gate) * up.
     """
     gate = glu(c.activation) if gate is None else gate
-    y, dispatched = mixture(x, routes, p, gate, dispatch=c.dispatch, weigh_input=weigh_input, place=context.place)
+    y, dispatched = mixture(x, routes, p, gate, dispatch=c.dispatch, weight_inputs=weight_inputs, place=context.place)
     return y, router_stats(routes, dispatched, context.view.position)
 
 
