@@ -32,7 +32,7 @@ from errors import UsageError, quote, unknown
 from process import DONE, FAILED, SAVED, USAGE
 from usage import HELP, check_argument, define_flags, refuse_renamed
 
-STORES = ("gs", "s3", "az")  # of object storage, as etils.epath knows them
+STORES = ("gs", "s3", "az")  # schemes of object storage that etils.epath supports
 PRETRAINED_KNOBS = (  # knobs with an effect outside training, besides data, eval, model and rules
     "mesh",
     *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")),
@@ -40,7 +40,7 @@ PRETRAINED_KNOBS = (  # knobs with an effect outside training, besides data, eva
 
 
 def main(argv: list[str]) -> int:
-    """Run one verb -> exit code. Mistakes get one line; --debug raises them instead."""
+    """Run one verb -> exit code. An error prints one line; with --debug it is raised."""
     process.open_streams()
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(__doc__.strip(), file=process.Terminal(sys.stdout), flush=True)
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         process.print_error(process.INTERRUPTED)
         return FAILED
-    except BaseException as error:  # a library's panic or exit is no Exception
+    except BaseException as error:  # a library may panic or exit, which is not an Exception
         if debug:
             raise
         text, code = process.error_line(error, [a.partition("=")[2] for a in argv])
@@ -75,7 +75,7 @@ def _dispatch(verb: str, argv: list[str]) -> int:
         refuse_renamed(verb, text)
     assignments = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     if verb != "train" and any(a.partition("=")[0] == "--config" for a in argv):
-        raise UsageError(f"{verb} takes the config that the checkpoint holds; change knobs by --config.KEY=VALUE")
+        raise UsageError(f"{verb} uses the checkpoint's config; change knobs by --config.KEY=VALUE")
     for text in assignments:
         if "=" not in text:
             raise UsageError(f"--config.{text} has no value; write --config.{text}=VALUE")
@@ -90,12 +90,12 @@ def _dispatch(verb: str, argv: list[str]) -> int:
     if rest and "words" in args:
         args.words = rest
     elif rest:
-        raise UsageError(f"{quote(rest[0])} is no flag; flags are written --name=value, as --workdir=runs/a")
+        raise UsageError(f"{quote(rest[0])} is not a flag; flags are written --name=value, as --workdir=runs/a")
     return VERBS[verb](args, [(k, v) for k, _, v in (a.partition("=") for a in assignments)])
 
 
 def _version() -> str:
-    """Canon's, the commit and jax's, in one line."""
+    """The versions of Canon and jax, and the commit, in one line."""
     import jax
 
     ours = re.search(r"^version: (\S+)", (Path(__file__).parent / "CITATION.cff").read_text(), re.MULTILINE)
@@ -103,7 +103,7 @@ def _version() -> str:
 
 
 def _make_runtime(**more: Any) -> Any:
-    """The outside world, for all below; a verb that listens to signals says more of it."""
+    """The Runtime of this process; `more` are further fields, for a verb that handles signals."""
     from train.runtime import Runtime
 
     terminal = process.Terminal(sys.stdout, optional=bool(more))
@@ -111,17 +111,17 @@ def _make_runtime(**more: Any) -> Any:
 
 
 def _silence_libraries() -> None:
-    """Keep the libraries' chatter from the terminal: what a user needs to know, we say."""
+    """Silence the libraries' log messages; Canon prints what a user needs."""
     import logging
     import warnings
 
     from absl import logging as absl_logging
 
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
-    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs the errors that it raises, traceback and all
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs the errors that it raises, with tracebacks
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="orbax|tensorflow_datasets|google|PIL")
-    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # Orbax's, of a save that failed
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # from Orbax, after a failed save
     shown = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:  # TensorStore reports arrays that outlive a failed save or restore
@@ -146,17 +146,17 @@ def _start_jax(args: flags.FlagValues) -> None:
 
 
 def _require_workdir(args: flags.FlagValues) -> str:
-    """The folder of the run, in one spelling for all that write there. Raises UsageError."""
+    """The normalised path of --workdir. Raises UsageError."""
     if not args.workdir:
         raise UsageError("--workdir is missing: the folder of the run, as --workdir=runs/a")
     scheme, remote, _ = args.workdir.partition("://")
     if remote and scheme not in STORES:
         stores = ", ".join(f"{name}://" for name in STORES)
-        raise UsageError(f"--workdir={args.workdir} is neither a path of this machine nor one of {stores}")
+        raise UsageError(f"--workdir={args.workdir} must be a local path, or start with one of {stores}")
     if remote:
         return args.workdir
     workdir = os.path.expanduser(args.workdir)
-    linked = ".." in Path(workdir).parts  # from a link it leads elsewhere than its text says
+    linked = ".." in Path(workdir).parts  # after a symbolic link, .. differs from the text's parent
     return os.path.realpath(workdir) if linked else os.path.normpath(workdir)
 
 
@@ -167,13 +167,13 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     from configs import reader, unread
 
     where = args.coordinator, args.num_processes, args.process_id
-    # from here on a signal is kept for the first update's end
+    # from here on a signal is handled at the end of an update
     with process.listen_for_signals() as signals, peers.connect(*where, workdir, signals) as others:
         runtime = _make_runtime(signals=signals, agree=others.agree, any_process=others.any_process)
         _start_jax(args)
         from train import init_from, run
 
-        saved = run.saved_config(workdir)  # None before the first checkpoint: nothing is bound by what left none
+        saved = run.saved_config(workdir)  # None before the first checkpoint: then the config may change freely
         known = None if saved is None else reader.from_json(saved)
         if note := reader.describe_default(args.config) if args.config else None:
             runtime.say(note)
@@ -188,7 +188,7 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
         else:
             raise UsageError(
                 "--config is missing: which model to train, as --config=configs/gpt.py:quickstart; "
-                "or --pretrained, a folder of the Hugging Face hub to go on from"
+                "or --pretrained, a Hugging Face folder to fine-tune"
             )
         init_from.set_vocab_size(cfg, known)
         if cfg.resume not in ("auto", "extend"):
@@ -208,9 +208,9 @@ def _train(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 def _fine_tuning_config(
     args: flags.FlagValues, assignments: list[tuple[str, str]], runtime: Any, saved: str | None
 ) -> Any:
-    """The config of a run that goes on from a folder: with --config its knobs of training, else plain ones.
+    """The config of a run that fine-tunes a folder: with the training knobs of --config, else defaults.
 
-    What an ablation changes holds, as what is assigned: `+window` goes before the folder's own.
+    Knobs that an ablation such as `+window` changes override the folder, like assigned knobs.
     """
     from configs import base, reader
     from train.setup import tuning
@@ -224,7 +224,7 @@ def _fine_tuning_config(
         base.assign(cfg, key, value)
     cfg = reader.override(cfg, assignments)
     if plain and "data.name" not in given:
-        raise UsageError("--dataset is missing: what to train on, as --dataset=pydoc_text; or a --config that says it")
+        raise UsageError("--dataset is missing: what to train on, as --dataset=pydoc_text; or give --config")
     if plain and "eval.split" not in given:
         cfg.eval.split = evaluate_verb.default_split(cfg, runtime)
     tuning.configure(cfg, os.path.expanduser(args.pretrained), runtime, args.ignore_key, given, known)
@@ -232,7 +232,7 @@ def _fine_tuning_config(
 
 
 def _pretrained_folder(args: flags.FlagValues) -> str | None:
-    """The folder of --pretrained, None where there is --workdir instead. Raises UsageError for both or neither."""
+    """The folder of --pretrained, or None if --workdir is given instead. Raises UsageError for both or neither."""
     if args.pretrained and args.workdir:
         raise UsageError("--pretrained and --workdir name two models; give one of them")
     if not args.pretrained and not args.workdir:
@@ -243,7 +243,7 @@ def _pretrained_folder(args: flags.FlagValues) -> str | None:
 
 
 def _pretrained_config(args: flags.FlagValues, assignments: list[tuple[str, str]], **knobs: Any) -> tuple[Any, Any]:
-    """Runtime and config for --pretrained: every knob at its default, but for some, and those that are assigned."""
+    """Runtime and config for --pretrained: default knobs, with the changes in `knobs` and `assignments`."""
     from configs import base, reader
 
     _start_jax(args)
@@ -255,7 +255,7 @@ def _pretrained_config(args: flags.FlagValues, assignments: list[tuple[str, str]
     cfg = reader.override(cfg, assignments)
     for key, _ in assignments:
         if key in ("model.family", "model.size"):
-            raise UsageError(f"--config.{key} cannot be set: the folder's config.json says it")
+            raise UsageError(f"--config.{key} cannot be set: the folder's config.json determines it")
         _check_knob_has_effect(key)
     return _make_runtime(), cfg
 
@@ -266,7 +266,7 @@ def _check_knob_has_effect(key: str) -> None:
 
 
 def _find_unread(cfg: Any, assignments: list[tuple[str, str]], **facts: str) -> Callable[[Any], list[str]]:
-    """What this call assigns and is not read, under facts of the call and those that the data and the model decide."""
+    """A function from facts about data and model to the assigned knobs that have no effect; `facts` are the call's."""
     from configs import unread
 
     known, own = {key for key, _ in assignments}, {name: ({value}, value) for name, value in facts.items()}
@@ -276,7 +276,7 @@ def _find_unread(cfg: Any, assignments: list[tuple[str, str]], **facts: str) -> 
 def _select_checkpoint(
     args: flags.FlagValues, assignments: list[tuple[str, str]]
 ) -> tuple[Any, Any, str, list[int], str]:
-    """Runtime, config maker, workdir, candidate steps and which for --workdir=W@which."""
+    """--workdir=W@which -> (runtime, function from step to config, workdir, candidate steps, which)."""
     from configs import reader
 
     if args.ignore_key:
@@ -292,8 +292,8 @@ def _select_checkpoint(
 
         recorded = checkpoint.load_manifest(workdir, step)["config"]
         cfg = reader.from_json(json.dumps(recorded))
-        cfg.mesh = "dp:*"  # the mesh of the training run says nothing about this machine
-        cfg.eval.limit = None  # that is of evaluations while training
+        cfg.mesh = "dp:*"  # the training run's mesh may not fit this machine
+        cfg.eval.limit = None  # it limits evaluations during training only
         for key, _ in assignments:
             _check_knob_has_effect(key)
         return reader.override(cfg, assignments)
@@ -316,7 +316,7 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
     if folder is not None:
         if not args.dataset:
-            raise UsageError("--dataset is missing: what to measure the model on, as --dataset=lambada_openai_test")
+            raise UsageError("--dataset is missing: what to evaluate on, as --dataset=lambada_openai_test")
         runtime, cfg = _pretrained_config(args, assignments, train__batch=8, eval__context=2048)
         from train.verbs import evaluate as evaluate_verb
         from train.verbs import load_model
@@ -355,7 +355,7 @@ def _eval(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
 def _sample(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if any(key == "mesh" for key, _ in assignments):
-        raise UsageError("sample runs on one device and takes no --config.mesh")
+        raise UsageError("--config.mesh has no effect here: sample runs on one device")
     folder = _pretrained_folder(args)
     settings: dict[str, Any] = {k: args[k].value for k in ("prompt", "max_new_tokens", "stop", "seed", "timing")}
     how = {k: args[k].value for k in ("temperature", "top_k", "top_p", "min_p")}
@@ -424,7 +424,7 @@ def _tokenizer(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> in
     if not args.data or not args.output:
         raise UsageError("tokenizer takes --data=DATA --output=FILE, as --data=pydoc_text --output=bpe.json")
     if assignments:
-        raise UsageError("tokenizer takes no --config.KEY=VALUE; --data, --split, --field and --vocab_size say all")
+        raise UsageError("tokenizer takes no --config.KEY=VALUE; use --data, --split, --field and --vocab_size")
     from train.verbs import train_tokenizer
 
     train_tokenizer.train_tokenizer(
@@ -435,9 +435,9 @@ def _tokenizer(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> in
 
 def _doctor(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if assignments:
-        raise UsageError("doctor looks at the machine, or at --data=NAME, and takes no --config.KEY=VALUE")
+        raise UsageError("doctor takes no --config.KEY=VALUE; it checks the machine, or --data=NAME")
     if args.field and not args.data:
-        raise UsageError(f"--field={args.field} goes with --data, whose text it names")
+        raise UsageError(f"--field={args.field} needs --data: it names that data set's text field")
     _start_jax(args)
     from train.verbs import doctor
 
@@ -451,7 +451,7 @@ def _doctor(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
 
 def _list(args: flags.FlagValues, assignments: list[tuple[str, str]]) -> int:
     if assignments:
-        raise UsageError("list shows what there is and takes no --config.KEY=VALUE")
+        raise UsageError("list takes no --config.KEY=VALUE")
     from configs import listing
 
     match args.words:

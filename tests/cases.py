@@ -1,4 +1,4 @@
-"""Each family at a tiny size, some in several forms, and a batch for it."""
+"""The contract's cases: every family at a tiny size, some in several variants, with a batch for each."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -210,12 +210,12 @@ def tiny_model(name: str, **overrides: Any) -> models.Model:
 
 
 def meshes_for(name: str) -> tuple[str, ...]:
-    """Those that the parts of a model allow."""
+    """The meshes that a model supports."""
     return MESHES + (MESHES_OF_EXPERTS if hasattr(tiny_model(name).config, "experts") else ())
 
 
 def with_dropout(name: str, **overrides: Any) -> models.Model:
-    """The same with every probability of noise that its Config has, but those that others stand for."""
+    """The tiny model with all its dropout and drop-path rates at 0.25, except rates that default to another field."""
     fields = vars(tiny_model(name, **overrides).config)
     noise = [k for k, v in fields.items() if k.startswith(("dropout", "drop_path")) and isinstance(v, float)]
     return tiny_model(name, **overrides, **dict.fromkeys(noise, 0.25))
@@ -256,7 +256,7 @@ def batch_for(name: str, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def weights(draw: np.random.Generator, *shape: int) -> np.ndarray:
-    """Weights of all sizes, some of them 0: a mean of means is none of theirs."""
+    """Random weights, some of them 0, so that a mean of means differs from the weighted mean."""
     found = draw.random(shape).astype(np.float32)
     return np.where(draw.random(shape) < 0.2, 0, found).astype(np.float32)
 

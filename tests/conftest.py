@@ -1,4 +1,4 @@
-"""Strict surroundings: 8 simulated CPU devices, rank promotion raises, shapes in signatures are checked."""
+"""Test configuration: 8 simulated CPU devices, rank promotion raises, array shapes in signatures are checked."""
 
 import hashlib
 import itertools
@@ -8,8 +8,8 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
-# Compiling takes most of a test's time here, and how hard the compiler tries changes no law. What a test starts as a
-# process of its own is compiled as a user's run is: the flags are put back once the devices are there.
+# Compilation takes most of a test's time, and no law depends on the optimization level. Processes that tests start
+# compile as a user's run: the flags are restored once the devices exist.
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join(
     (
@@ -36,11 +36,11 @@ import logging  # noqa: E402
 from train import compilation_cache  # noqa: E402
 
 
-def programs() -> str:
-    """The folder of compiled programs, of this jax and these models: that of other ones is removed.
+def compilation_cache_dir() -> str:
+    """The compilation cache for this jax and these models; folders of other versions are removed.
 
-    Processes that tests start share it; the workers keep nothing, as they have several CPU devices
-    (train/compilation_cache.py).
+    Processes that tests start share it. The workers cache nothing, as they have several CPU
+    devices (train/compilation_cache.py).
     """
     root = Path(__file__).parent.parent
     code = [
@@ -55,7 +55,7 @@ def programs() -> str:
     return str(folder)
 
 
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs())
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compilation_cache_dir())
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 assert compilation_cache.enable(os.environ["JAX_COMPILATION_CACHE_DIR"]) is None
@@ -74,18 +74,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def case_of(item: pytest.Item) -> str:
-    """The contract's case that a test is about, or nothing."""
+    """The name of a contract test's case, or ""."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
     return params.get("name", "") if item.path.name == "test_contract.py" else ""
 
 
 def group_of(item: pytest.Item) -> str:
-    """A file, or in the contract a family: what its tests have compiled, the next ones use."""
+    """The group of a test: its file, or its case in the contract. Tests of a group share compiled programs."""
     return f"{item.path.name} {case_of(item)}".strip()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A group stays together, in one worker with `--dist loadgroup`; long ones begin first."""
+    """Keep groups together, each in one worker with `--dist loadgroup`; long groups start first."""
     if cases := config.getoption("--cases"):
         items[:] = [item for item in items if case_of(item) in cases.split(",")]
     suite = config.getoption("--budget")
@@ -96,68 +96,67 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
 
-took: Counter[str] = Counter()
+seconds_of: Counter[str] = Counter()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    took[report.nodeid.split("::")[0]] += report.duration
+    seconds_of[report.nodeid.split("::")[0]] += report.duration
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """In the process that hears of all tests, of a run that passed: hold the files to their shares."""
+    """After a passing run, in the main process: compare the seconds of each file with its budget."""
     if hasattr(session.config, "workerinput") or exitstatus:
         return
     if suite := session.config.getoption("--write-budget"):
-        budget.write(suite, took)
+        budget.write(suite, seconds_of)
     suite = session.config.getoption("--budget")
     if suite:
-        seconds = ", ".join(f"{file.removeprefix('tests/')} {took[file]:.0f}" for file, _ in took.most_common())
+        seconds = ", ".join(
+            f"{file.removeprefix('tests/')} {seconds_of[file]:.0f}" for file, _ in seconds_of.most_common()
+        )
         session.config.get_terminal_writer().line(f"\nseconds by file: {seconds}")
-    if suite and (lines := budget.above(took, budget.shares(suite))):
+    if suite and (lines := budget.above(seconds_of, budget.shares(suite))):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.get_terminal_writer().line("\n" + "\n".join(lines), red=True)
 
 
 @pytest.fixture(autouse=True)
-def no_mesh():
-    """The mesh that a run sets for its process does not outlive the test."""
+def reset_mesh():
+    """Unset the mesh that a run may have set."""
     yield
     jax.set_mesh(None)
 
 
-tests_run = itertools.count(1)
+test_count = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def few_programs():
-    """What is compiled stays mapped, and past vm.max_map_count (65530) maps the compiler fails, or the process dies."""
+def limit_compiled_programs():
+    """Clear caches if compiled programs use many memory maps: at vm.max_map_count (65530) the process dies."""
     yield
     maps = Path("/proc/self/maps")
-    if next(tests_run) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    if next(test_count) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
 
 
 @pytest.fixture
-def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is drawn but in tests that ask for `drawn`: pictures take most of a small evaluation's seconds.
-
-    No law is lost: a picture that cannot be drawn fails no run and no evaluation.
-    """
+def no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disable plots except in tests that use `with_plots`: they take most of a small evaluation's time."""
     from train.plots import classification, curves
 
-    if "drawn" not in request.fixturenames:
+    if "with_plots" not in request.fixturenames:
         monkeypatch.setattr(classification, "draw", lambda *args: [])
         monkeypatch.setattr(curves, "draw_loss", lambda *args: None)
 
 
 @pytest.fixture
-def drawn() -> None:
-    """Pictures are drawn in this test."""
+def with_plots() -> None:
+    """Enable plots in this test."""
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run that came to its end."""
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a finished run."""
     from tests import runs
 
     workdir = tmp_path_factory.mktemp("run") / "w"
@@ -166,6 +165,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, to be spoilt."""
-    return Path(shutil.copytree(finished, tmp_path / "w"))
+def finished_run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, which the test may modify."""
+    return Path(shutil.copytree(finished_run, tmp_path / "w"))

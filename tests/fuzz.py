@@ -90,7 +90,7 @@ RETURNS = (
     *("__import__('nosuch')", "cfg.update({'train': {'steps': 'x'}})", "base.config('x', {}, {})", "input", "cfg.lr"),
 )
 
-NAMED = (
+ENVIRONMENT_ERRORS = (
     "CorruptCheckpoint",
     "Diverged",
     "NotFinite",
@@ -116,7 +116,7 @@ class Fuzz:
             [*self.gpt, f"--workdir={folder / 'gpt'}"],
             ["convert", f"--workdir={folder / 'gpt'}", f"--export={self.hub}"],
         ):
-            code, said = answer(argv)
+            code, said = run_command(argv)
             assert code == 0, said
         self._write_data()
         self.kinds: list[Callable[[], Case]] = [self.knob, self.flag, self.config_file, self.file]
@@ -291,7 +291,7 @@ class Slow(BaseException):
     """A case that takes too long."""
 
 
-def answer(argv: list[str]) -> tuple[int, str]:
+def run_command(argv: list[str]) -> tuple[int, str]:
     """Exit code and stderr of a command, run in this process."""
 
     def ring(*_: object) -> None:
@@ -312,11 +312,11 @@ def answer(argv: list[str]) -> tuple[int, str]:
         jax.set_mesh(None)
 
 
-def fault(case: Case) -> str | None:
+def find_fault(case: Case) -> str | None:
     """What is wrong with the launcher's answer to a case: None where nothing is."""
     argv, names = case
     try:
-        code, said = answer(argv)
+        code, said = run_command(argv)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -326,7 +326,7 @@ def fault(case: Case) -> str | None:
         wrong.append(f"exit code {code}")
     if (code and said.count("\n") != 1) or "Traceback" in said:
         wrong.append("not one line")
-    if code == 1 and "; --debug shows where]" in said and not any(f"[{name};" in said for name in NAMED):
+    if code == 1 and "; --debug shows where]" in said and not any(f"[{name};" in said for name in ENVIRONMENT_ERRORS):
         wrong.append("a raw exception")
     if code and not any(name in said for name in names):
         wrong.append("names nothing")
@@ -335,7 +335,7 @@ def fault(case: Case) -> str | None:
     return f"{', '.join(wrong)}: {said[:600].strip()}" if wrong else None
 
 
-def faults(seconds: float, seed: int, folder: Path) -> Iterator[tuple[list[str], str]]:
+def find_faults(seconds: float, seed: int, folder: Path) -> Iterator[tuple[list[str], str]]:
     """The cases of some seconds whose answers are wrong, as (command, what is wrong)."""
     cases, end = Fuzz(folder, seed).cases(), time.monotonic() + seconds
     here = folder / "here"  # for what a strange name makes, which is no other case's
@@ -344,7 +344,7 @@ def faults(seconds: float, seed: int, folder: Path) -> Iterator[tuple[list[str],
         here.mkdir()
         os.chdir(here)
         argv, names = next(cases)
-        if found := fault((argv, names)):
+        if found := find_fault((argv, names)):
             yield argv, found
 
 
@@ -353,7 +353,7 @@ def main() -> int:
     given = dict(a.removeprefix("--").split("=") for a in sys.argv[1:])
     count = 0
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        for argv, found in faults(float(given.get("seconds", 60)), int(given.get("seed", 0)), Path(folder)):
+        for argv, found in find_faults(float(given.get("seconds", 60)), int(given.get("seed", 0)), Path(folder)):
             count += 1
             print(f"{[a[:150] for a in argv]}\n    {found}", flush=True)
             if (copy := Path(folder) / "copy").exists() and "keep" in given and any("copy" in a for a in argv):

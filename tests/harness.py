@@ -1,4 +1,4 @@
-"""A tiny family's updates on any mesh, each program compiled once for all tests of a worker that make it."""
+"""Updates of tiny models on any mesh. Each program is compiled once per worker."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from train.update import optim, param_groups, step
 
 @dataclass(frozen=True)
 class Program:
-    """An update and what it was made from."""
+    """An update with its placement, optimizer and shardings."""
 
     place: mesh.Placement
     cfg: Any  # the section optim
@@ -31,7 +31,7 @@ class Program:
 
 
 class Programs:
-    """The programs made last, by what they are made from, and the states that they start from, on the host."""
+    """A least-recently-used cache of programs, or of initial states on the host, by their settings."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -52,7 +52,7 @@ _programs, _starts = Programs(16), Programs(8)
 
 
 def clear_programs() -> None:
-    """Compile the next programs anew: what a test has set since is not in their key."""
+    """Clear the cached programs: for tests that change settings outside of the cache's key."""
     _programs.clear()
 
 
@@ -67,7 +67,7 @@ class Trainer:
     optimizer: str = "adamw"
     seed: int = 0
     dtype: Any = jnp.float32
-    more: dict[str, Any] = field(default_factory=dict)  # of step.StepOptions
+    options: dict[str, Any] = field(default_factory=dict)  # of step.StepOptions
     model: models.Model | None = None  # None is the tiny one
     knobs: dict[str, Any] = field(default_factory=dict)  # of the section optim
 
@@ -92,13 +92,13 @@ class Trainer:
 
     def _options(self, cfg: Any) -> step.StepOptions:
         frozen = param_groups.freeze_mask(cfg.freeze, self.model.specs["params"])
-        return step.StepOptions(dtype=self.dtype, accumulate=self.accumulate, freeze_mask=frozen, **self.more)
+        return step.StepOptions(dtype=self.dtype, accumulate=self.accumulate, freeze_mask=frozen, **self.options)
 
     def restart(self) -> None:
-        """The state before the first update, drawn on one device; the values are those of any mesh."""
-        key = [self.model, self.optimizer, self.seed, self.dtype, self.more, self.knobs]
+        """Reset to the initial state, computed on one device; it is equal on every mesh."""
+        key = [self.model, self.optimizer, self.seed, self.dtype, self.options, self.knobs]
         start = _starts.get(key, self._draw)
-        # a copy: the update gives its state away, and the host's numbers must not be written over
+        # a copy: the update donates its state, and must not overwrite the cached arrays
         self.state = jax.device_put(jax.tree.map(np.array, start), self.program.shardings)
 
     def _draw(self) -> Any:
@@ -133,13 +133,13 @@ class Trainer:
 
 @lru_cache(maxsize=4)
 def random_variables_for(model: models.Model) -> dict[str, Any]:
-    """Some variables on the device, of which no leaf is all 0."""
+    """Random variables on the device; no leaf is all 0."""
     return jax.device_put(random_variables(model))
 
 
 @lru_cache(maxsize=4)
 def initial_variables(model: models.Model) -> dict[str, Any]:
-    """Initial variables by key 0."""
+    """Initial variables from key 0."""
     return model.init(jax.random.key(0))
 
 

@@ -1,4 +1,4 @@
-"""A short run of the launcher that several test files look at: the fixtures `finished` and `trained` of conftest.py."""
+"""A short run of the launcher, for the fixtures `finished_run` and `finished_run_copy` of conftest.py."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def config_of(workdir: Path, step: int):
 
 
 def manifest(n: int, metrics: dict[str, float] | None = None) -> checkpoint.Manifest:
-    """The manifest of a checkpoint that no run has saved."""
+    """A minimal valid manifest."""
     empty = {"config": {}, "table": {}, "versions": {}, "mesh": {}, "history": [], "data": []}
     none = {"revision": None, "tokenizer": None, "classes": None}
     phases = [{"from_step": 0, "batch_size": 1, "weights": [1.0]}]

@@ -22,7 +22,7 @@ from train.record import metrics
 from train.sharding import mesh
 from train.tasks import losses
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 BY = {"equations": backprop.gradient, "scalar": scalar.gradient}
 

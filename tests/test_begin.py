@@ -16,7 +16,7 @@ from tests.harness import Trainer
 from train import checkpoint, init_from
 from train.record import metrics
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 MLP = ["--config=configs/mlp.py:digits", "--config.train.steps=20", "--config.model.hidden=(16,)"]
 MLP += ["--config.optim.name=sgd"]  # the least state to compile, where no other is named
@@ -49,7 +49,7 @@ def test_a_running_mean_is_evaluated_too(source: Path) -> None:
 
 
 def test_the_mean_by_hand() -> None:
-    trainer = Trainer("mlp", more={"ema": 0.5}, lr=0.1)
+    trainer = Trainer("mlp", options={"ema": 0.5}, lr=0.1)
     want = np.asarray(trainer.state["params"]["head"]["kernel"])
     for n in range(3):
         trainer.steps(1, first=n)
@@ -72,10 +72,10 @@ def test_parameters_of_another_run(source: Path, tmp_path: Path, capsys) -> None
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--config.model.hidden=(8,)"], "params/hidden/0/bias is (16,) there, (8,) here"),
-        (["--config.model.hidden=(16, 16)"], "hidden/1/kernel is not in it"),
-        (["--config.model.hidden=()", "--config.init_fresh=head"], "params/hidden/0/kernel has no place here"),
-        (["--config.init_fresh=haed"], "'haed' of init_fresh"),
+        (["--config.model.hidden=(8,)"], "params/hidden/0/bias has shape (16,) there, (8,) in the model"),
+        (["--config.model.hidden=(16, 16)"], "hidden/1/kernel is missing"),
+        (["--config.model.hidden=()", "--config.init_fresh=head"], "params/hidden/0/kernel has no counterpart"),
+        (["--config.init_fresh=haed"], "'init_fresh': 'haed'"),
         (["--config.init_rename=head"], "THEIRS:OURS"),
         (["--config.init_from=W@9"], "no checkpoint '9'"),
     ],
@@ -107,8 +107,8 @@ def test_leaves_may_have_other_names_there(source: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--config.init_rename=hiden/0:hidden/1"], "'hiden/0' of init_rename fits none of"),
-        (["--config.init_rename=hidden/0:head"], "would both go to params/head/bias"),
+        (["--config.init_rename=hiden/0:hidden/1"], "'init_rename': 'hiden/0' matches none of"),
+        (["--config.init_rename=hidden/0:head"], "would both become params/head/bias"),
         (["--config.init_rename=head:x,head:y"], "THEIRS:OURS"),
         (["--config.init_fresh=*", "--config.init_ignore=*"], "leaves nothing to load"),
     ],
@@ -128,7 +128,7 @@ def test_a_vocabulary_of_another_tokenizer_is_not_taken_over(tmp_path: Path, cap
     assert launch.main(["train", f"--workdir={tmp_path}/a", *text, *word]) == 0
     begin = ["train", f"--workdir={tmp_path}/b", *text, *byte, f"--config.init_from={tmp_path}/a"]
     assert launch.main(begin) == 2
-    assert "goes with another tokenizer" in capsys.readouterr().err
+    assert "belongs to another tokenizer" in capsys.readouterr().err
     assert launch.main([*begin, "--config.init_fresh=embed,head"]) == 0
 
 
@@ -150,13 +150,13 @@ def test_the_average_of_schedule_free_is_what_another_run_begins_with(tmp_path: 
     [
         (["--config.init_fresh=head"], "'init_fresh' = 'head' has no effect: it is read where init_from is set"),
         (["--config.init_rename=a:b"], "'init_rename' = 'a:b' has no effect: it is read where init_from is set"),
-        (["--config.optim.name=schedule_free", "--config.optim.ema=0.9"], "schedule_free averages by itself"),
-        (["--config.optim.name=schedule_free", "--config.train.precision=bf16_params"], "wants float32 parameters"),
+        (["--config.optim.name=schedule_free", "--config.optim.ema=0.9"], "must be None for schedule_free"),
+        (["--config.optim.name=schedule_free", "--config.train.precision=bf16_params"], "needs float32 parameters"),
         (
             ["--config.train.gradient=equations", "--config.train.label_smoothing=0.1"],
-            "knows neither train.label_smoothing",
+            "supports neither train.label_smoothing",
         ),
-        (["--config.train.gradient=scalar", "--config.train.z_loss=0.1"], "knows neither train.label_smoothing"),
+        (["--config.train.gradient=scalar", "--config.train.z_loss=0.1"], "supports neither train.label_smoothing"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(more: list[str], says: str, tmp_path: Path, capsys) -> None:
@@ -206,10 +206,10 @@ def test_parameters_as_others_publish_them(theirs, mesh: str, tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--config.init_fresh=head"], "params/embed/token is not in it"),
-        ([NEW, "--config.model.width=8"], "input/kernel is (64, 8) there, (8, 4, 8) here"),
-        ([NEW, "--config.model.bias=false"], "params/lstm.bias_hh_l0 has no place here"),
-        ([NEW, "--config.model.cell=gru"], "input/kernel is (64, 8) there, (8, 3, 16) here"),
+        (["--config.init_fresh=head"], "params/embed/token is missing"),
+        ([NEW, "--config.model.width=8"], "input/kernel has shape (64, 8) there, (8, 4, 8) in"),
+        ([NEW, "--config.model.bias=false"], "params/lstm.bias_hh_l0 has no counterpart"),
+        ([NEW, "--config.model.cell=gru"], "input/kernel has shape (64, 8) there, (8, 3, 16) in"),
     ],
 )
 def test_published_parameters_that_do_not_fit_are_named(theirs, more, says, tmp_path: Path, capsys) -> None:
@@ -221,7 +221,7 @@ def test_published_parameters_that_do_not_fit_are_named(theirs, more, says, tmp_
 def test_a_tensor_of_no_leaf_is_none(theirs) -> None:
     """Renamed, it is still not known how it lies."""
     found = init_from._read_pretrained(models.build("rnn", head="none", inputs=8, width=16), str(theirs[0]))
-    with pytest.raises(UsageError, match=r"params/extra is no tensor of a rnn"):
+    with pytest.raises(UsageError, match=r"params/extra is not a tensor of a rnn"):
         found.read({"params/extra": jax.sharding.SingleDeviceSharding(jax.devices()[0])})
 
 

@@ -117,7 +117,7 @@ def test_a_jax_with_another_cache_keeps_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(compilation_cache, "JAX_CACHE", None)
     note = compilation_cache.enable(str(tmp_path))
     assert note is not None
-    assert note.startswith(f"compiled programs are not kept: jax {jax.__version__} ")
+    assert note.startswith(f"compiled programs are not cached: jax {jax.__version__} ")
     assert jax.config.jax_compilation_cache_dir is None
     monkeypatch.undo()
     compilation_cache.enable(None)
@@ -140,7 +140,7 @@ def test_the_doctor_says_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     launch.main(["doctor", f"--cache={tmp_path}"])
     assert f"compiled program(s), 1.0 MiB, in {tmp_path}" in capsys.readouterr().out
     launch.main(["doctor", "--cache=none"])
-    assert "no compiled programs are kept" in capsys.readouterr().out
+    assert "compiled programs are not cached" in capsys.readouterr().out
 
 
 @pytest.mark.slow

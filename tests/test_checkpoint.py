@@ -21,7 +21,7 @@ from train.setup import setup
 from train.sharding import mesh
 from train.verbs import load_model
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def flip(path: Path, position: int) -> None:
@@ -39,41 +39,41 @@ def array_files(workdir: Path, step: int) -> list[Path]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops futures when it fails
-def test_a_damaged_newest_checkpoint_is_named_and_passed_over(trained: Path, capsys) -> None:
-    for file in array_files(trained, 30):
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(finished_run_copy: Path, capsys) -> None:
+    for file in array_files(finished_run_copy, 30):
         flip(file, file.stat().st_size // 2)
-    assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    assert launch.main(["eval", f"--workdir={finished_run_copy}"]) == 0
     out = capsys.readouterr().out
     assert "checkpoint 30 " in out
     assert "damaged" in out
     assert "checkpoint 20 of" in out
-    assert launch.main(["eval", f"--workdir={trained}@30"]) == 1
+    assert launch.main(["eval", f"--workdir={finished_run_copy}@30"]) == 1
     assert "checkpoint 30 of" in capsys.readouterr().err
-    assert launch.main(["eval", f"--workdir={trained}@all"]) == 1
+    assert launch.main(["eval", f"--workdir={finished_run_copy}@all"]) == 1
     assert capsys.readouterr().out.count(", test: loss") == 2
-    straight = checkpoint.load_manifest(str(trained), 30)["state"]
-    assert train(trained) == 0
+    straight = checkpoint.load_manifest(str(finished_run_copy), 30)["state"]
+    assert train(finished_run_copy) == 0
     assert "resuming" in capsys.readouterr().out
-    assert checkpoint.load_manifest(str(trained), 30)["state"] == straight
-    assert (trained / "damaged" / "30").is_dir()
+    assert checkpoint.load_manifest(str(finished_run_copy), 30)["state"] == straight
+    assert (finished_run_copy / "damaged" / "30").is_dir()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops futures when it fails
-def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
-    cfg = config_of(trained, 30)
-    whole = checkpoint.load_manifest(str(trained), 30)["state"]
+def test_no_flipped_bit_is_ever_restored(finished_run_copy: Path) -> None:
+    cfg = config_of(finished_run_copy, 30)
+    whole = checkpoint.load_manifest(str(finished_run_copy), 30)["state"]
     setup_host = runtime()
     source = setup.load_source(cfg, setup_host, "digits", "test")
     made = setup.set_up(cfg, setup_host, source, None)
     draw = np.random.default_rng(0)
     caught = 0
     for _ in range(48):  # many of them in files that hold no array
-        files = array_files(trained, 30)
+        files = array_files(finished_run_copy, 30)
         file = files[draw.integers(len(files))]
         saved = file.read_bytes()
         flip(file, int(draw.integers(len(saved))))
         try:
-            got = checkpoint.digests(load_model.restore_state(made, str(trained), 30))
+            got = checkpoint.digests(load_model.restore_state(made, str(finished_run_copy), 30))
             assert all(whole[name]["digest"] == code for name, code in got.items())
         except checkpoint.CorruptCheckpoint:
             caught += 1
@@ -81,38 +81,38 @@ def test_no_flipped_bit_is_ever_restored(trained: Path) -> None:
     assert caught > 0
 
 
-def test_a_checkpoint_without_manifest_is_damaged(trained: Path, capsys) -> None:
+def test_a_checkpoint_without_manifest_is_damaged(finished_run_copy: Path, capsys) -> None:
     """It is named and passed over by eval, counts for nothing in @best, and is out of the way when training goes on."""
-    (trained / "checkpoints" / "30" / "manifest.json").unlink()
-    assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    (finished_run_copy / "checkpoints" / "30" / "manifest.json").unlink()
+    assert launch.main(["eval", f"--workdir={finished_run_copy}"]) == 0
     out = capsys.readouterr().out
     assert "checkpoint 30 of" in out
-    assert "passing over it" in out
+    assert "skipping it" in out
     assert "checkpoint 20 of" in out
-    assert checkpoint.select(str(trained), "best")[0] in (10, 20)
-    assert launch.main(["eval", f"--workdir={trained}@all"]) == 1
+    assert checkpoint.select(str(finished_run_copy), "best")[0] in (10, 20)
+    assert launch.main(["eval", f"--workdir={finished_run_copy}@all"]) == 1
     assert "checkpoint 20 of" in capsys.readouterr().out
-    assert train(trained) == 0
-    assert checkpoint.load_manifest(str(trained), 30)["step"] == 30
-    assert [p.name for p in (trained / "damaged").iterdir()] == ["30"]
+    assert train(finished_run_copy) == 0
+    assert checkpoint.load_manifest(str(finished_run_copy), 30)["step"] == 30
+    assert [p.name for p in (finished_run_copy / "damaged").iterdir()] == ["30"]
 
 
-def test_a_run_is_known_by_its_checkpoints(trained: Path, capsys) -> None:
+def test_a_run_is_known_by_its_checkpoints(finished_run_copy: Path, capsys) -> None:
     """Without config.json another run is refused all the same; extending once does not extend ever after."""
-    (trained / "config.json").unlink()
-    assert train(trained, "--config.seed=7") == 2
+    (finished_run_copy / "config.json").unlink()
+    assert train(finished_run_copy, "--config.seed=7") == 2
     assert "seed: 0 -> 7" in capsys.readouterr().err
-    assert train(trained, "--config.train.steps=32", "--config.resume=extend") == 0
-    assert train(trained, "--config.train.steps=34") == 2
-    history = checkpoint.load_manifest(str(trained), 32)["history"]
+    assert train(finished_run_copy, "--config.train.steps=32", "--config.resume=extend") == 0
+    assert train(finished_run_copy, "--config.train.steps=34") == 2
+    history = checkpoint.load_manifest(str(finished_run_copy), 32)["history"]
     assert history == [{"from_step": 30, "changes": ["train.steps: 30 -> 32"]}]
-    assert any("train.steps: 30 -> 32" in line.get("note", "") for line in metrics.read(str(trained)))
+    assert any("train.steps: 30 -> 32" in line.get("note", "") for line in metrics.read(str(finished_run_copy)))
 
 
-def test_restore_is_strict_about_dtype_shape_and_names(finished: Path) -> None:
-    cfg = config_of(finished, 30)
+def test_restore_is_strict_about_dtype_shape_and_names(finished_run: Path) -> None:
+    cfg = config_of(finished_run, 30)
     one = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), {}).replicated
-    manifest = checkpoint.load_manifest(str(finished), 30)["state"]
+    manifest = checkpoint.load_manifest(str(finished_run), 30)["state"]
 
     def target(**changes):
         leaves = {"kernel": ((128, 16), "float32"), "bias": ((16,), "float32")} | changes
@@ -123,37 +123,37 @@ def test_restore_is_strict_about_dtype_shape_and_names(finished: Path) -> None:
         }
         return {"params": {"head": head, "hidden": {"0": hidden}}}
 
-    assert checkpoint.restore(str(finished), 30, target())["params"]["head"]["bias"].shape == (16,)
+    assert checkpoint.restore(str(finished_run), 30, target())["params"]["head"]["bias"].shape == (16,)
     for changes, message in (
         ({"kernel": ((128, 16), "bfloat16")}, "bfloat16"),
         ({"kernel": ((64, 16), "float32")}, "64, 16"),
-        ({"scale": ((16,), "float32")}, "head/scale is not in it"),
+        ({"scale": ((16,), "float32")}, "head/scale is missing"),
     ):
         with pytest.raises(UsageError, match=message):
-            checkpoint.restore(str(finished), 30, target(**changes))
+            checkpoint.restore(str(finished_run), 30, target(**changes))
     missing = target()
     del missing["params"]["head"]["bias"]
     with pytest.raises(UsageError, match="head/bias"):
-        checkpoint.restore(str(finished), 30, missing)
+        checkpoint.restore(str(finished_run), 30, missing)
     assert cfg.model.family == "mlp"
 
 
-def test_best_is_the_checkpoint_of_least_held_out_loss(finished: Path) -> None:
-    losses = {n: checkpoint.load_manifest(str(finished), n)["metrics"]["loss"] for n in (10, 20, 30)}
-    assert checkpoint.select(str(finished), "best") == sorted(losses, key=losses.__getitem__)
+def test_best_is_the_checkpoint_of_least_held_out_loss(finished_run: Path) -> None:
+    losses = {n: checkpoint.load_manifest(str(finished_run), n)["metrics"]["loss"] for n in (10, 20, 30)}
+    assert checkpoint.select(str(finished_run), "best") == sorted(losses, key=losses.__getitem__)
     with pytest.raises(UsageError, match="10, 20, 30"):
-        checkpoint.select(str(finished), "11")
+        checkpoint.select(str(finished_run), "11")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops futures when it fails
-def test_where_the_best_is_damaged_it_is_the_best_of_the_others(trained: Path, capsys) -> None:
-    first, second, _ = checkpoint.select(str(trained), "best")
-    for file in array_files(trained, first):
+def test_where_the_best_is_damaged_it_is_the_best_of_the_others(finished_run_copy: Path, capsys) -> None:
+    first, second, _ = checkpoint.select(str(finished_run_copy), "best")
+    for file in array_files(finished_run_copy, first):
         flip(file, file.stat().st_size // 2)
-    assert launch.main(["eval", f"--workdir={trained}@best", "--config.eval.limit=1"]) == 0
+    assert launch.main(["eval", f"--workdir={finished_run_copy}@best", "--config.eval.limit=1"]) == 0
     out = capsys.readouterr().out
-    assert f"checkpoint {first} of {trained} is damaged" in out
-    assert f"checkpoint {second} of {trained} on digits" in out
+    assert f"checkpoint {first} of {finished_run_copy} is damaged" in out
+    assert f"checkpoint {second} of {finished_run_copy} on digits" in out
 
 
 def test_retention_keeps_newest_and_best(tmp_path: Path) -> None:
@@ -165,8 +165,12 @@ def test_retention_keeps_newest_and_best(tmp_path: Path) -> None:
     assert checkpoint.steps(str(tmp_path)) == [2, 4, 5]
 
 
-def test_a_second_run_in_the_same_workdir_is_refused(trained: Path) -> None:
-    with checkpoint.lock(str(trained)), pytest.raises(UsageError, match="another run"), checkpoint.lock(str(trained)):
+def test_a_second_run_in_the_same_workdir_is_refused(finished_run_copy: Path) -> None:
+    with (
+        checkpoint.lock(str(finished_run_copy)),
+        pytest.raises(UsageError, match="another run"),
+        checkpoint.lock(str(finished_run_copy)),
+    ):
         pass
 
 
@@ -216,14 +220,14 @@ ANY_VALUE = {
 
 
 @pytest.mark.parametrize("change", ANY_VALUE.values(), ids=ANY_VALUE)
-def test_a_changed_manifest_is_damaged(change: Callable[[dict], Any], trained: Path) -> None:
+def test_a_changed_manifest_is_damaged(change: Callable[[dict], Any], finished_run_copy: Path) -> None:
     """Whatever is changed in it; the older ones say what the run is, and which was best."""
-    best = checkpoint.select(str(trained), "best")
-    edit(trained, 30, change)
+    best = checkpoint.select(str(finished_run_copy), "best")
+    edit(finished_run_copy, 30, change)
     with pytest.raises(checkpoint.CorruptCheckpoint, match=r"checkpoint 30 of .* is damaged: .*manifest"):
-        checkpoint.load_manifest(str(trained), 30)
-    assert list(checkpoint.readable_manifests(str(trained))) == [20, 10]
-    assert checkpoint.select(str(trained), "best")[0] in {*best, 20, 10} - {30}
+        checkpoint.load_manifest(str(finished_run_copy), 30)
+    assert list(checkpoint.readable_manifests(str(finished_run_copy))) == [20, 10]
+    assert checkpoint.select(str(finished_run_copy), "best")[0] in {*best, 20, 10} - {30}
 
 
 STRUCTURE = {k: v for k, v in ANY_VALUE.items() if k in ("step", "a leaf", "no dtype", "no state", "state", "phases")}
@@ -240,95 +244,99 @@ STRUCTURE |= {
 
 @pytest.mark.parametrize("change", STRUCTURE.values(), ids=STRUCTURE)
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_manifest_has_its_structure(legacy: bool, change: Callable[[dict], Any], trained: Path) -> None:
+def test_a_manifest_has_its_structure(legacy: bool, change: Callable[[dict], Any], finished_run_copy: Path) -> None:
     """That of a schema without a digest is held to it as well."""
-    edit(trained, 30, change, seal=True)
+    edit(finished_run_copy, 30, change, seal=True)
     if legacy:
-        edit(trained, 30, lambda content: content.update(schema=1) or content.pop("digest"))
+        edit(finished_run_copy, 30, lambda content: content.update(schema=1) or content.pop("digest"))
     with pytest.raises(checkpoint.CorruptCheckpoint, match="in its manifest"):
-        checkpoint.load_manifest(str(trained), 30)
+        checkpoint.load_manifest(str(finished_run_copy), 30)
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "3", "{", '{"schema": 2}', "[" * 100_000, "\udcff"])
-def test_a_manifest_that_is_none_is_damaged(text: str, trained: Path) -> None:
-    (trained / "checkpoints" / "30" / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+def test_a_manifest_that_is_none_is_damaged(text: str, finished_run_copy: Path) -> None:
+    (finished_run_copy / "checkpoints" / "30" / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(checkpoint.CorruptCheckpoint, match=r"manifest\.json"):
-        checkpoint.load_manifest(str(trained), 30)
+        checkpoint.load_manifest(str(finished_run_copy), 30)
 
 
-def test_a_pipe_is_not_waited_for(trained: Path) -> None:
+def test_a_pipe_is_not_waited_for(finished_run_copy: Path) -> None:
     """In the place of a manifest, of a run's metrics, of its lock."""
     for name in ("checkpoints/30/manifest.json", "metrics.jsonl", "lock"):
-        (trained / name).unlink()
-        os.mkfifo(trained / name)
+        (finished_run_copy / name).unlink()
+        os.mkfifo(finished_run_copy / name)
     with pytest.raises(checkpoint.CorruptCheckpoint, match="a pipe"):
-        checkpoint.load_manifest(str(trained), 30)
+        checkpoint.load_manifest(str(finished_run_copy), 30)
     with pytest.raises(UsageError, match="a pipe"):
-        metrics.read(str(trained))
+        metrics.read(str(finished_run_copy))
     with pytest.raises(UsageError, match="a pipe"):
-        checkpoint.prepare(str(trained))
+        checkpoint.prepare(str(finished_run_copy))
 
 
 @pytest.mark.slow
-def test_a_changed_manifest_is_passed_over_by_every_verb(trained: Path, tmp_path: Path, capsys) -> None:
+def test_a_changed_manifest_is_passed_over_by_every_verb(finished_run_copy: Path, tmp_path: Path, capsys) -> None:
     """Another rate in the newest is not gone on with, nor is another seed refused as another run."""
-    edit(trained, 30, assign("config", "optim", "lr", 0.9))
-    assert launch.main(["eval", f"--workdir={trained}"]) == 0
+    edit(finished_run_copy, 30, assign("config", "optim", "lr", 0.9))
+    assert launch.main(["eval", f"--workdir={finished_run_copy}"]) == 0
     out = capsys.readouterr().out
     assert "checkpoint 30 of" in out
-    assert "differs from its digest; passing over it" in out
+    assert "differs from its digest; skipping it" in out
     assert "checkpoint 20 of" in out
-    assert launch.main(["train", f"--workdir={trained}"]) == 0
+    assert launch.main(["train", f"--workdir={finished_run_copy}"]) == 0
     assert "from checkpoint 20" in capsys.readouterr().out
-    assert checkpoint.load_manifest(str(trained), 30)["config"]["optim"]["lr"] != 0.9
-    edit(trained, 30, assign("config", "seed", 3))
-    assert launch.main(["eval", f"--workdir={trained}@best"]) == 0
-    assert "differs from its digest; passing over it" in capsys.readouterr().out
+    assert checkpoint.load_manifest(str(finished_run_copy), 30)["config"]["optim"]["lr"] != 0.9
+    edit(finished_run_copy, 30, assign("config", "seed", 3))
+    assert launch.main(["eval", f"--workdir={finished_run_copy}@best"]) == 0
+    assert "differs from its digest; skipping it" in capsys.readouterr().out
     more = ["--config.eval.every=None", "--config.checkpoint.every=None"]  # and the updates that are compiled already
-    assert train(tmp_path / "b", *more, f"--config.init_from={trained}") == 0
-    assert f"loaded from {trained}@20" in capsys.readouterr().out
+    assert train(tmp_path / "b", *more, f"--config.init_from={finished_run_copy}") == 0
+    assert f"loaded from {finished_run_copy}@20" in capsys.readouterr().out
 
 
-def test_a_newer_schema_is_refused_by_name(trained: Path) -> None:
+def test_a_newer_schema_is_refused_by_name(finished_run_copy: Path) -> None:
     """Where its digest is right: it is no damage."""
-    path = trained / "checkpoints" / "30" / "manifest.json"
+    path = finished_run_copy / "checkpoints" / "30" / "manifest.json"
     content = {**json.loads(path.read_text()), "schema": 3}
     path.write_text(json.dumps({**content, "digest": manifests.manifest_digest(content)}))
     with pytest.raises(UsageError, match="has schema 3; this version reads 2 and 1"):
-        checkpoint.load_manifest(str(trained), 30)
+        checkpoint.load_manifest(str(finished_run_copy), 30)
 
 
-def test_a_manifest_of_the_schema_without_digest_is_read(trained: Path) -> None:
+def test_a_manifest_of_the_schema_without_digest_is_read(finished_run_copy: Path) -> None:
     """And gets its digest when it is written the next time."""
-    before = checkpoint.load_manifest(str(trained), 30)
-    edit(trained, 30, lambda content: content.update(schema=1) or [content.pop(k) for k in ("digest", "classes")])
-    old = checkpoint.load_manifest(str(trained), 30)
+    before = checkpoint.load_manifest(str(finished_run_copy), 30)
+    edit(
+        finished_run_copy,
+        30,
+        lambda content: content.update(schema=1) or [content.pop(k) for k in ("digest", "classes")],
+    )
+    old = checkpoint.load_manifest(str(finished_run_copy), 30)
     assert {k: v for k, v in old.items() if k != "schema"} == {
         k: v for k, v in before.items() if k not in ("schema", "digest")
     }
-    checkpoint.add_metrics(str(trained), 30, {"loss": 0.5})
-    new = checkpoint.load_manifest(str(trained), 30)
+    checkpoint.add_metrics(str(finished_run_copy), 30, {"loss": 0.5})
+    new = checkpoint.load_manifest(str(finished_run_copy), 30)
     assert (new["schema"], new["metrics"]) == (2, {"loss": 0.5})
 
 
 # The folder
 
 
-def test_only_canonical_names_of_folders_are_checkpoints(trained: Path) -> None:
+def test_only_canonical_names_of_folders_are_checkpoints(finished_run_copy: Path) -> None:
     """Others are passed over by every verb, and are in no save's way."""
-    home = trained / "checkpoints"
+    home = finished_run_copy / "checkpoints"
     for name in ("²", "00006", "00099", "٣", "+5", "30 ", "1e3"):
         (home / name).mkdir()
     for name in ("³", "0007", "31"):
         (home / name).write_text("")
-    assert checkpoint.steps(str(trained)) == [10, 20, 30]
-    assert checkpoint.select(str(trained), "latest") == [30, 20, 10]
-    with pytest.raises(UsageError, match="there are 10, 20, 30"):
-        checkpoint.select(str(trained), "00006")
-    store = checkpoint.Store(str(trained), keep=3, keep_best=0)
+    assert checkpoint.steps(str(finished_run_copy)) == [10, 20, 30]
+    assert checkpoint.select(str(finished_run_copy), "latest") == [30, 20, 10]
+    with pytest.raises(UsageError, match="it has 10, 20, 30"):
+        checkpoint.select(str(finished_run_copy), "00006")
+    store = checkpoint.Store(str(finished_run_copy), keep=3, keep_best=0)
     store.save({"step": jax.numpy.int32(40)}, manifest(40), None)
     store.close()
-    assert checkpoint.steps(str(trained)) == [20, 30, 40]
+    assert checkpoint.steps(str(finished_run_copy)) == [20, 30, 40]
 
 
 @pytest.mark.parametrize("name", ["a[1]", "a]", "a[", "a\\b", "a*", "a?", "a\0b", "\udcff"])
@@ -344,7 +352,7 @@ def test_what_cannot_be_found_again_is_not_committed(tmp_path: Path) -> None:
     """As below a path that Orbax takes for a pattern: the first save fails, and leaves no checkpoint."""
     workdir = tmp_path / "a[1]"
     store = checkpoint.Store(str(workdir), keep=1, keep_best=0)
-    with pytest.raises(checkpoint.SaveError, match=r"checkpoint 1 could not be written to .*cannot be found again"):
+    with pytest.raises(checkpoint.SaveError, match=r"checkpoint 1 could not be written to .*cannot be read back"):
         store.save({"step": jax.numpy.int32(1)}, manifest(1), None)
     assert checkpoint.steps(str(workdir)) == []
 

@@ -277,7 +277,7 @@ def test_boxes_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert min(seen["wrong"]) > 500
     assert seen["none"][0] == 0 < 500 < seen["none"][1]
     assert "Scores from 0.80 on" in captions[0]
-    assert "No find is right, and none is shown" in captions[2]
+    assert "No detection is correct, and none is shown" in captions[2]
 
 
 def test_names_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from models.core.spec import flatten
 from models.pretrained import class_names
 from train import checkpoint
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 TEXT = ["--config.data.name=pydoc_text", "--config.train.batch=8", "--config.train.steps=2", "--config.eval.limit=1"]
 SMALL = [
@@ -141,20 +141,23 @@ def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> 
     [
         (["eval", "--pretrained=H", "--workdir=W", "--dataset=x"], "give one of them"),
         (["eval", "--pretrained=H"], "--dataset is missing"),
-        (["eval", "--pretrained=H", "--dataset=digits"], "holds examples with"),
+        (["eval", "--pretrained=H", "--dataset=digits"], "has examples with"),
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--task=multiple_choise"], "'multiple_choice'"),
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--task=multiple_choice"], "has no questions"),
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--config.optim.lr=1"], "has no effect here"),
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--config.model.family=gpt"], "cannot be set: the folder"),
         (["eval", "--pretrained=H", "--dataset=nowhere.txt"], "no .txt, .jsonl, .csv or .tsv file at"),
-        (["eval", "--pretrained=H", "--dataset=short.txt", "--config.eval.split=train"], "holds nothing to predict"),
-        (["eval", "--workdir=W", "--dataset=digits"], "holds examples with"),
+        (
+            ["eval", "--pretrained=H", "--dataset=short.txt", "--config.eval.split=train"],
+            "no document of two tokens or more",
+        ),
+        (["eval", "--workdir=W", "--dataset=digits"], "has examples with"),
         (["sample", "--pretrained=nowhere"], "nowhere"),
         (["sample", "--pretrained=H", "--top_p=2"], "top_p"),
         (["convert", "--workdir=W"], "--export=DIR"),
         (["convert", "--workdir=W", "--export=N", "--ignore_key=x"], "goes with --pretrained"),
-        (["convert", "--workdir=W", "--pretrained=H"], "holds checkpoints already"),
-        (["convert", "--workdir=W", "--export=H"], "no empty folder"),
+        (["convert", "--workdir=W", "--pretrained=H"], "has checkpoints already"),
+        (["convert", "--workdir=W", "--export=H"], "not an empty folder"),
     ],
 )
 def test_mistakes_get_one_line(argv: list[str], says: str, folder: Path, capsys) -> None:
@@ -292,4 +295,4 @@ def test_a_network_that_sees_goes_out_with_its_classes_and_pixels(fit: str, tmp_
     (folder / "eel").rename(folder / "Eel")  # before dog now
     for args in (*folders, ["eval", f"--workdir={tmp_path}/W", *data]):
         assert launch.main(args) == 2
-        assert "Eel, _cat, dog: a class is known by its place" in capsys.readouterr().err
+        assert "Eel, _cat, dog: names and order must be equal" in capsys.readouterr().err

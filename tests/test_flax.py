@@ -15,7 +15,7 @@ from models.core.spec import flatten
 from tests.cases import batch_for, tiny_model, with_dropout
 from train.sharding import mesh
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 NAMES = ("mlp", "cnn", "gpt", "rnn")
 

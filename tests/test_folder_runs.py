@@ -18,7 +18,7 @@ from tests.image_folders import classes, save
 from tests.runs import runtime
 from train.setup import setup
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def plan(root: Path) -> BatchSampler:
@@ -121,7 +121,7 @@ def test_a_run_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "3 examples; ± standard error" in capsys.readouterr().out
     (root / "cat" / "x.png").write_bytes((root / "cat" / "00.png").read_bytes())
     assert launch.main([*args, *more, "--config.data.mean=(0.5, 0.4, 0.3)"]) == 2
-    assert f"in another --workdir, by --config.init_from={tmp_path}/w" in capsys.readouterr().err
+    assert f"in another --workdir with --config.init_from={tmp_path}/w" in capsys.readouterr().err
 
 
 def test_a_class_that_cannot_be_learnt_ends_a_run_before_it_begins(tmp_path: Path, capsys) -> None:

@@ -29,7 +29,7 @@ CLASSES = {"none": "ViTModel", "classes": "ViTForImageClassification"}
 SEEDS = (5, 42, 678)  # the first by default, the others slow
 
 
-def drawn(module: Any, seed: int) -> Any:
+def randomise(module: Any, seed: int) -> Any:
     """The same with every parameter random, those of norms about 1."""
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def reference(head: str, seed: int, **changes: Any) -> Any:
     config = random_config(draw)
     config.update(changes)
     more = {"add_pooling_layer": bool(draw.integers(2))} if head == "none" else {}
-    return drawn(getattr(transformers, CLASSES[head])(config, **more), seed)
+    return randomise(getattr(transformers, CLASSES[head])(config, **more), seed)
 
 
 def images(inputs: tuple[int, ...], seed: int = 1) -> np.ndarray:
@@ -162,7 +162,7 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
 def test_images_of_another_size_are_seen_as_by_transformers(size: tuple[int, int], tmp_path: Path) -> None:
     """Positions are brought to a finer, a coarser, an oblong grid."""
     module = reference("classes", 3, image_size=32, patch_size=8)
-    module = drawn(type(module)(module.config), 3)
+    module = randomise(type(module)(module.config), 3)
     module.save_pretrained(tmp_path)
     inputs = (*size, module.config.num_channels)
     model, variables = models.load_pretrained(tmp_path, inputs=inputs)
@@ -188,7 +188,7 @@ def test_tables_are_resized_as_torch_does(grid: tuple[int, int], smooth: bool) -
 
 def test_what_no_table_tells_is_refused(tmp_path: Path) -> None:
     """Positions of an oblong grid, on another one of as many patches too."""
-    drawn(transformers.ViTForImageClassification(small(image_size=[8, 12])), 0).save_pretrained(tmp_path)
+    randomise(transformers.ViTForImageClassification(small(image_size=[8, 12])), 0).save_pretrained(tmp_path)
     for inputs in ((12, 8, 3), (16, 24, 3)):
         with pytest.raises(UsageError, match="positions of 2 x 3 patches cannot be brought to"):
             models.load_pretrained(tmp_path, inputs=inputs)
@@ -215,7 +215,7 @@ def test_positions_amiss_are_refused_by_name(shape: tuple[int, ...], says: str, 
 
 def test_what_is_left_of_an_image_is_not_seen(tmp_path: Path) -> None:
     """An image whose sides the patch does not divide."""
-    module = drawn(transformers.ViTForImageClassification(small(image_size=[11, 8])), 0)
+    module = randomise(transformers.ViTForImageClassification(small(image_size=[11, 8])), 0)
     module.save_pretrained(tmp_path)
     model, variables = models.load_pretrained(tmp_path)
     image = images((11, 8, 3))
@@ -252,7 +252,7 @@ def test_a_config_that_is_not_ours_is_refused(changes: dict, says: str, tmp_path
 
 def test_heads_are_taken_off_and_masks_refused(tmp_path: Path) -> None:
     """A classifier read as a bare network, an architecture that is not told, a file of masked images."""
-    module = drawn(transformers.ViTForImageClassification(small()), 0)
+    module = randomise(transformers.ViTForImageClassification(small()), 0)
     module.save_pretrained(tmp_path)
     model, variables = models.load_pretrained(tmp_path, head="none", pool="none")
     image = images(model.config.inputs)
@@ -299,7 +299,7 @@ TIMM: dict[str, dict[str, Any]] = {
 def test_networks_are_timms(name: str, tmp_path: Path) -> None:
     """Its names and config.json: what comes out, loss, the gradient of every parameter."""
     how = TIMM[name]
-    module = drawn(Net(width=24, depth=2, heads=3, **how), 0)
+    module = randomise(Net(width=24, depth=2, heads=3, **how), 0)
     save_file({k: v.detach().numpy() for k, v in module.state_dict().items()}, tmp_path / "model.safetensors")
     pool, classes = how.get("pool", "token"), how.get("classes", 5)
     cfg = {"input_size": [3, *how["size"]], "mean": [0.5] * 3, "classifier": "head", "first_conv": "patch_embed.proj"}

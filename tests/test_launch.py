@@ -41,7 +41,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no_config": (["train", "--workdir=W"], "--config=configs/gpt.py:quickstart"),
     "flag": (["train", "--workdr=W"], "workdir"),
     "flag_of_another_verb": (["eval", "--prompt=x"], "prompt"),
-    "no_flag": ([*TRAIN, "extra"], "'extra' is no flag"),
+    "no_flag": ([*TRAIN, "extra"], "'extra' is not a flag"),
     "flag_type": (["sample", "--workdir=W", "--max_new_tokens=many"], "--max_new_tokens=many"),
     "flag_bound": (["sample", "--workdir=W", "--top_k=0"], "--top_k=0"),
     "temperature": (["sample", "--workdir=W", "--temperature=-1"], "--temperature=-1"),
@@ -148,7 +148,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "mixup_of_another_loss": (
         [*DIGITS, "--config.data.augment=mixup:1", "--config.loss=quadratic"],
-        "mixup goes with the loss softmax only",
+        "mixup needs the loss softmax, not",
     ),
     "steps_of_no_piecewise": ([*TRAIN, "--config.schedule.milestones=50:0.1"], "where schedule.name is piecewise"),
     "steps_are_no_steps": ([*TRAIN, "--config.schedule.milestones=nan"], "UPDATE:FACTOR"),
@@ -195,7 +195,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "section_of_knobs": (["list", "knobs", "optm"], "'optim'"),
     "file_of_no_config": (["list", "configs/base.py"], "no function get_config"),
     "words_of_list": (["list", "models"], "not 'models'"),
-    "field_of_no_data": (["doctor", "--field=text"], "--field=text goes with --data"),
+    "field_of_no_data": (["doctor", "--field=text"], "--field=text needs --data"),
     "flag_of_doctor": (["doctor", "--workdir=W"], "workdir"),
 }
 

@@ -18,7 +18,7 @@ from tests.cases import batch_for
 from train.record import metrics
 from train.tasks import losses
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 F32 = 1e-5  # relative: a few roundings of float32
 

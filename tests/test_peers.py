@@ -246,7 +246,7 @@ def test_two_commands_that_differ_train_nothing(tmp_path: Path) -> None:
     one, other = f"--workdir={tmp_path}/a", f"--workdir={tmp_path}/b"
     for flags, says in (
         (((one, "--config.optim.lr=0.1"), (one, "--config.optim.lr=0.2")), "optim.lr=0.1, process 1 has 0.2"),
-        (((one,), (other,)), "is not one folder for all processes"),
+        (((one,), (other,)), "is not the same folder for all processes"),
     ):
         both = start(*flags)
         outputs = [p.communicate(timeout=120)[0] for p in both]

@@ -118,8 +118,8 @@ def test_mistaken_texts_are_written(tmp_path: Path) -> None:
     path = classification.write_mistakes(documents, told, TITLE, tmp_path / "m.txt")
     first, second, third = path.read_text().split("\n\n")
     assert first == TITLE
-    assert second == "loss 2.500: good, taken for bad\n    | a fine film"
-    assert third.startswith("loss 1.250: bad, taken for 2\n    | word word")
+    assert second == "loss 2.500: good, predicted bad\n    | a fine film"
+    assert third.startswith("loss 1.250: bad, predicted 2\n    | word word")
     assert third.rstrip().endswith("…")
     assert 600 < len(third) < 750
 

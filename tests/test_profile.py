@@ -10,7 +10,7 @@ import launch
 from errors import UsageError
 from train.record import profile
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def test_a_profile_and_the_programs_are_written(tmp_path: Path) -> None:
@@ -50,11 +50,11 @@ def test_a_trace_ends_with_the_run(tmp_path: Path, capsys) -> None:
     """A window beyond the end is refused; one that a resume has passed is told, one that it is in is traced on."""
     run = ["train", f"--workdir={tmp_path}/w", "--config=configs/mlp.py:digits", "--config.log.table=false"]
     assert launch.main([*run, "--config.train.steps=4", "--config.log.profile=2:9"]) == 2
-    assert "by the last of the 4 updates" in capsys.readouterr().err
+    assert "must end at update 4" in capsys.readouterr().err
     assert launch.main([*run, "--config.train.steps=2"]) == 0
     longer = ["--config.train.steps=4", "--config.resume=extend"]
     assert launch.main([*run, *longer, "--config.log.profile=0:2"]) == 0
-    assert "no profile: updates 0:2 were made before" in capsys.readouterr().out
+    assert "no profile: updates 0:2 are already done" in capsys.readouterr().out
     assert not (tmp_path / "w" / "profile").exists()
     longer[0] = "--config.train.steps=6"
     assert launch.main([*run, *longer, "--config.log.profile=0:6"]) == 0

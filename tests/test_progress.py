@@ -215,7 +215,7 @@ def skipping(values: list[dict[str, float]], last: int = 100, most: int = 2, bef
         ({"loss": math.nan}, "the loss was not finite"),
         ({"grad_norm": math.inf}, "the gradient was not finite"),
         ({"loss": math.inf, "grad_norm": math.nan}, "loss and gradient were not finite"),
-        ({}, "the step that the optimizer makes of the gradient was not finite"),
+        ({}, "the optimizer step was not finite"),
     ],
 )
 def test_what_was_not_finite_is_said(values: dict[str, float], says: str) -> None:

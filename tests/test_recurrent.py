@@ -19,7 +19,7 @@ from tests.cases import batch_for, random_variables, tiny_model
 from tests.harness import Trainer, jit_predict
 from train import checkpoint
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 BYTE = tokenizers.ByteTokenizer()
 
@@ -50,7 +50,7 @@ def test_too_short_a_text_for_its_rows_is_refused() -> None:
 
 
 def carried(mesh: str = "dp:1", accumulate: int = 1) -> Trainer:
-    return Trainer("rnn", mesh, accumulate=accumulate, optimizer="sgd", lr=0.0, more={"carry": 16})
+    return Trainer("rnn", mesh, accumulate=accumulate, optimizer="sgd", lr=0.0, options={"carry": 16})
 
 
 def batch(begins: int, first: int, last: int) -> dict[str, np.ndarray]:

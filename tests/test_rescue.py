@@ -17,7 +17,7 @@ from train.evaluate import evaluate
 from train.record import metrics, profile
 from train.runtime import Runtime
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def go(workdir: Path, signal: str | None = None, **knobs: Any) -> str:
@@ -124,4 +124,4 @@ def test_a_state_that_is_gone_is_not_saved(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(profile, "profile_steps", broken)
     with pytest.raises(RuntimeError, match="the device is lost") as ended:
         go(tmp_path / "w")
-    assert "what was learnt last is not saved: Array has been deleted" in ended.value.args[-1]
+    assert "the newest updates are not saved: Array has been deleted" in ended.value.args[-1]

@@ -113,7 +113,7 @@ def test_rows_draw_by_their_own_keys() -> None:
     assert texts(model, variables, same[:1], 10, temperature=2.0) == rows[:1]
 
 
-def drawn(how: Sampling, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def filtered(how: Sampling, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return np.asarray(sample.filter_logits(jnp.asarray(logits), how, jnp.asarray(seen)))
 
 
@@ -146,7 +146,7 @@ def test_logits_are_narrowed_as_in_transformers(how: dict[str, Any]) -> None:
     for name, make in made.items():
         if name in how:
             want = make(how[name])(torch.tensor(ids), want)
-    np.testing.assert_allclose(drawn(Sampling(**how), logits, seen), want.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(filtered(Sampling(**how), logits, seen), want.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_draws_follow_the_probabilities() -> None:

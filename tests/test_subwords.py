@@ -17,7 +17,7 @@ from data.text import packing, subwords, tokenizer_reader, tokenizer_writer, tok
 from data.types import Texts, texts
 from errors import UsageError
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 PUBLISHED = [
@@ -216,7 +216,7 @@ def test_training_is_a_function_of_the_text(tmp_path: Path, capsys) -> None:
     assert launch.main(learn) == 0
     assert "290 tokens" in capsys.readouterr().out
     assert launch.main(learn) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "bpe.json exists" in capsys.readouterr().err
     assert launch.main([*learn[:2], "--vocab_size=5000", f"--output={tmp_path}/more.json"]) == 2
     assert "tokens at most" in capsys.readouterr().err
     assert {p.name for p in tmp_path.iterdir()} == {"corpus.txt", "bpe.json"}

@@ -67,7 +67,7 @@ def test_the_worst_translations_come_first(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0] == "a title"
     assert lines[4].startswith("pair 7, chrF")
-    assert [line.split()[0] for line in lines[5:8]] == ["en", "made", "meant"]
+    assert [line.split()[0] for line in lines[5:8]] == ["en", "output", "target"]
     assert lines[6].endswith("nothing of the kind")
 
 

@@ -1,6 +1,6 @@
-"""Small files beside a published network that no run reads: its checkpoints carry them, and an export writes them back.
+"""Small files of a pretrained model that training does not use: checkpoints carry them, and an export writes them back.
 
-A chat template, names of special tokens, settings of generation and of images.
+They are chat templates, special-token names, and generation and image-preprocessing settings.
 """
 
 import json
@@ -17,24 +17,28 @@ from models import pretrained
 from models.pretrained import preprocessing
 from train import checkpoint, init_from
 
-TEMPLATES = "additional_chat_templates"  # a folder of .jinja files, each of which is asked for by its name
-CHAT = ("chat_template.jinja", "chat_template.json", "special_tokens_map.json")  # written as they were
+TEMPLATES = "additional_chat_templates"  # a folder of .jinja files
+CHAT = ("chat_template.jinja", "chat_template.json", "special_tokens_map.json")  # written back unchanged
 TOKENIZER, GENERATION, IMAGES = "tokenizer_config.json", "generation_config.json", preprocessing.FILE
-LIMIT = 2**20  # bytes of a file, at most
+LIMIT = 2**20  # maximum bytes of a file
 ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "pad", "unk", "sep", "cls", "mask"))
-SETTINGS = (  # of a tokenizer_config.json that name no class of transformers and change no id
+SETTINGS = (  # keys of tokenizer_config.json that neither name a class of transformers nor change an id
     *("chat_template", "model_max_length", "model_input_names", "padding_side", "truncation_side"),
     *("clean_up_tokenization_spaces", "additional_special_tokens", "extra_special_tokens", *ROLES),
 )
 
 
 def from_folder(folder: str | Path, tokenizer: str | None) -> dict[str, str]:
-    """The files of a folder by name, for a run of its own tokenizer, or of none; `tokenizer` is the fingerprint."""
+    """The companion files of a folder, name -> text.
+
+    `tokenizer` is the fingerprint of the run's tokenizer, None if it has none. If the folder's tokenizer differs, the
+    result is {}.
+    """
     if not Path(folder).is_dir():
         return {}
     if tokenizer is not None:
         own = None
-        with suppress(UsageError):  # it may have none
+        with suppress(UsageError):  # the folder may have no tokenizer
             own = tokenizers.fingerprint(tokenizer_reader.read_tokenizer(folder).description())
         if own != tokenizer:
             return {}
@@ -46,7 +50,7 @@ def from_folder(folder: str | Path, tokenizer: str | None) -> dict[str, str]:
 
 
 def from_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
-    """The files that come with what `init_from` names: of its folder, or those that its checkpoint carries."""
+    """The companion files of `init_from`: from its folder, or from its checkpoint's manifest."""
     if source is None:
         return {}
     source = expand_home(source)
@@ -60,16 +64,16 @@ def from_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
 
 
 def bos_and_eos(files: dict[str, str], ids: dict[str, Any]) -> dict[str, Any]:
-    """The ids that begin and end a text, as the generation_config.json among the files has them, where it has."""
+    """`ids` (bos and eos), with the values of the files' generation_config.json where it has them."""
     given = _parse_settings(files, GENERATION)
     return {key: given.get(key, value) for key, value in ids.items()}
 
 
 def write(files: dict[str, str], folder: Path, ids: dict[str, Any], images: dict[str, Any]) -> None:
-    """Write files into an exported folder that has those of its own.
+    """Write companion files into an exported folder, merging with the files that the export wrote.
 
-    `ids` are keys for its generation_config.json. A preprocessor_config.json is written where it says of images what
-    the run did with them, `images`.
+    `ids` are keys for generation_config.json. The original preprocessor_config.json is written only if it describes the
+    run's own image preprocessing, `images`.
     """
     text = (folder / "tokenizer.json").is_file()
     for name in (name for name in files if text and (name in CHAT or Path(name).parent == Path(TEMPLATES))):

@@ -1,8 +1,8 @@
-"""Compiled programs kept between processes: one file each, with its digest, in a folder of bounded size.
+"""A persistent compilation cache: one file per program, with its digest, in a folder of bounded size.
 
-JAX's own folder cache (0.10 to 0.12) writes in place, never replaces a damaged entry, and zstandard frames carry no
-checksum, so that nothing stops a flipped bit. Here an entry is read only if its digest agrees. JAX has no public place
-for another cache: where a later version lacks the private one, no programs are kept.
+JAX's own folder cache (0.10 to 0.12) writes in place and never replaces a damaged entry, and zstandard frames carry no
+checksum, so a flipped bit goes unnoticed. Here an entry is used only if its digest matches. JAX has no public API for
+another cache: if a later version lacks the private one, no programs are cached.
 """
 
 import hashlib
@@ -14,21 +14,24 @@ from typing import Any, NamedTuple
 
 import jax
 
-LIMIT = 2**30  # bytes of a folder when a process begins
+LIMIT = 2**30  # maximum bytes of a folder when a process starts
 DIGEST = hashlib.sha256
 DIGEST_SIZE = DIGEST().digest_size
 
 
 def is_safe() -> bool:
-    """Whether programs of this process may be read back: not those of several CPU devices.
+    """Whether this process may use cached programs: not with several CPU devices.
 
-    XLA's CPU backend ended the process in some of them (jaxlib 0.10.2, experts on 8 simulated devices; docs/log.md).
+    XLA's CPU backend crashed in some of them (jaxlib 0.10.2, experts on 8 simulated devices; docs/log.md).
     """
     return jax.default_backend() != "cpu" or jax.device_count() == 1
 
 
 class ProgramCache:
-    """The folder, as JAX calls a cache. What cannot be read or written counts as absent, all where it is not safe."""
+    """The folder, behind JAX's cache interface. Entries that cannot be read or written count as absent.
+
+    If `is_safe` is false, every entry counts as absent.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -37,14 +40,14 @@ class ProgramCache:
         return self._path / f"{key}.program"
 
     def get(self, key: str) -> bytes | None:
-        """The program of a key, or None; a damaged file is removed."""
+        """The program of a key, or None. A corrupt file is removed."""
         if not is_safe():
             return None
         file = self._file(key)
         try:
             whole = file.read_bytes()
             if DIGEST(whole[DIGEST_SIZE:]).digest() == whole[:DIGEST_SIZE]:
-                os.utime(file)  # the least recently used go first
+                os.utime(file)  # the least recently used files are evicted first
                 return whole[DIGEST_SIZE:]
             file.unlink()
         except OSError:
@@ -52,7 +55,7 @@ class ProgramCache:
         return None
 
     def put(self, key: str, value: bytes) -> None:
-        """Write a program whole or not at all, whatever other processes do."""
+        """Write a program atomically."""
         if not is_safe():
             return
         try:
@@ -68,14 +71,14 @@ class ProgramCache:
 
 
 class Contents(NamedTuple):
-    """What a folder holds."""
+    """The number and total size of the programs in a folder."""
 
     programs: int
     size: int  # bytes
 
 
 def contents(folder: str, limit: int | None = None) -> Contents:
-    """Count a folder's programs; first remove the least recently used until they take at most `limit` bytes."""
+    """Count a folder's programs, after evicting the least recently used ones above `limit` bytes."""
     found = []
     for file in [*Path(folder).glob("*.program"), *Path(folder).glob("*.part")]:
         try:
@@ -93,20 +96,23 @@ def contents(folder: str, limit: int | None = None) -> Contents:
 
 
 def cache_dir(requested: str | None, environ: Mapping[str, str]) -> str | None:
-    """Where programs are kept: `asked` (`none` is nowhere), JAX_COMPILATION_CACHE_DIR, or the user's cache folder."""
+    """The cache folder: `requested`, else JAX_COMPILATION_CACHE_DIR, else the user's cache folder.
+
+    None if `requested` is `none` or JAX's cache is disabled.
+    """
     if requested == "none" or not jax.config.values["jax_enable_compilation_cache"]:
         return None
     home = environ.get("XDG_CACHE_HOME", "")
-    home = home if os.path.isabs(home) else "~/.cache"  # as the XDG specification has it
+    home = home if os.path.isabs(home) else "~/.cache"  # XDG base directory specification
     given = requested or environ.get("JAX_COMPILATION_CACHE_DIR") or f"{home}/canon/jax-{jax.__version__}"
     return os.path.expanduser(given)
 
 
 def enable(folder: str | None) -> str | None:
-    """Keep this process's compiled programs in a folder, None for nowhere -> a note where that cannot be done."""
+    """Cache this process's compiled programs in a folder (None: nowhere) -> a note if that fails, else None."""
     note = None
     if folder is not None and JAX_CACHE is None:
-        note = f"compiled programs are not kept: jax {jax.__version__} has no place for their cache that Canon knows"
+        note = f"compiled programs are not cached: jax {jax.__version__} has no cache interface that Canon supports"
         folder = None
     if folder is not None and "://" not in folder:
         try:
@@ -114,7 +120,7 @@ def enable(folder: str | None) -> str | None:
             tempfile.TemporaryFile(dir=folder).close()
             contents(folder, LIMIT)
         except OSError as error:
-            note = f"compiled programs are not kept: {folder}: {error.strerror}; --cache=DIR takes another folder"
+            note = f"compiled programs are not cached: {folder}: {error.strerror}; choose another folder by --cache=DIR"
             folder = None
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -126,7 +132,7 @@ def enable(folder: str | None) -> str | None:
 
 
 def jax_cache_module() -> Any:
-    """JAX's module of caches, None where it is another than this file knows."""
+    """JAX's cache module, or None if it lacks the functions that this file replaces."""
     try:
         from jax._src import compilation_cache as module
     except ImportError:
@@ -139,5 +145,5 @@ _default_file_cache = JAX_CACHE and JAX_CACHE.get_file_cache
 
 
 def _open_cache(path: str) -> Any:
-    """The cache of a path and the path; one in a bucket is JAX's own."""
+    """The cache of a path, and the path. For a bucket it is JAX's own cache."""
     return _default_file_cache(path) if "://" in path else (ProgramCache(path), path)

@@ -1,6 +1,6 @@
-"""Parameters to begin with, of another run or as others publish them.
+"""Initial parameters from another run's checkpoint or a pretrained model.
 
-What is loaded, what starts fresh and what is left out is told; nothing happens silently.
+A report lists the leaves that were loaded, initialised afresh and ignored.
 """
 
 import fnmatch
@@ -24,12 +24,12 @@ from models.pretrained.formats.safetensors import SUFFIX
 from train import checkpoint
 from train.update import optim, step
 
-TOKEN_TABLE = "params/embed/token"  # of all families that read tokens by their numbers
+TOKEN_TABLE = "params/embed/token"  # the token embedding of every family that has one
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What came of each leaf."""
+    """Which leaves were loaded, initialised afresh, and ignored."""
 
     source: str
     loaded: tuple[str, ...]
@@ -37,7 +37,7 @@ class LoadReport:
     ignored: tuple[str, ...]
 
     def __str__(self) -> str:
-        """One line a kind."""
+        """All three lists in one line."""
         parts = [f"{len(self.loaded)} leaves loaded from {self.source}"]
         parts += [
             f"{kind}: {', '.join(names) or 'none'}"
@@ -47,54 +47,54 @@ class LoadReport:
 
 
 def parse_patterns(text: str | None) -> tuple[str, ...]:
-    """`head/*,embed/position` -> its parts."""
+    """`head/*,embed/position` -> ("head/*", "embed/position")."""
     return tuple(p.strip() for p in (text or "").split(",") if p.strip())
 
 
 def parse_renames(text: str | None) -> dict[str, str]:
-    """`theirs:ours,…` -> a dict. A name stands for all below it too. Raises UsageError."""
+    """`theirs:ours,…` -> a dict. A path also renames its subtree. Raises UsageError."""
     found = {}
     for part in parse_patterns(text):
         theirs, colon, ours = part.partition(":")
         if not (theirs and colon and ours) or theirs in found:
-            raise UsageError(f"config key 'init_rename' is THEIRS:OURS, joined by commas, not {text!r}")
+            raise UsageError(f"config key 'init_rename' must be THEIRS:OURS joined by commas, not {text!r}")
         found[theirs] = ours
     return found
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """What there is to begin with: leaves `params/…` and `stats/…`, and how they are read onto shardings."""
+    """The leaves `params/…` and `stats/…` of a checkpoint or pretrained model, and a function that reads them."""
 
     source: str
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[dict[str, Sharding]], dict[str, jax.Array]]
-    tokenizer: str | None = None  # the fingerprint of the one that they go with
-    skipped: tuple[str, ...] = ()  # what else there is, known not to be of this network
+    tokenizer: str | None = None  # fingerprint of the tokenizer that they were trained with
+    skipped: tuple[str, ...] = ()  # further tensors that are known not to belong to this model
 
 
 def candidate_checkpoints(name: str) -> tuple[str, list[int]]:
-    """Workdir and candidate steps of `W`, `W@n` or `W@best`, first choice first. Raises UsageError for none."""
+    """`W`, `W@n` or `W@best` -> (workdir, candidate steps, best first). Raises UsageError if there are none."""
     workdir, which = checkpoint.split_name(name)
     if which == "all":
-        raise UsageError(f"init_from = {name!r} must name one checkpoint")
+        raise UsageError(f"init_from = {name!r} must name one checkpoint, such as W, W@n or W@best")
     if not checkpoint.steps(workdir):
-        raise UsageError(f"init_from = {name!r} holds neither checkpoints of a run nor {SUFFIX} files")
+        raise UsageError(f"init_from = {name!r} has neither checkpoints of a run nor {SUFFIX} files")
     return workdir, checkpoint.select(workdir, which)
 
 
 def set_vocab_size(cfg: Any, saved: Any = None) -> None:
-    """Set model.vocab, where a config leaves it to a subword tokenizer, to the rows of the table that init_from has.
+    """Set model.vocab to the rows of init_from's token embedding, if the config leaves it to a subword tokenizer.
 
-    `kept` is the config of the run's checkpoints, which is followed where there is one. Tables of the hub may have more
-    rows than their tokenizers have tokens, and are taken whole.
+    `saved` is the config of the run's checkpoints, if any, and takes precedence. A pretrained embedding may have more
+    rows than its tokenizer has tokens; all rows are kept.
     """
     family, size = models.FAMILIES.get(cfg.model.family), cfg.model.size
-    left = family and "vocab" not in {**cfg.model, **family.SIZES.get(size, {})} and hasattr(family.Config, "vocab")
-    if not left or cfg.init_from is None or tokenizers.tokenizer_kind(cfg.data.tokenizer) != "subword":
+    unset = family and "vocab" not in {**cfg.model, **family.SIZES.get(size, {})} and hasattr(family.Config, "vocab")
+    if not unset or cfg.init_from is None or tokenizers.tokenizer_kind(cfg.data.tokenizer) != "subword":
         return
     if saved is not None:
-        same = (saved.init_from or "").rstrip("/") == cfg.init_from.rstrip("/")  # as `reader.changes` compares them
+        same = (saved.init_from or "").rstrip("/") == cfg.init_from.rstrip("/")  # the comparison of `reader.changes`
         rows = saved.model.get("vocab") if same else None
     else:
         rows = None if _matches(TOKEN_TABLE, parse_patterns(cfg.init_fresh)) else _table_rows(cfg)
@@ -104,7 +104,7 @@ def set_vocab_size(cfg: Any, saved: Any = None) -> None:
 
 
 def _table_rows(cfg: Any) -> int | None:
-    """The rows of the token table that init_from has, None where none is found by the config's fields."""
+    """The rows of init_from's token embedding, or None if the config's fields do not find it."""
     where = expand_home(cfg.init_from)
     if not pretrained.is_pretrained(where):
         workdir, steps = candidate_checkpoints(where)
@@ -113,14 +113,14 @@ def _table_rows(cfg: Any) -> int | None:
     fields = {name: value for name, value in cfg.model.items() if name not in ("family", "size")}
     try:
         found = pretrained.find(models.build(cfg.model.family, cfg.model.size, **fields), where)
-    except UsageError:  # which the run meets too, when it knows all
+    except UsageError:  # the run itself raises it later, with all settings known
         return None
     names = found.names.get(TOKEN_TABLE.removeprefix("params/"), ())
     return next((found.tensors.shapes[name][0] for name in names if found.tensors.shapes.get(name)), None)
 
 
 def _read_checkpoint(workdir: str, n: int) -> WeightSource:
-    """The leaves of a checkpoint; where its run kept a mean, its own or schedule_free's, that."""
+    """The leaves of a checkpoint; the averaged parameters if its run used an EMA or schedule_free."""
     manifest = checkpoint.load_manifest(workdir, n)
     saved, knobs = manifest["state"], manifest["config"]["optim"]
     part = "ema" if any(path.startswith("ema/") for path in saved) else "params"
@@ -142,14 +142,14 @@ def _read_checkpoint(workdir: str, n: int) -> WeightSource:
 
 
 def _read_pretrained(model: Model, path: str) -> WeightSource:
-    """The leaves of safetensors files in the layout that others publish of a family."""
+    """The leaves of a pretrained model in another library's layout of the family."""
     found = pretrained.find(model, path)
     shapes = {k if k.startswith(pretrained.STATS) else f"params/{k}": shape for k, shape in found.shapes().items()}
 
     def read(shardings: dict[str, Sharding]) -> dict[str, jax.Array]:
         for k in shardings:
             if k.removeprefix("params/") not in found.rows:
-                raise UsageError(f"init_from = {path}: {k} is no tensor of a {model.family}, and can be no leaf of it")
+                raise UsageError(f"init_from = {path}: {k} is not a tensor of a {model.family}")
         return {k: found.read(k.removeprefix("params/"), sharding) for k, sharding in shardings.items()}
 
     return WeightSource(path, shapes, read, skipped=found.ignored)
@@ -163,13 +163,13 @@ def load(
     tokenizer: str | None,
     say: Callable[[str], None],
 ) -> tuple[step.State, LoadReport]:
-    """A fresh state with the parameters and statistics that `cfg.init_from` names, digests verified -> (state, report).
+    """Load parameters and statistics from `cfg.init_from` into a fresh state -> (state, report). Digests are verified.
 
-    Each leaf must be there with its shape, but for those that `init_fresh` names; each of theirs must have its place,
-    but for those that `init_ignore` names. `tokenizer` is the fingerprint of this run's.
+    Every leaf must exist in the source with the same shape, or match `init_fresh`; every leaf of the source must exist
+    here, or match `init_ignore`. `tokenizer` is the fingerprint of this run's tokenizer.
 
-    Of a run the newest good checkpoint is taken; a damaged one is named by `say` and passed over.
-    Raises UsageError that names the leaves that fit nowhere, and those of a vocabulary that is another here.
+    From a run it takes the newest restorable checkpoint; `say` reports corrupt ones.
+    Raises UsageError, naming the leaves, if some do not match or depend on a different vocabulary.
     """
     name = expand_home(cfg.init_from)
     if pretrained.is_pretrained(name):
@@ -193,7 +193,7 @@ def _load_from(
         for ours, spec in flatten(model.specs).items():
             if ours in taken and "vocab" in spec.names:
                 raise UsageError(
-                    f"init_from = {cfg.init_from}: {ours} goes with another tokenizer; init_fresh must name it"
+                    f"init_from = {cfg.init_from}: {ours} belongs to another tokenizer; add it to init_fresh"
                 )
     values = found.read({theirs: leaves[ours].sharding for ours, theirs in taken.items()})
     left = [theirs for theirs in found.shapes if theirs not in taken.values()]
@@ -208,18 +208,18 @@ def _load_from(
     f32 = jax.tree.map(lambda x: x.astype(jnp.float32), new["params"])
     new["opt"] = jax.tree.map(
         _cast, jax.jit(tx.init)(f32), state["opt"]
-    )  # some optimizers keep a copy of where they began
+    )  # some optimizers keep a copy of the initial parameters
     new["ema"] = jax.tree.map(_cast, new["params"], state["ema"]) if state["ema"] else {}
     return {**state, **new}, report
 
 
 def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
-    """A copy of dtype and sharding of another array."""
+    """A copy with the dtype and sharding of another array."""
     return jax.jit(lambda x: x.astype(like.dtype), out_shardings=like.sharding)(x)
 
 
 def _match_leaves(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dict[str, str]:
-    """Which of their leaves goes to which of ours, by the three knobs; both are shapes by name -> theirs, by ours."""
+    """Match the source's leaves to ours by the three knobs: shapes by name, twice -> {our name: their name}."""
     fresh, ignored, other = (
         parse_patterns(cfg.init_fresh),
         parse_patterns(cfg.init_ignore),
@@ -232,37 +232,37 @@ def _match_leaves(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dic
     ):
         for p in given:
             if not any(_matches(name, (p,)) for name in names):
-                raise UsageError(f"{p!r} of {key} fits none of {_abbreviate(names)}")
+                raise UsageError(f"config key {key!r}: {p!r} matches none of {_abbreviate(names)}")
     wanted: dict[str, str] = {}
     for name in (n for n in theirs if not _matches(n, ignored)):
         to = _rename(name, other)
         if to in wanted:
-            raise UsageError(f"init_from = {cfg.init_from}: {wanted[to]} and {name} would both go to {to}")
+            raise UsageError(f"init_from = {cfg.init_from}: {wanted[to]} and {name} would both become {to}")
         wanted[to] = name
-    asked = [name for name in ours if not _matches(name, fresh)]
-    if not asked and not [to for to in wanted if to not in ours]:
+    expected = [name for name in ours if not _matches(name, fresh)]
+    if not expected and not [to for to in wanted if to not in ours]:
         raise UsageError(f"config key 'init_fresh' = {cfg.init_fresh!r} leaves nothing to load from {cfg.init_from}")
-    strange = [
-        *(f"{name} is not in it" for name in asked if name not in wanted),
-        *(f"{name} has no place here" for to, name in wanted.items() if to not in ours),
+    problems = [
+        *(f"{name} is missing there" for name in expected if name not in wanted),
+        *(f"{name} has no counterpart in the model" for to, name in wanted.items() if to not in ours),
         *(
-            f"{wanted[to]} is {theirs[wanted[to]]} there, {ours[to]} here"
-            for to in asked
+            f"{wanted[to]} has shape {theirs[wanted[to]]} there, {ours[to]} in the model"
+            for to in expected
             if to in wanted and theirs[wanted[to]] != ours[to]
         ),
     ]
-    if strange:
-        more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UsageError(
-            f"init_from = {cfg.init_from}: {'; '.join(strange[:4])}{more}. "
-            f"Leaves to start fresh go to --config.init_fresh, leaves to leave out to --config.init_ignore, others to "
-            f"--config.init_rename=THEIRS:OURS"
+            f"init_from = {cfg.init_from}: {'; '.join(problems[:4])}{more}. "
+            f"List leaves to initialise afresh in --config.init_fresh, leaves to skip in --config.init_ignore, and "
+            f"renamed leaves in --config.init_rename=THEIRS:OURS"
         )
-    return {to: wanted[to] for to in asked}
+    return {to: wanted[to] for to in expected}
 
 
 def _matches(name: str, given: tuple[str, ...]) -> bool:
-    """Whether a pattern stands for a leaf, or for what it is in; `params/` may be left out."""
+    """Whether a pattern matches a leaf or one of its parents. The prefix `params/` may be omitted."""
     both = (name, name.partition("/")[2])
     return any(fnmatch.fnmatchcase(path, p) or path.startswith(f"{p}/") for path in both for p in given)
 

@@ -1,7 +1,7 @@
-"""The host's side of training, and nothing else: batches in, updates dispatched, metrics out.
+"""The host side of training: fetch batches, dispatch updates, record metrics.
 
-Update n is dispatched before the metrics of n-1 are fetched, so that the device never waits for the host; before an
-evaluation or a save the metrics of every dispatched update are in, so that nothing unseen is ever written.
+Update n is dispatched before the metrics of update n - 1 are fetched, so the device never waits for the host. Before an
+evaluation or a save, the metrics of all dispatched updates are fetched, so no save contains an unchecked update.
 """
 
 import math
@@ -21,31 +21,31 @@ State = dict[str, Any]
 
 
 class Diverged(RuntimeError):
-    """A run whose updates no longer change its parameters, as they are not finite."""
+    """Too many consecutive updates were not finite, and so changed no parameters."""
 
 
 @dataclass
 class Progress:
-    """Fetches each update's metrics, records and shows every `every`-th, and stops a run that no longer learns.
+    """Fetches each update's metrics, records and prints every `every`-th, and stops a run that has stalled.
 
-    The very first is recorded too, and the first of this process shown.
+    Update 1 is recorded too, and the first update of this process is printed.
     """
 
     runtime: Runtime
     recorder: Recorder | NullRecorder
     every: int
     last: int  # the run's last update
-    rows: Callable[[int], int]  # rows of the batch of an update
-    tokens: int  # a row's tokens; 0 where rows are no text
+    rows: Callable[[int], int]  # update -> rows of its batch
+    tokens: int  # tokens per row; 0 if rows are not text
     max_skipped: int
     verbose: bool = True
-    flops: int = 0  # FLOP of an update, on all devices
-    devices: Sequence[Any] = ()  # jax.Device, of the mesh
+    flops: int = 0  # FLOPs of an update, over all devices
+    devices: Sequence[Any] = ()  # jax.Device of the mesh
     _pending: list[tuple[int, dict[str, jax.Array]]] = field(default_factory=list)
-    skipped: int = 0  # updates in all
-    consecutive_skipped: int = 0  # of them up to now, those before the run was taken up again too
-    _mark: tuple[int, float] | None = None  # step and time from which the rate is counted
-    _waited: float = 0.0  # seconds since then that the loop waited for data
+    skipped: int = 0  # updates skipped in total
+    consecutive_skipped: int = 0  # newest updates skipped in a row, including those before a resume
+    _mark: tuple[int, float] | None = None  # step and time at the start of the current rate measurement
+    _waited: float = 0.0  # seconds since the mark in which the loop waited for data
     _compiled: bool = False
 
     def start_clock(self, step: int) -> None:
@@ -53,27 +53,28 @@ class Progress:
         self._mark, self._waited = (step, self.runtime.monotonic()), 0.0
 
     def next_batch(self, batches: Iterator[Any]) -> Any:
-        """The next batch; the time that it takes to come is counted."""
+        """The next batch. The time spent waiting for it is recorded."""
         begun = self.runtime.monotonic()
         batch = next(batches)
         self._waited += self.runtime.monotonic() - begun
         return batch
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Note a dispatched update, now `step` in number, and settle the one before it."""
+        """Add the metrics of a dispatched update, the `step`-th, and flush the updates before it."""
         self._pending.append((step, metrics))
         self.flush(keep=1)
 
     def flush(self, keep: int = 0) -> None:
-        """Fetch the metrics of all dispatched updates but the newest `keep`. Raises Diverged where too many in a row
-        were not finite.
+        """Fetch the metrics of all dispatched updates except the newest `keep`.
+
+        Raises Diverged if too many consecutive updates were not finite.
         """
         while len(self._pending) > keep:
             step, arrays = self._pending.pop(0)
             values = flatten_metrics(jax.device_get(arrays))
             self._check_finite(step, values)
             first, self._compiled = not self._compiled, True
-            if first:  # its time is the compiler's
+            if first:  # its time includes compilation
                 self.start_clock(step)
             recorded = step == 1 or is_due(step, self.every, self.last)
             if recorded or first:
@@ -134,26 +135,26 @@ class Progress:
             self.runtime.say(line)
 
     def say(self, line: str) -> None:
-        """A line of its own, above the live one."""
+        """Print a line above the live progress line."""
         if self.verbose:
             self.runtime.say(("\r\033[K" if self.runtime.stdout.isatty() else "") + line)
 
 
 def has_stalled(consecutive_skipped: int, step: int, max_skipped: int, last: int) -> bool:
-    """Whether a run is to stop after so many skipped updates in a row: more than `most`, or all that there were."""
+    """Whether a run must stop: it skipped more than `max_skipped` consecutive updates, or every update of the run."""
     return consecutive_skipped > max_skipped or (step >= last and 0 < step <= consecutive_skipped)
 
 
 def describe_non_finite(values: dict[str, float]) -> str:
-    """What was not finite in an update that was skipped, and the verb."""
+    """The part of a skipped update that was not finite, with its verb: `the loss was`, `loss and gradient were`."""
     found = [what for what, name in (("loss", "loss"), ("gradient", "grad_norm")) if not math.isfinite(values[name])]
     if len(found) == 2:
         return "loss and gradient were"
-    return f"the {found[0] if found else 'step that the optimizer makes of the gradient'} was"
+    return f"the {found[0] if found else 'optimizer step'} was"
 
 
 def is_due(step: int, every: int | None, last: int) -> bool:
-    """Whether something that happens every so many updates, and at the end, happens now."""
+    """Whether an action that runs every `every` updates, and after the last, runs after update `step`."""
     return step == last or (every is not None and step % every == 0)
 
 
@@ -171,16 +172,16 @@ def run(
     save_every: int | None,
     stop_signal: Callable[[int], str | None],
 ) -> tuple[State, str | None]:
-    """Updates `start` to `stop` -> the last state, and the name of the signal that ended it early, or None.
+    """Run updates `start` to `stop` - 1 -> (final state, name of the signal that ended it early or None).
 
-    Where an error ends it, `rescue` gets the state in hand before the error is raised.
+    If an error ends it, `rescue` receives the current state before the error is raised.
     """
     progress.start_clock(start)
     try:
         for n in range(start, stop):
             state, metrics = update(state, progress.next_batch(batches))
             progress.add(n + 1, metrics)
-            signal = stop_signal(n + 1) if n + 1 < stop else None  # the end comes as soon, and is measured
+            signal = stop_signal(n + 1) if n + 1 < stop else None  # the last update is evaluated anyway
             evaluating, saving = is_due(n + 1, eval_every, stop), is_due(n + 1, save_every, stop) or signal is not None
             if evaluating or saving:
                 progress.flush()

@@ -1,4 +1,4 @@
-"""From where a run goes: a fresh state, another run's parameters, or its own newest good checkpoint."""
+"""How a run starts: from a fresh state, another run's parameters, or its own newest restorable checkpoint."""
 
 import dataclasses
 from contextlib import suppress
@@ -21,25 +21,26 @@ from train.update import step
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """What a run goes on from."""
+    """The point at which a run starts or resumes."""
 
     start: int  # finished updates
     phases: tuple[sampler.Phase, ...]
-    history: list[dict[str, Any]] = field(default_factory=list)  # changes of the schedule, each with its first update
-    evaluated: bool = True  # the checkpoint was evaluated when it was saved
-    skipped: int = 0  # updates in a row, the newest, that were not finite under the schedule that holds
-    files: dict[str, str] = field(default_factory=dict)  # of a published network, that go with it (train/companions.py)
+    history: list[dict[str, Any]] = field(default_factory=list)  # schedule changes, each with its first update
+    evaluated: bool = True  # whether the checkpoint was evaluated when it was saved
+    skipped: int = 0  # consecutive newest updates that were not finite under the current schedule
+    files: dict[str, str] = field(default_factory=dict)  # companion files of a pretrained model (train/companions.py)
 
 
 def first_phase(cfg: Config) -> sampler.Phase:
-    """The phase that the config describes, from update 0 on."""
+    """The phase that the config describes, starting at update 0. Raises UsageError for invalid data.weights."""
     weights = cfg.data.weights or (1.0,) * len(dataset_names(cfg))
     if len(weights) != len(dataset_names(cfg)) or min(weights) < 0 or not sum(weights):
-        raise UsageError(f"data.weights = {weights} must give each of {cfg.data.name!r} a share of 0 or more")
+        raise UsageError(f"data.weights = {weights} must give each data set of {cfg.data.name!r} a weight of 0 or more")
     least = min(w for w in weights if w) / sum(weights)
     if least < sampler.MIN_WEIGHT:
         raise UsageError(
-            f"data.weights = {weights}: a share must be 0 or at least {sampler.MIN_WEIGHT}, not {least:.1g}"
+            f"data.weights = {weights}: each weight's share of the sum must be 0 or at least {sampler.MIN_WEIGHT}, "
+            f"not {least:.1g}"
         )
     return sampler.Phase(0, cfg.train.batch, tuple(map(float, weights)))
 
@@ -47,7 +48,11 @@ def first_phase(cfg: Config) -> sampler.Phase:
 def resume_or_init(
     setup: Setup, tx: optax.GradientTransformation, workdir: str, identity: list[dict[str, Any]], changes: list[str]
 ) -> tuple[step.State, ResumePoint]:
-    """The state to go on from, and where it comes from. `changes` are those of the schedule that this run brings."""
+    """The state to start from, and its ResumePoint.
+
+    `changes` lists this run's changes to the schedule. Raises UsageError if data or batch differ from the checkpoint's,
+    and RuntimeError if the run had stopped because its updates were not finite.
+    """
     cfg = setup.cfg
     phase = first_phase(cfg)
     if not checkpoint.steps(workdir):
@@ -60,7 +65,7 @@ def resume_or_init(
     target = abstract_state(setup, tx)
 
     def restore(n: int) -> step.State:
-        checkpoint.load_tokenizer(workdir, n)  # a checkpoint without its own is damaged
+        checkpoint.load_tokenizer(workdir, n)  # raises CorruptCheckpoint if its tokenizer is missing
         return checkpoint.restore(workdir, n, target)
 
     found, state = checkpoint.first_restorable(
@@ -70,13 +75,14 @@ def resume_or_init(
     manifest = checkpoint.load_manifest(workdir, found)
     if manifest["data"] != identity:
         raise UsageError(
-            f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}; "
-            f"bring it back, or go on from the parameters in another --workdir, by --config.init_from={workdir}"
+            f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}; restore the old data, "
+            f"or start from these parameters in another --workdir with --config.init_from={workdir}"
         )
     phases = sampler.phases_from_json(manifest["phases"])
     if cfg.train.stateful and phases[-1].batch_size != phase.batch_size:
         raise UsageError(
-            f"train.batch = {phase.batch_size}: with train.stateful a run keeps its {phases[-1].batch_size} rows"
+            f"train.batch = {phase.batch_size}: with train.stateful it must stay {phases[-1].batch_size}, as in the "
+            f"checkpoint"
         )
     if (phases[-1].batch_size, phases[-1].weights) != (phase.batch_size, phase.weights):
         phases = (*phases, dataclasses.replace(phase, from_step=found))
@@ -94,14 +100,17 @@ def resume_or_init(
 
 
 def abstract_state(setup: Setup, tx: optax.GradientTransformation) -> step.State:
-    """The state as ShapeDtypeStructs with this run's shardings: what a restore is to give."""
+    """The state as ShapeDtypeStructs with this run's shardings: the target of a restore."""
     shapes = jax.eval_shape(partial(step.init_state, setup.model, tx, setup.cfg.seed, setup.options))
     shardings = step.state_shardings(setup.model, tx, setup.place, setup.options)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def find_tokenizer(cfg: Config, workdir: str) -> dict[str, Any] | None:
-    """The tokenizer of parameters that are there: this run's, or one of the same kind of whence they come."""
+    """The description of the tokenizer that existing parameters use, or None.
+
+    It comes from this run's checkpoints, else from `init_from` if its tokenizer is of the config's kind.
+    """
     for n in checkpoint.readable_manifests(workdir):
         with suppress(checkpoint.CorruptCheckpoint):
             return checkpoint.load_tokenizer(workdir, n)
@@ -109,11 +118,10 @@ def find_tokenizer(cfg: Config, workdir: str) -> dict[str, Any] | None:
         return None
     name = expand_home(cfg.init_from)
     if pretrained.is_pretrained(name):
-        own = cfg.data.tokenizer == "subword"  # which names none: it is the folder's
+        own = cfg.data.tokenizer == "subword"  # without a file name: the folder's tokenizer
         return tokenizer_reader.read_tokenizer(name).description() if own else None
     workdir, steps = init_from.candidate_checkpoints(name)
     read = partial(checkpoint.load_tokenizer, workdir)
-    _, description = checkpoint.first_restorable(
-        workdir, steps, read, lambda line: None
-    )  # `initial.load` names the others
+    # `initial.load` reports the corrupt ones
+    _, description = checkpoint.first_restorable(workdir, steps, read, lambda line: None)
     return description if description and description["kind"] == tokenizers.tokenizer_kind(cfg.data.tokenizer) else None

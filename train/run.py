@@ -42,7 +42,7 @@ from train.setup.setup import (
 from train.sharding import device_batches, mesh
 from train.update import optim, schedules, step
 
-CHECK_SECONDS = 10.0  # seconds that small sets are read before a run, for files that cannot be
+CHECK_SECONDS = 10.0  # time limit for reading small data sets before a run, to find unreadable files
 
 
 def train(
@@ -53,12 +53,12 @@ def train(
     changes: Sequence[str] = (),
     unread: Unread = lambda facts: [],
 ) -> str | None:
-    """Train in a workdir, from its newest good checkpoint if it has one -> the signal that ended it early, or None.
+    """Train in a workdir, resuming from its newest restorable checkpoint -> the signal that ended it early, or None.
 
     `changes` says in words what this run changes in the schedule of the one before; `unread` is that of `set_up`.
     """
     wrong = [*schedules.find_problems(cfg.schedule, cfg.train.steps), *optim.find_problems(cfg.optim), *unread({})]
-    with raise_with(wrong):  # what is wrong with these does not hide what else is
+    with raise_with(wrong):  # these problems are reported together with any later one
         traced = profile.parse_window(cfg.log.profile, cfg.train.steps)
         ticker = Ticker(runtime)
         corpora = [load_source(cfg, runtime, name, cfg.data.split, ticker) for name in dataset_names(cfg)]
@@ -73,7 +73,7 @@ def train(
     if cfg.log.wandb:
         metrics.import_wandb()
     if getattr(held_out, "names", None) != getattr(corpora[0], "names", None):
-        raise UsageError(f"{cfg.data.name}: split {cfg.eval.split!r} has other classes than {cfg.data.split!r}")
+        raise UsageError(f"{cfg.data.name}: splits {cfg.eval.split!r} and {cfg.data.split!r} have different classes")
     tx = optim.make(cfg.optim, setup.model.specs["params"])
     phases, mix = (resume.first_phase(cfg),), inputs.mixup_transform(cfg, setup.task)
     augment = inputs.train_transform(cfg, setup.task.target_field == "boxes", inputs.image_channels(cfg, setup.model))
@@ -84,9 +84,9 @@ def train(
     task = setup.task.with_extras(label_smoothing=cfg.train.label_smoothing, z_loss=cfg.train.z_loss)
     if cfg.train.gradient != "autodiff" and (cfg.train.label_smoothing or cfg.train.z_loss or mix):
         extras = "train.label_smoothing, train.z_loss, mixup nor cutmix"
-        raise UsageError(f"train.gradient = {cfg.train.gradient!r} knows neither {extras}")
+        raise UsageError(f"train.gradient = {cfg.train.gradient!r} supports neither {extras}")
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
-    if not checkpoint.steps(workdir):  # what the update refuses leaves no folder
+    if not checkpoint.steps(workdir):  # trace first, so that an error of the update leaves no folder
         jax.eval_shape(update, resume.abstract_state(setup, tx), _batch_shapes(setup, batches, 0))
 
     try:
@@ -95,7 +95,7 @@ def train(
         newest = next(iter(checkpoint.readable_manifests(workdir)), 0)
         if newest < cfg.train.steps:
             raise
-        _say_complete(setup, workdir, newest)  # nothing is to be written
+        _say_complete(setup, workdir, newest)  # nothing needs to be written
         return None
     with checkpoint.lock(workdir):
         together.check_shared_workdir(workdir, runtime)
@@ -112,7 +112,7 @@ def train(
         if cfg.log.hlo and jax.process_index() == 0:
             profile.write_programs(update, state, batch, Path(workdir) / "hlo")
         if traced and traced[1] <= start:
-            runtime.say(f"no profile: updates {cfg.log.profile} were made before")
+            runtime.say(f"no profile: updates {cfg.log.profile} are already done")
         with profile.profile_steps(update, start, traced, str(Path(workdir) / "profile")) as update:
             return _train(setup, update, state, batches, resume_point, held_out, workdir, identity, cost)
 
@@ -123,33 +123,35 @@ def _training_sources(setup: Setup, corpora: list[Source]) -> tuple[sampler.Epoc
     if absent:
         raise UsageError(
             f"{cfg.data.name}: split {cfg.data.split!r} has no example of the class {' or '.join(sorted(absent))}, "
-            f"which other splits have: it cannot be learnt"
+            f"which other splits have"
         )
     labelled = setup.task.target_field in ("label", "labels", "boxes")
-    kinds = {(type(s).__name__, getattr(s, "classes", None) if labelled else None) for s in corpora}
+    types = {(type(s).__name__, getattr(s, "classes", None) if labelled else None) for s in corpora}
     names = {getattr(s, "names", None) for s in corpora} if labelled else set()
-    if len(names) > 1 and len(kinds) == 1:
+    if len(names) > 1 and len(types) == 1:
         differ = " and ".join(", ".join(n or ("numbers",)) for n in sorted(names, key=str))
-        raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of the same classes: they are {differ}")
-    if len(kinds) > 1:
-        what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(kinds, key=str))
-        raise UsageError(f"data.name = {cfg.data.name!r} is no mixture of one kind: it has {what}")
+        raise UsageError(
+            f"data sets in a mixture must have the same classes; data.name = {cfg.data.name!r} has {differ}"
+        )
+    if len(types) > 1:
+        what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(types, key=str))
+        raise UsageError(f"data sets in a mixture must have the same type; data.name = {cfg.data.name!r} has {what}")
     if len(corpora) > 1 and cfg.data.max_length is None and any(isinstance(source, ParallelText) for source in corpora):
         raise UsageError(
-            f"config key 'data.max_length' = None gives each of {cfg.data.name!r} rows of its own length; "
-            f"give the tokens of a row, as {setup.context}"
+            f"config key 'data.max_length' must be set for a mixture of parallel texts, {cfg.data.name!r}: "
+            f"the tokens of a row, such as {setup.context}, not None"
         )
     most = max((source.max_boxes for source in corpora if isinstance(source, DetectionDataset)), default=0)
     corpora = [source.with_max_boxes(most) if isinstance(source, DetectionDataset) else source for source in corpora]
     if cfg.train.stateful and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
-        raise UsageError("train.stateful = True goes with a recurrent network and loss next_token")
+        raise UsageError("train.stateful = True needs a recurrent network and loss next_token")
     if cfg.train.stateful and len(corpora) > 1:
-        raise UsageError(f"train.stateful = True goes with one data set, not with the mixture {cfg.data.name!r}")
+        raise UsageError(f"train.stateful = True needs one data set, not the mixture {cfg.data.name!r}")
     return tuple(training_rows(setup, source) for source in corpora)
 
 
 def _describe_size(source: Source, corpus: sampler.EpochSource) -> str:
-    """What a source holds, and what of it is trained on where that is counted otherwise."""
+    """A source's name and size, with its number of tokens or dropped pairs."""
     what = "examples" if isinstance(source, Examples) else "pairs" if isinstance(source, ParallelText) else "documents"
     more = f", {len(corpus) * corpus.context:,} tokens" if hasattr(corpus, "context") else ""
     if isinstance(source, ParallelText) and len(corpus) < len(source):
@@ -158,7 +160,7 @@ def _describe_size(source: Source, corpus: sampler.EpochSource) -> str:
 
 
 def _overlap_notes(trained: Source, held_out: Source) -> tuple[str, ...]:
-    """A line where rows that are held out are trained on too, as of `train[:90%]` and `train[80%:]`.
+    """A note if held-out rows are trained on too, as with `train[:90%]` and `train[80%:]`.
 
     Splits of images with boxes may also list the same files.
     """
@@ -170,21 +172,21 @@ def _overlap_notes(trained: Source, held_out: Source) -> tuple[str, ...]:
 
 
 def _shortened_note(length: int | None, context: int | None) -> list[str]:
-    """A line where the model's context cuts rows below the length that the config gives them."""
+    """A note if the model's context is shorter than the config's row length."""
     if length is None or context is None or length <= context:
         return []
     return [f"        rows have {context:,} tokens, the model's context, and not data.max_length = {length:,}"]
 
 
 def _tokens_per_row(setup: Setup, batches: sampler.BatchSampler, start: int) -> int:
-    """Tokens of a row that are predicted; of translations, whose lengths differ, the mean over a batch."""
+    """Predicted tokens per row; for translations, whose lengths differ, the mean over a batch."""
     if setup.task.target_field != "source":
         return setup.context or 0
     return round(float(batches.batch(start)["weight"].sum(1).mean()))
 
 
 def _batch_shapes(setup: Setup, batches: sampler.BatchSampler, start: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The batch of an update, as ShapeDtypeStructs."""
+    """The batch of update `start` as ShapeDtypeStructs."""
     rows, row = batches.phase(start).batch_size, batches.batch(start, [0])
     device_batches.check_sequence_lengths(row, setup.place)
     sharding = lambda k, v: setup.place.sharding(mesh.batch_axes(k, v.ndim))  # noqa: E731
@@ -202,7 +204,7 @@ def _print_summary(
     start: int,
     workdir: str,
 ) -> int:
-    """Say what the run is -> the FLOP of an update, 0 where another process counts them."""
+    """Print the run's summary -> FLOPs of an update; 0 in processes other than 0, which print nothing."""
     if jax.process_index():
         return 0
     cfg, runtime, model = setup.cfg, setup.runtime, setup.model
@@ -216,28 +218,28 @@ def _print_summary(
         if not cfg.rules:
             raise
         first = str(error).splitlines()[0]
-        raise UsageError(f"the rules {cfg.rules.to_dict()} cannot cut this model so: {first}") from error
+        raise UsageError(f"the rules {cfg.rules.to_dict()} cannot shard this model: {first}") from error
     size = ", ".join(map(_describe_size, corpora, batches.sources))
     size_name = f", size {cfg.model.size}" if cfg.model.size else ""
     coupled = "; batch_coupled: accumulation changes its statistics" if "batch_coupled" in model.traits else ""
-    still = sum(
+    frozen = sum(
         s.size
         for s, f in zip(*map(jax.tree.leaves, (model.specs["params"], setup.options.freeze_mask)), strict=True)
         if f
     )
-    hidden = (
+    caveat = (
         ", but for the inside of attention" if getattr(model.config, "attention", "") in ("cudnn", "splash") else ""
     )
-    held = f", {still:,} of them frozen" if still else ""
+    still = f", {frozen:,} of them frozen" if frozen else ""
     runtime.say(
-        f"model   {model.family}{size_name}: {summary.parameter_counts(model)}{held}, {cfg.train.precision}{coupled}",
+        f"model   {model.family}{size_name}: {summary.parameter_counts(model)}{still}, {cfg.train.precision}{coupled}",
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
         f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
         *_overlap_notes(corpora[0], held_out),
         *_shortened_note(cfg.data.max_length, setup.context),
         *dict.fromkeys(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
         f"mesh    {summary.describe_mesh(setup.place)}",
-        f"cost    {summary.format_quantity(cost, 'FLOP')} an update{hidden}",
+        f"cost    {summary.format_quantity(cost, 'FLOP')} an update{caveat}",
         f"files   {workdir}/{{config.json, metrics.jsonl, events/, plots/, checkpoints/}}",
         "",
     )
@@ -277,7 +279,7 @@ def _train(
         recorder.write("event", start, {}, note="; ".join([f"resumed from update {start}", *changed]))
 
     def measure(n: int, state: step.State) -> evaluate.Scores:
-        """Record what is measured, at the end on the whole split -> the scores on which checkpoints are compared."""
+        """Evaluate and record, after the last update on the whole split -> the scores that checkpoints compare."""
         views = step.eval_variables(state, cfg.optim)
         measured = partial(evaluate_variables, setup, eval_step, views, eval_set, should_stop=should_stop, tick=ticker)
         compared = measured(cfg.eval.limit)
@@ -287,13 +289,13 @@ def _train(
         return compared
 
     def should_stop() -> bool:
-        """Whether an evaluation is to end: where several processes evaluate, they do so to the end."""
+        """Whether an evaluation must stop early; several processes always finish it."""
         return jax.process_count() == 1 and runtime.signals() is not None
 
     def stop_signal(n: int) -> str | None:
-        """The signal that asks for a stop; several processes agree on it, after every line of metrics.
+        """The signal that requests a stop, or None. Several processes agree on it whenever they log metrics.
 
-        Raises SaveError where a save has failed meanwhile.
+        Raises SaveError if a pending save has failed.
         """
         store.check()
         pending = runtime.signals()
@@ -327,11 +329,11 @@ def _train(
                 cfg.checkpoint.every,
                 stop_signal,
             )
-        except evaluate.Interrupted:  # before the first update: the checkpoint is there
+        except evaluate.Interrupted:  # before the first update: a checkpoint already exists
             signal = runtime.signals()
     _draw_curve(setup, workdir)
     if progress.skipped:
-        runtime.say(f"{progress.skipped:,} updates were skipped: loss, gradient or the step made of it was not finite")
+        runtime.say(f"{progress.skipped:,} updates were skipped: loss, gradient or optimizer step was not finite")
     return signal
 
 
@@ -343,17 +345,17 @@ def _say_complete(setup: Setup, workdir: str, made: int) -> None:
 
 
 def _draw_curve(setup: Setup, workdir: str) -> None:
-    """Draw the curve of a local workdir, and say where it is and the newest checkpoint."""
+    """Draw the loss curve of a local workdir, and print its path and the newest checkpoint."""
     if jax.process_index() or "://" in workdir:
         return
     try:
         picture = curves.draw_loss(workdir, f"{setup.model.family} on {dataset_title(setup.cfg)}", setup.task.unit)
         where = f"curve in {picture}, " if picture else ""
-    except Exception as error:  # a picture that cannot be drawn or written fails no run
+    except Exception as error:  # a plotting error must not fail a run
         where = f"no curve drawn: {checkpoint.reason(error)}; "
     setup.runtime.say(f"{where}checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
 
 
 def saved_config(workdir: str) -> str | None:
-    """The config of the newest readable checkpoint, as JSON; None where there is none yet."""
+    """The config of the newest readable checkpoint as JSON, or None if there is no checkpoint."""
     return next((json.dumps(manifest["config"]) for manifest in checkpoint.readable_manifests(workdir).values()), None)

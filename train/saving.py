@@ -1,4 +1,4 @@
-"""What a run saves: its checkpoints when they are due, and one more where an error ends it."""
+"""A run's checkpoints: at regular intervals, and one more if an error ends the run."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from train.update import step
 
 @dataclass
 class Saver:
-    """Saves the states of a run with what they say of themselves."""
+    """Saves a run's states with their manifests."""
 
     setup: Setup
     store: checkpoint.Store
@@ -28,7 +28,7 @@ class Saver:
     _skipped: int = 0  # updates of this process, up to that checkpoint
 
     def save(self, n: int, state: step.State, scores: evaluate.Scores | None) -> None:
-        """Begin to save a state after n updates. Raises checkpoint.SaveError."""
+        """Start saving the state after n updates. Raises checkpoint.SaveError."""
         manifest = make_manifest(
             self.setup, n, self.resume_point, self.identity, scores, self.progress.consecutive_skipped
         )
@@ -36,16 +36,15 @@ class Saver:
         self.newest, self._skipped = n, self.progress.skipped
 
     def rescue(self, state: step.State, error: BaseException) -> None:
-        """Save what was learnt since the newest checkpoint, before an error ends the run.
+        """Save the progress since the newest checkpoint, before an error ends the run.
 
-        Nothing is saved where the storage has failed, at a second Ctrl-C, or by one of several processes where the
-        others do not end with it.
+        Nothing is saved after a storage failure, after a second Ctrl-C, or if other processes of the run continue.
         """
         hurried = isinstance(error, KeyboardInterrupt) and self.setup.runtime.signals() is not None
         alone = jax.process_count() > 1 and not self.lockstep.all_failed
         if isinstance(error, checkpoint.SaveError) or hurried or alone:
             return
-        with suppress(Exception):  # the error that ends the run may come again
+        with suppress(Exception):  # the same error may be raised again
             self.progress.flush()
         try:
             n = int(state["step"])
@@ -54,8 +53,8 @@ class Saver:
             self.store.wait()
             if self.newest > self.resume_point.start:
                 self.progress.say(f"saved checkpoint {self.newest:,}, before the error that ends the run")
-        except Exception as second:  # as where the error left no state: an update takes the old one
-            self.progress.say(f"what was learnt last is not saved: {checkpoint.reason(second)}")
+        except Exception as second:  # for example if an update had donated the state
+            self.progress.say(f"the newest updates are not saved: {checkpoint.reason(second)}")
 
 
 def make_manifest(
@@ -66,7 +65,10 @@ def make_manifest(
     scores: evaluate.Scores | None,
     skipped: int = 0,
 ) -> checkpoint.Manifest:
-    """What a checkpoint says of itself, but for the digests that the save adds; `skipped` is of the newest updates."""
+    """The manifest of a checkpoint, without the digests that the store adds.
+
+    `skipped` counts the consecutive newest updates that were not finite.
+    """
     table = {k: {"shape": list(s.shape), "axes": s.axes} for k, s in flatten(setup.model.specs).items()}
     return {
         "step": n,
@@ -83,5 +85,5 @@ def make_manifest(
         "classes": list(setup.class_names) if setup.class_names else None,
         "files": resume_point.files or None,
         "inputs": getattr(setup.model.config, "inputs", None),
-        "metrics": (scores.primary_metrics or None) if scores else None,  # an empty held-out split measures nothing
+        "metrics": (scores.primary_metrics or None) if scores else None,  # None for an empty held-out split
     }

@@ -1,4 +1,4 @@
-"""What processes that train together must have alike, beside their config: versions, data, the folder, and an end."""
+"""Checks that the processes of a run agree on versions, data and workdir, and fail together."""
 
 import platform
 import secrets
@@ -18,23 +18,23 @@ from train.runtime import Runtime
 
 
 class OtherProcessFailed(RuntimeError):
-    """Another process of the run has failed, which says why."""
+    """Another process of the run has failed; it reports the reason."""
 
 
 @dataclass
 class Lockstep:
-    """Holds processes together where they read: none begins an update for which another has no batch."""
+    """Keeps processes in step as they read: none starts an update for which another has no batch."""
 
     runtime: Runtime
-    all_failed: bool = False  # one had none: all have raised before the same update
+    all_failed: bool = False  # a process failed to read, and all raised before the same update
 
     def batches(self, batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
-        """The batches of this process. Raises what reading raises, and OtherProcessFailed in all other processes."""
+        """This process's batches. Raises the error of reading, and OtherProcessFailed in all other processes."""
         while True:
             error = None
             try:
                 batch = next(batches)
-            except StopIteration:  # of all processes alike
+            except StopIteration:  # in all processes at once
                 return
             except Exception as found:
                 error = found
@@ -47,29 +47,29 @@ class Lockstep:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what a run's numbers come from."""
+    """The versions of the libraries that determine a run's numbers."""
     found = {m.__name__: m.__version__ for m in (jax, flax, optax, np)} | {"python": platform.python_version()}
     return {**found, "orbax": orbax.checkpoint.__version__}
 
 
 def check_same_data(runtime: Runtime, data: Mapping[tuple[str, str], Any]) -> None:
-    """Hold all processes to the same versions and data, identities by name and split. Raises UsageError."""
+    """Raise UsageError if versions or data differ between processes; `data` maps (name, split) to an identity."""
     facts = {f"the version of {name}": found for name, found in versions().items()}
     runtime.agree({**facts, **{f"the data {name}, {split}": identity for (name, split), identity in data.items()}})
 
 
 def check_shared_workdir(workdir: str, runtime: Runtime) -> None:
-    """Hold all processes to one folder: they look for a mark that process 0 leaves there. Raises UsageError."""
+    """Raise UsageError unless all processes see one workdir: they look for a file that process 0 writes there."""
     if jax.process_count() == 1 or "://" in workdir:
         return
     mark = Path(workdir) / "mark"
     if jax.process_index() == 0:
         mark.write_text(secrets.token_hex(8))
     try:
-        runtime.agree({})  # the mark is there now
+        runtime.agree({})  # a barrier: process 0 has written the file
         runtime.agree({"mark": mark.read_text() if mark.exists() else None})
     except UsageError:
-        text = f"--workdir={workdir} is not one folder for all processes: give one that they share"
+        text = f"--workdir={workdir} is not the same folder for all processes; give one that they share"
         raise UsageError(text) from None
     finally:
         if jax.process_index() == 0:

@@ -1,8 +1,8 @@
-"""Checkpoints that explain themselves: `W/checkpoints/<n>/{state/, manifest.json, tokenizer/}`, n finished updates.
+"""Self-describing checkpoints: `W/checkpoints/<n>/{state/, manifest.json, tokenizer/}`, n finished updates.
 
-Orbax writes the arrays asynchronously and commits a checkpoint by one rename, manifest and tokenizer included. The
-manifest holds a digest of each leaf, computed on device at the save, and a digest of itself; a restore computes them
-again, and compares shape and dtype too, so that nothing is restored changed, or in part, without a word.
+Orbax writes the arrays asynchronously and commits a checkpoint, including manifest and tokenizer, by one rename. The
+manifest holds a digest of each leaf, computed on device when saving, and a digest of itself. A restore recomputes the
+digests and compares shapes and dtypes, so a changed or incomplete checkpoint raises an error.
 """
 
 from train.checkpoint.digests import digests

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: its path, what is in it, and whether it can be written."""
+"""The folder of a run's checkpoints: its path, its steps, and whether it is writable."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from jax.experimental import multihost_utils
 from documents import require_regular_file
 from errors import UsageError
 
-UNUSABLE = re.compile(r"[][*?\\\0\ud800-\udfff]")  # patterns to Orbax, a slash or no text to TensorStore
-LOCK = "lock"  # the file of a workdir that a run holds while it writes there
-STEP = re.compile(r"0|[1-9][0-9]*")  # how a checkpoint's folder is called
+UNUSABLE = re.compile(r"[][*?\\\0\ud800-\udfff]")  # glob characters to Orbax, separators or invalid to TensorStore
+LOCK = "lock"  # the file of a workdir that a run locks while it writes there
+STEP = re.compile(r"0|[1-9][0-9]*")  # the name of a checkpoint's folder
 
 
 def checkpoint_dir(workdir: str) -> epath.Path:
@@ -23,14 +23,14 @@ def checkpoint_dir(workdir: str) -> epath.Path:
 
 
 def steps(workdir: str) -> list[int]:
-    """The checkpoints of a workdir, oldest first, damaged ones among them; other names are passed over."""
+    """The checkpoints of a workdir, oldest first, including corrupt ones. Other names are skipped."""
     folder = checkpoint_dir(workdir)
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(int(path.name) for path in found if STEP.fullmatch(path.name) and path.is_dir())
 
 
 def prepare(workdir: str) -> None:
-    """Make a workdir, and try to write in it, where its checkpoints go, and to open its lock.
+    """Create a workdir, and check that it, its checkpoint folder and its lock file are writable.
 
     Raises UsageError for a path that cannot hold checkpoints, and for a folder that cannot be written, with the reason.
     """
@@ -48,46 +48,46 @@ def prepare(workdir: str) -> None:
             if lock.exists():
                 require_regular_file(lock)
             open(lock, "a").close()
-    except Exception as error:  # each kind of storage has its own
+    except Exception as error:  # every kind of storage raises its own type
         raise UsageError(f"--workdir={workdir} cannot hold checkpoints: {reason(error)}") from None
 
 
 def check_writable(folder: epath.Path) -> None:
-    """Write a small file into a folder and remove it. Raises as the storage does."""
+    """Write a small file into a folder and remove it. Raises the storage's own errors."""
     trial = folder / f"trial-{jax.process_index()}"
     trial.write_bytes(bytes(4096))
     trial.unlink()
 
 
 def reason(error: BaseException) -> str:
-    """Why storage failed, in a line: the words of the operating system where it was asked, and its file."""
+    """One line that says why storage failed: the operating system's message if there is one, and the file."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, behind all that it was about to do
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore puts it behind a long description
     if code:
         return os.strerror(int(code[1]))
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def any_process(flag: bool) -> bool:
-    """Whether a flag is set in any process; all processes call this."""
+    """Whether a flag is set in any process. All processes must call this."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray([flag])).any())
 
 
 def read_text(path: epath.Path) -> str:
-    """The text of a file. Raises OSError or ValueError where it cannot be read, and for a pipe, which would wait."""
+    """The text of a file. Raises OSError or ValueError if it cannot be read, or is a pipe, which would block."""
     if "://" not in str(path):
         require_regular_file(path)
     return path.read_text()
 
 
 def write_atomic(path: epath.Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never a part. Raises OSError with its name."""
+    """Write a file so that a kill leaves the old or the new one, never a part. Raises OSError with the file's name."""
     draft = path.parent / f"{path.name}.draft"
     try:
         draft.write_text(text)
         draft.replace(path)
-    except OSError as error:  # a full disk names no file
+    except OSError as error:  # the error of a full disk names no file
         raise OSError(error.errno, error.strerror, str(path)) from None

@@ -1,4 +1,4 @@
-"""One run at a time writes to a workdir."""
+"""A lock: one run at a time writes to a workdir."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from train.checkpoint.folder import LOCK
 
 @contextmanager
 def lock(workdir: str) -> Iterator[None]:
-    """Hold `W/lock` while a run writes there; process 0 alone, local folders alone.
+    """Hold `W/lock` while a run writes there. Only process 0 locks, and only local folders.
 
-    Raises UsageError where another run holds it.
+    Raises UsageError if another run holds it.
     """
     if jax.process_index() or "://" in workdir:
         yield

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a checkpoint says of itself, covered by a digest of its own."""
+"""`manifest.json`: the description of a checkpoint, with a digest of itself."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "metrics": (dict, NoneType),
     "state": (dict,),
 }
-ENTRIES: dict[str, dict[str, type]] = {  # of those fields that hold several of a kind
+ENTRIES: dict[str, dict[str, type]] = {  # the keys of the entries of FIELDS that are lists or dicts of entries
     "table": {"shape": list, "axes": str},
     "phases": {"from_step": int, "batch_size": int, "weights": list},
     "history": {"from_step": int, "changes": list},
@@ -40,7 +40,7 @@ ENTRIES: dict[str, dict[str, type]] = {  # of those fields that hold several of 
 
 
 class CorruptCheckpoint(RuntimeError):
-    """A checkpoint whose files do not hold what was saved."""
+    """A checkpoint whose files differ from what was saved."""
 
 
 def dump_manifest(manifest: Manifest) -> str:
@@ -50,7 +50,7 @@ def dump_manifest(manifest: Manifest) -> str:
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 over all of a manifest but its digest, keys in order."""
+    """SHA-256 of a manifest without its digest, keys sorted."""
     body = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -58,7 +58,7 @@ def manifest_digest(manifest: Manifest) -> str:
 def load_manifest(workdir: str, step: int) -> Manifest:
     """The manifest of a checkpoint.
 
-    Raises CorruptCheckpoint where it cannot be read or is not what was written, UsageError for one of a newer schema.
+    Raises CorruptCheckpoint if it cannot be read or fails its digest, UsageError for a newer schema.
     """
     where = f"checkpoint {step} of {workdir}"
     try:
@@ -79,24 +79,24 @@ def load_manifest(workdir: str, step: int) -> Manifest:
 
 
 def _find_problem(manifest: Manifest, step: int) -> str | None:
-    """What is wrong with the structure of a manifest, None where nothing is."""
+    """The first fault in the structure of a manifest, or None."""
     for name, kinds in FIELDS.items():
         if name not in manifest:
             return f"{name} is missing"
         if type(manifest[name]) not in kinds:
-            return f"{name} is no {kinds[0].__name__}"
+            return f"{name} is not a {kinds[0].__name__}"
     for name, fields in ENTRIES.items():
         entries = manifest[name].values() if isinstance(manifest[name], dict) else manifest[name]
         for entry in entries:
             if not isinstance(entry, dict) or any(type(entry.get(key)) is not kind for key, kind in fields.items()):
-                return f"an entry of {name} is not {', '.join(fields)}"
+                return f"an entry of {name} does not have the fields {', '.join(fields)}"
     if manifest["step"] != step:
         return f"step is {manifest['step']}"
     for name in ("phases", "state"):
         if not manifest[name]:
             return f"{name} is empty"
     if not all(type(value) in (int, float) for value in (manifest["metrics"] or {}).values()):
-        return "metrics holds what is no number"
+        return "a value of metrics is not a number"
     for name, leaf in manifest["state"].items():
         if not all(type(size) is int and size >= 0 for size in leaf["shape"]):
             return f"the shape of {name} is {leaf['shape']}"
@@ -115,18 +115,18 @@ def _is_dtype(name: str) -> bool:
 
 
 def readable_manifests(workdir: str, say: Callable[[str], None] = lambda line: None) -> dict[int, Manifest]:
-    """The manifests that can be read, newest first; each damaged one is named by `say`."""
+    """The readable manifests by step, newest first. Corrupt ones are reported by `say`."""
     found = {}
     for step in reversed(steps(workdir)):
         try:
             found[step] = load_manifest(workdir, step)
         except CorruptCheckpoint as error:
-            say(f"{error}; passing over it")
+            say(f"{error}; skipping it")
     return found
 
 
 def add_metrics(workdir: str, step: int, metrics: dict[str, float]) -> None:
-    """Write into the manifest of a checkpoint what was measured after it was saved; process 0 alone."""
+    """Add metrics, computed after a checkpoint was saved, to its manifest. Only process 0 writes."""
     if jax.process_index():
         return
     manifest = {**load_manifest(workdir, step), "metrics": metrics or None}

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant, and its arrays, read and verified."""
+"""Selecting a checkpoint, and reading and verifying its arrays."""
 
 import json
 import math
@@ -21,25 +21,25 @@ from train.checkpoint.manifest import CorruptCheckpoint, load_manifest, readable
 
 
 def as_dict(state: Any) -> Any:
-    """A state as nested dicts alone: Optax's tuples become dicts by field or index."""
+    """A state as nested dicts. Optax's tuples become dicts by field or index."""
     return serialization.to_state_dict(state)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`W@n` -> (W, n); a bare W, or a folder whose own name has an @, stands for W@latest."""
+    """`W@n` -> (W, n). A bare W, or an existing folder with an @ in its name, means W@latest."""
     workdir, at, which = name.rpartition("@")
     return (workdir, which) if at and not epath.Path(name).exists() else (name, "latest")
 
 
 def select(workdir: str, which: str, say: Callable[[str], None] = lambda line: None) -> list[int]:
-    """The steps that `latest`, `best`, `all` or a number names; of `latest` and `best`, candidates, first choice first.
+    """The steps that `latest`, `best`, `all` or a number selects. For `latest` and `best`: candidates, best first.
 
-    `say` names the checkpoints that cannot be compared for `best`, as they are damaged.
-    Raises UsageError where there is none, with those that there are.
+    `say` reports the corrupt checkpoints that `best` cannot compare.
+    Raises UsageError, with the existing steps, if there is none.
     """
     found = steps(workdir)
     if not found:
-        raise UsageError(f"no checkpoint in {workdir!r}; train writes them to WORKDIR/checkpoints")
+        raise UsageError(f"no checkpoint in {workdir!r}: train writes them to WORKDIR/checkpoints")
     if which == "latest":
         return found[::-1]
     if which == "all":
@@ -50,18 +50,18 @@ def select(workdir: str, which: str, say: Callable[[str], None] = lambda line: N
         }
         scored = {n: loss for n, loss in losses.items() if loss is not None and math.isfinite(loss)}
         if not scored:
-            raise UsageError(f"no checkpoint in {workdir!r} has a finite loss from when it was saved, so none is @best")
+            raise UsageError(f"no checkpoint in {workdir!r} is @best: none was saved with a finite held-out loss")
         return sorted(scored, key=lambda n: (scored[n], n))
     if which in map(str, found):
         return [int(which)]
     names = ", ".join(map(str, found))
-    raise UsageError(f"no checkpoint {which!r} in {workdir!r}; there are {names}, and @latest, @best, @all")
+    raise UsageError(f"no checkpoint {which!r} in {workdir!r}; it has {names}, or use @latest, @best, @all")
 
 
 def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
-    """The description of the tokenizer that travels in a checkpoint, None where it is of no text.
+    """The description of a checkpoint's tokenizer, or None if the model reads no text.
 
-    Raises CorruptCheckpoint where it is not the one that the manifest names.
+    Raises CorruptCheckpoint if its fingerprint differs from the manifest's.
     """
     wanted = load_manifest(workdir, step)["tokenizer"]
     if wanted is None:
@@ -75,16 +75,16 @@ def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
         ) from None
     if tokenizers.fingerprint(description) != wanted:
         raise CorruptCheckpoint(
-            f"checkpoint {step} of {workdir} is damaged: its tokenizer is another than its manifest's"
+            f"checkpoint {step} of {workdir} is damaged: its tokenizer differs from its manifest's fingerprint"
         )
     return description
 
 
 def restore(workdir: str, step: int, target: Any) -> Any:
-    """What `target` has of a checkpoint: a state, or some of its entries, in ShapeDtypeStructs with shardings.
+    """Restore `target` from a checkpoint: a state, or some of its entries, as ShapeDtypeStructs with shardings.
 
-    Raises UsageError where a leaf is missing, surplus, or of another shape or dtype than the target's, and
-    CorruptCheckpoint where the files do not hold what the manifest says. Each message names the leaf.
+    Raises UsageError if a leaf is missing, surplus, or has another shape or dtype than the target's, and
+    CorruptCheckpoint if the files differ from the manifest. Each message names the leaf.
     """
     manifest, wanted = load_manifest(workdir, step), as_dict(target)
     saved, leaves = manifest["state"], flatten(wanted)
@@ -92,18 +92,18 @@ def restore(workdir: str, step: int, target: Any) -> Any:
     for name in sorted({*inside, *leaves}):
         where = f"checkpoint {step} of {workdir}: {name}"
         if name not in saved:
-            raise UsageError(f"{where} is not in it; the config asks for a leaf {leaves[name].shape}")
+            raise UsageError(f"{where} is missing; the config needs shape {leaves[name].shape}")
         if name not in leaves:
-            raise UsageError(f"{where} {tuple(saved[name]['shape'])} is in it, but the config has no such leaf")
+            raise UsageError(f"{where} {tuple(saved[name]['shape'])} has no counterpart in the config's model")
         have = tuple(saved[name]["shape"]), saved[name]["dtype"]
         want = leaves[name].shape, str(leaves[name].dtype)
         if have != want:
-            raise UsageError(f"{where} is {have[0]} {have[1]}, the config asks for {want[0]} {want[1]}")
+            raise UsageError(f"{where} is {have[0]} {have[1]}; the config needs {want[0]} {want[1]}")
     return serialization.from_state_dict(target, _read_and_verify(workdir, step, wanted, saved))
 
 
 def restore_leaves(workdir: str, step: int, shardings: dict[str, Any]) -> Any:
-    """Some leaves of a checkpoint, by path, on the given shardings -> a nested dict. Raises as `restore` does."""
+    """Restore some leaves by path, on the given shardings -> a nested dict. Raises CorruptCheckpoint as `restore`."""
     saved = load_manifest(workdir, step)["state"]
     wanted: dict[str, Any] = {}
     for name, sharding in shardings.items():
@@ -131,7 +131,7 @@ def _read_and_verify(workdir: str, step: int, wanted: Any, saved: dict[str, Any]
 
 
 def _read_arrays(path: epath.Path, wanted: Any) -> Any:
-    """The arrays, or the exception: Orbax and TensorStore raise many kinds for a broken file."""
+    """The arrays, or the exception: Orbax and TensorStore raise many types for a broken file."""
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
@@ -143,9 +143,9 @@ def _read_arrays(path: epath.Path, wanted: Any) -> Any:
 def first_restorable(
     workdir: str, candidates: list[int], read: Callable[[int], Any], say: Callable[[str], None]
 ) -> tuple[int, Any]:
-    """The first candidate that `read` restores; each damaged one before it is named and passed over.
+    """The first candidate that `read` restores -> (step, result of `read`). Corrupt ones before it are reported.
 
-    Raises CorruptCheckpoint where there is none.
+    Raises CorruptCheckpoint if all are corrupt.
     """
     for step in candidates:
         try:
@@ -153,12 +153,12 @@ def first_restorable(
         except CorruptCheckpoint as error:
             if len(candidates) == 1:
                 raise
-            say(f"{error}; passing over it")
+            say(f"{error}; skipping it")
     raise CorruptCheckpoint(f"no checkpoint of {workdir} can be restored; tried {', '.join(map(str, candidates))}")
 
 
 def quarantine(workdir: str, newer_than: int) -> None:
-    """Move checkpoints newer than the one restored to `W/damaged`, so that the run can save those steps again."""
+    """Move the checkpoints newer than the restored one to `W/damaged`, so that the run can save those steps again."""
     if jax.process_index() == 0:
         folder = checkpoint_dir(workdir)
         for step in (n for n in steps(workdir) if n > newer_than):

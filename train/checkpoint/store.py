@@ -1,4 +1,4 @@
-"""Saving: asynchronously, whole or not at all."""
+"""Saving checkpoints asynchronously and atomically."""
 
 import json
 import math
@@ -22,7 +22,7 @@ class SaveError(RuntimeError):
 
 
 class _ManifestHandler(ocp.CheckpointHandler):
-    """Writes the tokenizer's folder and the manifest beside it, the last of a checkpoint before Orbax commits it."""
+    """Writes the tokenizer's folder and, last before Orbax commits the checkpoint, the manifest beside it."""
 
     def save(self, directory: epath.Path, args: "_ManifestArgs") -> None:
         """Keep the manifest until `finalize`; write the tokenizer."""
@@ -34,11 +34,11 @@ class _ManifestHandler(ocp.CheckpointHandler):
         """Nothing: `load_manifest` and `load_tokenizer` read the files."""
 
     def finalize(self, directory: epath.Path) -> None:
-        """Write the manifest into the checkpoint that is about to be committed, where its arrays can be found."""
+        """Write the manifest, after checking that the checkpoint's arrays can be found."""
         state = directory.parent / "state"
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             if reader.metadata(state).item_metadata is None:
-                raise SaveError(f"the arrays in {state} cannot be found again")
+                raise SaveError(f"the arrays written to {state} cannot be read back")
         (directory.parent / "manifest.json").write_text(self._manifest)
 
 
@@ -50,9 +50,9 @@ class _ManifestArgs(ocp.args.CheckpointArgs):
 
 
 class Store:
-    """Saves a run's checkpoints, asynchronously, and keeps the newest `keep` and the `keep_best` of least loss.
+    """Saves a run's checkpoints asynchronously, and keeps the newest `keep` and the `keep_best` with the lowest loss.
 
-    A checkpoint is committed when the next one is saved, at the latest. What cannot be written raises SaveError.
+    A checkpoint is committed at the latest when the next one is saved. A failed write raises SaveError.
     """
 
     def __init__(self, workdir: str, keep: int, keep_best: int) -> None:
@@ -63,17 +63,17 @@ class Store:
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),  # what fails there is seen at once
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),  # so that its failure is seen now
         )
         self._folder = checkpoint_dir(workdir)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._step: int | None = None  # of the newest save
 
     def save(self, state: Any, manifest: Manifest, tokenizer: dict[str, Any] | None) -> None:
-        """Begin to save a state under manifest["step"]; its arrays may be donated once this returns.
+        """Start saving a state as step manifest["step"]. Its arrays may be donated once this returns.
 
-        manifest["metrics"], where not None, holds the held-out `loss` by which the best is chosen. The first save
-        returns when it is committed: storage that does not keep a checkpoint ends a run early.
+        manifest["metrics"], if not None, holds the held-out `loss` that selects the best checkpoints. The first save
+        waits until it is committed, so that faulty storage ends a run early.
         """
         self.wait()
         first, self._step = self._step is None, manifest["step"]
@@ -89,12 +89,12 @@ class Store:
             self.wait()
 
     def check(self) -> None:
-        """Raise where the save under way has failed; processes of several see that when they save the next time."""
+        """Raise SaveError if the pending save has failed. With several processes, the next save raises instead."""
         if jax.process_count() == 1 and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Return when what was begun is committed; all processes wait together."""
+        """Wait until the pending save is committed. All processes wait together."""
         with self._fail_together():
             self._manager.wait_until_finished()
 
@@ -110,12 +110,12 @@ class Store:
     def _name_failures(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # Orbax and TensorStore raise many kinds
+        except Exception as error:  # Orbax and TensorStore raise many types
             raise self._save_error(reason(error)) from error
 
     @contextmanager
     def _fail_together(self) -> Iterator[None]:
-        """Where one process fails, all do: none waits for another that has gone."""
+        """If one process fails, all raise: none waits for a process that has ended."""
         problem = None
         try:
             with self._name_failures():

@@ -1,4 +1,4 @@
-"""Evaluation: exact ratios of totals, with standard errors clustered by document or example."""
+"""Evaluation: metrics as exact ratios of totals, with standard errors clustered by document or example."""
 
 import itertools
 import math
@@ -16,61 +16,61 @@ from train.sharding import device_batches
 from train.sharding.mesh import Placement
 from train.tasks.losses import Task, WeightedSums, mask_padding_rows
 
-DISPLAY_NAMES = {"ece": "calibration error (ECE)"}  # metrics whose name says nothing
-BINS = 15  # of confidence, as Guo et al. have them
+DISPLAY_NAMES = {"ece": "calibration error (ECE)"}  # for metrics with cryptic names
+BINS = 15  # of confidence, as in Guo et al. 2017
 
 EvalStep = Callable[[Any, dict[str, jax.Array]], tuple[WeightedSums, dict[str, jax.Array]]]
 
 
 class Interrupted(Exception):
-    """A signal came before an evaluation was done."""
+    """A signal arrived before an evaluation finished."""
 
 
 class NotFinite(RuntimeError):
-    """A model of which nothing can be measured: what it gives is nan or infinite."""
+    """A model whose outputs are nan or infinite, so that its metrics are meaningless."""
 
 
 class Rows(NamedTuple):
-    """What was measured row by row, in the order of the exam [n ...]."""
+    """Results for each row, in the order of the evaluation set [n ...]."""
 
-    loss: np.ndarray  # of a row; nan where it weighs nothing
-    weight: np.ndarray  # of a row in the loss: 1, or the tokens told
-    prediction: np.ndarray | None = None  # classes or values, where the task keeps them; a detector's boxes [n K 6]
+    loss: np.ndarray  # of each row; nan where its weight is 0
+    weight: np.ndarray  # of each row in the loss: 1, or its number of target tokens
+    prediction: np.ndarray | None = None  # classes or values, if the task keeps them; a detector's boxes [n K 6]
     label: np.ndarray | None = None
-    confidence: np.ndarray | None = None  # a classifier's probability of its guess
+    confidence: np.ndarray | None = None  # a classifier's probability of its prediction
 
 
 class Scores(NamedTuple):
-    """Metrics, their standard errors, and how much was measured."""
+    """Metrics, their standard errors, and the number of rows and clusters."""
 
     metrics: dict[str, float]
     stderr: dict[str, float]
     examples: int
     clusters: int
-    prefix: str = ""  # of the metrics that the model is judged by
-    rows: Rows | None = None  # None where nothing was measured
+    prefix: str = ""  # of the primary metrics
+    rows: Rows | None = None  # None if there were no rows
 
     @property
     def primary_metrics(self) -> dict[str, float]:
-        """The metrics that the model is judged by, without their prefix."""
+        """The metrics by which checkpoints are compared, without their prefix."""
         return {k.removeprefix(self.prefix): v for k, v in self.metrics.items() if k.startswith(self.prefix)}
 
     @property
     def non_finite_rows(self) -> int:
-        """Rows whose loss is nan or infinite."""
+        """The number of rows whose loss is nan or infinite."""
         return 0 if self.rows is None else int(np.sum(~np.isfinite(self.rows.loss) & (self.rows.weight > 0)))
 
 
-def merge(views: dict[str, Scores]) -> Scores:
-    """Scores of several variables on one exam, each name with its prefix; the last are those to be judged by."""
-    metrics = {prefix + name: v for prefix, one in views.items() for name, v in one.metrics.items()}
-    stderr = {prefix + name: v for prefix, one in views.items() for name, v in one.stderr.items()}
-    prefix, last = list(views.items())[-1]
+def merge(scores: dict[str, Scores]) -> Scores:
+    """Merge scores of several variables on one evaluation set, names prefixed. The last entry is the primary one."""
+    metrics = {prefix + name: v for prefix, one in scores.items() for name, v in one.metrics.items()}
+    stderr = {prefix + name: v for prefix, one in scores.items() for name, v in one.stderr.items()}
+    prefix, last = list(scores.items())[-1]
     return Scores(metrics, stderr, last.examples, last.clusters, prefix, last.rows)
 
 
 def make_eval_step(model: Model, task: Task, place: Placement) -> EvalStep:
-    """The jitted forward pass: (variables, batch) -> a row's sums and weights [B], and answers, whole everywhere."""
+    """The jitted forward pass: (variables, batch) -> (sums and weights by row [B], predictions), replicated."""
 
     def eval_step(variables: Any, batch: dict[str, jax.Array]) -> tuple[WeightedSums, dict[str, jax.Array]]:
         out = model.apply(variables, batch, place=place, logits=False)
@@ -89,20 +89,20 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     tick: Tick = silent,
 ) -> Scores:
-    """Measure variables on an exam, `size` rows at a time (rounded up to the mesh), at most `limit` batches.
+    """Evaluate variables on an evaluation set, `size` rows at a time (rounded up to the mesh), at most `limit` batches.
 
-    Sums run in float64 on the host in the order of the examples, so that neither the batch size nor the mesh enters.
-    Raises Interrupted where `stopped`, asked before each batch, says so.
+    Sums run in float64 on the host in the order of the examples, so they depend on neither batch size nor mesh.
+    Raises Interrupted if `should_stop`, called before each batch, returns True.
     """
-    rows, told = run_eval(eval_step, variables, eval_set, place, size, limit, should_stop, tick)
+    rows, predictions = run_eval(eval_step, variables, eval_set, place, size, limit, should_stop, tick)
     if not rows:
         return Scores({}, {}, 0, 0)
     count = rows["loss"].shape[1]
     total, weight = rows["loss"]
     loss = np.divide(total, weight, out=np.full(count, np.nan), where=weight > 0)
-    if "confidence" in told:
-        rows["ece"] = calibration(told["confidence"], told["prediction"] == told["label"], weight)
-    return compute_scores(rows, eval_set.clusters[:count])._replace(rows=Rows(loss, weight, **told))
+    if "confidence" in predictions:
+        rows["ece"] = calibration(predictions["confidence"], predictions["prediction"] == predictions["label"], weight)
+    return compute_scores(rows, eval_set.clusters[:count])._replace(rows=Rows(loss, weight, **predictions))
 
 
 def run_eval(
@@ -115,16 +115,16 @@ def run_eval(
     should_stop: Callable[[], bool] = lambda: False,
     tick: Tick = silent,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """A row's sums and weights [2 n ...] in float64, and answers [n ...], by name; raises as `evaluate`.
+    """Sums and weights of each row [2 n ...] in float64, and predictions [n ...], by name. Raises as `evaluate`.
 
-    Batches are what is reported to `tick`.
+    `tick` counts batches.
     """
-    size = max(1, min(size, len(eval_set)))  # a batch is no larger than what there is
+    size = max(1, min(size, len(eval_set)))  # no larger than the evaluation set
     size = -(-size // place.batch_shards) * place.batch_shards
     sums: dict[str, list[np.ndarray]] = {}
-    told: dict[str, list[np.ndarray]] = {}
-    whole = -(-len(eval_set) // size)
-    count = whole if limit is None else min(whole, limit)
+    predictions: dict[str, list[np.ndarray]] = {}
+    batches = -(-len(eval_set) // size)
+    count = batches if limit is None else min(batches, limit)
     tick("evaluating, batches", 0, count)
     for i, batch in enumerate(itertools.islice(device_batches.eval_batches(eval_set, place, size), limit), 1):
         if should_stop():
@@ -135,23 +135,23 @@ def run_eval(
             weight = np.broadcast_to(np.expand_dims(weight, tuple(range(1, total.ndim))), total.shape)
             sums.setdefault(name, []).append(np.stack([total, weight]))
         for name, values in answers.items():
-            told.setdefault(name, []).append(values)
+            predictions.setdefault(name, []).append(values)
         tick("evaluating, batches", i, count)
     rows = {name: np.concatenate(parts, 1)[:, : len(eval_set)] for name, parts in sums.items()}
-    return rows, {name: np.concatenate(parts)[: len(eval_set)] for name, parts in told.items()}
+    return rows, {name: np.concatenate(parts)[: len(eval_set)] for name, parts in predictions.items()}
 
 
 def calibration_bins(confidence: np.ndarray) -> np.ndarray:
-    """Which of the equal bins ((m - 1)/M, m/M] of [0, 1] each confidence lies in, 0 in the first: [n] -> [n]."""
+    """The index of each confidence's bin, of M equal bins ((m - 1)/M, m/M] of [0, 1]: [n] -> [n]. 0 is in the first."""
     return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence.astype(np.float64), side="left")
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Rows' terms of the expected calibration error, sums and weights: [n], [n], [n] -> [2 n].
+    """Terms of the expected calibration error by row, sums and weights: [n], [n], [n] -> [2 n].
 
-    The error is the mean over bins, by their weight, of |accuracy - confidence|: the ratio of totals of what each row
-    adds to its bin's difference, under the bin's sign. Its standard error is by the delta method: the signs are held.
-    Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
+    The error is the weighted mean over bins of |accuracy - confidence|. It is a ratio of totals: each row contributes
+    its own difference, with the sign of its bin's difference. The standard error, by the delta method, takes the signs
+    as fixed. Source: Guo et al. 2017, arXiv:1706.04599, eq. 3.
     """
     gap = np.where(weight > 0, weight * (right - confidence.astype(np.float64)), 0.0)
     bins = calibration_bins(confidence)
@@ -159,7 +159,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray, weight: np.ndarray) -
 
 
 def compute_scores(rows: dict[str, np.ndarray], clusters: np.ndarray | None = None) -> Scores:
-    """Ratios of totals with their standard errors: sums and weights [2 n ...] by name, clusters [n] (each row one)."""
+    """Ratios of totals with standard errors: sums and weights [2 n ...] by name, clusters [n] (None: each row one)."""
     count = next(iter(rows.values())).shape[1]
     _, cluster = np.unique(np.arange(count) if clusters is None else clusters, return_inverse=True)
     names = sorted(rows, key=lambda n: (n != "loss", n))
@@ -169,7 +169,7 @@ def compute_scores(rows: dict[str, np.ndarray], clusters: np.ndarray | None = No
 
 
 def with_perplexity(scores: Scores) -> Scores:
-    """The same with exp(loss), its standard error to first order."""
+    """The scores with `perplexity` = exp(loss) added, its standard error to first order."""
     if not scores.metrics:
         return scores
     value = math.exp(min(scores.metrics["loss"], 700.0))
@@ -178,7 +178,7 @@ def with_perplexity(scores: Scores) -> Scores:
 
 
 def _ratios(rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """Each entry's ratio of totals and its standard error: [2 n ...] -> [2 ...]."""
+    """The ratio of totals of each entry, and its standard error: [2 n ...] -> [2 ...]."""
     flat = rows.reshape(2, rows.shape[1], -1)
     found = [_ratio(flat[0, :, i], flat[1, :, i], cluster) for i in range(flat.shape[2])]
     return np.array(found).T.reshape(2, *rows.shape[2:])
@@ -190,30 +190,27 @@ def _ratio(sums: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> tuple[
     if not w.sum():
         return math.nan, math.nan
     mean, n = s.sum() / w.sum(), len(s)
-    spread = math.sqrt(n / (n - 1) * np.square(s - mean * w).sum()) / w.sum() if n > 1 else math.nan
-    return float(mean), spread
+    stderr = math.sqrt(n / (n - 1) * np.square(s - mean * w).sum()) / w.sum() if n > 1 else math.nan
+    return float(mean), stderr
 
 
 def check_finite_scores(name: str, scores: Scores) -> None:
-    """Raise NotFinite where the loss is not finite: what else was measured there means nothing."""
+    """Raise NotFinite if a loss is not finite: the other metrics then mean nothing."""
     if scores.non_finite_rows:
         raise NotFinite(
-            f"{name}: the loss is not finite in {scores.non_finite_rows:,} of {scores.examples:,} rows, so that none "
-            f"of these numbers counts: parameters or activations are nan or infinite"
+            f"{name}: the loss is not finite in {scores.non_finite_rows:,} of {scores.examples:,} rows, so these "
+            f"metrics are meaningless: parameters or activations are nan or infinite"
         )
 
 
 def format_scores(scores: Scores) -> str:
-    """Metrics with their standard errors, where there are some, in one line.
-
-    Of text that is cut into windows the errors are over documents.
-    """
-    error = {name: f" ± {value:.4f}" for name, value in scores.stderr.items() if np.isfinite(value)}
+    """Metrics with their finite standard errors, in one line. For windows of text the errors are over documents."""
+    errors = {name: f" ± {value:.4f}" for name, value in scores.stderr.items() if np.isfinite(value)}
     shown = {name: value for name, value in scores.metrics.items() if not is_entry(name)}
-    parts = [f"{DISPLAY_NAMES.get(name, name)} {value:.4f}{error.get(name, '')}" for name, value in shown.items()]
+    parts = [f"{DISPLAY_NAMES.get(name, name)} {value:.4f}{errors.get(name, '')}" for name, value in shown.items()]
     if scores.non_finite_rows:
-        parts.append(f"a loss that is not finite in {scores.non_finite_rows:,}")
+        parts.append(f"loss not finite in {scores.non_finite_rows:,}")
     rows = f"{scores.examples:,} example{'s' * (scores.examples != 1)}"
     if scores.clusters != scores.examples:
         rows = f"{scores.examples:,} windows of {scores.clusters:,} document{'s' * (scores.clusters != 1)}"
-    return f"{', '.join(parts)} ({rows}{'; ± standard error' if error else ''})"
+    return f"{', '.join(parts)} ({rows}{'; ± standard error' if errors else ''})"

@@ -1,6 +1,6 @@
-"""Language models examined by likelihood: which choice is likelier to follow, and whether a text follows greedily.
+"""Likelihood evaluation of language models: the most likely choice, and whether greedy decoding gives a text.
 
-Definitions are those of lm-evaluation-harness (Gao et al. 2024, arXiv:2405.14782, section 4), so that figures compare.
+The definitions are those of lm-evaluation-harness (Gao et al. 2024, arXiv:2405.14782, section 4).
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from models import Model
 from train.evaluate import evaluate
 from train.sharding.mesh import Placement
 
-BUCKET = 32  # tokens: rows of like length share a batch, and few lengths are compiled
+BUCKET = 32  # lengths are rounded up to a multiple of this many tokens, so that few shapes are compiled
 
 
 class Likelihood(NamedTuple):
-    """Of continuations: log-probabilities in nats, whether each token is the likeliest, and how many there are [n]."""
+    """Log-probabilities of continuations in nats, whether greedy decoding gives them, and their tokens [n]."""
 
     nats: np.ndarray
     greedy: np.ndarray
@@ -28,17 +28,18 @@ class Likelihood(NamedTuple):
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of a context and of what follows; spaces that end the context go to what follows.
+    """Ids of a context and of its continuation. Trailing spaces of the context move to the continuation.
 
-    What follows is what encoding both together adds to the context's ids. An empty context is the end of a document.
+    The continuation's ids are those that encoding both together adds to the context's ids. An empty context becomes the
+    start of a document.
     """
-    bare = context.rstrip()
-    if not bare:
+    stripped = context.rstrip()
+    if not stripped:
         return _document_start(tokenizer), tokenizer.encode(context + continuation)
-    continuation = context[len(bare) :] + continuation
-    before, whole = tokenizer.encode(bare), tokenizer.encode(bare + continuation)
+    continuation = context[len(stripped) :] + continuation
+    before, both = tokenizer.encode(stripped), tokenizer.encode(stripped + continuation)
     start = np.array(tokenizer.prefix, np.int32)
-    return np.concatenate([start, before]), whole[len(before) :]
+    return np.concatenate([start, before]), both[len(before) :]
 
 
 def _document_start(tokenizer: Tokenizer) -> np.ndarray:
@@ -54,27 +55,27 @@ def likelihoods(
     size: int,
     tick: Tick = silent,
 ) -> Likelihood:
-    """Each continuation's log-probability after its context, `size` rows at a time; ids of both -> arrays [n].
+    """The log-probability of each continuation given its context, `size` rows at a time: pairs of ids -> arrays [n].
 
-    What is longer than the model's context loses its beginning. Rows are what is reported to `tick`.
+    Rows longer than the model's context are truncated at the start. `tick` counts rows.
     """
     context = model.config.context
-    whole = [np.concatenate(pair)[-(context + 1) :] for pair in rows]
-    told = np.array([len(after) for _, after in rows])
-    length = np.array([min(context, max(1, -(-(len(w) - 1) // BUCKET)) * BUCKET) for w in whole])
+    tokens = [np.concatenate(pair)[-(context + 1) :] for pair in rows]
+    lengths = np.array([len(after) for _, after in rows])
+    bucket_of = np.array([min(context, max(1, -(-(len(w) - 1) // BUCKET)) * BUCKET) for w in tokens])
     nats, hits, done = np.zeros(len(rows)), np.zeros(len(rows)), 0
 
     def rows_done(what: str, batches: int, of: int) -> None:
         tick("reading choices", done + min(batches * len(index) // max(of, 1), len(index)), len(rows))
 
-    for bucket in np.unique(length):
-        index = np.flatnonzero(length == bucket)
+    for bucket in np.unique(bucket_of):
+        index = np.flatnonzero(bucket_of == bucket)
         fields = {k: np.zeros((len(index), bucket), np.int32) for k in ("tokens", "targets")}
         weight = np.zeros((len(index), bucket), np.float32)
         for row, i in enumerate(index):
-            n = len(whole[i]) - 1
-            fields["tokens"][row, :n], fields["targets"][row, :n] = whole[i][:-1], whole[i][1:]
-            weight[row, max(0, n - told[i]) : n] = 1
+            n = len(tokens[i]) - 1
+            fields["tokens"][row, :n], fields["targets"][row, :n] = tokens[i][:-1], tokens[i][1:]
+            weight[row, max(0, n - lengths[i]) : n] = 1
         eval_set = EvalSet({**fields, "weight": weight}, index)
         found, _ = evaluate.run_eval(eval_step, variables, eval_set, place, size, tick=rows_done)
         nats[index], hits[index] = -found["loss"][0], found["accuracy"][0]
@@ -84,15 +85,15 @@ def likelihoods(
         raise evaluate.NotFinite(
             f"the likelihood of {bad:,} of {len(nats):,} choices is not finite: nothing is measured"
         )
-    kept = np.minimum(told, [len(w) - 1 for w in whole])
+    kept = np.minimum(lengths, [len(w) - 1 for w in tokens])
     return Likelihood(nats, hits == kept, kept)
 
 
 def accuracy_scores(questions: Questions, found: Likelihood) -> evaluate.Scores:
-    """What the likelihoods of all choices, question by question, make of questions; each question is a cluster.
+    """Scores of questions from the likelihoods of all their choices, in order; each question is a cluster.
 
-    acc: the likeliest choice is right; acc_norm: the likeliest by log-probability over its length in characters. Of
-    single choices, as last words: accuracy of greedy decoding, and perplexity a word.
+    acc: the most likely choice is correct; acc_norm: the same by log-probability per character. For single choices, as
+    in last-word prediction: accuracy of greedy decoding, and perplexity per word.
     """
     if all(len(q.choices) == 1 for q in questions.items):
         terms = {"loss": -found.nats, "accuracy": found.greedy.astype(np.float64)}
@@ -118,7 +119,7 @@ def score_questions(
     size: int,
     tick: Tick = silent,
 ) -> evaluate.Scores:
-    """Put questions to a model -> scores."""
+    """Evaluate a model on questions -> scores."""
     rows = [
         encode_pair(tokenizer, *pair)
         for pair in track(context_choice_pairs(questions.items), "tokenising choices", tick)

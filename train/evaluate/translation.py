@@ -26,7 +26,7 @@ BLEU_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char"}  # languages that BLE
 
 
 class Metric(NamedTuple):
-    """A corpus metric: its value and standard error, in points of 100, and sacrebleu's signature."""
+    """A corpus metric: value and standard error on a scale of 0 to 100, and sacrebleu's signature."""
 
     name: str
     value: float
@@ -39,26 +39,26 @@ class Metric(NamedTuple):
 
 
 def bleu_and_chrf(hypotheses: Sequence[str], references: Sequence[str], language: str = "") -> tuple[Metric, ...]:
-    """BLEU and chrF of a corpus as sacrebleu computes them, standard errors by its bootstrap over sentences.
+    """BLEU and chrF of a corpus by sacrebleu, with standard errors from its bootstrap over sentences.
 
-    The error is half of the 95 % interval over 1.96, of one sentence nan. `language` is that of the references, as de,
-    by which words are parted.
+    The standard error is the half-width of the 95 % interval over 1.96; nan for one sentence. `language` is the
+    references' language code, such as de; it selects the tokenizer of BLEU.
 
     Source: Papineni et al. 2002, ACL; Popovic 2015, WMT; Post 2018, arXiv:1804.08771.
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    class Chrf(CHRF):  # without n-grams its own gives a float, else one of numpy's, which its bootstrap cannot add up
+    class Chrf(CHRF):  # sacrebleu mixes float and numpy floats, which its bootstrap cannot sum
         def _compute_f_score(self, statistics: Any) -> float:
             return float(super()._compute_f_score(statistics))
 
     found = []
-    words = BLEU_TOKENIZERS.get(language.lower().replace("_", "-").split("-")[0], "13a")
-    for name, metric in (("BLEU", BLEU(tokenize=words)), ("chrF", Chrf())):
+    tokenizer = BLEU_TOKENIZERS.get(language.lower().replace("_", "-").split("-")[0], "13a")
+    for name, metric in (("BLEU", BLEU(tokenize=tokenizer)), ("chrF", Chrf())):
         score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=RESAMPLES)
-        told = json.loads(score.format(width=4, signature=str(metric.get_signature()), is_json=True))
-        error = told.get("confidence_var", 0.0) / TO_NORMAL if len(hypotheses) > 1 else math.nan
-        found.append(Metric(name, float(score.score), error, told["signature"]))
+        report = json.loads(score.format(width=4, signature=str(metric.get_signature()), is_json=True))
+        error = report.get("confidence_var", 0.0) / TO_NORMAL if len(hypotheses) > 1 else math.nan
+        found.append(Metric(name, float(score.score), error, report["signature"]))
     return tuple(found)
 
 
@@ -71,12 +71,14 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> np.nd
 
 
 class Translations:
-    """What a translator makes of the texts of pairs, of as many as eval.limit says; on one device of one process."""
+    """Translations of parallel texts, as many as eval.limit allows, computed on one device of one process."""
 
     def __init__(self, setup: Setup, variables: Any, pairs: ParallelText) -> None:
         assert setup.tokenizer is not None
         limit, shards = setup.cfg.eval.limit, setup.place.batch_shards
-        size = -(-(setup.cfg.eval.batch or setup.cfg.train.batch) // shards) * shards  # as the loss is measured
+        size = (
+            -(-(setup.cfg.eval.batch or setup.cfg.train.batch) // shards) * shards
+        )  # the batch size of the loss evaluation
         pairs = pairs if limit is None else pairs.first(limit * size)
         self.setup, self.tokenizer, self.pairs, self.size = setup, setup.tokenizer, pairs, size
         self.place = mesh.make_placement(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)
@@ -87,11 +89,11 @@ class Translations:
 
     @cached_property
     def scores(self) -> tuple[Metric, ...]:
-        """BLEU and chrF, resampled once."""
+        """BLEU and chrF, computed once."""
         return bleu_and_chrf(self.texts, self.pairs.translations, self.pairs.languages[1])
 
     def _translate(self) -> list[np.ndarray]:
-        """The tokens of a translation of each text, without its end, at most model.context of them."""
+        """The tokens of each translation, at most model.context, without the end token."""
         model, cfg, pairs = self.setup.model, self.setup.cfg, self.pairs
         context, stop = model.config.context, self.tokenizer.eot
         fields = translation_rows(pairs, self.tokenizer, context, truncate=True).__getitems__(range(len(pairs)))
@@ -100,7 +102,7 @@ class Translations:
         search = ticker.report_compile(partial(beam_search.beam_search, model, self.variables, count=context, **how))
         ticker("translating", 0, len(pairs))
         for first in range(0, len(pairs), size):
-            index = np.minimum(np.arange(first, first + size), len(pairs) - 1)  # the last batch is filled up
+            index = np.minimum(np.arange(first, first + size), len(pairs) - 1)  # the last batch is padded
             given = jnp.asarray(fields["source"][index]), jnp.asarray(fields["source_mask"][index])
             tokens, _ = search(*given)
             found += [ids[ids != stop] for ids in np.asarray(tokens)]

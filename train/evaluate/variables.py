@@ -20,9 +20,9 @@ def evaluate_variables(
     should_stop: Callable[[], bool] = lambda: False,
     tick: Tick = silent,
 ) -> evaluate.Scores:
-    """Measure all that there is to be evaluated, variables by prefix: parameters, perhaps their running mean.
+    """Evaluate variables by metric prefix: the parameters, and their running mean if there is one.
 
-    Raises evaluate.Interrupted where `stopped` says so.
+    Raises evaluate.Interrupted if `should_stop` returns True.
     """
     rows = setup.cfg.eval.batch or setup.cfg.train.batch
     found = {}

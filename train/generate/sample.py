@@ -1,4 +1,4 @@
-"""Text from a language model: the prompts are read at once, then tokens are written by a jitted loop over the cache.
+"""Text generation: one prefill of all prompts, then a jitted decode loop over the cache.
 
 Legend: B prompts, T time, V vocabulary.
 """
@@ -18,43 +18,44 @@ from errors import UsageError
 from models import Model
 from models.core.layers import compute_logits
 
-CHUNK = 16  # tokens that are written before the host looks at them
-FINISHED = -1  # what stands after a text's end
+CHUNK = 16  # tokens that are decoded per call, before the host sees them
+FINISHED = -1  # fills a row after its end
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Raises UsageError for values out of their range."""
+    """How to sample the next token. Raises UsageError for values out of range."""
 
-    temperature: float = 1.0  # 0 takes the likeliest
-    top_k: int | None = None  # draw among the so many likeliest
-    top_p: float | None = None  # among the fewest likeliest that have this probability together
-    min_p: float | None = None  # among those that have this share of the likeliest's probability
-    repetition: float = 1.0  # by how much the logits of tokens that were there are lowered
+    temperature: float = 1.0  # 0: greedy
+    top_k: int | None = None  # sample from the k most likely tokens
+    top_p: float | None = None  # sample from the smallest set of most likely tokens with this total probability
+    min_p: float | None = None  # sample from tokens with at least this fraction of the largest probability
+    repetition: float = 1.0  # penalty on the logits of tokens that already occurred; 1: none
     stop: tuple[int, ...] = ()  # tokens that end a text
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf or 0 < self.temperature < 1e-3:
-            raise UsageError(f"sampling wants a temperature of 0, or of 0.001 or more, not {self.temperature}")
+            raise UsageError(f"temperature must be 0, or 0.001 or more, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"sampling wants a top_k of 1 or more, not {self.top_k}")
+            raise UsageError(f"top_k must be 1 or more, not {self.top_k}")
         for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
             if share is not None and not 0 < share <= 1:
-                raise UsageError(f"sampling wants a {name} above 0, at most 1, not {share}")
+                raise UsageError(f"{name} must be above 0 and at most 1, not {share}")
         if not 0 < self.repetition < math.inf:
-            raise UsageError(f"sampling wants a repetition penalty above 0 (1 is none), not {self.repetition}")
+            raise UsageError(f"repetition_penalty must be above 0 (1: none), not {self.repetition}")
 
 
 def filter_logits(logits: Float[Array, "b v"], sampling: Sampling, seen: Bool[Array, "b v"]) -> Float[Array, "b v"]:
-    """Logits to draw by, -inf where a token is out: logits [B V], tokens that were there [B V] -> [B V].
+    """Logits with excluded tokens at -inf: logits [B V], seen (tokens that already occurred) [B V] -> [B V].
 
     Source: repetition penalty, Keskar et al. 2019, arXiv:1909.05858, section 4.1 (negative logits are multiplied, as in
     transformers); top-k, Fan et al. 2018, arXiv:1805.04833; top-p, Holtzman et al. 2020, arXiv:1904.09751, eq. 2;
-    min-p, Nguyen et al. 2024, arXiv:2407.01082, section 3. They apply in this order, after the temperature.
+    min-p, Nguyen et al. 2024, arXiv:2407.01082, section 3. The penalty applies before the temperature, the others after
+    it in this order.
     """
     if sampling.repetition != 1:
-        lowered = jnp.where(logits > 0, logits / sampling.repetition, logits * sampling.repetition)
-        logits = jnp.where(seen, lowered, logits)
+        penalised = jnp.where(logits > 0, logits / sampling.repetition, logits * sampling.repetition)
+        logits = jnp.where(seen, penalised, logits)
     if sampling.temperature == 0:
         return logits
     logits = logits / sampling.temperature
@@ -64,7 +65,7 @@ def filter_logits(logits: Float[Array, "b v"], sampling: Sampling, seen: Bool[Ar
     if sampling.top_p is not None:
         order = jnp.argsort(-logits, -1)
         sorted_ = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), -1)
-        before = jnp.cumsum(sorted_, -1) - sorted_  # probability of all that are likelier
+        before = jnp.cumsum(sorted_, -1) - sorted_  # total probability of the more likely tokens
         keep = jnp.take_along_axis(before < sampling.top_p, jnp.argsort(order, -1), -1)
         logits = jnp.where(keep, logits, -jnp.inf)
     if sampling.min_p is not None:
@@ -76,7 +77,7 @@ def filter_logits(logits: Float[Array, "b v"], sampling: Sampling, seen: Bool[Ar
 def sample_token(
     logits: Float[Array, "b v"], keys: Key[Array, "b"], sampling: Sampling, seen: Bool[Array, "b v"]
 ) -> Int[Array, "b"]:
-    """One token a row, each by its own key: logits [B V], keys [B], tokens that were there [B V] -> [B]."""
+    """One token per row, each with its own key: logits [B V], keys [B], seen [B V] -> [B]."""
     logits = filter_logits(logits, sampling, seen)
     if sampling.temperature == 0:
         return jnp.argmax(logits, -1).astype(jnp.int32)
@@ -96,12 +97,13 @@ def prefill(
     count: int,
     sampling: Sampling,
 ) -> dict[str, Any]:
-    """The state after prompts, with a first token of `room`: tokens, mask [B T], 0 at padding on the left, ended [B].
+    """Process the prompts and sample the first of `count` tokens per row -> the decoding state.
 
-    `drawn` tokens a row were drawn before [].
+    tokens, mask [B T]: prompts with padding on the left, mask 0 there; finished [B]; `sampled` [] tokens per row were
+    sampled before.
 
-    The state holds the cache, of each row the newest token and its place [B], the tokens that were there [B V] (where
-    the penalty asks for them), whether it has ended [B], and how many were drawn [].
+    The state holds the cache, each row's newest token and its position [B], the tokens seen [B V] (used by the
+    repetition penalty), whether the row is finished [B], and the number of sampled tokens [].
     """
     position = jnp.cumsum(mask, 1).astype(jnp.int32) - 1
     inputs = {"tokens": tokens, "mask": mask, "position": jnp.where(mask > 0, position, -1)}
@@ -118,7 +120,7 @@ def prefill(
 
 
 def _append_token(state: dict[str, Any], logits: Array, keys: Array, sampling: Sampling) -> dict[str, Any]:
-    """The state with one more token a row."""
+    """The state with one more token per row."""
     own = jax.vmap(jax.random.fold_in, (0, None))(keys, state["sampled"])
     token = jnp.where(state["finished"], 0, sample_token(logits, own, sampling, state["seen"]))
     seen = state["seen"]
@@ -136,7 +138,7 @@ def _append_token(state: dict[str, Any], logits: Array, keys: Array, sampling: S
 def decode(
     model: Model, variables: Any, state: dict[str, Any], keys: Key[Array, "b"], *, count: int, sampling: Sampling
 ) -> tuple[dict[str, Any], Int[Array, "b n"]]:
-    """`count` more tokens a row -> the state after them, and the tokens [B count], FINISHED after a row's end."""
+    """Decode `count` tokens per row -> (state, tokens [B count], FINISHED after a row's end)."""
 
     def one(state: dict[str, Any], _: None) -> tuple[dict[str, Any], Array]:
         inputs = {"tokens": state["token"][:, None], "position": state["position"][:, None]}
@@ -150,14 +152,14 @@ def decode(
 
 @dataclass
 class Throughput:
-    """Tokens of all rows that were read and written, and the seconds it took, without compiling."""
+    """Tokens of prefill and decode over all rows, and the seconds they took, without compilation."""
 
     clock: Callable[[], float]
     tokens: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Both rates."""
+        """Both rates in one line."""
         names = {"prefill": "prefill", "decode": "decode"}
         rates = {name: (self.tokens[name], self.seconds[name]) for name in names if name in self.tokens}
         return ", ".join(
@@ -175,31 +177,35 @@ def generate(
     sampling: Sampling | None = None,
     throughput: Throughput | None = None,
 ) -> Iterator[np.ndarray]:
-    """`count` tokens after each of B prompts [T_i], in chunks as they are made -> arrays [B n], FINISHED after an end.
+    """Generate `count` tokens after each of B prompts [T_i] -> chunks of tokens [B n], FINISHED after a row's end.
 
-    Row i draws by the key's fold with i, and what it says does not hang on the other rows. A text that has filled the
-    context is cut to its newest half, which is read again, and goes on from there.
-    Raises UsageError for an empty prompt, a model that is no cached language model, and bad settings.
+    Row i samples with `key` folded with i, so it does not depend on the other rows. A text that fills the context is
+    truncated to its newest half, prefilled again, and continued.
+    Raises UsageError for an empty prompt, a model that is not a cached language model, and illegal settings.
     """
     sampling = sampling or Sampling()
     if not {"cached", "language_model"} <= model.traits:
         raise UsageError(f"family {model.family!r} does not generate text; sample needs a cached language model")
     if count < 1:
-        raise UsageError(f"sampling wants a count of 1 token or more, not {count}")
+        raise UsageError(f"the number of tokens to generate must be 1 or more, not {count}")
     if not all(len(p) for p in prompts) or not len(prompts):
         raise UsageError("the prompt is empty; give --prompt some text")
     context, rows = model.config.context, jnp.arange(len(prompts))
-    own, sampled, seen = (
+    row_keys, sampled, seen = (
         jax.vmap(jax.random.fold_in, (None, 0))(key, rows),
         0,
         [np.asarray(p, np.int32) for p in prompts],
     )
     finished = np.zeros(len(prompts), bool)
     while sampled < count and not finished.all():
-        seen = [s[-1:] if end else s for s, end in zip(seen, finished, strict=True)]  # what has ended is not read again
+        seen = [
+            s[-1:] if end else s for s, end in zip(seen, finished, strict=True)
+        ]  # finished rows are not prefilled again
         seen = [s if len(s) <= context else s[-max(1, context // 2) :] for s in seen]
         room = min(count - sampled, context - max(map(len, seen)) + 1)
-        for new in _generate_in_context(model, variables, seen, finished, own, sampled, room, sampling, throughput):
+        for new in _generate_in_context(
+            model, variables, seen, finished, row_keys, sampled, room, sampling, throughput
+        ):
             seen = [np.concatenate([s, row[row != FINISHED]]) for s, row in zip(seen, new, strict=True)]
             finished, sampled = np.isin([s[-1] for s in seen], sampling.stop), sampled + new.shape[1]
             yield new
@@ -218,7 +224,7 @@ def _generate_in_context(
     sampling: Sampling,
     throughput: Throughput | None,
 ) -> Iterator[np.ndarray]:
-    """`count` tokens after prompts, for which the context has room, in chunks; `drawn` were before them."""
+    """Generate `count` tokens, for which the context has room, in chunks. `sampled` tokens per row came before."""
     longest = max(map(len, prompts))
     tokens = np.stack([np.pad(p, (longest - len(p), 0)) for p in prompts])
     mask = np.stack([np.pad(np.ones(len(p), np.float32), (longest - len(p), 0)) for p in prompts])
@@ -237,7 +243,7 @@ def _generate_in_context(
 
 
 def _run_timed(throughput: Throughput | None, what: str, work: Callable[[], Any], tokens: int) -> Any:
-    """What the work gives; where its pace is asked for, it is done once before, so that it is compiled."""
+    """The result of `work`. To measure its throughput, it runs twice: once to compile, once timed."""
     if throughput is None:
         return work()
     jax.block_until_ready(work())

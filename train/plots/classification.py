@@ -1,4 +1,4 @@
-"""What an evaluation leaves to look at: confusion, calibration, worst mistakes, passages of highest loss, values."""
+"""Plots and texts of an evaluation: confusion, calibration, worst mistakes, passages of highest loss, values."""
 
 import textwrap
 from collections.abc import Sequence
@@ -30,17 +30,17 @@ from train.plots.curves import (
 )
 from train.setup.setup import Setup, dataset_title
 
-MAX_MISTAKES = 40  # mistakes shown
-MAX_SIDE = 256  # pixels of an image's longer side, at most
+MAX_MISTAKES = 40  # maximum number of mistakes shown
+MAX_SIDE = 256  # maximum pixels of an image's longer side
 PASSAGES = 20
-WRITTEN = 20  # classes up to which the counts stand in the matrix
-NAMED = 60  # classes up to which each has its name beside it
-POINTS = 5000  # rows in a scatter
-CURVES = 10  # classes up to which each has a curve in a colour of its own
+WRITTEN = 20  # maximum number of classes with counts written in the matrix
+NAMED = 60  # maximum number of classes with names at the axes
+POINTS = 5000  # maximum number of points in a scatter plot
+CURVES = 10  # maximum number of classes with a colour each
 
 
 def start_plots(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
-    """The title of an evaluation's pictures, and how their paths begin. What an earlier evaluation left goes."""
+    """The title and the path prefix of an evaluation's plots. Plots of an earlier evaluation are removed."""
     folder, cfg = Path(workdir) / "plots", setup.cfg
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"eval-{n}-*"):
@@ -48,12 +48,12 @@ def start_plots(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
     return f"{setup.model.family} on {dataset_title(cfg)}, {cfg.eval.split}, checkpoint {n:,}", f"{folder}/eval-{n}"
 
 
-def draw(setup: Setup, source: Source, exam: EvalSet, rows: Rows, workdir: str, n: int) -> list[Path]:
-    """Draw into `W/plots/eval-<n>-*` what goes with the task -> the files."""
+def draw(setup: Setup, source: Source, eval_set: EvalSet, rows: Rows, workdir: str, n: int) -> list[Path]:
+    """Draw the plots of the task into `W/plots/eval-<n>-*` -> files."""
     title, start = start_plots(setup, workdir, n)
     if setup.task.trait == "language_model":
         assert setup.tokenizer is not None
-        return [write_passages(exam, rows, setup.tokenizer, title, Path(f"{start}-passages.txt"))]
+        return [write_passages(eval_set, rows, setup.tokenizer, title, Path(f"{start}-passages.txt"))]
     if rows.prediction is None or rows.label is None:
         return []
     if setup.task.trait == "regressor":
@@ -72,18 +72,18 @@ def draw(setup: Setup, source: Source, exam: EvalSet, rows: Rows, workdir: str, 
     chosen = worst_mistakes(rows.label, rows.prediction, rows.loss)
     some = f"the worst {MAX_MISTAKES} of " if wrong > MAX_MISTAKES else ""
     title = f"{title}: {some}{wrong:,} mistake{'s' * (wrong > 1)}"
-    told = ClassPredictions(rows.label[chosen], rows.prediction[chosen], rows.loss[chosen], names)
+    mistakes = ClassPredictions(rows.label[chosen], rows.prediction[chosen], rows.loss[chosen], names)
     if len(chosen) and isinstance(source, Texts):
         documents = [source.documents[i] for i in chosen]
-        drawn.append(write_mistakes(documents, told, title, Path(f"{start}-mistakes.txt")))
+        drawn.append(write_mistakes(documents, mistakes, title, Path(f"{start}-mistakes.txt")))
     elif len(chosen) and not isinstance(source, Texts) and "image" in source.shapes:
-        images = [_shrink(source.__getitems__([i])["image"][0]) for i in chosen]  # one at a time: they may be large
-        drawn.append(draw_mistakes(images, told, title, Path(f"{start}-mistakes.png")))
+        images = [_shrink(source.__getitems__([i])["image"][0]) for i in chosen]  # one at a time, as they may be large
+        drawn.append(draw_mistakes(images, mistakes, title, Path(f"{start}-mistakes.png")))
     return drawn
 
 
 class ClassPredictions(NamedTuple):
-    """Rows that were judged [n]: class, class taken for, loss; and the classes' names."""
+    """Classified rows [n]: label, predicted class and loss; and the class names."""
 
     labels: np.ndarray
     predictions: np.ndarray
@@ -91,35 +91,35 @@ class ClassPredictions(NamedTuple):
     names: Sequence[str]
 
 
-def worst_mistakes(labels: np.ndarray, guesses: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """The rows [at most 40] that are told wrongly, the highest loss first: [n], [n], [n]."""
-    wrong = np.flatnonzero(labels != guesses)
+def worst_mistakes(labels: np.ndarray, predictions: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """The misclassified rows [at most 40], highest loss first: [n], [n], [n]."""
+    wrong = np.flatnonzero(labels != predictions)
     return wrong[np.argsort(-losses[wrong], kind="stable")[:MAX_MISTAKES]]
 
 
-def confusion_matrix(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
-    """How often each class [row] is taken for each [column]: [n], [n] -> [C C], C at least `classes`.
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Counts by label [row] and predicted class [column]: [n], [n] -> [C C], C at least `classes`.
 
-    A model may have more classes than the data, and a model gone astray guesses none: C.
+    A model may have more classes than the data, and one with NaN logits predicts the class C.
     """
-    size = max(classes, int(labels.max()) + 1, int(guesses.max()) + 1)
-    return np.bincount(labels.astype(np.int64) * size + guesses, minlength=size * size).reshape(size, size)
+    size = max(classes, int(labels.max()) + 1, int(predictions.max()) + 1)
+    return np.bincount(labels.astype(np.int64) * size + predictions, minlength=size * size).reshape(size, size)
 
 
-def draw_confusion(labels: np.ndarray, guesses: np.ndarray, names: Sequence[str], title: str, path: Path) -> Path:
-    """Draw truth against guess, coloured by share of the truth's row, each class's accuracy at the side -> path."""
+def draw_confusion(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str], title: str, path: Path) -> Path:
+    """Draw labels against predictions, coloured by share of the row, with each class's accuracy beside it -> path."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
-    table = confusion_matrix(labels, guesses, len(names))
+    table = confusion_matrix(labels, predictions, len(names))
     size, total = len(table), table.sum(1)
     share = table / np.maximum(total, 1)[:, None]
-    words = [class_label(names, i) for i in range(size)]
+    labelled = [class_label(names, i) for i in range(size)]
     side = min(max(0.46 * size, 3.4), 9.5)
-    room = 0.07 * max(map(len, words)) if size <= NAMED else 0.3
+    room = 0.07 * max(map(len, labelled)) if size <= NAMED else 0.3
     figure = make_figure(side + 2.6 + room, side + 1.3 + room)
     matrix, bars = figure.subplots(1, 2, sharey=True, width_ratios=(side, 1.6))
     same = np.eye(size, dtype=bool)
-    norm = PowerNorm(0.5, 0, 1)  # a root, so that rare mistakes are seen beside what is right
+    norm = PowerNorm(0.5, 0, 1)  # a square root, so that rare mistakes are visible
     for colour, where in ((RIGHT, same), (HELD, ~same)):
         shades = LinearSegmentedColormap.from_list("", ["white", colour])
         matrix.imshow(np.ma.masked_where(~where, share), cmap=shades, norm=norm, aspect="auto", interpolation="none")
@@ -132,21 +132,21 @@ def draw_confusion(labels: np.ndarray, guesses: np.ndarray, names: Sequence[str]
         axes.spines[:].set_visible(False)
         axes.tick_params(which="both", length=0, colors=INK, labelsize=9 if size <= WRITTEN else 6)
     if size <= NAMED:
-        turned = max(map(len, words)) > 3
-        matrix.set_xticks(range(size), words, rotation=90 if turned else 0, parse_math=False)
-        matrix.set_yticks(range(size), words, parse_math=False)
+        turned = max(map(len, labelled)) > 3
+        matrix.set_xticks(range(size), labelled, rotation=90 if turned else 0, parse_math=False)
+        matrix.set_yticks(range(size), labelled, parse_math=False)
         matrix.set_xticks(np.arange(size + 1) - 0.5, minor=True)
         matrix.set_yticks(np.arange(size + 1) - 0.5, minor=True)
         matrix.grid(which="minor", color=PALE, lw=0.6)
-    matrix.set_xlabel("guess", color=INK)
-    matrix.set_ylabel("truth", color=INK)
+    matrix.set_xlabel("prediction", color=INK)
+    matrix.set_ylabel("label", color=INK)
     bars.set_title(f"right: {np.trace(table) / max(total.sum(), 1):.2%}", loc="left", color=RIGHT, fontsize=10)
     add_title(figure, title, "colour: square root of the share of the row")
     return save_figure(figure, path)
 
 
 def _draw_accuracies(axes: Any, right: np.ndarray, total: np.ndarray) -> None:
-    """Each class's accuracy as a bar, and in figures where there is room."""
+    """Draw each class's accuracy as a bar, with numbers if there is room."""
     accuracy = right / np.maximum(total, 1)
     axes.barh(range(len(total)), np.where(total, 1.0, 0.0), color=PALE, height=0.6)
     axes.barh(range(len(total)), accuracy, color=RIGHT, height=0.6)
@@ -160,16 +160,16 @@ def _draw_accuracies(axes: Any, right: np.ndarray, total: np.ndarray) -> None:
 
 
 def draw_reliability(rows: Rows, title: str, path: Path) -> Path:
-    """Draw accuracy against confidence by bins of confidence, and how many examples lie in each -> path.
+    """Draw accuracy against confidence by bins of confidence, and the share of examples in each -> path.
 
     Source: DeGroot, Fienberg 1983, The Statistician 32; Guo et al. 2017, arXiv:1706.04599, figure 1.
     """
     assert rows.confidence is not None
-    sure = np.nan_to_num(rows.confidence.astype(np.float64))
-    weight, right, bins = rows.weight, np.asarray(rows.prediction == rows.label), calibration_bins(sure)
-    total, hits, told = (np.bincount(bins, weight * x, BINS) for x in (np.ones_like(sure), right, sure))
+    confidences = np.nan_to_num(rows.confidence.astype(np.float64))
+    weight, right, bins = rows.weight, np.asarray(rows.prediction == rows.label), calibration_bins(confidences)
+    total, hits, summed = (np.bincount(bins, weight * x, BINS) for x in (np.ones_like(confidences), right, confidences))
     full = total > 0
-    accuracy, confidence = (np.where(full, x / np.where(full, total, 1), 0.0) for x in (hits, told))
+    accuracy, confidence = (np.where(full, x / np.where(full, total, 1), 0.0) for x in (hits, summed))
     middle, wide = (np.arange(BINS) + 0.5) / BINS, 0.9 / BINS
     figure = make_figure(5.5, 6.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -183,23 +183,25 @@ def draw_reliability(rows: Rows, title: str, path: Path) -> Path:
     upper.set_ylim(0, 1)
     lower.bar(middle, total / max(total.sum(), 1), wide, color=TRAIN)
     style_axes(upper, title, "", "accuracy")
-    style_axes(lower, "", "confidence: the probability of the guess", "share of examples")
+    style_axes(lower, "", "confidence: the probability of the prediction", "share of examples")
     for axes in (upper, lower):
         axes.set_axisbelow(True)
-    error = calibration(sure, right, weight)[0].sum() / max(weight.sum(), 1)
+    error = calibration(confidences, right, weight)[0].sum() / max(weight.sum(), 1)
     upper.text(0.03, 0.95, f"expected calibration error {error:.4f}", color=INK, fontweight="bold", va="top")
     upper.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(0, 0.93))
     return save_figure(figure, path)
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
-    """An image that is no larger than a sheet shows: [Y X C] -> [y x C]."""
+    """Shrink an image to at most MAX_SIDE pixels per side: [Y X C] -> [y x C]."""
     share = MAX_SIDE / max(image.shape[:2])
     return image if share >= 1 else resize(image, tuple(max(1, round(side * share)) for side in image.shape[:2]))
 
 
-def draw_mistakes(images: Sequence[np.ndarray] | np.ndarray, told: ClassPredictions, title: str, path: Path) -> Path:
-    """Draw images, uint8 [Y X C] each, on a sheet, each with its truth, what it is taken for and the loss -> path."""
+def draw_mistakes(
+    images: Sequence[np.ndarray] | np.ndarray, mistakes: ClassPredictions, title: str, path: Path
+) -> Path:
+    """Draw images, uint8 [Y X C] each, with label, predicted class and loss -> path."""
     columns = min(8, max(len(images), 5))
     lines = -(-len(images) // columns)
     figure = make_figure(1.35 * columns, 1.75 * lines + 0.8)
@@ -208,51 +210,52 @@ def draw_mistakes(images: Sequence[np.ndarray] | np.ndarray, told: ClassPredicti
     for axes in grid:
         axes.set_axis_off()
     small: dict[str, Any] = dict(transform=None, fontsize=8, parse_math=False)
-    for axes, image, truth, guess, loss in zip(grid, images, *told[:3], strict=False):
+    for axes, image, label, prediction, loss in zip(grid, images, *mistakes[:3], strict=False):
         axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
         small["transform"] = axes.transAxes
-        axes.text(0, 1.03, class_label(told.names, truth, 12), va="bottom", color=INK, **small)
-        axes.text(0, -0.03, class_label(told.names, guess, 12), va="top", color=HELD, fontweight="bold", **small)
+        axes.text(0, 1.03, class_label(mistakes.names, label, 12), va="bottom", color=INK, **small)
+        axes.text(
+            0, -0.03, class_label(mistakes.names, prediction, 12), va="top", color=HELD, fontweight="bold", **small
+        )
         axes.text(1, -0.03, f"{loss:.2f}", va="top", ha="right", color=GREY, **small)
-    add_title(figure, title, "above the truth, below the guess and the loss")
+    add_title(figure, title, "above: label; below: prediction and loss")
     return save_figure(figure, path)
 
 
-def write_mistakes(documents: Sequence[str], told: ClassPredictions, title: str, path: Path) -> Path:
-    """Write documents, each with its truth, what it is taken for and the loss -> path."""
+def write_mistakes(documents: Sequence[str], mistakes: ClassPredictions, title: str, path: Path) -> Path:
+    """Write documents with label, predicted class and loss -> path."""
     parts = [title]
-    for document, truth, guess, loss in zip(documents, *told[:3], strict=True):
+    for document, label, prediction, loss in zip(documents, *mistakes[:3], strict=True):
         short = textwrap.shorten(document, 600, placeholder=" …")
-        head = (
-            f"loss {loss:.3f}: {class_label(told.names, truth, None)}, taken for {class_label(told.names, guess, None)}"
-        )
+        names = [class_label(mistakes.names, i, None) for i in (label, prediction)]
+        head = f"loss {loss:.3f}: {names[0]}, predicted {names[1]}"
         parts.append(f"{head}\n{_quote_lines(textwrap.fill(short, 100))}")
     return _write(parts, path)
 
 
-def write_passages(exam: EvalSet, rows: Rows, tokenizer: Tokenizer, title: str, path: Path) -> Path:
-    """Write the windows of text of highest loss a token -> path.
+def write_passages(eval_set: EvalSet, rows: Rows, tokenizer: Tokenizer, title: str, path: Path) -> Path:
+    """Write the windows of text with the highest loss per token -> path.
 
-    The short windows at the ends of documents are left out, those of less than a quarter of the fullest's tokens: a
-    few hard words would win.
+    Windows with less than a quarter of the maximum number of tokens are left out: they are short ends of documents, in
+    which a few hard words dominate.
     """
-    assert isinstance(exam.fields, dict)
+    assert isinstance(eval_set.fields, dict)
     long = np.flatnonzero(rows.weight >= rows.weight.max() / 4)
     chosen = long[np.argsort(-rows.loss[long], kind="stable")[:PASSAGES]]
     parts = [f"{title}: the {len(chosen)} windows of highest loss, of {len(rows.loss):,}"]
     for i in chosen:
-        told = exam.fields["targets"][i][exam.fields["weight"][i] > 0]
-        head = f"loss {rows.loss[i]:.4f} nats a token over {len(told)} tokens, window {i:,}"
-        parts.append(f"{head}\n{_quote_lines(tokenizer.decode(told))}")
+        targets = eval_set.fields["targets"][i][eval_set.fields["weight"][i] > 0]
+        head = f"loss {rows.loss[i]:.4f} nats a token over {len(targets)} tokens, window {i:,}"
+        parts.append(f"{head}\n{_quote_lines(tokenizer.decode(targets))}")
     return _write(parts, path)
 
 
 def draw_precision_recall(
     recalls: np.ndarray, lines: np.ndarray, averages: np.ndarray, names: Sequence[str], title: str, path: Path
 ) -> Path:
-    """Draw precision against recall, a curve a class and their mean: [R], [C R], average precisions [C] -> path.
+    """Draw precision against recall, one curve per class and their mean: [R], [C R], average precisions [C] -> path.
 
-    A class without positives has a curve of NaN, and none is drawn.
+    A class without positive rows has a curve of NaN, which is not drawn.
     """
     figure = make_figure(7, 5)
     axes = figure.subplots()
@@ -273,23 +276,25 @@ def draw_precision_recall(
     return save_figure(figure, path)
 
 
-def draw_values(truth: np.ndarray, guess: np.ndarray, title: str, path: Path) -> Path:
-    """Draw what a regressor tells against the truth, at most 5,000 rows: [n C], [n C] -> path."""
+def draw_values(targets: np.ndarray, predictions: np.ndarray, title: str, path: Path) -> Path:
+    """Draw a regressor's predictions against the targets, at most 5,000 rows: [n C], [n C] -> path."""
     figure = make_figure(5.5, 5.5)
     axes = figure.subplots()
-    ends = np.concatenate([truth, guess])
+    ends = np.concatenate([targets, predictions])
     low, high = (float(f(ends[np.isfinite(ends)])) for f in (np.min, np.max))
-    axes.plot((low, high), (low, high), color=GREY, lw=1, label="guess = truth")
-    for output, colour in zip(range(truth.shape[1]), make_colours(truth.shape[1]), strict=True):
-        label = f"output {output}" if truth.shape[1] > 1 else None
-        axes.scatter(truth[:POINTS, output], guess[:POINTS, output], s=9, alpha=0.5, lw=0, color=[colour], label=label)
-    style_axes(axes, title, "truth", "guess")
+    axes.plot((low, high), (low, high), color=GREY, lw=1, label="prediction = target")
+    for output, colour in zip(range(targets.shape[1]), make_colours(targets.shape[1]), strict=True):
+        label = f"output {output}" if targets.shape[1] > 1 else None
+        axes.scatter(
+            targets[:POINTS, output], predictions[:POINTS, output], s=9, alpha=0.5, lw=0, color=[colour], label=label
+        )
+    style_axes(axes, title, "target", "prediction")
     axes.legend(frameon=False, labelcolor=INK)
     return save_figure(figure, path)
 
 
 def _quote_lines(text: str) -> str:
-    """Text behind bars, that show where its lines begin."""
+    """Prefix each line with a bar, to show where lines start."""
     return "\n".join(f"    | {line}" for line in text.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""The curve of a run as a picture, from its `metrics.jsonl`."""
+"""The loss curve of a run, from its `metrics.jsonl`, and the style of all plots."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ INK, PALE, GREY, TRAIN, HELD, RIGHT = "#22303c", "#d9dee3", "#6b7780", "#8fb3d9"
 
 
 def draw_loss(workdir: str, title: str, unit: str) -> str | None:
-    """Draw training and held-out loss against updates into `W/plots/loss.png` -> its path, or None without points."""
+    """Draw training and held-out loss against updates into `W/plots/loss.png` -> path, or None without points."""
     lines = read(workdir)
     train, held = _points(lines, "train"), _points(lines, "eval")
     if not train and not held:
@@ -43,14 +43,14 @@ def draw_loss(workdir: str, title: str, unit: str) -> str | None:
 
 
 def make_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches, drawn without a screen."""
+    """An empty figure of a size in inches, without a display."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=144, layout="constrained")
 
 
 def style_axes(axes: Any, title: str, x: str, y: str) -> None:
-    """Give axes their title and labels, and the look of all our plots."""
+    """Set the title and labels of axes, and the common style."""
     axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
@@ -61,13 +61,13 @@ def style_axes(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def add_title(figure: Any, title: str, caption: str) -> None:
-    """Give a figure a title above all of it, and a caption below."""
+    """Add a title above a figure and a caption below it."""
     figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
     figure.supxlabel(caption, x=0.012, ha="left", color=GREY, fontsize=8)
 
 
 def add_legend(axes: Any, entries: Sequence[tuple[Any, str]], **style: Any) -> Any:
-    """Give axes a legend of artists and their labels, drawn as they are: `$` begins no formula, `_` hides no entry."""
+    """Add a legend of artists and literal labels: `$` starts no formula, and a leading `_` hides no entry."""
     made = axes.legend([one for one, _ in entries], ["-"] * len(entries), frameon=False, labelcolor=INK, **style)
     for text, (_, label) in zip(made.get_texts(), entries, strict=True):
         text.set(text=label, parse_math=False)
@@ -75,20 +75,20 @@ def add_legend(axes: Any, entries: Sequence[tuple[Any, str]], **style: Any) -> A
 
 
 def class_label(names: Sequence[str], i: int | np.integer, width: int | None = 15) -> str:
-    """The name of a class, cut to `width`; its number where it has none."""
+    """The name of a class, truncated to `width`, or its number if it has no name."""
     name = names[int(i)] if i < len(names) else str(i)
     return name if width is None or len(name) <= width else f"{name[: width - 1]}…"
 
 
 def make_colours(count: int) -> list[Any]:
-    """So many colours that can be told apart; one alone is that of what is right."""
+    """`count` distinguishable colours; a single one is RIGHT."""
     from matplotlib import colormaps
 
     return [RIGHT] if count == 1 else [colormaps["viridis"](i / count) for i in range(count)]
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    """Write a figure -> its path. A letter that no font has is drawn as a box, without a warning."""
+    """Write a figure -> path. A character that no font has becomes a box, without a warning."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ |Matplotlib currently does not support", UserWarning)
@@ -102,7 +102,7 @@ def _points(lines: list[dict[str, Any]], kind: str) -> list[tuple[int, float]]:
 
 
 def _smooth(values: tuple[float, ...]) -> list[float]:
-    """An exponential mean over about a fiftieth of the run, without the bias of its start."""
+    """An exponential moving average over about a fiftieth of the run, with bias correction."""
     keep, mean, weight, result = 1 - 1 / max(3, len(values) / 50), 0.0, 0.0, []
     for v in values:
         mean, weight = keep * mean + (1 - keep) * v, keep * weight + (1 - keep)

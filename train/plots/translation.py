@@ -1,4 +1,4 @@
-"""What an evaluation of a translator leaves to look at: translations beside their references, and where it looked.
+"""Output of a translator's evaluation: translations beside their references, and attention maps.
 
 Legend: S T tokens of a text and of its translation.
 """
@@ -22,13 +22,13 @@ from train.plots.curves import GREY, INK, add_title, make_figure, save_figure
 
 SHOWN = 15  # translations of each group
 DRAWN, EASY, LONGEST = 4, 24, 96  # sentences whose attention is drawn; tokens that read well; and at most
-GROUPS = ("the worst by chrF", "as they come", "the best")
+GROUPS = ("the worst by chrF", "evenly spaced", "the best")
 
 
 def write_side_by_side(pairs: ParallelText, made: Sequence[str], quality: np.ndarray, title: str, path: Path) -> Path:
-    """Write texts, what is made of them and what is meant: the worst, some as they come, the best; quality [n] -> path.
+    """Write source texts, translations and references -> path: the worst, evenly spaced ones, and the best.
 
-    `quality` is chrF of each sentence.
+    `quality` [n] is the chrF of each sentence.
     """
     order = np.argsort(quality, kind="stable")
     even = np.linspace(0, len(made) - 1, min(SHOWN, len(made))).astype(int)
@@ -36,7 +36,7 @@ def write_side_by_side(pairs: ParallelText, made: Sequence[str], quality: np.nda
     for name, chosen in zip(GROUPS, (order[:SHOWN], even, order[::-1][:SHOWN]), strict=True):
         parts.append(name)
         for i in chosen:
-            lines = ((pairs.languages[0], pairs.texts[i]), ("made", made[i]), ("meant", pairs.translations[i]))
+            lines = ((pairs.languages[0], pairs.texts[i]), ("output", made[i]), ("target", pairs.translations[i]))
             body = "\n".join(_line(name, text) for name, text in lines)
             parts.append(f"pair {i:,}, chrF {quality[i]:.1f}\n{body}")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -48,7 +48,7 @@ def _line(name: str, text: str) -> str:
 
 
 class AttentionMap(NamedTuple):
-    """One sentence: its tokens, those made of it, and the share of attention that each of these pays [T S]."""
+    """The tokens of a source and of its translation, and the attention weights of the latter on the former [T S]."""
 
     source: Sequence[str]
     translation: Sequence[str]
@@ -56,7 +56,7 @@ class AttentionMap(NamedTuple):
 
 
 def draw_attention(sentences: Sequence[AttentionMap], title: str, path: Path) -> Path:
-    """Draw for each sentence which tokens of the text each written token attends to -> path."""
+    """Draw for each sentence the attention weights of each output token on the source tokens -> path."""
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list("", ["white", RIGHT])
@@ -73,12 +73,12 @@ def draw_attention(sentences: Sequence[AttentionMap], title: str, path: Path) ->
         axes.set_yticks(range(len(one.translation)), one.translation, parse_math=False)
         axes.tick_params(length=0, colors=INK, labelsize=min(8, 240 / max(one.weights.shape)))
         axes.spines[:].set_color(GREY)
-    add_title(figure, title, "down: what is written; across: the text; blue: the share of attention, 0 white to 1")
+    add_title(figure, title, "rows: output tokens; columns: source tokens; blue: attention weight, from 0 (white) to 1")
     return save_figure(figure, path)
 
 
 def draw(translations: Translations, workdir: str, n: int) -> list[Path]:
-    """Write translations beside their references, draw attention if the model has some -> the files."""
+    """Write translations beside their references, and draw attention maps if the model has attention -> files."""
     title, start = start_plots(translations.setup, workdir, n)
     quality = sentence_chrf(translations.texts, translations.pairs.translations)
     head = "\n".join([title, *map(str, translations.scores)])
@@ -95,7 +95,7 @@ def draw(translations: Translations, workdir: str, n: int) -> list[Path]:
 
 
 def pick_sentences(translations: Translations) -> list[int]:
-    """Sentences to draw: some of those that are short on both sides, or if there are none the shortest."""
+    """Indices of sentences to draw: some that are short on both sides, else the shortest."""
     texts = [translations.tokenizer.encode(text) for text in translations.pairs.texts]
     tokens = translations.tokens
     longer = [max(len(text), len(ids)) for text, ids in zip(texts, tokens, strict=True)]

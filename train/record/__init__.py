@@ -1,1 +1,1 @@
-"""What a run tells and writes down."""
+"""Console output, metrics, plots and profiles of a run."""

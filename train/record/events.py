@@ -1,6 +1,6 @@
-"""TensorBoard's event files, written without TensorFlow or PyTorch: scalars, texts and pictures.
+"""A writer of TensorBoard event files without TensorFlow or PyTorch: scalars, texts and images.
 
-A file is a row of records: length, its checksum, data, its checksum. The data are an Event, a protobuf message.
+A file is a sequence of records: length, its checksum, data, its checksum. The data is an Event, a protobuf message.
 Source: tensorflow/core: lib/io/record_writer.h, util/event.proto, framework/summary.proto, framework/tensor.proto.
 """
 
@@ -19,7 +19,7 @@ RGBA = 4
 
 
 class AppendFile:
-    """A file that is written to at its end, unbuffered, so that a full disk is noticed at once and names the file."""
+    """An unbuffered append-only file, so that a full disk raises at once, naming the file."""
 
     def __init__(self, path: epath.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ class AppendFile:
         self._file: Any = path.open("ab") if "://" in str(path) else FileIO(path, "a")
 
     def write(self, data: bytes) -> None:
-        """Append it whole. Raises OSError with the file's name."""
+        """Append all of `data`. Raises OSError with the file's name."""
         rest = memoryview(data)
         try:
             while rest:
@@ -42,28 +42,28 @@ class AppendFile:
 
 
 class EventWriter:
-    """An event file; what older files of its folder hold of step `purge` and later is void.
+    """An event file. It invalidates the events of older files in its folder from step `purge` on.
 
-    TensorBoard takes the files of a folder that are named `events.out.tfevents.*`, in the order of their names.
+    TensorBoard reads the files `events.out.tfevents.*` of a folder in the order of their names.
     """
 
     def __init__(self, path: epath.Path, time: float, purge: int | None = None) -> None:
         self._file = AppendFile(path)
         self._write(time, 0, _field(3, "brain.Event:2"))
         if purge is not None:
-            self._write(time, purge, _field(7, _field(1, 1)))  # a session starts
+            self._write(time, purge, _field(7, _field(1, 1)))  # a SessionLog START
 
     def scalar(self, tag: str, value: float, step: int, time: float) -> None:
-        """One number."""
+        """Write a number."""
         self._summary(tag, _field(2, float(value)), step, time)
 
     def text(self, tag: str, text: str, step: int, time: float) -> None:
-        """Markdown."""
+        """Write a Markdown text."""
         string = _field(1, STRING) + _field(2, _field(2, _field(1, 1))) + _field(8, text)
         self._summary(tag, _field(9, _field(1, _field(1, "text"))) + _field(8, string), step, time)
 
     def image(self, tag: str, png: bytes, step: int, time: float) -> None:
-        """A picture, as the bytes of a PNG file."""
+        """Write an image, given as the bytes of a PNG file."""
         width, height = struct.unpack(">II", png[16:24])
         picture = _field(1, height) + _field(2, width) + _field(3, RGBA) + _field(4, png)
         self._summary(tag, _field(4, picture), step, time)
@@ -82,9 +82,9 @@ class EventWriter:
 
 
 def write_files(files: Sequence[Path], folder: Path, n: int, time: float) -> None:
-    """Write an evaluation's files, .png and .txt, as the events of step `n`: a file a step, and the last one stays.
+    """Write an evaluation's files, .png and .txt, as events of step `n`: one event file per step, replacing an old one.
 
-    A folder of their own is a run of its own in TensorBoard, which no longer reads a file once it has seen a later one.
+    They need their own folder, a separate run in TensorBoard, which stops reading a file once a later one exists.
     """
     path = epath.Path(folder) / f"events.out.tfevents.{n:010d}"
     path.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ def write_files(files: Sequence[Path], folder: Path, n: int, time: float) -> Non
 
 
 def _field(number: int, value: int | float | str | bytes) -> bytes:
-    """A field of a message: an integer, a float of 32 bits, a text, or bytes, which may be a message."""
+    """A field of a message: an integer, a 32-bit float, a text, or bytes, which may be a message."""
     if isinstance(value, int):
         return _tag(number, INTEGER) + _varint(value)
     if isinstance(value, float):

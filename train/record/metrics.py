@@ -1,8 +1,8 @@
-"""What a run writes down: `metrics.jsonl`, one object a line, and TensorBoard event files beside it.
+"""The metrics of a run: `metrics.jsonl`, one JSON object per line, and TensorBoard event files.
 
 `{"v":1,"kind":"train"|"eval"|"event","step":n,"time":unix_s,"wall":s_since_first_start,"split":name|null,
-"metrics":{…},"stderr":{…}}`; step counts finished updates, an event bears a `note`; non-finite numbers are strings. A
-resume appends an event, and readers drop earlier lines of a greater step.
+"metrics":{…},"stderr":{…}}`. `step` counts finished updates, an event has a `note`, and non-finite numbers are strings.
+A resume appends an event; readers then drop earlier lines with a larger step.
 """
 
 import json
@@ -59,11 +59,11 @@ UNITS = {
 
 
 OLD = re.compile(rf"^(ema_)?({'|'.join(renamed.METRICS)})(?=$|/|_max$|_min$)")  # an old name of a metric
-MAX_ENTRIES = 256  # entries of a metric that are written one by one
+MAX_ENTRIES = 256  # an array metric with more entries is recorded by its extremes only
 
 
 def flatten_metrics(metrics: dict[str, Any], extremes: bool = True) -> dict[str, float]:
-    """Numbers by name, of scalars and arrays: of these `name_max`, `name_min` and, where they are few, `name/0/3` …"""
+    """Scalars and arrays by name -> numbers. An array gives `name_max`, `name_min` and, if small, `name/0/3` …"""
     found: dict[str, float] = {}
     for name, value in metrics.items():
         array = np.asarray(value)
@@ -78,7 +78,7 @@ def flatten_metrics(metrics: dict[str, Any], extremes: bool = True) -> dict[str,
 
 
 def is_entry(name: str) -> bool:
-    """Whether a metric is one entry of many."""
+    """Whether a metric is an entry of an array metric."""
     return "/" in name
 
 
@@ -87,7 +87,7 @@ def _to_json(values: dict[str, float]) -> dict[str, Any]:
 
 
 class Recorder:
-    """Appends to `metrics.jsonl` and to the event files of a workdir. To be made by process 0 alone."""
+    """Appends to `metrics.jsonl` and to the event files of a workdir. Only process 0 creates one."""
 
     def __init__(
         self, workdir: str, runtime: Runtime, start: int = 0, project: str | None = None, config: Any = None
@@ -99,7 +99,7 @@ class Recorder:
 
         path, self._clock = epath.Path(workdir) / "metrics.jsonl", runtime.clock
         earlier = read(workdir, runtime.say) if path.exists() else []
-        self.continues = bool(earlier)  # a run wrote here before, even if it left no checkpoint
+        self.continues = bool(earlier)  # a run wrote here before, even if it saved no checkpoint
         now = runtime.clock()
         self._start = earlier[0]["time"] if earlier else now
         if path.exists():
@@ -121,9 +121,9 @@ class Recorder:
         stderr: dict[str, float] | None = None,
         note: str | None = None,
     ) -> None:
-        """Append one line, and one event a metric.
+        """Append one line, and one event per metric.
 
-        Raises OSError that names the file, as where the disk is full, and RuntimeError where the workdir is no more.
+        Raises OSError with the file's name, for example if the disk is full, and RuntimeError if the workdir is gone.
         """
         if self._local and not self._folder.exists():
             raise RuntimeError(f"{self._folder} was deleted while the run wrote to it")
@@ -140,7 +140,7 @@ class Recorder:
             self._wandb.log({f"{split or kind}/{name}": value for name, value in metrics.items()}, step=step)
 
     def close(self) -> None:
-        """Close both."""
+        """Close all outputs."""
         self._file.close()
         self._events.close()
         if self._wandb:
@@ -148,19 +148,19 @@ class Recorder:
 
 
 class NullRecorder:
-    """The recorder of a process other than 0."""
+    """The recorder of processes other than 0, which records nothing."""
 
     continues = False
 
     def write(self, kind: str, step: int, metrics: dict[str, float], **more: Any) -> None:
-        """Write nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Close nothing."""
+        """Do nothing."""
 
 
 def import_wandb() -> Any:
-    """The package wandb. Raises UsageError where it is missing."""
+    """The package wandb. Raises UsageError if it is missing."""
     try:
         import wandb
     except ImportError:
@@ -169,7 +169,7 @@ def import_wandb() -> Any:
 
 
 def _wandb_id(workdir: str) -> str:
-    """The run's name there, drawn once and kept in the workdir: one run there as long as it is one here."""
+    """The run's id in wandb, drawn once and stored in the workdir, so that a resume continues the same wandb run."""
     path = epath.Path(workdir) / "wandb_id"
     if not path.exists():
         path.write_text(secrets.token_hex(4))
@@ -177,7 +177,7 @@ def _wandb_id(workdir: str) -> str:
 
 
 def _drop_partial_line(path: epath.Path) -> None:
-    """End the file after its last whole line: a killed process may have left half of one."""
+    """Truncate the file after its last complete line: a killed process may have left a partial one."""
     text = path.read_bytes()
     whole = text.rfind(b"\n") + 1
     if whole < len(text) and "://" not in str(path):
@@ -185,21 +185,21 @@ def _drop_partial_line(path: epath.Path) -> None:
 
 
 def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """The lines of a run as it stands: those that a resume made void are dropped, a torn last line too.
+    """The valid lines of a run, without lines that a resume invalidated and without a partial last line.
 
-    `say` reports a line that cannot be read and is passed over. Raises UsageError for a folder or a pipe in its place.
+    `say` reports unreadable lines, which are skipped. Raises UsageError if the path is a folder or a pipe.
     """
     lines: list[dict[str, Any]] = []
     path = epath.Path(workdir) / "metrics.jsonl"
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; a run writes its metrics to a file of that name: move the folder away")
+        raise UsageError(f"{path} is a folder; a run writes its metrics to that path: move the folder away")
     if path.exists() and "://" not in workdir:
         require_regular_file(path)
     for number, row in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         line = _parse_line(row)
         if line is None:
             if say:
-                say(f"{path} line {number} cannot be read; passing over it")
+                say(f"{path} line {number} cannot be read; skipping it")
             continue
         if line["kind"] == "event" and line.get("note", "").startswith("resumed"):
             lines = [old for old in lines if old["step"] <= line["step"]]
@@ -213,7 +213,7 @@ def _current(name: str) -> str:
 
 
 def _parse_line(row: bytes) -> dict[str, Any] | None:
-    """A line, None where it is none of ours: no JSON, or a field that is missing or of another type."""
+    """Parse a line; None if it is not JSON, or a field is missing or has the wrong type."""
     try:
         line = json.loads(row)
         kinds = [(line["kind"], str), (line["step"], int), (line["time"], int | float), (line["metrics"], dict)]

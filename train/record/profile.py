@@ -1,4 +1,4 @@
-"""A look inside an update: a profiler's trace of some of them, and the program that XLA made."""
+"""Profiling: a profiler trace of some updates, and the update's compiled program."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,17 +18,17 @@ def parse_window(text: str | None, steps: int) -> tuple[int, int] | None:
         return None
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
-        raise UsageError(f"config key 'log.profile' is FIRST:LAST, as 10:15, two updates in order, not {text!r}")
+        raise UsageError(f"config key 'log.profile' must be FIRST:LAST, two updates in order, as 10:15, not {text!r}")
     if int(last) > steps:
-        raise UsageError(f"config key 'log.profile' = {text!r} must end by the last of the {steps} updates")
+        raise UsageError(f"config key 'log.profile' must end at update {steps}, the last, or before, not {text!r}")
     return int(first), int(last)
 
 
 @contextmanager
 def profile_steps(update: Update, start: int, updates: tuple[int, int] | None, folder: str) -> Iterator[Update]:
-    """The update, of which those in the window are traced into `folder`, for TensorBoard's profile tab or xprof.
+    """The update function, tracing the updates of the window into `folder`, for TensorBoard's profile tab or xprof.
 
-    The first is begun when all before it are done, and the trace ends when the last is done, or the run.
+    The trace starts when all earlier updates are done, and ends when its last update or the run is done.
     """
     if updates is None or updates[1] <= start:
         yield update
@@ -58,7 +58,7 @@ def profile_steps(update: Update, start: int, updates: tuple[int, int] | None, f
 
 
 def write_programs(update: Any, state: Any, batch: Any, folder: Path) -> None:
-    """The update's program before and after XLA's passes, as text: `update.stablehlo.txt` and `update.hlo.txt`."""
+    """Write the update's program before and after XLA's passes: `update.stablehlo.txt` and `update.hlo.txt`."""
     lowered = update.lower(state, batch)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "update.stablehlo.txt").write_text(lowered.as_text())

@@ -1,4 +1,4 @@
-"""What a run tells before its first update: parameters, data, mesh, cost, and where files go."""
+"""Formatting of a run's start summary: parameters, mesh, quantities and durations."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from train.sharding.mesh import Placement
 
 
 def parameter_table(model: Model, place: Placement, dtype: Any) -> list[str]:
-    """The parameters, a line each: path, count, shape, axes, dtype, and the mesh axes that cut it."""
+    """The parameter table, one line each: path, count, shape, axes, dtype, and the mesh axes that shard it."""
     rows = [("parameter", "count", "shape", "axes", "dtype", "sharded over")]
     for name, spec in flatten(model.specs["params"]).items():
         cut = [e if isinstance(e, str) else "+".join(e) for e in place(spec.axes) if e]
@@ -18,7 +18,7 @@ def parameter_table(model: Model, place: Placement, dtype: Any) -> list[str]:
         shape = "x".join(map(str, spec.shape))
         rows.append((name, f"{spec.size:,}", shape, spec.axes, str(jax.numpy.dtype(dtype)), " ".join(used) or "-"))
     total = sum(s.size for s in jax.tree.leaves(model.specs["params"]))
-    padding = total - model.count()  # rows of the vocabulary's tables that no token has
+    padding = total - model.count()  # padding rows of the vocabulary
     rows.append(("total", f"{total:,}", f"{padding:,} of them padding" if padding else "", "", "", ""))
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     aligned = [
@@ -29,7 +29,7 @@ def parameter_table(model: Model, place: Placement, dtype: Any) -> list[str]:
 
 
 def parameter_counts(model: Model) -> str:
-    """How many there are, and how many a token meets where those are fewer: `1,024 parameters, 512 of them active`."""
+    """The parameter count, and the active parameters per token if fewer: `1,024 parameters, 512 of them active`."""
     whole, active = model.count(), model.count(active=True)
     return f"{whole:,} parameters" + (f", {active:,} of them active" if active < whole else "")
 
@@ -52,7 +52,7 @@ def format_duration(seconds: float) -> str:
 
 
 def describe_mesh(place: Placement) -> str:
-    """The mesh, its devices, and what is replicated for want of a divisor."""
+    """The mesh, its devices, and the dims replicated because the mesh does not divide them."""
     axes = ", ".join(f"{a}:{n}" for a, n in place.mesh.shape.items())
     kind = place.mesh.devices.flat[0].device_kind
     line = (

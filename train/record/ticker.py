@@ -1,4 +1,4 @@
-"""What a user sees while something long is under way: how far it is and when it ends, or that it compiles."""
+"""Progress output of long operations: progress and remaining time, or that something compiles."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -10,25 +10,27 @@ from train.record.summary import format_duration
 from train.runtime import Runtime
 
 T = TypeVar("T")
-QUIET = 2.0  # seconds without a word: what ends within them is not worth one
-LIVE, APART = 0.2, 10.0  # seconds between two words, on a terminal and elsewhere
+QUIET = 2.0  # seconds before the first output: shorter operations print nothing
+LIVE, APART = 0.2, 10.0  # seconds between outputs, on a terminal and elsewhere
 
 
 class Ticker:
-    """Shows how far something is: one live line on a terminal, elsewhere a line every 10 s. Process 0 alone shows it.
+    """Shows progress: one live line on a terminal, elsewhere a line every 10 s. Only process 0 prints.
 
-    A call is a `data.progress.Tick`: (what, done, total), from 0 done to all, which clears the live line.
+    It is called as a `data.progress.Tick`: (what, done, total), from done = 0 to total, which clears the live line.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime, self._live = runtime, runtime.stdout.isatty()
         self._what, self._begun, self._next = "", 0.0, 0.0
-        self._first = 0, 0.0  # how many were done first, and when: what is left is judged by those after it
+        self._first = 0, 0.0  # the first nonzero count and its time, from which the remaining time is estimated
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show it, if it is time."""
+        """Show the progress, if it is time."""
         now = self._runtime.monotonic()
-        if what != self._what and self._next > self._begun + QUIET:  # what went before was long, so this may be too
+        if (
+            what != self._what and self._next > self._begun + QUIET
+        ):  # the previous operation was long, so this may be too
             self._show("", live_only=True)
             if not jax.process_index():
                 self._runtime.say(f"{what} …")
@@ -46,7 +48,7 @@ class Ticker:
             self._next = now + (LIVE if self._live else APART)
 
     def report_compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The jitted function, whose first call says that it compiles, and afterwards in what time."""
+        """Wrap a jitted function: its first call shows that it compiles, then prints the time."""
         first = True
 
         def call(*args: Any) -> Any:
@@ -65,7 +67,7 @@ class Ticker:
         return call
 
     def show_until_first(self, items: Iterator[T]) -> Iterator[T]:
-        """The items, once the first of them is there: until then a terminal, and nothing else, shows `compiling …`."""
+        """The items; a terminal shows `compiling …` until the first one arrives."""
         if self._live:
             self._show("compiling …")
         try:

@@ -1,4 +1,4 @@
-"""What data, loss and model decide of which knobs are read; the launcher refuses those that are not."""
+"""Facts about data, loss and model that determine which knobs have an effect; the launcher rejects the others."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -12,18 +12,18 @@ from train.tasks import losses
 from train.update import param_groups
 
 Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
-COMPUTE_KNOBS = {  # knobs of `train` that say how a model computes, not what -> the part of a model that reads them
+COMPUTE_KNOBS = {  # knobs of `train` that change how a model computes, not what -> the part of the model that uses it
     "attention": "attention",
     "dispatch": "experts",
     "remat": "stacked layers",
     "scan": "stacked layers",
 }
-Facts = Mapping[str, tuple[Collection[str], str]]  # what decides which knobs are read: the values, and words for them
-Unread = Callable[[Facts], list[str]]  # -> the knobs that have no effect under these facts, a line each
+Facts = Mapping[str, tuple[Collection[str], str]]  # fact -> (its values, their name in messages)
+Unread = Callable[[Facts], list[str]]  # -> one line for each assigned knob that has no effect under these facts
 
 
 def data_facts(cfg: Config, example: Source, task: losses.Task) -> Facts:
-    """What the data and the loss decide of which knobs are read."""
+    """The facts that data and loss determine."""
     kind = "text" if isinstance(example, Texts) else "pairs" if isinstance(example, ParallelText) else "features"
     if isinstance(example, Examples) and "image" in example.__getitems__([0]):
         kind = "boxes" if isinstance(example, DetectionDataset) else "images"
@@ -37,7 +37,7 @@ def data_facts(cfg: Config, example: Source, task: losses.Task) -> Facts:
 
 
 def model_facts(model: Model) -> Facts:
-    """The parts of the model that some knobs are read for."""
+    """The facts that the model determines: the parts that have knobs of their own."""
     known = {field.name for field in dataclasses.fields(model.config)}
     parts = {part for name, part in COMPUTE_KNOBS.items() if name in known}
     if param_groups.decay_mask(model.specs["params"], True) != param_groups.decay_mask(model.specs["params"], False):

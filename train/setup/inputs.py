@@ -1,4 +1,4 @@
-"""What a config says of images: in training, in evaluation, and in which shape a network sees them."""
+"""Image transforms of a config: for training, for evaluation, and the resulting input shape."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 
 
 def find_problems(cfg: Config) -> Iterator[str]:
-    """The knobs of images whose values are out of range, a line each with key, value and range."""
+    """One line for each image knob that is out of range, with key, legal range and value."""
     data = cfg.data
     if np.size(data.std) == 0 or np.min(data.std) <= 0:
         yield f"config key 'data.std' must be positive, not {data.std}"
@@ -43,12 +43,12 @@ def find_problems(cfg: Config) -> Iterator[str]:
 
 
 def eval_transform(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
-    """What happens to images that are evaluated, with boxes or without; `channels` a network has. Raises UsageError."""
+    """The transform of evaluated images, with or without boxes. `channels` is the network's. Raises UsageError."""
     return letterbox.DetectionPipeline(cfg.seed, detection_size(cfg)) if boxes else _image_pipeline(cfg, (), channels)
 
 
 def train_transform(cfg: Config, boxes: bool = False, channels: int | None = None) -> Augment:
-    """What happens to images that are trained on, each by itself; arguments as of `examined`. Raises UsageError."""
+    """The transform of training images, one at a time. Arguments as `eval_transform`. Raises UsageError."""
     if boxes:
         return letterbox.DetectionPipeline(cfg.seed, detection_size(cfg), letterbox.parse(cfg.data.augment))
     return _image_pipeline(
@@ -57,7 +57,7 @@ def train_transform(cfg: Config, boxes: bool = False, channels: int | None = Non
 
 
 def image_channels(cfg: Config, model: Model | None = None) -> int | None:
-    """Channels of images that a model, else the one that a config describes, has; None where they are the data's."""
+    """Image channels of a model, else of the model that a config describes; None if they follow the data."""
     module = models.FAMILIES.get(cfg.model.family) if model is None else model.module
     if module is None or module.INPUT != "image":
         return None
@@ -67,20 +67,20 @@ def image_channels(cfg: Config, model: Model | None = None) -> int | None:
 
 
 def mixup_transform(cfg: Config, task: Task) -> mixup.Mixup | None:
-    """What happens to pairs of them; None where nothing does. Raises UsageError for a task that takes no mixed rows."""
+    """Mixup or CutMix of pairs of rows, or None. Raises UsageError if the task does not support mixed labels."""
     if task.target_field == "boxes":
         return None
     ways = tuple(s for s in augment.parse(cfg.data.augment) if s[0] in mixup.METHODS)
     if ways and "mixing" not in task.extras:
         able = ", ".join(name for name, other in TASKS.items() if "mixing" in other.extras)
-        raise UsageError(f"config key 'data.augment': {ways[0][0]} goes with the loss {able} only, not {cfg.loss}")
+        raise UsageError(f"config key 'data.augment': {ways[0][0]} needs the loss {able}, not {cfg.loss}")
     return mixup.Mixup(cfg.seed, ways) if ways else None
 
 
 def transform_example(cfg: Config, example: Source, model: Model | None = None) -> Source:
-    """The first row of examples as a network sees it, one that is there or the config's; texts as they are.
+    """Examples reduced to their first row, transformed as in evaluation; text is returned unchanged.
 
-    Raises UsageError for sizes or channels that do not fit them.
+    Raises UsageError for sizes or channels that do not fit the images.
     """
     if not isinstance(example, Examples):
         return example
@@ -92,21 +92,22 @@ def transform_example(cfg: Config, example: Source, model: Model | None = None) 
 
 
 def image_size(cfg: Config) -> Size | None:
-    """Rows and columns that a network sees; None keeps those of the images."""
+    """Rows and columns of the network's input; None keeps the images' size."""
     return None if cfg.data.size is None else (cfg.data.size[0], cfg.data.size[-1])
 
 
 def detection_size(cfg: Config) -> Size:
-    """The size of images with boxes. Raises UsageError where it is not given, and for knobs that such images lack."""
+    """The input size for images with boxes. Raises UsageError if unset, and for resize knobs that detection lacks."""
     size = image_size(cfg)
     if size is None:
         raise UsageError(
-            f"config key 'data.size' is None: {cfg.data.name!r} holds images with boxes; give rows, columns"
+            f"config key 'data.size' must be rows and columns for images with boxes ({cfg.data.name!r}), not None"
         )
     for name, unset in {**RESIZE_KNOBS, "size": cfg.data.size, "mean": 0.0, "std": 1.0}.items():
         if cfg.data[name] != unset:
             raise UsageError(
-                f"config key 'data.{name}' = {cfg.data[name]}: images with boxes are whole, from 0 to 1, and bilinear"
+                f"config key 'data.{name}' must be {unset!r} for images with boxes, not {cfg.data[name]!r}: they are "
+                f"letterboxed, resized bilinearly and scaled to [0, 1]"
             )
     return size
 

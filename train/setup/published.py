@@ -18,46 +18,48 @@ PREPROCESSING_KNOBS = (
     "interpolation",
     "mean",
     "std",
-)  # knobs of `data` that a folder of the hub may tell
+)  # knobs of `data` that a Hugging Face folder may set
 
 
 def model_fields(cfg: Config) -> dict[str, Any]:
-    """The fields of a model's Config that a config sets."""
+    """The model's Config fields that a config sets."""
     return {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
 
 
 def set_preprocessing(cfg: Config, folder: str, model: Model, runtime: Runtime, given: Container[str]) -> None:
-    """Take how images are made ready from a folder, but for what the user has given; say what holds."""
-    told = {} if "detector" in model.traits else preprocessing.from_folder(folder)
+    """Set the image preprocessing from a folder, except the knobs in `given`, and print the settings in effect."""
+    settings = {} if "detector" in model.traits else preprocessing.from_folder(folder)
     names = ("size",) if "detector" in model.traits else PREPROCESSING_KNOBS
     shape = getattr(model.config, "inputs", None)
     fixed = {"size": shape[:2]} if isinstance(shape, tuple) else {}
-    whole = "data.size" in given and cfg.data.size is None
-    for name, value in {**fixed, **told}.items():
-        if f"data.{name}" not in given and not (whole and name in inputs.RESIZE_KNOBS):
+    keep_size = "data.size" in given and cfg.data.size is None
+    for name, value in {**fixed, **settings}.items():
+        if f"data.{name}" not in given and not (keep_size and name in inputs.RESIZE_KNOBS):
             with cfg.unlocked(), cfg.ignore_type():
                 cfg.data[name] = value
-    held = ", ".join(f"data.{name} = {cfg.data[name]}" for name in names)
-    runtime.say(f"images  {held}{'' if told else f' ({folder} does not say how they were made ready)'}")
+    in_effect = ", ".join(f"data.{name} = {cfg.data[name]}" for name in names)
+    runtime.say(f"images  {in_effect}{'' if settings else f' ({folder} has no preprocessing settings)'}")
 
 
 def normalise_names(names: Sequence[str]) -> list[str]:
-    """Names to be compared: letters and digits, where these still tell them apart."""
+    """Names reduced to lower-case letters and digits for comparison; unchanged if that makes two equal."""
     plain = [re.sub(r"[\W_]+", " ", name).strip().lower() for name in names]
     return plain if all(plain) and len(set(plain)) == len(plain) else list(names)
 
 
 def default_loss(model: Model, folder: str) -> str:
-    """The loss by which a folder's network is measured. Raises UsageError for one that has none."""
+    """The loss that evaluates a folder's network. Raises UsageError if there is none."""
     if "classifier" in model.traits and (problem := class_names.problem_type(folder)):
         if problem != "multi_label_classification":
             raise UsageError(
-                f"{folder} has problem_type {quote(problem)} by its config.json or its single output; "
-                f"single_label_classification and multi_label_classification are measured here"
+                f"{folder} has problem_type {quote(problem)}, by its config.json or its single output; supported are "
+                f"single_label_classification and multi_label_classification"
             )
         return "sigmoid"
     tasks = (("causal language_model", "next_token"), ("classifier", "softmax"), ("detector", "detection"))
     for traits, loss in tasks:
         if set(traits.split()) <= model.traits:
             return loss
-    raise UsageError(f"a {model.family} with head {model.config.head!r} has no task; init_from takes its folder")
+    raise UsageError(
+        f"a {model.family} with head {model.config.head!r} has no task to evaluate; use its folder as init_from"
+    )

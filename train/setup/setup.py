@@ -1,4 +1,4 @@
-"""What a config means on this machine: model, task, placement, data."""
+"""From a config to a model, task, placement and data on this machine."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ PRECISIONS = {  # -> dtype of activations, dtype of parameters, of f32 products
 
 @dataclass(frozen=True)
 class Setup:
-    """What a config means on this machine: the model, its task, its placement."""
+    """A config's model, task, placement and tokenizer on this machine."""
 
     cfg: Config
     runtime: Runtime
@@ -46,26 +46,26 @@ class Setup:
     place: mesh.Placement
     dtype: Any
     tokenizer: tokenizers.Tokenizer | None
-    class_names: tuple[str, ...] | None = None  # of the data's classes, where they have some
+    class_names: tuple[str, ...] | None = None  # the data's, if it has any
 
     @property
     def context(self) -> int | None:
-        """Tokens a row, of a language model."""
+        """Tokens per row, if the model reads text, else None."""
         return self.model.config.context if self.tokenizer else None
 
     @property
     def tokenizer_description(self) -> dict[str, Any] | None:
-        """The tokenizer's, as checkpoints carry it."""
+        """The tokenizer's description, as checkpoints store it."""
         return self.tokenizer.description() if self.tokenizer else None
 
     @property
     def tokenizer_fingerprint(self) -> str | None:
-        """The tokenizer's, as manifests have it."""
+        """The tokenizer's fingerprint, as manifests store it."""
         return tokenizers.fingerprint(self.tokenizer.description()) if self.tokenizer else None
 
     @property
     def options(self) -> step.StepOptions:
-        """How an update is made."""
+        """The options of the update."""
         train = self.cfg.train
         return step.StepOptions(
             dtype=self.dtype,
@@ -79,30 +79,30 @@ class Setup:
 
     @property
     def eval_transform(self) -> sampler.Augment:
-        """What happens to images that are evaluated."""
+        """The transform of evaluated images."""
         return inputs.eval_transform(
             self.cfg, self.task.target_field == "boxes", inputs.image_channels(self.cfg, self.model)
         )
 
 
 def load_source(cfg: Config, runtime: Runtime, name: str, split: str, tick: Tick = silent) -> Source:
-    """A source of the config's data section."""
+    """Load a split of a data set, with the settings of the config's data section."""
     return sources.load(name, split, field=cfg.data.field, data_dir=runtime.environ.get("TFDS_DATA_DIR"), tick=tick)
 
 
 def dataset_names(cfg: Config) -> list[str]:
-    """The data sets of a config: one, or the parts of a mixture."""
+    """The data sets of a config: one, or the members of a mixture."""
     return sources.split_names(cfg.data.name)
 
 
 def dataset_title(cfg: Config) -> str:
-    """The data sets of a config as the title of a picture has them: of paths the last parts only."""
+    """The data sets of a config for the title of a plot: for paths only the last part."""
     paths = ((name, Path(expand_home(name))) for name in dataset_names(cfg))
     return ", ".join(display_name(path) if path.is_absolute() or path.exists() else name for name, path in paths)
 
 
 def make_tokenizer(cfg: Config, runtime: Runtime) -> tokenizers.Tokenizer:
-    """The tokenizer of a config; `char` reads every split, for held-out text, `word` and `bpe` the training one."""
+    """The tokenizer of a config. `char` is built from every split, `word` and `bpe` from the training split."""
     if cfg.data.tokenizer not in ("char", "word", tokenizers.BPE):
         return tokenizers.make(cfg.data.tokenizer, ())
     corpus: list[str] = []
@@ -124,12 +124,12 @@ def set_up(
     model: Model | None = None,
     unread: Unread = lambda facts: [],
 ) -> Setup:
-    """Model, task and placement (on all devices where None) for a config and the kind of its data.
+    """Set up model, task and placement (on all devices if None) for a config and an example of its data.
 
-    `tokenizer` is a checkpoint's description; None makes one as the config says. `model` is one that is there, which
-    goes before what the config says. `unread` names the knobs that must have an effect and have none.
+    `tokenizer` is a checkpoint's tokenizer description; None makes the config's tokenizer. `model` overrides the
+    config's model. `unread` lists assigned knobs that have no effect.
 
-    Raises UsageError for whatever does not fit together.
+    Raises UsageError for settings that do not fit together.
     """
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
@@ -146,15 +146,17 @@ def set_up(
     made = None
     if not isinstance(example, Examples):
         if tokenizer and tokenizer["kind"] != tokenizers.tokenizer_kind(cfg.data.tokenizer):
-            kinds = f"the parameters go with {tokenizer['kind']!r}, not with {cfg.data.tokenizer!r}"
-            raise UsageError(f"config key 'data.tokenizer': {kinds}")
+            kinds = f"must be {tokenizer['kind']!r}, as the parameters need, not {cfg.data.tokenizer!r}"
+            raise UsageError(f"config key 'data.tokenizer' {kinds}")
         made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, runtime)
     sizes = _sizes_from_data(example, task, made)
     model = model or _build_model(cfg, example, {**sizes, "compute": compute})
     if task.target_field == "targets" and "causal" not in model.traits and task.trait in model.traits:
-        raise UsageError(f"a {model.family} as configured sees the tokens that loss {cfg.loss!r} asks for")
+        raise UsageError(
+            f"loss {cfg.loss!r} needs a causal model; {model.family} as configured attends to later tokens"
+        )
     if task.trait not in model.traits:
-        raise UsageError(f"family {cfg.model.family!r} cannot learn from {cfg.data.name!r} by loss {cfg.loss!r}")
+        raise UsageError(f"family {cfg.model.family!r} does not support loss {cfg.loss!r} on data {cfg.data.name!r}")
     for name, value in sizes.items():
         have = getattr(model.config, name, value)
         if have < value:
@@ -172,7 +174,7 @@ def set_up(
 
 
 def _check_data_for_task(cfg: Config, example: Source, task: losses.Task) -> None:
-    """Refuse data that do not hold the answer that the task asks for."""
+    """Raise UsageError if the data lacks the task's target field."""
     if isinstance(example, Texts):
         fields = {"targets"} | ({example.label_field} if example.labels is not None else set())
         kind = f"text{'' if example.labels is None else ' with labels'}"
@@ -183,11 +185,11 @@ def _check_data_for_task(cfg: Config, example: Source, task: losses.Task) -> Non
         kind = f"examples with {', '.join(sorted(fields))}"
     if task.target_field not in fields:
         able = ", ".join(name for name, other in losses.TASKS.items() if other.target_field in fields)
-        raise UsageError(f"data set {cfg.data.name!r} holds {kind}, for the losses {able}; the config has {cfg.loss!r}")
+        raise UsageError(f"data set {cfg.data.name!r} has {kind}, for the losses {able}; the config has {cfg.loss!r}")
 
 
 def _sizes_from_data(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
-    """Sizes of a model that the data fix, by the name of the Config's field."""
+    """Model sizes that the data determines, by Config field."""
     sizes: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
     if task.target_field in ("label", "labels", "boxes"):
         assert not isinstance(example, ParallelText)
@@ -198,9 +200,9 @@ def _sizes_from_data(example: Source, task: losses.Task, tokenizer: tokenizers.T
 
 
 def _build_model(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
-    """The model, with what the data and the precision say where neither config nor size does.
+    """Build the model, with defaults from data and precision for fields that neither config nor size sets.
 
-    Classes are the data's where the config has none: those of a size are of the data that it was published for.
+    `classes` comes from the data unless the config sets it: a size's `classes` is that of its original data set.
     """
     family = cfg.model.family
     if family not in models.FAMILIES:
@@ -221,14 +223,14 @@ def _build_model(cfg: Config, example: Source, defaults: dict[str, Any]) -> Mode
 
 
 def compute_fields(cfg: Config, family: str) -> dict[str, Any]:
-    """Fields of a family's Config by the knobs of COMPUTE_KNOBS, as far as it has them."""
+    """The Config fields that COMPUTE_KNOBS set, restricted to those that the family has."""
     known = {f.name for f in dataclasses.fields(models.FAMILIES[family].Config)}
     how = dict(attention=cfg.train.attention, dispatch=cfg.train.dispatch, remat=cfg.train.remat, scan=cfg.train.scan)
     return {name: value for name, value in how.items() if name in known}
 
 
 def _check_shapes(model: Model, example: Examples, cfg: Config) -> None:
-    """Run the model on the shapes of an example, with nothing computed. Raises UsageError where it cannot take it."""
+    """Trace the model on an example's shapes, without computing. Raises UsageError if they do not fit."""
     row = {k: jax.ShapeDtypeStruct((1, *shape), _ROW_DTYPES.get(k, jnp.float32)) for k, shape in example.shapes.items()}
     try:
         jax.eval_shape(model.apply, abstract(model.specs), row)
@@ -238,7 +240,7 @@ def _check_shapes(model: Model, example: Examples, cfg: Config) -> None:
         has = ", ".join(f"{name} {shape}" for name, shape in example.shapes.items())
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"family {cfg.model.family!r} as configured cannot take {cfg.data.name!r}, whose rows have {has}: {first}"
+            f"family {cfg.model.family!r} as configured does not fit {cfg.data.name!r}, whose rows have {has}: {first}"
         ) from error
 
 
@@ -246,11 +248,11 @@ _ROW_DTYPES = {
     "tokens": jnp.int32,
     "label": jnp.int32,
     "box_labels": jnp.int32,
-}  # of a row's fields; the rest are float32 when they reach a model
+}  # dtypes of a row's fields as the model receives them; other fields are float32
 
 
 def training_rows(setup: Setup, source: Source) -> sampler.EpochSource:
-    """What a source gives to train on: windows of text, or examples."""
+    """The training rows of a source: windows of text, or examples."""
     cfg = setup.cfg
     if setup.task.trait != "language_model":
         return sampler.ExampleSource(_to_examples(setup, source, evaluating=False))
@@ -263,7 +265,7 @@ def training_rows(setup: Setup, source: Source) -> sampler.EpochSource:
 
 
 def make_eval_set(setup: Setup, source: Source) -> eval_set.EvalSet:
-    """What a source gives to be evaluated on."""
+    """The evaluation set of a source."""
     if setup.task.trait != "language_model":
         return eval_set.from_examples(_to_examples(setup, source, evaluating=True), setup.eval_transform)
     assert isinstance(source, Texts)

@@ -1,4 +1,4 @@
-"""Fine-tuning: a run whose network, tokenizer, loss and settings of images are those of a published folder."""
+"""Fine-tuning: a run that takes network, tokenizer, loss and image preprocessing from a Hugging Face folder."""
 
 import dataclasses
 from collections.abc import Container, Iterable
@@ -14,7 +14,7 @@ from train.setup.published import PREPROCESSING_KNOBS, default_loss, model_field
 from train.setup.setup import COMPUTE_KNOBS, Config, dataset_names, load_source
 from train.tasks import losses
 
-DEFAULTS: dict[str, Any] = {  # without a config file, those of transformers' Trainer
+DEFAULTS: dict[str, Any] = {  # without a config file: the defaults of transformers' Trainer
     **{"optim.lr": 5e-5, "optim.clip_norm": 1.0, "schedule.name": "linear", "train.batch": 8}
 }
 FOLDER_KNOBS = (
@@ -24,8 +24,8 @@ FOLDER_KNOBS = (
     *(f"data.{name}" for name in PREPROCESSING_KNOBS),
     "init_fresh",
 )
-CLASSIFIER = {"head": "classes", "pool": "first", "pooler": True}  # what a bare network becomes for data with labels
-HEADS = ("head", "pooler")  # parts that start fresh where a folder has none that fit
+CLASSIFIER = {"head": "classes", "pool": "first", "pooler": True}  # fields of a headless network, for data with labels
+HEADS = ("head", "pooler")  # parts that are initialised afresh if the folder has none that fit
 
 
 def configure(
@@ -36,15 +36,15 @@ def configure(
     given: Container[str] = (),
     saved: Config | None = None,
 ) -> None:
-    """Make a config one of fine-tuning a folder's network: model, loss, tokenizer, images, what starts fresh.
+    """Set up a config for fine-tuning a folder's network: model, loss, tokenizer, image preprocessing, fresh leaves.
 
-    `ignore` names keys of config.json to pass over, `given` the knobs that the user has set, which hold. `kept` is the
-    config that the run's checkpoints have: what the folder decided comes from there, and the folder may be gone.
-    Raises UsageError for a folder that cannot be read, and for a network that has no task.
+    `ignore` lists keys of config.json to ignore, `given` the knobs that the user has set, which stay as they are.
+    `saved` is the config of the run's checkpoints: if given, it replaces the folder, which may be gone.
+    Raises UsageError for a folder that cannot be read, and for a network without a task.
     """
     for key in ("model.family", "model.size", "init_from"):
         if key in given:
-            raise UsageError(f"config key {key!r} cannot be set: --pretrained={folder} says it")
+            raise UsageError(f"config key {key!r} cannot be set: --pretrained={folder} determines it")
     chosen = {name: value for name, value in model_fields(cfg).items() if f"model.{name}" in given}
     with cfg.unlocked(), cfg.ignore_type():
         cfg.init_from = folder
@@ -71,7 +71,7 @@ def configure(
 
 
 def set_model_fields(cfg: Config, model: Model, folder: str, leave: Container[str] = ()) -> None:
-    """Write a network of a folder into a config's model section, but for the fields to `leave` to the data."""
+    """Write a folder's network into a config's model section, except the fields to `leave` to the data."""
     named = matching_size(model, folder) if "detector" in model.traits else None
     skipped = (
         "compute",
@@ -85,19 +85,19 @@ def set_model_fields(cfg: Config, model: Model, folder: str, leave: Container[st
 
 
 def matching_size(model: Model, folder: str) -> str:
-    """The size of a detector that has its layers, which no config can list. Raises UsageError where none has."""
+    """The size with a detector's layers, since a config cannot list layers. Raises UsageError if there is none."""
     sizes = models.FAMILIES[model.family].SIZES
     found = [name for name, fields in sizes.items() if fields["layers"] == model.config.layers]
     if not found:
         known = f"the sizes of {model.family}, {', '.join(sizes)}"
-        raise UsageError(f"{folder}: its layers are those of none of {known}, as a checkpoint's must be")
+        raise UsageError(f"{folder}: its layers match none of {known}; a checkpoint needs one of them")
     return found[0]
 
 
 def _read_networks(
     cfg: Config, folder: str, ignore: Iterable[str], chosen: dict[str, Any], source: Source
 ) -> tuple[Model, Model]:
-    """The network to train, and the one that the folder holds: for data with labels, a classifier of their classes."""
+    """The network to train (for data with labels, a classifier of its classes), and the folder's own network."""
     whole = model = pretrained.read_config(folder, ignore, **chosen)
     fields, classes = {f.name for f in dataclasses.fields(model.config)}, getattr(source, "classes", None)
     if classes is None or {"detector", "causal"} & model.traits:
@@ -109,7 +109,7 @@ def _read_networks(
 
 
 def _training_loss(model: Model, folder: str, source: Source) -> str:
-    """The loss of a run: a classifier's is that of the data's labels, one or several a row."""
+    """The loss of a run: for a classifier, by whether the data has one label or several per row."""
     if "classifier" not in model.traits:
         return default_loss(model, folder)
     several = source.label_field == "labels" if isinstance(source, Texts) else "labels" in getattr(source, "shapes", ())
@@ -117,7 +117,7 @@ def _training_loss(model: Model, folder: str, source: Source) -> str:
 
 
 def _fresh_parts(found: pretrained.PretrainedTensors, whole: Model, folder: str, source: Source) -> list[str]:
-    """The parts of a classifier that the folder lacks, or has for other classes."""
+    """The parts of a classifier that the folder lacks, or that it has for other classes."""
     if "classifier" not in found.model.traits:
         return []
     amiss = {path.split("/")[0] for path in found.names if found.problems(path)}

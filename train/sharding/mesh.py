@@ -1,4 +1,4 @@
-"""The mesh and the one table of rules by which every named dim of every array finds its mesh axes.
+"""The device mesh, and the table of rules that maps every named dim of every array to mesh axes.
 
 A strategy is a mesh: `dp:8`, `fsdp:4,tp:2`, `fsdp:*`. Mesh axes are Explicit: jax checks every sharding when it traces.
 """
@@ -34,7 +34,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tp",),
     "experts": ("ep",),
     "rank": (),
-    "choice": (),  # the same dim, of what a router says of each
+    "choice": (),  # experts, as a dim of the router's outputs
     "classes": ("tp",),
     "inputs": ("fsdp",),
     "channels_in": ("fsdp",),
@@ -46,18 +46,18 @@ RULES: dict[str, tuple[str, ...]] = {
     "norm": (),
     "qkv": (),
     "gates": (),
-    "shard": ("fsdp",),  # the one dim of a foreign leaf that is cut
-    **{f"dim{i}": () for i in range(8)},  # its others
+    "shard": ("fsdp",),  # the one sharded dim of a Flax module's leaf
+    **{f"dim{i}": () for i in range(8)},  # its other dims
     "layers": (),
 }
 
 OR_REPLICATE = frozenset(
     {"shard", "classes", "inputs", "channels_in", "channels", "kv_heads"}
-)  # small: replicated where they don't divide
+)  # small dims: replicated if the mesh axes do not divide them
 
 
 def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices from `axis:size,axis:*` -> Mesh with Explicit axes, in the order of AXES.
+    """`axis:size,axis:*` -> a Mesh of all devices with Explicit axes, in the order of AXES.
 
     Raises UsageError for an unknown or repeated axis, a size that is no positive integer, and sizes whose product is
     not the number of devices.
@@ -88,11 +88,11 @@ def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 @dataclass(frozen=True)
 class Placement:
-    """`place("batch seq width")` is the PartitionSpec of an array whose dims bear these names."""
+    """`place("batch seq width")` is the PartitionSpec of an array with these axis names."""
 
     mesh: Mesh
     rules: Mapping[str, tuple[str, ...]]
-    replicated_dims: tuple[str, ...] = field(default=())  # dims that OR_REPLICATE left whole, as `classes 10`
+    replicated_dims: tuple[str, ...] = field(default=())  # dims replicated by OR_REPLICATE, as `classes 10`
 
     def __call__(self, axes: str) -> PartitionSpec:
         """Axis names -> PartitionSpec. Raises UsageError for an unknown name or a mesh axis used twice."""
@@ -117,22 +117,22 @@ class Placement:
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of something every device holds entirely."""
+        """The fully replicated sharding."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def batch_shards(self) -> int:
-        """Parts into which a batch is cut."""
+        """The number of shards of a batch."""
         return math.prod(self.mesh.shape[a] for a in self.rules["batch"])
 
     @property
     def seq_shards(self) -> int:
-        """Parts into which sequences are cut."""
+        """The number of shards of a sequence."""
         return math.prod(self.mesh.shape[a] for a in self.rules["seq"])
 
 
 def make_placement(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = None) -> Placement:
-    """The placement of a model's table on a mesh; `changes` replaces single rules, `name: "axis,axis"` or None.
+    """The placement of a model's specs on a mesh. `changes` replaces single rules: `name: "axis,axis"` or None.
 
     Raises UsageError for an unknown name or axis, and for a dim that its mesh axes do not divide, with sizes that fit.
     """
@@ -146,10 +146,20 @@ def make_placement(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = N
                 raise unknown(f"mesh axis in the rule of {name}", axis, AXES)
         if len(set(rules[name])) < len(rules[name]):
             raise UsageError(f"the rule of {name!r} names a mesh axis twice: {text!r}")
-    for name in ("seq", "heads", "kv_heads", "mlp", "vocab", "classes"):  # dims that stand beside the rows in one array
+    for name in (
+        "seq",
+        "heads",
+        "kv_heads",
+        "mlp",
+        "vocab",
+        "classes",
+    ):  # dims that occur in one array with the batch dim
         both = set(rules["batch"]) & set(rules[name])
         if both:
-            raise UsageError(f"the rules of 'batch' and {name!r} share the mesh axis {min(both)!r}, in one array")
+            raise UsageError(
+                f"the rules of 'batch' and {name!r} share the mesh axis {min(both)!r}; arrays with both dims need "
+                f"different axes"
+            )
     rules = {name: tuple(a for a in over if a in mesh.shape) for name, over in rules.items()}
     table: dict[str, Spec] = flatten(specs)
     replicated = []
@@ -164,7 +174,7 @@ def make_placement(mesh: Mesh, specs: Any, changes: Mapping[str, Any] | None = N
                 down, up = size // parts * parts, -(-size // parts) * parts
                 fit = f"{down} or {up}" if down else f"{up}"
                 over = ",".join(f"{a}:{mesh.shape[a]}" for a in rules[name])
-                raise UsageError(f"{path}: its dim {name} = {size} cannot be cut over {over}; {fit} would fit")
+                raise UsageError(f"{path}: its dim {name} = {size} does not divide over {over}; {fit} would fit")
             rules[name] = ()
             replicated.append(f"{name} {size}")
     return Placement(mesh, rules, tuple(replicated))
@@ -176,6 +186,6 @@ SEQUENCE_FIELDS = frozenset(  # fields of a batch whose second dim is time
 
 
 def batch_axes(field: str, ndim: int) -> str:
-    """Axis names of a batch's field: rows first, then time where the field is a sequence."""
+    """Axis names of a batch field: rows first, then time if it is a sequence."""
     second = "seq" if field in SEQUENCE_FIELDS else "width"
     return " ".join(("batch", second, *["width"] * ndim)[:ndim])

@@ -1,13 +1,13 @@
-"""The loss of a detector: which prediction answers for which box, and what it costs.
+"""The loss of a detector: the assignment of predictions to boxes, and its terms.
 
-A batch has `boxes` [B M 4] (x, y, w, h as shares), `box_labels` [B M], `box_mask` [B M] and `weight` [B]; a box without
-an area counts as none. What is minimised has the gradients that Darknet writes out: where it takes a prediction from
-its target the loss is the cross-entropy, less the target's own entropy, or half a square.
+A batch has `boxes` [B M 4] (x, y, w, h relative to the image), `box_labels` [B M], `box_mask` [B M] and `weight` [B].
+Boxes without area are ignored. The loss has the gradients that Darknet writes by hand: where Darknet uses the
+difference of prediction and target, the loss is the cross-entropy less the target's entropy, or half the square.
 Legend: B batch, M boxes of an image, N predictions of all grids, A anchors of all grids, C classes.
 Source: Redmon, Farhadi 2016, arXiv:1612.08242, section 2; 2018, arXiv:1804.02767, sections 2.1 to 2.3; Darknet's region
-and yolo layers. Deviations: v2's first 12,800 images draw no boxes to their anchors; an anchor that two grids have is
-the first's; a box is learnt by the likest of the anchors that heads have, even where one that no head has is likest.
-Darknet learns nothing there.
+and yolo layers. Deviations: v2's first 12,800 images do not pull boxes to their anchors; an anchor in two grids belongs
+to the first; a box is assigned to the best of the anchors that heads use, also if an unused anchor matches better,
+where Darknet learns nothing.
 """
 
 from typing import NamedTuple
@@ -20,24 +20,24 @@ from jaxtyping import Array, Bool, Float, Int
 from models.blocks.vision.boxes import box_iou, paired_iou
 from models.blocks.vision.detection_head import DetectorOutput, anchor_grid, concat_maps, decode_boxes
 
-OBJECT_WEIGHT = 5.0  # v2's weight of the objectness where there is a box; 1 elsewhere
+OBJECT_WEIGHT = 5.0  # v2's weight of the objectness loss of assigned predictions; 1 for the others
 
 
 class Assignment(NamedTuple):
-    """The prediction that answers for each box, [B M ...]."""
+    """The prediction that is assigned to each box, [B M ...]."""
 
-    slot: Int[Array, "b m"]  # among the predictions of an image
+    slot: Int[Array, "b m"]  # index among the predictions of an image
     cell: Float[Array, "b m 2"]  # column, row
-    grid_size: Float[Array, "b m 2"]  # columns, rows of its grid
+    grid_size: Float[Array, "b m 2"]  # columns, rows of the grid
     anchor: Float[Array, "b m 2"]
-    shares_slot: Bool[Array, "b m m2"]  # whether two boxes that are there have the same
-    responsible: Float[Array, "b m"]  # 1 for a box that is there, and the last of those with its prediction
+    shares_slot: Bool[Array, "b m m2"]  # whether two real boxes have the same slot
+    responsible: Float[Array, "b m"]  # 1 for a real box that is the last one with its slot
 
 
-def assign_predictions(value: DetectorOutput, boxes: Float[Array, "b m 4"], there: Bool[Array, "b m"]) -> Assignment:
-    """The one prediction for each box: in the cell of its centre, of the anchor most like it in shape -> [B M ...].
+def assign_predictions(value: DetectorOutput, boxes: Float[Array, "b m 4"], box_mask: Bool[Array, "b m"]) -> Assignment:
+    """Assign each box the prediction in its centre's cell with the anchor most similar in shape -> [B M ...].
 
-    Where several boxes have the same prediction, the last one is learnt, as in Darknet.
+    If several boxes share a prediction, it learns the last one, as in Darknet.
     """
     found, start = [], 0
     for one, anchors in zip(value.maps, value.anchors, strict=True):
@@ -45,9 +45,9 @@ def assign_predictions(value: DetectorOutput, boxes: Float[Array, "b m 4"], ther
         found += [(start + q, Q, X, Y, *anchor) for q, anchor in enumerate(anchors)]
         start += Y * X * Q
     table = np.array(found, np.float32)  # [A 6]
-    shapes = jnp.asarray(np.pad(table[:, 4:], ((0, 0), (2, 0))))  # all boxes at one centre
-    likeness = paired_iou(jnp.where(np.arange(4)[None, None] < 2, 0, boxes)[:, :, None], shapes[None, None])
-    best = jnp.argmax(likeness, -1)  # of equals the first
+    shapes = jnp.asarray(np.pad(table[:, 4:], ((0, 0), (2, 0))))  # all centres at 0
+    similarity = paired_iou(jnp.where(np.arange(4)[None, None] < 2, 0, boxes)[:, :, None], shapes[None, None])
+    best = jnp.argmax(similarity, -1)  # the first of equal ones
     chosen = best[..., None] == jnp.arange(len(table))[None, None]
     row = jnp.sum(jnp.where(chosen[..., None], table[None, None], 0), -2)  # [B M 6]
     cells, anchor = row[..., 2:4], row[..., 4:]
@@ -55,29 +55,29 @@ def assign_predictions(value: DetectorOutput, boxes: Float[Array, "b m 4"], ther
     first, count, columns = (row[..., i].astype(jnp.int32) for i in range(3))
     at = cell.astype(jnp.int32)
     slot = first + (at[..., 1] * columns + at[..., 0]) * count
-    same = (slot[:, :, None] == slot[:, None, :]) & there[:, :, None] & there[:, None, :]
+    same = (slot[:, :, None] == slot[:, None, :]) & box_mask[:, :, None] & box_mask[:, None, :]
     later = jnp.any(same & jnp.asarray(np.triu(np.ones((boxes.shape[1],) * 2, bool), 1))[None], -1)
-    return Assignment(slot, cell, cells, anchor, same, (there & ~later).astype(jnp.float32))
+    return Assignment(slot, cell, cells, anchor, same, (box_mask & ~later).astype(jnp.float32))
 
 
 def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
-    """Detection: loss in nats an image, its parts (box, object, class), and the overlap of what answers for the boxes.
+    """Detection: loss in nats per image, its parts (box, objectness, class), and the IoU of the assigned predictions.
 
-    The box weighs 2 - w*h; no other prediction is held to be no box that overlaps one by more than `ignore`. Of v3's
-    grids: each class on its own, all that boxes of one prediction have. Of v2's: squares of the objectness, whose
-    target is the overlap, and of the box; a softmax over classes.
+    The box loss has weight 2 - w*h. Unassigned predictions that overlap a box by more than `ignore` have no objectness
+    loss. v3 uses a sigmoid per class, with the labels of all boxes that share the prediction. v2 uses a softmax over
+    classes, and squared errors for the box and for the objectness, whose target is the IoU.
     """
     truth = batch["boxes"]
-    there = (batch["box_mask"] > 0) & (truth[..., 2] > 0) & (truth[..., 3] > 0)
-    truth = jnp.where(there[..., None], truth, 0.5)
-    raw, match = concat_maps(value), assign_predictions(value, truth, there)
+    is_box = (batch["box_mask"] > 0) & (truth[..., 2] > 0) & (truth[..., 3] > 0)
+    truth = jnp.where(is_box[..., None], truth, 0.5)
+    raw, match = concat_maps(value), assign_predictions(value, truth, is_box)
     mine = jnp.take_along_axis(raw, match.slot[..., None], 1)
-    fit = paired_iou(decode_boxes(jax.lax.stop_gradient(mine), match.cell, match.grid_size, match.anchor), truth)
+    iou = paired_iou(decode_boxes(jax.lax.stop_gradient(mine), match.cell, match.grid_size, match.anchor), truth)
 
     all_boxes = decode_boxes(jax.lax.stop_gradient(raw), *(jnp.asarray(x)[None] for x in anchor_grid(value)))
-    near = jnp.where(there[:, None, :], box_iou(all_boxes, truth), 0) > value.ignore_iou
-    taken = (match.slot[:, None, :] == jnp.arange(raw.shape[1])[None, :, None]) & there[:, None, :]
-    free = 1 - jnp.any(near | taken, -1).astype(jnp.float32)
+    ignored = jnp.where(is_box[:, None, :], box_iou(all_boxes, truth), 0) > value.ignore_iou
+    assigned = (match.slot[:, None, :] == jnp.arange(raw.shape[1])[None, :, None]) & is_box[:, None, :]
+    unassigned = 1 - jnp.any(ignored | assigned, -1).astype(jnp.float32)
 
     inside = truth[..., :2] * match.grid_size - match.cell
     size = jnp.log(truth[..., 2:] / match.anchor)
@@ -85,7 +85,7 @@ def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple
     if value.softmax_classes:
         centre = half_squared_error(jax.nn.sigmoid(mine[..., :2]) - inside)
         empty = half_squared_error(jax.nn.sigmoid(raw[..., 4]))
-        full = OBJECT_WEIGHT * half_squared_error(jax.nn.sigmoid(mine[..., 4]) - fit)
+        full = OBJECT_WEIGHT * half_squared_error(jax.nn.sigmoid(mine[..., 4]) - iou)
         classes = -jnp.sum(jnp.where(kind, jax.nn.log_softmax(mine[..., 5:], -1), 0), -1)
     else:
         centre = binary_kl(mine[..., :2], jnp.clip(inside, 0, 1))
@@ -97,22 +97,22 @@ def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple
     w, alone = batch["weight"], match.responsible
     parts = {
         "box_loss": jnp.sum(box * alone, -1),
-        "objectness_loss": jnp.sum(empty * free, -1) + jnp.sum(full * alone, -1),
+        "objectness_loss": jnp.sum(empty * unassigned, -1) + jnp.sum(full * alone, -1),
         "class_loss": jnp.sum(classes * alone, -1),
     }
     terms = {"loss": (sum(parts.values(), jnp.zeros_like(w)) * w, w)} | {k: (v * w, w) for k, v in parts.items()}
-    return terms | {"iou": (jnp.sum(fit * alone, -1) * w, jnp.sum(alone, -1) * w)}
+    return terms | {"iou": (jnp.sum(iou * alone, -1) * w, jnp.sum(alone, -1) * w)}
 
 
 def half_squared_error(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Half the square, whose slope is x: [...] -> [...]."""
+    """Half the square, whose derivative is x: [...] -> [...]."""
     return 0.5 * jnp.square(x)
 
 
 def binary_kl(logit: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Cross-entropy of a share by a logit, less the share's own entropy: logit, target in [0, 1] [...] -> nats [...].
+    """KL divergence of Bernoulli distributions: logit, target in [0, 1] [...] -> nats [...].
 
-    It is 0 at best, and its slope is sigmoid(logit) - target.
+    The minimum is 0, the derivative sigmoid(logit) - target.
     """
     own = jax.scipy.special.xlogy(target, target) + jax.scipy.special.xlog1py(1 - target, -target)
     return jax.nn.softplus(logit) - target * logit + jax.lax.stop_gradient(own)

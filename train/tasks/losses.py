@@ -1,7 +1,6 @@
-"""Tasks: what is optimised and what is measured, as per-row sums and weights, never means of means.
+"""Tasks: losses and metrics as per-row sums and weights, never means of means.
 
-A task maps (value, batch) to `{name: (sum [B], weight [B])}`; `loss` is among the names and is what training minimises,
-as the ratio of the totals.
+A task maps (value, batch) to `{name: (sum [B], weight [B])}`. Training minimises `loss`, the ratio of its totals.
 """
 
 import math
@@ -38,9 +37,9 @@ def cross_entropy(
 ) -> Float[Array, "*b"]:
     """-log softmax(logits)[label], in nats: logits [... C], label [...] -> [...].
 
-    `label_smoothing` gives that share of the target to all classes (Szegedy et al. 2016, arXiv:1512.00567, section 7);
-    `z_loss` times the squared log of the normaliser is added (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
-    Masked logits are no classes. The label's logit is picked by comparison, not by a gather: C may be sharded.
+    `label_smoothing` is the share of the target spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567,
+    section 7). `z_loss` times the squared log-normaliser is added (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+    Masked logits are not classes. The label's logit is selected by comparison instead of a gather, as C may be sharded.
     """
     chosen = jnp.arange(logits.shape[-1]).reshape((1,) * label.ndim + (-1,)) == label[..., None]
     picked = jnp.sum(jnp.where(chosen, logits, 0.0), -1)
@@ -54,9 +53,9 @@ def cross_entropy(
 
 
 def argmax(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
-    """The class of the largest logit, the first of equals, C in a row with a NaN: [... C] -> [...].
+    """The class with the largest logit; the first of equal ones, C if a logit is NaN: [... C] -> [...].
 
-    By comparison, as the picked logit of cross_entropy: C may be sharded.
+    Computed by comparison, as C may be sharded.
     """
     index = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
     top = jnp.max(logits, -1, keepdims=True)
@@ -64,14 +63,14 @@ def argmax(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
 
 
 def correct(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    """1 where the label's logit is the largest (the first of equals), else 0: [... C], [...] -> [...]."""
+    """1 if the label's logit is the largest (the first of equal ones), else 0: [... C], [...] -> [...]."""
     return (argmax(logits) == label).astype(jnp.float32)
 
 
 def rank(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Int[Array, "*b"]:
-    """How many classes stand before the label: [... C], [...] -> [...].
+    """The label's rank by logit, 0 for the largest: [... C], [...] -> [...].
 
-    Those of a larger logit or a NaN, and of equal ones the first. By counting: C may be sharded.
+    It counts the classes with a larger or NaN logit, and those with an equal logit and a lower index. C may be sharded.
     """
     index, mine = jnp.arange(logits.shape[-1]).reshape((1,) * label.ndim + (-1,)), label[..., None]
     own = jnp.sum(jnp.where(index == mine, logits, 0.0), -1, keepdims=True)
@@ -79,9 +78,9 @@ def rank(logits: Float[Array, "*b c"], label: Int[Array, "*b"]) -> Int[Array, "*
 
 
 def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float) -> WeightedSums:
-    """Classification by cross-entropy: loss in nats, accuracy, and where classes are many that of five guesses.
+    """Classification by cross-entropy: loss in nats, accuracy, and top-5 accuracy if there are more than five classes.
 
-    Of mixed rows the loss is of both labels, and what is right by that of more share.
+    For mixed rows the loss uses both labels; accuracy uses the label with the larger weight.
     """
     w, label = batch["weight"], batch["label"]
     nats = cross_entropy(value, label, **extra)
@@ -96,10 +95,10 @@ def softmax(value: Float[Array, "b c"], batch: dict[str, Array], **extra: float)
 
 
 def sigmoid(value: Float[Array, "b c"], batch: dict[str, Array]) -> WeightedSums:
-    """Several labels a row, labels [B C] of 0 and 1: each class is a yes or no of its own, by binary cross-entropy.
+    """Multi-label classification by binary cross-entropy: labels [B C] of 0 and 1.
 
-    loss is the mean over classes, in nats. A class is predicted from a probability of 0.5 on: accuracy counts the rows
-    of which all classes are right, f1 is 2 TP / (2 TP + FP + FN) over all rows and classes (micro-averaged).
+    The loss is the mean over classes, in nats. A class is predicted at a probability of 0.5 or more. accuracy counts
+    rows with all classes correct; f1 is 2 TP / (2 TP + FP + FN) over all rows and classes (micro-averaged).
     """
     w, labels = batch["weight"], batch["labels"]
     nats = jnp.mean(jax.nn.softplus(value) - labels * value, -1)
@@ -113,7 +112,7 @@ def sigmoid(value: Float[Array, "b c"], batch: dict[str, Array]) -> WeightedSums
 
 
 def quadratic(value: Float[Array, "b c"], batch: dict[str, Array]) -> WeightedSums:
-    """Classification by the quadratic cost, half the squared distance to the one-hot label (Nielsen 2015, eq. 6)."""
+    """Classification by the quadratic cost: half the squared distance to the one-hot label (Nielsen 2015, eq. 6)."""
     w, label = batch["weight"], batch["label"]
     target = (jnp.arange(value.shape[-1])[None] == label[:, None]).astype(value.dtype)
     cost = 0.5 * jnp.sum(jnp.square(value - target), -1)
@@ -121,17 +120,17 @@ def quadratic(value: Float[Array, "b c"], batch: dict[str, Array]) -> WeightedSu
 
 
 def hinge(value: Float[Array, "b 1"], batch: dict[str, Array]) -> WeightedSums:
-    """Two classes by one score and the margin loss max(0, 1 - y s), y = -1 or 1 (Cortes, Vapnik 1995)."""
+    """Binary classification by one score s: the hinge loss max(0, 1 - y s), y = -1 or 1 (Cortes, Vapnik 1995)."""
     w, y, score = batch["weight"], 2.0 * batch["label"] - 1, value[:, 0]
     right = (score * y > 0).astype(jnp.float32)
     return {"loss": (jax.nn.relu(1 - y * score) * w, w), "accuracy": (right * w, w)}
 
 
 def perceptron(value: Float[Array, "b 1"], batch: dict[str, Array]) -> WeightedSums:
-    """Two classes by one score and the perceptron's criterion: -y s where y s <= 0, else 0; y = -1 or 1.
+    """Binary classification by one score s: the perceptron criterion, -y s if y s <= 0, else 0; y = -1 or 1.
 
-    By plain SGD of rate 1 on one example at a time it is Rosenblatt's rule: what is misjudged is added, or taken away.
-    A score of 0 is a mistake, so that a perceptron which starts at 0 moves.
+    With plain SGD, learning rate 1 and batch size 1 it is Rosenblatt's rule: a misclassified input is added to the
+    weights or subtracted. A score of 0 counts as an error, so that a perceptron initialised to 0 learns.
     Source: Rosenblatt 1958, Psychological Review 65; Block 1962, Reviews of Modern Physics 34.
     """
     w, y, score = batch["weight"], 2.0 * batch["label"] - 1, value[:, 0]
@@ -146,7 +145,7 @@ def mse(value: Float[Array, "b c"], batch: dict[str, Array]) -> WeightedSums:
 
 
 def next_token(value: LazyLogits | Float[Array, "b t v"], batch: dict[str, Array], **extra: Any) -> WeightedSums:
-    """Language modelling, translation: loss in nats a token, accuracy, and bits per byte where the batch has bytes."""
+    """Language modelling, translation: loss in nats per token, accuracy, and bits per byte if the batch has `bytes`."""
     w, targets = batch["weight"], batch["targets"]
     if isinstance(value, LazyLogits) and not chunked_cross_entropy.fits_in_chunk(value):
         nats, right = chunked_cross_entropy.cross_entropy(value, targets, **extra)
@@ -161,22 +160,22 @@ def next_token(value: LazyLogits | Float[Array, "b t v"], batch: dict[str, Array
 
 
 def _sharded_logits(value: LazyLogits, targets: Int[Array, "b t"]) -> Float[Array, "b t v"]:
-    """Logits that lie as the targets and the table do."""
+    """Logits, sharded like the targets and the embedding table."""
     lies, table = jax.typeof(targets).sharding, jax.typeof(value.table).sharding
     return compute_logits(value, None if lies.mesh.empty else PartitionSpec(*lies.spec, table.spec[0]))
 
 
-def mask_padding_rows(told: WeightedSums, batch: dict[str, Array]) -> WeightedSums:
-    """What a model tells by row, without the rows that weigh nothing: those that only fill a batch."""
+def mask_padding_rows(metrics: WeightedSums, batch: dict[str, Array]) -> WeightedSums:
+    """A model's metrics by row, with zero weight for padding rows, whose batch weight is 0."""
     w = batch["weight"]
     live = (jnp.max(w.reshape(len(w), -1), 1) > 0).astype(jnp.float32)
-    return {k: (s * jnp.expand_dims(live, range(1, s.ndim)), n * live) for k, (s, n) in told.items()}
+    return {k: (s * jnp.expand_dims(live, range(1, s.ndim)), n * live) for k, (s, n) in metrics.items()}
 
 
 def shift_targets(batch: dict[str, Array], count: int, place: Place) -> dict[str, Array]:
-    """The batch whose targets are `count` tokens further on, where all on the way there weigh something.
+    """`targets` and `weight` shifted left by `count` tokens, for multi-token prediction.
 
-    Where a batch has segments, none of another's is a target.
+    A target has weight 0 if a token before it has, or if it belongs to another segment.
     """
     weights = [shift_left(batch["weight"], k, place) for k in range(count + 1)]
     near = jnp.all(jnp.stack(weights[:-1]) > 0, 0)
@@ -187,30 +186,30 @@ def shift_targets(batch: dict[str, Array], count: int, place: Place) -> dict[str
 
 @dataclass(frozen=True)
 class Task:
-    """A loss with what goes with it."""
+    """A loss with its metrics, its target field, and the kind of model that it trains."""
 
     terms: Callable[..., WeightedSums]
-    trait: str  # of the models that it can train
-    target_field: str  # the field of a batch that holds the answer
+    trait: str  # output kind of the models that it can train
+    target_field: str  # the batch's target field
     unit: str  # of the loss
-    single_score: bool = False  # takes one score instead of one a class
-    extras: tuple[str, ...] = ()  # what may be added to it in training
+    single_score: bool = False  # whether it takes one score instead of one per class
+    extras: tuple[str, ...] = ()  # options that it supports in training
 
     @property
     def per_token(self) -> bool:
-        """Whether its loss is told a token."""
+        """Whether its loss is per token."""
         return self.target_field in ("targets", "source")
 
     def __call__(self, value: Array | LazyLogits | DetectorOutput, batch: dict[str, Array]) -> WeightedSums:
-        """The terms of a batch."""
+        """The weighted sums of a batch, by name."""
         return self.terms(value, batch)
 
     def predictions(self, value: Any, batch: dict[str, Array]) -> dict[str, Array]:
-        """A row's `guess` and `truth`: classes [B], or a regressor's few values [B C]; {} where they would be many.
+        """`prediction` and `label` of each row: classes [B], or at most MAX_OUTPUTS values [B C] of a regressor.
 
-        Of several labels a row, the guess is each class's probability and the truth 0 or 1 [B C]. Where the loss is
-        of the probabilities of one label, `confidence` is the guess's [B]. Of a detector only the guess
-        [B MAX_DETECTIONS 6]: boxes, each with its score, 0 of none, and its class.
+        For multi-label tasks: each class's probability, and 0 or 1 [B C]. For single-label losses in nats also
+        `confidence`, the probability of the prediction [B]. For a detector only `prediction` [B MAX_DETECTIONS 6]:
+        boxes, scores (0: no box) and classes. For other tasks {}.
         """
         if self.trait == "detector":
             boxes, scores, kinds, _ = detections(value, MIN_SCORE, NMS_IOU, MAX_DETECTIONS)
@@ -218,22 +217,22 @@ class Task:
         if self.target_field == "labels":
             return {"prediction": jax.nn.sigmoid(value), "label": batch["labels"]}
         if self.trait == "classifier":
-            guess = (value[:, 0] > 0).astype(jnp.int32) if self.single_score else argmax(value)
-            told = {"prediction": guess, "label": batch["label"]}
+            prediction = (value[:, 0] > 0).astype(jnp.int32) if self.single_score else argmax(value)
+            found = {"prediction": prediction, "label": batch["label"]}
             if self.unit == "nats":
-                told["confidence"] = jnp.exp(jnp.max(value, -1) - jax.nn.logsumexp(value, -1))
-            return told
+                found["confidence"] = jnp.exp(jnp.max(value, -1) - jax.nn.logsumexp(value, -1))
+            return found
         if self.trait == "regressor" and value.ndim == 2 and value.shape[1] <= MAX_OUTPUTS:
             return {"prediction": value, "label": batch["target"]}
         return {}
 
     def with_extras(self, **extras: float) -> "Task":
-        """The task to train by: label smoothing, z-loss. Raises UsageError where it takes no such extra."""
+        """The task with label smoothing, z-loss, … in training. Raises UsageError for an unsupported option."""
         given: dict[str, Any] = {name: value for name, value in extras.items() if value}
         for name, value in extras.items():
             if value and name not in self.extras:
                 able = ", ".join(k for k, task in TASKS.items() if name in task.extras)
-                raise UsageError(f"config key 'train.{name}' = {value} goes with the losses {able} only")
+                raise UsageError(f"config key 'train.{name}' = {value} needs one of the losses {able}")
             if not 0 <= value < 1:
                 raise UsageError(f"config key 'train.{name}' must be in [0, 1), not {value}")
         return Task(

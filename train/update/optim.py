@@ -1,7 +1,7 @@
 """Optimizers, all from Optax.
 
-The learning rate comes in from outside: `update(gradients, state, params, lr=rate)` returns what is to be subtracted.
-So no optimizer's state holds a rate or a schedule, and a run may go on under another one.
+The learning rate is an argument: `update(gradients, state, params, lr=rate)` returns the step to subtract. So no
+optimizer state contains a rate or schedule, and a resumed run may change them.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from train.update import param_groups
 Transform = Any  # an optax.GradientTransformation
 
 OPTIMIZERS: dict[str, Callable[[Any, Transform, Any], list[Transform]]] = {
-    # (knobs, weight decay, table) -> links of a chain. Decay comes first where it is part of the gradient, last where
-    # it is decoupled from the moments (Loshchilov, Hutter 2019, arXiv:1711.05101)
+    # (knobs, weight decay, specs) -> transforms of a chain. Decay comes first if it is part of the gradient (L2), last
+    # if it is decoupled from the moments (Loshchilov, Hutter 2019, arXiv:1711.05101)
     "sgd": lambda cfg, decay, specs: [decay],
     "momentum": lambda cfg, decay, specs: [decay, optax.trace(cfg.momentum)],
     # Sutskever, Martens, Dahl, Hinton 2013, "On the importance of initialization and momentum", with the gradient
-    # taken at the point looked ahead to, as in PyTorch
+    # taken at the look-ahead point, as in PyTorch
     "nesterov": lambda cfg, decay, specs: [decay, optax.trace(cfg.momentum, nesterov=True)],
     "adam": lambda cfg, decay, specs: [decay, _adam(cfg)],
     "adamw": lambda cfg, decay, specs: [_adam(cfg), decay],
@@ -46,9 +46,9 @@ def _adam(cfg: Any) -> Transform:
 
 
 def _adafactor(specs: Any) -> Transform:
-    """Second moments kept as rows and columns, updates clipped to RMS 1 and made relative to the parameter's RMS.
+    """Factored second moments (rows and columns), updates clipped to RMS 1 and scaled by the parameter's RMS.
 
-    The learning rate is the paper's relative step size. Matrices with a dim below 128 keep the whole moment.
+    The learning rate is the paper's relative step size. Matrices with a dim below 128 keep the full second moment.
 
     Source: Shazeer, Stern 2018, arXiv:1804.04235, algorithms 4 and 5, without the first moment.
     """
@@ -57,10 +57,10 @@ def _adafactor(specs: Any) -> Transform:
 
 
 def _per_matrix(inner: Transform, specs: Any) -> Transform:
-    """`inner` on each parameter alone where a leaf stacks several, a contracted one as a matrix.
+    """Apply `inner` to each parameter of a stacked leaf separately, reshaped to a matrix if it is contracted.
 
-    Without it the moments of a stack would be factored along its two largest dims, whatever these are, and its layers
-    would share one clipping.
+    Otherwise the moments of a stack would be factored along its two largest dims, whatever these are, and its layers
+    would be clipped together.
     """
 
     def matrix_dims(spec: Spec) -> tuple[list[int], list[int]]:
@@ -91,9 +91,9 @@ def _per_matrix(inner: Transform, specs: Any) -> Transform:
 
 
 def muon_dims(spec: Spec) -> Any:
-    """The dims that Muon sees as rows and columns, a stack's matrices each alone; None where the leaf is Adam's.
+    """The row and column dims of a leaf's matrices for Muon, or None if Adam updates the leaf.
 
-    Muon takes what a product contracts, but for the head: there each row is a class, not a direction.
+    Muon updates the matrices of products, except the output head, whose rows are classes. Stacked ones are separate.
     """
     _, contracted, rest = param_groups.group_dims(spec)
     if not contracted or not rest or {"vocab", "classes"} & set(spec.names):
@@ -102,7 +102,7 @@ def muon_dims(spec: Spec) -> Any:
 
 
 def _muon(cfg: Any, specs: Any) -> Transform:
-    """Momentum made orthogonal, matrix by matrix, at the RMS 0.2 of an Adam update; Adam for all other leaves.
+    """Muon, momentum orthogonalised per matrix and scaled to RMS 0.2 like an Adam update; Adam for the other leaves.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale by Liu et al. 2025,
     arXiv:2502.16982, eq. 4.
@@ -121,7 +121,7 @@ def _muon(cfg: Any, specs: Any) -> Transform:
 
 
 def _scale_by_tree(factors: Any) -> Transform:
-    """Each leaf of an update times its factor."""
+    """Multiply each leaf of an update by its factor."""
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u, f: u * f, updates, factors))
 
 
@@ -130,15 +130,15 @@ def _scale_by_lr(updates: Any, state: Any, params: Any = None, *, lr: jax.Array,
 
 
 def _schedule_free(inner: Transform, beta: float) -> Transform:
-    """Steps of `inner` from z, gradients at y between z and its average x: params are y, for evaluation see below.
+    """Schedule-free: `inner` steps z; gradients are taken at y, between z and its average x. The parameters are y.
 
-    x weighs each z by the square of the largest learning rate so far. Float32 throughout, as a running sum needs.
+    x weights each z by the square of the largest learning rate so far. All of it is float32. `eval_params` gives x.
 
     Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
     """
     f32 = partial(optax.tree.cast, dtype=jnp.float32)
 
-    def with_lr(lr: Any) -> Transform:  # Optax wants the rate at its making: made anew at each update, it has no state
+    def with_lr(lr: Any) -> Transform:  # Optax takes the rate at construction; rebuilt at each update, it has no state
         return contrib.schedule_free(optax.chain(inner, optax.scale(-lr)), lr, beta)
 
     def init(params: Any) -> Any:
@@ -152,21 +152,21 @@ def _schedule_free(inner: Transform, beta: float) -> Transform:
 
 
 def schedule_free_average(y: jax.Array, z: jax.Array, beta: float) -> jax.Array:
-    """The average x of a leaf under schedule_free, from what is trained, y = beta x + (1 - beta) z."""
+    """The average x of a leaf under schedule_free, from the parameters y = beta x + (1 - beta) z."""
     return ((y - (1 - beta) * z) / beta).astype(y.dtype)
 
 
 def eval_params(cfg: Any, opt_state: Any, params: Any) -> Any:
-    """The parameters to evaluate, of a state's `opt` and `params`: those of `schedule_free` are an average.
+    """The parameters to evaluate, from a state's `opt` and `params`: the average x for `schedule_free`, else `params`.
 
-    `cfg` is the section `optim`. All other optimizers evaluate what they train.
+    `cfg` is the section `optim`.
     """
     if cfg.name != "schedule_free":
         return params
-    frozen = lambda z: isinstance(z, optax.MaskedNode)  # noqa: E731
+    is_frozen = lambda z: isinstance(z, optax.MaskedNode)  # noqa: E731
     state = opt_state if isinstance(opt_state, contrib.ScheduleFreeState) else opt_state[0].inner_state
-    one = lambda z, y: y if frozen(z) else schedule_free_average(y, z, cfg.beta1)  # noqa: E731
-    return jax.tree.map(one, state.z, params, is_leaf=frozen)
+    one = lambda z, y: y if is_frozen(z) else schedule_free_average(y, z, cfg.beta1)  # noqa: E731
+    return jax.tree.map(one, state.z, params, is_leaf=is_frozen)
 
 
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -182,7 +182,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def find_problems(cfg: Any) -> list[str]:
-    """What is wrong with the numbers and the name in the section `optim` of a config, a line each."""
+    """One line for each illegal value in the section `optim` of a config."""
     found = [] if cfg.name in OPTIMIZERS else [str(unknown("optim.name", cfg.name, OPTIMIZERS))]
     rules = [(n, rule) for n, (rule, ok) in RANGES.items() if cfg[n] is not None and not ok(cfg[n])]
     found += [f"config key 'optim.{name}' must be {rule}, not {cfg[name]!r}" for name, rule in rules]
@@ -192,26 +192,26 @@ def find_problems(cfg: Any) -> list[str]:
 
 
 def make(cfg: Any, specs: Any) -> Transform:
-    """The optimizer of `cfg.optim`, whose update takes `lr`. Frozen leaves have no state and do not move.
+    """The optimizer of `cfg.optim`, whose update takes `lr`. Frozen leaves have no state and do not change.
 
-    Raises UsageError for an unknown name, a bad value, and a pattern that matches no leaf.
+    Raises UsageError for an unknown name, an illegal value, and a pattern that matches no leaf.
     """
     if problems := find_problems(cfg):
         raise join_problems(problems)
 
-    factors, frozen = (
+    multipliers, frozen = (
         param_groups.lr_multipliers(cfg.lr_multipliers, cfg.layer_decay, specs),
         param_groups.freeze_mask(cfg.freeze, specs),
     )
-    if cfg.freeze is not None:  # what follows sees the trained leaves only
-        specs, factors = (
-            jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, t) for t in (specs, factors)
+    if cfg.freeze is not None:  # from here on only the trained leaves
+        specs, multipliers = (
+            jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, t) for t in (specs, multipliers)
         )
     clip = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
     mask = param_groups.decay_mask(specs, cfg.decay_embeddings)
     decay = optax.add_decayed_weights(cfg.weight_decay, mask) if cfg.weight_decay else optax.identity()
-    links = [*clip, *OPTIMIZERS[cfg.name](cfg, decay, specs), _scale_by_tree(factors)]
-    if cfg.name == "schedule_free":  # the factors are z's: y and x follow it
+    links = [*clip, *OPTIMIZERS[cfg.name](cfg, decay, specs), _scale_by_tree(multipliers)]
+    if cfg.name == "schedule_free":  # the multipliers scale the steps of z
         tx = _schedule_free(optax.chain(*links), cfg.beta1)
     else:
         tx = optax.chain(*links, optax.GradientTransformationExtraArgs(optax.init_empty_state, _scale_by_lr))

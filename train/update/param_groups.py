@@ -1,4 +1,4 @@
-"""What an optimizer asks of the table: which leaves decay, which are frozen, how fast each goes, what a leaf stacks.
+"""Parameter groups of an optimizer, from the Specs: weight decay, frozen leaves, learning rates, stacked dims.
 
 Patterns are shell globs on a leaf's path: `embed/*`, `*/bias`, `blocks/norm?/*`.
 """
@@ -14,12 +14,12 @@ import numpy as np
 from errors import UsageError, unknown
 from models.core.spec import Spec, flatten, path_name
 
-STACKED = ("layers", "experts", "qkv", "gates")  # axes along which a leaf holds several parameters
-BELOW_LAYERS = ("embed", "stem")  # parts of a model below its layers
+STACKED = ("layers", "experts", "qkv", "gates")  # axes along which a leaf stacks several parameters
+BELOW_LAYERS = ("embed", "stem")  # the parts of a model below its layers
 
 
 def group_dims(spec: Spec) -> tuple[list[int], list[int], list[int]]:
-    """The dims of a leaf: those that stack parameters, those that the product contracts, the rest."""
+    """The dims of a leaf in three groups: stacked, contracted by the matrix product, and the rest."""
     inside = spec.fan_in.split()
     stacked = [i for i, name in enumerate(spec.names) if name in STACKED]
     contracted = [i for i, name in enumerate(spec.names) if name in inside]
@@ -27,7 +27,7 @@ def group_dims(spec: Spec) -> tuple[list[int], list[int], list[int]]:
 
 
 def decay_mask(specs: Any, embeddings: bool) -> Any:
-    """Which leaves weight decay touches: those that are contracted (fan_in), and tables if `embeddings` -> bools."""
+    """Which leaves have weight decay: leaves with a fan_in, and embedding tables if `embeddings` -> bools."""
 
     def one(spec: Spec) -> bool:
         table = len([n for n in spec.names if n != "layers"]) > 1 and "embed" in spec.names
@@ -37,27 +37,29 @@ def decay_mask(specs: Any, embeddings: bool) -> Any:
 
 
 def freeze_mask(patterns: str | None, specs: Any) -> Any:
-    """Which leaves never change, by `optim.freeze` -> bools. Raises UsageError where that is none, or all of them."""
+    """Which leaves `optim.freeze` freezes -> bools. Raises UsageError if a pattern matches none, or all are frozen."""
     names = flatten(specs)
-    held = {n for p in patterns.split(",") for n in _match_names("freeze", p, names)} if patterns is not None else set()
-    if held == set(names):
+    frozen = (
+        {n for p in patterns.split(",") for n in _match_names("freeze", p, names)} if patterns is not None else set()
+    )
+    if frozen == set(names):
         raise UsageError(f"optim.freeze = {patterns!r} leaves nothing to train")
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in held, specs)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in frozen, specs)
 
 
 def lr_multipliers(rates: str | None, layer_decay: float | None, specs: Any) -> Any:
-    """What each leaf's learning rate is multiplied by -> numbers, or arrays along `layers`.
+    """The multiplier of each leaf's learning rate -> numbers, or arrays along `layers`.
 
     `rates` is `optim.lr_multipliers`: pattern:factor, joined by commas; the first pattern that matches a leaf counts.
-    Raises UsageError for what is not of that form, and a pattern that matches nothing.
+    Raises UsageError for another form, and for a pattern that matches no leaf.
     """
     own = dict.fromkeys(flatten(specs), 1.0)
-    for part in reversed(rates.split(",") if rates is not None else []):  # so that the first has the last word
+    for part in reversed(rates.split(",") if rates is not None else []):  # the first match overrides the later ones
         pattern, _, text = part.rpartition(":")
         factor = _parse_factor(part, text)
         own |= dict.fromkeys(_match_names("lr_multipliers", pattern, own), factor)
-    falling = jax.tree.map(lambda _: 1.0, specs) if layer_decay is None else _layerwise_decay(layer_decay, specs)
-    return jax.tree_util.tree_map_with_path(lambda path, f: own[path_name(path)] * f, falling)
+    decayed = jax.tree.map(lambda _: 1.0, specs) if layer_decay is None else _layerwise_decay(layer_decay, specs)
+    return jax.tree_util.tree_map_with_path(lambda path, f: own[path_name(path)] * f, decayed)
 
 
 def _parse_factor(part: str, text: str) -> float:
@@ -81,7 +83,7 @@ def _match_names(knob: str, pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def _layerwise_decay(decay: float, specs: Any) -> Any:
-    """1 above the layers, decay^(L-l) in layer l of L, decay^(L+1) below them.
+    """Layer-wise decay: 1 above the layers, decay^(L-l) in layer l of L, decay^(L+1) below the layers.
 
     Source: Clark et al. 2020, arXiv:2003.10555, appendix B; Bao et al. 2021, arXiv:2106.08254, section 3.2.
     """

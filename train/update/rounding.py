@@ -1,4 +1,4 @@
-"""Stochastic rounding: how parameters held in bfloat16 take updates that are smaller than their last bit."""
+"""Stochastic rounding: bfloat16 parameters with updates smaller than their last bit."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ DROPPED = 16  # low bits of a float32 that bfloat16 lacks
 
 
 def round_stochastically(x: jax.Array, noise: jax.Array) -> jax.Array:
-    """Round float32 to one of the two nearest bfloat16, each with a probability that makes the mean exact.
+    """Round float32 to one of the two nearest bfloat16, with probabilities such that the expectation is exact.
 
-    x float32 [...], noise uint16 [...], uniform -> bfloat16 [...]. A value that bfloat16 holds stays as it is, an
-    infinity or NaN too. Source: Gupta et al. 2015, arXiv:1502.02551, section 3.
+    x float32 [...], noise uint16 [...], uniform -> bfloat16 [...]. A value that bfloat16 can represent, an
+    infinity and NaN stay unchanged. Source: Gupta et al. 2015, arXiv:1502.02551, section 3.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise.astype(jnp.uint32)
     rounded = jax.lax.bitcast_convert_type((bits >> DROPPED).astype(jnp.uint16), jnp.bfloat16)
@@ -24,9 +24,9 @@ def round_stochastically(x: jax.Array, noise: jax.Array) -> jax.Array:
 
 
 def cast_parameters(new: Any, old: Any, key: jax.Array, specs: Any) -> Any:
-    """New parameters in the dtypes of the old: float32 trees -> trees of old's dtypes, bfloat16 rounded stochastically.
+    """Cast new float32 parameters to the dtypes of the old ones; to bfloat16 by stochastic rounding.
 
-    `key` is of (seed, step); each leaf folds its path into it. The noise is drawn over whole leaves, laid out by the
+    `key` depends on (seed, step); each leaf folds its path into it. The noise is drawn for whole leaves, sharded by the
     PartitionSpecs `specs`, so that it is the same on any mesh.
     """
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the rate of each update as a function of its number alone."""
+"""Learning-rate schedules: the learning rate as a function of the update's number."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from errors import UsageError, join_problems, unknown
 
 
 def _wsd(cfg: Any, updates: int) -> optax.Schedule:
-    """Warm-up, stable, decay: constant, then a line to the end (Hu et al. 2024, arXiv:2404.06395, section 4)."""
+    """Warm-up, stable, decay: constant, then linear to the end (Hu et al. 2024, arXiv:2404.06395, section 4)."""
     cooling = max(1, round(cfg.decay_fraction * (cfg.warmup + updates)))
     if cooling > updates:
         raise UsageError(
@@ -25,9 +25,9 @@ def _wsd(cfg: Any, updates: int) -> optax.Schedule:
 
 
 def _onecycle(cfg: Any, updates: int) -> optax.Schedule:
-    """Up to the peak, down again in as many updates, and on to the end (Smith, Topin 2017, arXiv:1708.07120)."""
+    """Linear up to the peak, down in as many updates, and down to the end (Smith, Topin 2017, arXiv:1708.07120)."""
     if cfg.warmup:
-        raise UsageError(f"schedule 'onecycle' rises by itself: schedule.warmup must be 0, not {cfg.warmup}")
+        raise UsageError(f"schedule.warmup must be 0 for schedule 'onecycle', which has its own, not {cfg.warmup}")
     up = int(cfg.warmup_fraction * updates)
     at, shares = (
         np.array([0, up, 2 * up, updates]),
@@ -37,14 +37,14 @@ def _onecycle(cfg: Any, updates: int) -> optax.Schedule:
 
 
 def _piecewise(cfg: Any, updates: int) -> optax.Schedule:
-    """Constant between the updates that `milestones` names, each of which multiplies by its factor."""
+    """Piecewise constant: each update in `milestones` multiplies the rate by its factor."""
     if cfg.milestones is None:
         raise UsageError("schedule 'piecewise' needs schedule.milestones, as 600:0.1,800:0.1")
     return optax.piecewise_constant_schedule(1.0, {n - cfg.warmup: f for n, f in _parse_milestones(cfg).items()})
 
 
 def _parse_milestones(cfg: Any) -> dict[int, float]:
-    """`600:0.1,800:0.1` -> update: factor; {} unless updates rise, after the warm-up, and factors are positive."""
+    """`600:0.1,800:0.1` -> {600: 0.1, 800: 0.1}; {} unless updates increase from the warm-up on and factors are > 0."""
     try:
         jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in cfg.milestones.split(","))]
     except ValueError:
@@ -55,13 +55,13 @@ def _parse_milestones(cfg: Any) -> dict[int, float]:
 
 
 def _inverse_sqrt(cfg: Any, updates: int) -> optax.Schedule:
-    """Falling as 1/sqrt(update) from the warm-up on (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
-    first = cfg.warmup + 1  # the update, counted from 1, that has the peak
+    """Decay as 1/sqrt(update) after the warm-up (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
+    first = cfg.warmup + 1  # the update, counted from 1, with the peak rate
     return lambda step: (first / (first + step)) ** 0.5
 
 
 SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
-    # (knobs, updates after the warm-up) -> the share of the peak at each of these updates, counted from 0
+    # (knobs, updates after the warm-up) -> function from update, counted from 0 there, to a fraction of the peak rate
     "constant": lambda cfg, updates: optax.constant_schedule(1.0),
     "linear": lambda cfg, updates: optax.linear_schedule(1.0, cfg.end_fraction, updates),
     "cosine": lambda cfg, updates: optax.cosine_decay_schedule(1.0, updates, cfg.end_fraction),
@@ -82,7 +82,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def find_problems(cfg: Any, steps: int) -> list[str]:
-    """What is wrong with the section `schedule` of a config for a run of `steps` updates, a line each."""
+    """One line for each illegal value in the section `schedule` of a config, for a run of `steps` updates."""
     found = [] if cfg.name in SCHEDULES else [str(unknown("schedule.name", cfg.name, SCHEDULES))]
     if not 0 <= cfg.warmup <= steps:
         found.append(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {cfg.warmup}")
@@ -97,9 +97,9 @@ def find_problems(cfg: Any, steps: int) -> list[str]:
 
 
 def make(cfg: Any, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """The learning rate of each update: step [] -> [], by `cfg.schedule`, over `steps` updates.
+    """The learning rate of `cfg.schedule` over `steps` updates, as a function of the update: step [] -> [].
 
-    The warm-up rises linearly, its first update already above 0. Raises UsageError for an unknown name or bad value.
+    The warm-up is linear; its first update is above 0. Raises UsageError for an unknown name or illegal value.
     """
     if problems := find_problems(cfg, steps):
         raise join_problems(problems)

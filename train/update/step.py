@@ -1,7 +1,7 @@
-"""One update, pure: (state, batch) -> (state, metrics), jitted and donated.
+"""One update as a pure function: (state, batch) -> (state, metrics), jitted, with the state donated.
 
-state is a plain dict {step, seed, params, stats, opt, ema, carry}; what a run does not need is {}. Randomness comes
-from (seed, step, global row) alone.
+The state is a dict {step, seed, params, stats, opt, ema, carry}; unused entries are {}. Random numbers depend only on
+(seed, step, global row).
 """
 
 from collections.abc import Callable
@@ -29,24 +29,24 @@ Batch = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How an update is made, beside its model, task and optimizer."""
+    """Options of an update, besides model, task and optimizer."""
 
     dtype: Any = jnp.float32  # of the parameters
     accumulate: int = 1  # microbatches
-    ema: float | None = None  # decay of a running mean of the parameters
-    carry: int | None = None  # rows whose recurrent state goes on from update to update
-    gradient: str = "autodiff"  # or a source of gradients that the family writes out
-    loss: str = ""  # the task's name, for such a source
-    freeze_mask: Any = None  # of each parameter, whether it never changes; None trains all
+    ema: float | None = None  # decay of the running mean of the parameters
+    carry: int | None = None  # rows whose recurrent state carries over to the next update
+    gradient: str = "autodiff"  # or one of the family's hand-written GRADIENTS
+    loss: str = ""  # the task's name, for a hand-written gradient
+    freeze_mask: Any = None  # a bool for each parameter: True if frozen; None trains all
 
 
 def stream_key(seed: jax.Array | int, name: str) -> jax.Array:
-    """The PRNG key of one use of randomness: seed, `params` or `train` -> key []."""
+    """The PRNG key of a named random stream, such as `params` or `train`: seed, name -> key []."""
     return jax.random.fold_in(jax.random.key(seed), site_hash(name))
 
 
 def init_state(model: Model, tx: optax.GradientTransformation, seed: int, options: StepOptions) -> State:
-    """The state before the first update; to be run under jit. Parameters are drawn in float32, then cast."""
+    """The initial state; call it under jit. Parameters are initialised in float32, then cast."""
     variables = initialize(model.specs, stream_key(seed, "params"))
     params = jax.tree.map(lambda p: p.astype(options.dtype), variables["params"])
     return {
@@ -54,7 +54,7 @@ def init_state(model: Model, tx: optax.GradientTransformation, seed: int, option
         "seed": jnp.asarray(seed, jnp.uint32),
         "params": params,
         "stats": variables.get("stats", {}),
-        "opt": tx.init(_float32(params)),  # moments in bfloat16 would stand still
+        "opt": tx.init(_float32(params)),  # small changes of moments would be lost in bfloat16
         "ema": {} if options.ema is None else _float32(params),
         "carry": initialize(_carry_specs(model, options), stream_key(seed, "carry")),
     }
@@ -65,15 +65,15 @@ def _float32(tree: Any) -> Any:
 
 
 def _carry_specs(model: Model, options: StepOptions) -> Any:
-    """The table of the recurrent state that is kept, its rows first; empty where none is."""
+    """Specs of the recurrent state that carries over between updates, rows first; {} if there is none."""
     return model.cache_specs(options.carry, 0) if options.carry else {}
 
 
 def state_shardings(model: Model, tx: optax.GradientTransformation, place: Placement, options: StepOptions) -> State:
-    """NamedShardings of the state: means and moments lie as their parameters do, all else is replicated.
+    """NamedShardings of the state: means and moments are sharded like their parameters, all else is replicated.
 
-    A moment is what ends in a parameter's path and has its shape: rows and columns of a factored one do not, and are
-    whole. Optax's own map over parameters fails on transforms that go leaf by leaf.
+    A leaf of the optimizer state counts as a moment if its path ends in a parameter's path and its shape is equal, so
+    the rows and columns of factored moments are replicated. Optax's tree_map_params fails on per-leaf transforms.
     """
     table: dict[str, Spec] = flatten(model.specs["params"])
 
@@ -96,15 +96,15 @@ def state_shardings(model: Model, tx: optax.GradientTransformation, place: Place
 def init_on_mesh(
     model: Model, tx: optax.GradientTransformation, place: Placement, seed: int, options: StepOptions
 ) -> State:
-    """`init_state` on the mesh."""
+    """`init_state` with the shardings of the mesh."""
     shardings = state_shardings(model, tx, place, options)
     return jax.jit(partial(init_state, model, tx, seed, options), out_shardings=shardings)()
 
 
 def eval_variables(state: State, cfg: Any) -> dict[str, Any]:
-    """The variables to be evaluated, by the prefix of their metrics; the last are those to be judged by and used.
+    """The variables to evaluate by metric prefix. The last entry is the primary one: it is compared, used and exported.
 
-    `cfg` is the section `optim`. Of the state are needed params, stats, ema and, for schedule_free, opt.
+    `cfg` is the section `optim`. The state needs params, stats, ema and, for schedule_free, opt.
     """
     params = optim.eval_params(cfg, state.get("opt"), state["params"])
     found = {"": {"params": params, "stats": state["stats"]}}
@@ -112,7 +112,7 @@ def eval_variables(state: State, cfg: Any) -> dict[str, Any]:
 
 
 def split_rows(x: jax.Array, parts: int, over: Any) -> jax.Array:
-    """Microbatches of interleaved rows, i, i+M, i+2M … of M = parts, so that no data moves: [B ...] -> [M B/M ...]."""
+    """Microbatches of interleaved rows i, i+M, i+2M … (M = parts), without moving data: [B ...] -> [M B/M ...]."""
 
     def one(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
@@ -137,9 +137,9 @@ def make_step(
     place: Placement,
     options: StepOptions,
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """The jitted update. A non-finite loss or gradient leaves all but `step` as it was, and sets `skipped` to 1."""
+    """The jitted update. If loss, gradient or step is not finite, only `step` changes, and `skipped` is 1."""
     shardings = state_shardings(model, tx, place, options)
-    moving = jax.tree.map(lambda s: s.spec, shardings["carry"])
+    carry_axes = jax.tree.map(lambda s: s.spec, shardings["carry"])
     grad = make_gradient(model, task, place, options)
     parts = options.accumulate
 
@@ -166,7 +166,7 @@ def make_step(
         return grads, jax.tree.map(lambda t: jnp.sum(t, 0), terms), stats, _map_rows(join_rows, carry)
 
     def _map_rows(function: Callable[..., jax.Array], carry: Any) -> Any:
-        return jax.tree.map(lambda x, over: function(x, over=over), carry, moving)
+        return jax.tree.map(lambda x, over: function(x, over=over), carry, carry_axes)
 
     out_shardings = jax.tree.map(lambda s: s.spec, (shardings["params"], shardings["opt"]))
     update = auto_axes(lambda g, o, p, lr: tx.update(g, o, p, lr=lr), out_sharding=out_shardings)
@@ -194,22 +194,22 @@ def make_step(
 
 
 def _reset_carry(carry: Any, reset: jax.Array | None) -> Any:
-    """The recurrent state, 0 in the rows that begin anew: reset [B]."""
+    """The recurrent state, set to 0 in the rows where a new sequence begins: reset [B]."""
     if reset is None:
         return carry
     return jax.tree.map(lambda x: x * (1 - reset.reshape(-1, *[1] * (x.ndim - 1))).astype(x.dtype), carry)
 
 
 def _update_ema(mean: Any, params: Any, step: jax.Array, decay: float | None) -> Any:
-    """The running mean after an update; early on it follows faster, so that the initial values are soon forgotten."""
+    """The running mean after an update. Its decay is smaller at the start, to forget the initial values soon."""
     keep = jnp.minimum(decay or 0.0, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda m, p: keep * m + (1 - keep) * p.astype(m.dtype), mean, params)
 
 
 def make_gradient(model: Model, task: Task, place: Placement, options: StepOptions) -> Callable[..., Any]:
-    """(params, stats, batch, keys, total, carry) -> the gradient of the loss's sum over `total`, (terms, stats, carry).
+    """(params, stats, batch, keys, total, carry) -> (gradient of the loss's sum / `total`, (terms, stats, carry)).
 
-    It is jax's, or one that the family writes out. Raises UsageError for a source that the family does not have.
+    It uses autodiff or a hand-written gradient of the family. Raises UsageError if the family lacks that one.
     """
 
     def sum_terms(value: Any, batch: Batch, told: Any = None) -> dict[str, tuple[jax.Array, jax.Array]]:

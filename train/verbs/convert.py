@@ -1,6 +1,6 @@
-"""Networks carried over: a folder of the Hugging Face hub made a checkpoint, and a checkpoint made such a folder.
+"""Conversion between checkpoints and Hugging Face folders.
 
-A detector's folder has Darknet's two files.
+For a detector the folder has Darknet's two files.
 """
 
 import dataclasses
@@ -35,14 +35,14 @@ def import_pretrained(
     given: Container[str] = (),
     unread: Unread = lambda facts: [],
 ) -> None:
-    """Write a folder of the hub into a new workdir, as its checkpoint 0: parameters and tokenizer, no more.
+    """Import a Hugging Face folder into a new workdir as checkpoint 0: parameters and tokenizer only.
 
     Raises UsageError for a workdir that has checkpoints, and as `load_model.open_pretrained`.
     """
     if Path(workdir).is_file():
-        raise UsageError(f"{workdir} is a file, and no folder")
+        raise UsageError(f"--workdir={workdir} is a file; it must be a folder")
     if checkpoint.steps(workdir):
-        raise UsageError(f"{workdir} holds checkpoints already; give a folder without any")
+        raise UsageError(f"--workdir={workdir} has checkpoints already; give a folder without any")
     model = pretrained.read_config(folder, ignore, **published.model_fields(cfg))
     classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
     named = tuning.matching_size(model, folder) if "detector" in model.traits else None
@@ -73,15 +73,15 @@ def import_pretrained(
 def export_pretrained(
     cfg: Config, workdir: str, n: int, to: str, runtime: Runtime, unread: Unread = lambda facts: []
 ) -> None:
-    """Write a checkpoint as a folder of the hub, with its tokenizer; of a run with a running mean, that.
+    """Export a checkpoint and its tokenizer as a Hugging Face folder; the averaged parameters if the run has them.
 
-    The folder appears when it is whole. Raises UsageError for a family or a config that has no place there, and for a
-    folder that is not empty.
+    The folder appears when it is complete. Raises UsageError for a family or config that the format cannot express, and
+    for a folder that is not empty.
     """
     folder = Path(to).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{to} is there already, and no empty folder; give another --export")
-    pretrained.folder_layout(cfg.model.family)  # raises where there is none
+        raise UsageError(f"--export={to} exists and is not an empty folder; give another")
+    pretrained.folder_layout(cfg.model.family)  # raises if the family has none
     manifest = checkpoint.load_manifest(workdir, n)
     load_model.set_inputs(cfg, manifest)
     head, inputs = manifest["table"].get("params/head/bias"), cfg.model.get("inputs")
@@ -89,16 +89,16 @@ def export_pretrained(
     blank = load_model.dummy_source(cfg, runtime, cfg.model.family, cfg.loss, classes, inputs)
     opened = load_model.open_checkpoint(cfg, workdir, n, runtime, blank, unread=unread)
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
-    made = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
-    ids = tokenizer_writer.special_ids(made) if made and {"causal", "language_model"} <= model.traits else {}
+    subwords = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
+    ids = tokenizer_writer.special_ids(subwords) if subwords and {"causal", "language_model"} <= model.traits else {}
     files = manifest.get("files") or {}
     ids = companions.bos_and_eos(files, ids)
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed conversion
     try:
         part.mkdir(parents=True)
     except OSError as error:
-        raise UsageError(f"--export={to} cannot be made a folder: {error}") from None
+        raise UsageError(f"--export={to} cannot be created: {error}") from None
     try:
         pixels = _preprocessing(cfg, model)
         several = cfg.loss == "sigmoid" and "id2label" in pretrained.folder_layout(model.family).config(model.config)
@@ -107,28 +107,28 @@ def export_pretrained(
             model, opened.variables, part, classes=_class_names(manifest, model), images=pixels, **keys
         )
         sized = preprocessing.is_expressible(pixels) or not (part / preprocessing.FILE).exists()
-        if made:
-            tokenizer_writer.write_tokenizer(made, part)
+        if subwords:
+            tokenizer_writer.write_tokenizer(subwords, part)
         companions.write(files, part, ids, preprocessing.from_folder(part))
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    more = " and its tokenizer" if made else ""
-    without = "; its tokenizer, of words, has no form there" if tokenizer and not made else ""
-    without += "" if sized else f"; a size of {pixels['size']} that is covered has no form there"
+    more = " and its tokenizer" if subwords else ""
+    without = "; its word tokenizer has no equivalent there" if tokenizer and not subwords else ""
+    without += "" if sized else f"; resizing to cover {pixels['size']} has no equivalent there"
     runtime.say(f"{opened.name}: {summary.parameter_counts(model)}{more} in {to}{without}")
 
 
 def _class_names(manifest: dict[str, Any], model: Model) -> Sequence[str]:
-    """Of the classes that a network tells apart, where all are known."""
+    """The class names of a classifier or detector, if all are known."""
     names = manifest.get("classes") or ()
-    told = {"classifier", "detector"} & model.traits
-    return names if told and len(names) == model.config.classes else ()
+    has_classes = {"classifier", "detector"} & model.traits
+    return names if has_classes and len(names) == model.config.classes else ()
 
 
 def _preprocessing(cfg: Config, model: Model) -> dict[str, Any]:
-    """How images are made ready for a network that sees them; {} for another, and for a detector, whose are whole."""
+    """The image preprocessing of a network; {} for a network without images, and for a detector, which has none."""
     if model.module.INPUT != "image" or "detector" in model.traits:
         return {}
-    told = {name: cfg.data[name] for name in published.PREPROCESSING_KNOBS} | {"size": inputs.image_size(cfg)}
-    return {name: value for name, value in told.items() if value is not None}
+    settings = {name: cfg.data[name] for name in published.PREPROCESSING_KNOBS} | {"size": inputs.image_size(cfg)}
+    return {name: value for name, value in settings.items() if value is not None}

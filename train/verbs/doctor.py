@@ -1,4 +1,4 @@
-"""The first hour's failures, looked for before they happen."""
+"""Checks of the environment and of data sets, to find common problems before a run."""
 
 import importlib.metadata
 import platform
@@ -21,11 +21,11 @@ from train.record.ticker import Ticker
 from train.runtime import Runtime
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-MIN_FREE = 5 * 2**30  # bytes free, below which checkpoints may not fit
+MIN_FREE = 5 * 2**30  # free bytes below which checkpoints may not fit
 
 
 def check_machine(runtime: Runtime) -> bool:
-    """Print what a run needs and whether it is there -> True where nothing is wrong."""
+    """Check Python, packages, devices, data folder, disk and cache, and print the results -> True if all are well."""
     checks = (_python, _packages, _devices, _arithmetic, _data, _disk, _programs)
     verdicts = [check(runtime) for check in checks]
     for right, line in verdicts:
@@ -36,9 +36,9 @@ def check_machine(runtime: Runtime) -> bool:
 
 
 def check_data(runtime: Runtime, names: str, field: str | None = None) -> bool:
-    """Read all that data sets hold, print what cannot be read -> True where nothing is wrong; `names` are of data.name.
+    """Read data sets completely and print every problem -> True if there is none.
 
-    `field` is that of data.field. Raises UsageError for an unknown name.
+    `names` and `field` are values of data.name and data.field. Raises UsageError for an unknown name.
     """
     wrong = [line for name in sources.split_names(names) for line in _find_problems(runtime, expand_home(name), field)]
     wrong = list(dict.fromkeys(wrong))
@@ -49,7 +49,7 @@ def check_data(runtime: Runtime, names: str, field: str | None = None) -> bool:
 
 
 def _find_problems(runtime: Runtime, name: str, field: str | None) -> list[str]:
-    """What of a data set cannot be read, all of which is read."""
+    """Read a data set completely -> one line for each problem."""
     data_dir, tick, wrong = runtime.environ.get("TFDS_DATA_DIR"), Ticker(runtime), list[str]()
     try:
         if multiple_choice.has_questions(name, data_dir):
@@ -59,10 +59,10 @@ def _find_problems(runtime: Runtime, name: str, field: str | None) -> list[str]:
             return []
     except UsageError as error:
         return [str(error)]
-    for split in sources.splits_of(name, data_dir, field) or ("train",):  # a set that is not prepared knows none
+    for split in sources.splits_of(name, data_dir, field) or ("train",):  # () if it is not prepared
         try:
             source = sources.load(name, split, field=field, data_dir=data_dir, tick=tick)
-        except UsageError as error:  # the first of maybe many
+        except UsageError as error:  # it reports the first problem only
             wrong.append(str(error))
             continue
         refused = intact.row_errors(source, what=f"reading {split}", tick=tick)
@@ -98,7 +98,7 @@ def _packages(runtime: Runtime) -> tuple[bool, str]:
 
 
 def _requirements() -> list[tuple[str, str]]:
-    """Names and lower bounds of requirements.txt."""
+    """The packages of requirements.txt with their minimum versions."""
     lines = (Path(__file__).parent.parent / "requirements.txt").read_text().splitlines()
     pairs = (line.split("#")[0].partition(">=") for line in lines)
     return [(name.strip(), least.strip()) for name, _, least in pairs if name.strip()]
@@ -124,7 +124,7 @@ def _devices(runtime: Runtime) -> tuple[bool, str]:
 
 def _arithmetic(runtime: Runtime) -> tuple[bool, str]:
     if not _devices(runtime)[0]:
-        return False, "no device to multiply on"
+        return False, "no device for a matrix product"
     x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     error = float(np.abs(np.asarray(jnp.matmul(x, x, precision="highest")) - x @ x).max())
     return error < 1e-3, f"a matrix product on the device differs from numpy's by {error:.1e}"
@@ -135,9 +135,9 @@ def _data(runtime: Runtime) -> tuple[bool, str]:
     folder = Path(given or Path.home() / "tensorflow_datasets")
     where = f"embedded: {', '.join(builtin.BUILTIN)}; TFDS_DATA_DIR is {given or 'not set'}"
     if not folder.is_dir():
-        return not given, f"{where}, no folder is {'there' if given else f'at {folder}'}"
+        return not given, f"{where}, {'which' if given else folder} does not exist"
     found = ", ".join(tfds.list_prepared(str(folder)))
-    return True, f"{where}, {'which' if given else folder} holds {found or 'no prepared set'}"
+    return True, f"{where}, {'which' if given else folder} has {found or 'no prepared data set'}"
 
 
 def _disk(runtime: Runtime) -> tuple[bool, str]:
@@ -150,9 +150,9 @@ def _disk(runtime: Runtime) -> tuple[bool, str]:
 def _programs(runtime: Runtime) -> tuple[bool, str]:
     folder = jax.config.values["jax_compilation_cache_dir"]
     if not folder:
-        return True, "no compiled programs are kept: each process compiles anew (--cache=DIR keeps them)"
+        return True, "compiled programs are not cached: each process compiles again (--cache=DIR caches them)"
     if "://" in folder:
-        return True, f"compiled programs are kept in {folder}"
+        return True, f"compiled programs are cached in {folder}"
     held = compilation_cache.contents(folder)
     size, limit = f"{held.size / 2**20:.1f} MiB", f"{compilation_cache.LIMIT / 2**30:.0f} GiB"
     return True, f"{held.programs:,} compiled program(s), {size}, in {folder} (at most {limit})"

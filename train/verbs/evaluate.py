@@ -23,9 +23,9 @@ from train.verbs.load_model import LoadedModel, empty_texts, open_checkpoint
 
 
 def eval_source(cfg: Config, runtime: Runtime, requested: str | None) -> tuple[str, Source]:
-    """How the config's data examine, and the held-out ones; where questions are put, no text: a model is set up by it.
+    """The evaluation task and the held-out source; for multiple choice an empty text source, which sets up the model.
 
-    Raises UsageError.
+    Raises UsageError for a task that the data does not support.
     """
     kind = multiple_choice.eval_kind(requested, cfg.data.name, runtime.environ.get("TFDS_DATA_DIR"))
     if kind == "multiple_choice":
@@ -34,11 +34,11 @@ def eval_source(cfg: Config, runtime: Runtime, requested: str | None) -> tuple[s
 
 
 def default_split(cfg: Config, runtime: Runtime) -> str:
-    """Which split of the data examines: the config's, or where they lack it test, validation, or the last they have."""
+    """The split to evaluate on: the config's, or if the data lacks it test, else validation, else the data's last."""
     name, data_dir = dataset_names(cfg)[0], runtime.environ.get("TFDS_DATA_DIR")
     if multiple_choice.is_question_file(name):
         return cfg.eval.split
-    known = sources.splits_of(name, data_dir, cfg.data.field) or (cfg.eval.split,)  # a set not prepared knows none
+    known = sources.splits_of(name, data_dir, cfg.data.field) or (cfg.eval.split,)  # () if it is not prepared
     wanted = (cfg.eval.split, "test", "validation")
     return next((split for split in wanted if set(splits.split_names(split)) <= set(known)), known[-1])
 
@@ -46,26 +46,31 @@ def default_split(cfg: Config, runtime: Runtime) -> str:
 def evaluate_checkpoint(
     cfg: Config, workdir: str, n: int, runtime: Runtime, devices: list[jax.Device] | None = None
 ) -> evaluate.Scores:
-    """Restore a checkpoint on any devices (all where None) and measure it on the held-out split."""
+    """Load a checkpoint onto devices (None: all) and evaluate it on the held-out split."""
     held_out = eval_source(cfg, runtime, "perplexity")[1]
     return evaluate_model(open_checkpoint(cfg, workdir, n, runtime, held_out, devices), held_out)[1]
 
 
 def evaluate_model(opened: LoadedModel, held_out: Source) -> tuple[EvalSet, evaluate.Scores]:
-    """The exam that a held-out source gives, and what an opened model makes of it."""
-    setup, exam = opened.setup, make_eval_set(opened.setup, held_out)
-    if not len(exam):
-        raise UsageError(f"{setup.cfg.data.name}, {setup.cfg.eval.split}, holds nothing to predict: no two tokens")
+    """Evaluate a loaded model on a held-out source -> (evaluation set, scores)."""
+    setup, eval_set = opened.setup, make_eval_set(opened.setup, held_out)
+    if not len(eval_set):
+        raise UsageError(
+            f"{setup.cfg.data.name}: split {setup.cfg.eval.split!r} has no document of two tokens or more: nothing to "
+            f"evaluate"
+        )
     ticker = Ticker(setup.runtime)
-    examine = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
-    return exam, evaluate_variables(setup, examine, opened.eval_variables, exam, setup.cfg.eval.limit, tick=ticker)
+    eval_step = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
+    return eval_set, evaluate_variables(
+        setup, eval_step, opened.eval_variables, eval_set, setup.cfg.eval.limit, tick=ticker
+    )
 
 
 def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> evaluate.Scores:
-    """What an opened language model makes of questions: those of a data set, or the last words of texts."""
+    """Evaluate a language model on multiple-choice questions, or on the last words of texts."""
     setup = opened.setup
     if setup.task.trait != "language_model" or setup.tokenizer is None:
-        raise UsageError(f"{opened.name} is no language model, and cannot be asked questions")
+        raise UsageError(f"{opened.name} is not a language model; --task={kind} needs one")
     cfg, data_dir = setup.cfg, setup.runtime.environ.get("TFDS_DATA_DIR")
     if kind == "multiple_choice":
         items = multiple_choice.load(cfg.data.name, cfg.eval.split, data_dir)
@@ -73,17 +78,17 @@ def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> eval
         assert isinstance(held_out, Texts)
         items = multiple_choice.last_words(held_out)
     ticker = Ticker(setup.runtime)
-    examine = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
+    eval_step = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
     rows = cfg.eval.batch or cfg.train.batch
     if cfg.eval.limit is not None:
         items = items.first(rows * cfg.eval.limit)
     return lm_eval.score_questions(
-        setup.model, setup.tokenizer, examine, opened.variables, setup.place, items, rows, ticker
+        setup.model, setup.tokenizer, eval_step, opened.variables, setup.place, items, rows, ticker
     )
 
 
 def report(opened: LoadedModel, held_out: Source, kind: str, workdir: str | None = None, n: int = 0) -> None:
-    """Measure an opened model, say the figures, and draw into a local workdir what they are made of."""
+    """Evaluate a loaded model, print its scores, and draw plots into a local workdir."""
     cfg, runtime = opened.setup.cfg, opened.setup.runtime
     if kind != "perplexity":
         scores, how = (
@@ -92,24 +97,24 @@ def report(opened: LoadedModel, held_out: Source, kind: str, workdir: str | None
         )
         runtime.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}, {how}: {evaluate.format_scores(scores)}")
         return
-    exam, scores = evaluate_model(opened, held_out)
+    eval_set, scores = evaluate_model(opened, held_out)
     runtime.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}: {evaluate.format_scores(scores)}")
     evaluate.check_finite_scores(opened.name, scores)
     if isinstance(held_out, ParallelText):
-        written = translation.Translations(opened.setup, opened.variables, held_out)
-        runtime.say(*map(str, written.scores))
+        translations = translation.Translations(opened.setup, opened.variables, held_out)
+        runtime.say(*map(str, translations.scores))
     if isinstance(held_out, DetectionDataset):
         runtime.say(coco_map.format_class_ap(scores, held_out.names or ()))
     if scores.rows is None or workdir is None or jax.process_index() or "://" in workdir:
         return
     try:
         if isinstance(held_out, ParallelText):
-            files = translation_plots.draw(written, workdir, n)
+            files = translation_plots.draw(translations, workdir, n)
         elif isinstance(held_out, DetectionDataset):
             files = detection.draw(opened.setup, held_out, scores.rows, workdir, n)
         else:
-            files = classification.draw(opened.setup, held_out, exam, scores.rows, workdir, n)
-    except Exception as error:  # another's run may be measured where one must not write, or matplotlib cannot draw
+            files = classification.draw(opened.setup, held_out, eval_set, scores.rows, workdir, n)
+    except Exception as error:  # the workdir may be read-only, or matplotlib may fail
         runtime.say(f"nothing drawn: {checkpoint.reason(error)}")
         return
     if not files:

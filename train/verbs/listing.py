@@ -1,11 +1,11 @@
-"""The families with their sizes."""
+"""The listing of families and their sizes."""
 
 import models
 from train.record import summary
 
 
 def list_families() -> list[str]:
-    """Each family in a line, and under it the published sizes with their parameters."""
+    """One line per family, followed by its published sizes with their parameter counts."""
     lines = []
     for name, module in models.FAMILIES.items():
         lines.append(f"{name:<12} {(module.__doc__ or '').splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""Models that are there, of checkpoints or of folders of the Hugging Face hub, opened on any devices and measured."""
+"""Loading models from checkpoints or Hugging Face folders onto any devices, and evaluating them."""
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from train.setup.setup import (
 from train.tasks import losses
 from train.update import optim, step
 
-FOLDER_TOKENIZER = "own"  # `data.tokenizer` where it is the folder's
+FOLDER_TOKENIZER = "own"  # value of `data.tokenizer` for the folder's own tokenizer
 DEFAULT_SIDE = 224  # pixels, of an image for a network that takes any size
 
 
@@ -42,9 +42,9 @@ DEFAULT_SIDE = 224  # pixels, of an image for a network that takes any size
 class LoadedModel:
     """A model with its parameters on devices."""
 
-    name: str  # as the user is told
+    name: str  # for messages
     setup: Setup
-    eval_variables: dict[str, Any]  # variables by the prefix of their metrics; the last are those to be used
+    eval_variables: dict[str, Any]  # variables by metric prefix; the last entry is the one to use
 
     @property
     def variables(self) -> Any:
@@ -53,7 +53,10 @@ class LoadedModel:
 
 
 def restore_state(setup: Setup, workdir: str, n: int) -> step.State:
-    """What a checkpoint's state holds to be evaluated, digests verified: all but, mostly, the optimizer's part."""
+    """Restore the parts of a checkpoint's state that evaluation needs, and verify their digests.
+
+    The optimizer's state is included only for schedule_free.
+    """
     cfg = setup.cfg.optim
     wanted = {"params", "stats", "ema"} | ({"opt"} if cfg.name == "schedule_free" else set())
     target = resume.abstract_state(setup, optim.make(cfg, setup.model.specs["params"]))
@@ -69,11 +72,11 @@ def open_checkpoint(
     devices: list[jax.Device] | None = None,
     unread: Unread = lambda facts: [],
 ) -> LoadedModel:
-    """A checkpoint on devices (all where None), for the kind of an example's data; `unread` is that of `set_up`."""
+    """Load a checkpoint onto devices (None: all), for data like `example`. `unread` as in `set_up`."""
     manifest = checkpoint.load_manifest(workdir, n)
     set_inputs(cfg, manifest)
     setup = set_up(cfg, runtime, example, checkpoint.load_tokenizer(workdir, n), devices, unread=unread)
-    exactly = "classes" not in cfg.model  # told there by a network's folder
+    exactly = "classes" not in cfg.model  # set there if the model comes from a pretrained folder
     _check_class_names(workdir, manifest.get("classes"), setup, runtime, exactly=exactly)
     return LoadedModel(
         f"checkpoint {n:,} of {workdir}", setup, step.eval_variables(restore_state(setup, workdir, n), setup.cfg.optim)
@@ -81,7 +84,7 @@ def open_checkpoint(
 
 
 def set_inputs(cfg: Config, manifest: dict[str, Any]) -> None:
-    """Take from a manifest in which shape a classifier of images sees them, where the config left it to the data."""
+    """Set an image classifier's input shape from a manifest, if the config left it to the data."""
     inputs, family = manifest.get("inputs"), models.FAMILIES[cfg.model.family]
     if (
         inputs
@@ -103,12 +106,11 @@ def open_pretrained(
     given: Container[str] = (),
     unread: Unread = lambda facts: [],
 ) -> LoadedModel:
-    """A folder of the hub on devices (all where None); says what was loaded. `cfg.model` overrides its fields.
+    """Load a Hugging Face folder onto devices (None: all), and print what was loaded. `cfg.model` overrides its fields.
 
-    `ignore` names keys of its config.json to pass over, `given` the knobs that the user has set, which go before what
-    the folder says of images. A `cfg.data.tokenizer` other than FOLDER_TOKENIZER stands for the folder's. `unread` is
-    that of `set_up`.
-    Raises UsageError for a folder that cannot be read, and a network that has no task.
+    `ignore` lists keys of its config.json to ignore, `given` the knobs that the user has set, which override the
+    folder's image preprocessing. A `cfg.data.tokenizer` other than FOLDER_TOKENIZER replaces the folder's tokenizer.
+    `unread` as in `set_up`. Raises UsageError for a folder that cannot be read, and for a network without a task.
     """
     if cfg.train.precision not in PRECISIONS:
         raise unknown("precision", cfg.train.precision, PRECISIONS)
@@ -122,9 +124,9 @@ def open_pretrained(
     if not isinstance(example, Examples) and cfg.data.tokenizer == FOLDER_TOKENIZER:
         tokenizer, cfg.data.tokenizer = tokenizer_reader.read_tokenizer(folder).description(), "subword"
     setup = set_up(cfg, runtime, example, tokenizer, devices, model, unread)
-    have, told = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
-    if 0 < told < have:
-        runtime.say(f"classes {cfg.data.name} has {told}, which are taken for the first of the network's {have}")
+    have, count = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
+    if 0 < count < have:
+        runtime.say(f"classes the {count} classes of {cfg.data.name} are taken as the first of the network's {have}")
     named = class_names.read(folder)
     _check_class_names(folder, named, setup, runtime)
     if not named:
@@ -139,31 +141,29 @@ def open_pretrained(
 def _check_class_names(
     where: str, theirs: Sequence[str] | None, setup: Setup, runtime: Runtime, *, exactly: bool = False
 ) -> None:
-    """Say where a network's classes have other names than the data's; case and signs do not count.
+    """Print a note if the network's class names differ from the data's, ignoring case and punctuation.
 
-    Raises UsageError where one of the names stands in another place, and for any difference where `exactly`.
+    Raises UsageError if one of the names has another index, and if `exactly` for any difference.
     """
     if not theirs or not setup.class_names:
         return
-    told, ours = normalise_names(theirs), normalise_names(setup.class_names)
-    if (told if exactly else told[: len(ours)]) == ours:
+    network, ours = normalise_names(theirs), normalise_names(setup.class_names)
+    if (network if exactly else network[: len(ours)]) == ours:
         return
     shown = [", ".join(names[:4]) + (", …" if len(names) > 4 else "") for names in (theirs, setup.class_names)]
     data = setup.cfg.data.name
-    if exactly or any(name in told and told.index(name) != i for i, name in enumerate(ours)):
-        raise UsageError(
-            f"{where} names the classes {shown[0]}; {data!r} has {shown[1]}: a class is known by its place"
-        )
-    runtime.say(f"classes the network's are called {shown[0]}, those of {data} {shown[1]}: taken by their places")
+    if exactly or any(name in network and network.index(name) != i for i, name in enumerate(ours)):
+        raise UsageError(f"{where} has the classes {shown[0]}; {data!r} has {shown[1]}: names and order must be equal")
+    runtime.say(f"classes the network's are {shown[0]}, those of {data} are {shown[1]}: matched by index")
 
 
 def _check_numbered_classes(where: str, setup: Setup) -> None:
-    """Raises UsageError where the data's classes are numbers with gaps, for a network whose classes have no names."""
+    """Raise UsageError if the data's class names are numbers with gaps, for a network without class names."""
     names = setup.class_names or ()
     if names and all(name.isdecimal() for name in names) and int(names[-1]) - int(names[0]) >= len(names):
         raise UsageError(
-            f"{setup.cfg.data.name!r} has classes of the numbers {names[0]} to {names[-1]}, but not all of these, "
-            f"and {where} does not name its own: which are which is unknown; give its config.json an id2label"
+            f"the class names of {setup.cfg.data.name!r} are numbers from {names[0]} to {names[-1]} with gaps, and "
+            f"{where} does not name its classes, so they cannot be matched; add id2label to its config.json"
         )
 
 
@@ -175,35 +175,35 @@ def open_language_model(
     ignore: Iterable[str] = (),
     unread: Unread = lambda facts: [],
 ) -> LoadedModel:
-    """A language model on one device: checkpoint n of a workdir, or where n is None a folder of the hub.
+    """Load a language model onto one device: checkpoint n of a workdir, or a Hugging Face folder if n is None.
 
-    `unread` is that of `set_up`. Raises UsageError for what generates no text.
+    `unread` as in `set_up`. Raises UsageError for a model that does not generate text.
     """
     cfg.mesh, one, blank = "dp:1", jax.local_devices()[:1], empty_texts(cfg, "next_token")
     if n is None:
         model = pretrained.read_config(name, ignore)
         if "cached" not in model.traits:
-            raise UsageError(f"{name} holds a {model.family}, which does not generate text")
+            raise UsageError(f"{name} contains a {model.family}, which does not generate text")
         return open_pretrained(cfg, name, runtime, blank, one, ignore, unread=unread)
     if checkpoint.load_tokenizer(name, n) is None or losses.get_task(cfg.loss).trait != "language_model":
-        raise UsageError(f"{name} holds a {cfg.model.family} trained by loss {cfg.loss}, which does not generate text")
+        raise UsageError(f"{name} is a {cfg.model.family} trained with loss {cfg.loss}; it does not generate text")
     return open_checkpoint(cfg, name, n, runtime, blank, one, unread)
 
 
 def empty_texts(cfg: Config, loss: str, classes: int | None = None) -> Texts:
-    """No text at all, with labels out of `classes` where the loss asks for some: to set a model up without its data."""
+    """An empty text source, with labels of `classes` if the loss needs them, to set up a model without its data."""
     shapes = {"label": (0,), "labels": (0, classes or 1)}
-    needs = losses.get_task(loss).target_field
-    labels = np.zeros(shapes[needs], np.int32) if needs in shapes else None
+    field = losses.get_task(loss).target_field
+    labels = np.zeros(shapes[field], np.int32) if field in shapes else None
     return Texts((), {"name": cfg.data.name}, labels, None if labels is None else classes)
 
 
 def dummy_source(
     cfg: Config, runtime: Runtime, family: str, loss: str, classes: int | None, inputs: Any = None
 ) -> Source:
-    """What a model of a family is set up by without its data: no text, or a black image of the inputs that are known.
+    """A dummy source to set up a model without its data: no text, or one black image of the model's input shape.
 
-    Where an image's size is not known, it is the data after all, which must be there.
+    If the input shape is unknown, it loads the data, which must then exist.
     """
     if models.FAMILIES[family].INPUT != "image":
         return empty_texts(cfg, loss, classes)
@@ -219,7 +219,7 @@ def dummy_source(
 
 
 def _dummy_detection_source(cfg: Config, classes: int | None) -> DetectionDataset:
-    """A black image with nothing in it."""
+    """A detection data set of one black image without boxes."""
     size, name = inputs.detection_size(cfg), cfg.data.name
     nothing = BoxAnnotations(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool))
     black, told = np.zeros((*size, 3), np.uint8), [str(i) for i in range(classes or 1)]

@@ -21,9 +21,9 @@ def print_samples(
     timing: bool,
     **how: Any,
 ) -> None:
-    """Print prompts and the texts that a model puts after them: one as it is made, several numbered, one after another.
+    """Print prompts with generated continuations: a single one while it is generated, several numbered at the end.
 
-    `how` are the fields of a Sampling; a text ends at the tokenizer's ends, and before a text of `stop`.
+    `how` are fields of Sampling. A text ends at an end token of the tokenizer, or before a string of `stop`.
     """
     setup, runtime = opened.setup, opened.setup.runtime
     tokenizer = setup.tokenizer
@@ -32,7 +32,7 @@ def print_samples(
     context = setup.model.config.context
     for text, row in zip(prompt, ids, strict=True):
         if len(row) > context:
-            runtime.say(f"{text[:20]!r}… is of {len(row):,} tokens, the context of {context:,}: only its end is read")
+            runtime.say(f"{text[:20]!r}… has {len(row):,} tokens, the context {context:,}: only its end is used")
     pace, sampling = (
         sample.Throughput(runtime.monotonic) if timing else None,
         sample.Sampling(stop=tokenizer.stop_ids, **how),

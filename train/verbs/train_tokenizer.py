@@ -1,4 +1,4 @@
-"""A tokenizer learnt from a data set."""
+"""Training a tokenizer on a data set."""
 
 import os
 from pathlib import Path
@@ -13,16 +13,16 @@ from train.runtime import Runtime
 
 
 def train_tokenizer(name: str, split: str, field: str | None, size: int, to: str, runtime: Runtime) -> None:
-    """Learn a byte-level BPE from a set's texts, write it, and say how well it packs them.
+    """Train a byte-level BPE on a data set's texts, write it, and print its bytes per token.
 
-    Raises UsageError for a set that holds no text, a file that is there, and a size that the text cannot fill.
+    Raises UsageError for a data set without text, an existing output file, and a size that the text cannot reach.
     """
     file = Path(to)
     if file.exists():
-        raise UsageError(f"{to} is there already; give another --output")
+        raise UsageError(f"--output={to} exists; give another file")
     source = sources.load(name, split, field=field, data_dir=runtime.environ.get("TFDS_DATA_DIR"))
     if isinstance(source, Examples):
-        raise UsageError(f"data set {name!r} holds no text to learn a tokenizer from")
+        raise UsageError(f"data set {name!r} has no text to train a tokenizer on")
     ticker = Ticker(runtime)
     made = train_bpe(track(source.documents, "counting words of documents", ticker, then="joining tokens"), size)
     if made.vocab < size:
