@@ -1,1 +1,1 @@
-"""Side-by-side measurements against what a user would pick instead; JSON under results/."""
+"""Side-by-side measurements against the usual alternatives; results as JSON under results/."""

@@ -1,15 +1,15 @@
-"""One convolution, forward and each of its gradients, and pooling's: ours, as XLA takes it by itself, PyTorch eager.
+"""A convolution, its two gradients and the gradient of pooling: ours, XLA's own, and PyTorch eager's.
 
     python -m benchmarks.convolution [--repeats=7] [--out=benchmarks/results/convolution.json]
 
-On CPU the gradients of models/blocks/vision/convolution.py are written out (docs/decisions/0019); `xla` is jax's own
-gradient of `lax.conv_general_dilated` and `lax.reduce_window`, `torch` PyTorch's. `looped` is a layer of as many
-channels out as in, three times by `lax.scan`, both gradients together, as a network of scanned blocks has it; of small
-images only, for XLA takes seconds.
+On CPU the gradients of `models.blocks.vision.convolution` are hand-written (docs/decisions/0019). `xla` is jax's own gradient of
+`lax.conv_general_dilated` and `lax.reduce_window`, `torch` is PyTorch's. `looped` is a layer with equal input and
+output channels, three times by `lax.scan`, both gradients together, as in a network of scanned blocks; only on small
+images, as XLA takes seconds.
 
-Each round times every contestant, so that a noisy machine is noisy for all, the second of two calls, so that its own
-threads are awake and those of the one before asleep; a ratio is the median over rounds of a contestant's time over
-ours: above 1 ours is faster.
+Each round times every contestant, so that noise of the machine affects all. The second of two calls is timed, so that
+its own threads are awake and the threads of the contestant before are asleep. A ratio is the median over rounds of a
+contestant's time over ours: above 1 ours is faster.
 """
 
 import argparse
@@ -42,8 +42,8 @@ POOLS = {  # images, rows and columns, channels, window, step, padding
     "128 x 14 x 14, 64, 2 x 2": (128, 14, 64, 2, 2, 0),
     "8 x 48 x 48, 64, 3 x 3 by 2": (8, 48, 64, 3, 2, 1),
 }
-LAYERS, LOOPED = 3, 2**20  # of the loop; numbers in images that it goes over at most
-Once = Callable[[], None]  # one computation, waited for
+LAYERS, LOOPED = 3, 2**20  # of the loop; elements of the images, at most
+Once = Callable[[], None]  # one computation, which waits for its result
 
 
 def ours(x: Any, kernel: Any) -> Any:
@@ -52,37 +52,37 @@ def ours(x: Any, kernel: Any) -> Any:
 
 
 def plain(x: Any, kernel: Any) -> Any:
-    """jax's, differentiated by jax."""
+    """jax's convolution, differentiated by jax."""
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=DIMS)
 
 
-def of(function: Any, *given: Any) -> Once:
-    """A function, compiled, at given arguments."""
+def jit_call(function: Any, *args: Any) -> Once:
+    """A call of the compiled function with the given arguments."""
     run = jax.jit(function)
-    run(*given)
-    return lambda: jax.block_until_ready(run(*given))  # type: ignore[no-any-return]
+    run(*args)
+    return lambda: jax.block_until_ready(run(*args))  # type: ignore[no-any-return]
 
 
-def in_jax(layer: Callable[[Any, Any], Any], x: Any, kernel: Any, g: Any) -> dict[str, Once]:
-    """What is timed of a convolution, by name."""
+def jax_calls(layer: Callable[[Any, Any], Any], x: Any, kernel: Any, g: Any) -> dict[str, Once]:
+    """The timed computations of a convolution in jax, by name."""
 
     def looped(x: Any, kernels: Any) -> Any:
         return jax.lax.scan(lambda x, kernel: (layer(x, kernel), None), x, kernels)[0]
 
-    found = {
-        "forward": of(layer, x, kernel),
-        "image": of(lambda x, kernel, g: jax.vjp(lambda x: layer(x, kernel), x)[1](g), x, kernel, g),
-        "kernel": of(lambda x, kernel, g: jax.vjp(lambda kernel: layer(x, kernel), kernel)[1](g), x, kernel, g),
+    calls = {
+        "forward": jit_call(layer, x, kernel),
+        "image": jit_call(lambda x, kernel, g: jax.vjp(lambda x: layer(x, kernel), x)[1](g), x, kernel, g),
+        "kernel": jit_call(lambda x, kernel, g: jax.vjp(lambda kernel: layer(x, kernel), kernel)[1](g), x, kernel, g),
     }
     if x.shape == g.shape and x.size <= LOOPED:
         kernels = np.stack([kernel] * LAYERS)
-        found["looped"] = of(lambda x, kernels, g: jax.vjp(looped, x, kernels)[1](g), x, kernels, g)
-    return found
+        calls["looped"] = jit_call(lambda x, kernels, g: jax.vjp(looped, x, kernels)[1](g), x, kernels, g)
+    return calls
 
 
-def in_torch(x: Any, kernel: Any, g: Any) -> dict[str, Once]:
-    """The same of PyTorch's."""
+def torch_calls(x: Any, kernel: Any, g: Any) -> dict[str, Once]:
+    """The timed computations of a convolution in PyTorch, by name."""
     x, g = (torch.tensor(a.transpose(0, 3, 1, 2)).contiguous() for a in (x, g))
     kernel = torch.tensor(kernel.transpose(3, 2, 0, 1)).contiguous()
     pad, loops = kernel.shape[-1] // 2, x.shape == g.shape and x.numel() <= LOOPED
@@ -94,16 +94,16 @@ def in_torch(x: Any, kernel: Any, g: Any) -> dict[str, Once]:
             y = torch.nn.functional.conv2d(y, one, padding=pad)
         y.backward(g)
 
-    found: dict[str, Once] = {
+    calls: dict[str, Once] = {
         "forward": lambda: torch.nn.functional.conv2d(x, kernel, padding=pad),
         "image": lambda: torch.nn.grad.conv2d_input(x.shape, kernel, g, padding=pad),
         "kernel": lambda: torch.nn.grad.conv2d_weight(x, kernel.shape, g, padding=pad),
     }
-    return found | ({"looped": looped} if loops else {})
+    return calls | ({"looped": looped} if loops else {})
 
 
 def pools(images: int, side: int, channels: int, size: int, step: int, pad: int) -> dict[str, dict[str, Once]]:
-    """The gradient of a pooling, with the forward pass that it needs, by contestant."""
+    """The gradient of pooling, including its forward pass, by contestant."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(images, side, side, channels)).astype(np.float32)
     window, steps, around = (1, size, size, 1), (1, step, step, 1), ((0, 0), (pad, pad), (pad, pad), (0, 0))
@@ -117,27 +117,31 @@ def pools(images: int, side: int, channels: int, size: int, step: int, pad: int)
         leaf.grad = None
         torch.nn.functional.max_pool2d(leaf, size, step, pad).sum().backward()
 
-    ours = {who: {"pooling": of(jax.value_and_grad(lambda x, f=f: f(x).sum()), x)} for who, f in layers.items()}
+    ours = {who: {"pooling": jit_call(jax.value_and_grad(lambda x, f=f: f(x).sum()), x)} for who, f in layers.items()}
     return {**ours, "torch": {"pooling": theirs}}
 
 
-def convolutions(images: int, side: int, inner: int, outer: int, size: int) -> dict[str, dict[str, Once]]:
-    """What is timed of a convolution, by contestant."""
+def convolutions(images: int, side: int, in_channels: int, out_channels: int, size: int) -> dict[str, dict[str, Once]]:
+    """The timed computations of a convolution, by contestant."""
     rng = np.random.default_rng(0)
     x, kernel, g = (
         rng.normal(size=s).astype(np.float32)
-        for s in ((images, side, side, inner), (size, size, inner, outer), (images, side, side, outer))
+        for s in (
+            (images, side, side, in_channels),
+            (size, size, in_channels, out_channels),
+            (images, side, side, out_channels),
+        )
     )
     return {
-        "canon": in_jax(ours, x, kernel, g),
-        "xla": in_jax(plain, x, kernel, g),
-        "torch": in_torch(x, kernel, g),
+        "canon": jax_calls(ours, x, kernel, g),
+        "xla": jax_calls(plain, x, kernel, g),
+        "torch": torch_calls(x, kernel, g),
     }
 
 
 def measure(contestants: dict[str, dict[str, Once]], repeats: int) -> dict[str, dict[str, Any]]:
-    """Interleaved rounds -> median milliseconds of each contestant and its time over ours, by what is timed."""
-    found = {}
+    """Interleaved rounds -> median milliseconds of each contestant and its ratio to ours, by computation."""
+    results = {}
     for part in contestants["canon"]:
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for n in range(repeats + 1):
@@ -147,15 +151,17 @@ def measure(contestants: dict[str, dict[str, Once]], repeats: int) -> dict[str, 
                 parts[part]()
                 if n:  # the first round warms up
                     times[name].append(1e3 * (time.perf_counter() - start))
-        found[part] = {
+        results[part] = {
             name: {
-                "median_ms": round(statistics.median(spent), 2),
-                "over_canon": round(statistics.median(s / c for s, c in zip(spent, times["canon"], strict=True)), 3),
-                "ms": [round(s, 2) for s in spent],
+                "median_ms": round(statistics.median(durations), 2),
+                "over_canon": round(
+                    statistics.median(s / c for s, c in zip(durations, times["canon"], strict=True)), 3
+                ),
+                "ms": [round(s, 2) for s in durations],
             }
-            for name, spent in times.items()
+            for name, durations in times.items()
         }
-    return found
+    return results
 
 
 def main() -> None:
@@ -171,8 +177,8 @@ def main() -> None:
     for name, case in (cases | {name: partial(pools, *shape) for name, shape in POOLS.items()}).items():
         rows[name] = measure(case(), args.repeats)
         for part, cells in rows[name].items():
-            said = (f"{who} {cell['median_ms']:.1f} ms ({cell['over_canon']:.2f})" for who, cell in cells.items())
-            print(f"{name:32} {part:8} {', '.join(said)}", flush=True)
+            cells_text = (f"{who} {cell['median_ms']:.1f} ms ({cell['over_canon']:.2f})" for who, cell in cells.items())
+            print(f"{name:32} {part:8} {', '.join(cells_text)}", flush=True)
     record.write(args.out, ("jax", "torch"), threads=torch.get_num_threads(), repeats=args.repeats, rows=rows)
 
 

@@ -1,12 +1,12 @@
-"""A block of experts, forward and backward: our two dispatches against loops over the experts, side by side in one run.
+"""A mixture-of-experts block, forward and backward: our two dispatches against loops over the experts, in one run.
 
     python -m benchmarks.experts [--repeats=7] [--out=benchmarks/results/experts.json]
 
-Each round times every contestant once, so that a noisy machine is noisy for all; a ratio is the median over rounds of
+Each round times every contestant once, so that noise of the machine affects all. A ratio is the median over rounds of
 the loop's time over the contestant's: above 1 is faster than the loop. Contestants: `dropless` and `dense`,
-`models.blocks.moe.dispatch.mixture`; `loop`, one expert after another over all tokens, masked, which is what shapes
-that are known beforehand allow a plain JAX program; `torch_loop`, PyTorch eager, which picks each expert's tokens
-first. Memory is XLA's plan: bytes of temporaries of the compiled program.
+`models.blocks.moe.dispatch.mixture`; `loop`, one expert after another on all tokens, masked, which is what static shapes allow in
+plain JAX; `torch_loop`, PyTorch eager, which gathers each expert's tokens first. Memory is XLA's plan: bytes of
+temporaries of the compiled program.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks import record
 from models.blocks.moe import routers
 from models.blocks.moe.dispatch import glu, mixture
 
-SIZES = {  # tokens, width, hidden of an expert, experts, of a token
+SIZES = {  # tokens, width, an expert's hidden width, experts, experts per token
     "8 experts, 2 of them": dict(tokens=2048, width=256, hidden=512, experts=8, active=2),
     "64 experts, 6 of them": dict(tokens=2048, width=256, hidden=128, experts=64, active=6),
     "128 experts, 8 of them": dict(tokens=8192, width=2048, hidden=768, experts=128, active=8),  # as Qwen 3's 30b-a3b
@@ -43,7 +43,7 @@ def parameters(s: dict[str, int]) -> tuple[np.ndarray, np.ndarray, dict[str, np.
 
 
 def ours(s: dict[str, int], dispatch: str) -> Block:
-    """The block of experts as the families have it."""
+    """The MoE block of the families."""
 
     def block(x: Any, router: Any, experts: Any) -> Any:
         routes = routers.softmax_then_top(routers.router_logits(x, {"kernel": router}), s["active"], norm_topk=True)
@@ -54,7 +54,7 @@ def ours(s: dict[str, int], dispatch: str) -> Block:
 
 
 def loop(s: dict[str, int]) -> Block:
-    """One expert after another, over all tokens."""
+    """One expert after another, on all tokens."""
 
     def block(x: Any, router: Any, experts: Any) -> Any:
         weights, chosen = jax.lax.top_k(jax.nn.softmax(x @ router), s["active"])
@@ -70,14 +70,14 @@ def loop(s: dict[str, int]) -> Block:
 
 
 def in_jax(block: Block, s: dict[str, int]) -> tuple[Callable[[], Any], int]:
-    """Value and gradients of the block, compiled, and the bytes that it needs besides."""
+    """A compiled call of value and gradients of the block, and its bytes of temporaries."""
     given = jax.device_put(parameters(s))
     compiled = jax.jit(jax.value_and_grad(lambda *v: jnp.sum(jnp.sin(block(*v))), (0, 1, 2))).lower(*given).compile()
     return lambda: jax.block_until_ready(compiled(*given)), compiled.memory_analysis().temp_size_in_bytes
 
 
 def in_torch(s: dict[str, int]) -> Callable[[], Any]:
-    """Each expert on its own tokens, gathered and added back."""
+    """A call of value and gradients in PyTorch: each expert's tokens are gathered, and its outputs added back."""
     import torch
 
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
@@ -103,7 +103,7 @@ def in_torch(s: dict[str, int]) -> Callable[[], Any]:
 
 
 def measure(s: dict[str, int], repeats: int) -> dict[str, dict[str, Any]]:
-    """Interleaved rounds -> median time, median speed over the loop's, and bytes, of each contestant."""
+    """Interleaved rounds -> median time, median speed relative to the loop, and bytes of each contestant."""
     blocks = {"loop": loop(s), "dropless": ours(s, "dropless"), "dense": ours(s, "dense")}
     made = {name: in_jax(block, s) for name, block in blocks.items()}
     calls = {name: call for name, (call, _) in made.items()} | {"torch_loop": in_torch(s)}
@@ -117,12 +117,12 @@ def measure(s: dict[str, int], repeats: int) -> dict[str, dict[str, Any]]:
             times[name].append(time.perf_counter() - start)
     return {
         name: {
-            "median_ms": round(1e3 * statistics.median(found), 2),
-            "speed_over_loop": round(statistics.median(t / f for t, f in zip(times["loop"], found, strict=True)), 3),
+            "median_ms": round(1e3 * statistics.median(spent), 2),
+            "speed_over_loop": round(statistics.median(t / s for t, s in zip(times["loop"], spent, strict=True)), 3),
             "temporary_bytes": made[name][1] if name in made else None,
-            "ms": [round(1e3 * f, 2) for f in found],
+            "ms": [round(1e3 * s, 2) for s in spent],
         }
-        for name, found in times.items()
+        for name, spent in times.items()
     }
 
 

@@ -1,15 +1,15 @@
-"""Images a second from a folder of JPEGs to normalised batches of 224 x 224, beside a PyTorch DataLoader.
+"""Images per second from a folder of JPEGs to normalised batches of 224 x 224, compared with a PyTorch DataLoader.
 
     python -m benchmarks.images [--images=256] [--repeats=7] [--out=benchmarks/results/images.json]
 
-Synthetic photos of 500 x 375 are written as JPEGs, then read in batches of 32: decoded, a random part resized to
-224 x 224, mirrored at random, perhaps RandAugment of 2 operations of magnitude 9, then normalised. What a user would
-pick instead is a Dataset that opens files by Pillow, with the transforms written out by torch's own operations as
-torchvision does them on pictures: Pillow for geometry and colour. A second one resizes by torch's antialiased
-interpolation. `workers` are processes; 0 reads in ours ahead in one thread, in theirs when a batch is asked for.
+Synthetic photos of 500 x 375 are written as JPEGs, then read in batches of 32: decoded, a random crop resized to
+224 x 224, flipped at random, with or without RandAugment (2 operations of magnitude 9), then normalised. The
+alternative is a Dataset that opens files with Pillow and applies torchvision's transforms for Pillow images, written
+out. A second one resizes with torch's antialiased interpolation. `workers` are processes; with 0, ours reads ahead in
+one thread, and theirs reads when a batch is requested.
 
-Each round times every contestant; a ratio is the median over rounds of ours over theirs: above 1 is faster. A round
-begins when the first batch is there, so that starting processes does not count.
+Each round times every contestant; a ratio is the median over rounds of our speed over theirs: above 1 ours is faster. A
+round begins after the first batch, so that starting processes does not count.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Read = Callable[[int], Iterator[Any]]  # workers -> batches
 
 
 def write(root: Path, count: int) -> None:
-    """JPEGs of two classes, with edges and gradients of many scales, as photos have."""
+    """Write JPEGs of two classes, with edges and gradients on many scales, as in photos."""
     rng = np.random.default_rng(0)
     for i in range(count):
         layers = []
@@ -54,14 +54,14 @@ def write(root: Path, count: int) -> None:
 
 
 def canon(root: Path, text: str) -> Read:
-    """Our plan and loader, as `launch.py train` builds them."""
+    """Our sampler and loader, as `launch.py train` builds them."""
     images = augment.ImagePipeline(0, augment.parse(text), MEAN, DEVIATION, (SIDE, SIDE))
     plan = BatchSampler((ExampleSource(image_folder.load(str(root), "train")),), (Phase(0, ROWS),), 0, images)
     return lambda workers: loader.batches(plan, range(ROWS), 0, 10**6, workers=workers, prefetch=2)
 
 
 class Photos(Dataset):
-    """A user's own: a file opened by Pillow, cropped, mirrored, distorted, normalised."""
+    """A user's own Dataset: a file opened with Pillow, cropped, flipped, augmented, normalised."""
 
     def __init__(self, root: Path, distorted: bool, by_torch: bool) -> None:
         self.paths, self.distorted, self.by_torch = sorted(root.rglob("*.jpg")), distorted, by_torch
@@ -91,7 +91,7 @@ class Photos(Dataset):
         return scaled.sub_(self.mean).div_(self.deviation), int(self.paths[i].parent.name[-1])
 
     def part(self, x: int, y: int) -> tuple[int, int, int, int]:
-        """A random part, as torchvision draws it: left, top, width, height."""
+        """A random crop, as in torchvision: left, top, width, height."""
         for _ in range(10):
             area = x * y * random.uniform(0.08, 1)
             ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -102,7 +102,7 @@ class Photos(Dataset):
 
 
 def pytorch(root: Path, distorted: bool, by_torch: bool) -> Read:
-    """Batches of it without end, shuffled."""
+    """Endless shuffled batches of Photos."""
     photos = Photos(root, distorted, by_torch)
 
     def read(workers: int) -> Iterator[Any]:
@@ -115,7 +115,7 @@ def pytorch(root: Path, distorted: bool, by_torch: bool) -> Read:
 
 
 def speed(batches: Iterator[Any], count: int) -> float:
-    """Images a second over `count` batches."""
+    """Images per second over `count` batches."""
     start = time.perf_counter()
     for _ in range(count):
         next(batches)
@@ -123,11 +123,11 @@ def speed(batches: Iterator[Any], count: int) -> float:
 
 
 def measure(contestants: dict[str, Read], workers: int, count: int, repeats: int) -> dict[str, Any]:
-    """Interleaved rounds -> median images a second of each, and the median ratio of ours to each."""
+    """Interleaved rounds -> median images per second of each contestant, and the median ratio of ours to it."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, read in contestants.items():
-            batches = read(workers)  # one at a time, so that nobody reads ahead beside another
+            batches = read(workers)  # one contestant at a time, so that none reads ahead while another is timed
             for _ in range(1 + 2 * workers):
                 next(batches)
             found[name].append(speed(batches, count))
@@ -146,13 +146,13 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--batches", type=int, default=12, help="of 32, in a round of a contestant")
+    parser.add_argument("--batches", type=int, default=12, help="batches of 32 images per round and contestant")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", default="benchmarks/results/images.json")
     args = parser.parse_args()
     if args.repeats < 5:
         parser.error(f"--repeats={args.repeats}: a median wants at least 5")
-    torch.set_num_threads(1)  # as in its own workers
+    torch.set_num_threads(1)  # as in DataLoader's workers
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as home:
         root = Path(home)

@@ -1,11 +1,11 @@
-"""Host memory that loading a published network takes, beside what transformers takes, each in processes of its own.
+"""Host memory for loading a pretrained network, compared with transformers, each in its own process.
 
     python -m benchmarks.load_memory [--mib=2048] [--repeats=5] [--out=benchmarks/results/load_memory.json]
 
-A Llama of about so many MiB is written in float32 and in bfloat16, then loaded. Memory is the peak of anonymous
-resident memory over what the process held when its libraries were imported; pages of the files themselves, which the
-system may drop, do not count. What is claimed: the model plus its largest tensor at most. A ratio is the
-peak over the size of the parameters as they are loaded, in float32.
+A Llama of about `--mib` MiB (in float32) is written in float32 and in bfloat16, then loaded. Memory is the peak of
+anonymous resident memory above its value after the imports; pages of the files, which the system may drop, do not
+count. The claim: at most the model plus its largest tensor. A ratio is the peak over the size of the loaded parameters,
+which are float32.
 """
 
 import argparse
@@ -65,7 +65,7 @@ print(json.dumps(write(sys.argv[1], int(sys.argv[2]), sys.argv[3])))
 
 
 def write(folder: str, mib: int, dtype: str) -> dict[str, int]:
-    """A Llama's folder with so many MiB in float32 -> bytes in float32, of all and of the largest tensor."""
+    """Write a Llama of about `mib` MiB in float32 -> bytes in float32 of the model and of its largest tensor."""
     import jax
     import jax.numpy as jnp
 
@@ -84,7 +84,7 @@ def write(folder: str, mib: int, dtype: str) -> dict[str, int]:
 
 
 def measure(folder: str, loader: str) -> dict[str, float]:
-    """One load in a process of its own."""
+    """Peak and seconds of one load, in its own process."""
     return json.loads(_run(PROBE.format(loader=LOADERS[loader]), folder))
 
 
@@ -127,9 +127,9 @@ def main() -> None:
     record.write(args.out, ("jax", "torch", "transformers"), repeats=args.repeats, rows=rows)
     for dtype, row in rows.items():
         for name in LOADERS:
-            one = row[name]
-            told = f"{one['peak_mib']:9,.1f} MiB, {one['ratio']:.3f} of the model, {one['seconds']} s"
-            print(f"{dtype:9} {name:13} {told}")
+            cell = row[name]
+            summary = f"{cell['peak_mib']:9,.1f} MiB, {cell['ratio']:.3f} of the model, {cell['seconds']} s"
+            print(f"{dtype:9} {name:13} {summary}")
 
 
 if __name__ == "__main__":

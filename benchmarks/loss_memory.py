@@ -1,10 +1,10 @@
-"""Memory and time of a language model's loss with its gradients, in chunks against whole logits, side by side.
+"""Memory and time of a language model's loss and gradients: chunked cross-entropy against whole logits.
 
     python -m benchmarks.loss_memory [--repeats=7] [--out=benchmarks/results/loss_memory.json]
 
-Memory is what the compiled program holds beside its arguments and results, as XLA states it. Each round times both ways
-once, so that a noisy machine is noisy for both; a ratio is the chunked way's figure over the plain one's, of times the
-median over rounds: below 1 is less. In float32, on one device.
+Memory is XLA's figure for the temporaries of the compiled program. Each round times both versions once, so that noise
+of the machine affects both. A ratio is chunked over plain, for times the median over rounds: below 1 is less. In
+float32, on one device.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SHAPES = {  # B, T, D, vocabulary, padded vocabulary
 
 
 def plain(head: LazyLogits, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What `losses.next_token` does where the logits are few."""
+    """What `losses.next_token` computes if there are few logits."""
     logits = compute_logits(head)
     return losses.cross_entropy(logits, targets), losses.correct(logits, targets)
 
@@ -38,7 +38,7 @@ WAYS: dict[str, Callable[..., Any]] = {"plain": plain, "chunked": chunked_cross_
 
 
 def measure(shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
-    """Interleaved rounds -> MiB and median milliseconds of each way, and their ratios."""
+    """Interleaved rounds -> MiB and median milliseconds of both versions, and their ratios."""
     rows, length, width, vocab, padded = shape
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(rows, length, width)), jnp.float32)

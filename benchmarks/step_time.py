@@ -1,11 +1,11 @@
-"""The training step of our GPT, CNN, VGG and ResNets against the same models in PyTorch eager, side by side in one run.
+"""The training step of our GPT, CNN, VGG and ResNets against the same models in PyTorch eager, in one run.
 
     python -m benchmarks.step_time [--repeats=7] [--out=benchmarks/results/step_time.json]
 
-Each round times one step of every contestant, so that a noisy machine is noisy for all; the ratio of a row is the
-median over rounds of PyTorch's time over its own: above 1 is faster. Contestants: `canon`, our step as launched
-(scanned); `canon_unrolled`; `naive`, a plain Flax Linen model with optax.adamw; `torch`, PyTorch eager with AdamW.
-`--only=NAME` times the workloads whose name holds NAME.
+Each round times one step of every contestant, so that noise of the machine affects all. A ratio is the median over
+rounds of PyTorch's time over the contestant's: above 1 is faster. Contestants: `canon`, our step as launched (scanned);
+`canon_unrolled`; `naive`, a plain Flax Linen model with optax.adamw; `torch`, PyTorch eager with AdamW. `--only=NAME`
+times the workloads whose name contains NAME.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CONVNETS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int, int]]] = {  
     "resnet50, 96 x 96, batch 8": ("resnet", dict(size="resnet50"), (8, 96, 96, 3)),
 }
 
-Step = Callable[[], None]  # one update, waited for
+Step = Callable[[], None]  # one update, which waits for its result
 
 
 def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
@@ -64,7 +64,7 @@ def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
 
 
 def linen(module: nn.Module, inputs: np.ndarray, labels: np.ndarray) -> Step:
-    """What a user would write in Flax: apply, cross-entropy, optax.adamw, one jit."""
+    """A plain Flax program: apply, cross-entropy, optax.adamw, one jit."""
     tx, x, y = optax.adamw(1e-3, weight_decay=0.0), jnp.asarray(inputs), jnp.asarray(labels)
     variables = module.init(jax.random.key(0), x)
     stats, params = {k: v for k, v in variables.items() if k != "params"}, variables["params"]
@@ -89,7 +89,7 @@ def linen(module: nn.Module, inputs: np.ndarray, labels: np.ndarray) -> Step:
 
 
 class LinenGPT(nn.Module):
-    """GPT-2's block in Linen's own parts."""
+    """GPT-2's block from Linen's own modules."""
 
     shape: Any
 
@@ -117,7 +117,7 @@ class LinenCNN(nn.Module):
 
 
 def torch_gpt(s: dict[str, int]) -> Any:
-    """GPT-2's block in PyTorch's own parts, tied head, fused attention."""
+    """GPT-2's block from PyTorch's own modules, with tied head and fused attention."""
     import torch
     from torch.nn import functional as F
 
@@ -152,7 +152,7 @@ def torch_gpt(s: dict[str, int]) -> Any:
 
 
 def torch_cnn() -> Any:
-    """The same convolutional net in PyTorch."""
+    """The convolutional network in PyTorch."""
     from torch import nn as t
 
     (a, b), h = CNN["channels"], CNN["hidden"]
@@ -164,7 +164,7 @@ def torch_cnn() -> Any:
 
 
 def torch_vgg(c: Any) -> Any:
-    """VGG with batch norm as torchvision builds it, its map pooled to one pixel."""
+    """VGG with batch norm as in torchvision, pooled to one pixel."""
     from torch import nn as t
 
     layers, before = [], c.inputs
@@ -179,7 +179,7 @@ def torch_vgg(c: Any) -> Any:
 
 
 def torch_resnet(c: Any) -> Any:
-    """He et al.'s residual network: basic blocks or bottlenecks, shortcuts padded by zeros or projected."""
+    """He et al.'s residual network: basic blocks or bottlenecks, shortcuts zero-padded or projected."""
     import torch
     from torch import nn as t
     from torch.nn import functional as F

@@ -1,12 +1,12 @@
-"""How far back in time a gradient reaches: its norm against the time lag, for recurrent networks as they start.
+"""How far back in time gradients reach: the norm against the time lag, for recurrent networks at initialisation.
 
     python -m benchmarks.vanishing_gradient [--length=100] [--seeds=8] [--out=benchmarks/results/vanishing_gradient]
 
-A sequence of standard normal features runs through one layer of width 64. Of a random direction of its last output the
-gradient goes back to the input of each earlier time, lag 0 being the last; its norm, a mean over examples, is given
-relative to that at lag 0, as the geometric mean over seeds with the least and the greatest. Networks start as torch's
-do: weights uniform within 1/sqrt(64), a forget gate half open. `LSTM, gate open` has 5 added to that gate's bias: it
-keeps 99.3 % of the state at each time, near to the cell of 1997, which had no such gate.
+One layer of width 64 reads a sequence of standard normal features. The last output is projected on a random direction,
+and differentiated with respect to the input at each time; lag 0 is the last time. The gradient's norm is a mean over
+examples, relative to its value at lag 0; given are the geometric mean over seeds, the least and the greatest. Networks
+are initialised as in torch: weights uniform within 1/sqrt(64), so the forget gate is half open. `LSTM, gate open` adds
+5 to that gate's bias: it keeps 99.3 % of the state in each step, close to the cell of 1997, which had no forget gate.
 
 Source: Hochreiter, Schmidhuber 1997, Neural Computation 9, section 3; Bengio, Simard, Frasconi 1994, IEEE Trans. Neural
 Networks 5.
@@ -37,7 +37,7 @@ WIDTH, INPUTS, EXAMPLES = 64, 8, 32
 
 
 def norms(length: int, seeds: int, **fields: Any) -> np.ndarray:
-    """The norm of the gradient of the last output with respect to the input at each lag, a mean over examples [S T]."""
+    """The norm of the gradient of the last output with respect to the input at each lag, mean over examples [S T]."""
     model = models.build("rnn", head="none", inputs=INPUTS, width=WIDTH, **fields)
 
     def one(key: jax.Array) -> jax.Array:
@@ -48,13 +48,13 @@ def norms(length: int, seeds: int, **fields: Any) -> np.ndarray:
         last = lambda x: jnp.sum(model.apply(variables, {"features": x}).value[:, -1] * v)  # noqa: E731
         return jax.grad(last)(x)
 
-    compiled = jax.jit(one)  # of one seed: products batched over seeds are slow on a CPU
+    compiled = jax.jit(one)  # one seed a call: products batched over seeds are slow on CPU
     gradient = np.stack([compiled(key) for key in jax.random.split(jax.random.key(0), seeds)]).astype(np.float64)
     return np.linalg.norm(gradient, axis=-1).mean(1)[:, ::-1]  # squares of float32 would underflow
 
 
 def summary(found: np.ndarray) -> dict[str, Any]:
-    """Norms [S T] relative to lag 0: mean, least and greatest over seeds, and the lag at which a thousandth is left."""
+    """Norms [S T] relative to lag 0: mean, least and greatest over seeds; the first lag with a mean below 1/1000."""
     relative = found / found[:, :1]
     mean = np.exp(np.log(relative).mean(0))
     below = np.flatnonzero(mean < 1e-3)
