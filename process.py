@@ -99,10 +99,10 @@ def exit_process(code: int) -> None:
     sys.exit(code)
 
 
-def error_line(error: BaseException, given: Sequence[str] = ()) -> tuple[str, int]:
+def error_line(error: BaseException, user_values: Sequence[str] = ()) -> tuple[str, int]:
     """The message of an error on one line, with long values of the user shortened, and the exit code."""
     text = str(error)
-    for value in given:
+    for value in user_values:
         text = text.replace(value, quote(value)) if len(value) > LONG else text
     text = shorten(text) or type(error).__name__
     if isinstance(error, UsageError) or getattr(error, "errno", None) == errno.ENAMETOOLONG:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.convolution [--repeats=7] [--out=benchmarks/results/convolution.json]
 
-On CPU the gradients of `models.blocks.vision.convolution` are hand-written (docs/decisions/0019). `xla` is jax's own gradient of
-`lax.conv_general_dilated` and `lax.reduce_window`, `torch` is PyTorch's. `looped` is a layer with equal input and
-output channels, three times by `lax.scan`, both gradients together, as in a network of scanned blocks; only on small
-images, as XLA takes seconds.
+On CPU the gradients of `models.blocks.vision.convolution` are hand-written (docs/decisions/0019). `xla` is jax's own
+gradient of `lax.conv_general_dilated` and `lax.reduce_window`, `torch` is PyTorch's. `looped` is a layer with equal
+input and output channels, three times by `lax.scan`, both gradients together, as in a network of scanned blocks; only
+on small images, as XLA takes seconds.
 
 Each round times every contestant, so that noise of the machine affects all. The second of two calls is timed, so that
 its own threads are awake and the threads of the contestant before are asleep. A ratio is the median over rounds of a

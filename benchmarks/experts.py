@@ -4,9 +4,9 @@
 
 Each round times every contestant once, so that noise of the machine affects all. A ratio is the median over rounds of
 the loop's time over the contestant's: above 1 is faster than the loop. Contestants: `dropless` and `dense`,
-`models.blocks.moe.dispatch.mixture`; `loop`, one expert after another on all tokens, masked, which is what static shapes allow in
-plain JAX; `torch_loop`, PyTorch eager, which gathers each expert's tokens first. Memory is XLA's plan: bytes of
-temporaries of the compiled program.
+`models.blocks.moe.dispatch.mixture`; `loop`, one expert after another on all tokens, masked, which is what static
+shapes allow in plain JAX; `torch_loop`, PyTorch eager, which gathers each expert's tokens first. Memory is XLA's plan:
+bytes of temporaries of the compiled program.
 """
 
 import argparse

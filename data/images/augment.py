@@ -163,15 +163,15 @@ def parse(text: str | None) -> tuple[Operation, ...]:
 
 
 def _parse_op(part: str) -> Operation:
-    name, *given = part.split(":")
+    name, *arguments = part.split(":")
     if name not in SYNTAX:
         raise unknown("augmentation", name, SYNTAX)
     text, ranges, required = SYNTAX[name]
     try:
-        numbers = [type_(n) for (type_, _, _), n in zip(ranges, given, strict=False)]
+        numbers = [type_(n) for (type_, _, _), n in zip(ranges, arguments, strict=False)]
     except ValueError:
         numbers = []
     inside = all(low <= n <= high for n, (_, low, high) in zip(numbers, ranges, strict=False))
-    if not inside or len(numbers) != len(given) or len(given) < required:
+    if not inside or len(numbers) != len(arguments) or len(arguments) < required:
         raise UsageError(f"augmentation {part!r}: {text}")
     return (name, *numbers)

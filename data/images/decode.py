@@ -112,5 +112,5 @@ def identity(
 
 
 def display_name(root: str | Path) -> str:
-    """The name of a folder, also if it is given as `.`."""
+    """The name of a folder, also of `.`."""
     return Path(root).resolve().name

@@ -140,9 +140,9 @@ def _names_where(images: Sequence[ImageRecord], which: Sequence[bool]) -> list[s
 
 
 def _box_annotations(boxes: Sequence[Box], scale: Any) -> BoxAnnotations:
-    corners, kinds, crowd, difficult = zip(*boxes, strict=True) if boxes else ((),) * 4
+    corners, labels, crowd, difficult = zip(*boxes, strict=True) if boxes else ((),) * 4
     pixels = np.array(corners, np.float64).reshape(-1, 4) * scale
-    return BoxAnnotations(pixels, np.array(kinds, np.int32), np.array(crowd, bool), np.array(difficult, bool))
+    return BoxAnnotations(pixels, np.array(labels, np.int32), np.array(crowd, bool), np.array(difficult, bool))
 
 
 def require_unique(names: Iterable[Any], what: str) -> None:

@@ -94,25 +94,25 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
     categories, root_name = _drop_root_category(table, file, files)
     ids = [_id(row, "id", f"{file}: category {quote(row.get('name'))}") for row in categories]
     require_unique(ids, f"{file}: category id")
-    named = {
+    class_names = {
         i: check_class_name(row.get("name"), f"{file}: category {i}") for i, row in zip(ids, categories, strict=True)
     }
-    require_unique(named.values(), f"{file}: the name of a category,")
-    classes = {number: i for i, number in enumerate(sorted(named, key=lambda i: (isinstance(i, str), i)))}
+    require_unique(class_names.values(), f"{file}: the name of a category,")
+    classes = {number: i for i, number in enumerate(sorted(class_names, key=lambda i: (isinstance(i, str), i)))}
     ids = [_id(row, "id", f"{file}: image {quote(row.get('file_name'))}") for row in table.images]
     require_unique(ids, f"{file}: image id")
     boxes: dict[Id, list[Box]] = {number: [] for number in ids}
-    for n, mark in enumerate(table.annotations, 1):
-        where = f"{file}: annotation {quote(mark['id']) if mark.get('id') is not None else f'number {n}'}"
-        image, kind = (
-            _reference(mark, key, known, where) for key, known in (("image_id", boxes), ("category_id", classes))
+    for n, annotation in enumerate(table.annotations, 1):
+        where = f"{file}: annotation {quote(annotation['id']) if annotation.get('id') is not None else f'number {n}'}"
+        image, category = (
+            _reference(annotation, key, known, where) for key, known in (("image_id", boxes), ("category_id", classes))
         )
-        boxes[image].append(_box(mark, classes[kind], where))
-    own = (_plain_id(mark.get("id")) for mark in table.annotations)
+        boxes[image].append(_box(annotation, classes[category], where))
+    own = (_plain_id(annotation.get("id")) for annotation in table.annotations)
     require_unique((number for number in own if number is not None), f"{file}: annotation id")
-    places = _image_folders(root, file, split)
-    images = [_image(row, boxes[i], places, file) for row, i in zip(table.images, ids, strict=True)]
-    ignored = {_plain_id(mark["image_id"]) for mark in table.annotations if mark.get("ignore")}
+    folders = _image_folders(root, file, split)
+    images = [_image(row, boxes[i], folders, file) for row, i in zip(table.images, ids, strict=True)]
+    ignored = {_plain_id(annotation["image_id"]) for annotation in table.annotations if annotation.get("ignore")}
     with_ignored = [image.name for image, i in zip(images, ids, strict=True) if i in ignored]
     require_unique((str(image.path) for image in images), f"{file}: image")
     if len(set(files.values())) < len(files):  # one file for both splits
@@ -121,7 +121,7 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
     notes = note(where, "images with boxes of `ignore` 1, which are not ignored, as in COCO's evaluation", with_ignored)
     if root_name:
         notes += (f"{where}: category {quote(root_name)}, the others' supercategory without boxes, is no class",)
-    return Annotations(root, split, images, [named[i] for i in classes], notes=notes)
+    return Annotations(root, split, images, [class_names[i] for i in classes], notes=notes)
 
 
 class _Tables(NamedTuple):
@@ -164,14 +164,14 @@ def _reference(row: dict[str, Any], key: str, known: Mapping[Id, Any], where: st
     return value
 
 
-def _box(mark: dict[str, Any], kind: int, where: str) -> Box:
-    if mark.get("bbox") is None and mark.get("segmentation"):
+def _box(annotation: dict[str, Any], label: int, where: str) -> Box:
+    if annotation.get("bbox") is None and annotation.get("segmentation"):
         raise UsageError(f"{where} has a segmentation and no bbox: write the boxes too")
-    left, top, width, height = parse_numbers(mark.get("bbox"), f"{where}: 'bbox'")
-    crowd = mark.get("iscrowd")
+    left, top, width, height = parse_numbers(annotation.get("bbox"), f"{where}: 'bbox'")
+    crowd = annotation.get("iscrowd")
     if crowd is not None and (crowd not in (0, 1) or isinstance(crowd, str)):
         raise UsageError(f"{where}: 'iscrowd' is {quote(crowd)}, not 0 or 1")
-    return Box((left, top, left + width, top + height), kind, crowd=bool(crowd))
+    return Box((left, top, left + width, top + height), label, crowd=bool(crowd))
 
 
 def _drop_root_category(
@@ -190,7 +190,7 @@ def _drop_root_category(
 
 def _has_box(category: dict[str, Any], table: _Tables) -> bool:
     ids = {_plain_id(row.get("id")) for row in table.categories if row == category}
-    return any(_plain_id(mark.get("category_id")) in ids for mark in table.annotations)
+    return any(_plain_id(annotation.get("category_id")) in ids for annotation in table.annotations)
 
 
 class _ImageFolders(NamedTuple):
@@ -210,17 +210,17 @@ def _image_folders(root: Path, file: Path, split: str) -> _ImageFolders:
     return _ImageFolders(folders, tuple(os.path.realpath(folder) + os.sep for folder in (root, *folders)))
 
 
-def _image(row: dict[str, Any], boxes: Sequence[Box], places: _ImageFolders, file: Path) -> ImageRecord:
+def _image(row: dict[str, Any], boxes: Sequence[Box], image_folders: _ImageFolders, file: Path) -> ImageRecord:
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         raise UsageError(f"{file}: image {quote(row.get('id'))} has file_name = {quote(name)}")
-    path = _locate(name, places, file)
-    said = (row.get("height") or 0, row.get("width") or 0)  # some tools write 0 for an unknown size
-    rows, columns = parse_numbers(said, f"{file}: the size of {path.name}", 2)
+    path = _locate(name, image_folders, file)
+    size = (row.get("height") or 0, row.get("width") or 0)  # some tools write 0 for an unknown size
+    rows, columns = parse_numbers(size, f"{file}: the size of {path.name}", 2)
     return ImageRecord(path, path.name, boxes, file, (rows, columns) if rows and columns else None)
 
 
-def _locate(name: str, places: _ImageFolders, file: Path) -> Path:
+def _locate(name: str, image_folders: _ImageFolders, file: Path) -> Path:
     """The image file of a name, in which `\\` may separate folders and %20 may be a space.
 
     Raises UsageError if it is missing, or outside of the folder, also by a link.
@@ -228,18 +228,18 @@ def _locate(name: str, places: _ImageFolders, file: Path) -> Path:
     slashed = name.replace("\\", "/")
     outside = False
     for spelled in dict.fromkeys((name, slashed, unquote(slashed))):
-        for folder in places.folders:
+        for folder in image_folders.folders:
             path = folder / spelled
             try:
                 real = os.path.realpath(path)
             except ValueError:  # a NUL, which no file name has
                 continue
-            if not real.startswith(places.real_prefixes):
+            if not real.startswith(image_folders.real_prefixes):
                 outside = True
             elif os.path.lexists(real):
                 return path
     if outside:
         raise UsageError(f"{file}: its image {quote(name)} is outside of its folder and is not opened: copy it there")
-    first, *more = places.folders
+    first, *more = image_folders.folders
     tried = f"; also not in {', '.join(map(str, more))}" if more else ""
     raise UsageError(f"{file}: its image {quote(str(first / name))[1:-1]} is missing{tried}")

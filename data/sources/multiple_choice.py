@@ -102,11 +102,11 @@ def _from_row(row: dict[str, Any], form: Callable[..., Question], name: str) -> 
     texts, labels = row["choices"], None
     if isinstance(texts, dict):
         texts, labels = texts["text"], [tfds.to_str(label) for label in texts["label"]]
-    given = row["answer"] if "answer" in row else tfds.to_str(row["answer_key"])
-    answer = labels.index(given) if labels and given in labels else given
+    right_answer = row["answer"] if "answer" in row else tfds.to_str(row["answer_key"])
+    answer = labels.index(right_answer) if labels and right_answer in labels else right_answer
     choices = tuple(map(tfds.to_str, texts))
     if not str(answer).isdigit() or not 0 <= int(answer) < len(choices):
-        raise UsageError(f"data set {name!r} has a question whose answer {given!r} is none of its choices")
+        raise UsageError(f"data set {name!r} has a question whose answer {right_answer!r} is not one of its choices")
     subject = tfds.to_str(row["subject"]) if "subject" in row else ""
     return form(tfds.to_str(row["question"]), choices, int(answer), subject)
 

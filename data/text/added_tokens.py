@@ -99,9 +99,9 @@ def merge_added_tokens(source: str, tokens: list[Token], path: Path) -> str:
 def check_ids(tokens: list[Token], backend: Any, path: Path) -> None:
     """Raises UsageError if the library gives an added token another id, because the ids have a gap."""
     for token in tokens:
-        number, given = token["id"], backend.token_to_id(token["content"])
-        if given != number:
+        number, library_id = token["id"], backend.token_to_id(token["content"])
+        if library_id != number:
             raise UsageError(
                 f"{path}: the added token {quote(token['content'])} has the id {number}, but the library gives it "
-                f"{given}: ids of added tokens must follow those of the vocabulary without a gap"
+                f"{library_id}: ids of added tokens must follow those of the vocabulary without a gap"
             )
