@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import models
-from models.core.layers import compute_logits
+from models.core.layers import compute_logits, per_row_keys
 from models.core.spec import flatten, unsharded
 from tests.cases import batch_for, random_variables, tiny_model
 from train.sharding import mesh
@@ -85,7 +85,7 @@ def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
     with jax.set_mesh(place.mesh):
         put = {k: jax.device_put(v, place.sharding("batch seq")) for k, v in batch.items()}
         mine = jax.device_put(params, place.shardings(model.specs["params"]))
-        keys = models.per_row_keys(jax.random.key(0), jax.device_put(jnp.arange(16), place.sharding("batch")))
+        keys = per_row_keys(jax.random.key(0), jax.device_put(jnp.arange(16), place.sharding("batch")))
         got, (terms, _, _) = jax.jit(grad)(mine, {}, put, keys, total, {})
     np.testing.assert_allclose(terms["mtp_loss"][0] / terms["mtp_loss"][1], foretold, rtol=1e-5)
     whole = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(want)))

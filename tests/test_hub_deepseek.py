@@ -12,6 +12,7 @@ import models
 from errors import UsageError
 from models import pretrained
 from models.core.spec import flatten
+from models.pretrained.formats.safetensors import TensorReader
 from models.pretrained.layouts import deepseek
 from models.pretrained.mapping import Keys
 from tests.hub import assert_close, reference, torch
@@ -195,7 +196,7 @@ def test_modules_ahead_are_transformers(seed: int, tmp_path: Path) -> None:
             assert_close(logits[..., : model.config.vocab], module.lm_head(x))
 
     models.save_pretrained(model, jax.device_get(variables), tmp_path / "ours")
-    saved, names = (pretrained.TensorReader(tmp_path / name) for name in ("ours", "theirs"))
+    saved, names = (TensorReader(tmp_path / name) for name in ("ours", "theirs"))
     assert saved.shapes == names.shapes
     for name in names.shapes:
         np.testing.assert_array_equal(saved.read(name), names.read(name))

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 import models
 from errors import UsageError
 from models import pretrained
+from models.pretrained.formats.quantised import DequantisingReader
 from models.pretrained.mapping import Keys
 from tests.cases import random_variables
 
@@ -86,7 +87,7 @@ def test_strange_values_end_in_a_refusal_or_a_network(kind: str, tmp_path: Path)
     """Each key of a config.json, many values: never one of Python's own errors."""
     saved(kind, tmp_path / "H")
     settings = json.loads((tmp_path / "H" / "config.json").read_text())
-    shapes = pretrained.DequantisingReader(tmp_path / "H").shapes
+    shapes = DequantisingReader(tmp_path / "H").shapes
     layout = pretrained.LAYOUTS[pretrained.TYPES[kind]]
     values: tuple[Any, ...] = (None, 0, -1, 1, 2.5, float("inf"), True, "x", "", [], [0], ["x"], {}, {"a": 1}, [None])
     for key in set(settings) - {"model_type", "num_hidden_layers"}:

@@ -10,11 +10,10 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (requirements-parity.txt)")
 
-from data.kinds import Texts
-from data.questions import Question, Questions
-
 import models
-from data import tokenizer_writer, tokenizers
+from data.sources.multiple_choice import Question, Questions
+from data.text import tokenizer_writer, tokenizers
+from data.types import Texts
 from examples.lm_eval_adapter import CanonLM
 from tests.cases import random_variables, tiny_model
 from tests.harness import jit_predict
