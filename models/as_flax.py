@@ -1,4 +1,4 @@
-"""A Canon model as a Flax module, Linen or NNX, to be used inside a user's own.
+"""A Canon model as a Flax module, Linen or NNX, for use inside your own module.
 
     module = as_flax.Linen(models.build("gpt", size="gpt2", depth=2))
     variables = module.init(jax.random.key(0), tokens)              # {"params": ..., maybe "batch_stats": ...}
@@ -7,8 +7,8 @@
     module = as_flax.NNX(models.build("gpt", size="gpt2", depth=2), rngs=nnx.Rngs(0))
     logits = module(tokens)
 
-The parameters lie in the tree of `model.init` and start by its laws; NNX's are those of its key `rngs.params()`, Linen
-draws each by a key of its own. Noise is drawn from the stream `dropout`.
+The parameters have the tree and the initializers of `model.init`. NNX initializes with the key `rngs.params()`, Linen
+with a key for each top-level entry. Dropout uses the stream `dropout`.
 """
 
 from typing import Any
@@ -21,27 +21,27 @@ from models.core.spec import initialize
 
 
 class Linen(linen.Module):
-    """A model as a Linen module: its parameters are in `params`, its running statistics in `batch_stats`."""
+    """A model as a Linen module, with its parameters in `params` and its running statistics in `batch_stats`."""
 
     model: Model
 
     @linen.compact
     def __call__(self, inputs: Any, *, train: bool = False) -> Any:
-        """The model's value; see its family's `apply`. In training `batch_stats` is to be mutable, if there is any."""
+        """The model's value; see its family's `apply`. In training a collection `batch_stats` must be mutable."""
         specs = self.model.specs
         params = {
             name: self.param(name, lambda key, n=name: _init_subtree(specs["params"], n, key))
             for name in specs["params"]
         }
-        held = {
+        running = {
             name: self.variable("batch_stats", name, lambda n=name: _init_subtree(specs["stats"], n, jax.random.key(0)))
             for name in specs.get("stats", {})
         }
         key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
-        stats = {name: variable.value for name, variable in held.items()}
+        stats = {name: variable.value for name, variable in running.items()}
         out = self.model.apply({"params": params, "stats": stats}, inputs, train=train, key=key)
         if train and not self.is_initializing():
-            for name, variable in held.items():
+            for name, variable in running.items():
                 variable.value = out.stats[name]
         return out.value
 
@@ -55,7 +55,7 @@ def _is_variable(x: Any) -> bool:
 
 
 class NNX(nnx.Module):
-    """A model as an NNX module: its parameters are `nnx.Param`, its running statistics `nnx.BatchStat`."""
+    """A model as an NNX module, with parameters as `nnx.Param` and running statistics as `nnx.BatchStat`."""
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs) -> None:
         variables = model.init(rngs.params())

@@ -77,7 +77,7 @@ FEW = (5, 6, 7, 8, 9)  # each activation, also as the output, each loss, and eit
 @pytest.mark.parametrize("seed", [n if n in FEW else pytest.param(n, marks=pytest.mark.weekly) for n in range(15)])
 def test_random_networks_have_jaxs_gradient(seed: int) -> None:
     """15 seeds meet each activation with each loss; total is not the sum of the weights."""
-    draw, names = np.random.default_rng(1000 + seed), sorted(backprop.SLOPES)
+    draw, names = np.random.default_rng(1000 + seed), sorted(backprop.DERIVATIVES)
     loss = sorted(TASKS)[seed % 3]
     c = mlp.Config(
         inputs=int(draw.integers(1, 6)),
@@ -103,8 +103,8 @@ def test_a_perceptron_has_only_a_head(name: str) -> None:
 
 def test_the_family_names_both() -> None:
     assert mlp.GRADIENTS == BY
-    assert set(backprop.SLOPES) == set(scalar.ACTIVATIONS)
-    assert set(backprop.LOSS_SLOPES) == set(scalar.LOSSES) == set(TASKS)
+    assert set(backprop.DERIVATIVES) == set(scalar.ACTIVATIONS)
+    assert set(backprop.LOSS_DERIVATIVES) == set(scalar.LOSSES) == set(TASKS)
 
 
 def test_rows_without_weight_do_nothing() -> None:

@@ -74,8 +74,8 @@ def test_the_gradient_is_that_of_jax(
     That of the kernel as a correlation, and by patches of one row of places, several, one image, and all.
     """
     if at_once is not None:
-        monkeypatch.setattr(convolution, "PATCHES", 0)
-        monkeypatch.setattr(convolution, "AT_ONCE", at_once)
+        monkeypatch.setattr(convolution, "MAX_PATCHES", 0)
+        monkeypatch.setattr(convolution, "BLOCK", at_once)
     ours, _, x, kernel = both(size, padding, stride)
     g, want = reference(size, padding, stride)
     traced = pulled(ours).trace(g, x, kernel)
@@ -98,7 +98,7 @@ def test_the_written_gradient_is_of_cpu_alone() -> None:
 def test_a_gradient_costs_two_passes_forward(stride: int, patches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As counted: what fills the pixels between those of a strided convolution's gradient is no work."""
     ours, _, x, kernel = both((3, 3), ((1, 1), (1, 1)), stride)
-    monkeypatch.setattr(convolution, "PATCHES", patches)
+    monkeypatch.setattr(convolution, "MAX_PATCHES", patches)
     x = jnp.zeros((2, 8, 8, 3))
     forward = flops.count(ours, x, kernel)
     whole = flops.count(jax.grad(lambda x, kernel: ours(x, kernel).sum(), (0, 1)), x, kernel)

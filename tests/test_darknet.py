@@ -153,7 +153,7 @@ def test_other_networks_are_read_as_sections(file: str) -> None:
     found = darknet_cfg.sections(ASSETS / f"{file}.cfg")
     assert found[0].kind == "net"
     assert {"connected", "dropout"} < {section.kind for section in found}
-    with pytest.raises(UsageError, match=rf"{file}.cfg:\d+: \[(crop|local)\] is no layer of a detector here"):
+    with pytest.raises(UsageError, match=rf"{file}.cfg:\d+: \[(crop|local)\] is no layer of a detector"):
         darknet.read_cfg(ASSETS / f"{file}.cfg")
 
 
@@ -189,7 +189,7 @@ def test_a_route_takes_its_part_of_each_source() -> None:
     parts = [one[..., 2:] for one in (found[1], found[0], found[0])]
     np.testing.assert_array_equal(found[2], np.concatenate(parts, -1))
     assert sizes(layers, (3, 4, 4), 8)[2] == (3, 4, 6)
-    with pytest.raises(UsageError, match="layer 2 cannot part 3, 5 channels into 2 each"):
+    with pytest.raises(UsageError, match="layer 2 cannot split 3, 5 channels into 2"):
         sizes((Conv(3), Conv(5), Route((0, 1), 2)), (3, 4, 4), 8)
 
 
@@ -282,14 +282,14 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     whole, sizes = weights.read_bytes(), darknet.array_shapes(model.config)
     first = sum(int(np.prod(s)) for name, s in sizes.items() if name.split(".")[0] in ("0", "1"))
     for content, says in (
-        (whole[:10], "has 10 bytes, less than the header"),
-        (whole[:16], "has 16 bytes, less than the header"),
-        (whole[:-2], "bytes after the header are no float32 numbers"),
-        (whole[:-20], "is 5 numbers too short: it ends before layer 14 is whole$"),
-        (whole + whole[-12:], "holds 3 numbers more than the network takes up to layer 15$"),
+        (whole[:10], "has 10 bytes, fewer than the header"),
+        (whole[:16], "has 16 bytes, fewer than the header"),
+        (whole[:-2], "bytes after the header are not a multiple of 4"),
+        (whole[:-20], "is 5 values too short: it ends in layer 14$"),
+        (whole + whole[-12:], "has 3 values more than the network up to layer 15 needs$"),
         (
             whole[: 20 + 4 * first],
-            "ends before layer 4 is whole; it holds the first layers, which cutoff=2 reads",
+            "ends in layer 4; it has the first layers, which cutoff=2 reads",
         ),
     ):
         weights.write_bytes(content)
@@ -305,7 +305,7 @@ def test_the_first_layers_may_have_no_numbers(tmp_path: Path) -> None:
     """Then a file of them that has some is too long; of a whole file they are what is asked for."""
     layers = (MaxPool(2, 1), Conv(None, 1, norm=False, activation="linear"), Head((0, 1, 2)))
     config, weights = written(tmp_path, tiny_model("yolo", layers=layers))
-    with pytest.raises(UsageError, match=r"96 numbers more than the network takes up to layer 0; .* cutoff=2 reads"):
+    with pytest.raises(UsageError, match=r"96 values more than the network up to layer 0 needs; .* cutoff=2 reads"):
         darknet.load(config, weights.rename(tmp_path / "net.conv.1"))
     darknet.load(config, tmp_path / "net.conv.1", cutoff=1)
     weights.write_bytes(Header().bytes())
@@ -313,7 +313,7 @@ def test_the_first_layers_may_have_no_numbers(tmp_path: Path) -> None:
 
 
 def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
-    """By a cutoff, or by the name of the file; what is not there is drawn, and told by `published.find`."""
+    """By a cutoff, or by the name of the file; what is not there is drawn, and told by `pretrained.find`."""
     config, weights = written(tmp_path, tiny_model("yolo"))
     model, whole = darknet.load(config, weights)
     sizes = darknet.array_shapes(model.config)
@@ -351,7 +351,7 @@ def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
             {"layers": (*LAYERS[:2], Head((0, 1)))},
             "layer 2, .*, gets 8 channels instead of 2 x 8",
         ),
-        ({"layers": (Conv(None), Conv(None), Head((0,)))}, "layer 0 must say its filters"),
+        ({"layers": (Conv(None), Conv(None), Head((0,)))}, "layer 0 needs a number of filters"),
         ({"anchors": ((2, 3),)}, r"anchors = .* must be those that heads name, \[0, 1, 2\]"),
         ({"anchors": ((2, 3), (0, 1), (1, 1))}, "anchors = .* must be pairs of positive numbers"),
         ({"anchors": ((2, 3), (1, float("nan")), (1, 1))}, "anchors = .* is not of type .* within float32"),

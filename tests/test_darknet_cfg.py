@@ -35,39 +35,39 @@ def test_comments_stand_anywhere_in_any_encoding(tmp_path: Path) -> None:
     [
         ("[convolutional]", "[convolutionall]", "a.cfg:6: unknown section 'convolutionall'; did you mean"),
         ("[net]", "[convolutional]", "a.cfg must begin with .net."),
-        ("[net]\n", "", "a.cfg:1: height stands before the first section"),
+        ("[net]\n", "", "a.cfg:1: height is set before the first section"),
         ("size=1", "size", "a.cfg:8: 'size' is no setting"),
-        ("size=1", "size=one", "a.cfg:8: size = one is no whole number"),
+        ("size=1", "size=one", "a.cfg:8: size = one must be an integer"),
         ("size=1", "size=0", "a.cfg:8: size = 0 must be 1 or more"),
         ("size=1", "sise=1", r"a.cfg:8: unknown setting of \[convolutional\] 'sise'; did you mean 'size'"),
-        ("size=1", "size=1\ngroups=2", r"a.cfg:9: \[convolutional\] is followed only with groups = 1"),
+        ("size=1", "size=1\ngroups=2", r"a.cfg:9: \[convolutional\] is supported only with groups = 1"),
         ("linear", "swish", "a.cfg:9: unknown activation 'swish'"),
         ("filters=16", "filters=24", "a.cfg:6: filters = 24 must be 16, for the head after it"),
         ("width=8\n", "", r"a.cfg:1: \[net\] must have height, width and channels"),
         ("[yolo]", "[upsample]\n[shortcut]\nfrom=-2\n[yolo]", "a.cfg:12: layer 2, .*, gets outputs of different sizes"),
         ("[yolo]", "[reorg]\nstride=3\n[yolo]", "a.cfg:11: layer 1 cannot make channels of 3 x 3 pixels"),
-        ("num=2", "num=3", "a.cfg:11: num = 3 anchors are 6 numbers; there are 4"),
+        ("num=2", "num=3", "a.cfg:11: num = 3 anchors need 6 numbers, not 4"),
         ("num=2", "num=2\nmask=1,2", "a.cfg:14: mask must name anchors from 0 to 1"),
         ("anchors=2,3,4,5\n", "", r"a.cfg:11: \[yolo\] must have anchors"),
-        ("classes=3", "classes=3\nscale_x_y=1.05", r"a.cfg:15: \[yolo\] is followed only with scale_x_y = 1"),
-        ("classes=3", "classes=3\nnew_coords=1", r"a.cfg:15: \[yolo\] is followed only with new_coords = 0"),
+        ("classes=3", "classes=3\nscale_x_y=1.05", r"a.cfg:15: \[yolo\] is supported only with scale_x_y = 1"),
+        ("classes=3", "classes=3\nnew_coords=1", r"a.cfg:15: \[yolo\] is supported only with new_coords = 0"),
         (
             "classes=3",
             "classes=3\nnms_kind=diounms",
-            "a.cfg:15: nms_kind = diounms is not followed; legal: default, greed",
+            "a.cfg:15: nms_kind = diounms is not supported; legal: default, greed",
         ),
         ("size=1", "si" + "z" * 5000, r"a.cfg:8: 'siz+\.\.\.z+' is no setting"),
-        ("[yolo]", "[route]\nlayers=-2\n\n[yolo]", "a.cfg:12: layer 1 can take those from -1 to 0, not -2"),
-        ("[yolo]", "[dropout]\n\n[yolo]", r"a.cfg:11: \[dropout\] is no layer of a detector here"),
-        ("[yolo]", "[region]", r"a.cfg:11: \[region\] is followed only with softmax = 1"),
+        ("[yolo]", "[route]\nlayers=-2\n\n[yolo]", "a.cfg:12: layer 1 can take layers from -1 to 0, not -2"),
+        ("[yolo]", "[dropout]\n\n[yolo]", r"a.cfg:11: \[dropout\] is no layer of a detector"),
+        ("[yolo]", "[region]", r"a.cfg:11: \[region\] is supported only with softmax = 1"),
         (
             "[yolo]",
             "[maxpool]\nsize=2\npadding=0\n\n[yolo]",
             "a.cfg:13: .* only with padding = size - 1 = 1, not 0",
         ),
-        ("[yolo]", "[upsample]\nstride=x\n\n[yolo]", "a.cfg:12: stride = x is no whole number"),
+        ("[yolo]", "[upsample]\nstride=x\n\n[yolo]", "a.cfg:12: stride = x must be an integer"),
         ("[yolo]", "[shortcut]\nfrom=-1,-1\n\n[yolo]", r"a.cfg:12: \[shortcut\] adds one layer, not 2"),
-        ("[yolo]", "[route]\nlayers=-1\ngroups=3\n\n[yolo]", "a.cfg:11: layer 1 cannot part 16 channels into 3 each"),
+        ("[yolo]", "[route]\nlayers=-1\ngroups=3\n\n[yolo]", "a.cfg:11: layer 1 cannot split 16 channels into 3"),
         ("[yolo]", "[route]\nlayers=-1\ngroup_id=1\n\n[yolo]", "a.cfg:11: .* group = 1 must be below groups = 1"),
         ("[yolo]", "[maxpool]\nstride=3\n\n[yolo]", "a.cfg:2: height = 8 must be a multiple of 3"),
         ("=2,3,4,5", "=nan,3,4,5", "a.cfg:12: anchors = nan,3,4,5 must be positive"),
@@ -111,7 +111,7 @@ def test_how_darknet_trains_is_passed_over(tmp_path: Path) -> None:
 
 def test_heads_must_agree(tmp_path: Path) -> None:
     (tmp_path / "a.cfg").write_text(GOOD + "\n[convolutional]\n" + HEAD.replace("classes=3", "classes=4"))
-    with pytest.raises(UsageError, match=r"a.cfg:21: all heads must agree, and this one differs .* in classes"):
+    with pytest.raises(UsageError, match=r"a.cfg:21: all heads must agree; this one differs .* in classes"):
         darknet.read_cfg(tmp_path / "a.cfg")
     two = 2 * tuple(darknet_cfg.to_text(tiny_model("yolo_region").config).partition("[convolutional]")[1:])
     (tmp_path / "a.cfg").write_text("".join(("[net]\nheight=64\nwidth=64\nchannels=3\n\n", *two)))

@@ -43,7 +43,7 @@ def test_a_folder_is_read_and_written(tmp_path: Path) -> None:
     assert again.config.momentum == 0.5
     for path, leaf in flatten(found).items():
         np.testing.assert_array_equal(leaf, flatten(variables)[path])
-    with pytest.raises(UsageError, match=r"holds yolo\.CFG already"):
+    with pytest.raises(UsageError, match=r"has yolo\.CFG already"):
         models.save_pretrained(model, variables, tmp_path / "b")
     with pytest.raises(UsageError, match=r"written without a config.json, which \['eos_token_id'\] are keys of"):
         models.save_pretrained(model, variables, tmp_path / "c", eos_token_id=2)
@@ -53,14 +53,14 @@ def test_a_folder_is_read_and_written(tmp_path: Path) -> None:
 def test_a_folder_amiss_is_refused(tmp_path: Path) -> None:
     """Several descriptions, no numbers, and keys to pass over where there are none."""
     made = folder_of(tmp_path / "a", tiny_model("yolo"))
-    with pytest.raises(UsageError, match=r"'novelty' is of keys in a config\.json, and .*a has cells\.cfg"):
+    with pytest.raises(UsageError, match=r"'novelty' names a key of config\.json, but .*a has cells\.cfg"):
         models.load_pretrained(made, ignore=["novelty"])
     shutil.copy(made / "cells.cfg", made / "other.cfg")
-    with pytest.raises(UsageError, match=r"must hold one \.cfg file of Darknet's, and holds 2: cells\.cfg, other\.cfg"):
+    with pytest.raises(UsageError, match=r"must have one \.cfg file of Darknet's, not 2: cells\.cfg, other\.cfg"):
         models.load_pretrained(made)
     (made / "other.cfg").unlink()
     (made / "cells.weights").unlink()
-    with pytest.raises(UsageError, match=r"must hold one \.weights file of Darknet's, and holds 0"):
+    with pytest.raises(UsageError, match=r"must have one \.weights file of Darknet's, not 0"):
         models.load_pretrained(made)
 
 
@@ -74,7 +74,7 @@ def test_names_of_classes_are_read(tmp_path: Path) -> None:
     assert class_names.read(made) == ("cat", "big dog", "bird")
     (made / "obj.names").write_text("bird\ncat\ndog\n")
     with pytest.raises(
-        UsageError, match=r"a has coco\.names, obj\.names: keep one, or name one by `names = ` in a \.data"
+        UsageError, match=r"a has coco\.names, obj\.names: keep one, or name one with `names = ` in a \.data"
     ):
         class_names.read(made)
     (made / "obj.data").write_text("classes= 3\ntrain = data/train.txt\nnames = data/obj.names\n")
@@ -85,7 +85,7 @@ def test_names_of_classes_are_read(tmp_path: Path) -> None:
     for text in ("ant\nbee\n", "ant\n\nbee\n", ""):
         (made / "cells.names").write_text(text)
         with pytest.raises(
-            UsageError, match=r"cells\.names must have 3 names, one a line, for the classes of cells\.cfg"
+            UsageError, match=r"cells\.names must have 3 names, one per line, for the classes of cells\.cfg"
         ):
             class_names.read(made)
     (made / "cells.names").write_bytes("größe\nb\nc\n".encode("latin-1"))

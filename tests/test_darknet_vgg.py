@@ -41,5 +41,5 @@ def test_opencv_computes_the_same_vgg(tmp_path: Path) -> None:
 
 def test_darknet_has_no_vgg_with_batch_norm(tmp_path: Path) -> None:
     (tmp_path / "net.weights").write_bytes(Header().bytes())
-    with pytest.raises(UsageError, match="norm = 'batch' has no place in Darknet's files"):
+    with pytest.raises(UsageError, match="norm = 'batch' must be 'none' for Darknet's files"):
         pretrained.find(models.build("vgg", size="vgg11_bn"), tmp_path / "net.weights")

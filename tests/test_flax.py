@@ -156,8 +156,8 @@ class Fixed(linen.Module):
 @pytest.mark.parametrize(
     ("gives", "says"),
     [
-        ("few", "Fixed gives (1, 2), (1, 3) is wanted"),
-        ("two", "Fixed gives a tuple, one array is wanted"),
+        ("few", "Fixed returns shape (1, 2); it must be (1, 3)"),
+        ("two", "Fixed returns a tuple; it must return one array"),
         ("nothing", "Fixed has no parameters"),
         ("error", "Fixed cannot be built with gives='error' and run on (1, 4): wants images"),
         ("other", "Fixed draws from a stream that model.streams = ('dropout',) lacks: add other"),
@@ -175,7 +175,7 @@ def test_the_shape_of_a_value_goes_by_what_it_tells(wanted: dict[str, int]) -> N
     if "vocab" in wanted:
         assert model.predict(model.init(jax.random.key(0)), jnp.ones((2, 5, 4))).shape == (2, 5, 3)
     else:
-        with pytest.raises(UsageError, match=r"gives \(1, 5, 3\), \(1, 3\) is wanted"):
+        with pytest.raises(UsageError, match=r"returns shape \(1, 5, 3\); it must be \(1, 3\)"):
             model.specs  # noqa: B018
 
 

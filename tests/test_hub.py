@@ -117,7 +117,7 @@ def spoil(folder: Path, **changes: Any) -> None:
         (dict(model_type="t5"), "model_type of config.json 't5'"),
         (dict(model_type=None), "config.json has no model_type"),
         (dict(model_type=None, optim={}), "but a run: it goes to --workdir"),
-        (dict(softcap=30.0), "softcap = 30.0: not known here"),
+        (dict(softcap=30.0), "softcap = 30.0: unknown"),
         (dict(quantization_config={"bits": 4}), "quantization_config"),
         (dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "rope type 'dynamic'"),
         (dict(rope_parameters={"rope_type": "linear", "factor": 2.0, "short_factor": [1]}), "short_factor"),

@@ -114,7 +114,7 @@ def test_what_a_released_file_leaves_out_is_as_in_transformers(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"text_config": None}, "text_config = None, which is not a mapping"),
+        ({"text_config": None}, "text_config = None; it must be a mapping"),
         ({"novelty": 1}, "novelty = 1"),
         ({"text_config": {"novelty": 1}}, "novelty = 1"),
         ({"model_type": "gemma5"}, "gemma3"),

@@ -117,7 +117,7 @@ def test_folders_of_resnets_are_strict_both_ways(seed: int, tmp_path: Path) -> N
     model, variables = models.load_pretrained(tmp_path / "first")
     names = [f"kind {i}" for i in range(model.config.classes)]
     models.save_pretrained(model, variables, tmp_path / "ours", classes=names)
-    with pytest.raises(UsageError, match=r"classes = \['one'\] are 1 names; the network tells \d+ apart"):
+    with pytest.raises(UsageError, match=r"classes = \['one'\] has 1 names; the model has \d+ classes"):
         models.save_pretrained(model, variables, tmp_path / "not", classes=["one"])
     theirs, told = transformers.ResNetForImageClassification.from_pretrained(
         tmp_path / "ours", output_loading_info=True
@@ -231,8 +231,8 @@ def test_folders_that_are_refused(settings: dict[str, Any], says: str, tmp_path:
     ("family", "fields", "dialect", "says"),
     [
         ("resnet", dict(size="resnet20", depths=(1, 1, 1)), None, "has stem = 'imagenet', not 'cifar'"),
-        ("resnet", dict(size="resnet20", depths=(1, 1, 1)), "timm", "a network of timm is one of resnet18"),
-        ("vgg", dict(channels=(4,), depths=(1,), hidden=()), None, "a network of timm is one of vgg11"),
+        ("resnet", dict(size="resnet20", depths=(1, 1, 1)), "timm", "timm has resnet18"),
+        ("vgg", dict(channels=(4,), depths=(1,), hidden=()), None, "timm has vgg11"),
         ("resnet", dict(stem_channels=4, channels=(4,), depths=(1,)), "keras", "unknown dialect of resnet 'keras'"),
     ],
 )

@@ -69,7 +69,7 @@ def test_sizes_are_what_the_hub_says(size: str) -> None:
         ("deepseek_v2", dict(topk_method="noaux_tc"), "topk_method = 'noaux_tc'; greedy and"),
         ("deepseek_v2", dict(moe_layer_freq=2), "moe_layer_freq = 2"),
         ("deepseek_v2", dict(num_key_value_heads=8), "num_key_value_heads = 8"),
-        ("deepseek_v2", dict(qk_nope_dim=8), "qk_nope_dim = 8: not known here"),
+        ("deepseek_v2", dict(qk_nope_dim=8), "qk_nope_dim = 8: unknown"),
         ("deepseek_v3", dict(scoring_func="softmax"), "scoring_func = 'softmax'"),
         ("deepseek_v3", dict(n_group=7), "expert_groups = 7"),
         ("deepseek_v3", dict(rope_scaling={**YARN, "mscale_all": 1.0}), "mscale_all"),

@@ -123,7 +123,7 @@ def test_scales_of_another_kind(dtype: Any, says: str, tmp_path: Path) -> None:
     [
         ("gemma", dict(window=4, qk_norm=True, rope="linear", rope_factor=8.0), "give a rope_local_base"),
         ("deepseek", dict(rope="linear", rope_factor=8.0, mscale=1.0), "has rope yarn"),
-        ("gemma4", dict(window=4, head_dim=8, sliding_layers=(0, 1)), "sees all in its last layer"),
+        ("gemma4", dict(window=4, head_dim=8, sliding_layers=(0, 1)), "last layer of a published Gemma 4"),
     ],
 )
 def test_networks_that_have_no_published_form(family: str, fields: dict[str, Any], says: str, tmp_path: Path) -> None:

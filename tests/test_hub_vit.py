@@ -190,14 +190,14 @@ def test_what_no_table_tells_is_refused(tmp_path: Path) -> None:
     """Positions of an oblong grid, on another one of as many patches too."""
     randomise(transformers.ViTForImageClassification(small(image_size=[8, 12])), 0).save_pretrained(tmp_path)
     for inputs in ((12, 8, 3), (16, 24, 3)):
-        with pytest.raises(UsageError, match="positions of 2 x 3 patches cannot be brought to"):
+        with pytest.raises(UsageError, match="positions of 2 x 3 patches cannot be resized to"):
             models.load_pretrained(tmp_path, inputs=inputs)
 
 
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
-        ((1, 10, 8), r"\(1, 10, 8\), not \(1, 5, 8\), as an image of \(8, 8\) has it"),
+        ((1, 10, 8), r"\(1, 10, 8\), not \(1, 5, 8\) as for an image of \(8, 8\)"),
         ((2, 5, 8), "not"),
         ((1, 5, 9), "not"),
     ],
@@ -233,7 +233,7 @@ def small(**more: Any) -> Any:
     ("changes", "says"),
     [
         (dict(architectures=["ViTForMaskedImageModeling"]), "architecture of config.json"),
-        (dict(use_mean_pooling=True), "use_mean_pooling = True: not known here"),
+        (dict(use_mean_pooling=True), "use_mean_pooling = True: unknown"),
         (dict(patch_size=9), "patch = 9 must be at most the image's 8 x 8"),
         (dict(patch_size=2), "'vit.embeddings.position_embeddings' is"),
         (dict(hidden_act="quick_gelu"), "quick_gelu"),
@@ -323,7 +323,7 @@ def test_networks_are_timms(name: str, tmp_path: Path) -> None:
     fields = {name: value for name, value in vars(model.config).items() if value is not None}
     bare, again = pretrained.load("vit", tmp_path / "model.safetensors", **fields)
     np.testing.assert_array_equal(jit_predict(bare)(again, image), jit_predict(model)(variables, image))
-    for key, says in ((dict(reg_tokens=4), "reg_tokens = 4: not known here"), (dict(pre_norm=True), "pre_norm")):
+    for key, says in ((dict(reg_tokens=4), "reg_tokens = 4: unknown"), (dict(pre_norm=True), "pre_norm")):
         (tmp_path / "config.json").write_text(json.dumps({**told, "pretrained_cfg": cfg, "model_args": args | key}))
         with pytest.raises(UsageError, match=says):
             models.load_pretrained(tmp_path)

@@ -60,7 +60,7 @@ class Reference:
         ways = ("backward",) if c.reverse_source else ("forward", "backward")[: 1 + c.bidirectional]
         D = c.width
         self.encoder = torch.nn.LSTM(c.embed, D // len(ways), c.depth, batch_first=True, bidirectional=len(ways) == 2)
-        self.cells = [torch.nn.LSTMCell(D if i else c.embed + c.context_width, D) for i in range(c.depth)]
+        self.cells = [torch.nn.LSTMCell(D if i else c.embed + c.extra_width, D) for i in range(c.depth)]
         for i in range(c.depth):
             for n, way in enumerate(ways):
                 self._bind(f"encoder/cells/{i}/{way}", self.encoder, f"_l{i}" + "_reverse" * n)
@@ -172,7 +172,7 @@ def test_it_is_torchs(name: str) -> None:
     if looks:
         np.testing.assert_allclose(found, share.detach().numpy(), rtol=2e-5, atol=1e-6)
     else:
-        with pytest.raises(UsageError, match="looks at no token"):
+        with pytest.raises(UsageError, match="attention_score = 'none' has no alignment"):
             model.module.alignment(variables, to_inputs(batch), c)
 
 
@@ -193,7 +193,7 @@ def test_padding_of_tokens_leaves_the_state_alone(name: str) -> None:
     ("fields", "says"),
     [
         (dict(width=7), "width = 7 must be even for two directions"),
-        (dict(reverse_source=True), "reverse_source = True must be False where it is read both ways"),
+        (dict(reverse_source=True), "reverse_source = True must be False with bidirectional"),
         (dict(source_vocab=9), "source_vocab = 9 must be None for tied='all'"),
         (dict(score_width=9), "score_width = 9 must be None unless attention_score is 'additive'"),
         (dict(attention_score="bilinear"), "attention_score"),

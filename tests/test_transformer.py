@@ -189,7 +189,7 @@ def test_files_of_another_shape_are_refused(tmp_path: Path) -> None:
     save_file({**tensors, "encoder.bias": torch.zeros(2)}, tmp_path / "more.safetensors")
     with pytest.raises(UsageError, match=r"'encoder\.bias' is not part"):
         pretrained.load("transformer", tmp_path / "more.safetensors", heads=4)
-    with pytest.raises(UsageError, match="no shape gives the heads of a transformer"):
+    with pytest.raises(UsageError, match=r"cannot infer 'heads' of a transformer.*pass heads="):
         pretrained.load("transformer", tmp_path / "their.safetensors")
     save_file({"embed.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
     with pytest.raises(UsageError, match="no Transformer of torch"):
@@ -224,15 +224,15 @@ def test_bad_inputs_are_refused() -> None:
     def run(inputs, cache=None):
         return jax.eval_shape(lambda v: model.apply(v, inputs, cache=cache).value, variables)
 
-    with pytest.raises(UsageError, match="reads a source; here are tokens and no cache"):
+    with pytest.raises(UsageError, match=r"needs inputs..source.. or a cache; got tokens and no cache"):
         run(tokens)
     with pytest.raises(UsageError, match="context = 12 must be at least the 13 tokens of the source"):
         run({"tokens": tokens, "source": long})
     with pytest.raises(UsageError, match="context = 12 must be at least the 13 tokens of the input"):
         run({"tokens": long, "source": tokens})
-    with pytest.raises(UsageError, match="room for 2 tokens of a source, and this one has 3"):
+    with pytest.raises(UsageError, match="source has 3 tokens; the cache has room for 2"):
         run({"tokens": tokens, "source": tokens}, model.cache(1, 3, 2))
-    with pytest.raises(UsageError, match="context = 12 must be at least the 13 tokens of a source"):
+    with pytest.raises(UsageError, match=r"context = 12 must be at least the cache.s 13 source tokens"):
         model.cache(1, 3, 13)
     with pytest.raises(UsageError, match="'gpt' is no translator"):
         models.build("gpt", width=16, heads=2, depth=1).cache(1, 3, 5)

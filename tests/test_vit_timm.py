@@ -35,10 +35,10 @@ def test_grids_that_count_alike_are_told_apart(grid: tuple[int, int], position: 
     for args, says in (
         (
             {"img_size": [4 * grid[0] + 8, 4 * grid[1]]},
-            "positions, which in patches of 4 x 4 are not those of an image",
+            "positions, which with patches of 4 x 4 do not fit an image",
         ),
-        ({"img_size": size, "no_embed_class": position != "patches"}, f"of an image of {size[0]} x {size[1]}"),
-        ({"img_size": "large"}, "an image's size 'large'"),
+        ({"img_size": size, "no_embed_class": position != "patches"}, f"do not fit an image of {size[0]} x {size[1]}"),
+        ({"img_size": "large"}, "img_size 'large'"),
     ):
         with pytest.raises(UsageError, match=says):
             vit_timm.fields(Keys(told | {"model_args": args}, shapes))
@@ -47,7 +47,7 @@ def test_grids_that_count_alike_are_told_apart(grid: tuple[int, int], position: 
 def test_an_oblong_grid_that_nothing_tells_is_refused() -> None:
     """Unless its patches make a square image."""
     c = vit.Config((8, 12, 3), 4, width=12, depth=1, heads=3)
-    with pytest.raises(UsageError, match=r"pos_embed has 7 positions.*no img_size tells of another"):
+    with pytest.raises(UsageError, match=r"pos_embed has 7 positions.*there is no img_size"):
         vit_timm.fields_from_shapes(shapes_of(c))
     c = vit.Config((8, 8, 3), (4, 2), width=12, depth=1, heads=3)
     assert vit_timm.fields_from_shapes(shapes_of(c))["inputs"] == c.inputs
@@ -61,5 +61,5 @@ def test_released_configs_are_read() -> None:
         heads = vit_timm.HEADS[name]
         assert models.build("vit", **{**told, "heads": heads, "hidden": None}).config == model.config
     assert all(kind.split("_")[1] in vit_timm.HEADS for kind in vit_timm.TYPES)
-    with pytest.raises(UsageError, match="of no Vision Transformer of timm"):
+    with pytest.raises(UsageError, match="not of a Vision Transformer of timm"):
         vit_timm.fields_from_shapes({"patch_embed.proj.weight": (8, 3, 4, 4)})

@@ -1,7 +1,7 @@
-"""A Flax module, Linen or NNX, as pure functions over one tree: the family `flax`.
+"""A Flax module, Linen or NNX, as pure functions over one tree. `models/families/flax.py` builds a family on them.
 
-A tree is {"params": nested dict, collection: nested dict, ...}; the paths in it are the module's own. Whatever a module
-changes as it runs, and every stream of random numbers, goes in and out as a value.
+A tree is {"params": nested dict, collection: nested dict, ...}, with the module's own paths. All that a module changes
+when it runs, and all its random streams, are explicit inputs and outputs.
 """
 
 import inspect
@@ -19,24 +19,24 @@ from flax.errors import InvalidRngError
 
 from errors import UsageError
 from models.core.layers import site_hash
-from models.core.spec import Array
+from models.core.spec import Array, path_name
 
 Tree = dict[str, Any]
-TRAINING = {  # how modules call the switch between training and use, and its value in training
+TRAINING = {  # argument names by which modules switch between training and inference -> the value in training
     **dict.fromkeys(("train", "training", "is_training"), True),
     **dict.fromkeys(("deterministic", "use_running_average", "eval"), False),
 }
-EXTRAS = {"mask": jnp.float32, "position": jnp.int32, "segment": jnp.int32}  # [B T], for a call that names them
+EXTRAS = {"mask": jnp.float32, "position": jnp.int32, "segment": jnp.int32}  # [B T], passed if the call has them
 
 
 @dataclass(frozen=True)
 class FlaxFunctions:
-    """A module: init(key) -> tree; run(tree, x, train, key, more) -> (value, new collections, sown losses)."""
+    """A module: init(key) -> tree; run(tree, x, train, key, extras) -> (value, new collections, sown losses)."""
 
     init: Callable[[Array], Tree]
     run: Callable[..., tuple[Any, Tree, Any]]
-    axes: dict[str, tuple[str | None, ...]]  # of the leaves whose metadata name their axes
-    extras: tuple[str, ...]  # of EXTRAS, what its call names
+    axes: dict[str, tuple[str | None, ...]]  # by path, of leaves with axis names in their metadata
+    extras: tuple[str, ...]  # the EXTRAS that its call takes
 
 
 def adapt(
@@ -48,22 +48,22 @@ def adapt(
 ) -> FlaxFunctions:
     """The functions of a Linen or NNX class, built with `args`, for inputs like `example` [1 ...] -> `wanted` [1 ...].
 
-    Raises UsageError for a class of neither kind, where it cannot be built or run, and where it gives another shape.
+    Raises UsageError for a class that is neither, that cannot be built or run, or whose output has another shape.
     """
     for base, adapter in ((linen.Module, _linen), (nnx.Module, _nnx)):
         if issubclass(kind, base):
             try:
-                made = adapter(kind, args, example, streams)
-                _check_outputs(kind, made, example, wanted)
-                return made
+                functions = adapter(kind, args, example, streams)
+                _check_outputs(kind, functions, example, wanted)
+                return functions
             except UsageError:
                 raise
             except InvalidRngError as error:
-                lacks = re.findall(r'PRNG for "(.*?)"', str(error))
+                missing = ", ".join(re.findall(r'PRNG for "(.*?)"', str(error)))
                 raise UsageError(
-                    f"{kind.__name__} draws from a stream that model.streams = {streams} lacks: add {', '.join(lacks)}"
+                    f"{kind.__name__} draws from a stream that model.streams = {streams} lacks: add {missing}"
                 ) from error
-            except Exception as error:  # whatever a user's module may raise
+            except Exception as error:  # a user's module may raise anything
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 given = ", ".join(f"{k}={v!r}" for k, v in args.items()) or "nothing"
                 raise UsageError(
@@ -73,33 +73,33 @@ def adapt(
 
 
 def _check_outputs(
-    kind: type, made: FlaxFunctions, example: jax.ShapeDtypeStruct, wanted: tuple[int, ...] | None
+    kind: type, functions: FlaxFunctions, example: jax.ShapeDtypeStruct, wanted: tuple[int, ...] | None
 ) -> None:
-    """Run a module in training and in use, with nothing computed. Raises UsageError for what it gives or lacks."""
+    """Trace a module in training and in inference. Raises UsageError for no parameters and for other outputs."""
     key, name = jax.random.key(0), kind.__name__
-    run = partial(made.run, more=_required_kwargs(kind.__call__, example))
+    run = partial(functions.run, extras=_required_kwargs(kind.__call__, example))
     with _no_mesh():
-        tree = jax.eval_shape(made.init, key)
+        tree = jax.eval_shape(functions.init, key)
         if not jax.tree.leaves(tree.get("params")):
             raise UsageError(f"{name} has no parameters")
         for train in (False, True):
             value, _, _ = jax.eval_shape(partial(run, train=train), tree, example, key=key if train else None)
             if not isinstance(value, jax.ShapeDtypeStruct):
-                raise UsageError(f"{name} gives a {type(value).__name__}, one array is wanted")
+                raise UsageError(f"{name} returns a {type(value).__name__}; it must return one array")
             if wanted is not None and value.shape != wanted:
-                raise UsageError(f"{name} gives {value.shape}, {wanted} is wanted")
+                raise UsageError(f"{name} returns shape {value.shape}; it must be {wanted}")
 
 
 def init_arguments(kind: type) -> tuple[list[str], bool]:
-    """The names of the arguments that a class is built with, and whether it takes any others."""
-    every = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    names = [p.name for p in every if p.kind not in several and p.name not in ("self", "parent", "name", "rngs")]
-    return names, any(p.kind == inspect.Parameter.VAR_KEYWORD for p in every)
+    """The names of a class's constructor arguments, and whether it also takes `**kwargs`."""
+    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [p.name for p in parameters if p.kind not in variadic and p.name not in ("self", "parent", "name", "rngs")]
+    return names, any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
 def _train_kwarg(call: Callable[..., Any], train: bool) -> dict[str, bool]:
-    """The keyword by which a module is told whether it trains."""
+    """The keyword argument that switches a call between training and inference."""
     names = inspect.signature(call).parameters
     return {name: train == TRAINING[name] for name in names if name in TRAINING}
 
@@ -109,14 +109,14 @@ def _extra_kwargs(call: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _required_kwargs(call: Callable[..., Any], example: jax.ShapeDtypeStruct) -> Tree:
-    """Values of EXTRAS for a call that cannot do without them."""
+    """Placeholder values of the EXTRAS that a call requires."""
     names = inspect.signature(call).parameters
     needed = [name for name in _extra_kwargs(call) if names[name].default is inspect.Parameter.empty]
     return {name: jnp.ones(example.shape[:2], EXTRAS[name]) for name in needed}
 
 
 def _no_mesh() -> Any:
-    """A context in which metadata's names, which are no axes of our mesh, constrain nothing."""
+    """A context in which axis names of metadata, which are not those of our mesh, have no effect."""
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
@@ -126,43 +126,42 @@ def _streams(key: Array, names: tuple[str, ...]) -> dict[str, Array]:
 
 def _linen(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> FlaxFunctions:
     module = kind(**args)
-    off = _train_kwarg(kind.__call__, False)
+    inference = _train_kwarg(kind.__call__, False)
+    required = _required_kwargs(kind.__call__, example)
 
     def init_boxed(key: Array) -> Tree:
         x = jnp.zeros(example.shape, example.dtype)
         with _no_mesh():
-            made = module.init(
-                _streams(key, ("params", *streams)), x, **off, **_required_kwargs(kind.__call__, example)
-            )
-        kept = {name: _without_sown(tree) for name, tree in made.items() if name not in ("losses", "intermediates")}
-        return {name: tree for name, tree in kept.items() if tree}
+            variables = module.init(_streams(key, ("params", *streams)), x, **inference, **required)
+        collections = {k: _without_sown(v) for k, v in variables.items() if k not in ("losses", "intermediates")}
+        return {name: tree for name, tree in collections.items() if tree}
 
     abstract = jax.eval_shape(init_boxed, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
-    axes = {_name(path): tuple(leaf.names) for path, leaf in leaves if hasattr(leaf, "names")}
+    axes = {path_name(path): tuple(leaf.names) for path, leaf in leaves if hasattr(leaf, "names")}
 
-    def call_module(tree: Tree, x: Array, train: bool, rngs: dict[str, Array], more: Tree) -> tuple[Any, Tree]:
-        changing = [name for name in tree if name != "params"]
-        mutable = [*changing, "losses"] if train else []
-        return module.apply(tree, x, **_train_kwarg(kind.__call__, train), **more, rngs=rngs, mutable=mutable)
+    def call_module(tree: Tree, x: Array, train: bool, rngs: dict[str, Array], extras: Tree) -> tuple[Any, Tree]:
+        collections = [name for name in tree if name != "params"]
+        mutable = [*collections, "losses"] if train else []
+        return module.apply(tree, x, **_train_kwarg(kind.__call__, train), **extras, rngs=rngs, mutable=mutable)
 
-    def run(tree: Tree, x: Array, train: bool, key: Array | None, more: Tree) -> tuple[Any, Tree, Any]:
+    def run(tree: Tree, x: Array, train: bool, key: Array | None, extras: Tree) -> tuple[Any, Tree, Any]:
         rngs = _streams(jax.random.key(0) if key is None else key, streams) if train or draws else {}
-        value, new = call_module(tree, x, train, rngs, more)
-        kept = {
-            name: _restrict_to(held, {**held, **new.get(name, {})}) for name, held in tree.items() if name != "params"
+        value, changed = call_module(tree, x, train, rngs, extras)
+        collections = {
+            name: _restrict_to(old, {**old, **changed.get(name, {})}) for name, old in tree.items() if name != "params"
         }
-        return value, kept, new.get("losses", {})
+        return value, collections, changed.get("losses", {})
 
     def init(key: Array) -> Tree:
         with _no_mesh():
             return meta.unbox(init_boxed(key))
 
-    try:  # without streams a module may know that it is not trained
+    try:  # does it run in inference without random streams?
         with _no_mesh():
             tree = jax.eval_shape(init, jax.random.key(0))
-            quiet = partial(call_module, train=False, rngs={}, more=_required_kwargs(kind.__call__, example))
-            jax.eval_shape(quiet, tree, example)
+            deterministic = partial(call_module, train=False, rngs={}, extras=required)
+            jax.eval_shape(deterministic, tree, example)
         draws = False
     except InvalidRngError:
         draws = True
@@ -178,7 +177,7 @@ def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stream
             return kind(**args, **({"rngs": nnx.Rngs(key)} if seeded else {}))
 
     def split_state(module: Any) -> Any:
-        """Graph, parameters, random streams, all else."""
+        """Graph, parameters, random streams, and the rest."""
         return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
     graphs = {}
@@ -189,13 +188,13 @@ def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stream
             except ValueError as error:
                 if "arrays cannot be passed as metadata fields" not in str(error):
                     raise
-                raise UsageError(f"{kind.__name__} holds a bare array: hold it as nnx.Variable, or nnx.data") from error
+                raise UsageError(f"{kind.__name__} holds a bare array: wrap it in nnx.Variable or nnx.data") from error
         module.train() if train else module.eval()
         graphs[train], params, draws, rest = split_state(module)
     axes = {}
     for path, variable in nnx.to_flat_state(params):
-        found = variable.get_metadata()
-        names = next((found[k] for k in ("out_sharding", "sharding_names", "sharding") if found.get(k)), None)
+        metadata = variable.get_metadata()
+        names = next((metadata[k] for k in ("out_sharding", "sharding_names", "sharding") if metadata.get(k)), None)
         if names is not None:
             axes["/".join(("params", *map(str, path)))] = tuple(names)
 
@@ -206,27 +205,26 @@ def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stream
         _, params, _, rest = split_state(build(key))
         return to_tree(params, rest)
 
-    def run(tree: Tree, x: Array, train: bool, key: Array | None, more: Tree) -> tuple[Any, Tree, Any]:
+    def run(tree: Tree, x: Array, train: bool, key: Array | None, extras: Tree) -> tuple[Any, Tree, Any]:
         key = jax.random.key(0) if key is None else key
-        drawn = _map_nnx_state(draws, lambda path, v: _init_rng_state(path, v, key))
         rngs = {"rngs": nnx.Rngs(jax.random.fold_in(key, site_hash("rngs")))} if draws_in_call else {}
         state = [
             _map_nnx_state(params, partial(_leaf_at, tree["params"])),
-            drawn,
+            _map_nnx_state(draws, lambda path, v: _init_rng_state(path, v, key)),
             _map_nnx_state(rest, partial(_leaf_at, tree.get("state"))),
         ]
         with nnx.use_eager_sharding(False):
             module = nnx.merge(graphs[train], *state)
-            value = module(x, **_train_kwarg(kind.__call__, train), **rngs, **more)
-        _, _, _, new = split_state(module)
-        kept = _restrict_to(tree["state"], _to_nested(new)) if "state" in tree else {}
-        return value, {"state": kept} if kept else {}, {}
+            value = module(x, **_train_kwarg(kind.__call__, train), **rngs, **extras)
+        _, _, _, changed = split_state(module)
+        new = _restrict_to(tree["state"], _to_nested(changed)) if "state" in tree else {}
+        return value, {"state": new} if new else {}, {}
 
     return FlaxFunctions(init, run, axes, _extra_kwargs(kind.__call__))
 
 
 def _init_rng_state(path: tuple[Any, ...], abstract: Any, key: Array) -> Array:
-    """The key or the count of one of an NNX module's streams, of a stack of them if that is its shape."""
+    """The key or the count of an NNX module's random stream; of a stack of streams if the shape is one."""
     if jnp.issubdtype(abstract.dtype, jax.dtypes.prng_key):
         own = jax.random.fold_in(key, site_hash("/".join(map(str, path))))
         return jax.random.split(own, abstract.shape) if abstract.shape else own
@@ -234,7 +232,7 @@ def _init_rng_state(path: tuple[Any, ...], abstract: Any, key: Array) -> Array:
 
 
 def _map_nnx_state(state: Any, value: Callable[[tuple[Any, ...], Any], Any]) -> Any:
-    """A state of the same structure, each variable's value made from its path and its abstract value."""
+    """A state of equal structure, with value(path, abstract value) in each variable."""
     flat = nnx.to_flat_state(state)
     return nnx.from_flat_state(
         [
@@ -251,7 +249,7 @@ def _leaf_at(tree: Any, path: tuple[Any, ...], _: Any = None) -> Any:
 
 
 def _without_sown(tree: Any) -> Any:
-    """A collection without the tuples that `sow` makes, which would grow each time the module runs."""
+    """A collection without the tuples of `sow`, which grow with each run of the module."""
     if not isinstance(tree, dict):
         return tree
     kept = {k: _without_sown(v) for k, v in tree.items() if not isinstance(v, tuple)}
@@ -259,7 +257,7 @@ def _without_sown(tree: Any) -> Any:
 
 
 def _restrict_to(tree: Tree, other: Tree) -> Tree:
-    """`other` cut down to the paths of `tree`."""
+    """The leaves of `other` at the paths of `tree`."""
     return {k: _restrict_to(v, other[k]) if isinstance(v, dict) else other[k] for k, v in tree.items()}
 
 
@@ -273,7 +271,3 @@ def _to_nested(state: Any) -> Tree:
             inside = inside.setdefault(folder, {})
         inside[leaf] = variable.get_value() if isinstance(variable, nnx.Variable) else variable
     return tree
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,7 +1,7 @@
 """Recurrent cells, and a layer that runs one of them along time.
 
 Legend: B batch, T time, I inputs, H hidden units, P units that are fed back (H without a projection), G gates.
-A cell maps what comes in at one time and what comes back, both already summed for each gate, and its state to its next
+A cell maps the gate pre-activations of the input (W x) and of the fed-back state (R h), and its state, to the next
 state. The order of gates and the two bias vectors are those of torch.nn.RNN, GRU and LSTM.
 """
 
@@ -30,7 +30,7 @@ def elman_relu(x_gates: Gates, h_gates: Gates, state: State) -> State:
 
 
 def gru(x_gates: Gates, h_gates: Gates, state: State) -> State:
-    """Gates r, z, n (Cho et al. 2014, arXiv:1406.1078); r weighs what comes back after its product, as in torch."""
+    """Gates r, z, n (Cho et al. 2014, arXiv:1406.1078); r multiplies R h after the product, as in torch."""
     r, z = (jax.nn.sigmoid(x_gates[:, i] + h_gates[:, i]) for i in (0, 1))
     n = jnp.tanh(x_gates[:, 2] + r * h_gates[:, 2])
     return {"h": (1 - z) * n + z * state["h"]}
@@ -44,7 +44,7 @@ def lstm(x_gates: Gates, h_gates: Gates, state: State) -> State:
 
 
 class Cell(NamedTuple):
-    """A cell's function and what its table needs to know."""
+    """A cell's function, and what the table of parameters depends on."""
 
     step: Callable[[Gates, Gates, State], State]
     gates: int
@@ -72,37 +72,39 @@ def layer_specs(
     chrono_max: int | None,
     axis: str,
 ) -> dict[str, Any]:
-    """The table of one layer in one direction; `axis` names its inputs.
+    """Specs of one layer in one direction; `axis` names its inputs.
 
-    Weights and biases start uniform within 1/sqrt(H), as torch's do. `forget_bias` is added to the first bias of an
-    LSTM's forget gate. With `chrono_max` units start to remember for times spread up to it: the bias of the gate that
-    keeps is the log of a number between 1 and chrono_max - 1, that of an LSTM's input gate its opposite (Tallec,
-    Ollivier 2018, arXiv:1804.11188, eq. 16).
+    Weights and biases start uniform within 1/sqrt(H), as in torch. `forget_bias` is added to the input bias of an
+    LSTM's forget gate. `chrono_max` is the longest time that units initially remember (chrono initialization): the bias
+    of the forget or update gate is the log of a uniform number between 1 and chrono_max - 1; the bias of an LSTM's
+    input gate is its negative (Tallec, Ollivier 2018, arXiv:1804.11188, eq. 16).
     """
-    G, H, P, law = CELLS[cell].gates, width, projection or width, uniform(width**-0.5)
+    G, H, P = CELLS[cell].gates, width, projection or width
+    carry_gate, input_gate = CELLS[cell].carry_gate, CELLS[cell].input_gate
+    init = uniform(width**-0.5)
 
     def gate_bias(key: Array, shape: tuple[int, ...], spec: Spec) -> Array:
-        start, carry, admit = law(key, shape, spec), CELLS[cell].carry_gate, CELLS[cell].input_gate
-        if carry is None:
-            return start
+        bias = init(key, shape, spec)
+        if carry_gate is None:
+            return bias
         if chrono_max is None:
-            return start.at[carry].add(forget_bias)
-        spread = jnp.log(jax.random.uniform(jax.random.fold_in(key, 1), shape[1:], jnp.float32, 1.0, chrono_max - 1.0))
-        start = start.at[carry].set(spread)
-        return start if admit is None else start.at[admit].set(-spread)
+            return bias.at[carry_gate].add(forget_bias)
+        chrono = jnp.log(jax.random.uniform(jax.random.fold_in(key, 1), shape[1:], jnp.float32, 1.0, chrono_max - 1.0))
+        bias = bias.at[carry_gate].set(chrono)
+        return bias if input_gate is None else bias.at[input_gate].set(-chrono)
 
-    def gate_specs(size: int, name: str, bias_law: Initializer) -> dict[str, Spec]:
-        table = {"kernel": Spec((size, G, H), f"{name} gates mlp", law, fan_in=name)}
-        return {**table, "bias": Spec((G, H), "gates mlp", bias_law)} if bias else table
+    def gate_specs(size: int, name: str, bias_init: Initializer) -> dict[str, Spec]:
+        table = {"kernel": Spec((size, G, H), f"{name} gates mlp", init, fan_in=name)}
+        return {**table, "bias": Spec((G, H), "gates mlp", bias_init)} if bias else table
 
-    table: dict[str, Any] = {"input": gate_specs(inputs, axis, gate_bias), "state": gate_specs(P, "embed", law)}
+    table: dict[str, Any] = {"input": gate_specs(inputs, axis, gate_bias), "state": gate_specs(P, "embed", init)}
     if projection is not None:
-        table["out"] = {"kernel": Spec((H, P), "mlp embed", law, fan_in="mlp")}
+        table["out"] = {"kernel": Spec((H, P), "mlp embed", init, fan_in="mlp")}
     return table
 
 
 def state_specs(batch: int, width: int, cell: str, projection: int | None, dtype: str) -> dict[str, Spec]:
-    """The table of a layer's state, which starts at 0."""
+    """Specs of a layer's state; its initial value is 0."""
     table = {"h": Spec((batch, projection or width), "batch width" if projection else "batch mlp", zeros, dtype=dtype)}
     if CELLS[cell].has_cell_state:
         table["c"] = Spec((batch, width), "batch mlp", zeros, dtype=dtype)
@@ -119,16 +121,16 @@ def run_layer(
     reverse: bool = False,
     place: Place = unsharded,
 ) -> tuple[Float[Array, "b t p"], State]:
-    """One layer along time, from a state (0 where None): x [B T I], mask [B T] -> (h of each time [B T P], last state).
+    """One layer along time: x [B T I], mask [B T] -> (h of each time [B T P], last state). `state` None starts at 0.
 
-    Where the mask is 0 the state stands still and the output is 0; so a sequence may be padded at its end, in the
-    reverse direction too.
+    Where the mask is 0 the state is kept and the output is 0. A sequence may thus be padded at its end, in the reverse
+    direction too.
     """
     x_gates = linear("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
     p = gather_params(p, x)
 
-    def step(state: State, now: tuple[Array, Array | None]) -> tuple[State, Array]:
-        x_gates, real = now
+    def step(state: State, inputs: tuple[Array, Array | None]) -> tuple[State, Array]:
+        x_gates, real = inputs
         new = where_real(layer_step(x_gates, p, cell, state, place), state, real)
         return new, new["h"]
 
@@ -144,7 +146,7 @@ def run_layer(
 
 
 def layer_step(x_gates: Gates, p: dict[str, Any], cell: str, state: State, place: Place = unsharded) -> State:
-    """One time of a layer: what comes in, summed for each gate [B G H], and a state -> the next state."""
+    """One time step of a layer: gate pre-activations of the input [B G H] and a state -> the next state."""
     h_gates = linear("bh,hgk->bgk", reshard(state["h"], place("batch width")), p["state"], place("batch gates mlp"))
     new = CELLS[cell].step(x_gates, h_gates, state)
     if "out" in p:
@@ -153,10 +155,10 @@ def layer_step(x_gates: Gates, p: dict[str, Any], cell: str, state: State, place
 
 
 def where_real(new: Any, state: Any, real: Shaped[Array, "b"] | None) -> Any:
-    """The new state in rows that are real [B], all of them where that is None, else the old one: trees of [B ...]."""
+    """The new state in rows where `real` [B] is above 0, else the old one; None means all rows. Trees of [B ...]."""
     return new if real is None else jax.tree.map(lambda n, old: jnp.where(real[:, None] > 0, n, old), new, state)
 
 
 def gather_params(p: Any, x: Float[Array, "b ..."]) -> Any:
-    """Parameters made ready for a loop over time: in x's dtype, gathered once instead of at each time."""
+    """Parameters for a loop over time: in x's dtype, and gathered once instead of at each step."""
     return jax.tree.map(lambda w: gather_weight(w.astype(x.dtype), x), p)

@@ -1,9 +1,9 @@
-"""BERT: an encoder of post-norm blocks in which every token sees all others.
+"""BERT: an encoder of post-norm blocks with bidirectional attention.
 
 Legend: B batch, T time, V padded vocabulary, D width, L depth, N heads, H head width, F hidden, C classes.
 Source: Devlin et al. 2019, arXiv:1810.04805, section 3 and appendix A; Wang et al. 2020, arXiv:2002.10957 (MiniLM);
 Reimers, Gurevych 2019, arXiv:1908.10084, section 3 (a sentence is the mean of its tokens). The hidden layer of the
-masked-language head is as in the released code: the paper does not tell of it.
+masked-language head, which the paper does not mention, is that of the released code.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ TRAITS = frozenset({"encoder"})
 INPUT = "tokens"
 HEADS = ("none", "mlm", "classes")
 POOLS = ("none", "first", "mean")
-ZERO_GRAD = {"blocks/k/bias": "adds one number to all scores of a query, which the softmax takes away"}
+ZERO_GRAD = {"blocks/k/bias": "adds one number to all scores of a query, which the softmax removes"}
 
 SIZES: dict[str, dict[str, Any]] = {
     "bert_base": dict(width=768, depth=12, heads=12),
@@ -48,29 +48,29 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Shape and options of a BERT; `dropout` is for the attention weights too where their own rate is None."""
+    """Shape and options of a BERT; `dropout` also applies to the attention weights if their own rate is None."""
 
     vocab: int = 30522  # tokens
     vocab_multiple: int = 128  # the table is padded to a multiple of it
     context: int = 512  # longest sequence, tokens
-    types: int = 2  # kinds of tokens: those of a first text, and of a second
+    types: int = 2  # token types: first and second text
     width: int = 768
     depth: int = 12
     heads: int = 12
     hidden: int | None = None  # of the MLP; None is 4 * width
     activation: str = "gelu"
-    head: str = "none"  # what comes out: vectors, logits of every token (mlm), or of classes
-    pool: str = "none"  # which vector: of each token, of the sequence from its first token, or the mean of its tokens
-    pooler: bool = True  # a layer on the first token, where that is the sequence's vector
+    head: str = "none"  # the output: vectors, logits of every token (mlm), or logits of classes
+    pool: str = "none"  # the vector: of each token, of the first token, or the mean of the tokens
+    pooler: bool = True  # a layer on the first token's vector, if pool is first
     classes: int = 2
-    dropout: float = 0.0  # probability, of the embeddings and of what a branch adds
+    dropout: float = 0.0  # probability, on the embeddings and the output of each branch
     dropout_attention: float | None = None
-    tied: bool = True  # the head of mlm is the token table
+    tied: bool = True  # the head of mlm is the token embedding
     eps: float = 1e-12
     compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS
-    remat: str = "none"  # what the backward pass recomputes
-    scan: bool = True  # one compiled block, looped; False unrolls
+    attention: str = "reference"  # a key of attention.BACKENDS
+    remat: str = "none"  # rematerialisation: a key of REMAT
+    scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
         require(self, "positive", "vocab", "vocab_multiple", "context", "types", "width", "depth", "heads", "hidden")
@@ -81,7 +81,7 @@ class Config:
         )
         require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
         if self.head == "mlm":
-            require(self, "'none' for head='mlm', which tells of every token", "pool", test=lambda p: p == "none")
+            require(self, "'none' for head='mlm'", "pool", test=lambda p: p == "none")
         if self.head == "classes":
             require(self, "'first' or 'mean' for head='classes'", "pool", test=lambda p: p != "none")
 
@@ -92,24 +92,24 @@ class Config:
 
 
 def traits(c: Config) -> frozenset[str]:
-    """What this config is, beside an encoder."""
+    """The traits of a Config: an encoder, and what its head makes it."""
     return TRAITS | {"mlm": {"language_model"}, "classes": {"classifier"}}.get(c.head, set())
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
-    V, law = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, normal(0.02)
+    V, init = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, normal(0.02)
 
     def heads() -> dict[str, Spec]:
-        kernel = Spec((L, D, N, H), "layers embed heads head_dim", law, fan_in="embed")
+        kernel = Spec((L, D, N, H), "layers embed heads head_dim", init, fan_in="embed")
         return {"kernel": kernel, "bias": Spec((L, N, H), "layers heads head_dim", zeros)}
 
     params: dict[str, Any] = {
         "embed": {
-            "token": Spec((V, D), "vocab embed", law),
-            "position": Spec((c.context, D), "time embed", law),
-            "type": Spec((c.types, D), "time embed", law),
+            "token": Spec((V, D), "vocab embed", init),
+            "position": Spec((c.context, D), "time embed", init),
+            "type": Spec((c.types, D), "time embed", init),
             "norm": norm_specs(D),
         },
         "blocks": {
@@ -117,30 +117,30 @@ def specs(c: Config) -> dict[str, Any]:
             "k": heads(),
             "v": heads(),
             "out": {
-                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", law, fan_in="heads head_dim"),
+                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", init, fan_in="heads head_dim"),
                 "bias": Spec((L, D), "layers norm", zeros),
             },
             "norm1": norm_specs(D, (L,)),
             "up": {
-                "kernel": Spec((L, D, F), "layers embed mlp", law, fan_in="embed"),
+                "kernel": Spec((L, D, F), "layers embed mlp", init, fan_in="embed"),
                 "bias": Spec((L, F), "layers mlp", zeros),
             },
             "down": {
-                "kernel": Spec((L, F, D), "layers mlp embed", law, fan_in="mlp"),
+                "kernel": Spec((L, F, D), "layers mlp embed", init, fan_in="mlp"),
                 "bias": Spec((L, D), "layers norm", zeros),
             },
             "norm2": norm_specs(D, (L,)),
         },
     }
     if c.pooler:
-        params["pooler"] = linear_specs(D, D, "embed width", law)
+        params["pooler"] = linear_specs(D, D, "embed width", init)
     if c.head == "classes":
-        params["head"] = linear_specs(D, c.classes, "embed classes", law, "classes")
+        params["head"] = linear_specs(D, c.classes, "embed classes", init, "classes")
     if c.head == "mlm":
-        params["head"] = {**linear_specs(D, D, "embed width", law), "norm": norm_specs(D)}
+        params["head"] = {**linear_specs(D, D, "embed width", init), "norm": norm_specs(D)}
         params["head"]["vocab"] = {"bias": Spec((V,), "vocab", zeros)}
         if not c.tied:
-            params["head"]["vocab"]["kernel"] = Spec((V, D), "vocab embed", law, fan_in="embed")
+            params["head"]["vocab"]["kernel"] = Spec((V, D), "vocab embed", init, fan_in="embed")
     return {"params": params}
 
 
@@ -154,9 +154,9 @@ def apply(
     cache: None = None,
     place: Place = unsharded,
 ) -> Outputs:
-    """What `head` and `pool` say, float32: tokens [B T] -> [B T D], [B D], [B C], or logits [B T V] of mlm.
+    """Vectors or logits by `head` and `pool`, float32: tokens [B T] -> [B T D], [B D], [B C], or [B T V] for mlm.
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: mask [B T], 0 where a token is padding;
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: mask [B T], 0 where a token is padding;
     token_type [B T], below `types`; position [B T].
     """
     p, tokens, keys = variables["params"], inputs["tokens"], key if train else None

@@ -2,9 +2,9 @@
 
 Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J kernel rows and columns.
 Source: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", section II.B.
-Deviations: the paper's figure 3 gives the output codes as pictures, and CODES below draws the ten digits anew on its
-7 x 12 grid; weights start as Gaussians of deviation 1/sqrt(fan-in) instead of uniform in +-2.4/fan-in (appendix A); the
-distances to the codes are divided by 16, and their softmax is without the constant e^-j of eq. 9.
+Deviations: the paper's figure 3 gives the output codes as pictures, so that CODES below are ten digits redrawn on its
+7 x 12 grid; weights start as Gaussians of standard deviation 1/sqrt(fan-in) instead of uniform in +-2.4/fan-in
+(appendix A); the distances to the codes are divided by 16, and their softmax omits the constant e^-j of eq. 9.
 """
 
 from dataclasses import dataclass
@@ -51,8 +51,8 @@ SIZES: dict[str, dict[str, Any]] = {
 NORMS = ("batch", "none")
 POOLS = ("max", "average", "subsample", "none")
 HEADS = ("linear", "rbf")
-SIGMOIDS = ("scaled_tanh", "tanh", "sigmoid")  # start at unit variance; the rest at He et al.'s two
-TEMPERATURE = 16.0  # by which the distances to the codes are divided, so that a softmax over them is not a step
+SIGMOIDS = ("scaled_tanh", "tanh", "sigmoid")  # weights of variance 1/fan-in; with others He et al.'s 2/fan-in
+TEMPERATURE = 16.0  # divides the distances to the codes, so that a softmax over them is not a step
 
 # Table I of the paper: row o lists which of the 6 maps of S2 feed map o of C3.
 LINKS = (
@@ -80,7 +80,7 @@ CODES = (  # twelve rows of seven columns a digit, a row as the sum of 64 32 16 
 class Config:
     """Stages from image to class scores."""
 
-    inputs: tuple[int, ...] = (28, 28, 1)  # Y X C; smaller images are padded with 0 around
+    inputs: tuple[int, ...] = (28, 28, 1)  # Y X C; smaller images are padded with 0 on all sides
     channels: tuple[int, ...] = (32, 64)  # of each stage
     kernel: int = 3  # rows and columns
     padding: str = "SAME"
@@ -92,7 +92,7 @@ class Config:
     head: str = "linear"
     classes: int = 10
     dropout: float = 0.0  # probability, after each hidden layer
-    momentum: float = 0.9  # kept of the running moments, an update
+    momentum: float = 0.9  # decay of the running moments per update
     eps: float = 1e-5
     compute: str = "float32"
 
@@ -115,12 +115,12 @@ class Config:
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields that the data fix: inputs, from the shape of a row."""
+    """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"]} if "image" in shapes else {}
 
 
 def traits(c: Config) -> frozenset[str]:
-    """A classifier; with batch norm its rows are coupled, and it keeps running moments."""
+    """The traits of a Config; batch norm couples the rows and keeps running moments."""
     return TRAITS if c.norm == "batch" else frozenset({"classifier"})
 
 
@@ -133,23 +133,23 @@ def _final_size(c: Config) -> tuple[int, int]:
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters, and of running moments where batch norm is on."""
+    """Specs of the parameters, and of the running moments if batch norm is on."""
     J = c.kernel
     stages: dict[str, dict[str, Any]] = {}
     stats: dict[str, Any] = {}
 
-    def law(fan_in: int) -> Initializer:  # by number, as the sparse stage's links are no fan-in of its Spec
+    def init(fan_in: int) -> Initializer:  # given, as a Spec of the sparse stage has no fan-in axis
         return normal((1 if c.activation in SIGMOIDS else 2) ** 0.5 * fan_in**-0.5)
 
     for i, (C, O) in enumerate(zip((c.inputs[2], *c.channels), c.channels, strict=False)):
         if c.sparse and i == 1:  # 60 links between maps, each with a kernel of its own
             links = sum(map(len, LINKS))
-            kernel = Spec((J, J, links), "rows columns links", law(J * J * links // O), fan_in="rows columns")
+            kernel = Spec((J, J, links), "rows columns links", init(J * J * links // O), fan_in="rows columns")
         else:
             axes = "rows columns channels_in channels"
-            kernel = Spec((J, J, C, O), axes, law(J * J * C), fan_in="rows columns channels_in")
+            kernel = Spec((J, J, C, O), axes, init(J * J * C), fan_in="rows columns channels_in")
         stages[str(i)] = {"kernel": kernel}
-        if c.norm == "batch":  # its bias serves the convolution too
+        if c.norm == "batch":  # the norm's bias makes the convolution's redundant
             stages[str(i)]["norm"] = norm_specs(O)
             stats[str(i)] = {"mean": Spec((O,), "norm", zeros), "var": Spec((O,), "norm", ones)}
         else:
@@ -159,17 +159,17 @@ def specs(c: Config) -> dict[str, Any]:
 
     widths = (_final_size(c)[0] * _final_size(c)[1] * c.channels[-1], *c.hidden)
     hidden = {
-        str(i): linear_specs(n, m, "embed mlp", law(n), "mlp")
+        str(i): linear_specs(n, m, "embed mlp", init(n), "mlp")
         for i, (n, m) in enumerate(zip(widths, c.hidden, strict=False))
     }
     params: dict[str, Any] = {"stages": stages, "hidden": hidden}
     if c.head == "linear":
-        params["head"] = linear_specs(widths[-1], c.classes, "embed classes", law(widths[-1]), "classes")
+        params["head"] = linear_specs(widths[-1], c.classes, "embed classes", init(widths[-1]), "classes")
     return {"params": params, "stats": stats}
 
 
 def dense_kernel(kernel: Float[Array, "i j links"]) -> Float[Array, "i j c o"]:
-    """The dense kernel of a sparsely linked stage, 0 where there is no link: [I J links] -> [I J C O]."""
+    """The dense kernel of a sparse stage, 0 where maps are not linked: [I J links] -> [I J C O]."""
     pairs = [(c, o) for o, maps in enumerate(LINKS) for c in maps]
     onto = np.zeros((len(pairs), 6, len(LINKS)), np.float32)
     onto[(np.arange(len(pairs)), *np.array(pairs).T)] = 1
@@ -177,7 +177,7 @@ def dense_kernel(kernel: Float[Array, "i j links"]) -> Float[Array, "i j c o"]:
 
 
 def rbf(x: Float[Array, "b f"]) -> Float[Array, "b o"]:
-    """Minus the squared distance to each class's code (the paper's eq. 7) over TEMPERATURE: x [B 84] -> [B 10].
+    """Minus the squared distance to each class's code (the paper's eq. 7), over TEMPERATURE: x [B 84] -> [B 10].
 
     A softmax over it is the MAP criterion of eq. 9 without its constant.
     """
@@ -199,7 +199,7 @@ def apply(
 ) -> Outputs:
     """Class scores, float32: image [B Y X C] -> [B classes]; in training also the new running moments.
 
-    Raises UsageError where the image is larger than the config's, or has other channels.
+    Raises UsageError for an image that is larger than the config's, or has another number of channels.
     """
     p, stats, keys = variables["params"], dict(variables.get("stats", {})), key if train else None
     x = _pad(inputs["image"], c).astype(COMPUTE[c.compute])

@@ -1,8 +1,8 @@
 """A user's own Flax module, Linen or NNX, as a family: trained, sharded, saved and evaluated like any other.
 
-Its abstract parameters become the table. Axes named by partitioning metadata go by the same rules as ours; of a leaf
-without them the largest dim that 16 divides is cut over fsdp. It runs inside `auto_axes`, on weights made whole over
-the axes that cut the rows. Its noise is drawn for a whole batch, so accumulation changes it (trait `batch_coupled`).
+Its abstract parameters become the specs. Axes named by partitioning metadata follow our rules; without metadata the
+largest dim that 16 divides is sharded over fsdp. The module runs inside `auto_axes`, on weights gathered over the axes
+that shard the rows. Its noise is drawn for a whole batch, so accumulation changes it (trait `batch_coupled`).
 """
 
 import functools
@@ -21,23 +21,23 @@ from models.core.layers import gather_weight
 from models.core.spec import Array, JointInit, Outputs, Place, Spec, flatten, path_name, unsharded
 
 TRAITS = frozenset({"classifier", "language_model", "regressor", "running_stats", "batch_coupled"})
-TOLD = {"classes": "classifier", "outputs": "regressor", "vocab": "language_model"}  # by the first that is set
+OUTPUT_KINDS = {"classes": "classifier", "outputs": "regressor", "vocab": "language_model"}  # by the first that is set
 INPUT = "features"
-FIELDS = ("image", "features", "tokens")  # which of a batch's fields the module is called with: the first that is there
-UNCONTRACTED = ("bias", "scale", "mean", "var", "embedding")  # leaves that are no product's kernel, whatever their rank
+FIELDS = ("image", "features", "tokens")  # the module is called with the first of these that the batch has
+UNCONTRACTED = ("bias", "scale", "mean", "var", "embedding")  # leaves that are no kernel of a product, of any rank
 ZERO_GRAD: dict[str, str] = {}
 SIZES: dict[str, dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which class, what it is built with, and what it is called on."""
+    """The class, its arguments, its inputs and outputs."""
 
     module: str = ""  # package.file:ClassName, importable from where Canon runs
     args: tuple[Any, ...] = ()  # of its constructor; on the command line --config.model.args.NAME=VALUE
-    streams: tuple[str, ...] = ("dropout",)  # of random numbers that a Linen module asks for
-    shape: tuple[int, ...] = ()  # of one row of its input; empty takes `context` tokens
-    context: int = 64  # tokens a row, of text
+    streams: tuple[str, ...] = ("dropout",)  # random streams of a Linen module
+    shape: tuple[int, ...] = ()  # of one row of its input; empty: `context` tokens
+    context: int = 64  # tokens per row of text
     classes: int | None = None
     vocab: int | None = None  # tokens
     outputs: int | None = None  # real values
@@ -48,44 +48,46 @@ class Config:
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields that the data fix: the shape of a row."""
+    """Config fields that the data determine: the shape of a row."""
     return {"shape": shapes[next(name for name in FIELDS if name in shapes)]}
 
 
 def traits(c: Config) -> frozenset[str]:
-    """By what it is to tell; its noise, and maybe more, couples the rows."""
-    told = next((trait for name, trait in TOLD.items() if getattr(c, name) is not None), "regressor")
-    return frozenset({told, "batch_coupled"} | ({"running_stats"} if "stats" in specs(c) else set()))
+    """The traits of a Config, by its outputs; the rows are coupled by its noise at least."""
+    kind = next((trait for name, trait in OUTPUT_KINDS.items() if getattr(c, name) is not None), "regressor")
+    return frozenset({kind, "batch_coupled"} | ({"running_stats"} if "stats" in specs(c) else set()))
 
 
 @functools.cache
 def _module(c: Config) -> flax_adapter.FlaxFunctions:
-    """The module's functions. An argument called classes, vocab or outputs that is not given is the data's."""
+    """The module's functions. Arguments named classes, vocab or outputs default to the Config's fields."""
     where, _, name = c.module.partition(":")
     try:
-        found = importlib.import_module(where)
+        python_module = importlib.import_module(where)
     except ImportError as error:
         raise UsageError(f"flax: module = {c.module!r}: {error}") from None
-    if not isinstance(getattr(found, name, None), type):
-        raise unknown(f"class of {where}", name, [k for k, v in vars(found).items() if isinstance(v, type)])
-    kind, args = getattr(found, name), {k: unfreeze(v) for k, v in c.args}
-    names, more = flax_adapter.init_arguments(kind)
-    for given in args:
-        if given not in names and not more:
-            raise unknown(f"argument of {name}", given, names)
-    facts = {"classes": c.classes, "vocab": c.vocab, "outputs": c.outputs}
-    args = {**{k: v for k, v in facts.items() if v is not None and k in names}, **args}
+    if not isinstance(getattr(python_module, name, None), type):
+        raise unknown(f"class of {where}", name, [k for k, v in vars(python_module).items() if isinstance(v, type)])
+    kind, args = getattr(python_module, name), {k: unfreeze(v) for k, v in c.args}
+    names, takes_others = flax_adapter.init_arguments(kind)
+    for argument in args:
+        if argument not in names and not takes_others:
+            raise unknown(f"argument of {name}", argument, names)
+    sizes = {"classes": c.classes, "vocab": c.vocab, "outputs": c.outputs}
+    args = {**{k: v for k, v in sizes.items() if v is not None and k in names}, **args}
     example = jax.ShapeDtypeStruct((1, *(c.shape or (c.context,))), jnp.float32 if c.shape else jnp.int32)
-    told = next((name for name in TOLD if facts[name] is not None), None)
-    wanted = None if told is None else (1, *(example.shape[1:2] if told == "vocab" else ()), facts[told])
+    output = next((name for name in OUTPUT_KINDS if sizes[name] is not None), None)
+    wanted = None if output is None else (1, *(example.shape[1:2] if output == "vocab" else ()), sizes[output])
     return flax_adapter.adapt(kind, args, example, c.streams, wanted)
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters, and of every other collection under `stats`."""
+    """Specs of the parameters, and of all other collections under `stats`."""
     module = _module(c)
     tree = jax.eval_shape(module.init, jax.random.key(0))
-    values = lambda key: flatten(module.init(key))  # noqa: E731
+
+    def values(key: Array) -> dict[str, Array]:
+        return flatten(module.init(key))
 
     def spec(path: tuple[Any, ...], leaf: Any) -> Spec:
         name = path_name(path)
@@ -102,14 +104,14 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def _axes(shape: tuple[int, ...], named: tuple[str | None, ...], trained: bool) -> list[str]:
-    """A name for each dim: the metadata's, else `shard` for the one that fsdp cuts, and `dim0`, `dim1` …"""
+    """A name for each dim: the metadata's, else `shard` for the one to shard over fsdp, and `dim0`, `dim1` …"""
     axes = [f"dim{i}" for i in range(len(shape))]
     for i, name in enumerate(named):
         if name is not None:
             axes[i] = name
-    able = [i for i, n in enumerate(shape) if n % 16 == 0]
-    if trained and able and not any(named):
-        axes[max(able, key=lambda i: shape[i])] = "shard"
+    divisible = [i for i, n in enumerate(shape) if n % 16 == 0]
+    if trained and divisible and not any(named):
+        axes[max(divisible, key=lambda i: shape[i])] = "shard"
     return axes
 
 
@@ -123,7 +125,7 @@ def apply(
     cache: None = None,
     place: Place = unsharded,
 ) -> Outputs:
-    """The module's output, float32: its input [B ...] -> [B C] or [B T V]; with it the collections that it changed."""
+    """The module's output, float32, and its changed collections as stats: [B ...] -> [B C], [B outputs] or [B T V]."""
     x = next(inputs[name] for name in FIELDS if name in inputs)
     if x.dtype != jnp.float32 and not jnp.issubdtype(x.dtype, jnp.integer):
         x = x.astype(jnp.float32)
@@ -135,13 +137,13 @@ def apply(
         aux = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(losses)), start=jnp.zeros(()))
         return value.astype(jnp.float32), new, aux
 
-    stats, whole = variables.get("stats", {}), PartitionSpec()
+    stats, replicated = variables.get("stats", {}), PartitionSpec()
     extras = {name: inputs[name] for name in module.extras if name in inputs}
     args = jax.tree.map(lambda w: gather_weight(w, x), variables["params"]), stats, x, extras, key if train else None
     rows = place("batch")
     if rows is not None:
         rank = len(jax.eval_shape(run, *jax.tree.map(_plain, args))[0].shape)
-        over = PartitionSpec(*rows, *[None] * (rank - 1)), jax.tree.map(lambda _: whole, stats), whole
+        over = PartitionSpec(*rows, *[None] * (rank - 1)), jax.tree.map(lambda _: replicated, stats), replicated
         run = auto_axes(run, out_sharding=over)
     value, stats, aux = run(*args)
     return Outputs(value, stats=stats, aux_losses={"sown": (aux, jnp.ones(()))} if train else {})

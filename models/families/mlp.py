@@ -2,8 +2,8 @@
 
 Legend: B batch, F the width of a layer. Images are flattened, row by row.
 Source: Rosenblatt 1958, "The perceptron", Psychological Review 65; Rumelhart, Hinton, Williams 1986, Nature 323;
-Nielsen 2015, "Neural networks and deep learning", chapter 1 for the size `nielsen`, whose weights start at deviation
-1/sqrt(fan-in), as his chapter 3 advises, and not at 1.
+Nielsen 2015, "Neural networks and deep learning", chapter 1 for the size `nielsen`, whose weights start with a standard
+deviation of 1/sqrt(fan-in), as his chapter 3 advises, instead of 1.
 """
 
 import math
@@ -35,15 +35,15 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Widths from input to output, and the functions between."""
+    """Widths from input to output, activations and initial values."""
 
     inputs: int = 2
     hidden: tuple[int, ...] = (16,)
     classes: int = 2
     activation: str = "tanh"
-    output: str = "identity"  # what the last layer's sums pass through
+    output: str = "identity"  # activation of the last layer
     init: str = "lecun_normal"  # initializer of the weights: a key of INITIALIZERS
-    bias_std: float | None = None  # initial biases are Gaussian with it; None starts them at 0
+    bias_std: float | None = None  # standard deviation of the initial biases; None: they start at 0
     dropout: float = 0.0  # probability, after each hidden layer
     compute: str = "float32"
 
@@ -55,12 +55,12 @@ class Config:
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields that the data fix: inputs, from the shape of a row."""
+    """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": math.prod(shapes["features"] if "features" in shapes else shapes["image"])}
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
 
     def layer(i: int, o: int, axes: str, out_axis: str) -> dict[str, Spec]:
         table = linear_specs(i, o, axes, INITIALIZERS[c.init], out_axis)

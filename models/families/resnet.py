@@ -1,11 +1,11 @@
-"""Residual networks: each block of convolutions adds to what comes in.
+"""Residual networks: each block of convolutions adds its output to its input.
 
 Legend: B batch, Y X image rows and columns, C channels in, O channels out, F channels inside of a bottleneck, J kernel
 rows and columns.
 Source: He, Zhang, Ren, Sun 2015, arXiv:1512.03385, table 1 and section 4.2; Goyal et al. 2017, arXiv:1706.02677,
-section 5.1 (what a block adds starts at 0); Zagoruyko, Komodakis 2016, arXiv:1605.07146, section 2 (wider blocks).
-Deviation: a bottleneck's stride lies in its 3 x 3 convolution, as in all that is published since; `stride_first` puts
-it where the paper does.
+section 5.1 (a block's last norm starts at 0); Zagoruyko, Komodakis 2016, arXiv:1605.07146, section 2 (wider blocks).
+Deviation: a bottleneck's stride is in its 3 x 3 convolution, as in later published networks; `stride_first` follows the
+paper.
 """
 
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
 INPUT = "image"
 ZERO_GRAD: dict[str, str] = {}
 BLOCKS = {"basic": (3, 3), "bottleneck": (1, 3, 1)}  # rows and columns of each convolution's kernel
-REDUCTION = 4  # of a bottleneck: channels out over those of its 3 x 3 convolution
+REDUCTION = 4  # of a bottleneck: its output channels over those of its 3 x 3 convolution
 STEMS = {"imagenet": 7, "cifar": 3}  # rows and columns of the kernel
-SHORTCUTS = ("projection", "identity")  # the paper's options B and A, where a shortcut changes shape
+SHORTCUTS = ("projection", "identity")  # the paper's options B and A, for a shortcut that changes shape
 NORMS = ("batch", "none")
 HEADS = ("classes", "none")
 
@@ -51,26 +51,26 @@ class Config:
     """Shape and options of a residual network."""
 
     inputs: int = 3  # channels of an image
-    stem: str = "imagenet"  # 7 x 7, stride 2, and a pool of stride 2; or of 32 x 32 images 3 x 3
+    stem: str = "imagenet"  # 7 x 7 of stride 2, then a pool of stride 2; cifar: 3 x 3, for 32 x 32 images
     stem_channels: int = 64
     block: str = "basic"
     depths: tuple[int, ...] = (2, 2, 2, 2)  # blocks of each stage
     channels: tuple[int, ...] = (64, 128, 256, 512)  # out of each stage
     widening: int = 1  # factor on the channels of the 3 x 3 convolutions
-    stride_first: bool = False  # a stage's stride lies in a block's first convolution, be it 1 x 1
-    halve_first: bool = False  # the first stage halves the map too
+    stride_first: bool = False  # a stage's stride is in a block's first convolution, even if that is 1 x 1
+    halve_first: bool = False  # the first stage has stride 2 too
     shortcut: str = "projection"
     norm: str = "batch"
-    zero_init: bool = False  # what a block adds starts at 0
+    zero_init: bool = False  # the last norm (or kernel) of each block starts at 0
     activation: str = "relu"  # after the stem and after each sum
     inner_activation: str = "relu"  # between the convolutions of a block
-    head: str = "classes"  # what comes out: scores of classes, or the mean over the last map
+    head: str = "classes"  # the output: scores of classes, or with none the mean over the last map
     classes: int = 1000
-    momentum: float = 0.9  # kept of the running moments, an update
+    momentum: float = 0.9  # decay of the running moments per update
     eps: float = 1e-5
     compute: str = "float32"
-    remat: str = "none"  # what the backward pass recomputes
-    scan: bool = True  # one compiled block a stage, looped; False unrolls
+    remat: str = "none"  # rematerialisation: a key of REMAT
+    scan: bool = True  # compile the blocks of a stage as one loop; False unrolls it
 
     def __post_init__(self) -> None:
         require(self, "positive", "inputs", "stem_channels", "depths", "channels", "widening", "classes", "eps")
@@ -86,30 +86,30 @@ class Config:
 
     @property
     def depth(self) -> int:
-        """Blocks in all."""
+        """The number of blocks."""
         return sum(self.depths)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields that the data fix: inputs, from the shape of a row."""
+    """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"][-1]} if "image" in shapes else {}
 
 
 def traits(c: Config) -> frozenset[str]:
-    """What this config is; with batch norm its rows are coupled, and it keeps running moments."""
-    what = "classifier" if c.head == "classes" else "encoder"
-    return frozenset({what, "running_stats", "batch_coupled"} if c.norm == "batch" else {what})
+    """The traits of a Config; batch norm couples the rows and keeps running moments."""
+    kind = "classifier" if c.head == "classes" else "encoder"
+    return frozenset({kind, "running_stats", "batch_coupled"} if c.norm == "batch" else {kind})
 
 
 class ConvNorm(NamedTuple):
-    """A convolution with its normalisation: where its leaves lie, and their sizes."""
+    """A convolution with its normalisation: the path of its leaves, and their sizes."""
 
     path: str
     inputs: int
     outputs: int
     size: int  # rows and columns of the kernel
-    blocks: int = 0  # in which it stands, stacked; 0 is one alone
-    last: bool = False  # of its block
+    blocks: int = 0  # blocks stacked in the leaves; 0: not stacked
+    last: bool = False  # whether it is the last of its block
 
 
 def widths(c: Config) -> list[int]:
@@ -118,12 +118,12 @@ def widths(c: Config) -> list[int]:
 
 
 def stride(c: Config, stage: int) -> int:
-    """Of the first block of a stage."""
+    """The stride of a stage's first block."""
     return 2 if stage > 0 or c.halve_first else 1
 
 
 def conv_norms(c: Config) -> Iterator[ConvNorm]:
-    """All convolutions: the stem, and of each stage those of its first block, then those of the rest, stacked."""
+    """All convolutions: the stem, and for each stage those of its first block, then those of the others, stacked."""
     yield ConvNorm("stem", c.inputs, c.stem_channels, STEMS[c.stem])
     for i, (C, O) in enumerate(pairwise(widths(c))):
         F = O if c.block == "basic" else O // REDUCTION * c.widening
@@ -140,7 +140,7 @@ def conv_norms(c: Config) -> Iterator[ConvNorm]:
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters, and of running moments where batch norm is on."""
+    """Specs of the parameters, and of the running moments if batch norm is on."""
     params: dict[str, Spec] = {}
     stats: dict[str, Spec] = {}
     for unit in conv_norms(c):
@@ -175,7 +175,7 @@ def apply(
     cache: None = None,
     place: Place = unsharded,
 ) -> Outputs:
-    """Class scores or means over the last map, float32: image [B Y X C] -> [B classes] or [B O].
+    """Class scores, or means over the last map, float32: image [B Y X C] -> [B classes] or [B O].
 
     In training also the new running moments.
     """
@@ -198,7 +198,7 @@ def apply(
             y, moved[name] = unit(inner(y) if i else y, p[name], _subtree(stats, name), step if i == strided else 1)
         if "shortcut" in p:
             x, moved["shortcut"] = unit(x, p["shortcut"], _subtree(stats, "shortcut"), step)
-        elif x.shape != y.shape:  # every step-th pixel, and channels of 0
+        elif x.shape != y.shape:  # every step-th pixel, padded with channels of 0
             x = jnp.pad(x[:, ::step, ::step], [*[(0, 0)] * 3, (0, y.shape[-1] - x.shape[-1])])
         return act(x + y), moved
 
@@ -221,7 +221,7 @@ def apply(
 
 
 def _subtree(tree: Any, *names: str) -> Any:
-    """What lies under names, if anything does: without norms there are no moments."""
+    """The subtree at a path, or {}: without norms there are no moments."""
     for name in names:
         tree = tree.get(name, {})
     return tree

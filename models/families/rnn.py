@@ -1,7 +1,7 @@
 """Recurrent networks: layers of Elman, GRU or LSTM cells over tokens or features, and a head.
 
-Legend: B batch, T time, F input features, V padded vocabulary, E width of an embedding, H hidden units, P units a
-layer gives (H without a projection, in both directions together where there are two), C outputs of the head.
+Legend: B batch, T time, F input features, V padded vocabulary, E width of an embedding, H hidden units, P outputs of a
+layer (H without a projection; of both directions together if bidirectional), C outputs of the head.
 Source: Elman 1990; Hochreiter, Schmidhuber 1997; Cho et al. 2014; Schuster, Paliwal 1997, IEEE Trans. Signal Proc. 45
 (two directions); Sak et al. 2014, arXiv:1402.1128 (projection).
 """
@@ -27,27 +27,27 @@ POOLS = ("last", "mean", "max")
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of a recurrent network and what it is asked for."""
+    """Shape, head and initial values of a recurrent network."""
 
     cell: str = "lstm"
     head: str = "tokens"  # next token at each time | classes | values (real) of the sequence | none: the last layer
-    vocab: int | None = None  # tokens; None takes features
+    vocab: int | None = None  # tokens; None: the input is features
     vocab_multiple: int = 128  # the tables are padded to a multiple of it
-    context: int = 64  # tokens a window; the network itself knows no limit
-    inputs: int = 1  # features at each time, where there is no vocab
+    context: int = 64  # tokens per window; the network itself has no limit
+    inputs: int = 1  # features at each time, without a vocab
     embed: int = 128  # width of an embedding
-    embed_std: float = 1.0  # of its initial values
+    embed_std: float = 1.0  # of the embeddings' initial values
     width: int = 128  # hidden units
     depth: int = 1  # layers
     bidirectional: bool = False
     projection: int | None = None  # an LSTM's units that are fed back
     bias: bool = True
-    forget_bias: float = 0.0  # added to the first bias of an LSTM's forget gate
-    chrono_max: int | None = None  # the gates start so that units remember for times spread up to it
-    pool: str = "last"  # of the times of a sequence, before classes or values
+    forget_bias: float = 0.0  # added to the input bias of an LSTM's forget gate
+    chrono_max: int | None = None  # longest time that units initially remember (chrono initialization)
+    pool: str = "last"  # over time, before a head of classes or values
     classes: int = 2
     outputs: int = 1  # values
-    dropout: float = 0.0  # probability, on embeddings, between layers and on what the head sees
+    dropout: float = 0.0  # probability: on embeddings, between layers and on the head's input
     compute: str = "float32"
 
     def __post_init__(self) -> None:
@@ -72,14 +72,14 @@ class Config:
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields that the data fix: inputs, from the shape of a row."""
+    """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["features"][-1]} if "features" in shapes else {}
 
 
 def traits(c: Config) -> frozenset[str]:
-    """What this config is: `cached` and `carried` where its state can be handed on."""
-    on = {"cached", "carried"} if not c.bidirectional else set()
-    return frozenset({HEADS[c.head], *on} | ({"causal"} if c.head == "tokens" else set()))
+    """The traits of a Config: `cached` and `carried` unless it is bidirectional."""
+    stateful = {"cached", "carried"} if not c.bidirectional else set()
+    return frozenset({HEADS[c.head], *stateful} | ({"causal"} if c.head == "tokens" else set()))
 
 
 def directions(c: Config) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ def directions(c: Config) -> tuple[str, ...]:
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     V, P = -(-(c.vocab or 0) // c.vocab_multiple) * c.vocab_multiple, len(directions(c)) * (c.projection or c.width)
     first = ("embed", c.embed) if c.vocab else ("inputs", c.inputs)
 
@@ -112,7 +112,7 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
-    """The table of the state, which holds no matter how many tokens: layer -> h [B P], c [B H] of an LSTM."""
+    """Specs of the state, whose size does not depend on `length`: layer -> h [B P], and c [B H] of an LSTM."""
     layer = state_specs(batch, c.width, c.cell, c.projection, c.compute)
     return {str(i): layer for i in range(c.depth)}
 
@@ -127,9 +127,9 @@ def apply(
     cache: dict[str, Any] | None = None,
     place: Place = unsharded,
 ) -> Outputs:
-    """Head's outputs, float32: tokens [B T] or features [B T F] -> [B T V], [B T P] without a head, or [B C].
+    """Outputs of the head, float32: tokens [B T] or features [B T F] -> [B T V], [B T P] without a head, or [B C].
 
-    Optional input: mask [B T], 0 where a sequence is padded. With a cache the input follows what it has seen.
+    Optional input: mask [B T], 0 where a sequence is padded. With a cache the input continues the cached sequence.
     """
     p, keys, mask = variables["params"], key if train else None, inputs.get("mask")
     along = place("batch time width")
@@ -171,11 +171,11 @@ def apply(
     return Outputs(value, cache=None if c.bidirectional else states)
 
 
-def pool(x: Float[Array, "b t p"], mask: Float[Array, "b t"] | None, how: str) -> Float[Array, "b p"]:
-    """The mean or the greatest of each unit over the real times: x [B T P], mask [B T] -> [B P]."""
+def pool(x: Float[Array, "b t p"], mask: Float[Array, "b t"] | None, kind: str) -> Float[Array, "b p"]:
+    """The mean or maximum of each unit over the times that are not padding: x [B T P], mask [B T] -> [B P]."""
     real = jnp.ones(x.shape[:2], x.dtype) if mask is None else mask.astype(x.dtype)
     real = real[:, :, None]
-    if how == "mean":
+    if kind == "mean":
         return jnp.sum(x * real, 1) / jnp.maximum(jnp.sum(real, 1), 1)
     top = jnp.max(jnp.where(real > 0, x, jnp.asarray(MASK_VALUE, x.dtype)), 1)
-    return jnp.where(jnp.any(real > 0, 1), top, 0)  # nothing real has no greatest
+    return jnp.where(jnp.any(real > 0, 1), top, 0)  # a row of padding has no maximum

@@ -1,7 +1,7 @@
-"""Sequence to sequence: an LSTM reads a source, another, which perhaps looks back at it, writes tokens.
+"""Sequence to sequence: an LSTM encodes a source; another LSTM, perhaps with attention to the source, predicts tokens.
 
 Legend: B batch, T time of tokens, S of the source, V padded vocabulary, E width of an embedding, D units of a layer (of
-both directions together), L depth, R width of what the head reads.
+both directions together), L depth, R width of the readout, which is the head's input.
 Source: Sutskever, Vinyals, Le 2014, arXiv:1409.3215 (attention_score = none); Bahdanau, Cho, Bengio 2015,
 arXiv:1409.0473 (additive; our cell is an LSTM, and layers may be stacked); Luong, Pham, Manning 2015, arXiv:1508.04025
 (dot, general). Each decoder layer starts from the last state of the encoder's layer, its two directions concatenated:
@@ -33,23 +33,23 @@ LUONG = ("dot", "general")
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of an encoder and a decoder, and how the one looks at the other."""
+    """Shape of an encoder and a decoder, and the attention between them."""
 
     vocab: int = 8000  # tokens
-    source_vocab: int | None = None  # tokens of the source, where it has a table of its own; None is vocab
+    source_vocab: int | None = None  # tokens of the source, if it has a table of its own; None is vocab
     vocab_multiple: int = 128  # the tables are padded to a multiple of it
-    context: int = 64  # tokens of either side; the network itself knows no limit
+    context: int = 64  # tokens of either side; the network itself has no limit
     embed: int = 256
     width: int = 512  # units of a layer; two directions have half of them each
     depth: int = 1  # layers of the encoder, and of the decoder
-    bidirectional: bool = True  # the encoder reads the source both ways
-    reverse_source: bool = False  # it reads it from its end to its beginning, as Sutskever et al. have it
-    attention_score: str = "general"  # how a token scores those of the source
+    bidirectional: bool = True  # of the encoder
+    reverse_source: bool = False  # the encoder reads the source backwards, as in Sutskever et al.
+    attention_score: str = "general"  # of a decoder state and a source token
     score_width: int | None = None  # hidden units of an additive score; None is width
-    input_feeding: bool = True  # what the head has read comes in with the next token, where the score is dot or general
-    forget_bias: float = 0.0  # added to the first bias of the forget gates
+    input_feeding: bool = True  # the readout is an input of the next step, if the score is dot or general
+    forget_bias: float = 0.0  # added to the input bias of the forget gates
     tied: str = "all"  # one table for source, tokens and head (all), for tokens and head (decoder), or three (none)
-    dropout: float = 0.0  # probability, on embeddings, between layers and on what the head reads
+    dropout: float = 0.0  # probability: on embeddings, between layers and on the readout
     compute: str = "float32"
 
     def __post_init__(self) -> None:
@@ -63,21 +63,21 @@ class Config:
         )
         if self.bidirectional:
             require(self, "even for two directions", "width", test=lambda n: n % 2 == 0)
-            require(self, "False where it is read both ways", "reverse_source", test=lambda on: not on)
+            require(self, "False with bidirectional", "reverse_source", test=lambda on: not on)
 
     @property
     def readout_width(self) -> int:
-        """R: that of the head's table, which a tied one shares with the embeddings."""
+        """R: the width of the head's table, which is the embeddings' if tied."""
         return self.width if self.tied == "none" else self.embed
 
     @property
-    def context_width(self) -> int:
-        """Units that come into the decoder beside an embedding: a mean of the source, or what the head has read."""
+    def extra_width(self) -> int:
+        """Decoder inputs beside the embedding: the attended source (additive), or the last readout (input feeding)."""
         return self.width if self.attention_score == "additive" else self.readout_width if self.feeds_readout else 0
 
     @property
     def feeds_readout(self) -> bool:
-        """Whether what the head has read comes in again."""
+        """Whether the readout is an input of the next step."""
         return self.input_feeding and self.attention_score in LUONG
 
 
@@ -87,13 +87,13 @@ def directions(c: Config) -> tuple[str, ...]:
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     E, D, R = c.embed, c.width, c.readout_width
     V, Vs = (-(-n // c.vocab_multiple) * c.vocab_multiple for n in (c.vocab, c.source_vocab or c.vocab))
     how: dict[str, Any] = dict(projection=None, bias=True, forget_bias=c.forget_bias, chrono_max=None, axis="embed")
 
-    def matrix(i: int, o: int, axes: str, law: Any = lecun_normal) -> dict[str, Spec]:
-        return {"kernel": Spec((i, o), axes, law, fan_in=axes.split()[0])}
+    def matrix(i: int, o: int, axes: str, init: Any = lecun_normal) -> dict[str, Spec]:
+        return {"kernel": Spec((i, o), axes, init, fan_in=axes.split()[0])}
 
     def encoder(i: int) -> dict[str, Any]:
         ways = directions(c)
@@ -103,7 +103,7 @@ def specs(c: Config) -> dict[str, Any]:
         "embed": {"token": Spec((V, E), "vocab embed", normal(0.1))},
         "encoder": {"cells": {str(i): encoder(i) for i in range(c.depth)}},
         "decoder": {
-            "cells": {str(i): layer_specs(D if i else E + c.context_width, D, "lstm", **how) for i in range(c.depth)}
+            "cells": {str(i): layer_specs(D if i else E + c.extra_width, D, "lstm", **how) for i in range(c.depth)}
         },
     }
     if c.tied != "all":
@@ -126,7 +126,7 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict[str, Any]:
-    """The table of the decoder's state, for no matter how many tokens, and of `source` tokens that it looks at."""
+    """Specs of the decoder's state, whose size does not depend on `length`, and of `source` tokens to attend to."""
     room = c.context if source is None else source
     memory = {MASK: Spec((batch, room), "batch key", zeros)}
     if c.attention_score != "none":
@@ -156,11 +156,11 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T], source [B S] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: source_mask [B S], 0 where the source is
-    padding; position [B T], of which only counts that it is below 0 where a token is padding. With a cache the tokens
-    follow those that it has seen, and a source is read once: without one they look at what it holds of the last.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: source_mask [B S], 0 where the source is
+    padding; position [B T], below 0 where a token is padding (its other values are not used). With a cache the tokens
+    continue the cached ones. The source is passed once; later calls without it attend to the cached source.
 
-    Raises UsageError where there is no source, and for one that the cache has no room for.
+    Raises UsageError if there is neither a source nor a cache, and for a source longer than the cache's capacity.
     """
     x, new, _ = _decode(variables, inputs, c, key if train else None, cache, place)
     p = variables["params"]
@@ -168,16 +168,14 @@ def apply(
 
 
 def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Array, "b t s"]:
-    """The share of attention that each token pays to each of the source: tokens [B T], source [B S] -> [B T S].
+    """The attention weights of each token over the source: tokens [B T], source [B S] -> [B T S].
 
-    Raises UsageError where a decoder does not look at the source.
+    Raises UsageError for attention_score = 'none'.
     """
     if c.attention_score == "none":
-        raise UsageError(
-            "seq2seq: attention_score = 'none' looks at no token of the source; 'additive', 'dot', 'general' do"
-        )
-    shares: Array = _decode(variables, inputs, c, None, None, unsharded)[2]
-    return shares
+        raise UsageError("seq2seq: attention_score = 'none' has no alignment; 'additive', 'dot' and 'general' have one")
+    weights: Array = _decode(variables, inputs, c, None, None, unsharded)[2]
+    return weights
 
 
 def _embed(table: Array, tokens: Array, c: Config, keys: Array | None, site: str, place: Place) -> Array:
@@ -188,7 +186,7 @@ def _embed(table: Array, tokens: Array, c: Config, keys: Array | None, site: str
 def _encode(
     p: Any, source: Array, mask: Array | None, c: Config, keys: Array | None, place: Place
 ) -> tuple[Array, dict[str, Any]]:
-    """What the encoder makes of a source [B S], mask [B S] -> [B S D], and the state that the decoder begins with."""
+    """The encoder: source [B S], mask [B S] -> its outputs [B S D], and the initial state of the decoder."""
     x = _embed(p["embed"].get("source", p["embed"]["token"]), source, c, keys, "source_embed", place)
     states: dict[str, Any] = {}
     for i in range(c.depth):
@@ -207,7 +205,7 @@ def _encode(
 
 
 def _make_memory(p: Any, x: Array, c: Config, place: Place) -> dict[str, Array]:
-    """What the decoder looks at: [B S D] -> keys [B S ...] (its values in a dot product), and values [B S D]."""
+    """The encoder's outputs [B S D] -> values [B S D] and keys [B S ...]; for a dot product the keys are the values."""
     if c.attention_score == "none":
         return {}
     if c.attention_score == "dot":
@@ -217,7 +215,7 @@ def _make_memory(p: Any, x: Array, c: Config, place: Place) -> dict[str, Array]:
 
 
 def _attend(h: Array, memory: dict[str, Array], p: Any, c: Config, place: Place) -> tuple[Array, Array]:
-    """The mean of the source as a state sees it, and each token's share of it: h [B D] -> [B D], [B S]."""
+    """Attention of a decoder state to the source: h [B D] -> weighted mean of the values [B D], weights [B S]."""
     over = place("batch key")
     if c.attention_score == "additive":
         query = einsum("bd,da->ba", h, p["query"]["kernel"], place("batch mlp"))
@@ -225,19 +223,19 @@ def _attend(h: Array, memory: dict[str, Array], p: Any, c: Config, place: Place)
     else:
         score = einsum("bd,bsd->bs", h, memory.get("key", memory["value"]), over)
     score = jnp.where(memory[MASK] > 0, score.astype(jnp.float32), MASK_VALUE)
-    share = jax.nn.softmax(score, -1)
-    return einsum("bs,bsd->bd", share.astype(h.dtype), memory["value"], place("batch width")), share
+    weights = jax.nn.softmax(score, -1)
+    return einsum("bs,bsd->bd", weights.astype(h.dtype), memory["value"], place("batch width")), weights
 
 
-def _readout(h: Array, y: Array, seen: Array | None, p: Any, c: Config, over: Any) -> Array:
-    """What the head reads: the top layer's h [B ... D], the embedding y [B ... E], the source as seen -> [B ... R].
+def _readout(h: Array, y: Array, attended: Array | None, p: Any, c: Config, over: Any) -> Array:
+    """The head's input: top layer h [B ... D], embedding y [B ... E], attended source [B ... D] -> [B ... R].
 
     Source: Luong et al. 2015, eq. 5; Bahdanau et al. 2015, eq. 4 and, for the maxout layer, appendix A.2.2.
     """
     if "read" not in p:
         return h
-    parts: dict[str, list[Any]] = {"none": [h], "additive": [h, y, seen]}
-    x = jnp.concatenate(parts.get(c.attention_score, [seen, h]), -1)
+    parts: dict[str, list[Any]] = {"none": [h], "additive": [h, y, attended]}
+    x = jnp.concatenate(parts.get(c.attention_score, [attended, h]), -1)
     x = einsum("b...i,io->b...o", x, p["read"]["kernel"], over)
     if c.attention_score == "additive":
         return jnp.max(x.reshape(*x.shape[:-1], c.readout_width, 2), -1)
@@ -247,60 +245,58 @@ def _readout(h: Array, y: Array, seen: Array | None, p: Any, c: Config, over: An
 def _init_carry(
     variables: Any, inputs: dict[str, Array], c: Config, keys: Array | None, cache: Any, place: Place
 ) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The state that the decoder goes on from, and what it looks at: of the source, or without one of the cache."""
-    p, given = variables["params"], source_inputs(inputs, cache, place)
-    if given is None:
-        return {name: held for name, held in cache.items() if name != "memory"}, cache["memory"]
-    source, mask = given
+    """The decoder's initial state, and the memory to attend to: from the source, or without one from the cache."""
+    p, encoder_inputs = variables["params"], source_inputs(inputs, cache, place)
+    if encoder_inputs is None:
+        return {name: value for name, value in cache.items() if name != "memory"}, cache["memory"]
+    source, mask = encoder_inputs
     x, cells = _encode(p, source, mask, c, keys, place)
     state: dict[str, Any] = {"cells": cells}
     if c.feeds_readout:
         state["read"] = reshard(jnp.zeros((len(source), c.readout_width), x.dtype), place("batch width"))
     mask = reshard(jnp.ones(source.shape), place("batch key")) if mask is None else mask
     memory = {**_make_memory(p["decoder"], x, c, place), MASK: mask}
-    return state, {name: pad_to_capacity(held, cache) for name, held in memory.items()}
+    return state, {name: pad_to_capacity(value, cache) for name, value in memory.items()}
 
 
 def _decode(
     variables: Any, inputs: dict[str, Array], c: Config, keys: Array | None, cache: Any, place: Place
 ) -> tuple[Array, Any, Any]:
-    """What the head reads [B T R], the new cache, and the alignment [B T S] of a decoder that looks at the source."""
-    along, now, gates = place("batch time width"), place("batch width"), place("batch gates mlp")
+    """The readout [B T R], the new cache, and the alignment [B T S] of a decoder with attention."""
+    over_time, at_step, gates = place("batch time width"), place("batch width"), place("batch gates mlp")
     start, memory = _init_carry(variables, inputs, c, keys, cache, place)
     y = _embed(variables["params"]["embed"]["token"], inputs["tokens"], c, keys, "embed", place)
-    noise = [  # between layers
-        dropout(reshard(jnp.ones((*y.shape[:2], c.width), y.dtype), along), keys, c.dropout, f"decoder{i}", along)
-        for i in range(1, c.depth)
-    ]
+    ones = reshard(jnp.ones((*y.shape[:2], c.width), y.dtype), over_time)
+    noise = [dropout(ones, keys, c.dropout, f"decoder{i}", over_time) for i in range(1, c.depth)]  # between layers
     real = reshard(inputs["position"] >= 0, place("batch time")).T if "position" in inputs else None
     p = gather_params(variables["params"]["decoder"], y)
     cells = [p["cells"][str(i)] for i in range(c.depth)]
-    kernel = cells[0]["input"]["kernel"]  # the embeddings' part is multiplied before the loop, for all times at once
-    embeds = {**cells[0]["input"], "kernel": kernel[: c.embed]}
-    fed = linear("bti,igh->btgh", y, embeds, place("batch time gates mlp"))
+    kernel = cells[0]["input"]["kernel"]  # its rows for embeddings are applied before the loop, to all times at once
+    embed_rows = {**cells[0]["input"], "kernel": kernel[: c.embed]}
+    x_gates = linear("bti,igh->btgh", y, embed_rows, place("batch time gates mlp"))
 
-    def step(state: dict[str, Any], given: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
-        fed, y, noise, real = given
-        come, seen, share = state.get("read"), None, None
+    def step(state: dict[str, Any], inputs: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
+        x_gates, y, noise, real = inputs
+        extra, attended, weights = state.get("read"), None, None
         if c.attention_score == "additive":
-            h = reshard(state["cells"][str(c.depth - 1)]["h"], now)
-            seen, share = _attend(h, memory, p, c, place)
-            come = seen
-        fed = fed if come is None else fed + einsum("bi,igh->bgh", come, kernel[c.embed :], gates)
+            h = reshard(state["cells"][str(c.depth - 1)]["h"], at_step)
+            attended, weights = _attend(h, memory, p, c, place)
+            extra = attended
+        x_gates = x_gates if extra is None else x_gates + einsum("bi,igh->bgh", extra, kernel[c.embed :], gates)
         new: dict[str, Any] = {"cells": {}}
         for i, cell in enumerate(cells):
-            fed = linear("bi,igh->bgh", h * noise[i - 1], cell["input"], gates) if i else fed
-            new["cells"][str(i)] = layer_step(fed, cell, "lstm", state["cells"][str(i)], place)
-            h = reshard(new["cells"][str(i)]["h"], now)
+            x_gates = linear("bi,igh->bgh", h * noise[i - 1], cell["input"], gates) if i else x_gates
+            new["cells"][str(i)] = layer_step(x_gates, cell, "lstm", state["cells"][str(i)], place)
+            h = reshard(new["cells"][str(i)]["h"], at_step)
         if c.attention_score in LUONG:
-            seen, share = _attend(h, memory, p, c, place)
+            attended, weights = _attend(h, memory, p, c, place)
         if c.feeds_readout:
-            new["read"] = _readout(h, y, seen, p, c, now)
-        return where_real(new, state, real), ((h, seen, new.get("read")), share)
+            new["read"] = _readout(h, y, attended, p, c, at_step)
+        return where_real(new, state, real), ((h, attended, new.get("read")), weights)
 
-    times = jax.tree.map(lambda x: x.swapaxes(0, 1), (fed, y, noise))
-    state, told = jax.lax.scan(step, start, (*times, real))
-    (h, seen, read), share = jax.tree.map(lambda x: x.swapaxes(0, 1), told)
-    x = _readout(h, y, seen, p, c, along) if read is None else read
-    x = dropout(reshard(x, along), keys, c.dropout, "read", along)
-    return x, None if cache is None else {**state, "memory": memory}, share
+    times = jax.tree.map(lambda x: x.swapaxes(0, 1), (x_gates, y, noise))
+    state, outputs = jax.lax.scan(step, start, (*times, real))
+    (h, attended, readout), weights = jax.tree.map(lambda x: x.swapaxes(0, 1), outputs)
+    x = _readout(h, y, attended, p, c, over_time) if readout is None else readout
+    x = dropout(reshard(x, over_time), keys, c.dropout, "read", over_time)
+    return x, None if cache is None else {**state, "memory": memory}, weights

@@ -1,10 +1,10 @@
-"""The Transformer: an encoder reads a source, a decoder writes tokens that look at it.
+"""The Transformer: an encoder of a source, and a decoder of tokens with cross-attention to it.
 
 Legend: B batch, T time of tokens, S of the source, V padded vocabulary, D width, L depth, N heads, H head width,
 F hidden.
 Source: Vaswani et al. 2017, "Attention is all you need", arXiv:1706.03762. Norms before the branches as in Wang et al.
-2019, arXiv:1906.01787; biases, initial values (Glorot, Bengio 2010) and final norms as in torch.nn.Transformer: the
-paper tells of none.
+2019, arXiv:1906.01787. Biases, initial values (Glorot, Bengio 2010) and final norms, which the paper does not specify,
+as in torch.nn.Transformer.
 """
 
 import math
@@ -26,7 +26,7 @@ from models.core.spec import Array, Initializer, LazyLogits, Outputs, Place, Spe
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
 INPUT = "tokens"
 ZERO_GRAD = {
-    f"{path}/k/bias": "adds one number to all scores of a query, which the softmax takes away"
+    f"{path}/k/bias": "adds one number to all scores of a query, which the softmax removes"
     for path in ("encoder/blocks/attention", "decoder/blocks/attention", "decoder/blocks/cross")
 }
 TIED = ("all", "decoder", "none")
@@ -41,10 +41,10 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Shape and options of a Transformer; the paper's dropout is that of embeddings and of what a branch adds."""
+    """Shape and options of a Transformer; the paper's dropout is `dropout`, of embeddings and branch outputs."""
 
     vocab: int = 37000  # tokens
-    source_vocab: int | None = None  # tokens of the source, where it has a table of its own; None is vocab
+    source_vocab: int | None = None  # tokens of the source, if it has a table of its own; None is vocab
     vocab_multiple: int = 128  # the tables are padded to a multiple of it
     context: int = 512  # longest sequence on either side, tokens
     width: int = 512
@@ -53,20 +53,20 @@ class Config:
     heads: int = 8
     hidden: int | None = None  # of the MLPs; None is 4 * width
     activation: str = "relu"
-    pre_norm: bool = False  # each branch normalises what it reads, instead of the sum being normalised
-    final_norm: bool | None = None  # after the last layer of either side; None is pre_norm
+    pre_norm: bool = False  # normalise the input of each branch, instead of the sum after it
+    final_norm: bool | None = None  # after the last layer of encoder and decoder; None is pre_norm
     positions: str = "sinusoidal"
     tied: str = "all"  # one table for source, tokens and head (all), for tokens and head (decoder), or three (none)
     bias: bool = True  # of every product and normalisation
     scaled: bool = True  # embeddings are multiplied by sqrt(width)
-    dropout: float = 0.0  # probability, of the embeddings and of what a branch adds
-    dropout_attention: float = 0.0  # of the attention weights
+    dropout: float = 0.0  # probability, on the embeddings and the output of each branch
+    dropout_attention: float = 0.0  # on the attention weights
     dropout_hidden: float = 0.0  # inside the MLPs
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS; with a cache by the reference
-    remat: str = "none"  # what the backward pass recomputes
-    scan: bool = True  # one compiled block, looped; False unrolls
+    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
+    remat: str = "none"  # rematerialisation: a key of REMAT
+    scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
         require(
@@ -83,17 +83,17 @@ class Config:
 
     @property
     def has_final_norm(self) -> bool:
-        """Whether what a side gives is normalised."""
+        """Whether the outputs of encoder and decoder are normalised."""
         return self.pre_norm if self.final_norm is None else self.final_norm
 
 
 def padded_rows(c: Config, tokens: int) -> int:
-    """Rows of a table for so many tokens."""
+    """Rows of an embedding table for a vocabulary of `tokens`."""
     return -(-tokens // c.vocab_multiple) * c.vocab_multiple
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
     V, table = padded_rows(c, c.vocab), normal(D**-0.5)
 
@@ -137,10 +137,10 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict[str, Any]:
-    """The table of a cache for `length` tokens and `source` ones of the source: of either, k v [L B S N H]."""
+    """Specs of a cache for `length` tokens and `source` source tokens: k and v [L B S N H] of both."""
     room = c.context if source is None else source
     require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
-    require(c, f"at least the {room} tokens of a source that the cache keeps", "context", test=lambda n: n >= room)
+    require(c, f"at least the cache's {room} source tokens", "context", test=lambda n: n >= room)
     L, (N, H) = c.decoder_depth or c.depth, (c.heads, c.width // c.heads)
     token = dict.fromkeys("kv", ("kv_heads head_dim", (N, H)))
     memory = Spec((L, batch, room, N, H), "layers batch key kv_heads head_dim", zeros, dtype=c.compute)
@@ -160,11 +160,11 @@ def apply(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T], source [B S] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: source_mask [B S], 0 where the source is
-    padded at its end; position [B T], below 0 where a token is padding. With a cache the tokens follow those that it
-    holds, and a source is read once: without one they look at what it holds of the last.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: source_mask [B S], 0 where the source is
+    padded at its end; position [B T], below 0 where a token is padding. With a cache, the tokens follow those already
+    in it. The source is passed once; later calls without it attend to the cached source.
 
-    Raises UsageError for inputs longer than the context or than the cache, and where there is no source.
+    Raises UsageError for inputs longer than the context or the cache, and if there is neither a source nor a cache.
     """
     p = variables["params"]
     x, new, _ = _decode(variables, inputs, c, key if train else None, cache, place)
@@ -172,7 +172,7 @@ def apply(
 
 
 def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Array, "b t s"]:
-    """The share of attention that each token pays to each of the source: tokens [B T], source [B S] -> [B T S].
+    """The attention weights of each token over the source: tokens [B T], source [B S] -> [B T S].
 
     The mean over the heads of the last layer.
     """
@@ -180,7 +180,7 @@ def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Arra
 
 
 def sinusoids(position: Int[Array, "b t"], width: int) -> Float[Array, "b t d"]:
-    """Sines and cosines of places, of wave lengths from 2 pi to 10,000 * 2 pi (section 3.5): [B T] -> [B T D]."""
+    """Sines and cosines of positions, of wavelengths from 2 pi to 10,000 * 2 pi (section 3.5): [B T] -> [B T D]."""
     rates = jnp.exp(-math.log(10_000.0) * jnp.arange(0, width, 2) / width)
     angle = position[:, :, None] * rates[None, None]
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1).reshape(*position.shape, width)
@@ -188,27 +188,27 @@ def sinusoids(position: Int[Array, "b t"], width: int) -> Float[Array, "b t d"]:
 
 @dataclass(frozen=True)
 class _Sublayers:
-    """What the layers of both sides are made of; `x` is [B T D] throughout, `p` are the parameters of a part."""
+    """The sublayers of encoder and decoder; `x` is [B T D] throughout, `p` are the parameters of a sublayer."""
 
     c: Config
     place: Place
     backend: str
 
-    def embed(self, tokens: Array, position: Array, table: Array, places: Array | None, keys: Array | None) -> Array:
-        """Tokens [B T] at places [B or 1, T], by a table of tokens and, if places are learned, one of them."""
+    def embed(self, tokens: Array, position: Array, table: Array, learned: Array | None, keys: Array | None) -> Array:
+        """Embeddings of tokens [B T] at positions [B or 1, T]; `learned` is the table of learned positions, if any."""
         c, stream = self.c, self.place("batch seq width")
         x = embed(table, tokens, stream)
         x = x * c.width**0.5 if c.scaled else x
         over, position = stream if position.shape[0] > 1 else self.place("one seq width"), jnp.maximum(position, 0)
-        x = x + (reshard(sinusoids(position, c.width), over) if places is None else embed(places, position, over))
+        x = x + (reshard(sinusoids(position, c.width), over) if learned is None else embed(learned, position, over))
         return dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", stream)
 
     def branch_input(self, x: Array, p: Any) -> Array:
-        """What a branch reads."""
+        """The input of a branch: normalised with `pre_norm`."""
         return layer_norm(x, p, self.c.eps) if self.c.pre_norm else x
 
     def add_branch(self, x: Array, branch: Array, p: Any, keys: Array | None, site: str) -> Array:
-        """The sum with what a branch adds."""
+        """The sum of x and a branch, normalised without `pre_norm`."""
         x = x + dropout(branch, keys, self.c.dropout, site, self.place("batch seq width"))
         return x if self.c.pre_norm else layer_norm(x, p, self.c.eps)
 
@@ -216,25 +216,30 @@ class _Sublayers:
         """Queries, keys or values, [B T N H]."""
         return linear("btd,dnh->btnh", x, p, self.place("batch seq heads head_dim"))
 
-    def attend(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
-        """The mean of values by the attention of x, [B T N W]."""
-        how: dict[str, Any] = dict(
-            backend=self.backend, dropout_rate=self.c.dropout_attention, keys=keys, place=self.place
-        )
+    def attend(self, x: Array, k: Array, v: Array, p: Any, mask: AttentionMask, keys: Array | None) -> Array:
+        """Attention of x to keys and values, before the output projection: [B T N W]."""
         return attention(
-            self.project_heads(x, p["q"]), k, v, sight, scale=(self.c.width // self.c.heads) ** -0.5, **how
+            self.project_heads(x, p["q"]),
+            k,
+            v,
+            mask,
+            scale=(self.c.width // self.c.heads) ** -0.5,
+            backend=self.backend,
+            dropout_rate=self.c.dropout_attention,
+            keys=keys,
+            place=self.place,
         )
 
-    def attention_branch(self, x: Array, k: Array, v: Array, p: Any, sight: AttentionMask, keys: Array | None) -> Array:
-        """The branch of an attention."""
-        a = self.attend(x, k, v, p, sight, keys)
+    def attention_branch(self, x: Array, k: Array, v: Array, p: Any, mask: AttentionMask, keys: Array | None) -> Array:
+        """The branch of self- or cross-attention."""
+        a = self.attend(x, k, v, p, mask, keys)
         return linear("btnh,nhd->btd", a, p["out"], self.place("batch seq width"))
 
-    def mean_weights(self, x: Array, k: Array, p: Any, sight: AttentionMask) -> Array:
-        """The attention itself, [B T S], its mean over the heads: that of values which each say their own place."""
+    def mean_weights(self, x: Array, k: Array, p: Any, mask: AttentionMask) -> Array:
+        """The attention weights [B T S], their mean over the heads: the attention to one-hot values."""
         S = k.shape[1]
-        ones = jnp.broadcast_to(jnp.eye(S, dtype=x.dtype)[None, :, None], (*k.shape[:3], S))
-        return jnp.mean(self.attend(x, k, ones, p, sight, None).astype(jnp.float32), 2)
+        one_hot = jnp.broadcast_to(jnp.eye(S, dtype=x.dtype)[None, :, None], (*k.shape[:3], S))
+        return jnp.mean(self.attend(x, k, one_hot, p, mask, None).astype(jnp.float32), 2)
 
     def mlp(self, x: Array, p: Any, keys: Array | None) -> Array:
         """The branch of the MLP."""
@@ -243,33 +248,33 @@ class _Sublayers:
         h = dropout(h, keys, self.c.dropout_hidden, "hidden", over)
         return linear("btf,fd->btd", h, p["down"], self.place("batch seq width"))
 
-    def run_layers(self, block: Any, x: Array, p: Any, depth: int, held: Any = None) -> tuple[Array, Any]:
-        """A side's layers one after another, and its last norm; beside x, what the layers give, stacked."""
-        along = p["blocks"], jnp.arange(depth), held
-        x, told = jax.lax.scan(remat_block(block, self.c.remat), x, along, unroll=1 if self.c.scan else depth)
-        return layer_norm(x, p["norm"], self.c.eps) if "norm" in p else x, told
+    def run_layers(self, block: Any, x: Array, p: Any, depth: int, inputs: Any = None) -> tuple[Array, Any]:
+        """All layers of a side, and its final norm -> x, and the stacked outputs of the layers."""
+        xs = p["blocks"], jnp.arange(depth), inputs
+        x, outputs = jax.lax.scan(remat_block(block, self.c.remat), x, xs, unroll=1 if self.c.scan else depth)
+        return layer_norm(x, p["norm"], self.c.eps) if "norm" in p else x, outputs
 
 
-def _encode(p: Any, source: Array, mask: Array | None, keys: Array | None, sublayers: _Sublayers) -> Array:
-    """What the encoder makes of a source: [B S], mask [B S] -> [B S D]."""
-    c, S, embed = sublayers.c, source.shape[1], p["embed"]
+def _encode(p: Any, source: Array, source_mask: Array | None, keys: Array | None, sublayers: _Sublayers) -> Array:
+    """The encoder: source [B S], source_mask [B S] -> [B S D]."""
+    c, S, tables = sublayers.c, source.shape[1], p["embed"]
     require(c, f"at least the {S} tokens of the source", "context", test=lambda n: n >= S)
-    now = jnp.arange(S)[None]
-    sight = AttentionMask(now, _real_positions(mask, now), causal=False, contiguous=mask is None)
+    position = jnp.arange(S)[None]
+    key_position = _key_positions(source_mask, position)
+    mask = AttentionMask(position, key_position, causal=False, contiguous=source_mask is None)
 
     def block(x: Array, layer: tuple[Any, Array, None]) -> tuple[Array, None]:
         p, index, _ = layer
         own = fold_in_each(keys, index)
         h = sublayers.branch_input(x, p["norm1"])
         k, v = (sublayers.project_heads(h, p["attention"][n]) for n in "kv")
-        x = sublayers.add_branch(
-            x, sublayers.attention_branch(h, k, v, p["attention"], sight, own), p["norm1"], own, "attention_out"
-        )
+        a = sublayers.attention_branch(h, k, v, p["attention"], mask, own)
+        x = sublayers.add_branch(x, a, p["norm1"], own, "attention_out")
         h = sublayers.branch_input(x, p["norm2"])
         return sublayers.add_branch(x, sublayers.mlp(h, p, own), p["norm2"], own, "mlp_out"), None
 
-    table = embed.get("source", embed["token"])
-    x = sublayers.embed(source, now, table, embed.get("source_position"), keys)
+    table = tables.get("source", tables["token"])
+    x = sublayers.embed(source, position, table, tables.get("source_position"), keys)
     return sublayers.run_layers(block, x, p["encoder"], c.depth)[0]
 
 
@@ -282,46 +287,47 @@ def _decode(
     place: Place,
     return_weights: bool = False,
 ) -> tuple[Array, Any, Any]:
-    """What the head sees [B T D], the new cache and, if asked for, the alignment [B T S]."""
+    """The head's input [B T D], the new cache and, with `return_weights`, the alignment [B T S]."""
     p, tokens, depth = variables["params"], inputs["tokens"], c.decoder_depth or c.depth
-    T, sublayers = (
-        tokens.shape[1],
-        _Sublayers(c, place, c.attention if cache is None and not return_weights else "reference"),
-    )
+    T, backend = tokens.shape[1], c.attention if cache is None and not return_weights else "reference"
+    sublayers = _Sublayers(c, place, backend)
     require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
-    ours, keys = (fold_in_each(key, jnp.asarray(side)) for side in range(2))
-    time, given = open_cache(inputs, SPANS, cache, place), source_inputs(inputs, cache, place)
-    if given is None:  # the cache has read it
-        memory, mask = None, cache["memory"][MASK]
+    encoder_keys, keys = (fold_in_each(key, jnp.asarray(side)) for side in range(2))
+    time, encoder_inputs = open_cache(inputs, SPANS, cache, place), source_inputs(inputs, cache, place)
+    if encoder_inputs is None:  # the cache holds the keys and values of the source
+        memory, source_mask = None, cache["memory"][MASK]
     else:
-        memory, mask = (pad_to_capacity(x, cache) for x in (_encode(p, *given, ours, sublayers), given[1]))
-    places = jnp.arange(mask.shape[1] if memory is None else memory.shape[1])[None]
-    sight = AttentionMask(jnp.arange(T)[None], _real_positions(mask, places), causal=False, contiguous=mask is None)
+        encoded = _encode(p, *encoder_inputs, encoder_keys, sublayers)
+        memory, source_mask = (pad_to_capacity(x, cache) for x in (encoded, encoder_inputs[1]))
+    S = source_mask.shape[1] if memory is None else memory.shape[1]
+    key_position = _key_positions(source_mask, jnp.arange(S)[None])
+    mask = AttentionMask(jnp.arange(T)[None], key_position, causal=False, contiguous=source_mask is None)
 
     def block(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, Any]:
-        p, index, (held, told) = layer
-        own, across = (fold_in_each(fold_in_each(keys, index), jnp.asarray(i)) for i in range(2))
+        p, index, (entries, cross) = layer
+        own, cross_keys = (fold_in_each(fold_in_each(keys, index), jnp.asarray(i)) for i in range(2))
         h = sublayers.branch_input(x, p["norm1"])
-        kv, held = time.append_kv("full", held, **{n: sublayers.project_heads(h, p["attention"][n]) for n in "kv"})
+        kv = {n: sublayers.project_heads(h, p["attention"][n]) for n in "kv"}
+        kv, entries = time.append_kv("full", entries, **kv)
         a = sublayers.attention_branch(h, kv["k"], kv["v"], p["attention"], time.masks["full"], own)
         x = sublayers.add_branch(x, a, p["norm1"], own, "attention_out")
         h = sublayers.branch_input(x, p["norm2"])
-        told = told if memory is None else {n: sublayers.project_heads(memory, p["cross"][n]) for n in "kv"}
-        a = sublayers.attention_branch(h, told["k"], told["v"], p["cross"], sight, across)
+        cross = cross if memory is None else {n: sublayers.project_heads(memory, p["cross"][n]) for n in "kv"}
+        a = sublayers.attention_branch(h, cross["k"], cross["v"], p["cross"], mask, cross_keys)
         x = sublayers.add_branch(x, a, p["norm2"], own, "cross_out")
-        share = sublayers.mean_weights(h, told["k"], p["cross"], sight) if return_weights else None
+        weights = sublayers.mean_weights(h, cross["k"], p["cross"], mask) if return_weights else None
         h = sublayers.branch_input(x, p["norm3"])
         x = sublayers.add_branch(x, sublayers.mlp(h, p, own), p["norm3"], own, "mlp_out")
-        return x, (held, None if cache is None else told, share)
+        return x, (entries, None if cache is None else cross, weights)
 
     x = sublayers.embed(tokens, time.position, p["embed"]["token"], p["embed"].get("position"), keys)
-    has = (None, None) if cache is None else (cache["full"]["entries"], {n: cache["memory"][n] for n in "kv"})
-    x, (held, told, shares) = sublayers.run_layers(block, x, p["decoder"], depth, has)
-    x, new = time.finish(x, {"full": held})
-    new = None if cache is None else {**new, "memory": {**told, MASK: mask}}
-    return x, new, shares[-1] if return_weights else None
+    cached = (None, None) if cache is None else (cache["full"]["entries"], {n: cache["memory"][n] for n in "kv"})
+    x, (entries, cross, weights) = sublayers.run_layers(block, x, p["decoder"], depth, cached)
+    x, new = time.finish(x, {"full": entries})
+    new = None if cache is None else {**new, "memory": {**cross, MASK: source_mask}}
+    return x, new, weights[-1] if return_weights else None
 
 
-def _real_positions(mask: Array | None, places: Array) -> Array:
-    """Places of what may be seen, PAD_POSITION where the mask is 0."""
-    return places if mask is None else jnp.where(mask > 0, places, PAD_POSITION)
+def _key_positions(mask: Array | None, position: Array) -> Array:
+    """Positions of the keys, PAD_POSITION where the mask is 0."""
+    return position if mask is None else jnp.where(mask > 0, position, PAD_POSITION)

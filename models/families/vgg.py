@@ -2,8 +2,9 @@
 
 Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J kernel rows and columns, F hidden.
 Source: Simonyan, Zisserman 2015, arXiv:1409.1556, table 1, columns A, B, D and E.
-Deviations: images of other sizes are pooled to the map that the perceptron takes, as in torchvision, where the paper
-slides it over the map; weights start as in He et al. 2015, arXiv:1502.01852, instead of from a smaller network.
+Deviations: maps of images of other sizes are pooled to the perceptron's input size, as in torchvision, where the paper
+slides the perceptron over the map; weights start as in He et al. 2015, arXiv:1502.01852, instead of from a smaller
+network.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
 INPUT = "image"
 NORMS = ("batch", "none")
 ZERO_GRAD = {
-    f"stages/{i}/{j}/bias": "adds one number to a channel, which the batch norm after it takes away"
+    f"stages/{i}/{j}/bias": "adds one number to a channel, which the batch norm after it removes"
     for i in range(5)
     for j in range(4)
 }
@@ -39,14 +40,14 @@ class Config:
 
     inputs: int = 3  # channels of an image
     channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # of each stage
-    depths: tuple[int, ...] = (1, 1, 2, 2, 2)  # convolutions of each stage, after which it halves the map
+    depths: tuple[int, ...] = (1, 1, 2, 2, 2)  # convolutions of each stage, which ends with a pool of stride 2
     norm: str = "none"
     activation: str = "relu"
-    pool: int = 7  # rows and columns of the map that the perceptron takes
+    pool: int = 7  # rows and columns of the map at the perceptron's input
     hidden: tuple[int, ...] = (4096, 4096)
     classes: int = 1000
     dropout: float = 0.5  # probability, after each hidden layer
-    momentum: float = 0.9  # kept of the running moments, an update
+    momentum: float = 0.9  # decay of the running moments per update
     eps: float = 1e-5
     compute: str = "float32"
 
@@ -58,17 +59,17 @@ class Config:
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields that the data fix: inputs, from the shape of a row."""
+    """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"][-1]} if "image" in shapes else {}
 
 
 def traits(c: Config) -> frozenset[str]:
-    """A classifier; with batch norm its rows are coupled, and it keeps running moments."""
+    """The traits of a Config; batch norm couples the rows and keeps running moments."""
     return TRAITS if c.norm == "batch" else frozenset({"classifier"})
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters, and of running moments where batch norm is on."""
+    """Specs of the parameters, and of the running moments if batch norm is on."""
     stages: dict[str, dict[str, Any]] = {}
     stats: dict[str, dict[str, Any]] = {}
     C = c.inputs
@@ -88,14 +89,12 @@ def specs(c: Config) -> dict[str, Any]:
             stages.setdefault(str(i), {})[str(j)] = unit
             C = O
 
-    def layer(i: int, width: int, axis: str, law: Initializer) -> dict[str, Spec]:
+    def layer(i: int, width: int, axis: str, init: Initializer) -> dict[str, Spec]:
         if i > 0:
-            return linear_specs(c.hidden[i - 1], width, f"embed {axis}", law, axis)
-        kernel = Spec((c.pool, c.pool, C, width), f"rows columns embed {axis}", law, fan_in="rows columns embed")
-        return {
-            "kernel": kernel,
-            "bias": Spec((width,), axis, zeros),
-        }  # the first sees a map, and is a convolution of it
+            return linear_specs(c.hidden[i - 1], width, f"embed {axis}", init, axis)
+        shape = (c.pool, c.pool, C, width)  # the first takes a map
+        kernel = Spec(shape, f"rows columns embed {axis}", init, fan_in="rows columns embed")
+        return {"kernel": kernel, "bias": Spec((width,), axis, zeros)}
 
     params: dict[str, Any] = {
         "stages": stages,
@@ -117,7 +116,7 @@ def apply(
 ) -> Outputs:
     """Class scores, float32: image [B Y X C] -> [B classes]; in training also the new running moments.
 
-    Raises UsageError where the image is too small to be halved in each stage.
+    Raises UsageError for an image too small for the pools of all stages.
     """
     p, keys, act = variables["params"], key if train else None, ACTIVATIONS[c.activation]
     x, stats = inputs["image"].astype(COMPUTE[c.compute]), variables.get("stats", {}).get("stages", {})

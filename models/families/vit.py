@@ -1,12 +1,12 @@
 """Vision Transformer: an encoder of pre-norm blocks over the patches of an image.
 
-Legend: B batch, Y X image rows and columns, C channels, I J patch rows and columns, P patches, T tokens (the patches,
-perhaps after one for the class), D width, L depth, N heads, H head width, F hidden.
-Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1, initial values by its released code (Gaussians of the
-deviation of its uniform ones); the small sizes by Touvron et al. 2021, arXiv:2012.12877, and Steiner et al. 2022,
-arXiv:2106.10270; the mean of the patches and positions by sines as in Beyer et al. 2022, arXiv:2205.01580; factors on
-the branches as in Touvron et al. 2021, arXiv:2103.17239, eq. 1; whole branches left out (Huang et al. 2016,
-arXiv:1603.09382) more often from block to block, never in the first, as by the released code of arXiv:2012.12877.
+Legend: B batch, Y X image rows and columns, C channels, I J patch rows and columns, P patches, T tokens (an optional
+class token, then the patches), D width, L depth, N heads, H head width, F hidden.
+Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1, initial values of its released code (Gaussians of the
+standard deviation of its uniform ones); the small sizes of Touvron et al. 2021, arXiv:2012.12877, and Steiner et al.
+2022, arXiv:2106.10270; mean pooling and sine positions of Beyer et al. 2022, arXiv:2205.01580; LayerScale of Touvron et
+al. 2021, arXiv:2103.17239, eq. 1; stochastic depth (Huang et al. 2016, arXiv:1603.09382) with a rate that grows
+linearly from 0 in the first block, as in the released code of arXiv:2012.12877.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ HEADS = ("classes", "none")
 POOLS = ("first", "mean", "none")
 POSITIONS = ("learned", "patches", "sines")
 NORMS = ("tokens", "pooled")
-ZERO_GRAD = {"blocks/k/bias": "adds one number to all scores of a query, which the softmax takes away"}
+ZERO_GRAD = {"blocks/k/bias": "adds one number to all scores of a query, which the softmax removes"}
 
 _S: dict[str, Any] = dict(width=384, depth=12, heads=6)
 _B: dict[str, Any] = dict(width=768, depth=12, heads=12)
@@ -69,23 +69,23 @@ class Config:
     heads: int = 12
     hidden: int | None = None  # of the MLP; None is 4 * width
     activation: str = "gelu"
-    head: str = "classes"  # what comes out: logits of classes, or vectors
-    pool: str = "first"  # which vector: that of the class token, the mean of the patches, or each token's
+    head: str = "classes"  # the output: logits of classes, or vectors
+    pool: str = "first"  # the vector: of the class token, the mean of the patches, or each token's
     classes: int = 1000
     class_token: bool = True
-    position: str = "learned"  # by a table, of every token or of the patches alone, or by sines, of the patches
-    norm: str = "tokens"  # what is normalised last: every token, or what the pool makes of them
+    position: str = "learned"  # learned, of every token | learned, of the patches | sines, of the patches
+    norm: str = "tokens"  # the final norm: of every token, or of the pooled vector
     qkv_bias: bool = True
-    layer_scale: float | None = None  # the first value of a branch's factors, one a channel; None has no such factors
+    layer_scale: float | None = None  # initial LayerScale, a factor per channel of each branch; None: no factors
     zero_head: bool = False  # the head starts at 0, as in the released code
-    dropout: float = 0.0  # probability, of the embeddings and of what a branch adds
-    dropout_attention: float | None = None  # of the attention weights; None is `dropout`
-    drop_path: float = 0.0  # probability that the last block's branches are left out; it grows from 0 in the first
+    dropout: float = 0.0  # probability, on the embeddings and the output of each branch
+    dropout_attention: float | None = None  # on the attention weights; None is `dropout`
+    drop_path: float = 0.0  # probability of dropping the last block's branches; grows linearly from 0 in the first
     eps: float = 1e-6
     compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # how it is computed: a key of attention.BACKENDS
-    remat: str = "none"  # what the backward pass recomputes
-    scan: bool = True  # one compiled block, looped; False unrolls
+    attention: str = "reference"  # a key of attention.BACKENDS
+    remat: str = "none"  # rematerialisation: a key of REMAT
+    scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
         require(
@@ -113,12 +113,12 @@ class Config:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of whole patches; what is left of an image at its right and bottom is not seen."""
+        """Rows and columns of whole patches; pixels left over at the right and bottom are ignored."""
         return self.inputs[0] // self.kernel[0], self.inputs[1] // self.kernel[1]
 
     @property
     def positions(self) -> int:
-        """Rows of the table of positions."""
+        """Rows of the position table."""
         return self.grid[0] * self.grid[1] + (self.class_token and self.position == "learned")
 
     @property
@@ -128,17 +128,17 @@ class Config:
 
 
 def traits(c: Config) -> frozenset[str]:
-    """A classifier, or without that head an encoder."""
+    """The traits of a Config: classifier, or without a head of classes encoder."""
     return TRAITS if c.head == "classes" else frozenset({"encoder"})
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields that the data fix: inputs, from the shape of a row."""
+    """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"]} if "image" in shapes else {}
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters."""
+    """Specs of the parameters."""
     L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
     mlp, scale = normal((2 / (D + F)) ** 0.5), constant(c.layer_scale or 1.0)
 
@@ -180,26 +180,26 @@ def specs(c: Config) -> dict[str, Any]:
     if c.layer_scale is not None:
         params["blocks"] |= {name: Spec((L, D), "layers norm", scale) for name in ("scale1", "scale2")}
     if c.head == "classes":
-        law = zeros if c.zero_head else lecun_normal
-        params["head"] = linear_specs(D, c.classes, "embed classes", law, "classes")
+        init = zeros if c.zero_head else lecun_normal
+        params["head"] = linear_specs(D, c.classes, "embed classes", init, "classes")
     return {"params": params}
 
 
 def sines(rows: int, columns: int, width: int) -> Float[np.ndarray, "p d"]:
-    """Sines and cosines of a patch's column, then of its row, by D/4 wavelengths from 2 pi to 20000 pi -> [P D].
+    """Sines and cosines of a patch's column, then of its row, of D/4 wavelengths from 2 pi to 20000 pi -> [P D].
 
     Source: Beyer et al. 2022, arXiv:2205.01580, after Chen, Xie, He 2021, arXiv:2104.02057, whose wavelengths end
-    one step below.
+    one step earlier.
     """
-    turns = 10_000.0 ** -np.linspace(0, 1, width // 4)
-    y, x = (n.reshape(-1, 1) * turns for n in np.mgrid[:rows, :columns])
+    frequencies = 10_000.0 ** -np.linspace(0, 1, width // 4)
+    y, x = (n.reshape(-1, 1) * frequencies for n in np.mgrid[:rows, :columns])
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
 
 
 def embed(image: Array, p: Any, c: Config, place: Place) -> Float[Array, "b t d"]:
     """The tokens of an image, with their positions: image [B Y X C] -> [B T D].
 
-    A convolution whose stride is its kernel's size, as one product.
+    The patches' convolution has its kernel's size as stride, and is computed as one product.
     """
     B, (rows, columns), (I, J), D = image.shape[0], c.grid, c.kernel, c.width
     out = place("batch query width")
@@ -229,19 +229,19 @@ def apply(
     cache: None = None,
     place: Place = unsharded,
 ) -> Outputs:
-    """What `head` and `pool` say, float32: image [B Y X C] -> [B classes], [B D] or [B T D].
+    """Logits or vectors by `head` and `pool`, float32: image [B Y X C] -> [B classes], [B D] or [B T D].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Raises UsageError for an image of another size.
+    `key` is one PRNG key per row, [B]; None disables dropout. Raises UsageError for an image of another size.
     """
     p, image, keys, stream = variables["params"], inputs["image"], key if train else None, place("batch query width")
     require(c, f"{image.shape[1:]}, as the image is", "inputs", holds=c.inputs == image.shape[1:])
     x = embed(image.astype(COMPUTE[c.compute]), p["embed"], c, place)
     x = dropout(x, keys, c.dropout, "embed", stream)
-    now = jnp.arange(x.shape[1])[None]
-    mask = AttentionMask(now, now, causal=False, contiguous=True)
+    position = jnp.arange(x.shape[1])[None]
+    mask = AttentionMask(position, position, causal=False, contiguous=True)
 
-    def whole(axes: str) -> Any:
-        """A placement that cuts no tokens over cp: with one for the class their number is odd."""
+    def replicated_tokens(axes: str) -> Any:
+        """A placement that does not shard tokens over cp: with a class token their number is odd."""
         return place(axes.replace("seq", "query"))
 
     def branch(x: Array, p: Any, keys: Array | None, index: Array, number: int) -> Array:
@@ -250,13 +250,13 @@ def apply(
         rate = c.drop_path * index / max(c.depth - 1, 1)
         return drop_path(x, keys, rate, f"path{number}") if c.drop_path else x
 
-    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, None, None]:
+    def block(layer: Layer, x: Array, p: Any, index: Array, _: Any) -> tuple[Array, None, None]:
         own, over = fold_in_each(keys, index), place("batch query heads head_dim")
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (linear("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
-        how: dict[str, Any] = dict(backend=c.attention, dropout_rate=rate, keys=own, place=whole)
-        a = attention(q, k, v, mask, scale=(c.width // c.heads) ** -0.5, **how)
+        options: dict[str, Any] = dict(backend=c.attention, dropout_rate=rate, keys=own, place=replicated_tokens)
+        a = attention(q, k, v, mask, scale=(c.width // c.heads) ** -0.5, **options)
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
         h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
         h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)

@@ -1,8 +1,8 @@
-"""YOLO: one look at an image gives boxes and their classes, on grids of one or several scales.
+"""YOLO: a one-stage detector that predicts boxes and classes on grids of one or several scales.
 
 Legend: B batch, Y X image rows and columns, C classes, Q anchors per cell.
 Source: Redmon, Farhadi 2016, "YOLO9000: better, faster, stronger", arXiv:1612.08242 (v2); 2018, "YOLOv3: an incremental
-improvement", arXiv:1804.02767 (v3, tables 1 and 3); both as Darknet's configuration files have them.
+improvement", arXiv:1804.02767 (v3, tables 1 and 3); both as in Darknet's configuration files.
 """
 
 import math
@@ -35,7 +35,7 @@ def _darknet19() -> list[Layer]:
 
 
 def _darknet53() -> list[Layer]:
-    """Darknet-53 without its last layers (v3, table 1): residual blocks, five times halved."""
+    """Darknet-53 without its last layers (v3, table 1): residual blocks and five convolutions of stride 2."""
     layers: list[Layer] = [Conv(32)]
     for i, count in enumerate((1, 2, 8, 8, 4)):
         width = 64 * 2**i
@@ -45,7 +45,7 @@ def _darknet53() -> list[Layer]:
 
 
 def _tiny_backbone() -> list[Layer]:
-    """What the tiny networks begin with: a convolution and a pool, six times, and a last convolution."""
+    """The backbone of the tiny networks: six times a convolution and a pool, then a last convolution."""
     layers: list[Layer] = []
     for i in range(6):
         layers += [Conv(16 * 2**i), MaxPool(2, 2 if i < 5 else 1)]
@@ -57,7 +57,7 @@ def _head(*mask: int) -> list[Layer]:
 
 
 def _upsample_branch(width: int, layer: int) -> list[Layer]:
-    """From four layers before, back to an earlier layer's finer grid."""
+    """From four layers back, upsampled and concatenated with an earlier layer's finer grid."""
     return [Route((-4,)), Conv(width, 1), Upsample(), Route((-1, layer))]
 
 
@@ -67,7 +67,7 @@ def _v2() -> tuple[Layer, ...]:
 
 
 def _v3(pyramid: bool = False) -> tuple[Layer, ...]:
-    """Three grids; with `pyramid` the first looks through windows of three sizes (He et al. 2014, arXiv:1406.4729)."""
+    """Three grids; `pyramid` adds spatial pyramid pooling before the first (He et al. 2014, arXiv:1406.4729)."""
     windows: list[Layer] = [MaxPool(5, 1), Route((-2,)), MaxPool(9, 1), Route((-4,)), MaxPool(13, 1)]
     windows += [Route((-1, -3, -5, -6))]
     layers = _darknet53()
@@ -85,7 +85,7 @@ def _v3_tiny() -> tuple[Layer, ...]:
 
 
 def _from_cells(*anchors: tuple[float, float]) -> Anchors:
-    """v2 gives anchors in cells, of 32 pixels."""
+    """Anchors in pixels from v2's anchors in cells of 32 pixels."""
     return tuple((32 * w, 32 * h) for w, h in anchors)
 
 
@@ -96,7 +96,7 @@ ANCHORS2 = _from_cells(
 )
 ANCHORS2_VOC = _from_cells((1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52))
 
-SIZES: dict[str, dict[str, Any]] = {  # at any input size; the published classes are COCO's 80, but for VOC's 20
+SIZES: dict[str, dict[str, Any]] = {  # of any input size; published with COCO's 80 classes, or VOC's 20
     "yolov2": dict(layers=_v2(), anchors=ANCHORS2, head="region", ignore_thresh=0.6),
     "yolov2_tiny_voc": dict(
         layers=(*_tiny_backbone(), Conv(1024), *_head(0, 1, 2, 3, 4)),
@@ -113,15 +113,15 @@ SIZES: dict[str, dict[str, Any]] = {  # at any input size; the published classes
 
 @dataclass(frozen=True)
 class Config:
-    """A network of Darknet's layers with heads."""
+    """A network of Darknet's layers with one or more heads."""
 
     layers: tuple[Layer, ...] = _v3_tiny()
     inputs: tuple[int, ...] = (416, 416, 3)  # Y X C
     anchors: tuple[tuple[float, float], ...] = ANCHORS3_TINY  # widths and heights in pixels of the input
-    head: str = "yolo"  # yolo: v3's, each class on its own; region: v2's, classes by softmax
+    head: str = "yolo"  # yolo: v3's, a sigmoid per class; region: v2's, a softmax over the classes
     classes: int = 80
-    ignore_thresh: float = 0.7  # overlap with a truth from which a box is not held to be none; v3's paper says 0.5
-    momentum: float = 0.99  # kept of the running moments, an update
+    ignore_thresh: float = 0.7  # IoU with a true box above which a prediction is no negative; 0.5 in v3's paper
+    momentum: float = 0.99  # decay of the running moments per update
     compute: str = "float32"
 
     def __post_init__(self) -> None:
@@ -132,10 +132,10 @@ class Config:
         require_choice(self, head=HEADS, compute=COMPUTE)
         require(self, "three numbers: rows, columns, channels", "inputs", holds=len(self.inputs) == 3)
         masks = [layer.mask for layer in self.layers if isinstance(layer, Head)]
-        named = [i for mask in masks for i in mask]
-        require(self, "of Darknet, with a head that has anchors", "layers", holds=bool(named) and all(masks))
+        used = [i for mask in masks for i in mask]
+        require(self, "of Darknet, with a head that has anchors", "layers", holds=bool(used) and all(masks))
         known = range(len(self.anchors))
-        require(self, f"those that heads name, {sorted(named)}", "anchors", holds=all(i in known for i in named))
+        require(self, f"those that heads name, {sorted(used)}", "anchors", holds=all(i in known for i in used))
         require(
             self, "yolo where several layers are heads", "head", test=lambda head: head == "yolo" or len(masks) == 1
         )
@@ -155,12 +155,12 @@ def _is_pair(sides: tuple[float, ...]) -> bool:
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields that the data fix: inputs, from the shape of a row."""
+    """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"]} if "image" in shapes else {}
 
 
 def specs(c: Config) -> dict[str, Any]:
-    """The table of parameters and running moments, by the layer's number."""
+    """Specs of the parameters and running moments, by layer number."""
     table = darknet.specs(c.layers, c.image, 5 + c.classes)
     return {part: {"layers": leaves} for part, leaves in table.items()}
 

@@ -1,4 +1,4 @@
-"""The names of a network's classes: the hub's id2label or timm's label_names of a config.json, or Darknet's .names."""
+"""The class names of a pretrained model: id2label (hub) or label_names (timm) of a config.json, or Darknet's .names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ from models.pretrained.layouts import darknet
 
 
 def read(folder: str | Path) -> tuple[str, ...] | None:
-    """The names by the class's number; None where the folder names none, or only LABEL_0 and so on.
+    """The names in the order of the classes; None if the folder has none, or only LABEL_0, LABEL_1 …
 
-    Raises UsageError for a .names file that does not fit its .cfg.
+    Raises UsageError for a .names file that does not match its .cfg.
     """
     file = Path(folder) / "config.json"
     if not file.is_file():
@@ -26,9 +26,9 @@ def read(folder: str | Path) -> tuple[str, ...] | None:
 
 
 def problem_type(folder: str | Path) -> str | None:
-    """What the folder's classifier predicts of a row: the `problem_type` of transformers; None for one class each.
+    """The `problem_type` of a folder's classifier, as in transformers; None is one class per row.
 
-    Without that key a single output is a number, not a class.
+    Without that key a single output means regression.
     """
     file = Path(folder) / "config.json"
     settings = read_settings(file) if file.is_file() else {}
@@ -38,12 +38,12 @@ def problem_type(folder: str | Path) -> str | None:
 
 
 def placeholder_names(count: int) -> list[str]:
-    """What the hub calls classes without names."""
+    """The hub's names of unnamed classes."""
     return [f"LABEL_{i}" for i in range(count)]
 
 
 def keys(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """What names become in a config.json of these settings; {} where it has no place for them."""
+    """The keys of config.json for class names, depending on its settings; {} if it has no place for them."""
     if not names:
         return {}
     if "id2label" in settings:

@@ -1,6 +1,6 @@
-"""Parameters as others publish them: safetensors files (and .npz), or Darknet's, read and written.
+"""Pretrained models: reads and writes folders of the Hugging Face hub, safetensors files and Darknet's; reads .npz.
 
-How each family's lie there, models/pretrained/layouts/__init__.py says. Nothing is unpickled.
+models/pretrained/layouts maps each family to the names and layouts of these files. Nothing is unpickled.
 """
 
 import json
@@ -30,35 +30,36 @@ DTYPES = ("float32", "bfloat16")
 
 
 def is_pretrained(path: str | Path) -> bool:
-    """Whether a path names safetensors or .npz, a file or a folder that holds some, or Darknet's."""
+    """Whether a path is a file of safetensors, .npz or Darknet's weights, or a folder with one of them or a .cfg."""
     path = Path(path)
-    forms = (SUFFIX, npz.SUFFIX)
-    inside = path.is_dir() and any(file.suffix.lower() in (*forms, darknet.CFG) for file in path.glob("[!.]*"))
-    return path.suffix in forms or inside or darknet_weights.is_weights(path)
+    suffixes = (SUFFIX, npz.SUFFIX)
+    inside = path.is_dir() and any(file.suffix.lower() in (*suffixes, darknet.CFG) for file in path.glob("[!.]*"))
+    return path.suffix in suffixes or inside or darknet_weights.is_weights(path)
 
 
 def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -> tuple[Model, dict[str, Any]]:
-    """A model and its variables from safetensors, whose shapes may tell the config -> (model, variables), float32.
+    """A model and its variables, float32, from a safetensors or .npz file, without a config.json.
 
-    `prefix` is what the tensors' names begin with, as `lstm.`; tensors without it are not looked at. `overrides` are
-    fields of the family's Config that no shape tells: some for torch.nn.LSTM's, all for most families, as size="vgg16".
+    `prefix` is the beginning of the tensors' names, such as `lstm.`; tensors without it are ignored. `overrides` are
+    fields of the family's Config that cannot be inferred from tensor shapes: some for torch.nn.LSTM, all for most
+    families, for example size="vgg16".
 
-    Raises UsageError for a file that is no safetensors, and for a tensor that is missing, surplus or misshapen.
+    Raises UsageError for a file that cannot be read, and for a tensor that is missing, superfluous or misshapen.
     """
     shapes = {k.removeprefix(prefix): v for k, v in TensorReader(file).shapes.items() if k.startswith(prefix)}
     layout = dialects(family)["own"]
     for field in getattr(layout, "REQUIRED_FIELDS", ()):
         if field not in overrides and "size" not in overrides:
-            raise UsageError(f"{file}: no shape gives the {field} of a {family}; give {field}=")
-    told = layout.fields_from_shapes(shapes) if hasattr(layout, "fields_from_shapes") else {}
-    model = build(family, **{**told, **overrides})
+            raise UsageError(f"{file}: cannot infer {field!r} of a {family} from tensor shapes; pass {field}=")
+    inferred = layout.fields_from_shapes(shapes) if hasattr(layout, "fields_from_shapes") else {}
+    model = build(family, **{**inferred, **overrides})
     return model, find(model, file, prefix=prefix).variables()
 
 
 def save(model: Model, variables: Any, file: str | Path, *, prefix: str = "", dialect: str | None = None) -> None:
-    """Write a model's parameters under the names that others give them. Raises UsageError for a leaf that has none.
+    """Write a model's parameters to a safetensors file, under the names of its layout.
 
-    `dialect` names a layout other than the family's own.
+    `dialect` names a layout other than the family's own. Raises UsageError for a leaf that the layout has no name for.
     """
     from safetensors.numpy import save_file
 
@@ -74,14 +75,15 @@ def load_pretrained(
     ignore: Iterable[str] = (),
     **overrides: Any,
 ) -> tuple[Model, dict[str, Any]]:
-    """A model and its variables from a folder as the Hugging Face hub has it, or with Darknet's two files.
+    """A model and its variables from a folder of the Hugging Face hub, or with Darknet's .cfg and .weights.
 
-    Parameters come as float32 or bfloat16; tensor by tensor, so that the host holds the model and its largest tensor at
-    most. `shardings` is a function from the model to a tree of shardings for `variables`; None is the first device.
-    `ignore` names keys of config.json to pass over. `overrides` are fields of the Config, as pool="mean".
+    `dtype`, of the parameters, is float32 or bfloat16. Tensors are read one at a time, so that the host holds at most
+    the model and its largest tensor. `shardings` is a function from the model to a tree of shardings for `variables`;
+    None is the first device. `ignore` names keys of config.json to ignore. `overrides` are fields of the Config, for
+    example pool="mean".
 
-    Raises UsageError for a config.json of an unknown type, or with keys that may change what is computed; for pickled
-    files; and for a tensor that is missing, surplus, misshapen or of integers.
+    Raises UsageError for a config.json of an unknown type, or with unknown keys that may change what is computed; for
+    pickled files; and for a tensor that is missing, superfluous, misshapen or of integers.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
@@ -90,7 +92,7 @@ def load_pretrained(
 
 
 def read_config(directory: str | Path, ignore: Iterable[str] = (), **overrides: Any) -> Model:
-    """The model of a folder's config.json or .cfg, its fields overridden by name. Raises UsageError."""
+    """The model that a folder's config.json or .cfg describes, with fields overridden by name. Raises UsageError."""
     with prefix_errors(str(directory)):
         return _read_config(directory, ignore, **overrides)
 
@@ -102,10 +104,10 @@ def _read_config(directory: str | Path, ignore: Iterable[str], **overrides: Any)
         if pair is None:
             raise UsageError(f"{directory} is no folder of the Hugging Face hub: it has no config.json")
         if ignored := next(iter(ignore), None):
-            raise UsageError(f"ignore = {ignored!r} is of keys in a config.json, and {directory} has {pair[0].name}")
+            raise UsageError(f"ignore = {ignored!r} names a key of config.json, but {directory} has {pair[0].name}")
         return darknet.read_cfg(pair[0], **overrides)
     values = read_settings(file)
-    kind = values.get("model_type", values.get("architecture"))  # as timm has it
+    kind = values.get("model_type", values.get("architecture"))  # the latter is timm's
     if kind is None:
         run = ", but a run: it goes to --workdir, or to --config.init_from" if "optim" in values else ""
         raise UsageError(f"{directory} is no folder of the Hugging Face hub{run or ': config.json has no model_type'}")
@@ -123,8 +125,8 @@ def _read_config(directory: str | Path, ignore: Iterable[str], **overrides: Any)
     if hasattr(LAYOUTS[TYPES[kind]], "check_overrides"):
         LAYOUTS[TYPES[kind]].check_overrides(fields, model.config)
     depth = getattr(model.config, "depth", 0)
-    if depth > len(keys.tensors):  # before anything is made for each layer
-        raise UsageError(f"{directory} holds {len(keys.tensors)} tensors, too few for {depth} layers")
+    if depth > len(keys.tensors):  # checked before anything is built per layer
+        raise UsageError(f"{directory} has {len(keys.tensors)} tensors, too few for {depth} layers")
     return model
 
 
@@ -138,24 +140,24 @@ def save_pretrained(
     images: dict[str, Any] | None = None,
     **keys: Any,
 ) -> None:
-    """Write a folder as the Hugging Face hub has it, which `transformers` loads, or of family yolo Darknet's files.
+    """Write a folder of the Hugging Face hub, which `transformers` loads, or Darknet's files for family yolo.
 
-    `dialect` names a layout other than the first of the family's that has a place there. `classes` are the names of the
-    classes; `images` says how images were made ready, as preprocessing.from_folder does. `keys` are further ones of
-    config.json, as eos_token_id=2. Darknet's files have no place for these and for `images`.
-    Raises UsageError for a family or a Config that has no place there, for a folder that holds a model already, and for
-    names of another number of classes.
+    `dialect` names a layout other than the family's first one with a config.json. `classes` are the names of the
+    classes. `images` are the preprocessing settings that preprocessing.from_folder returns. `keys` are further keys of
+    config.json, for example eos_token_id=2. Darknet's files have neither these keys nor `images`.
+    Raises UsageError for a family or a Config that the format cannot express, for a folder that has a model already,
+    and for another number of class names than classes.
     """
     layout, folder = folder_layout(model.family, dialect), Path(directory)
     if classes and len(classes) != (count := getattr(model.config, "classes", 0)):
-        raise UsageError(f"classes = {[*classes]} are {len(classes)} names; the network tells {count} apart")
-    names, endings = ("config.json", INDEX), (SUFFIX, darknet.CFG, darknet_weights.SUFFIX)
-    held = [f.name for f in sorted(folder.glob("*")) if f.name in names or f.suffix.lower() in endings]
-    if held:
-        raise UsageError(f"{folder} holds {held[0]} already; give a folder without a model")
+        raise UsageError(f"classes = {[*classes]} has {len(classes)} names; the model has {count} classes")
+    names, suffixes = ("config.json", INDEX), (SUFFIX, darknet.CFG, darknet_weights.SUFFIX)
+    existing = [f.name for f in sorted(folder.glob("*")) if f.name in names or f.suffix.lower() in suffixes]
+    if existing:
+        raise UsageError(f"{folder} has {existing[0]} already; give a folder without a model")
     if hasattr(layout, "save_folder"):
         if keys:
-            raise UsageError(f"family {model.family!r} is written without a config.json, which {[*keys]} are keys of")
+            raise UsageError(f"family {model.family!r} is written without a config.json: no place for {[*keys]}")
         folder.mkdir(parents=True, exist_ok=True)
         layout.save_folder(model, variables, folder, classes)
         return
@@ -177,26 +179,26 @@ def save_pretrained(
 
 
 def _tensors(model: Model, variables: Any, layout: ModuleType) -> dict[str, tuple[int, Any]]:
-    """The foreign tensors of parameters, by name: bytes, and a function that fetches each."""
+    """The file's tensors for the variables: name -> (bytes, a function that makes the tensor)."""
     rows = {row.path: row for row in layout.rows(model.config)}
     parts: dict[str, list[tuple[Row, Any, tuple[int, ...]]]] = {}
     for path, leaf in leaves(variables).items():
         if path not in rows:
             raise UsageError(f"the published layout of family {model.family!r} has no tensor for {path}")
         row = rows[path]
-        for at, name in zip(np.ndindex(leaf.shape[: row.stacked_dims]), row.names(leaf.shape), strict=True):
-            parts.setdefault(name, []).append((row, leaf, at))
+        for index, name in zip(np.ndindex(leaf.shape[: row.stacked_dims]), row.names(leaf.shape), strict=True):
+            parts.setdefault(name, []).append((row, leaf, index))
     sizes = {name: math.prod(each[0][0].shape) * each[0][1].dtype.itemsize for name, each in parts.items()}
-    found = {name: (sizes[name], partial(_assemble, each)) for name, each in parts.items()}
-    more = layout.copies(model.config) if hasattr(layout, "copies") else {}
-    return found | {name: found[other] for name, other in more.items()}
+    tensors = {name: (sizes[name], partial(_assemble, each)) for name, each in parts.items()}
+    copies = layout.copies(model.config) if hasattr(layout, "copies") else {}
+    return tensors | {name: tensors[other] for name, other in copies.items()}
 
 
 def _assemble(parts: list[tuple[Row, Any, tuple[int, ...]]]) -> np.ndarray:
-    """A foreign tensor of which each leaf has a part: of (row, leaf, where in the leaf) each."""
+    """A tensor of the file from its parts: (row, leaf, index of the stacked dims in the leaf) each."""
     row, leaf, _ = parts[0]
     assert sum(math.prod(row.size) for row, _, _ in parts) == math.prod(row.shape)
     tensor = np.empty(row.shape, leaf.dtype)
-    for row, leaf, at in parts:
-        row.write(np.asarray(leaf[at] if at else leaf), tensor)
+    for row, leaf, index in parts:
+        row.write(np.asarray(leaf[index] if index else leaf), tensor)
     return tensor

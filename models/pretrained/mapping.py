@@ -1,4 +1,4 @@
-"""How one leaf of a table lies in foreign files, and how a foreign config is read.
+"""Maps a model's leaves to the tensors of other libraries' files, and reads their config.json.
 
 Legend: D in, O out of a matrix product.
 """
@@ -17,13 +17,12 @@ from models.pretrained.formats.interpolate import ResizePositions
 
 @dataclass(frozen=True)
 class Row:
-    """One leaf: its path here, the tensor's name there, and `ours = theirs.reshape(split)[part].transpose(order)`.
+    """One leaf: its path, the tensor's name in files, and `leaf = tensor.reshape(split)[part].transpose(order)`.
 
-    The path of a running statistic begins with `stats/`. Each `{}` in the name stands for the index of a stacked dim,
-    of which the leaf has so many first (the first of them has its numbers from `layers` if given); all else is then of
-    one tensor: `shape` is that of the foreign one, of which other leaves may have other parts. A leaf may be padded
-    beyond the tensor. Files that lack the name may have the `older` one. `regrid` makes the tensor of one for
-    another grid.
+    The path of a running statistic begins with `stats/`. Each `{}` in the name is the index of a stacked dim. These are
+    the leaf's first dims; `layers`, if given, are the indices of the first one. The other fields describe one tensor:
+    `shape` is the tensor's, and other leaves may have other parts of it. A leaf may be padded beyond the tensor. Files
+    without the name may have the `older` one. `resize` adapts a tensor of positions on another grid.
     """
 
     path: str
@@ -42,21 +41,21 @@ class Row:
 
     @property
     def stacked_dims(self) -> int:
-        """How many dims of the leaf are stacks of tensors."""
+        """The number of the leaf's leading dims that stack tensors."""
         return self.name.count("{}")
 
     @property
     def size(self) -> tuple[int, ...]:
-        """The dims of the leaf, or of each layer of a stack, without padding."""
+        """The shape of the leaf, or of one layer of a stack, without padding."""
         return tuple(self.part_shape[i] for i in self.order)
 
     @property
     def part_shape(self) -> tuple[int, ...]:
-        """The shape of the leaf's part of the split foreign tensor."""
+        """The shape of the leaf's part of the split tensor."""
         return np.broadcast_to(0, self.split)[self.part].shape
 
     def names(self, leaf: tuple[int, ...], older: bool = False) -> list[str]:
-        """The tensors of a leaf of a shape, in the order of their stack."""
+        """The names of the tensors of a leaf of shape `leaf`, in the order of their stack."""
         name = self.older or self.name if older else self.name
         numbers: list[Iterable[int]] = [range(n) for n in leaf[: self.stacked_dims]]
         if numbers and self.layers is not None:
@@ -65,36 +64,36 @@ class Row:
         return [name.format(*index) for index in product(*numbers)]
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether the leaf can be made of a tensor of this shape."""
+        """Whether the leaf can be made from a tensor of this shape."""
         if self.resize is None or shape == self.shape:
             return shape == self.shape
         return len(shape) == 3 and shape[2] == self.shape[2] and self.resize.accepts(shape)
 
     def to_leaf(self, tensor: np.ndarray) -> np.ndarray:
-        """The leaf, or one layer of it, from the foreign tensor."""
+        """The leaf, or one layer of it, from the tensor."""
         if self.resize is not None and tensor.shape != self.shape:
             tensor = self.resize(tensor)
         return np.asarray(tensor.reshape(self.split)[self.part]).transpose(self.order)
 
     def write(self, leaf: np.ndarray, tensor: np.ndarray) -> None:
-        """Set the leaf's part of the foreign tensor from the leaf or one layer of it."""
-        whole = leaf[tuple(slice(n) for n in self.size)]
-        tensor.reshape(self.split)[self.part] = whole.transpose(np.argsort(self.order))
+        """Set the leaf's part of the tensor from the leaf or one layer of it."""
+        unpadded = leaf[tuple(slice(n) for n in self.size)]
+        tensor.reshape(self.split)[self.part] = unpadded.transpose(np.argsort(self.order))
 
     def to_tensor(self, leaf: np.ndarray) -> np.ndarray:
-        """The foreign tensor, of which the leaf has all, from the leaf or one layer of it."""
+        """The tensor, if it has no other leaf's parts, from the leaf or one layer of it."""
         tensor = np.empty(self.shape, leaf.dtype)
         self.write(leaf, tensor)
         return tensor
 
 
 def same(path: str, name: str, *shape: int, **more: Any) -> Row:
-    """A tensor that lies there as it does here; `more` are further fields of the Row, here and below."""
+    """A tensor with the leaf's shape and order; `more` are further fields of the Row, here and below."""
     return Row(path, name, shape, tuple(range(len(shape))), shape, **more)
 
 
 def linear(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], **more: Any) -> Row:
-    """The weight of a torch.nn.Linear, [O D]; ours has its inputs first: [D O], each of them perhaps several dims."""
+    """The weight of a torch.nn.Linear, [O D]; the leaf is [D O], where D and O may be several dims each."""
     n, m = len(outputs), len(inputs)
     order = (*range(n, n + m), *range(n))
     return Row(path, name, (*outputs, *inputs), order, (math.prod(outputs), math.prod(inputs)), **more)
@@ -103,7 +102,7 @@ def linear(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ..
 def affine(
     path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], biased: bool = True, **more: Any
 ) -> list[Row]:
-    """The weight and, where it has one, the bias of a torch.nn.Linear."""
+    """The weight and, if `biased`, the bias of a torch.nn.Linear."""
     weight = linear(f"{path}/kernel", f"{name}.weight", inputs, outputs, **more)
     order = tuple(range(len(outputs)))
     bias = Row(f"{path}/bias", f"{name}.bias", outputs, order, (math.prod(outputs),), **more)
@@ -111,24 +110,24 @@ def affine(
 
 
 def conv(path: str, name: str, inputs: int, outputs: int, size: int, **more: Any) -> Row:
-    """The weight of a torch.nn.Conv2d, [O C I J]; ours is [I J C O]."""
+    """The weight of a torch.nn.Conv2d, [O C I J]; the leaf is [I J C O]."""
     shape = (outputs, inputs, size, size)
     return Row(f"{path}/kernel", f"{name}.weight", shape, (2, 3, 1, 0), shape, **more)
 
 
 def batch_norm(path: str, name: str, width: int, **more: Any) -> list[Row]:
-    """Scale, bias and running moments of a torch.nn.BatchNorm2d; how many batches it has seen is no part of ours."""
+    """Scale, bias and running moments of a torch.nn.BatchNorm2d, without its count of batches."""
     ours = (f"{path}/norm/scale", f"{path}/norm/bias", f"stats/{path}/mean", f"stats/{path}/var")
     theirs = ("weight", "bias", "running_mean", "running_var")
     return [same(one, f"{name}.{other}", width, **more) for one, other in zip(ours, theirs, strict=True)]
 
 
-ACTIVATIONS = {  # names there -> here
+ACTIVATIONS = {  # names in config.json -> ours
     **dict(gelu="gelu", gelu_python="gelu", gelu_new="gelu_tanh", gelu_pytorch_tanh="gelu_tanh", gelu_fast="gelu_tanh"),
     **dict(relu="relu", silu="silu", swish="silu", tanh="tanh", sigmoid="sigmoid", linear="identity"),
 }
 
-HARMLESS = frozenset(  # keys of a config.json that change no number of a forward pass
+HARMLESS = frozenset(  # keys of config.json that do not affect a forward pass
     """
     architectures model_type torch_dtype dtype transformers_version tokenizer_class auto_map _name_or_path _commit_hash
     _from_model_config _attn_implementation _attn_implementation_autoset _num_labels initializer_range
@@ -150,19 +149,19 @@ HARMLESS = frozenset(  # keys of a config.json that change no number of a forwar
     """.split()
 )
 HARMLESS_PREFIXES = ("_", "transformers", "unsloth_", "onnx", "openvino")  # of further such keys
-REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {  # of a config.json: what must be so, if it is there
+REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {  # legal values of keys of config.json, if present
     **dict(is_encoder_decoder=(False,), is_decoder=(False, True), add_cross_attention=(False,)),
     **dict(cross_attention_hidden_size=(None,), tie_encoder_decoder=(False,), pruned_heads=({}, None)),
     **dict(sparsify_config=(None,)),
 }
 
-QUANTISED = ("mxfp4", "fp8")  # methods whose tensors `quantised` reads; how activations are quantised is not followed
+QUANTISED = ("mxfp4", "fp8")  # methods whose tensors `quantised` reads; activations are not quantised
 
 
 class Keys:
-    """A config.json, of which every key is to be read, held to a value, or known to be harmless.
+    """A config.json, every key of which must be read, checked, or known to be harmless.
 
-    `tensors` are the shapes by name of those that lie beside it. Keys named in `ignore` are as if they were not there.
+    `tensors` are the shapes, by name, of the tensors beside it. Keys named in `ignore` count as absent.
     """
 
     def __init__(
@@ -174,99 +173,101 @@ class Keys:
             self.require_value(name, *legal)
         quantised = self.take("quantization_config", default={}, kind=dict)
         if quantised and quantised.get("quant_method") not in QUANTISED:
-            says = " and ".join(QUANTISED)
-            raise UsageError(f"config.json has quantization_config = {quantised}; the methods {says} are known here")
+            known = " and ".join(QUANTISED)
+            raise UsageError(f"config.json has quantization_config = {quantised}; known methods: {known}")
 
     def set_defaults(self, **absent: Any) -> None:
-        """What keys say that are not there."""
+        """Set the values of absent keys."""
         self.values = {**absent, **self.values}
 
     def nested(self, values: dict[str, Any]) -> "Keys":
-        """Settings inside of one of these."""
+        """The Keys of nested settings."""
         return Keys(values, ignore=self.ignore)
 
     def get(self, name: str, default: Any) -> Any:
-        """The value of a key, null too, if it is there, else the default."""
+        """The value of a key, which may be null, or the default if it is absent."""
         self.read_keys.add(name)
         return self.values.get(name, default)
 
     def take(self, *names: str, default: Any = None, kind: type = object) -> Any:
-        """The value of the first spelling that is there and no null, else the default. Raises UsageError by kind."""
+        """The first of the keys that is present and not null, else the default.
+
+        Raises UsageError for a value that is not of type `kind`.
+        """
         self.read_keys.update(names)
         name = next((name for name in names if self.values.get(name) is not None), None)
         value = default if name is None else self.values[name]
         if name and not isinstance(value, kind):
-            says = {list: "a list", dict: "a mapping", bool: "true or false"}[kind]
-            raise UsageError(f"config.json has {name} = {value!r}, which is not {says}")
+            expected = {list: "a list", dict: "a mapping", bool: "true or false"}[kind]
+            raise UsageError(f"config.json has {name} = {value!r}; it must be {expected}")
         return value
 
     def require(self, *names: str) -> Any:
-        """The value of the first spelling that is there. Raises UsageError where none is."""
+        """The first of the keys that is present. Raises UsageError if none is."""
         value = self.take(*names)
         if value is None:
             raise UsageError(f"config.json has no {' or '.join(names)}")
         return value
 
     def require_value(self, name: str, *legal: Any) -> None:
-        """Raise UsageError where a key has a value that is not among those that are known here."""
+        """Raise UsageError if a key is present with a value that is not legal."""
         self.read_keys.add(name)
         if name in self.values and self.values[name] not in legal:
-            says = " or ".join(map(repr, legal))
-            raise UsageError(f"config.json has {name} = {self.values[name]!r}; only {says} is known here")
+            values = " or ".join(map(repr, legal))
+            raise UsageError(f"config.json has {name} = {self.values[name]!r}; only {values} is supported")
 
     def number(self, *names: str, default: float | None = None) -> float:
-        """The value of the first spelling that is there. Raises UsageError where it is no number, or there is none."""
+        """The first of the keys that is present. Raises UsageError if none is, and for a value that is no number."""
         value = self.require(*names) if default is None else self.take(*names, default=default)
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise UsageError(f"config.json has {names[0]} = {value!r}, which is no number")
+            raise UsageError(f"config.json has {names[0]} = {value!r}; it must be a number")
         return float(value)
 
     def count(self, *names: str, default: int | None = None) -> int:
-        """The value of the first spelling that is there. Raises UsageError where it is no count, or there is none."""
+        """The first of the keys that is present. Raises UsageError if none is, and unless it is a positive integer."""
         value = self.require(*names) if default is None else self.take(*names, default=default)
         if type(value) is not int or value < 1:
-            raise UsageError(f"config.json has {names[0]} = {value!r}, which is no count")
+            raise UsageError(f"config.json has {names[0]} = {value!r}; it must be a positive integer")
         return value
 
     def classes(self) -> int:
-        """How many classes `id2label` names, else `num_labels`. Raises UsageError for numbers with gaps."""
+        """The number of classes: of `id2label`, else `num_labels`. Raises UsageError for class numbers with gaps."""
         names = self.take("id2label", kind=dict)
         if names is None:
             return self.count("num_labels", default=2)
         if {int(key) for key in names if key.isdecimal()} != set(range(len(names))):
             raise UsageError(
-                f"config.json has id2label of {quote([*names])}: classes are numbered from 0, without gaps"
+                f"config.json has id2label of {quote([*names])}; classes must be numbered from 0, without gaps"
             )
         return len(names)
 
     def activation(self, *names: str, default: str) -> str:
-        """The name here of an activation. Raises UsageError for one that is unknown."""
+        """Our name of an activation. Raises UsageError for an unknown one."""
         name = str(self.take(*names, default=default))
         if name not in ACTIVATIONS:
             raise unknown("activation of config.json", name, ACTIVATIONS)
         return ACTIVATIONS[name]
 
     def refuse_unread(self, harmless: Iterable[str] = ()) -> None:
-        """Raise UsageError for a key that nobody has looked at: it may change what the model computes."""
+        """Raise UsageError for a key that was not read and is not harmless: it may change what the model computes."""
         known = {*self.read_keys, *harmless}
-        strange = [
+        unread = [
             k
             for k, v in self.values.items()
             if k not in known and not k.startswith(HARMLESS_PREFIXES) and v is not None
         ]
-        if strange:
-            listed = ", ".join(f"{k} = {self.values[k]!r}" for k in strange)
+        if unread:
+            listed = ", ".join(f"{k} = {self.values[k]!r}" for k in unread)
             raise UsageError(
-                f"config.json has {listed}: not known here, and it may change what is computed; "
-                f"to load all the same, name it by `ignore` (--ignore_key)"
+                f"config.json has {listed}: unknown, and it may change what is computed; "
+                f"to load without it, name it in `ignore` (--ignore_key)"
             )
 
 
 def hf_activation(name: str) -> str:
-    """The name there of an activation. Raises UsageError for one that is unknown there."""
-    found = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == name), None)
-    if found is None:
-        raise UsageError(
-            f"activation {name!r} has no published name; those of {', '.join(set(ACTIVATIONS.values()))} do"
-        )
-    return "gelu_new" if name == "gelu_tanh" else found
+    """The name of an activation in config.json. Raises UsageError for one that has none."""
+    theirs = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == name), None)
+    if theirs is None:
+        legal = ", ".join(dict.fromkeys(ACTIVATIONS.values()))
+        raise UsageError(f"activation {name!r} has no name in config.json; legal: {legal}")
+    return "gelu_new" if name == "gelu_tanh" else theirs

@@ -1,4 +1,4 @@
-"""Folders of networks that see images or hear too: what of them is a text's network, and what lies beside it."""
+"""Multimodal networks on the Hugging Face hub: which settings and tensors are of their language model."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 from errors import UsageError
 from models.pretrained.mapping import Keys
 
-TEXT_TYPES = {  # their model_type -> that of what reads text in them
+TEXT_TYPES = {  # model_type -> that of its language model
     **{"gemma3": "gemma3_text", "llama4": "llama4_text"},
     **{"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"},
 }
@@ -16,13 +16,13 @@ MULTIMODAL_TENSORS = re.compile(r"^(model\.)?(vision_\w+|audio_\w+|embed_vision|
 
 
 def text_config(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings of what reads text, whole, in a config.json of a network that sees too.
+    """The settings of the language model, complete, in a config.json of a multimodal network.
 
-    Raises UsageError where there are none, and for a key that is neither of the text nor of a sense.
+    Raises UsageError if there are none, and for an unknown key that is not of another modality.
     """
     kind, inner = values["model_type"], values.get("text_config")
     if not isinstance(inner, dict):
-        raise UsageError(f"config.json of a {kind} has text_config = {inner!r}, which is not a mapping")
+        raise UsageError(f"config.json of a {kind} has text_config = {inner!r}; it must be a mapping")
     outer = Keys(values, ignore=ignore)
     outer.take("text_config", "quantization_config")
     tied = outer.take("tie_word_embeddings", default=inner.get("tie_word_embeddings"))
@@ -32,5 +32,5 @@ def text_config(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str,
 
 
 def is_multimodal(name: str) -> bool:
-    """Whether a tensor is of a part that no text meets."""
+    """Whether a tensor is of a part that processes images, video or audio."""
     return bool(MULTIMODAL_TENSORS.match(name))

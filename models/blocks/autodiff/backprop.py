@@ -1,16 +1,17 @@
-"""Backpropagation in the open: its four equations, written out for the family `mlp`. No automatic differentiation.
+"""Backpropagation by hand: its four equations, written out for the family `mlp`, without automatic differentiation.
 
-A layer takes activations a [B I], makes sums z = a @ kernel + bias [B O] and hands on activation(z). Its *error* delta
-[B O] is the slope of the loss by z, and all else follows from it, from the last layer to the first:
+A layer takes activations a [B I], computes z = a @ kernel + bias [B O] and outputs activation(z). Its *error* delta
+[B O] is the derivative of the loss by z. From the last layer to the first:
 
-    BP1  delta of the last layer   slope of the loss by the network's value, times slope of the activation at z
-    BP2  delta of an earlier one   delta of the next layer @ its kernel transposed, times slope of the activation at z
+    BP1  delta of the last layer   derivative of the loss by the network's outputs, times that of the activation at z
+    BP2  delta of an earlier one   delta of the next layer @ its kernel transposed, times activation's derivative at z
     BP3  gradient of a bias        delta, summed over the rows
-    BP4  gradient of a kernel      a transposed @ delta: what came in at i times the error at o, summed over the rows
+    BP4  gradient of a kernel      a transposed @ delta: the input at i times the error at o, summed over the rows
 
 Legend: B batch, I and O features into and out of a layer, C classes.
 Source: Rumelhart, Hinton, Williams 1986, Nature 323; numbered as in Nielsen 2015, "Neural networks and deep learning",
-chapter 2. Deviations: a kernel is [I O], Nielsen's weights transposed; a row counts by its share of the batch's weight.
+chapter 2. Deviations: a kernel is [I O], Nielsen's weights transposed; rows are weighted by their share of the batch's
+total weight.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from errors import UsageError
 from models.core.layers import ACTIVATIONS, dense, einsum
 
-SLOPES: dict[str, Callable[[Array], Array]] = {  # derivative of each activation at its sums z
+DERIVATIVES: dict[str, Callable[[Array], Array]] = {  # of each activation, at z
     "identity": jnp.ones_like,
     "relu": lambda z: (z > 0).astype(z.dtype),
     "sigmoid": lambda z: jax.nn.sigmoid(z) * (1 - jax.nn.sigmoid(z)),
@@ -37,44 +38,44 @@ def one_hot(label: Int[Array, "b"], classes: int) -> Float[Array, "b c"]:
     return (jnp.arange(classes)[None] == label[:, None]).astype(jnp.float32)
 
 
-def softmax_slope(value: Float[Array, "b c"], label: Int[Array, "b"]) -> Float[Array, "b c"]:
-    """Slope of -log softmax(value)[label] by value: the probabilities, less 1 at the label."""
+def softmax_derivative(value: Float[Array, "b c"], label: Int[Array, "b"]) -> Float[Array, "b c"]:
+    """Derivative of -log softmax(value)[label] by value: the probabilities, minus 1 at the label."""
     return jax.nn.softmax(value, -1) - one_hot(label, value.shape[-1])
 
 
-def quadratic_slope(value: Float[Array, "b c"], label: Int[Array, "b"]) -> Float[Array, "b c"]:
-    """Slope of half the squared distance to the one-hot label by value: the distance itself, signed."""
+def quadratic_derivative(value: Float[Array, "b c"], label: Int[Array, "b"]) -> Float[Array, "b c"]:
+    """Derivative of half the squared distance to the one-hot label by value: the difference."""
     return value - one_hot(label, value.shape[-1])
 
 
-def hinge_slope(value: Float[Array, "b 1"], label: Int[Array, "b"]) -> Float[Array, "b 1"]:
-    """Slope of max(0, 1 - y value) by value, where y = 2 label - 1: -y inside the margin, 0 on its edge and beyond."""
+def hinge_derivative(value: Float[Array, "b 1"], label: Int[Array, "b"]) -> Float[Array, "b 1"]:
+    """Derivative of max(0, 1 - y value) by value, with y = 2 label - 1: -y inside the margin, else 0."""
     y = (2 * label[:, None] - 1).astype(value.dtype)
     return jnp.where(y * value < 1, -y, 0.0)
 
 
-LOSS_SLOPES: dict[str, Callable[[Array, Array], Array]] = {
-    "softmax": softmax_slope,
-    "quadratic": quadratic_slope,
-    "hinge": hinge_slope,
+LOSS_DERIVATIVES: dict[str, Callable[[Array, Array], Array]] = {
+    "softmax": softmax_derivative,
+    "quadratic": quadratic_derivative,
+    "hinge": hinge_derivative,
 }
 
 
 def output_error(
-    slope: Float[Array, "b o"], z: Float[Array, "b o"], activation: str, share: Float[Array, "b"]
+    loss_derivative: Float[Array, "b o"], z: Float[Array, "b o"], activation: str, row_weight: Float[Array, "b"]
 ) -> Float[Array, "b o"]:
-    """BP1: slope of each row's loss by the network's value [B O], the last sums z [B O] -> the last error [B O].
+    """BP1: derivative of each row's loss by the outputs [B O], z of the last layer [B O] -> its error [B O].
 
-    A row's share of the batch's weight [B] enters here, once: BP2 to BP4 are linear in the error.
+    `row_weight` [B], each row's share of the batch's weight, enters only here: BP2 to BP4 are linear in the error.
     """
-    return slope * SLOPES[activation](z) * share[:, None]
+    return loss_derivative * DERIVATIVES[activation](z) * row_weight[:, None]
 
 
 def previous_error(
     error: Float[Array, "b o"], kernel: Float[Array, "i o"], z: Float[Array, "b i"], activation: str
 ) -> Float[Array, "b i"]:
-    """BP2: a layer's error [B O] and kernel [I O], the sums z [B I] of the layer before -> the error before [B I]."""
-    return einsum("bo,io->bi", error, kernel, sharding_like(z)) * SLOPES[activation](z)
+    """BP2: a layer's error [B O] and kernel [I O], z [B I] of the layer before -> the error [B I] of that layer."""
+    return einsum("bo,io->bi", error, kernel, sharding_like(z)) * DERIVATIVES[activation](z)
 
 
 def bias_gradient(error: Float[Array, "b o"]) -> Float[Array, "o"]:
@@ -85,28 +86,28 @@ def bias_gradient(error: Float[Array, "b o"]) -> Float[Array, "o"]:
 def kernel_gradient(
     a: Float[Array, "b i"], error: Float[Array, "b o"], kernel: Float[Array, "i o"]
 ) -> Float[Array, "i o"]:
-    """BP4: a layer's inward activations a [B I] and error [B O] -> the gradient of its kernel, cut like it [I O]."""
+    """BP4: a layer's input a [B I] and error [B O] -> the gradient of its kernel [I O], sharded like the kernel."""
     return jnp.einsum("bi,bo->io", a, error, out_sharding=sharding_like(kernel))
 
 
 def gradient(
     params: dict[str, Any], inputs: dict[str, Array], c: Any, loss: str, total: Float[Array, ""] | float
 ) -> tuple[Float[Array, "b c"], dict[str, Any]]:
-    """An mlp's value [B C] and, by the four equations, the gradient of sum_b weight_b loss_b / total, like `params`.
+    """An mlp's outputs [B C] and, by the four equations, the gradient of sum_b weight_b loss_b / total, like `params`.
 
     inputs are features [B F] or image [B Y X C], label [B], weight [B]; `total` is the weight of the whole batch, of
-    which the rows may be a part. Raises UsageError for what is not written out here.
+    which the rows may be a part. Raises UsageError for a Config or loss that is not written out here.
     """
-    check_supported("equations", c, loss, SLOPES, LOSS_SLOPES)
+    check_supported("equations", c, loss, DERIVATIVES, LOSS_DERIVATIVES)
     layers = ordered_layers(params, c)
     x = a = flat_rows(inputs)
-    ins, sums = [], []  # of each layer: what comes in, and z
+    ins, sums = [], []  # of each layer: its input, and z
     for p, activation in layers:
         ins.append(a)
         sums.append(dense(a, p, sharding_like(x)))
         a = ACTIVATIONS[activation](sums[-1])
-    share = inputs["weight"] / total
-    error = output_error(LOSS_SLOPES[loss](a, inputs["label"]), sums[-1], c.output, share)
+    row_weight = inputs["weight"] / total
+    error = output_error(LOSS_DERIVATIVES[loss](a, inputs["label"]), sums[-1], c.output, row_weight)
     grads: list[dict[str, Array]] = []
     for n in reversed(range(len(layers))):
         kernel = layers[n][0]["kernel"]
@@ -131,13 +132,13 @@ def flat_rows(inputs: dict[str, Array]) -> Float[Array, "b f"]:
 
 
 def sharding_like(x: Array) -> Any:
-    """A product's `out` that lies as x does; None without a mesh."""
+    """The sharding of x, for a product's `out`; None without a mesh."""
     sharding = jax.typeof(x).sharding
     return None if sharding.mesh.empty else sharding.spec
 
 
 def check_supported(source: str, c: Any, loss: str, activations: Iterable[str], losses: Iterable[str]) -> None:
-    """Hold an mlp's Config and a loss to what a source of the gradient has written out. Raises UsageError."""
+    """Raise UsageError for an mlp's Config or a loss that a source of the gradient has not written out."""
     legal = ", ".join(sorted(activations))
     for name in ("activation", "output"):
         if getattr(c, name) not in activations:

@@ -17,8 +17,8 @@ from models.core.layers import einsum, gather_weight
 Pads = tuple[tuple[int, int], tuple[int, int]]  # pixels before and after: of rows, of columns
 Padding = str | int | Pads  # SAME, VALID; pixels on each side
 DIMS = ("NHWC", "HWIO", "NHWC")
-PATCHES = 2**22  # numbers in all patches of a gradient from which on they go in parts; measured, docs/log.md
-AT_ONCE = 2**20  # numbers of a part
+MAX_PATCHES = 2**22  # above so many numbers in the patches of a gradient they are made in blocks; measured, docs/log.md
+BLOCK = 2**20  # numbers in the patches of a block, at most
 
 
 def conv(
@@ -26,21 +26,21 @@ def conv(
 ) -> Float[Array, "b y2 x2 o"]:
     """Cross-correlation: x [B Y X C], kernel [I J C O] -> [B Y' X' O], in x's dtype.
 
-    A kernel of one pixel is a product. On one device the gradient is written out, for CPU's sake (docs/decisions/0019),
-    and has no forward-mode derivative.
+    A kernel of one pixel is a matrix product. On one device the gradient is hand-written, because XLA's is slow on CPU
+    (docs/decisions/0019), and has no forward-mode derivative.
     """
     size = kernel.shape[:2]
-    sides = _pad_widths(padding, x.shape[1:3], size, stride)
-    if size == (1, 1) and not np.any(sides):
+    pads = _pad_widths(padding, x.shape[1:3], size, stride)
+    if size == (1, 1) and not np.any(pads):
         return einsum("byxc,co->byxo", x[:, ::stride, ::stride], kernel[0, 0], out)
     kernel = gather_weight(kernel.astype(x.dtype), x)
-    window = Window(sides, stride, out)
+    window = Window(pads, stride, out)
     mesh = jax.typeof(x).sharding.mesh
     return _conv_vjp(x, kernel, window) if mesh.empty or mesh.size == 1 else _conv(x, kernel, window)
 
 
 class Window(NamedTuple):
-    """Where a kernel goes: pixels that are added at the sides, its steps, and the sharding of what comes out."""
+    """Padding and stride of a kernel, and the sharding of the output."""
 
     pads: Pads
     stride: int
@@ -59,70 +59,74 @@ def _forward(x: Array, kernel: Array, window: Window) -> tuple[Array, tuple[Arra
     return _conv(x, kernel, window), (x, kernel)
 
 
-def _backward(window: Window, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _backward(window: Window, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     def conv_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
         (dx,) = jax.linear_transpose(lambda x: _conv(x, kernel, window), x)(g)
         (dk,) = jax.linear_transpose(lambda kernel: _conv(x, kernel, window), kernel)(g)
         return dx, dk
 
-    return jax.lax.platform_dependent(*kept, g, cpu=partial(_cpu_gradients, window), default=conv_gradients)
+    return jax.lax.platform_dependent(*residuals, g, cpu=partial(_cpu_gradients, window), default=conv_gradients)
 
 
 _conv_vjp.defvjp(_forward, _backward)
 
 
 def _cpu_gradients(window: Window, x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
-    """Both gradients as CPU is fast at them: correlations of arrays that lie as the forward one's do, or by patches.
+    """Both gradients in forms that are fast on CPU: convolutions in the forward one's layout, or products of patches.
 
-    XLA lays correlations out so by itself, but not inside of a loop.
+    XLA chooses that layout by itself, but not inside a loop.
     """
-    s, back, over = window.stride, list[tuple[int, int]](), list[tuple[int, int]]()  # and pixels at the sides of each
-    for size, n, places, (before, _) in zip(kernel.shape, x.shape[1:3], g.shape[1:3], window.pads, strict=False):
-        reach = (places - 1) * s  # from the first place of the kernel to the last
-        back.append((size - 1 - before, n + before - 1 - reach))
-        over.append((before, size + reach - n - before))
-    lies = jax.typeof(x).sharding.spec, jax.typeof(kernel).sharding.spec
+    s = window.stride
+    x_pads, g_pads = list[tuple[int, int]](), list[tuple[int, int]]()
+    for size, n, positions, (before, _) in zip(kernel.shape, x.shape[1:3], g.shape[1:3], window.pads, strict=False):
+        span = (positions - 1) * s  # from the first position of the kernel to the last
+        g_pads.append((size - 1 - before, n + before - 1 - span))
+        x_pads.append((before, size + span - n - before))
+    x_spec, kernel_spec = jax.typeof(x).sharding.spec, jax.typeof(kernel).sharding.spec
     if not jax.typeof(x).sharding.mesh.empty:  # of one device
         x, kernel, g = (jax.sharding.reshard(a, jax.sharding.PartitionSpec()) for a in (x, kernel, g))
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    dx = jax.lax.conv_general_dilated(g, turned, (1, 1), back, lhs_dilation=(s, s), dimension_numbers=DIMS)
-    if math.prod(g.shape[:3]) * math.prod(kernel.shape[:3]) <= PATCHES:
-        by_channel, by_row = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
-        dk = jax.lax.conv_general_dilated(by_channel, by_row, (1, 1), over, rhs_dilation=(s, s), dimension_numbers=DIMS)
-        dk = dk.transpose(1, 2, 0, 3)
-    else:
-        dk = _kernel_gradient(
-            jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*o, 0) for o in over), (0, 0, 0)]), g, s
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)  # [I J O C]
+    dx = jax.lax.conv_general_dilated(g, flipped, (1, 1), g_pads, lhs_dilation=(s, s), dimension_numbers=DIMS)
+    if math.prod(g.shape[:3]) * math.prod(kernel.shape[:3]) <= MAX_PATCHES:
+        x_by_channel = x.transpose(3, 1, 2, 0)  # [C Y X B]: channels as batch, rows of the batch as channels
+        g_as_kernel = g.transpose(1, 2, 0, 3)  # [Y' X' B O]
+        dk = jax.lax.conv_general_dilated(
+            x_by_channel, g_as_kernel, (1, 1), x_pads, rhs_dilation=(s, s), dimension_numbers=DIMS
         )
-    return _reshard_if_meshed(dx, lies[0]), _reshard_if_meshed(dk.astype(kernel.dtype), lies[1])
+        dk = dk.transpose(1, 2, 0, 3)  # [C I J O] -> [I J C O]
+    else:
+        pads = [(0, 0, 0), *((*pad, 0) for pad in x_pads), (0, 0, 0)]
+        dk = _kernel_gradient(jax.lax.pad(x, jnp.zeros((), x.dtype), pads), g, s)
+    return _reshard_if_meshed(dx, x_spec), _reshard_if_meshed(dk.astype(kernel.dtype), kernel_spec)
 
 
 def _kernel_gradient(x: Float[Array, "b y x c"], g: Float[Array, "b y2 x2 o"], stride: int) -> Float[Array, "i j c o"]:
-    """A kernel's gradient: places of the kernel times patches of padded images below them, a part at a time.
+    """A kernel's gradient: the output's gradient times the patches of padded images (im2col), block by block.
 
-    A part's patches, at most AT_ONCE numbers, stay in the cache between their copying and their product.
+    A block's patches, at most BLOCK numbers, stay in the CPU's cache between copy and product.
     """
     (B, _, width, C), (_, rows, columns, O) = x.shape, g.shape
-    size = tuple(n - (places - 1) * stride for n, places in zip(x.shape[1:3], g.shape[1:3], strict=True))
-    each = columns * math.prod(size) * C  # numbers, of one row of places
-    tall = max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * each <= AT_ONCE))
-    many = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * rows * each <= AT_ONCE))
+    size = tuple(n - (positions - 1) * stride for n, positions in zip(x.shape[1:3], g.shape[1:3], strict=True))
+    row_numbers = columns * math.prod(size) * C  # in the patches of one output row
+    block_rows = max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * row_numbers <= BLOCK))
+    block_images = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * rows * row_numbers <= BLOCK))
 
-    def add(total: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
-        image, row = at
-        seen = (many, (tall - 1) * stride + size[0], width, C)
-        part = jax.lax.dynamic_slice(x, (image, row * stride, 0, 0), seen)
-        places = jax.lax.dynamic_slice(g, (image, row, 0, 0), (many, tall, columns, O))
-        patches = [
-            part[:, i : i + (tall - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
-            for i, j in np.ndindex(*size)
-        ]
-        found = jnp.concatenate(patches, -1).reshape(-1, math.prod(size) * C)
-        return total + jnp.dot(places.reshape(-1, O).T, found, preferred_element_type=total.dtype), None
+    def add(total: Array, start: tuple[Array, Array]) -> tuple[Array, None]:
+        image, row = start
+        read = (block_images, (block_rows - 1) * stride + size[0], width, C)
+        x_block = jax.lax.dynamic_slice(x, (image, row * stride, 0, 0), read)
+        g_block = jax.lax.dynamic_slice(g, (image, row, 0, 0), (block_images, block_rows, columns, O))
+        shifted = []
+        for i, j in np.ndindex(*size):
+            rows_ = slice(i, i + (block_rows - 1) * stride + 1, stride)
+            columns_ = slice(j, j + (columns - 1) * stride + 1, stride)
+            shifted.append(x_block[:, rows_, columns_])
+        patches = jnp.concatenate(shifted, -1).reshape(-1, math.prod(size) * C)
+        return total + jnp.dot(g_block.reshape(-1, O).T, patches, preferred_element_type=total.dtype), None
 
-    at = np.mgrid[0:B:many, 0:rows:tall].reshape(2, -1).astype(np.int32)
+    starts = np.mgrid[0:B:block_images, 0:rows:block_rows].reshape(2, -1).astype(np.int32)
     zero = jnp.zeros((O, math.prod(size) * C), jnp.promote_types(x.dtype, jnp.float32))
-    total, _ = jax.lax.scan(add, zero, tuple(jnp.asarray(at)))
+    total, _ = jax.lax.scan(add, zero, tuple(jnp.asarray(starts)))
     return total.T.reshape(*size, C, O)
 
 
@@ -131,35 +135,35 @@ def _reshard_if_meshed(x: Array, spec: Any) -> Array:
 
 
 def max_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Padding = 0) -> Float[Array, "b y2 x2 c"]:
-    """The largest of each window of size x size pixels; what is padded is -inf: [B Y X C] -> [B Y' X' C].
+    """The maximum of each window of size x size pixels, padded with -inf: [B Y X C] -> [B Y' X' C].
 
-    Of equals the first, row by row, has the gradient. On one device that is written out as a convolution's is.
+    The first of equals, row by row, has the gradient. On one device the gradient is hand-written, as `conv`'s.
     """
-    sides = _pad_widths(padding, x.shape[1:3], (size, size), stride)
+    pads = _pad_widths(padding, x.shape[1:3], (size, size), stride)
     mesh = jax.typeof(x).sharding.mesh
-    return _max_pool_vjp(x, size, stride, sides) if mesh.empty or mesh.size == 1 else _max_pool(x, size, stride, sides)
+    return _max_pool_vjp(x, size, stride, pads) if mesh.empty or mesh.size == 1 else _max_pool(x, size, stride, pads)
 
 
-def _max_pool(x: Array, size: int, stride: int, sides: Pads) -> Array:
-    return _reduce_window(x, -jnp.inf, jax.lax.max, size, stride, sides)
+def _max_pool(x: Array, size: int, stride: int, pads: Pads) -> Array:
+    return _reduce_window(x, -jnp.inf, jax.lax.max, size, stride, pads)
 
 
-def _max_pool_by_shifts(x: Array, size: int, stride: int, sides: Pads) -> Array:
-    """The same, whose gradient XLA does fast on CPU: the larger of shifted images, along rows and then columns."""
-    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *((*pad, 0) for pad in sides), (0, 0, 0)])
+def _max_pool_by_shifts(x: Array, size: int, stride: int, pads: Pads) -> Array:
+    """Equal to `_max_pool`, with a gradient that is fast on CPU: maxima of shifted images, by row, then by column."""
+    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
     for axis in (2, 1):  # the first of equals in a row, then the first such row
         end = x.shape[axis] - size + 1
         shifted = [jax.lax.slice_in_dim(x, i, end + i, stride, axis) for i in range(size)]
-        x = reduce(lambda most, other: jnp.where((other > most) | jnp.isnan(other), other, most), shifted)
+        x = reduce(lambda best, other: jnp.where((other > best) | jnp.isnan(other), other, best), shifted)
     return x
 
 
 _max_pool_vjp = jax.custom_vjp(_max_pool, nondiff_argnums=(1, 2, 3))
 
 
-def _pool_backward(size: int, stride: int, sides: Pads, x: Array, g: Array) -> tuple[Array]:
+def _pool_backward(size: int, stride: int, pads: Pads, x: Array, g: Array) -> tuple[Array]:
     def pool_gradient(pool: Any) -> Any:
-        return lambda x, g: jax.vjp(lambda x: pool(x, size, stride, sides), x)[1](g)
+        return lambda x, g: jax.vjp(lambda x: pool(x, size, stride, pads), x)[1](g)
 
     return jax.lax.platform_dependent(x, g, cpu=pool_gradient(_max_pool_by_shifts), default=pool_gradient(_max_pool))
 
@@ -173,27 +177,27 @@ def sum_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Paddin
 
 
 def adaptive_average_pool(x: Float[Array, "b y x c"], size: int, out: Any = None) -> Float[Array, "b size size c"]:
-    """The means of size x size windows that cover the image, as even as they can be: [B Y X C] -> [B size size C].
+    """The means of size x size windows that cover the image as evenly as possible: [B Y X C] -> [B size size C].
 
-    Window i of n pixels is from floor(i n / size) to ceil((i + 1) n / size); where there are fewer pixels than windows,
-    pixels come several times. Source: torch.nn.AdaptiveAvgPool2d.
+    Window i of n pixels is from floor(i n / size) to ceil((i + 1) n / size), so that windows share pixels if size does
+    not divide n. Source: torch.nn.AdaptiveAvgPool2d.
     """
     for axis, equation in ((1, "byxc,sy->bsxc"), (2, "byxc,sx->bysc")):
         n = x.shape[axis]
         if n != size:
-            ends = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
-            means = np.array([[(start <= at < stop) / (stop - start) for at in range(n)] for start, stop in ends])
+            windows = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+            means = np.array([[(start <= at < stop) / (stop - start) for at in range(n)] for start, stop in windows])
             x = jnp.einsum(equation, x, means.astype(x.dtype), out_sharding=out)
     return x
 
 
-def _reduce_window(x: Array, start: float, join: Any, size: int, stride: int, padding: Padding) -> Array:
-    around = ((0, 0), *_pad_widths(padding, x.shape[1:3], (size, size), stride), (0, 0))
-    return jax.lax.reduce_window(x, start, join, (1, size, size, 1), (1, stride, stride, 1), around)
+def _reduce_window(x: Array, start: float, combine: Any, size: int, stride: int, padding: Padding) -> Array:
+    pads = ((0, 0), *_pad_widths(padding, x.shape[1:3], (size, size), stride), (0, 0))
+    return jax.lax.reduce_window(x, start, combine, (1, size, size, 1), (1, stride, stride, 1), pads)
 
 
 def _pad_widths(padding: Padding, plane: tuple[int, ...], size: tuple[int, ...], stride: int) -> Pads:
-    """Pixels before and after the rows, and the columns, of images [Y X] that windows of a size go over."""
+    """Padding before and after rows and columns, for images of rows and columns `plane` and windows of `size`."""
     if isinstance(padding, int):
         return (padding, padding), (padding, padding)
     if isinstance(padding, tuple):

@@ -1,4 +1,4 @@
-"""Darknet's layers, of which its networks are lists: each takes the output before it, or those that it names.
+"""Darknet's layers. A network is a list of them: each takes the previous output, or the outputs that it names.
 
 Legend: B batch, Y X image rows and columns, C channels in, O channels out.
 Source: Redmon 2013-2016, Darknet: open source neural networks in C, pjreddie.com/darknet.
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "logistic": jax.nn.sigmoid,
     "mish": jax.nn.mish,
 }
-EPS = 1e-6  # added to the deviation, not to the variance
+EPS = 1e-6  # added to the standard deviation, not to the variance
 Size = tuple[int, int, int]  # Y X C
 
 
@@ -34,7 +34,7 @@ Size = tuple[int, int, int]  # Y X C
 class Conv:
     """A convolution with batch norm or a bias, and an activation."""
 
-    filters: int | None  # None: as many as the head that follows asks for
+    filters: int | None  # None: as many as the head after it needs
     size: int = 3
     stride: int = 1
     norm: bool = True
@@ -54,7 +54,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """The largest of each window; padded so that stride 1 keeps the size, and others round it up."""
+    """Max pooling, padded so that stride 1 keeps the size, and other strides round it up."""
 
     size: int = 2
     stride: int = 2
@@ -65,7 +65,7 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class Route:
-    """Outputs of other layers side by side, or of each one of `groups` equal parts. Below 0 counts from here."""
+    """Other layers' outputs, concatenated by channel; with `groups`, only that part of each. Below 0 is relative."""
 
     sources: tuple[int, ...]
     groups: int = 1
@@ -82,7 +82,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """The sum of the output before and another one."""
+    """The sum of the previous output and another layer's."""
 
     source: int
     activation: str = "linear"
@@ -94,7 +94,7 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class Upsample:
-    """Each pixel, `stride` times in rows and columns."""
+    """Each pixel repeated `stride` times along rows and columns."""
 
     stride: int = 2
 
@@ -104,7 +104,7 @@ class Upsample:
 
 @dataclass(frozen=True)
 class Reorg:
-    """Blocks of stride x stride pixels become channels, in Darknet's own order."""
+    """Blocks of stride x stride pixels become channels, in Darknet's order."""
 
     stride: int = 2
 
@@ -114,7 +114,7 @@ class Reorg:
 
 @dataclass(frozen=True)
 class Head:
-    """Where boxes are read off: the output before is the result, for some of the network's anchors."""
+    """A detection head: the previous output is a result of the network, for the anchors numbered in `mask`."""
 
     mask: tuple[int, ...]
 
@@ -126,46 +126,46 @@ Layer = Conv | MaxPool | Route | Shortcut | Upsample | Reorg | Head
 
 
 def sources(layer: Layer, at: int) -> tuple[int, ...]:
-    """The layers whose outputs a layer takes; -1 is the image. Raises UsageError for one that does not come before."""
+    """The layers whose outputs layer `at` takes; -1 is the image. Raises UsageError for a source that is no earlier."""
     match layer:
         case Route(named):
-            found = named
+            inputs = named
         case Shortcut(source):
-            found = (-1, source)
+            inputs = (-1, source)
         case _:
             return (at - 1,)
-    found = tuple(at + i if i < 0 else i for i in found)
-    for i in found:
+    inputs = tuple(at + i if i < 0 else i for i in inputs)
+    for i in inputs:
         if not 0 <= i < at:
             raise UsageError(f"layer {at}, {layer}, must name layers from 0 to {at - 1}")
-    return found
+    return inputs
 
 
 def sizes(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> list[Size]:
-    """Rows, columns and channels of every layer's output; `asked` is what a head wants of an anchor.
+    """Rows, columns and channels of every layer's output; a head needs `anchor_channels` channels for each anchor.
 
-    Raises UsageError that names the first layer which cannot take what it gets.
+    Raises UsageError that names the first layer that cannot take its inputs.
     """
-    found: list[Size] = []
+    outputs: list[Size] = []
     for at, layer in enumerate(layers):
-        taken = [found[i] if i >= 0 else image for i in sources(layer, at)]
-        (y, x, c), planes = taken[0], {size[:2] for size in taken}
-        if len(planes) > 1 or (isinstance(layer, Shortcut) and len(set(taken)) > 1):
-            raise UsageError(f"layer {at}, {layer}, gets outputs of different sizes: {_join(taken)}")
+        inputs = [outputs[i] if i >= 0 else image for i in sources(layer, at)]
+        (y, x, c), planes = inputs[0], {size[:2] for size in inputs}
+        if len(planes) > 1 or (isinstance(layer, Shortcut) and len(set(inputs)) > 1):
+            raise UsageError(f"layer {at}, {layer}, gets outputs of different sizes: {_join(inputs)}")
         match layer:
             case Conv():
                 y, x = ((n + 2 * layer.pad_pixels - layer.size) // layer.stride + 1 for n in (y, x))
                 after = layers[at + 1 : at + 2]
                 heads = [len(head.mask) for head in after if isinstance(head, Head)]
                 if layer.filters is None and not heads:
-                    raise UsageError(f"layer {at} must say its filters: no head follows it")
+                    raise UsageError(f"layer {at} needs a number of filters: no head follows it")
                 c = heads[0] * anchor_channels if layer.filters is None else layer.filters
             case MaxPool(_, stride):
                 y, x = ((n - 1) // stride + 1 for n in (y, x))
             case Route(_, groups):
-                channels = [size[2] for size in taken]
+                channels = [size[2] for size in inputs]
                 if any(c % groups for c in channels):
-                    raise UsageError(f"layer {at} cannot part {_join(channels)} channels into {groups} each")
+                    raise UsageError(f"layer {at} cannot split {_join(channels)} channels into {groups} groups each")
                 c = sum(channels) // groups
             case Upsample(stride):
                 y, x = y * stride, x * stride
@@ -179,9 +179,9 @@ def sizes(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> list[
                         f"layer {at}, a head, gets {c} channels instead of {len(mask)} x {anchor_channels}"
                     )
         if min(y, x, c) < 1:
-            raise UsageError(f"layer {at}, {layer}, leaves nothing of {taken[0]}")
-        found.append((y, x, c))
-    return found
+            raise UsageError(f"layer {at}, {layer}, has an empty output for an input of {inputs[0]}")
+        outputs.append((y, x, c))
+    return outputs
 
 
 def _join(parts: Iterable[Any]) -> str:
@@ -189,17 +189,17 @@ def _join(parts: Iterable[Any]) -> str:
 
 
 def total_stride(layers: tuple[Layer, ...]) -> int:
-    """By how much the coarsest output is coarser than the image, where strides divide the sides."""
-    found: list[float] = []
+    """The stride of the coarsest output relative to the image."""
+    strides: list[float] = []
     for at, layer in enumerate(layers):
-        before = max(found[i] if i >= 0 else 1 for i in sources(layer, at))
+        before = max(strides[i] if i >= 0 else 1 for i in sources(layer, at))
         stride = 1 / layer.stride if isinstance(layer, Upsample) else getattr(layer, "stride", 1)
-        found.append(before * stride)
-    return math.ceil(max(found, default=1))
+        strides.append(before * stride)
+    return math.ceil(max(strides, default=1))
 
 
 def specs(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> dict[str, Any]:
-    """The table of every convolution's parameters and running moments, by the layer's number."""
+    """Specs of the convolutions' parameters and running moments, by layer number."""
     params: dict[str, Any] = {}
     stats: dict[str, Any] = {}
     shapes = sizes(layers, image, anchor_channels)
@@ -226,16 +226,16 @@ def run(
     momentum: float,
     place: Place,
 ) -> tuple[list[Array], dict[str, Any]]:
-    """The outputs of all layers, and the running moments after them: image [B Y X C] -> each [B Y' X' O].
+    """The outputs of all layers, and the new running moments: image [B Y X C] -> each [B Y' X' O].
 
-    Of the two ways in which Darknet normalises in training, its processor's and cuDNN's, the batch's variance is the
-    biased one, as cuDNN's; the deviation plus 1e-6 divides, as its processor's. What runs is the unbiased variance.
+    Darknet normalises in training in two ways, on the CPU and by cuDNN. Here the batch variance is biased, as cuDNN's,
+    and the divisor is the standard deviation plus 1e-6, as on the CPU. The running variance is unbiased.
     """
     params, stats = variables["params"], dict(variables["stats"])
-    image, found = x, list[Array]()
+    image, outputs = x, list[Array]()
     for at, layer in enumerate(layers):
-        taken = [found[i] if i >= 0 else image for i in sources(layer, at)]
-        x = taken[0]
+        inputs = [outputs[i] if i >= 0 else image for i in sources(layer, at)]
+        x = inputs[0]
         match layer:
             case Conv():
                 p = params[str(at)]
@@ -251,30 +251,30 @@ def run(
                 sides = ((size - 1) // 2, size // 2)
                 x = max_pool(x, size, stride, (sides, sides))
             case Route(_, groups, group):
-                x = jnp.concatenate([jnp.split(x, groups, -1)[group] for x in taken], -1)
+                x = jnp.concatenate([jnp.split(x, groups, -1)[group] for x in inputs], -1)
             case Shortcut(_, activation):
-                x = ACTIVATIONS[activation](x + taken[1])
+                x = ACTIVATIONS[activation](x + inputs[1])
             case Upsample(stride):
                 x = upsample(x, stride)
             case Reorg(stride):
                 x = reorg(x, stride)
-        found.append(x)
-    return found, stats
+        outputs.append(x)
+    return outputs, stats
 
 
 def upsample(x: Float[Array, "b y x c"], stride: int) -> Float[Array, "b y2 x2 c"]:
-    """Each pixel stride x stride times: [B Y X C] -> [B Y*s X*s C]."""
+    """Each pixel repeated stride x stride times: [B Y X C] -> [B Y*s X*s C]."""
     return jnp.repeat(jnp.repeat(x, stride, 1), stride, 2)
 
 
 def reorg(x: Float[Array, "b y x c"], stride: int) -> Float[Array, "b y2 x2 c2"]:
-    """Darknet's [reorg]: [B Y X C] -> [B Y/s X/s C*s*s], not a space-to-depth of the image.
+    """Darknet's [reorg]: [B Y X C] -> [B Y/s X/s C*s*s]; it is not a space-to-depth of the image.
 
-    The numbers, in the order C Y X, are read as an image of C/s^2 channels and Y*s rows of X*s columns; of that image
-    the blocks of s x s pixels become channels; and the result is read, in its order C Y X, as one of the new size.
+    The numbers in the order C Y X are reinterpreted as an image of C/s^2 channels, Y*s rows and X*s columns. The blocks
+    of s x s pixels of that image become channels, and the result in the order C Y X is reinterpreted in the new size.
     """
     B, Y, X, C = x.shape
     s = stride
-    flat = jnp.moveaxis(x, 3, 1).reshape(B, -1)  # on a mesh, dims are joined or parted, not both at once
+    flat = jnp.moveaxis(x, 3, 1).reshape(B, -1)  # on a mesh a reshape may merge or split dims, not both
     blocks = flat.reshape(B, C // s**2, Y, s, X, s).transpose(0, 3, 5, 1, 2, 4)
     return jnp.moveaxis(blocks.reshape(B, -1).reshape(B, C * s**2, Y // s, X // s), 1, 3)

@@ -1,7 +1,7 @@
-"""Darknet's .cfg files: networks as sections of settings, read line by line and written.
+"""Reads and writes Darknet's .cfg files, which describe a network as sections of settings.
 
-Every setting is known here: it says what is computed, or how Darknet itself trains, which is passed over, or it must
-have the value by which our network computes. Any other is refused, with its line.
+Every setting must be known: settings of the computation are read or must have the value that Canon supports; settings
+of Darknet's training are ignored. Errors give file and line.
 """
 
 import math
@@ -20,12 +20,12 @@ T = TypeVar("T")
 ALIASES = {"network": "net", "conv": "convolutional", "max": "maxpool", "conn": "connected", "avg": "avgpool"} | {
     "soft": "softmax"
 }
-SECTIONS = (  # those without a layer here can be read, but are no part of a detector
+SECTIONS = (  # some of them are not layers of a detector: they are only parsed
     *("net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "yolo", "region"),
     *("connected", "avgpool", "dropout", "softmax", "crop", "cost", "local", "detection", "batchnorm"),
 )
 _LAYERWISE = "stopbackward onlyforward learning_rate dont_update burnin_update train_only_bn grad_centr smooth".split()
-TRAINING = {  # settings by which Darknet trains
+TRAINING = {  # settings of Darknet's training, which are ignored
     **dict.fromkeys(SECTIONS, _LAYERWISE),
     "net": (
         "batch subdivisions momentum decay adam B1 B2 eps learning_rate burn_in max_batches policy step steps scales "
@@ -48,15 +48,15 @@ TRAINING = {  # settings by which Darknet trains
     ).split()
     + _LAYERWISE,
 }
-FIXED: dict[str, dict[str, tuple[float, float]]] = {  # what a setting is if it is not there, what it must be
+FIXED: dict[str, dict[str, tuple[float, float]]] = {  # setting -> its default, and the only supported value
     "convolutional": dict(groups=(1, 1), dilation=(1, 1), binary=(0, 0), xnor=(0, 0), flipped=(0, 0)),
     "upsample": dict(scale=(1, 1)),
     "reorg": dict(reverse=(0, 0), extra=(0, 0), flatten=(0, 0)),
     "yolo": dict(scale_x_y=(1, 1), new_coords=(0, 0)),
     "region": dict(coords=(4, 4), softmax=(0, 1)),
 }
-GREEDY = ("default", "greedynms")  # the NMS of models/blocks/vision/detection_head.py
-OUR_LOSS = {  # settings of [region] that say how the loss of models/blocks/vision/detection_head.py is made
+GREEDY = ("default", "greedynms")  # the non-maximum suppression of models/blocks/vision/boxes.py
+OUR_LOSS = {  # settings of [region] for the loss of train/tasks/detection.py
     **dict(bias_match=1, rescore=1, absolute=1),
     **dict(object_scale=5, noobject_scale=1, class_scale=1, coord_scale=1),
 }
@@ -64,7 +64,7 @@ OUR_LOSS = {  # settings of [region] that say how the loss of models/blocks/visi
 
 @dataclass
 class Section:
-    """A section: its kind, where it stands, its settings as (text, line), and which of them were read."""
+    """A section: its kind, file and line, its settings as (text, line), and the settings that were read."""
 
     kind: str
     file: Path
@@ -73,15 +73,15 @@ class Section:
     read_keys: set[str] = field(default_factory=set)
 
     def error(self, says: str, key: str = "") -> UsageError:
-        """A mistake in the section, or at one of its settings."""
+        """A UsageError with the line of the section, or of one of its settings."""
         return UsageError(f"{self.file}:{self.settings[key][1] if key in self.settings else self.line}: {says}")
 
     def quoted(self, key: str) -> str:
-        """The text of a setting as a message shows it."""
+        """The text of a setting, escaped for a message."""
         return quote(self.settings[key][0])[1:-1]
 
     def take(self, key: str, kind: Callable[[str], T], default: T, least: float | None = None) -> T:
-        """A setting. Raises UsageError for a text that is no such value, or below the least."""
+        """A setting, converted by `kind`. Raises UsageError for a text that is no such value, or below `least`."""
         self.read_keys.add(key)
         if key not in self.settings:
             return default
@@ -89,23 +89,23 @@ class Section:
         try:
             value = kind(text)
         except ValueError:
-            raise self.error(f"{key} = {self.quoted(key)} is {_KIND_ERRORS[kind]}", key) from None
+            raise self.error(f"{key} = {self.quoted(key)} must be {_KINDS[kind]}", key) from None
         if least is not None and not value >= least:  # type: ignore[operator]
             raise self.error(f"{key} = {self.quoted(key)} must be {least} or more", key)
         return value
 
-    def build(self, make: Callable[..., T], *given: Any) -> T:
-        """What is made of the section. Raises UsageError, with its line, for what cannot be."""
+    def build(self, make: Callable[..., T], *args: Any) -> T:
+        """make(*args), with the section's line in a UsageError."""
         try:
-            return make(*given)
+            return make(*args)
         except UsageError as error:
             raise self.error(str(error)) from None
 
     def refuse_unread(self) -> None:
-        """Hold what is left to the tables above. Raises UsageError for a setting that is not known, or not followed."""
-        for key, (default, must) in FIXED.get(self.kind, {}).items():
-            if self.take(key, float, default) != must:
-                raise self.error(f"[{self.kind}] is followed only with {key} = {must:g}", key)
+        """Raise UsageError for a setting that is unknown, or has an unsupported value."""
+        for key, (default, supported) in FIXED.get(self.kind, {}).items():
+            if self.take(key, float, default) != supported:
+                raise self.error(f"[{self.kind}] is supported only with {key} = {supported:g}", key)
         known = {*self.read_keys, *TRAINING.get(self.kind, ())}
         for key in self.settings:
             if key not in known:
@@ -123,22 +123,22 @@ def floats(text: str) -> tuple[float, ...]:
 
 
 _NONE: tuple[Any, ...] = ()
-_KIND_ERRORS: dict[Any, str] = {
-    **{int: "no whole number", float: "no number", str: "no text"},
-    **{integers: "no list of whole numbers", floats: "no list of numbers"},
+_KINDS: dict[Any, str] = {
+    **{int: "an integer", float: "a number", str: "a text"},
+    **{integers: "a list of integers", floats: "a list of numbers"},
 }
 
 
 def sections(file: str | Path) -> list[Section]:
-    """The sections of a file, of any of Darknet's networks, without comments, which # or ; begins.
+    """The sections of a file, of any of Darknet's networks, without comments, which begin with # or ;.
 
-    Of a key that stands in a section more than once the first value holds, as Darknet's `option_find` has it.
+    If a section has a key more than once, the first value counts, as in Darknet's `option_find`.
     Raises UsageError with the line of the first mistake.
     """
     file, found = Path(file), list[Section]()
     reject_lfs_pointer(file)
     try:
-        text = file.read_bytes().decode("utf-8-sig", errors="replace")  # comments are in any encoding
+        text = file.read_bytes().decode("utf-8-sig", errors="replace")  # comments have any encoding
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from None
     for n, raw in enumerate(re.split("\r\n?|\n", text), 1):
@@ -153,9 +153,9 @@ def sections(file: str | Path) -> list[Section]:
             continue
         key, equals, value = line.partition("=")
         if not (key and equals and value):
-            raise UsageError(f"{file}:{n}: {quote(raw.strip())} is no setting; they read key = value")
+            raise UsageError(f"{file}:{n}: {quote(raw.strip())} is no setting; it must be key = value")
         if not found:
-            raise UsageError(f"{file}:{n}: {key} stands before the first section")
+            raise UsageError(f"{file}:{n}: {key} is set before the first section")
         found[-1].settings.setdefault(key, (value, n))
     if not found or found[0].kind != "net":
         raise UsageError(f"{file} must begin with [net]")
@@ -163,7 +163,7 @@ def sections(file: str | Path) -> list[Section]:
 
 
 def fields(file: str | Path) -> dict[str, Any]:
-    """The fields of a detector's Config that a file says. Raises UsageError with the line of the first mistake."""
+    """The fields of a detector's Config from a file. Raises UsageError with the line of the first mistake."""
     net, *rest = sections(file)
     Y, X, C = (net.take(key, int, 0, least=1) for key in ("height", "width", "channels"))
     net.refuse_unread()
@@ -173,27 +173,27 @@ def fields(file: str | Path) -> dict[str, Any]:
     common: dict[str, Any] = {}
     for at, section in enumerate(rest):
         if section.kind not in _LAYERS:
-            raise section.error(f"[{section.kind}] is no layer of a detector here; legal: {', '.join(_LAYERS)}")
+            raise section.error(f"[{section.kind}] is no layer of a detector; legal: {', '.join(_LAYERS)}")
         if section.kind not in ("yolo", "region"):
             layers.append(_LAYERS[section.kind](section, at))
             section.refuse_unread()
             _output_sizes(section, layers, (Y, X, C), common)
             continue
-        head, said = _head(section)
+        head, settings = _head(section)
         if common and section.kind == "region":
             raise section.error("[region] must be the only head")
-        if common and said != common:
-            names = ", ".join(key for key in said if said[key] != common[key])
-            raise section.error(f"all heads must agree, and this one differs from the first in {names}")
-        common, before = said, layers[-1:]
-        want = len(head.mask) * (5 + said["classes"])
+        if common and settings != common:
+            names = ", ".join(key for key in settings if settings[key] != common[key])
+            raise section.error(f"all heads must agree; this one differs from the first in {names}")
+        common, before = settings, layers[-1:]
+        filters = len(head.mask) * (5 + settings["classes"])
         if before and isinstance(before[0], Conv):
-            if before[0].filters != want:
-                raise rest[at - 1].error(f"filters = {before[0].filters} must be {want}, for the head after it")
+            if before[0].filters != filters:
+                raise rest[at - 1].error(f"filters = {before[0].filters} must be {filters}, for the head after it")
             layers[-1] = replace(before[0], filters=None)
         layers.append(head)
         shapes = _output_sizes(section, layers, (Y, X, C), common)
-        if section.kind == "region":  # whose anchors are in cells
+        if section.kind == "region":  # its anchors are in cells
             stride = Y // shapes[-1][0]
             common["anchors"] = tuple((stride * w, stride * h) for w, h in common["anchors"])
     if not common:
@@ -208,7 +208,7 @@ def fields(file: str | Path) -> dict[str, Any]:
 def _output_sizes(
     section: Section, layers: list[Layer], image: darknet.Size, common: dict[str, Any]
 ) -> list[darknet.Size]:
-    """The sizes of the outputs so far. Raises UsageError, at the section's line, for a layer that cannot be."""
+    """The sizes of the outputs so far. Raises UsageError, with the section's line, for an impossible layer."""
     return section.build(darknet.sizes, tuple(layers), image, 5 + common.get("classes", 0))
 
 
@@ -233,7 +233,7 @@ def _maxpool(section: Section, at: int) -> MaxPool:
     size = section.take("size", int, stride, least=1)
     if (padding := section.take("padding", int, size - 1)) != size - 1:
         raise section.error(
-            f"[maxpool] is followed only with padding = size - 1 = {size - 1}, not {padding}", "padding"
+            f"[maxpool] is supported only with padding = size - 1 = {size - 1}, not {padding}", "padding"
         )
     return MaxPool(size, stride)
 
@@ -253,10 +253,10 @@ def _shortcut(section: Section, at: int) -> Shortcut:
 
 def _sources(section: Section, at: int, key: str) -> tuple[int, ...]:
     if key not in section.settings:
-        raise section.error(f"[{section.kind}] must name its {key}")
+        raise section.error(f"[{section.kind}] must have {key}")
     named = section.take(key, integers, _NONE)
     if any(not -at <= i < at for i in named):
-        raise section.error(f"layer {at} can take those from {-at} to {at - 1}, not {section.quoted(key)}", key)
+        raise section.error(f"layer {at} can take layers from {-at} to {at - 1}, not {section.quoted(key)}", key)
     return named
 
 
@@ -273,13 +273,13 @@ _LAYERS: dict[str, Callable[[Section, int], Layer]] = {
 
 
 def _head(section: Section) -> tuple[Head, dict[str, Any]]:
-    """A head, and the fields that all heads must have alike."""
+    """A head, and the fields that must be equal in all heads."""
     classes, count = section.take("classes", int, 20, least=1), section.take("num", int, 1, least=1)
     if "anchors" not in section.settings:
         raise section.error(f"[{section.kind}] must have anchors")
     flat = section.take("anchors", floats, _NONE)
     if len(flat) != 2 * count:
-        raise section.error(f"num = {count} anchors are {2 * count} numbers; there are {len(flat)}")
+        raise section.error(f"num = {count} anchors need {2 * count} numbers, not {len(flat)}")
     if not all(0 < side < math.inf for side in flat):
         raise section.error(f"anchors = {section.quoted('anchors')} must be positive", "anchors")
     mask = tuple(range(count))
@@ -287,7 +287,7 @@ def _head(section: Section) -> tuple[Head, dict[str, Any]]:
     if any(i not in range(count) for i in mask):
         raise section.error(f"mask must name anchors from 0 to {count - 1}, not {quote(mask)}", "mask")
     if (suppression := section.take("nms_kind", str, GREEDY[0])) not in GREEDY:
-        raise section.error(f"nms_kind = {suppression} is not followed; legal: {', '.join(GREEDY)}", "nms_kind")
+        raise section.error(f"nms_kind = {suppression} is not supported; legal: {', '.join(GREEDY)}", "nms_kind")
     overlap = "ignore_thresh" if section.kind == "yolo" else "thresh"
     ignore = section.take(overlap, float, 0.5)
     if not 0 <= ignore <= 1:
@@ -298,13 +298,15 @@ def _head(section: Section) -> tuple[Head, dict[str, Any]]:
 
 
 def to_text(c: Any) -> str:
-    """A file that says what a Config of family yolo does."""
+    """The text of a .cfg file for a Config of family yolo."""
     shapes = darknet.sizes(c.layers, c.image, 5 + c.classes)
     parts = [("net", dict(zip(("height", "width", "channels"), c.inputs, strict=True)))]
     for at, layer in enumerate(c.layers):
         stride = c.inputs[0] // shapes[at][0]
         parts.append(_settings(layer, shapes[at][2], stride, c))
-    blocks = ["\n".join([f"[{kind}]", *(f"{k}={_format_value(v)}" for k, v in said.items())]) for kind, said in parts]
+    blocks = []
+    for kind, settings in parts:
+        blocks.append("\n".join([f"[{kind}]", *(f"{k}={_format_value(v)}" for k, v in settings.items())]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -326,15 +328,15 @@ def _settings(layer: Layer, channels: int, stride: int, c: Any) -> tuple[str, di
         case Reorg():
             return "reorg", dict(stride=layer.stride)
     unit = stride if c.head == "region" else 1
-    pairs = [c.anchors[i] for i in layer.mask] if c.head == "region" else c.anchors  # [region] knows no mask
+    pairs = [c.anchors[i] for i in layer.mask] if c.head == "region" else c.anchors  # [region] has no mask
     anchors = [side / unit for pair in pairs for side in pair]
-    said: dict[str, Any] = dict(anchors=anchors, num=len(pairs), classes=c.classes)
+    common: dict[str, Any] = dict(anchors=anchors, num=len(pairs), classes=c.classes)
     if c.head == "yolo":
-        return "yolo", {"mask": layer.mask, **said, "ignore_thresh": c.ignore_thresh, "truth_thresh": 1}
+        return "yolo", {"mask": layer.mask, **common, "ignore_thresh": c.ignore_thresh, "truth_thresh": 1}
     return "region", {
-        **said,
+        **common,
         "thresh": c.ignore_thresh,
-        **{key: must for key, (_, must) in FIXED["region"].items()},
+        **{key: supported for key, (_, supported) in FIXED["region"].items()},
         **OUR_LOSS,
     }
 

@@ -1,4 +1,4 @@
-"""Tables of positions on a grid, brought to another grid for images of another size, as transformers or timm does.
+"""Interpolates tables of grid positions for images of another size, as transformers and timm do.
 
 Legend: P positions, D width.
 """
@@ -13,10 +13,10 @@ from errors import UsageError
 
 
 def cubic_weights(size: int, into: int, smooth: bool = False) -> Float[np.ndarray, "o i"]:
-    """The matrix that brings `size` samples of a line to `into`, as torch.nn.functional.interpolate does -> [O I].
+    """The matrix that resamples `size` samples to `into`, as torch.nn.functional.interpolate does -> [O I].
 
-    Cubic convolution with a = -0.75, ends held; where `smooth` (antialias) with a = -0.5, as wide as the samples of the
-    coarser line, ends cut off. Pixels are areas (align_corners False).
+    Cubic convolution with a = -0.75, and clamped at the ends. With `smooth` (antialias) a = -0.5, the kernel is scaled
+    to the coarser samples, and it is cut off and renormalised at the ends. Pixels are areas (align_corners False).
     Source: Keys 1981, "Cubic convolution interpolation", eq. 4 with a free a.
     """
     at = (np.arange(into) + 0.5) * (size / into) - 0.5
@@ -32,29 +32,29 @@ def cubic_weights(size: int, into: int, smooth: bool = False) -> Float[np.ndarra
 
 
 def _cubic_kernel(x: np.ndarray, a: float) -> np.ndarray:
-    """Those of samples at distances x."""
+    """The weights of samples at distances x."""
     inner, outer = ((a + 2) * x - (a + 3)) * x * x + 1, ((x - 5) * x + 8) * x * a - 4 * a
     return np.where(x <= 1, inner, np.where(x < 2, outer, 0))
 
 
 @dataclass(frozen=True)
 class ResizePositions:
-    """What brings a table of a square grid to another grid, its `first` rows as they are: [1 P D] -> [1 P' D]."""
+    """Resizes a table of a square grid to `grid`, without its `first` rows, which it keeps: [1 P D] -> [1 P' D]."""
 
     grid: tuple[int, int]
     first: int
     smooth: bool
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether a table of this shape is of a square grid, and of the first rows."""
+        """Whether a table of this shape is the first rows and a square grid."""
         count = shape[1] - self.first
         return shape[0] == 1 and count > 0 and math.isqrt(count) ** 2 == count
 
     def __call__(self, table: Float[np.ndarray, "1 p d"]) -> Float[np.ndarray, "1 p2 d"]:
-        """Raises UsageError where the table's grid is no square."""
+        """The resized table. Raises UsageError for a grid that is not square."""
         if not self.accepts(table.shape):
             count = table.shape[1] - self.first
-            raise UsageError(f"a table of {count} positions is of no square grid, and cannot be brought to {self.grid}")
+            raise UsageError(f"{count} positions are not a square grid and cannot be resized to {self.grid}")
         side = math.isqrt(table.shape[1] - self.first)
         square = table[0, self.first :].reshape(side, side, -1).astype(np.float64)
         rows, columns = (cubic_weights(side, n, self.smooth) for n in self.grid)

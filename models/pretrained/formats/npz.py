@@ -1,4 +1,4 @@
-"""Arrays of numpy's .npz files, looked at as safetensors' files are: names, shapes, each array on demand."""
+"""NumPy's .npz files with the interface of safetensors: names, shapes, and each array on demand."""
 
 import math
 import zipfile
@@ -9,20 +9,20 @@ import ml_dtypes
 import numpy as np
 
 SUFFIX = ".npz"
-NAMES = {  # of dtypes in safetensors
+NAMES = {  # NumPy dtype -> its name in safetensors
     **{"float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16", "void16": "BF16"},
     **{"int8": "I8", "uint8": "U8", "int32": "I32", "int64": "I64", "bool": "BOOL"},
 }
 
 
 class ArrayInfo(NamedTuple):
-    """What is known of an array that is not read."""
+    """Shape and dtype of an array that has not been read."""
 
     shape: tuple[int, ...]
     dtype: str
 
     def get_shape(self) -> tuple[int, ...]:
-        """Its dims."""
+        """The shape."""
         return self.shape
 
     def get_dtype(self) -> str:
@@ -31,10 +31,10 @@ class ArrayInfo(NamedTuple):
 
 
 class NpzFile:
-    """An .npz file. Nothing is unpickled; bfloat16, of which numpy saves two bytes without a name, is known by them."""
+    """An .npz file. Nothing is unpickled. Two bytes without a dtype, NumPy's form of bfloat16, are read as bfloat16."""
 
     def __init__(self, file: Path) -> None:
-        """Look into the file. Raises many kinds for one that cannot be read, or has an array cut off."""
+        """Read the headers. Raises exceptions of many types for a file that cannot be read, or is truncated."""
         self.zip = zipfile.ZipFile(file)
         self.slices = {name.removesuffix(".npy"): self._slice(name) for name in self.zip.namelist()}
 
@@ -47,10 +47,10 @@ class NpzFile:
         return self.slices[name]
 
     def get_tensor(self, name: str) -> np.ndarray:
-        """An array. Raises ValueError for one of Python's objects."""
+        """An array. Raises ValueError for one of Python objects."""
         with self.zip.open(f"{name}.npy") as member:
-            found = np.lib.format.read_array(member, allow_pickle=False)
-        return found.view(ml_dtypes.bfloat16) if found.dtype == np.dtype("V2") else found
+            array = np.lib.format.read_array(member, allow_pickle=False)
+        return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
 
     def _slice(self, name: str) -> ArrayInfo:
         with self.zip.open(name) as member:
@@ -59,5 +59,5 @@ class NpzFile:
             shape, _, dtype = read(member)
             have, want = self.zip.getinfo(name).file_size - member.tell(), math.prod(shape) * dtype.itemsize
         if have < want and not dtype.hasobject:
-            raise ValueError(f"array {name!r} has {have:,} bytes, and {shape} of {dtype} takes {want:,}")
+            raise ValueError(f"array {name!r} has {have:,} bytes; {shape} of {dtype} needs {want:,}")
         return ArrayInfo(shape, NAMES.get(dtype.name, dtype.name))

@@ -1,23 +1,22 @@
-"""The layouts of the families: how each lies in the files of others.
+"""The layouts of the families: how other libraries' files name and shape their parameters.
 
-A layout lists for each leaf of a family's table the foreign tensor's name and how the two are laid out; it serves both
-directions. A layout of the Hugging Face hub has also
+A layout has `rows(c)`: for each leaf of a family's specs the name of a tensor, and how their shapes correspond. It is
+used to read and to write. A layout of the Hugging Face hub also has
 
-- TYPES, the `model_type`s it reads, and HARMLESS, keys to pass over;
-- `fields(keys)`, a Config's fields from a config.json and the tensors' shapes, and `config(c)`, a config.json's from a
+- TYPES, the `model_type`s it reads, and HARMLESS, keys to ignore;
+- `fields(keys)`, the Config's fields from a config.json and the tensors' shapes, and `config(c)`, the config.json of a
   Config;
-- perhaps `check_overrides(fields, c)`, which refuses a Config that those fields do not go with;
-- PREFIX, which files of the bare network leave out, `ignored_tensors(c, names)`, patterns of those tensors that are no
-  parameters, TIED, of tensors that may be copies of others, and perhaps `copies(c)`, of tensors to write under a second
-  name too.
+- optionally `check_overrides(fields, c)`, which raises for a Config that is incompatible with those fields;
+- PREFIX, which files of the bare network lack; `ignored_tensors(c, names)`, patterns of tensors that are no parameters;
+  TIED, tensors that may be copies of others; and optionally `copies(c)`, tensors to write under a second name.
 
-A layout that is read without a config.json may have `fields_from_shapes(shapes)`, the Config's fields that the shapes
-give, and REQUIRED_FIELDS, the fields that must be given beside them.
+A layout that is read without a config.json may have `fields_from_shapes(shapes)`, the Config's fields that follow from
+the shapes, and REQUIRED_FIELDS, the fields that the caller must give.
 
-Where others name one family's tensors in several ways, its layout has DIALECTS: further layouts, by name. What is read
-is in that of which most names are there; what is written, in the first that serves, or in the one that is asked for.
+A family whose tensors have several naming schemes has DIALECTS: further layouts, by name. Reading takes the dialect
+that most names match; writing takes the first suitable one, or the one asked for.
 
-A layout with `save_folder` has files of its own, as Darknet's, in place of config.json and safetensors.
+A layout with `save_folder` writes its own files, as Darknet's, instead of config.json and safetensors.
 """
 
 from types import ModuleType
@@ -51,7 +50,7 @@ LAYOUTS: dict[str, ModuleType] = {
 
 
 def dialects(family: str) -> dict[str, ModuleType]:
-    """The layouts of a family by name, first its `own`. Raises UsageError for a family without any."""
+    """The layouts of a family by name, first its `own`. Raises UsageError for a family without a layout."""
     if family not in LAYOUTS:
         raise unknown("family with a published layout", family, LAYOUTS)
     return {"own": LAYOUTS[family], **getattr(LAYOUTS[family], "DIALECTS", {})}
@@ -63,13 +62,13 @@ TYPES = {
 
 
 def folder_layout(family: str, dialect: str | None = None) -> ModuleType:
-    """The layout in which a folder of a family's is written. Raises UsageError where there is none."""
+    """The layout in which a family's folder is written. Raises UsageError if there is none."""
     own = dialects(family)["own"] if family in LAYOUTS else None
     return own if own and dialect is None and hasattr(own, "save_folder") else get_layout(family, dialect, "config")
 
 
 def get_layout(family: str, dialect: str | None, has: str) -> ModuleType:
-    """The layout of a dialect, of None the first, among those that export `has`."""
+    """The layout of a dialect among those that export `has`; None is the first. Raises UsageError."""
     known = {name: layout for name, layout in dialects(family).items() if hasattr(layout, has)}
     if not known:
         raise unknown("family of the hub", family, sorted(set(TYPES.values())))

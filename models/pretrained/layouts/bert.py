@@ -1,7 +1,7 @@
-"""BERT as the Hugging Face hub has it: `bert.encoder.layer.0.attention.self.query.weight`, and so on.
+"""BERT on the Hugging Face hub: `bert.encoder.layer.0.attention.self.query.weight`, and so on.
 
-Which head a folder is of is told by `architectures`, or where there is none by its tensors. Those of heads that the
-network is not of, as that of the next sentence, are passed over, as transformers does.
+`architectures`, or without it the tensors, determine the head. Tensors of other heads, such as that of next-sentence
+prediction, are ignored, as in transformers.
 """
 
 from collections.abc import Iterable
@@ -27,14 +27,14 @@ HARMLESS = (  # of older files
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is transformers' BertConfig."""
+    """Config fields from a config.json; absent keys have the defaults of transformers' BertConfig."""
     keys.require_value("position_embedding_type", "absolute")
     keys.require_value("is_decoder", False)
     head = _head(keys)
     last = keys.take("classifier_dropout")
     dropout = keys.take("hidden_dropout_prob", default=0.1)
     if head == "classes" and last not in (None, dropout):
-        raise UsageError(f"config.json has classifier_dropout = {last}; here it is hidden_dropout_prob = {dropout}")
+        raise UsageError(f"config.json has classifier_dropout = {last}; it must be hidden_dropout_prob = {dropout}")
     return {
         "vocab": keys.take("vocab_size", default=30522),
         "context": keys.take("max_position_embeddings", default=512),
@@ -58,21 +58,21 @@ def fields(keys: Keys) -> dict[str, Any]:
 def _head(keys: Keys) -> str:
     given = (keys.take("architectures", kind=list) or [None])[0]
     if given is None:
-        held = {name.split(".")[0] for name in keys.tensors}
-        return "mlm" if "cls" in held else "classes" if "classifier" in held else "none"
+        modules = {name.split(".")[0] for name in keys.tensors}
+        return "mlm" if "cls" in modules else "classes" if "classifier" in modules else "none"
     if given not in HEADS:
         raise unknown("architecture of config.json", given, HEADS)
     return HEADS[given]
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config. Raises UsageError for what no published BERT is."""
+    """The config.json of a Config. Raises UsageError for a Config that transformers' BERT cannot express."""
     if c.head == "classes" and (c.pool != "first" or not c.pooler):
         raise UsageError(
             f"a published BERT for classes has pool = 'first' and a pooler, not pool = {c.pool!r}, pooler = {c.pooler}"
         )
     if c.head == "mlm" and c.pooler:
-        raise UsageError("a published BERT for mlm has no pooler; pooler must be False")
+        raise UsageError("a published BERT for mlm has pooler = False, not True")
     rate = c.dropout if c.dropout_attention is None else c.dropout_attention
     return {
         "model_type": "bert",
@@ -95,7 +95,7 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.feed_forward
     top, layer = f"{PREFIX}embeddings.", f"{PREFIX}encoder.layer.{{}}."
 
@@ -134,13 +134,13 @@ def rows(c: Config) -> list[Row]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """A buffer, and heads that this network is not of."""
+    """Patterns of a buffer, and of heads that this network lacks."""
     pooler = () if c.pooler else (f"{PREFIX}pooler.dense.*",)
     heads = ("cls.*",) if c.head != "mlm" else ("cls.seq_relationship.*", *copies(c))
     return f"{PREFIX}embeddings.position_ids", *pooler, *heads
 
 
 def copies(c: Config) -> dict[str, str]:
-    """Tensors to write once more under another name: transformers has a second bias there, which it does not use."""
+    """Tensors to write under a second name: transformers has a second, unused bias."""
     twice = c.head == "mlm" and not c.tied
     return {"cls.predictions.bias": "cls.predictions.decoder.bias"} if twice else {}

@@ -1,4 +1,4 @@
-"""What decoders have in common on the Hugging Face hub: fields of a config.json both ways, and names of tensors.
+"""What decoder layouts of the Hugging Face hub share: keys of config.json, read and written, and names of tensors.
 
 Legend: V vocabulary, D width, N query heads, K key-value heads, H head width, F hidden, E experts.
 """
@@ -16,13 +16,13 @@ from models.pretrained.mapping import Keys, Row, affine, hf_activation, linear, 
 PREFIX = "model."
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 BUFFERS = f"{PREFIX}layers.*.self_attn.rotary_emb.inv_freq", f"{PREFIX}rotary_emb.inv_freq"  # of rotary frequencies
-LAYER_TYPES = {  # here -> there
+LAYER_TYPES = {  # our kinds of layers -> those of config.json
     **{"full": "full_attention", "sliding": "sliding_attention", "chunked": "chunked_attention"}
 }
 
 
 def decoder_fields(keys: Keys, context: int) -> dict[str, Any]:
-    """Fields of a Decoder with grouped-query attention; `context` is what an absent key means, as in transformers."""
+    """Config fields of all decoders; `context` is the default in transformers."""
     return {
         "vocab": keys.require("vocab_size"),
         "context": keys.count("max_position_embeddings", default=context),
@@ -37,18 +37,18 @@ def decoder_fields(keys: Keys, context: int) -> dict[str, Any]:
 
 
 def read_layer_types(keys: Keys, depth: int, known: Sequence[str]) -> list[str] | None:
-    """The kinds here of `layer_types`, None where they are not given. Raises UsageError for others than `known`."""
-    found = keys.take("layer_types", kind=list)
-    if found is None:
+    """Our kinds of the layers from `layer_types`; None if absent. Raises UsageError for other kinds than `known`."""
+    types = keys.take("layer_types", kind=list)
+    if types is None:
         return None
-    names = {LAYER_TYPES[kind]: kind for kind in known}
-    if len(found) != depth or {str(name) for name in found} - set(names):
-        raise UsageError(f"config.json: layer_types = {found} must name {' or '.join(names)} {depth} times")
-    return [names[name] for name in found]
+    kinds = {LAYER_TYPES[kind]: kind for kind in known}
+    if len(types) != depth or {str(name) for name in types} - set(kinds):
+        raise UsageError(f"config.json: layer_types = {types} must have {depth} entries of {' or '.join(kinds)}")
+    return [kinds[name] for name in types]
 
 
 def read_window(keys: Keys, kinds: Sequence[str] | None, absent: int) -> Any:
-    """The window of layers that slide. Raises UsageError where layers are said to slide, and the window to be none."""
+    """The window of the sliding layers. Raises UsageError for sliding layers without a window."""
     window = keys.get("sliding_window", absent)
     if kinds and "sliding" in kinds and window is None:
         raise UsageError("config.json has layer_types with sliding_attention, but sliding_window is null")
@@ -56,7 +56,7 @@ def read_window(keys: Keys, kinds: Sequence[str] | None, absent: int) -> Any:
 
 
 def read_sliding(keys: Keys, depth: int) -> dict[str, Any]:
-    """Which layers slide: those that `layer_types` names so, else those from `max_window_layers` on, as in Qwen's."""
+    """The window and the sliding layers: by `layer_types`, else those from `max_window_layers` on, as in Qwen."""
     on, window = keys.take("use_sliding_window", default=False, kind=bool), keys.get("sliding_window", 4096)
     first, kinds = keys.number("max_window_layers", default=28), read_layer_types(keys, depth, ("full", "sliding"))
     if not on or window is None:
@@ -70,9 +70,9 @@ def read_sliding(keys: Keys, depth: int) -> dict[str, Any]:
 def read_rope(
     keys: Keys, context: int, base: float = 10000.0, absent: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Rotary frequencies: `rope_scaling` and `rope_theta`, else newer files' `rope_parameters`, as in transformers.
+    """Rotary frequencies: `rope_scaling` and `rope_theta`, or `rope_parameters` of newer files, as in transformers.
 
-    `base` is what an absent `rope_theta` means, and `absent` what it means that the other two are not there.
+    `base` is the default of `rope_theta`; `absent` are the settings if neither of the other two is present.
     """
     older, newer = (keys.take(name, kind=dict) for name in ("rope_scaling", "rope_parameters"))
     values = absent if not older and newer is None else older or newer or {}
@@ -81,7 +81,7 @@ def read_rope(
     kind = given.take("rope_type", "type", default="default")
     found = {"rope": "none" if kind == "default" else kind, "rope_base": given.number("rope_theta")}
     given.require_value("partial_rotary_factor", 1.0, 1, None)
-    given.take("finetuned")  # tells how, not what
+    given.take("finetuned")  # it does not affect the computation
     trained = given.number("original_max_position_embeddings", default=context)
     trained = keys.number("original_max_position_embeddings", default=trained)
     if kind == "linear":
@@ -98,13 +98,13 @@ def read_rope(
             "rope_truncate": given.take("truncate", default=True),
         }
     elif kind != "default":
-        raise UsageError(f"config.json has rope type {kind!r}; default, linear, llama3 and yarn are known here")
+        raise UsageError(f"config.json has rope type {kind!r}; legal: default, linear, llama3, yarn")
     given.refuse_unread()
     return found
 
 
 def _attention_factor(keys: Keys, factor: float) -> float:
-    """As given, else 0.1 ln(factor) + 1 (Peng et al. 2023, arXiv:2309.00071, eq. 22), or a ratio of two such."""
+    """`attention_factor`, else 0.1 ln(factor) + 1 (Peng et al. 2023, arXiv:2309.00071, eq. 22), or a ratio of two."""
 
     def of(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
@@ -114,7 +114,7 @@ def _attention_factor(keys: Keys, factor: float) -> float:
 
 
 def rope_keys(c: Decoder) -> dict[str, Any]:
-    """Both spellings, so that older readers find theirs."""
+    """Keys of the rotary frequencies, in the older and the newer form."""
     kind = "default" if c.rope == "none" else c.rope
     found: dict[str, Any] = {"rope_type": kind}
     if kind != "default":
@@ -131,7 +131,7 @@ def rope_keys(c: Decoder) -> dict[str, Any]:
 
 
 def decoder_keys(c: Decoder) -> dict[str, Any]:
-    """Keys of a config.json that say the same as fields of a Decoder."""
+    """The keys of config.json for the fields of a Decoder."""
     return {
         "vocab_size": c.vocab,
         "hidden_size": c.width,
@@ -149,12 +149,12 @@ def decoder_keys(c: Decoder) -> dict[str, Any]:
 
 
 def gqa_keys(c: GQADecoder) -> dict[str, Any]:
-    """The same for one with grouped-query attention."""
+    """The keys of config.json for the fields of a GQADecoder."""
     return {**decoder_keys(c), "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_width}
 
 
 def sliding_keys(c: SlidingWindowDecoder) -> dict[str, Any]:
-    """Which layers slide, as Qwen's files say it."""
+    """The keys of config.json for sliding layers, as in Qwen."""
     kinds = [layer.kind for layer in c.layers]
     slides = "sliding" in kinds
     found = {"use_sliding_window": slides, "sliding_window": c.window if slides else None}
@@ -168,13 +168,13 @@ LAYER = f"{PREFIX}layers.{{}}."
 
 
 def layers_by_stack(c: Decoder) -> dict[str, tuple[int, ...]]:
-    """The numbers of the layers of each stack."""
+    """The layer numbers of each stack."""
     names = [layer.stack for layer in c.layers]
     return {stack: tuple(i for i, name in enumerate(names) if name == stack) for stack in dict.fromkeys(names)}
 
 
 def embed_and_head_rows(c: Decoder) -> list[Row]:
-    """Token table, last norm, head."""
+    """Token embedding, final norm, head."""
     found = [
         same("embed/token", f"{PREFIX}embed_tokens.weight", c.vocab, c.width),
         same("norm/scale", f"{PREFIX}norm.weight", c.width),
@@ -183,35 +183,35 @@ def embed_and_head_rows(c: Decoder) -> list[Row]:
 
 
 def norm_rows(c: Decoder, stack: str, names: dict[str, str], **more: Any) -> list[Row]:
-    """Norms of the residual stream in a stack: name here -> there."""
+    """Norms of the residual stream in a stack; `names` maps ours to theirs."""
     return [same(f"{stack}/{ours}/scale", f"{LAYER}{theirs}.weight", c.width, **more) for ours, theirs in names.items()]
 
 
 def attention_rows(c: GQADecoder, stack: str, bias: bool = False, norms: bool = False, **more: Any) -> list[Row]:
-    """GQADecoder-query attention of a stack, perhaps with norms of each head's queries and keys."""
+    """Grouped-query attention of a stack; `norms`: with norms of each head's queries and keys."""
     D, N, K, H = c.width, c.heads, c.num_kv_heads, c.head_width
-    there = f"{LAYER}self_attn."
+    module = f"{LAYER}self_attn."
     found: list[Row] = []
     for name, inputs, outputs in (("q", (D,), (N, H)), ("k", (D,), (K, H)), ("v", (D,), (K, H)), ("out", (N, H), (D,))):
-        found += affine(f"{stack}/{name}", f"{there}{name[0]}_proj", inputs, outputs, bias, **more)
-    return found + [same(f"{stack}/{n}_norm/scale", f"{there}{n}_norm.weight", H, **more) for n in "qk" if norms]
+        found += affine(f"{stack}/{name}", f"{module}{name[0]}_proj", inputs, outputs, bias, **more)
+    return found + [same(f"{stack}/{n}_norm/scale", f"{module}{n}_norm.weight", H, **more) for n in "qk" if norms]
 
 
-def mlp_rows(D: int, F: int, stack: str, there: str = "mlp", bias: bool = False, **more: Any) -> list[Row]:
-    """A gated MLP of a stack, `there` within a layer."""
+def mlp_rows(D: int, F: int, stack: str, module: str = "mlp", bias: bool = False, **more: Any) -> list[Row]:
+    """A gated MLP of a stack; `module` is its name within a layer."""
     found: list[Row] = []
     for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
-        found += affine(f"{stack}/{name}", f"{LAYER}{there}.{name}_proj", (inputs,), (outputs,), bias, **more)
+        found += affine(f"{stack}/{name}", f"{LAYER}{module}.{name}_proj", (inputs,), (outputs,), bias, **more)
     return found
 
 
 def expert_rows(
-    c: MoEDecoder, stack: str, there: str, names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"), **more: Any
+    c: MoEDecoder, stack: str, module: str, names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"), **more: Any
 ) -> list[Row]:
-    """A tensor for each matrix of each expert: `names` are those of gate, up and down."""
+    """One tensor for each matrix of each expert; `names` are their names of gate, up and down."""
     found = []
     D, F = (c.width,), (c.expert_width,)
     for name, theirs, inputs, outputs in zip(("gate", "up", "down"), names, (D, D, F), (F, F, D), strict=True):
-        kernel, tensor = f"{stack}/experts/{name}/kernel", f"{there}.experts.{{}}.{theirs}.weight"
+        kernel, tensor = f"{stack}/experts/{name}/kernel", f"{module}.experts.{{}}.{theirs}.weight"
         found.append(linear(kernel, tensor, inputs, outputs, **more))
     return found

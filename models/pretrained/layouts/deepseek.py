@@ -1,8 +1,8 @@
-"""DeepSeek V2 and V3 as the Hugging Face hub has them.
+"""DeepSeek V2 and V3 on the Hugging Face hub.
 
-`kv_a_proj_with_mqa` holds what makes the latent and the rotary key, `kv_b_proj` what makes each head's keys and values.
-V3's files hold weights of 8 bits, which `quantised` makes plain, and behind the last layer a module that foretells one
-token more. As transformers does, it is passed over, unless one is asked for: load_pretrained(folder, mtp=1).
+`kv_a_proj_with_mqa` projects to the latent and the rotary key, `kv_b_proj` from the latent to each head's keys and
+values. V3's files have 8-bit weights, which `quantised` dequantises, and a multi-token prediction module after the last
+layer. It is ignored, as in transformers, unless requested: load_pretrained(folder, mtp=1).
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from models.pretrained.mapping import Keys, Row, affine, linear, same
 
 TYPES = ("deepseek_v2", "deepseek_v3")
 PREFIX, TIED = decoders.PREFIX, decoders.TIED
-MODULES = 8  # as many that foretell a token are looked for
+MODULES = 8  # the multi-token prediction modules to look for
 HARMLESS = (
     *("pretraining_tp", "ep_size", "moe_layer_freq", "num_key_value_heads", "head_dim", "qk_head_dim", "seq_aux"),
     *("aux_loss_alpha", "mlp_bias", "output_router_logits", "num_nextn_predict_layers", "num_mtp_layers"),
@@ -23,7 +23,7 @@ HARMLESS = (
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    """Config fields from a config.json; absent keys have the defaults of transformers."""
     third = keys.require("model_type") == "deepseek_v3"
     heads = keys.take("num_attention_heads")
     keys.require_value("num_key_value_heads", heads, None)
@@ -34,7 +34,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     older, newer = (keys.take(name, default={}, kind=dict) for name in ("rope_scaling", "rope_parameters"))
     dense = keys.take("first_k_dense_replace", default=3 if third else 0)
     if type(dense) is not int or dense < 0:
-        raise UsageError(f"config.json has first_k_dense_replace = {dense!r}, which is no number of layers")
+        raise UsageError(f"config.json has first_k_dense_replace = {dense!r}; it must be an integer of 0 or more")
     found |= {
         "activation": keys.activation("hidden_act", default="silu"),
         "attention_bias": keys.take("attention_bias", default=False),
@@ -64,34 +64,34 @@ def fields(keys: Keys) -> dict[str, Any]:
             "topk_groups": kept,
         }
     keys.require_value("scoring_func", "softmax", None)
-    keys.require_value("norm_topk_prob", False, None)  # the released code renormalises by it, transformers does not
+    keys.require_value("norm_topk_prob", False, None)  # the released code uses it, transformers does not
     method = keys.take("topk_method", default="greedy")
     if method not in ("greedy", "group_limited_greedy"):
-        raise UsageError(f"config.json has topk_method = {method!r}; greedy and group_limited_greedy are known here")
+        raise UsageError(f"config.json has topk_method = {method!r}; greedy and group_limited_greedy are supported")
     found["experts_per_token"] = keys.require("num_experts_per_tok")
     return found if method == "greedy" else found | {"expert_groups": groups, "topk_groups": kept}
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config, as V2's or V3's. Raises UsageError for what neither of them has."""
+    """The config.json of a Config, as V2's or V3's. Raises UsageError if neither can express it."""
     third = c.router == "sigmoid"
     if c.dense_layers != tuple(range(len(c.dense_layers))):
         raise UsageError(
-            f"a published network of this kind has its dense layers first; dense_layers = {c.dense_layers}"
+            f"a published DeepSeek has its dense layers first; dense_layers = {c.dense_layers} has no config.json"
         )
     if not third and not c.rope_interleaved:
         raise UsageError(
-            "a published network of router='softmax' has rotary pairs side by side: rope_interleaved = True"
+            "a published DeepSeek with router='softmax' has interleaved rotary pairs: rope_interleaved = True"
         )
     if c.mtp and not third:
-        raise UsageError(f"a published network of router='softmax' foretells no further tokens; mtp = {c.mtp}")
+        raise UsageError(f"a published DeepSeek with router='softmax' has mtp = 0, not mtp = {c.mtp}")
     if not c.shared:
-        raise UsageError("a published network of this kind has shared experts; shared = 0")
+        raise UsageError("a published DeepSeek has shared experts, not shared = 0")
     if c.mscale and c.rope not in ("none", "yarn"):
-        raise UsageError(f"a published network with mscale = {c.mscale} has rope yarn, not {c.rope!r}")
+        raise UsageError(f"a published DeepSeek with mscale = {c.mscale} has rope yarn, not {c.rope!r}")
     rope = decoders.rope_keys(c)
-    for stretch in (rope["rope_parameters"], rope["rope_scaling"] or {}):
-        stretch |= {"mscale_all_dim": c.mscale} if c.mscale and c.rope != "none" else {}
+    for scaling in (rope["rope_parameters"], rope["rope_scaling"] or {}):
+        scaling |= {"mscale_all_dim": c.mscale} if c.mscale and c.rope != "none" else {}
     more: dict[str, Any] = {"topk_method": "greedy" if c.expert_groups == 1 else "group_limited_greedy"}
     if third:
         more = {"rope_interleave": c.rope_interleaved, "norm_topk_prob": c.norm_topk, "num_nextn_predict_layers": c.mtp}
@@ -120,21 +120,21 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Buffers of rotary frequencies, modules that foretell tokens further than ours, and their copies of tables."""
+    """Patterns of the buffers of rotary frequencies, of further prediction modules, and of their copies of tables."""
     ends = {i: f"layers.{i}.eh_proj.weight" for i in range(c.depth + c.mtp, c.depth + MODULES)}
-    modules = [i for i, end in ends.items() if any(name.endswith(end) for name in names)]  # what lacks it is a layer
+    modules = [i for i, end in ends.items() if any(name.endswith(end) for name in names)]  # without it, it is a layer
     return *decoders.BUFFERS, *(f"{PREFIX}layers.{i}.*" for i in modules), *copies(c)
 
 
 def copies(c: Config) -> dict[str, str]:
-    """The tables of tokens and of the head, which are there again in each module that foretells a token."""
+    """The token embedding and the head, of which each multi-token prediction module has copies."""
     at, table = [f"{PREFIX}layers.{c.depth + k}." for k in range(c.mtp)], f"{PREFIX}embed_tokens.weight"
     head = table if c.tied else "lm_head.weight"
     return {f"{i}embed_tokens.weight": table for i in at} | {f"{i}shared_head.head.weight": head for i in at}
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
         found += _block(c, f"blocks/{stack}", stack, layers)
@@ -152,25 +152,27 @@ def rows(c: Config) -> list[Row]:
 def _block(c: Config, at: str, stack: str, layers: tuple[int, ...]) -> list[Row]:
     more = dict[str, Any](layers=layers)
     D, N, H, W, R, layer = c.width, c.heads, c.head_width, c.value_dim, c.kv_rank, decoders.LAYER
-    there, low, h = f"{layer}self_attn.", R + c.rope_dim, c.nope_dim
+    module, low, h = f"{layer}self_attn.", R + c.rope_dim, c.nope_dim
     found = decoders.norm_rows(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, **more)
     if c.q_rank:
-        found += affine(f"{at}/q_down", f"{there}q_a_proj", (D,), (c.q_rank,), c.attention_bias, **more)
-        found.append(same(f"{at}/q_norm/scale", f"{there}q_a_layernorm.weight", c.q_rank, **more))
-        found.append(linear(f"{at}/q/kernel", f"{there}q_b_proj.weight", (c.q_rank,), (N, H), **more))
+        found += affine(f"{at}/q_down", f"{module}q_a_proj", (D,), (c.q_rank,), c.attention_bias, **more)
+        found.append(same(f"{at}/q_norm/scale", f"{module}q_a_layernorm.weight", c.q_rank, **more))
+        found.append(linear(f"{at}/q/kernel", f"{module}q_b_proj.weight", (c.q_rank,), (N, H), **more))
     else:
-        found.append(linear(f"{at}/q/kernel", f"{there}q_proj.weight", (D,), (N, H), **more))
+        found.append(linear(f"{at}/q/kernel", f"{module}q_proj.weight", (D,), (N, H), **more))
     for name, part in (("kv_down", slice(R)), ("k_rope", slice(R, None))):
-        both = f"{there}kv_a_proj_with_mqa"
+        both = f"{module}kv_a_proj_with_mqa"
         found.append(Row(f"{at}/{name}/kernel", f"{both}.weight", (low, D), (1, 0), (low, D), part=(part,), **more))
         if c.attention_bias:
             found.append(Row(f"{at}/{name}/bias", f"{both}.bias", (low,), (0,), (low,), part=(part,), **more))
-    found.append(same(f"{at}/kv_norm/scale", f"{there}kv_a_layernorm.weight", R, **more))
+    found.append(same(f"{at}/kv_norm/scale", f"{module}kv_a_layernorm.weight", R, **more))
     for name, part in (("k", slice(h)), ("v", slice(h, None))):
-        each, whole = (N, h + W, R), (N * (h + W), R)
-        cut = (slice(None), part)
-        found.append(Row(f"{at}/{name}/kernel", f"{there}kv_b_proj.weight", each, (2, 0, 1), whole, part=cut, **more))
-    found += affine(f"{at}/out", f"{there}o_proj", (N, W), (D,), c.attention_bias, **more)
+        each, shape = (N, h + W, R), (N * (h + W), R)
+        part_index = (slice(None), part)
+        found.append(
+            Row(f"{at}/{name}/kernel", f"{module}kv_b_proj.weight", each, (2, 0, 1), shape, part=part_index, **more)
+        )
+    found += affine(f"{at}/out", f"{module}o_proj", (N, W), (D,), c.attention_bias, **more)
     if stack == "dense":
         return found + decoders.mlp_rows(D, c.feed_forward, at, **more)
     found.append(linear(f"{at}/router/kernel", f"{layer}mlp.gate.weight", (D,), (c.experts,), **more))

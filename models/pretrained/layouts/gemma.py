@@ -1,4 +1,4 @@
-"""Gemma 2 and the text of Gemma 3 as the Hugging Face hub has them."""
+"""Gemma 2 and the language model of Gemma 3 on the Hugging Face hub."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ NORMS = {
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    """Config fields from a config.json; absent keys have the defaults of transformers."""
     third = keys.require("model_type") == "gemma3_text"
     keys.require_value("use_bidirectional_attention", False, None)
     if third:
@@ -27,7 +27,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     found = decoders.decoder_fields(keys, 131072 if third else 8192)
     depth = found["depth"]
     kinds = decoders.read_layer_types(keys, depth, ("full", "sliding"))
-    keys.require_value("sliding_window_size", keys.get("sliding_window", 4096), None)  # says it again
+    keys.require_value("sliding_window_size", keys.get("sliding_window", 4096), None)  # a duplicate
     pattern = keys.count("sliding_window_pattern", "_sliding_window_pattern", default=6) if third else 2
     if kinds:
         found["sliding_layers"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
@@ -46,11 +46,11 @@ def fields(keys: Keys) -> dict[str, Any]:
     attention_cap = keys.get("attn_logit_softcapping", None if third else 50.0)
     if not third:
         return {**found, "attn_logit_softcap": attention_cap, **decoders.read_rope(keys, found["context"])}
-    return {**found, **_rope(keys, found["context"])}  # transformers does not cap Gemma 3's scores, whatever is said
+    return {**found, **_rope(keys, found["context"])}  # transformers never caps Gemma 3's scores
 
 
 def _rope(keys: Keys, context: int) -> dict[str, Any]:
-    """Rotary positions where all is seen and where a window slides; newer files have both under `rope_parameters`."""
+    """Rotary positions of full and of sliding layers; newer files have both under `rope_parameters`."""
     both = keys.take("rope_parameters", default={}, kind=dict)
     inner = keys.nested(both)
     said = (inner.take(f"{kind}_attention", default={}, kind=dict) for kind in ("full", "sliding"))
@@ -60,26 +60,26 @@ def _rope(keys: Keys, context: int) -> dict[str, Any]:
     local.setdefault("rope_theta", keys.take("rope_local_base_freq", default=1e4))
     keys.take("rope_theta", "rope_local_base_freq")
     if strange := set(both) - {"full_attention", "sliding_attention"}:
-        raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}, which no layer here is")
-    inner = keys.nested({"rope_parameters": local})
-    near = decoders.read_rope(inner, context)
-    if near["rope"] != "none":
-        raise UsageError(f"config.json stretches the rotary positions of sliding layers, {local}; not known here")
-    return {**decoders.read_rope(keys.nested({"rope_parameters": full}), context), "rope_local_base": near["rope_base"]}
+        raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}; there are no such layers")
+    sliding = decoders.read_rope(keys.nested({"rope_parameters": local}), context)
+    if sliding["rope"] != "none":
+        raise UsageError(f"config.json scales the rotary positions of sliding layers, {local}; this is not supported")
+    full = decoders.read_rope(keys.nested({"rope_parameters": full}), context)
+    return {**full, "rope_local_base": sliding["rope_base"]}
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config, as Gemma 2's or 3's. Raises UsageError for what neither of them has."""
+    """The config.json of a Config, as Gemma 2's or 3's. Raises UsageError if neither can express it."""
     third = c.qk_norm
     if third and c.attn_logit_softcap is not None:
-        raise UsageError(f"a published network with norms on q and k does not cap scores: {c.attn_logit_softcap}")
+        raise UsageError(f"a published Gemma with qk_norm has no attn_logit_softcap, not {c.attn_logit_softcap}")
     if not third and c.rope_local_base is not None:
         raise UsageError(
-            "a published network with rotary positions of sliding layers has norms on q and k: qk_norm = True"
+            f"a published Gemma with rope_local_base = {c.rope_local_base} has norms on q and k: qk_norm = True"
         )
     if third and c.rope_local_base is None and c.rope != "none" and c.spans.keys() >= {"sliding"}:
         raise UsageError(
-            f"a published network with norms on q and k does not stretch where a window slides: "
+            f"a published Gemma with qk_norm does not scale the rotary positions of sliding layers: "
             f"give a rope_local_base beside rope = {c.rope!r}"
         )
     common = {k: v for k, v in decoders.gqa_keys(c).items() if k != "hidden_act"}
@@ -97,7 +97,7 @@ def config(c: Config) -> dict[str, Any]:
         **({} if third else {"attn_logit_softcapping": c.attn_logit_softcap}),
         "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
         "attention_bias": c.attention_bias,
-        "sliding_window": c.window or 4096,  # transformers wants one, be there layers that slide or none
+        "sliding_window": c.window or 4096,  # transformers requires it, with sliding layers or not
         "layer_types": [decoders.LAYER_TYPES[layer.kind] for layer in c.layers],
         **({"sliding_window_pattern": c.sliding_pattern} if third else {}),
         "query_pre_attn_scalar": int(query) if query == int(query) else query,
@@ -108,12 +108,12 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Buffers of rotary frequencies."""
+    """Patterns of the buffers of rotary frequencies."""
     return decoders.BUFFERS
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     return [
         *decoders.embed_and_head_rows(c),
         *decoders.norm_rows(c, "blocks", NORMS),

@@ -1,4 +1,4 @@
-"""Gemma 4's language model as the Hugging Face hub has it: all experts of a layer in one tensor, gate before up."""
+"""Gemma 4's language model on the Hugging Face hub: all experts of a layer in one tensor, gate before up."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -28,13 +28,13 @@ ROUTED_NORMS = {
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    """Config fields from a config.json; absent keys have the defaults of transformers."""
     unified = keys.require("model_type") == "gemma4_unified_text"
     keys.set_defaults(vocab_size=262144, num_attention_heads=8, hidden_size=2304, intermediate_size=9216)
     keys.set_defaults(hidden_size_per_layer_input=0 if unified else 256)
     keys.require_value("hidden_size_per_layer_input", 0, None)
     keys.require_value("num_kv_shared_layers", 0, None)
-    keys.require_value("use_bidirectional_attention", None, False, "vision")  # which is of images
+    keys.require_value("use_bidirectional_attention", None, False, "vision")  # vision: of image tokens only
     found = decoders.decoder_fields(keys, 262144 if unified else 131072)
     depth = found["depth"]
     kinds = decoders.read_layer_types(keys, depth, ("full", "sliding")) or []
@@ -59,23 +59,23 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 def _full_heads(keys: Keys, same_kv: bool, full: list[int]) -> dict[str, Any]:
-    """The heads of layers that see all: by layer in newer files, which are to be alike, by name in older ones."""
+    """The heads of full layers: by layer in newer files, where they must be equal; keys of their own in older ones."""
     wide, groups = keys.take("global_head_dim", default=512), keys.take("num_global_key_value_heads")
     by_layer = keys.take("per_layer_config", kind=dict)
     if by_layer is None:
         return {"full_head_dim": wide, "full_kv_heads": groups if same_kv else None}
-    said = [by_layer.get(str(i), {}) for i in full]
-    alike = all(one == said[0] for one in said) and isinstance(said[0], dict)
-    if set(by_layer) - set(map(str, full)) or not alike or set(said[0]) - {"head_dim", "num_key_value_heads"}:
+    settings = [by_layer.get(str(i), {}) for i in full]
+    equal = all(one == settings[0] for one in settings) and isinstance(settings[0], dict)
+    if set(by_layer) - set(map(str, full)) or not equal or set(settings[0]) - {"head_dim", "num_key_value_heads"}:
         raise UsageError(
-            f"config.json has per_layer_config = {by_layer}; known here are head_dim and num_key_value_heads, alike in "
-            f"all layers that see all: {full}"
+            f"config.json has per_layer_config = {by_layer}; only head_dim and num_key_value_heads are supported, with "
+            f"equal values in all full layers: {full}"
         )
-    return {"full_head_dim": said[0].get("head_dim"), "full_kv_heads": said[0].get("num_key_value_heads")}
+    return {"full_head_dim": settings[0].get("head_dim"), "full_kv_heads": settings[0].get("num_key_value_heads")}
 
 
 def _rope(keys: Keys, context: int) -> dict[str, Any]:
-    """Rotary positions where all is seen, of which a share of the pairs turns, and where a window slides."""
+    """Rotary positions of full layers, with their share of rotated pairs, and of sliding layers."""
     both = keys.take("rope_parameters", default={}, kind=dict)
     proportional = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
     usual = {"full": proportional, "sliding": {"rope_type": "default", "rope_theta": 1e4}}
@@ -83,10 +83,10 @@ def _rope(keys: Keys, context: int) -> dict[str, Any]:
     said = (each.take(decoders.LAYER_TYPES[kind], default=usual[kind], kind=dict) for kind in ("full", "sliding"))
     full, local = ({"rope_type": "default", **values} for values in said)
     if strange := {k for k, v in both.items() if v is not None and k not in decoders.LAYER_TYPES.values()}:
-        raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}, which no layer here is")
+        raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}; there are no such layers")
     near = decoders.read_rope(keys.nested({"rope_parameters": local}), context)
     if near["rope"] != "none":
-        raise UsageError(f"config.json stretches the rotary positions of sliding layers, {local}; not known here")
+        raise UsageError(f"config.json scales the rotary positions of sliding layers, {local}; this is not supported")
     turning = 1.0
     if full["rope_type"] == "proportional":
         inner = keys.nested(full)
@@ -108,14 +108,12 @@ def _experts(keys: Keys) -> dict[str, Any]:
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config. Raises UsageError for what they lack: other stretches, and layers that slide last."""
+    """The config.json of a Config. Raises UsageError for a last layer that slides, and for other rope scalings."""
     kinds = [layer.kind for layer in c.layers]
     if kinds[-1] != "full":
-        raise UsageError(
-            f"a published network of this kind sees all in its last layer; sliding_layers = {c.sliding_layers}"
-        )
+        raise UsageError(f"the last layer of a published Gemma 4 is a full layer; sliding_layers = {c.sliding_layers}")
     if c.rope not in ("none", "linear"):
-        raise UsageError(f"a published network of this kind has rope none or linear, not {c.rope!r}")
+        raise UsageError(f"a published Gemma 4 has rope none or linear, not {c.rope!r}")
     factor = {} if c.rope == "none" else {"factor": c.rope_factor}
     full = {
         "rope_type": "proportional",
@@ -136,7 +134,7 @@ def config(c: Config) -> dict[str, Any]:
         "global_head_dim": wide.head_width,
         "num_global_key_value_heads": c.full_kv_heads,
         "per_layer_config": {str(i): over for i, kind in enumerate(kinds) if kind == "full"},
-        "sliding_window": c.window or 512,  # transformers wants one, be there layers that slide or none
+        "sliding_window": c.window or 512,  # transformers requires it, with sliding layers or not
         "layer_types": [decoders.LAYER_TYPES[kind] for kind in kinds],
         "rope_parameters": {
             decoders.LAYER_TYPES["full"]: full,
@@ -155,12 +153,12 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Buffers of rotary frequencies."""
+    """Patterns of the buffers of rotary frequencies."""
     return decoders.BUFFERS
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     D, E, F, layer = c.width, c.experts, c.expert_width, decoders.LAYER
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():

@@ -1,4 +1,4 @@
-"""GPT-2 as the Hugging Face hub has it: `transformer.h.0.attn.c_attn.weight`, a Conv1D [D 3D], and so on."""
+"""GPT-2 on the Hugging Face hub: `transformer.h.0.attn.c_attn.weight`, a Conv1D [D 3D], and so on."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,13 +9,13 @@ from models.pretrained.mapping import Keys, Row, hf_activation, same
 
 TYPES = ("gpt2",)
 PREFIX = "transformer."
-TIED = {"lm_head.weight": "transformer.wte.weight"}  # a copy, where the head is the token table
+TIED = {"lm_head.weight": "transformer.wte.weight"}  # a copy, if the head is the token embedding
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is transformers' GPT2Config."""
+    """Config fields from a config.json; absent keys have the defaults of transformers' GPT2Config."""
     keys.require_value("scale_attn_weights", True)
-    keys.require_value("reorder_and_upcast_attn", False, True)  # a matter of rounding
+    keys.require_value("reorder_and_upcast_attn", False, True)  # it only affects rounding
     return {
         "vocab": keys.take("vocab_size", default=50257),
         "context": keys.take("n_positions", "max_position_embeddings", default=1024),
@@ -33,7 +33,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     }
 
 
-HARMLESS = frozenset(  # of heads that are not read, and of older files
+HARMLESS = frozenset(  # of other heads, and of older files
     """
     n_ctx n_special predict_special_tokens gradient_checkpointing
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
@@ -42,9 +42,9 @@ HARMLESS = frozenset(  # of heads that are not read, and of older files
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config. Raises UsageError for what GPT-2 there does not know."""
+    """The config.json of a Config. Raises UsageError for a Config that GPT-2 cannot express."""
     if c.drop_path:
-        raise UsageError(f"drop_path = {c.drop_path} has no place in a published GPT-2: it must be 0")
+        raise UsageError(f"a published GPT-2 has drop_path = 0, not {c.drop_path}")
     site = lambda name: c.dropout if getattr(c, f"dropout_{name}") is None else getattr(c, f"dropout_{name}")  # noqa: E731
     return {
         "model_type": "gpt2",
@@ -69,12 +69,12 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Buffers of the causal mask."""
+    """Patterns of the buffers of the causal mask."""
     return f"{PREFIX}h.*.attn.bias", f"{PREFIX}h.*.attn.masked_bias"
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
     top, layer = PREFIX, f"{PREFIX}h.{{}}."
     found = [

@@ -1,6 +1,6 @@
-"""gpt-oss as the Hugging Face hub has it: all experts of a layer in one tensor, gate and up by turns in its columns.
+"""gpt-oss on the Hugging Face hub: all experts of a layer in one tensor, with gate and up in alternating columns.
 
-The released files hold the experts as MXFP4, which `quantised` makes plain.
+The released files have the experts as MXFP4, which `quantised` dequantises.
 """
 
 from collections.abc import Iterable
@@ -12,21 +12,21 @@ from models.pretrained.mapping import Keys, Row, affine, same
 
 TYPES = ("gpt_oss",)
 PREFIX, TIED = decoders.PREFIX, decoders.TIED
-HARMLESS = ("initial_context_length", "hidden_act", "experts_per_token")  # said again by other keys, or not looked at
-YARN = {  # what it means to transformers that no key tells of rotary frequencies
+HARMLESS = ("initial_context_length", "hidden_act", "experts_per_token")  # duplicates of other keys, or not used
+YARN = {  # the default of transformers without keys of rotary frequencies
     **dict(rope_type="yarn", factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False),
     "original_max_position_embeddings": 4096,
 }
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    """Config fields from a config.json; absent keys have the defaults of transformers."""
     found = decoders.decoder_fields(keys, 131072)
     depth = found["depth"]
     kinds = decoders.read_layer_types(keys, depth, ("full", "sliding"))
     if kinds and "sliding" in kinds:
         found["sliding_layers"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
-    if keys.take("output_router_logits", default=False, kind=bool):  # else the loss has no such part
+    if keys.take("output_router_logits", default=False, kind=bool):  # otherwise transformers adds no auxiliary loss
         found["aux_loss_weight"] = keys.take("router_aux_loss_coef", default=0.001)
     keys.take("router_aux_loss_coef")
     return found | {
@@ -44,7 +44,7 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config."""
+    """The config.json of a Config."""
     kinds = [decoders.LAYER_TYPES[layer.kind] for layer in c.layers]
     return {
         "model_type": "gpt_oss",
@@ -53,7 +53,7 @@ def config(c: Config) -> dict[str, Any]:
         **decoders.rope_keys(c),
         "intermediate_size": c.expert_width,
         "attention_bias": c.attention_bias,
-        "sliding_window": c.window or 128,  # transformers wants one, be there layers that slide or none
+        "sliding_window": c.window or 128,  # transformers requires it, with sliding layers or not
         "layer_types": kinds,
         "num_local_experts": c.experts,
         "num_experts_per_tok": c.experts_per_token,
@@ -65,12 +65,12 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Buffers of rotary frequencies."""
+    """Patterns of the buffers of rotary frequencies."""
     return decoders.BUFFERS
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     E, D, F, layer = c.experts, c.width, c.expert_width, decoders.LAYER
     found = [
         *decoders.embed_and_head_rows(c),
@@ -82,9 +82,9 @@ def rows(c: Config) -> list[Row]:
         same("blocks/experts/down/bias", f"{layer}mlp.experts.down_proj_bias", E, D),
     ]
     for i, name in enumerate(("gate", "up")):
-        there, turn = f"{layer}mlp.experts.gate_up_proj", (..., i)
+        tensor, part = f"{layer}mlp.experts.gate_up_proj", (..., i)
         found += [
-            Row(f"blocks/experts/{name}/kernel", there, (E, D, F, 2), (0, 1, 2), (E, D, 2 * F), part=turn),
-            Row(f"blocks/experts/{name}/bias", f"{there}_bias", (E, F, 2), (0, 1), (E, 2 * F), part=turn),
+            Row(f"blocks/experts/{name}/kernel", tensor, (E, D, F, 2), (0, 1, 2), (E, D, 2 * F), part=part),
+            Row(f"blocks/experts/{name}/bias", f"{tensor}_bias", (E, F, 2), (0, 1), (E, 2 * F), part=part),
         ]
     return found

@@ -1,12 +1,11 @@
 """Grok-1 as xAI released it: parameters by their paths in the release's tree, settings by their names in its run.py.
 
-The release is pickled, which is not read here, and has no config.json. Written once as safetensors or .npz, under its
-paths (`transformer/decoder_layer_0/moe/linear/w.weight` and `w.scales` of 8 bits, or `w` plain), and beside it a
-config.json of `"model_type": "grok-1"` with run.py's settings, those of TransformerConfig under "model", it loads as
-any folder of the hub. Files in the names of others' ports to PyTorch are not known here. What is written is plain
-numbers.
+The release is pickled, which Canon does not read, and has no config.json. To load it as a folder of the hub, convert it
+once to safetensors or .npz under its paths (8-bit `transformer/decoder_layer_0/moe/linear/w.weight` and `w.scales`, or
+unquantised `w`), and write a config.json of `"model_type": "grok-1"` with run.py's settings, those of TransformerConfig
+under "model". Names of PyTorch ports are not supported. Exports are unquantised.
 
-What only training knows, dropout and balance, has no place in a config.json.
+Fields that only training uses, dropout and aux_loss_weight, are not in a config.json.
 """
 
 from typing import Any
@@ -26,7 +25,7 @@ HARMLESS_INSIDE = (
     "data_axis",
     "model_axis",
 )
-ALWAYS: dict[str, Any] = {  # in the release's code, whatever its settings
+ALWAYS: dict[str, Any] = {  # constants of the release's code
     **dict(activation="gelu_tanh", tied=True, eps=1e-5, rope="none", rope_base=10000.0, attn_logit_softcap=30.0)
 }
 
@@ -57,12 +56,12 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config. Raises UsageError for what the release's code cannot be."""
+    """The config.json of a Config. Raises UsageError for a Config that the release's code cannot express."""
     for name, value in ALWAYS.items():
         if getattr(c, name) != value:
-            raise UsageError(f"the published network has {name} = {value}, not {getattr(c, name)}")
+            raise UsageError(f"the published Grok has {name} = {value}, not {getattr(c, name)}")
     if c.expert_width % 8:
-        raise UsageError(f"the published network's experts have a multiple of 8 hidden, not {c.expert_width}")
+        raise UsageError(f"the hidden width of the published Grok's experts is a multiple of 8, not {c.expert_width}")
     wide = 3 * c.expert_width / (2 * c.width) if c.hidden or c.expert_hidden else c.widening
     return {
         "model_type": "grok-1",
@@ -86,7 +85,7 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout; matrices have their inputs first, as ours."""
+    """The rows of the layout; the release's matrices have their inputs first, as ours."""
     D, N, K, H, E, F = c.width, c.heads, c.num_kv_heads, c.head_width, c.experts, c.expert_width
     layer, ends = "transformer/decoder_layer_{}/", "language_model/"
     found = [

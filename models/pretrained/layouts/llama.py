@@ -1,4 +1,4 @@
-"""Llama, Mistral and Qwen 3 as the Hugging Face hub has them: `model.layers.0.self_attn.q_proj.weight`, and so on."""
+"""Llama, Mistral and Qwen 3 on the Hugging Face hub: `model.layers.0.self_attn.q_proj.weight`, and so on."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,11 +15,11 @@ CONTEXT = {"llama": 2048, "mistral": 131072, "qwen3": 32768}
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    """Config fields from a config.json; absent keys have the defaults of transformers."""
     kind = keys.require("model_type")
     keys.require_value("rope_interleaved", False, None)
     for name in {"llama": (), "mistral": ("attention_bias", "mlp_bias"), "qwen3": ("mlp_bias",)}[kind]:
-        keys.require_value(name, False, None)  # transformers has no such biases there
+        keys.require_value(name, False, None)  # transformers has no such biases for this model_type
     found = decoders.decoder_fields(keys, CONTEXT[kind])
     found |= {
         "kv_heads": keys.get("num_key_value_heads", {"llama": None, "mistral": 8, "qwen3": 32}[kind]),
@@ -36,18 +36,15 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config, as Llama's, Mistral's or Qwen 3's. Raises UsageError for what none of them has."""
+    """The config.json of a Config, as Llama's, Mistral's or Qwen 3's. Raises UsageError if none can express it."""
     kinds = [layer.kind for layer in c.layers]
     slides = "sliding" in kinds
     kind = "qwen3" if c.qk_norm else "mistral" if slides else "llama"
-    where = f"a published network with {'norms on q and k' if c.qk_norm else 'a sliding window'}"
+    model = f"a published model with {'qk_norm' if c.qk_norm else 'a sliding window'}"
     if (c.attention_bias and kind == "mistral") or (c.mlp_bias and kind != "llama"):
-        raise UsageError(f"{where} has no such biases: attention_bias = {c.attention_bias}, mlp_bias = {c.mlp_bias}")
+        raise UsageError(f"{model} has no such biases: attention_bias = {c.attention_bias}, mlp_bias = {c.mlp_bias}")
     if kind == "mistral" and "full" in kinds:
-        raise UsageError(
-            f"{where} in some layers only, "
-            f"sliding_layers = {c.sliding_layers}, has norms on q and k too: qk_norm = True"
-        )
+        raise UsageError(f"{model} in some layers only, sliding_layers = {c.sliding_layers}, has qk_norm = True")
     found = {
         "model_type": kind,
         "architectures": [{"llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3"}[kind] + "ForCausalLM"],
@@ -64,12 +61,12 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Buffers of rotary frequencies."""
+    """Patterns of the buffers of rotary frequencies."""
     return decoders.BUFFERS
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     return [
         *decoders.embed_and_head_rows(c),
         *decoders.norm_rows(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),

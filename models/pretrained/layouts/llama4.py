@@ -1,6 +1,6 @@
-"""Llama 4's language model as the Hugging Face hub has it: all experts of a layer in one tensor, gate before up.
+"""Llama 4's language model on the Hugging Face hub: all experts of a layer in one tensor, gate before up.
 
-In rows padded on the left transformers counts the padding into a query's temperature; here its position alone counts.
+In rows padded on the left, transformers counts the padding into a query's temperature; Canon uses its position only.
 """
 
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ from models.pretrained.mapping import Keys, Row, linear, same
 
 TYPES = ("llama4_text",)
 PREFIX, TIED = decoders.PREFIX, decoders.TIED
-HARMLESS = (  # transformers has no such loss there
+HARMLESS = (  # transformers has no auxiliary loss in Llama 4
     *("output_router_logits", "router_aux_loss_coef"),
     *("for_llm_compressor", "cache_implementation"),
 )
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    """Config fields from a config.json; absent keys have the defaults of transformers."""
     keys.set_defaults(vocab_size=202048, hidden_size=5120, intermediate_size=8192)
     keys.set_defaults(num_hidden_layers=48, num_attention_heads=40)
     found = decoders.decoder_fields(keys, 131072)
@@ -36,7 +36,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     chunk = keys.get("attention_chunk_size", 8192)
     if kinds and kinds != ["chunked" if on and chunk else "full" for on in rope]:
         raise UsageError(
-            "config.json: layer_types and no_rope_layers disagree: chunked layers are those with positions"
+            "config.json: layer_types and no_rope_layers disagree: the chunked layers must be those with rope"
         )
     return found | {
         "eps": keys.take("rms_norm_eps", default=1e-5),
@@ -60,13 +60,13 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 def _temperature(keys: Keys) -> float | None:
     scale, on = keys.number("attn_scale", default=0.1), keys.take("attn_temperature_tuning", default=True)
-    if not isinstance(on, int):  # older files have a number
-        raise UsageError(f"config.json has attn_temperature_tuning = {on!r}, which is not true or false")
+    if not isinstance(on, int):  # an integer in older files
+        raise UsageError(f"config.json has attn_temperature_tuning = {on!r}; it must be true or false")
     return scale if on else None
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config."""
+    """The config.json of a Config."""
     rope = [int(layer.kind == "rope") for layer in c.layers]
     return {
         "model_type": "llama4_text",
@@ -91,13 +91,13 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Buffers of rotary frequencies."""
+    """Patterns of the buffers of rotary frequencies."""
     return decoders.BUFFERS
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
-    E, D, F, there = c.experts, c.width, c.expert_width, f"{decoders.LAYER}feed_forward"
+    """The rows of the layout."""
+    E, D, F, module = c.experts, c.width, c.expert_width, f"{decoders.LAYER}feed_forward"
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
         at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
@@ -106,11 +106,11 @@ def rows(c: Config) -> list[Row]:
         if stack == "dense":
             found += decoders.mlp_rows(D, c.feed_forward, at, "feed_forward", **more)
             continue
-        found.append(linear(f"{at}/router/kernel", f"{there}.router.weight", (D,), (E,), **more))
+        found.append(linear(f"{at}/router/kernel", f"{module}.router.weight", (D,), (E,), **more))
         found += decoders.mlp_rows(D, F, f"{at}/shared", "feed_forward.shared_expert", **more)
-        found.append(same(f"{at}/experts/down/kernel", f"{there}.experts.down_proj", E, F, D, **more))
+        found.append(same(f"{at}/experts/down/kernel", f"{module}.experts.down_proj", E, F, D, **more))
         for i, name in enumerate(("gate", "up")):
             both, half = (E, D, 2 * F), (slice(None), slice(None), i)
-            kernel, tensor = f"{at}/experts/{name}/kernel", f"{there}.experts.gate_up_proj"
+            kernel, tensor = f"{at}/experts/{name}/kernel", f"{module}.experts.gate_up_proj"
             found.append(Row(kernel, tensor, (E, D, 2, F), (0, 1, 2), both, part=half, **more))
     return found

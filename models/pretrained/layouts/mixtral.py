@@ -1,4 +1,4 @@
-"""Mixtral and Qwen 3's mixtures of experts as the Hugging Face hub has them.
+"""Mixtral and Qwen 3's mixtures of experts on the Hugging Face hub.
 
 Mixtral's files have `block_sparse_moe.experts.0.w1` (gate), `w3` (up), `w2` (down); Qwen's `mlp.experts.0.gate_proj`.
 """
@@ -18,7 +18,7 @@ NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is as in transformers' configs."""
+    """Config fields from a config.json; absent keys have the defaults of transformers."""
     qwen = keys.require("model_type") == "qwen3_moe"
     found = decoders.decoder_fields(keys, 32768 if qwen else 131072)
     depth, hidden = found["depth"], found["hidden"]
@@ -31,7 +31,7 @@ def fields(keys: Keys) -> dict[str, Any]:
         **decoders.read_rope(keys, found["context"], base=1e4 if qwen else 1e6),
     }
     weight = keys.take("router_aux_loss_coef", default=0.001)
-    if keys.take("output_router_logits", default=False, kind=bool):  # else the loss has no such part
+    if keys.take("output_router_logits", default=False, kind=bool):  # otherwise transformers adds no auxiliary loss
         found["aux_loss_weight"] = weight
     if not qwen:
         keys.require_value("router_jitter_noise", 0.0, 0, None)
@@ -40,13 +40,13 @@ def fields(keys: Keys) -> dict[str, Any]:
         return found | {"kv_heads": heads, "window": window, "experts": experts, "expert_hidden": hidden}
     step, without = keys.count("decoder_sparse_step", default=1), keys.take("mlp_only_layers", default=[], kind=list)
     if any(type(i) is not int for i in without):
-        raise UsageError(f"config.json has mlp_only_layers = {without}, which are no numbers of layers")
-    keys.require_value("qkv_bias", False, None)  # this and the next two are of older files, and say nothing new
+        raise UsageError(f"config.json has mlp_only_layers = {without}; they must be layer numbers")
+    keys.require_value("qkv_bias", False, None)  # this and the next two are redundant keys of older files
     keys.require_value("use_qk_norm", True, None)
     keys.require_value("shared_expert_intermediate_size", 0, None)
     experts = keys.take("num_experts", "num_local_experts", default=128)
     window = keys.get("sliding_window", 4096) if keys.take("use_sliding_window", default=False, kind=bool) else None
-    keys.take("max_window_layers")  # transformers slides every layer of these
+    keys.take("max_window_layers")  # in transformers every layer slides
     return found | {
         "kv_heads": keys.get("num_key_value_heads", 4),
         "window": window,
@@ -59,12 +59,11 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config, as Mixtral's or Qwen 3's. Raises UsageError for what neither of them has."""
+    """The config.json of a Config, as Mixtral's or Qwen 3's. Raises UsageError if neither can express it."""
     kinds = {layer.kind for layer in c.layers}
     if len(kinds) > 1:
         raise UsageError(
-            f"a published network of this kind has one window in all layers or none; "
-            f"sliding_layers = {c.sliding_layers}"
+            f"a published mixture of experts has a window in all layers or none; sliding_layers = {c.sliding_layers}"
         )
     window = c.window if kinds == {"sliding"} else None
     shared = {
@@ -92,7 +91,7 @@ def config(c: Config) -> dict[str, Any]:
     for name, plain in (("attention_bias", False), ("dense_layers", ()), ("norm_topk", True)):
         if getattr(c, name) != plain:
             raise UsageError(
-                f"a published network with {name} = {getattr(c, name)} has norms on q and k: qk_norm = True"
+                f"a published mixture of experts with {name} = {getattr(c, name)} has qk_norm = True, as Qwen 3"
             )
     return {
         "model_type": "mixtral",
@@ -104,12 +103,12 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Buffers of rotary frequencies."""
+    """Patterns of the buffers of rotary frequencies."""
     return decoders.BUFFERS
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
         at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
@@ -118,8 +117,8 @@ def rows(c: Config) -> list[Row]:
         if stack == "dense":
             found += decoders.mlp_rows(c.width, c.feed_forward, at, **more)
             continue
-        there = decoders.LAYER + ("mlp" if c.qk_norm else "block_sparse_moe")
+        module = decoders.LAYER + ("mlp" if c.qk_norm else "block_sparse_moe")
         names = ("gate_proj", "up_proj", "down_proj") if c.qk_norm else ("w1", "w3", "w2")
-        found.append(linear(f"{at}/router/kernel", f"{there}.gate.weight", (c.width,), (c.experts,), **more))
-        found += decoders.expert_rows(c, at, there, names, **more)
+        found.append(linear(f"{at}/router/kernel", f"{module}.gate.weight", (c.width,), (c.experts,), **more))
+        found += decoders.expert_rows(c, at, module, names, **more)
     return found

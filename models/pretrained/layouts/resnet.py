@@ -1,4 +1,4 @@
-"""ResNet as the Hugging Face hub has it: `resnet.encoder.stages.0.layers.1.layer.0.convolution.weight`, and so on."""
+"""ResNet on the Hugging Face hub: `resnet.encoder.stages.0.layers.1.layer.0.convolution.weight`, and so on."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +17,7 @@ DIALECTS = {"timm": resnet_timm}
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is transformers' ResNetConfig."""
+    """Config fields from a config.json; absent keys have the defaults of transformers' ResNetConfig."""
     given = (keys.take("architectures", kind=list) or [None])[0]
     if given is None:
         given = ARCHITECTURE["classes" if any("classifier." in name for name in keys.tensors) else "none"]
@@ -41,9 +41,9 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config, without what training alone uses: `momentum` and `zero_init` have no place there.
+    """The config.json of a Config, without fields that only training uses: `momentum` and `zero_init`.
 
-    Raises UsageError for what no ResNet of transformers is.
+    Raises UsageError for a Config that transformers' ResNet cannot express.
     """
     fixed = dict(stem="imagenet", shortcut="projection", norm="batch", inner_activation="relu", eps=1e-5)
     if c.block == "bottleneck":
@@ -68,7 +68,7 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     found = []
     for unit in conv_norms(c):
         name, more = _name(unit)
@@ -79,7 +79,7 @@ def rows(c: Config) -> list[Row]:
 
 
 def _name(unit: ConvNorm) -> tuple[str, dict[str, Any]]:
-    """What comes before `.convolution`, and where its numbers begin."""
+    """The name before `.convolution`, and further fields of its Row."""
     if unit.path == "stem":
         return f"{PREFIX}embedder.embedder", {}
     _, stage, _, name = unit.path.split("/")
@@ -89,5 +89,5 @@ def _name(unit: ConvNorm) -> tuple[str, dict[str, Any]]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Counts of batches, which no moment here depends on; and a head that this network is not of."""
+    """Patterns of the batch counts of torch, which our moments do not use, and of a head that this network lacks."""
     return ("*.num_batches_tracked", *(("classifier.1.*",) if c.head == "none" else ()))

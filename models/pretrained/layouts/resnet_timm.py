@@ -1,4 +1,4 @@
-"""ResNet as torchvision and timm have it: `layer1.0.conv1.weight`, `layer2.0.downsample.0.weight`, `fc.bias`."""
+"""ResNet in torchvision and timm: `layer1.0.conv1.weight`, `layer2.0.downsample.0.weight`, `fc.bias`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,17 +12,17 @@ TYPES, HARMLESS = tuple(NAMED), timm.HARMLESS
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json of timm."""
+    """Config fields from a config.json of timm."""
     return timm.fields(keys, NAMED)
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of timm. Raises UsageError for a network that it has no name for."""
+    """The config.json of timm. Raises UsageError for a network without a name in timm."""
     return timm.config(c, NAMED, ("zero_init", "momentum", "remat", "scan"))
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout; the stem comes last, since the end of its names is that of others too."""
+    """The rows of the layout. The stem comes last, since other names end as its names do."""
     found = []
     for unit in sorted(conv_norms(c), key=lambda unit: unit.path == "stem"):
         kernel, norm, more = _names(unit)
@@ -33,7 +33,7 @@ def rows(c: Config) -> list[Row]:
 
 
 def _names(unit: ConvNorm) -> tuple[str, str, dict[str, Any]]:
-    """Of a convolution and of its norm, and where their numbers begin."""
+    """The names of a convolution and of its norm, and further fields of their Rows."""
     if unit.path == "stem":
         return "conv1", "bn1", {}
     _, stage, _, name = unit.path.split("/")
@@ -45,5 +45,5 @@ def _names(unit: ConvNorm) -> tuple[str, str, dict[str, Any]]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Counts of batches, which no moment here depends on; and a head that this network is not of."""
+    """Patterns of the batch counts of torch, which our moments do not use, and of a head that this network lacks."""
     return ("*.num_batches_tracked", *(("fc.*",) if c.head == "none" else ()))

@@ -1,7 +1,6 @@
 """torch.nn.RNN, GRU and LSTM: `weight_ih_l0`, `bias_hh_l1_reverse`, `weight_hr_l0`, and so on.
 
-Rows of a weight are gate by gate, [G*H, I]; ours are [I G H]. A network with a vocabulary or a head has leaves that
-these modules lack.
+The rows of a weight are gate by gate, [G*H, I]; ours are [I G H]. Embeddings and heads have no place in these modules.
 """
 
 import re
@@ -14,14 +13,14 @@ from models.pretrained.mapping import Row
 
 
 def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields of a Config, from the shapes of a state dict. One gate is an Elman cell, taken to be tanh's."""
+    """Config fields from the shapes of a state dict. One gate means an Elman cell, assumed to use tanh."""
     try:
         (rows, inputs), (_, fed_back) = shapes["weight_ih_l0"], shapes["weight_hh_l0"]
         width = shapes["weight_hr_l0"][1] if "weight_hr_l0" in shapes else fed_back
         cell = {CELLS[name].gates: name for name in ("elman", "gru", "lstm")}[rows // width]
     except (KeyError, ValueError, ZeroDivisionError):
         raise UsageError(
-            f"no recurrent network of torch: weight_ih_l0 and weight_hh_l0 are wanted, of 1, 3 or 4 gates; there are "
+            f"no recurrent network of torch: it needs weight_ih_l0 and weight_hh_l0, of 1, 3 or 4 gates; got "
             f"{', '.join(sorted(shapes)[:4]) or 'no tensors'}"
         ) from None
     return {
@@ -37,7 +36,7 @@ def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     G, H, P = CELLS[c.cell].gates, c.width, c.projection or c.width
     first, found = c.embed if c.vocab else c.inputs, []
     for i in range(c.depth):

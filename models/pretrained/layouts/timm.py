@@ -1,4 +1,4 @@
-"""The config.json of timm: it names an architecture of a list, and says little more."""
+"""The config.json of timm, which names an architecture and has few other keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ ARGUMENTS = {"in_chans": "inputs", "num_classes": "classes"}  # of model_args
 
 
 def fields(keys: Keys, sizes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Fields of a Config: those of the architecture's size, with its classes and its channels of an image.
+    """Config fields: those of the architecture's size, with the number of classes and of image channels.
 
-    Raises UsageError for an architecture that is not among the sizes, and for arguments that may change it otherwise.
+    Raises UsageError for an architecture that is not among the sizes, and for other arguments.
     """
     name = str(keys.require("architecture"))
     if name not in sizes:
@@ -28,12 +28,12 @@ def fields(keys: Keys, sizes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def config(c: Any, sizes: Mapping[str, dict[str, Any]], free: tuple[str, ...]) -> dict[str, Any]:
-    """A config.json of a Config that is one of the sizes but for the fields `free`. Raises UsageError for another."""
+    """The config.json of a Config that equals one of the sizes except for the fields `free`. Raises UsageError."""
     free = (*free, "classes", "inputs", "compute")
     kept = {name: getattr(c, name) for name in free}
     name = next((name for name, size in sizes.items() if type(c)(**{**size, **kept}) == c), None)
     if name is None:
-        raise UsageError(f"a network of timm is one of {', '.join(sizes)}, but for {', '.join(free)}; this one is {c}")
+        raise UsageError(f"timm has {', '.join(sizes)}, with any {', '.join(free)}, but not {c}")
     return {
         "architecture": name,
         "num_classes": c.classes,

@@ -1,9 +1,9 @@
 """torch.nn.Transformer: `encoder.layers.0.self_attn.in_proj_weight`, `decoder.layers.1.multihead_attn.out_proj.bias`.
 
-That module has neither tables nor a head; the names of ours are `embed.weight` of the tokens, `source_embed.weight`
-where the source has its own, `position.weight` and `source_position.weight` of learned positions, and `head.weight`.
-No shape tells of heads, which are to be given, nor of the activation, the order of norms and the scale of embeddings,
-which are as in a Config where they are not.
+That module has neither embeddings nor a head. Ours are named `embed.weight` (tokens), `source_embed.weight` (if the
+source has its own), `position.weight` and `source_position.weight` (learned positions), and `head.weight`. The shapes
+do not determine the heads, which must be given, nor the activation, the order of norms and the scale of embeddings,
+which have the defaults of Config.
 """
 
 import re
@@ -17,13 +17,13 @@ REQUIRED_FIELDS = ("heads",)
 
 
 def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields of a Config, from the shapes of a state dict."""
+    """Config fields from the shapes of a state dict."""
     try:
         (hidden, width), (vocab, _) = shapes["encoder.layers.0.linear1.weight"], shapes["embed.weight"]
     except (KeyError, ValueError):
         raise UsageError(
-            f"no Transformer of torch: encoder.layers.0.linear1.weight and embed.weight are wanted, both matrices; "
-            f"there are {', '.join(sorted(shapes)[:4]) or 'no tensors'}"
+            f"no Transformer of torch: it needs the matrices encoder.layers.0.linear1.weight and embed.weight; "
+            f"got {', '.join(sorted(shapes)[:4]) or 'no tensors'}"
         ) from None
     numbers = {side: re.compile(rf"{side}\.layers\.(\d+)\.linear1\.weight") for side in ("encoder", "decoder")}
     depths = {
@@ -47,7 +47,7 @@ def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
 
     def norm(ours: str, theirs: str) -> list[Row]:

@@ -1,6 +1,6 @@
-"""VGG as torchvision has it: `features.0.weight`, `features.1.running_mean`, `classifier.6.bias`, and so on.
+"""VGG in torchvision: `features.0.weight`, `features.1.running_mean`, `classifier.6.bias`, and so on.
 
-Rows of the first of `classifier` are channel by channel, [F, C*Y*X]; ours are [Y X C F].
+The rows of the first `classifier` weight are channel by channel, [F, C*Y*X]; ours are [Y X C F].
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ DIALECTS = {"timm": vgg_timm, "darknet": vgg_darknet}
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     found, widths = feature_rows(c), (*c.hidden, c.classes)
     for i, width in enumerate(widths):
         path, name = "head" if i == len(c.hidden) else f"hidden/{i}", f"classifier.{3 * i}"
@@ -29,5 +29,5 @@ def rows(c: Config) -> list[Row]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Counts of batches, which no moment here depends on."""
+    """Patterns of the batch counts of torch, which our moments do not use."""
     return ("features.*.num_batches_tracked",)

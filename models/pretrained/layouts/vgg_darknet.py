@@ -1,7 +1,7 @@
-"""VGG as Darknet has it: of each convolution and each connected layer biases, then weights, in a .weights file.
+"""VGG in Darknet: a .weights file with biases, then weights, of each convolutional and connected layer.
 
-Layers are numbered from 0 by those that have numbers. There is no other way from names to a batch norm of ours, which
-has a bias before it too; the published file has none. It wants pixels from -1 to 1, as its `[crop]` makes them.
+Layers with parameters are numbered from 0. Batch norm is not supported: ours has a bias before it too. The published
+file has none. It expects pixels in [-1, 1], as its `[crop]` makes them.
 """
 
 from pathlib import Path
@@ -13,9 +13,9 @@ from models.pretrained.mapping import Row
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout, in the order of the file. Raises UsageError for a Config with batch norm."""
+    """The rows of the layout, in the order of the file. Raises UsageError for a Config with batch norm."""
     if c.norm != "none":
-        raise UsageError(f"vgg: norm = {c.norm!r} has no place in Darknet's files; there it is 'none'")
+        raise UsageError(f"vgg: norm = {c.norm!r} must be 'none' for Darknet's files")
     found: list[Row] = []
 
     def layer(path: str, split: tuple[int, ...], order: tuple[int, ...]) -> None:
@@ -35,6 +35,6 @@ def rows(c: Config) -> list[Row]:
 
 
 def open_weights(path: str | Path, c: Config) -> WeightsReader:
-    """A file's arrays. Raises UsageError."""
+    """A reader of a file's arrays. Raises UsageError."""
     layout = rows(c)
     return WeightsReader(path, {row.name: row.shape for row in layout}, len(layout) // 2, None)

@@ -1,6 +1,6 @@
-"""VGG as timm has it: the hidden layers are convolutions `pre_logits.fc1` and `fc2`, and the head is `head.fc`.
+"""VGG in timm: the hidden layers are convolutions `pre_logits.fc1` and `fc2`, and the head is `head.fc`.
 
-There images larger than 224 x 224 are seen by sliding the hidden layers over a larger map; here it is pooled.
+For images larger than 224 x 224, timm slides the hidden layers over a larger map; Canon pools the map.
 """
 
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ TYPES, HARMLESS = tuple(SIZES), timm.HARMLESS
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json of timm."""
+    """Config fields from a config.json of timm."""
     return timm.fields(keys, SIZES)
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of timm. Raises UsageError for a network that it has no name for."""
+    """The config.json of timm. Raises UsageError for a network without a name in timm."""
     return timm.config(c, SIZES, ("dropout", "momentum"))
 
 
 def feature_rows(c: Config) -> list[Row]:
-    """The layout of the convolutions, which are numbered along with the norms, activations and pools between them."""
+    """The rows of the convolutions, which are numbered together with the norms, activations and pools between them."""
     found, C, n = [], c.inputs, 0
     for i, (O, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
         for j in range(depth):
@@ -38,7 +38,7 @@ def feature_rows(c: Config) -> list[Row]:
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     found, inputs, size = feature_rows(c), c.channels[-1], c.pool
     for i, F in enumerate(c.hidden):
         shape, name = (F, inputs, size, size), f"pre_logits.fc{i + 1}"
@@ -52,5 +52,5 @@ def rows(c: Config) -> list[Row]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Counts of batches, which no moment here depends on."""
+    """Patterns of the batch counts of torch, which our moments do not use."""
     return ("features.*.num_batches_tracked",)

@@ -1,7 +1,7 @@
-"""Vision Transformers as the Hugging Face hub has them: `vit.encoder.layer.0.attention.attention.query.weight` …
+"""Vision Transformers on the Hugging Face hub: `vit.encoder.layer.0.attention.attention.query.weight` …
 
-Which head a folder is of is told by `architectures`, or where there is none by its tensors. The pooler of a bare
-network is passed over: no published classifier has one.
+`architectures`, or without it the tensors, determine the head. The pooler of a bare network is ignored: no published
+classifier has one.
 """
 
 from collections.abc import Iterable
@@ -17,13 +17,13 @@ TYPES = ("vit",)
 DIALECTS = {"timm": vit_timm}
 HEADS = {"ViTModel": "none", "ViTForImageClassification": "classes"}
 PREFIX = "vit."
-HARMLESS = ("encoder_stride", "pooler_act", "pooler_output_size")  # of heads that are none of ours
+HARMLESS = ("encoder_stride", "pooler_act", "pooler_output_size")  # of other heads
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is transformers' ViTConfig."""
+    """Config fields from a config.json; absent keys have the defaults of transformers' ViTConfig."""
     head, size, patch = _head(keys), keys.take("image_size", default=224), keys.take("patch_size", default=16)
-    told = {
+    found = {
         "inputs": (*(size if isinstance(size, list) else (size, size)), keys.take("num_channels", default=3)),
         "patch": tuple(patch) if isinstance(patch, list) else patch,
         "width": keys.take("hidden_size", default=768),
@@ -39,11 +39,11 @@ def fields(keys: Keys) -> dict[str, Any]:
         "dropout_attention": keys.take("attention_probs_dropout_prob", default=0.0),
         "eps": keys.take("layer_norm_eps", default=1e-12),
     }
-    want = (1, Config(**told).positions, told["width"])
+    want = (1, Config(**found).positions, found["width"])
     for name, shape in keys.tensors.items():
         if name.endswith("embeddings.position_embeddings") and shape != want:
-            raise UsageError(f"tensor {name!r} is {shape}, not {want}, as an image of {told['inputs'][:2]} has it")
-    return told
+            raise UsageError(f"tensor {name!r} is {shape}, not {want} as for an image of {found['inputs'][:2]}")
+    return found
 
 
 def _head(keys: Keys) -> str:
@@ -55,15 +55,15 @@ def _head(keys: Keys) -> str:
     return HEADS[given]
 
 
-def check_overrides(told: dict[str, Any], c: Config) -> None:
-    """Raise UsageError where a Config has another grid than the file's, whose positions do not tell of one."""
-    old = Config(inputs=told["inputs"], patch=told["patch"]).grid
+def check_overrides(fields: dict[str, Any], c: Config) -> None:
+    """Raise UsageError for a Config with another grid than the file's, unless that is square and can be resized."""
+    old = Config(inputs=fields["inputs"], patch=fields["patch"]).grid
     if c.grid != old and old[0] != old[1]:
-        raise UsageError(f"positions of {old[0]} x {old[1]} patches cannot be brought to {c.grid[0]} x {c.grid[1]}")
+        raise UsageError(f"positions of {old[0]} x {old[1]} patches cannot be resized to {c.grid[0]} x {c.grid[1]}")
 
 
 def config(c: Config) -> dict[str, Any]:
-    """A config.json of a Config. Raises UsageError for what no Vision Transformer of the hub is."""
+    """The config.json of a Config. Raises UsageError for a Config that transformers' ViT cannot express."""
     pool = "first" if c.head == "classes" else "none"
     fixed = dict(pool=pool, class_token=True, position="learned", norm="tokens", layer_scale=None, drop_path=0)
     for name, only in fixed.items():
@@ -91,7 +91,7 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
     top, layer = f"{PREFIX}embeddings.", f"{PREFIX}encoder.layer.{{}}."
     found = [
@@ -112,5 +112,5 @@ def rows(c: Config) -> list[Row]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """A pooler, and a head that this network is not of."""
+    """Patterns of a pooler, and of a head that this network lacks."""
     return f"{PREFIX}pooler.dense.*", *(() if c.head == "classes" else ("classifier.*",))

@@ -1,7 +1,7 @@
-"""Vision Transformers as timm names them: `blocks.0.attn.qkv.weight`, and its config.json of an `architecture`.
+"""Vision Transformers in timm: `blocks.0.attn.qkv.weight`, and a config.json with an `architecture`. Read only.
 
-The tensors tell all but the heads, the pool and the sides of an image that is no square: without those, 14 x 16 patches
-and a class token look like 15 x 15 patches. Read, not written.
+The tensors' shapes determine all fields but the heads, the pool and the size of an image that is not square: 14 x 16
+patches and a class token look like 15 x 15 patches.
 Source: Wightman 2019, PyTorch Image Models (timm), github.com/huggingface/pytorch-image-models.
 """
 
@@ -17,7 +17,7 @@ from models.pretrained.mapping import Keys, Row, affine, same
 
 _224_384 = ("tiny_patch16", "small_patch16", "small_patch32", "base_patch16", "base_patch32")
 _DEIT3 = ("small_patch16", "medium_patch16", "base_patch16", "large_patch16")
-TYPES = (  # those architectures that are plain
+TYPES = (  # architectures without extensions
     *(f"vit_{name}_{size}" for name in (*_224_384, "large_patch16", "large_patch32") for size in (224, 384)),
     *("vit_small_patch8_224", "vit_base_patch8_224", "vit_base_patch16_224_miil", "vit_large_patch14_224"),
     *("vit_huge_patch14_224", "vit_huge_patch14_gap_224", "vit_huge_patch16_gap_448"),
@@ -28,40 +28,39 @@ TYPES = (  # those architectures that are plain
 HEADS = dict(tiny=3, small=6, medium=8, base=12, large=16, huge=16)
 POOLS = {"token": "first", "avg": "mean"}
 HARMLESS = ("num_classes", "num_features", "label_names", "label_descriptions")
-FROM_TENSORS = (  # arguments that the tensors tell
+FROM_TENSORS = (  # arguments that follow from the tensors
     *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio", "qkv_bias"),
     *("init_values", "class_token", "no_embed_class", "fc_norm", "dynamic_img_size"),
 )
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """The fields of a Config, from a config.json and the tensors' shapes."""
+    """Config fields from a config.json and the tensors' shapes."""
     given = keys.nested(keys.take("model_args", default={}, kind=dict))
     heads = given.take("num_heads", default=HEADS[keys.require("architecture").split("_")[1]])
-    seen = keys.nested(keys.take("pretrained_cfg", default={}, kind=dict)).take("input_size", kind=list)
-    sides = _image_sides(given.take("img_size", default=seen and seen[1:]))
+    input_size = keys.nested(keys.take("pretrained_cfg", default={}, kind=dict)).take("input_size", kind=list)
+    sides = _image_sides(given.take("img_size", default=input_size and input_size[1:]))
     pool = given.take("global_pool", default=keys.take("global_pool", default="token"))
     if pool not in POOLS:
-        raise UsageError(f"config.json has global_pool = {pool!r}; only {' or '.join(map(repr, POOLS))} is known here")
-    told = fields_from_shapes(keys.tensors, sides, given.take("no_embed_class", kind=bool))
+        raise UsageError(f"config.json has global_pool = {pool!r}; legal: {', '.join(POOLS)}")
+    inferred = fields_from_shapes(keys.tensors, sides, given.take("no_embed_class", kind=bool))
     given.refuse_unread(FROM_TENSORS)
-    return {**told, "heads": heads, "pool": POOLS[pool]}
+    return {**inferred, "heads": heads, "pool": POOLS[pool]}
 
 
 def fields_from_shapes(
     shapes: Mapping[str, tuple[int, ...]], sides: tuple[int, int] | None = None, bare: bool | None = None
 ) -> dict[str, Any]:
-    """The fields of a Config that tensors tell, which is all but heads and pool.
+    """The Config fields that follow from tensor shapes: all but heads and pool.
 
-    `sides` are those of the image, by default of a square; `bare` is whether the class token has no position, where
-    that is told.
-    Raises UsageError where a tensor is not there that each such network has, and for positions of another image.
+    `sides` are those of the image, by default a square; `bare` is whether the class token has no position, None if
+    unknown. Raises UsageError for shapes that are not of such a network, and for positions of another image.
     """
     try:
         (D, C, I, J), count = shapes["patch_embed.proj.weight"], shapes["pos_embed"][1]
         hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     except (KeyError, ValueError, IndexError) as error:
-        raise UsageError(f"these tensors are of no Vision Transformer of timm: {error}") from None
+        raise UsageError(f"these tensors are not of a Vision Transformer of timm: {error}") from None
     first = "cls_token" in shapes
     legal = (True,) if not first else (True, False) if bare is None else (bare,)
     (Y, X), alone = _infer_image(count, (I, J), sides, legal)
@@ -85,10 +84,10 @@ def fields_from_shapes(
 def _infer_image(
     count: int, patch: tuple[int, int], sides: tuple[int, int] | None, legal: tuple[bool, ...]
 ) -> tuple[tuple[int, int], bool]:
-    """Sides of an image of which `count` positions are, and whether they are of its patches alone, as may be legal.
+    """The sides of an image with `count` positions, and whether these are of its patches alone.
 
-    At most one can be so: no two squares of whole patches differ by one patch.
-    Raises UsageError where none is.
+    `legal` are the possible values of the latter. At most one fits, as no two squares of whole patches differ by one
+    patch. Raises UsageError if none fits.
     """
     I, J = patch
     for alone in legal:
@@ -97,22 +96,22 @@ def _infer_image(
         Y, X = sides or (side, side)
         if 0 < patches == Y // I * (X // J):
             return (Y, X), alone
-    image = f"an image of {sides[0]} x {sides[1]}" if sides else "a square image, and no img_size tells of another"
-    raise UsageError(f"pos_embed has {count} positions, which in patches of {I} x {J} are not those of {image}")
+    image = f"an image of {sides[0]} x {sides[1]}" if sides else "a square image, and there is no img_size"
+    raise UsageError(f"pos_embed has {count} positions, which with patches of {I} x {J} do not fit {image}")
 
 
 def _image_sides(size: Any) -> tuple[int, int] | None:
-    """Rows and columns of an image of a size, if there is one. Raises UsageError for what is none."""
+    """Rows and columns of an image from img_size; None if that is None. Raises UsageError for another value."""
     if size is None:
         return None
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
-        raise UsageError(f"config.json has an image's size {size!r}; one side or two are known here")
+        raise UsageError(f"config.json has img_size {size!r}; it must be one side or two")
     return sides[0], sides[1]
 
 
 def rows(c: Config) -> list[Row]:
-    """The layout."""
+    """The rows of the layout."""
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
     found = [
         *embedding_rows(c, "patch_embed.proj", "cls_token", "pos_embed", smooth=True),
@@ -130,9 +129,9 @@ def rows(c: Config) -> list[Row]:
 
 
 def embedding_rows(c: Config, patch: str, token: str, position: str, smooth: bool) -> list[Row]:
-    """What makes tokens of an image: the patches' convolution, and vectors with dims of 1 before them.
+    """The patches' convolution, the class token and the positions.
 
-    `smooth` is whether positions on another grid are antialiased.
+    `smooth` is whether resizing positions is antialiased.
     """
     (I, J), C, D, T = c.kernel, c.inputs[2], c.width, c.positions
     found = [
@@ -153,7 +152,7 @@ def norm_rows(ours: str, theirs: str, width: int) -> list[Row]:
 
 
 def _qkv_rows(c: Config, path: str, i: int) -> list[Row]:
-    """Queries, keys or values out of the one product that makes all three."""
+    """Queries, keys or values, of the tensor of all three."""
     D, N, H = c.width, c.heads, c.width // c.heads
     kernel = Row(f"{path}/kernel", "blocks.{}.attn.qkv.weight", (3, N, H, D), (2, 0, 1), (3 * D, D), part=(i,))
     bias = Row(f"{path}/bias", "blocks.{}.attn.qkv.bias", (3, N, H), (0, 1), (3 * D,), part=(i,))
@@ -161,5 +160,5 @@ def _qkv_rows(c: Config, path: str, i: int) -> list[Row]:
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """A head that this network is not of."""
+    """Patterns of a head that this network lacks."""
     return () if c.head == "classes" else ("head.*",)
