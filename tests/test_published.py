@@ -11,6 +11,7 @@ import models
 from errors import UsageError
 from models import pretrained
 from models.core.spec import flatten
+from models.pretrained import layouts
 from tests.cases import random_variables
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
@@ -81,7 +82,7 @@ def test_recurrent_networks_are_torchs(cell: str, shape: dict, tmp_path: Path) -
     close(out.value, theirs)
     close(slope, given.grad)
     named = dict(module.named_parameters())
-    for row in pretrained.rnn.rows(model.config):
+    for row in layouts.rnn.rows(model.config):
         close(row.to_tensor(np.asarray(flatten(grads)[row.path])), named[row.name].grad)
     if not shape.get("bidirectional"):
         h, c = last if cell == "lstm" else (last, None)

@@ -11,6 +11,7 @@ import models
 from errors import UsageError
 from models import pretrained
 from models.core.spec import flatten
+from models.pretrained import layouts
 from tests.cases import random_variables, to_inputs
 from tests.harness import assert_gradients_close
 from train.generate.beam_search import beam_search
@@ -145,7 +146,7 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
     assert abs(found - loss.item()) <= 2e-5 * loss.item()
 
     named, grads, got, wanted = dict(net.named_parameters()), flatten(grads), {}, {}
-    for row in pretrained.transformer.rows(model.config):
+    for row in layouts.transformer.rows(model.config):
         leaf = np.asarray(grads[row.path])
         theirs = [row.to_leaf(named[name].grad.numpy()) for name in row.names(leaf.shape)]
         wanted[row.path] = np.stack(theirs) if row.stacked_dims else theirs[0]
