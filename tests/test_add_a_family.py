@@ -13,7 +13,9 @@ from tests import test_contract as contract
 from tests.cases import CASES, Case
 
 PAGE = (Path(__file__).parent.parent / "docs" / "add_a_family.md").read_text()
-FILES = dict(re.findall(r"^`((?:models|configs)/\w+\.py)`:\n\n```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+FILES = dict(
+    re.findall(r"^`((?:models/families|configs)/\w+\.py)`:\n\n```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+)
 ENTRIES = re.findall(r'^```python\n("\w+": Case\(.*?\)),\n```', PAGE, re.MULTILINE | re.DOTALL)
 NEW: dict[str, Case] = eval(f"{{{', '.join(ENTRIES)}}}", vars(cases))
 
@@ -35,7 +37,7 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def test_the_page_has_families() -> None:
-    assert {f"{folder}/{name}.py" for folder in ("models", "configs") for name in NEW} == set(FILES) != set()
+    assert {f"{folder}/{name}.py" for folder in ("models/families", "configs") for name in NEW} == set(FILES) != set()
 
 
 @pytest.mark.parametrize("name", NEW, indirect=True)

@@ -99,7 +99,7 @@ def _packages(runtime: Runtime) -> tuple[bool, str]:
 
 def _requirements() -> list[tuple[str, str]]:
     """The packages of requirements.txt with their minimum versions."""
-    lines = (Path(__file__).parent.parent / "requirements.txt").read_text().splitlines()
+    lines = (Path(__file__).parents[2] / "requirements.txt").read_text().splitlines()
     pairs = (line.split("#")[0].partition(">=") for line in lines)
     return [(name.strip(), least.strip()) for name, _, least in pairs if name.strip()]
 
