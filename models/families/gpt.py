@@ -144,18 +144,18 @@ def apply(
     p, tokens = variables["params"], inputs["tokens"]
     keys, stream, T = key if train else None, place("batch seq width"), tokens.shape[1]
     require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
-    time, backend = open_cache(inputs, SPANS, cache, place), c.attention if cache is None else "reference"
+    view, backend = open_cache(inputs, SPANS, cache, place), c.attention if cache is None else "reference"
 
     x = embed(p["embed"]["token"], tokens, stream)
-    over = stream if time.position.shape[0] > 1 else place("one seq width")
-    x = x + embed(p["embed"]["position"], jnp.maximum(time.position, 0), over)
+    over = stream if view.position.shape[0] > 1 else place("one seq width")
+    x = x + embed(p["embed"]["position"], jnp.maximum(view.position, 0), over)
     x = dropout(x.astype(COMPUTE[c.compute]), keys, rate(c, "embed"), "embed", stream)
 
     def branch(x: Array, keys: Array | None, index: Array, site: str) -> Array:
         x = dropout(x, keys, rate(c, "residual"), site, stream)
         return drop_path(x, keys, c.drop_path * (index + 1) / c.depth, f"{site}_path") if c.drop_path else x
 
-    def block(layer: Layer, x: Array, p: Any, index: Array, held: Any) -> tuple[Array, Any, None]:
+    def block(layer: Layer, x: Array, p: Any, index: Array, cache: Any) -> tuple[Array, Any, None]:
         own = fold_in_each(keys, index)
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (
@@ -165,10 +165,10 @@ def apply(
             )
             for i in range(3)
         )
-        kv, held = time.append_kv(layer.kind, held, k=k, v=v)
+        kv, cache = view.append_kv(layer.kind, cache, k=k, v=v)
         scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.scale_by_layer_index else 1)
-        how: dict[str, Any] = dict(backend=backend, dropout_rate=rate(c, "attention"), keys=own, place=place)
-        a = attention(q, kv["k"], kv["v"], time.masks[layer.kind], scale=scale, **how)
+        options: dict[str, Any] = dict(backend=backend, dropout_rate=rate(c, "attention"), keys=own, place=place)
+        a = attention(q, kv["k"], kv["v"], view.masks[layer.kind], scale=scale, **options)
         a = add_bias(einsum("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
         x = x + branch(a, own, index, "attention_out")
 
@@ -176,9 +176,9 @@ def apply(
         h = add_bias(einsum("btd,df->btf", h, p["up"]["kernel"], place("batch seq mlp")), p["up"]["bias"])
         h = ACTIVATIONS[c.activation](h)
         h = add_bias(einsum("btf,fd->btd", h, p["down"]["kernel"], stream), p["down"]["bias"])
-        return x + branch(h, own, index, "mlp_out"), held, None
+        return x + branch(h, own, index, "mlp_out"), cache, None
 
     layers, blocks = (Layer("full"),) * c.depth, {"blocks": p["blocks"]}
-    x, held, _ = scan_layers(block, layers, x, blocks, time.layer_caches, remat=c.remat, scan=c.scan)
-    x, new = time.finish(layer_norm(x, p["norm"], c.eps), held)
-    return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new)
+    x, caches, _ = scan_layers(block, layers, x, blocks, view.layer_caches, remat=c.remat, scan=c.scan)
+    x, new_cache = view.finish(layer_norm(x, p["norm"], c.eps), caches)
+    return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new_cache)

@@ -35,27 +35,27 @@ def rms(x: Float[Array, "*b d"], p: Any, c: Any) -> Float[Array, "*b d"]:
 
 @dataclass(frozen=True)
 class LayerContext:
-    """What a layer reads beside the residual stream and its parameters."""
+    """The inputs of a layer other than the residual stream and its parameters."""
 
     config: Any  # a Decoder
     view: CacheView
     ropes: Mapping[str, Rope]  # by kind of layer
     norm_by: Norm
     backend: str  # of attention
-    row_keys: Array | None  # one PRNG key a row, [B]; None draws nothing
+    row_keys: Array | None  # one PRNG key per row, [B]; None disables dropout
     place: Place
     layer: Layer
-    index: Array  # of the layer among all, []
+    index: Array  # of the layer among all layers, []
     cache: Any  # of the layer: name -> [B S ...]; None without a cache
 
     @property
     def mask(self) -> AttentionMask:
-        """Which keys the layer's queries see."""
+        """The attention mask of the layer."""
         return self.view.masks[self.layer.kind]
 
     @property
     def keys(self) -> Array | None:
-        """The layer's PRNG keys, one a row, [B]."""
+        """The layer's PRNG keys, one per row, [B]."""
         return fold_in_each(self.row_keys, self.index)
 
     def norm(self, x: Float[Array, "*b d"], p: Any) -> Float[Array, "*b d"]:
@@ -204,10 +204,10 @@ def forward(
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
-    `key` is one PRNG key a row, [B]; None draws nothing. Optional inputs: position [B T], below 0 where a token is
-    padding; segment [B T] (a token sees its own segment only; not with a cache). With a cache the tokens follow those
-    that it holds. A family's own: `norm` over the width, `mask_inputs(inputs, c, cache)` ahead of all, and `measures`,
-    which makes metrics and auxiliary losses of the routers' statistics.
+    `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
+    padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
+    those already in it. Families may give a `norm` over the width, `mask_inputs(inputs, c, cache)` to change the inputs
+    first, and `measures`, which returns metrics and auxiliary losses from the routers' statistics.
 
     Raises UsageError for more tokens than the context has.
     """

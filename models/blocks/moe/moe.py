@@ -92,7 +92,7 @@ def moe_traits(base: frozenset[str], c: MoEDecoder) -> frozenset[str]:
 class RouterStats:
     """Statistics of one layer's router by row, without padding; of several layers each has a leading dim, [L B ...]."""
 
-    dropped: Any  # choices that no expert served, [B]
+    dropped: Any  # choices that no expert computed, [B]
     entropy: Any  # sum over tokens, in nats, [B]
     load: Any  # choices of each expert, [B E]
     probs: Any  # sum over tokens, [B E]
