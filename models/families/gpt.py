@@ -167,8 +167,17 @@ def apply(
         )
         kv, cache = view.append_kv(layer.kind, cache, k=k, v=v)
         scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.scale_by_layer_index else 1)
-        options: dict[str, Any] = dict(backend=backend, dropout_rate=rate(c, "attention"), keys=own, place=place)
-        a = attention(q, kv["k"], kv["v"], view.masks[layer.kind], scale=scale, **options)
+        a = attention(
+            q,
+            kv["k"],
+            kv["v"],
+            view.masks[layer.kind],
+            scale=scale,
+            backend=backend,
+            dropout_rate=rate(c, "attention"),
+            keys=own,
+            place=place,
+        )
         a = add_bias(einsum("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
         x = x + branch(a, own, index, "attention_out")
 
