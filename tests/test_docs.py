@@ -1,6 +1,7 @@
 """The documents: links lead somewhere, commands are legal, rows of tables fit a window, README is short."""
 
 import ast
+import builtins
 import re
 import shlex
 from pathlib import Path
@@ -77,6 +78,23 @@ def test_commands_are_legal() -> None:
                 elif name not in flags and not is_knob(name):
                     wrong.append((page.name, word, f"no flag of {verb}, and no knob"))
     assert wrong == []
+
+
+def test_names_in_code_are_bound() -> None:
+    """Every name that a page's Python reads is bound on that page, or is a builtin."""
+    unbound = []
+    for page in PAGES:
+        trees = [ast.parse(block) for block in blocks(page, "python") if "import " in block]
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        bound = {name.id for name in names if not isinstance(name.ctx, ast.Load)} | set(dir(builtins))
+        bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        for node in nodes:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        unbound += [(page.name, name.id) for name in names if name.id not in bound]
+    assert unbound == []
 
 
 def test_imports_in_code_are_there() -> None:
