@@ -113,7 +113,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "data.size = (32, 64)" in first
     (made / "obj.names").write_text("cat\nbird\n")  # the data have bird before cat
     assert launch.main(["eval", f"--pretrained={made}", data]) == 2
-    assert "names the classes cat, bird; " in capsys.readouterr().err
+    assert "has the classes cat, bird; " in capsys.readouterr().err
     (made / "obj.names").write_text("bird\ncat\n")
     assert "checkpoint 0 in" in said("convert", f"--pretrained={made}", f"--workdir={tmp_path}/w")
     then = said("eval", f"--workdir={tmp_path}/w", data)
