@@ -90,7 +90,7 @@ def test_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main([*args, "--config.data.mean=0.5"]) == 2
     assert "for images with boxes" in capsys.readouterr().err
     assert launch.main([*args, "--config.data.size=None"]) == 2
-    assert "'data.size' is None" in capsys.readouterr().err
+    assert "'data.size' must be rows and columns" in capsys.readouterr().err
     assert launch.main(args) == 0, capsys.readouterr().err
     trained = capsys.readouterr().out
     assert launch.main(["eval", f"--workdir={tmp_path}/w"]) == 0
