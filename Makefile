@@ -40,7 +40,7 @@ test-weekly: $(VENV)/.dev
 
 # The laws of some families: make test-contract CASES=gpt,mixtral PYTHON=python3.13
 test-contract: $(VENV)/.dev
-	$(PYTEST) -m "not weekly and not gpu" tests/test_contract.py --cases=$(CASES) $(ARGS)
+	$(PYTEST) -m "not weekly and not gpu" tests/models/test_contract.py --cases=$(CASES) $(ARGS)
 
 budget: $(VENV)/.dev
 	$(PYTEST) $(DEFAULT) --write-budget=default

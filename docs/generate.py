@@ -2,7 +2,7 @@
 
     python -m docs.generate        # or: make docs
 
-`tests/test_docs.py` compares the pages with what this module makes.
+`tests/structure/test_docs.py` compares the pages with what this module makes.
 """
 
 import inspect

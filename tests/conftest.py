@@ -22,14 +22,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 
-import tests.typecheck  # noqa: E402, F401  (the import hook finds it by name)
+import tests.support.typecheck  # noqa: E402, F401  (the import hook finds it by name)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 assert jax.device_count() == 8
 os.environ["XLA_FLAGS"] = given
-jaxtyping.install_import_hook(["models", "train"], "tests.typecheck.check")
+jaxtyping.install_import_hook(["models", "train"], "tests.support.typecheck.check")
 
 import logging  # noqa: E402
 
@@ -64,24 +64,32 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 import pytest  # noqa: E402
 
-from tests import budget  # noqa: E402
+from tests.support import budget  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--budget", metavar="SUITE", help="hold the test files to their shares in tests/budget.json")
-    parser.addoption("--cases", metavar="NAMES", help="only the contract of these, of tests/cases.py, by commas")
+    parser.addoption("--cases", metavar="NAMES", help="only the contract of these cases, by commas")
     parser.addoption("--write-budget", metavar="SUITE", help="write the shares that this run took")
+
+
+CONTRACT = "tests/models/test_contract.py"
+
+
+def file_of(item: pytest.Item) -> str:
+    """The path of a test's file in the repository."""
+    return item.nodeid.split("::")[0]
 
 
 def case_of(item: pytest.Item) -> str:
     """The name of a contract test's case, or ""."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    return params.get("name", "") if item.path.name == "test_contract.py" else ""
+    return params.get("name", "") if file_of(item) == CONTRACT else ""
 
 
 def group_of(item: pytest.Item) -> str:
     """The group of a test: its file, or its case in the contract. Tests of a group share compiled programs."""
-    return f"{item.path.name} {case_of(item)}".strip()
+    return f"{file_of(item)} {case_of(item)}".strip()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -90,8 +98,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if case_of(item) in cases.split(",")]
     suite = config.getoption("--budget")
     seconds = budget.shares(suite) if suite else {}
-    contract = Path(__file__).with_name("test_contract.py")
-    items.sort(key=lambda i: (i.path != contract, -seconds.get(f"tests/{i.path.name}", 0), group_of(i)))
+    items.sort(key=lambda i: (file_of(i) != CONTRACT, -seconds.get(file_of(i), 0), group_of(i)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
@@ -157,7 +164,7 @@ def with_plots() -> None:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a finished run."""
-    from tests import runs
+    from tests.support import runs
 
     workdir = tmp_path_factory.mktemp("run") / "w"
     assert runs.train(workdir) == 0

@@ -17,7 +17,7 @@ from data.sources import multiple_choice
 from errors import UsageError, unknown
 from models.blocks.attention import attention
 from models.families import mlp
-from tests.runs import config_of, runtime
+from tests.support.runs import config_of, runtime
 from train.record import metrics
 from train.tasks import losses
 from train.verbs import evaluate as evaluate_verb

@@ -1,0 +1,402 @@
+"""Knobs, their parsing, and every named config with every ablation of its file."""
+
+import ast
+import dataclasses
+import inspect
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+import models
+from configs import base, gpt, reader
+from configs.base import KNOBS
+from errors import UsageError
+from models.blocks.attention.attention import BACKENDS
+from models.blocks.moe.dispatch import DISPATCH
+from models.core.checks import REMAT
+from models.core.spec import Spec, _leaf_hash, flatten, initialize
+from tests.support import ROOT
+from tests.support.configs import CHANGED, FILES, VARIANTS, config
+from train.setup import setup
+from train.tasks import losses
+from train.update import optim, schedules
+
+# Ablations that a config cannot take; they are refused in one line, not built. LeNet-5 has three stages to pool.
+IMPOSSIBLE = {("cnn", "mnist_lenet5+average_pool"): "pools"}
+
+
+def variants(file: str) -> list[str]:
+    return [names for own, names in VARIANTS if own == file]
+
+
+def test_every_config_file_is_tested() -> None:
+    """FILES holds each file of configs/ that has configs."""
+    assert {p.stem for p in (ROOT / "configs").glob("*.py")} - set(reader.NOT_CONFIGS) == set(FILES)
+
+
+# Parsing
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("optim.clip_norm", "None", None),
+        ("optim.clip_norm", "1", 1.0),
+        ("optim.lr", "3e-4", 3e-4),
+        ("train.steps", "1e4", 10_000),
+        ("train.steps", "10_000", 10_000),
+        ("eval.every", "2e3", 2000),
+        ("eval.every", "none", None),
+        ("log.table", "false", False),
+        ("log.table", "True", True),
+        ("data.name", "a,b", "a,b"),
+        ("data.name", "123", "123"),
+        ("data.name", "None", "None"),
+        ("model.size", "None", None),
+        ("data.weights", "(0.5, 0.5)", (0.5, 0.5)),
+        ("data.weights", "1,3", (1, 3)),
+        ("data.weights", "[1, 3]", (1, 3)),
+        ("data.weights", "1", (1,)),
+        ("mesh", "fsdp:4,tp:2", "fsdp:4,tp:2"),
+        ("model.hidden", "(16, 16)", (16, 16)),
+        ("model.hidden", "[16]", (16,)),
+        ("model.activation", "relu", "relu"),
+        ("model.tied", "false", False),
+        ("model.dropout", "0.1", 0.1),
+        ("rules.embed", "fsdp,tp", "fsdp,tp"),
+        ("rules.embed", "None", None),
+    ],
+)
+def test_parse_by_the_type_of_the_knob(key: str, text: str, value: Any) -> None:
+    """The text of a flag becomes a value of the knob's type, None included, and is taken by the config."""
+    got = reader.parse(key, text)
+    assert got == value
+    assert type(got) is type(value) or isinstance(value, float)
+    cfg = reader.override(base.defaults(), [(key, text)])
+    assert reader.flatten(cfg)[key] == value
+    if key in KNOBS and KNOBS[key].type.startswith("float") and value is not None:
+        assert type(reader.flatten(cfg)[key]) is float
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("train.steps", "1.5"),
+        ("train.steps", "many"),
+        ("train.steps", "None"),
+        ("train.steps", "true"),
+        ("optim.lr", "fast"),
+        ("optim.lr", "None"),
+        ("optim.lr", "(1, 2)"),
+        ("optim.lr", "{[]: 1}"),
+        ("log.table", "1"),
+        ("log.table", "yes"),
+        ("data.weights", "(1, 'a')"),
+        ("eval.every", "0.5"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(key: str, text: str) -> None:
+    """The refusal names the key, its type and the value."""
+    with pytest.raises(UsageError) as caught:
+        reader.override(base.defaults(), [(key, text)])
+    assert key in str(caught.value)
+    assert KNOBS[key].type in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("optim.lrr", "optim.lr"),
+        ("optimm.lr", "optim.lr"),
+        ("lr", "optim.lr"),
+        ("train.step", "train.steps"),
+        ("model.family.x", "model.family"),
+        ("checkpoint.evry", "checkpoint.every"),
+        ("model", "mo"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
+    """`lr` is answered by `optim.lr`."""
+    with pytest.raises(UsageError, match=f"unknown config key '{key}'.*{nearest}"):
+        reader.override(base.defaults(), [(key, "1")])
+
+
+def test_a_later_assignment_wins() -> None:
+    """Assignments apply in order."""
+    assert reader.override(base.defaults(), [("seed", "1"), ("seed", "2")]).seed == 2
+
+
+# Knobs
+
+
+def test_every_default_fits_its_type() -> None:
+    """And every knob has a known class and a meaning."""
+    assert [key for key, knob in KNOBS.items() if not base.fits(knob.default, knob.type)] == []
+    assert {knob.kind for knob in KNOBS.values()} == {"identity", "schedule", "free"}
+    assert [key for key, knob in KNOBS.items() if not knob.says] == []
+
+
+SECTIONS = {"optim.py": "optim", "schedules.py": "schedule"}  # files to which `cfg` is one section
+
+
+def _readings() -> set[str]:
+    """The dotted knobs that the code outside configs/ reads: `cfg.section.name`, and `cfg.name` in SECTIONS' files."""
+    found: set[str] = set()
+    for path in [ROOT / "launch.py", *(p for d in ("train", "models", "data") for p in (ROOT / d).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+                found.add(node.attr if owner == "cfg" else f"{owner}.{node.attr}")
+                if owner == "cfg" and path.name in SECTIONS:
+                    found.add(f"{SECTIONS[path.name]}.{node.attr}")
+    return found
+
+
+def test_no_knob_without_a_reader() -> None:
+    """Each knob is read somewhere in train/ or the launcher."""
+    readings = _readings()
+    assert {key for key in KNOBS if key not in readings} == set()
+
+
+# Kept and compared
+
+
+@pytest.mark.parametrize("file", list(FILES))
+def test_json_round_trip(file: str) -> None:
+    """A config comes back equal from what a workdir keeps of it, types included."""
+    for names in variants(file):
+        cfg = config(file, names)
+        again = reader.from_json(reader.to_json(cfg))
+        one, two = reader.flatten(cfg), reader.flatten(again)
+        assert two == one, names
+        assert {k: type(v) for k, v in two.items()} == {k: type(v) for k, v in one.items()}, names
+        assert reader.changes(cfg, again) == {"identity": [], "schedule": [], "free": []}, names
+
+
+def test_an_older_config_takes_new_defaults() -> None:
+    """A knob that a kept config does not have yet stands at its default; one that no longer exists is named."""
+    kept = json.loads(reader.to_json(base.defaults()))
+    del kept["train"]["remat"]
+    assert reader.from_json(json.dumps(kept)).train.remat == KNOBS["train.remat"].default
+    kept["train"]["rematt"] = "none"
+    with pytest.raises(UsageError, match=r"train\.rematt.*train\.remat"):
+        reader.from_json(json.dumps(kept))
+
+
+@pytest.mark.parametrize("key", list(KNOBS))
+def test_a_change_is_held_to_its_class(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An identity knob refuses the workdir, a schedule knob asks for resume=extend, a free one passes."""
+    knob = KNOBS[key]
+    value = not knob.default if knob.type == "bool" else CHANGED[knob.type.split(" |")[0]]
+    old, new = base.defaults(), base.defaults()
+    base.assign(new, key, value)
+    line = f"{key}: {knob.default!r} -> {value!r}"
+    assert reader.changes(old, new) == {k: [line] if k == knob.kind else [] for k in ("identity", "schedule", "free")}
+
+    if knob.kind == "free":
+        reader.refuse_other_run("W", old, new)
+        return
+    with pytest.raises(UsageError) as caught:
+        reader.refuse_other_run("W", old, new)
+    assert line in str(caught.value)
+    new.resume = "extend"
+    if knob.kind == "schedule":
+        assert "--config.resume=extend" in str(caught.value)
+        reader.refuse_other_run("W", old, new)
+    else:
+        with pytest.raises(UsageError, match="another run"):
+            reader.refuse_other_run("W", old, new)
+
+
+@pytest.mark.parametrize(("key", "kind"), [("model.width", "identity"), ("rules.embed", "free")])
+def test_open_sections_have_a_class_too(key: str, kind: str) -> None:
+    """A field of the model defines the run, a sharding rule does not."""
+    new = base.defaults()
+    base.assign(new, key, 64)
+    assert [k for k, lines in reader.changes(base.defaults(), new).items() if lines] == [kind]
+
+
+def test_a_slash_behind_a_folder_changes_nothing() -> None:
+    old, new = base.defaults(), base.defaults()
+    for key in ("data.name", "init_from"):
+        base.assign(old, key, "runs/set")
+        base.assign(new, key, "runs/set/")
+    assert reader.refuse_other_run("W", old, new) == []
+
+
+# Named configs
+
+
+@pytest.mark.parametrize("file", list(FILES))
+def test_ablations_are_small(file: str) -> None:
+    """At most five keys each, all changed away from the defaults of some config, and no name is config and ablation."""
+    module = FILES[file]
+    assert all(1 <= len(delta) <= 5 for delta in module.ABLATIONS.values())
+    assert not set(module.CONFIGS) & set(module.ABLATIONS)
+    for name in module.ABLATIONS:
+        differs = [
+            n for n in module.CONFIGS if any(reader.changes(config(file, n), config(file, f"{n}+{name}")).values())
+        ]
+        assert differs, name
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("shakespere", "'shakespeare'.*configs: shakespeare, quickstart, quick, gpt2; ablations: no_warmup"),
+        ("quick+no_warmap", "'no_warmup'"),
+        ("no_warmup", "must begin with one config"),
+        ("no_warmup+quick", "must begin with one config"),
+        ("quick+gpt2", "must begin with one config"),
+        ("", "must begin with one config"),
+    ],
+)
+def test_wrong_names_are_refused(names: str, says: str) -> None:
+    """Unknown names are answered by the nearest; the order is config first."""
+    with pytest.raises(UsageError, match=says):
+        gpt.get_config(names)
+
+
+def test_ablations_combine() -> None:
+    """Names joined by + apply from left to right."""
+    cfg = reader.read(str(ROOT / "configs/gpt.py") + ":quick+no_warmup+relu")
+    assert (cfg.schedule.warmup, cfg.model.activation, cfg.model.width) == (0, "relu", 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def get_config(:\n", "line 1"),
+        ("x = 1\n", "no function get_config"),
+        (None, "unknown config file"),
+    ],
+)
+def test_unusable_config_files_are_refused(tmp_path: Path, text: str | None, says: str) -> None:
+    """A file that is not there, is no Python, or has no get_config."""
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=says):
+        reader.read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("raise SystemExit(7)", "line 4: SystemExit: 7"),
+        ("return 1 / 0", "line 4: ZeroDivisionError"),
+        ("return get_config()", "line 4: RecursionError"),
+        ("import nosuch", "line 4: ModuleNotFoundError"),
+        ("return None", "returns None, not a ConfigDict"),
+        ("return ['x'] * 10_000", "returns ['x', 'x'"),
+        ("return ConfigDict({'seed': 1})", "lacks model.family, model.size, data.name, …"),
+        ("cfg = base.defaults()\n    cfg.unlock()\n    cfg.sed = 1\n    return cfg", "'sed'.*'seed'"),
+        ("cfg = base.defaults()\n    cfg.seed = 2**32\n    return cfg", "'seed' takes int up to 4,294,967,295"),
+        ("return base.config('x', {}, {})", "unknown config or ablation 'x'"),
+    ],
+)
+def test_a_config_file_that_gives_no_config_is_named(tmp_path: Path, body: str, says: str) -> None:
+    """With the line where there is one, and nothing of a traceback."""
+    path = tmp_path / "mine.py"
+    path.write_text(f"from ml_collections import ConfigDict\nfrom configs import base\ndef get_config():\n    {body}\n")
+    with pytest.raises(UsageError, match=f"^config file {path}.*{says}".replace("[", r"\[")):
+        reader.read(str(path))
+
+
+def test_names_that_a_config_file_takes(tmp_path: Path) -> None:
+    """Said where one is missing, where none is taken, and where the default is."""
+    path = tmp_path / "mine.py"
+    path.write_text("CONFIGS = {'a': {}, 'b': {}}\ndef get_config(name):\n    return name\n")
+    with pytest.raises(UsageError, match=r"takes a name, as --config=.*mine.py:NAME \(it has a, b\)"):
+        reader.read(str(path))
+    path.write_text("get_config = lambda: 3\n")
+    with pytest.raises(UsageError, match="takes no name"):
+        reader.read(f"{path}:a")
+    said = reader.describe_default(str(ROOT / "configs/gpt.py"))
+    assert said is not None
+    assert said.endswith("configs/gpt.py:quickstart (it has shakespeare, quickstart, quick, gpt2)")
+    assert reader.describe_default("configs/gpt.py:quick") is None
+
+
+def test_a_users_own_config_file_is_read(tmp_path: Path) -> None:
+    """A file anywhere may build on Canon's configs."""
+    path = tmp_path / "mine.py"
+    path.write_text("from configs import gpt\n\ndef get_config(names='quick'):\n    return gpt.get_config(names)\n")
+    assert reader.flatten(reader.read(str(path))) == reader.flatten(gpt.get_config("quick"))
+
+
+def _model(cfg: Any) -> models.Model:
+    """The model as `setup` would build it, with what data would fix made up."""
+    fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
+    module = models.FAMILIES[cfg.model.family]
+    made = {"vocab": 100} if cfg.data.tokenizer != "byte" or cfg.loss in ("next_token", "translation") else {}
+    if cfg.loss in ("softmax", "hinge", "perceptron", "quadratic"):
+        made["classes"] = 1 if losses.TASKS[cfg.loss].single_score else 10
+    made |= {"shape": (8, 8, 1), "outputs": 1}
+    known = {f.name for f in dataclasses.fields(module.Config)}
+    given = {*fields, *module.SIZES.get(cfg.model.size, {})}
+    return models.build(
+        cfg.model.family, cfg.model.size, **fields, **{k: v for k, v in made.items() if k in known - given}
+    )
+
+
+_drawn: dict[Any, tuple[int, ...]] = {}
+
+
+def drawn(line: Spec) -> tuple[int, ...]:
+    """The shape of a leaf's initial value, once for all leaves of one line and law: leaves know nothing of others."""
+    law = inspect.unwrap(line.init)
+    cells = [cell.cell_contents for cell in getattr(law, "__closure__", None) or ()]
+    key = repr((line, getattr(law, "__code__", law), cells))
+    if key not in _drawn:
+        _drawn[key] = jax.eval_shape(partial(initialize, {"leaf": line}), jax.random.key(0))["leaf"].shape
+    return _drawn[key]
+
+
+@pytest.mark.parametrize("file", list(FILES))
+def test_every_variant_builds(file: str) -> None:
+    """The model's table and its initial values are legal, by shape alone; every name that the config uses exists."""
+    for names in variants(file):
+        cfg = config(file, names)
+        if (file, names) in IMPOSSIBLE:
+            with pytest.raises(UsageError, match=IMPOSSIBLE[file, names]):
+                _model(cfg)
+            continue
+        model = _model(cfg)
+        table = flatten(model.specs)
+        assert {k: drawn(line) for k, line in table.items()} == {k: line.shape for k, line in table.items()}, names
+        assert len({_leaf_hash(k) for k in table}) == len(table), names
+        assert model.count() > 0, names
+
+        assert cfg.loss in losses.TASKS, names
+        assert cfg.train.precision in setup.PRECISIONS, names
+        assert cfg.train.attention in BACKENDS, names
+        assert cfg.train.remat in REMAT, names
+        optim.make(cfg.optim, model.specs["params"])
+        schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
+        assert losses.TASKS[cfg.loss].trait in model.traits, names
+        assert cfg.train.batch % cfg.train.accumulate == 0, names
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [
+        ("optim.name", optim.OPTIMIZERS),
+        ("schedule.name", schedules.SCHEDULES),
+        ("train.precision", setup.PRECISIONS),
+        ("train.attention", BACKENDS),
+        ("train.dispatch", DISPATCH),
+        ("train.remat", REMAT),
+        ("loss", losses.TASKS),
+    ],
+)
+def test_a_knob_lists_the_names_that_exist(key: str, table: dict[str, Any]) -> None:
+    """What a knob's line says is legal is what the code takes."""
+    says = KNOBS[key].says
+    assert all(name in says for name in table)
+    assert says.count(" | ") == len(table) - 1

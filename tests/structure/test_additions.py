@@ -1,0 +1,76 @@
+"""ARCHITECTURE's table of what to touch: its names exist, and its short rows are enough."""
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import launch
+import models
+import usage
+from configs import base, gpt, reader
+from data import sources
+from data.images import augment
+from data.sources import builtin
+from data.types import texts
+from tests.support import ROOT
+from train.runtime import Runtime
+from train.setup import inputs
+from train.setup.setup import make_tokenizer
+from train.tasks import losses
+from train.update import optim, schedules
+
+ROWS = [line for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if line.startswith("| ") and " | " in line]
+NAMED = sorted({(m[1], m[2]) for line in ROWS for m in re.finditer(r"`([\w/]+\.py): (\w+(?:\.\w+)?)`", line)})
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_what_the_table_names_exists(file: str, name: str) -> None:
+    """Each `file: NAME` is a name at the top of that file, or a method of a class there."""
+    text = (ROOT / file).read_text()
+    for part in name.split("."):
+        assert re.search(rf"^ *(def |class |async def )?{part}\b[ :=(\[]", text, re.MULTILINE)
+
+
+def test_an_embedded_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair in BUILTIN is loaded by name, for its splits only."""
+    monkeypatch.setitem(builtin.BUILTIN, "mine", (lambda split: texts("mine", split, ["a text"]), ("train",)))
+    assert sources.load("mine", "train").documents == ("a text",)  # type: ignore[union-attr]
+    assert sources.splits_of("mine") == ("train",)
+    cfg = reader.override(gpt.get_config("quick"), [("data.name", "mine"), ("data.tokenizer", "char")])
+    assert make_tokenizer(cfg, Runtime(lambda: 0.0, {}, io.StringIO())).vocab > 0
+
+
+def test_a_schedule_and_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry of SCHEDULES and one of OPTIMIZERS are found by their knobs."""
+    monkeypatch.setitem(schedules.SCHEDULES, "mine", lambda cfg, updates: optax.constant_schedule(0.5))
+    monkeypatch.setitem(optim.OPTIMIZERS, "mine", lambda cfg, decay, specs: [decay])
+    cfg = reader.override(base.defaults(), [("schedule.name", "mine"), ("optim.name", "mine")])
+    assert schedules.make(cfg.schedule, 2.0, 10)(jnp.array(3)) == 1.0
+    assert optim.make(cfg.optim, models.build("mlp").specs["params"]) is not None
+
+
+def test_a_loss_and_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of TASKS, and an operation with its form."""
+    monkeypatch.setitem(losses.TASKS, "mine", losses.TASKS["softmax"])
+    assert losses.get_task("mine").trait == "classifier"
+    black: Callable[..., Any] = lambda image, draw, frame: np.zeros_like(image)  # noqa: E731
+    monkeypatch.setitem(augment.OPERATIONS, "mine", black)
+    monkeypatch.setitem(augment.SYNTAX, "mine", augment.OpSyntax("mine", ()))
+    cfg = reader.override(base.defaults(), [("data.augment", "mine")])
+    batch = {"image": np.full((2, 4, 4, 1), 255, np.uint8)}
+    assert not inputs.train_transform(cfg)(batch, 0, np.arange(2))["image"].any()
+
+
+def test_a_verb_and_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of VERBS with its help, and an entry of CONFIGS."""
+    monkeypatch.setitem(launch.VERBS, "mine", lambda args, assignments: launch.DONE)
+    monkeypatch.setitem(usage.HELP, "mine", "Mine.")
+    assert launch.main(["mine", "--help"]) == launch.main(["mine"]) == launch.DONE
+    monkeypatch.setitem(gpt.CONFIGS, "mine", {"seed": 3})
+    assert gpt.get_config("mine+no_warmup").seed == 3

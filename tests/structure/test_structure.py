@@ -1,0 +1,203 @@
+"""What imports what, and when: the arrows that keep the house in order."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from tests.support import ROOT
+
+LAYERS = ("configs", "data", "models", "train")
+
+
+# What is imported when
+
+PROBE = """
+import sys, launch
+codes = [launch.main(a) for a in (["--help"], *([v, "--help"] for v in launch.VERBS), ["train"], ["trian"])]
+assert codes == [0] * (len(codes) - 2) + [2, 2], codes
+heavy = {"jax", "numpy", "flax", "optax", "orbax", "ml_collections", "grain", "sklearn"} & set(sys.modules)
+print("HEAVY", sorted(heavy - {"ml_collections"}))
+"""
+
+EVERYTHING = """
+import pathlib, sys
+for folder in ("configs", "data", "models", "train"):
+    for path in sorted(pathlib.Path(folder).rglob("*.py")):
+        __import__(".".join(path.with_suffix("").parts))
+from data import sources
+from data.sources import builtin
+for name in builtin.BUILTIN:
+    sources.load(name, "train")
+print("HEAVY", sorted({"tensorflow", "torch", "transformers", "tensorflow_datasets"} & set(sys.modules)))
+"""
+
+
+def heavy(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Neither jax nor numpy, so that help and the first mistakes answer at once."""
+    assert heavy(PROBE) == "HEAVY []"
+
+
+def test_nothing_imports_tensorflow_or_torch() -> None:
+    """All of the code, and the embedded data sets, do without them."""
+    assert heavy(EVERYTHING) == "HEAVY []"
+
+
+def test_the_exit_code_is_the_process_exit_code() -> None:
+    """`python launch.py` ends with what main returns, and shows no traceback."""
+    done = subprocess.run([sys.executable, "launch.py", "trian"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+# The arrows
+
+OURS = {*LAYERS, "launch", "usage", "process", "peers", "errors", "renamed", "documents", "tests", "benchmarks"}
+ARROWS = {
+    "configs": {"configs", "errors", "renamed"},
+    "data": {"data", "errors", "renamed", "documents"},
+    "models": {"models", "errors", "renamed", "documents"},
+    "train": {"train", "models", "data", "errors", "renamed", "documents"},
+    "launch": {"configs", "train", "errors", "usage", "process", "peers"},
+    "documents": {"errors"},
+    "usage": {"errors", "renamed"},
+    "process": {"errors"},
+    "peers": {"errors", "process"},
+    "errors": set(),
+    "renamed": set(),
+}
+# Rooms, lowest first: a room imports those before it. A name is a folder, or a file of the folder above.
+ROOMS = {
+    "models": (
+        *("core", "blocks/attention", "blocks/decoder", "blocks/moe", "blocks/vision", "blocks/autodiff"),
+        *("blocks/recurrent", "blocks/encoder_memory", "blocks/flax_adapter"),
+        *("families", "registry", "pretrained", "__init__", "as_flax"),
+    ),
+    "train": (
+        *("runtime", "compilation_cache", "tasks", "sharding", "update", "record", "plan", "checkpoint"),
+        *("generate", "setup", "evaluate", "plots", "init_from", "companions", "loop", "resume", "together", "saving"),
+        *("run", "verbs"),
+    ),
+    "data": ("progress", "files", "types", "text", "images", "sources", "sampler", "eval_set", "loader"),
+}
+
+
+def files(*folders: str) -> list[Path]:
+    return [p for f in folders for p in ([ROOT / f] if f.endswith(".py") else sorted((ROOT / f).rglob("*.py")))]
+
+
+ALL = files(*LAYERS, "launch.py", "usage.py", "process.py", "peers.py", "errors.py", "renamed.py", "documents.py")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(path: Path) -> list[str]:
+    """The dotted names that a file imports anywhere; `from models import gpt` gives models.gpt."""
+    found = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def offenders(paths: list[Path], rule: Callable[[Path], set[str]]) -> dict[str, set[str]]:
+    """What a rule finds wrong, by file."""
+    return {str(path.relative_to(ROOT)): wrong for path in paths if (wrong := rule(path))}
+
+
+def test_import_arrows() -> None:
+    """Each folder imports only what stands below it."""
+
+    def wrong(path: Path) -> set[str]:
+        layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        return ({name.split(".")[0] for name in imports(path)} & OURS) - ARROWS[layer]
+
+    assert len(ALL) > 150
+    assert offenders(ALL, wrong) == {}
+
+
+def room_of(dotted: str) -> str | None:
+    """The room that a module, or a name in one, lies in; None outside of ROOMS."""
+    top, _, rest = dotted.partition(".")
+    path = rest.replace(".", "/")
+    rooms = [room for room in ROOMS.get(top, ()) if path == room or path.startswith(f"{room}/")]
+    return rooms[0] if rooms else "__init__" if top in ROOMS and "__init__" in ROOMS[top] else None
+
+
+def test_rooms_are_in_order() -> None:
+    """Every file lies in a room, and imports its own room and lower ones only."""
+    found = {}
+    for top, rooms in ROOMS.items():
+        for path in files(top):
+            relative = path.relative_to(ROOT)
+            if path.name == "__init__.py" and not imports(path):
+                continue
+            own = room_of(".".join(relative.with_suffix("").parts))
+            assert own is not None, f"{relative} lies in no room"
+            used = {room_of(name) for name in imports(path) if name.startswith(f"{top}.")} - {None, own}
+            if wrong := {room for room in used if rooms.index(room) > rooms.index(own)}:
+                found[str(relative)] = wrong
+    assert found == {}
+
+
+def test_families_do_not_import_each_other() -> None:
+    """What two families share is a block."""
+
+    def wrong(path: Path) -> set[str]:
+        return {name for name in imports(path) if name.startswith("models.families.")}
+
+    assert offenders([p for p in files("models/families") if p.name != "__init__.py"], wrong) == {}
+
+
+def test_every_family_is_a_file() -> None:
+    """The table FAMILIES and the files of models/families agree."""
+    import models
+
+    families = {p.stem for p in (ROOT / "models/families").glob("*.py")} - {"__init__"}
+    assert {m.__name__.rsplit(".", 1)[1] for m in models.FAMILIES.values()} == families
+
+
+def test_importlib_stays_out() -> None:
+    """Nothing is imported by a computed name; the doctor may ask for versions."""
+    allowed = {"train/verbs/doctor.py": {"importlib.metadata"}, "models/families/flax.py": {"importlib"}}
+
+    def wrong(path: Path) -> set[str]:
+        found = {n for n in imports(path) if n.split(".")[0] == "importlib"}
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                found |= {node.func.id} & {"__import__", "exec", "eval"}
+        return found - allowed.get(str(path.relative_to(ROOT)), set())
+
+    assert offenders(ALL, wrong) == {}
+
+
+STRAY_MODULES = {"signal", "time", "argparse", "getpass", "datetime", "absl.flags"}
+STRAY_NAMES = {"os.environ", "os.getenv", "os.environb", "sys.argv", "sys.stdin", "os.kill"}
+
+
+def test_no_stray_readers() -> None:
+    """Flags, environment, clock, signals, keyboard are launch.py's; grain needs a flag, its workers ignore Ctrl-C."""
+
+    def wrong(path: Path) -> set[str]:
+        found = {n for n in imports(path) if {n, n.split(".")[0]} & STRAY_MODULES} | STRAY_NAMES & set(imports(path))
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                found |= {f"{node.value.id}.{node.attr}"} & STRAY_NAMES
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
+                found.add("input(")
+        return found - ({"absl.flags", "signal"} if path.name == "loader.py" else set())
+
+    assert offenders(files(*LAYERS), wrong) == {}
