@@ -29,7 +29,7 @@ from models.blocks.decoder.config import (
 from models.blocks.decoder.forward import LayerContext, attend, forward
 from models.blocks.decoder.kv_cache import CacheEntry
 from models.blocks.decoder.stack import Layer
-from models.blocks.moe.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_measures, moe_traits, router_specs
+from models.blocks.moe.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits, router_specs
 from models.blocks.moe.routers import Routes, router_logits, softmax_then_top, take_experts
 from models.core.checks import require
 from models.core.layers import rms_norm
@@ -193,4 +193,4 @@ def route(x: Array, p: dict[str, Array], c: Config, place: Place) -> Routes:
 
 traits = partial(moe_traits, TRAITS)
 cache = cache_specs
-apply = partial(forward, block, measures=moe_measures)
+apply = partial(forward, block, router_outputs=moe_outputs)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from models.blocks.decoder.config import SlidingWindowDecoder, cache_specs, decoder_specs, gqa_specs, rms_norm_specs
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
-from models.blocks.moe.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_measures, moe_traits
+from models.blocks.moe.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, top_then_softmax
 from models.core.checks import require
 from models.core.spec import Array, Spec, normal
@@ -82,4 +82,4 @@ def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, An
 traits = partial(moe_traits, TRAITS)
 specs = partial(decoder_specs, block_specs)
 cache = cache_specs
-apply = partial(forward, block, measures=moe_measures)
+apply = partial(forward, block, router_outputs=moe_outputs)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from models.blocks.attention.mask import PAD_POSITION
 from models.blocks.decoder.config import GQADecoder, cache_specs, decoder_specs, gqa_specs, rms_norm_specs
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
-from models.blocks.moe.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_measures, moe_traits
+from models.blocks.moe.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, softmax_then_top
 from models.core.checks import require
 from models.core.spec import Array
@@ -116,4 +116,4 @@ def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, An
 traits = partial(moe_traits, TRAITS)
 specs = partial(decoder_specs, block_specs)
 cache = cache_specs
-apply = partial(forward, block, mask_inputs=mask_pad_tokens, measures=moe_measures)
+apply = partial(forward, block, mask_inputs=mask_pad_tokens, router_outputs=moe_outputs)

@@ -26,7 +26,7 @@ from models.blocks.decoder.config import (
 from models.blocks.decoder.forward import LayerContext, attend, forward
 from models.blocks.decoder.kv_cache import AttentionSpan
 from models.blocks.decoder.stack import Layer
-from models.blocks.moe.moe import InterleavedMoEDecoder, expert_specs, mixture_of_experts, moe_measures, moe_traits
+from models.blocks.moe.moe import InterleavedMoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, top_then_sigmoid
 from models.core.checks import require
 from models.core.layers import rms_norm
@@ -118,4 +118,4 @@ def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, An
 traits = partial(moe_traits, TRAITS)
 specs = partial(decoder_specs, block_specs)
 cache = cache_specs
-apply = partial(forward, block, measures=moe_measures)
+apply = partial(forward, block, router_outputs=moe_outputs)

@@ -20,7 +20,7 @@ from models.blocks.decoder.config import (
     rms_norm_specs,
 )
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
-from models.blocks.moe.moe import InterleavedMoEDecoder, expert_specs, mixture_of_experts, moe_measures, moe_traits
+from models.blocks.moe.moe import InterleavedMoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, softmax_then_top
 from models.core.spec import Array
 
@@ -81,4 +81,4 @@ def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, An
 traits = partial(moe_traits, TRAITS)
 specs = partial(decoder_specs, block_specs)
 cache = cache_specs
-apply = partial(forward, block, measures=moe_measures)
+apply = partial(forward, block, router_outputs=moe_outputs)

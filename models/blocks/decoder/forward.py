@@ -183,8 +183,8 @@ def keep_inputs(inputs: dict[str, Array], c: Any, cache: Any) -> dict[str, Array
     return inputs
 
 
-def no_measures(router_stats: dict[str, Any], c: Any) -> tuple[Sums, Sums]:
-    """Of a decoder without experts."""
+def no_router_outputs(router_stats: dict[str, Any], c: Any) -> tuple[Sums, Sums]:
+    """No metrics and no losses: of a decoder without experts."""
     return {}, {}
 
 
@@ -200,20 +200,20 @@ def forward(
     place: Place = unsharded,
     norm: Norm = rms,
     mask_inputs: Callable[[dict[str, Array], Any, Any], dict[str, Array]] = keep_inputs,
-    measures: Callable[[dict[str, Any], Any], tuple[Sums, Sums]] = no_measures,
+    router_outputs: Callable[[dict[str, Any], Any], tuple[Sums, Sums]] = no_router_outputs,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 
     `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: position [B T], below 0 where a token is
     padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
     those already in it. Families may give a `norm` over the width, `mask_inputs(inputs, c, cache)` to change the inputs
-    first, and `measures`, which returns metrics and auxiliary losses from the routers' statistics.
+    first, and `router_outputs`, which returns metrics and auxiliary losses from the routers' statistics.
 
     Raises UsageError for more tokens than the context has.
     """
     inputs = mask_inputs(inputs, c, cache)
     last = run_layers(block, variables, inputs, c, train=train, key=key, cache=cache, place=place, norm=norm)
-    metrics, aux_losses = measures(last.router_stats, c)
+    metrics, aux_losses = router_outputs(last.router_stats, c)
     return Outputs(
         head(last.x, variables["params"], c),
         stats=variables.get("stats"),

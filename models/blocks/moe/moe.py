@@ -133,7 +133,7 @@ def router_stats(routes: Routes, dispatched: Bool[Array, "b t a"], position: Int
 # Metrics and losses
 
 
-def moe_measures(stats_by_stack: dict[str, RouterStats | None], c: MoEDecoder) -> tuple[Sums, Sums]:
+def moe_outputs(stats_by_stack: dict[str, RouterStats | None], c: MoEDecoder) -> tuple[Sums, Sums]:
     """Metrics of all routers, and the loss that balances their experts if it has a weight."""
     stacks = [stats for stats in stats_by_stack.values() if stats is not None]
     if not stacks:
