@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import optax
 
 import models
 from configs import base
-from models.core.spec import flatten
+from models.core.spec import flatten, initialize
 from tests.support.cases import CASES, batch_for, random_variables, tiny_model
 from tests.support.runs import manifest
 from train import checkpoint
@@ -151,9 +151,15 @@ def random_variables_for(model: models.Model) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4)
+def jit_init(model: models.Model) -> Callable[..., Any]:
+    """Initial variables from a key, jitted."""
+    return jax.jit(partial(initialize, model.specs))
+
+
+@lru_cache(maxsize=4)
 def initial_variables(model: models.Model) -> dict[str, Any]:
     """Initial variables from key 0."""
-    return model.init(jax.random.key(0))
+    return jit_init(model)(jax.random.key(0))
 
 
 @lru_cache(maxsize=4)
