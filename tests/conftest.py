@@ -135,15 +135,21 @@ def reset_mesh():
 
 
 test_count = itertools.count(1)
+last_group = ""
 
 
 @pytest.fixture(autouse=True)
-def limit_compiled_programs():
-    """Clear caches if compiled programs use many memory maps: at vm.max_map_count (65530) the process dies."""
-    yield
-    maps = Path("/proc/self/maps")
-    if next(test_count) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
+def limit_compiled_programs(request: pytest.FixtureRequest) -> None:
+    """Clear caches if compiled programs use many memory maps: at vm.max_map_count (65530) the process dies.
+
+    A group begins with a free half, since its tests share programs.
+    """
+    global last_group
+    begins, last_group = group_of(request.node) != last_group, group_of(request.node)
+    if begins or next(test_count) % 5 == 0:
+        maps = Path("/proc/self/maps")
+        if maps.exists() and maps.read_bytes().count(b"\n") > (20_000 if begins else 45_000):
+            jax.clear_caches()
 
 
 @pytest.fixture

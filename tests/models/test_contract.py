@@ -38,7 +38,7 @@ LATE = (  # families of the slow suite: they are made of what goes through every
 FIRST = ("mlp",)  # goes through every law in the default suite, the others in the slow one
 LR = 2e-2  # one rate for all laws, so that a family without dropout overfits by the program of its reference
 TRAINED = ("mlp", "cnn", "gpt", "mixtral")  # are updated in the default suite, and on their hardest mesh
-# updates of these are traced on further meshes in the slow suite, of all others weekly
+# in the slow suite these are run eagerly, and their updates traced on further meshes; all others weekly
 OLDER = ("cnn", "rnn", "gpt", "vit", "transformer", "yolo", "mixtral", "resnet")
 
 
@@ -146,7 +146,7 @@ def test_a_bare_array_is_the_main_input(name: str) -> None:
     np.testing.assert_array_equal(numbers(predict(variables, main)), numbers(predict(variables, batch)))
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", FURTHER)
 def test_jit_equals_eager(name: str) -> None:
     model, inputs = tiny_model(name), to_inputs(batch_for(name))
     compiled = jit_predict(model)(random_variables_for(model), batch_for(name))
@@ -170,7 +170,7 @@ def test_gradients_are_finite_and_not_zero(name: str) -> None:
             assert np.linalg.norm(g) > 1e-6 * whole, leaf
 
 
-@pytest.mark.parametrize("name", [late(n) for n in NAMES if hasattr(tiny_model(n).config, "experts")])
+@pytest.mark.parametrize("name", [late(n, ("mixtral",)) for n in NAMES if hasattr(tiny_model(n).config, "experts")])
 def test_an_expert_learns_of_its_own_tokens_alone(name: str) -> None:
     """One token reaches as many experts as are active; the gradients of all others are zero, bit for bit."""
     model = tiny_model(name)
@@ -270,8 +270,11 @@ def test_accumulated_equals_whole_with_dropout_on(name: str) -> None:
 
 @pytest.mark.parametrize("name", LONG)
 def test_overfits_one_batch(name: str) -> None:
-    updates = 120 if name == "seq2seq" else 80  # a recurrent net at work twice: at 80 it is there on one jax only
-    losses = Trainer(name, lr=LR, model=tiny_model(name)).steps(updates, one_batch=True)
+    """A loss of a tenth within 80 updates; of seq2seq, which has two recurrent nets, within 120."""
+    trainer = Trainer(name, lr=LR, model=tiny_model(name))
+    losses = trainer.steps(1, one_batch=True)
+    while losses[-1] >= 0.1 * losses[0] and len(losses) < (120 if name == "seq2seq" else 80):
+        losses += trainer.steps(1, one_batch=True)
     assert losses[-1] < 0.1 * losses[0], losses[::10]
 
 

@@ -323,8 +323,13 @@ def test_padding_is_seen_by_no_other_token() -> None:
     np.testing.assert_allclose(np.concatenate(parts, 1)[real], full[real], rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["fsdp:2,cp:2,tp:2", "ep:2,cp:2,tp:2", "fsdp:2,ep:2,tp:2"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param("fsdp:2,ep:2,tp:2", marks=pytest.mark.slow),
+        *(pytest.param(mesh, marks=pytest.mark.weekly) for mesh in ("fsdp:2,cp:2,tp:2", "ep:2,cp:2,tp:2")),
+    ],
+)
 def test_padding_is_the_same_on_a_mesh(mesh: str) -> None:
     model, batch = tiny_model("grok", pad_token=30), batch_for("grok")
     got, want = (Trainer("grok", text, model=model).gradient(batch)[1] for text in (mesh, "dp:1"))

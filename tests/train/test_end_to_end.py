@@ -26,15 +26,20 @@ def texts(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "knobs", "files"),
+    ("config", "knobs", "steps", "files"),
     [
-        ("transformer", ("width=32", "hidden=64", "depth=1"), ["attention.png", "translations.txt"]),
-        ("seq2seq", ("width=32", "embed=32"), ["attention.png", "translations.txt"]),
-        ("seq2seq", ("width=32", "embed=32", "attention_score=none"), ["translations.txt"]),
+        ("transformer", ("width=32", "hidden=64", "depth=1"), 120, ["attention.png", "translations.txt"]),
+        ("seq2seq", ("width=32", "embed=32"), 6, ["attention.png", "translations.txt"]),
+        ("seq2seq", ("width=32", "embed=32", "attention_score=none"), 6, ["translations.txt"]),
     ],
 )
 def test_a_translator(
-    config: str, knobs: tuple[str, ...], files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: str,
+    knobs: tuple[str, ...],
+    steps: int,
+    files: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A Transformer learns four sentences by heart; a BPE is learnt and goes along; BLEU is of the limited exam too."""
     args = [
@@ -48,16 +53,19 @@ def test_a_translator(
         *("--config.model.dropout=0", "--config.train.label_smoothing=0", "--config.eval.every=None"),
         *(f"--config.model.{knob}" for knob in knobs),
     ]
-    assert launch.main([*args, "--config.train.steps=60"]) == 0
-    more = ["--config.train.steps=120", "--config.resume=extend"]
+    assert launch.main([*args, f"--config.train.steps={steps // 2}"]) == 0
+    more = [f"--config.train.steps={steps}", "--config.resume=extend"]
     assert launch.main([*args, *more]) == 0, capsys.readouterr().err
     capsys.readouterr()
     assert launch.main(["eval", f"--workdir={tmp_path}/w", "--config.eval.batch=4", "--config.eval.limit=2"]) == 0
     said = capsys.readouterr().out
     assert "(16 examples; ± standard error)" in said  # of 8 devices
     assert ("BLEU 100.00" if config == "transformer" else "BLEU ") in said
-    assert sorted(p.name for p in (tmp_path / "w" / "plots").glob("eval-120-*")) == [f"eval-120-{f}" for f in files]
-    assert "target ein Hund schläft jetzt hier" in (tmp_path / "w" / "plots" / "eval-120-translations.txt").read_text()
+    assert sorted(p.name for p in (tmp_path / "w" / "plots").glob("eval-*")) == [f"eval-{steps}-{f}" for f in files]
+    assert (
+        "target ein Hund schläft jetzt hier"
+        in (tmp_path / "w" / "plots" / f"eval-{steps}-translations.txt").read_text()
+    )
 
 
 @pytest.mark.slow

@@ -31,28 +31,32 @@ def same(found: dict[str, Any], want: dict[str, Any]) -> None:
             assert value == want[name], f"{name} on {mesh}"
 
 
+FEW = ("dp:8", "fsdp:4", "tp:2", "tp:8")  # every strategy, and every number of devices
+
+
 @cache
 def alone() -> dict[str, dict[str, Any]]:
-    """What one process finds on one device, which is what all others must find, and on two."""
-    return digests(run_together(*probe(1, 8, "dp:1", "tp:2"))[0])
+    """The digests of one process on one device, which all others must equal, and on a few meshes."""
+    return digests(run_together(*probe(1, 8, "dp:1", *FEW))[0])
 
 
 @pytest.mark.slow
 def test_one_process() -> None:
-    assert set(alone()) == {"dp:1", "tp:2"}
+    assert set(alone()) == {"dp:1", *FEW}
     same(alone(), alone()["dp:1"])
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_one_process_on_every_mesh() -> None:
-    meshes = [f"{strategy}:{n}" for strategy in STRATEGIES for n in (2, 4, 8) if (strategy, n) != ("tp", 2)]
+    meshes = [f"{strategy}:{n}" for strategy in STRATEGIES for n in (2, 4, 8) if f"{strategy}:{n}" not in FEW]
     found = digests(run_together(*probe(1, 8, *meshes))[0])
     assert set(found) == set(meshes)
     same(found, alone()["dp:1"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("here", [1, 2, 4])
+@pytest.mark.parametrize(
+    "here", [pytest.param(n, marks=pytest.mark.slow if n == 4 else pytest.mark.weekly) for n in (1, 2, 4)]
+)
 def test_two_processes(here: int) -> None:
     """Two of so many devices each, by every strategy: the first prints what both found."""
     meshes = [f"{strategy}:{2 * here}" for strategy in STRATEGIES]

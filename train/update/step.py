@@ -212,8 +212,8 @@ def make_gradient(model: Model, task: Task, place: Placement, options: StepOptio
     It uses autodiff or a hand-written gradient of the family. Raises UsageError if the family lacks that one.
     """
 
-    def sum_terms(value: Any, batch: Batch, told: Any = None) -> dict[str, tuple[jax.Array, jax.Array]]:
-        terms = {**mask_padding_rows(told or {}, batch), **task(value, batch)}
+    def sum_terms(value: Any, batch: Batch, metrics: Any = None) -> dict[str, tuple[jax.Array, jax.Array]]:
+        terms = {**mask_padding_rows(metrics or {}, batch), **task(value, batch)}
         return {name: (jnp.sum(s, 0), jnp.sum(w)) for name, (s, w) in terms.items()}
 
     def loss(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any) -> Any:

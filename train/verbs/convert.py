@@ -64,8 +64,8 @@ def import_pretrained(
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
     files = companions.from_folder(folder, setup.tokenizer_fingerprint)
     origin = resume.ResumePoint(0, (resume.first_phase(setup.cfg),), files=files)
-    told = dataclasses.replace(setup, class_names=class_names.read(folder))
-    store.save(state, make_manifest(told, 0, origin, [], None), setup.tokenizer_description)
+    with_names = dataclasses.replace(setup, class_names=class_names.read(folder))
+    store.save(state, make_manifest(with_names, 0, origin, [], None), setup.tokenizer_description)
     store.close()
     runtime.say(f"checkpoint 0 in {workdir}/checkpoints; to train from it: --config.init_from={workdir}")
 

@@ -222,8 +222,8 @@ def _dummy_detection_source(cfg: Config, classes: int | None) -> DetectionDatase
     """A detection data set of one black image without boxes."""
     size, name = inputs.detection_size(cfg), cfg.data.name
     nothing = BoxAnnotations(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool))
-    black, told = np.zeros((*size, 3), np.uint8), [str(i) for i in range(classes or 1)]
+    black, numbers = np.zeros((*size, 3), np.uint8), [str(i) for i in range(classes or 1)]
     return replace(
-        make_detection_dataset(name, "", [AnnotatedImage("", size, nothing)], told, lambda i: black, {"name": name}),
+        make_detection_dataset(name, "", [AnnotatedImage("", size, nothing)], numbers, lambda i: black, {"name": name}),
         names=None,
     )

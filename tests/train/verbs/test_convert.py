@@ -12,9 +12,11 @@ from PIL import Image
 
 import launch
 import models
-from data.text import tokenizer_reader
+from configs import reader
+from data.text import tokenizer_reader, tokenizer_writer
 from models.core.spec import flatten
 from models.pretrained import class_names
+from tests.support.cases import random_variables
 from train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -173,18 +175,15 @@ def test_mistakes_get_one_line(argv: list[str], says: str, folder: Path, capsys)
 
 @pytest.fixture(scope="module")
 def exported(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the hub of a run of the family: `folder` itself for Llama, with that one's tokenizer for others."""
+    """A folder of the hub: the exported run for Llama, and for other families random parameters with its tokenizer."""
     if request.param == "llama":
         return folder / "H"
-    home = tmp_path_factory.mktemp(request.param)
-    learn = ["tokenizer", "--data=pydoc_text", "--vocab_size=400", f"--output={home}/bpe.json"]
-    assert launch.main(learn) == 0
-    more = [f"--config.data.tokenizer={home}/bpe.json"]
-    run = ["train", f"--config=configs/{request.param}.py:quick", f"--workdir={home}/W", *SMALL, *more]
-    assert launch.main(run) == 0
-    assert launch.main(["convert", f"--workdir={home}/W", f"--export={home}/H"]) == 0
-    jax.set_mesh(None)
-    return home / "H"
+    fields = reader.read(f"configs/{request.param}.py:quick").model.to_dict()
+    model = models.build(**fields | {"vocab": 400, "context": 32, "width": 32, "depth": 2, "heads": 4})
+    tokenizer, home = tokenizer_reader.read_tokenizer(folder / "H"), tmp_path_factory.mktemp(request.param)
+    models.save_pretrained(model, random_variables(model), home, **tokenizer_writer.special_ids(tokenizer))
+    tokenizer_writer.write_tokenizer(tokenizer, home)
+    return home
 
 
 FAMILIES = [pytest.param(f, marks=pytest.mark.slow) for f in ("llama", *NEWER)]
