@@ -11,7 +11,7 @@ import pytest
 import launch
 import models
 import renamed
-import usage
+from cli.flags import define_flags
 from configs import base, reader
 from data.sources import multiple_choice
 from errors import UsageError, unknown
@@ -34,7 +34,7 @@ def test_the_tables_agree_with_the_code() -> None:
     ]
     tables += [(renamed.WORDS["loss"], losses.TASKS), (renamed.WORDS["train.attention"], attention.BACKENDS)]
     tables += [(renamed.WORDS["model.init"], mlp.INITIALIZERS)]
-    tables += [(names, set(usage.define_flags(verb))) for verb, names in renamed.FLAGS.items()]
+    tables += [(names, set(define_flags(verb))) for verb, names in renamed.FLAGS.items()]
     for family, names in renamed.FIELDS.items():
         tables.append((names, {field.name for field in dataclasses.fields(models.FAMILIES[family].Config)}))
     for names, legal in tables:

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import launch
-import usage
+from cli import checkpoints, flags
 from configs import gpt
 from errors import UsageError
 from tests.support import ROOT
@@ -239,8 +239,8 @@ def test_help_of_a_verb_explains_its_flags(verb: str, flag: str, capsys: pytest.
     """Every flag that the verb takes is listed, also where other arguments stand before."""
     assert launch.main([verb, "--nonsense", flag]) == launch.DONE
     out = capsys.readouterr().out
-    assert out.startswith(usage.HELP[verb])
-    assert all(f"--{'[no]' if name in ('debug', 'timing') else ''}{name}:" in out for name in usage.define_flags(verb))
+    assert out.startswith(f"{flags.HELP[verb]}\nusage:\n  --")
+    assert all(f"--{'[no]' if name in ('debug', 'timing') else ''}{name}:" in out for name in flags.define_flags(verb))
 
 
 @pytest.mark.parametrize(
@@ -303,10 +303,10 @@ def test_a_workdir_has_one_spelling(tmp_path: Path) -> None:
     far = tmp_path / "far" / "real"
     far.mkdir(parents=True)
     (tmp_path / "link").symlink_to(far)
-    args = usage.define_flags("eval")
+    args = flags.define_flags("eval")
     for given, meant in (("link/../y@2", "far/y@2"), ("none/../y", "y"), ("y/./@best", "y/@best"), ("y//", "y")):
         args(["launch.py", f"--workdir={tmp_path}/{given}"])
-        assert launch._require_workdir(args) == str(tmp_path / meant)
+        assert checkpoints.require_workdir(args) == str(tmp_path / meant)
 
 
 def test_a_workdir_holds_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import peers
+from cli import peers
+from cli.peers import Peers
 from errors import UsageError
-from peers import Peers
 from tests.support import ROOT, image_folders
 from tests.support.processes import free_port, run_together
 from train import checkpoint, together

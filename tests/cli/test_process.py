@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import launch
-import process
+from cli import process
 from errors import UsageError
 from tests.support import ROOT
 
@@ -82,7 +82,7 @@ def test_a_signal_is_noted_and_said(number: signal.Signals, capsys: pytest.Captu
 INSIDE = """
 import os, signal, sys, threading, time
 sys.path.insert(0, {root!r})
-import process
+from cli import process
 with process.listen_for_signals() as heard:
     print("ready", flush=True)
     lock = threading.Lock(); lock.acquire()

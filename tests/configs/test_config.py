@@ -147,7 +147,7 @@ SECTIONS = {"optim.py": "optim", "schedules.py": "schedule"}  # files to which `
 def _readings() -> set[str]:
     """The dotted knobs that the code outside configs/ reads: `cfg.section.name`, and `cfg.name` in SECTIONS' files."""
     found: set[str] = set()
-    for path in [ROOT / "launch.py", *(p for d in ("train", "models", "data") for p in (ROOT / d).rglob("*.py"))]:
+    for path in (p for d in ("cli", "train", "models", "data") for p in (ROOT / d).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
                 owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")

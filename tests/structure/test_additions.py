@@ -12,7 +12,7 @@ import pytest
 
 import launch
 import models
-import usage
+from cli.flags import HELP
 from configs import base, gpt, reader
 from data import sources
 from data.images import augment
@@ -70,7 +70,7 @@ def test_a_loss_and_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_verb_and_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
     """A function of VERBS with its help, and an entry of CONFIGS."""
     monkeypatch.setitem(launch.VERBS, "mine", lambda args, assignments: launch.DONE)
-    monkeypatch.setitem(usage.HELP, "mine", "Mine.")
+    monkeypatch.setitem(HELP, "mine", "Mine.")
     assert launch.main(["mine", "--help"]) == launch.main(["mine"]) == launch.DONE
     monkeypatch.setitem(gpt.CONFIGS, "mine", {"seed": 3})
     assert gpt.get_config("mine+no_warmup").seed == 3

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-import usage
+from cli.flags import define_flags
 from configs import reader
 from configs.base import KNOBS, OPEN
 from docs import generate
@@ -65,7 +65,7 @@ def test_commands_are_legal() -> None:
     wrong, seen = [], set()
     for page in PAGES:
         for verb, *words in commands(page):
-            flags = set(usage.define_flags(verb))
+            flags = set(define_flags(verb))
             for word in (word for word in words if word.startswith("--")):
                 name, _, value = word.removeprefix("--").partition("=")
                 own = f"`{value.partition(':')[0]}`:" in page.read_text()  # a file that the page itself gives

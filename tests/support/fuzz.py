@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 import launch
-import usage
+from cli.flags import define_flags
 from configs.base import KNOBS
 
 LONGEST = 60  # seconds of one case
@@ -170,7 +170,7 @@ class Fuzz:
     def flag(self) -> Case:
         """A flag of any verb, with a strange value."""
         verb = self.random.choice(list(launch.VERBS))
-        name = self.random.choice([n for n in usage.define_flags(verb) if n not in CALM] or ["nosuch"])
+        name = self.random.choice([n for n in define_flags(verb) if n not in CALM] or ["nosuch"])
         given = {
             "workdir": self.run,
             "pretrained": self.hub,
@@ -178,7 +178,7 @@ class Fuzz:
             "output": self.folder / "to",
             "dataset": "xor",
         } | ({"data": "pydoc_text"} if verb == "tokenizer" else {})  # the doctor prints what it finds in data
-        calm = [f"--{n}={given[n]}" for n in usage.define_flags(verb) if n in given and n != name]
+        calm = [f"--{n}={given[n]}" for n in define_flags(verb) if n in given and n != name]
         drop = self.random.choice(("--pretrained", "--workdir")) if verb != "train" else "--pretrained"
         return [verb, *(a for a in calm if not a.startswith(drop)), f"--{name}={self.random.choice(STRANGE)}"], ("",)
 

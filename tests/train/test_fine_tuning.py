@@ -11,6 +11,8 @@ import pytest
 
 import launch
 import models
+from cli.flags import define_flags
+from cli.run_config import fine_tuning_config
 from configs import base, reader
 from data.text import subwords
 from data.types import Examples, Source, Texts
@@ -73,7 +75,7 @@ def test_a_decoder_brings_all_that_a_run_needs(tmp_path: Path, monkeypatch: pyte
 
 def test_what_an_ablation_changes_of_the_model_holds(tmp_path: Path) -> None:
     """As what is assigned; the rest of the config's model section is the folder's."""
-    args = launch.define_flags("train")
+    args = define_flags("train")
     args(["x", f"--pretrained={folder(tmp_path / 'H', 'llama')}", "--config=configs/llama.py:quick+window"])
     runtime = Runtime(lambda: 0.0, {}, io.StringIO())
     assert reader.ablation_keys(args.config) == {"model.window"}
@@ -81,7 +83,7 @@ def test_what_an_ablation_changes_of_the_model_holds(tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text("from configs import base\nget_config = lambda names: {'a+b': base.defaults()}[names]\n")
     assert reader.ablation_keys(f"{own}:a+b") == set()
-    cfg = launch._fine_tuning_config(args, [], runtime, None)
+    cfg = fine_tuning_config(args, [], runtime, None)
     assert (cfg.model.window, cfg.model.width, cfg.model.vocab) == (16, 16, 300)
 
 

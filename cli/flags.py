@@ -1,4 +1,4 @@
-"""The help text and the flags of each verb."""
+"""The help text and the flags of each verb, and how a command line is parsed."""
 
 import re
 
@@ -7,6 +7,7 @@ from absl import flags
 import renamed
 from errors import UsageError, quote, unknown
 
+Assignments = list[tuple[str, str]]  # (KEY, VALUE) of each --config.KEY=VALUE
 LONGEST_NAME = 255  # bytes, of one folder or file, on every common disk
 PATHS = (
     *("--workdir", "--config", "--pretrained", "--export", "--dataset", "--data", "--output", "--split"),
@@ -156,6 +157,38 @@ def define_flags(verb: str) -> flags.FlagValues:
         flags.DEFINE_boolean("timing", False, "report tokens per second of prefill and decoding", flag_values=own)
         integer_flag("seed", 0, "seed of sampling", upper=2**32 - 1)
     return own
+
+
+def help_text(verb: str) -> str:
+    """What `VERB --help` prints."""
+    described = define_flags(verb).get_help(include_special_flags=False).strip()
+    return f"{HELP[verb]}\nusage:{described.removeprefix(f'{__name__}:')}"  # absl heads flags with their module
+
+
+def parse(verb: str, argv: list[str]) -> tuple[flags.FlagValues, Assignments]:
+    """The flags and the assigned knobs of a verb's arguments. Raises UsageError."""
+    for text in argv:
+        check_argument(text)
+        refuse_renamed(verb, text)
+    knobs = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    if verb != "train" and any(a.partition("=")[0] == "--config" for a in argv):
+        raise UsageError(f"{verb} uses the checkpoint's config; change knobs by --config.KEY=VALUE")
+    for text in knobs:
+        if "=" not in text:
+            raise UsageError(f"--config.{text} has no value; write --config.{text}=VALUE")
+    args = define_flags(verb)
+    try:
+        rest = args(["launch.py", *(a for a in argv if not a.startswith("--config."))])[1:]
+    except flags.Error as error:
+        raise UsageError(str(error)) from None
+    for name in args:
+        if args[name].present and args[name].value == "":
+            raise UsageError(f"--{name} is empty; give it a value, or leave it out")
+    if rest and "words" in args:
+        args.words = rest
+    elif rest:
+        raise UsageError(f"{quote(rest[0])} is not a flag; flags are written --name=value, as --workdir=runs/a")
+    return args, [(key, value) for key, _, value in (text.partition("=") for text in knobs)]
 
 
 def check_argument(argument: str) -> None:

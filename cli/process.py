@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from errors import LONG, UsageError, quote, shorten
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4  # exit codes
 INTERRUPTED = "interrupted; run the same command again to go on from the last checkpoint"
+ROOT = Path(__file__).parent.parent  # of the repository
 
 
 # Streams
@@ -75,6 +77,11 @@ def reserve_stdout() -> None:
         os.dup2(null, 1)
         os.close(null)
         sys.stdout = io.TextIOWrapper(own, sys.stdout.encoding, "replace", line_buffering=sys.stdout.line_buffering)
+
+
+def print_text(text: str) -> None:
+    """Print a text to stdout."""
+    print(text, file=Terminal(sys.stdout), flush=True)
 
 
 def print_error(line: str) -> None:
@@ -164,7 +171,15 @@ def revision() -> str | None:
     """The commit of this code, followed by `-dirty` if files differ from it; None outside of a git clone."""
     if not shutil.which("git"):
         return None
-    git = ["git", "-C", str(Path(__file__).parent)]
+    git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     state = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, check=False).stdout.strip()
     return (f"{commit}-dirty" if state else commit) or None
+
+
+def version() -> str:
+    """The versions of Canon and jax, and the commit, in one line."""
+    import jax
+
+    ours = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    return f"Canon {ours[1] if ours else ''}, commit {revision() or 'unknown'}, jax {jax.__version__}"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import process
+from cli import process
 from errors import UsageError
 
 MEET_SECONDS = 300.0  # until all processes must have connected

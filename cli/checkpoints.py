@@ -1,0 +1,133 @@
+"""The model that a verb opens, and its config: a checkpoint of --workdir, or the folder of --pretrained."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl.flags import FlagValues
+
+from cli.flags import Assignments
+from cli.runtime import make_runtime, start_jax
+from errors import UsageError
+from train.runtime import Runtime
+
+STORES = ("gs", "s3", "az")  # schemes of object storage that etils.epath supports
+KNOBS_WITH_EFFECT = (  # outside training, besides data, eval, model and rules
+    "mesh",
+    *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")),
+)
+Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
+
+
+@dataclass(frozen=True)
+class CheckpointSelection:
+    """The checkpoints that --workdir=W@which selects, and the knobs that the command assigns."""
+
+    runtime: Runtime
+    workdir: str
+    which: str  # a step, latest, best or all
+    steps: list[int]  # candidates, best first; for all: each of them
+    assignments: Assignments
+
+    def config(self, step: int) -> Config:
+        """The config of a checkpoint, with the assigned knobs. Raises UsageError for a knob without effect."""
+        from configs import reader
+        from train import checkpoint
+
+        recorded = checkpoint.load_manifest(self.workdir, step)["config"]
+        cfg = reader.from_json(json.dumps(recorded))
+        cfg.mesh = "dp:*"  # the training run's mesh may not fit this machine
+        cfg.eval.limit = None  # it limits evaluations during training only
+        for key, _ in self.assignments:
+            _require_effect(key)
+        return reader.override(cfg, self.assignments)
+
+    def require_one(self, verb: str) -> None:
+        """Raise UsageError for @all."""
+        if self.which == "all":
+            raise UsageError(f"{verb} takes one checkpoint, not @all")
+
+    def use_first(self, use: Callable[[Config, Runtime, str, int], None]) -> None:
+        """Call `use(config, runtime, workdir, step)` for the first checkpoint that can be restored."""
+        from train import checkpoint
+
+        def use_step(step: int) -> None:
+            use(self.config(step), self.runtime, self.workdir, step)
+
+        checkpoint.first_restorable(self.workdir, self.steps, use_step, self.runtime.say)
+
+
+def select_checkpoints(args: FlagValues, assignments: Assignments) -> CheckpointSelection:
+    """The checkpoints of --workdir. Raises UsageError if there are none."""
+    check_ignore_key(args)
+    name = require_workdir(args)
+    start_jax(args)
+    from train import checkpoint
+
+    workdir, which = checkpoint.split_name(name)
+    runtime = make_runtime()
+    return CheckpointSelection(runtime, workdir, which, checkpoint.select(workdir, which, runtime.say), assignments)
+
+
+def require_workdir(args: FlagValues) -> str:
+    """The normalised path of --workdir. Raises UsageError."""
+    if not args.workdir:
+        raise UsageError("--workdir is missing: the folder of the run, as --workdir=runs/a")
+    scheme, remote, _ = args.workdir.partition("://")
+    if remote and scheme not in STORES:
+        stores = ", ".join(f"{name}://" for name in STORES)
+        raise UsageError(f"--workdir={args.workdir} must be a local path, or start with one of {stores}")
+    if remote:
+        return args.workdir
+    workdir = os.path.expanduser(args.workdir)
+    linked = ".." in Path(workdir).parts  # after a symbolic link, .. differs from the text's parent
+    return os.path.realpath(workdir) if linked else os.path.normpath(workdir)
+
+
+def check_ignore_key(args: FlagValues) -> None:
+    """Raise UsageError for --ignore_key without --pretrained."""
+    if args.ignore_key and not args.pretrained:
+        raise UsageError(f"--ignore_key={args.ignore_key[0]} goes with --pretrained: it names a key of its config.json")
+
+
+def pretrained_folder(args: FlagValues) -> str | None:
+    """The folder of --pretrained, or None if --workdir is given instead. Raises UsageError for both or neither."""
+    if args.pretrained and args.workdir:
+        raise UsageError("--pretrained and --workdir name two models; give one of them")
+    if not args.pretrained and not args.workdir:
+        raise UsageError(
+            "--workdir is missing: the folder of the run, as --workdir=runs/a; or --pretrained, one of the hub"
+        )
+    return os.path.expanduser(args.pretrained) if args.pretrained else None
+
+
+def pretrained_config(assignments: Assignments, knobs: dict[str, Any] | None = None) -> Config:
+    """The config for --pretrained: default knobs, with the changes in `knobs` and `assignments`."""
+    from configs import base, reader
+    from train.verbs import load_model
+
+    cfg = base.defaults()
+    for key, value in {"data.tokenizer": load_model.FOLDER_TOKENIZER, **(knobs or {})}.items():
+        base.assign(cfg, key, value)
+    cfg = reader.override(cfg, assignments)
+    for key, _ in assignments:
+        if key in ("model.family", "model.size"):
+            raise UsageError(f"--config.{key} cannot be set: the folder's config.json determines it")
+        _require_effect(key)
+    return cfg
+
+
+def _require_effect(key: str) -> None:
+    if not key.startswith(("data.", "eval.", "model.", "rules.")) and key not in KNOBS_WITH_EFFECT:
+        raise UsageError(f"--config.{key} has no effect here: it is read in training only")
+
+
+def find_unread(cfg: Config, assignments: Assignments, **facts: str) -> Callable[[Any], list[str]]:
+    """A function from facts about data and model to the assigned knobs that have no effect; `facts` are the call's."""
+    from configs import unread
+
+    known, own = {key for key, _ in assignments}, {name: ({value}, value) for name, value in facts.items()}
+    return lambda found: unread.unread(cfg, known, {**found, **own}, only_given=True)
