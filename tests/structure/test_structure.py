@@ -156,6 +156,21 @@ def test_rooms_are_in_order() -> None:
     assert found == {}
 
 
+def test_tests_mirror_the_tree() -> None:
+    """A folder of tests has the name of the folder that it tests; tests import from tests/support alone."""
+    tests = files("tests")
+    rooms = {p.parent.relative_to(ROOT / "tests") for p in tests if p.name.startswith("test_")} - {Path("structure")}
+    assert len(rooms) > 15
+    assert [str(room) for room in rooms if not any((ROOT / top / room).is_dir() for top in ("", "models"))] == []
+
+    def wrong(path: Path) -> set[str]:
+        found = {n for n in imports(path) if n.startswith("tests.") and not f"{n}.".startswith("tests.support.")}
+        return found - allowed.get(str(path.relative_to(ROOT)), set())
+
+    allowed = {"tests/structure/test_add_a_family.py": {"tests.models.test_contract"}}  # the laws, on the page's code
+    assert offenders(tests, wrong) == {}
+
+
 def test_families_do_not_import_each_other() -> None:
     """What two families share is a block."""
 
