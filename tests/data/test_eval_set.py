@@ -1,4 +1,4 @@
-"""Every held-out example is told once."""
+"""Every held-out example is scored once."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_exam_bytes_of_characters() -> None:
 
 
 def test_exam_of_one_document() -> None:
-    """All tokens but the first are told, once each; each window is its own cluster."""
+    """All tokens but the first are scored, once each; each window is its own cluster."""
     text = "one document alone, of some length"
     exam = eval_set.from_texts(texts(text), BYTE, 8)
     got = gather(exam, 3)
@@ -71,7 +71,7 @@ def test_exam_of_one_document() -> None:
 
 @pytest.mark.parametrize("documents", [(), ("",), ("a",)])
 def test_exam_of_nothing_is_empty(documents: tuple[str, ...]) -> None:
-    """Where there is nothing to tell there is no batch."""
+    """Where there is nothing to score there is no batch."""
     exam = eval_set.from_texts(texts(*documents), BYTE, 1)
     assert len(exam) == 0
     assert list(exam.batches(4, range(4))) == []

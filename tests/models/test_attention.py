@@ -209,7 +209,7 @@ def test_what_a_backend_lacks_is_named_with_those_that_have_it(backend: str, ask
 
 
 def test_cudnn_is_called_on_each_devices_own_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as a machine without a GPU can tell: the program for one calls cuDNN's kernels, forward and backward."""
+    """Without a GPU, the test reads the lowered program: it calls cuDNN's kernels, forward and backward."""
     inside = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(inside, "check_cudnn_version", lambda: 91000)
     monkeypatch.setitem(BACKENDS, "cudnn", dataclasses.replace(BACKENDS["cudnn"], platforms=("cpu",)))

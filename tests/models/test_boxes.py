@@ -57,7 +57,7 @@ def test_suppression_is_greedy_by_class(threshold: float, most: float, limit: in
 
 
 def test_empty_boxes_are_kept_once() -> None:
-    """A box without area overlaps not even itself, and still is told once."""
+    """A box without area does not even overlap itself, and is still found once."""
     found, scores = jnp.zeros((2, 4)), jnp.array([[0.9, 0.1], [0.8, 0.0]])
     _, points, kinds, there = boxes.nms(found, scores, 0.05, 0.5, 5)
     np.testing.assert_allclose(points, [0.9, 0.8, 0.1, 0, 0])

@@ -129,8 +129,8 @@ def test_shapes_and_dtypes_follow_the_table(name: str) -> None:
     if "detector" in model.traits:
         want = [(B, *cells, 5 + model.config.classes) for cells in MAPS[name]]
     else:
-        told = getattr(model.config, next(last[trait] for trait in last if trait in model.traits))
-        want = [(*batch["tokens"].shape, told) if told == getattr(model.config, "vocab", None) else (B, told)]
+        size = getattr(model.config, next(last[trait] for trait in last if trait in model.traits))
+        want = [(*batch["tokens"].shape, size) if size == getattr(model.config, "vocab", None) else (B, size)]
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(value)] == [(shape, jnp.float32) for shape in want]
 
 

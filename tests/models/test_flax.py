@@ -136,7 +136,7 @@ def test_a_module_that_does_not_fit_gets_one_line(args: list[str], says: str, tm
 
 
 class Fixed(linen.Module):
-    """Gives what it is told to: scores, several things, an error of its own, noise of a stream."""
+    """Returns what `gives` asks for: scores, several things, an error of its own, noise of a stream."""
 
     gives: str = "few"
 
@@ -170,7 +170,7 @@ def test_a_module_is_tried_when_it_is_built(gives: str, says: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", [{"classes": 3}, {"outputs": 3}, {"vocab": 3}])
-def test_the_shape_of_a_value_goes_by_what_it_tells(wanted: dict[str, int]) -> None:
+def test_the_shape_of_a_value_goes_by_what_it_predicts(wanted: dict[str, int]) -> None:
     model = models.build("flax", module="tests.models.test_flax:Fixed", args={"gives": "all"}, shape=(5, 4), **wanted)
     if "vocab" in wanted:
         assert model.predict(model.init(jax.random.key(0)), jnp.ones((2, 5, 4))).shape == (2, 5, 3)
@@ -293,8 +293,8 @@ def test_a_bare_array_is_refused() -> None:
         foreign("Bare").specs  # noqa: B018
 
 
-class Told(linen.Module):
-    """A linear module built with a dict, that sees a mask."""
+class MaskedLinear(linen.Module):
+    """A linear module that is built with a dict and takes a mask."""
 
     classes: int
     opts: dict
@@ -309,14 +309,14 @@ class Told(linen.Module):
 
 def test_a_dict_reaches_a_module_as_a_dict_and_a_tuple_as_a_tuple() -> None:
     args = {"opts": {"bias": {"use": False}}, "pair": (("a", 1),)}
-    model = models.build("flax", module="tests.models.test_flax:Told", args=args, shape=(2, 4), classes=3)
+    model = models.build("flax", module="tests.models.test_flax:MaskedLinear", args=args, shape=(2, 4), classes=3)
     assert set(flatten(model.specs["params"])) == {"Dense_0/kernel"}
     assert dict(model.config.args)["pair"] == (("a", 1),)
 
 
 def test_a_module_whose_call_names_the_mask_gets_it() -> None:
     args = {"opts": {"bias": {"use": True}}, "pair": ()}
-    model = models.build("flax", module="tests.models.test_flax:Told", args=args, shape=(2, 4), classes=3)
+    model = models.build("flax", module="tests.models.test_flax:MaskedLinear", args=args, shape=(2, 4), classes=3)
     variables, x = model.init(jax.random.key(0)), jnp.ones((2, 2, 4))
     hidden = model.predict(variables, {"features": x, "mask": jnp.zeros((2, 2))})
     np.testing.assert_array_equal(hidden, jnp.zeros((2, 3)))

@@ -1,4 +1,4 @@
-"""Mixtures of experts: two paths that give the same on any mesh, routers, and what is told of them."""
+"""Mixtures of experts: two paths that agree on any mesh, routers and their metrics."""
 
 from functools import cache
 from typing import Any
@@ -117,7 +117,7 @@ def test_a_mixture_is_the_sum_over_a_tokens_experts() -> None:
 
 
 def test_the_router_stays_in_float32() -> None:
-    """Logits that bfloat16 cannot tell apart choose as in float32."""
+    """Logits that are equal in bfloat16 are ranked as in float32."""
     kernel = jnp.float32([[1.0, 1.0 + 2e-4]])
     logits = routers.router_logits(jnp.ones((1, 1, 1), jnp.bfloat16), {"kernel": kernel})
     assert logits.dtype == jnp.float32
@@ -125,7 +125,7 @@ def test_the_router_stays_in_float32() -> None:
 
 
 def layers(shares: Any, experts: Any) -> Any:
-    """Two layers that tell the same of shares [B T E] and choices [B T A]."""
+    """The statistics of two layers with the same shares [B T E] and choices [B T A]."""
     shares, experts = np.float32(shares), np.asarray(experts)
     routes = routers.Routes(*jax.tree.map(jnp.asarray, (experts, np.ones(experts.shape, np.float32), shares)))
     stats = router_stats(routes, experts != 3, np.arange(shares.shape[1])[None])
@@ -243,7 +243,7 @@ def test_biases_move_once_an_update(parts: int) -> None:
 
 @cache
 def _metrics(model: models.Model) -> Any:
-    """What the model tells of a batch in training."""
+    """A program for the model's metrics of a batch in training."""
     return jax.jit(lambda variables, batch: model.apply(variables, batch, train=True).metrics)
 
 

@@ -1,4 +1,4 @@
-"""Tokens further than the next: what is foretold, what is seen for it, and what the loss takes of it."""
+"""Prediction of tokens after the next: what each module sees, what it predicts, and the loss."""
 
 from functools import cache
 from typing import Any
@@ -18,20 +18,20 @@ from train.update import step
 
 
 def ahead(model: models.Model, variables: Any, tokens: Any) -> list[np.ndarray]:
-    out = _told(model)(variables, tokens)
+    out = _mtp_logits(model)(variables, tokens)
     return [np.asarray(value) for value in out]
 
 
 @cache
-def _told(model: models.Model) -> Any:
+def _mtp_logits(model: models.Model) -> Any:
     return jax.jit(
         lambda v, t: [compute_logits(value) for value in model.apply(v, t, train=True, logits=False).mtp_values]
     )
 
 
 @pytest.mark.slow
-def test_a_token_further_is_told_of_those_before_it_alone() -> None:
-    """The k-th module stands at a token, has seen k tokens more, and nothing of what it is to foretell."""
+def test_a_token_further_is_predicted_from_those_before_it_alone() -> None:
+    """The k-th module sees, at each position, k tokens further, and not the one that it predicts."""
     model = tiny_model("deepseek_softmax", depth=1, dense_layers=(0,))
     variables, tokens = random_variables(model), batch_for("deepseek")["tokens"][:2]
     before, at = ahead(model, variables, tokens), 9
@@ -79,7 +79,7 @@ def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
         mean = sum(s for s, _ in more) / len(more)
         return (own[0] + 0.7 * mean) / total, mean / (sum(w for _, w in more) / len(more))
 
-    (_, foretold), want = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, mtp_loss), want = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
     grad = step.make_gradient(model, losses.TASKS["next_token"], place, step.StepOptions())
     with jax.set_mesh(place.mesh):
@@ -87,7 +87,7 @@ def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
         mine = jax.device_put(params, place.shardings(model.specs["params"]))
         keys = per_row_keys(jax.random.key(0), jax.device_put(jnp.arange(16), place.sharding("batch")))
         got, (terms, _, _) = jax.jit(grad)(mine, {}, put, keys, total, {})
-    np.testing.assert_allclose(terms["mtp_loss"][0] / terms["mtp_loss"][1], foretold, rtol=1e-5)
+    np.testing.assert_allclose(terms["mtp_loss"][0] / terms["mtp_loss"][1], mtp_loss, rtol=1e-5)
     whole = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(want)))
     for name, g in flatten(got).items():
         assert np.linalg.norm(g - flatten(want)[name]) <= 2e-5 * max(np.linalg.norm(g), 1e-3 * whole), name

@@ -30,7 +30,7 @@ def texts(count: int) -> Texts:
 
 
 def test_rows_go_on_where_they_ended() -> None:
-    """Each row of the next batch begins with the token that the row before was to tell last; streams do not overlap."""
+    """Each row of a batch begins with the last target of that row in the batch before; streams do not overlap."""
     corpus = packing.StreamSource(texts(1000), BYTE, 10, 4)
     plan = BatchSampler((corpus,), (Phase(0, 4),), seed=3)
     batches = [plan.batch(step) for step in range(corpus.windows + 1)]

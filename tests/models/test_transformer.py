@@ -111,11 +111,11 @@ def built(seed: int, folder: Path):
     wanted = models.build("transformer", vocab=V, vocab_multiple=16, context=12, **shape)
     torch, net = reference(wanted.config)
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "their.safetensors")
-    untold = {k: shape[k] for k in ("heads", "activation", "pre_norm", "scaled") if k in shape}
-    how = dict(vocab_multiple=16, context=12, **untold)
+    given = {k: shape[k] for k in ("heads", "activation", "pre_norm", "scaled") if k in shape}
+    how = dict(vocab_multiple=16, context=12, **given)
     model, variables = pretrained.load("transformer", folder / "their.safetensors", **how)
-    told = ("bias", "hidden", "depth", "decoder_depth", "positions", "tied", "has_final_norm")
-    assert all(getattr(model.config, name) == getattr(wanted.config, name) for name in told)
+    inferred = ("bias", "hidden", "depth", "decoder_depth", "positions", "tied", "has_final_norm")
+    assert all(getattr(model.config, name) == getattr(wanted.config, name) for name in inferred)
     return torch, net, model, variables
 
 

@@ -55,7 +55,7 @@ def test_sines_are_those_of_a_loop() -> None:
 
 
 def test_a_pool_is_the_first_token_or_the_mean_of_the_patches() -> None:
-    """Of the vectors that the bare network tells; the mean is without the class token."""
+    """Of the vectors that the bare network returns; the mean is without the class token."""
     model = tiny_model("vit")
     variables, x = random_variables(model), image(model)
     fields = vars(model.config)
@@ -70,7 +70,7 @@ def test_a_pool_is_the_first_token_or_the_mean_of_the_patches() -> None:
         np.testing.assert_allclose(got, pooled @ head["kernel"] + head["bias"][None], rtol=2e-5, atol=2e-5)
 
 
-def test_a_head_of_zeros_tells_nothing_at_first() -> None:
+def test_a_head_of_zeros_predicts_nothing_at_first() -> None:
     model = tiny_model("vit", zero_head=True)
     value = jax.jit(lambda key, x: model.predict(model.init(key), x))(jax.random.key(0), image(model))
     assert not np.asarray(value).any()

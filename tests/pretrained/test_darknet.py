@@ -311,7 +311,7 @@ def test_the_first_layers_may_have_no_numbers(tmp_path: Path) -> None:
 
 
 def test_the_first_layers_are_read_alone(tmp_path: Path) -> None:
-    """By a cutoff, or by the name of the file; what is not there is drawn, and told by `pretrained.find`."""
+    """A cutoff or the file's name says how many; the others are drawn. `pretrained.find` has those of the file."""
     config, weights = written(tmp_path, tiny_model("yolo"))
     model, whole = darknet.load(config, weights)
     sizes = darknet.array_shapes(model.config)

@@ -98,7 +98,7 @@ def test_names_of_classes_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Measured as it lies and as a checkpoint alike; written back byte for byte; trained on from."""
+    """A folder measures as its checkpoint does; the export has the same bytes; training starts from it."""
     write_coco(tmp_path / "set", coco(), split="val")
     write_coco(tmp_path / "set", coco(), split="train")
     size = dict(size="yolov3_tiny", classes=2, inputs=(32, 64, 3), anchors=ANCHORS)
@@ -126,17 +126,17 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     more += [f"--config.init_from={tmp_path}/b", "--config.train.steps=1", "--config.schedule.warmup=0"]
     begun = said("train", "--config=configs/yolo.py:bccd", f"--workdir={tmp_path}/v", *more)
     wide = folder_of(tmp_path / "c", models.build("yolo", **{**size, "classes": 5}))
-    told = said(
+    output = said(
         "eval", f"--pretrained={wide}", data, "--config.model.inputs=(64, 64, 3)", "--config.model.ignore_thresh=0.9"
     )
-    assert "data.size = (64, 64)" in told
-    assert "the 2 classes of" in told
+    assert "data.size = (64, 64)" in output
+    assert "the 2 classes of" in output
     said("convert", f"--pretrained={wide}", f"--workdir={tmp_path}/x", "--config.model.inputs=(64, 64, 3)")
     assert "data.size = (64, 64)" in said("eval", f"--pretrained={made}", data, "--config.model.inputs=(64, 64, 3)")
     assert f"59 leaves loaded from {tmp_path}/b; fresh: none; ignored: none" in begun
 
 
-def test_a_set_that_is_not_prepared_is_told_as_such(
+def test_a_set_that_is_not_prepared_is_reported_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where no split is given, it knows none to choose from."""

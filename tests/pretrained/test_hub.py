@@ -94,8 +94,8 @@ def test_networks_are_transformers(kind: str, seed: int, tmp_path: Path) -> None
     compare(module, tmp_path / "theirs")
     model, variables = models.load_pretrained(tmp_path / "theirs")
     models.save_pretrained(model, jax.device_get(variables), tmp_path / "ours")
-    back, told = type(module).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    back, loading_info = type(module).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(loading_info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens = torch.arange(20)[None]
     assert_close(back.eval()(tokens).logits.detach(), module(tokens).logits.detach())
     for name, parameter in module.state_dict().items():

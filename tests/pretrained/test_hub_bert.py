@@ -58,7 +58,7 @@ def reference(head: str, seed: int) -> Any:
 
 
 def texts(module: Any) -> dict[str, np.ndarray]:
-    """Rows of different lengths, each of two texts, and what is to be told of them; 0 is the padding's id."""
+    """Rows of different lengths, each of two texts, with their labels and targets; 0 is the padding's id."""
     draw, c = np.random.default_rng(1), module.config
     real = np.arange(20) < np.array([20, 13, 5])[:, None]
     tokens = np.where(real, draw.integers(1, c.vocab_size, (3, 20)), 0)
@@ -90,10 +90,10 @@ def ours(model: models.Model, params: Any, batch: dict[str, np.ndarray]) -> tupl
     logits = value()
     if model.config.head == "mlm":
         logits = logits[..., : model.config.vocab]
-    told = batch["targets" if model.config.head == "mlm" else "label"]
+    targets = batch["targets" if model.config.head == "mlm" else "label"]
     chosen = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(chosen, jnp.maximum(told, 0)[..., None], -1)[..., 0]
-    return -jnp.sum(jnp.where(told >= 0, picked, 0)) / jnp.sum(told >= 0), [logits]
+    picked = jnp.take_along_axis(chosen, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+    return -jnp.sum(jnp.where(targets >= 0, picked, 0)) / jnp.sum(targets >= 0), [logits]
 
 
 def test_the_configs_hold_every_choice() -> None:
@@ -137,8 +137,10 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
     assert compared == len(named)
 
     models.save_pretrained(model, jax.device_get(variables), tmp_path / "ours")
-    back, told = getattr(transformers, CLASSES[head]).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    back, loading_info = getattr(transformers, CLASSES[head]).from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(loading_info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     unused = {"cls.predictions.bias"} if head == "mlm" and not model.config.tied else set()
     for name, parameter in module.state_dict().items():
         if name not in unused:

@@ -119,11 +119,11 @@ def test_folders_of_resnets_are_strict_both_ways(seed: int, tmp_path: Path) -> N
     models.save_pretrained(model, variables, tmp_path / "ours", classes=names)
     with pytest.raises(UsageError, match=r"classes = \['one'\] has 1 names; the model has \d+ classes"):
         models.save_pretrained(model, variables, tmp_path / "not", classes=["one"])
-    theirs, told = transformers.ResNetForImageClassification.from_pretrained(
+    theirs, loading_info = transformers.ResNetForImageClassification.from_pretrained(
         tmp_path / "ours", output_loading_info=True
     )
-    assert not any(told[k] for k in ("unexpected_keys", "mismatched_keys"))
-    assert all(name.endswith("num_batches_tracked") for name in told["missing_keys"])
+    assert not any(loading_info[k] for k in ("unexpected_keys", "mismatched_keys"))
+    assert all(name.endswith("num_batches_tracked") for name in loading_info["missing_keys"])
     assert [theirs.config.id2label[i] for i in range(len(names))] == names
     assert tuple(names) == class_names.read(tmp_path / "ours")
     assert class_names.read(tmp_path / "first") is None

@@ -1,4 +1,4 @@
-"""DeepSeek's folders of the hub: what config.json says, weights of 8 bits, modules that foretell further tokens."""
+"""DeepSeek's folders of the hub: what config.json says, weights of 8 bits, modules that predict further tokens."""
 
 import json
 from pathlib import Path
@@ -141,11 +141,11 @@ def test_weights_of_8_bits_are_what_they_stand_for(tmp_path: Path) -> None:
         np.testing.assert_array_equal(flatten(found)[name], leaf)
 
 
-# Modules that foretell further tokens
+# Modules that predict further tokens
 
 
 def with_modules(module: Any, count: int, folder: Path) -> Any:
-    """Save the network and random modules that foretell `count` tokens more, named as V3's files name them."""
+    """Save the network and random modules that predict `count` tokens more, named as V3's files name them."""
     from safetensors.torch import load_file, save_file
     from transformers.modeling_layers import MtpModel
 
@@ -208,7 +208,7 @@ def test_modules_ahead_are_transformers(seed: int, tmp_path: Path) -> None:
     assert "mtp" not in fewer["params"]
     passed = pretrained.find(plain, tmp_path / "ours").ignored
     assert len(passed) == sum(f"layers.{model.config.depth + k}." in n for k in range(count) for n in names.shapes)
-    back, told = type(module).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not told["missing_keys"]
+    back, loading_info = type(module).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not loading_info["missing_keys"]
     for name, parameter in module.state_dict().items():
         np.testing.assert_array_equal(back.state_dict()[name], parameter)

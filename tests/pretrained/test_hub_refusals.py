@@ -99,7 +99,7 @@ def test_strange_values_end_in_a_refusal_or_a_network(kind: str, tmp_path: Path)
                 models.build(pretrained.TYPES[kind], **fields)
 
 
-def test_layers_beyond_the_last_are_surplus_unless_they_foretell(tmp_path: Path) -> None:
+def test_layers_beyond_the_last_are_surplus_unless_they_predict(tmp_path: Path) -> None:
     saved("deepseek_v2", tmp_path / "H", depth=3)
     edited(tmp_path / "H", num_hidden_layers=2)
     with pytest.raises(UsageError, match=r"layers\.2\..* is not part of this network"):

@@ -149,8 +149,8 @@ def test_networks_are_transformers(head: str, seed: int, tmp_path: Path) -> None
     models.save_pretrained(model, jax.device_get(variables), tmp_path / "ours")
     more = {"add_pooling_layer": False} if head == "none" else {}
     load = getattr(transformers, CLASSES[head]).from_pretrained
-    back, told = load(tmp_path / "ours", output_loading_info=True, **more)
-    assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    back, loading_info = load(tmp_path / "ours", output_loading_info=True, **more)
+    assert not any(loading_info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, parameter in back.state_dict().items():
         np.testing.assert_array_equal(module.state_dict()[name], parameter)
     again = models.load_pretrained(tmp_path / "ours")
@@ -186,7 +186,7 @@ def test_tables_are_resized_as_torch_does(grid: tuple[int, int], smooth: bool) -
     assert_close(got[0, 1:], want.numpy()[0].transpose(1, 2, 0).reshape(-1, 6))
 
 
-def test_what_no_table_tells_is_refused(tmp_path: Path) -> None:
+def test_what_no_table_gives_is_refused(tmp_path: Path) -> None:
     """Positions of an oblong grid, on another one of as many patches too."""
     randomise(transformers.ViTForImageClassification(small(image_size=[8, 12])), 0).save_pretrained(tmp_path)
     for inputs in ((12, 8, 3), (16, 24, 3)):
@@ -203,7 +203,7 @@ def test_what_no_table_tells_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_positions_amiss_are_refused_by_name(shape: tuple[int, ...], says: str, tmp_path: Path) -> None:
-    """Those of another grid than the folder's own config tells too, as transformers does; unless one is asked for."""
+    """So are those of another grid than the folder's config gives, as in transformers, unless one is asked for."""
     module = transformers.ViTForImageClassification(small())
     module.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -251,7 +251,7 @@ def test_a_config_that_is_not_ours_is_refused(changes: dict, says: str, tmp_path
 
 
 def test_heads_are_taken_off_and_masks_refused(tmp_path: Path) -> None:
-    """A classifier read as a bare network, an architecture that is not told, a file of masked images."""
+    """A classifier is read as a bare network, and without `architectures`; a file of masked images is refused."""
     module = randomise(transformers.ViTForImageClassification(small()), 0)
     module.save_pretrained(tmp_path)
     model, variables = models.load_pretrained(tmp_path, head="none", pool="none")
@@ -303,9 +303,9 @@ def test_networks_are_timms(name: str, tmp_path: Path) -> None:
     save_file({k: v.detach().numpy() for k, v in module.state_dict().items()}, tmp_path / "model.safetensors")
     pool, classes = how.get("pool", "token"), how.get("classes", 5)
     cfg = {"input_size": [3, *how["size"]], "mean": [0.5] * 3, "classifier": "head", "first_conv": "patch_embed.proj"}
-    told = {"architecture": name, "num_classes": classes, "num_features": 24, "global_pool": pool}
+    config = {"architecture": name, "num_classes": classes, "num_features": 24, "global_pool": pool}
     args = {"num_heads": 3, "embed_dim": 24, "depth": 2}
-    (tmp_path / "config.json").write_text(json.dumps({**told, "pretrained_cfg": cfg, "model_args": args}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": cfg, "model_args": args}))
     model, variables = models.load_pretrained(tmp_path)
     assert model.config.inputs == (*how["size"], 3)
     image = images(model.config.inputs)
@@ -324,9 +324,9 @@ def test_networks_are_timms(name: str, tmp_path: Path) -> None:
     bare, again = pretrained.load("vit", tmp_path / "model.safetensors", **fields)
     np.testing.assert_array_equal(jit_predict(bare)(again, image), jit_predict(model)(variables, image))
     for key, says in ((dict(reg_tokens=4), "reg_tokens = 4: unknown"), (dict(pre_norm=True), "pre_norm")):
-        (tmp_path / "config.json").write_text(json.dumps({**told, "pretrained_cfg": cfg, "model_args": args | key}))
+        (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": cfg, "model_args": args | key}))
         with pytest.raises(UsageError, match=says):
             models.load_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**told, "global_pool": "map"}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "global_pool": "map"}))
     with pytest.raises(UsageError, match="global_pool = 'map'"):
         models.load_pretrained(tmp_path)

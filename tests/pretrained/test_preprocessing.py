@@ -46,14 +46,14 @@ FORMS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("file", "told", "want"), FORMS)
-def test_what_a_folder_says_is_taken(file: str, told: dict[str, Any], want: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / file).write_text(json.dumps(told))
+@pytest.mark.parametrize(("file", "settings", "want"), FORMS)
+def test_what_a_folder_says_is_taken(file: str, settings: dict[str, Any], want: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / file).write_text(json.dumps(settings))
     assert from_folder(tmp_path) == want
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "settings"),
     [
         ("vit.ViT", {}),
         ("vit.ViT", {"size": {"height": 32, "width": 48}, "do_normalize": False}),
@@ -75,12 +75,12 @@ def test_what_a_folder_says_is_taken(file: str, told: dict[str, Any], want: dict
         ("convnext.ConvNext", {"size": {"shortest_edge": 380}, "crop_pct": 1.0}),
     ],
 )
-def test_images_are_those_of_the_hubs_processor(name: str, told: dict[str, Any], tmp_path: Path) -> None:
+def test_images_are_those_of_the_hubs_processor(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     """Wide, high, square, and one that has the wanted size already; what the file leaves out is the processor's own."""
     pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
     package, kind = name.split(".")
     module = importlib.import_module(f"transformers.models.{package}.image_processing_pil_{package}")
-    (tmp_path / FILE).write_text(json.dumps({"image_processor_type": f"{kind}ImageProcessor", **told}))
+    (tmp_path / FILE).write_text(json.dumps({"image_processor_type": f"{kind}ImageProcessor", **settings}))
     processor = getattr(module, f"{kind}ImageProcessorPil").from_pretrained(tmp_path)
     found, draw = from_folder(tmp_path), np.random.default_rng(0)
     coarse = Image.fromarray(draw.integers(0, 256, (9, 9, 3)).astype(np.uint8))
@@ -93,7 +93,7 @@ def test_images_are_those_of_the_hubs_processor(name: str, told: dict[str, Any],
 
 @pytest.mark.parametrize("timm", [False, True])
 @pytest.mark.parametrize(
-    "told",
+    "settings",
     [
         {"mean": 0.5, "std": 0.25},
         {
@@ -108,24 +108,24 @@ def test_images_are_those_of_the_hubs_processor(name: str, told: dict[str, Any],
         {"size": (28, 21), "crop_pct": 1.0, "resize_mode": "stretch", "interpolation": "box"},
     ],
 )
-def test_what_is_written_is_read_again(told: dict[str, Any], timm: bool, tmp_path: Path) -> None:
-    channels = np.size(told.get("mean", 0))
+def test_what_is_written_is_read_again(settings: dict[str, Any], timm: bool, tmp_path: Path) -> None:
+    channels = np.size(settings.get("mean", 0))
     if timm:
-        (tmp_path / "config.json").write_text(json.dumps(preprocessing.timm_keys(told, channels)))
+        (tmp_path / "config.json").write_text(json.dumps(preprocessing.timm_keys(settings, channels)))
     else:
-        preprocessing.write(tmp_path, told, channels)
-    assert from_folder(tmp_path) == {"mean": 0.0, "std": (1.0,) * channels if channels > 1 else 1.0, **told}
+        preprocessing.write(tmp_path, settings, channels)
+    assert from_folder(tmp_path) == {"mean": 0.0, "std": (1.0,) * channels if channels > 1 else 1.0, **settings}
 
 
 def test_a_wide_size_that_is_covered_has_no_form(tmp_path: Path) -> None:
-    told = {"size": (28, 21), "resize_mode": "cover", "mean": 0.5}
-    assert not preprocessing.is_expressible(told)
-    preprocessing.write(tmp_path, told, 3)
+    settings = {"size": (28, 21), "resize_mode": "cover", "mean": 0.5}
+    assert not preprocessing.is_expressible(settings)
+    preprocessing.write(tmp_path, settings, 3)
     assert from_folder(tmp_path) == {"mean": (0.5,) * 3, "std": (1.0,) * 3}
 
 
 @pytest.mark.parametrize(
-    ("file", "told", "says"),
+    ("file", "settings", "says"),
     [
         (FILE, {"rescale_factor": "1/255"}, "'rescale_factor' is '1/255'; it must be a number above 0"),
         (FILE, {"rescale_factor": float("nan")}, "'rescale_factor' is nan; it must be a number above 0"),
@@ -159,8 +159,8 @@ def test_a_wide_size_that_is_covered_has_no_form(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_not_done_here_is_refused(file: str, told: dict[str, Any], says: str, tmp_path: Path) -> None:
-    (tmp_path / file).write_text(json.dumps(told))
+def test_what_is_not_done_here_is_refused(file: str, settings: dict[str, Any], says: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(json.dumps(settings))
     with pytest.raises(UsageError, match=f"{file}: {says}") as error:
         from_folder(tmp_path)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""What timm's config.json and tensors tell of a Vision Transformer."""
+"""What timm's config.json and tensors say of a Vision Transformer."""
 
 import pytest
 
@@ -19,10 +19,10 @@ def shapes_of(c: vit.Config) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("grid", [(14, 16), (16, 14), (15, 15), (3, 5), (2, 3), (1, 1)])
 @pytest.mark.parametrize("position", ["learned", "patches"])
-def test_grids_that_count_alike_are_told_apart(grid: tuple[int, int], position: str) -> None:
-    """14 x 16 patches and a class token are as many as 15 x 15 patches: the image's size tells which they are."""
+def test_grids_that_count_alike_are_kept_apart(grid: tuple[int, int], position: str) -> None:
+    """14 x 16 patches and a class token are as many as 15 x 15 patches; the image's size decides."""
     c = vit.Config((4 * grid[0], 4 * grid[1], 3), 4, width=12, depth=1, heads=3, classes=5, position=position)
-    shapes, told = shapes_of(c), {"architecture": "vit_tiny_patch16_224"}
+    shapes, config = shapes_of(c), {"architecture": "vit_tiny_patch16_224"}
     size = list(c.inputs[:2])
     for more in (
         {"model_args": {"img_size": size, "no_embed_class": position == "patches"}},
@@ -30,7 +30,7 @@ def test_grids_that_count_alike_are_told_apart(grid: tuple[int, int], position: 
         {"pretrained_cfg": {"input_size": [3, *size]}},
         *([{}, {"model_args": {"img_size": size[0]}}] if grid[0] == grid[1] else []),
     ):
-        found = vit_timm.fields(Keys(told | more, shapes))
+        found = vit_timm.fields(Keys(config | more, shapes))
         assert vit.Config(**found | {"hidden": None}) == c
     for args, says in (
         (
@@ -41,10 +41,10 @@ def test_grids_that_count_alike_are_told_apart(grid: tuple[int, int], position: 
         ({"img_size": "large"}, "img_size 'large'"),
     ):
         with pytest.raises(UsageError, match=says):
-            vit_timm.fields(Keys(told | {"model_args": args}, shapes))
+            vit_timm.fields(Keys(config | {"model_args": args}, shapes))
 
 
-def test_an_oblong_grid_that_nothing_tells_is_refused() -> None:
+def test_an_oblong_grid_that_nothing_gives_is_refused() -> None:
     """Unless its patches make a square image."""
     c = vit.Config((8, 12, 3), 4, width=12, depth=1, heads=3)
     with pytest.raises(UsageError, match=r"pos_embed has 7 positions.*there is no img_size"):
@@ -57,9 +57,9 @@ def test_released_configs_are_read() -> None:
     """Each usual architecture has the heads and the fields of our sizes."""
     for size, name in (("ti_16", "tiny"), ("s_16", "small"), ("b_16", "base"), ("l_16", "large"), ("h_14", "huge")):
         model = models.build("vit", size=size)
-        told = vit_timm.fields_from_shapes(shapes_of(model.config))
+        fields = vit_timm.fields_from_shapes(shapes_of(model.config))
         heads = vit_timm.HEADS[name]
-        assert models.build("vit", **{**told, "heads": heads, "hidden": None}).config == model.config
+        assert models.build("vit", **{**fields, "heads": heads, "hidden": None}).config == model.config
     assert all(kind.split("_")[1] in vit_timm.HEADS for kind in vit_timm.TYPES)
     with pytest.raises(UsageError, match="not of a Vision Transformer of timm"):
         vit_timm.fields_from_shapes({"patch_embed.proj.weight": (8, 3, 4, 4)})

@@ -133,12 +133,12 @@ class Fuzz:
         shutil.copytree(boxes / "train2017", boxes / "val2017")
         for split in ("train", "val"):
             Image.fromarray(draw.integers(0, 255, (32, 32, 3), np.uint8)).save(boxes / f"{split}2017" / "a.jpg")
-            told = {
+            instances = {
                 "images": [{"id": 1, "file_name": "a.jpg", "width": 32, "height": 32}],
                 "categories": [{"id": 1, "name": "cell"}],
                 "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 8, 9], "iscrowd": 0}],
             }
-            (boxes / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(told))
+            (boxes / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(instances))
         quiz = {"question": "a?", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "A"}
         (self.folder / "quiz.jsonl").write_text((json.dumps(quiz) + "\n") * 2)
         (self.folder / "text.txt").write_text("a text of some words\n" * 40)

@@ -17,14 +17,14 @@ def save(path: Path, size: tuple[int, int] = (8, 6), mode: str = "RGB", level: i
 
 
 def classes(root: Path, count: int = 12, vary: bool = True) -> Path:
-    """Three classes with `count` images each, told apart by their level of red."""
+    """Three classes with `count` images each, which differ in their level of red."""
     for c, name in enumerate(("cat", "dog", "eel")):
         for i in range(count):
             save(root / name / f"{i:02d}.png", (8 + vary * (i % 3), 6 + vary * (i % 2)), level=60 * c + 50 + i)
     return root
 
 
-def told(source: Examples) -> list[tuple[int, int]]:
+def labels_and_levels(source: Examples) -> list[tuple[int, int]]:
     """Each example's label and level of red."""
     got = source.__getitems__(range(len(source)))
     return [(int(y), int(image[0, 0, 0])) for image, y in zip(got["image"], got["label"], strict=True)]

@@ -164,8 +164,8 @@ def compare(module: Any, model: models.Model, size: int, folder: Path, train: bo
 
     def ours(params: Any) -> Any:
         out = model.apply({**variables, "params": params}, jnp.asarray(image), train=train)
-        told = jax.nn.log_softmax(out.value)
-        return -jnp.mean(jnp.take_along_axis(told, jnp.asarray(label)[:, None], 1)), out
+        log_probs = jax.nn.log_softmax(out.value)
+        return -jnp.mean(jnp.take_along_axis(log_probs, jnp.asarray(label)[:, None], 1)), out
 
     (value, out), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])
     assert_close(out.value, logits.detach())

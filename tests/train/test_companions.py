@@ -18,13 +18,13 @@ def hub(where: Path) -> str:
     """The fingerprint of the tokenizer of a folder with a chat template."""
     where.mkdir()
     (where / "tokenizer.json").write_text(subwords.train_bpe(["the text of nobody"], 270).source)
-    told = {
+    config = {
         "eos_token": {"content": "<|endoftext|>", "lstrip": False, "__type": "AddedToken"},
         "bos_token": "<|endoftext|>",
         "x": 1,
     }
-    told |= {"model_max_length": 64, "padding_side": "left", "tokenizer_class": "Qwen2Tokenizer"}
-    (where / "tokenizer_config.json").write_text(json.dumps(told))
+    config |= {"model_max_length": 64, "padding_side": "left", "tokenizer_class": "Qwen2Tokenizer"}
+    (where / "tokenizer_config.json").write_text(json.dumps(config))
     (where / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
     (where / "additional_chat_templates").mkdir()
     (where / TOOLS).write_text(TEMPLATE + "tools", "utf-8")
@@ -58,10 +58,10 @@ def test_an_export_has_them_and_its_own(tmp_path: Path) -> None:
     out = exported(tmp_path / "out", companions.from_folder(tmp_path / "hub", hub(tmp_path / "hub")))
     assert (out / "chat_template.jinja").read_text("utf-8") == TEMPLATE
     assert (out / TOOLS).read_text("utf-8") == TEMPLATE + "tools"
-    told = json.loads((out / "tokenizer_config.json").read_text())
-    assert (told["model_max_length"], told["padding_side"], told["bos_token"]) == (64, "left", "<|endoftext|>")
-    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert "x" not in told
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert (config["model_max_length"], config["padding_side"], config["bos_token"]) == (64, "left", "<|endoftext|>")
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "x" not in config
     generation = json.loads((out / "generation_config.json").read_text())
     assert generation == {"bos_token_id": None, "temperature": 0.6, "eos_token_id": [0, 3]}
     bare = exported(tmp_path / "bare", {})
@@ -81,13 +81,13 @@ def test_a_chat_is_written_as_by_transformers(tmp_path: Path) -> None:
     assert two.apply_chat_template(CHAT) == one.apply_chat_template(CHAT)
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_settings_of_images_are_kept_where_they_were_followed(told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("followed", [True, False])
+def test_settings_of_images_are_kept_where_they_were_followed(followed: bool, tmp_path: Path) -> None:
     theirs = json.dumps({"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.5], "image_std": 0.5})
     (tmp_path / "preprocessor_config.json").write_text(theirs)
     files = companions.from_folder(tmp_path, None)
-    settings = preprocessing.from_folder(tmp_path) | ({} if told else {"mean": 0.25})
+    settings = preprocessing.from_folder(tmp_path) | ({} if followed else {"mean": 0.25})
     preprocessing.write(tmp_path, settings, 1)
     companions.write(files, tmp_path, {}, preprocessing.from_folder(tmp_path))
-    assert ((tmp_path / "preprocessor_config.json").read_text() == theirs) == told
+    assert ((tmp_path / "preprocessor_config.json").read_text() == theirs) == followed
     assert preprocessing.from_folder(tmp_path) == settings

@@ -119,8 +119,8 @@ def test_networks_of_images_with_other_classes(
     family: str, fields: dict[str, Any], classes: int, fresh: str | None, tmp_path: Path, monkeypatch
 ) -> None:
     path = folder(tmp_path / "H", family, **{"classes": 5, **fields})
-    told = {"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.5], "image_std": [0.25]}
-    (tmp_path / "H" / "preprocessor_config.json").write_text(json.dumps(told))
+    settings = {"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.5], "image_std": [0.25]}
+    (tmp_path / "H" / "preprocessor_config.json").write_text(json.dumps(settings))
     cfg = taken(monkeypatch, path, images(classes), data__std=1.0)
     assert (cfg.model.head, cfg.loss, cfg.init_fresh) == ("classes", "softmax", fresh)
     assert (cfg.data.size, cfg.data.mean, cfg.data.std) == ((8, 8), 0.5, 1.0)
@@ -151,7 +151,7 @@ def test_a_run_needs_no_more_than_its_workdir(more: list[str], tmp_path: Path, c
     jax.set_mesh(None)
 
 
-def test_what_a_classifier_tells_of_a_row_is_its_loss(tmp_path: Path) -> None:
+def test_what_a_classifier_predicts_of_a_row_is_its_loss(tmp_path: Path) -> None:
     """One class, or any number of them; a number, which one output alone is too, is refused by name."""
     path = folder(tmp_path / "H", "bert", head="classes", pool="first", classes=2)
     model, file = pretrained.read_config(path), tmp_path / "H" / "config.json"

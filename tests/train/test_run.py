@@ -137,8 +137,8 @@ def test_extending_records_a_phase(finished_run_copy: Path) -> None:
 
 def test_a_signal_saves_and_ends_the_run(tmp_path: Path) -> None:
     cfg = reader.override(reader.read("configs/mlp.py:digits"), [("train.steps", "4"), ("checkpoint.every", "None")])
-    text, told = reader.to_json(cfg), runtime(signals=lambda: "SIGTERM")
-    assert run.train(cfg, text, str(tmp_path / "w"), told) == "SIGTERM"
+    text, interrupted = reader.to_json(cfg), runtime(signals=lambda: "SIGTERM")
+    assert run.train(cfg, text, str(tmp_path / "w"), interrupted) == "SIGTERM"
     assert checkpoint.steps(str(tmp_path / "w")) == [1]
 
 
@@ -175,9 +175,9 @@ def test_a_signal_in_an_evaluation_saves_at_once(tmp_path: Path) -> None:
     assert run.train(cfg, text, workdir, runtime()) is None
     assert measured().keys() == {2, 4}
     assert kept() == measured()
-    told = runtime()
-    assert run.train(cfg, text, workdir, told) is None
-    assert "is complete" in told.stdout.getvalue()
+    again = runtime()
+    assert run.train(cfg, text, workdir, again) is None
+    assert "is complete" in again.stdout.getvalue()
 
 
 def test_a_run_that_no_longer_learns_stops_and_says_so(tmp_path: Path, capsys) -> None:

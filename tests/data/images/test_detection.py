@@ -1,4 +1,4 @@
-"""Images with boxes of any kind of set, and prepared ones: what is read, what is told, what is refused."""
+"""Images with boxes of any kind of set, and prepared ones: what is read, what is reported, what is refused."""
 
 import os
 import pickle
@@ -26,8 +26,8 @@ def test_notes_name_some_images() -> None:
 
 
 def turned(root: Path, name: str, orientation: int, sized: bool | None) -> None:
-    """An image with an orientation and a red box, 10, 5, 30, 15 as seen upright; the .xml tells the size as seen or as
-    stored, or where `sized` is None not at all.
+    """An image with an orientation and a red box, 10, 5, 30, 15 as seen upright; the .xml gives the size as seen or as
+    stored, or no size if `sized` is None.
     """
     upright = np.full((60, 80, 3), 30, np.uint8)
     upright[5:15, 10:30] = (250, 40, 40)

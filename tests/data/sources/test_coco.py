@@ -1,4 +1,4 @@
-"""Folders with COCO's JSON: what is read, what is mended and told, what is refused."""
+"""Folders with COCO's JSON: what is read, what is mended and reported, what is refused."""
 
 import json
 import shutil
@@ -82,8 +82,8 @@ def test_identity_is_that_of_content(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert scenes(root).identity == large
 
 
-def test_what_is_mended_is_told(tmp_path: Path) -> None:
-    """A box that leaves its image is cut, one without area or outside left out; rounding is not worth a word."""
+def test_what_is_mended_is_reported(tmp_path: Path) -> None:
+    """A box that leaves its image is cut, one without area or outside is left out; rounding is not reported."""
     table = coco()
     boxes = ([-4, 5, 10, 10], [35, 15, 5.001, 5], [3, 3, 0, 8], [50, 3, 4, 4], [8, 9, -2, 3])
     for i, box in enumerate(boxes, 10):
@@ -172,9 +172,9 @@ def test_bad_coco_is_refused(tmp_path: Path, spoil: Spoil, says: str) -> None:
     """One line that names file, row and value."""
     table = coco()
     spoil(table)
-    with pytest.raises(UsageError, match=says) as told:
+    with pytest.raises(UsageError, match=says) as error:
         scenes(write_coco(tmp_path / "set", table))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_ids_are_known_in_any_form(tmp_path: Path) -> None:

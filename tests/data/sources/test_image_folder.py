@@ -11,7 +11,7 @@ from data import sources
 from data.images import decode
 from data.types import Examples, Texts
 from errors import UsageError
-from tests.support.image_folders import classes, save, told
+from tests.support.image_folders import classes, labels_and_levels, save
 
 
 def test_class_folders_hold_out_a_tenth_of_each(tmp_path: Path) -> None:
@@ -21,8 +21,8 @@ def test_class_folders_hold_out_a_tenth_of_each(tmp_path: Path) -> None:
     train, test = (sources.load(str(root), s) for s in ("train", "test"))
     assert train.names == test.names == ("cat", "dog", "eel")
     assert train.classes == 3
-    assert told(train) == [(c, 60 * c + 50 + i) for c in range(3) for i in range(23)]
-    assert told(test) == [(c, 60 * c + 50 + i) for c in range(3) for i in (23, 24)]
+    assert labels_and_levels(train) == [(c, 60 * c + 50 + i) for c in range(3) for i in range(23)]
+    assert labels_and_levels(test) == [(c, 60 * c + 50 + i) for c in range(3) for i in (23, 24)]
     save(root / "ant" / "a.png")
     assert len(sources.load(str(root), "test")) == 6  # a class of one image holds out none
     save(root / "ant" / "b.png")
@@ -219,7 +219,7 @@ def test_classes_that_are_all_whole_numbers_are_in_their_order(folders: str, nam
     assert source.names == tuple(names.split())
     if "/" not in folders:
         levels = dict(zip(folders.split(), range(50, 60), strict=False))
-        assert told(source) == [(i, levels[name]) for i, name in enumerate(names.split())]
+        assert labels_and_levels(source) == [(i, levels[name]) for i, name in enumerate(names.split())]
 
 
 @pytest.mark.parametrize(

@@ -36,13 +36,13 @@ def model():
 
 def likelihood(model, variables, context: str, after: str) -> tuple[float, bool]:
     """By the definition, token by token, each from as much of what is before it as there is room for."""
-    told = [*BYTE.encode(context), *BYTE.encode(after)] if context else [256, *BYTE.encode(after)]
+    tokens = [*BYTE.encode(context), *BYTE.encode(after)] if context else [256, *BYTE.encode(after)]
     count = len(BYTE.encode(after))
-    told = np.array(told[-41:])
-    padded = np.pad(told[:-1], (0, 41 - len(told)))  # a later token changes nothing, and one length is compiled
+    tokens = np.array(tokens[-41:])
+    padded = np.pad(tokens[:-1], (0, 41 - len(tokens)))  # a later token changes nothing, and one length is compiled
     logits = jax.nn.log_softmax(jit_predict(model)(variables, padded[None])[0])
-    rows = range(len(told) - count, len(told))
-    picked = [(logits[i - 1, told[i]], int(np.argmax(logits[i - 1])) == told[i]) for i in rows]
+    rows = range(len(tokens) - count, len(tokens))
+    picked = [(logits[i - 1, tokens[i]], int(np.argmax(logits[i - 1])) == tokens[i]) for i in rows]
     return float(sum(p for p, _ in picked)), all(hit for _, hit in picked)
 
 
@@ -95,12 +95,12 @@ def test_likelihoods_are_those_of_the_definition(model) -> None:
         assert found.tokens[i] == len(after.encode())
 
 
-def test_last_words_are_told_greedily_or_not(model) -> None:
+def test_last_words_are_predicted_greedily_or_not(model) -> None:
     made, variables = model
-    told = multiple_choice.last_words(texts("x", "y", ["the cat sat", " a b "]))
-    assert [(q.context, q.choices) for q in told.items] == [("the cat", ("sat",)), ("a", ("b",))]
-    scores = ask(made, variables, told.items)
-    want = [likelihood(made, variables, q.context, f" {q.choices[0]}") for q in told.items]
+    questions = multiple_choice.last_words(texts("x", "y", ["the cat sat", " a b "]))
+    assert [(q.context, q.choices) for q in questions.items] == [("the cat", ("sat",)), ("a", ("b",))]
+    scores = ask(made, variables, questions.items)
+    want = [likelihood(made, variables, q.context, f" {q.choices[0]}") for q in questions.items]
     assert scores.metrics["loss"] == pytest.approx(-np.mean([nats for nats, _ in want]), rel=1e-5)
     assert scores.metrics["perplexity"] == pytest.approx(math.exp(scores.metrics["loss"]), rel=1e-6)
     assert scores.metrics["accuracy"] == np.mean([greedy for _, greedy in want])

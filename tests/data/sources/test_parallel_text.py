@@ -70,7 +70,7 @@ def test_what_does_not_lie_side_by_side_is_refused(folder: Path) -> None:
         sources.load(str(folder), "test", field="en:de")
 
 
-def test_rows_foretell_the_translation() -> None:
+def test_rows_predict_the_translation() -> None:
     """tokens are the targets one later, after the start; weights and mask end with the end of the text."""
     made = tokenizers.make("byte", ())
     found = parallel_text.translation_rows(

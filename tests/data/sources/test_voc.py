@@ -52,9 +52,9 @@ def test_voc_is_read(tmp_path: Path) -> None:
 )
 def test_bad_voc_is_refused(tmp_path: Path, ids: str, first: str | None, says: str) -> None:
     """One line that names the file."""
-    with pytest.raises(UsageError, match=says) as told:
+    with pytest.raises(UsageError, match=says) as error:
         scenes(write_voc(tmp_path / "voc", ids, first), "train")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_name_is_a_line(tmp_path: Path) -> None:

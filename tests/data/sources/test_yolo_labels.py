@@ -148,10 +148,10 @@ def test_what_is_made_of_labels_is_said(tmp_path: Path) -> None:
 def test_bad_labels_are_refused(tmp_path: Path, label: str, says: str) -> None:
     """One line that names the file and the line."""
     root = write(flat(tmp_path / "set", label), data_yaml="names: [ball, cube]")
-    with pytest.raises(UsageError, match=says) as told:
+    with pytest.raises(UsageError, match=says) as error:
         scenes(root, "train")
-    assert "a.txt" in str(told.value)
-    assert len(str(told.value)) < 500
+    assert "a.txt" in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_bad_labels_are_refused(tmp_path: Path, label: str, says: str) -> None:
     ],
 )
 def test_folders_amiss_are_refused(tmp_path: Path, files: dict[str, str], says: str) -> None:
-    """Names that are missing or differ, images that cannot be told apart, two forms in one folder."""
+    """Names that are missing or differ, images that differ only in their ending, two forms in one folder."""
     root = write(flat(tmp_path / "set"), **files)
     with pytest.raises(UsageError, match=says):
         scenes(root, "train")

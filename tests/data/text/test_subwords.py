@@ -179,8 +179,8 @@ def test_what_is_written_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("prefix", "suffix"), [((), ()), ((0,), ()), ((0,), (1,)), ((), (1,))])
-def test_what_stands_around_a_text_is_told_and_written(prefix: tuple, suffix: tuple, tmp_path: Path) -> None:
-    """Of a vocabulary without the letter a, and of a tokenizer.json that does not say it itself."""
+def test_what_stands_around_a_text_is_read_and_written(prefix: tuple, suffix: tuple, tmp_path: Path) -> None:
+    """The vocabulary lacks the letter a; the library's tokenizer has no prefix or suffix of its own."""
     library = pytest.importorskip("tokenizers")
     bare = library.Tokenizer(library.models.BPE({"<s>": 0, "</s>": 1, "A": 2, "C": 3, "G": 4, "T": 5}, []))
     bare.add_special_tokens(["<s>", "</s>"])
@@ -198,12 +198,12 @@ def test_what_stands_around_a_text_is_told_and_written(prefix: tuple, suffix: tu
 
 
 def test_documents_hold_all_their_bytes() -> None:
-    """In windows of any size, whatever the tokenizer, the bytes told are those of the documents."""
+    """Windows of any size count the bytes of the documents, whatever the tokenizer."""
     source = texts("x", "y", ["the cat, naïve", "日本語 the end", "a"])
     for tokenizer in (made("trained"), tokenizers.make("byte", ())):
         exam = eval_set.from_texts(source, tokenizer, 4)
-        told = sum(float(batch["bytes"].sum()) for batch in exam.batches(2, [0, 1]))
-        assert told == sum(len(d.encode()) for d in source.documents)
+        count = sum(float(batch["bytes"].sum()) for batch in exam.batches(2, [0, 1]))
+        assert count == sum(len(d.encode()) for d in source.documents)
 
 
 def test_training_is_a_function_of_the_text(tmp_path: Path, capsys) -> None:

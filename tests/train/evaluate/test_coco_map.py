@@ -80,7 +80,7 @@ def test_overlaps_count_from_their_threshold_on() -> None:
 
 
 def test_images_without_truths() -> None:
-    """A find there is wrong, and tells if surer than the right ones; without any truth, as of no image, all is NaN."""
+    """A find there is wrong, and counts only if surer than the right ones; without any truth, every metric is NaN."""
     right, empty = found((CAT, 0.5, 0)), truth()
     assert metrics([right, found()], [truth((CAT, 0)), empty])["map_50"] == 1
     assert metrics([right, found((CAT, 0.6, 0))], [truth((CAT, 0)), empty])["map_50"] == pytest.approx(0.5)
@@ -162,9 +162,9 @@ def by_pycocotools(finds: list[Detections], truths: list[BoxAnnotations]) -> np.
         made.createIndex()
         return made
 
-    told = [(i, b, k, {"iscrowd": int(c)}) for i, t in enumerate(truths) for b, k, c in zip(*t[:3], strict=True)]
+    annotations = [(i, b, k, {"iscrowd": int(c)}) for i, t in enumerate(truths) for b, k, c in zip(*t[:3], strict=True)]
     seen = [(i, b, k, {"score": s, "iscrowd": 0}) for i, f in enumerate(finds) for b, s, k in zip(*f, strict=True)]
-    judge = COCOeval(table(told), table(seen), "bbox")
+    judge = COCOeval(table(annotations), table(seen), "bbox")
     judge.evaluate()
     judge.accumulate()
     judge.summarize()

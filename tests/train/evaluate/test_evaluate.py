@@ -96,8 +96,8 @@ def test_a_row_has_the_ratio_of_its_own_sums() -> None:
     exam = EvalSet({"x": np.arange(5, dtype=np.float32), "weight": weight}, np.arange(5))
 
     def examine(variables: Any, batch: dict[str, jax.Array]) -> Any:
-        told = jnp.sum(batch["weight"], -1)
-        return {"loss": (batch["x"] * told, told)}, {}
+        count = jnp.sum(batch["weight"], -1)
+        return {"loss": (batch["x"] * count, count)}, {}
 
     rows = evaluate.evaluate(examine, None, exam, place, 8).rows
     assert rows is not None
@@ -164,7 +164,7 @@ def test_calibration_by_hand() -> None:
 
 
 def test_the_error_of_calibration_is_its_spread() -> None:
-    """Of a model that is too sure by 0.2, over samples of 2,000: the delta method tells the spread to a fifth."""
+    """For a model that is too sure by 0.2, the delta method gives the spread over samples of 2,000 within a fifth."""
     draw, found = np.random.default_rng(0), []
     for _ in range(300):
         sure = draw.choice([0.5, 0.7, 0.9], 2000)
@@ -184,7 +184,7 @@ def test_confidence_is_of_losses_of_probabilities() -> None:
     assert "confidence" not in losses.TASKS["hinge"].predictions(jnp.zeros((2, 1)), batch)
 
 
-def test_a_single_score_tells_two_classes() -> None:
+def test_a_single_score_separates_two_classes() -> None:
     """Above 0 is class 1; what the hinge loss counts as right is what is guessed right."""
     score, label = np.array([[2.0], [-1.0], [0.5], [-3.0]], np.float32), np.array([1, 1, 0, 0], np.int32)
     batch = {"label": jnp.asarray(label), "weight": jnp.ones(4)}

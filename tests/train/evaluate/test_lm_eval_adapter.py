@@ -55,18 +55,18 @@ def test_likelihoods_are_ours(harness: CanonLM) -> None:
     assert set(scores.metrics) == {"acc", "acc_norm"}
 
 
-def test_rolling_tells_each_token_once(harness: CanonLM) -> None:
+def test_rolling_scores_each_token_once(harness: CanonLM) -> None:
     """A text longer than the context: the sum over windows, each by the definition."""
     text = "The cat sat on the mat, and then it sat on the other mat for a long while."
     setup, ids = harness.opened.setup, [harness.eot_token_id, *harness.tokenizer.encode(text).tolist()]
-    total, told = 0.0, 1
+    total, scored = 0.0, 1
     variables = jax.device_get(harness.opened.variables)
-    while told < len(ids):
-        start = 0 if told == 1 else told - 16
+    while scored < len(ids):
+        start = 0 if scored == 1 else scored - 16
         window = np.array(ids[start : start + 33])
         logits = jax.nn.log_softmax(jit_predict(setup.model)(variables, window[None, :-1])[0])
-        total += sum(float(logits[i - 1, window[i]]) for i in range(told - start, len(window)))
-        told = start + len(window)
+        total += sum(float(logits[i - 1, window[i]]) for i in range(scored - start, len(window)))
+        scored = start + len(window)
     assert harness.loglikelihood_rolling([request(text), request("")])[0] == pytest.approx(total, rel=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_a_task_of_the_package_runs(harness: CanonLM, tmp_path: Path) -> None:
         "doc_to_target": "answer",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
-    told = simple_evaluate(harness, tasks=[task], task_manager=TaskManager(include_defaults=False), verbosity="ERROR")
+    report = simple_evaluate(harness, tasks=[task], task_manager=TaskManager(include_defaults=False), verbosity="ERROR")
     setup = harness.opened.setup
     examine = evaluate.make_eval_step(setup.model, setup.task, setup.place)
     with jax.set_mesh(setup.place.mesh):
@@ -104,5 +104,5 @@ def test_a_task_of_the_package_runs(harness: CanonLM, tmp_path: Path) -> None:
             setup.model, harness.tokenizer, examine, variables, place, Questions(tuple(asked), {}), 4
         )
     for name in ("acc", "acc_norm"):
-        assert told["results"]["ours"][f"{name},none"] == pytest.approx(ours.metrics[name])
-        assert told["results"]["ours"][f"{name}_stderr,none"] == pytest.approx(ours.stderr[name])
+        assert report["results"]["ours"][f"{name},none"] == pytest.approx(ours.metrics[name])
+        assert report["results"]["ours"][f"{name}_stderr,none"] == pytest.approx(ours.stderr[name])

@@ -21,7 +21,7 @@ PROMPTS = [np.array(p) for p in ([5, 9, 2, 7, 3, 8, 1], [4], [6, 6, 1])]
 
 @cache
 def model_of(name: str, **more: Any) -> tuple[models.Model, Any]:
-    """A tiny model whose next token hangs on all before it: initial values alone hardly tell."""
+    """A tiny model whose next token depends on all before it, as with initial values alone it hardly does."""
     model, draw = tiny_model(name, **{"context": 32, **more}), np.random.default_rng(1)
     return model, jax.tree.map(
         lambda x: x + 0.3 * draw.normal(size=x.shape).astype(np.float32), random_variables(model, 1)

@@ -88,8 +88,8 @@ def test_mistakes_show_the_images_as_they_are(tmp_path: Path, channels: int) -> 
     count, names = 11, ["cat", "a name that is long"]
     images = np.full((count, 4, 4, channels), 77, np.uint8)
     label, loss = np.zeros(count, int), np.linspace(3, 1, count)
-    told = classification.ClassPredictions(label, label + 1, loss, names)
-    sheet = pixels(classification.draw_mistakes(images, told, TITLE, tmp_path / "sheet.png"))
+    predictions = classification.ClassPredictions(label, label + 1, loss, names)
+    sheet = pixels(classification.draw_mistakes(images, predictions, TITLE, tmp_path / "sheet.png"))
     share = (sheet == 77).all(-1).sum() / (sheet.shape[0] * sheet.shape[1])
     assert 0.2 < share < 0.6
     few = classification.ClassPredictions(label[:3], label[:3] + 1, loss[:3], names)
@@ -106,16 +106,18 @@ def test_large_images_are_shown_small(tmp_path: Path) -> None:
     assert classification._shrink(strip).shape == (1, classification.MAX_SIDE, 1)
     tiny = np.full((5, 4, 3), 77, np.uint8)
     assert classification._shrink(tiny) is tiny
-    told = classification.ClassPredictions(np.zeros(2, int), np.ones(2, int), np.ones(2), ["a", "b"])
-    sheet = pixels(classification.draw_mistakes([small, tiny], told, TITLE, tmp_path / "sheet.png"))
+    predictions = classification.ClassPredictions(np.zeros(2, int), np.ones(2, int), np.ones(2), ["a", "b"])
+    sheet = pixels(classification.draw_mistakes([small, tiny], predictions, TITLE, tmp_path / "sheet.png"))
     assert (sheet == 77).all(-1).sum() > 1000
 
 
 def test_mistaken_texts_are_written(tmp_path: Path) -> None:
     """Truth, guess, loss and the text, cut where it is long; a class without a name is its number."""
     documents = ["a fine\nfilm", "word " * 500]
-    told = classification.ClassPredictions(np.array([1, 0]), np.array([0, 2]), np.array([2.5, 1.25]), ["bad", "good"])
-    path = classification.write_mistakes(documents, told, TITLE, tmp_path / "m.txt")
+    predictions = classification.ClassPredictions(
+        np.array([1, 0]), np.array([0, 2]), np.array([2.5, 1.25]), ["bad", "good"]
+    )
+    path = classification.write_mistakes(documents, predictions, TITLE, tmp_path / "m.txt")
     first, second, third = path.read_text().split("\n\n")
     assert first == TITLE
     assert second == "loss 2.500: good, predicted bad\n    | a fine film"
@@ -125,13 +127,13 @@ def test_mistaken_texts_are_written(tmp_path: Path) -> None:
 
 
 def test_passages_are_the_windows_of_highest_loss(tmp_path: Path) -> None:
-    """Only what was told, in falling order, without the short end of a document."""
+    """They come in falling order, each with its scored tokens alone; the short end of a document is left out."""
     tokenizer = tokenizers.make("byte", ())
     source = texts("made", "test", ["first line\nsecond line, and the end", "other words in the other text"])
     exam = eval_set.from_texts(source, tokenizer, 12, overlap=4)
     weight = exam.fields["weight"].sum(1)
-    told = [tokenizer.decode(t[w > 0]) for t, w in zip(exam.fields["targets"], exam.fields["weight"], strict=True)]
-    assert "".join(told) == "".join(source.documents)
+    passages = [tokenizer.decode(t[w > 0]) for t, w in zip(exam.fields["targets"], exam.fields["weight"], strict=True)]
+    assert "".join(passages) == "".join(source.documents)
     assert weight.min() < 3
     loss = np.where(weight < 3, 99.0, np.arange(len(weight)))
     path = classification.write_passages(exam, Rows(loss, weight), tokenizer, TITLE, tmp_path / "p.txt")
@@ -141,7 +143,7 @@ def test_passages_are_the_windows_of_highest_loss(tmp_path: Path) -> None:
     for i, part in zip(order, parts[1:], strict=True):
         head, *lines = part.rstrip("\n").split("\n")
         assert head == f"loss {i:.4f} nats a token over {weight[i]:.0f} tokens, window {i}"
-        assert "\n".join(line.removeprefix("    | ") for line in lines) == told[i]
+        assert "\n".join(line.removeprefix("    | ") for line in lines) == passages[i]
 
 
 @pytest.mark.parametrize("outputs", [1, 3])

@@ -81,8 +81,8 @@ def test_a_run_writes_numbers_and_its_config(tmp_path: Path) -> None:
     assert (value.tag, value.metadata.plugin.plugin_name, value.tensor.dtype) == ("config", "text", 7)
     assert [d.size for d in value.tensor.shape.dim] == [1]
     assert '"steps": 40' in value.tensor.string_val[0].decode()
-    told = {value.tag: (event.step, value.simple_value) for event in rest for value in event.summary.value}
-    assert told == {"train/loss": (300, 0.25), "train/huge": (300, math.inf), "test/loss": (300, 0.5)}
+    scalars = {value.tag: (event.step, value.simple_value) for event in rest for value in event.summary.value}
+    assert scalars == {"train/loss": (300, 0.25), "train/huge": (300, math.inf), "test/loss": (300, 0.5)}
 
 
 def test_pictures_and_texts_of_an_evaluation(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_runs_of_one_name_are_two_there(tmp_path: Path, monkeypatch: pytest.Monk
     for folder in ("a", "a", "b"):
         (tmp_path / folder / "seed0").mkdir(parents=True, exist_ok=True)
         metrics.Recorder(str(tmp_path / folder / "seed0"), runtime([0.0]), project="trials").close()
-    first, again, other = (told["id"] for kind, told in theirs.calls if kind == "init")
+    first, again, other = (settings["id"] for kind, settings in theirs.calls if kind == "init")
     assert first == again != other
 
 
@@ -150,10 +150,10 @@ def test_a_line_that_is_none_of_ours_is_passed_over(line: bytes, tmp_path: Path)
     recorder.close()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(line + b"\n")
-    told: list[str] = []
-    assert [r["step"] for r in metrics.read(str(tmp_path), told.append)] == [1]
-    assert len(told) == 1
-    assert "line 2 cannot be read" in told[0]
+    lines: list[str] = []
+    assert [r["step"] for r in metrics.read(str(tmp_path), lines.append)] == [1]
+    assert len(lines) == 1
+    assert "line 2 cannot be read" in lines[0]
 
 
 def test_a_folder_in_its_place_is_one_line(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_bad_windows_are_refused(text: str) -> None:
 
 @pytest.mark.slow
 def test_a_trace_ends_with_the_run(tmp_path: Path, capsys) -> None:
-    """A window beyond the end is refused; one that a resume has passed is told, one that it is in is traced on."""
+    """A window beyond the end is refused, one that a resume has passed is reported, one that it is in is traced on."""
     run = ["train", f"--workdir={tmp_path}/w", "--config=configs/mlp.py:digits", "--config.log.table=false"]
     assert launch.main([*run, "--config.train.steps=4", "--config.log.profile=2:9"]) == 2
     assert "must end at update 4" in capsys.readouterr().err

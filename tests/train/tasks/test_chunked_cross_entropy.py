@@ -91,7 +91,7 @@ def test_bfloat16_is_as_close_as_its_roundings(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_no_array_of_all_logits_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every array of loss and gradient has fewer scalars than the logits, by which the plain way is told."""
+    """Every array of loss and gradient has fewer scalars than the logits; without chunks, the largest has as many."""
 
     def largest(limit: int) -> int:
         monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", limit)

@@ -83,7 +83,7 @@ def test_ranks_are_places_in_a_stable_sort() -> None:
 
 
 @pytest.mark.parametrize("classes", [5, 6])
-def test_five_guesses_are_told_of_more_classes_alone(classes: int) -> None:
+def test_five_guesses_are_reported_for_more_classes_alone(classes: int) -> None:
     """The share of rows whose class is not the very last of six; a row that weighs nothing adds nothing."""
     logits = -np.broadcast_to(np.arange(classes, dtype=np.float32), (4, classes))
     label, weight = np.array([0, classes - 1, 4, 5 % classes], np.int32), np.array([1, 1, 2, 0], np.float32)
@@ -107,7 +107,7 @@ def test_softmax_task_weighs_rows() -> None:
 
 @pytest.mark.parametrize("extra", [{}, {"label_smoothing": 0.1, "z_loss": 0.01}])
 def test_mixed_rows_have_two_labels(extra: dict[str, float]) -> None:
-    """The loss is linear in the target; the label of larger share is the one to be told."""
+    """The loss is linear in the target; accuracy compares with the label of larger share."""
     logits, label, other = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 2, 2, 1], np.int32)
     share, weight = np.array([0.75, 0.25, 0.5, 0.0], np.float32), np.array([1, 1, 1, 2], np.float32)
     batch = {"label": label, "label_b": other, "lam": share, "weight": weight}

@@ -67,7 +67,7 @@ def test_it_is_the_running_mean_that_goes_out(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_folder_is_measured_and_sampled_as_its_run(folder: Path, capsys) -> None:
-    """The same figures and the same text; what was loaded is told."""
+    """A folder gives the figures and the text of its run; the output counts the tensors that were loaded."""
     sample = ["--prompt=The import", "--max_new_tokens=24", "--temperature=0"]
     ours = said(capsys, "sample", f"--workdir={folder}/W", *sample)
     theirs = said(capsys, "sample", f"--pretrained={folder}/H", *sample)
@@ -100,7 +100,7 @@ def test_what_is_brought_in_goes_out_again_bit_for_bit(folder: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_what_begins_and_ends_a_text_goes_through_a_checkpoint(folder: Path, tmp_path: Path, capsys) -> None:
-    """Told by the files beside a tokenizer alone; and a key that is not known may be named."""
+    """Only the files beside a tokenizer give it. An unknown key of config.json may be ignored by name."""
     hub = shutil.copytree(folder / "H", tmp_path / "hub")
     for name, more in (
         ("tokenizer_config.json", {"bos_token": "<|endoftext|>", "add_bos_token": True}),
@@ -194,8 +194,8 @@ def test_transformers_writes_the_same_text(exported: Path, capsys) -> None:
     """Greedily, with the tokenizer that was exported."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
     theirs = pytest.importorskip("transformers", reason="transformers is not installed (requirements-parity.txt)")
-    module, told = theirs.AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
-    assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    module, loading_info = theirs.AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+    assert not any(loading_info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert module.generation_config.eos_token_id == 0  # what ends a text, of the BPE
     assert module.generation_config.bos_token_id is None
     tokenizer = theirs.AutoTokenizer.from_pretrained(exported)
@@ -233,8 +233,10 @@ def test_a_classifier_goes_out_too(tmp_path: Path, capsys) -> None:
     assert "parameters and its tokenizer" in said(
         capsys, "convert", f"--workdir={tmp_path}/W", f"--export={tmp_path}/H"
     )
-    module, told = theirs.BertForSequenceClassification.from_pretrained(tmp_path / "H", output_loading_info=True)
-    assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    module, loading_info = theirs.BertForSequenceClassification.from_pretrained(
+        tmp_path / "H", output_loading_info=True
+    )
+    assert not any(loading_info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     said(capsys, "convert", f"--pretrained={tmp_path}/H", f"--workdir={tmp_path}/V")
     said(capsys, "convert", f"--workdir={tmp_path}/V", f"--export={tmp_path}/G")
     assert (tmp_path / "G" / "model.safetensors").read_bytes() == (tmp_path / "H" / "model.safetensors").read_bytes()
