@@ -1,6 +1,6 @@
 """Seconds that each test file may take, two workers on two cores: tests/budget.json, so that suites grow by intention.
 
-`make budget` writes it. A run of a whole suite fails where a file takes a fifth, and ten seconds, more than
+`make budget` writes it. A run of a whole suite fails if a file takes a fifth, and thirty seconds, more than
 its share. Where all files are slower, as on another machine, all shares are larger by the median of what they took.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 FILE = Path(__file__).parents[1] / "budget.json"
-SLACK, FLOOR = 1.2, 10.0  # times the share, and seconds above that
+SLACK, FLOOR = 1.2, 30.0  # times the share, and seconds above that
 LARGE = 5.0  # seconds of a file that says how fast a machine is
 
 
