@@ -19,6 +19,7 @@ from tests.support.cases import CASES, MESHES, B, T, batch_for, meshes_for, tiny
 from tests.support.harness import (
     Trainer,
     assert_gradients_close,
+    bits_of,
     initial_variables,
     jit_predict,
     random_variables_for,
@@ -335,20 +336,20 @@ def test_a_layer_more_leaves_the_others_bit_identical() -> None:
 
 @pytest.mark.parametrize("name", LONG)
 def test_resumed_equals_straight_bit_for_bit(name: str, tmp_path) -> None:
-    """On the same mesh; on another, and in parts, by later losses, since rounding differs."""
+    """On the same mesh; on another, and in parts, by later losses: rounding differs. A restore compares digests."""
     trainer = on(name, hardest(name))
     trainer.steps(2)
     save(tmp_path, trainer)
-    half = checkpoint.digests(trainer.state)
+    half = bits_of(trainer.state)
     later = trainer.steps(2, first=2)
-    straight = checkpoint.digests(trainer.state)
+    straight = bits_of(trainer.state)
     trainer.state = checkpoint.restore(str(tmp_path), 2, target_of(trainer))
-    assert checkpoint.digests(trainer.state) == half
+    assert bits_of(trainer.state) == half
     assert trainer.steps(2, first=2) == later
-    assert checkpoint.digests(trainer.state) == straight
+    assert bits_of(trainer.state) == straight
     other = elsewhere(name)
     other.state = checkpoint.restore(str(tmp_path), 2, target_of(other))
-    assert checkpoint.digests(other.state) == half
+    assert bits_of(other.state) == half
     np.testing.assert_allclose(other.steps(2, first=2), later, rtol=2e-4)
 
 
@@ -458,10 +459,10 @@ def test_running_statistics_move_in_training_only(name: str) -> None:
 def test_a_bad_update_never_exists(name: str) -> None:
     trainer, batch = on(name, hardest(name)), batch_for(name)
     trainer.steps(1)
-    before = checkpoint.digests(trainer.state)
+    before = bits_of(trainer.state)
     metrics = trainer.step({**batch, "weight": batch["weight"] * np.float32("nan")})
     assert metrics["skipped"] == 1
-    after = checkpoint.digests(trainer.state)
+    after = bits_of(trainer.state)
     assert {k for k in after if after[k] != before[k]} == {"step"}
     assert int(trainer.state["step"]) == 2
     assert np.isfinite(trainer.steps(1, first=2)[0])

@@ -140,6 +140,11 @@ def save(folder: Path, trainer: Trainer) -> None:
     store.close()
 
 
+def bits_of(state: Any) -> dict[str, bytes]:
+    """The bits of each leaf, gathered."""
+    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten(state).items()}
+
+
 def target_of(trainer: Trainer) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trainer.state)
 
