@@ -2,15 +2,15 @@
 
     python launch.py train  --config=configs/gpt.py:quickstart --workdir=runs/a   # goes on if runs/a has a checkpoint
     python launch.py eval   --workdir=runs/a            # or runs/a@500, @best, @latest, @all
-    python launch.py sample --workdir=runs/a --prompt="The import statement"    # or --pretrained=DIR, of the hub
+    python launch.py sample --workdir=runs/a --prompt="The import statement"    # or --pretrained=DIR
     python launch.py convert --pretrained=DIR --workdir=runs/b     # and back: --workdir=runs/b --export=DIR
     python launch.py tokenizer --data=TEXT --output=bpe.json
     python launch.py doctor                             # devices, versions, data folder, disk; or --data=FOLDER
     python launch.py list                               # families; or: list configs/gpt.py, list knobs optim
 
 `python launch.py VERB --help` explains a verb and its flags. A config is a file, a named config in it, and ablations:
-`configs/gpt.py:shakespeare+no_warmup`. Any knob of configs/base.py can follow, in any order, for all but doctor:
-`--config.optim.lr=3e-4 --config.mesh=fsdp:4,tp:2 --config.eval.every=None`.
+`configs/gpt.py:shakespeare+no_warmup`. `train` takes any knob of configs/base.py, in any order; `eval`, `sample` and
+`convert` take those that affect them: `--config.optim.lr=3e-4 --config.mesh=fsdp:4,tp:2 --config.eval.every=None`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted and saved (run the same command again).
 """
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         process.require_cwd()
         return _run_verb(argv[0], [a for a in argv[1:] if a != "--debug"])
     except KeyboardInterrupt:
-        process.print_error(process.INTERRUPTED)
+        process.print_error("interrupted")
         return FAILED
     except BaseException as error:  # a library may panic or exit, which is not an Exception
         if debug:

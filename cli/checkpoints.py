@@ -99,7 +99,7 @@ def pretrained_folder(args: FlagValues) -> str | None:
         raise UsageError("--pretrained and --workdir name two models; give one of them")
     if not args.pretrained and not args.workdir:
         raise UsageError(
-            "--workdir is missing: the folder of the run, as --workdir=runs/a; or --pretrained, one of the hub"
+            "--workdir is missing: the folder of the run, as --workdir=runs/a; or --pretrained, a Hugging Face folder"
         )
     return os.path.expanduser(args.pretrained) if args.pretrained else None
 

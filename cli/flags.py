@@ -22,8 +22,8 @@ workdir.
 
 --pretrained=DIR fine-tunes a network in the format of the Hugging Face hub. The family, sizes, vocabulary, tokenizer
 and image preprocessing come from DIR; a head for other classes than the data's is initialised afresh. --config then
-sets how to train. The default is AdamW with a learning rate of 5e-5, linear decay and 8 rows an update. The checkpoints
-are complete: DIR is not needed again.
+sets how to train. The default is AdamW with a learning rate of 5e-5, linear decay and 8 rows per update. The
+checkpoints are complete: DIR is not needed again.
 
     python launch.py train --pretrained=DIR --dataset=sst2 --config.train.steps=2000 --workdir=W
 

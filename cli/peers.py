@@ -319,7 +319,7 @@ def describe_difference(found: dict[int, dict[str, Any]]) -> str | None:
     if not parts:
         return None
     more = f"; and {len(parts) - DIFFERENCES_SHOWN} more" if len(parts) > DIFFERENCES_SHOWN else ""
-    return f"processes of one run must be started alike: {'; '.join(parts[:DIFFERENCES_SHOWN])}{more}"
+    return f"the processes of a run need equal flags, config and code: {'; '.join(parts[:DIFFERENCES_SHOWN])}{more}"
 
 
 def _cut(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from errors import LONG, UsageError, quote, shorten
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4  # exit codes
-INTERRUPTED = "interrupted; run the same command again to go on from the last checkpoint"
+INTERRUPTED = "interrupted; run the same command again to continue from the newest checkpoint"
 ROOT = Path(__file__).parent.parent  # of the repository
 
 
@@ -145,7 +145,7 @@ def listen_for_signals() -> Iterator[Callable[[], str | None]]:
                 exit_now(INTERRUPTED, FAILED)
             if number in (signal.SIGINT, signal.SIGTERM):
                 if not received:
-                    print_error(f"{signal.Signals(number).name}: saves after this update; Ctrl-C ends it at once")
+                    print_error(f"{signal.Signals(number).name}: saves after this update; Ctrl-C stops at once")
                 received.append(signal.Signals(number).name)
 
     before = {n: signal.signal(n, lambda number, frame: None) for n in (signal.SIGINT, signal.SIGTERM)}

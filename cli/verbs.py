@@ -1,4 +1,4 @@
-"""One function a verb, from its flags and assigned knobs to calls of `configs` and `train`."""
+"""One function per verb, from its flags and assigned knobs to calls of `configs` and `train`."""
 
 import os
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def _train(args: FlagValues, assignments: Assignments) -> int:
         useless = partial(unread.unread, cfg, given, only_given=not args.config)
         ended = run.train(cfg, reader.to_json(cfg), workdir, runtime, changes, useless)
         if ended:
-            runtime.say(f"{ended}: saved; run the same command again to go on")
+            runtime.say(f"{ended}: saved; run the same command again to continue")
     return SAVED if ended else DONE
 
 
@@ -99,7 +99,7 @@ def _eval(args: FlagValues, assignments: Assignments) -> int:
             evaluate(selected.config(step), selected.runtime, selected.workdir, step)
         except (CorruptCheckpoint, NotFinite) as error:
             failed += 1
-            selected.runtime.say(f"{error}; going on with the others")
+            selected.runtime.say(f"{error}; continuing with the others")
     return FAILED if failed else DONE
 
 

@@ -1,9 +1,9 @@
 """Every knob once: its default, type, class, unit and meaning.
 
 An `identity` knob defines the run: resuming under another value is refused. A `schedule` knob may change with
-`--config.resume=extend`, which records a new phase. A `free` knob does not affect the result. None means off. The knobs
-under `model.` are the fields of the family's Config, which documents and checks them. `configs/unread.py` lists the
-knobs that have an effect only under certain values of others.
+`--config.resume=extend`, which records a new phase. A `free` knob changes the result by rounding at most. None
+means off. The knobs under `model.` are the fields of the family's Config, which documents and checks them.
+`configs/unread.py` lists the knobs that have an effect only under certain values of others.
 """
 
 from dataclasses import dataclass
@@ -81,9 +81,9 @@ KNOBS: dict[str, Knob] = {
         "Pillow's filter for resizing: nearest | bilinear | bicubic | lanczos | box | hamming",
     ),
     "data.mean": Knob(
-        0.0, "float | tuple[float]", "identity", "subtracted from pixels in [0, 1]; one, or one a channel"
+        0.0, "float | tuple[float]", "identity", "subtracted from pixels in [0, 1]; one or one per channel"
     ),
-    "data.std": Knob(1.0, "float | tuple[float]", "identity", "divides pixels after data.mean; one, or one a channel"),
+    "data.std": Knob(1.0, "float | tuple[float]", "identity", "divides pixels after data.mean; one or one per channel"),
     "data.workers": Knob(0, "int", "free", "worker processes that read data; 0 reads in a thread", 1024),
     "data.prefetch": Knob(2, "int", "free", "batches read ahead", 1024),
     "loss": Knob(

@@ -47,7 +47,7 @@ def ablation_keys(source: str) -> set[str]:
 
 
 def describe_default(source: str) -> str | None:
-    """A line that says which config a file without a name stands for; None with a name, or without a choice."""
+    """A line that names the default config of a file without `:NAME`; None with a name, or without a default."""
     path, _, names = source.partition(":")
     made = {} if names or not Path(path).is_file() else variables(path)
     if not made.get("CONFIGS"):
@@ -202,6 +202,6 @@ def refuse_other_run(workdir: str, old: ConfigDict, new: ConfigDict) -> list[str
     if differs["schedule"] and new.resume != "extend":
         raise UsageError(
             f"{workdir} holds a run with another schedule: {'; '.join(differs['schedule'])}. "
-            f"Add --config.resume=extend to go on under the new one, or take another --workdir"
+            f"Add --config.resume=extend to continue under the new one, or take another --workdir"
         )
     return differs["schedule"]

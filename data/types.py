@@ -25,7 +25,7 @@ def hash32(*parts: Any) -> int:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples, one a row, with their labels or targets.
+    """Examples, one per row, with their labels or targets.
 
     Input fields: features float32 [n F] or [n T F], image uint8 [n Y X C], or tokens int32 [n T] with mask
     float32 [n T]. Output fields: label int32 [n] out of `classes`, labels float32 [n C] of 0 and 1 (any number of
@@ -121,7 +121,7 @@ def object_array(images: Sequence[Pixels]) -> np.ndarray:
 
 
 def check_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
-    """Raises UsageError if a label of [n] is -1: contests withhold the labels of their test sets so."""
+    """Raise UsageError if a label of [n] is -1, which stands for a withheld label of a test set."""
     if len(labels) and labels.min() < 0:
         name, split = identity["name"], identity["split"]
         raise UsageError(f"split {split!r} of {name!r} has no public labels (they are -1); use another split")

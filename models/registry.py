@@ -137,7 +137,7 @@ class Model:
         return self.module.cache(self.config, batch, length)
 
     def cache(self, batch: int, length: int, source: int | None = None) -> Any:
-        """An empty cache with the specs of `cache_specs`. Raises UsageError as that does."""
+        """An empty cache with the specs of `cache_specs`. Raises UsageError as `cache_specs`."""
         return spec.initialize(self.cache_specs(batch, length, source), jax.random.key(0))
 
     def count(self, active: bool = False) -> int:

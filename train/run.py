@@ -55,7 +55,7 @@ def train(
 ) -> str | None:
     """Train in a workdir, resuming from its newest restorable checkpoint -> the signal that ended it early, or None.
 
-    `changes` says in words what this run changes in the schedule of the one before; `unread` is that of `set_up`.
+    `changes` describes this run's changes to the previous schedule; `unread` is that of `set_up`.
     """
     wrong = [*schedules.find_problems(cfg.schedule, cfg.train.steps), *optim.find_problems(cfg.optim), *unread({})]
     with raise_with(wrong):  # these problems are reported together with any later one
@@ -234,7 +234,7 @@ def _print_summary(
     runtime.say(
         f"model   {model.family}{size_name}: {summary.parameter_counts(model)}{still}, {cfg.train.precision}{coupled}",
         f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
-        f"batch   {rows:,} rows an update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
+        f"batch   {rows:,} rows per update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
         *_overlap_notes(corpora[0], held_out),
         *_shortened_note(cfg.data.max_length, setup.context),
         *dict.fromkeys(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
@@ -340,7 +340,7 @@ def _train(
 def _say_complete(setup: Setup, workdir: str, made: int) -> None:
     setup.runtime.say(
         f"{workdir} is complete: {made:,} of {setup.cfg.train.steps:,} updates. "
-        f"To go on: --config.train.steps={2 * made} --config.resume=extend"
+        f"To continue: --config.train.steps={2 * made} --config.resume=extend"
     )
 
 

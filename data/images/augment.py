@@ -96,7 +96,7 @@ class ImagePipeline:
     """Resizes images, applies the operations (of training) and normalises.
 
     `crop_pct` is the fraction of an image's sides that the centre crop of a resized image keeps; None keeps all.
-    `resize_mode` and `interpolation` are those of geometry.ResizeSpec. If `channels` is 3, grey images are converted to
+    `resize_mode` and `interpolation` are those of resize.ResizeSpec. If `channels` is 3, grey images are converted to
     three equal channels first.
     """
 
@@ -145,7 +145,7 @@ class ImagePipeline:
         if values.ndim and len(values) != channels:
             raise UsageError(
                 f"config key 'data.{name}' = {getattr(self, name)}: the images have {channels} channel(s); "
-                f"give one number, or one a channel"
+                f"give one number, or one per channel"
             )
         return values
 

@@ -19,7 +19,7 @@ EXTENSIONS = tuple(f".{end}" for end in "jpg jpeg jpe jfif png bmp webp ppm pgm 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # Pillow's names of the formats of EXTENSIONS
 # Bytes: the checksum of a split up to this size is of its files' contents, of a larger one of their names and lengths.
 HASH_CONTENTS_UP_TO = 2**28
-DEEP_MODES = ("I", "F")  # first letters of Pillow's modes with more than 8 bits a channel
+DEEP_MODES = ("I", "F")  # first letters of Pillow's modes with more than 8 bits per channel
 ORIENTATION = 0x0112  # EXIF's number of the field
 EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # entries of `info` where Pillow looks for it
 EXIF_TRANSPOSES = {
@@ -38,14 +38,14 @@ def open_image(file: bytes | str | Path, name: str) -> Iterator[Image.Image]:
     """Open an image file, or its bytes: reads the header, not yet the pixels. Of several frames it is the first.
 
     Raises UsageError if it is not an image of FORMATS (whatever its extension), not a regular file, a Git LFS pointer,
-    corrupt (which may show inside the `with` block), or has more than 8 bits a channel.
+    corrupt (which may show inside the `with` block), or has more than 8 bits per channel.
     """
     try:
         if not isinstance(file, bytes):
             require_regular_file(file)
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             if image.mode.startswith(DEEP_MODES):
-                raise UsageError(f"{name} has more than 8 bits a channel: convert it to 8 bits first")
+                raise UsageError(f"{name} has more than 8 bits per channel: convert it to 8 bits first")
             yield image
     except (UsageError, MemoryError):
         raise

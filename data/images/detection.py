@@ -94,7 +94,7 @@ class DetectionReader:
 class DetectionDataset(Examples):
     """Images with boxes: the fields of `DetectionReader`, and the annotations of all images.
 
-    `notes` list the boxes that were clipped or dropped. `paths` are the image files, one a row, if there are any.
+    `notes` list the boxes that were clipped or dropped. `paths` are the image files, one per row, if there are any.
     """
 
     annotations: RaggedAnnotations

@@ -95,7 +95,7 @@ def splits_of(name: str, data_dir: str | None = None, field: str | None = None) 
 
 
 def _file_kind(name: str) -> str | None:
-    """`text` or `images` for a path: what a folder has more files of. None for a name that is not a path.
+    """`text` or `images` for a path; of a folder, the kind with more files. None for a name that is not a path.
 
     Equally many are images if all lie in subfolders: class folders with a caption for each image.
     A bare word is a path if it is a folder with texts or images: `mnist` may be both a folder and a TFDS data set.

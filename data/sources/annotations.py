@@ -182,7 +182,7 @@ def check_class_name(name: Any, where: str) -> str:
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """The class names in a file, one a line. Raises UsageError."""
+    """The class names in a file, one per line. Raises UsageError."""
     lines = [line.strip() for line in read_lines(file)]
     while lines and not lines[-1]:
         lines.pop()

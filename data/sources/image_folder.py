@@ -54,7 +54,7 @@ def load(name: str, split: str, tick: Tick = silent) -> Examples:
         raise unknown_split(name, split, folder.splits)
     groups = [folder.splits[split].get(c, []) for c in folder.names]
     files_of_split = [f for group in groups for f in group]
-    if not files_of_split:  # for example one image a class
+    if not files_of_split:  # for example one image per class
         raise UsageError(f"{name}: split {split!r} has no images")
     channels, size = _common_shape(name, files, tick)
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
@@ -234,7 +234,7 @@ def _common_shape(root: str, files: tuple[ImageFile, ...], tick: Tick) -> tuple[
     """The channels of all images, 1 if all are grey, otherwise 3; and their size, None if sizes differ.
 
     Reads the files' headers, about 0.05 ms each. Raises UsageError for a file that is not an image or has more than
-    8 bits a channel.
+    8 bits per channel.
     """
     grey, sizes = True, set()
     for file in track(files, "reading headers of images", tick):

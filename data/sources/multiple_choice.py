@@ -160,7 +160,7 @@ EVAL_KINDS = ("perplexity", "multiple_choice", "lambada")
 
 
 def eval_kind(task: str | None, name: str, data_dir: str | None) -> str:
-    """The evaluation task for a data set: `task` if given, otherwise by what the data are. Raises UsageError."""
+    """The evaluation task for a data set: `task` if given, otherwise inferred from the data. Raises UsageError."""
     if task is None:
         return "multiple_choice" if has_questions(name, data_dir) else "perplexity"
     if task not in EVAL_KINDS:

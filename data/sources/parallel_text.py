@@ -59,7 +59,7 @@ def from_files(folder: Path, split: str, field: str) -> ParallelText:
 
 
 def from_rows(path: Path, split: str, field: str) -> ParallelText:
-    """Pairs from two fields of the rows of a file or folder. Raises UsageError as `corpora.load`."""
+    """Pairs from two fields of the rows of a file or folder. Raises UsageError as `text_files.load`."""
     both = languages(field)
     assert both is not None
     if split not in text_files.splits_of(path):

@@ -70,7 +70,7 @@ class SubwordTokenizer:
 
     @cached_property
     def special(self) -> dict[int, str]:
-        """The tokens that stand for no text, by id: the file's special ones, eot, prefix, suffix and stop_ids."""
+        """The tokens that decode to no text, by id: the file's special ones, eot, prefix, suffix and stop_ids."""
         names = {i: name for name, i in vocabulary(self._file).items()}
         ids = {a["id"] for a in self._added_tokens if a["special"]}
         ids |= {self.eot, *self.prefix, *self.suffix, *self.stop_ids} & set(names)

@@ -16,7 +16,7 @@ from errors import UsageError, unknown
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text <-> ids, int32; special ids stand for no text."""
+    """Text <-> ids, int32; special ids decode to no text."""
 
     @property
     def vocab(self) -> int:

@@ -44,7 +44,7 @@ def lstm(x_gates: Gates, h_gates: Gates, state: State) -> State:
 
 
 class Cell(NamedTuple):
-    """A cell's function, and what the table of parameters depends on."""
+    """A cell: its step function, and the properties that determine its specs."""
 
     step: Callable[[Gates, Gates, State], State]
     gates: int

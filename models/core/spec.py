@@ -78,7 +78,7 @@ class JointInit:
     path: str
 
     def __call__(self, key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
-        """This leaf of all those drawn from the key."""
+        """Draw all leaves jointly from the key, and return this one."""
         return self.values(key)[self.path]
 
 

@@ -92,7 +92,7 @@ class Config:
 
 
 def traits(c: Config) -> frozenset[str]:
-    """The traits of a Config: an encoder, and what its head makes it."""
+    """The traits of a Config: an encoder, and the output kind of its head."""
     return TRAITS | {"mlm": {"language_model"}, "classes": {"classifier"}}.get(c.head, set())
 
 

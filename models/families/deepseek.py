@@ -1,7 +1,7 @@
 """DeepSeek: latent attention, many small experts balanced by a bias, and multi-token prediction (MTP).
 
 Legend: B batch, T query time, S key time, V padded vocabulary, D width, L layers of a stack, F hidden of an MLP or an
-expert, E experts, A experts per token; the letters of latent attention are in `latent`.
+expert, E experts, A experts per token; the letters of latent attention are in `models/blocks/decoder/mla.py`.
 Source: DeepSeek-AI 2024, arXiv:2405.04434 (V2) and arXiv:2412.19437 (V3). Initial values are GPT-2's. V2's losses
 that balance devices and communication (eq. 26 to 31) are not implemented.
 """

@@ -117,7 +117,7 @@ class Config(MoEDecoder, SlidingWindowDecoder):
 
     @property
     def ropes(self) -> dict[str, Rope]:
-        """Rotary positions by kind of layer; full layers rotate the first `turning` of a head's pairs alone."""
+        """Rotary positions by kind of layer; full layers rotate only the first `partial_rotary_factor`."""
         full = frequencies(self.for_kind("full").head_width, self.rope_base, self.rope_scaling)
         rotated = np.arange(len(full)) < int(self.partial_rotary_factor * len(full))
         ropes = {

@@ -32,7 +32,7 @@ class PretrainedTensors:
     rows: dict[str, Row]  # by the leaf's path
     names: dict[str, list[str]]  # of the leaf's tensors in the files, in the order of its stack
     unused: tuple[str, ...]  # unknown tensors
-    ignored: tuple[str, ...] = ()  # known tensors that are no parameters of this model
+    ignored: tuple[str, ...] = ()  # known tensors that are not parameters of this model
     tied_copies: dict[str, str] = field(default_factory=dict)  # name -> the tensor that it should be a copy of
 
     def read(self, path: str, sharding: jax.sharding.Sharding | None = None, dtype: Any = jnp.float32) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The launcher's answers to mistakes, and the arrows of imports that keep the house in order."""
+"""The launcher: its messages for mistakes, help, exit codes."""
 
 import logging
 import signal

@@ -56,7 +56,7 @@ def said(name: str | Path, field: str | None = None) -> list[str]:
     here = runtime()
     well = doctor.check_data(here, str(name), field)
     lines = here.stdout.getvalue().splitlines()
-    assert well == (lines[-1] == "all is well")
+    assert well == (lines[-1] == "no problems found")
     return lines
 
 
@@ -68,7 +68,7 @@ def test_the_doctor_names_all_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert [line.partition(" cannot")[0] for line in lines[2:4]] == [
         f"WRONG  {root}/{n}" for n in ("cat/03.png", "eel/01.png")
     ]
-    assert lines[-1] == "2 thing(s) to mend"
+    assert lines[-1] == "2 problem(s) found"
     (root / "dog" / "x.png").write_bytes(b"no image")
     named = [line.split()[1] for line in said(root) if line.startswith("WRONG")]
     assert named == [f"{root}/{n}" for n in ("cat/03.png", "dog/x.png", "eel/01.png")]

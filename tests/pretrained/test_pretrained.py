@@ -266,8 +266,8 @@ def test_a_folder_with_a_model_is_not_written_over(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "fields", "says"),
     [
-        ("mlp", {}, "family with a published layout 'mlp'"),
-        ("rnn", dict(head="none"), "family of the hub 'rnn'"),
+        ("mlp", {}, "family mlp"),
+        ("rnn", dict(head="none"), "family rnn"),
         ("gpt", dict(drop_path=0.1), "drop_path = 0, not 0.1"),
         ("llama", dict(window=4, sliding_layers=(1,)), "qk_norm"),
         ("llama", dict(qk_norm=True, mlp_bias=True), "mlp_bias = True"),

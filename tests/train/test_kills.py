@@ -60,7 +60,7 @@ def test_five_kills_end_bit_equal_with_the_straight_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_ctrl_c_saves_and_a_second_ends_at_once(count: int, tmp_path: Path) -> None:
-    """The first exits with 4 and says how to go on; the second does not wait for an evaluation or a save."""
+    """The first exits with 4 and says how to continue; the second does not wait for an evaluation or a save."""
     command = [*PROGRAM, "train", f"--workdir={tmp_path}/w", *RUN, "--config.train.steps=50000", "--config.log.every=5"]
     pipes: dict = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     process = subprocess.Popen([*command, "--config.checkpoint.every=None", "--config.eval.every=None"], **pipes)

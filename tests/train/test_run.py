@@ -284,7 +284,7 @@ def test_every_verb_explains_itself(capsys) -> None:
         assert launch.main([verb, "--help"]) == 0
         assert "--debug" in capsys.readouterr().out or verb
     assert launch.main(["doctor"]) == 0
-    assert "all is well" in capsys.readouterr().out
+    assert "no problems" in capsys.readouterr().out
 
 
 def _eval_leaves_passages(tmp_path: Path, capsys) -> None:
@@ -293,7 +293,7 @@ def _eval_leaves_passages(tmp_path: Path, capsys) -> None:
     assert f"to look at, in {written.parent}: {written.name}\n" in capsys.readouterr().out
     text = written.read_text()
     assert text.startswith("gpt on pydoc_text, validation, checkpoint 2: the 20 windows of highest loss, of 256\n")
-    assert text.count("nats a token over 16 tokens") == 20
+    assert text.count("nats per token over 16 tokens") == 20
     written.unlink()
     (tmp_path / "short.txt").write_text("ten signs.")  # its last tenth is no window
     assert launch.main(["eval", f"--workdir={tmp_path}/w", f"--config.data.name={tmp_path}/short.txt"]) == 2

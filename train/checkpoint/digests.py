@@ -1,4 +1,4 @@
-"""A number that stands for a leaf's bits: computed on device, the same on any mesh."""
+"""Digests of arrays: numbers computed on the devices from the bits, equal on every mesh."""
 
 from contextlib import nullcontext
 from functools import partial

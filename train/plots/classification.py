@@ -245,7 +245,7 @@ def write_passages(eval_set: EvalSet, rows: Rows, tokenizer: Tokenizer, title: s
     parts = [f"{title}: the {len(chosen)} windows of highest loss, of {len(rows.loss):,}"]
     for i in chosen:
         targets = eval_set.fields["targets"][i][eval_set.fields["weight"][i] > 0]
-        head = f"loss {rows.loss[i]:.4f} nats a token over {len(targets)} tokens, window {i:,}"
+        head = f"loss {rows.loss[i]:.4f} nats per token over {len(targets)} tokens, window {i:,}"
         parts.append(f"{head}\n{_quote_lines(tokenizer.decode(targets))}")
     return _write(parts, path)
 

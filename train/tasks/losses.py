@@ -23,7 +23,7 @@ from train.tasks import chunked_cross_entropy
 from train.tasks.detection import detection
 
 WeightedSums = dict[str, tuple[Array, Array]]
-MAX_OUTPUTS = 8  # values a row that an evaluation keeps
+MAX_OUTPUTS = 8  # values per row that an evaluation keeps
 TOP_K = 5  # of the looser accuracy
 MIN_SCORE, NMS_IOU, MAX_DETECTIONS = (
     0.005,

@@ -31,7 +31,7 @@ def check_machine(runtime: Runtime) -> bool:
     for right, line in verdicts:
         runtime.say(f"{'ok   ' if right else 'WRONG'}  {line}")
     wrong = sum(not right for right, _ in verdicts)
-    runtime.say("", "all is well" if not wrong else f"{wrong} thing(s) to mend")
+    runtime.say("", "no problems found" if not wrong else f"{wrong} problem(s) found")
     return not wrong
 
 
@@ -43,7 +43,7 @@ def check_data(runtime: Runtime, names: str, field: str | None = None) -> bool:
     wrong = [line for name in sources.split_names(names) for line in _find_problems(runtime, expand_home(name), field)]
     wrong = list(dict.fromkeys(wrong))
     runtime.say(
-        *(f"WRONG  {line}" for line in wrong), "", f"{len(wrong):,} thing(s) to mend" if wrong else "all is well"
+        *(f"WRONG  {line}" for line in wrong), "", f"{len(wrong):,} problem(s) found" if wrong else "no problems found"
     )
     return not wrong
 

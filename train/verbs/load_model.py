@@ -1,4 +1,4 @@
-"""Loading models from checkpoints or Hugging Face folders onto any devices, and evaluating them."""
+"""Load a model from a checkpoint or a Hugging Face folder onto any devices."""
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class LoadedModel:
 
     @property
     def variables(self) -> Any:
-        """Those to be used."""
+        """The variables to use: the last of `eval_variables`."""
         return list(self.eval_variables.values())[-1]
 
 

@@ -35,4 +35,4 @@ def train_tokenizer(name: str, split: str, field: str | None, size: int, to: str
     os.replace(part, file)
     tokens = sum(len(made.encode(document)) for document in track(source.documents, "tokenising documents", ticker))
     count = sum(len(document.encode()) for document in source.documents)
-    runtime.say(f"{to}: {made.vocab:,} tokens, {count / max(tokens, 1):.3f} bytes a token on {name}, {split}")
+    runtime.say(f"{to}: {made.vocab:,} tokens, {count / max(tokens, 1):.3f} bytes per token on {name}, {split}")

@@ -205,7 +205,7 @@ def embed_and_head_specs(c: Decoder, norm: Initializer = ones) -> dict[str, Any]
 
 
 def decoder_specs(block_specs: Callable[[Any, str, int], dict[str, Any]], c: Any, norm: Initializer = ones) -> Any:
-    """The table of a decoder, by that of a stack of its layers: `block_specs(c, stack, L)`."""
+    """Specs of a decoder; `block_specs(c, stack, L)` returns those of a stack of L layers."""
     counts = Counter(layer.stack for layer in c.layers)
     blocks = {stack: block_specs(c, stack, L) for stack, L in counts.items()}
     return {"params": {**embed_and_head_specs(c, norm), "blocks": blocks.get("blocks", blocks)}}

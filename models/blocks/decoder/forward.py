@@ -107,7 +107,7 @@ def dot_product_attention(
     context: LayerContext,
     sinks: Float[Array, " n"] | None = None,
 ) -> Float[Array, "b t n w"]:
-    """Attention as the config and the layer have it: mask, scale, cap, dropout and backend."""
+    """Attention with the layer's mask and the config's scale, soft cap, dropout and backend."""
     return attention(
         q,
         k,
@@ -125,7 +125,7 @@ def dot_product_attention(
 
 @dataclass(frozen=True)
 class Hidden:
-    """The last hidden states of a pass, and what it leaves behind."""
+    """The last hidden states of a forward pass, with the new cache and the routers' statistics."""
 
     x: Array  # normalised, [B T D]
     cache: Any  # after the pass

@@ -83,7 +83,7 @@ class CacheView:
     def append_kv(self, kind: str, cache: Any, **entries: Array) -> tuple[dict[str, Array], Any]:
         """Append entries [B T ...] to a layer's cache -> the arrays to attend to [B S ...], and the new cache.
 
-        Without a cache the entries are returned unchanged, and None.
+        Without a cache it returns the entries unchanged, and None as the new cache.
         """
         if cache is None:
             return entries, None

@@ -30,7 +30,7 @@ Gate = Callable[[Array, Array], Array]  # (gate, up) -> hidden, each [... F]
 
 
 def glu(activation: str) -> Gate:
-    """The gate of a gated linear unit: activation(gate) * up, as in `decoder.gated_mlp`."""
+    """The gate of a gated linear unit: activation(gate) * up, as in `gated_mlp`."""
     return lambda gate, up: ACTIVATIONS[activation](gate) * up
 
 

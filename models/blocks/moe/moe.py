@@ -109,7 +109,8 @@ def mixture_of_experts(
 ) -> tuple[Float[Array, "b t d"], RouterStats]:
     """The experts' outputs for the tokens routed to them: x [B T D] -> [B T D], and the router's statistics.
 
-    `p` is what `expert_specs` has under experts. `gate` joins an expert's gate and up; None is activation(gate) * up.
+    `p` has the parameters that `expert_specs` names experts. `gate` combines an expert's gate and up projections; None
+    is activation(gate) * up.
     """
     gate = glu(c.activation) if gate is None else gate
     y, dispatched = mixture(x, routes, p, gate, dispatch=c.dispatch, weight_inputs=weight_inputs, place=context.place)

@@ -126,7 +126,7 @@ Layer = Conv | MaxPool | Route | Shortcut | Upsample | Reorg | Head
 
 
 def sources(layer: Layer, at: int) -> tuple[int, ...]:
-    """The layers whose outputs layer `at` takes; -1 is the image. Raises UsageError for a source that is no earlier."""
+    """The layers whose outputs layer `at` takes; -1 is the image. Raises UsageError for a later source."""
     match layer:
         case Route(named):
             inputs = named

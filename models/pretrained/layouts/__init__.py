@@ -7,8 +7,9 @@ used to read and to write. A layout of the Hugging Face hub also has
 - `fields(keys)`, the Config's fields from a config.json and the tensors' shapes, and `config(c)`, the config.json of a
   Config;
 - optionally `check_overrides(fields, c)`, which raises for a Config that is incompatible with those fields;
-- PREFIX, which files of the bare network lack; `ignored_tensors(c, names)`, patterns of tensors that are no parameters;
-  TIED, tensors that may be copies of others; and optionally `copies(c)`, tensors to write under a second name.
+- PREFIX, which files of the bare network lack; `ignored_tensors(c, names)`, patterns of tensors that are no
+  parameters; TIED, tensors that may be copies of others; and optionally `copies(c)`, tensors to write under a
+  second name.
 
 A layout that is read without a config.json may have `fields_from_shapes(shapes)`, the Config's fields that follow from
 the shapes, and REQUIRED_FIELDS, the fields that the caller must give.
@@ -21,7 +22,7 @@ A layout with `save_folder` writes its own files, as Darknet's, instead of confi
 
 from types import ModuleType
 
-from errors import unknown
+from errors import UsageError, unknown
 from models.pretrained.layouts import (
     bert,
     darknet,
@@ -52,7 +53,9 @@ LAYOUTS: dict[str, ModuleType] = {
 def dialects(family: str) -> dict[str, ModuleType]:
     """The layouts of a family by name, first its `own`. Raises UsageError for a family without a layout."""
     if family not in LAYOUTS:
-        raise unknown("family with a published layout", family, LAYOUTS)
+        raise UsageError(
+            f"family {family} has no pretrained files that Canon reads; those that have: {', '.join(LAYOUTS)}"
+        )
     return {"own": LAYOUTS[family], **getattr(LAYOUTS[family], "DIALECTS", {})}
 
 
@@ -71,7 +74,9 @@ def get_layout(family: str, dialect: str | None, has: str) -> ModuleType:
     """The layout of a dialect among those that export `has`; None is the first. Raises UsageError."""
     known = {name: layout for name, layout in dialects(family).items() if hasattr(layout, has)}
     if not known:
-        raise unknown("family of the hub", family, sorted(set(TYPES.values())))
+        raise UsageError(
+            f"family {family} has no Hugging Face folder; those that have: {', '.join(sorted(set(TYPES.values())))}"
+        )
     name = next(iter(known)) if dialect is None else dialect
     if name not in known:
         raise unknown(f"dialect of {family}", name, known)

@@ -31,7 +31,7 @@ ALWAYS: dict[str, Any] = {  # constants of the release's code
 
 
 def fields(keys: Keys) -> dict[str, Any]:
-    """Fields of a Config from a config.json; what its absent keys mean is as in the release's dataclasses."""
+    """Fields of a Config from a config.json; absent keys have the defaults of the release's dataclasses."""
     inside = keys.nested(keys.take("model", default={}, kind=dict))
     width = inside.count("emb_size")
     keys.require_value("model_size", 0, width, None)

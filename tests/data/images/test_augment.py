@@ -152,7 +152,7 @@ def test_erased_boxes_have_their_law() -> None:
 
 
 def test_a_mean_of_each_channel() -> None:
-    """One number, or one a channel; another count is refused, and so are sizes that differ where none is wanted."""
+    """One number, or one per channel; another count is refused, and so are sizes that differ where none is wanted."""
     mean, deviation = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
     image = np.repeat(images()[..., :1], 3, -1)
     got = augment.ImagePipeline(mean=mean, std=deviation)({"image": image}, 0, np.arange(8))["image"]

@@ -143,14 +143,14 @@ def test_of_several_frames_the_first_is_read(tmp_path: Path) -> None:
 
 
 def test_deep_images(tmp_path: Path) -> None:
-    """Sixteen bits a channel of grey are refused; of PNG's colours Pillow gives the upper eight."""
+    """Sixteen bits per channel of grey are refused; of PNG's colours Pillow gives the upper eight."""
     for name, image in {
         "a.png": Image.fromarray(np.full((4, 4), 300, np.uint16)),
         "b.tif": Image.fromarray(np.zeros((4, 4), np.float32)),
         "c.tif": Image.fromarray(np.zeros((4, 4), np.int32)),
     }.items():
         image.save(tmp_path / name)
-        with pytest.raises(UsageError, match=f"{name} has more than 8 bits a channel"):
+        with pytest.raises(UsageError, match=f"{name} has more than 8 bits per channel"):
             decode_file(str(tmp_path / name))
     rows = zlib.compress(b"".join(b"\0" + bytes((200, 1, 100, 2, 50, 3)) * 4 for _ in range(4)))
     chunks = {b"IHDR": struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0), b"IDAT": rows, b"IEND": b""}

@@ -105,7 +105,7 @@ def test_images_that_cannot_be_read_well_are_refused(tmp_path: Path, monkeypatch
     for file in (path, root / "val" / "wide.png", voc / "JPEGImages" / "one.png"):
         Image.fromarray(np.full((20, 40), 1000, np.uint16)).save(file)
     for each in read:
-        with pytest.raises(UsageError, match="has more than 8 bits a channel"):
+        with pytest.raises(UsageError, match="has more than 8 bits per channel"):
             each()
 
 

@@ -142,7 +142,7 @@ def test_passages_are_the_windows_of_highest_loss(tmp_path: Path) -> None:
     assert parts[0] == f"{TITLE}: the {len(order)} windows of highest loss, of {len(weight)}"
     for i, part in zip(order, parts[1:], strict=True):
         head, *lines = part.rstrip("\n").split("\n")
-        assert head == f"loss {i:.4f} nats a token over {weight[i]:.0f} tokens, window {i}"
+        assert head == f"loss {i:.4f} nats per token over {weight[i]:.0f} tokens, window {i}"
         assert "\n".join(line.removeprefix("    | ") for line in lines) == passages[i]
 
 

@@ -1,4 +1,4 @@
-"""Several labels a row: average precision and F1 beside scikit-learn's, their standard errors beside a jackknife."""
+"""Several labels per row: average precision and F1 beside scikit-learn's, their standard errors beside a jackknife."""
 
 import math
 
