@@ -22,6 +22,8 @@ from cli.process import DONE, FAILED, USAGE
 from cli.verbs import VERBS
 from errors import unknown
 
+DEBUG = ("--debug", "--debug=true")  # show the traceback of an error
+
 
 def main(argv: list[str]) -> int:
     """Run one verb -> exit code. An error prints one line; with --debug it is raised."""
@@ -32,10 +34,10 @@ def main(argv: list[str]) -> int:
     if argv[0] == "--version":
         process.print_text(process.version())
         return DONE
-    debug = "--debug" in argv
+    debug = any(flag in argv for flag in DEBUG)
     try:
         process.require_cwd()
-        return _run_verb(argv[0], [a for a in argv[1:] if a != "--debug"])
+        return _run_verb(argv[0], [a for a in argv[1:] if a not in DEBUG])
     except KeyboardInterrupt:
         process.print_error("interrupted")
         return FAILED

@@ -19,7 +19,7 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> beginning of a mess
     "sets": ("data.name mixes", ("data.name",)),
     "task": ("the loss is of kind", ("loss",)),
     "parts": ("the model has", ("model.",)),
-    "exam": ("--task is", ()),
+    "exam": ("in eval, --task is", ()),
     "verb": ("the verb is", ()),
 }
 

@@ -87,17 +87,17 @@ def _rope(keys: Keys, context: int) -> dict[str, Any]:
     near = decoders.read_rope(keys.nested({"rope_parameters": local}), context)
     if near["rope"] != "none":
         raise UsageError(f"config.json scales the rotary positions of sliding layers, {local}; this is not supported")
-    turning = 1.0
+    rotary_factor = 1.0
     if full["rope_type"] == "proportional":
         inner = keys.nested(full)
-        turning = inner.number("partial_rotary_factor", default=1)
+        rotary_factor = inner.number("partial_rotary_factor", default=1)
         factor, base = inner.number("factor", default=1), inner.number("rope_theta")
         inner.take("rope_type")
         inner.refuse_unread()
         full = {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"}
         full["rope_theta"] = base
     far = decoders.read_rope(keys.nested({"rope_parameters": full}), context)
-    return {**far, "partial_rotary_factor": turning, "rope_local_base": near["rope_base"]}
+    return {**far, "partial_rotary_factor": rotary_factor, "rope_local_base": near["rope_base"]}
 
 
 def _experts(keys: Keys) -> dict[str, Any]:
