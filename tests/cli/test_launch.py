@@ -280,7 +280,7 @@ def test_debug_shows_where(tmp_path: Path) -> None:
         (type("PanicException", (BaseException,), {})("a panic"), 1, "a panic [PanicException"),
         (RuntimeError("two\nlines"), 1, "two lines [RuntimeError; --debug shows where]"),
         (AssertionError(), 1, "AssertionError"),
-        (KeyboardInterrupt(), 1, "run the same command again"),
+        (KeyboardInterrupt(), 1, "interrupted"),
     ],
 )
 def test_a_failure_gets_one_line(
