@@ -19,6 +19,7 @@ from train.tasks import losses
 
 B, T, S, V = 4, 7, 9, 30
 SLOW, WEEKLY = (5, 6, 8), (2, 3, 4, 7, 9)  # with the first two every value of every field comes in the slow ones
+NO_TORCH = "PyTorch is not installed (requirements-parity.txt)"
 SEEDS = [
     0,
     *(pytest.param(n, marks=pytest.mark.slow) for n in (1, *SLOW)),
@@ -51,7 +52,7 @@ def shape_of(seed: int) -> dict:
 
 def reference(c):
     """torch.nn.Transformer with tables and a head under the names of the layout, all parameters random."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-parity.txt)")
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
 
     class Net(torch.nn.Transformer):
         def __init__(self) -> None:
@@ -105,7 +106,7 @@ def batch_of(c) -> dict[str, np.ndarray]:
 
 
 def built(seed: int, folder: Path):
-    from safetensors.torch import save_file
+    save_file = pytest.importorskip("safetensors.torch", reason=NO_TORCH).save_file
 
     shape = shape_of(seed)
     wanted = models.build("transformer", vocab=V, vocab_multiple=16, context=12, **shape)
@@ -168,7 +169,7 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_saved_parameters_are_torchs(seed: int, tmp_path: Path) -> None:
     """Load, save, load: bit for bit; torch takes the file strictly."""
-    from safetensors.torch import load_file
+    load_file = pytest.importorskip("safetensors.torch", reason=NO_TORCH).load_file
 
     _, net, model, variables = built(seed, tmp_path)
     pretrained.save(model, variables, tmp_path / "ours.safetensors")
@@ -180,7 +181,7 @@ def test_saved_parameters_are_torchs(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_files_of_another_shape_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+    save_file = pytest.importorskip("safetensors.torch", reason=NO_TORCH).save_file
 
     torch, net, *_ = built(0, tmp_path)
     tensors = net.state_dict()
