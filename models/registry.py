@@ -172,7 +172,7 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
     fields = {k: _field(v) for k, v in fields.items()}
     for name, value in fields.items():  # before the Config's own rules, which may compare
         _check_field(module, name, value)
-    config = module.Config(**fields)
+    config = module.Config(**{name: _number(value) for name, value in fields.items()})
     check_types(config)
     return Model(family, config)
 
@@ -181,6 +181,11 @@ def _field(value: Any) -> Any:
     """A value of a Config: lists become tuples, a dict a tuple of pairs."""
     fixed = freeze(value)
     return fixed.items if isinstance(fixed, FrozenDict) else fixed
+
+
+def _number(value: Any) -> Any:
+    """A checked value; an int beyond int32, which only a float field takes and jax does not, as a float."""
+    return float(value) if isinstance(value, int) and abs(value) >= 2**31 else value
 
 
 def _check_field(module: ModuleType, name: str, value: Any) -> None:

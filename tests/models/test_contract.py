@@ -107,6 +107,15 @@ def test_nothing_is_refused_where_something_is_wanted(family: str, fields: dict[
     assert says in str(refused.value)
 
 
+def test_an_integer_beyond_int32_is_a_float() -> None:
+    """A float field takes it from a config.json; jax takes no such int."""
+    model = tiny_model("llama", eps=10**20)
+    assert model == tiny_model("llama", eps=1e20)
+    jax.eval_shape(model.predict, random_variables_for(model), to_inputs(batch_for("llama")))
+    with pytest.raises(UsageError, match="depth = 100000000000000000000"):
+        tiny_model("llama", depth=10**20)
+
+
 MAPS = {"yolo": ((4, 2, 2), (8, 4, 1)), "yolo_region": ((2, 4, 2),)}  # rows, columns, anchors of a detector's grids
 
 
