@@ -93,16 +93,18 @@ def define_flags(verb: str) -> flags.FlagValues:
     def integer_flag(name: str, default: int | None, says: str, lower: int = 0, upper: int = 2**31 - 1) -> None:
         flags.DEFINE_integer(name, default, says, lower_bound=lower, upper_bound=upper, flag_values=own)
 
-    flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=own)
-    if verb != "list":
-        integer_flag("cpu_devices", None, "number of simulated CPU devices", 1)
-
     def list_flag(name: str, default: list[str], says: str) -> None:
         flags.DEFINE_multi_string(name, default, says, flag_values=own)
 
-    def float_flag(name: str, says: str) -> None:
-        flags.DEFINE_float(name, None, says, flag_values=own)
+    def float_flag(name: str, default: float | None, says: str, lower: float | None = None) -> None:
+        flags.DEFINE_float(name, default, says, lower_bound=lower, flag_values=own)
 
+    def bool_flag(name: str, says: str) -> None:
+        flags.DEFINE_boolean(name, False, says, flag_values=own)
+
+    bool_flag("debug", "show the traceback of an error")
+    if verb != "list":
+        integer_flag("cpu_devices", None, "number of simulated CPU devices", 1)
     if verb not in ("tokenizer", "list"):
         string_flag("cache", None, "folder for compiled programs, or none for no cache; None: the user's cache folder")
     if verb == "doctor":
@@ -143,18 +145,13 @@ def define_flags(verb: str) -> flags.FlagValues:
     if verb == "sample":
         list_flag("prompt", ["\n"], "text to continue; empty: generate from nothing; may be repeated")
         integer_flag("max_new_tokens", 300, "maximum number of tokens to generate", 1)
-        flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token", lower_bound=0, flag_values=own)
+        float_flag("temperature", 0.8, "divides the logits; 0 takes the most likely token", 0)
         integer_flag("top_k", None, "sample from this many most likely tokens", 1)
-        float_flag("top_p", "sample from the smallest set of tokens with this total probability")
-        float_flag("min_p", "sample from tokens with this share of the highest probability")
-        flags.DEFINE_float(
-            "repetition_penalty",
-            1.0,
-            "lowers the logits of tokens that occurred before; 1: no penalty",
-            flag_values=own,
-        )
+        float_flag("top_p", None, "sample from the smallest set of tokens with this total probability")
+        float_flag("min_p", None, "sample from tokens with this share of the highest probability")
+        float_flag("repetition_penalty", 1.0, "lowers the logits of tokens that occurred before; 1: no penalty")
         list_flag("stop", [], "text that ends generation; may be repeated")
-        flags.DEFINE_boolean("timing", False, "report tokens per second of prefill and decoding", flag_values=own)
+        bool_flag("timing", "report tokens per second of prefill and decoding")
         integer_flag("seed", 0, "seed of sampling", upper=2**32 - 1)
     return own
 

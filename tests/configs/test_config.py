@@ -33,11 +33,6 @@ def variants(file: str) -> list[str]:
     return [names for own, names in VARIANTS if own == file]
 
 
-def test_every_config_file_is_tested() -> None:
-    """FILES holds each file of configs/ that has configs."""
-    assert {p.stem for p in (ROOT / "configs").glob("*.py")} - set(reader.NOT_CONFIGS) == set(FILES)
-
-
 # Parsing
 
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import models
-from errors import UsageError
-from models.core.spec import Spec, flatten, initialize, unflatten
-from tests.support.cases import CASES, MESHES, B, T, batch_for, meshes_for, tiny_model, to_inputs, with_dropout
+from models.core.spec import flatten
+from tests.support.cases import CASES, B, T, batch_for, hardest, meshes_for, second, tiny_model, to_inputs, with_dropout
 from tests.support.harness import (
     Trainer,
     assert_gradients_close,
@@ -28,7 +27,6 @@ from tests.support.harness import (
 )
 from train import checkpoint
 from train.generate import beam_search
-from train.sharding.mesh import make_mesh, make_placement
 
 NAMES = sorted(CASES)
 FORMS = [name for name in NAMES if name not in (CASES[name].family, "linen")]  # a family's further ones
@@ -62,15 +60,6 @@ def with_trait(*traits: str) -> list[Any]:
     return [late(n) for n in NAMES if set(traits) <= tiny_model(n).traits]
 
 
-def hardest(name: str) -> str:
-    """The mesh on which a family is always tried; with `second` it is on every strategy that there is."""
-    return "fsdp:2,ep:2,tp:2" if hasattr(tiny_model(name).config, "experts") else "fsdp:2,cp:2,tp:2"
-
-
-def second(name: str) -> str:
-    return "dp:2,ep:2,cp:2" if hasattr(tiny_model(name).config, "experts") else "dp:2,fsdp:2,tp:2"
-
-
 def on(name: str, mesh: str = "dp:1", accumulate: int = 1, **change: Any) -> Trainer:
     """A family's trainer with dropout on."""
     return Trainer(name, mesh, accumulate, lr=LR, model=with_dropout(name, **change))
@@ -89,31 +78,6 @@ def test_every_family_is_tested_and_has_legal_traits() -> None:
         assert module.TRAITS <= models.TRAITS
         assert module.__doc__
         assert all(reason for reason in module.ZERO_GRAD.values())
-
-
-@pytest.mark.parametrize(
-    ("family", "fields", "says"),
-    [
-        ("cnn", dict(inputs=()), "inputs = () must be three numbers"),
-        ("vgg", dict(depths=(), channels=()), "depths = () must be one for each of channels"),
-        ("resnet", dict(depths=(), channels=()), "depths = () must be one for each of channels"),
-        ("yolo", dict(layers=()), "layers = () must be of Darknet"),
-        ("yolo", dict(anchors=()), "anchors = () must be those that heads name"),
-    ],
-)
-def test_nothing_is_refused_where_something_is_wanted(family: str, fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(UsageError) as refused:
-        models.build(family, **fields)
-    assert says in str(refused.value)
-
-
-def test_an_integer_beyond_int32_is_a_float() -> None:
-    """A float field takes it from a config.json; jax takes no such int."""
-    model = tiny_model("llama", eps=10**20)
-    assert model == tiny_model("llama", eps=1e20)
-    jax.eval_shape(model.predict, random_variables_for(model), to_inputs(batch_for("llama")))
-    with pytest.raises(UsageError, match="depth = 100000000000000000000"):
-        tiny_model("llama", depth=10**20)
 
 
 MAPS = {"yolo": ((4, 2, 2), (8, 4, 1)), "yolo_region": ((2, 4, 2),)}  # rows, columns, anchors of a detector's grids
@@ -286,61 +250,6 @@ def test_overfits_one_batch(name: str) -> None:
     while losses[-1] >= 0.1 * losses[0] and len(losses) < (120 if name == "seq2seq" else 80):
         losses += trainer.steps(1, one_batch=True)
     assert losses[-1] < 0.1 * losses[0], losses[::10]
-
-
-def leaves_of_each_kind() -> dict[str, Spec]:
-    """A leaf of each initializer with each combination of axes, out of all cases: the one with most even dims."""
-    kinds: dict[Any, tuple[str, Spec]] = {}
-    for name in NAMES:
-        for path, spec in flatten(tiny_model(name).specs).items():
-            kind = getattr(spec.init, "__qualname__", type(spec.init).__name__), spec.names
-            if kind not in kinds or even_dims(spec) > even_dims(kinds[kind][1]):
-                kinds[kind] = f"{name}/{path}", spec
-    return dict(kinds.values())
-
-
-def even_dims(spec: Spec) -> int:
-    return sum(size % 2 == 0 for size in spec.shape)
-
-
-def assert_drawn_by_key_and_path(specs: Any, mesh_text: str) -> None:
-    """Equal on one device and on a mesh, but for the last bit, which compilation without fusion changes."""
-    place = make_placement(make_mesh(mesh_text), specs)
-    one = jax.jit(partial(initialize, specs))(jax.random.key(0))
-    with jax.set_mesh(place.mesh):
-        init = jax.jit(partial(initialize, specs), out_shardings=place.shardings(specs))
-        same, other = (init(jax.random.key(k)) for k in (0, 1))
-    one, same, other = (flatten(jax.device_get(x)) for x in (one, same, other))
-    for path, values in one.items():
-        np.testing.assert_allclose(same[path], values, rtol=1e-6, atol=1e-7)
-    assert any((one[path] != other[path]).any() for path in one)
-
-
-@pytest.mark.parametrize(
-    "mesh_text", ["fsdp:2,ep:2,tp:2", *(pytest.param(m, marks=pytest.mark.weekly) for m in ("dp:2,ep:2,cp:2", *MESHES))]
-)
-def test_initial_values_of_each_kind_are_equal_on_any_mesh(mesh_text: str) -> None:
-    """One function draws the values of all families, leaf by leaf; test_invariance compares all bits."""
-    specs = leaves_of_each_kind()
-    assert len(specs) > 60
-    assert_drawn_by_key_and_path(unflatten(specs), mesh_text)
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.weekly) for name in NAMES]
-)
-def test_initial_values_are_determined_by_key_and_path(name: str) -> None:
-    assert_drawn_by_key_and_path(tiny_model(name).specs, hardest(name))
-
-
-def test_a_layer_more_leaves_the_others_bit_identical() -> None:
-    key = jax.random.key(3)
-    few, more = (flatten(tiny_model("gpt", depth=d, tied=d == 2).init(key)["params"]) for d in (2, 3))
-    assert set(few) < set(more)
-    for name, values in few.items():
-        if "/out/" in name or "/down/" in name:
-            continue  # their deviation is 0.02 / sqrt(2 L): another depth is another law
-        np.testing.assert_array_equal(more[name][:2] if name.startswith("blocks") else more[name], values)
 
 
 @pytest.mark.parametrize("name", LONG)

@@ -48,7 +48,7 @@ def test_a_family_of_the_page_has_the_shapes_of_its_table(name: str) -> None:
 def test_a_family_of_the_page_obeys_the_laws(name: str) -> None:
     """One test, so that the laws share their programs."""
     contract.test_gradients_are_finite_and_not_zero(name)
-    contract.test_sharded_equals_unsharded(name, contract.hardest(name))
+    contract.test_sharded_equals_unsharded(name, cases.hardest(name))
     if "cached" in models.FAMILIES[name].TRAITS:
         contract.test_no_token_sees_a_later_one(name)
         contract.test_cached_decoding_equals_the_full_forward(name)

@@ -214,6 +214,16 @@ def meshes_for(name: str) -> tuple[str, ...]:
     return MESHES + (MESHES_OF_EXPERTS if hasattr(tiny_model(name).config, "experts") else ())
 
 
+def hardest(name: str) -> str:
+    """The mesh on which a family is always tried; with `second` it is on every strategy that there is."""
+    return "fsdp:2,ep:2,tp:2" if hasattr(tiny_model(name).config, "experts") else "fsdp:2,cp:2,tp:2"
+
+
+def second(name: str) -> str:
+    """The other mesh on which a family is tried."""
+    return "dp:2,ep:2,cp:2" if hasattr(tiny_model(name).config, "experts") else "dp:2,fsdp:2,tp:2"
+
+
 def with_dropout(name: str, **overrides: Any) -> models.Model:
     """The tiny model with all its dropout and drop-path rates at 0.25, except rates that default to another field."""
     fields = vars(tiny_model(name, **overrides).config)

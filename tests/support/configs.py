@@ -1,36 +1,16 @@
 """Every config file, and every named config with every ablation of its file."""
 
 from functools import cache
+from importlib import import_module
 from typing import Any
 
-from configs import (
-    bert,
-    cnn,
-    deepseek,
-    flax,
-    gemma,
-    gemma4,
-    gpt,
-    gpt_oss,
-    grok,
-    llama,
-    llama4,
-    mixtral,
-    mlp,
-    resnet,
-    rnn,
-    seq2seq,
-    transformer,
-    vgg,
-    vit,
-    yolo,
-)
+from configs import reader
+from tests.support import ROOT
 
 FILES = {
-    **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
-    **{"gemma": gemma, "deepseek": deepseek, "gpt_oss": gpt_oss, "llama4": llama4, "grok": grok, "flax": flax},
-    **{"gemma4": gemma4, "vgg": vgg, "resnet": resnet, "vit": vit, "yolo": yolo},
-    **{"seq2seq": seq2seq, "transformer": transformer},
+    path.stem: import_module(f"configs.{path.stem}")
+    for path in sorted((ROOT / "configs").glob("*.py"))
+    if path.stem not in reader.NOT_CONFIGS
 }
 VARIANTS = [
     (file, "+".join(filter(None, (name, ablation))))
