@@ -10,6 +10,7 @@ from typing import Any
 
 from errors import UsageError, quote
 
+Json = dict[str, Any]  # a JSON object
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # UTF-32 is first, as UTF-16's mark is the beginning of UTF-32's.
 WIDE_BOMS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
@@ -119,7 +120,7 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_text(path), path)
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
+def read_settings(path: str | Path) -> Json:
     """The object in a JSON file, as a dict. Raises UsageError as `read_json`, and for another type of value."""
     settings = read_json(path)
     if not isinstance(settings, dict):

@@ -11,13 +11,16 @@ The parameters have the tree and the initializers of `model.init`. NNX initializ
 with a key for each top-level entry. Dropout uses the stream `dropout`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import linen, nnx
+from jax.typing import ArrayLike
 
 from models import Model
 from models.core.spec import initialize
+from models.core.types import Array, Specs, Tree
 
 
 class Linen(linen.Module):
@@ -26,7 +29,7 @@ class Linen(linen.Module):
     model: Model
 
     @linen.compact
-    def __call__(self, inputs: Any, *, train: bool = False) -> Any:
+    def __call__(self, inputs: Mapping[str, ArrayLike] | ArrayLike, *, train: bool = False) -> Any:
         """The model's value; see its family's `apply`. In training a collection `batch_stats` must be mutable."""
         specs = self.model.specs
         params = {
@@ -41,16 +44,16 @@ class Linen(linen.Module):
         stats = {name: variable.value for name, variable in running.items()}
         out = self.model.apply({"params": params, "stats": stats}, inputs, train=train, key=key)
         if train and not self.is_initializing():
-            for name, variable in running.items():
-                variable.value = out.stats[name]
+            for name, new in (out.stats or {}).items():
+                running[name].value = new
         return out.value
 
 
-def _init_subtree(specs: dict[str, Any], name: str, key: Any) -> Any:
+def _init_subtree(specs: Specs, name: str, key: Array) -> Tree:
     return initialize({name: specs[name]}, key)[name]
 
 
-def _is_variable(x: Any) -> bool:
+def _is_variable(x: object) -> bool:
     return isinstance(x, nnx.Variable)
 
 
@@ -65,7 +68,7 @@ class NNX(nnx.Module):
         self.stats = nnx.data(jax.tree.map(nnx.BatchStat, variables.get("stats", {})))
         self.rngs = rngs.fork()
 
-    def __call__(self, inputs: Any) -> Any:
+    def __call__(self, inputs: Mapping[str, ArrayLike] | ArrayLike) -> Any:
         """The model's value; see its family's `apply`."""
         params, stats = (
             jax.tree.map(lambda v: v.get_value(), t, is_leaf=_is_variable) for t in (self.params, self.stats)

@@ -1,6 +1,7 @@
 """The table of families, a family with a config as a `Model`, and `build`, which makes one."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import ModuleType
@@ -8,13 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 import renamed
 from errors import UsageError, unknown
 from models.core import spec
 from models.core.checks import FrozenDict, check_types, freeze
 from models.core.layers import compute_logits, per_row_keys
-from models.core.spec import Array, LazyLogits, Outputs, Place, Spec, unsharded
+from models.core.spec import LazyLogits, Outputs, Place, Spec, unsharded
+from models.core.types import Array, Cache, Specs, Stats, Sums, Variables
 from models.families import (
     bert,
     cnn,
@@ -59,7 +63,7 @@ class Model:
     """A family with a config: pure functions that share one tree of parameter specs."""
 
     family: str
-    config: Any
+    config: Any  # the family's Config
 
     @property
     def module(self) -> ModuleType:
@@ -72,22 +76,22 @@ class Model:
         return self.module.traits(self.config) if hasattr(self.module, "traits") else self.module.TRAITS
 
     @cached_property
-    def specs(self) -> dict[str, Any]:
+    def specs(self) -> Specs:
         """{"params": tree of Spec, optionally "stats": tree of Spec}."""
         return self.module.specs(self.config)
 
-    def init(self, key: Array, out_shardings: Any = None) -> dict[str, Any]:
+    def init(self, key: Array, out_shardings: PyTree = None) -> Variables:
         """Initial variables, float32, drawn under jit from a PRNG key []; sharded by out_shardings if given."""
         return jax.jit(partial(spec.initialize, self.specs), out_shardings=out_shardings)(key)
 
     def apply(
         self,
-        variables: Any,
-        inputs: Any,
+        variables: Variables,
+        inputs: Mapping[str, ArrayLike] | ArrayLike,
         *,
         train: bool = False,
         key: Array | None = None,
-        cache: Any = None,
+        cache: Cache | None = None,
         place: Place = unsharded,
         logits: bool = True,
     ) -> Outputs:
@@ -100,28 +104,28 @@ class Model:
         """
         if cache is not None and "cached" not in self.traits:
             raise UsageError(f"{self.family} as configured has no cache")
-        if not isinstance(inputs, dict):
-            inputs = {self.module.INPUT: inputs}
-        variables, inputs = jax.tree.map(jnp.asarray, (variables, inputs))
+        variables = jax.tree.map(jnp.asarray, variables)
+        given = inputs if isinstance(inputs, Mapping) else {self.module.INPUT: inputs}
+        fields = {name: jnp.asarray(x) for name, x in given.items()}
         if key is not None and key.ndim == 0:
-            key = per_row_keys(key, jnp.arange(next(iter(inputs.values())).shape[0]))
-        out = self.module.apply(variables, inputs, self.config, train=train, key=key, cache=cache, place=place)
+            key = per_row_keys(key, jnp.arange(next(iter(fields.values())).shape[0]))
+        out = self.module.apply(variables, fields, self.config, train=train, key=key, cache=cache, place=place)
         if logits and isinstance(out.value, LazyLogits):
             return out.replace(value=compute_logits(out.value, place("batch seq vocab")))
         return out
 
-    def update_stats(self, stats: Any, metrics: dict[str, tuple[Array, Array]]) -> Any:
+    def update_stats(self, stats: Stats, metrics: Sums) -> Stats:
         """Statistics after an update, from those after its batch and the batch's metrics, name -> (sum, weight)."""
         if not hasattr(self.module, "update_stats"):
             return stats
         return self.module.update_stats(stats, {name: total for name, (total, _) in metrics.items()}, self.config)
 
-    def predict(self, variables: Any, inputs: Any) -> Any:
+    def predict(self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike) -> Any:
         """The value of `apply` outside of training: class scores [B C], or next-token logits [B T V], in float32."""
         value = self.apply(variables, inputs).value
         return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
 
-    def cache_specs(self, batch: int, length: int, source: int | None = None) -> Any:
+    def cache_specs(self, batch: int, length: int, source: int | None = None) -> Specs:
         """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.
 
         Raises UsageError if the family has no cache, and for a `source` if it is no translator.
@@ -136,7 +140,7 @@ class Model:
             raise UsageError(f"family {self.family!r} is no translator; its cache takes no source ({source} tokens)")
         return self.module.cache(self.config, batch, length)
 
-    def cache(self, batch: int, length: int, source: int | None = None) -> Any:
+    def cache(self, batch: int, length: int, source: int | None = None) -> Cache:
         """An empty cache with the specs of `cache_specs`. Raises UsageError as `cache_specs`."""
         return spec.initialize(self.cache_specs(batch, length, source), jax.random.key(0))
 
@@ -177,18 +181,18 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
     return Model(family, config)
 
 
-def _field(value: Any) -> Any:
+def _field(value: object) -> object:
     """A value of a Config: lists become tuples, a dict a tuple of pairs."""
     fixed = freeze(value)
     return fixed.items if isinstance(fixed, FrozenDict) else fixed
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """A checked value; an int beyond int32, which only a float field takes and jax does not, as a float."""
     return float(value) if isinstance(value, int) and abs(value) >= 2**31 else value
 
 
-def _check_field(module: ModuleType, name: str, value: Any) -> None:
+def _check_field(module: ModuleType, name: str, value: object) -> None:
     from models.core.checks import require
 
     probe = object.__new__(module.Config)

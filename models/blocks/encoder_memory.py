@@ -3,20 +3,19 @@
 Legend: B batch, S source time.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from errors import UsageError
 from models.core.layers import reshard
 from models.core.spec import Place
+from models.core.types import Cache, Inputs
 
 MASK = "mask"  # the entry of a cache's memory that is 1 where a source token is stored
 
 
 def source_inputs(
-    inputs: dict[str, Array], cache: Any, place: Place
+    inputs: Inputs, cache: Cache | None, place: Place
 ) -> tuple[Int[Array, "b s"], Float[Array, "b s"] | None] | None:
     """The source to encode [B S], and its mask [B S] or None; None if the cache holds an encoded source already.
 
@@ -37,12 +36,12 @@ def source_inputs(
     return source, None if mask is None else reshard(mask, place("batch query"))
 
 
-def capacity(cache: Any) -> int:
+def capacity(cache: Cache) -> int:
     """The number of source tokens that a cache can hold."""
     return cache["memory"][MASK].shape[1]
 
 
-def pad_to_capacity(x: Any, cache: Any) -> Any:
+def pad_to_capacity(x: Array, cache: Cache | None) -> Array:
     """Arrays of source tokens, padded with 0 to the cache's capacity: [B S ...] -> [B S ...]; without a cache, x."""
     if cache is None:
         return x

@@ -6,22 +6,24 @@ when it runs, and all its random streams, are explicit inputs and outputs.
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 from flax.core import meta
 from flax.errors import InvalidRngError
+from jaxtyping import PyTree
 
 from errors import UsageError
 from models.core.layers import site_hash
-from models.core.spec import Array, path_name
+from models.core.spec import path_name
+from models.core.types import Array, Fields, Leaf, Tree
 
-Tree = dict[str, Any]
+NNXPath = tuple[Hashable, ...]  # of a variable in the state of an NNX module
 TRAINING = {  # argument names by which modules switch between training and inference -> the value in training
     **dict.fromkeys(("train", "training", "is_training"), True),
     **dict.fromkeys(("deterministic", "use_running_average", "eval"), False),
@@ -34,14 +36,14 @@ class FlaxFunctions:
     """A module: init(key) -> tree; run(tree, x, train, key, extras) -> (value, new collections, sown losses)."""
 
     init: Callable[[Array], Tree]
-    run: Callable[..., tuple[Any, Tree, Any]]
+    run: Callable[..., tuple[PyTree, Tree, Tree]]
     axes: dict[str, tuple[str | None, ...]]  # by path, of leaves with axis names in their metadata
     extras: tuple[str, ...]  # the EXTRAS that its call takes
 
 
 def adapt(
     kind: type,
-    args: dict[str, Any],
+    args: Fields,
     example: jax.ShapeDtypeStruct,
     streams: tuple[str, ...],
     wanted: tuple[int, ...] | None = None,
@@ -98,24 +100,24 @@ def init_arguments(kind: type) -> tuple[list[str], bool]:
     return names, any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _train_kwarg(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+def _train_kwarg(call: Callable[..., PyTree], train: bool) -> dict[str, bool]:
     """The keyword argument that switches a call between training and inference."""
     names = inspect.signature(call).parameters
     return {name: train == TRAINING[name] for name in names if name in TRAINING}
 
 
-def _extra_kwargs(call: Callable[..., Any]) -> tuple[str, ...]:
+def _extra_kwargs(call: Callable[..., PyTree]) -> tuple[str, ...]:
     return tuple(name for name in EXTRAS if name in inspect.signature(call).parameters)
 
 
-def _required_kwargs(call: Callable[..., Any], example: jax.ShapeDtypeStruct) -> Tree:
+def _required_kwargs(call: Callable[..., PyTree], example: jax.ShapeDtypeStruct) -> Tree:
     """Placeholder values of the EXTRAS that a call requires."""
     names = inspect.signature(call).parameters
     needed = [name for name in _extra_kwargs(call) if names[name].default is inspect.Parameter.empty]
     return {name: jnp.ones(example.shape[:2], EXTRAS[name]) for name in needed}
 
 
-def _no_mesh() -> Any:
+def _no_mesh() -> AbstractContextManager[object]:
     """A context in which axis names of metadata, which are not those of our mesh, have no effect."""
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
@@ -124,7 +126,7 @@ def _streams(key: Array, names: tuple[str, ...]) -> dict[str, Array]:
     return {name: jax.random.fold_in(key, site_hash(name)) for name in names}
 
 
-def _linen(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> FlaxFunctions:
+def _linen(kind: type, args: Fields, example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> FlaxFunctions:
     module = kind(**args)
     inference = _train_kwarg(kind.__call__, False)
     required = _required_kwargs(kind.__call__, example)
@@ -140,12 +142,12 @@ def _linen(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stre
     leaves = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
     axes = {path_name(path): tuple(leaf.names) for path, leaf in leaves if hasattr(leaf, "names")}
 
-    def call_module(tree: Tree, x: Array, train: bool, rngs: dict[str, Array], extras: Tree) -> tuple[Any, Tree]:
+    def call_module(tree: Tree, x: Array, train: bool, rngs: dict[str, Array], extras: Tree) -> tuple[PyTree, Tree]:
         collections = [name for name in tree if name != "params"]
         mutable = [*collections, "losses"] if train else []
         return module.apply(tree, x, **_train_kwarg(kind.__call__, train), **extras, rngs=rngs, mutable=mutable)
 
-    def run(tree: Tree, x: Array, train: bool, key: Array | None, extras: Tree) -> tuple[Any, Tree, Any]:
+    def run(tree: Tree, x: Array, train: bool, key: Array | None, extras: Tree) -> tuple[PyTree, Tree, Tree]:
         rngs = _streams(jax.random.key(0) if key is None else key, streams) if train or draws else {}
         value, changed = call_module(tree, x, train, rngs, extras)
         collections = {
@@ -168,17 +170,19 @@ def _linen(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stre
     return FlaxFunctions(init, run, axes, _extra_kwargs(kind.__call__))
 
 
-def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> FlaxFunctions:
+def _nnx(kind: type, args: Fields, example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> FlaxFunctions:
     seeded = "rngs" in inspect.signature(kind.__init__).parameters or init_arguments(kind)[1]  # type: ignore[misc]
     draws_in_call = "rngs" in inspect.signature(kind.__call__).parameters
 
-    def build(key: Array) -> Any:
+    def build(key: Array) -> nnx.Module:
         with nnx.use_eager_sharding(False):
             return kind(**args, **({"rngs": nnx.Rngs(key)} if seeded else {}))
 
-    def split_state(module: Any) -> Any:
+    def split_state(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State]:
         """Graph, parameters, random streams, and the rest."""
-        return nnx.split(module, nnx.Param, nnx.RngState, ...)
+        graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        params, draws, rest = states
+        return graph, params, draws, rest
 
     graphs = {}
     for train in (True, False):
@@ -198,20 +202,20 @@ def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stream
         if names is not None:
             axes["/".join(("params", *map(str, path)))] = tuple(names)
 
-    def to_tree(params: Any, rest: Any) -> Tree:
+    def to_tree(params: nnx.State, rest: nnx.State) -> Tree:
         return {"params": _to_nested(params), **({"state": _to_nested(rest)} if nnx.to_flat_state(rest) else {})}
 
     def init(key: Array) -> Tree:
         _, params, _, rest = split_state(build(key))
         return to_tree(params, rest)
 
-    def run(tree: Tree, x: Array, train: bool, key: Array | None, extras: Tree) -> tuple[Any, Tree, Any]:
+    def run(tree: Tree, x: Array, train: bool, key: Array | None, extras: Tree) -> tuple[PyTree, Tree, Tree]:
         key = jax.random.key(0) if key is None else key
         rngs = {"rngs": nnx.Rngs(jax.random.fold_in(key, site_hash("rngs")))} if draws_in_call else {}
         state = [
             _map_nnx_state(params, partial(_leaf_at, tree["params"])),
             _map_nnx_state(draws, lambda path, v: _init_rng_state(path, v, key)),
-            _map_nnx_state(rest, partial(_leaf_at, tree.get("state"))),
+            _map_nnx_state(rest, partial(_leaf_at, tree.get("state", {}))),
         ]
         with nnx.use_eager_sharding(False):
             module = nnx.merge(graphs[train], *state)
@@ -223,7 +227,7 @@ def _nnx(kind: type, args: dict[str, Any], example: jax.ShapeDtypeStruct, stream
     return FlaxFunctions(init, run, axes, _extra_kwargs(kind.__call__))
 
 
-def _init_rng_state(path: tuple[Any, ...], abstract: Any, key: Array) -> Array:
+def _init_rng_state(path: NNXPath, abstract: jax.ShapeDtypeStruct, key: Array) -> Array:
     """The key or the count of an NNX module's random stream; of a stack of streams if the shape is one."""
     if jnp.issubdtype(abstract.dtype, jax.dtypes.prng_key):
         own = jax.random.fold_in(key, site_hash("/".join(map(str, path))))
@@ -231,7 +235,7 @@ def _init_rng_state(path: tuple[Any, ...], abstract: Any, key: Array) -> Array:
     return jnp.zeros(abstract.shape, abstract.dtype)
 
 
-def _map_nnx_state(state: Any, value: Callable[[tuple[Any, ...], Any], Any]) -> Any:
+def _map_nnx_state(state: nnx.State, value: Callable[[NNXPath, Leaf], Leaf]) -> nnx.State:
     """A state of equal structure, with value(path, abstract value) in each variable."""
     flat = nnx.to_flat_state(state)
     return nnx.from_flat_state(
@@ -242,13 +246,13 @@ def _map_nnx_state(state: Any, value: Callable[[tuple[Any, ...], Any], Any]) -> 
     )
 
 
-def _leaf_at(tree: Any, path: tuple[Any, ...], _: Any = None) -> Any:
+def _leaf_at(tree: Tree, path: NNXPath, _: Leaf = None) -> Leaf:
     for part in path:
         tree = tree[str(part)]
     return tree
 
 
-def _without_sown(tree: Any) -> Any:
+def _without_sown(tree: Tree | Leaf) -> Tree | Leaf:
     """A collection without the tuples of `sow`, which grow with each run of the module."""
     if not isinstance(tree, dict):
         return tree
@@ -261,7 +265,7 @@ def _restrict_to(tree: Tree, other: Tree) -> Tree:
     return {k: _restrict_to(v, other[k]) if isinstance(v, dict) else other[k] for k, v in tree.items()}
 
 
-def _to_nested(state: Any) -> Tree:
+def _to_nested(state: nnx.State) -> Tree:
     """A state's values as nested dicts with keys of str."""
     tree: Tree = {}
     for path, variable in nnx.to_flat_state(state):

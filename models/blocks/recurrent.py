@@ -6,7 +6,7 @@ state. The order of gates and the two bias vectors are those of torch.nn.RNN, GR
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Shaped
 
 from models.core.layers import einsum, gather_weight, linear, reshard
 from models.core.spec import Initializer, Place, Spec, uniform, unsharded, zeros
+from models.core.types import Params, Specs, Tree
 
 State = dict[str, Array]  # h [B P], and c [B H] of an LSTM
 Gates = Float[Array, "b g h"]
@@ -71,7 +72,7 @@ def layer_specs(
     forget_bias: float,
     chrono_max: int | None,
     axis: str,
-) -> dict[str, Any]:
+) -> Specs:
     """Specs of one layer in one direction; `axis` names its inputs.
 
     Weights and biases start uniform within 1/sqrt(H), as in torch. `forget_bias` is added to the input bias of an
@@ -97,7 +98,7 @@ def layer_specs(
         table = {"kernel": Spec((size, G, H), f"{name} gates mlp", init, fan_in=name)}
         return {**table, "bias": Spec((G, H), "gates mlp", bias_init)} if bias else table
 
-    table: dict[str, Any] = {"input": gate_specs(inputs, axis, gate_bias), "state": gate_specs(P, "embed", init)}
+    table: Specs = {"input": gate_specs(inputs, axis, gate_bias), "state": gate_specs(P, "embed", init)}
     if projection is not None:
         table["out"] = {"kernel": Spec((H, P), "mlp embed", init, fan_in="mlp")}
     return table
@@ -113,7 +114,7 @@ def state_specs(batch: int, width: int, cell: str, projection: int | None, dtype
 
 def run_layer(
     x: Float[Array, "b t i"],
-    p: dict[str, Any],
+    p: Params,
     cell: str,
     state: State | None = None,
     mask: Float[Array, "b t"] | None = None,
@@ -145,7 +146,7 @@ def run_layer(
     return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), last
 
 
-def layer_step(x_gates: Gates, p: dict[str, Any], cell: str, state: State, place: Place = unsharded) -> State:
+def layer_step(x_gates: Gates, p: Params, cell: str, state: State, place: Place = unsharded) -> State:
     """One time step of a layer: gate pre-activations of the input [B G H] and a state -> the next state."""
     h_gates = linear("bh,hgk->bgk", reshard(state["h"], place("batch width")), p["state"], place("batch gates mlp"))
     new = CELLS[cell].step(x_gates, h_gates, state)
@@ -154,11 +155,11 @@ def layer_step(x_gates: Gates, p: dict[str, Any], cell: str, state: State, place
     return new
 
 
-def where_real(new: Any, state: Any, real: Shaped[Array, "b"] | None) -> Any:
+def where_real(new: Tree, state: Tree, real: Shaped[Array, "b"] | None) -> Tree:
     """The new state in rows where `real` [B] is above 0, else the old one; None means all rows. Trees of [B ...]."""
     return new if real is None else jax.tree.map(lambda n, old: jnp.where(real[:, None] > 0, n, old), new, state)
 
 
-def gather_params(p: Any, x: Float[Array, "b ..."]) -> Any:
+def gather_params(p: Params, x: Float[Array, "b ..."]) -> Params:
     """Parameters for a loop over time: in x's dtype, and gathered once instead of at each step."""
     return jax.tree.map(lambda w: gather_weight(w.astype(x.dtype), x), p)

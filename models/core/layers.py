@@ -6,13 +6,14 @@ Letters as in docs/notation.md. No function here knows the mesh: callers pass th
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from models.core.spec import Initializer, LazyLogits, Place, Spec, ones, zeros
+from models.core.types import OutSharding
 
 MASK_VALUE = -1e30  # a masked logit: its softmax is 0; finite, so that 0 * MASK_VALUE is 0 in a gradient
 
@@ -28,21 +29,23 @@ def gather_weight(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
     return w if kept == spec else jax.sharding.reshard(w, kept)
 
 
-def reshard(x: Array, out: Any) -> Array:
+def reshard(x: Array, out: OutSharding) -> Array:
     """x with the sharding `out`; x itself if `out` is None (no mesh)."""
     return x if out is None else jax.sharding.reshard(x, out)
 
 
-def _axes(entry: Any) -> set[str]:
-    return set(entry) if isinstance(entry, tuple) else {entry} - {None}
+def _axes(entry: str | tuple[str, ...] | None) -> set[str]:
+    if isinstance(entry, tuple):
+        return set(entry)
+    return set() if entry is None else {entry}
 
 
 def einsum(
     equation: str,
     x: Float[Array, "..."],
     w: Float[Array, "..."],
-    out: Any = None,
-    dtype: Any = None,
+    out: OutSharding = None,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "..."]:
     """Einsum of two operands in x's dtype, sharded as `out`; accumulated in and returned as `dtype` if given.
 
@@ -58,7 +61,7 @@ def add_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, 
 
 
 def linear(
-    equation: str, x: Float[Array, "..."], p: dict[str, Array], out: Any = None, dtype: Any = None
+    equation: str, x: Float[Array, "..."], p: dict[str, Array], out: OutSharding = None, dtype: DTypeLike | None = None
 ) -> Float[Array, "..."]:
     """`einsum` with p["kernel"], plus p["bias"] if there is one."""
     y = einsum(equation, x, p["kernel"], out, dtype)
@@ -78,7 +81,9 @@ def linear_specs(fan_in: int, fan_out: int, axes: str, init: Initializer, out_ax
     }
 
 
-def dense(x: Float[Array, "b i"], p: dict[str, Array], out: Any = None, dtype: Any = None) -> Float[Array, "b o"]:
+def dense(
+    x: Float[Array, "b i"], p: dict[str, Array], out: OutSharding = None, dtype: DTypeLike | None = None
+) -> Float[Array, "b o"]:
     """x [B I] @ kernel [I O] + bias [O] -> [B O], in x's dtype, or in `dtype` if given."""
     return add_bias(einsum("bi,io->bo", x, p["kernel"], out, dtype), p["bias"])
 
@@ -186,7 +191,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def embed(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: Any = None) -> Float[Array, "*b d"]:
+def embed(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: OutSharding = None) -> Float[Array, "*b d"]:
     """Look up rows of a table: table [V D], ids [...] -> [... D]."""
     return gather_weight(table, ids).at[ids].get(out_sharding=out)
 
@@ -202,7 +207,7 @@ def softcap(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
     return cap * jnp.tanh(x / cap)
 
 
-def compute_logits(value: LazyLogits, out: Any = None) -> Float[Array, "b t v"]:
+def compute_logits(value: LazyLogits, out: OutSharding = None) -> Float[Array, "b t v"]:
     """Logits over the padded vocabulary, float32; those of padding are MASK_VALUE -> [B T V]."""
     size = value.table.shape[0]
     logits = einsum("btd,vd->btv", value.x, value.table, out, jnp.float32)
@@ -230,7 +235,7 @@ def fold_in_each(keys: Key[Array, "b"] | None, number: Int[Array, ""]) -> Key[Ar
 
 
 def dropout(
-    x: Float[Array, "b *d"], keys: Key[Array, "b"] | None, rate: float, site: str, out: Any = None
+    x: Float[Array, "b *d"], keys: Key[Array, "b"] | None, rate: float, site: str, out: OutSharding = None
 ) -> Float[Array, "b *d"]:
     """Zero elements with probability `rate` and scale the rest, with one key per row: x [B ...] -> [B ...].
 

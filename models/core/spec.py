@@ -13,10 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec
+from jax.tree_util import KeyPath
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
-Array = jax.Array
+from models.core.types import Array, Cache, Leaf, Stats, Sums, Tree
+
 Initializer = Callable[[Array, tuple[int, ...], "Spec"], Array]
-Place = Callable[[str], Any]  # "batch seq width" -> PartitionSpec, or None without a mesh
+Place = Callable[[str], PartitionSpec | None]  # "batch seq width" -> PartitionSpec, or None without a mesh
 
 
 def unsharded(axes: str) -> None:
@@ -135,10 +140,10 @@ class LazyLogits:
     Rows of the table from `vocab` on are padding. With `softcap` the logits become softcap tanh(logits / softcap).
     """
 
-    x: Any
-    table: Any
+    x: Leaf
+    table: Leaf
     vocab: int = struct.field(pytree_node=False)
-    bias: Any = None
+    bias: Leaf = None
     softcap: float | None = struct.field(pytree_node=False, default=None)
 
 
@@ -156,27 +161,27 @@ class Outputs:
     """
 
     value: Any
-    stats: Any = None
-    cache: Any = None
-    aux_losses: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
-    metrics: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
-    mtp_values: tuple[Any, ...] = ()
+    stats: Stats | None = None
+    cache: Cache | None = None
+    aux_losses: Sums = struct.field(default_factory=dict)
+    metrics: Sums = struct.field(default_factory=dict)
+    mtp_values: tuple[LazyLogits, ...] = ()
     mtp_weight: float = struct.field(pytree_node=False, default=0.0)
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_name(path: KeyPath) -> str:
     """A pytree path as `blocks/norm1/scale`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def flatten(tree: PyTree) -> dict[str, Leaf]:
     """A tree's leaves by path name, in the tree's order."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
+def unflatten(leaves: dict[str, Leaf]) -> Tree:
     """Nested dicts of leaves by path name: the inverse of `flatten` for trees of dicts."""
-    tree: dict[str, Any] = {}
+    tree: Tree = {}
     for path, leaf in leaves.items():
         *folders, name = path.split("/")
         inside = tree
@@ -190,7 +195,7 @@ def _leaf_hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
-def initialize(specs: Any, key: Array) -> Any:
+def initialize(specs: PyTree, key: Array) -> PyTree:
     """Initial values of a tree of Specs: the key of a leaf folds in its path, that of a layer also its index.
 
     A parameter's values thus depend on the key, its path and its layer only: an ablation that adds a parameter or a
@@ -203,9 +208,9 @@ def initialize(specs: Any, key: Array) -> Any:
         if other != name:
             raise ValueError(f"parameters {other!r} and {name!r} have the same hash: rename one")
 
-    joint: dict[Any, dict[str, Array]] = {}
+    joint: dict[Callable[[Array], dict[str, Array]], dict[str, Array]] = {}
 
-    def leaf(path: tuple[Any, ...], spec: Spec) -> Array:
+    def leaf(path: KeyPath, spec: Spec) -> Array:
         if isinstance(spec.init, JointInit):
             if spec.init.values not in joint:
                 joint[spec.init.values] = spec.init.values(key)
@@ -219,11 +224,11 @@ def initialize(specs: Any, key: Array) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, specs)
 
 
-def abstract(specs: Any, dtype: Any = jnp.float32) -> Any:
+def abstract(specs: PyTree, dtype: DTypeLike = jnp.float32) -> PyTree:
     """The ShapeDtypeStructs of what `initialize` returns."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype), specs)
 
 
-def count(specs: Any) -> int:
+def count(specs: PyTree) -> int:
     """Number of scalars in a tree of Specs."""
     return sum(s.size for s in jax.tree.leaves(specs))

@@ -7,7 +7,6 @@ masked-language head, which the paper does not mention, is that of the released 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,8 @@ from models.core.layers import (
     norm_specs,
     reshard,
 )
-from models.core.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+from models.core.types import Array, Fields, Inputs, OutSharding, Params, Specs, Variables
 
 TRAITS = frozenset({"encoder"})
 INPUT = "tokens"
@@ -36,7 +36,7 @@ HEADS = ("none", "mlm", "classes")
 POOLS = ("none", "first", "mean")
 ZERO_GRAD = {"blocks/k/bias": "adds one number to all scores of a query, which the softmax removes"}
 
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "bert_base": dict(width=768, depth=12, heads=12),
     "bert_large": dict(width=1024, depth=24, heads=16),
     "bert_base_cased": dict(vocab=28996, width=768, depth=12, heads=12),
@@ -96,7 +96,7 @@ def traits(c: Config) -> frozenset[str]:
     return TRAITS | {"mlm": {"language_model"}, "classes": {"classifier"}}.get(c.head, set())
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
     V, init = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, normal(0.02)
@@ -105,7 +105,7 @@ def specs(c: Config) -> dict[str, Any]:
         kernel = Spec((L, D, N, H), "layers embed heads head_dim", init, fan_in="embed")
         return {"kernel": kernel, "bias": Spec((L, N, H), "layers heads head_dim", zeros)}
 
-    params: dict[str, Any] = {
+    params: Specs = {
         "embed": {
             "token": Spec((V, D), "vocab embed", init),
             "position": Spec((c.context, D), "time embed", init),
@@ -145,8 +145,8 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,
@@ -173,10 +173,10 @@ def apply(
     x = layer_norm(x.astype(COMPUTE[c.compute]), p["embed"]["norm"], c.eps)
     x = dropout(x, keys, c.dropout, "embed", stream)
 
-    def affine(equation: str, x: Array, p: dict[str, Array], over: Any) -> Array:
+    def affine(equation: str, x: Array, p: dict[str, Array], over: OutSharding) -> Array:
         return add_bias(einsum(equation, x, p["kernel"], over), p["bias"])
 
-    def block(x: Array, layer: tuple[Any, Array]) -> tuple[Array, None]:
+    def block(x: Array, layer: tuple[Params, Array]) -> tuple[Array, None]:
         p, index = layer
         own = fold_in_each(keys, index)
         q, k, v = (affine("btd,dnh->btnh", x, p[n], place("batch seq heads head_dim")) for n in ("q", "k", "v"))

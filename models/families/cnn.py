@@ -8,7 +8,6 @@ Deviations: the paper's figure 3 gives the output codes as pictures, so that COD
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,13 +26,14 @@ from models.core.layers import (
     linear_specs,
     norm_specs,
 )
-from models.core.spec import Array, Initializer, Outputs, Place, Spec, constant, normal, ones, unsharded, zeros
+from models.core.spec import Initializer, Outputs, Place, Spec, constant, normal, ones, unsharded, zeros
+from models.core.types import Array, Fields, Inputs, Specs, Variables
 
 TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
 INPUT = "image"
 ZERO_GRAD: dict[str, str] = {}
 
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "lenet5": dict(
         inputs=(32, 32, 1),
         channels=(6, 16, 120),
@@ -114,7 +114,7 @@ class Config:
         require(self, f"large enough for {len(self.channels)} stages", "inputs", holds=min(_final_size(self)) > 0)
 
 
-def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"]} if "image" in shapes else {}
 
@@ -132,11 +132,11 @@ def _final_size(c: Config) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters, and of the running moments if batch norm is on."""
     J = c.kernel
-    stages: dict[str, dict[str, Any]] = {}
-    stats: dict[str, Any] = {}
+    stages: dict[str, Specs] = {}
+    stats: Specs = {}
 
     def init(fan_in: int) -> Initializer:  # given, as a Spec of the sparse stage has no fan-in axis
         return normal((1 if c.activation in SIGMOIDS else 2) ** 0.5 * fan_in**-0.5)
@@ -162,7 +162,7 @@ def specs(c: Config) -> dict[str, Any]:
         str(i): linear_specs(n, m, "embed mlp", init(n), "mlp")
         for i, (n, m) in enumerate(zip(widths, c.hidden, strict=False))
     }
-    params: dict[str, Any] = {"stages": stages, "hidden": hidden}
+    params: Specs = {"stages": stages, "hidden": hidden}
     if c.head == "linear":
         params["head"] = linear_specs(widths[-1], c.classes, "embed classes", init(widths[-1]), "classes")
     return {"params": params, "stats": stats}
@@ -188,8 +188,8 @@ def rbf(x: Float[Array, "b f"]) -> Float[Array, "b o"]:
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,

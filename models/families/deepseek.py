@@ -8,7 +8,6 @@ that balance devices and communication (eq. 26 to 31) are not implemented.
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,8 @@ from models.blocks.moe.moe import (
 from models.blocks.moe.routers import Routes, router_logits, sigmoid_in_groups, softmax_in_groups
 from models.core.checks import remat_block, require, require_choice
 from models.core.layers import einsum, embed, shift_left
-from models.core.spec import Array, Outputs, Place, Spec, flatten, normal, unflatten, unsharded, zeros
+from models.core.spec import Outputs, Place, Spec, flatten, normal, unflatten, unsharded, zeros
+from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Stats, Variables
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
@@ -40,7 +40,7 @@ BIAS, MTP_BIAS = "blocks/moe/bias", "mtp/block/bias"  # the experts' biases: sta
 MTP_EXPERT_LOAD = "mtp_expert_load"  # the metric of the MTP modules' expert load
 
 _YARN = dict(rope="yarn", rope_factor=40.0, rope_context=4096, rope_high=32.0, rope_scale=1.0)
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "deepseek_v2_lite": dict(
         **dict(vocab=102400, context=163840, width=2048, depth=27, heads=16, hidden=10944, eps=1e-6),
         **dict(experts=64, experts_per_token=6, shared=2, expert_hidden=1408, dense_layers=(0,), mscale=0.707, **_YARN),
@@ -118,7 +118,7 @@ class Config(InterleavedMoEDecoder, MLADecoder):
 # Specs
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters, and of the experts' biases if the router is `sigmoid`."""
     table = decoder_specs(block_specs, c)
     if c.mtp:
@@ -130,7 +130,7 @@ def specs(c: Config) -> dict[str, Any]:
     return table
 
 
-def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> Specs:
     """Specs of L layers of a stack, `moe` or `dense`."""
     table = {**rms_norm_specs(L, c.width, "norm1", "norm2"), **mla_specs(c, L)}
     if stack == "dense":
@@ -139,7 +139,7 @@ def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
     return {**table, **expert_specs(c, L), **shared}
 
 
-def _mtp_specs(c: Config) -> dict[str, Any]:
+def _mtp_specs(c: Config) -> Specs:
     """Specs of the MTP modules: each combines state and token, and has its own block and norm."""
     join = Spec((c.mtp, c.width, c.width), "layers width embed", normal(0.02), fan_in="width")
     return {
@@ -156,7 +156,7 @@ cache = cache_specs
 # The network
 
 
-def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, Any]:
+def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, RouterStats | None]:
     """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
     a, cache = latent_attention(context.norm(x, p["norm1"]), p, c, context)
     x = x + a
@@ -170,7 +170,7 @@ def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, An
     return x + y, cache, stats
 
 
-def route(logits: Array, p: Any, c: Config) -> Routes:
+def route(logits: Array, p: Params, c: Config) -> Routes:
     """Routes of a layer: logits [B T E] -> Routes."""
     groups = c.experts_per_token, c.expert_groups, c.topk_groups
     if c.router == "softmax":
@@ -179,13 +179,13 @@ def route(logits: Array, p: Any, c: Config) -> Routes:
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,
     key: Array | None = None,
-    cache: dict[str, Any] | None = None,
+    cache: Cache | None = None,
     place: Place = unsharded,
 ) -> Outputs:
     """As `forward`; in training also values for the `mtp` tokens after the next."""
@@ -209,7 +209,7 @@ def apply(
 
 
 def run_mtp_modules(
-    last: Hidden, tokens: Array, variables: Any, c: Config, place: Place
+    last: Hidden, tokens: Array, variables: Variables, c: Config, place: Place
 ) -> tuple[list[Array], RouterStats]:
     """Run the MTP modules -> the state of each further token [B T D], and their router statistics: tokens [B T].
 
@@ -219,7 +219,7 @@ def run_mtp_modules(
     modules, stream = layer_parameters(variables, "mtp"), place("batch seq width")
     table = variables["params"]["embed"]["token"]
 
-    def run(x: Array, p: Any, index: Array) -> tuple[Array, Any]:
+    def run(x: Array, p: Params, index: Array) -> tuple[Array, RouterStats | None]:
         x, _, stats = block(x, p, c, last.context(Layer("full", "moe"), index, None))
         return x, stats
 
@@ -235,7 +235,7 @@ def run_mtp_modules(
     return states, jax.tree.map(lambda *each: jnp.stack(each), *stats)
 
 
-def update_stats(stats: Any, metrics: dict[str, Array], c: Config) -> Any:
+def update_stats(stats: Stats, metrics: dict[str, Array], c: Config) -> Stats:
     """The experts' biases after an update, from the expert loads summed over its batch, [L E]."""
     if not c.bias_update_speed:
         return stats

@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec, auto_axes
+from jax.tree_util import KeyPath
 
 from errors import UsageError, unknown
 from models.blocks import flax_adapter
 from models.core.checks import require, unfreeze
 from models.core.layers import gather_weight
-from models.core.spec import Array, JointInit, Outputs, Place, Spec, flatten, path_name, unsharded
+from models.core.spec import JointInit, Outputs, Place, Spec, flatten, path_name, unsharded
+from models.core.types import Array, Fields, Inputs, Params, Specs, Stats, Variables
 
 TRAITS = frozenset({"classifier", "language_model", "regressor", "running_stats", "batch_coupled"})
 OUTPUT_KINDS = {"classes": "classifier", "outputs": "regressor", "vocab": "language_model"}  # by the first that is set
@@ -26,7 +28,7 @@ INPUT = "features"
 FIELDS = ("image", "features", "tokens")  # the module is called with the first of these that the batch has
 UNCONTRACTED = ("bias", "scale", "mean", "var", "embedding")  # leaves that are no kernel of a product, of any rank
 ZERO_GRAD: dict[str, str] = {}
-SIZES: dict[str, dict[str, Any]] = {}
+SIZES: dict[str, Fields] = {}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Config:
         require(self, "package.file:ClassName", "module", test=lambda name: name.count(":") == 1)
 
 
-def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields that the data determine: the shape of a row."""
     return {"shape": shapes[next(name for name in FIELDS if name in shapes)]}
 
@@ -81,7 +83,7 @@ def _module(c: Config) -> flax_adapter.FlaxFunctions:
     return flax_adapter.adapt(kind, args, example, c.streams, wanted)
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters, and of all other collections under `stats`."""
     module = _module(c)
     tree = jax.eval_shape(module.init, jax.random.key(0))
@@ -89,7 +91,7 @@ def specs(c: Config) -> dict[str, Any]:
     def values(key: Array) -> dict[str, Array]:
         return flatten(module.init(key))
 
-    def spec(path: tuple[Any, ...], leaf: Any) -> Spec:
+    def spec(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> Spec:
         name = path_name(path)
         trained = name.startswith("params/")
         axes = _axes(leaf.shape, module.axes.get(name, ()), trained)
@@ -116,8 +118,8 @@ def _axes(shape: tuple[int, ...], named: tuple[str | None, ...], trained: bool) 
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,
@@ -131,7 +133,7 @@ def apply(
         x = x.astype(jnp.float32)
     module = _module(c)
 
-    def run(params: Any, stats: Any, x: Array, extras: Any, keys: Array | None) -> tuple[Array, Any, Array]:
+    def run(params: Params, stats: Stats, x: Array, extras: Inputs, keys: Array | None) -> tuple[Array, Stats, Array]:
         own = None if keys is None else keys[0]
         value, new, losses = module.run({"params": params, **stats}, x, train, own, extras)
         aux = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(losses)), start=jnp.zeros(()))

@@ -27,22 +27,21 @@ from models.blocks.decoder.config import (
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
 from models.core.checks import require
 from models.core.layers import rms_norm
-from models.core.spec import Array, zeros
+from models.core.spec import zeros
+from models.core.types import Array, Cache, Fields, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
 
-def _gemma2(
-    width: int, depth: int, heads: int, kv_heads: int, hidden: int, *, query: int, head_dim: int
-) -> dict[str, Any]:
+def _gemma2(width: int, depth: int, heads: int, kv_heads: int, hidden: int, *, query: int, head_dim: int) -> Fields:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=head_dim, hidden=hidden)
     more = dict(window=4096, query_pre_attn_scalar=float(query), attn_logit_softcap=50.0, final_logit_softcap=30.0)
     return dict(vocab=256000, context=8192, **shape, **more)
 
 
-def _gemma3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, **more: Any) -> dict[str, Any]:
+def _gemma3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, **more: Any) -> Fields:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=256, hidden=hidden)
     near = dict(
         window=512, sliding_pattern=6, rope_local_base=1e4, rope_base=1e6, query_pre_attn_scalar=256.0, qk_norm=True
@@ -50,8 +49,8 @@ def _gemma3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, **mo
     return dict(vocab=262144, context=32768, **shape) | near | more
 
 
-_LONG: dict[str, Any] = dict(vocab=262208, context=131072, window=1024, rope="linear", rope_factor=8.0)
-SIZES: dict[str, dict[str, Any]] = {  # the language models only
+_LONG: Fields = dict(vocab=262208, context=131072, window=1024, rope="linear", rope_factor=8.0)
+SIZES: dict[str, Fields] = {  # the language models only
     "gemma2_2b": _gemma2(2304, 26, 8, 4, 9216, query=256, head_dim=256),
     "gemma2_9b": _gemma2(3584, 42, 16, 8, 14336, query=256, head_dim=256),
     "gemma2_27b": _gemma2(4608, 46, 32, 16, 36864, query=144, head_dim=128),
@@ -114,7 +113,7 @@ class Config(SlidingWindowDecoder):
         return (self.query_pre_attn_scalar or self.head_width) ** -0.5
 
 
-def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> Specs:
     """Specs of L layers."""
     return {
         **rms_norm_specs(L, c.width, "norm1", "norm1_post", "norm2", "norm2_post", init=zeros),
@@ -129,7 +128,7 @@ def norm(x: Array, p: dict[str, Array], c: Config) -> Array:
     return rms_norm(x.astype(jnp.float32), 1 + p["scale"].astype(jnp.float32), c.eps).astype(x.dtype)
 
 
-def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, None]:
+def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, None]:
     """A layer: x [B T D] -> [B T D], and its new cache."""
     a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context)
     x = x + context.norm(a, p["norm1_post"])

@@ -29,25 +29,34 @@ from models.blocks.decoder.config import (
 from models.blocks.decoder.forward import LayerContext, attend, forward
 from models.blocks.decoder.kv_cache import CacheEntry
 from models.blocks.decoder.stack import Layer
-from models.blocks.moe.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits, router_specs
+from models.blocks.moe.moe import (
+    MoEDecoder,
+    RouterStats,
+    expert_specs,
+    mixture_of_experts,
+    moe_outputs,
+    moe_traits,
+    router_specs,
+)
 from models.blocks.moe.routers import Routes, router_logits, softmax_then_top, take_experts
 from models.core.checks import require
 from models.core.layers import rms_norm
-from models.core.spec import Array, Place, Spec, normal, ones
+from models.core.spec import Place, Spec, normal, ones
+from models.core.types import Array, Cache, Fields, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
 
-def _size(width: int, depth: int, heads: int, kv_heads: int, full_kv_heads: int, hidden: int, **more: Any) -> Any:
+def _size(width: int, depth: int, heads: int, kv_heads: int, full_kv_heads: int, hidden: int, **more: Any) -> Fields:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=256, hidden=hidden)
     full = dict(full_kv_heads=full_kv_heads, full_head_dim=512, k_eq_v=True)
     return dict(vocab=262144, context=262144, window=1024, final_logit_softcap=30.0, **shape, **full, **more)
 
 
-_EXPERTS: dict[str, Any] = dict(enable_moe_block=True, experts=128, experts_per_token=8, expert_hidden=704)
-SIZES: dict[str, dict[str, Any]] = {  # the language models only
+_EXPERTS: Fields = dict(enable_moe_block=True, experts=128, experts_per_token=8, expert_hidden=704)
+SIZES: dict[str, Fields] = {  # the language models only
     "gemma4_12b": _size(3840, 48, 16, 8, 1, 15360),
     "gemma4_31b": _size(5376, 60, 32, 16, 4, 21504),
     "gemma4_26b_a4b": _size(2816, 30, 16, 8, 2, 2112, **_EXPERTS),
@@ -137,14 +146,14 @@ class Config(MoEDecoder, SlidingWindowDecoder):
         return 1.0
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters; the scalar factors of layers are statistics, not trained."""
     counts = Counter(layer.stack for layer in c.layers)
     factors = {stack: {"factor": Spec((L,), "layers", ones)} for stack, L in counts.items()}
     return {**decoder_specs(block_specs, c), "stats": {"blocks": factors}}
 
 
-def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> Specs:
     """Specs of L layers of a stack, `full` or `sliding`."""
     c = c.for_kind(stack)
     heads = gqa_specs(c, L, c.attention_bias)
@@ -167,7 +176,7 @@ def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
     return {**table, **expert_specs(c, L), "router": router, **norms}
 
 
-def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, Any]:
+def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, RouterStats | None]:
     """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
     norm = context.norm
     q, k, v = qkv_projection(norm(x, p["norm1"]), {"v": p["k"], **p}, context.place)

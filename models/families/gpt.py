@@ -6,7 +6,6 @@ the released code (openai/gpt-2, src/model.py), residual projections by 1/sqrt(2
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -25,13 +24,14 @@ from models.core.layers import (
     layer_norm,
     norm_specs,
 )
-from models.core.spec import Array, LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "gpt2": dict(width=768, depth=12, heads=12),
     "gpt2_medium": dict(width=1024, depth=24, heads=16),
     "gpt2_large": dict(width=1280, depth=36, heads=20),
@@ -72,12 +72,12 @@ class Config:
         require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     L, D, N, H = c.depth, c.width, c.heads, c.width // c.heads
     F, V = c.hidden or 4 * c.width, -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
     residual = normal(0.02 / (2 * L) ** 0.5)
-    params: dict[str, Any] = {
+    params: Specs = {
         "embed": {
             "token": Spec((V, D), "vocab embed", normal(0.02)),
             "position": Spec((c.context, D), "time embed", normal(0.01)),
@@ -112,7 +112,7 @@ def specs(c: Config) -> dict[str, Any]:
 SPANS = {"full": AttentionSpan()}
 
 
-def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+def cache(c: Config, batch: int, length: int) -> Specs:
     """Specs of a key-value cache for `length` tokens: k v [L B S N H]."""
     require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
     token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.width // c.heads)))
@@ -126,13 +126,13 @@ def rate(c: Config, site: str) -> float:
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,
     key: Array | None = None,
-    cache: dict[str, Array] | None = None,
+    cache: Cache | None = None,
     place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
@@ -155,7 +155,7 @@ def apply(
         x = dropout(x, keys, rate(c, "residual"), site, stream)
         return drop_path(x, keys, c.drop_path * (index + 1) / c.depth, f"{site}_path") if c.drop_path else x
 
-    def block(layer: Layer, x: Array, p: Any, index: Array, cache: Any) -> tuple[Array, Any, None]:
+    def block(layer: Layer, x: Array, p: Params, index: Array, cache: Cache | None) -> tuple[Array, Cache | None, None]:
         own = fold_in_each(keys, index)
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (

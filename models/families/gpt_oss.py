@@ -9,28 +9,28 @@ are given.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from models.blocks.decoder.config import SlidingWindowDecoder, cache_specs, decoder_specs, gqa_specs, rms_norm_specs
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
-from models.blocks.moe.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits
+from models.blocks.moe.moe import MoEDecoder, RouterStats, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, top_then_softmax
 from models.core.checks import require
-from models.core.spec import Array, Spec, normal
+from models.core.spec import Spec, normal
+from models.core.types import Array, Cache, Fields, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
 _YARN = dict(rope="yarn", rope_base=150000.0, rope_factor=32.0, rope_context=4096, rope_high=32.0, rope_truncate=False)
-_SHAPE: dict[str, Any] = dict(
+_SHAPE: Fields = dict(
     **dict(vocab=201088, context=131072, width=2880, heads=64, kv_heads=8, head_dim=64, hidden=2880, window=128),
     **dict(experts_per_token=4, rope_scale=1.3465735902799727, **_YARN),  # 0.1 ln 32 + 1
 )
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "gpt_oss_20b": dict(depth=24, experts=32, **_SHAPE),
     "gpt_oss_120b": dict(depth=36, experts=128, **_SHAPE),
 }
@@ -54,7 +54,7 @@ class Config(MoEDecoder, SlidingWindowDecoder):
         return range(0, self.depth, 2)
 
 
-def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> Specs:
     """Specs of L layers."""
     return {
         **rms_norm_specs(L, c.width, "norm1", "norm2"),
@@ -64,7 +64,7 @@ def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
     }
 
 
-def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, Any]:
+def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, RouterStats | None]:
     """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
 
     def gate(gate: Array, up: Array) -> Array:

@@ -8,23 +8,22 @@ Initial values are GPT-2's, as none are given.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 
 from models.blocks.attention.mask import PAD_POSITION
 from models.blocks.decoder.config import GQADecoder, cache_specs, decoder_specs, gqa_specs, rms_norm_specs
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
-from models.blocks.moe.moe import MoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits
+from models.blocks.moe.moe import MoEDecoder, RouterStats, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, softmax_then_top
 from models.core.checks import require
-from models.core.spec import Array
+from models.core.types import Array, Cache, Fields, Inputs, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "grok_1": dict(
         **dict(vocab=131072, context=8192, width=6144, depth=64, heads=48, kv_heads=8, head_dim=128, pad_token=0),
         embed_multiplier=78.38367176906169,
@@ -81,7 +80,7 @@ class Config(MoEDecoder, GQADecoder):
         return self.head_width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
 
-def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> Specs:
     """Specs of L layers."""
     return {
         **rms_norm_specs(L, c.width, "norm1", "norm1_post", "norm2", "norm2_post"),
@@ -90,7 +89,7 @@ def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
     }
 
 
-def mask_pad_tokens(inputs: dict[str, Array], c: Config, cache: dict[str, Any] | None) -> dict[str, Array]:
+def mask_pad_tokens(inputs: Inputs, c: Config, cache: Cache | None) -> dict[str, Array]:
     """Inputs with a position [B T] below 0 where a token is padding by its id.
 
     In the release such a token attends to the tokens before it, and no token attends to it. Here it attends to padding
@@ -103,7 +102,7 @@ def mask_pad_tokens(inputs: dict[str, Array], c: Config, cache: dict[str, Any] |
     return {**inputs, "position": jnp.where(tokens > c.pad_token, position, PAD_POSITION)}
 
 
-def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, Any]:
+def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, RouterStats | None]:
     """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
     a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context)
     x = x + context.norm(a, p["norm1_post"])

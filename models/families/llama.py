@@ -21,37 +21,35 @@ from models.blocks.decoder.config import (
     rms_norm_specs,
 )
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
-from models.core.spec import Array
+from models.core.types import Array, Cache, Fields, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
 
-def _llama1(width: int, depth: int, hidden: int) -> dict[str, Any]:
+def _llama1(width: int, depth: int, hidden: int) -> Fields:
     return dict(vocab=32000, context=2048, width=width, depth=depth, heads=width // 128, hidden=hidden, eps=1e-6)
 
 
-def _llama2(width: int, depth: int, hidden: int, kv_heads: int | None = None) -> dict[str, Any]:
+def _llama2(width: int, depth: int, hidden: int, kv_heads: int | None = None) -> Fields:
     shape = dict(width=width, depth=depth, heads=width // 128, kv_heads=kv_heads, hidden=hidden)
     return dict(vocab=32000, context=4096, **shape)
 
 
-def _llama3(
-    width: int, depth: int, heads: int, hidden: int, factor: float | None = None, **more: Any
-) -> dict[str, Any]:
+def _llama3(width: int, depth: int, heads: int, hidden: int, factor: float | None = None, **more: Any) -> Fields:
     shape = dict(vocab=128256, width=width, depth=depth, heads=heads, kv_heads=8, hidden=hidden, rope_base=5e5)
     if factor is None:
         return dict(context=8192, **shape, **more)
     return dict(context=131072, rope="llama3", rope_factor=factor, rope_context=8192, **shape, **more)
 
 
-def _qwen3(width: int, depth: int, heads: int, hidden: int, tied: bool = False) -> dict[str, Any]:
+def _qwen3(width: int, depth: int, heads: int, hidden: int, tied: bool = False) -> Fields:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=8, head_dim=128, hidden=hidden, tied=tied)
     return dict(vocab=151936, context=40960, rope_base=1e6, eps=1e-6, qk_norm=True, **shape)
 
 
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "llama_7b": _llama1(4096, 32, 11008),
     "llama_13b": _llama1(5120, 40, 13824),
     "llama_33b": _llama1(6656, 60, 17920),
@@ -87,7 +85,7 @@ class Config(SlidingWindowDecoder):
     qk_norm: bool = False  # RMSNorm of each head's queries and keys
 
 
-def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> Specs:
     """Specs of L layers."""
     return {
         **rms_norm_specs(L, c.width, "norm1", "norm2"),
@@ -97,7 +95,7 @@ def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
     }
 
 
-def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, None]:
+def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, None]:
     """A layer: x [B T D] -> [B T D], and its new cache."""
     a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context)
     x = x + a

@@ -8,7 +8,6 @@ Source: Meta 2025, the model card of Llama 4 and the code released with it. Laye
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -26,22 +25,29 @@ from models.blocks.decoder.config import (
 from models.blocks.decoder.forward import LayerContext, attend, forward
 from models.blocks.decoder.kv_cache import AttentionSpan
 from models.blocks.decoder.stack import Layer
-from models.blocks.moe.moe import InterleavedMoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits
+from models.blocks.moe.moe import (
+    InterleavedMoEDecoder,
+    RouterStats,
+    expert_specs,
+    mixture_of_experts,
+    moe_outputs,
+    moe_traits,
+)
 from models.blocks.moe.routers import router_logits, top_then_sigmoid
 from models.core.checks import require
 from models.core.layers import rms_norm
-from models.core.spec import Array
+from models.core.types import Array, Cache, Fields, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
-_SHAPE: dict[str, Any] = dict(
+_SHAPE: Fields = dict(
     **dict(vocab=202048, width=5120, depth=48, heads=40, kv_heads=8, head_dim=128, hidden=16384, expert_hidden=8192),
     **dict(experts_per_token=1, rope_base=5e5, chunk=8192, nope_layers=tuple(range(3, 48, 4))),
 )
-_STRETCH: dict[str, Any] = dict(rope="llama3", rope_factor=16.0, rope_context=8192, rope_low=1.0, rope_high=1.0)
-SIZES: dict[str, dict[str, Any]] = {  # the language models only
+_STRETCH: Fields = dict(rope="llama3", rope_factor=16.0, rope_context=8192, rope_low=1.0, rope_high=1.0)
+SIZES: dict[str, Fields] = {  # the language models only
     "llama4_scout": dict(experts=16, context=10485760, **_SHAPE, **_STRETCH),
     "llama4_maverick": dict(experts=128, context=1048576, qk_norm=False, dense_layers=tuple(range(0, 48, 2)), **_SHAPE),
 }
@@ -82,7 +88,7 @@ class Config(InterleavedMoEDecoder, GQADecoder):
         return {kind: rope._replace(interleaved=True) for kind, rope in super().ropes.items() if kind == "rope"}
 
 
-def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> Specs:
     """Specs of L layers of a stack, `moe` or `dense`."""
     if stack == "dense":
         mlp = gated_mlp_specs(c, L, c.feed_forward)
@@ -97,7 +103,7 @@ def query_scale(position: Array, c: Config) -> Array:
     return (jnp.log1p(steps) * (c.attn_temperature or 0.0) + 1.0)[:, :, None, None]
 
 
-def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, Any]:
+def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, RouterStats | None]:
     """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
     q, k, v = qkv_projection(context.norm(x, p["norm1"]), p, context.place)
     if context.layer.kind == "nope":

@@ -8,7 +8,6 @@ smaller siblings do not normalise the experts' weights). Initial values are GPT-
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from models.blocks.decoder.config import (
     SlidingWindowDecoder,
@@ -20,22 +19,29 @@ from models.blocks.decoder.config import (
     rms_norm_specs,
 )
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
-from models.blocks.moe.moe import InterleavedMoEDecoder, expert_specs, mixture_of_experts, moe_outputs, moe_traits
+from models.blocks.moe.moe import (
+    InterleavedMoEDecoder,
+    RouterStats,
+    expert_specs,
+    mixture_of_experts,
+    moe_outputs,
+    moe_traits,
+)
 from models.blocks.moe.routers import router_logits, softmax_then_top
-from models.core.spec import Array
+from models.core.types import Array, Cache, Fields, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
 
-def _qwen3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, expert_hidden: int) -> dict[str, Any]:
+def _qwen3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, expert_hidden: int) -> Fields:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=128, hidden=hidden)
     routed = dict(experts=128, experts_per_token=8, expert_hidden=expert_hidden, norm_topk=True)
     return dict(vocab=151936, context=40960, rope_base=1e6, eps=1e-6, qk_norm=True, **shape, **routed)
 
 
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "mixtral_8x7b": dict(
         vocab=32000, context=32768, width=4096, depth=32, heads=32, kv_heads=8, hidden=14336, rope_base=1e6
     ),
@@ -56,7 +62,7 @@ class Config(InterleavedMoEDecoder, SlidingWindowDecoder):
     qk_norm: bool = False  # RMSNorm of each head's queries and keys
 
 
-def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
+def block_specs(c: Config, stack: str, L: int) -> Specs:
     """Specs of L layers of a stack, `moe` or `dense`."""
     return {
         **rms_norm_specs(L, c.width, "norm1", "norm2"),
@@ -66,7 +72,7 @@ def block_specs(c: Config, stack: str, L: int) -> dict[str, Any]:
     }
 
 
-def block(x: Array, p: Any, c: Config, context: LayerContext) -> tuple[Array, Any, Any]:
+def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, RouterStats | None]:
     """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
     a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context)
     x = x + a

@@ -9,25 +9,25 @@ deviation of 1/sqrt(fan-in), as his chapter 3 advises, instead of 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 
 from models.blocks.autodiff import backprop, scalar
 from models.core.checks import COMPUTE, require, require_choice
 from models.core.layers import ACTIVATIONS, dense, dropout, linear_specs
-from models.core.spec import Array, Outputs, Place, Spec, he_normal, lecun_normal, normal, unsharded, zeros
+from models.core.spec import Outputs, Place, Spec, he_normal, lecun_normal, normal, unsharded, zeros
+from models.core.types import Array, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"classifier"})
 INPUT = "features"
 ZERO_GRAD: dict[str, str] = {}
 INITIALIZERS = {"lecun_normal": lecun_normal, "he_normal": he_normal, "zeros": zeros}
-GRADIENTS: dict[str, Callable[..., Any]] = {  # sources of the gradient other than jax.grad
+GRADIENTS: dict[str, Callable[..., tuple[Array, Params]]] = {  # sources of the gradient other than jax.grad
     "equations": backprop.gradient,
     "scalar": scalar.gradient,
 }
 
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "perceptron": dict(hidden=(), init="zeros"),
     "nielsen": dict(inputs=784, hidden=(30,), classes=10, activation="sigmoid", output="sigmoid", bias_std=1.0),
 }
@@ -54,12 +54,12 @@ class Config:
         require_choice(self, activation=ACTIVATIONS, output=ACTIVATIONS, init=INITIALIZERS, compute=COMPUTE)
 
 
-def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": math.prod(shapes["features"] if "features" in shapes else shapes["image"])}
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters."""
 
     def layer(i: int, o: int, axes: str, out_axis: str) -> dict[str, Spec]:
@@ -76,8 +76,8 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from models.blocks.vision.convolution import conv, max_pool
 from models.core.checks import COMPUTE, REMAT, remat_block, require, require_choice
 from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs, norm_specs
-from models.core.spec import Array, Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
+from models.core.spec import Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
+from models.core.types import Array, Fields, Inputs, Params, Specs, Stats, Tree, Variables
 
 TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
 INPUT = "image"
@@ -34,7 +35,7 @@ HEADS = ("classes", "none")
 
 WIDE = (256, 512, 1024, 2048)
 CIFAR = dict(stem="cifar", stem_channels=16, channels=(16, 32, 64), shortcut="identity", classes=10)
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "resnet18": dict(block="basic", depths=(2, 2, 2, 2), channels=(64, 128, 256, 512)),
     "resnet34": dict(block="basic", depths=(3, 4, 6, 3), channels=(64, 128, 256, 512)),
     "resnet50": dict(block="bottleneck", depths=(3, 4, 6, 3), channels=WIDE),
@@ -90,7 +91,7 @@ class Config:
         return sum(self.depths)
 
 
-def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"][-1]} if "image" in shapes else {}
 
@@ -139,7 +140,7 @@ def conv_norms(c: Config) -> Iterator[ConvNorm]:
             yield ConvNorm(f"stages/{i}/first/shortcut", C, O, 1)
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters, and of the running moments if batch norm is on."""
     params: dict[str, Spec] = {}
     stats: dict[str, Spec] = {}
@@ -166,8 +167,8 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,
@@ -185,13 +186,13 @@ def apply(
     kernels = BLOCKS[c.block]
     strided = 0 if c.stride_first else kernels.index(3)
 
-    def unit(x: Array, p: Any, stats: Any, step: int = 1) -> tuple[Array, Any]:
+    def unit(x: Array, p: Params, stats: Stats, step: int = 1) -> tuple[Array, Stats]:
         x = conv(x, p["kernel"], p["kernel"].shape[0] // 2, maps, step)
         if c.norm == "none":
             return add_bias(x, p["bias"]), stats
         return batch_norm(x, p["norm"], stats, train=train, momentum=c.momentum, eps=c.eps)
 
-    def block(x: Array, layer: tuple[Any, Any], step: int = 1) -> tuple[Array, Any]:
+    def block(x: Array, layer: tuple[Params, Stats], step: int = 1) -> tuple[Array, Stats]:
         (p, stats), moved, y = layer, {}, x
         for i in range(len(kernels)):
             name = f"conv{i + 1}"
@@ -205,7 +206,7 @@ def apply(
     x = inputs["image"].astype(COMPUTE[c.compute])
     x, stem = unit(x, p["stem"], _subtree(stats, "stem"), 2 if c.stem == "imagenet" else 1)
     x = act(x) if c.stem == "cifar" else max_pool(act(x), 3, 2, 1)
-    stages: dict[str, Any] = {}
+    stages: Stats = {}
     for i, depth in enumerate(c.depths):
         own, mine = p["stages"][str(i)], _subtree(stats, "stages", str(i))
         first = remat_block(partial(block, step=stride(c, i)), c.remat)
@@ -220,7 +221,7 @@ def apply(
     return Outputs(value, stats={"stem": stem, "stages": stages} if c.norm == "batch" else {})
 
 
-def _subtree(tree: Any, *names: str) -> Any:
+def _subtree(tree: Tree, *names: str) -> Tree:
     """The subtree at a path, or {}: without norms there are no moments."""
     for name in names:
         tree = tree.get(name, {})

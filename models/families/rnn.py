@@ -15,12 +15,13 @@ from jaxtyping import Float
 from models.blocks.recurrent import CELLS, layer_specs, run_layer, state_specs
 from models.core.checks import COMPUTE, require, require_choice
 from models.core.layers import MASK_VALUE, dense, dropout, embed, linear_specs, reshard
-from models.core.spec import Array, LazyLogits, Outputs, Place, Spec, lecun_normal, normal, uniform, unsharded, zeros
+from models.core.spec import LazyLogits, Outputs, Place, Spec, lecun_normal, normal, uniform, unsharded, zeros
+from models.core.types import Array, Cache, Fields, Inputs, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "carried", "classifier", "language_model", "regressor", "encoder"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
-SIZES: dict[str, dict[str, Any]] = {}
+SIZES: dict[str, Fields] = {}
 HEADS = {"tokens": "language_model", "classes": "classifier", "values": "regressor", "none": "encoder"}
 POOLS = ("last", "mean", "max")
 
@@ -71,7 +72,7 @@ class Config:
         require(self, "'classes' or 'values' without a vocab", "head", test=lambda h: bool(self.vocab) or h != "tokens")
 
 
-def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["features"][-1]} if "features" in shapes else {}
 
@@ -87,19 +88,19 @@ def directions(c: Config) -> tuple[str, ...]:
     return ("forward", "backward") if c.bidirectional else ("forward",)
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     V, P = -(-(c.vocab or 0) // c.vocab_multiple) * c.vocab_multiple, len(directions(c)) * (c.projection or c.width)
     first = ("embed", c.embed) if c.vocab else ("inputs", c.inputs)
 
-    def layer(i: int) -> dict[str, Any]:
+    def layer(i: int) -> Specs:
         axis, size = first if i == 0 else ("embed", P)
         shape: dict[str, Any] = dict(
             projection=c.projection, bias=c.bias, forget_bias=c.forget_bias, chrono_max=c.chrono_max, axis=axis
         )
         return {name: layer_specs(size, c.width, c.cell, **shape) for name in directions(c)}
 
-    params: dict[str, Any] = {"cells": {str(i): layer(i) for i in range(c.depth)}}
+    params: Specs = {"cells": {str(i): layer(i) for i in range(c.depth)}}
     if c.vocab:
         params["embed"] = {"token": Spec((V, c.embed), "vocab embed", normal(c.embed_std))}
     if c.head == "tokens":
@@ -111,20 +112,20 @@ def specs(c: Config) -> dict[str, Any]:
     return {"params": params}
 
 
-def cache(c: Config, batch: int, length: int) -> dict[str, Any]:
+def cache(c: Config, batch: int, length: int) -> Specs:
     """Specs of the state, whose size does not depend on `length`: layer -> h [B P], and c [B H] of an LSTM."""
     layer = state_specs(batch, c.width, c.cell, c.projection, c.compute)
     return {str(i): layer for i in range(c.depth)}
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,
     key: Array | None = None,
-    cache: dict[str, Any] | None = None,
+    cache: Cache | None = None,
     place: Place = unsharded,
 ) -> Outputs:
     """Outputs of the head, float32: tokens [B T] or features [B T F] -> [B T V], [B T P] without a head, or [B C].
@@ -139,7 +140,7 @@ def apply(
     x = x.astype(COMPUTE[c.compute])
     x = dropout(x, keys, c.dropout, "embed", along) if c.vocab else x
 
-    states: dict[str, Any] = {}
+    states: Cache = {}
     for i in range(c.depth):
         runs = [
             run_layer(
@@ -160,7 +161,7 @@ def apply(
     if c.head == "tokens":
         assert c.vocab is not None
         x = dropout(x, keys, c.dropout, "head", along)
-        value: Any = LazyLogits(x, p["head"]["kernel"], c.vocab, p["head"]["bias"])
+        value: Array | LazyLogits = LazyLogits(x, p["head"]["kernel"], c.vocab, p["head"]["bias"])
     elif c.head == "none":
         value = x.astype(jnp.float32)
     else:

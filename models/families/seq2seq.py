@@ -13,19 +13,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from errors import UsageError
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
 from models.blocks.recurrent import gather_params, layer_specs, layer_step, run_layer, state_specs, where_real
 from models.core.checks import COMPUTE, require, require_choice
 from models.core.layers import MASK_VALUE, dropout, einsum, embed, linear, reshard
-from models.core.spec import Array, LazyLogits, Outputs, Place, Spec, lecun_normal, normal, uniform, unsharded, zeros
+from models.core.spec import (
+    Initializer,
+    LazyLogits,
+    Outputs,
+    Place,
+    Spec,
+    lecun_normal,
+    normal,
+    uniform,
+    unsharded,
+    zeros,
+)
+from models.core.types import Array, Cache, Fields, Inputs, OutSharding, Params, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
 INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
-SIZES: dict[str, dict[str, Any]] = {}
+SIZES: dict[str, Fields] = {}
 SCORES = ("none", "additive", "dot", "general")
 TIED = ("all", "decoder", "none")
 LUONG = ("dot", "general")
@@ -86,20 +98,20 @@ def directions(c: Config) -> tuple[str, ...]:
     return ("forward", "backward") if c.bidirectional else ("backward",) if c.reverse_source else ("forward",)
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     E, D, R = c.embed, c.width, c.readout_width
     V, Vs = (-(-n // c.vocab_multiple) * c.vocab_multiple for n in (c.vocab, c.source_vocab or c.vocab))
     how: dict[str, Any] = dict(projection=None, bias=True, forget_bias=c.forget_bias, chrono_max=None, axis="embed")
 
-    def matrix(i: int, o: int, axes: str, init: Any = lecun_normal) -> dict[str, Spec]:
+    def matrix(i: int, o: int, axes: str, init: Initializer = lecun_normal) -> dict[str, Spec]:
         return {"kernel": Spec((i, o), axes, init, fan_in=axes.split()[0])}
 
-    def encoder(i: int) -> dict[str, Any]:
+    def encoder(i: int) -> Specs:
         ways = directions(c)
         return {name: layer_specs(D if i else E, D // len(ways), "lstm", **how) for name in ways}
 
-    params: dict[str, Any] = {
+    params: Specs = {
         "embed": {"token": Spec((V, E), "vocab embed", normal(0.1))},
         "encoder": {"cells": {str(i): encoder(i) for i in range(c.depth)}},
         "decoder": {
@@ -125,7 +137,7 @@ def specs(c: Config) -> dict[str, Any]:
     return {"params": params}
 
 
-def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict[str, Any]:
+def cache(c: Config, batch: int, length: int, source: int | None = None) -> Specs:
     """Specs of the decoder's state, whose size does not depend on `length`, and of `source` tokens to attend to."""
     room = c.context if source is None else source
     memory = {MASK: Spec((batch, room), "batch key", zeros)}
@@ -136,22 +148,20 @@ def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict
     if c.attention_score == "additive":
         shape = (batch, room, c.score_width or c.width)
         memory["key"] = Spec(shape, "batch key mlp", zeros, dtype=c.compute)
-    state: dict[str, Any] = {
-        "cells": {str(i): state_specs(batch, c.width, "lstm", None, c.compute) for i in range(c.depth)}
-    }
+    state: Specs = {"cells": {str(i): state_specs(batch, c.width, "lstm", None, c.compute) for i in range(c.depth)}}
     if c.feeds_readout:
         state["read"] = Spec((batch, c.readout_width), "batch width", zeros, dtype=c.compute)
     return {**state, "memory": memory}
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,
     key: Array | None = None,
-    cache: dict[str, Any] | None = None,
+    cache: Cache | None = None,
     place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T], source [B S] -> [B T V].
@@ -167,14 +177,15 @@ def apply(
     return Outputs(LazyLogits(x, p["head"] if c.tied == "none" else p["embed"]["token"], c.vocab), cache=new)
 
 
-def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Array, "b t s"]:
+def alignment(variables: Variables, inputs: Inputs, c: Config) -> Float[Array, "b t s"]:
     """The attention weights of each token over the source: tokens [B T], source [B S] -> [B T S].
 
     Raises UsageError for attention_score = 'none'.
     """
     if c.attention_score == "none":
         raise UsageError("seq2seq: attention_score = 'none' has no alignment; 'additive', 'dot' and 'general' have one")
-    weights: Array = _decode(variables, inputs, c, None, None, unsharded)[2]
+    _, _, weights = _decode(variables, inputs, c, None, None, unsharded)
+    assert weights is not None
     return weights
 
 
@@ -184,11 +195,11 @@ def _embed(table: Array, tokens: Array, c: Config, keys: Array | None, site: str
 
 
 def _encode(
-    p: Any, source: Array, mask: Array | None, c: Config, keys: Array | None, place: Place
-) -> tuple[Array, dict[str, Any]]:
+    p: Params, source: Array, mask: Array | None, c: Config, keys: Array | None, place: Place
+) -> tuple[Array, Cache]:
     """The encoder: source [B S], mask [B S] -> its outputs [B S D], and the initial state of the decoder."""
     x = _embed(p["embed"].get("source", p["embed"]["token"]), source, c, keys, "source_embed", place)
-    states: dict[str, Any] = {}
+    states: Cache = {}
     for i in range(c.depth):
         layer = p["encoder"]["cells"][str(i)]
         x = dropout(x, keys, c.dropout, f"encoder{i}", place("batch time width")) if i else x
@@ -204,7 +215,7 @@ def _encode(
     return x, states
 
 
-def _make_memory(p: Any, x: Array, c: Config, place: Place) -> dict[str, Array]:
+def _make_memory(p: Params, x: Array, c: Config, place: Place) -> dict[str, Array]:
     """The encoder's outputs [B S D] -> values [B S D] and keys [B S ...]; for a dot product the keys are the values."""
     if c.attention_score == "none":
         return {}
@@ -214,7 +225,7 @@ def _make_memory(p: Any, x: Array, c: Config, place: Place) -> dict[str, Array]:
     return {"value": x, "key": einsum("bsd,de->bse", x, p["key"]["kernel"], over)}
 
 
-def _attend(h: Array, memory: dict[str, Array], p: Any, c: Config, place: Place) -> tuple[Array, Array]:
+def _attend(h: Array, memory: dict[str, Array], p: Params, c: Config, place: Place) -> tuple[Array, Array]:
     """Attention of a decoder state to the source: h [B D] -> weighted mean of the values [B D], weights [B S]."""
     over = place("batch key")
     if c.attention_score == "additive":
@@ -227,15 +238,17 @@ def _attend(h: Array, memory: dict[str, Array], p: Any, c: Config, place: Place)
     return einsum("bs,bsd->bd", weights.astype(h.dtype), memory["value"], place("batch width")), weights
 
 
-def _readout(h: Array, y: Array, attended: Array | None, p: Any, c: Config, over: Any) -> Array:
+def _readout(h: Array, y: Array, attended: Array | None, p: Params, c: Config, over: OutSharding) -> Array:
     """The head's input: top layer h [B ... D], embedding y [B ... E], attended source [B ... D] -> [B ... R].
 
     Source: Luong et al. 2015, eq. 5; Bahdanau et al. 2015, eq. 4 and, for the maxout layer, appendix A.2.2.
     """
     if "read" not in p:
         return h
-    parts: dict[str, list[Any]] = {"none": [h], "additive": [h, y, attended]}
-    x = jnp.concatenate(parts.get(c.attention_score, [attended, h]), -1)
+    parts = [h]
+    if attended is not None:
+        parts = [h, y, attended] if c.attention_score == "additive" else [attended, h]
+    x = jnp.concatenate(parts, -1)
     x = einsum("b...i,io->b...o", x, p["read"]["kernel"], over)
     if c.attention_score == "additive":
         return jnp.max(x.reshape(*x.shape[:-1], c.readout_width, 2), -1)
@@ -243,15 +256,17 @@ def _readout(h: Array, y: Array, attended: Array | None, p: Any, c: Config, over
 
 
 def _init_carry(
-    variables: Any, inputs: dict[str, Array], c: Config, keys: Array | None, cache: Any, place: Place
-) -> tuple[dict[str, Any], dict[str, Array]]:
+    variables: Variables, inputs: Inputs, c: Config, keys: Array | None, cache: Cache | None, place: Place
+) -> tuple[Cache, dict[str, Array]]:
     """The decoder's initial state, and the memory to attend to: from the source, or without one from the cache."""
-    p, encoder_inputs = variables["params"], source_inputs(inputs, cache, place)
+    p = variables["params"]
+    encoder_inputs = source_inputs(inputs, cache, place)
     if encoder_inputs is None:
+        assert cache is not None  # source_inputs needs either
         return {name: value for name, value in cache.items() if name != "memory"}, cache["memory"]
     source, mask = encoder_inputs
     x, cells = _encode(p, source, mask, c, keys, place)
-    state: dict[str, Any] = {"cells": cells}
+    state: Cache = {"cells": cells}
     if c.feeds_readout:
         state["read"] = reshard(jnp.zeros((len(source), c.readout_width), x.dtype), place("batch width"))
     mask = reshard(jnp.ones(source.shape), place("batch key")) if mask is None else mask
@@ -260,8 +275,8 @@ def _init_carry(
 
 
 def _decode(
-    variables: Any, inputs: dict[str, Array], c: Config, keys: Array | None, cache: Any, place: Place
-) -> tuple[Array, Any, Any]:
+    variables: Variables, inputs: Inputs, c: Config, keys: Array | None, cache: Cache | None, place: Place
+) -> tuple[Array, Cache | None, Array | None]:
     """The readout [B T R], the new cache, and the alignment [B T S] of a decoder with attention."""
     over_time, at_step, gates = place("batch time width"), place("batch width"), place("batch gates mlp")
     start, memory = _init_carry(variables, inputs, c, keys, cache, place)
@@ -275,7 +290,7 @@ def _decode(
     embed_rows = {**cells[0]["input"], "kernel": kernel[: c.embed]}
     x_gates = linear("bti,igh->btgh", y, embed_rows, place("batch time gates mlp"))
 
-    def step(state: dict[str, Any], inputs: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
+    def step(state: Cache, inputs: PyTree) -> tuple[Cache, PyTree]:
         x_gates, y, noise, real = inputs
         extra, attended, weights = state.get("read"), None, None
         if c.attention_score == "additive":
@@ -283,7 +298,7 @@ def _decode(
             attended, weights = _attend(h, memory, p, c, place)
             extra = attended
         x_gates = x_gates if extra is None else x_gates + einsum("bi,igh->bgh", extra, kernel[c.embed :], gates)
-        new: dict[str, Any] = {"cells": {}}
+        new: Cache = {"cells": {}}
         for i, cell in enumerate(cells):
             x_gates = linear("bi,igh->bgh", h * noise[i - 1], cell["input"], gates) if i else x_gates
             new["cells"][str(i)] = layer_step(x_gates, cell, "lstm", state["cells"][str(i)], place)

@@ -8,12 +8,12 @@ as in torch.nn.Transformer.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
@@ -21,7 +21,8 @@ from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cach
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
 from models.core.checks import COMPUTE, REMAT, remat_block, require, require_choice
 from models.core.layers import ACTIVATIONS, dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
-from models.core.spec import Array, Initializer, LazyLogits, Outputs, Place, Spec, normal, uniform, unsharded, zeros
+from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, uniform, unsharded, zeros
+from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
 INPUT = "tokens"
@@ -33,7 +34,7 @@ TIED = ("all", "decoder", "none")
 POSITIONS = ("sinusoidal", "learned")
 SPANS = {"full": AttentionSpan()}
 
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     "base": dict(width=512, depth=6, heads=8, hidden=2048, dropout=0.1),
     "big": dict(width=1024, depth=6, heads=16, hidden=4096, dropout=0.3),
 }
@@ -92,7 +93,7 @@ def padded_rows(c: Config, tokens: int) -> int:
     return -(-tokens // c.vocab_multiple) * c.vocab_multiple
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
     V, table = padded_rows(c, c.vocab), normal(D**-0.5)
@@ -103,13 +104,13 @@ def specs(c: Config) -> dict[str, Any]:
     def affine(kernel: Spec, shape: tuple[int, ...], axes: str) -> dict[str, Spec]:
         return {"kernel": kernel, "bias": Spec(shape, axes, zeros)} if c.bias else {"kernel": kernel}
 
-    def attention_specs(L: int) -> dict[str, Any]:
+    def attention_specs(L: int) -> Specs:
         into = Spec((L, D, N, H), "layers embed heads head_dim", glorot(D, D), fan_in="embed")
         out = Spec((L, N, H, D), "layers heads head_dim embed", glorot(D, D), fan_in="heads head_dim")
         heads = affine(into, (L, N, H), "layers heads head_dim")
         return {**dict.fromkeys("qkv", heads), "out": affine(out, (L, D), "layers norm")}
 
-    def blocks(L: int, attentions: tuple[str, ...]) -> dict[str, Any]:
+    def blocks(L: int, attentions: tuple[str, ...]) -> Specs:
         up = Spec((L, D, F), "layers embed mlp", glorot(D, F), fan_in="embed")
         down = Spec((L, F, D), "layers mlp embed", glorot(F, D), fan_in="mlp")
         return {
@@ -120,7 +121,7 @@ def specs(c: Config) -> dict[str, Any]:
         }
 
     embed = {"token": Spec((V, D), "vocab embed", table)}
-    params: dict[str, Any] = {
+    params: Specs = {
         "embed": embed,
         "encoder": {"blocks": blocks(c.depth, ("attention",))},
         "decoder": {"blocks": blocks(c.decoder_depth or c.depth, ("attention", "cross"))},
@@ -136,7 +137,7 @@ def specs(c: Config) -> dict[str, Any]:
     return {"params": params}
 
 
-def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict[str, Any]:
+def cache(c: Config, batch: int, length: int, source: int | None = None) -> Specs:
     """Specs of a cache for `length` tokens and `source` source tokens: k and v [L B S N H] of both."""
     room = c.context if source is None else source
     require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
@@ -149,13 +150,13 @@ def cache(c: Config, batch: int, length: int, source: int | None = None) -> dict
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,
     key: Array | None = None,
-    cache: dict[str, Any] | None = None,
+    cache: Cache | None = None,
     place: Place = unsharded,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T], source [B S] -> [B T V].
@@ -171,12 +172,14 @@ def apply(
     return Outputs(LazyLogits(x, p["head"] if c.tied == "none" else p["embed"]["token"], c.vocab), cache=new)
 
 
-def alignment(variables: Any, inputs: dict[str, Array], c: Config) -> Float[Array, "b t s"]:
+def alignment(variables: Variables, inputs: Inputs, c: Config) -> Float[Array, "b t s"]:
     """The attention weights of each token over the source: tokens [B T], source [B S] -> [B T S].
 
     The mean over the heads of the last layer.
     """
-    return _decode(variables, inputs, c, None, None, unsharded, return_weights=True)[2]
+    _, _, weights = _decode(variables, inputs, c, None, None, unsharded, return_weights=True)
+    assert weights is not None
+    return weights
 
 
 def sinusoids(position: Int[Array, "b t"], width: int) -> Float[Array, "b t d"]:
@@ -184,6 +187,9 @@ def sinusoids(position: Int[Array, "b t"], width: int) -> Float[Array, "b t d"]:
     rates = jnp.exp(-math.log(10_000.0) * jnp.arange(0, width, 2) / width)
     angle = position[:, :, None] * rates[None, None]
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1).reshape(*position.shape, width)
+
+
+Block = Callable[[Array, PyTree], tuple[Array, PyTree]]  # x, (parameters, index, inputs) of a layer -> x, outputs
 
 
 @dataclass(frozen=True)
@@ -203,20 +209,20 @@ class _Sublayers:
         x = x + (reshard(sinusoids(position, c.width), over) if learned is None else embed(learned, position, over))
         return dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", stream)
 
-    def branch_input(self, x: Array, p: Any) -> Array:
+    def branch_input(self, x: Array, p: Params) -> Array:
         """The input of a branch: normalised with `pre_norm`."""
         return layer_norm(x, p, self.c.eps) if self.c.pre_norm else x
 
-    def add_branch(self, x: Array, branch: Array, p: Any, keys: Array | None, site: str) -> Array:
+    def add_branch(self, x: Array, branch: Array, p: Params, keys: Array | None, site: str) -> Array:
         """The sum of x and a branch, normalised without `pre_norm`."""
         x = x + dropout(branch, keys, self.c.dropout, site, self.place("batch seq width"))
         return x if self.c.pre_norm else layer_norm(x, p, self.c.eps)
 
-    def project_heads(self, x: Array, p: Any) -> Array:
+    def project_heads(self, x: Array, p: Params) -> Array:
         """Queries, keys or values, [B T N H]."""
         return linear("btd,dnh->btnh", x, p, self.place("batch seq heads head_dim"))
 
-    def attend(self, x: Array, k: Array, v: Array, p: Any, mask: AttentionMask, keys: Array | None) -> Array:
+    def attend(self, x: Array, k: Array, v: Array, p: Params, mask: AttentionMask, keys: Array | None) -> Array:
         """Attention of x to keys and values, before the output projection: [B T N W]."""
         return attention(
             self.project_heads(x, p["q"]),
@@ -230,32 +236,34 @@ class _Sublayers:
             place=self.place,
         )
 
-    def attention_branch(self, x: Array, k: Array, v: Array, p: Any, mask: AttentionMask, keys: Array | None) -> Array:
+    def attention_branch(
+        self, x: Array, k: Array, v: Array, p: Params, mask: AttentionMask, keys: Array | None
+    ) -> Array:
         """The branch of self- or cross-attention."""
         a = self.attend(x, k, v, p, mask, keys)
         return linear("btnh,nhd->btd", a, p["out"], self.place("batch seq width"))
 
-    def mean_weights(self, x: Array, k: Array, p: Any, mask: AttentionMask) -> Array:
+    def mean_weights(self, x: Array, k: Array, p: Params, mask: AttentionMask) -> Array:
         """The attention weights [B T S], their mean over the heads: the attention to one-hot values."""
         S = k.shape[1]
         one_hot = jnp.broadcast_to(jnp.eye(S, dtype=x.dtype)[None, :, None], (*k.shape[:3], S))
         return jnp.mean(self.attend(x, k, one_hot, p, mask, None).astype(jnp.float32), 2)
 
-    def mlp(self, x: Array, p: Any, keys: Array | None) -> Array:
+    def mlp(self, x: Array, p: Params, keys: Array | None) -> Array:
         """The branch of the MLP."""
         over = self.place("batch seq mlp")
         h = ACTIVATIONS[self.c.activation](linear("btd,df->btf", x, p["up"], over))
         h = dropout(h, keys, self.c.dropout_hidden, "hidden", over)
         return linear("btf,fd->btd", h, p["down"], self.place("batch seq width"))
 
-    def run_layers(self, block: Any, x: Array, p: Any, depth: int, inputs: Any = None) -> tuple[Array, Any]:
+    def run_layers(self, block: Block, x: Array, p: Params, depth: int, inputs: PyTree = None) -> tuple[Array, PyTree]:
         """All layers of a side, and its final norm -> x, and the stacked outputs of the layers."""
         xs = p["blocks"], jnp.arange(depth), inputs
         x, outputs = jax.lax.scan(remat_block(block, self.c.remat), x, xs, unroll=1 if self.c.scan else depth)
         return layer_norm(x, p["norm"], self.c.eps) if "norm" in p else x, outputs
 
 
-def _encode(p: Any, source: Array, source_mask: Array | None, keys: Array | None, sublayers: _Sublayers) -> Array:
+def _encode(p: Params, source: Array, source_mask: Array | None, keys: Array | None, sublayers: _Sublayers) -> Array:
     """The encoder: source [B S], source_mask [B S] -> [B S D]."""
     c, S, tables = sublayers.c, source.shape[1], p["embed"]
     require(c, f"at least the {S} tokens of the source", "context", test=lambda n: n >= S)
@@ -263,7 +271,7 @@ def _encode(p: Any, source: Array, source_mask: Array | None, keys: Array | None
     key_position = _key_positions(source_mask, position)
     mask = AttentionMask(position, key_position, causal=False, contiguous=source_mask is None)
 
-    def block(x: Array, layer: tuple[Any, Array, None]) -> tuple[Array, None]:
+    def block(x: Array, layer: tuple[Params, Array, None]) -> tuple[Array, None]:
         p, index, _ = layer
         own = fold_in_each(keys, index)
         h = sublayers.branch_input(x, p["norm1"])
@@ -279,14 +287,14 @@ def _encode(p: Any, source: Array, source_mask: Array | None, keys: Array | None
 
 
 def _decode(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     key: Array | None,
-    cache: Any,
+    cache: Cache | None,
     place: Place,
     return_weights: bool = False,
-) -> tuple[Array, Any, Any]:
+) -> tuple[Array, Cache | None, Array | None]:
     """The head's input [B T D], the new cache and, with `return_weights`, the alignment [B T S]."""
     p, tokens, depth = variables["params"], inputs["tokens"], c.decoder_depth or c.depth
     T, backend = tokens.shape[1], c.attention if cache is None and not return_weights else "reference"
@@ -295,15 +303,18 @@ def _decode(
     encoder_keys, keys = (fold_in_each(key, jnp.asarray(side)) for side in range(2))
     time, encoder_inputs = open_cache(inputs, SPANS, cache, place), source_inputs(inputs, cache, place)
     if encoder_inputs is None:  # the cache holds the keys and values of the source
-        memory, source_mask = None, cache["memory"][MASK]
+        assert cache is not None  # source_inputs needs either
+        memory = None
+        source_mask = cache["memory"][MASK]
     else:
-        encoded = _encode(p, *encoder_inputs, encoder_keys, sublayers)
-        memory, source_mask = (pad_to_capacity(x, cache) for x in (encoded, encoder_inputs[1]))
+        source, source_mask = encoder_inputs
+        memory = pad_to_capacity(_encode(p, source, source_mask, encoder_keys, sublayers), cache)
+        source_mask = None if source_mask is None else pad_to_capacity(source_mask, cache)
     S = source_mask.shape[1] if memory is None else memory.shape[1]
     key_position = _key_positions(source_mask, jnp.arange(S)[None])
     mask = AttentionMask(jnp.arange(T)[None], key_position, causal=False, contiguous=source_mask is None)
 
-    def block(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, Any]:
+    def block(x: Array, layer: tuple[Params, Array, PyTree]) -> tuple[Array, PyTree]:
         p, index, (entries, cross) = layer
         own, cross_keys = (fold_in_each(fold_in_each(keys, index), jnp.asarray(i)) for i in range(2))
         h = sublayers.branch_input(x, p["norm1"])
@@ -324,7 +335,7 @@ def _decode(
     cached = (None, None) if cache is None else (cache["full"]["entries"], {n: cache["memory"][n] for n in "kv"})
     x, (entries, cross, weights) = sublayers.run_layers(block, x, p["decoder"], depth, cached)
     x, new = time.finish(x, {"full": entries})
-    new = None if cache is None else {**new, "memory": {**cross, MASK: source_mask}}
+    new = None if new is None else {**new, "memory": {**cross, MASK: source_mask}}
     return x, new, weights[-1] if return_weights else None
 
 

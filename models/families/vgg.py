@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from models.blocks.vision.convolution import adaptive_average_pool, conv, max_pool
 from models.core.checks import COMPUTE, require, require_choice
 from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dropout, linear, linear_specs, norm_specs
-from models.core.spec import Array, Initializer, Outputs, Place, Spec, he_normal, lecun_normal, ones, unsharded, zeros
+from models.core.spec import Initializer, Outputs, Place, Spec, he_normal, lecun_normal, ones, unsharded, zeros
+from models.core.types import Array, Fields, Inputs, Specs, Variables
 
 TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
 INPUT = "image"
@@ -27,7 +28,7 @@ ZERO_GRAD = {
 }
 
 COLUMNS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2,) * 5, "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Fields] = {
     f"{name}{end}": dict(depths=depths, norm=norm)
     for name, depths in COLUMNS.items()
     for end, norm in (("", "none"), ("_bn", "batch"))
@@ -58,7 +59,7 @@ class Config:
         require_choice(self, norm=NORMS, activation=ACTIVATIONS, compute=COMPUTE)
 
 
-def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"][-1]} if "image" in shapes else {}
 
@@ -68,15 +69,15 @@ def traits(c: Config) -> frozenset[str]:
     return TRAITS if c.norm == "batch" else frozenset({"classifier"})
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters, and of the running moments if batch norm is on."""
-    stages: dict[str, dict[str, Any]] = {}
-    stats: dict[str, dict[str, Any]] = {}
+    stages: dict[str, Specs] = {}
+    stats: dict[str, Specs] = {}
     C = c.inputs
     for i, (O, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
         for j in range(depth):
             axes = "rows columns channels_in channels"
-            unit: dict[str, Any] = {
+            unit: Specs = {
                 "kernel": Spec((3, 3, C, O), axes, he_normal, fan_in="rows columns channels_in"),
                 "bias": Spec((O,), "norm", zeros),
             }
@@ -96,7 +97,7 @@ def specs(c: Config) -> dict[str, Any]:
         kernel = Spec(shape, f"rows columns embed {axis}", init, fan_in="rows columns embed")
         return {"kernel": kernel, "bias": Spec((width,), axis, zeros)}
 
-    params: dict[str, Any] = {
+    params: Specs = {
         "stages": stages,
         "hidden": {str(i): layer(i, F, "mlp", he_normal) for i, F in enumerate(c.hidden)},
     }
@@ -105,8 +106,8 @@ def specs(c: Config) -> dict[str, Any]:
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,

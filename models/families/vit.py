@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from models.blocks.attention.attention import BACKENDS, attention
@@ -33,7 +34,8 @@ from models.core.layers import (
     norm_specs,
     reshard,
 )
-from models.core.spec import Array, Outputs, Place, Spec, constant, lecun_normal, normal, unsharded, zeros
+from models.core.spec import Outputs, Place, Spec, constant, lecun_normal, normal, unsharded, zeros
+from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"classifier"})
 INPUT = "image"
@@ -43,10 +45,10 @@ POSITIONS = ("learned", "patches", "sines")
 NORMS = ("tokens", "pooled")
 ZERO_GRAD = {"blocks/k/bias": "adds one number to all scores of a query, which the softmax removes"}
 
-_S: dict[str, Any] = dict(width=384, depth=12, heads=6)
-_B: dict[str, Any] = dict(width=768, depth=12, heads=12)
-_L: dict[str, Any] = dict(width=1024, depth=24, heads=16)
-SIZES: dict[str, dict[str, Any]] = {
+_S: Fields = dict(width=384, depth=12, heads=6)
+_B: Fields = dict(width=768, depth=12, heads=12)
+_L: Fields = dict(width=1024, depth=24, heads=16)
+SIZES: dict[str, Fields] = {
     "ti_16": dict(patch=16, width=192, depth=12, heads=3),
     "s_16": dict(patch=16, **_S),
     "s_32": dict(patch=32, **_S),
@@ -132,12 +134,12 @@ def traits(c: Config) -> frozenset[str]:
     return TRAITS if c.head == "classes" else frozenset({"encoder"})
 
 
-def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"]} if "image" in shapes else {}
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
     mlp, scale = normal((2 / (D + F)) ** 0.5), constant(c.layer_scale or 1.0)
@@ -150,7 +152,7 @@ def specs(c: Config) -> dict[str, Any]:
     patch = Spec(
         (*c.kernel, c.inputs[2], D), "rows columns channels_in width", lecun_normal, fan_in="rows columns channels_in"
     )
-    params: dict[str, Any] = {
+    params: Specs = {
         "embed": {"patch": {"kernel": patch, "bias": Spec((D,), "norm", zeros)}},
         "blocks": {
             "norm1": norm_specs(D, (L,)),
@@ -196,7 +198,7 @@ def sines(rows: int, columns: int, width: int) -> Float[np.ndarray, "p d"]:
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
 
 
-def embed(image: Array, p: Any, c: Config, place: Place) -> Float[Array, "b t d"]:
+def embed(image: Array, p: Params, c: Config, place: Place) -> Float[Array, "b t d"]:
     """The tokens of an image, with their positions: image [B Y X C] -> [B T D].
 
     The patches' convolution has its kernel's size as stride, and is computed as one product.
@@ -220,8 +222,8 @@ def embed(image: Array, p: Any, c: Config, place: Place) -> Float[Array, "b t d"
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,
@@ -240,17 +242,17 @@ def apply(
     position = jnp.arange(x.shape[1])[None]
     mask = AttentionMask(position, position, causal=False, contiguous=True)
 
-    def replicated_tokens(axes: str) -> Any:
+    def replicated_tokens(axes: str) -> PartitionSpec | None:
         """A placement that does not shard tokens over cp: with a class token their number is odd."""
         return place(axes.replace("seq", "query"))
 
-    def branch(x: Array, p: Any, keys: Array | None, index: Array, number: int) -> Array:
+    def branch(x: Array, p: Params, keys: Array | None, index: Array, number: int) -> Array:
         x = apply_scale(x, p[f"scale{number}"]) if c.layer_scale is not None else x
         x = dropout(x, keys, c.dropout, f"branch{number}", stream)
         rate = c.drop_path * index / max(c.depth - 1, 1)
         return drop_path(x, keys, rate, f"path{number}") if c.drop_path else x
 
-    def block(layer: Layer, x: Array, p: Any, index: Array, _: Any) -> tuple[Array, None, None]:
+    def block(layer: Layer, x: Array, p: Params, index: Array, _: Cache | None) -> tuple[Array, None, None]:
         own, over = fold_in_each(keys, index), place("batch query heads head_dim")
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (linear("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))

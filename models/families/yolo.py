@@ -7,7 +7,6 @@ improvement", arXiv:1804.02767 (v3, tables 1 and 3); both as in Darknet's config
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -15,7 +14,8 @@ from models.blocks.vision import darknet
 from models.blocks.vision.darknet import Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
 from models.blocks.vision.detection_head import Anchors, DetectorOutput
 from models.core.checks import COMPUTE, require, require_choice
-from models.core.spec import Array, Outputs, Place, unsharded
+from models.core.spec import Outputs, Place, unsharded
+from models.core.types import Array, Fields, Inputs, Specs, Variables
 
 TRAITS = frozenset({"detector", "running_stats", "batch_coupled"})
 INPUT = "image"
@@ -96,7 +96,7 @@ ANCHORS2 = _from_cells(
 )
 ANCHORS2_VOC = _from_cells((1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52))
 
-SIZES: dict[str, dict[str, Any]] = {  # of any input size; published with COCO's 80 classes, or VOC's 20
+SIZES: dict[str, Fields] = {  # of any input size; published with COCO's 80 classes, or VOC's 20
     "yolov2": dict(layers=_v2(), anchors=ANCHORS2, head="region", ignore_thresh=0.6),
     "yolov2_tiny_voc": dict(
         layers=(*_tiny_backbone(), Conv(1024), *_head(0, 1, 2, 3, 4)),
@@ -154,20 +154,20 @@ def _is_pair(sides: tuple[float, ...]) -> bool:
     return len(sides) == 2 and all(0 < side < math.inf for side in sides)
 
 
-def fit(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields that the data determine: `inputs`, from the shape of a row."""
     return {"inputs": shapes["image"]} if "image" in shapes else {}
 
 
-def specs(c: Config) -> dict[str, Any]:
+def specs(c: Config) -> Specs:
     """Specs of the parameters and running moments, by layer number."""
     table = darknet.specs(c.layers, c.image, 5 + c.classes)
     return {part: {"layers": leaves} for part, leaves in table.items()}
 
 
 def apply(
-    variables: Any,
-    inputs: dict[str, Array],
+    variables: Variables,
+    inputs: Inputs,
     c: Config,
     *,
     train: bool = False,

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from documents import read_settings
+from documents import Json, read_settings
 from models.pretrained.layouts import darknet
 
 
@@ -42,7 +41,7 @@ def placeholder_names(count: int) -> list[str]:
     return [f"LABEL_{i}" for i in range(count)]
 
 
-def keys(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def keys(settings: Json, names: Sequence[str]) -> Json:
     """The keys of config.json for class names, depending on its settings; {} if it has no place for them."""
     if not names:
         return {}

@@ -6,7 +6,7 @@ models/pretrained/layouts maps each family to the names and layouts of these fil
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from documents import read_settings
 from errors import UsageError, prefix_errors, unknown
+from models.core.types import Leaf, Variables
 from models.pretrained import class_names, multimodal, preprocessing
 from models.pretrained.formats import darknet_weights, npz
 from models.pretrained.formats.quantised import DequantisingReader
@@ -37,7 +39,7 @@ def is_pretrained(path: str | Path) -> bool:
     return path.suffix in suffixes or inside or darknet_weights.is_weights(path)
 
 
-def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -> tuple[Model, dict[str, Any]]:
+def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -> tuple[Model, Variables]:
     """A model and its variables, float32, from a safetensors or .npz file, without a config.json.
 
     `prefix` is the beginning of the tensors' names, such as `lstm.`; tensors without it are ignored. `overrides` are
@@ -56,7 +58,7 @@ def load(family: str, file: str | Path, *, prefix: str = "", **overrides: Any) -
     return model, find(model, file, prefix=prefix).variables()
 
 
-def save(model: Model, variables: Any, file: str | Path, *, prefix: str = "", dialect: str | None = None) -> None:
+def save(model: Model, variables: Variables, file: str | Path, *, prefix: str = "", dialect: str | None = None) -> None:
     """Write a model's parameters to a safetensors file, under the names of its layout.
 
     `dialect` names a layout other than the family's own. Raises UsageError for a leaf that the layout has no name for.
@@ -71,10 +73,10 @@ def load_pretrained(
     directory: str | Path,
     *,
     dtype: str = "float32",
-    shardings: Any = None,
+    shardings: Callable[[Model], PyTree] | None = None,
     ignore: Iterable[str] = (),
     **overrides: Any,
-) -> tuple[Model, dict[str, Any]]:
+) -> tuple[Model, Variables]:
     """A model and its variables from a folder of the Hugging Face hub, or with Darknet's .cfg and .weights.
 
     `dtype`, of the parameters, is float32 or bfloat16. Tensors are read one at a time, so that the host holds at most
@@ -132,13 +134,13 @@ def _read_config(directory: str | Path, ignore: Iterable[str], **overrides: Any)
 
 def save_pretrained(
     model: Model,
-    variables: Any,
+    variables: Variables,
     directory: str | Path,
     *,
     dialect: str | None = None,
     classes: Sequence[str] = (),
-    images: dict[str, Any] | None = None,
-    **keys: Any,
+    images: preprocessing.Settings | None = None,
+    **keys: object,
 ) -> None:
     """Write a folder of the Hugging Face hub, which `transformers` loads, or Darknet's files for family yolo.
 
@@ -178,10 +180,10 @@ def save_pretrained(
     os.replace(part, folder / "config.json")
 
 
-def _tensors(model: Model, variables: Any, layout: ModuleType) -> dict[str, tuple[int, Any]]:
+def _tensors(model: Model, variables: Variables, layout: ModuleType) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:
     """The file's tensors for the variables: name -> (bytes, a function that makes the tensor)."""
     rows = {row.path: row for row in layout.rows(model.config)}
-    parts: dict[str, list[tuple[Row, Any, tuple[int, ...]]]] = {}
+    parts: dict[str, list[tuple[Row, Leaf, tuple[int, ...]]]] = {}
     for path, leaf in leaves(variables).items():
         if path not in rows:
             raise UsageError(f"the published layout of family {model.family!r} has no tensor for {path}")
@@ -194,7 +196,7 @@ def _tensors(model: Model, variables: Any, layout: ModuleType) -> dict[str, tupl
     return tensors | {name: tensors[other] for name, other in copies.items()}
 
 
-def _assemble(parts: list[tuple[Row, Any, tuple[int, ...]]]) -> np.ndarray:
+def _assemble(parts: list[tuple[Row, Leaf, tuple[int, ...]]]) -> np.ndarray:
     """A tensor of the file from its parts: (row, leaf, index of the stacked dims in the leaf) each."""
     row, leaf, _ = parts[0]
     assert sum(math.prod(row.size) for row, _, _ in parts) == math.prod(row.shape)

@@ -7,12 +7,16 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 
+from documents import Json
 from errors import UsageError, quote, unknown
 from models.pretrained.formats.interpolate import ResizePositions
+
+LayerNumbers = tuple[int, ...] | None  # the layers of a stack by their numbers in files; None: 0, 1, 2 …
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Row:
     shape: tuple[int, ...]
     older: str | None = None
     layers: tuple[int, ...] | None = None
-    part: tuple[Any, ...] = ()
+    part: tuple[slice | int | EllipsisType, ...] = ()
     resize: ResizePositions | None = None
 
     def __post_init__(self) -> None:
@@ -87,39 +91,44 @@ class Row:
         return tensor
 
 
-def same(path: str, name: str, *shape: int, **more: Any) -> Row:
-    """A tensor with the leaf's shape and order; `more` are further fields of the Row, here and below."""
-    return Row(path, name, shape, tuple(range(len(shape))), shape, **more)
+def same(path: str, name: str, *shape: int, older: str | None = None, layers: LayerNumbers = None) -> Row:
+    """A tensor with the leaf's shape and order; `older` and `layers` as in Row, here and below."""
+    return Row(path, name, shape, tuple(range(len(shape))), shape, older, layers)
 
 
-def linear(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], **more: Any) -> Row:
+def linear(path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], layers: LayerNumbers = None) -> Row:
     """The weight of a torch.nn.Linear, [O D]; the leaf is [D O], where D and O may be several dims each."""
     n, m = len(outputs), len(inputs)
     order = (*range(n, n + m), *range(n))
-    return Row(path, name, (*outputs, *inputs), order, (math.prod(outputs), math.prod(inputs)), **more)
+    return Row(path, name, (*outputs, *inputs), order, (math.prod(outputs), math.prod(inputs)), layers=layers)
 
 
 def affine(
-    path: str, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], biased: bool = True, **more: Any
+    path: str,
+    name: str,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    biased: bool = True,
+    layers: LayerNumbers = None,
 ) -> list[Row]:
     """The weight and, if `biased`, the bias of a torch.nn.Linear."""
-    weight = linear(f"{path}/kernel", f"{name}.weight", inputs, outputs, **more)
+    weight = linear(f"{path}/kernel", f"{name}.weight", inputs, outputs, layers=layers)
     order = tuple(range(len(outputs)))
-    bias = Row(f"{path}/bias", f"{name}.bias", outputs, order, (math.prod(outputs),), **more)
+    bias = Row(f"{path}/bias", f"{name}.bias", outputs, order, (math.prod(outputs),), layers=layers)
     return [weight, bias] if biased else [weight]
 
 
-def conv(path: str, name: str, inputs: int, outputs: int, size: int, **more: Any) -> Row:
+def conv(path: str, name: str, inputs: int, outputs: int, size: int, layers: LayerNumbers = None) -> Row:
     """The weight of a torch.nn.Conv2d, [O C I J]; the leaf is [I J C O]."""
     shape = (outputs, inputs, size, size)
-    return Row(f"{path}/kernel", f"{name}.weight", shape, (2, 3, 1, 0), shape, **more)
+    return Row(f"{path}/kernel", f"{name}.weight", shape, (2, 3, 1, 0), shape, layers=layers)
 
 
-def batch_norm(path: str, name: str, width: int, **more: Any) -> list[Row]:
+def batch_norm(path: str, name: str, width: int, layers: LayerNumbers = None) -> list[Row]:
     """Scale, bias and running moments of a torch.nn.BatchNorm2d, without its count of batches."""
     ours = (f"{path}/norm/scale", f"{path}/norm/bias", f"stats/{path}/mean", f"stats/{path}/var")
     theirs = ("weight", "bias", "running_mean", "running_var")
-    return [same(one, f"{name}.{other}", width, **more) for one, other in zip(ours, theirs, strict=True)]
+    return [same(one, f"{name}.{other}", width, layers=layers) for one, other in zip(ours, theirs, strict=True)]
 
 
 ACTIVATIONS = {  # names in config.json -> ours
@@ -149,7 +158,7 @@ HARMLESS = frozenset(  # keys of config.json that do not affect a forward pass
     """.split()
 )
 HARMLESS_PREFIXES = ("_", "transformers", "unsloth_", "onnx", "openvino")  # of further such keys
-REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {  # legal values of keys of config.json, if present
+REQUIRED_VALUES: dict[str, tuple[object, ...]] = {  # legal values of keys of config.json, if present
     **dict(is_encoder_decoder=(False,), is_decoder=(False, True), add_cross_attention=(False,)),
     **dict(cross_attention_hidden_size=(None,), tie_encoder_decoder=(False,), pruned_heads=({}, None)),
     **dict(sparsify_config=(None,)),
@@ -165,7 +174,7 @@ class Keys:
     """
 
     def __init__(
-        self, values: dict[str, Any], tensors: Mapping[str, tuple[int, ...]] | None = None, ignore: Iterable[str] = ()
+        self, values: Json, tensors: Mapping[str, tuple[int, ...]] | None = None, ignore: Iterable[str] = ()
     ) -> None:
         self.ignore, self.tensors, self.read_keys = set(ignore), tensors or {}, set(HARMLESS)
         self.values = {name: value for name, value in values.items() if name not in self.ignore}
@@ -176,20 +185,20 @@ class Keys:
             known = " and ".join(QUANTISED)
             raise UsageError(f"config.json has quantization_config = {quantised}; known methods: {known}")
 
-    def set_defaults(self, **absent: Any) -> None:
+    def set_defaults(self, **absent: object) -> None:
         """Set the values of absent keys."""
         self.values = {**absent, **self.values}
 
-    def nested(self, values: dict[str, Any]) -> "Keys":
+    def nested(self, values: Json) -> "Keys":
         """The Keys of nested settings."""
         return Keys(values, ignore=self.ignore)
 
-    def get(self, name: str, default: Any) -> Any:
+    def get(self, name: str, default: object) -> Any:
         """The value of a key, which may be null, or the default if it is absent."""
         self.read_keys.add(name)
         return self.values.get(name, default)
 
-    def take(self, *names: str, default: Any = None, kind: type = object) -> Any:
+    def take(self, *names: str, default: object = None, kind: type = object) -> Any:
         """The first of the keys that is present and not null, else the default.
 
         Raises UsageError for a value that is not of type `kind`.
@@ -209,7 +218,7 @@ class Keys:
             raise UsageError(f"config.json has no {' or '.join(names)}")
         return value
 
-    def require_value(self, name: str, *legal: Any) -> None:
+    def require_value(self, name: str, *legal: object) -> None:
         """Raise UsageError if a key is present with a value that is not legal."""
         self.read_keys.add(name)
         if name in self.values and self.values[name] not in legal:

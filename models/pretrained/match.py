@@ -4,14 +4,16 @@ import fnmatch
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from errors import UsageError
 from models.core.spec import flatten, unflatten
+from models.core.types import Leaf, Variables
 from models.pretrained import multimodal
 from models.pretrained.formats import darknet_weights
 from models.pretrained.formats.quantised import DequantisingReader
@@ -35,7 +37,9 @@ class PretrainedTensors:
     ignored: tuple[str, ...] = ()  # known tensors that are not parameters of this model
     tied_copies: dict[str, str] = field(default_factory=dict)  # name -> the tensor that it should be a copy of
 
-    def read(self, path: str, sharding: jax.sharding.Sharding | None = None, dtype: Any = jnp.float32) -> jax.Array:
+    def read(
+        self, path: str, sharding: jax.sharding.Sharding | None = None, dtype: DTypeLike = jnp.float32
+    ) -> jax.Array:
         """One leaf, placed by `sharding` tensor by tensor; its padding is 0.
 
         Raises UsageError for a tensor that is missing or misshapen.
@@ -97,7 +101,7 @@ class PretrainedTensors:
         named = f" ({', '.join([*self.unused, *self.ignored][:4])}{', …' if over > 4 else ''})" if over else ""
         return f"{self.matched:,} tensors, {fresh:,} fresh, {over:,} left over{named}"
 
-    def variables(self, shardings: Any = None, dtype: str = "float32") -> dict[str, Any]:
+    def variables(self, shardings: PyTree = None, dtype: str = "float32") -> Variables:
         """All leaves, placed by a tree of shardings; None is the first device. Raises UsageError as `check`.
 
         `dtype` is that of the parameters; statistics are float32.
@@ -130,7 +134,7 @@ class PretrainedTensors:
         return f", {tie}; to load it untied: --config.model.tied=False"
 
 
-def leaves(variables: Any) -> dict[str, Any]:
+def leaves(variables: Variables) -> dict[str, Leaf]:
     """Parameters by path, and running statistics by path after `stats/`; of variables, or of specs."""
     stats = {f"{STATS}{path}": leaf for path, leaf in flatten(variables.get("stats", {})).items()}
     return flatten(variables["params"]) | stats

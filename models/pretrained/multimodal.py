@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError
 from models.pretrained.mapping import Keys
 
@@ -15,7 +15,7 @@ MULTIMODAL_KEYS = re.compile("image|vision|video|audio|^(boi|eoi|boa|eoa)_token|
 MULTIMODAL_TENSORS = re.compile(r"^(model\.)?(vision_\w+|audio_\w+|embed_vision|embed_audio|multi_modal_projector)\.")
 
 
-def text_config(values: dict[str, Any], ignore: Iterable[str] = ()) -> dict[str, Any]:
+def text_config(values: Json, ignore: Iterable[str] = ()) -> Json:
     """The settings of the language model, complete, in a config.json of a multimodal network.
 
     Raises UsageError if there are none, and for an unknown key that is not of another modality.

@@ -6,27 +6,28 @@ shorter side, depending on that processor.
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from documents import read_settings
+from documents import Json, read_settings
 from errors import UsageError
 
 FILE = "preprocessor_config.json"
-HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-CLIP: dict[str, Any] = {
+HALF: Json = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+CLIP: Json = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
-CENTER_CROP: dict[str, Any] = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
-DEFAULTS: dict[str, Any] = {  # for keys that neither a file nor its processor sets
+CENTER_CROP: Json = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
+DEFAULTS: Json = {  # for keys that neither a file nor its processor sets
     **{"do_normalize": True, "image_mean": 0.0, "image_std": 1.0, "do_rescale": True, "rescale_factor": 1 / 255},
     **{"do_resize": True, "resample": 2, "do_center_crop": False, "crop_pct": 0.875},
 }
-PROCESSORS: dict[str, dict[str, Any]] = {  # by prefix of the name; a size's keys say what a size of one number means
+PROCESSORS: dict[str, Json] = {  # by prefix of the name; a size's keys say what a size of one number means
     "ConvNext": HALF | {"size": {"shortest_edge": 384}, "resample": 3},
     "Bit": CLIP | CENTER_CROP,
     "CLIP": CLIP | CENTER_CROP,
@@ -34,7 +35,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {  # by prefix of the name; a size's key
     "ViT": HALF | {"size": {"height": 224, "width": 224}, "resample": 2},
 }
 WARP_SIZE = 384  # from this size on ConvNext's processor stretches instead of cropping
-TIMM: dict[str, Any] = {
+TIMM: Json = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
     "interpolation": "bicubic",
@@ -42,10 +43,11 @@ TIMM: dict[str, Any] = {
     "crop_mode": "center",
 }
 MODES = {"center": "cover", "squash": "stretch"}  # timm's crop_mode -> data.resize_mode
-RESAMPLINGS: dict[Any, str] = {filter_.value: filter_.name.lower() for filter_ in Image.Resampling}
+Settings = dict[str, Any]  # by the names of data's knobs
+RESAMPLINGS: dict[int | str, str] = {filter_.value: filter_.name.lower() for filter_ in Image.Resampling}
 
 
-def from_folder(folder: str | Path) -> dict[str, Any]:
+def from_folder(folder: str | Path) -> Settings:
     """Settings by the names of data's knobs: mean, std, size (rows, columns), crop_pct, resize_mode, interpolation.
 
     Unknown settings are absent. Raises UsageError for a file that cannot be read, and for preprocessing that Canon does
@@ -59,17 +61,17 @@ def from_folder(folder: str | Path) -> dict[str, Any]:
         raise UsageError(f"{own if settings else other}: {error}") from None
 
 
-def is_expressible(settings: dict[str, Any]) -> bool:
+def is_expressible(settings: Settings) -> bool:
     """Whether a preprocessor_config.json can express the resizing: all but covering a size that is not square."""
     return (
         "size" not in settings or settings.get("resize_mode") == "stretch" or settings["size"][0] == settings["size"][1]
     )
 
 
-def write(folder: str | Path, settings: dict[str, Any], channels: int) -> None:
+def write(folder: str | Path, settings: Settings, channels: int) -> None:
     """Write settings as a preprocessor_config.json for images of `channels`; without a size if not expressible."""
     sized = "size" in settings and is_expressible(settings)
-    found: dict[str, Any] = {
+    found: Json = {
         "image_processor_type": "BitImageProcessor",
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -90,7 +92,7 @@ def write(folder: str | Path, settings: dict[str, Any], channels: int) -> None:
     (Path(folder) / FILE).write_text(json.dumps(found, indent=2) + "\n")
 
 
-def timm_keys(settings: dict[str, Any], channels: int) -> dict[str, Any]:
+def timm_keys(settings: Settings, channels: int) -> Json:
     """Settings as the pretrained_cfg of timm's config.json, which takes 224 x 224 if there is no size."""
     modes = {ours: theirs for theirs, ours in MODES.items()}
     found = {
@@ -103,16 +105,16 @@ def timm_keys(settings: dict[str, Any], channels: int) -> dict[str, Any]:
     return {"pretrained_cfg": found | ({"input_size": [channels, *settings["size"]]} if "size" in settings else {})}
 
 
-def _per_channel(given: Any, channels: int) -> list[float]:
+def _per_channel(given: float | Sequence[float], channels: int) -> list[float]:
     """One number per channel."""
     return [float(x) for x in np.broadcast_to(np.asarray(given, float), (channels,))]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Json:
     return read_settings(file) if file.is_file() else {}
 
 
-def _from_hub(settings: dict[str, Any]) -> dict[str, Any]:
+def _from_hub(settings: Json) -> Settings:
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
     name = next((n for n in PROCESSORS if kind.startswith(n)), "ConvNext" if "crop_pct" in settings else None)
     own = PROCESSORS[name] if name else {}
@@ -128,7 +130,7 @@ def _from_hub(settings: dict[str, Any]) -> dict[str, Any]:
     return found | _resize_and_crop(settings, name == "ConvNext", "shortest_edge" in own.get("size", {}))
 
 
-def _resize_and_crop(settings: dict[str, Any], warps: bool, shorter: bool) -> dict[str, Any]:
+def _resize_and_crop(settings: Json, warps: bool, shorter: bool) -> Settings:
     """Size and crop; `warps`: ConvNext's processor; `shorter`: a size of one number is the shorter side's."""
     size = settings["size"]
     if isinstance(size, int):
@@ -158,7 +160,7 @@ def _resize_and_crop(settings: dict[str, Any], warps: bool, shorter: bool) -> di
     }
 
 
-def _from_timm(settings: dict[str, Any]) -> dict[str, Any]:
+def _from_timm(settings: Json) -> Settings:
     settings = TIMM | {key: value for key, value in settings.items() if value is not None}
     found = {"mean": _scalar_or_tuple(_numbers(settings, "mean")), "std": _scalar_or_tuple(_numbers(settings, "std"))}
     if "input_size" not in settings:
@@ -175,7 +177,7 @@ def _from_timm(settings: dict[str, Any]) -> dict[str, Any]:
     return found | {"size": size, "interpolation": interpolation, "resize_mode": MODES[mode], "crop_pct": crop_pct}
 
 
-def _number(settings: dict[str, Any], key: str) -> float:
+def _number(settings: Json, key: str) -> float:
     """A number above 0. Raises UsageError for another value."""
     given = settings[key]
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
@@ -183,7 +185,7 @@ def _number(settings: dict[str, Any], key: str) -> float:
     return float(given)
 
 
-def _numbers(settings: dict[str, Any], key: str) -> list[float]:
+def _numbers(settings: Json, key: str) -> list[float]:
     """A list of numbers, from a list or a single number. Raises UsageError for another value."""
     given = settings[key]
     found = given if isinstance(given, list) and given else [given]
@@ -192,13 +194,13 @@ def _numbers(settings: dict[str, Any], key: str) -> list[float]:
     return found
 
 
-def _scalar_or_tuple(numbers: Any) -> float | tuple[float, ...]:
+def _scalar_or_tuple(numbers: np.ndarray | list[float]) -> float | tuple[float, ...]:
     """A single number as a float, several as a tuple, as in knobs."""
     several = tuple(float(x) for x in np.atleast_1d(numbers))
     return several if len(several) > 1 else several[0]
 
 
-def _rows_and_columns(size: Any, key: str) -> tuple[int, int]:
+def _rows_and_columns(size: object, key: str) -> tuple[int, int]:
     """Rows and columns, from a number, a list, or height and width. Raises UsageError for another value."""
     both = [size.get("height"), size.get("width")] if isinstance(size, dict) else size
     both = [both, both] if isinstance(both, int) else both

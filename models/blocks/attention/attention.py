@@ -19,6 +19,7 @@ from models.blocks.attention.kernels import LANES, cudnn, splash, xla
 from models.blocks.attention.mask import AttentionMask
 from models.core.layers import MASK_VALUE, dropout, einsum, reshard, softcap
 from models.core.spec import Place, unsharded
+from models.core.types import OutSharding
 
 FEATURES = {  # what a call may need of a backend
     "positions": "positions other than 0, 1, 2 … (padding, a cache)",
@@ -74,7 +75,7 @@ def reference(
     return einsum("bnts,bsh->btnh" if one_head else "bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
 
 
-def repeat_kv(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float[Array, "b s n h"]:
+def repeat_kv(x: Float[Array, "b s k h"], heads: int, over: OutSharding = None) -> Float[Array, "b s n h"]:
     """Repeat each key-value head for the query heads of its group: x [B S K H] -> [B S N H]."""
     group = heads // x.shape[2]
     if group == 1:
@@ -87,7 +88,9 @@ def repeat_kv(x: Float[Array, "b s k h"], heads: int, over: Any = None) -> Float
 def with_shard_map(kernel: Callable[..., Array]) -> Callable[..., Array]:
     """Run a kernel by `jax.shard_map` on each device's rows, heads and, under cp, queries."""
 
-    def run(q: Array, k: Array, v: Array, mask: AttentionMask, place: Place, *, scale: Any, **more: Any) -> Array:
+    def run(
+        q: Array, k: Array, v: Array, mask: AttentionMask, place: Place, *, scale: float | Array, **more: Any
+    ) -> Array:
         if isinstance(scale, jax.Array):  # kernels take a static scale
             q, scale = (q * scale).astype(q.dtype), 1.0
         arrays = {name: more.pop(name) for name in ("sinks",) if name in more}
@@ -101,7 +104,7 @@ def with_shard_map(kernel: Callable[..., Array]) -> Callable[..., Array]:
             place("batch key kv_heads head_dim") if grouped else repeated_spec,
         )
 
-        def positions(x: Array, time: str) -> Any:
+        def positions(x: Array, time: str) -> OutSharding:
             return place(f"{'one' if x.shape[0] == 1 else 'batch'} {time}")
 
         mask_specs = dataclasses.replace(

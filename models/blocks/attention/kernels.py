@@ -5,8 +5,6 @@
 Legend: B batch, T query time, S key time, N query heads, K key-value heads, H head width.
 """
 
-from typing import Any
-
 import jax
 from jaxtyping import Array, Float
 
@@ -71,13 +69,19 @@ def splash(
     if near is None:
         library_mask = library.CausalMask(shape) if mask.causal else library.FullMask(shape)
     rows, columns = (next(n for n in (4 * LANES, 2 * LANES, LANES) if size % n == 0) for size in shape)
-    blocks: dict[str, Any] = {f"block_q{use}": rows for use in ("", "_dkv", "_dq")}
-    blocks |= {f"block_kv{use}": columns for use in ("", "_dkv", "_dq")}
+    blocks = library.BlockSizes(
+        block_q=rows,
+        block_kv=columns,
+        block_q_dkv=rows,
+        block_kv_dkv=columns,
+        block_q_dq=rows,
+        block_kv_dq=columns,
+    )
     kernel = library.make_splash_mha(
         library.MultiHeadMask([library_mask] * q.shape[2]),
         head_shards=1,
         q_seq_shards=1,
-        block_sizes=library.BlockSizes(**blocks),
+        block_sizes=blocks,
         attn_logits_soft_cap=logit_softcap,
         interpret=interpret,
     )

@@ -3,11 +3,11 @@
 Legend: B batch, T query time, S key time.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
+
+from models.core.types import Leaf
 
 PAD_POSITION = -1  # the sequence index of padding and of an empty cache slot
 
@@ -51,9 +51,9 @@ class AttentionMask:
     `contiguous` promises that the indices of queries and keys are 0, 1, 2 ...: no padding, no cache.
     """
 
-    q_index: Any  # sequence indices, [B or 1, T]
-    k_index: Any  # sequence indices, [B or 1, S]
-    segments: tuple[Any, Any] | None = None  # of queries [B T] and of keys [B S]
+    q_index: Leaf  # sequence indices, [B or 1, T]
+    k_index: Leaf  # sequence indices, [B or 1, S]
+    segments: tuple[Leaf, Leaf] | None = None  # of queries [B T] and of keys [B S]
     window: int | None = struct.field(pytree_node=False, default=None)
     causal: bool = struct.field(pytree_node=False, default=True)
     contiguous: bool = struct.field(pytree_node=False, default=False)

@@ -15,7 +15,7 @@ total weight.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,20 @@ from jaxtyping import Array, Float, Int
 
 from errors import UsageError
 from models.core.layers import ACTIVATIONS, dense, einsum
+from models.core.types import Inputs, OutSharding, Params
+
+
+@runtime_checkable
+class MLPConfig(Protocol):
+    """What a source of the gradient reads of an mlp's Config."""
+
+    hidden: tuple[int, ...]
+    classes: int
+    activation: str
+    output: str
+    dropout: float
+    compute: str
+
 
 DERIVATIVES: dict[str, Callable[[Array], Array]] = {  # of each activation, at z
     "identity": jnp.ones_like,
@@ -91,8 +105,8 @@ def kernel_gradient(
 
 
 def gradient(
-    params: dict[str, Any], inputs: dict[str, Array], c: Any, loss: str, total: Float[Array, ""] | float
-) -> tuple[Float[Array, "b c"], dict[str, Any]]:
+    params: Params, inputs: Inputs, c: MLPConfig, loss: str, total: Float[Array, ""] | float
+) -> tuple[Float[Array, "b c"], Params]:
     """An mlp's outputs [B C] and, by the four equations, the gradient of sum_b weight_b loss_b / total, like `params`.
 
     inputs are features [B F] or image [B Y X C], label [B], weight [B]; `total` is the weight of the whole batch, of
@@ -115,29 +129,29 @@ def gradient(
         if n > 0:
             error = previous_error(error, kernel, sums[n - 1], c.activation)
     *hidden, head = grads
-    tree: dict[str, Any] = {"hidden": {str(n): g for n, g in enumerate(hidden)}} if hidden else {}
+    tree: Params = {"hidden": {str(n): g for n, g in enumerate(hidden)}} if hidden else {}
     return a, {**tree, "head": head}
 
 
-def ordered_layers(params: dict[str, Any], c: Any) -> list[tuple[dict[str, Any], str]]:
+def ordered_layers(params: Params, c: MLPConfig) -> list[tuple[Params, str]]:
     """An mlp's layers from first to last, each with the name of its activation."""
     hidden = [(params["hidden"][str(n)], c.activation) for n in range(len(c.hidden))]
     return [*hidden, (params["head"], c.output)]
 
 
-def flat_rows(inputs: dict[str, Array]) -> Float[Array, "b f"]:
+def flat_rows(inputs: Inputs) -> Float[Array, "b f"]:
     """The network's input, float32: features [B F] or image [B Y X C] -> [B F]."""
     x = inputs["features"] if "features" in inputs else inputs["image"]
     return jnp.reshape(x, (x.shape[0], -1)).astype(jnp.float32)
 
 
-def sharding_like(x: Array) -> Any:
+def sharding_like(x: Array) -> OutSharding:
     """The sharding of x, for a product's `out`; None without a mesh."""
     sharding = jax.typeof(x).sharding
     return None if sharding.mesh.empty else sharding.spec
 
 
-def check_supported(source: str, c: Any, loss: str, activations: Iterable[str], losses: Iterable[str]) -> None:
+def check_supported(source: str, c: MLPConfig, loss: str, activations: Iterable[str], losses: Iterable[str]) -> None:
     """Raise UsageError for an mlp's Config or a loss that a source of the gradient has not written out."""
     legal = ", ".join(sorted(activations))
     for name in ("activation", "output"):

@@ -19,14 +19,16 @@ engine this small, shown on two moons, is Karpathy's (micrograd, 2020).
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from models.blocks.autodiff.backprop import check_supported, flat_rows, ordered_layers
+from models.blocks.autodiff.backprop import MLPConfig, check_supported, flat_rows, ordered_layers
+from models.core.types import Inputs, Params
+
+HostArray = np.ndarray | Array  # of a callback: jax passes its own
 
 
 class Value:
@@ -192,26 +194,29 @@ def network(row: list[float], layers: list[Layer]) -> list[Value]:
     return x
 
 
-def gradient_on_host(params: Any, x: Any, label: Any, row_weight: Any, *, c: Any, loss: str) -> tuple[np.ndarray, Any]:
+def gradient_on_host(
+    params: Params, x: HostArray, label: HostArray, row_weight: HostArray, *, c: MLPConfig, loss: str
+) -> tuple[np.ndarray, Params]:
     """Outputs [B C] and the gradient of sum_b row_weight_b loss_b, like `params`, on the host: x [B F], the others [B].
 
     One graph for the whole batch: each parameter is one node, which every row uses.
     """
     nodes = jax.tree.map(lambda p: np.frompyfunc(Value, 1, 1)(np.asarray(p, np.float64)), params)
     layers = [(p["kernel"].T.tolist(), p["bias"].tolist(), ACTIVATIONS[name]) for p, name in ordered_layers(nodes, c)]
-    x, label, row_weight = (np.asarray(a).tolist() for a in (x, label, row_weight))
-    values = [network(row, layers) for row in x]
-    rows = zip(values, label, row_weight, strict=True)
-    sum((LOSSES[loss](value, y) * s for value, y, s in rows), Value(0.0)).backward()
+    values = [network(row, layers) for row in np.asarray(x).tolist()]
+    total = Value(0.0)
+    for value, y, share in zip(values, np.asarray(label).tolist(), np.asarray(row_weight).tolist(), strict=True):
+        total = total + LOSSES[loss](value, y) * share
+    total.backward()
     with np.errstate(over="ignore"):  # numbers beyond float32 are inf, as on the device: the trainer skips the update
-        value = np.array([[score.data for score in scores] for scores in values]).astype(np.float32)
+        outputs = np.array([[score.data for score in scores] for scores in values]).astype(np.float32)
         grads = jax.tree.map(lambda n: np.frompyfunc(lambda s: s.grad, 1, 1)(n).astype(np.float32), nodes)
-    return value, grads
+    return outputs, grads
 
 
 def gradient(
-    params: dict[str, Any], inputs: dict[str, Array], c: Any, loss: str, total: Float[Array, ""] | float
-) -> tuple[Float[Array, "b c"], dict[str, Any]]:
+    params: Params, inputs: Inputs, c: MLPConfig, loss: str, total: Float[Array, ""] | float
+) -> tuple[Float[Array, "b c"], Params]:
     """An mlp's outputs [B C] and, by scalar autodiff, the gradient of sum_b weight_b loss_b / total, like `params`.
 
     inputs are features [B F] or image [B Y X C], label [B], weight [B]; `total` is the weight of the whole batch, of

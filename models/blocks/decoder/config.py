@@ -19,6 +19,7 @@ from models.blocks.decoder.stack import Layer
 from models.core.checks import COMPUTE, REMAT, require, require_choice
 from models.core.layers import ACTIVATIONS, linear
 from models.core.spec import Initializer, Place, Spec, normal, ones, unsharded, zeros
+from models.core.types import Cache, Inputs, Params, Specs
 
 
 @dataclass(frozen=True)
@@ -197,21 +198,21 @@ def residual_init(c: Decoder) -> Initializer:
     return normal(0.02 / (2 * c.depth) ** 0.5)
 
 
-def embed_and_head_specs(c: Decoder, norm: Initializer = ones) -> dict[str, Any]:
+def embed_and_head_specs(c: Decoder, norm: Initializer = ones) -> Specs:
     """Specs of token embedding, final norm and, unless tied, output head."""
     V, D = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, c.width
     table = {"embed": {"token": Spec((V, D), "vocab embed", normal(0.02))}, "norm": {"scale": Spec((D,), "norm", norm)}}
     return table if c.tied else {**table, "head": Spec((V, D), "vocab embed", normal(0.02), fan_in="embed")}
 
 
-def decoder_specs(block_specs: Callable[[Any, str, int], dict[str, Any]], c: Any, norm: Initializer = ones) -> Any:
+def decoder_specs(block_specs: Callable[[Any, str, int], Specs], c: Decoder, norm: Initializer = ones) -> Specs:
     """Specs of a decoder; `block_specs(c, stack, L)` returns those of a stack of L layers."""
     counts = Counter(layer.stack for layer in c.layers)
     blocks = {stack: block_specs(c, stack, L) for stack, L in counts.items()}
     return {"params": {**embed_and_head_specs(c, norm), "blocks": blocks.get("blocks", blocks)}}
 
 
-def rms_norm_specs(L: int, width: int, *names: str, init: Initializer = ones) -> dict[str, Any]:
+def rms_norm_specs(L: int, width: int, *names: str, init: Initializer = ones) -> Specs:
     """Specs of RMSNorms of a stack."""
     return {name: {"scale": Spec((L, width), "layers norm", init)} for name in names}
 
@@ -226,7 +227,7 @@ def with_bias(kernel: Spec, bias: bool) -> dict[str, Spec]:
     return {"kernel": kernel, "bias": Spec(tuple(n for _, n in rest), names, zeros)}
 
 
-def gqa_specs(c: GQADecoder, L: int, bias: bool = False) -> dict[str, Any]:
+def gqa_specs(c: GQADecoder, L: int, bias: bool = False) -> Specs:
     """Specs of grouped-query attention: q [D N H], k v [D K H], out [N H D]."""
     D, N, K, H = c.width, c.heads, c.num_kv_heads, c.head_width
     shapes = {"q": (N, "heads"), "k": (K, "kv_heads"), "v": (K, "kv_heads")}
@@ -238,7 +239,7 @@ def gqa_specs(c: GQADecoder, L: int, bias: bool = False) -> dict[str, Any]:
     return {name: with_bias(kernel, bias) for name, kernel in kernels.items()}
 
 
-def gated_mlp_specs(c: Decoder, L: int, F: int, bias: bool = False) -> dict[str, Any]:
+def gated_mlp_specs(c: Decoder, L: int, F: int, bias: bool = False) -> Specs:
     """Specs of a gated MLP: gate up [D F], down [F D]."""
     up = Spec((L, c.width, F), "layers embed mlp", normal(0.02), fan_in="embed")
     down = Spec((L, F, c.width), "layers mlp embed", residual_init(c), fan_in="mlp")
@@ -249,7 +250,7 @@ def gated_mlp_specs(c: Decoder, L: int, F: int, bias: bool = False) -> dict[str,
 
 
 def qkv_projection(
-    x: Float[Array, "b t d"], p: dict[str, Any], place: Place = unsharded
+    x: Float[Array, "b t d"], p: Params, place: Place = unsharded
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
     """Queries, keys and values: x [B T D] -> [B T N H], [B T K H], [B T K H]."""
     q = linear("btd,dnh->btnh", x, p["q"], place("batch seq heads head_dim"))
@@ -257,16 +258,14 @@ def qkv_projection(
     return q, k, v
 
 
-def gated_mlp(
-    x: Float[Array, "b t d"], p: dict[str, Any], activation: str, place: Place = unsharded
-) -> Float[Array, "b t d"]:
+def gated_mlp(x: Float[Array, "b t d"], p: Params, activation: str, place: Place = unsharded) -> Float[Array, "b t d"]:
     """(activation(x gate) * x up) down: x [B T D] -> [B T D]. Source: Shazeer 2020, arXiv:2002.05202, eq. 6."""
     hidden = place("batch seq mlp")
     gate, up = (linear("btd,df->btf", x, p[name], hidden) for name in ("gate", "up"))
     return linear("btf,fd->btd", ACTIVATIONS[activation](gate) * up, p["down"], place("batch seq width"))
 
 
-def cache_specs(c: Any, batch: int, length: int) -> dict[str, Any]:
+def cache_specs(c: Decoder, batch: int, length: int) -> Specs:
     """Specs of a cache for `length` tokens; layers with a window or chunks cache only that many."""
     require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
     return kv_cache.cache_specs(
@@ -274,7 +273,7 @@ def cache_specs(c: Any, batch: int, length: int) -> dict[str, Any]:
     )
 
 
-def open_cache(c: Any, inputs: dict[str, Array], cache: Any, place: Place) -> CacheView:
+def open_cache(c: Decoder, inputs: Inputs, cache: Cache | None, place: Place) -> CacheView:
     """A view of the cache for the input's tokens. Raises UsageError if they are more than the context."""
     require(c, f"at least the {(T := inputs['tokens'].shape[1])} tokens of the input", "context", test=lambda n: n >= T)
     return kv_cache.open_cache(inputs, c.spans, cache, place)

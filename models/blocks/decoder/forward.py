@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import AttentionMask
@@ -23,12 +23,13 @@ from models.blocks.decoder.stack import Layer, scan_layers
 from models.core.checks import COMPUTE
 from models.core.layers import embed, fold_in_each, linear, rms_norm
 from models.core.spec import LazyLogits, Outputs, Place, flatten, unflatten, unsharded
+from models.core.types import Cache, Inputs, Params, Sums, Tree, Variables
 
+StackStats = dict[str, PyTree]  # of routers, by stack of layers, [L ...]; None for a stack without a router
 Norm = Callable[[Array, Any, Any], Array]  # (x [... D], its parameters, config) -> x, normalised over D
-Sums = dict[str, tuple[Array, Array]]  # name -> (sum, weight), as in Outputs
 
 
-def rms(x: Float[Array, "*b d"], p: Any, c: Any) -> Float[Array, "*b d"]:
+def rms(x: Float[Array, "*b d"], p: Params | None, c: Decoder) -> Float[Array, "*b d"]:
     """RMSNorm over the last dim; without a scale if `p` is None."""
     return rms_norm(x, None if p is None else p["scale"], c.eps)
 
@@ -37,7 +38,7 @@ def rms(x: Float[Array, "*b d"], p: Any, c: Any) -> Float[Array, "*b d"]:
 class LayerContext:
     """The inputs of a layer other than the residual stream and its parameters."""
 
-    config: Any  # a Decoder
+    config: Decoder
     view: CacheView
     ropes: Mapping[str, Rope]  # by kind of layer
     norm_by: Norm
@@ -46,7 +47,7 @@ class LayerContext:
     place: Place
     layer: Layer
     index: Array  # of the layer among all layers, []
-    cache: Any  # of the layer: name -> [B S ...]; None without a cache
+    cache: Cache | None  # of the layer: name -> [B S ...]; None without a cache
 
     @property
     def mask(self) -> AttentionMask:
@@ -58,7 +59,7 @@ class LayerContext:
         """The layer's PRNG keys, one per row, [B]."""
         return fold_in_each(self.row_keys, self.index)
 
-    def norm(self, x: Float[Array, "*b d"], p: Any) -> Float[Array, "*b d"]:
+    def norm(self, x: Float[Array, "*b d"], p: Params | None) -> Float[Array, "*b d"]:
         """The family's norm over the last dim."""
         return self.norm_by(x, p, self.config)
 
@@ -68,12 +69,12 @@ class LayerContext:
 
 
 # (x [B T D], the layer's parameters, config, context) -> x, the layer's new cache, its router's statistics or None
-Block = Callable[[Array, Any, Any, LayerContext], tuple[Array, Any, Any]]
+Block = Callable[[Array, Params, Any, LayerContext], tuple[Array, Cache | None, PyTree]]
 
 
 def self_attention(
-    x: Float[Array, "b t d"], p: Any, c: GQADecoder, context: LayerContext, sinks: Float[Array, " n"] | None = None
-) -> tuple[Float[Array, "b t d"], Any]:
+    x: Float[Array, "b t d"], p: Params, c: GQADecoder, context: LayerContext, sinks: Float[Array, " n"] | None = None
+) -> tuple[Float[Array, "b t d"], Cache | None]:
     """Grouped-query attention with rotary positions: x [B T D] -> [B T D], and the layer's new cache.
 
     Queries and keys are normalised if the layer has a `q_norm` and a `k_norm`. `sinks` are those of `attention`.
@@ -88,11 +89,11 @@ def attend(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b t k h"],
     v: Float[Array, "b t k h"],
-    p: Any,
+    p: Params,
     c: GQADecoder,
     context: LayerContext,
     sinks: Float[Array, " n"] | None = None,
-) -> tuple[Float[Array, "b t d"], Any]:
+) -> tuple[Float[Array, "b t d"], Cache | None]:
     """Attention over the cached tokens and these, and the output projection: -> [B T D], the layer's new cache."""
     kv, cache = context.view.append_kv(context.layer.kind, context.cache, k=k, v=v)
     a = dot_product_attention(q, kv["k"], kv["v"], c, context, sinks)
@@ -128,20 +129,20 @@ class Hidden:
     """The last hidden states of a forward pass, with the new cache and the routers' statistics."""
 
     x: Array  # normalised, [B T D]
-    cache: Any  # after the pass
-    router_stats: dict[str, Any]  # by stack of layers, [L ...]; None for a stack without a router
-    context: Callable[[Layer, Array, Any], LayerContext]  # of a layer, by its index and its cache
+    cache: Cache | None  # after the pass
+    router_stats: StackStats
+    context: Callable[[Layer, Array, Cache | None], LayerContext]  # of a layer, by its index and its cache
 
 
 def run_layers(
     block: Block,
-    variables: Any,
-    inputs: dict[str, Array],
-    c: Any,
+    variables: Variables,
+    inputs: Inputs,
+    c: Decoder,
     *,
     train: bool = False,
     key: Array | None = None,
-    cache: dict[str, Any] | None = None,
+    cache: Cache | None = None,
     place: Place = unsharded,
     norm: Norm = rms,
 ) -> Hidden:
@@ -154,7 +155,7 @@ def run_layers(
     backend = c.attention if cache is None else "reference"
     context = partial(LayerContext, c, view, c.ropes, norm, backend, key if train else None, place)
 
-    def run(layer: Layer, x: Array, p: Any, index: Array, own: Any) -> tuple[Array, Any, Any]:
+    def run(layer: Layer, x: Array, p: Params, index: Array, own: Cache | None) -> tuple[Array, Cache | None, PyTree]:
         return block(x, p, c, context(layer, index, own))
 
     x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
@@ -166,41 +167,41 @@ def run_layers(
     return Hidden(x, new, stats, context)
 
 
-def layer_parameters(variables: Any, name: str = "blocks") -> dict[str, Any]:
+def layer_parameters(variables: Variables, name: str = "blocks") -> Tree:
     """Parameters and statistics of layers, in one tree."""
     stats = variables.get("stats", {}).get(name, {})
     return unflatten(flatten(variables["params"][name]) | flatten(stats))
 
 
-def head(x: Float[Array, "b t d"], params: Any, c: Any) -> LazyLogits:
+def head(x: Float[Array, "b t d"], params: Params, c: Decoder) -> LazyLogits:
     """Next-token logits of normalised hidden states."""
     table = params["embed"]["token"] if c.tied else params["head"]
     return LazyLogits(x * c.logit_scale if c.logit_scale != 1 else x, table, c.vocab, softcap=c.final_logit_softcap)
 
 
-def keep_inputs(inputs: dict[str, Array], c: Any, cache: Any) -> dict[str, Array]:
+def keep_inputs(inputs: Inputs, c: Decoder, cache: Cache | None) -> Inputs:
     """The inputs as they are."""
     return inputs
 
 
-def no_router_outputs(router_stats: dict[str, Any], c: Any) -> tuple[Sums, Sums]:
+def no_router_outputs(router_stats: StackStats, c: Decoder) -> tuple[Sums, Sums]:
     """No metrics and no losses: of a decoder without experts."""
     return {}, {}
 
 
 def forward(
     block: Block,
-    variables: Any,
-    inputs: dict[str, Array],
-    c: Any,
+    variables: Variables,
+    inputs: Inputs,
+    c: Decoder,
     *,
     train: bool = False,
     key: Array | None = None,
-    cache: dict[str, Any] | None = None,
+    cache: Cache | None = None,
     place: Place = unsharded,
     norm: Norm = rms,
-    mask_inputs: Callable[[dict[str, Array], Any, Any], dict[str, Array]] = keep_inputs,
-    router_outputs: Callable[[dict[str, Any], Any], tuple[Sums, Sums]] = no_router_outputs,
+    mask_inputs: Callable[[Inputs, Any, Cache | None], Inputs] = keep_inputs,
+    router_outputs: Callable[[StackStats, Any], tuple[Sums, Sums]] = no_router_outputs,
 ) -> Outputs:
     """Next-token logits, float32, masked beyond the vocabulary: tokens [B T] -> [B T V].
 

@@ -5,7 +5,6 @@ Legend: B batch, T query time, S key time, L layers of a kind.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jaxtyping import Array, Int
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask, sequence_index
 from models.core.layers import reshard
 from models.core.spec import Place, Spec, constant, zeros
+from models.core.types import Cache, Inputs, Specs
 
 CHUNKS = 2**16  # an upper bound on the chunks of a segment
 
@@ -45,12 +45,12 @@ def cache_specs(
     batch: int,
     length: int,
     dtype: str,
-) -> dict[str, Any]:
+) -> Specs:
     """The specs of a cache for `length` tokens, by kind of layer: entries [L B S ...], index and chunk [B S].
 
     `counts` is the number of layers of each kind, and `entries` what one of them caches per token.
     """
-    table: dict[str, Any] = {"filled": Spec((), "", zeros, dtype="int32")}
+    table: Specs = {"filled": Spec((), "", zeros, dtype="int32")}
     for kind, span in spans.items():
         lead = counts[kind], batch, span.cache_length(length)
         slots = ("index", "chunk") if span.chunk else ("index",)
@@ -72,15 +72,15 @@ class CacheView:
     masks: dict[str, AttentionMask]  # by kind of layer
     spans: Mapping[str, AttentionSpan]  # by kind of layer
     start: Int[Array, ""]  # number of earlier tokens
-    cache: dict[str, Any] | None
-    slots: dict[str, Any]  # of the new cache, by kind: sequence index and chunk of each slot
+    cache: Cache | None
+    slots: Cache  # of the new cache, by kind: sequence index and chunk of each slot
 
     @property
-    def layer_caches(self) -> dict[str, Any] | None:
+    def layer_caches(self) -> Cache | None:
         """The cache entries by kind of layer, stacked [L B S ...]; None without a cache."""
         return None if self.cache is None else {kind: self.cache[kind]["entries"] for kind in self.masks}
 
-    def append_kv(self, kind: str, cache: Any, **entries: Array) -> tuple[dict[str, Array], Any]:
+    def append_kv(self, kind: str, cache: Cache | None, **entries: Array) -> tuple[dict[str, Array], Cache | None]:
         """Append entries [B T ...] to a layer's cache -> the arrays to attend to [B S ...], and the new cache.
 
         Without a cache it returns the entries unchanged, and None as the new cache.
@@ -91,9 +91,9 @@ class CacheView:
         pairs = {name: append_rows(cache[name], x, start) for name, x in entries.items()}
         return {name: seen for name, (seen, _) in pairs.items()}, {name: kept for name, (_, kept) in pairs.items()}
 
-    def finish(self, x: Array, entries: Any) -> tuple[Array, Any]:
+    def finish(self, x: Array, entries: Cache | None) -> tuple[Array, Cache | None]:
         """x, and the cache after the call; x becomes NaN if the tokens did not fit into the cache."""
-        if self.cache is None:
+        if self.cache is None or entries is None:
             return x, None
         filled = self.start + self.position.shape[1]
         for kind, span in self.spans.items():
@@ -102,7 +102,7 @@ class CacheView:
         return x, {"filled": filled} | {kind: {"entries": entries[kind], **self.slots[kind]} for kind in entries}
 
 
-def open_cache(inputs: dict[str, Array], spans: Mapping[str, AttentionSpan], cache: Any, place: Place) -> CacheView:
+def open_cache(inputs: Inputs, spans: Mapping[str, AttentionSpan], cache: Cache | None, place: Place) -> CacheView:
     """Positions and attention masks, by kind of layer, of the tokens of `inputs` [B T], with or without a cache.
 
     Optional inputs: position [B T], below 0 where a token is padding; segment [B T] (not with a cache).

@@ -7,7 +7,6 @@ Source: DeepSeek-AI 2024, arXiv:2405.04434, section 2.1.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -19,6 +18,7 @@ from models.blocks.decoder.kv_cache import CacheEntry
 from models.core.checks import require
 from models.core.layers import einsum, linear, reshard, rms_norm
 from models.core.spec import Spec, normal
+from models.core.types import Cache, Params, Specs
 
 EPS = 1e-6  # of the norms of latents, whatever the decoder's eps
 
@@ -65,7 +65,7 @@ class MLADecoder(Decoder):
         return {"latent": ("rank", (self.kv_rank,)), "k": ("head_dim", (self.rope_dim,))}
 
 
-def mla_specs(c: MLADecoder, L: int) -> dict[str, Any]:
+def mla_specs(c: MLADecoder, L: int) -> Specs:
     """Specs: q [D N H], or q_down [D R] and q [R N H]; kv_down [D R], k_rope [D h], k v [R N h], out [N W D]."""
     D, N, H, W, R = c.width, c.heads, c.head_width, c.value_dim, c.kv_rank
     heads = "heads head_dim"
@@ -73,7 +73,7 @@ def mla_specs(c: MLADecoder, L: int) -> dict[str, Any]:
     def down(width: int, axis: str) -> dict[str, Spec]:
         return with_bias(Spec((L, D, width), f"layers embed {axis}", normal(0.02), fan_in="embed"), c.attention_bias)
 
-    queries: dict[str, Any] = {
+    queries: Specs = {
         "q": {"kernel": Spec((L, D, N, H), f"layers embed {heads}", normal(0.02), fan_in="embed")},
     }
     if c.q_rank:
@@ -95,8 +95,8 @@ def mla_specs(c: MLADecoder, L: int) -> dict[str, Any]:
 
 
 def latent_attention(
-    x: Float[Array, "b t d"], p: Any, c: MLADecoder, context: LayerContext
-) -> tuple[Float[Array, "b t d"], Any]:
+    x: Float[Array, "b t d"], p: Params, c: MLADecoder, context: LayerContext
+) -> tuple[Float[Array, "b t d"], Cache | None]:
     """Multi-head latent attention: x [B T D] -> [B T D], and the layer's new cache.
 
     Without a cache, keys and values are projected from the latents. With a cache, the projections are absorbed:

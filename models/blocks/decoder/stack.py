@@ -5,13 +5,14 @@ Legend: L layers, of a stack or of all.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from models.core.checks import remat_block
-from models.core.spec import Array
+from models.core.types import Array, Cache, Params, Tree
 
 
 class Layer(NamedTuple):
@@ -22,7 +23,7 @@ class Layer(NamedTuple):
 
 
 # (layer, x, its parameters, its index among all layers [], its cache) -> x, its new cache, its statistics
-Block = Callable[[Layer, Array, Any, Array, Any], tuple[Array, Any, Any]]
+Block = Callable[[Layer, Array, Params, Array, Cache | None], tuple[Array, Cache | None, PyTree]]
 
 
 def repeating_patterns(layers: Sequence[Layer]) -> Iterator[tuple[tuple[Layer, ...], int]]:
@@ -45,29 +46,31 @@ def scan_layers(
     block: Block,
     layers: Sequence[Layer],
     x: Array,
-    params: dict[str, Any],
-    caches: dict[str, Any] | None,
+    params: Params,
+    caches: Cache | None,
     *,
     remat: str,
     scan: bool,
-) -> tuple[Array, dict[str, Any] | None, dict[str, Any]]:
+) -> tuple[Array, Cache | None, Tree]:
     """Run all layers -> (x, new caches by kind, statistics by stack), the last two stacked [L ...] in layer order.
 
     `params` are stacked [L ...] by stack, `caches` by kind. Each repeating pattern is one `lax.scan`, which `scan`
     False unrolls.
     """
     first = 0
-    new_caches: dict[str, list[Any]] = {layer.kind: [] for layer in layers}
-    stats: dict[str, list[Any]] = {layer.stack: [] for layer in layers}
+    new_caches: dict[str, list[Cache | None]] = {layer.kind: [] for layer in layers}
+    stats: dict[str, list[PyTree]] = {layer.stack: [] for layer in layers}
     kinds_done, stacks_done = dict.fromkeys(new_caches, 0), dict.fromkeys(stats, 0)  # layers run so far
     for pattern, times in repeating_patterns(layers):
         kinds = _indices_by_name([layer.kind for layer in pattern])
         stacks = _indices_by_name([layer.stack for layer in pattern])
 
-        def period(x: Array, xs: Any, pattern: Any = pattern, kinds: Any = kinds, stacks: Any = stacks) -> Any:
+        def period(
+            x: Array, xs: PyTree, pattern: PyTree = pattern, kinds: PyTree = kinds, stacks: PyTree = stacks
+        ) -> PyTree:
             index, own_params, own_caches = xs
-            caches_out: dict[str, list[Any]] = {kind: [] for kind in kinds}
-            stats_out: dict[str, list[Any]] = {stack: [] for stack in stacks}
+            caches_out: dict[str, list[Cache | None]] = {kind: [] for kind in kinds}
+            stats_out: dict[str, list[PyTree]] = {stack: [] for stack in stacks}
             for i, layer in enumerate(pattern):
                 p = _take_layer(own_params[layer.stack], stacks[layer.stack].index(i))
                 cache = _take_layer(own_caches[layer.kind], kinds[layer.kind].index(i)) if own_caches else None
@@ -81,7 +84,7 @@ def scan_layers(
         own_params = {
             name: _slice_stack(params[name], stacks_done[name], times, len(at)) for name, at in stacks.items()
         }
-        own_caches: dict[str, Any] = {}
+        own_caches: Cache = {}
         if caches:
             own_caches = {
                 name: _slice_stack(caches[name], kinds_done[name], times, len(at)) for name, at in kinds.items()
@@ -107,7 +110,7 @@ def _indices_by_name(names: Sequence[str]) -> dict[str, list[int]]:
     return {name: [i for i, other in enumerate(names) if other == name] for name in names}
 
 
-def _slice_stack(tree: Any, start: int, times: int, each: int) -> Any:
+def _slice_stack(tree: PyTree, start: int, times: int, each: int) -> PyTree:
     """The layers of a stack from `start` on, for `times` periods of `each`: [L ...] -> [times each ...]."""
     count = times * each
 
@@ -117,15 +120,15 @@ def _slice_stack(tree: Any, start: int, times: int, each: int) -> Any:
     return jax.tree.map(one, tree)
 
 
-def _take_layer(tree: Any, i: int) -> Any:
+def _take_layer(tree: PyTree, i: int) -> PyTree:
     return jax.tree.map(lambda w: w[i], tree)
 
 
-def _merge_leading_dims(tree: Any) -> Any:
+def _merge_leading_dims(tree: PyTree) -> PyTree:
     """[times each ...] -> [times * each ...]."""
     return jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), tree)
 
 
-def _map_parts(join: Callable[[Sequence[Array]], Array], parts: Sequence[Any]) -> Any:
+def _map_parts(join: Callable[[Sequence[Array]], Array], parts: Sequence[PyTree]) -> PyTree:
     """Join trees leaf by leaf."""
     return jax.tree.map(lambda *w: join(w), *parts)

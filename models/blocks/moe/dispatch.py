@@ -12,7 +12,6 @@ Neither drops tokens, so there is no capacity factor:
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from models.blocks.moe.ragged import gather_rows, grouped_product
 from models.blocks.moe.routers import Routes, one_hot
 from models.core.layers import ACTIVATIONS, add_bias, einsum, gather_weight, reshard
 from models.core.spec import Place, unsharded
+from models.core.types import Params
 
 DISPATCH = ("dropless", "dense")
 
@@ -37,7 +37,7 @@ def glu(activation: str) -> Gate:
 def mixture(
     x: Float[Array, "b t d"],
     routes: Routes,
-    p: dict[str, Any],
+    p: Params,
     gate: Gate,
     *,
     dispatch: str = "dropless",
@@ -60,7 +60,7 @@ def mixture(
 
 
 def _dense(
-    x: Array, experts: Array, weights: Array, p: dict[str, Any], gate: Gate, weight_inputs: bool, place: Place
+    x: Array, experts: Array, weights: Array, p: Params, gate: Gate, weight_inputs: bool, place: Place
 ) -> tuple[Array, Array]:
     """All experts compute all tokens."""
     chosen = one_hot(experts, len(p["gate"]["kernel"]))
@@ -80,7 +80,7 @@ def _dense(
 
 
 def _dropless(
-    x: Array, experts: Array, weights: Array, p: dict[str, Any], gate: Gate, weight_inputs: bool, place: Place
+    x: Array, experts: Array, weights: Array, p: Params, gate: Gate, weight_inputs: bool, place: Place
 ) -> tuple[Array, Array]:
     """Each expert computes its own tokens, on the devices that hold it."""
     p = jax.tree.map(lambda w: w.astype(x.dtype), {**p, "down": {"kernel": p["down"]["kernel"]}})
@@ -94,7 +94,7 @@ def _dropless(
         return run(x, experts, weights, p)
 
     def axes(name: str) -> tuple[str, ...]:
-        (entry,) = place(name)
+        (entry,) = place(name) or (None,)
         return entry if isinstance(entry, tuple) else (entry,) if entry else ()
 
     expert_axes, mlp_axes = axes("experts"), axes("mlp")
@@ -109,7 +109,7 @@ def _dropless(
             f"experts or their hidden; change a rule of width, seq, experts or mlp, or set train.dispatch=dense"
         )
 
-    def on_device(x: Array, experts: Array, weights: Array, p: dict[str, Any]) -> tuple[Array, Array]:
+    def on_device(x: Array, experts: Array, weights: Array, p: Params) -> tuple[Array, Array]:
         first = jnp.asarray(jax.lax.axis_index(expert_axes) if expert_axes else 0) * len(p["gate"]["kernel"])
         if gather_axes:
             x, experts, weights = (jax.lax.all_gather(v, gather_axes, tiled=True) for v in (x, experts, weights))
@@ -132,7 +132,7 @@ def _dropless(
 
 
 def _grouped_experts(
-    x: Array, experts: Array, weights: Array, p: dict[str, Any], first: Array, *, gate: Gate, weight_inputs: bool
+    x: Array, experts: Array, weights: Array, p: Params, first: Array, *, gate: Gate, weight_inputs: bool
 ) -> tuple[Array, Array]:
     """Run this device's experts, numbered from `first`: x [B T D], experts weights [B T A] -> [B T D], [B T A].
 

@@ -5,7 +5,6 @@ Source: Shazeer et al. 2017, arXiv:1701.06538. `routers` chooses the experts, `d
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from models.blocks.moe.dispatch import DISPATCH, Gate, glu, mixture
 from models.blocks.moe.routers import Routes, one_hot
 from models.core.checks import require, require_choice
 from models.core.spec import Initializer, Spec, normal
+from models.core.types import Leaf, Params, Specs
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class InterleavedMoEDecoder(MoEDecoder):
 # Specs
 
 
-def expert_specs(c: MoEDecoder, L: int, bias: bool = False, router_bias: bool = False) -> dict[str, Any]:
+def expert_specs(c: MoEDecoder, L: int, bias: bool = False, router_bias: bool = False) -> Specs:
     """Specs of a router [D E] and of gated experts: gate and up [E D F], down [E F D]."""
     E, D, F = c.experts, c.width, c.expert_width
     up, axes = Spec((L, E, D, F), "layers experts embed mlp", normal(0.02), fan_in="embed"), "layers experts mlp embed"
@@ -92,16 +92,16 @@ def moe_traits(base: frozenset[str], c: MoEDecoder) -> frozenset[str]:
 class RouterStats:
     """Statistics of one layer's router by row, without padding; of several layers each has a leading dim, [L B ...]."""
 
-    dropped: Any  # choices that no expert computed, [B]
-    entropy: Any  # sum over tokens, in nats, [B]
-    load: Any  # choices of each expert, [B E]
-    probs: Any  # sum over tokens, [B E]
+    dropped: Leaf  # choices that no expert computed, [B]
+    entropy: Leaf  # sum over tokens, in nats, [B]
+    load: Leaf  # choices of each expert, [B E]
+    probs: Leaf  # sum over tokens, [B E]
 
 
 def mixture_of_experts(
     x: Float[Array, "b t d"],
     routes: Routes,
-    p: Any,
+    p: Params,
     c: MoEDecoder,
     context: LayerContext,
     gate: Gate | None = None,

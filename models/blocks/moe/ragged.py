@@ -4,8 +4,8 @@ Legend: M rows, D and F their width before and after, E groups, S slots, m rows 
 Source: Gale et al. 2022, arXiv:2211.15841 (groups split into blocks).
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,14 @@ def grouped_product(x: Float[Array, "m d"], w: Float[Array, "e d f"], sizes: Int
     return jax.lax.platform_dependent(x, w, sizes, cpu=_blocked, default=_ragged)
 
 
-def _product_forward(x: Array, w: Array, sizes: Array) -> tuple[Array, Any]:
+def _product_forward(x: Array, w: Array, sizes: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     return grouped_product(x, w, sizes), (x, w, sizes)
 
 
-def _product_backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
+def _product_backward(kept: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, None]:
     """Chooses the platform again: differentiating `platform_dependent` would save the residuals of every platform."""
 
-    def pullback(product: Any, x: Array, w: Array, sizes: Array, g: Array) -> Any:
+    def pullback(product: Callable[..., Array], x: Array, w: Array, sizes: Array, g: Array) -> tuple[Array, Array]:
         return jax.vjp(lambda x, w: product(x, w, sizes), x, w)[1](g)
 
     cpu, default = partial(pullback, _blocked), partial(pullback, _ragged)
@@ -77,7 +77,7 @@ def gather_rows(x: Float[Array, "m d"], source: Int[Array, " s"], targets: Int[A
     return x.at[source].get(mode="fill", fill_value=0)
 
 
-def _gather_forward(x: Array, source: Array, targets: Array) -> tuple[Array, Any]:
+def _gather_forward(x: Array, source: Array, targets: Array) -> tuple[Array, Array]:
     return gather_rows(x, source, targets), targets
 
 

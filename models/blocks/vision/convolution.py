@@ -4,15 +4,18 @@ Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from models.core.layers import einsum, gather_weight
+from models.core.types import OutSharding
 
 Pads = tuple[tuple[int, int], tuple[int, int]]  # pixels before and after: of rows, of columns
 Padding = str | int | Pads  # SAME, VALID; pixels on each side
@@ -22,7 +25,11 @@ BLOCK = 2**20  # numbers in the patches of a block, at most
 
 
 def conv(
-    x: Float[Array, "b y x c"], kernel: Float[Array, "i j c o"], padding: Padding, out: Any = None, stride: int = 1
+    x: Float[Array, "b y x c"],
+    kernel: Float[Array, "i j c o"],
+    padding: Padding,
+    out: OutSharding = None,
+    stride: int = 1,
 ) -> Float[Array, "b y2 x2 o"]:
     """Cross-correlation: x [B Y X C], kernel [I J C O] -> [B Y' X' O], in x's dtype.
 
@@ -44,7 +51,7 @@ class Window(NamedTuple):
 
     pads: Pads
     stride: int
-    out: Any
+    out: OutSharding
 
 
 def _conv(x: Array, kernel: Array, window: Window) -> Array:
@@ -130,7 +137,7 @@ def _kernel_gradient(x: Float[Array, "b y x c"], g: Float[Array, "b y2 x2 o"], s
     return total.T.reshape(*size, C, O)
 
 
-def _reshard_if_meshed(x: Array, spec: Any) -> Array:
+def _reshard_if_meshed(x: Array, spec: PartitionSpec) -> Array:
     return x if jax.typeof(x).sharding.mesh.empty else jax.sharding.reshard(x, spec)
 
 
@@ -162,7 +169,7 @@ _max_pool_vjp = jax.custom_vjp(_max_pool, nondiff_argnums=(1, 2, 3))
 
 
 def _pool_backward(size: int, stride: int, pads: Pads, x: Array, g: Array) -> tuple[Array]:
-    def pool_gradient(pool: Any) -> Any:
+    def pool_gradient(pool: Callable[..., Array]) -> Callable[[Array, Array], tuple[Array]]:
         return lambda x, g: jax.vjp(lambda x: pool(x, size, stride, pads), x)[1](g)
 
     return jax.lax.platform_dependent(x, g, cpu=pool_gradient(_max_pool_by_shifts), default=pool_gradient(_max_pool))
@@ -176,7 +183,9 @@ def sum_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Paddin
     return _reduce_window(x, 0.0, jax.lax.add, size, stride, padding)
 
 
-def adaptive_average_pool(x: Float[Array, "b y x c"], size: int, out: Any = None) -> Float[Array, "b size size c"]:
+def adaptive_average_pool(
+    x: Float[Array, "b y x c"], size: int, out: OutSharding = None
+) -> Float[Array, "b size size c"]:
     """The means of size x size windows that cover the image as evenly as possible: [B Y X C] -> [B size size C].
 
     Window i of n pixels is from floor(i n / size) to ceil((i + 1) n / size), so that windows share pixels if size does
@@ -191,7 +200,9 @@ def adaptive_average_pool(x: Float[Array, "b y x c"], size: int, out: Any = None
     return x
 
 
-def _reduce_window(x: Array, start: float, combine: Any, size: int, stride: int, padding: Padding) -> Array:
+def _reduce_window(
+    x: Array, start: float, combine: Callable[[Array, Array], Array], size: int, stride: int, padding: Padding
+) -> Array:
     pads = ((0, 0), *_pad_widths(padding, x.shape[1:3], (size, size), stride), (0, 0))
     return jax.lax.reduce_window(x, start, combine, (1, size, size, 1), (1, stride, stride, 1), pads)
 

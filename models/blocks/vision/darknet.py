@@ -7,7 +7,6 @@ Source: Redmon 2013-2016, Darknet: open source neural networks in C, pjreddie.co
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from models.blocks.vision.convolution import conv, max_pool
 from models.core.checks import require, require_choice
 from models.core.layers import add_bias, batch_norm, norm_specs
 from models.core.spec import Place, Spec, he_normal, ones, zeros
+from models.core.types import Specs, Stats, Variables
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
@@ -184,7 +184,7 @@ def sizes(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> list[
     return outputs
 
 
-def _join(parts: Iterable[Any]) -> str:
+def _join(parts: Iterable[object]) -> str:
     return ", ".join(map(str, parts))
 
 
@@ -198,10 +198,10 @@ def total_stride(layers: tuple[Layer, ...]) -> int:
     return math.ceil(max(strides, default=1))
 
 
-def specs(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> dict[str, Any]:
+def specs(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> Specs:
     """Specs of the convolutions' parameters and running moments, by layer number."""
-    params: dict[str, Any] = {}
-    stats: dict[str, Any] = {}
+    params: Specs = {}
+    stats: Specs = {}
     shapes = sizes(layers, image, anchor_channels)
     for at, layer in enumerate(layers):
         if not isinstance(layer, Conv):
@@ -219,13 +219,13 @@ def specs(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> dict[
 
 def run(
     layers: tuple[Layer, ...],
-    variables: dict[str, Any],
+    variables: Variables,
     x: Float[Array, "b y x c"],
     *,
     train: bool,
     momentum: float,
     place: Place,
-) -> tuple[list[Array], dict[str, Any]]:
+) -> tuple[list[Array], Stats]:
     """The outputs of all layers, and the new running moments: image [B Y X C] -> each [B Y' X' O].
 
     Darknet normalises in training in two ways, on the CPU and by cuDNN. Here the batch variance is biased, as cuDNN's,

@@ -5,7 +5,7 @@ Source: Redmon, Farhadi 2016, arXiv:1612.08242, figure 3; 2018, arXiv:1804.02767
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from models.blocks.vision.boxes import nms
+from models.core.types import Leaf
 
 Anchors = tuple[tuple[float, float], ...]  # widths and heights, relative to the image
 
@@ -22,7 +23,7 @@ Anchors = tuple[tuple[float, float], ...]  # widths and heights, relative to the
 class DetectorOutput:
     """A map [B Y X Q 5+C] for each scale, float32: logits of x, y, w, h, objectness and classes."""
 
-    maps: tuple[Any, ...]
+    maps: tuple[Leaf, ...]
     anchors: tuple[Anchors, ...] = struct.field(pytree_node=False)  # of each map
     softmax_classes: bool = struct.field(pytree_node=False, default=False)  # False: an independent sigmoid per class
     ignore_iou: float = struct.field(pytree_node=False, default=0.5)  # above it a prediction is no negative of the loss

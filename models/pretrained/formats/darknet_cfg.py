@@ -15,6 +15,8 @@ from documents import reject_lfs_pointer
 from errors import UsageError, quote, unknown
 from models.blocks.vision import darknet
 from models.blocks.vision.darknet import ACTIVATIONS, Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
+from models.core.types import Fields
+from models.families.yolo import Config
 
 T = TypeVar("T")
 ALIASES = {"network": "net", "conv": "convolutional", "max": "maxpool", "conn": "connected", "avg": "avgpool"} | {
@@ -122,8 +124,7 @@ def floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.removesuffix(",").split(","))
 
 
-_NONE: tuple[Any, ...] = ()
-_KINDS: dict[Any, str] = {
+_KINDS: dict[Callable[[str], object], str] = {
     **{int: "an integer", float: "a number", str: "a text"},
     **{integers: "a list of integers", floats: "a list of numbers"},
 }
@@ -162,7 +163,7 @@ def sections(file: str | Path) -> list[Section]:
     return found
 
 
-def fields(file: str | Path) -> dict[str, Any]:
+def fields(file: str | Path) -> Fields:
     """The fields of a detector's Config from a file. Raises UsageError with the line of the first mistake."""
     net, *rest = sections(file)
     Y, X, C = (net.take(key, int, 0, least=1) for key in ("height", "width", "channels"))
@@ -170,7 +171,7 @@ def fields(file: str | Path) -> dict[str, Any]:
     if not Y * X * C:
         raise net.error("[net] must have height, width and channels")
     layers: list[Layer] = []
-    common: dict[str, Any] = {}
+    common: Fields = {}
     for at, section in enumerate(rest):
         if section.kind not in _LAYERS:
             raise section.error(f"[{section.kind}] is no layer of a detector; legal: {', '.join(_LAYERS)}")
@@ -205,9 +206,7 @@ def fields(file: str | Path) -> dict[str, Any]:
     return {"layers": tuple(layers), "inputs": (Y, X, C), **common}
 
 
-def _output_sizes(
-    section: Section, layers: list[Layer], image: darknet.Size, common: dict[str, Any]
-) -> list[darknet.Size]:
+def _output_sizes(section: Section, layers: list[Layer], image: darknet.Size, common: Fields) -> list[darknet.Size]:
     """The sizes of the outputs so far. Raises UsageError, with the section's line, for an impossible layer."""
     return section.build(darknet.sizes, tuple(layers), image, 5 + common.get("classes", 0))
 
@@ -254,7 +253,7 @@ def _shortcut(section: Section, at: int) -> Shortcut:
 def _sources(section: Section, at: int, key: str) -> tuple[int, ...]:
     if key not in section.settings:
         raise section.error(f"[{section.kind}] must have {key}")
-    named = section.take(key, integers, _NONE)
+    named = section.take(key, integers, tuple[int, ...]())
     if any(not -at <= i < at for i in named):
         raise section.error(f"layer {at} can take layers from {-at} to {at - 1}, not {section.quoted(key)}", key)
     return named
@@ -272,12 +271,12 @@ _LAYERS: dict[str, Callable[[Section, int], Layer]] = {
 }
 
 
-def _head(section: Section) -> tuple[Head, dict[str, Any]]:
+def _head(section: Section) -> tuple[Head, Fields]:
     """A head, and the fields that must be equal in all heads."""
     classes, count = section.take("classes", int, 20, least=1), section.take("num", int, 1, least=1)
     if "anchors" not in section.settings:
         raise section.error(f"[{section.kind}] must have anchors")
-    flat = section.take("anchors", floats, _NONE)
+    flat = section.take("anchors", floats, tuple[float, ...]())
     if len(flat) != 2 * count:
         raise section.error(f"num = {count} anchors need {2 * count} numbers, not {len(flat)}")
     if not all(0 < side < math.inf for side in flat):
@@ -297,10 +296,12 @@ def _head(section: Section) -> tuple[Head, dict[str, Any]]:
     return Head(mask), dict(anchors=anchors, head=section.kind, classes=classes, ignore_thresh=ignore)
 
 
-def to_text(c: Any) -> str:
+def to_text(c: Config) -> str:
     """The text of a .cfg file for a Config of family yolo."""
     shapes = darknet.sizes(c.layers, c.image, 5 + c.classes)
-    parts = [("net", dict(zip(("height", "width", "channels"), c.inputs, strict=True)))]
+    parts: list[tuple[str, dict[str, object]]] = [
+        ("net", dict(zip(("height", "width", "channels"), c.inputs, strict=True)))
+    ]
     for at, layer in enumerate(c.layers):
         stride = c.inputs[0] // shapes[at][0]
         parts.append(_settings(layer, shapes[at][2], stride, c))
@@ -310,7 +311,7 @@ def to_text(c: Any) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _settings(layer: Layer, channels: int, stride: int, c: Any) -> tuple[str, dict[str, Any]]:
+def _settings(layer: Layer, channels: int, stride: int, c: Config) -> tuple[str, dict[str, object]]:
     match layer:
         case Conv():
             norm = {"batch_normalize": 1} if layer.norm else {}
@@ -330,7 +331,7 @@ def _settings(layer: Layer, channels: int, stride: int, c: Any) -> tuple[str, di
     unit = stride if c.head == "region" else 1
     pairs = [c.anchors[i] for i in layer.mask] if c.head == "region" else c.anchors  # [region] has no mask
     anchors = [side / unit for pair in pairs for side in pair]
-    common: dict[str, Any] = dict(anchors=anchors, num=len(pairs), classes=c.classes)
+    common: dict[str, object] = dict(anchors=anchors, num=len(pairs), classes=c.classes)
     if c.head == "yolo":
         return "yolo", {"mask": layer.mask, **common, "ignore_thresh": c.ignore_thresh, "truth_thresh": 1}
     return "region", {
@@ -341,7 +342,7 @@ def _settings(layer: Layer, channels: int, stride: int, c: Any) -> tuple[str, di
     }
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, tuple | list):
         return ",".join(map(_format_value, value))
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

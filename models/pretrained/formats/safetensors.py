@@ -4,12 +4,11 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from documents import parse_json, read_settings, reject_lfs_pointer
+from documents import Json, parse_json, read_settings, reject_lfs_pointer
 from errors import UsageError
 from models.pretrained.formats import npz
 
@@ -29,7 +28,7 @@ class TensorReader:
         self.path = Path(path)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, npz.NpzFile | safe_open] = {}
         self._where: dict[str, Path] = {}
         for file in files(self.path):
             reject_lfs_pointer(file)
@@ -119,7 +118,7 @@ def _index(path: Path) -> dict[str, str]:
     return found
 
 
-def _header(file: Path) -> tuple[int, dict[str, Any]]:
+def _header(file: Path) -> tuple[int, Json]:
     """Offset of the data of a safetensors file, and its header. Raises UsageError for a name that occurs twice."""
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")

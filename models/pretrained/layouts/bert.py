@@ -5,9 +5,10 @@ prediction, are ignored, as in transformers.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError, unknown
+from models.core.types import Fields
 from models.families.bert import Config
 from models.pretrained.mapping import Keys, Row, affine, hf_activation, same
 
@@ -26,7 +27,7 @@ HARMLESS = (  # of older files
 )
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers' BertConfig."""
     keys.require_value("position_embedding_type", "absolute")
     keys.require_value("is_decoder", False)
@@ -65,7 +66,7 @@ def _head(keys: Keys) -> str:
     return HEADS[given]
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config. Raises UsageError for a Config that transformers' BERT cannot express."""
     if c.head == "classes" and (c.pool != "first" or not c.pooler):
         raise UsageError(

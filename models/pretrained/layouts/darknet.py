@@ -16,6 +16,7 @@ from documents import read_lines
 from errors import UsageError
 from models.blocks.vision.darknet import Conv, sizes
 from models.core.spec import flatten, unflatten
+from models.core.types import Leaf, Variables
 from models.families.yolo import Config
 from models.pretrained.formats import darknet_cfg as configuration
 from models.pretrained.formats.darknet_weights import SUFFIX, Header, WeightsReader
@@ -119,7 +120,7 @@ def read_cfg(cfg: str | Path, **overrides: Any) -> Model:
 
 def load(
     cfg: str | Path, weights: str | Path, *, cutoff: int | None = None, seed: int = 0, **overrides: Any
-) -> tuple[Model, dict[str, Any]]:
+) -> tuple[Model, Variables]:
     """A model and its variables, float32, from Darknet's two files.
 
     With `cutoff`, the layers before it are read, as 74 for darknet53.conv.74, and the others are initialized from
@@ -138,7 +139,9 @@ def load(
     return model, {"params": {}, "stats": {"layers": {}}, **unflatten(params | stats)}
 
 
-def save(model: Model, variables: Any, cfg: str | Path, weights: str | Path, *, header: Header | None = None) -> None:
+def save(
+    model: Model, variables: Variables, cfg: str | Path, weights: str | Path, *, header: Header | None = None
+) -> None:
     """Write Darknet's two files of a model of family yolo, with `header` in the .weights.
 
     Raises UsageError for another family.
@@ -162,13 +165,13 @@ def save(model: Model, variables: Any, cfg: str | Path, weights: str | Path, *, 
         os.replace(part, path)
 
 
-def save_folder(model: Model, variables: Any, folder: Path, classes: Sequence[str] = ()) -> None:
+def save_folder(model: Model, variables: Variables, folder: Path, classes: Sequence[str] = ()) -> None:
     """Write yolo.cfg, yolo.weights and, with class names, obj.names into a folder."""
     save(model, variables, folder / f"yolo{CFG}", folder / f"yolo{SUFFIX}")
     if classes:
         (folder / NAMES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
 
 
-def _leaves_by_path(variables: Any) -> dict[str, Any]:
+def _leaves_by_path(variables: Variables) -> dict[str, Leaf]:
     """Leaves by the layout's paths."""
     return flatten(variables["params"]) | flatten({"stats": variables["stats"]})

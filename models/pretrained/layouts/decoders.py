@@ -6,12 +6,13 @@ Legend: V vocabulary, D width, N query heads, K key-value heads, H head width, F
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
+from documents import Json
 from errors import UsageError
 from models.blocks.decoder.config import Decoder, GQADecoder, SlidingWindowDecoder
 from models.blocks.moe.moe import MoEDecoder
-from models.pretrained.mapping import Keys, Row, affine, hf_activation, linear, same
+from models.core.types import Fields
+from models.pretrained.mapping import Keys, LayerNumbers, Row, affine, hf_activation, linear, same
 
 PREFIX = "model."
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -21,7 +22,7 @@ LAYER_TYPES = {  # our kinds of layers -> those of config.json
 }
 
 
-def decoder_fields(keys: Keys, context: int) -> dict[str, Any]:
+def decoder_fields(keys: Keys, context: int) -> Fields:
     """Config fields of all decoders; `context` is the default in transformers."""
     return {
         "vocab": keys.require("vocab_size"),
@@ -47,7 +48,7 @@ def read_layer_types(keys: Keys, depth: int, known: Sequence[str]) -> list[str] 
     return [kinds[name] for name in types]
 
 
-def read_window(keys: Keys, kinds: Sequence[str] | None, absent: int) -> Any:
+def read_window(keys: Keys, kinds: Sequence[str] | None, absent: int) -> int | None:
     """The window of the sliding layers. Raises UsageError for sliding layers without a window."""
     window = keys.get("sliding_window", absent)
     if kinds and "sliding" in kinds and window is None:
@@ -55,7 +56,7 @@ def read_window(keys: Keys, kinds: Sequence[str] | None, absent: int) -> Any:
     return window if not kinds or "sliding" in kinds else None
 
 
-def read_sliding(keys: Keys, depth: int) -> dict[str, Any]:
+def read_sliding(keys: Keys, depth: int) -> Fields:
     """The window and the sliding layers: by `layer_types`, else those from `max_window_layers` on, as in Qwen."""
     on, window = keys.take("use_sliding_window", default=False, kind=bool), keys.get("sliding_window", 4096)
     first, kinds = keys.number("max_window_layers", default=28), read_layer_types(keys, depth, ("full", "sliding"))
@@ -68,8 +69,8 @@ def read_sliding(keys: Keys, depth: int) -> dict[str, Any]:
 
 
 def read_rope(
-    keys: Keys, context: int, base: float = 10000.0, absent: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Any]:
+    keys: Keys, context: int, base: float = 10000.0, absent: Mapping[str, object] = MappingProxyType({})
+) -> Fields:
     """Rotary frequencies: `rope_scaling` and `rope_theta`, or `rope_parameters` of newer files, as in transformers.
 
     `base` is the default of `rope_theta`; `absent` are the settings if neither of the other two is present.
@@ -113,10 +114,10 @@ def _attention_factor(keys: Keys, factor: float) -> float:
     return keys.number("attention_factor", default=of(one) / of(all_) if one and all_ else of(1))
 
 
-def rope_keys(c: Decoder) -> dict[str, Any]:
+def rope_keys(c: Decoder) -> Json:
     """Keys of the rotary frequencies, in the older and the newer form."""
     kind = "default" if c.rope == "none" else c.rope
-    found: dict[str, Any] = {"rope_type": kind}
+    found: Json = {"rope_type": kind}
     if kind != "default":
         found["factor"] = c.rope_factor
     if kind in ("llama3", "yarn"):
@@ -130,7 +131,7 @@ def rope_keys(c: Decoder) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": c.rope_base, **found}, **old}
 
 
-def decoder_keys(c: Decoder) -> dict[str, Any]:
+def decoder_keys(c: Decoder) -> Json:
     """The keys of config.json for the fields of a Decoder."""
     return {
         "vocab_size": c.vocab,
@@ -148,12 +149,12 @@ def decoder_keys(c: Decoder) -> dict[str, Any]:
     }
 
 
-def gqa_keys(c: GQADecoder) -> dict[str, Any]:
+def gqa_keys(c: GQADecoder) -> Json:
     """The keys of config.json for the fields of a GQADecoder."""
     return {**decoder_keys(c), "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_width}
 
 
-def sliding_keys(c: SlidingWindowDecoder) -> dict[str, Any]:
+def sliding_keys(c: SlidingWindowDecoder) -> Json:
     """The keys of config.json for sliding layers, as in Qwen."""
     kinds = [layer.kind for layer in c.layers]
     slides = "sliding" in kinds
@@ -182,36 +183,49 @@ def embed_and_head_rows(c: Decoder) -> list[Row]:
     return found if c.tied else [*found, same("head", "lm_head.weight", c.vocab, c.width)]
 
 
-def norm_rows(c: Decoder, stack: str, names: dict[str, str], **more: Any) -> list[Row]:
+def norm_rows(c: Decoder, stack: str, names: dict[str, str], layers: LayerNumbers = None) -> list[Row]:
     """Norms of the residual stream in a stack; `names` maps ours to theirs."""
-    return [same(f"{stack}/{ours}/scale", f"{LAYER}{theirs}.weight", c.width, **more) for ours, theirs in names.items()]
+    return [
+        same(f"{stack}/{ours}/scale", f"{LAYER}{theirs}.weight", c.width, layers=layers)
+        for ours, theirs in names.items()
+    ]
 
 
-def attention_rows(c: GQADecoder, stack: str, bias: bool = False, norms: bool = False, **more: Any) -> list[Row]:
+def attention_rows(
+    c: GQADecoder, stack: str, bias: bool = False, norms: bool = False, layers: LayerNumbers = None
+) -> list[Row]:
     """Grouped-query attention of a stack; `norms`: with norms of each head's queries and keys."""
     D, N, K, H = c.width, c.heads, c.num_kv_heads, c.head_width
     module = f"{LAYER}self_attn."
     found: list[Row] = []
     for name, inputs, outputs in (("q", (D,), (N, H)), ("k", (D,), (K, H)), ("v", (D,), (K, H)), ("out", (N, H), (D,))):
-        found += affine(f"{stack}/{name}", f"{module}{name[0]}_proj", inputs, outputs, bias, **more)
-    return found + [same(f"{stack}/{n}_norm/scale", f"{module}{n}_norm.weight", H, **more) for n in "qk" if norms]
+        found += affine(f"{stack}/{name}", f"{module}{name[0]}_proj", inputs, outputs, bias, layers=layers)
+    return found + [
+        same(f"{stack}/{n}_norm/scale", f"{module}{n}_norm.weight", H, layers=layers) for n in "qk" if norms
+    ]
 
 
-def mlp_rows(D: int, F: int, stack: str, module: str = "mlp", bias: bool = False, **more: Any) -> list[Row]:
+def mlp_rows(
+    D: int, F: int, stack: str, module: str = "mlp", bias: bool = False, layers: LayerNumbers = None
+) -> list[Row]:
     """A gated MLP of a stack; `module` is its name within a layer."""
     found: list[Row] = []
     for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
-        found += affine(f"{stack}/{name}", f"{LAYER}{module}.{name}_proj", (inputs,), (outputs,), bias, **more)
+        found += affine(f"{stack}/{name}", f"{LAYER}{module}.{name}_proj", (inputs,), (outputs,), bias, layers=layers)
     return found
 
 
 def expert_rows(
-    c: MoEDecoder, stack: str, module: str, names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"), **more: Any
+    c: MoEDecoder,
+    stack: str,
+    module: str,
+    names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"),
+    layers: LayerNumbers = None,
 ) -> list[Row]:
     """One tensor for each matrix of each expert; `names` are their names of gate, up and down."""
     found = []
     D, F = (c.width,), (c.expert_width,)
     for name, theirs, inputs, outputs in zip(("gate", "up", "down"), names, (D, D, F), (F, F, D), strict=True):
         kernel, tensor = f"{stack}/experts/{name}/kernel", f"{module}.experts.{{}}.{theirs}.weight"
-        found.append(linear(kernel, tensor, inputs, outputs, **more))
+        found.append(linear(kernel, tensor, inputs, outputs, layers=layers))
     return found

@@ -6,9 +6,10 @@ layer. It is ignored, as in transformers, unless requested: load_pretrained(fold
 """
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError
+from models.core.types import Fields
 from models.families.deepseek import Config
 from models.pretrained.layouts import decoders
 from models.pretrained.mapping import Keys, Row, affine, linear, same
@@ -22,7 +23,7 @@ HARMLESS = (
 )
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers."""
     third = keys.require("model_type") == "deepseek_v3"
     heads = keys.take("num_attention_heads")
@@ -72,7 +73,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     return found if method == "greedy" else found | {"expert_groups": groups, "topk_groups": kept}
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config, as V2's or V3's. Raises UsageError if neither can express it."""
     third = c.router == "sigmoid"
     if c.dense_layers != tuple(range(len(c.dense_layers))):
@@ -92,7 +93,7 @@ def config(c: Config) -> dict[str, Any]:
     rope = decoders.rope_keys(c)
     for scaling in (rope["rope_parameters"], rope["rope_scaling"] or {}):
         scaling |= {"mscale_all_dim": c.mscale} if c.mscale and c.rope != "none" else {}
-    more: dict[str, Any] = {"topk_method": "greedy" if c.expert_groups == 1 else "group_limited_greedy"}
+    more: Json = {"topk_method": "greedy" if c.expert_groups == 1 else "group_limited_greedy"}
     if third:
         more = {"rope_interleave": c.rope_interleaved, "norm_topk_prob": c.norm_topk, "num_nextn_predict_layers": c.mtp}
     return {
@@ -139,46 +140,55 @@ def rows(c: Config) -> list[Row]:
     for stack, layers in decoders.layers_by_stack(c).items():
         found += _block(c, f"blocks/{stack}", stack, layers)
     if c.mtp:
-        more = dict[str, Any](layers=tuple(range(c.depth, c.depth + c.mtp)))
+        modules = tuple(range(c.depth, c.depth + c.mtp))
         norms = {"state_norm": "hnorm", "token_norm": "enorm", "norm": "shared_head.norm"}
-        found += [*_block(c, "mtp/block", "moe", more["layers"]), *decoders.norm_rows(c, "mtp", norms, **more)]
+        found += [*_block(c, "mtp/block", "moe", modules), *decoders.norm_rows(c, "mtp", norms, layers=modules)]
         for i, name in enumerate(("token", "state")):
             both, halves, part = (c.width, 2 * c.width), (c.width, 2, c.width), (slice(None), i)
             there = f"{decoders.LAYER}eh_proj.weight"
-            found.append(Row(f"mtp/{name}/kernel", there, halves, (1, 0), both, part=part, **more))
+            found.append(Row(f"mtp/{name}/kernel", there, halves, (1, 0), both, part=part, layers=modules))
     return found
 
 
 def _block(c: Config, at: str, stack: str, layers: tuple[int, ...]) -> list[Row]:
-    more = dict[str, Any](layers=layers)
     D, N, H, W, R, layer = c.width, c.heads, c.head_width, c.value_dim, c.kv_rank, decoders.LAYER
     module, low, h = f"{layer}self_attn.", R + c.rope_dim, c.nope_dim
-    found = decoders.norm_rows(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, **more)
+    found = decoders.norm_rows(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, layers=layers)
     if c.q_rank:
-        found += affine(f"{at}/q_down", f"{module}q_a_proj", (D,), (c.q_rank,), c.attention_bias, **more)
-        found.append(same(f"{at}/q_norm/scale", f"{module}q_a_layernorm.weight", c.q_rank, **more))
-        found.append(linear(f"{at}/q/kernel", f"{module}q_b_proj.weight", (c.q_rank,), (N, H), **more))
+        found += affine(f"{at}/q_down", f"{module}q_a_proj", (D,), (c.q_rank,), c.attention_bias, layers=layers)
+        found.append(same(f"{at}/q_norm/scale", f"{module}q_a_layernorm.weight", c.q_rank, layers=layers))
+        found.append(linear(f"{at}/q/kernel", f"{module}q_b_proj.weight", (c.q_rank,), (N, H), layers=layers))
     else:
-        found.append(linear(f"{at}/q/kernel", f"{module}q_proj.weight", (D,), (N, H), **more))
+        found.append(linear(f"{at}/q/kernel", f"{module}q_proj.weight", (D,), (N, H), layers=layers))
     for name, part in (("kv_down", slice(R)), ("k_rope", slice(R, None))):
         both = f"{module}kv_a_proj_with_mqa"
-        found.append(Row(f"{at}/{name}/kernel", f"{both}.weight", (low, D), (1, 0), (low, D), part=(part,), **more))
+        found.append(
+            Row(f"{at}/{name}/kernel", f"{both}.weight", (low, D), (1, 0), (low, D), part=(part,), layers=layers)
+        )
         if c.attention_bias:
-            found.append(Row(f"{at}/{name}/bias", f"{both}.bias", (low,), (0,), (low,), part=(part,), **more))
-    found.append(same(f"{at}/kv_norm/scale", f"{module}kv_a_layernorm.weight", R, **more))
+            found.append(Row(f"{at}/{name}/bias", f"{both}.bias", (low,), (0,), (low,), part=(part,), layers=layers))
+    found.append(same(f"{at}/kv_norm/scale", f"{module}kv_a_layernorm.weight", R, layers=layers))
     for name, part in (("k", slice(h)), ("v", slice(h, None))):
         each, shape = (N, h + W, R), (N * (h + W), R)
         part_index = (slice(None), part)
         found.append(
-            Row(f"{at}/{name}/kernel", f"{module}kv_b_proj.weight", each, (2, 0, 1), shape, part=part_index, **more)
+            Row(
+                f"{at}/{name}/kernel",
+                f"{module}kv_b_proj.weight",
+                each,
+                (2, 0, 1),
+                shape,
+                part=part_index,
+                layers=layers,
+            )
         )
-    found += affine(f"{at}/out", f"{module}o_proj", (N, W), (D,), c.attention_bias, **more)
+    found += affine(f"{at}/out", f"{module}o_proj", (N, W), (D,), c.attention_bias, layers=layers)
     if stack == "dense":
-        return found + decoders.mlp_rows(D, c.feed_forward, at, **more)
-    found.append(linear(f"{at}/router/kernel", f"{layer}mlp.gate.weight", (D,), (c.experts,), **more))
+        return found + decoders.mlp_rows(D, c.feed_forward, at, layers=layers)
+    found.append(linear(f"{at}/router/kernel", f"{layer}mlp.gate.weight", (D,), (c.experts,), layers=layers))
     if c.router == "sigmoid":
-        found.append(same(f"stats/{at}/bias", f"{layer}mlp.gate.e_score_correction_bias", c.experts, **more))
-    found += decoders.expert_rows(c, at, f"{layer}mlp", **more)
+        found.append(same(f"stats/{at}/bias", f"{layer}mlp.gate.e_score_correction_bias", c.experts, layers=layers))
+    found += decoders.expert_rows(c, at, f"{layer}mlp", layers=layers)
     if c.shared:
-        found += decoders.mlp_rows(D, c.shared * c.expert_width, f"{at}/shared", "mlp.shared_experts", **more)
+        found += decoders.mlp_rows(D, c.shared * c.expert_width, f"{at}/shared", "mlp.shared_experts", layers=layers)
     return found

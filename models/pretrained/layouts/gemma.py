@@ -1,9 +1,10 @@
 """Gemma 2 and the language model of Gemma 3 on the Hugging Face hub."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError
+from models.core.types import Fields
 from models.families.gemma import Config
 from models.pretrained.layouts import decoders
 from models.pretrained.mapping import Keys, Row, hf_activation
@@ -17,7 +18,7 @@ NORMS = {
 }
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers."""
     third = keys.require("model_type") == "gemma3_text"
     keys.require_value("use_bidirectional_attention", False, None)
@@ -49,7 +50,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     return {**found, **_rope(keys, found["context"])}  # transformers never caps Gemma 3's scores
 
 
-def _rope(keys: Keys, context: int) -> dict[str, Any]:
+def _rope(keys: Keys, context: int) -> Fields:
     """Rotary positions of full and of sliding layers; newer files have both under `rope_parameters`."""
     both = keys.take("rope_parameters", default={}, kind=dict)
     inner = keys.nested(both)
@@ -68,7 +69,7 @@ def _rope(keys: Keys, context: int) -> dict[str, Any]:
     return {**full, "rope_local_base": sliding["rope_base"]}
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config, as Gemma 2's or 3's. Raises UsageError if neither can express it."""
     third = c.qk_norm
     if third and c.attn_logit_softcap is not None:

@@ -1,9 +1,10 @@
 """Gemma 4's language model on the Hugging Face hub: all experts of a layer in one tensor, gate before up."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError
+from models.core.types import Fields
 from models.families.gemma4 import Config
 from models.pretrained.layouts import decoders
 from models.pretrained.mapping import Keys, Row, hf_activation, linear, same
@@ -27,7 +28,7 @@ ROUTED_NORMS = {
 }
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers."""
     unified = keys.require("model_type") == "gemma4_unified_text"
     keys.set_defaults(vocab_size=262144, num_attention_heads=8, hidden_size=2304, intermediate_size=9216)
@@ -58,7 +59,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _full_heads(keys: Keys, same_kv: bool, full: list[int]) -> dict[str, Any]:
+def _full_heads(keys: Keys, same_kv: bool, full: list[int]) -> Fields:
     """The heads of full layers: by layer in newer files, where they must be equal; keys of their own in older ones."""
     wide, groups = keys.take("global_head_dim", default=512), keys.take("num_global_key_value_heads")
     by_layer = keys.take("per_layer_config", kind=dict)
@@ -74,7 +75,7 @@ def _full_heads(keys: Keys, same_kv: bool, full: list[int]) -> dict[str, Any]:
     return {"full_head_dim": settings[0].get("head_dim"), "full_kv_heads": settings[0].get("num_key_value_heads")}
 
 
-def _rope(keys: Keys, context: int) -> dict[str, Any]:
+def _rope(keys: Keys, context: int) -> Fields:
     """Rotary positions of full layers, with their share of rotated pairs, and of sliding layers."""
     both = keys.take("rope_parameters", default={}, kind=dict)
     proportional = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
@@ -100,14 +101,14 @@ def _rope(keys: Keys, context: int) -> dict[str, Any]:
     return {**far, "partial_rotary_factor": rotary_factor, "rope_local_base": near["rope_base"]}
 
 
-def _experts(keys: Keys) -> dict[str, Any]:
+def _experts(keys: Keys) -> Fields:
     routed = keys.take("enable_moe_block", default=False, kind=bool)
     names = {"experts": "num_experts", "experts_per_token": "top_k_experts", "expert_hidden": "moe_intermediate_size"}
     found = {ours: keys.require(theirs) if routed else keys.take(theirs) for ours, theirs in names.items()}
     return {"enable_moe_block": True, **found} if routed else {}
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config. Raises UsageError for a last layer that slides, and for other rope scalings."""
     kinds = [layer.kind for layer in c.layers]
     if kinds[-1] != "full":
@@ -162,23 +163,23 @@ def rows(c: Config) -> list[Row]:
     D, E, F, layer = c.width, c.experts, c.expert_width, decoders.LAYER
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
-        at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
-        found += decoders.norm_rows(c, at, NORMS, **more)
-        heads = decoders.attention_rows(c.for_kind(stack), at, c.attention_bias, norms=True, **more)
+        at = f"blocks/{stack}"
+        found += decoders.norm_rows(c, at, NORMS, layers=layers)
+        heads = decoders.attention_rows(c.for_kind(stack), at, c.attention_bias, norms=True, layers=layers)
         alone = c.k_eq_v and stack == "full"
         found += [row for row in heads if not (alone and row.path.startswith(f"{at}/v/"))]
-        found += decoders.mlp_rows(D, c.feed_forward, at, **more)
-        found.append(Row(f"stats/{at}/factor", f"{layer}layer_scalar", (1,), (), (1,), part=(0,), **more))
+        found += decoders.mlp_rows(D, c.feed_forward, at, layers=layers)
+        found.append(Row(f"stats/{at}/factor", f"{layer}layer_scalar", (1,), (), (1,), part=(0,), layers=layers))
         if not c.enable_moe_block:
             continue
-        found += decoders.norm_rows(c, at, ROUTED_NORMS, **more)
-        found.append(linear(f"{at}/router/kernel", f"{layer}router.proj.weight", (D,), (E,), **more))
-        found.append(same(f"{at}/router/scale", f"{layer}router.scale", D, **more))
-        found.append(same(f"{at}/router/gain", f"{layer}router.per_expert_scale", E, **more))
+        found += decoders.norm_rows(c, at, ROUTED_NORMS, layers=layers)
+        found.append(linear(f"{at}/router/kernel", f"{layer}router.proj.weight", (D,), (E,), layers=layers))
+        found.append(same(f"{at}/router/scale", f"{layer}router.scale", D, layers=layers))
+        found.append(same(f"{at}/router/gain", f"{layer}router.per_expert_scale", E, layers=layers))
         down = f"{at}/experts/down/kernel", f"{layer}experts.down_proj"
-        found.append(Row(*down, (E, D, F), (0, 2, 1), (E, D, F), **more))
+        found.append(Row(*down, (E, D, F), (0, 2, 1), (E, D, F), layers=layers))
         for i, name in enumerate(("gate", "up")):
             kernel, tensor = f"{at}/experts/{name}/kernel", f"{layer}experts.gate_up_proj"
             half = (slice(None), i)
-            found.append(Row(kernel, tensor, (E, 2, F, D), (0, 2, 1), (E, 2 * F, D), part=half, **more))
+            found.append(Row(kernel, tensor, (E, 2, F, D), (0, 2, 1), (E, 2 * F, D), part=half, layers=layers))
     return found

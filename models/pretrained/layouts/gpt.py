@@ -1,9 +1,10 @@
 """GPT-2 on the Hugging Face hub: `transformer.h.0.attn.c_attn.weight`, a Conv1D [D 3D], and so on."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError
+from models.core.types import Fields
 from models.families.gpt import Config
 from models.pretrained.mapping import Keys, Row, hf_activation, same
 
@@ -12,7 +13,7 @@ PREFIX = "transformer."
 TIED = {"lm_head.weight": "transformer.wte.weight"}  # a copy, if the head is the token embedding
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers' GPT2Config."""
     keys.require_value("scale_attn_weights", True)
     keys.require_value("reorder_and_upcast_attn", False, True)  # it only affects rounding
@@ -41,7 +42,7 @@ HARMLESS = frozenset(  # of other heads, and of older files
 )
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config. Raises UsageError for a Config that GPT-2 cannot express."""
     if c.drop_path:
         raise UsageError(f"a published GPT-2 has drop_path = 0, not {c.drop_path}")

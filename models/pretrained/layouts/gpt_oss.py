@@ -4,8 +4,9 @@ The released files have the experts as MXFP4, which `quantised` dequantises.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
+from models.core.types import Fields
 from models.families.gpt_oss import Config
 from models.pretrained.layouts import decoders
 from models.pretrained.mapping import Keys, Row, affine, same
@@ -19,7 +20,7 @@ YARN = {  # the default of transformers without keys of rotary frequencies
 }
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers."""
     found = decoders.decoder_fields(keys, 131072)
     depth = found["depth"]
@@ -43,7 +44,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     }
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config."""
     kinds = [decoders.LAYER_TYPES[layer.kind] for layer in c.layers]
     return {

@@ -8,9 +8,9 @@ under "model". Names of PyTorch ports are not supported. Exports are unquantised
 Fields that only training uses, dropout and aux_loss_weight, are not in a config.json.
 """
 
-from typing import Any
-
+from documents import Json
 from errors import UsageError
+from models.core.types import Fields
 from models.families.grok import Config
 from models.pretrained.mapping import Keys, Row, same
 
@@ -25,12 +25,12 @@ HARMLESS_INSIDE = (
     "data_axis",
     "model_axis",
 )
-ALWAYS: dict[str, Any] = {  # constants of the release's code
+ALWAYS: Fields = {  # constants of the release's code
     **dict(activation="gelu_tanh", tied=True, eps=1e-5, rope="none", rope_base=10000.0, attn_logit_softcap=30.0)
 }
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Fields of a Config from a config.json; absent keys have the defaults of the release's dataclasses."""
     inside = keys.nested(keys.take("model", default={}, kind=dict))
     width = inside.count("emb_size")
@@ -55,7 +55,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     return {**found, **ALWAYS}
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config. Raises UsageError for a Config that the release's code cannot express."""
     for name, value in ALWAYS.items():
         if getattr(c, name) != value:

@@ -1,9 +1,10 @@
 """Llama, Mistral and Qwen 3 on the Hugging Face hub: `model.layers.0.self_attn.q_proj.weight`, and so on."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError
+from models.core.types import Fields
 from models.families.llama import Config
 from models.pretrained.layouts import decoders
 from models.pretrained.mapping import Keys, Row
@@ -14,7 +15,7 @@ HARMLESS = ("pretraining_tp", "max_sequence_length")
 CONTEXT = {"llama": 2048, "mistral": 131072, "qwen3": 32768}
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers."""
     kind = keys.require("model_type")
     keys.require_value("rope_interleaved", False, None)
@@ -35,7 +36,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     return {**found, **decoders.read_sliding(keys, found["depth"])} if kind == "qwen3" else found
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config, as Llama's, Mistral's or Qwen 3's. Raises UsageError if none can express it."""
     kinds = [layer.kind for layer in c.layers]
     slides = "sliding" in kinds

@@ -4,9 +4,10 @@ In rows padded on the left, transformers counts the padding into a query's tempe
 """
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError
+from models.core.types import Fields
 from models.families.llama4 import Config
 from models.pretrained.layouts import decoders
 from models.pretrained.mapping import Keys, Row, linear, same
@@ -19,7 +20,7 @@ HARMLESS = (  # transformers has no auxiliary loss in Llama 4
 )
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers."""
     keys.set_defaults(vocab_size=202048, hidden_size=5120, intermediate_size=8192)
     keys.set_defaults(num_hidden_layers=48, num_attention_heads=40)
@@ -65,7 +66,7 @@ def _temperature(keys: Keys) -> float | None:
     return scale if on else None
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config."""
     rope = [int(layer.kind == "rope") for layer in c.layers]
     return {
@@ -100,17 +101,19 @@ def rows(c: Config) -> list[Row]:
     E, D, F, module = c.experts, c.width, c.expert_width, f"{decoders.LAYER}feed_forward"
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
-        at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
-        found += decoders.norm_rows(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, **more)
-        found += decoders.attention_rows(c, at, c.attention_bias, **more)
+        at = f"blocks/{stack}"
+        found += decoders.norm_rows(
+            c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, layers=layers
+        )
+        found += decoders.attention_rows(c, at, c.attention_bias, layers=layers)
         if stack == "dense":
-            found += decoders.mlp_rows(D, c.feed_forward, at, "feed_forward", **more)
+            found += decoders.mlp_rows(D, c.feed_forward, at, "feed_forward", layers=layers)
             continue
-        found.append(linear(f"{at}/router/kernel", f"{module}.router.weight", (D,), (E,), **more))
-        found += decoders.mlp_rows(D, F, f"{at}/shared", "feed_forward.shared_expert", **more)
-        found.append(same(f"{at}/experts/down/kernel", f"{module}.experts.down_proj", E, F, D, **more))
+        found.append(linear(f"{at}/router/kernel", f"{module}.router.weight", (D,), (E,), layers=layers))
+        found += decoders.mlp_rows(D, F, f"{at}/shared", "feed_forward.shared_expert", layers=layers)
+        found.append(same(f"{at}/experts/down/kernel", f"{module}.experts.down_proj", E, F, D, layers=layers))
         for i, name in enumerate(("gate", "up")):
             both, half = (E, D, 2 * F), (slice(None), slice(None), i)
             kernel, tensor = f"{at}/experts/{name}/kernel", f"{module}.experts.gate_up_proj"
-            found.append(Row(kernel, tensor, (E, D, 2, F), (0, 1, 2), both, part=half, **more))
+            found.append(Row(kernel, tensor, (E, D, 2, F), (0, 1, 2), both, part=half, layers=layers))
     return found

@@ -4,9 +4,10 @@ Mixtral's files have `block_sparse_moe.experts.0.w1` (gate), `w3` (up), `w2` (do
 """
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError
+from models.core.types import Fields
 from models.families.mixtral import Config
 from models.pretrained.layouts import decoders
 from models.pretrained.mapping import Keys, Row, linear
@@ -17,7 +18,7 @@ HARMLESS: tuple[str, ...] = ()
 NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers."""
     qwen = keys.require("model_type") == "qwen3_moe"
     found = decoders.decoder_fields(keys, 32768 if qwen else 131072)
@@ -58,7 +59,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     }
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config, as Mixtral's or Qwen 3's. Raises UsageError if neither can express it."""
     kinds = {layer.kind for layer in c.layers}
     if len(kinds) > 1:
@@ -111,14 +112,14 @@ def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
-        at, more = f"blocks/{stack}", dict[str, Any](layers=layers)
-        found += decoders.norm_rows(c, at, NORMS, **more)
-        found += decoders.attention_rows(c, at, c.attention_bias, c.qk_norm, **more)
+        at = f"blocks/{stack}"
+        found += decoders.norm_rows(c, at, NORMS, layers=layers)
+        found += decoders.attention_rows(c, at, c.attention_bias, c.qk_norm, layers=layers)
         if stack == "dense":
-            found += decoders.mlp_rows(c.width, c.feed_forward, at, **more)
+            found += decoders.mlp_rows(c.width, c.feed_forward, at, layers=layers)
             continue
         module = decoders.LAYER + ("mlp" if c.qk_norm else "block_sparse_moe")
         names = ("gate_proj", "up_proj", "down_proj") if c.qk_norm else ("w1", "w3", "w2")
-        found.append(linear(f"{at}/router/kernel", f"{module}.gate.weight", (c.width,), (c.experts,), **more))
-        found += decoders.expert_rows(c, at, module, names, **more)
+        found.append(linear(f"{at}/router/kernel", f"{module}.gate.weight", (c.width,), (c.experts,), layers=layers))
+        found += decoders.expert_rows(c, at, module, names, layers=layers)
     return found

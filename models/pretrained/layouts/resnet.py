@@ -1,9 +1,10 @@
 """ResNet on the Hugging Face hub: `resnet.encoder.stages.0.layers.1.layer.0.convolution.weight`, and so on."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError, unknown
+from models.core.types import Fields
 from models.families.resnet import BLOCKS, Config, ConvNorm, conv_norms, widths
 from models.pretrained.layouts import resnet_timm
 from models.pretrained.mapping import Keys, Row, affine, batch_norm, conv, hf_activation
@@ -16,7 +17,7 @@ HARMLESS = ("out_features", "out_indices", "stage_names")  # of a backbone
 DIALECTS = {"timm": resnet_timm}
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers' ResNetConfig."""
     given = (keys.take("architectures", kind=list) or [None])[0]
     if given is None:
@@ -40,7 +41,7 @@ def fields(keys: Keys) -> dict[str, Any]:
     }
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config, without fields that only training uses: `momentum` and `zero_init`.
 
     Raises UsageError for a Config that transformers' ResNet cannot express.
@@ -71,21 +72,21 @@ def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
     found = []
     for unit in conv_norms(c):
-        name, more = _name(unit)
-        found.append(conv(unit.path, f"{name}.convolution", unit.inputs, unit.outputs, unit.size, **more))
-        found += batch_norm(unit.path, f"{name}.normalization", unit.outputs, **more)
+        name, layers = _name(unit)
+        found.append(conv(unit.path, f"{name}.convolution", unit.inputs, unit.outputs, unit.size, layers=layers))
+        found += batch_norm(unit.path, f"{name}.normalization", unit.outputs, layers=layers)
     head = affine("head", "classifier.1", (widths(c)[-1],), (c.classes,)) if c.head == "classes" else []
     return found + head
 
 
-def _name(unit: ConvNorm) -> tuple[str, dict[str, Any]]:
-    """The name before `.convolution`, and further fields of its Row."""
+def _name(unit: ConvNorm) -> tuple[str, tuple[int, ...] | None]:
+    """The name before `.convolution`, and the layers of its Row."""
     if unit.path == "stem":
-        return f"{PREFIX}embedder.embedder", {}
+        return f"{PREFIX}embedder.embedder", None
     _, stage, _, name = unit.path.split("/")
     part = "shortcut" if name == "shortcut" else f"layer.{int(name.removeprefix('conv')) - 1}"
-    more = {"layers": tuple(range(1, unit.blocks + 1))} if unit.blocks else {}
-    return f"{PREFIX}encoder.stages.{stage}.layers.{'{}' if unit.blocks else 0}.{part}", more
+    layers = tuple(range(1, unit.blocks + 1)) if unit.blocks else None
+    return f"{PREFIX}encoder.stages.{stage}.layers.{'{}' if unit.blocks else 0}.{part}", layers
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """ResNet in torchvision and timm: `layer1.0.conv1.weight`, `layer2.0.downsample.0.weight`, `fc.bias`."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
+from models.core.types import Fields
 from models.families.resnet import SIZES, Config, ConvNorm, conv_norms, widths
 from models.pretrained.layouts import timm
 from models.pretrained.mapping import Keys, Row, affine, batch_norm, conv
@@ -11,12 +12,12 @@ NAMED = {name: size for name, size in SIZES.items() if "stem" not in size}
 TYPES, HARMLESS = tuple(NAMED), timm.HARMLESS
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json of timm."""
     return timm.fields(keys, NAMED)
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of timm. Raises UsageError for a network without a name in timm."""
     return timm.config(c, NAMED, ("zero_init", "momentum", "remat", "scan"))
 
@@ -25,23 +26,23 @@ def rows(c: Config) -> list[Row]:
     """The rows of the layout. The stem comes last, since other names end as its names do."""
     found = []
     for unit in sorted(conv_norms(c), key=lambda unit: unit.path == "stem"):
-        kernel, norm, more = _names(unit)
-        found.append(conv(unit.path, kernel, unit.inputs, unit.outputs, unit.size, **more))
-        found += batch_norm(unit.path, norm, unit.outputs, **more)
+        kernel, norm, layers = _names(unit)
+        found.append(conv(unit.path, kernel, unit.inputs, unit.outputs, unit.size, layers=layers))
+        found += batch_norm(unit.path, norm, unit.outputs, layers=layers)
     head = affine("head", "fc", (widths(c)[-1],), (c.classes,)) if c.head == "classes" else []
     return found + head
 
 
-def _names(unit: ConvNorm) -> tuple[str, str, dict[str, Any]]:
-    """The names of a convolution and of its norm, and further fields of their Rows."""
+def _names(unit: ConvNorm) -> tuple[str, str, tuple[int, ...] | None]:
+    """The names of a convolution and of its norm, and the layers of their Rows."""
     if unit.path == "stem":
-        return "conv1", "bn1", {}
+        return "conv1", "bn1", None
     _, stage, _, name = unit.path.split("/")
     at = f"layer{int(stage) + 1}.{'{}' if unit.blocks else 0}"
     if name == "shortcut":
-        return f"{at}.downsample.0", f"{at}.downsample.1", {}
-    more = {"layers": tuple(range(1, unit.blocks + 1))} if unit.blocks else {}
-    return f"{at}.{name}", f"{at}.{name.replace('conv', 'bn')}", more
+        return f"{at}.downsample.0", f"{at}.downsample.1", None
+    layers = tuple(range(1, unit.blocks + 1)) if unit.blocks else None
+    return f"{at}.{name}", f"{at}.{name.replace('conv', 'bn')}", layers
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:

@@ -4,15 +4,15 @@ The rows of a weight are gate by gate, [G*H, I]; ours are [I G H]. Embeddings an
 """
 
 import re
-from typing import Any
 
 from errors import UsageError
 from models.blocks.recurrent import CELLS
+from models.core.types import Fields
 from models.families.rnn import Config, directions
 from models.pretrained.mapping import Row
 
 
-def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields from the shapes of a state dict. One gate means an Elman cell, assumed to use tanh."""
     try:
         (rows, inputs), (_, fed_back) = shapes["weight_ih_l0"], shapes["weight_hh_l0"]

@@ -1,16 +1,18 @@
 """The config.json of timm, which names an architecture and has few other keys."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from documents import Json
 from errors import UsageError, unknown
+from models.core.types import Fields
+from models.families import resnet, vgg
 from models.pretrained.mapping import Keys
 
 HARMLESS = ("num_features", "pretrained_cfg", "label_names", "label_descriptions")
 ARGUMENTS = {"in_chans": "inputs", "num_classes": "classes"}  # of model_args
 
 
-def fields(keys: Keys, sizes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def fields(keys: Keys, sizes: Mapping[str, Fields]) -> Fields:
     """Config fields: those of the architecture's size, with the number of classes and of image channels.
 
     Raises UsageError for an architecture that is not among the sizes, and for other arguments.
@@ -27,7 +29,7 @@ def fields(keys: Keys, sizes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {**sizes[name], "classes": given.count("num_classes"), "inputs": given.count("in_chans", default=3)}
 
 
-def config(c: Any, sizes: Mapping[str, dict[str, Any]], free: tuple[str, ...]) -> dict[str, Any]:
+def config(c: resnet.Config | vgg.Config, sizes: Mapping[str, Fields], free: tuple[str, ...]) -> Json:
     """The config.json of a Config that equals one of the sizes except for the fields `free`. Raises UsageError."""
     free = (*free, "classes", "inputs", "compute")
     kept = {name: getattr(c, name) for name in free}

@@ -7,16 +7,16 @@ which have the defaults of Config.
 """
 
 import re
-from typing import Any
 
 from errors import UsageError
+from models.core.types import Fields
 from models.families.transformer import Config
 from models.pretrained.mapping import Row, affine, same
 
 REQUIRED_FIELDS = ("heads",)
 
 
-def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> Fields:
     """Config fields from the shapes of a state dict."""
     try:
         (hidden, width), (vocab, _) = shapes["encoder.layers.0.linear1.weight"], shapes["embed.weight"]

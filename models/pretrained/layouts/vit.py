@@ -5,9 +5,10 @@ classifier has one.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
+from documents import Json
 from errors import UsageError, unknown
+from models.core.types import Fields
 from models.families.vit import Config
 from models.pretrained.layouts import vit_timm
 from models.pretrained.layouts.vit_timm import embedding_rows, norm_rows
@@ -20,7 +21,7 @@ PREFIX = "vit."
 HARMLESS = ("encoder_stride", "pooler_act", "pooler_output_size")  # of other heads
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers' ViTConfig."""
     head, size, patch = _head(keys), keys.take("image_size", default=224), keys.take("patch_size", default=16)
     found = {
@@ -55,14 +56,14 @@ def _head(keys: Keys) -> str:
     return HEADS[given]
 
 
-def check_overrides(fields: dict[str, Any], c: Config) -> None:
+def check_overrides(fields: Fields, c: Config) -> None:
     """Raise UsageError for a Config with another grid than the file's, unless that is square and can be resized."""
     old = Config(inputs=fields["inputs"], patch=fields["patch"]).grid
     if c.grid != old and old[0] != old[1]:
         raise UsageError(f"positions of {old[0]} x {old[1]} patches cannot be resized to {c.grid[0]} x {c.grid[1]}")
 
 
-def config(c: Config) -> dict[str, Any]:
+def config(c: Config) -> Json:
     """The config.json of a Config. Raises UsageError for a Config that transformers' ViT cannot express."""
     pool = "first" if c.head == "classes" else "none"
     fixed = dict(pool=pool, class_token=True, position="learned", norm="tokens", layer_scale=None, drop_path=0)

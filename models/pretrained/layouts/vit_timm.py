@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from errors import UsageError
+from models.core.types import Fields
 from models.families.vit import Config
 from models.pretrained.formats.interpolate import ResizePositions
 from models.pretrained.mapping import Keys, Row, affine, same
@@ -34,7 +35,7 @@ FROM_TENSORS = (  # arguments that follow from the tensors
 )
 
 
-def fields(keys: Keys) -> dict[str, Any]:
+def fields(keys: Keys) -> Fields:
     """Config fields from a config.json and the tensors' shapes."""
     given = keys.nested(keys.take("model_args", default={}, kind=dict))
     heads = given.take("num_heads", default=HEADS[keys.require("architecture").split("_")[1]])
@@ -50,7 +51,7 @@ def fields(keys: Keys) -> dict[str, Any]:
 
 def fields_from_shapes(
     shapes: Mapping[str, tuple[int, ...]], sides: tuple[int, int] | None = None, bare: bool | None = None
-) -> dict[str, Any]:
+) -> Fields:
     """The Config fields that follow from tensor shapes: all but heads and pool.
 
     `sides` are those of the image, by default a square; `bare` is whether the class token has no position, None if
