@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 import renamed
 from errors import UsageError, unknown
 from models.core import spec
-from models.core.checks import FrozenDict, check_types, freeze
+from models.core.checks import FrozenDict, check_type, check_types, freeze
 from models.core.layers import compute_logits, per_row_keys
 from models.core.spec import LazyLogits, Outputs, Place, Spec, unsharded
 from models.core.types import Array, Cache, Specs, Stats, Sums, Variables
@@ -175,7 +175,7 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
     fields = {**(module.SIZES[size] if size else {}), **overrides}
     fields = {k: _field(v) for k, v in fields.items()}
     for name, value in fields.items():  # before the Config's own rules, which may compare
-        _check_field(module, name, value)
+        check_type(module.Config, name, value)
     config = module.Config(**{name: _number(value) for name, value in fields.items()})
     check_types(config)
     return Model(family, config)
@@ -190,14 +190,6 @@ def _field(value: object) -> object:
 def _number(value: object) -> object:
     """A checked value; an int beyond int32, which only a float field takes and jax does not, as a float."""
     return float(value) if isinstance(value, int) and abs(value) >= 2**31 else value
-
-
-def _check_field(module: ModuleType, name: str, value: object) -> None:
-    from models.core.checks import require
-
-    probe = object.__new__(module.Config)
-    object.__setattr__(probe, name, value)
-    require(probe, "of its type", name, holds=True)
 
 
 def _with_trait(trait: str) -> list[str]:

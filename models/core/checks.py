@@ -1,10 +1,13 @@
-"""Checks of a family's frozen Config, and values that every Config shares."""
+"""Checks of a family's frozen Config, such as `positive(self, "width")`, and values that every Config shares.
+
+A check raises a UsageError of the form `FAMILY: FIELD = VALUE must be RULE`.
+"""
 
 import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,92 +15,120 @@ import jax.numpy as jnp
 import renamed
 from errors import UsageError, unknown
 
+T = TypeVar("T")
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-REMAT: dict[str, Any] = {  # what a rematerialised block saves for the backward pass
+REMAT: dict[str, Callable[..., bool] | None] = {  # what a rematerialised block saves for the backward pass
     "none": None,  # everything: no recomputation
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-RULES: dict[str, Callable[[Any], bool]] = {
-    "positive": lambda n: n > 0,
-    "not negative": lambda n: n >= 0,
-    "probability": lambda p: 0 <= p < 1,
-}
-RULE_WORDS = {"positive": "positive", "not negative": "0 or more", "probability": "in [0, 1)"}
 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenDict:
     """A dict as a value of a frozen Config."""
 
-    items: tuple[tuple[Any, Any], ...]
+    items: tuple[tuple[str, object], ...]
 
 
-def freeze(value: Any) -> Any:
+def freeze(value: object) -> object:
     """Make a value hashable for a frozen Config: lists become tuples, dicts `FrozenDict`."""
     if isinstance(value, dict):
         return FrozenDict(tuple((k, freeze(v)) for k, v in sorted(value.items())))
     return tuple(map(freeze, value)) if isinstance(value, list | tuple) else value
 
 
-def unfreeze(value: Any) -> Any:
+def unfreeze(value: object) -> object:
     """The inverse of `freeze`, except that lists stay tuples."""
     if isinstance(value, FrozenDict):
         return {k: unfreeze(v) for k, v in value.items}
     return tuple(map(unfreeze, value)) if isinstance(value, tuple) else value
 
 
-def require(
-    config: Any, rule: str, *fields: str, test: Callable[[Any], bool] | None = None, holds: bool | None = None
-) -> None:
-    """Check fields of a Config: their declared types, and a rule.
+def refuse(config: object, field: str, rule: str) -> NoReturn:
+    """Raise the UsageError for a field with an illegal value: it names family, field, value and rule."""
+    raise UsageError(f"{_family(type(config))}: {field} = {getattr(config, field)!r} must be {rule}")
 
-    The rule is a name in RULES, or words for the message together with a `test` of each value, or with `holds`, the
-    result of a test of the whole field. None passes if the type allows it; `test` sees the elements of a tuple.
-    Raises UsageError that names family, field, value and rule.
+
+def positive(config: object, *fields: str) -> None:
+    """Check that fields are above 0, as are the elements of a tuple. Raises UsageError, also for another type.
+
+    None is legal if the type allows it, here and below.
     """
-    types_ = typing.get_type_hints(type(config))
-    for name in fields:
-        value = getattr(config, name)
-        if not _has_type(value, types_[name]):
-            declared = _type_name(types_[name])
-            bound = " within float32" if "float" in declared else " within int32" if "int" in declared else ""
-            raise UsageError(f"{_family(config)}: {name} = {value!r} is not of type {declared}{bound}")
-        if holds is None:
-            parts = value if isinstance(value, tuple) else (value,)
-            valid = all(one is None or (test or RULES[rule])(one) for one in parts)
-        else:
-            valid = value is None or holds
-        if not valid:
-            raise UsageError(f"{_family(config)}: {name} = {value!r} must be {RULE_WORDS.get(rule, rule)}")
+    for field in fields:
+        if not all(n > 0 for n in _numbers(config, field)):
+            refuse(config, field, "positive")
 
 
-def require_choice(config: Any, **legal: Mapping[str, Any] | tuple[str, ...]) -> None:
+def not_negative(config: object, *fields: str) -> None:
+    """Check that fields are 0 or more. Raises UsageError as `positive`."""
+    for field in fields:
+        if not all(n >= 0 for n in _numbers(config, field)):
+            refuse(config, field, "0 or more")
+
+
+def probability(config: object, *fields: str) -> None:
+    """Check that fields are in [0, 1). Raises UsageError as `positive`."""
+    for field in fields:
+        if not all(0 <= n < 1 for n in _numbers(config, field)):
+            refuse(config, field, "in [0, 1)")
+
+
+def divides(config: object, field: str, whole: str) -> None:
+    """Check that a field divides another one, `whole`. Raises UsageError as `positive`."""
+    total = getattr(config, whole)
+    if any(total % n for n in _numbers(config, field)):
+        refuse(config, field, f"a divisor of {whole}={total}")
+
+
+def at_least(config: object, field: str, least: int, what: str) -> None:
+    """Check that a field is `least` or more; `what` names that number in the message. Raises UsageError."""
+    if getattr(config, field) < least:
+        refuse(config, field, f"at least {what}")
+
+
+def one_of(config: object, **legal: Mapping[str, object] | tuple[str, ...]) -> None:
     """Check that fields have one of the legal names. Raises UsageError that gives the nearest one."""
-    for name, names in legal.items():
-        value = getattr(config, name)
+    for field, names in legal.items():
+        value = getattr(config, field)
         for one in value if isinstance(value, tuple) else (value,):
             if one not in names:
-                old = renamed.WORDS.get(f"model.{name}") or renamed.WORDS.get(f"train.{name}")
-                raise unknown(f"value of {_family(config)}'s {name}", one, names, old)
+                old = renamed.WORDS.get(f"model.{field}") or renamed.WORDS.get(f"train.{field}")
+                raise unknown(f"value of {_family(type(config))}'s {field}", one, names, old)
 
 
-def check_types(config: Any) -> None:
+def check_type(kind: type, field: str, value: object) -> None:
+    """Check a value against the type that a Config of class `kind` declares for a field. Raises UsageError."""
+    declared = typing.get_type_hints(kind)[field]
+    if not _has_type(value, declared):
+        name = declared.__name__ if isinstance(declared, type) else str(declared)
+        bound = " within float32" if "float" in name else " within int32" if "int" in name else ""
+        raise UsageError(f"{_family(kind)}: {field} = {value!r} is not of type {name}{bound}")
+
+
+def check_types(config: object) -> None:
     """Check every field against its declared type. Raises UsageError."""
-    require(config, "of its type", *(f.name for f in dataclasses.fields(config)), holds=True)
+    for field in typing.get_type_hints(type(config)):
+        check_type(type(config), field, getattr(config, field))
 
 
-def remat_block(block: Callable[..., Any], policy: str) -> Callable[..., Any]:
+def remat_block(block: Callable[..., T], policy: str) -> Callable[..., T]:
     """The block with rematerialisation in the backward pass by a policy of REMAT."""
     return block if policy == "none" else jax.checkpoint(block, policy=REMAT[policy], prevent_cse=False)
 
 
-def _family(config: Any) -> str:
-    return type(config).__module__.rsplit(".", 1)[-1]
+def _family(kind: type) -> str:
+    return kind.__module__.rsplit(".", 1)[-1]
 
 
-def _has_type(value: Any, hint: Any) -> bool:
+def _numbers(config: object, field: str) -> list[float]:
+    """A field's value, or the elements of a tuple, without None. Raises UsageError for another type."""
+    value = getattr(config, field)
+    check_type(type(config), field, value)
+    return [n for n in (value if isinstance(value, tuple) else (value,)) if n is not None]
+
+
+def _has_type(value: object, hint: Any) -> bool:
     if hint is Any:
         return True
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -110,7 +141,3 @@ def _has_type(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
     return isinstance(value, hint)
-
-
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
-from models.core.checks import COMPUTE, REMAT, remat_block, require, require_choice
+from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse, remat_block
 from models.core.layers import (
     ACTIVATIONS,
     add_bias,
@@ -73,17 +73,15 @@ class Config:
     scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        require(self, "positive", "vocab", "vocab_multiple", "context", "types", "width", "depth", "heads", "hidden")
-        require(self, "positive", "classes", "eps")
-        require(self, "probability", "dropout", "dropout_attention")
-        require_choice(
-            self, activation=ACTIVATIONS, head=HEADS, pool=POOLS, compute=COMPUTE, attention=BACKENDS, remat=REMAT
-        )
-        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
-        if self.head == "mlm":
-            require(self, "'none' for head='mlm'", "pool", test=lambda p: p == "none")
-        if self.head == "classes":
-            require(self, "'first' or 'mean' for head='classes'", "pool", test=lambda p: p != "none")
+        positive(self, "vocab", "vocab_multiple", "context", "types", "width", "depth", "heads", "hidden")
+        positive(self, "classes", "eps")
+        probability(self, "dropout", "dropout_attention")
+        one_of(self, activation=ACTIVATIONS, head=HEADS, pool=POOLS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        divides(self, "heads", "width")
+        if self.head == "mlm" and self.pool != "none":
+            refuse(self, "pool", "'none' for head='mlm'")
+        if self.head == "classes" and self.pool == "none":
+            refuse(self, "pool", "'first' or 'mean' for head='classes'")
 
     @property
     def feed_forward(self) -> int:
@@ -161,7 +159,7 @@ def apply(
     """
     p, tokens, keys = variables["params"], inputs["tokens"], key if train else None
     T, stream = tokens.shape[1], place("batch seq width")
-    require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
+    at_least(c, "context", T, f"the {T} tokens of the input")
     now = jnp.arange(T)[None]
     mask = reshard(inputs.get("mask", jnp.ones(tokens.shape)), place("batch query"))
     visible = AttentionMask(now, jnp.where(mask > 0, now, PAD_POSITION), causal=False, contiguous="mask" not in inputs)

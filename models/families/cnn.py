@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from models.blocks.vision.convolution import conv, max_pool, sum_pool
-from models.core.checks import COMPUTE, require, require_choice
+from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.layers import (
     ACTIVATIONS,
     add_bias,
@@ -97,21 +97,21 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        require(self, "positive", "inputs", "channels", "kernel", "hidden", "classes")
-        require(self, "probability", "dropout", "momentum")
-        require(self, "positive", "eps")
-        require_choice(self, padding=("SAME", "VALID"), norm=NORMS, pools=POOLS, head=HEADS)
-        require_choice(self, activation=ACTIVATIONS, compute=COMPUTE)
-        require(self, "three numbers: rows, columns, channels", "inputs", holds=len(self.inputs) == 3)
-        require(self, "one for each of channels", "pools", holds=len(self.pools) == len(self.channels))
-        require(
-            self, "False unless channels start 6, 16", "sparse", test=lambda on: not on or self.channels[:2] == (6, 16)
-        )
-        code_head = self.hidden[-1:] == (84,) and self.classes == 10
-        require(
-            self, "'linear' unless hidden ends in 84 and classes is 10", "head", test=lambda h: h != "rbf" or code_head
-        )
-        require(self, f"large enough for {len(self.channels)} stages", "inputs", holds=min(_final_size(self)) > 0)
+        positive(self, "inputs", "channels", "kernel", "hidden", "classes")
+        probability(self, "dropout", "momentum")
+        positive(self, "eps")
+        one_of(self, padding=("SAME", "VALID"), norm=NORMS, pools=POOLS, head=HEADS)
+        one_of(self, activation=ACTIVATIONS, compute=COMPUTE)
+        if len(self.inputs) != 3:
+            refuse(self, "inputs", "three numbers: rows, columns, channels")
+        if len(self.pools) != len(self.channels):
+            refuse(self, "pools", "one for each of channels")
+        if self.sparse and self.channels[:2] != (6, 16):
+            refuse(self, "sparse", "False unless channels start 6, 16")
+        if self.head == "rbf" and not (self.hidden[-1:] == (84,) and self.classes == 10):
+            refuse(self, "head", "'linear' unless hidden ends in 84 and classes is 10")
+        if min(_final_size(self)) <= 0:
+            refuse(self, "inputs", f"large enough for {len(self.channels)} stages")
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
@@ -230,5 +230,6 @@ def apply(
 
 def _pad(image: Array, c: Config) -> Array:
     room = [n - m for n, m in zip(c.inputs, image.shape[1:], strict=True)]
-    require(c, f"{image.shape[1:]} or larger, of as many channels", "inputs", holds=min(room[:2]) >= 0 == room[2])
+    if min(room[:2]) < 0 or room[2] != 0:
+        refuse(c, "inputs", f"{image.shape[1:]} or larger, of as many channels")
     return jnp.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in room)])

@@ -27,7 +27,7 @@ from models.blocks.moe.moe import (
     update_expert_bias,
 )
 from models.blocks.moe.routers import Routes, router_logits, sigmoid_in_groups, softmax_in_groups
-from models.core.checks import remat_block, require, require_choice
+from models.core.checks import divides, not_negative, one_of, positive, refuse, remat_block
 from models.core.layers import einsum, embed, shift_left
 from models.core.spec import Outputs, Place, Spec, flatten, normal, unflatten, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Stats, Variables
@@ -90,29 +90,24 @@ class Config(InterleavedMoEDecoder, MLADecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "expert_groups", "topk_groups", "routed_scaling_factor")
-        require(self, "not negative", "shared", "bias_update_speed", "mtp", "mtp_weight")
-        require(self, f"less than context={self.context}", "mtp", test=lambda n: n < self.context)
-        require(self, f"a divisor of experts={self.experts}", "expert_groups", test=lambda n: self.experts % n == 0)
-        require(
-            self, f"at most expert_groups={self.expert_groups}", "topk_groups", test=lambda n: n <= self.expert_groups
-        )
-        require_choice(self, router=ROUTERS)
-        if self.router == "softmax":
-            require(
-                self, "0 for router='softmax', which has no bias", "bias_update_speed", test=lambda speed: speed == 0
-            )
-            require(self, "False for router='softmax'", "norm_topk", test=lambda on: not on)
+        positive(self, "expert_groups", "topk_groups", "routed_scaling_factor")
+        not_negative(self, "shared", "bias_update_speed", "mtp", "mtp_weight")
+        if self.mtp >= self.context:
+            refuse(self, "mtp", f"less than context={self.context}")
+        divides(self, "expert_groups", "experts")
+        if self.topk_groups > self.expert_groups:
+            refuse(self, "topk_groups", f"at most expert_groups={self.expert_groups}")
+        one_of(self, router=ROUTERS)
+        if self.router == "softmax" and self.bias_update_speed != 0:
+            refuse(self, "bias_update_speed", "0 for router='softmax', which has no bias")
+        if self.router == "softmax" and self.norm_topk:
+            refuse(self, "norm_topk", "False for router='softmax'")
         inside = self.experts // self.expert_groups * self.topk_groups
-        require(
-            self,
-            f"at most the {inside} experts of the topk_groups groups",
-            "experts_per_token",
-            test=lambda n: n <= inside,
-        )
-        least = f"1, or with 2 or more experts per group for router={self.router!r}"
+        if self.experts_per_token > inside:
+            refuse(self, "experts_per_token", f"at most the {inside} experts of the topk_groups groups")
         alone = self.router == "sigmoid" and self.topk_groups < self.expert_groups
-        require(self, least, "expert_groups", test=lambda n: not alone or self.experts // n >= 2)
+        if alone and self.experts // self.expert_groups < 2:
+            refuse(self, "expert_groups", f"1, or with 2 or more experts per group for router={self.router!r}")
 
 
 # Specs

@@ -17,7 +17,7 @@ from jax.tree_util import KeyPath
 
 from errors import UsageError, unknown
 from models.blocks import flax_adapter
-from models.core.checks import require, unfreeze
+from models.core.checks import positive, refuse, unfreeze
 from models.core.layers import gather_weight
 from models.core.spec import JointInit, Outputs, Place, Spec, flatten, path_name, unsharded
 from models.core.types import Array, Fields, Inputs, Params, Specs, Stats, Variables
@@ -45,8 +45,9 @@ class Config:
     outputs: int | None = None  # real values
 
     def __post_init__(self) -> None:
-        require(self, "positive", "shape", "context", "classes", "vocab", "outputs")
-        require(self, "package.file:ClassName", "module", test=lambda name: name.count(":") == 1)
+        positive(self, "shape", "context", "classes", "vocab", "outputs")
+        if self.module.count(":") != 1:
+            refuse(self, "module", "package.file:ClassName")
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:

@@ -25,7 +25,7 @@ from models.blocks.decoder.config import (
     rms_norm_specs,
 )
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
-from models.core.checks import require
+from models.core.checks import positive
 from models.core.layers import rms_norm
 from models.core.spec import zeros
 from models.core.types import Array, Cache, Fields, Params, Specs
@@ -79,15 +79,8 @@ class Config(SlidingWindowDecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self,
-            "positive",
-            "sliding_pattern",
-            "rope_local_base",
-            "query_pre_attn_scalar",
-            "attn_logit_softcap",
-            "final_logit_softcap",
-        )
+        positive(self, "sliding_pattern", "rope_local_base", "query_pre_attn_scalar")
+        positive(self, "attn_logit_softcap", "final_logit_softcap")
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:

@@ -39,7 +39,7 @@ from models.blocks.moe.moe import (
     router_specs,
 )
 from models.blocks.moe.routers import Routes, router_logits, softmax_then_top, take_experts
-from models.core.checks import require
+from models.core.checks import divides, positive, refuse
 from models.core.layers import rms_norm
 from models.core.spec import Place, Spec, normal, ones
 from models.core.types import Array, Cache, Fields, Params, Specs
@@ -83,24 +83,15 @@ class Config(MoEDecoder, SlidingWindowDecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self,
-            "positive",
-            "sliding_pattern",
-            "rope_local_base",
-            "full_head_dim",
-            "full_kv_heads",
-            "final_logit_softcap",
-        )
-        require(
-            self,
-            f"0 for enable_moe_block={self.enable_moe_block}",
-            "aux_loss_weight",
-            test=lambda weight: self.enable_moe_block or weight == 0,
-        )
-        require(self, "above 0, at most 1", "partial_rotary_factor", test=lambda share: 0 < share <= 1)
-        require(self, "even (rotary dims are pairs)", "full_head_dim", test=lambda n: n % 2 == 0)
-        require(self, f"a divisor of heads={self.heads}", "full_kv_heads", test=lambda n: self.heads % n == 0)
+        positive(self, "sliding_pattern", "rope_local_base", "full_head_dim")
+        positive(self, "full_kv_heads", "final_logit_softcap")
+        if self.aux_loss_weight != 0 and not self.enable_moe_block:
+            refuse(self, "aux_loss_weight", f"0 for enable_moe_block={self.enable_moe_block}")
+        if not 0 < self.partial_rotary_factor <= 1:
+            refuse(self, "partial_rotary_factor", "above 0, at most 1")
+        if self.full_head_dim is not None and self.full_head_dim % 2:
+            refuse(self, "full_head_dim", "even (rotary dims are pairs)")
+        divides(self, "full_kv_heads", "heads")
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.decoder.stack import Layer, scan_layers
-from models.core.checks import COMPUTE, REMAT, require, require_choice
+from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability
 from models.core.layers import (
     ACTIVATIONS,
     add_bias,
@@ -65,11 +65,11 @@ class Config:
     scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        require(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
-        require(self, "probability", "dropout", "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
-        require(self, "positive", "eps")
-        require_choice(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
+        positive(self, "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
+        probability(self, "dropout", "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
+        positive(self, "eps")
+        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        divides(self, "heads", "width")
 
 
 def specs(c: Config) -> Specs:
@@ -114,7 +114,7 @@ SPANS = {"full": AttentionSpan()}
 
 def cache(c: Config, batch: int, length: int) -> Specs:
     """Specs of a key-value cache for `length` tokens: k v [L B S N H]."""
-    require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
+    at_least(c, "context", length, f"the cache's length {length}")
     token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.width // c.heads)))
     return cache_specs(SPANS, {"full": c.depth}, {"full": token}, batch, length, c.compute)
 
@@ -143,7 +143,7 @@ def apply(
     """
     p, tokens = variables["params"], inputs["tokens"]
     keys, stream, T = key if train else None, place("batch seq width"), tokens.shape[1]
-    require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
+    at_least(c, "context", T, f"the {T} tokens of the input")
     view, backend = open_cache(inputs, SPANS, cache, place), c.attention if cache is None else "reference"
 
     x = embed(p["embed"]["token"], tokens, stream)

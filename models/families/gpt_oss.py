@@ -17,7 +17,7 @@ from models.blocks.decoder.config import SlidingWindowDecoder, cache_specs, deco
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
 from models.blocks.moe.moe import MoEDecoder, RouterStats, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, top_then_softmax
-from models.core.checks import require
+from models.core.checks import positive
 from models.core.spec import Spec, normal
 from models.core.types import Array, Cache, Fields, Params, Specs
 
@@ -46,7 +46,7 @@ class Config(MoEDecoder, SlidingWindowDecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "swiglu_alpha", "swiglu_limit")
+        positive(self, "swiglu_alpha", "swiglu_limit")
 
     @property
     def default_sliding_layers(self) -> Sequence[int]:

@@ -16,7 +16,7 @@ from models.blocks.decoder.config import GQADecoder, cache_specs, decoder_specs,
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
 from models.blocks.moe.moe import MoEDecoder, RouterStats, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, softmax_then_top
-from models.core.checks import require
+from models.core.checks import not_negative, positive
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -48,16 +48,9 @@ class Config(MoEDecoder, GQADecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self,
-            "positive",
-            "widening",
-            "embed_multiplier",
-            "attention_multiplier",
-            "output_multiplier",
-            "attn_logit_softcap",
-        )
-        require(self, "not negative", "pad_token")
+        positive(self, "widening", "embed_multiplier", "attention_multiplier")
+        positive(self, "output_multiplier", "attn_logit_softcap")
+        not_negative(self, "pad_token")
 
     @property
     def feed_forward(self) -> int:

@@ -34,7 +34,7 @@ from models.blocks.moe.moe import (
     moe_traits,
 )
 from models.blocks.moe.routers import router_logits, top_then_sigmoid
-from models.core.checks import require
+from models.core.checks import not_negative, positive
 from models.core.layers import rms_norm
 from models.core.types import Array, Cache, Fields, Params, Specs
 
@@ -67,8 +67,8 @@ class Config(InterleavedMoEDecoder, GQADecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "chunk", "floor_scale")
-        require(self, "not negative", "nope_layers", "attn_temperature")
+        positive(self, "chunk", "floor_scale")
+        not_negative(self, "nope_layers", "attn_temperature")
 
     @property
     def layers(self) -> tuple[Layer, ...]:

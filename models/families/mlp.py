@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from models.blocks.autodiff import backprop, scalar
-from models.core.checks import COMPUTE, require, require_choice
+from models.core.checks import COMPUTE, not_negative, one_of, positive, probability
 from models.core.layers import ACTIVATIONS, dense, dropout, linear_specs
 from models.core.spec import Outputs, Place, Spec, he_normal, lecun_normal, normal, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Variables
@@ -48,10 +48,10 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        require(self, "positive", "inputs", "hidden", "classes")
-        require(self, "probability", "dropout")
-        require(self, "not negative", "bias_std")
-        require_choice(self, activation=ACTIVATIONS, output=ACTIVATIONS, init=INITIALIZERS, compute=COMPUTE)
+        positive(self, "inputs", "hidden", "classes")
+        probability(self, "dropout")
+        not_negative(self, "bias_std")
+        one_of(self, activation=ACTIVATIONS, output=ACTIVATIONS, init=INITIALIZERS, compute=COMPUTE)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from models.blocks.vision.convolution import conv, max_pool
-from models.core.checks import COMPUTE, REMAT, remat_block, require, require_choice
+from models.core.checks import COMPUTE, REMAT, one_of, positive, probability, refuse, remat_block
 from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs, norm_specs
 from models.core.spec import Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Stats, Tree, Variables
@@ -74,16 +74,16 @@ class Config:
     scan: bool = True  # compile the blocks of a stage as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        require(self, "positive", "inputs", "stem_channels", "depths", "channels", "widening", "classes", "eps")
-        require(self, "probability", "momentum")
-        require_choice(self, stem=STEMS, block=BLOCKS, shortcut=SHORTCUTS, norm=NORMS, head=HEADS)
-        require_choice(self, activation=ACTIVATIONS, inner_activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
-        require(self, "one for each of channels", "depths", holds=len(self.depths) == len(self.channels) > 0)
-        if self.block == "bottleneck":
-            require(self, f"{REDUCTION} or more in bottlenecks", "channels", test=lambda n: n >= REDUCTION)
-        if self.shortcut == "identity":
-            grows = widths(self) == sorted(widths(self))
-            require(self, "never fewer than before for shortcut='identity'", "channels", holds=grows)
+        positive(self, "inputs", "stem_channels", "depths", "channels", "widening", "classes", "eps")
+        probability(self, "momentum")
+        one_of(self, stem=STEMS, block=BLOCKS, shortcut=SHORTCUTS, norm=NORMS, head=HEADS)
+        one_of(self, activation=ACTIVATIONS, inner_activation=ACTIVATIONS, compute=COMPUTE, remat=REMAT)
+        if len(self.depths) != len(self.channels) or not self.depths:
+            refuse(self, "depths", "one for each of channels")
+        if self.block == "bottleneck" and min(self.channels) < REDUCTION:
+            refuse(self, "channels", f"{REDUCTION} or more in bottlenecks")
+        if self.shortcut == "identity" and widths(self) != sorted(widths(self)):
+            refuse(self, "channels", "never fewer than before for shortcut='identity'")
 
     @property
     def depth(self) -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from models.blocks.recurrent import CELLS, layer_specs, run_layer, state_specs
-from models.core.checks import COMPUTE, require, require_choice
+from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.layers import MASK_VALUE, dense, dropout, embed, linear_specs, reshard
 from models.core.spec import LazyLogits, Outputs, Place, Spec, lecun_normal, normal, uniform, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Specs, Variables
@@ -52,24 +52,23 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        require(
-            self, "positive", "vocab", "vocab_multiple", "context", "inputs", "embed", "width", "depth", "projection"
-        )
-        require(self, "positive", "classes", "outputs", "embed_std")
-        require(self, "probability", "dropout")
-        require_choice(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
-        require(self, "None unless cell is 'lstm'", "projection", holds=self.cell == "lstm")
+        positive(self, "vocab", "vocab_multiple", "context", "inputs", "embed", "width", "depth", "projection")
+        positive(self, "classes", "outputs", "embed_std")
+        probability(self, "dropout")
+        one_of(self, cell=CELLS, head=HEADS, pool=POOLS, compute=COMPUTE)
+        if self.cell != "lstm" and self.projection is not None:
+            refuse(self, "projection", "None unless cell is 'lstm'")
         gated = self.bias and CELLS[self.cell].carry_gate is not None
-        lstm = gated and self.cell == "lstm" and self.chrono_max is None
-        require(
-            self, "0 unless cell is 'lstm', with a bias and no chrono_max", "forget_bias", test=lambda f: lstm or f == 0
-        )
-        require(self, "3 or more, of gated cells with a bias", "chrono_max", test=lambda n: gated and n >= 3)
-        require(self, "less than width", "projection", test=lambda n: n < self.width)
-        require(
-            self, "False where head is 'tokens'", "bidirectional", test=lambda on: not (on and self.head == "tokens")
-        )
-        require(self, "'classes' or 'values' without a vocab", "head", test=lambda h: bool(self.vocab) or h != "tokens")
+        if self.forget_bias != 0 and not (gated and self.cell == "lstm" and self.chrono_max is None):
+            refuse(self, "forget_bias", "0 unless cell is 'lstm', with a bias and no chrono_max")
+        if self.chrono_max is not None and not (gated and self.chrono_max >= 3):
+            refuse(self, "chrono_max", "3 or more, of gated cells with a bias")
+        if self.projection is not None and self.projection >= self.width:
+            refuse(self, "projection", "less than width")
+        if self.bidirectional and self.head == "tokens":
+            refuse(self, "bidirectional", "False where head is 'tokens'")
+        if self.head == "tokens" and not self.vocab:
+            refuse(self, "head", "'classes' or 'values' without a vocab")
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:

@@ -18,7 +18,7 @@ from jaxtyping import Float, PyTree
 from errors import UsageError
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
 from models.blocks.recurrent import gather_params, layer_specs, layer_step, run_layer, state_specs, where_real
-from models.core.checks import COMPUTE, require, require_choice
+from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.layers import MASK_VALUE, dropout, einsum, embed, linear, reshard
 from models.core.spec import (
     Initializer,
@@ -65,17 +65,18 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        require(self, "positive", "vocab", "source_vocab", "vocab_multiple", "context", "embed", "width", "depth")
-        require(self, "positive", "score_width")
-        require(self, "probability", "dropout")
-        require_choice(self, attention_score=SCORES, tied=TIED, compute=COMPUTE)
-        require(self, "None for tied='all', one table for both sides", "source_vocab", holds=self.tied != "all")
-        require(
-            self, "None unless attention_score is 'additive'", "score_width", holds=self.attention_score == "additive"
-        )
-        if self.bidirectional:
-            require(self, "even for two directions", "width", test=lambda n: n % 2 == 0)
-            require(self, "False with bidirectional", "reverse_source", test=lambda on: not on)
+        positive(self, "vocab", "source_vocab", "vocab_multiple", "context", "embed", "width", "depth")
+        positive(self, "score_width")
+        probability(self, "dropout")
+        one_of(self, attention_score=SCORES, tied=TIED, compute=COMPUTE)
+        if self.tied == "all" and self.source_vocab is not None:
+            refuse(self, "source_vocab", "None for tied='all', one table for both sides")
+        if self.attention_score != "additive" and self.score_width is not None:
+            refuse(self, "score_width", "None unless attention_score is 'additive'")
+        if self.bidirectional and self.width % 2:
+            refuse(self, "width", "even for two directions")
+        if self.bidirectional and self.reverse_source:
+            refuse(self, "reverse_source", "False with bidirectional")
 
     @property
     def readout_width(self) -> int:

@@ -19,7 +19,7 @@ from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
-from models.core.checks import COMPUTE, REMAT, remat_block, require, require_choice
+from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse, remat_block
 from models.core.layers import ACTIVATIONS, dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
 from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, uniform, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
@@ -70,17 +70,16 @@ class Config:
     scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        require(
-            self, "positive", "vocab", "source_vocab", "vocab_multiple", "context", "width", "depth", "decoder_depth"
-        )
-        require(self, "positive", "heads", "hidden", "eps")
-        require(self, "probability", "dropout", "dropout_attention", "dropout_hidden")
-        require_choice(self, activation=ACTIVATIONS, positions=POSITIONS, tied=TIED)
-        require_choice(self, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
-        require(self, "None for tied='all', one table for both sides", "source_vocab", holds=self.tied != "all")
-        if self.positions == "sinusoidal":
-            require(self, "even for sinusoidal positions", "width", test=lambda n: n % 2 == 0)
+        positive(self, "vocab", "source_vocab", "vocab_multiple", "context", "width", "depth", "decoder_depth")
+        positive(self, "heads", "hidden", "eps")
+        probability(self, "dropout", "dropout_attention", "dropout_hidden")
+        one_of(self, activation=ACTIVATIONS, positions=POSITIONS, tied=TIED)
+        one_of(self, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        divides(self, "heads", "width")
+        if self.tied == "all" and self.source_vocab is not None:
+            refuse(self, "source_vocab", "None for tied='all', one table for both sides")
+        if self.positions == "sinusoidal" and self.width % 2:
+            refuse(self, "width", "even for sinusoidal positions")
 
     @property
     def has_final_norm(self) -> bool:
@@ -140,8 +139,8 @@ def specs(c: Config) -> Specs:
 def cache(c: Config, batch: int, length: int, source: int | None = None) -> Specs:
     """Specs of a cache for `length` tokens and `source` source tokens: k and v [L B S N H] of both."""
     room = c.context if source is None else source
-    require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
-    require(c, f"at least the cache's {room} source tokens", "context", test=lambda n: n >= room)
+    at_least(c, "context", length, f"the cache's length {length}")
+    at_least(c, "context", room, f"the cache's {room} source tokens")
     L, (N, H) = c.decoder_depth or c.depth, (c.heads, c.width // c.heads)
     token = dict.fromkeys("kv", ("kv_heads head_dim", (N, H)))
     memory = Spec((L, batch, room, N, H), "layers batch key kv_heads head_dim", zeros, dtype=c.compute)
@@ -266,7 +265,7 @@ class _Sublayers:
 def _encode(p: Params, source: Array, source_mask: Array | None, keys: Array | None, sublayers: _Sublayers) -> Array:
     """The encoder: source [B S], source_mask [B S] -> [B S D]."""
     c, S, tables = sublayers.c, source.shape[1], p["embed"]
-    require(c, f"at least the {S} tokens of the source", "context", test=lambda n: n >= S)
+    at_least(c, "context", S, f"the {S} tokens of the source")
     position = jnp.arange(S)[None]
     key_position = _key_positions(source_mask, position)
     mask = AttentionMask(position, key_position, causal=False, contiguous=source_mask is None)
@@ -299,7 +298,7 @@ def _decode(
     p, tokens, depth = variables["params"], inputs["tokens"], c.decoder_depth or c.depth
     T, backend = tokens.shape[1], c.attention if cache is None and not return_weights else "reference"
     sublayers = _Sublayers(c, place, backend)
-    require(c, f"at least the {T} tokens of the input", "context", test=lambda n: n >= T)
+    at_least(c, "context", T, f"the {T} tokens of the input")
     encoder_keys, keys = (fold_in_each(key, jnp.asarray(side)) for side in range(2))
     time, encoder_inputs = open_cache(inputs, SPANS, cache, place), source_inputs(inputs, cache, place)
     if encoder_inputs is None:  # the cache holds the keys and values of the source

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from models.blocks.vision.convolution import adaptive_average_pool, conv, max_pool
-from models.core.checks import COMPUTE, require, require_choice
+from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dropout, linear, linear_specs, norm_specs
 from models.core.spec import Initializer, Outputs, Place, Spec, he_normal, lecun_normal, ones, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Specs, Variables
@@ -53,10 +53,11 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        require(self, "positive", "inputs", "channels", "depths", "pool", "hidden", "classes", "eps")
-        require(self, "probability", "dropout", "momentum")
-        require(self, "one for each of channels", "depths", holds=len(self.depths) == len(self.channels) > 0)
-        require_choice(self, norm=NORMS, activation=ACTIVATIONS, compute=COMPUTE)
+        positive(self, "inputs", "channels", "depths", "pool", "hidden", "classes", "eps")
+        probability(self, "dropout", "momentum")
+        if len(self.depths) != len(self.channels) or not self.depths:
+            refuse(self, "depths", "one for each of channels")
+        one_of(self, norm=NORMS, activation=ACTIVATIONS, compute=COMPUTE)
 
 
 def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
@@ -121,8 +122,8 @@ def apply(
     """
     p, keys, act = variables["params"], key if train else None, ACTIVATIONS[c.activation]
     x, stats = inputs["image"].astype(COMPUTE[c.compute]), variables.get("stats", {}).get("stages", {})
-    least = 2 ** len(c.depths)
-    require(c, f"fewer, for images of {x.shape[1]} x {x.shape[2]}", "depths", holds=min(x.shape[1:3]) >= least)
+    if min(x.shape[1:3]) < 2 ** len(c.depths):
+        refuse(c, "depths", f"fewer, for images of {x.shape[1]} x {x.shape[2]}")
     maps, moved = place("batch rows columns width"), {i: dict(stage) for i, stage in stats.items()}
     for i, depth in enumerate(c.depths):
         for j in range(depth):

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.attention.mask import AttentionMask
 from models.blocks.decoder.stack import Layer, scan_layers
-from models.core.checks import COMPUTE, REMAT, require, require_choice
+from models.core.checks import COMPUTE, REMAT, divides, one_of, positive, probability, refuse
 from models.core.layers import (
     ACTIVATIONS,
     apply_scale,
@@ -90,23 +90,25 @@ class Config:
     scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        require(
-            self, "positive", "inputs", "patch", "width", "depth", "heads", "hidden", "classes", "layer_scale", "eps"
-        )
-        require(self, "probability", "dropout", "dropout_attention", "drop_path")
-        require_choice(self, head=HEADS, pool=POOLS, position=POSITIONS, norm=NORMS)
-        require_choice(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        require(self, "three numbers: rows, columns, channels", "inputs", holds=len(self.inputs) == 3)
-        require(self, "one number or two: rows, columns", "patch", holds=len(self.kernel) == 2)
-        fits = all(m <= n for n, m in zip(self.inputs, self.kernel, strict=False))
-        require(self, f"at most the image's {self.inputs[0]} x {self.inputs[1]}", "patch", holds=fits)
-        require(self, f"a divisor of width={self.width}", "heads", test=lambda n: self.width % n == 0)
-        require(self, "True for pool='first'", "class_token", test=lambda on: on or self.pool != "first")
-        require(self, "'first' or 'mean' for head='classes'", "pool", test=lambda p: p != "none" or self.head == "none")
-        require(self, "'tokens' for pool='none'", "norm", test=lambda n: n == "tokens" or self.pool != "none")
-        if self.position == "sines":
-            even = self.width >= 8 and self.width % 4 == 0
-            require(self, "8 or more and a multiple of 4 for position='sines'", "width", holds=even)
+        positive(self, "inputs", "patch", "width", "depth", "heads", "hidden", "classes", "layer_scale", "eps")
+        probability(self, "dropout", "dropout_attention", "drop_path")
+        one_of(self, head=HEADS, pool=POOLS, position=POSITIONS, norm=NORMS)
+        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        if len(self.inputs) != 3:
+            refuse(self, "inputs", "three numbers: rows, columns, channels")
+        if len(self.kernel) != 2:
+            refuse(self, "patch", "one number or two: rows, columns")
+        if self.kernel[0] > self.inputs[0] or self.kernel[1] > self.inputs[1]:
+            refuse(self, "patch", f"at most the image's {self.inputs[0]} x {self.inputs[1]}")
+        divides(self, "heads", "width")
+        if self.pool == "first" and not self.class_token:
+            refuse(self, "class_token", "True for pool='first'")
+        if self.pool == "none" and self.head != "none":
+            refuse(self, "pool", "'first' or 'mean' for head='classes'")
+        if self.pool == "none" and self.norm != "tokens":
+            refuse(self, "norm", "'tokens' for pool='none'")
+        if self.position == "sines" and (self.width < 8 or self.width % 4):
+            refuse(self, "width", "8 or more and a multiple of 4 for position='sines'")
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -236,7 +238,8 @@ def apply(
     `key` is one PRNG key per row, [B]; None disables dropout. Raises UsageError for an image of another size.
     """
     p, image, keys, stream = variables["params"], inputs["image"], key if train else None, place("batch query width")
-    require(c, f"{image.shape[1:]}, as the image is", "inputs", holds=c.inputs == image.shape[1:])
+    if c.inputs != image.shape[1:]:
+        refuse(c, "inputs", f"{image.shape[1:]}, as the image is")
     x = embed(image.astype(COMPUTE[c.compute]), p["embed"], c, place)
     x = dropout(x, keys, c.dropout, "embed", stream)
     position = jnp.arange(x.shape[1])[None]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from models.blocks.vision import darknet
 from models.blocks.vision.darknet import Conv, Head, Layer, MaxPool, Reorg, Route, Shortcut, Upsample
 from models.blocks.vision.detection_head import Anchors, DetectorOutput
-from models.core.checks import COMPUTE, require, require_choice
+from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.spec import Outputs, Place, unsharded
 from models.core.types import Array, Fields, Inputs, Specs, Variables
 
@@ -125,22 +125,26 @@ class Config:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        require(self, "positive", "inputs", "classes")
-        require(self, "probability", "momentum")
-        require(self, "from 0 to 1", "ignore_thresh", test=lambda x: 0 <= x <= 1)
-        require(self, "pairs of positive numbers", "anchors", test=_is_pair)
-        require_choice(self, head=HEADS, compute=COMPUTE)
-        require(self, "three numbers: rows, columns, channels", "inputs", holds=len(self.inputs) == 3)
+        positive(self, "inputs", "classes")
+        probability(self, "momentum")
+        if not 0 <= self.ignore_thresh <= 1:
+            refuse(self, "ignore_thresh", "from 0 to 1")
+        if not all(map(_is_pair, self.anchors)):
+            refuse(self, "anchors", "pairs of positive numbers")
+        one_of(self, head=HEADS, compute=COMPUTE)
+        if len(self.inputs) != 3:
+            refuse(self, "inputs", "three numbers: rows, columns, channels")
         masks = [layer.mask for layer in self.layers if isinstance(layer, Head)]
         used = [i for mask in masks for i in mask]
-        require(self, "of Darknet, with a head that has anchors", "layers", holds=bool(used) and all(masks))
-        known = range(len(self.anchors))
-        require(self, f"those that heads name, {sorted(used)}", "anchors", holds=all(i in known for i in used))
-        require(
-            self, "yolo where several layers are heads", "head", test=lambda head: head == "yolo" or len(masks) == 1
-        )
+        if not used or not all(masks):
+            refuse(self, "layers", "of Darknet, with a head that has anchors")
+        if max(used) >= len(self.anchors):
+            refuse(self, "anchors", f"those that heads name, {sorted(used)}")
+        if self.head != "yolo" and len(masks) > 1:
+            refuse(self, "head", "yolo where several layers are heads")
         stride = darknet.total_stride(self.layers)
-        require(self, f"sides that {stride} divides", "inputs", holds=not any(n % stride for n in self.inputs[:2]))
+        if any(n % stride for n in self.inputs[:2]):
+            refuse(self, "inputs", f"sides that {stride} divides")
         darknet.sizes(self.layers, self.image, 5 + self.classes)
 
     @property
@@ -180,7 +184,8 @@ def apply(
     In training also the new running moments. Raises UsageError where the image is not of the config's size.
     """
     image = inputs["image"]
-    require(c, f"the size of the image, {image.shape[1:]}", "inputs", holds=image.shape[1:] == c.inputs)
+    if image.shape[1:] != c.inputs:
+        refuse(c, "inputs", f"the size of the image, {image.shape[1:]}")
     parts = {part: variables.get(part, {}).get("layers", {}) for part in ("params", "stats")}
     x = image.astype(COMPUTE[c.compute])
     found, stats = darknet.run(c.layers, parts, x, train=train, momentum=c.momentum, place=place)

@@ -16,7 +16,7 @@ from models.blocks.attention.rope import ROPE_SCALINGS, Rope, RopeScaling, frequ
 from models.blocks.decoder import kv_cache
 from models.blocks.decoder.kv_cache import AttentionSpan, CacheEntry, CacheView
 from models.blocks.decoder.stack import Layer
-from models.core.checks import COMPUTE, REMAT, require, require_choice
+from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse
 from models.core.layers import ACTIVATIONS, linear
 from models.core.spec import Initializer, Place, Spec, normal, ones, unsharded, zeros
 from models.core.types import Cache, Inputs, Params, Specs
@@ -51,14 +51,12 @@ class Decoder:
     scan: bool = True  # compile repeating layers as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        require(self, "positive", "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden", "eps")
-        require(self, "positive", "rope_base", "rope_factor", "rope_context", "rope_scale", "rope_low", "rope_high")
-        require(self, "probability", "dropout")
-        require_choice(
-            self, activation=ACTIVATIONS, rope=ROPE_SCALINGS, compute=COMPUTE, attention=BACKENDS, remat=REMAT
-        )
-        if self.rope != "yarn":
-            require(self, f"1 for rope={self.rope!r}", "rope_scale", test=lambda scale: scale == 1)
+        positive(self, "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden", "eps")
+        positive(self, "rope_base", "rope_factor", "rope_context", "rope_scale", "rope_low", "rope_high")
+        probability(self, "dropout")
+        one_of(self, activation=ACTIVATIONS, rope=ROPE_SCALINGS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        if self.rope != "yarn" and self.rope_scale != 1:
+            refuse(self, "rope_scale", f"1 for rope={self.rope!r}")
 
     @property
     def feed_forward(self) -> int:
@@ -138,11 +136,12 @@ class GQADecoder(Decoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "kv_heads", "head_dim")
-        require(self, f"a divisor of heads={self.heads}", "kv_heads", test=lambda n: self.heads % n == 0)
-        require(self, "even (rotary dims are pairs)", "head_dim", test=lambda n: n % 2 == 0)
-        if self.head_dim is None:
-            require(self, f"a divisor of half of width={self.width}", "heads", test=lambda n: self.width % (2 * n) == 0)
+        positive(self, "kv_heads", "head_dim")
+        divides(self, "kv_heads", "heads")
+        if self.head_dim is not None and self.head_dim % 2:
+            refuse(self, "head_dim", "even (rotary dims are pairs)")
+        if self.head_dim is None and self.width % (2 * self.heads):
+            refuse(self, "heads", f"a divisor of half of width={self.width}")
 
     @property
     def head_width(self) -> int:
@@ -169,8 +168,9 @@ class SlidingWindowDecoder(GQADecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "window")
-        require(self, "layers of the depth", "sliding_layers", test=lambda n: 0 <= n < self.depth)
+        positive(self, "window")
+        if any(not 0 <= i < self.depth for i in self.sliding_layers or ()):
+            refuse(self, "sliding_layers", "layers of the depth")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -267,7 +267,7 @@ def gated_mlp(x: Float[Array, "b t d"], p: Params, activation: str, place: Place
 
 def cache_specs(c: Decoder, batch: int, length: int) -> Specs:
     """Specs of a cache for `length` tokens; layers with a window or chunks cache only that many."""
-    require(c, f"at least the cache's length {length}", "context", test=lambda n: n >= length)
+    at_least(c, "context", length, f"the cache's length {length}")
     return kv_cache.cache_specs(
         c.spans, Counter(layer.kind for layer in c.layers), c.cache_entries, batch, length, c.compute
     )
@@ -275,5 +275,6 @@ def cache_specs(c: Decoder, batch: int, length: int) -> Specs:
 
 def open_cache(c: Decoder, inputs: Inputs, cache: Cache | None, place: Place) -> CacheView:
     """A view of the cache for the input's tokens. Raises UsageError if they are more than the context."""
-    require(c, f"at least the {(T := inputs['tokens'].shape[1])} tokens of the input", "context", test=lambda n: n >= T)
+    T = inputs["tokens"].shape[1]
+    at_least(c, "context", T, f"the {T} tokens of the input")
     return kv_cache.open_cache(inputs, c.spans, cache, place)

@@ -15,7 +15,7 @@ from models.blocks.attention.rope import Rope, frequencies
 from models.blocks.decoder.config import Decoder, residual_init, rms_norm_specs, with_bias
 from models.blocks.decoder.forward import LayerContext, dot_product_attention
 from models.blocks.decoder.kv_cache import CacheEntry
-from models.core.checks import require
+from models.core.checks import not_negative, positive, refuse
 from models.core.layers import einsum, linear, reshard, rms_norm
 from models.core.spec import Spec, normal
 from models.core.types import Cache, Params, Specs
@@ -38,9 +38,10 @@ class MLADecoder(Decoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "q_rank", "kv_rank", "nope_dim", "value_dim")
-        require(self, "positive and even (rotary dims are pairs)", "rope_dim", test=lambda n: n > 0 and n % 2 == 0)
-        require(self, "not negative", "mscale")
+        positive(self, "q_rank", "kv_rank", "nope_dim", "value_dim")
+        if self.rope_dim <= 0 or self.rope_dim % 2:
+            refuse(self, "rope_dim", "positive and even (rotary dims are pairs)")
+        not_negative(self, "mscale")
 
     @property
     def head_width(self) -> int:

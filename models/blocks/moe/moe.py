@@ -16,7 +16,7 @@ from models.blocks.decoder.forward import LayerContext, Sums
 from models.blocks.decoder.stack import Layer
 from models.blocks.moe.dispatch import DISPATCH, Gate, glu, mixture
 from models.blocks.moe.routers import Routes, one_hot
-from models.core.checks import require, require_choice
+from models.core.checks import not_negative, one_of, positive, refuse
 from models.core.spec import Initializer, Spec, normal
 from models.core.types import Leaf, Params, Specs
 
@@ -33,10 +33,11 @@ class MoEDecoder(Decoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "positive", "experts", "experts_per_token", "expert_hidden")
-        require(self, f"at most experts={self.experts}", "experts_per_token", test=lambda n: n <= self.experts)
-        require(self, "not negative", "aux_loss_weight")
-        require_choice(self, dispatch=DISPATCH)
+        positive(self, "experts", "experts_per_token", "expert_hidden")
+        if self.experts_per_token > self.experts:
+            refuse(self, "experts_per_token", f"at most experts={self.experts}")
+        not_negative(self, "aux_loss_weight")
+        one_of(self, dispatch=DISPATCH)
 
     @property
     def expert_width(self) -> int:
@@ -52,7 +53,7 @@ class InterleavedMoEDecoder(MoEDecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "not negative", "dense_layers")
+        not_negative(self, "dense_layers")
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from errors import UsageError
 from models.blocks.vision.convolution import conv, max_pool
-from models.core.checks import require, require_choice
+from models.core.checks import check_type, not_negative, one_of, positive, refuse
 from models.core.layers import add_bias, batch_norm, norm_specs
 from models.core.spec import Place, Spec, he_normal, ones, zeros
 from models.core.types import Specs, Stats, Variables
@@ -42,9 +42,9 @@ class Conv:
     padding: int | None = None  # pixels on each side; None is size // 2
 
     def __post_init__(self) -> None:
-        require(self, "positive", "filters", "size", "stride")
-        require(self, "not negative", "padding")
-        require_choice(self, activation=ACTIVATIONS)
+        positive(self, "filters", "size", "stride")
+        not_negative(self, "padding")
+        one_of(self, activation=ACTIVATIONS)
 
     @property
     def pad_pixels(self) -> int:
@@ -60,7 +60,7 @@ class MaxPool:
     stride: int = 2
 
     def __post_init__(self) -> None:
-        require(self, "positive", "size", "stride")
+        positive(self, "size", "stride")
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,11 @@ class Route:
     group: int = 0
 
     def __post_init__(self) -> None:
-        require(self, "positive", "groups")
-        require(self, "not negative", "group")
-        require(self, f"below groups = {self.groups}", "group", test=lambda group: group < self.groups)
-        require(self, "whole numbers", "sources", test=lambda _: True)
+        positive(self, "groups")
+        not_negative(self, "group")
+        if self.group >= self.groups:
+            refuse(self, "group", f"below groups = {self.groups}")
+        check_type(type(self), "sources", self.sources)
         if not self.sources:
             raise UsageError("darknet: sources = () must name a layer")
 
@@ -88,8 +89,8 @@ class Shortcut:
     activation: str = "linear"
 
     def __post_init__(self) -> None:
-        require(self, "a whole number", "source", test=lambda _: True)
-        require_choice(self, activation=ACTIVATIONS)
+        check_type(type(self), "source", self.source)
+        one_of(self, activation=ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Upsample:
     stride: int = 2
 
     def __post_init__(self) -> None:
-        require(self, "positive", "stride")
+        positive(self, "stride")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Reorg:
     stride: int = 2
 
     def __post_init__(self) -> None:
-        require(self, "positive", "stride")
+        positive(self, "stride")
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Head:
     mask: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        require(self, "not negative", "mask")
+        not_negative(self, "mask")
 
 
 Layer = Conv | MaxPool | Route | Shortcut | Upsample | Reorg | Head
