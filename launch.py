@@ -9,7 +9,7 @@
     python launch.py list                               # families; or: list configs/gpt.py, list knobs optim
 
 `python launch.py VERB --help` explains a verb and its flags. A config is a file, a named config in it, and ablations:
-`configs/gpt.py:shakespeare+no_warmup`. `train` takes any knob of configs/base.py, in any order; `eval`, `sample` and
+`configs/gpt.py:shakespeare+no_warmup`. `train` takes any knob of configs/knobs.py, in any order; `eval`, `sample` and
 `convert` take those that affect them: `--config.optim.lr=3e-4 --config.mesh=fsdp:4,tp:2 --config.eval.every=None`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted and saved (run the same command again).

@@ -22,7 +22,7 @@ import optax
 
 import models
 from benchmarks import record
-from configs import base
+from configs.knobs import OptimConfig
 from train.sharding import mesh
 from train.tasks import losses
 from train.update import optim, step
@@ -49,8 +49,7 @@ def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
     """Our update on one device, as `launch.py train` builds it."""
     place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
     jax.set_mesh(place.mesh)
-    cfg = base.defaults()
-    tx = optim.make(cfg.optim, model.specs["params"])
+    tx = optim.make(OptimConfig(), model.specs["params"])
     state = step.init_on_mesh(model, tx, place, 0, step.StepOptions())
     update = step.make_step(model, losses.TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, step.StepOptions())
     fields = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}

@@ -5,12 +5,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from absl.flags import FlagValues
 
 from cli.flags import Assignments
 from cli.runtime import make_runtime, start_jax
+from configs import unread
+from configs.knobs import Knobs, RunConfig
 from errors import UsageError
 from train.runtime import Runtime
 
@@ -19,7 +20,6 @@ KNOBS_WITH_EFFECT = (  # outside training, besides data, eval, model and rules
     "mesh",
     *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")),
 )
-Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,24 @@ class CheckpointSelection:
     steps: list[int]  # candidates, best first; for all: each of them
     assignments: Assignments
 
-    def config(self, step: int) -> Config:
+    def config(self, step: int) -> RunConfig:
         """The config of a checkpoint, with the assigned knobs. Raises UsageError for a knob without effect."""
         from configs import reader
         from train import checkpoint
 
         recorded = checkpoint.load_manifest(self.workdir, step)["config"]
-        cfg = reader.from_json(json.dumps(recorded))
-        cfg.mesh = "dp:*"  # the training run's mesh may not fit this machine
-        cfg.eval.limit = None  # it limits evaluations during training only
+        # the training run's mesh may not fit this machine, and its limit is for evaluations during training only
+        config = reader.from_json(json.dumps(recorded)).replace({"mesh": "dp:*", "eval.limit": None})
         for key, _ in self.assignments:
             _require_effect(key)
-        return reader.override(cfg, self.assignments)
+        return reader.override(config, self.assignments)
 
     def require_one(self, verb: str) -> None:
         """Raise UsageError for @all."""
         if self.which == "all":
             raise UsageError(f"{verb} takes one checkpoint, not @all")
 
-    def use_first(self, use: Callable[[Config, Runtime, str, int], None]) -> None:
+    def use_first(self, use: Callable[[RunConfig, Runtime, str, int], None]) -> None:
         """Call `use(config, runtime, workdir, step)` for the first checkpoint that can be restored."""
         from train import checkpoint
 
@@ -104,20 +103,18 @@ def pretrained_folder(args: FlagValues) -> str | None:
     return os.path.expanduser(args.pretrained) if args.pretrained else None
 
 
-def pretrained_config(assignments: Assignments, knobs: dict[str, Any] | None = None) -> Config:
+def pretrained_config(assignments: Assignments, knobs: Knobs | None = None) -> RunConfig:
     """The config for --pretrained: default knobs, with the changes in `knobs` and `assignments`."""
-    from configs import base, reader
+    from configs import reader
     from train.verbs import load_model
 
-    cfg = base.defaults()
-    for key, value in {"data.tokenizer": load_model.FOLDER_TOKENIZER, **(knobs or {})}.items():
-        base.assign(cfg, key, value)
-    cfg = reader.override(cfg, assignments)
+    config = RunConfig().replace({"data.tokenizer": load_model.FOLDER_TOKENIZER, **(knobs or {})})
+    config = reader.override(config, assignments)
     for key, _ in assignments:
         if key in ("model.family", "model.size"):
             raise UsageError(f"--config.{key} cannot be set: the folder's config.json determines it")
         _require_effect(key)
-    return cfg
+    return config
 
 
 def _require_effect(key: str) -> None:
@@ -125,9 +122,7 @@ def _require_effect(key: str) -> None:
         raise UsageError(f"--config.{key} has no effect here: it is read in training only")
 
 
-def find_unread(cfg: Config, assignments: Assignments, **facts: str) -> Callable[[Any], list[str]]:
-    """A function from facts about data and model to the assigned knobs that have no effect; `facts` are the call's."""
-    from configs import unread
-
+def find_unread(assignments: Assignments, **facts: str) -> Callable[[RunConfig, unread.Facts], list[str]]:
+    """A function from a config and facts about it to the assigned knobs without effect; `facts` are the call's."""
     known, own = {key for key, _ in assignments}, {name: ({value}, value) for name, value in facts.items()}
-    return lambda found: unread.unread(cfg, known, {**found, **own}, only_given=True)
+    return lambda config, found: unread.unread(config, {**found, **own}, known, only_given=True)

@@ -1,14 +1,13 @@
 """One function per verb, from its flags and assigned knobs to calls of `configs` and `train`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from absl.flags import FlagValues
 
 from cli import peers, process
 from cli.checkpoints import (
-    Config,
     check_ignore_key,
     find_unread,
     pretrained_config,
@@ -20,7 +19,8 @@ from cli.flags import Assignments
 from cli.process import DONE, FAILED, SAVED
 from cli.run_config import run_config
 from cli.runtime import make_runtime, start_jax
-from errors import UsageError, quote, unknown
+from configs.knobs import RunConfig
+from errors import UsageError, quote
 from train.runtime import Runtime
 
 
@@ -34,25 +34,19 @@ def _train(args: FlagValues, assignments: Assignments) -> int:
     with process.listen_for_signals() as signals, peers.connect(*where, workdir, signals) as others:
         runtime = make_runtime(signals=signals, agree=others.agree, any_process=others.any_process)
         start_jax(args)
-        from train import init_from, run
+        from train import run
 
         saved = run.saved_config(workdir)  # None before the first checkpoint: then the config may change freely
-        known = None if saved is None else reader.from_json(saved)
         if note := reader.describe_default(args.config) if args.config else None:
             runtime.say(note)
         if args.dataset:
             assignments = [("data.name", args.dataset), *assignments]
-        cfg = run_config(args, assignments, runtime, saved)
-        init_from.set_vocab_size(cfg, known)
-        if cfg.resume not in ("auto", "extend"):
-            raise unknown("value of resume", cfg.resume, ("auto", "extend"))
+        config = run_config(args, assignments, runtime, saved)
         commit = {"the commit of the code": runtime.revision}
-        others.agree({**commit, "--cpu_devices": args.cpu_devices, **reader.flatten(cfg)})
+        others.agree({**commit, "--cpu_devices": args.cpu_devices, **config.flatten()})
         others.join_jax()
-        changes = reader.refuse_other_run(workdir, known, cfg) if known is not None else []
         given = {key for key, _ in assignments} | ({"model.family", "loss"} if args.pretrained else set())
-        useless = partial(unread.unread, cfg, given, only_given=not args.config)
-        ended = run.train(cfg, reader.to_json(cfg), workdir, runtime, changes, useless)
+        ended = run.train(config, workdir, runtime, partial(unread.unread, given=given, only_given=not args.config))
         if ended:
             runtime.say(f"{ended}: saved; run the same command again to continue")
     return SAVED if ended else DONE
@@ -64,27 +58,27 @@ def _eval(args: FlagValues, assignments: Assignments) -> int:
         assignments = [("data.name", args.dataset), *assignments]
     given = {key for key, _ in assignments}
 
-    def evaluate(cfg: Config, runtime: Runtime, name: str, step: int | None = None) -> None:
+    def evaluate(config: RunConfig, runtime: Runtime, name: str, step: int | None = None) -> None:
         from train.verbs import evaluate as evaluate_verb
         from train.verbs import load_model
 
         if args.dataset and "eval.split" not in given:
-            cfg.eval.split = evaluate_verb.default_split(cfg, runtime)
-        kind, held_out = evaluate_verb.eval_source(cfg, runtime, args.task)
-        unread = find_unread(cfg, assignments, verb="eval", exam=kind)
+            config = config.replace({"eval.split": evaluate_verb.default_split(config, runtime)})
+        kind, held_out = evaluate_verb.eval_source(config, runtime, args.task)
+        unread = find_unread(assignments, verb="eval", exam=kind)
         if step is None:
-            opened = load_model.open_pretrained(cfg, name, runtime, held_out, None, args.ignore_key, given, unread)
+            opened = load_model.open_pretrained(config, name, runtime, held_out, None, args.ignore_key, given, unread)
             evaluate_verb.report(opened, held_out, kind)
         else:
-            opened = load_model.open_checkpoint(cfg, name, step, runtime, held_out, unread=unread)
+            opened = load_model.open_checkpoint(config, name, step, runtime, held_out, unread=unread)
             evaluate_verb.report(opened, held_out, kind, name, step)
 
     if folder is not None:
         if not args.dataset:
             raise UsageError("--dataset is missing: what to evaluate on, as --dataset=lambada_openai_test")
         start_jax(args)
-        cfg = pretrained_config(assignments, {"train.batch": 8, "eval.context": 2048})
-        evaluate(cfg, make_runtime(), folder)
+        config = pretrained_config(assignments, {"train.batch": 8, "eval.context": 2048})
+        evaluate(config, make_runtime(), folder)
         return DONE
     selected = select_checkpoints(args, assignments)
     if selected.which != "all":
@@ -111,12 +105,12 @@ def _sample(args: FlagValues, assignments: Assignments) -> int:
     sampling = {name: args[name].value for name in ("temperature", "top_k", "top_p", "min_p")}
     sampling["repetition"] = args.repetition_penalty
 
-    def print_samples(cfg: Config, runtime: Runtime, name: str, step: int | None = None) -> None:
+    def print_samples(config: RunConfig, runtime: Runtime, name: str, step: int | None = None) -> None:
         from train.verbs import load_model
         from train.verbs import sample as sample_verb
 
-        unread = find_unread(cfg, assignments, verb="sample")
-        opened = load_model.open_language_model(cfg, runtime, name, step, args.ignore_key, unread)
+        unread = find_unread(assignments, verb="sample")
+        opened = load_model.open_language_model(config, runtime, name, step, args.ignore_key, unread)
         sample_verb.print_samples(opened, **settings, **sampling)
 
     if folder is not None:
@@ -135,21 +129,21 @@ def _convert(args: FlagValues, assignments: Assignments) -> int:
         raise UsageError("convert takes --pretrained=DIR --workdir=W, or --workdir=W --export=DIR")
     if args.pretrained:
         start_jax(args)
-        cfg = pretrained_config(assignments)
+        config = pretrained_config(assignments)
         from train.verbs import convert
 
         folder, given = os.path.expanduser(args.pretrained), {key for key, _ in assignments}
-        unread = find_unread(cfg, assignments, verb="convert --pretrained")
-        convert.import_pretrained(cfg, folder, workdir, make_runtime(), args.ignore_key, given, unread)
+        unread = find_unread(assignments, verb="convert --pretrained")
+        convert.import_pretrained(config, folder, workdir, make_runtime(), args.ignore_key, given, unread)
         return DONE
     selected = select_checkpoints(args, assignments)
     selected.require_one("convert")
 
-    def export(cfg: Config, runtime: Runtime, name: str, step: int) -> None:
+    def export(config: RunConfig, runtime: Runtime, name: str, step: int) -> None:
         from train.verbs import convert
 
-        unread = find_unread(cfg, assignments, verb="convert --export")
-        convert.export_pretrained(cfg, name, step, os.path.expanduser(args.export), runtime, unread)
+        unread = find_unread(assignments, verb="convert --export")
+        convert.export_pretrained(config, name, step, os.path.expanduser(args.export), runtime, unread)
 
     selected.use_first(export)
     return DONE
@@ -193,15 +187,21 @@ def _list(args: FlagValues, assignments: Assignments) -> int:
 
             lines = list_families()
         case ["knobs"]:
-            lines = listing.of_knobs(None)
+            lines = listing.of_knobs(None, _choices())
         case ["knobs", section]:
-            lines = listing.of_knobs(section)
+            lines = listing.of_knobs(section, _choices())
         case [path] if path.endswith(".py"):
             lines = listing.of_file(path)
         case words:
             raise UsageError(f"list takes nothing, a config file, or knobs and a section, not {quote(' '.join(words))}")
     process.print_text("\n".join(lines))
     return DONE
+
+
+def _choices() -> Mapping[str, Collection[str]]:
+    from train.setup.checks import CHOICES
+
+    return CHOICES
 
 
 VERBS: dict[str, Callable[[FlagValues, Assignments], int]] = {

@@ -1,10 +1,11 @@
 """Listings for `launch.py list`: the configs and ablations of a file, and the knobs."""
 
 import inspect
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from configs import reader
-from configs.base import KNOBS
+from configs.knobs import KNOBS
 from configs.unread import FACTS, READ_UNDER
 from errors import unknown
 
@@ -24,8 +25,11 @@ def of_file(path: str) -> list[str]:
     return [*lines, *(f"  {name:<20} {_shown(keys)}" for name, keys in ablations.items())]
 
 
-def of_knobs(section: str | None) -> list[str]:
-    """The knobs of a section, or all: type, default, class, meaning and condition. Raises UsageError."""
+def of_knobs(section: str | None, choices: Mapping[str, Collection[str]]) -> list[str]:
+    """The knobs of a section, or all: default, meaning, words (`choices`), type, class and condition.
+
+    Raises UsageError for an unknown section.
+    """
     sections = list(dict.fromkeys(key.partition(".")[0] for key in KNOBS))
     if section is not None and section not in sections:
         raise unknown("section of knobs", section, sections)
@@ -37,6 +41,8 @@ def of_knobs(section: str | None) -> list[str]:
                 for name, values in READ_UNDER.get(key, {}).items()
             )
             lines += [f"--config.{key}={knob.default}", f"    {knob.says}"]
+            if key in choices:
+                lines.append(f"    one of {', '.join(choices[key])}")
             lines.append(f"    {knob.type}; {knob.kind}{f'; read where {under}' if under else ''}")
     return lines
 

@@ -1,4 +1,4 @@
-"""From the command line to a ConfigDict: `file.py:name+ablation`, then `--config.KEY=VALUE` in any order."""
+"""From the command line to a RunConfig: `file.py:name+ablation`, then `--config.KEY=VALUE` in any order."""
 
 import ast
 import inspect
@@ -13,11 +13,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import renamed
-from configs.base import KNOBS, OPEN, assign, defaults
+from configs.knobs import KNOBS, OPEN, RunConfig, flatten, from_flat, tuples
+from configs.section import Value
 from errors import UsageError, prefix_errors, quote, unknown
 
 
-def read(source: str) -> ConfigDict:
+def read(source: str) -> RunConfig:
     """The config that get_config(names) of `path/to/file.py` or `path/to/file.py:names` returns.
 
     Raises UsageError for a missing file, for one that fails, and if get_config does not return a config.
@@ -42,7 +43,7 @@ def ablation_keys(source: str) -> set[str]:
     name, ablations, _ = names.partition("+")
     if not ablations or not variables(path).get("ABLATIONS"):
         return set()
-    before, after = flatten(read(f"{path}:{name}")), flatten(read(source))
+    before, after = read(f"{path}:{name}").flatten(), read(source).flatten()
     return {key for key, value in after.items() if key not in before or before[key] != value}
 
 
@@ -89,33 +90,34 @@ def _run(path: str, act: Callable[[], Any]) -> Any:
         raise UsageError(f"config file {path}{where}: {type(error).__name__}: {error}") from None
 
 
-def _whole(path: str, made: Any) -> ConfigDict:
-    """The config with every knob checked against its type. Raises UsageError for anything else."""
+def _whole(path: str, made: Any) -> RunConfig:
+    """The RunConfig of a config file's result. Raises UsageError unless that is a ConfigDict with every knob."""
     if not isinstance(made, ConfigDict):
         raise UsageError(
             f"config file {path}: get_config returns {quote(made)}, not a ConfigDict; use configs.base.config"
         )
     with prefix_errors(f"config file {path}"):
-        given, cfg = flatten(made), defaults()
-        if missing := [key for key in KNOBS if key not in given]:
-            names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-            raise UsageError(f"its config lacks {names}; begin with configs.base.defaults()")
-        for key, value in given.items():
-            assign(cfg, str(key), value)
-    return cfg
+        return freeze(made)
 
 
-NOT_CONFIGS = ("__init__", "base", "listing", "reader", "recipes", "unread")
+def freeze(cfg: ConfigDict) -> RunConfig:
+    """The RunConfig of a ConfigDict. Raises UsageError for an unknown or missing key, or a value of another type."""
+    given = {str(key): value for key, value in flatten(cfg.to_dict()).items()}
+    if missing := [key for key in KNOBS if key not in given]:
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise UsageError(f"its config lacks {names}; begin with configs.base.defaults()")
+    return from_flat(given)
 
 
-def override(cfg: ConfigDict, assignments: list[tuple[str, str]]) -> ConfigDict:
-    """Apply assignments of dotted keys, each text parsed by its knob's type. Raises UsageError."""
-    for key, text in assignments:
-        assign(cfg, key, parse(key, text))
-    return cfg
+NOT_CONFIGS = ("__init__", "base", "knobs", "listing", "reader", "recipes", "section", "unread")
 
 
-def parse(key: str, text: str) -> Any:
+def override(config: RunConfig, assignments: list[tuple[str, str]]) -> RunConfig:
+    """The config with assignments of dotted keys, each text parsed by its knob's type. Raises UsageError."""
+    return config.replace({key: parse(key, text) for key, text in assignments})
+
+
+def parse(key: str, text: str) -> Value:
     """Parse a value by the type of its knob: `None`, `true`, `3e-4`, `(1, 2)`, or a plain word."""
     knob = KNOBS.get(key)
     if knob is None and not key.startswith(OPEN):
@@ -135,49 +137,28 @@ def parse(key: str, text: str) -> Any:
         return int(value)  # 1e4
     if isinstance(value, int | float) and "float" not in kinds and any(kind.startswith("tuple") for kind in kinds):
         return (value,)
-    return _tuples(value)
+    return tuples(value)
 
 
-def _tuples(value: Any) -> Any:
-    """A value with its lists, nested ones too, as tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def flatten(cfg: Any) -> dict[str, Any]:
-    """A config as dotted keys."""
-    result: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if isinstance(value, ConfigDict | dict):
-            result.update({f"{key}.{k}": v for k, v in flatten(value).items()})
-        else:
-            result[key] = _tuples(value)
-    return result
-
-
-def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`, for the config of a workdir. Knobs that it lacks take their defaults.
+def from_json(text: str) -> RunConfig:
+    """The inverse of `RunConfig.to_json`, for the config of a workdir. Knobs that it lacks take their defaults.
 
     Knobs, their values and model fields may have old names, those of `renamed`.
     """
-    cfg, given = defaults(), flatten(json.loads(text))
-    fields = {
-        f"model.{old}": f"model.{new}" for old, new in renamed.FIELDS.get(given.get("model.family", ""), {}).items()
-    }
+    given = flatten(json.loads(text))
+    family = str(given.get("model.family", ""))
+    fields = {f"model.{old}": f"model.{new}" for old, new in renamed.FIELDS.get(family, {}).items()}
+    values = {}
     for name, value in given.items():
         key = {**renamed.KNOBS, **fields}.get(name, name)
         if key != "resume":  # applies to one call only
-            assign(cfg, key, renamed.WORDS.get(key, {}).get(value, value) if isinstance(value, str) else value)
-    return cfg
+            values[key] = renamed.WORDS.get(key, {}).get(value, value) if isinstance(value, str) else value
+    return from_flat(values)
 
 
-def to_json(cfg: ConfigDict) -> str:
-    """The config as indented JSON."""
-    return json.dumps(cfg.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def changes(old: ConfigDict, new: ConfigDict) -> dict[str, list[str]]:
+def changes(old: RunConfig, new: RunConfig) -> dict[str, list[str]]:
     """The differences, as lines `key: old -> new`, by class of knob: identity, schedule, free."""
-    before, after = flatten(old), flatten(new)
+    before, after = old.flatten(), new.flatten()
     result: dict[str, list[str]] = {"identity": [], "schedule": [], "free": []}
     for key in sorted({*before, *after}):
         if _without_slash(before.get(key)) != _without_slash(after.get(key)):
@@ -186,20 +167,23 @@ def changes(old: ConfigDict, new: ConfigDict) -> dict[str, list[str]]:
     return result
 
 
-def _without_slash(value: Any) -> Any:
+def _without_slash(value: Value) -> Value:
     """The value; a path without the trailing slash that a shell may add."""
     return value.rstrip("/") if isinstance(value, str) else value
 
 
-def refuse_other_run(workdir: str, old: ConfigDict, new: ConfigDict) -> list[str]:
+RESUME = ("auto", "extend")  # values of the knob `resume`
+
+
+def refuse_other_run(workdir: str, saved: RunConfig, config: RunConfig) -> list[str]:
     """Check that a config continues the run of a workdir -> its changes of the schedule, a line each.
 
     Raises UsageError with the differences if identity knobs changed, or schedule knobs without `resume=extend`.
     """
-    differs = changes(old, new)
+    differs = changes(saved, config)
     if differs["identity"]:
         raise UsageError(f"{workdir} holds another run: {'; '.join(differs['identity'])}. Take another --workdir")
-    if differs["schedule"] and new.resume != "extend":
+    if differs["schedule"] and config.resume != "extend":
         raise UsageError(
             f"{workdir} holds a run with another schedule: {'; '.join(differs['schedule'])}. "
             f"Add --config.resume=extend to continue under the new one, or take another --workdir"

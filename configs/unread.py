@@ -6,9 +6,7 @@ the launcher's verb decide. Anywhere else a value other than the default is refu
 
 from collections.abc import Collection, Mapping
 
-from ml_collections import ConfigDict
-
-from configs.base import KNOBS, get
+from configs.knobs import KNOBS, RunConfig, get
 
 Condition = Mapping[str, tuple[str, ...]]  # knob or fact of FACTS -> values under which another knob has an effect
 Facts = Mapping[str, tuple[Collection[str], str]]  # name in FACTS -> values that hold, and their text in a message
@@ -63,7 +61,7 @@ _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition; all its entri
 READ_UNDER = {key: condition for keys, condition in _CONDITIONS.items() for key in keys.split()}
 
 
-def unread(cfg: ConfigDict, given: Collection[str], facts: Facts, *, only_given: bool = False) -> list[str]:
+def unread(config: RunConfig, facts: Facts, given: Collection[str] = (), *, only_given: bool = False) -> list[str]:
     """The knobs that differ from their defaults and have no effect in a config, a line each.
 
     `given` are the keys that this call assigns. A value of the config itself is accepted if the call changes a knob of
@@ -72,12 +70,12 @@ def unread(cfg: ConfigDict, given: Collection[str], facts: Facts, *, only_given:
     """
     found = []
     for key, condition in READ_UNDER.items():
-        value = get(cfg, key)
+        value = get(config, key)
         if value == KNOBS[key].default or (only_given and key not in given):
             continue
         for name, legal in condition.items():
             says, deciders = FACTS.get(name, (f"{name} is", (name,)))
-            holds, shown = facts.get(name, (legal, "")) if name in FACTS else _of_knob(cfg, name, legal)
+            holds, shown = facts.get(name, (legal, "")) if name in FACTS else _of_knob(config, name, legal)
             changed = key not in given and any(k.startswith(deciders) for k in given)
             if not set(holds) & set(legal) and not changed:
                 where = f"{says} {' or '.join(legal)}; here: {shown}"
@@ -86,7 +84,7 @@ def unread(cfg: ConfigDict, given: Collection[str], facts: Facts, *, only_given:
     return found
 
 
-def _of_knob(cfg: ConfigDict, name: str, legal: tuple[str, ...]) -> tuple[Collection[str], str]:
-    value = get(cfg, name)
+def _of_knob(config: RunConfig, name: str, legal: tuple[str, ...]) -> tuple[Collection[str], str]:
+    value = get(config, name)
     is_set = legal is SET and value != KNOBS[name].default
     return SET if is_set else (str(value),), str(value)

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 import models
-from configs.base import KNOBS, Knob
+from configs.knobs import KNOBS, Knob
 from configs.unread import FACTS, READ_UNDER, SET
 from train.record.metrics import UNITS
+from train.setup.checks import CHOICES
 
 FOLDER = Path(__file__).parent
 WIDTH = 120
@@ -56,8 +57,8 @@ def configs() -> str:
     """Each knob: default, type, class, meaning, and under what it is read."""
     lines = ["# Knobs", "", NOTE, ""]
     lines += wrap(
-        "Every knob of `configs/base.py`, as `--config.KEY=VALUE`. `None` means off. In parentheses stand the type and "
-        "the class:"
+        "Every knob of `configs/knobs.py`, as `--config.KEY=VALUE`. `None` means off. In parentheses stand the type "
+        "and the class:"
     )
     lines += [
         "",
@@ -86,6 +87,8 @@ def _section(section: str) -> list[str]:
 def _knob(key: str, knob: Knob) -> list[str]:
     meaning = knob.says.replace("*", r"\*")
     text = f"`{key}` = `{knob.default}` ({knob.type}; {knob.kind}): {meaning}."
+    if key in CHOICES and key != "model.family":
+        text += f" One of {', '.join(CHOICES[key])}."
     conditions = {name: legal for name, legal in READ_UNDER.get(key, {}).items() if name != "verb"}
     if conditions:
         under = " and ".join(

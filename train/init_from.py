@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Sharding
 
 import models
+from configs.knobs import RunConfig
 from data.files import expand_home
 from data.text import tokenizers
 from errors import UsageError
@@ -83,36 +84,39 @@ def candidate_checkpoints(name: str) -> tuple[str, list[int]]:
     return workdir, checkpoint.select(workdir, which)
 
 
-def set_vocab_size(cfg: Any, saved: Any = None) -> None:
-    """Set model.vocab to the rows of init_from's token embedding, if the config leaves it to a subword tokenizer.
+def with_vocab_size(config: RunConfig, saved: RunConfig | None = None) -> RunConfig:
+    """The config with model.vocab from init_from's token embedding, if it leaves that to a subword tokenizer.
 
     `saved` is the config of the run's checkpoints, if any, and takes precedence. A pretrained embedding may have more
     rows than its tokenizer has tokens; all rows are kept.
     """
-    family, size = models.FAMILIES.get(cfg.model.family), cfg.model.size
-    unset = family and "vocab" not in {**cfg.model, **family.SIZES.get(size, {})} and hasattr(family.Config, "vocab")
-    if not unset or cfg.init_from is None or tokenizers.tokenizer_kind(cfg.data.tokenizer) != "subword":
-        return
+    family, size = models.FAMILIES.get(config.model.family), config.model.size
+    unset = (
+        family
+        and "vocab" not in {**config.model.fields, **family.SIZES.get(size, {})}
+        and hasattr(family.Config, "vocab")
+    )
+    if not unset or config.init_from is None or tokenizers.tokenizer_kind(config.data.tokenizer) != "subword":
+        return config
     if saved is not None:
-        same = (saved.init_from or "").rstrip("/") == cfg.init_from.rstrip("/")  # the comparison of `reader.changes`
-        rows = saved.model.get("vocab") if same else None
+        same = (saved.init_from or "").rstrip("/") == config.init_from.rstrip("/")  # the comparison of `reader.changes`
+        rows = saved.model.fields.get("vocab") if same else None
     else:
-        rows = None if _matches(TOKEN_TABLE, parse_patterns(cfg.init_fresh)) else _table_rows(cfg)
-    if rows is not None:
-        with cfg.unlocked():
-            cfg.model.vocab = rows
+        rows = (
+            None if _matches(TOKEN_TABLE, parse_patterns(config.init_fresh)) else _table_rows(config, config.init_from)
+        )
+    return config if rows is None else config.replace({"model.vocab": rows})
 
 
-def _table_rows(cfg: Any) -> int | None:
+def _table_rows(config: RunConfig, source: str) -> int | None:
     """The rows of init_from's token embedding, or None if the config's fields do not find it."""
-    where = expand_home(cfg.init_from)
+    where = expand_home(source)
     if not pretrained.is_pretrained(where):
         workdir, steps = candidate_checkpoints(where)
         read = partial(checkpoint.load_manifest, workdir)
         return checkpoint.first_restorable(workdir, steps, read, lambda line: None)[1]["config"]["model"].get("vocab")
-    fields = {name: value for name, value in cfg.model.items() if name not in ("family", "size")}
     try:
-        found = pretrained.find(models.build(cfg.model.family, cfg.model.size, **fields), where)
+        found = pretrained.find(models.build(config.model.family, config.model.size, **config.model.fields), where)
     except UsageError:  # the run itself raises it later, with all settings known
         return None
     names = found.names.get(TOKEN_TABLE.removeprefix("params/"), ())
@@ -159,11 +163,11 @@ def load(
     state: step.State,
     model: Model,
     tx: optax.GradientTransformation,
-    cfg: Any,
+    config: Any,
     tokenizer: str | None,
     say: Callable[[str], None],
 ) -> tuple[step.State, LoadReport]:
-    """Load parameters and statistics from `cfg.init_from` into a fresh state -> (state, report). Digests are verified.
+    """Load parameters and statistics from `config.init_from` into a fresh state -> (state, report); verifies digests.
 
     Every leaf must exist in the source with the same shape, or match `init_fresh`; every leaf of the source must exist
     here, or match `init_ignore`. `tokenizer` is the fingerprint of this run's tokenizer.
@@ -171,11 +175,11 @@ def load(
     From a run it takes the newest restorable checkpoint; `say` reports corrupt ones.
     Raises UsageError, naming the leaves, if some do not match or depend on a different vocabulary.
     """
-    name = expand_home(cfg.init_from)
+    name = expand_home(config.init_from)
     if pretrained.is_pretrained(name):
-        return _load_from(_read_pretrained(model, name), state, model, tx, cfg, tokenizer)
+        return _load_from(_read_pretrained(model, name), state, model, tx, config, tokenizer)
     workdir, steps = candidate_checkpoints(name)
-    read = lambda n: _load_from(_read_checkpoint(workdir, n), state, model, tx, cfg, tokenizer)  # noqa: E731
+    read = lambda n: _load_from(_read_checkpoint(workdir, n), state, model, tx, config, tokenizer)  # noqa: E731
     return checkpoint.first_restorable(workdir, steps, read, say)[1]
 
 
@@ -184,16 +188,16 @@ def _load_from(
     state: step.State,
     model: Model,
     tx: optax.GradientTransformation,
-    cfg: Any,
+    config: Any,
     tokenizer: str | None,
 ) -> tuple[step.State, LoadReport]:
     leaves = {**flatten({"params": state["params"]}), **flatten({"stats": state["stats"]})}
-    taken = _match_leaves(found.shapes, {name: x.shape for name, x in leaves.items()}, cfg)
+    taken = _match_leaves(found.shapes, {name: x.shape for name, x in leaves.items()}, config)
     if found.tokenizer not in (None, tokenizer):
         for ours, spec in flatten(model.specs).items():
             if ours in taken and "vocab" in spec.names:
                 raise UsageError(
-                    f"init_from = {cfg.init_from}: {ours} belongs to another tokenizer; add it to init_fresh"
+                    f"init_from = {config.init_from}: {ours} belongs to another tokenizer; add it to init_fresh"
                 )
     values = found.read({theirs: leaves[ours].sharding for ours, theirs in taken.items()})
     left = [theirs for theirs in found.shapes if theirs not in taken.values()]
@@ -218,12 +222,12 @@ def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
     return jax.jit(lambda x: x.astype(like.dtype), out_shardings=like.sharding)(x)
 
 
-def _match_leaves(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dict[str, str]:
+def _match_leaves(theirs: dict[str, Any], ours: dict[str, Any], config: Any) -> dict[str, str]:
     """Match the source's leaves to ours by the three knobs: shapes by name, twice -> {our name: their name}."""
     fresh, ignored, other = (
-        parse_patterns(cfg.init_fresh),
-        parse_patterns(cfg.init_ignore),
-        parse_renames(cfg.init_rename),
+        parse_patterns(config.init_fresh),
+        parse_patterns(config.init_ignore),
+        parse_renames(config.init_rename),
     )
     for key, given, names in (
         ("init_fresh", fresh, ours),
@@ -237,11 +241,13 @@ def _match_leaves(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dic
     for name in (n for n in theirs if not _matches(n, ignored)):
         to = _rename(name, other)
         if to in wanted:
-            raise UsageError(f"init_from = {cfg.init_from}: {wanted[to]} and {name} would both become {to}")
+            raise UsageError(f"init_from = {config.init_from}: {wanted[to]} and {name} would both become {to}")
         wanted[to] = name
     expected = [name for name in ours if not _matches(name, fresh)]
     if not expected and not [to for to in wanted if to not in ours]:
-        raise UsageError(f"config key 'init_fresh' = {cfg.init_fresh!r} leaves nothing to load from {cfg.init_from}")
+        raise UsageError(
+            f"config key 'init_fresh' = {config.init_fresh!r} leaves nothing to load from {config.init_from}"
+        )
     problems = [
         *(f"{name} is missing there" for name in expected if name not in wanted),
         *(f"{name} has no counterpart in the model" for to, name in wanted.items() if to not in ours),
@@ -254,7 +260,7 @@ def _match_leaves(theirs: dict[str, Any], ours: dict[str, Any], cfg: Any) -> dic
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UsageError(
-            f"init_from = {cfg.init_from}: {'; '.join(problems[:4])}{more}. "
+            f"init_from = {config.init_from}: {'; '.join(problems[:4])}{more}. "
             f"List leaves to initialise afresh in --config.init_fresh, leaves to skip in --config.init_ignore, and "
             f"renamed leaves in --config.init_rename=THEIRS:OURS"
         )

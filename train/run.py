@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,14 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from configs import reader, unread
+from configs.knobs import RunConfig
 from data import sampler
 from data.images.detection import DetectionDataset, note
 from data.sources import intact, splits
 from data.types import Examples, ParallelText, Source
 from errors import UsageError, raise_with
-from train import checkpoint, loop, resume, together
+from train import checkpoint, init_from, loop, resume, together
 from train.evaluate import evaluate
 from train.evaluate.variables import evaluate_variables
 from train.plan import flops
@@ -27,10 +29,9 @@ from train.record import metrics, profile, summary
 from train.record.ticker import Ticker
 from train.runtime import Runtime
 from train.saving import Saver
-from train.setup import inputs
+from train.setup import checks, inputs
 from train.setup.facts import Unread
 from train.setup.setup import (
-    Config,
     Setup,
     dataset_names,
     dataset_title,
@@ -46,45 +47,52 @@ CHECK_SECONDS = 10.0  # time limit for reading small data sets before a run, to 
 
 
 def train(
-    cfg: Config,
-    config_json: str,
+    config: RunConfig,
     workdir: str,
     runtime: Runtime,
-    changes: Sequence[str] = (),
-    unread: Unread = lambda facts: [],
+    unread: Unread = unread.unread,
 ) -> str | None:
     """Train in a workdir, resuming from its newest restorable checkpoint -> the signal that ended it early, or None.
 
-    `changes` describes this run's changes to the previous schedule; `unread` is that of `set_up`.
+    `unread` lists the knobs of the config that have no effect.
     """
-    wrong = [*schedules.find_problems(cfg.schedule, cfg.train.steps), *optim.find_problems(cfg.optim), *unread({})]
-    with raise_with(wrong):  # these problems are reported together with any later one
-        traced = profile.parse_window(cfg.log.profile, cfg.train.steps)
+    saved = saved_config(workdir)
+    config = init_from.with_vocab_size(config, saved)
+    changes = reader.refuse_other_run(workdir, saved, config) if saved is not None else []
+    with raise_with([*checks.find_problems(config), *unread(config, {})]):  # reported together with any later problem
+        checks.check_choices(config)
+        traced = profile.parse_window(config.log.profile, config.train.steps)
         ticker = Ticker(runtime)
-        corpora = [load_source(cfg, runtime, name, cfg.data.split, ticker) for name in dataset_names(cfg)]
-        held_out = load_source(cfg, runtime, dataset_names(cfg)[0], cfg.eval.split, ticker)
-        parts = [(name, cfg.data.split) for name in dataset_names(cfg)] + [(dataset_names(cfg)[0], cfg.eval.split)]
+        corpora = [load_source(config, runtime, name, config.data.split, ticker) for name in dataset_names(config)]
+        held_out = load_source(config, runtime, dataset_names(config)[0], config.eval.split, ticker)
+        parts = [(name, config.data.split) for name in dataset_names(config)] + [
+            (dataset_names(config)[0], config.eval.split)
+        ]
         together.check_same_data(
             runtime, {part: s.identity for part, s in zip(parts, [*corpora, held_out], strict=True)}
         )
-        setup = set_up(cfg, runtime, corpora[0], resume.find_tokenizer(cfg, workdir), unread=unread)
-    rate = schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
-    device_batches.check_batch(cfg.train.batch, cfg.train.accumulate, setup.place, setup.context)
-    if cfg.log.wandb:
+        setup = set_up(config, runtime, corpora[0], resume.find_tokenizer(config, workdir), unread=unread)
+    rate = schedules.make(config.schedule, config.optim.lr, config.train.steps)
+    device_batches.check_batch(config.train.batch, config.train.accumulate, setup.place, setup.context)
+    if config.log.wandb:
         metrics.import_wandb()
     if getattr(held_out, "names", None) != getattr(corpora[0], "names", None):
-        raise UsageError(f"{cfg.data.name}: splits {cfg.eval.split!r} and {cfg.data.split!r} have different classes")
-    tx = optim.make(cfg.optim, setup.model.specs["params"])
-    phases, mix = (resume.first_phase(cfg),), inputs.mixup_transform(cfg, setup.task)
-    augment = inputs.train_transform(cfg, setup.task.target_field == "boxes", inputs.image_channels(cfg, setup.model))
-    batches = sampler.BatchSampler(_training_sources(setup, corpora), phases, cfg.seed, augment, mix)
+        raise UsageError(
+            f"{config.data.name}: splits {config.eval.split!r} and {config.data.split!r} have different classes"
+        )
+    tx = optim.make(config.optim, setup.model.specs["params"])
+    phases, mix = (resume.first_phase(config),), inputs.mixup_transform(config, setup.task)
+    augment = inputs.train_transform(
+        config, setup.task.target_field == "boxes", inputs.image_channels(config, setup.model)
+    )
+    batches = sampler.BatchSampler(_training_sources(setup, corpora), phases, config.seed, augment, mix)
     until = runtime.monotonic() + CHECK_SECONDS
     intact.check_readable((*corpora, held_out), lambda: runtime.monotonic() < until)
     identity = [source.identity for source in corpora]
-    task = setup.task.with_extras(label_smoothing=cfg.train.label_smoothing, z_loss=cfg.train.z_loss)
-    if cfg.train.gradient != "autodiff" and (cfg.train.label_smoothing or cfg.train.z_loss or mix):
+    task = setup.task.with_extras(label_smoothing=config.train.label_smoothing, z_loss=config.train.z_loss)
+    if config.train.gradient != "autodiff" and (config.train.label_smoothing or config.train.z_loss or mix):
         extras = "train.label_smoothing, train.z_loss, mixup nor cutmix"
-        raise UsageError(f"train.gradient = {cfg.train.gradient!r} supports neither {extras}")
+        raise UsageError(f"train.gradient = {config.train.gradient!r} supports neither {extras}")
     update = step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
     if not checkpoint.steps(workdir):  # trace first, so that an error of the update leaves no folder
         jax.eval_shape(update, resume.abstract_state(setup, tx), _batch_shapes(setup, batches, 0))
@@ -93,37 +101,37 @@ def train(
         checkpoint.prepare(workdir)
     except UsageError:
         newest = next(iter(checkpoint.readable_manifests(workdir)), 0)
-        if newest < cfg.train.steps:
+        if newest < config.train.steps:
             raise
         _say_complete(setup, workdir, newest)  # nothing needs to be written
         return None
     with checkpoint.lock(workdir):
         together.check_shared_workdir(workdir, runtime)
-        state, resume_point = resume.resume_or_init(setup, tx, workdir, identity, list(changes))
+        state, resume_point = resume.resume_or_init(setup, tx, workdir, identity, changes)
         batches, start = dataclasses.replace(batches, phases=resume_point.phases), resume_point.start
-        if start >= cfg.train.steps and (resume_point.evaluated or not len(held_out)):
+        if start >= config.train.steps and (resume_point.evaluated or not len(held_out)):
             _draw_curve(setup, workdir)
             _say_complete(setup, workdir, start)
             return None
         if jax.process_index() == 0:
-            checkpoint.write_atomic(epath.Path(workdir) / "config.json", config_json)
+            checkpoint.write_atomic(epath.Path(workdir) / "config.json", config.to_json())
         batch = _batch_shapes(setup, batches, start)
         cost = _print_summary(setup, corpora, held_out, update, state, batch, batches, start, workdir)
-        if cfg.log.hlo and jax.process_index() == 0:
+        if config.log.hlo and jax.process_index() == 0:
             profile.write_programs(update, state, batch, Path(workdir) / "hlo")
         if traced and traced[1] <= start:
-            runtime.say(f"no profile: updates {cfg.log.profile} are already done")
+            runtime.say(f"no profile: updates {config.log.profile} are already done")
         with profile.profile_steps(update, start, traced, str(Path(workdir) / "profile")) as update:
             return _train(setup, update, state, batches, resume_point, held_out, workdir, identity, cost)
 
 
 def _training_sources(setup: Setup, corpora: list[Source]) -> tuple[sampler.EpochSource, ...]:
-    cfg = setup.cfg
+    config = setup.config
     absent = set.intersection(*(set(getattr(source, "absent", ())) for source in corpora))
     if absent:
         raise UsageError(
-            f"{cfg.data.name}: split {cfg.data.split!r} has no example of the class {' or '.join(sorted(absent))}, "
-            f"which other splits have"
+            f"{config.data.name}: split {config.data.split!r} has no example of the class "
+            f"{' or '.join(sorted(absent))}, which other splits have"
         )
     labelled = setup.task.target_field in ("label", "labels", "boxes")
     types = {(type(s).__name__, getattr(s, "classes", None) if labelled else None) for s in corpora}
@@ -131,22 +139,26 @@ def _training_sources(setup: Setup, corpora: list[Source]) -> tuple[sampler.Epoc
     if len(names) > 1 and len(types) == 1:
         differ = " and ".join(", ".join(n or ("numbers",)) for n in sorted(names, key=str))
         raise UsageError(
-            f"data sets in a mixture must have the same classes; data.name = {cfg.data.name!r} has {differ}"
+            f"data sets in a mixture must have the same classes; data.name = {config.data.name!r} has {differ}"
         )
     if len(types) > 1:
         what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(types, key=str))
-        raise UsageError(f"data sets in a mixture must have the same type; data.name = {cfg.data.name!r} has {what}")
-    if len(corpora) > 1 and cfg.data.max_length is None and any(isinstance(source, ParallelText) for source in corpora):
+        raise UsageError(f"data sets in a mixture must have the same type; data.name = {config.data.name!r} has {what}")
+    if (
+        len(corpora) > 1
+        and config.data.max_length is None
+        and any(isinstance(source, ParallelText) for source in corpora)
+    ):
         raise UsageError(
-            f"config key 'data.max_length' must be set for a mixture of parallel texts, {cfg.data.name!r}: "
+            f"config key 'data.max_length' must be set for a mixture of parallel texts, {config.data.name!r}: "
             f"the tokens of a row, such as {setup.context}, not None"
         )
     most = max((source.max_boxes for source in corpora if isinstance(source, DetectionDataset)), default=0)
     corpora = [source.with_max_boxes(most) if isinstance(source, DetectionDataset) else source for source in corpora]
-    if cfg.train.stateful and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
+    if config.train.stateful and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
         raise UsageError("train.stateful = True needs a recurrent network and loss next_token")
-    if cfg.train.stateful and len(corpora) > 1:
-        raise UsageError(f"train.stateful = True needs one data set, not the mixture {cfg.data.name!r}")
+    if config.train.stateful and len(corpora) > 1:
+        raise UsageError(f"train.stateful = True needs one data set, not the mixture {config.data.name!r}")
     return tuple(training_rows(setup, source) for source in corpora)
 
 
@@ -207,20 +219,20 @@ def _print_summary(
     """Print the run's summary -> FLOPs of an update; 0 in processes other than 0, which print nothing."""
     if jax.process_index():
         return 0
-    cfg, runtime, model = setup.cfg, setup.runtime, setup.model
-    if cfg.log.table:
+    config, runtime, model = setup.config, setup.runtime, setup.model
+    if config.log.table:
         runtime.say(*summary.parameter_table(model, setup.place, setup.dtype), "")
     rows = batches.phase(start).batch_size
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     try:
         cost = flops.count(update, shapes, batch)
     except (TypeError, ValueError) as error:
-        if not cfg.rules:
+        if not config.rules:
             raise
         first = str(error).splitlines()[0]
-        raise UsageError(f"the rules {cfg.rules.to_dict()} cannot shard this model: {first}") from error
+        raise UsageError(f"the rules {dict(config.rules)} cannot shard this model: {first}") from error
     size = ", ".join(map(_describe_size, corpora, batches.sources))
-    size_name = f", size {cfg.model.size}" if cfg.model.size else ""
+    size_name = f", size {config.model.size}" if config.model.size else ""
     coupled = "; batch_coupled: accumulation changes its statistics" if "batch_coupled" in model.traits else ""
     frozen = sum(
         s.size
@@ -231,12 +243,13 @@ def _print_summary(
         ", but for the inside of attention" if getattr(model.config, "attention", "") in ("cudnn", "splash") else ""
     )
     still = f", {frozen:,} of them frozen" if frozen else ""
+    train = config.train
     runtime.say(
-        f"model   {model.family}{size_name}: {summary.parameter_counts(model)}{still}, {cfg.train.precision}{coupled}",
-        f"data    {size}, split {cfg.data.split}; held out: {cfg.eval.split} ({len(held_out):,})",
-        f"batch   {rows:,} rows per update, {cfg.train.accumulate} microbatch(es); {cfg.train.steps:,} updates in all",
+        f"model   {model.family}{size_name}: {summary.parameter_counts(model)}{still}, {train.precision}{coupled}",
+        f"data    {size}, split {config.data.split}; held out: {config.eval.split} ({len(held_out):,})",
+        f"batch   {rows:,} rows per update, {train.accumulate} microbatch(es); {train.steps:,} updates in all",
         *_overlap_notes(corpora[0], held_out),
-        *_shortened_note(cfg.data.max_length, setup.context),
+        *_shortened_note(config.data.max_length, setup.context),
         *dict.fromkeys(f"        {note}" for source in (*corpora, held_out) for note in getattr(source, "notes", ())),
         f"mesh    {summary.describe_mesh(setup.place)}",
         f"cost    {summary.format_quantity(cost, 'FLOP')} an update{caveat}",
@@ -257,16 +270,18 @@ def _train(
     identity: list[dict[str, Any]],
     cost: int,
 ) -> str | None:
-    cfg, runtime, main, start = setup.cfg, setup.runtime, jax.process_index() == 0, resume_point.start
+    config, runtime, main, start = setup.config, setup.runtime, jax.process_index() == 0, resume_point.start
     recorder = (
-        metrics.Recorder(workdir, runtime, start, cfg.log.wandb, cfg.to_dict()) if main else metrics.NullRecorder()
+        metrics.Recorder(workdir, runtime, start, config.log.wandb, config.to_dict())
+        if main
+        else metrics.NullRecorder()
     )
-    store = checkpoint.Store(workdir, cfg.checkpoint.keep, cfg.checkpoint.keep_best)
+    store = checkpoint.Store(workdir, config.checkpoint.keep, config.checkpoint.keep_best)
     eval_set = make_eval_set(setup, held_out)
     eval_step = evaluate.make_eval_step(setup.model, setup.task, setup.place)
     size = lambda n: batches.phase(n).batch_size  # noqa: E731
     tokens = _tokens_per_row(setup, batches, start)
-    limits = cfg.log.every, cfg.train.steps, size, tokens, cfg.train.max_skipped
+    limits = config.log.every, config.train.steps, size, tokens, config.train.max_skipped
     devices = tuple(setup.place.mesh.devices.flat)
     progress = loop.Progress(runtime, recorder, *limits, main, cost, devices, consecutive_skipped=resume_point.skipped)
     ticker = Ticker(runtime)
@@ -280,12 +295,12 @@ def _train(
 
     def measure(n: int, state: step.State) -> evaluate.Scores:
         """Evaluate and record, after the last update on the whole split -> the scores that checkpoints compare."""
-        views = step.eval_variables(state, cfg.optim)
+        views = step.eval_variables(state, config.optim)
         measured = partial(evaluate_variables, setup, eval_step, views, eval_set, should_stop=should_stop, tick=ticker)
-        compared = measured(cfg.eval.limit)
-        scores = measured(None) if cfg.eval.limit and n == cfg.train.steps else compared
-        recorder.write("eval", n, scores.metrics, split=cfg.eval.split, stderr=scores.stderr)
-        progress.say(f"step {n:,}  {cfg.eval.split}: {evaluate.format_scores(scores)}")
+        compared = measured(config.eval.limit)
+        scores = measured(None) if config.eval.limit and n == config.train.steps else compared
+        recorder.write("eval", n, scores.metrics, split=config.eval.split, stderr=scores.stderr)
+        progress.say(f"step {n:,}  {config.eval.split}: {evaluate.format_scores(scores)}")
         return compared
 
     def should_stop() -> bool:
@@ -301,18 +316,18 @@ def _train(
         pending = runtime.signals()
         if jax.process_count() == 1:
             return pending
-        if n % cfg.log.every:
+        if n % config.log.every:
             return None
         votes = multihost_utils.process_allgather(np.asarray([pending is not None]))
         return (pending or "a signal to another process") if votes.any() else None
 
     reading = device_batches.train_batches(
-        batches, setup.place, start, cfg.train.steps, workers=cfg.data.workers, prefetch=cfg.data.prefetch
+        batches, setup.place, start, config.train.steps, workers=config.data.workers, prefetch=config.data.prefetch
     )
     with closing(recorder), closing(store):
         try:
             if not resume_point.evaluated and loop.is_due(
-                start, cfg.eval.every, cfg.train.steps
+                start, config.eval.every, config.train.steps
             ):  # a signal had come before it
                 checkpoint.add_metrics(workdir, start, measure(start, state).primary_metrics)
             _, signal = loop.run(
@@ -321,12 +336,12 @@ def _train(
                 lockstep.batches(reading),
                 progress,
                 start,
-                cfg.train.steps,
+                config.train.steps,
                 measure,
                 saver.save,
                 saver.rescue,
-                cfg.eval.every,
-                cfg.checkpoint.every,
+                config.eval.every,
+                config.checkpoint.every,
                 stop_signal,
             )
         except evaluate.Interrupted:  # before the first update: a checkpoint already exists
@@ -339,7 +354,7 @@ def _train(
 
 def _say_complete(setup: Setup, workdir: str, made: int) -> None:
     setup.runtime.say(
-        f"{workdir} is complete: {made:,} of {setup.cfg.train.steps:,} updates. "
+        f"{workdir} is complete: {made:,} of {setup.config.train.steps:,} updates. "
         f"To continue: --config.train.steps={2 * made} --config.resume=extend"
     )
 
@@ -349,13 +364,14 @@ def _draw_curve(setup: Setup, workdir: str) -> None:
     if jax.process_index() or "://" in workdir:
         return
     try:
-        picture = curves.draw_loss(workdir, f"{setup.model.family} on {dataset_title(setup.cfg)}", setup.task.unit)
+        picture = curves.draw_loss(workdir, f"{setup.model.family} on {dataset_title(setup.config)}", setup.task.unit)
         where = f"curve in {picture}, " if picture else ""
     except Exception as error:  # a plotting error must not fail a run
         where = f"no curve drawn: {checkpoint.reason(error)}; "
     setup.runtime.say(f"{where}checkpoint {checkpoint.steps(workdir)[-1]:,} in {workdir}/checkpoints")
 
 
-def saved_config(workdir: str) -> str | None:
-    """The config of the newest readable checkpoint as JSON, or None if there is no checkpoint."""
-    return next((json.dumps(manifest["config"]) for manifest in checkpoint.readable_manifests(workdir).values()), None)
+def saved_config(workdir: str) -> RunConfig | None:
+    """The config of the newest readable checkpoint, or None if there is no checkpoint."""
+    saved = next(iter(checkpoint.readable_manifests(workdir).values()), None)
+    return None if saved is None else reader.from_json(json.dumps(saved["config"]))

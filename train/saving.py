@@ -72,7 +72,7 @@ def make_manifest(
     table = {k: {"shape": list(s.shape), "axes": s.axes} for k, s in flatten(setup.model.specs).items()}
     return {
         "step": n,
-        "config": setup.cfg.to_dict(),
+        "config": setup.config.to_dict(),
         "table": table,
         "versions": together.versions(),
         "revision": setup.runtime.revision,

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from configs import base, gpt, reader, unread
-from configs.base import KNOBS
+from configs import reader, unread
+from configs.knobs import KNOBS, RunConfig
+from configs.section import Knob
 from configs.unread import FACTS, READ_UNDER, SET
 from data.sources import multiple_choice
 from models import TRAITS
@@ -24,7 +25,7 @@ LEGAL = {
 }
 
 
-def changed(knob: base.Knob) -> Any:
+def changed(knob: Knob) -> Any:
     """A value that is not the knob's default."""
     return not knob.default if knob.type == "bool" else CHANGED[knob.type.split(" |")[0]]
 
@@ -54,29 +55,29 @@ def test_a_knob_is_refused_where_it_is_not_read(key: str) -> None:
 
 def lines(key: str, condition: Any, facts: Any, given: Any) -> list[str]:
     """What is said of a knob that has another value than its default, in a config that meets a condition."""
-    cfg, knob = base.defaults(), KNOBS[key]
+    values_set: dict[str, Any] = {}
     for name, values in condition.items():
         if name in KNOBS and values is SET:
-            base.assign(cfg, name, changed(KNOBS[name]))
+            values_set[name] = changed(KNOBS[name])
         elif name in KNOBS and values:
-            base.assign(cfg, name, values[0])
-    base.assign(cfg, key, changed(knob))
-    return [line for line in unread.unread(cfg, given, facts) if line.startswith(f"config key {key!r} = ")]
+            values_set[name] = values[0]
+    cfg = RunConfig().replace({**values_set, key: changed(KNOBS[key])})
+    return [line for line in unread.unread(cfg, facts, given) if line.startswith(f"config key {key!r} = ")]
 
 
 def test_what_a_call_takes_away_is_no_fault_of_its_config() -> None:
     """A value of the config passes where the call changes what it was for; a value of the call does not."""
-    cfg = reader.override(gpt.get_config("quick"), [("schedule.name", "constant"), ("optim.name", "momentum")])
+    cfg = reader.override(config("gpt", "quick"), [("schedule.name", "constant"), ("optim.name", "momentum")])
     assert (cfg.schedule.end_fraction, cfg.optim.beta2) == (0.1, 0.99)
-    assert unread.unread(cfg, {"schedule.name", "optim.name"}, {}) == []
-    assert len(unread.unread(cfg, set(), {})) == 2
-    assert len(unread.unread(cfg, {"schedule.name", "schedule.end_fraction", "optim.name"}, {})) == 1
-    assert unread.unread(cfg, set(), {}, only_given=True) == []
-    assert len(unread.unread(cfg, {"schedule.end_fraction"}, {}, only_given=True)) == 1
+    assert unread.unread(cfg, {}, {"schedule.name", "optim.name"}) == []
+    assert len(unread.unread(cfg, {})) == 2
+    assert len(unread.unread(cfg, {}, {"schedule.name", "schedule.end_fraction", "optim.name"})) == 1
+    assert unread.unread(cfg, {}, only_given=True) == []
+    assert len(unread.unread(cfg, {}, {"schedule.end_fraction"}, only_given=True)) == 1
 
 
 def test_every_variant_reads_its_knobs() -> None:
     """No config of ours, with any ablation, sets a knob that others of its knobs leave unread."""
-    left = {variant: unread.unread(config(*variant), (), {}) for variant in VARIANTS}
+    left = {variant: unread.unread(config(*variant), {}) for variant in VARIANTS}
     wants_a_folder = {v for v in VARIANTS if v[0] == "bert" and "scratch" not in v[1]}  # for a head beside init_from
     assert {v: lines for v, lines in left.items() if len(lines) != (v in wants_a_folder)} == {}

@@ -13,7 +13,8 @@ import pytest
 import launch
 import models
 from cli.flags import HELP
-from configs import base, gpt, reader
+from configs import gpt
+from configs.knobs import RunConfig
 from data import sources
 from data.images import augment
 from data.sources import builtin
@@ -42,17 +43,17 @@ def test_an_embedded_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(builtin.BUILTIN, "mine", (lambda split: texts("mine", split, ["a text"]), ("train",)))
     assert sources.load("mine", "train").documents == ("a text",)  # type: ignore[union-attr]
     assert sources.splits_of("mine") == ("train",)
-    cfg = reader.override(gpt.get_config("quick"), [("data.name", "mine"), ("data.tokenizer", "char")])
-    assert make_tokenizer(cfg, Runtime(lambda: 0.0, {}, io.StringIO())).vocab > 0
+    config = RunConfig().replace({"data.name": "mine", "data.tokenizer": "char"})
+    assert make_tokenizer(config, Runtime(lambda: 0.0, {}, io.StringIO())).vocab > 0
 
 
 def test_a_schedule_and_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry of SCHEDULES and one of OPTIMIZERS are found by their knobs."""
-    monkeypatch.setitem(schedules.SCHEDULES, "mine", lambda cfg, updates: optax.constant_schedule(0.5))
-    monkeypatch.setitem(optim.OPTIMIZERS, "mine", lambda cfg, decay, specs: [decay])
-    cfg = reader.override(base.defaults(), [("schedule.name", "mine"), ("optim.name", "mine")])
-    assert schedules.make(cfg.schedule, 2.0, 10)(jnp.array(3)) == 1.0
-    assert optim.make(cfg.optim, models.build("mlp").specs["params"]) is not None
+    monkeypatch.setitem(schedules.SCHEDULES, "mine", lambda config, updates: optax.constant_schedule(0.5))
+    monkeypatch.setitem(optim.OPTIMIZERS, "mine", lambda config, decay, specs: [decay])
+    config = RunConfig().replace({"schedule.name": "mine", "optim.name": "mine"})
+    assert schedules.make(config.schedule, 2.0, 10)(jnp.array(3)) == 1.0
+    assert optim.make(config.optim, models.build("mlp").specs["params"]) is not None
 
 
 def test_a_loss_and_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,9 +63,9 @@ def test_a_loss_and_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     black: Callable[..., Any] = lambda image, draw, frame: np.zeros_like(image)  # noqa: E731
     monkeypatch.setitem(augment.OPERATIONS, "mine", black)
     monkeypatch.setitem(augment.SYNTAX, "mine", augment.OpSyntax("mine", ()))
-    cfg = reader.override(base.defaults(), [("data.augment", "mine")])
+    config = RunConfig().replace({"data.augment": "mine"})
     batch = {"image": np.full((2, 4, 4, 1), 255, np.uint8)}
-    assert not inputs.train_transform(cfg)(batch, 0, np.arange(2))["image"].any()
+    assert not inputs.train_transform(config)(batch, 0, np.arange(2))["image"].any()
 
 
 def test_a_verb_and_a_config(monkeypatch: pytest.MonkeyPatch) -> None:

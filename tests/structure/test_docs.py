@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cli.flags import define_flags
 from configs import reader
-from configs.base import KNOBS, OPEN
+from configs.knobs import KNOBS, OPEN
 from docs import generate
 from errors import UsageError
 from tests.support import ROOT

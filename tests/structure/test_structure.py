@@ -64,7 +64,7 @@ ARROWS = {
     "configs": {"configs", "errors", "renamed"},
     "data": {"data", "errors", "renamed", "documents"},
     "models": {"models", "errors", "renamed", "documents"},
-    "train": {"train", "models", "data", "errors", "renamed", "documents"},
+    "train": {"train", "configs", "models", "data", "errors", "renamed", "documents"},
     "cli": {"cli", "configs", "train", "errors"},
     "cli/flags": {"errors", "renamed"},
     "cli/process": {"errors"},

@@ -2,9 +2,9 @@
 
 from functools import cache
 from importlib import import_module
-from typing import Any
 
 from configs import reader
+from configs.knobs import RunConfig
 from tests.support import ROOT
 
 FILES = {
@@ -22,6 +22,6 @@ CHANGED = {"int": 7, "float": 0.125, "str": "other", "bool": None, "tuple[float]
 
 
 @cache
-def config(file: str, names: str) -> Any:
-    """One for all tests: to be read, not changed."""
-    return FILES[file].get_config(names)
+def config(file: str, names: str) -> RunConfig:
+    """The RunConfig of a named config, one for all tests."""
+    return reader.freeze(FILES[file].get_config(names))

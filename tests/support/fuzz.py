@@ -25,7 +25,7 @@ from PIL import Image
 
 import launch
 from cli.flags import define_flags
-from configs.base import KNOBS
+from configs.knobs import KNOBS
 
 LONGEST = 60  # seconds of one case
 STRANGE = (

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import models
-from configs import base
+from configs.knobs import OptimConfig
 from models.core.spec import flatten, initialize
 from tests.support.cases import CASES, batch_for, random_variables, tiny_model
 from tests.support.runs import manifest
@@ -27,7 +27,7 @@ class Program:
     """An update with its placement, optimizer and shardings."""
 
     place: mesh.Placement
-    cfg: Any  # the section optim
+    cfg: OptimConfig
     tx: Any
     update: Callable[..., Any]
     shardings: Any  # of the state
@@ -85,8 +85,7 @@ class Trainer:
     def _compile(self) -> Program:
         count = int(np.prod([int(p.split(":")[1]) for p in self.mesh_text.split(",")]))
         place = mesh.make_placement(mesh.make_mesh(self.mesh_text, jax.devices()[:count]), self.model.specs)
-        cfg = base.defaults().optim
-        cfg.update({"name": self.optimizer, **self.knobs})
+        cfg = OptimConfig(**{"name": self.optimizer, **self.knobs})
         tx = optim.make(cfg, self.model.specs["params"])
         options = self._options(cfg)
         rate = lambda n: jnp.asarray(self.lr)  # noqa: E731

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base
+from configs.knobs import OptimConfig
 from models.core.spec import Spec, lecun_normal, zeros
 from train.update import optim
 
@@ -19,9 +19,7 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def settings(**more: Any) -> Any:
-    cfg = base.defaults().optim
-    cfg.update(more)
-    return cfg
+    return OptimConfig(**more)
 
 
 def by_optax(cfg: Any, table: Any, start: Any, gradients: list[Any], lr: float) -> tuple[Any, Any]:

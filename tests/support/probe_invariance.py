@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base
+from configs.knobs import OptimConfig
 from data import sampler, sources
 from data.images import augment
 from data.text import packing, tokenizers
@@ -52,8 +52,7 @@ def mask_terms(value: jax.Array, batch: dict[str, jax.Array]) -> dict[str, tuple
 
 def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
     """The masks of two updates, as the trainer's own step draws them."""
-    settings = base.defaults().optim
-    settings.name = "sgd"
+    settings = OptimConfig(name="sgd")
     model = Mask("mask", None)
     tx = optim.make(settings, model.specs["params"])
     task, options = losses.Task(mask_terms, "classifier", "label", ""), step.StepOptions(accumulate=accumulate)

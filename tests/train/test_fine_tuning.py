@@ -13,7 +13,8 @@ import launch
 import models
 from cli.flags import define_flags
 from cli.run_config import fine_tuning_config
-from configs import base, reader
+from configs import reader
+from configs.knobs import DataConfig, ModelConfig, RunConfig
 from data.text import subwords
 from data.types import Examples, Source, Texts
 from errors import UsageError
@@ -45,16 +46,12 @@ def folder(where: Path, family: str, names: tuple[str, ...] = (), **fields: Any)
     return str(where)
 
 
-def taken(monkeypatch: pytest.MonkeyPatch, path: str, source: Source, **given: Any) -> Any:
+def taken(monkeypatch: pytest.MonkeyPatch, path: str, source: Source, **given: Any) -> RunConfig:
     """The config of fine-tuning a folder on a source, some knobs given."""
     monkeypatch.setattr(tuning, "load_source", lambda *_: source)
-    cfg = base.defaults()
-    for key, value in given.items():
-        base.assign(cfg, key.replace("__", "."), value)
-    tuning.configure(
-        cfg, path, Runtime(lambda: 0.0, {}, io.StringIO()), given={key.replace("__", ".") for key in given}
-    )
-    return cfg
+    knobs = {key.replace("__", "."): value for key, value in given.items()}
+    here = Runtime(lambda: 0.0, {}, io.StringIO())
+    return tuning.configure(RunConfig().replace(knobs), path, here, given=set(knobs))
 
 
 def images(classes: int, names: tuple[str, ...] | None = None) -> Examples:
@@ -65,9 +62,9 @@ def images(classes: int, names: tuple[str, ...] | None = None) -> Examples:
 def test_a_decoder_brings_all_that_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder(tmp_path / "H", "llama")
     cfg = taken(monkeypatch, path, Texts(("a",), {"name": "x"}), train__batch=3)
-    assert (cfg.model.family, cfg.model.vocab, cfg.model.context) == ("llama", 300, 16)
+    assert (cfg.model.family, cfg.model.fields["vocab"], cfg.model.fields["context"]) == ("llama", 300, 16)
     assert (cfg.loss, cfg.data.tokenizer, cfg.init_from, cfg.init_fresh) == ("next_token", "subword", path, None)
-    assert "compute" not in cfg.model
+    assert "compute" not in cfg.model.fields
     assert resume.find_tokenizer(cfg, str(tmp_path / "W"))["kind"] == "subword"
     with pytest.raises(UsageError, match=r"'model\.family' cannot be set: --pretrained="):
         taken(monkeypatch, path, Texts(("a",), {"name": "x"}), model__family="gpt")
@@ -84,7 +81,7 @@ def test_what_an_ablation_changes_of_the_model_holds(tmp_path: Path) -> None:
     own.write_text("from configs import base\nget_config = lambda names: {'a+b': base.defaults()}[names]\n")
     assert reader.ablation_keys(f"{own}:a+b") == set()
     cfg = fine_tuning_config(args, [], runtime, None)
-    assert (cfg.model.window, cfg.model.width, cfg.model.vocab) == (16, 16, 300)
+    assert [cfg.model.fields[name] for name in ("window", "width", "vocab")] == [16, 16, 300]
 
 
 @pytest.mark.parametrize(
@@ -103,8 +100,9 @@ def test_a_bert_becomes_a_classifier_of_the_data(
 ) -> None:
     """A head that it lacks, or has for other classes, starts fresh; all else is loaded."""
     cfg = taken(monkeypatch, folder(tmp_path / "H", "bert", names, **fields), REVIEWS)
-    assert (cfg.model.head, cfg.model.pool, cfg.model.pooler, cfg.loss) == ("classes", "first", True, "softmax")
-    assert "classes" not in cfg.model  # those of the data
+    assert [cfg.model.fields[name] for name in ("head", "pool", "pooler")] == ["classes", "first", True]
+    assert cfg.loss == "softmax"
+    assert "classes" not in cfg.model.fields  # those of the data
     assert cfg.init_fresh == fresh
 
 
@@ -122,7 +120,7 @@ def test_networks_of_images_with_other_classes(
     settings = {"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.5], "image_std": [0.25]}
     (tmp_path / "H" / "preprocessor_config.json").write_text(json.dumps(settings))
     cfg = taken(monkeypatch, path, images(classes), data__std=1.0)
-    assert (cfg.model.head, cfg.loss, cfg.init_fresh) == ("classes", "softmax", fresh)
+    assert (cfg.model.fields["head"], cfg.loss, cfg.init_fresh) == ("classes", "softmax", fresh)
     assert (cfg.data.size, cfg.data.mean, cfg.data.std) == ((8, 8), 0.5, 1.0)
 
 
@@ -172,31 +170,23 @@ def test_the_loss_of_a_run_is_that_of_its_labels(tmp_path: Path, monkeypatch: py
     assert taken(monkeypatch, path, several).loss == "sigmoid"
 
 
-def from_folder(path: str, **model: Any) -> Any:
-    cfg = base.defaults()
+def from_folder(path: str, **model: Any) -> RunConfig:
     fields = dict(width=16, depth=1, heads=2, hidden=24, context=16, **model)
-    for key, value in {"family": "llama", **fields}.items():
-        base.assign(cfg, f"model.{key}", value)
-    base.assign(cfg, "init_from", path)
-    base.assign(cfg, "data.tokenizer", path)
-    return cfg
+    data = DataConfig(tokenizer=path)
+    return RunConfig(model=ModelConfig("llama", fields=fields), data=data, init_from=path)
 
 
 def test_init_from_keeps_the_rows_of_a_table(tmp_path: Path) -> None:
     """Of a folder's table, which has more than its tokenizer has tokens; but for one that starts fresh, or was kept."""
     path = folder(tmp_path / "H", "llama")
     for changes, want in (({}, 300), ({"vocab": 512}, 512)):
-        cfg = from_folder(path, **changes)
-        init_from.set_vocab_size(cfg)
-        assert cfg.model.vocab == want
-        again = from_folder(f"{path}/", **changes)
-        init_from.set_vocab_size(again, cfg)
-        assert again.model.vocab == want
+        cfg = init_from.with_vocab_size(from_folder(path, **changes))
+        assert cfg.model.fields["vocab"] == want
+        again = init_from.with_vocab_size(from_folder(f"{path}/", **changes), cfg)
+        assert again.model.fields["vocab"] == want
     for key, value in (("init_fresh", "embed/token,head"), ("data.tokenizer", "byte")):
-        cfg = from_folder(path)
-        base.assign(cfg, key, value)
-        init_from.set_vocab_size(cfg)
-        assert "vocab" not in cfg.model
+        cfg = init_from.with_vocab_size(from_folder(path).replace({key: value}))
+        assert "vocab" not in cfg.model.fields
 
 
 @pytest.mark.parametrize("vocab", [257, 299])

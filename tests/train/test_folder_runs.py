@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import launch
-from configs import base, resnet
 from data import loader, sources
 from data.images import augment, mixup
 from data.sampler import BatchSampler, ExampleSource, Phase
 from data.sources import tfds as prepared_sets
 from errors import UsageError
+from tests.support.configs import config
 from tests.support.image_folders import classes, save
 from tests.support.runs import runtime
 from train.setup import setup
@@ -149,8 +149,6 @@ def test_a_class_that_cannot_be_learnt_ends_a_run_before_it_begins(tmp_path: Pat
 def test_a_published_size_takes_the_classes_of_the_data(more: dict[str, int], classes_: int, tmp_path: Path) -> None:
     """CIFAR's ten are the size's own; what the config says goes before both."""
     source = sources.load(str(classes(tmp_path / "pets", 3)), "train")
-    cfg = base.config("fashion", resnet.CONFIGS, resnet.ABLATIONS)
-    with cfg.unlocked():
-        cfg.data.update(size=(16, 16), mean=0.5, std=0.5)
-        cfg.model.update(more)
+    settings = {"data.size": (16, 16), "data.mean": 0.5, "data.std": 0.5}
+    cfg = config("resnet", "fashion").replace({**settings, **{f"model.{k}": v for k, v in more.items()}})
     assert setup.set_up(cfg, runtime(), source, None).model.config.classes == classes_

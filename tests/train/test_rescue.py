@@ -26,7 +26,7 @@ def go(workdir: Path, signal: str | None = None, **knobs: Any) -> str:
     cfg = reader.override(reader.read("configs/mlp.py:xor"), list((given | knobs).items()))
     text = io.StringIO()
     try:
-        run.train(cfg, reader.to_json(cfg), str(workdir), Runtime(lambda: 0.0, os.environ, text, lambda: signal))
+        run.train(cfg, str(workdir), Runtime(lambda: 0.0, os.environ, text, lambda: signal))
     except BaseException as error:
         error.args = (*error.args, text.getvalue())
         raise

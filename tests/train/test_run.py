@@ -31,7 +31,7 @@ def test_checkpoints_are_compared_on_the_same_examples(tmp_path: Path) -> None:
     assert (lines[10], lines[20]) == (scored[10], scored[20])
     cfg = config_of(tmp_path / "w", 30)
     assert evaluate_verb.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, runtime()).metrics["loss"] == scored[30]
-    cfg.eval.limit = None  # as the verb has it
+    cfg = cfg.replace({"eval.limit": None})  # as the verb has it
     whole = evaluate_verb.evaluate_checkpoint(cfg, str(tmp_path / "w"), 30, runtime()).metrics["loss"]
     assert lines[30] == whole != scored[30]
 
@@ -69,9 +69,9 @@ def test_the_curve_of_losses_falls(finished_run: Path) -> None:
 def test_eval_on_one_device_equals_eval_on_eight(finished_run: Path) -> None:
     cfg = config_of(finished_run, 30)
     eight = evaluate_verb.evaluate_checkpoint(cfg, str(finished_run), 30, runtime())
-    cfg.mesh = "dp:1"
+    cfg = cfg.replace({"mesh": "dp:1"})
     one = evaluate_verb.evaluate_checkpoint(cfg, str(finished_run), 30, runtime(), jax.devices()[:1])
-    cfg.eval.batch = 7
+    cfg = cfg.replace({"eval.batch": 7})
     uneven = evaluate_verb.evaluate_checkpoint(cfg, str(finished_run), 30, runtime(), jax.devices()[:1])
     logged = [line for line in metrics.read(str(finished_run)) if line["kind"] == "eval"][-1]
     for name, value in eight.metrics.items():
@@ -137,8 +137,8 @@ def test_extending_records_a_phase(finished_run_copy: Path) -> None:
 
 def test_a_signal_saves_and_ends_the_run(tmp_path: Path) -> None:
     cfg = reader.override(reader.read("configs/mlp.py:digits"), [("train.steps", "4"), ("checkpoint.every", "None")])
-    text, interrupted = reader.to_json(cfg), runtime(signals=lambda: "SIGTERM")
-    assert run.train(cfg, text, str(tmp_path / "w"), interrupted) == "SIGTERM"
+    interrupted = runtime(signals=lambda: "SIGTERM")
+    assert run.train(cfg, str(tmp_path / "w"), interrupted) == "SIGTERM"
     assert checkpoint.steps(str(tmp_path / "w")) == [1]
 
 
@@ -157,7 +157,7 @@ def test_a_signal_in_an_evaluation_saves_at_once(tmp_path: Path) -> None:
     """It is left undone, in the middle and at the end, and done by the run that goes on: @best knows of it too."""
     given = [("train.steps", "4"), ("eval.every", "2"), ("eval.batch", "8"), ("checkpoint.every", "2")]
     cfg = reader.override(reader.read("configs/mlp.py:digits"), given)
-    text, workdir = reader.to_json(cfg), str(tmp_path / "w")
+    workdir = str(tmp_path / "w")
 
     def measured() -> dict[int, Any]:
         return {r["step"]: r["metrics"] for r in metrics.read(workdir) if r["kind"] == "eval"}
@@ -165,18 +165,18 @@ def test_a_signal_in_an_evaluation_saves_at_once(tmp_path: Path) -> None:
     def kept() -> dict[int, Any]:
         return {n: checkpoint.load_manifest(workdir, n)["metrics"] for n in checkpoint.steps(workdir)}
 
-    assert run.train(cfg, text, workdir, runtime(signals=Bell(2 + 3))) == "SIGTERM"
+    assert run.train(cfg, workdir, runtime(signals=Bell(2 + 3))) == "SIGTERM"
     assert (kept(), measured()) == ({2: None}, {})
-    assert run.train(cfg, text, workdir, runtime(signals=Bell(3))) == "SIGTERM"  # again, before the first update
+    assert run.train(cfg, workdir, runtime(signals=Bell(3))) == "SIGTERM"  # again, before the first update
     assert (kept(), measured()) == ({2: None}, {})
-    assert run.train(cfg, text, workdir, runtime(signals=Bell(45 + 2 + 3))) == "SIGTERM"  # 45 batches are an evaluation
+    assert run.train(cfg, workdir, runtime(signals=Bell(45 + 2 + 3))) == "SIGTERM"  # 45 batches are an evaluation
     assert measured().keys() == {2}
     assert kept() == {**measured(), 4: None}
-    assert run.train(cfg, text, workdir, runtime()) is None
+    assert run.train(cfg, workdir, runtime()) is None
     assert measured().keys() == {2, 4}
     assert kept() == measured()
     again = runtime()
-    assert run.train(cfg, text, workdir, again) is None
+    assert run.train(cfg, workdir, again) is None
     assert "is complete" in again.stdout.getvalue()
 
 

@@ -75,9 +75,9 @@ class Translations:
 
     def __init__(self, setup: Setup, variables: Any, pairs: ParallelText) -> None:
         assert setup.tokenizer is not None
-        limit, shards = setup.cfg.eval.limit, setup.place.batch_shards
+        limit, shards = setup.config.eval.limit, setup.place.batch_shards
         size = (
-            -(-(setup.cfg.eval.batch or setup.cfg.train.batch) // shards) * shards
+            -(-(setup.config.eval.batch or setup.config.train.batch) // shards) * shards
         )  # the batch size of the loss evaluation
         pairs = pairs if limit is None else pairs.first(limit * size)
         self.setup, self.tokenizer, self.pairs, self.size = setup, setup.tokenizer, pairs, size
@@ -94,10 +94,12 @@ class Translations:
 
     def _translate(self) -> list[np.ndarray]:
         """The tokens of each translation, at most model.context, without the end token."""
-        model, cfg, pairs = self.setup.model, self.setup.cfg, self.pairs
+        model, config, pairs = self.setup.model, self.setup.config, self.pairs
         context, stop = model.config.context, self.tokenizer.eot
         fields = translation_rows(pairs, self.tokenizer, context, truncate=True).__getitems__(range(len(pairs)))
-        how = dict(start=bos_id(self.tokenizer), stop=stop, beams=cfg.eval.num_beams, penalty=cfg.eval.length_penalty)
+        how: dict[str, Any] = dict(
+            start=bos_id(self.tokenizer), stop=stop, beams=config.eval.num_beams, penalty=config.eval.length_penalty
+        )
         size, found, ticker = self.size, list[np.ndarray](), Ticker(self.setup.runtime)
         search = ticker.report_compile(partial(beam_search.beam_search, model, self.variables, count=context, **how))
         ticker("translating", 0, len(pairs))

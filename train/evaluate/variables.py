@@ -24,12 +24,12 @@ def evaluate_variables(
 
     Raises evaluate.Interrupted if `should_stop` returns True.
     """
-    rows = setup.cfg.eval.batch or setup.cfg.train.batch
+    rows = setup.config.eval.batch or setup.config.train.batch
     found = {}
     for prefix, variables in eval_variables.items():
         scores = evaluate.evaluate(eval_step, variables, eval_set, setup.place, rows, limit, should_stop, tick)
         if isinstance(eval_set.fields, DetectionDataset):
-            scores = coco_map.with_precision(scores, eval_set.fields, inputs.detection_size(setup.cfg))
+            scores = coco_map.with_precision(scores, eval_set.fields, inputs.detection_size(setup.config))
         if setup.task.target_field == "labels":
             names = setup.class_names or tuple(map(str, range(setup.model.config.classes)))
             scores = multilabel.with_precision(scores, names, eval_set.clusters)

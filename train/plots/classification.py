@@ -41,11 +41,14 @@ CURVES = 10  # maximum number of classes with a colour each
 
 def start_plots(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
     """The title and the path prefix of an evaluation's plots. Plots of an earlier evaluation are removed."""
-    folder, cfg = Path(workdir) / "plots", setup.cfg
+    folder, config = Path(workdir) / "plots", setup.config
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"eval-{n}-*"):
         old.unlink()
-    return f"{setup.model.family} on {dataset_title(cfg)}, {cfg.eval.split}, checkpoint {n:,}", f"{folder}/eval-{n}"
+    return (
+        f"{setup.model.family} on {dataset_title(config)}, {config.eval.split}, checkpoint {n:,}",
+        f"{folder}/eval-{n}",
+    )
 
 
 def draw(setup: Setup, source: Source, eval_set: EvalSet, rows: Rows, workdir: str, n: int) -> list[Path]:

@@ -29,7 +29,7 @@ def draw(setup: Setup, source: DetectionDataset, rows: Rows, workdir: str, n: in
     """Draw boxes and precision into `W/plots/eval-<n>-*` -> files. Plots of an earlier evaluation are removed."""
     title, start = start_plots(setup, workdir, n)
     assert rows.prediction is not None
-    detections, matches = match_predictions(rows.prediction, source, detection_size(setup.cfg))
+    detections, matches = match_predictions(rows.prediction, source, detection_size(setup.config))
     sheet = draw_boxes(source, detections, matches, title, Path(f"{start}-boxes.png"))
     return [sheet, draw_curves(matches, source.names or (), title, Path(f"{start}-precision.png"))]
 

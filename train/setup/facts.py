@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
+from configs.knobs import RunConfig
 from data import sources
 from data.images.detection import DetectionDataset
 from data.types import Examples, ParallelText, Source, Texts
@@ -11,7 +11,6 @@ from models import Model
 from train.tasks import losses
 from train.update import param_groups
 
-Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
 COMPUTE_KNOBS = {  # knobs of `train` that change how a model computes, not what -> the part of the model that uses it
     "attention": "attention",
     "dispatch": "experts",
@@ -19,20 +18,22 @@ COMPUTE_KNOBS = {  # knobs of `train` that change how a model computes, not what
     "scan": "stacked layers",
 }
 Facts = Mapping[str, tuple[Collection[str], str]]  # fact -> (its values, their name in messages)
-Unread = Callable[[Facts], list[str]]  # -> one line for each assigned knob that has no effect under these facts
+Unread = Callable[[RunConfig, Facts], list[str]]  # -> a line for each assigned knob without effect under facts
 
 
-def data_facts(cfg: Config, example: Source, task: losses.Task) -> Facts:
+def data_facts(config: RunConfig, example: Source, task: losses.Task) -> Facts:
     """The facts that data and loss determine."""
     kind = "text" if isinstance(example, Texts) else "pairs" if isinstance(example, ParallelText) else "features"
     if isinstance(example, Examples) and "image" in example.__getitems__([0]):
         kind = "boxes" if isinstance(example, DetectionDataset) else "images"
-    resized = kind == "images" and (cfg.data.size is not None or "random_resized_crop" in (cfg.data.augment or ""))
-    sets = "several sets" if len(sources.split_names(cfg.data.name)) > 1 else "one set"
+    resized = kind == "images" and (
+        config.data.size is not None or "random_resized_crop" in (config.data.augment or "")
+    )
+    sets = "several sets" if len(sources.split_names(config.data.name)) > 1 else "one set"
     return {
         "data": ({kind, "resized images"} if resized else {kind}, kind),
         "sets": ({sets}, sets),
-        "task": ({task.trait}, f"loss {cfg.loss}"),
+        "task": ({task.trait}, f"loss {config.loss}"),
     }
 
 

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Container, Sequence
-from typing import Any
 
+from configs.knobs import RunConfig
 from errors import UsageError, quote
 from models import Model
 from models.pretrained import class_names, preprocessing
 from train.runtime import Runtime
 from train.setup import inputs
-from train.setup.setup import Config
 
 PREPROCESSING_KNOBS = (
     "size",
@@ -21,24 +20,24 @@ PREPROCESSING_KNOBS = (
 )  # knobs of `data` that a Hugging Face folder may set
 
 
-def model_fields(cfg: Config) -> dict[str, Any]:
-    """The model's Config fields that a config sets."""
-    return {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
-
-
-def set_preprocessing(cfg: Config, folder: str, model: Model, runtime: Runtime, given: Container[str]) -> None:
-    """Set the image preprocessing from a folder, except the knobs in `given`, and print the settings in effect."""
+def with_preprocessing(
+    config: RunConfig, folder: str, model: Model, runtime: Runtime, given: Container[str]
+) -> RunConfig:
+    """The config with a folder's image preprocessing, except the knobs in `given`. Prints the settings in effect."""
     settings = {} if "detector" in model.traits else preprocessing.from_folder(folder)
     names = ("size",) if "detector" in model.traits else PREPROCESSING_KNOBS
     shape = getattr(model.config, "inputs", None)
     fixed = {"size": shape[:2]} if isinstance(shape, tuple) else {}
-    keep_size = "data.size" in given and cfg.data.size is None
-    for name, value in {**fixed, **settings}.items():
-        if f"data.{name}" not in given and not (keep_size and name in inputs.RESIZE_KNOBS):
-            with cfg.unlocked(), cfg.ignore_type():
-                cfg.data[name] = value
-    in_effect = ", ".join(f"data.{name} = {cfg.data[name]}" for name in names)
+    keep_size = "data.size" in given and config.data.size is None
+    changes = {
+        f"data.{name}": value
+        for name, value in {**fixed, **settings}.items()
+        if f"data.{name}" not in given and not (keep_size and name in inputs.RESIZE_KNOBS)
+    }
+    config = config.replace(changes)
+    in_effect = ", ".join(f"data.{name} = {getattr(config.data, name)}" for name in names)
     runtime.say(f"images  {in_effect}{'' if settings else f' ({folder} has no preprocessing settings)'}")
+    return config
 
 
 def normalise_names(names: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import models
+from configs.knobs import RunConfig
 from data import eval_set, sampler, sources
 from data.files import expand_home
 from data.images.decode import display_name
@@ -16,30 +17,24 @@ from data.progress import Tick, silent, track
 from data.sources import parallel_text
 from data.text import packing, tokenizers
 from data.types import Examples, ParallelText, Source, Texts
-from errors import UsageError, join_problems, raise_with, unknown
+from errors import UsageError, join_problems, raise_with
 from models import Model
 from models.core.spec import abstract
 from train.record.ticker import Ticker
 from train.runtime import Runtime
-from train.setup import facts, inputs, values
+from train.setup import facts, inputs
 from train.setup.facts import COMPUTE_KNOBS, Unread
 from train.sharding import mesh
 from train.tasks import losses
 from train.update import param_groups, step
-
-Config = Any  # an ml_collections ConfigDict with the knobs of configs/base.py
-PRECISIONS = {  # -> dtype of activations, dtype of parameters, of f32 products
-    "f32": ("float32", jnp.float32, "highest"),
-    "bf16": ("bfloat16", jnp.float32, "default"),
-    "bf16_params": ("bfloat16", jnp.bfloat16, "default"),
-}
+from train.update.precision import PRECISIONS
 
 
 @dataclass(frozen=True)
 class Setup:
     """A config's model, task, placement and tokenizer on this machine."""
 
-    cfg: Config
+    config: RunConfig
     runtime: Runtime
     model: Model
     task: losses.Task
@@ -66,63 +61,63 @@ class Setup:
     @property
     def options(self) -> step.StepOptions:
         """The options of the update."""
-        train = self.cfg.train
+        train = self.config.train
         return step.StepOptions(
             dtype=self.dtype,
             accumulate=train.accumulate,
-            ema=self.cfg.optim.ema,
+            ema=self.config.optim.ema,
             carry=train.batch if train.stateful else None,
             gradient=train.gradient,
-            loss=self.cfg.loss,
-            freeze_mask=param_groups.freeze_mask(self.cfg.optim.freeze, self.model.specs["params"]),
+            loss=self.config.loss,
+            freeze_mask=param_groups.freeze_mask(self.config.optim.freeze, self.model.specs["params"]),
         )
 
     @property
     def eval_transform(self) -> sampler.Augment:
         """The transform of evaluated images."""
         return inputs.eval_transform(
-            self.cfg, self.task.target_field == "boxes", inputs.image_channels(self.cfg, self.model)
+            self.config, self.task.target_field == "boxes", inputs.image_channels(self.config, self.model)
         )
 
 
-def load_source(cfg: Config, runtime: Runtime, name: str, split: str, tick: Tick = silent) -> Source:
+def load_source(config: RunConfig, runtime: Runtime, name: str, split: str, tick: Tick = silent) -> Source:
     """Load a split of a data set, with the settings of the config's data section."""
-    return sources.load(name, split, field=cfg.data.field, data_dir=runtime.environ.get("TFDS_DATA_DIR"), tick=tick)
+    return sources.load(name, split, field=config.data.field, data_dir=runtime.environ.get("TFDS_DATA_DIR"), tick=tick)
 
 
-def dataset_names(cfg: Config) -> list[str]:
+def dataset_names(config: RunConfig) -> list[str]:
     """The data sets of a config: one, or the members of a mixture."""
-    return sources.split_names(cfg.data.name)
+    return sources.split_names(config.data.name)
 
 
-def dataset_title(cfg: Config) -> str:
+def dataset_title(config: RunConfig) -> str:
     """The data sets of a config for the title of a plot: for paths only the last part."""
-    paths = ((name, Path(expand_home(name))) for name in dataset_names(cfg))
+    paths = ((name, Path(expand_home(name))) for name in dataset_names(config))
     return ", ".join(display_name(path) if path.is_absolute() or path.exists() else name for name, path in paths)
 
 
-def make_tokenizer(cfg: Config, runtime: Runtime) -> tokenizers.Tokenizer:
+def make_tokenizer(config: RunConfig, runtime: Runtime) -> tokenizers.Tokenizer:
     """The tokenizer of a config. `char` is built from every split, `word` and `bpe` from the training split."""
-    if cfg.data.tokenizer not in ("char", "word", tokenizers.BPE):
-        return tokenizers.make(cfg.data.tokenizer, ())
+    if config.data.tokenizer not in ("char", "word", tokenizers.BPE):
+        return tokenizers.make(config.data.tokenizer, ())
     corpus: list[str] = []
-    for name in dataset_names(cfg):
-        every = sources.splits_of(name, runtime.environ.get("TFDS_DATA_DIR"), cfg.data.field)
-        for split in every if cfg.data.tokenizer == "char" else (cfg.data.split,):
-            source = load_source(cfg, runtime, name, split)
+    for name in dataset_names(config):
+        every = sources.splits_of(name, runtime.environ.get("TFDS_DATA_DIR"), config.data.field)
+        for split in every if config.data.tokenizer == "char" else (config.data.split,):
+            source = load_source(config, runtime, name, split)
             corpus += () if isinstance(source, Examples) else source.documents
     read = track(corpus, "reading documents for the tokenizer", Ticker(runtime), then="choosing tokens")
-    return tokenizers.make(cfg.data.tokenizer, read, cfg.data.vocab_size)
+    return tokenizers.make(config.data.tokenizer, read, config.data.vocab_size)
 
 
 def set_up(
-    cfg: Config,
+    config: RunConfig,
     runtime: Runtime,
     example: Source,
     tokenizer: dict[str, Any] | None,
     devices: list[jax.Device] | None = None,
     model: Model | None = None,
-    unread: Unread = lambda facts: [],
+    unread: Unread = lambda config, facts: [],
 ) -> Setup:
     """Set up model, task and placement (on all devices if None) for a config and an example of its data.
 
@@ -131,49 +126,47 @@ def set_up(
 
     Raises UsageError for settings that do not fit together.
     """
-    if cfg.train.precision not in PRECISIONS:
-        raise unknown("precision", cfg.train.precision, PRECISIONS)
-    if wrong := list(values.find_problems(cfg)):
-        raise join_problems(wrong)
-    compute, dtype, precision = PRECISIONS[cfg.train.precision]
+    compute, dtype, precision = PRECISIONS[config.train.precision]
     jax.config.update("jax_default_matmul_precision", precision)
 
-    task = losses.get_task(cfg.loss)
-    known = facts.data_facts(cfg, example, task)
-    with raise_with(unread(known)):
-        example = inputs.transform_example(cfg, example, model)
-        _check_data_for_task(cfg, example, task)
+    task = losses.get_task(config.loss)
+    known = facts.data_facts(config, example, task)
+    with raise_with(unread(config, known)):
+        example = inputs.transform_example(config, example, model)
+        _check_data_for_task(config, example, task)
     made = None
     if not isinstance(example, Examples):
-        if tokenizer and tokenizer["kind"] != tokenizers.tokenizer_kind(cfg.data.tokenizer):
-            kinds = f"must be {tokenizer['kind']!r}, as the parameters need, not {cfg.data.tokenizer!r}"
+        if tokenizer and tokenizer["kind"] != tokenizers.tokenizer_kind(config.data.tokenizer):
+            kinds = f"must be {tokenizer['kind']!r}, as the parameters need, not {config.data.tokenizer!r}"
             raise UsageError(f"config key 'data.tokenizer' {kinds}")
-        made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(cfg, runtime)
+        made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(config, runtime)
     sizes = _sizes_from_data(example, task, made)
-    model = model or _build_model(cfg, example, {**sizes, "compute": compute})
+    model = model or _build_model(config, example, {**sizes, "compute": compute})
     if task.target_field == "targets" and "causal" not in model.traits and task.trait in model.traits:
         raise UsageError(
-            f"loss {cfg.loss!r} needs a causal model; {model.family} as configured attends to later tokens"
+            f"loss {config.loss!r} needs a causal model; {model.family} as configured attends to later tokens"
         )
     if task.trait not in model.traits:
-        raise UsageError(f"family {cfg.model.family!r} does not support loss {cfg.loss!r} on data {cfg.data.name!r}")
+        raise UsageError(
+            f"family {config.model.family!r} does not support loss {config.loss!r} on data {config.data.name!r}"
+        )
     for name, value in sizes.items():
         have = getattr(model.config, name, value)
         if have < value:
             whose = f"the tokenizer's {value} tokens" if name == "vocab" else f"the data's {value}"
             raise UsageError(f"model.{name} = {have} is too small for {whose}")
         if have > value and (name == "outputs" or task.single_score or task.target_field == "labels"):
-            raise UsageError(f"model.{name} = {have} must be {value} for loss {cfg.loss!r} on {cfg.data.name!r}")
-    if useless := unread({**known, **facts.model_facts(model)}):
+            raise UsageError(f"model.{name} = {have} must be {value} for loss {config.loss!r} on {config.data.name!r}")
+    if useless := unread(config, {**known, **facts.model_facts(model)}):
         raise join_problems(useless)
     if isinstance(example, Examples):
-        _check_shapes(model, example, cfg)
-    place = mesh.make_placement(mesh.make_mesh(cfg.mesh, devices), model.specs, cfg.rules.to_dict())
+        _check_shapes(model, example, config)
+    place = mesh.make_placement(mesh.make_mesh(config.mesh, devices), model.specs, config.rules)
     jax.set_mesh(place.mesh)
-    return Setup(cfg, runtime, model, task, place, dtype, made, getattr(example, "names", None))
+    return Setup(config, runtime, model, task, place, dtype, made, getattr(example, "names", None))
 
 
-def _check_data_for_task(cfg: Config, example: Source, task: losses.Task) -> None:
+def _check_data_for_task(config: RunConfig, example: Source, task: losses.Task) -> None:
     """Raise UsageError if the data lacks the task's target field."""
     if isinstance(example, Texts):
         fields = {"targets"} | ({example.label_field} if example.labels is not None else set())
@@ -185,11 +178,13 @@ def _check_data_for_task(cfg: Config, example: Source, task: losses.Task) -> Non
         kind = f"examples with {', '.join(sorted(fields))}"
     if task.target_field not in fields:
         able = ", ".join(name for name, other in losses.TASKS.items() if other.target_field in fields)
-        raise UsageError(f"data set {cfg.data.name!r} has {kind}, for the losses {able}; the config has {cfg.loss!r}")
+        raise UsageError(
+            f"data set {config.data.name!r} has {kind}, for the losses {able}; the config has {config.loss!r}"
+        )
 
 
 def _sizes_from_data(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
-    """Model sizes that the data determines, by Config field."""
+    """Model sizes that the data determines, by RunConfig field."""
     sizes: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
     if task.target_field in ("label", "labels", "boxes"):
         assert not isinstance(example, ParallelText)
@@ -199,37 +194,40 @@ def _sizes_from_data(example: Source, task: losses.Task, tokenizer: tokenizers.T
     return sizes
 
 
-def _build_model(cfg: Config, example: Source, defaults: dict[str, Any]) -> Model:
+def _build_model(config: RunConfig, example: Source, defaults: dict[str, Any]) -> Model:
     """Build the model, with defaults from data and precision for fields that neither config nor size sets.
 
     `classes` comes from the data unless the config sets it: a size's `classes` is that of its original data set.
     """
-    family = cfg.model.family
-    if family not in models.FAMILIES:
-        raise unknown("family", family, models.FAMILIES)
+    family = config.model.family
     module = models.FAMILIES[family]
-    fields = {k: v for k, v in cfg.model.to_dict().items() if k not in ("family", "size")}
+    fields = config.model.fields
     known = {f.name for f in dataclasses.fields(module.Config)}
-    defaults = {**defaults, **compute_fields(cfg, family)}
+    defaults = {**defaults, **compute_fields(config, family)}
     for name in ("compute", *COMPUTE_KNOBS):
         if name in fields:
             raise UsageError(f"config key 'model.{name}' is set by train.{'precision' if name == 'compute' else name}")
     if isinstance(example, Examples) and hasattr(module, "fit"):
         defaults = {**defaults, **module.fit(example.shapes)}
-    given = {*fields, *({*module.SIZES.get(cfg.model.size, {})} - {"classes"})}
+    given = {*fields, *({*module.SIZES.get(config.model.size, {})} - {"classes"})}
     return models.build(
-        family, cfg.model.size, **fields, **{k: v for k, v in defaults.items() if k in known and k not in given}
+        family, config.model.size, **fields, **{k: v for k, v in defaults.items() if k in known and k not in given}
     )
 
 
-def compute_fields(cfg: Config, family: str) -> dict[str, Any]:
-    """The Config fields that COMPUTE_KNOBS set, restricted to those that the family has."""
+def compute_fields(config: RunConfig, family: str) -> dict[str, Any]:
+    """The fields of a family's Config that COMPUTE_KNOBS set, restricted to those that the family has."""
     known = {f.name for f in dataclasses.fields(models.FAMILIES[family].Config)}
-    how = dict(attention=cfg.train.attention, dispatch=cfg.train.dispatch, remat=cfg.train.remat, scan=cfg.train.scan)
+    how = dict(
+        attention=config.train.attention,
+        dispatch=config.train.dispatch,
+        remat=config.train.remat,
+        scan=config.train.scan,
+    )
     return {name: value for name, value in how.items() if name in known}
 
 
-def _check_shapes(model: Model, example: Examples, cfg: Config) -> None:
+def _check_shapes(model: Model, example: Examples, config: RunConfig) -> None:
     """Trace the model on an example's shapes, without computing. Raises UsageError if they do not fit."""
     row = {k: jax.ShapeDtypeStruct((1, *shape), _ROW_DTYPES.get(k, jnp.float32)) for k, shape in example.shapes.items()}
     try:
@@ -240,7 +238,8 @@ def _check_shapes(model: Model, example: Examples, cfg: Config) -> None:
         has = ", ".join(f"{name} {shape}" for name, shape in example.shapes.items())
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"family {cfg.model.family!r} as configured does not fit {cfg.data.name!r}, whose rows have {has}: {first}"
+            f"family {config.model.family!r} as configured does not fit {config.data.name!r}, whose rows have {has}: "
+            f"{first}"
         ) from error
 
 
@@ -253,15 +252,15 @@ _ROW_DTYPES = {
 
 def training_rows(setup: Setup, source: Source) -> sampler.EpochSource:
     """The training rows of a source: windows of text, or examples."""
-    cfg = setup.cfg
+    config = setup.config
     if setup.task.trait != "language_model":
         return sampler.ExampleSource(_to_examples(setup, source, evaluating=False))
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
-    if cfg.train.stateful:
-        return packing.StreamSource(source, setup.tokenizer, setup.context, cfg.train.batch, Ticker(setup.runtime))
-    return packing.WindowSource(source, setup.tokenizer, setup.context, cfg.seed, Ticker(setup.runtime))
+    if config.train.stateful:
+        return packing.StreamSource(source, setup.tokenizer, setup.context, config.train.batch, Ticker(setup.runtime))
+    return packing.WindowSource(source, setup.tokenizer, setup.context, config.seed, Ticker(setup.runtime))
 
 
 def make_eval_set(setup: Setup, source: Source) -> eval_set.EvalSet:
@@ -271,8 +270,8 @@ def make_eval_set(setup: Setup, source: Source) -> eval_set.EvalSet:
     assert isinstance(source, Texts)
     assert setup.tokenizer is not None
     assert setup.context is not None
-    context = min(setup.context, setup.cfg.eval.context or setup.context)
-    return eval_set.from_texts(source, setup.tokenizer, context, setup.cfg.eval.overlap, Ticker(setup.runtime))
+    context = min(setup.context, setup.config.eval.context or setup.context)
+    return eval_set.from_texts(source, setup.tokenizer, context, setup.config.eval.overlap, Ticker(setup.runtime))
 
 
 def _to_examples(setup: Setup, source: Source, evaluating: bool) -> Examples:
@@ -282,10 +281,10 @@ def _to_examples(setup: Setup, source: Source, evaluating: bool) -> Examples:
     assert setup.context is not None
     parts, tick = setup.place.seq_shards, Ticker(setup.runtime)
     if isinstance(source, ParallelText):
-        length = None if evaluating else setup.cfg.data.max_length
+        length = None if evaluating else setup.config.data.max_length
         limit = min(setup.context, length or setup.context)
         return parallel_text.translation_rows(
             source, setup.tokenizer, limit, truncate=evaluating, pad_to_limit=length is not None, parts=parts, tick=tick
         )
-    length = min(setup.context, setup.cfg.data.max_length or setup.context)
+    length = min(setup.context, setup.config.data.max_length or setup.context)
     return packing.pad_documents(source, setup.tokenizer, length, parts, tick)

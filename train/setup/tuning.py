@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import Any
 
 import models
+from configs.knobs import ModelConfig, RunConfig, get
 from data.types import Source, Texts
 from errors import UsageError
 from models import Model, pretrained
 from models.pretrained import class_names
 from train.runtime import Runtime
-from train.setup.published import PREPROCESSING_KNOBS, default_loss, model_fields, normalise_names, set_preprocessing
-from train.setup.setup import COMPUTE_KNOBS, Config, dataset_names, load_source
+from train.setup.published import PREPROCESSING_KNOBS, default_loss, normalise_names, with_preprocessing
+from train.setup.setup import COMPUTE_KNOBS, dataset_names, load_source
 from train.tasks import losses
 
 DEFAULTS: dict[str, Any] = {  # without a config file: the defaults of transformers' Trainer
@@ -29,14 +31,14 @@ HEADS = ("head", "pooler")  # parts that are initialised afresh if the folder ha
 
 
 def configure(
-    cfg: Config,
+    config: RunConfig,
     folder: str,
     runtime: Runtime,
     ignore: Iterable[str] = (),
     given: Container[str] = (),
-    saved: Config | None = None,
-) -> None:
-    """Set up a config for fine-tuning a folder's network: model, loss, tokenizer, image preprocessing, fresh leaves.
+    saved: RunConfig | None = None,
+) -> RunConfig:
+    """The config that fine-tunes a folder's network: its model, loss, tokenizer, image preprocessing, fresh leaves.
 
     `ignore` lists keys of config.json to ignore, `given` the knobs that the user has set, which stay as they are.
     `saved` is the config of the run's checkpoints: if given, it replaces the folder, which may be gone.
@@ -45,33 +47,31 @@ def configure(
     for key in ("model.family", "model.size", "init_from"):
         if key in given:
             raise UsageError(f"config key {key!r} cannot be set: --pretrained={folder} determines it")
-    chosen = {name: value for name, value in model_fields(cfg).items() if f"model.{name}" in given}
-    with cfg.unlocked(), cfg.ignore_type():
-        cfg.init_from = folder
-        if saved is not None:
-            cfg.model = {**saved.model.to_dict(), **chosen}
-            for key in (key for key in FOLDER_KNOBS if key not in given):
-                section, _, name = key.rpartition(".")
-                (cfg[section] if section else cfg)[name] = (saved[section] if section else saved)[name]
-            return
-        source = load_source(cfg, runtime, dataset_names(cfg)[0], cfg.data.split)
-        model, whole = _read_networks(cfg, folder, ignore, chosen, source)
-        cfg.loss = cfg.loss if "loss" in given else _training_loss(model, folder, source)
-        if model.module.INPUT == "image":
-            set_preprocessing(cfg, folder, model, runtime, given)
-        elif "data.tokenizer" not in given:
-            cfg.data.tokenizer, cfg.data.vocab_size = "subword", None
-        found = pretrained.find(model, folder)
-        for name in found.unused:
-            if says := found.tie_hint(name):
-                raise UsageError(f"{folder}: tensor {name!r} is not part of this network{says}")
-        if "init_fresh" not in given:
-            cfg.init_fresh = ",".join(_fresh_parts(found, whole, folder, source)) or None
-        set_model_fields(cfg, model, folder, leave=() if "classes" in chosen else ("classes",))
+    chosen = {name: value for name, value in config.model.fields.items() if f"model.{name}" in given}
+    config = config.replace({"init_from": folder})
+    if saved is not None:
+        section = replace(saved.model, fields={**saved.model.fields, **chosen})
+        kept = {key: get(saved, key) for key in FOLDER_KNOBS if key not in given}
+        return replace(config, model=section).replace(kept)
+    source = load_source(config, runtime, dataset_names(config)[0], config.data.split)
+    model, whole = _read_networks(config, folder, ignore, chosen, source)
+    if "loss" not in given:
+        config = config.replace({"loss": _training_loss(model, folder, source)})
+    if model.module.INPUT == "image":
+        config = with_preprocessing(config, folder, model, runtime, given)
+    elif "data.tokenizer" not in given:
+        config = config.replace({"data.tokenizer": "subword", "data.vocab_size": None})
+    found = pretrained.find(model, folder)
+    for name in found.unused:
+        if says := found.tie_hint(name):
+            raise UsageError(f"{folder}: tensor {name!r} is not part of this network{says}")
+    if "init_fresh" not in given:
+        config = config.replace({"init_fresh": ",".join(_fresh_parts(found, whole, folder, source)) or None})
+    return replace(config, model=model_section(model, folder, leave=() if "classes" in chosen else ("classes",)))
 
 
-def set_model_fields(cfg: Config, model: Model, folder: str, leave: Container[str] = ()) -> None:
-    """Write a folder's network into a config's model section, except the fields to `leave` to the data."""
+def model_section(model: Model, folder: str, leave: Container[str] = ()) -> ModelConfig:
+    """The section `model` of a config for a folder's network, without the fields to `leave` to the data."""
     named = matching_size(model, folder) if "detector" in model.traits else None
     skipped = (
         "compute",
@@ -80,8 +80,7 @@ def set_model_fields(cfg: Config, model: Model, folder: str, leave: Container[st
     )  # compute and COMPUTE_KNOBS are the trainer's
     fields = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)}
     kept = {name: value for name, value in fields.items() if name not in skipped and name not in leave}
-    with cfg.unlocked(), cfg.ignore_type():
-        cfg.model = {"family": model.family, "size": named, **kept}
+    return ModelConfig(model.family, named, kept)
 
 
 def matching_size(model: Model, folder: str) -> str:
@@ -95,7 +94,7 @@ def matching_size(model: Model, folder: str) -> str:
 
 
 def _read_networks(
-    cfg: Config, folder: str, ignore: Iterable[str], chosen: dict[str, Any], source: Source
+    config: RunConfig, folder: str, ignore: Iterable[str], chosen: dict[str, Any], source: Source
 ) -> tuple[Model, Model]:
     """The network to train (for data with labels, a classifier of its classes), and the folder's own network."""
     whole = model = pretrained.read_config(folder, ignore, **chosen)
@@ -104,7 +103,7 @@ def _read_networks(
         return model, whole
     if "head" in fields and "head" not in chosen and model.config.head != "classes":
         chosen = {**{name: value for name, value in CLASSIFIER.items() if name in fields}, **chosen}
-    single = losses.get_task(cfg.loss).single_score
+    single = losses.get_task(config.loss).single_score
     return pretrained.read_config(folder, ignore, **{"classes": 1 if single else classes, **chosen}), whole
 
 

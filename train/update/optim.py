@@ -23,26 +23,28 @@ Transform = Any  # an optax.GradientTransformation
 OPTIMIZERS: dict[str, Callable[[Any, Transform, Any], list[Transform]]] = {
     # (knobs, weight decay, specs) -> transforms of a chain. Decay comes first if it is part of the gradient (L2), last
     # if it is decoupled from the moments (Loshchilov, Hutter 2019, arXiv:1711.05101)
-    "sgd": lambda cfg, decay, specs: [decay],
-    "momentum": lambda cfg, decay, specs: [decay, optax.trace(cfg.momentum)],
+    "sgd": lambda config, decay, specs: [decay],
+    "momentum": lambda config, decay, specs: [decay, optax.trace(config.momentum)],
     # Sutskever, Martens, Dahl, Hinton 2013, "On the importance of initialization and momentum", with the gradient
     # taken at the look-ahead point, as in PyTorch
-    "nesterov": lambda cfg, decay, specs: [decay, optax.trace(cfg.momentum, nesterov=True)],
-    "adam": lambda cfg, decay, specs: [decay, _adam(cfg)],
-    "adamw": lambda cfg, decay, specs: [_adam(cfg), decay],
+    "nesterov": lambda config, decay, specs: [decay, optax.trace(config.momentum, nesterov=True)],
+    "adam": lambda config, decay, specs: [decay, _adam(config)],
+    "adamw": lambda config, decay, specs: [_adam(config), decay],
     # Chen et al. 2023, arXiv:2302.06675, algorithm 2
-    "lion": lambda cfg, decay, specs: [optax.scale_by_lion(cfg.beta1, cfg.beta2), decay],
-    "adafactor": lambda cfg, decay, specs: [_adafactor(specs), decay],
-    "muon": lambda cfg, decay, specs: [_muon(cfg, specs), decay],
-    "schedule_free": lambda cfg, decay, specs: [
-        optax.scale_by_rms(cfg.beta2, cfg.eps, eps_in_sqrt=False, bias_correction=True),  # Adam without first moment
+    "lion": lambda config, decay, specs: [optax.scale_by_lion(config.beta1, config.beta2), decay],
+    "adafactor": lambda config, decay, specs: [_adafactor(specs), decay],
+    "muon": lambda config, decay, specs: [_muon(config, specs), decay],
+    "schedule_free": lambda config, decay, specs: [
+        optax.scale_by_rms(
+            config.beta2, config.eps, eps_in_sqrt=False, bias_correction=True
+        ),  # Adam without first moment
         decay,
     ],
 }
 
 
-def _adam(cfg: Any) -> Transform:
-    return optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
+def _adam(config: Any) -> Transform:
+    return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
 
 
 def _adafactor(specs: Any) -> Transform:
@@ -101,7 +103,7 @@ def muon_dims(spec: Spec) -> Any:
     return contrib.MuonDimensionNumbers(tuple(contracted), tuple(rest))
 
 
-def _muon(cfg: Any, specs: Any) -> Transform:
+def _muon(config: Any, specs: Any) -> Transform:
     """Muon, momentum orthogonalised per matrix and scaled to RMS 0.2 like an Adam update; Adam for the other leaves.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale by Liu et al. 2025,
@@ -114,9 +116,9 @@ def _muon(cfg: Any, specs: Any) -> Transform:
         return 0.2 * max(sizes) ** 0.5 if found else optax.MaskedNode()
 
     numbers = jax.tree.map(lambda s: muon_dims(s) or optax.MaskedNode(), specs)
-    muon = contrib.scale_by_muon(beta=cfg.momentum, weight_dimension_numbers=numbers)
+    muon = contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=numbers)
     labels = jax.tree.map(lambda s: "muon" if muon_dims(s) else "adam", specs)
-    links = {"muon": optax.chain(muon, _scale_by_tree(jax.tree.map(scale, specs))), "adam": _adam(cfg)}
+    links = {"muon": optax.chain(muon, _scale_by_tree(jax.tree.map(scale, specs))), "adam": _adam(config)}
     return optax.partition(links, labels)
 
 
@@ -156,16 +158,16 @@ def schedule_free_average(y: jax.Array, z: jax.Array, beta: float) -> jax.Array:
     return ((y - (1 - beta) * z) / beta).astype(y.dtype)
 
 
-def eval_params(cfg: Any, opt_state: Any, params: Any) -> Any:
+def eval_params(config: Any, opt_state: Any, params: Any) -> Any:
     """The parameters to evaluate, from a state's `opt` and `params`: the average x for `schedule_free`, else `params`.
 
-    `cfg` is the section `optim`.
+    `config` is the section `optim`.
     """
-    if cfg.name != "schedule_free":
+    if config.name != "schedule_free":
         return params
     is_frozen = lambda z: isinstance(z, optax.MaskedNode)  # noqa: E731
     state = opt_state if isinstance(opt_state, contrib.ScheduleFreeState) else opt_state[0].inner_state
-    one = lambda z, y: y if is_frozen(z) else schedule_free_average(y, z, cfg.beta1)  # noqa: E731
+    one = lambda z, y: y if is_frozen(z) else schedule_free_average(y, z, config.beta1)  # noqa: E731
     return jax.tree.map(one, state.z, params, is_leaf=is_frozen)
 
 
@@ -181,41 +183,43 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def find_problems(cfg: Any) -> list[str]:
+def find_problems(config: Any) -> list[str]:
     """One line for each illegal value in the section `optim` of a config."""
-    found = [] if cfg.name in OPTIMIZERS else [str(unknown("optim.name", cfg.name, OPTIMIZERS))]
-    rules = [(n, rule) for n, (rule, ok) in RANGES.items() if cfg[n] is not None and not ok(cfg[n])]
-    found += [f"config key 'optim.{name}' must be {rule}, not {cfg[name]!r}" for name, rule in rules]
-    if cfg.name == "schedule_free" and not cfg.beta1:
+    found = [] if config.name in OPTIMIZERS else [str(unknown("optim.name", config.name, OPTIMIZERS))]
+    rules = [
+        (n, rule) for n, (rule, ok) in RANGES.items() if getattr(config, n) is not None and not ok(getattr(config, n))
+    ]
+    found += [f"config key 'optim.{name}' must be {rule}, not {getattr(config, name)!r}" for name, rule in rules]
+    if config.name == "schedule_free" and not config.beta1:
         found.append("config key 'optim.beta1' must be positive for schedule_free, not 0.0")
     return found
 
 
-def make(cfg: Any, specs: Any) -> Transform:
-    """The optimizer of `cfg.optim`, whose update takes `lr`. Frozen leaves have no state and do not change.
+def make(config: Any, specs: Any) -> Transform:
+    """The optimizer of `config.optim`, whose update takes `lr`. Frozen leaves have no state and do not change.
 
     Raises UsageError for an unknown name, an illegal value, and a pattern that matches no leaf.
     """
-    if problems := find_problems(cfg):
+    if problems := find_problems(config):
         raise join_problems(problems)
 
     multipliers, frozen = (
-        param_groups.lr_multipliers(cfg.lr_multipliers, cfg.layer_decay, specs),
-        param_groups.freeze_mask(cfg.freeze, specs),
+        param_groups.lr_multipliers(config.lr_multipliers, config.layer_decay, specs),
+        param_groups.freeze_mask(config.freeze, specs),
     )
-    if cfg.freeze is not None:  # from here on only the trained leaves
+    if config.freeze is not None:  # from here on only the trained leaves
         specs, multipliers = (
             jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, t) for t in (specs, multipliers)
         )
-    clip = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
-    mask = param_groups.decay_mask(specs, cfg.decay_embeddings)
-    decay = optax.add_decayed_weights(cfg.weight_decay, mask) if cfg.weight_decay else optax.identity()
-    links = [*clip, *OPTIMIZERS[cfg.name](cfg, decay, specs), _scale_by_tree(multipliers)]
-    if cfg.name == "schedule_free":  # the multipliers scale the steps of z
-        tx = _schedule_free(optax.chain(*links), cfg.beta1)
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    mask = param_groups.decay_mask(specs, config.decay_embeddings)
+    decay = optax.add_decayed_weights(config.weight_decay, mask) if config.weight_decay else optax.identity()
+    links = [*clip, *OPTIMIZERS[config.name](config, decay, specs), _scale_by_tree(multipliers)]
+    if config.name == "schedule_free":  # the multipliers scale the steps of z
+        tx = _schedule_free(optax.chain(*links), config.beta1)
     else:
         tx = optax.chain(*links, optax.GradientTransformationExtraArgs(optax.init_empty_state, _scale_by_lr))
-    if cfg.freeze is None:
+    if config.freeze is None:
         return tx
     trained = jax.tree.map(lambda f: not f, frozen)
     return optax.chain(optax.masked(tx, trained), optax.masked(optax.set_to_zero(), frozen))

@@ -13,59 +13,59 @@ import optax
 from errors import UsageError, join_problems, unknown
 
 
-def _wsd(cfg: Any, updates: int) -> optax.Schedule:
+def _wsd(config: Any, updates: int) -> optax.Schedule:
     """Warm-up, stable, decay: constant, then linear to the end (Hu et al. 2024, arXiv:2404.06395, section 4)."""
-    cooling = max(1, round(cfg.decay_fraction * (cfg.warmup + updates)))
+    cooling = max(1, round(config.decay_fraction * (config.warmup + updates)))
     if cooling > updates:
         raise UsageError(
-            f"schedule.warmup = {cfg.warmup} and schedule.decay_fraction = {cfg.decay_fraction} overlap in "
-            f"{cfg.warmup + updates} updates"
+            f"schedule.warmup = {config.warmup} and schedule.decay_fraction = {config.decay_fraction} overlap in "
+            f"{config.warmup + updates} updates"
         )
-    return optax.linear_schedule(1.0, cfg.end_fraction, cooling, updates - cooling)
+    return optax.linear_schedule(1.0, config.end_fraction, cooling, updates - cooling)
 
 
-def _onecycle(cfg: Any, updates: int) -> optax.Schedule:
+def _onecycle(config: Any, updates: int) -> optax.Schedule:
     """Linear up to the peak, down in as many updates, and down to the end (Smith, Topin 2017, arXiv:1708.07120)."""
-    if cfg.warmup:
-        raise UsageError(f"schedule.warmup must be 0 for schedule 'onecycle', which has its own, not {cfg.warmup}")
-    up = int(cfg.warmup_fraction * updates)
+    if config.warmup:
+        raise UsageError(f"schedule.warmup must be 0 for schedule 'onecycle', which has its own, not {config.warmup}")
+    up = int(config.warmup_fraction * updates)
     at, shares = (
         np.array([0, up, 2 * up, updates]),
-        np.array([cfg.start_fraction, 1, cfg.start_fraction, cfg.end_fraction], np.float32),
+        np.array([config.start_fraction, 1, config.start_fraction, config.end_fraction], np.float32),
     )
     return lambda step: jnp.interp(step, at, shares)
 
 
-def _piecewise(cfg: Any, updates: int) -> optax.Schedule:
+def _piecewise(config: Any, updates: int) -> optax.Schedule:
     """Piecewise constant: each update in `milestones` multiplies the rate by its factor."""
-    if cfg.milestones is None:
+    if config.milestones is None:
         raise UsageError("schedule 'piecewise' needs schedule.milestones, as 600:0.1,800:0.1")
-    return optax.piecewise_constant_schedule(1.0, {n - cfg.warmup: f for n, f in _parse_milestones(cfg).items()})
+    return optax.piecewise_constant_schedule(1.0, {n - config.warmup: f for n, f in _parse_milestones(config).items()})
 
 
-def _parse_milestones(cfg: Any) -> dict[int, float]:
+def _parse_milestones(config: Any) -> dict[int, float]:
     """`600:0.1,800:0.1` -> {600: 0.1, 800: 0.1}; {} unless updates increase from the warm-up on and factors are > 0."""
     try:
-        jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in cfg.milestones.split(","))]
+        jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in config.milestones.split(","))]
     except ValueError:
         return {}
-    updates = [cfg.warmup, *(n for n, _ in jumps)]
+    updates = [config.warmup, *(n for n, _ in jumps)]
     rising = all(n < later for n, later in pairwise(updates)) and updates[-1] < 2**31
     return dict(jumps) if rising and all(0 < factor < math.inf for _, factor in jumps) else {}
 
 
-def _inverse_sqrt(cfg: Any, updates: int) -> optax.Schedule:
+def _inverse_sqrt(config: Any, updates: int) -> optax.Schedule:
     """Decay as 1/sqrt(update) after the warm-up (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
-    first = cfg.warmup + 1  # the update, counted from 1, with the peak rate
+    first = config.warmup + 1  # the update, counted from 1, with the peak rate
     return lambda step: (first / (first + step)) ** 0.5
 
 
 SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
     # (knobs, updates after the warm-up) -> function from update, counted from 0 there, to a fraction of the peak rate
-    "constant": lambda cfg, updates: optax.constant_schedule(1.0),
-    "linear": lambda cfg, updates: optax.linear_schedule(1.0, cfg.end_fraction, updates),
-    "cosine": lambda cfg, updates: optax.cosine_decay_schedule(1.0, updates, cfg.end_fraction),
-    "polynomial": lambda cfg, updates: optax.polynomial_schedule(1.0, cfg.end_fraction, cfg.power, updates),
+    "constant": lambda config, updates: optax.constant_schedule(1.0),
+    "linear": lambda config, updates: optax.linear_schedule(1.0, config.end_fraction, updates),
+    "cosine": lambda config, updates: optax.cosine_decay_schedule(1.0, updates, config.end_fraction),
+    "polynomial": lambda config, updates: optax.polynomial_schedule(1.0, config.end_fraction, config.power, updates),
     "inverse_sqrt": _inverse_sqrt,
     "wsd": _wsd,
     "onecycle": _onecycle,
@@ -81,32 +81,33 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def find_problems(cfg: Any, steps: int) -> list[str]:
+def find_problems(config: Any, steps: int) -> list[str]:
     """One line for each illegal value in the section `schedule` of a config, for a run of `steps` updates."""
-    found = [] if cfg.name in SCHEDULES else [str(unknown("schedule.name", cfg.name, SCHEDULES))]
-    if not 0 <= cfg.warmup <= steps:
-        found.append(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {cfg.warmup}")
-    rules = [(name, rule) for name, (rule, ok) in RANGES.items() if not ok(cfg[name])]
-    found += [f"config key 'schedule.{name}' must be {rule}, not {cfg[name]}" for name, rule in rules]
-    if cfg.milestones is not None and not _parse_milestones(cfg):
+    found = [] if config.name in SCHEDULES else [str(unknown("schedule.name", config.name, SCHEDULES))]
+    if not 0 <= config.warmup <= steps:
+        found.append(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {config.warmup}")
+    for name, (rule, ok) in RANGES.items():
+        if not ok(getattr(config, name)):
+            found.append(f"config key 'schedule.{name}' must be {rule}, not {getattr(config, name)}")
+    if config.milestones is not None and not _parse_milestones(config):
         found.append(
             "config key 'schedule.milestones' must be UPDATE:FACTOR joined by commas, as 600:0.1,800:0.1, with rising "
-            f"updates above schedule.warmup = {cfg.warmup} and positive factors, not {cfg.milestones!r}"
+            f"updates above schedule.warmup = {config.warmup} and positive factors, not {config.milestones!r}"
         )
     return found
 
 
-def make(cfg: Any, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """The learning rate of `cfg.schedule` over `steps` updates, as a function of the update: step [] -> [].
+def make(config: Any, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """The learning rate of `config.schedule` over `steps` updates, as a function of the update: step [] -> [].
 
     The warm-up is linear; its first update is above 0. Raises UsageError for an unknown name or illegal value.
     """
-    if problems := find_problems(cfg, steps):
+    if problems := find_problems(config, steps):
         raise join_problems(problems)
-    after = SCHEDULES[cfg.name](cfg, max(1, steps - cfg.warmup))
+    after = SCHEDULES[config.name](config, max(1, steps - config.warmup))
 
     def rate(step: jax.Array) -> jax.Array:
-        rising = (step + 1) / (cfg.warmup + 1)
-        return lr * jnp.where(step < cfg.warmup, rising, after(jnp.maximum(step - cfg.warmup, 0)))
+        rising = (step + 1) / (config.warmup + 1)
+        return lr * jnp.where(step < config.warmup, rising, after(jnp.maximum(step - config.warmup, 0)))
 
     return rate

@@ -21,7 +21,7 @@ from models.core.spec import Spec, abstract, flatten, initialize, path_name
 from train.sharding.mesh import Placement, batch_axes
 from train.tasks.losses import Task, mask_padding_rows, shift_targets
 from train.update import optim
-from train.update.rounding import cast_parameters
+from train.update.precision import cast_parameters
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -101,12 +101,12 @@ def init_on_mesh(
     return jax.jit(partial(init_state, model, tx, seed, options), out_shardings=shardings)()
 
 
-def eval_variables(state: State, cfg: Any) -> dict[str, Any]:
+def eval_variables(state: State, config: Any) -> dict[str, Any]:
     """The variables to evaluate by metric prefix. The last entry is the primary one: it is compared, used and exported.
 
-    `cfg` is the section `optim`. The state needs params, stats, ema and, for schedule_free, opt.
+    `config` is the section `optim`. The state needs params, stats, ema and, for schedule_free, opt.
     """
-    params = optim.eval_params(cfg, state.get("opt"), state["params"])
+    params = optim.eval_params(config, state.get("opt"), state["params"])
     found = {"": {"params": params, "stats": state["stats"]}}
     return {**found, "ema_": {"params": state["ema"], "stats": state["stats"]}} if state["ema"] else found
 

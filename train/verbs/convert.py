@@ -7,11 +7,12 @@ import dataclasses
 import shutil
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
+from configs.knobs import RunConfig
 from data.text import tokenizer_writer
 from errors import UsageError
 from models import Model, pretrained
@@ -22,18 +23,17 @@ from train.runtime import Runtime
 from train.saving import make_manifest
 from train.setup import inputs, published, tuning
 from train.setup.facts import Unread
-from train.setup.setup import Config
 from train.verbs import load_model
 
 
 def import_pretrained(
-    cfg: Config,
+    config: RunConfig,
     folder: str,
     workdir: str,
     runtime: Runtime,
     ignore: Iterable[str] = (),
     given: Container[str] = (),
-    unread: Unread = lambda facts: [],
+    unread: Unread = lambda config, facts: [],
 ) -> None:
     """Import a Hugging Face folder into a new workdir as checkpoint 0: parameters and tokenizer only.
 
@@ -43,15 +43,17 @@ def import_pretrained(
         raise UsageError(f"--workdir={workdir} is a file; it must be a folder")
     if checkpoint.steps(workdir):
         raise UsageError(f"--workdir={workdir} has checkpoints already; give a folder without any")
-    model = pretrained.read_config(folder, ignore, **published.model_fields(cfg))
+    model = pretrained.read_config(folder, ignore, **config.model.fields)
     classes, inputs = (getattr(model.config, name, None) for name in ("classes", "inputs"))
     named = tuning.matching_size(model, folder) if "detector" in model.traits else None
-    if named and cfg.data.size is None:
-        cfg.data.size = model.config.inputs[:2]
-    blank = load_model.dummy_source(cfg, runtime, model.family, published.default_loss(model, folder), classes, inputs)
-    opened = load_model.open_pretrained(cfg, folder, runtime, blank, None, ignore, given, unread)
-    setup = opened.setup
-    tuning.set_model_fields(setup.cfg, setup.model, folder)
+    if named and config.data.size is None:
+        config = config.replace({"data.size": model.config.inputs[:2]})
+    blank = load_model.dummy_source(
+        config, runtime, model.family, published.default_loss(model, folder), classes, inputs
+    )
+    opened = load_model.open_pretrained(config, folder, runtime, blank, None, ignore, given, unread)
+    config = dataclasses.replace(opened.setup.config, model=tuning.model_section(opened.setup.model, folder))
+    setup = dataclasses.replace(opened.setup, config=config)
     zero = {
         "step": np.zeros((), np.int32),
         "seed": np.zeros((), np.uint32),
@@ -63,7 +65,7 @@ def import_pretrained(
     checkpoint.prepare(workdir)
     store = checkpoint.Store(workdir, keep=1, keep_best=0)
     files = companions.from_folder(folder, setup.tokenizer_fingerprint)
-    origin = resume.ResumePoint(0, (resume.first_phase(setup.cfg),), files=files)
+    origin = resume.ResumePoint(0, (resume.first_phase(setup.config),), files=files)
     with_names = dataclasses.replace(setup, class_names=class_names.read(folder))
     store.save(state, make_manifest(with_names, 0, origin, [], None), setup.tokenizer_description)
     store.close()
@@ -71,7 +73,7 @@ def import_pretrained(
 
 
 def export_pretrained(
-    cfg: Config, workdir: str, n: int, to: str, runtime: Runtime, unread: Unread = lambda facts: []
+    config: RunConfig, workdir: str, n: int, to: str, runtime: Runtime, unread: Unread = lambda config, facts: []
 ) -> None:
     """Export a checkpoint and its tokenizer as a Hugging Face folder; the averaged parameters if the run has them.
 
@@ -81,13 +83,14 @@ def export_pretrained(
     folder = Path(to).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"--export={to} exists and is not an empty folder; give another")
-    pretrained.folder_layout(cfg.model.family)  # raises if the family has none
+    pretrained.folder_layout(config.model.family)  # raises if the family has none
     manifest = checkpoint.load_manifest(workdir, n)
-    load_model.set_inputs(cfg, manifest)
-    head, inputs = manifest["table"].get("params/head/bias"), cfg.model.get("inputs")
-    classes = head["shape"][-1] if head else len(manifest.get("classes") or ()) or cfg.model.get("classes")
-    blank = load_model.dummy_source(cfg, runtime, cfg.model.family, cfg.loss, classes, inputs)
-    opened = load_model.open_checkpoint(cfg, workdir, n, runtime, blank, unread=unread)
+    config = load_model.with_inputs(config, manifest)
+    head, inputs = manifest["table"].get("params/head/bias"), config.model.fields.get("inputs")
+    classes = head["shape"][-1] if head else len(manifest.get("classes") or ())
+    classes = classes or cast("int | None", config.model.fields.get("classes"))
+    blank = load_model.dummy_source(config, runtime, config.model.family, config.loss, classes, inputs)
+    opened = load_model.open_checkpoint(config, workdir, n, runtime, blank, unread=unread)
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
     subwords = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
     ids = tokenizer_writer.special_ids(subwords) if subwords and {"causal", "language_model"} <= model.traits else {}
@@ -100,8 +103,8 @@ def export_pretrained(
     except OSError as error:
         raise UsageError(f"--export={to} cannot be created: {error}") from None
     try:
-        pixels = _preprocessing(cfg, model)
-        several = cfg.loss == "sigmoid" and "id2label" in pretrained.folder_layout(model.family).config(model.config)
+        pixels = _preprocessing(config, model)
+        several = config.loss == "sigmoid" and "id2label" in pretrained.folder_layout(model.family).config(model.config)
         keys = {**ids, **({"problem_type": "multi_label_classification"} if several else {})}
         pretrained.save_pretrained(
             model, opened.variables, part, classes=_class_names(manifest, model), images=pixels, **keys
@@ -126,9 +129,11 @@ def _class_names(manifest: dict[str, Any], model: Model) -> Sequence[str]:
     return names if has_classes and len(names) == model.config.classes else ()
 
 
-def _preprocessing(cfg: Config, model: Model) -> dict[str, Any]:
+def _preprocessing(config: RunConfig, model: Model) -> dict[str, Any]:
     """The image preprocessing of a network; {} for a network without images, and for a detector, which has none."""
     if model.module.INPUT != "image" or "detector" in model.traits:
         return {}
-    settings = {name: cfg.data[name] for name in published.PREPROCESSING_KNOBS} | {"size": inputs.image_size(cfg)}
+    settings = {name: getattr(config.data, name) for name in published.PREPROCESSING_KNOBS} | {
+        "size": inputs.image_size(config)
+    }
     return {name: value for name, value in settings.items() if value is not None}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from configs.knobs import RunConfig
 from data import sources
 from data.eval_set import EvalSet
 from data.images.detection import DetectionDataset
@@ -18,37 +19,37 @@ from train.plots import translation as translation_plots
 from train.record import events
 from train.record.ticker import Ticker
 from train.runtime import Runtime
-from train.setup.setup import Config, dataset_names, load_source, make_eval_set
+from train.setup.setup import dataset_names, load_source, make_eval_set
 from train.verbs.load_model import LoadedModel, empty_texts, open_checkpoint
 
 
-def eval_source(cfg: Config, runtime: Runtime, requested: str | None) -> tuple[str, Source]:
+def eval_source(config: RunConfig, runtime: Runtime, requested: str | None) -> tuple[str, Source]:
     """The evaluation task and the held-out source; for multiple choice an empty text source, which sets up the model.
 
     Raises UsageError for a task that the data does not support.
     """
-    kind = multiple_choice.eval_kind(requested, cfg.data.name, runtime.environ.get("TFDS_DATA_DIR"))
+    kind = multiple_choice.eval_kind(requested, config.data.name, runtime.environ.get("TFDS_DATA_DIR"))
     if kind == "multiple_choice":
-        return kind, empty_texts(cfg, "next_token")
-    return kind, load_source(cfg, runtime, dataset_names(cfg)[0], cfg.eval.split, Ticker(runtime))
+        return kind, empty_texts(config, "next_token")
+    return kind, load_source(config, runtime, dataset_names(config)[0], config.eval.split, Ticker(runtime))
 
 
-def default_split(cfg: Config, runtime: Runtime) -> str:
+def default_split(config: RunConfig, runtime: Runtime) -> str:
     """The split to evaluate on: the config's, or if the data lacks it test, else validation, else the data's last."""
-    name, data_dir = dataset_names(cfg)[0], runtime.environ.get("TFDS_DATA_DIR")
+    name, data_dir = dataset_names(config)[0], runtime.environ.get("TFDS_DATA_DIR")
     if multiple_choice.is_question_file(name):
-        return cfg.eval.split
-    known = sources.splits_of(name, data_dir, cfg.data.field) or (cfg.eval.split,)  # () if it is not prepared
-    wanted = (cfg.eval.split, "test", "validation")
+        return config.eval.split
+    known = sources.splits_of(name, data_dir, config.data.field) or (config.eval.split,)  # () if it is not prepared
+    wanted = (config.eval.split, "test", "validation")
     return next((split for split in wanted if set(splits.split_names(split)) <= set(known)), known[-1])
 
 
 def evaluate_checkpoint(
-    cfg: Config, workdir: str, n: int, runtime: Runtime, devices: list[jax.Device] | None = None
+    config: RunConfig, workdir: str, n: int, runtime: Runtime, devices: list[jax.Device] | None = None
 ) -> evaluate.Scores:
     """Load a checkpoint onto devices (None: all) and evaluate it on the held-out split."""
-    held_out = eval_source(cfg, runtime, "perplexity")[1]
-    return evaluate_model(open_checkpoint(cfg, workdir, n, runtime, held_out, devices), held_out)[1]
+    held_out = eval_source(config, runtime, "perplexity")[1]
+    return evaluate_model(open_checkpoint(config, workdir, n, runtime, held_out, devices), held_out)[1]
 
 
 def evaluate_model(opened: LoadedModel, held_out: Source) -> tuple[EvalSet, evaluate.Scores]:
@@ -56,13 +57,13 @@ def evaluate_model(opened: LoadedModel, held_out: Source) -> tuple[EvalSet, eval
     setup, eval_set = opened.setup, make_eval_set(opened.setup, held_out)
     if not len(eval_set):
         raise UsageError(
-            f"{setup.cfg.data.name}: split {setup.cfg.eval.split!r} has no document of two tokens or more: nothing to "
-            f"evaluate"
+            f"{setup.config.data.name}: split {setup.config.eval.split!r} has no document of two tokens or more: "
+            f"nothing to evaluate"
         )
     ticker = Ticker(setup.runtime)
     eval_step = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
     return eval_set, evaluate_variables(
-        setup, eval_step, opened.eval_variables, eval_set, setup.cfg.eval.limit, tick=ticker
+        setup, eval_step, opened.eval_variables, eval_set, setup.config.eval.limit, tick=ticker
     )
 
 
@@ -71,17 +72,17 @@ def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> eval
     setup = opened.setup
     if setup.task.trait != "language_model" or setup.tokenizer is None:
         raise UsageError(f"{opened.name} is not a language model; --task={kind} needs one")
-    cfg, data_dir = setup.cfg, setup.runtime.environ.get("TFDS_DATA_DIR")
+    config, data_dir = setup.config, setup.runtime.environ.get("TFDS_DATA_DIR")
     if kind == "multiple_choice":
-        items = multiple_choice.load(cfg.data.name, cfg.eval.split, data_dir)
+        items = multiple_choice.load(config.data.name, config.eval.split, data_dir)
     else:
         assert isinstance(held_out, Texts)
         items = multiple_choice.last_words(held_out)
     ticker = Ticker(setup.runtime)
     eval_step = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
-    rows = cfg.eval.batch or cfg.train.batch
-    if cfg.eval.limit is not None:
-        items = items.first(rows * cfg.eval.limit)
+    rows = config.eval.batch or config.train.batch
+    if config.eval.limit is not None:
+        items = items.first(rows * config.eval.limit)
     return lm_eval.score_questions(
         setup.model, setup.tokenizer, eval_step, opened.variables, setup.place, items, rows, ticker
     )
@@ -89,16 +90,19 @@ def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> eval
 
 def report(opened: LoadedModel, held_out: Source, kind: str, workdir: str | None = None, n: int = 0) -> None:
     """Evaluate a loaded model, print its scores, and draw plots into a local workdir."""
-    cfg, runtime = opened.setup.cfg, opened.setup.runtime
+    config, runtime = opened.setup.config, opened.setup.runtime
+    where = f"{opened.name} on {config.data.name}, {config.eval.split}"
     if kind != "perplexity":
         scores, how = (
             evaluate_questions(opened, held_out, kind),
             {"multiple_choice": "choices", "lambada": "last words"}[kind],
         )
-        runtime.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}, {how}: {evaluate.format_scores(scores)}")
+        runtime.say(
+            f"{opened.name} on {config.data.name}, {config.eval.split}, {how}: {evaluate.format_scores(scores)}"
+        )
         return
     eval_set, scores = evaluate_model(opened, held_out)
-    runtime.say(f"{opened.name} on {cfg.data.name}, {cfg.eval.split}: {evaluate.format_scores(scores)}")
+    runtime.say(f"{where}: {evaluate.format_scores(scores)}")
     evaluate.check_finite_scores(opened.name, scores)
     if isinstance(held_out, ParallelText):
         translations = translation.Translations(opened.setup, opened.variables, held_out)

@@ -9,22 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
+from configs.knobs import RunConfig
 from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
 from data.text import tokenizer_reader
 from data.types import Examples, Source, Texts
-from errors import UsageError, unknown
+from errors import UsageError
 from models import pretrained
 from models.pretrained import class_names
 from train import checkpoint, resume
 from train.record import summary
 from train.record.ticker import Ticker
 from train.runtime import Runtime
-from train.setup import inputs
+from train.setup import checks, inputs
 from train.setup.facts import Unread
-from train.setup.published import default_loss, model_fields, normalise_names, set_preprocessing
+from train.setup.published import default_loss, normalise_names, with_preprocessing
 from train.setup.setup import (
-    PRECISIONS,
-    Config,
     Setup,
     compute_fields,
     dataset_names,
@@ -33,6 +32,7 @@ from train.setup.setup import (
 )
 from train.tasks import losses
 from train.update import optim, step
+from train.update.precision import PRECISIONS
 
 FOLDER_TOKENIZER = "own"  # value of `data.tokenizer` for the folder's own tokenizer
 DEFAULT_SIDE = 224  # pixels, of an image for a network that takes any size
@@ -57,76 +57,80 @@ def restore_state(setup: Setup, workdir: str, n: int) -> step.State:
 
     The optimizer's state is included only for schedule_free.
     """
-    cfg = setup.cfg.optim
-    wanted = {"params", "stats", "ema"} | ({"opt"} if cfg.name == "schedule_free" else set())
-    target = resume.abstract_state(setup, optim.make(cfg, setup.model.specs["params"]))
+    config = setup.config.optim
+    wanted = {"params", "stats", "ema"} | ({"opt"} if config.name == "schedule_free" else set())
+    target = resume.abstract_state(setup, optim.make(config, setup.model.specs["params"]))
     return checkpoint.restore(workdir, n, {part: target[part] for part in wanted})
 
 
 def open_checkpoint(
-    cfg: Config,
+    config: RunConfig,
     workdir: str,
     n: int,
     runtime: Runtime,
     example: Source,
     devices: list[jax.Device] | None = None,
-    unread: Unread = lambda facts: [],
+    unread: Unread = lambda config, facts: [],
 ) -> LoadedModel:
     """Load a checkpoint onto devices (None: all), for data like `example`. `unread` as in `set_up`."""
+    checks.check(config)
     manifest = checkpoint.load_manifest(workdir, n)
-    set_inputs(cfg, manifest)
-    setup = set_up(cfg, runtime, example, checkpoint.load_tokenizer(workdir, n), devices, unread=unread)
-    exactly = "classes" not in cfg.model  # set there if the model comes from a pretrained folder
+    config = with_inputs(config, manifest)
+    setup = set_up(config, runtime, example, checkpoint.load_tokenizer(workdir, n), devices, unread=unread)
+    exactly = "classes" not in config.model.fields  # set there if the model comes from a pretrained folder
     _check_class_names(workdir, manifest.get("classes"), setup, runtime, exactly=exactly)
     return LoadedModel(
-        f"checkpoint {n:,} of {workdir}", setup, step.eval_variables(restore_state(setup, workdir, n), setup.cfg.optim)
+        f"checkpoint {n:,} of {workdir}",
+        setup,
+        step.eval_variables(restore_state(setup, workdir, n), setup.config.optim),
     )
 
 
-def set_inputs(cfg: Config, manifest: dict[str, Any]) -> None:
-    """Set an image classifier's input shape from a manifest, if the config left it to the data."""
-    inputs, family = manifest.get("inputs"), models.FAMILIES[cfg.model.family]
+def with_inputs(config: RunConfig, manifest: dict[str, Any]) -> RunConfig:
+    """The config with an image classifier's input shape from a manifest, if it left that to the data."""
+    inputs, family = manifest.get("inputs"), models.FAMILIES[config.model.family]
     if (
         inputs
-        and "inputs" not in cfg.model
+        and "inputs" not in config.model.fields
         and family.INPUT == "image"
-        and losses.get_task(cfg.loss).target_field != "boxes"
+        and losses.get_task(config.loss).target_field != "boxes"
     ):
-        with cfg.unlocked():
-            cfg.model.inputs = tuple(inputs) if isinstance(inputs, list) else inputs
+        return config.replace({"model.inputs": tuple(inputs) if isinstance(inputs, list) else inputs})
+    return config
 
 
 def open_pretrained(
-    cfg: Config,
+    config: RunConfig,
     folder: str,
     runtime: Runtime,
     example: Source,
     devices: list[jax.Device] | None = None,
     ignore: Iterable[str] = (),
     given: Container[str] = (),
-    unread: Unread = lambda facts: [],
+    unread: Unread = lambda config, facts: [],
 ) -> LoadedModel:
-    """Load a Hugging Face folder onto devices (None: all), and print what was loaded. `cfg.model` overrides its fields.
+    """Load a Hugging Face folder onto devices (None: all), and print what was loaded.
 
+    `config.model.fields` override the folder's.
     `ignore` lists keys of its config.json to ignore, `given` the knobs that the user has set, which override the
-    folder's image preprocessing. A `cfg.data.tokenizer` other than FOLDER_TOKENIZER replaces the folder's tokenizer.
+    folder's image preprocessing. A `config.data.tokenizer` other than FOLDER_TOKENIZER replaces the folder's tokenizer.
     `unread` as in `set_up`. Raises UsageError for a folder that cannot be read, and for a network without a task.
     """
-    if cfg.train.precision not in PRECISIONS:
-        raise unknown("precision", cfg.train.precision, PRECISIONS)
-    compute, dtype, _ = PRECISIONS[cfg.train.precision]
-    model = pretrained.read_config(folder, ignore, compute=compute, **model_fields(cfg))
-    model = replace(model, config=replace(model.config, **compute_fields(cfg, model.family)))
-    cfg.loss, cfg.model.family = default_loss(model, folder), model.family
+    checks.check(config)
+    compute, dtype, _ = PRECISIONS[config.train.precision]
+    model = pretrained.read_config(folder, ignore, compute=compute, **config.model.fields)
+    model = replace(model, config=replace(model.config, **compute_fields(config, model.family)))
+    config = config.replace({"loss": default_loss(model, folder), "model.family": model.family})
     if model.module.INPUT == "image":
-        set_preprocessing(cfg, folder, model, runtime, given)
+        config = with_preprocessing(config, folder, model, runtime, given)
     tokenizer = None
-    if not isinstance(example, Examples) and cfg.data.tokenizer == FOLDER_TOKENIZER:
-        tokenizer, cfg.data.tokenizer = tokenizer_reader.read_tokenizer(folder).description(), "subword"
-    setup = set_up(cfg, runtime, example, tokenizer, devices, model, unread)
+    if not isinstance(example, Examples) and config.data.tokenizer == FOLDER_TOKENIZER:
+        tokenizer = tokenizer_reader.read_tokenizer(folder).description()
+        config = config.replace({"data.tokenizer": "subword"})
+    setup = set_up(config, runtime, example, tokenizer, devices, model, unread)
     have, count = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
     if 0 < count < have:
-        runtime.say(f"classes the {count} classes of {cfg.data.name} are taken as the first of the network's {have}")
+        runtime.say(f"classes the {count} classes of {config.data.name} are taken as the first of the network's {have}")
     named = class_names.read(folder)
     _check_class_names(folder, named, setup, runtime)
     if not named:
@@ -151,7 +155,7 @@ def _check_class_names(
     if (network if exactly else network[: len(ours)]) == ours:
         return
     shown = [", ".join(names[:4]) + (", …" if len(names) > 4 else "") for names in (theirs, setup.class_names)]
-    data = setup.cfg.data.name
+    data = setup.config.data.name
     if exactly or any(name in network and network.index(name) != i for i, name in enumerate(ours)):
         raise UsageError(f"{where} has the classes {shown[0]}; {data!r} has {shown[1]}: names and order must be equal")
     runtime.say(f"classes the network's are {shown[0]}, those of {data} are {shown[1]}: matched by index")
@@ -162,65 +166,68 @@ def _check_numbered_classes(where: str, setup: Setup) -> None:
     names = setup.class_names or ()
     if names and all(name.isdecimal() for name in names) and int(names[-1]) - int(names[0]) >= len(names):
         raise UsageError(
-            f"the class names of {setup.cfg.data.name!r} are numbers from {names[0]} to {names[-1]} with gaps, and "
+            f"the class names of {setup.config.data.name!r} are numbers from {names[0]} to {names[-1]} with gaps, and "
             f"{where} does not name its classes, so they cannot be matched; add id2label to its config.json"
         )
 
 
 def open_language_model(
-    cfg: Config,
+    config: RunConfig,
     runtime: Runtime,
     name: str,
     n: int | None = None,
     ignore: Iterable[str] = (),
-    unread: Unread = lambda facts: [],
+    unread: Unread = lambda config, facts: [],
 ) -> LoadedModel:
     """Load a language model onto one device: checkpoint n of a workdir, or a Hugging Face folder if n is None.
 
     `unread` as in `set_up`. Raises UsageError for a model that does not generate text.
     """
-    cfg.mesh, one, blank = "dp:1", jax.local_devices()[:1], empty_texts(cfg, "next_token")
+    config = config.replace({"mesh": "dp:1"})
+    one, blank = jax.local_devices()[:1], empty_texts(config, "next_token")
     if n is None:
         model = pretrained.read_config(name, ignore)
         if "cached" not in model.traits:
             raise UsageError(f"{name} contains a {model.family}, which does not generate text")
-        return open_pretrained(cfg, name, runtime, blank, one, ignore, unread=unread)
-    if checkpoint.load_tokenizer(name, n) is None or losses.get_task(cfg.loss).trait != "language_model":
-        raise UsageError(f"{name} is a {cfg.model.family} trained with loss {cfg.loss}; it does not generate text")
-    return open_checkpoint(cfg, name, n, runtime, blank, one, unread)
+        return open_pretrained(config, name, runtime, blank, one, ignore, unread=unread)
+    if checkpoint.load_tokenizer(name, n) is None or losses.get_task(config.loss).trait != "language_model":
+        raise UsageError(
+            f"{name} is a {config.model.family} trained with loss {config.loss}; it does not generate text"
+        )
+    return open_checkpoint(config, name, n, runtime, blank, one, unread)
 
 
-def empty_texts(cfg: Config, loss: str, classes: int | None = None) -> Texts:
+def empty_texts(config: RunConfig, loss: str, classes: int | None = None) -> Texts:
     """An empty text source, with labels of `classes` if the loss needs them, to set up a model without its data."""
     shapes = {"label": (0,), "labels": (0, classes or 1)}
     field = losses.get_task(loss).target_field
     labels = np.zeros(shapes[field], np.int32) if field in shapes else None
-    return Texts((), {"name": cfg.data.name}, labels, None if labels is None else classes)
+    return Texts((), {"name": config.data.name}, labels, None if labels is None else classes)
 
 
 def dummy_source(
-    cfg: Config, runtime: Runtime, family: str, loss: str, classes: int | None, inputs: Any = None
+    config: RunConfig, runtime: Runtime, family: str, loss: str, classes: int | None, inputs: Any = None
 ) -> Source:
     """A dummy source to set up a model without its data: no text, or one black image of the model's input shape.
 
     If the input shape is unknown, it loads the data, which must then exist.
     """
     if models.FAMILIES[family].INPUT != "image":
-        return empty_texts(cfg, loss, classes)
+        return empty_texts(config, loss, classes)
     if losses.get_task(loss).target_field == "boxes":
-        return _dummy_detection_source(cfg, classes)
+        return _dummy_detection_source(config, classes)
     if inputs is None:
-        return load_source(cfg, runtime, dataset_names(cfg)[0], cfg.eval.split, Ticker(runtime))
+        return load_source(config, runtime, dataset_names(config)[0], config.eval.split, Ticker(runtime))
     shape = (DEFAULT_SIDE, DEFAULT_SIDE, inputs) if isinstance(inputs, int) else tuple(inputs)
     several = losses.get_task(loss).target_field == "labels"
     label = {"labels": np.zeros((1, classes or 1), np.float32)} if several else {"label": np.zeros(1, np.int32)}
     fields = {"image": np.zeros((1, *shape), np.uint8), **label}
-    return Examples(fields, 1, {"name": cfg.data.name}, classes)
+    return Examples(fields, 1, {"name": config.data.name}, classes)
 
 
-def _dummy_detection_source(cfg: Config, classes: int | None) -> DetectionDataset:
+def _dummy_detection_source(config: RunConfig, classes: int | None) -> DetectionDataset:
     """A detection data set of one black image without boxes."""
-    size, name = inputs.detection_size(cfg), cfg.data.name
+    size, name = inputs.detection_size(config), config.data.name
     nothing = BoxAnnotations(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool))
     black, numbers = np.zeros((*size, 3), np.uint8), [str(i) for i in range(classes or 1)]
     return replace(

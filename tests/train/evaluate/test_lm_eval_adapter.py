@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (requirements-parity.txt)")
 
 import models
+from configs.knobs import RunConfig
 from data.sources.multiple_choice import Question, Questions
 from data.text import tokenizer_writer, tokenizers
 from data.types import Texts
@@ -25,14 +26,12 @@ from train.verbs import load_model
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> CanonLM:
     """A tiny GPT of bytes, opened from a folder of the hub."""
-    from configs import base
 
     folder = tmp_path_factory.mktemp("harness") / "hub"
     model = tiny_model("gpt", vocab=257, context=32)
     models.save_pretrained(model, random_variables(model), folder)
     tokenizer_writer.write_tokenizer(tokenizer_writer.as_subwords(tokenizers.ByteTokenizer()), folder)
-    cfg = base.defaults()
-    cfg.mesh = "dp:1"
+    cfg = RunConfig(mesh="dp:1")
     blank = Texts((), {"name": "x"})
     return CanonLM(load_model.open_pretrained(cfg, str(folder), runtime(), blank, jax.devices()[:1]), rows=3)
 

@@ -1,6 +1,7 @@
 """What a config and a network say of images: grey ones where the network has three channels, and numbered classes."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from PIL import Image
 
 import launch
 import models
-from configs import base, resnet
+from configs.knobs import DataConfig, RunConfig
 from data import sources
 from data.images import augment
 from data.sampler import BatchSampler, ExampleSource, Phase
 from data.types import object_array
 from errors import UsageError
+from tests.support.configs import config
 from tests.support.image_folders import save
 from tests.support.runs import runtime
 from train.setup import inputs, setup
@@ -47,9 +49,7 @@ def test_grey_images_are_three_equal_channels(ways: str | None) -> None:
     ],
 )
 def test_channels_of_a_config(model: dict[str, Any], channels: int | None) -> None:
-    cfg = base.defaults()
-    with cfg.unlocked():
-        cfg.model.update(model)
+    cfg = RunConfig().replace({f"model.{name}": value for name, value in model.items()})
     assert inputs.image_channels(cfg) == channels
 
 
@@ -68,10 +68,7 @@ def grey_and_coloured(root: Path, names: tuple[str, ...] = ("a", "b")) -> tuple[
 def test_a_network_of_three_channels_takes_grey_images(tmp_path: Path) -> None:
     """Alone, with a mean for each channel, and in a mixture with images in colours."""
     grey, coloured = (sources.load(str(root), "train") for root in grey_and_coloured(tmp_path))
-    cfg = base.config("fashion", resnet.CONFIGS, resnet.ABLATIONS)
-    with cfg.unlocked(), cfg.ignore_type():
-        cfg.data.update(mean=(0.1, 0.2, 0.3), std=0.5)
-        cfg.model.update(inputs=3)
+    cfg = config("resnet", "fashion").replace({"data.mean": (0.1, 0.2, 0.3), "data.std": 0.5, "model.inputs": 3})
     made = setup.set_up(cfg, runtime(), grey, None)
     want, got = (made.eval_transform(s.__getitems__([0, 1]), 0, np.arange(2))["image"] for s in (coloured, grey))
     np.testing.assert_array_equal(got, want)
@@ -79,11 +76,10 @@ def test_a_network_of_three_channels_takes_grey_images(tmp_path: Path) -> None:
     phases = (Phase(0, 8, (1.0, 1.0)),)
     both = BatchSampler((ExampleSource(grey), ExampleSource(coloured)), phases, 0, prepare)
     assert both.batch(0)["image"].shape == (8, 9, 8, 3)
-    with cfg.unlocked():
-        del cfg.model.inputs
+    cfg = replace(cfg, model=replace(cfg.model, fields={k: v for k, v in cfg.model.fields.items() if k != "inputs"}))
     with pytest.raises(UsageError, match=r"the images have 1 channel"):
         setup.set_up(cfg, runtime(), grey, None)
-    load_model.set_inputs(cfg, {"inputs": 3})  # as of a run on coloured ones
+    cfg = load_model.with_inputs(cfg, {"inputs": 3})  # as of a run on coloured ones
     assert setup.set_up(cfg, runtime(), grey, None).model.config.inputs == 3
 
 
@@ -108,7 +104,6 @@ def test_titles_have_the_last_part_of_a_path(tmp_path: Path, monkeypatch: pytest
     """Names of TFDS stay whole."""
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path)
-    cfg = base.defaults()
     for name, title in (
         (f"{tmp_path}/pets", "pets"),
         ("/gone/book.txt", "book.txt"),
@@ -117,5 +112,4 @@ def test_titles_have_the_last_part_of_a_path(tmp_path: Path, monkeypatch: pytest
         ("glue/sst2", "glue/sst2"),
         (f"mnist,{tmp_path}/pets/", "mnist, pets"),
     ):
-        cfg.data.name = name
-        assert setup.dataset_title(cfg) == title
+        assert setup.dataset_title(RunConfig(data=DataConfig(name=name))) == title

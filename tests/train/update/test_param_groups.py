@@ -1,6 +1,7 @@
 """Rates, freezing and layer decay by patterns of leaves."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ def test_the_trained_leaves_do_not_see_the_frozen_ones(name: str) -> None:
     """What remains moves as it would in a table of its own."""
     cfg = settings(name=name, weight_decay=0.1, clip_norm=0.5, freeze="b")
     params, _ = by_optax(cfg, TABLE, START, GRADIENTS, 0.1)
-    cfg.freeze = None
+    cfg = replace(cfg, freeze=None)
     want, _ = by_optax(cfg, {"w": TABLE["w"]}, {"w": START["w"]}, [{"w": g["w"]} for g in GRADIENTS], 0.1)
     np.testing.assert_allclose(params["w"], want["w"], rtol=F32)
     np.testing.assert_array_equal(params["b"], START["b"])
@@ -93,7 +94,7 @@ def test_rates_of_schedule_free_are_those_of_z() -> None:
     """The average follows what the leaf's own rate gives: as a run of that rate alone."""
     cfg = settings(name="schedule_free", lr_multipliers="w:0.5")
     params, state = by_optax(cfg, TABLE, START, GRADIENTS, 0.1)
-    cfg.lr_multipliers = None
+    cfg = replace(cfg, lr_multipliers=None)
     slow, other = by_optax(cfg, TABLE, START, GRADIENTS, 0.05)
     np.testing.assert_allclose(params["w"], slow["w"], rtol=F32)
     average = [optim.eval_params(cfg, s, p)["w"] for s, p in ((state, params), (other, slow))]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
+from configs.knobs import ScheduleConfig
 from errors import UsageError
 from train.sharding import mesh
 from train.update import schedules
@@ -17,9 +17,7 @@ F32 = 1e-5  # relative: a few roundings of float32
 
 
 def settings(**more: Any) -> Any:
-    cfg = base.defaults().schedule
-    cfg.update(more)
-    return cfg
+    return ScheduleConfig(**more)
 
 
 def rates(total: int, at: list[int], **more: Any) -> list[float]:

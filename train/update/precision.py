@@ -1,6 +1,6 @@
-"""Stochastic rounding: bfloat16 parameters with updates smaller than their last bit."""
+"""The precisions of training, and stochastic rounding: bfloat16 parameters whose updates are below their last bit."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,20 @@ from jax.sharding import PartitionSpec
 from models.core.layers import site_hash
 from models.core.spec import path_name
 
+
+class Precision(NamedTuple):
+    """The dtypes of a run."""
+
+    compute: str  # of activations
+    params: Any  # dtype of the parameters
+    products: str  # jax's matmul precision, of products of float32
+
+
+PRECISIONS = {
+    "f32": Precision("float32", jnp.float32, "highest"),
+    "bf16": Precision("bfloat16", jnp.float32, "default"),
+    "bf16_params": Precision("bfloat16", jnp.bfloat16, "default"),
+}
 DROPPED = 16  # low bits of a float32 that bfloat16 lacks
 
 

@@ -9,7 +9,7 @@ from models.core.spec import Spec, zeros
 from tests.support.cases import batch_for
 from tests.support.harness import Trainer
 from train.sharding import mesh
-from train.update.rounding import cast_parameters, round_stochastically
+from train.update.precision import cast_parameters, round_stochastically
 
 SPECS = {"kernel": Spec((16, 8), "embed mlp", zeros, "embed"), "bias": Spec((8,), "mlp", zeros)}
 
