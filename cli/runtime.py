@@ -25,11 +25,24 @@ def start_jax(args: FlagValues) -> None:
     _silence_libraries()
     from train import compilation_cache
 
-    if note := compilation_cache.enable(compilation_cache.cache_dir(args.cache, os.environ)):
+    if note := enable_cache(compilation_cache.cache_dir(args.cache, os.environ)):
         print(note, file=sys.stderr)
     if args.cpu_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.cpu_devices)
+
+
+def enable_cache(folder: str | None) -> str | None:
+    """Cache this process's compiled programs in a folder (None: nowhere) -> a note if that fails, else None."""
+    import jax
+
+    from train import compilation_cache
+
+    usable, note = compilation_cache.prepare(folder)
+    jax.config.update("jax_compilation_cache_dir", usable)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return note
 
 
 def _silence_libraries() -> None:

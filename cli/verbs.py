@@ -46,10 +46,10 @@ def _train(args: FlagValues, assignments: Assignments) -> int:
         others.agree({**commit, "--cpu_devices": args.cpu_devices, **config.flatten()})
         others.join_jax()
         given = {key for key, _ in assignments} | ({"model.family", "loss"} if args.pretrained else set())
-        ended = run.train(config, workdir, runtime, partial(unread.unread, given=given, only_given=not args.config))
-        if ended:
-            runtime.say(f"{ended}: saved; run the same command again to continue")
-    return SAVED if ended else DONE
+        result = run.train(config, workdir, runtime, partial(unread.unread, given=given, only_given=not args.config))
+        if result.signal:
+            runtime.say(f"{result.signal}: saved; run the same command again to continue")
+    return SAVED if result.signal else DONE
 
 
 def _eval(args: FlagValues, assignments: Assignments) -> int:

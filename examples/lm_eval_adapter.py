@@ -1,7 +1,7 @@
 """A model of Canon as a model of lm-evaluation-harness, in the same process.
 
 runtime = Runtime(time.time, os.environ, sys.stdout)
-opened = load_model.open_language_model(base.defaults(), runtime, "path/to/Llama-3.2-1B")
+opened = load_model.open_language_model(RunConfig(), runtime, "path/to/Llama-3.2-1B")
 lm_eval.simple_evaluate(CanonLM(opened), tasks=["arc_easy"])
 """
 
@@ -40,7 +40,7 @@ class CanonLM(TemplateLM):
         """[((context, continuation), ids of both)] -> log-probability of each continuation, whether it is greedy."""
         setup = self.opened.setup
         rows = [(np.asarray(before, np.int32), np.asarray(after, np.int32)) for _, before, after in requests]
-        with jax.set_mesh(setup.place.mesh):
+        with setup.activate():
             found = lm_eval.likelihoods(
                 setup.model, self._eval_step, self.opened.variables, setup.place, rows, self.rows
             )
@@ -86,6 +86,6 @@ class CanonLM(TemplateLM):
                 sampling=sampling,
             )
             until = [stops] if isinstance(stops, str) else stops
-            with jax.set_mesh(self.opened.setup.place.mesh):
+            with self.opened.setup.activate():
                 texts.append("".join(part[0] for part in stream.stream_texts(self.tokenizer, [ids], generated, until)))
         return texts

@@ -33,7 +33,7 @@ jaxtyping.install_import_hook(["models", "train"], "tests.support.typecheck.chec
 
 import logging  # noqa: E402
 
-from train import compilation_cache  # noqa: E402
+from cli.runtime import enable_cache  # noqa: E402
 
 
 def compilation_cache_dir() -> str:
@@ -58,7 +58,7 @@ def compilation_cache_dir() -> str:
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compilation_cache_dir())
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-assert compilation_cache.enable(os.environ["JAX_COMPILATION_CACHE_DIR"]) is None
+assert enable_cache(os.environ["JAX_COMPILATION_CACHE_DIR"]) is None
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -128,10 +128,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 @pytest.fixture(autouse=True)
-def reset_mesh():
-    """Unset the mesh that a run may have set."""
+def jax_stays_unchanged():
+    """A test leaves jax's mesh and precision as they were: nothing but the launcher sets them for the process."""
+    precision = jax.config.jax_default_matmul_precision
     yield
-    jax.set_mesh(None)
+    assert jax.sharding.get_mesh().empty
+    assert jax.config.jax_default_matmul_precision == precision
 
 
 test_count = itertools.count(1)

@@ -108,12 +108,12 @@ def cache_dir(requested: str | None, environ: Mapping[str, str]) -> str | None:
     return os.path.expanduser(given)
 
 
-def enable(folder: str | None) -> str | None:
-    """Cache this process's compiled programs in a folder (None: nowhere) -> a note if that fails, else None."""
-    note = None
-    if folder is not None and JAX_CACHE is None:
-        note = f"compiled programs are not cached: jax {jax.__version__} has no cache interface that Canon supports"
-        folder = None
+def prepare(folder: str | None) -> tuple[str | None, str | None]:
+    """Make a cache folder usable by JAX -> (the folder, None for no cache; a note if it cannot be used)."""
+    if JAX_CACHE is None:
+        return None, folder and f"compiled programs are not cached: jax {jax.__version__} has no interface for it"
+    JAX_CACHE.get_file_cache = _open_cache
+    JAX_CACHE.reset_cache()
     if folder is not None and "://" not in folder:
         try:
             Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -121,14 +121,8 @@ def enable(folder: str | None) -> str | None:
             contents(folder, LIMIT)
         except OSError as error:
             note = f"compiled programs are not cached: {folder}: {error.strerror}; choose another folder by --cache=DIR"
-            folder = None
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if JAX_CACHE is not None:
-        JAX_CACHE.get_file_cache = _open_cache
-        JAX_CACHE.reset_cache()
-    return note
+            return None, note
+    return folder, None
 
 
 def jax_cache_module() -> Any:

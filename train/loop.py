@@ -7,11 +7,11 @@ evaluation or a save, the metrics of all dispatched updates are fetched, so no s
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from train.evaluate.evaluate import Interrupted
+from train.evaluate.evaluate import Interrupted, Scores
 from train.record import speed
 from train.record.metrics import NullRecorder, Recorder, flatten_metrics
 from train.record.summary import format_duration, format_quantity
@@ -158,45 +158,63 @@ def is_due(step: int, every: int | None, last: int) -> bool:
     return step == last or (every is not None and step % every == 0)
 
 
+@runtime_checkable
+class Hooks(Protocol):
+    """What a run does between its updates; `n` counts those that are made."""
+
+    def stop_signal(self, n: int) -> str | None:
+        """The signal that requests a stop, or None."""
+
+    def measure(self, n: int, state: State) -> Scores:
+        """Evaluate the state. Raises Interrupted if a signal comes first."""
+
+    def save(self, n: int, state: State, scores: Scores | None) -> None:
+        """Start saving the state."""
+
+    def rescue(self, state: State, error: BaseException) -> None:
+        """Save what an error would lose, before it ends the run."""
+
+
+class Span(NamedTuple):
+    """The updates of a run, `start` to `stop` - 1, and after how many of them each hook is due."""
+
+    start: int
+    stop: int
+    eval_every: int | None
+    save_every: int | None
+
+
 def run(
     state: State,
     update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]],
     batches: Iterator[Any],
     progress: Progress,
-    start: int,
-    stop: int,
-    evaluate: Callable[[int, State], Any],
-    save: Callable[[int, State, Any], None],
-    rescue: Callable[[State, BaseException], None],
-    eval_every: int | None,
-    save_every: int | None,
-    stop_signal: Callable[[int], str | None],
+    hooks: Hooks,
+    span: Span,
 ) -> tuple[State, str | None]:
-    """Run updates `start` to `stop` - 1 -> (final state, name of the signal that ended it early or None).
-
-    If an error ends it, `rescue` receives the current state before the error is raised.
-    """
-    progress.start_clock(start)
+    """Run the updates of a span -> (final state, name of the signal that ended it early or None)."""
+    progress.start_clock(span.start)
     try:
-        for n in range(start, stop):
+        for n in range(span.start + 1, span.stop + 1):
             state, metrics = update(state, progress.next_batch(batches))
-            progress.add(n + 1, metrics)
-            signal = stop_signal(n + 1) if n + 1 < stop else None  # the last update is evaluated anyway
-            evaluating, saving = is_due(n + 1, eval_every, stop), is_due(n + 1, save_every, stop) or signal is not None
+            progress.add(n, metrics)
+            signal = hooks.stop_signal(n) if n < span.stop else None  # the last update is evaluated anyway
+            evaluating = is_due(n, span.eval_every, span.stop)
+            saving = is_due(n, span.save_every, span.stop) or signal is not None
             if evaluating or saving:
                 progress.flush()
                 scores = None
                 if evaluating and signal is None:
                     try:
-                        scores = evaluate(n + 1, state)
+                        scores = hooks.measure(n, state)
                     except Interrupted:
-                        signal = stop_signal(n + 1)
+                        signal = hooks.stop_signal(n)
                 if saving or signal is not None:
-                    save(n + 1, state, scores)
-                progress.start_clock(n + 1)
+                    hooks.save(n, state, scores)
+                progress.start_clock(n)
             if signal is not None:
                 return state, signal
     except BaseException as error:
-        rescue(state, error)
+        hooks.rescue(state, error)
         raise
     return state, None

@@ -21,10 +21,8 @@ def same_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run from the repository's root; put back what a launched command sets for its process."""
     monkeypatch.chdir(ROOT)
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    precision, level = jax.config.jax_default_matmul_precision, logging.getLogger("absl").level
-    with jax.set_mesh(jax.sharding.get_mesh()):
-        yield
-    jax.config.update("jax_default_matmul_precision", precision)
+    level = logging.getLogger("absl").level
+    yield
     logging.getLogger("absl").setLevel(level)
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -83,8 +83,8 @@ ROOMS = {
     ),
     "train": (
         *("runtime", "compilation_cache", "tasks", "sharding", "update", "record", "plan", "checkpoint"),
-        *("generate", "setup", "evaluate", "plots", "init_from", "companions", "loop", "resume", "together", "saving"),
-        *("run", "verbs"),
+        *("generate", "setup", "introduction", "evaluate", "plots", "init_from", "companions", "loop", "resume"),
+        *("together", "saving", "trainer", "run", "verbs"),
     ),
     "cli": ("flags", "process", "peers", "runtime", "checkpoints", "run_config", "verbs"),
     "data": ("progress", "files", "types", "text", "images", "sources", "sampler", "eval_set", "loader"),
@@ -217,5 +217,18 @@ def test_no_stray_readers() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
                 found.add("input(")
         return found - ({"absl.flags", "signal"} if path.name == "loader.py" else set())
+
+    assert offenders(files(*LAYERS), wrong) == {}
+
+
+def test_only_the_launcher_changes_jax_for_the_process() -> None:
+    """Below it, the mesh and the precision of a run are those of a `with` block."""
+
+    def wrong(path: Path) -> set[str]:
+        items = [item for n in ast.walk(tree_of(path)) if isinstance(n, ast.With) for item in n.items]
+        blocks = {id(part) for item in items for part in ast.walk(item.context_expr)}
+        calls = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+        names = {ast.unparse(call.func) for call in calls if id(call) not in blocks}
+        return names & {"jax.config.update", "jax.set_mesh", "jax.default_matmul_precision"}
 
     assert offenders(files(*LAYERS), wrong) == {}

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -308,7 +307,6 @@ def run_command(argv: list[str]) -> tuple[int, str]:
         signal.signal(signal.SIGALRM, before)
         for number, handler in others.items():
             signal.signal(number, handler)
-        jax.set_mesh(None)
 
 
 def find_fault(case: Case) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import launch
+from cli.runtime import enable_cache
 from tests.support import ROOT
 from tests.support.harness import Trainer, clear_programs
 from train import compilation_cache
@@ -24,12 +25,12 @@ def suites_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(compilation_cache, "is_safe", lambda: True)
     before = jax.config.jax_compilation_cache_dir
     yield
-    compilation_cache.enable(before)
+    enable_cache(before)
 
 
 def compiled(folder: Path, n: int) -> np.ndarray:
     """What a program of its own makes of an array, compiled by a process that keeps its programs in a folder."""
-    assert compilation_cache.enable(str(folder)) is None
+    assert enable_cache(str(folder)) is None
     return np.asarray(jax.jit(lambda x: jnp.sin(x) * n)(np.arange(8.0)))
 
 
@@ -73,7 +74,7 @@ def test_losses_are_those_without(tmp_path: Path) -> None:
     """Bit for bit, of programs that are compiled and of those that are read."""
     found = []
     for folder in (None, str(tmp_path), str(tmp_path)):
-        compilation_cache.enable(folder)
+        enable_cache(folder)
         clear_programs()
         found.append(Trainer("mlp").steps(3))
     assert found[0] == found[1] == found[2]
@@ -101,7 +102,7 @@ def test_a_folder_that_vanishes_or_cannot_be_written_stops_nothing(tmp_path: Pat
     folder.rmdir()
     np.testing.assert_array_equal(np.asarray(jax.jit(lambda x: jnp.sin(x) * 5)(np.arange(8.0))), want)
     file.write_text("no folder")
-    note = compilation_cache.enable(str(file / "cache"))
+    note = enable_cache(str(file / "cache"))
     assert note is not None
     assert f"{file}/cache" in note
     assert "--cache=DIR" in note
@@ -114,12 +115,12 @@ def test_a_jax_with_another_cache_keeps_nothing(tmp_path: Path, monkeypatch: pyt
         assert compilation_cache.jax_cache_module() is None
     assert compilation_cache.jax_cache_module() is compilation_cache.JAX_CACHE
     monkeypatch.setattr(compilation_cache, "JAX_CACHE", None)
-    note = compilation_cache.enable(str(tmp_path))
+    note = enable_cache(str(tmp_path))
     assert note is not None
     assert note.startswith(f"compiled programs are not cached: jax {jax.__version__} ")
     assert jax.config.jax_compilation_cache_dir is None
     monkeypatch.undo()
-    compilation_cache.enable(None)
+    enable_cache(None)
 
 
 def test_which_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,6 @@ def test_a_run_needs_no_more_than_its_workdir(more: list[str], tmp_path: Path, c
     one, two = (flatten(models.load_pretrained(tmp_path / name)[1]["params"]) for name in ("gone", "again"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert checkpoint.load_manifest(str(workdir), 1)["config"]["model"]["vocab"] == 300
-    jax.set_mesh(None)
 
 
 def test_what_a_classifier_predicts_of_a_row_is_its_loss(tmp_path: Path) -> None:

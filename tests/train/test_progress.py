@@ -68,9 +68,9 @@ def ran(start: int, stop: int, devices: Any = (), cost: int = 0) -> tuple[list[s
         clock.now, first = clock.now + (8 if first else 1), False
         return state, {"loss": jnp.float32(1.5), "skipped": jnp.float32(0)}
 
-    nothing = lambda *args: None  # noqa: E731
-    given = (progress, start, stop, nothing, nothing, nothing, None, None, nothing)
-    loop.run({}, Ticker(runtime).report_compile(update), batches(), *given)
+    hooks = SimpleNamespace(**dict.fromkeys(("stop_signal", "measure", "save", "rescue"), lambda *args: None))
+    span = loop.Span(start, stop, None, None)
+    loop.run({}, Ticker(runtime).report_compile(update), batches(), progress, hooks, span)
     return out.getvalue().splitlines(), kept
 
 

@@ -13,7 +13,7 @@ import launch
 from configs import reader
 from errors import UsageError
 from tests.support.runs import config_of, runtime, train
-from train import checkpoint, run
+from train import checkpoint, introduction, run
 from train.plots import curves
 from train.record import metrics
 from train.sharding import device_batches
@@ -138,7 +138,7 @@ def test_extending_records_a_phase(finished_run_copy: Path) -> None:
 def test_a_signal_saves_and_ends_the_run(tmp_path: Path) -> None:
     cfg = reader.override(reader.read("configs/mlp.py:digits"), [("train.steps", "4"), ("checkpoint.every", "None")])
     interrupted = runtime(signals=lambda: "SIGTERM")
-    assert run.train(cfg, str(tmp_path / "w"), interrupted) == "SIGTERM"
+    assert run.train(cfg, str(tmp_path / "w"), interrupted).signal == "SIGTERM"
     assert checkpoint.steps(str(tmp_path / "w")) == [1]
 
 
@@ -165,18 +165,20 @@ def test_a_signal_in_an_evaluation_saves_at_once(tmp_path: Path) -> None:
     def kept() -> dict[int, Any]:
         return {n: checkpoint.load_manifest(workdir, n)["metrics"] for n in checkpoint.steps(workdir)}
 
-    assert run.train(cfg, workdir, runtime(signals=Bell(2 + 3))) == "SIGTERM"
+    assert run.train(cfg, workdir, runtime(signals=Bell(2 + 3))).signal == "SIGTERM"
     assert (kept(), measured()) == ({2: None}, {})
-    assert run.train(cfg, workdir, runtime(signals=Bell(3))) == "SIGTERM"  # again, before the first update
+    assert run.train(cfg, workdir, runtime(signals=Bell(3))).signal == "SIGTERM"  # again, before the first update
     assert (kept(), measured()) == ({2: None}, {})
-    assert run.train(cfg, workdir, runtime(signals=Bell(45 + 2 + 3))) == "SIGTERM"  # 45 batches are an evaluation
+    assert (
+        run.train(cfg, workdir, runtime(signals=Bell(45 + 2 + 3))).signal == "SIGTERM"
+    )  # 45 batches are an evaluation
     assert measured().keys() == {2}
     assert kept() == {**measured(), 4: None}
-    assert run.train(cfg, workdir, runtime()) is None
+    assert run.train(cfg, workdir, runtime()).signal is None
     assert measured().keys() == {2, 4}
     assert kept() == measured()
     again = runtime()
-    assert run.train(cfg, workdir, again) is None
+    assert run.train(cfg, workdir, again).signal is None
     assert "is complete" in again.stdout.getvalue()
 
 
@@ -349,6 +351,8 @@ def _what_a_verb_does_not_read_is_refused(tmp_path: Path, capsys) -> None:
 
 
 def test_rows_that_the_context_cuts_are_said() -> None:
-    (line,) = run._shortened_note(64, 32)
+    (line,) = introduction.shortened_note(64, 32)
     assert "rows have 32 tokens, the model's context, and not data.max_length = 64" in line
-    assert not any(run._shortened_note(length, context) for length, context in ((32, 32), (None, 32), (64, None)))
+    assert not any(
+        introduction.shortened_note(length, context) for length, context in ((32, 32), (None, 32), (64, None))
+    )

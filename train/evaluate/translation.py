@@ -83,7 +83,7 @@ class Translations:
         self.setup, self.tokenizer, self.pairs, self.size = setup, setup.tokenizer, pairs, size
         self.place = mesh.make_placement(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)
         self.variables = jax.device_put(variables, self.place.shardings({"stats": {}, **setup.model.specs}))
-        with jax.set_mesh(self.place.mesh):
+        with setup.activate(), jax.set_mesh(self.place.mesh):
             self.tokens = self._translate()
         self.texts = [self.tokenizer.decode(ids) for ids in self.tokens]
 

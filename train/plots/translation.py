@@ -85,7 +85,7 @@ def draw(translations: Translations, workdir: str, n: int) -> list[Path]:
     path = Path(f"{start}-translations.txt")
     files = [write_side_by_side(translations.pairs, translations.texts, quality, head, path)]
     try:
-        with jax.set_mesh(translations.place.mesh):
+        with translations.setup.activate(), jax.set_mesh(translations.place.mesh):
             sentences = [attention_map(translations, i) for i in pick_sentences(translations)]
     except UsageError:  # a network without attention
         return files

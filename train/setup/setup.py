@@ -1,6 +1,8 @@
 """From a config to a model, task, placement and data on this machine."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,13 @@ class Setup:
     dtype: Any
     tokenizer: tokenizers.Tokenizer | None
     class_names: tuple[str, ...] | None = None  # the data's, if it has any
+
+    @contextmanager
+    def activate(self) -> Iterator[None]:
+        """A block that computes on this mesh, in this precision of products."""
+        products = PRECISIONS[self.config.train.precision].products
+        with jax.default_matmul_precision(products), jax.set_mesh(self.place.mesh):
+            yield
 
     @property
     def context(self) -> int | None:
@@ -126,9 +135,7 @@ def set_up(
 
     Raises UsageError for settings that do not fit together.
     """
-    compute, dtype, precision = PRECISIONS[config.train.precision]
-    jax.config.update("jax_default_matmul_precision", precision)
-
+    compute, dtype, _ = PRECISIONS[config.train.precision]
     task = losses.get_task(config.loss)
     known = facts.data_facts(config, example, task)
     with raise_with(unread(config, known)):
@@ -162,7 +169,6 @@ def set_up(
     if isinstance(example, Examples):
         _check_shapes(model, example, config)
     place = mesh.make_placement(mesh.make_mesh(config.mesh, devices), model.specs, config.rules)
-    jax.set_mesh(place.mesh)
     return Setup(config, runtime, model, task, place, dtype, made, getattr(example, "names", None))
 
 
@@ -184,7 +190,7 @@ def _check_data_for_task(config: RunConfig, example: Source, task: losses.Task) 
 
 
 def _sizes_from_data(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
-    """Model sizes that the data determines, by RunConfig field."""
+    """Model sizes that the data determines, by Config field."""
     sizes: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
     if task.target_field in ("label", "labels", "boxes"):
         assert not isinstance(example, ParallelText)

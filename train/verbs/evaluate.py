@@ -62,9 +62,11 @@ def evaluate_model(opened: LoadedModel, held_out: Source) -> tuple[EvalSet, eval
         )
     ticker = Ticker(setup.runtime)
     eval_step = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
-    return eval_set, evaluate_variables(
-        setup, eval_step, opened.eval_variables, eval_set, setup.config.eval.limit, tick=ticker
-    )
+    with setup.activate():
+        scores = evaluate_variables(
+            setup, eval_step, opened.eval_variables, eval_set, setup.config.eval.limit, tick=ticker
+        )
+    return eval_set, scores
 
 
 def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> evaluate.Scores:
@@ -83,9 +85,10 @@ def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> eval
     rows = config.eval.batch or config.train.batch
     if config.eval.limit is not None:
         items = items.first(rows * config.eval.limit)
-    return lm_eval.score_questions(
-        setup.model, setup.tokenizer, eval_step, opened.variables, setup.place, items, rows, ticker
-    )
+    with setup.activate():
+        return lm_eval.score_questions(
+            setup.model, setup.tokenizer, eval_step, opened.variables, setup.place, items, rows, ticker
+        )
 
 
 def report(opened: LoadedModel, held_out: Source, kind: str, workdir: str | None = None, n: int = 0) -> None:
@@ -93,13 +96,9 @@ def report(opened: LoadedModel, held_out: Source, kind: str, workdir: str | None
     config, runtime = opened.setup.config, opened.setup.runtime
     where = f"{opened.name} on {config.data.name}, {config.eval.split}"
     if kind != "perplexity":
-        scores, how = (
-            evaluate_questions(opened, held_out, kind),
-            {"multiple_choice": "choices", "lambada": "last words"}[kind],
-        )
-        runtime.say(
-            f"{opened.name} on {config.data.name}, {config.eval.split}, {how}: {evaluate.format_scores(scores)}"
-        )
+        scores = evaluate_questions(opened, held_out, kind)
+        what = {"multiple_choice": "choices", "lambada": "last words"}[kind]
+        runtime.say(f"{where}, {what}: {evaluate.format_scores(scores)}")
         return
     eval_set, scores = evaluate_model(opened, held_out)
     runtime.say(f"{where}: {evaluate.format_scores(scores)}")

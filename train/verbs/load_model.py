@@ -79,11 +79,9 @@ def open_checkpoint(
     setup = set_up(config, runtime, example, checkpoint.load_tokenizer(workdir, n), devices, unread=unread)
     exactly = "classes" not in config.model.fields  # set there if the model comes from a pretrained folder
     _check_class_names(workdir, manifest.get("classes"), setup, runtime, exactly=exactly)
-    return LoadedModel(
-        f"checkpoint {n:,} of {workdir}",
-        setup,
-        step.eval_variables(restore_state(setup, workdir, n), setup.config.optim),
-    )
+    with setup.activate():
+        variables = step.eval_variables(restore_state(setup, workdir, n), setup.config.optim)
+    return LoadedModel(f"checkpoint {n:,} of {workdir}", setup, variables)
 
 
 def with_inputs(config: RunConfig, manifest: dict[str, Any]) -> RunConfig:
@@ -138,7 +136,8 @@ def open_pretrained(
     found = pretrained.find(model, folder)
     found.check()
     runtime.say(f"{folder}: {model.family}, {summary.parameter_counts(model)}; {found.summary}")
-    variables = found.variables(setup.place.shardings(model.specs), jnp.dtype(dtype).name)
+    with setup.activate():
+        variables = found.variables(setup.place.shardings(model.specs), jnp.dtype(dtype).name)
     return LoadedModel(folder, setup, {"": {"stats": {}, **variables}})
 
 

@@ -33,21 +33,20 @@ def print_samples(
     for text, row in zip(prompt, ids, strict=True):
         if len(row) > context:
             runtime.say(f"{text[:20]!r}… has {len(row):,} tokens, the context {context:,}: only its end is used")
-    pace, sampling = (
-        sample.Throughput(runtime.monotonic) if timing else None,
-        sample.Sampling(stop=tokenizer.stop_ids, **how),
-    )
+    pace = sample.Throughput(runtime.monotonic) if timing else None
+    sampling = sample.Sampling(stop=tokenizer.stop_ids, **how)
     key, alone = jax.random.key(seed), len(prompt) == 1
-    made = sample.generate(
-        setup.model, opened.variables, ids, key, count=max_new_tokens, sampling=sampling, throughput=pace
-    )
-    made = Ticker(runtime).show_until_first(made)
-    runtime.stdout.write(prompt[0] if alone else "")
-    parts: list[list[str]] = []
-    for new in stream_texts(tokenizer, ids, made, [text for text in stop if text]):
-        parts.append(new)
-        runtime.stdout.write(new[0] if alone else "")
-        runtime.stdout.flush()
+    with setup.activate():
+        made = sample.generate(
+            setup.model, opened.variables, ids, key, count=max_new_tokens, sampling=sampling, throughput=pace
+        )
+        made = Ticker(runtime).show_until_first(made)
+        runtime.stdout.write(prompt[0] if alone else "")
+        parts: list[list[str]] = []
+        for new in stream_texts(tokenizer, ids, made, [text for text in stop if text]):
+            parts.append(new)
+            runtime.stdout.write(new[0] if alone else "")
+            runtime.stdout.flush()
     whole = [text + "".join(rows) for text, *rows in zip(prompt, *parts, strict=True)]
     runtime.say("" if alone else "\n\n".join(f"[{i} of {len(whole)}]\n{text}" for i, text in enumerate(whole, 1)))
     if pace:

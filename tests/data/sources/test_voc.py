@@ -8,7 +8,7 @@ import pytest
 from data import sources
 from errors import UsageError
 from tests.support.boxed_folders import OBJECT, XML, paint, scenes, write_voc
-from train import run
+from train import introduction
 
 HARD = OBJECT.format(1, 1, 9, 9, name="dog", more="<difficult>{}</difficult>")
 
@@ -137,10 +137,10 @@ def test_a_list_has_an_ending_in_any_case(tmp_path: Path) -> None:
 def test_images_of_two_splits_are_named(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "voc")
     (root / "ImageSets" / "Main" / "val.txt").write_text("three\ntwo\n")
-    (said,) = run._overlap_notes(scenes(root, "train"), scenes(root, "val"))
+    (said,) = introduction.overlap_notes(scenes(root, "train"), scenes(root, "val"))
     assert said.strip().startswith("held out: images that are trained on too (1): ")
     assert said.endswith("two.png")
-    assert run._overlap_notes(scenes(root, "train"), scenes(root, "val[:1]")) == ()
+    assert introduction.overlap_notes(scenes(root, "train"), scenes(root, "val[:1]")) == ()
 
 
 def test_voc_without_its_image(tmp_path: Path) -> None:

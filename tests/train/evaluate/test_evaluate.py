@@ -114,9 +114,9 @@ def test_answers_on_a_mesh_are_the_models(name: str) -> None:
     exam = EvalSet({k: v for k, v in batch.items() if k != "weight"}, np.arange(B))
     variables = random_variables(model)
     value = np.asarray(jax.jit(model.predict)(variables, batch))
-    jax.set_mesh(place.mesh)
     placed = jax.device_put(variables, place.shardings(model.specs))
-    got = evaluate.evaluate(evaluate.make_eval_step(model, task, place), placed, exam, place, 8)
+    with jax.set_mesh(place.mesh):
+        got = evaluate.evaluate(evaluate.make_eval_step(model, task, place), placed, exam, place, 8)
     assert got.rows is not None
     if name == "mlp":
         assert place("batch classes") == P(("dp", "fsdp"), "tp")

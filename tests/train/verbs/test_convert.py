@@ -5,7 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,7 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert launch.main(["train", "--config=configs/llama.py:quick", f"--workdir={home}/W", *SMALL, *more]) == 0
     (home / "bpe.json").unlink()  # from here on the checkpoint's own will do
     assert launch.main(["convert", f"--workdir={home}/W", f"--export={home}/H"]) == 0
-    jax.set_mesh(None)
     return home
 
 
@@ -240,7 +238,6 @@ def test_a_classifier_goes_out_too(tmp_path: Path, capsys) -> None:
     said(capsys, "convert", f"--pretrained={tmp_path}/H", f"--workdir={tmp_path}/V")
     said(capsys, "convert", f"--workdir={tmp_path}/V", f"--export={tmp_path}/G")
     assert (tmp_path / "G" / "model.safetensors").read_bytes() == (tmp_path / "H" / "model.safetensors").read_bytes()
-    jax.set_mesh(None)
     model, variables = models.load_pretrained(tmp_path / "H")
     tokens = np.arange(20)[None]
     with torch.no_grad():

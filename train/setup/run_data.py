@@ -1,0 +1,115 @@
+"""The data of a run: loading, checks, and the batches of its updates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from configs.knobs import RunConfig
+from data import sampler
+from data.images.detection import DetectionDataset
+from data.sources import intact
+from data.types import ParallelText, Source
+from errors import UsageError
+from train.record.ticker import Ticker
+from train.runtime import Runtime
+from train.setup import inputs
+from train.setup.setup import Setup, dataset_names, load_source, training_rows
+from train.sharding import device_batches, mesh
+
+CHECK_SECONDS = 10.0  # time limit for reading small data sets before a run, to find unreadable files
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The sources of a run's mixture, and the held-out split of the first."""
+
+    corpora: tuple[Source, ...]
+    held_out: Source
+
+    @property
+    def identity(self) -> list[dict[str, Any]]:
+        """What checkpoints remember of the training data."""
+        return [source.identity for source in self.corpora]
+
+    def check_readable(self, runtime: Runtime) -> None:
+        """Read small sets, for at most CHECK_SECONDS, to find unreadable files. Raises UsageError."""
+        until = runtime.monotonic() + CHECK_SECONDS
+        intact.check_readable((*self.corpora, self.held_out), lambda: runtime.monotonic() < until)
+
+
+def load(config: RunConfig, runtime: Runtime) -> RunData:
+    """Load a config's data. Raises UsageError, also if the splits have different classes."""
+    names, ticker = dataset_names(config), Ticker(runtime)
+    corpora = tuple(load_source(config, runtime, name, config.data.split, ticker) for name in names)
+    return RunData(corpora, load_source(config, runtime, names[0], config.eval.split, ticker))
+
+
+def make_batches(setup: Setup, data: RunData, phase: sampler.Phase) -> sampler.BatchSampler:
+    """The batches of a run that begins with a phase. Raises UsageError for data that do not go together."""
+    config = setup.config
+    device_batches.check_batch(config.train.batch, config.train.accumulate, setup.place, setup.context)
+    if getattr(data.held_out, "names", None) != getattr(data.corpora[0], "names", None):
+        splits = f"splits {config.eval.split!r} and {config.data.split!r}"
+        raise UsageError(f"{config.data.name}: {splits} have different classes")
+    channels = inputs.image_channels(config, setup.model)
+    augment = inputs.train_transform(config, setup.task.target_field == "boxes", channels)
+    mix = inputs.mixup_transform(config, setup.task)
+    return sampler.BatchSampler(training_sources(setup, data.corpora), (phase,), config.seed, augment, mix)
+
+
+def batch_shapes(setup: Setup, batches: sampler.BatchSampler, start: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batch of update `start` as ShapeDtypeStructs with shardings."""
+    rows, row = batches.phase(start).batch_size, batches.batch(start, [0])
+    device_batches.check_sequence_lengths(row, setup.place)
+    shapes = {}
+    for name, values in row.items():
+        sharding = setup.place.sharding(mesh.batch_axes(name, values.ndim))
+        shapes[name] = jax.ShapeDtypeStruct((rows, *values.shape[1:]), values.dtype, sharding=sharding)
+    return shapes
+
+
+def tokens_per_row(setup: Setup, batches: sampler.BatchSampler, start: int) -> int:
+    """Predicted tokens per row; for translations, whose lengths differ, the mean over a batch."""
+    if setup.task.target_field != "source":
+        return setup.context or 0
+    return round(float(batches.batch(start)["weight"].sum(1).mean()))
+
+
+def training_sources(setup: Setup, corpora: Sequence[Source]) -> tuple[sampler.EpochSource, ...]:
+    """The training rows of each source of a mixture. Raises UsageError for sources that do not go together."""
+    config = setup.config
+    absent = set.intersection(*(set(getattr(source, "absent", ())) for source in corpora))
+    if absent:
+        raise UsageError(
+            f"{config.data.name}: split {config.data.split!r} has no example of the class "
+            f"{' or '.join(sorted(absent))}, which other splits have"
+        )
+    labelled = setup.task.target_field in ("label", "labels", "boxes")
+    types = {(type(s).__name__, getattr(s, "classes", None) if labelled else None) for s in corpora}
+    names = {getattr(s, "names", None) for s in corpora} if labelled else set()
+    if len(names) > 1 and len(types) == 1:
+        differ = " and ".join(", ".join(n or ("numbers",)) for n in sorted(names, key=str))
+        raise UsageError(
+            f"data sets in a mixture must have the same classes; data.name = {config.data.name!r} has {differ}"
+        )
+    if len(types) > 1:
+        what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(types, key=str))
+        raise UsageError(f"data sets in a mixture must have the same type; data.name = {config.data.name!r} has {what}")
+    if (
+        len(corpora) > 1
+        and config.data.max_length is None
+        and any(isinstance(source, ParallelText) for source in corpora)
+    ):
+        raise UsageError(
+            f"config key 'data.max_length' must be set for a mixture of parallel texts, {config.data.name!r}: "
+            f"the tokens of a row, such as {setup.context}, not None"
+        )
+    most = max((source.max_boxes for source in corpora if isinstance(source, DetectionDataset)), default=0)
+    corpora = [source.with_max_boxes(most) if isinstance(source, DetectionDataset) else source for source in corpora]
+    if config.train.stateful and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
+        raise UsageError("train.stateful = True needs a recurrent network and loss next_token")
+    if config.train.stateful and len(corpora) > 1:
+        raise UsageError(f"train.stateful = True needs one data set, not the mixture {config.data.name!r}")
+    return tuple(training_rows(setup, source) for source in corpora)
