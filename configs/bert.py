@@ -6,13 +6,12 @@
 docs/results.md and docs/log.md have the measured accuracy with cost, machine and commit.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "sst2": {  # MiniLM's six layers, mean pooling, a new head
         "model.family": "bert",
         "model.size": "minilm_l6",
@@ -37,7 +36,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "first": {"model.pool": "first"},
     "scratch": {"init_fresh": None},
 }

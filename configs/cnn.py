@@ -8,13 +8,12 @@ norm. `fashion`: the same on Fashion-MNIST, eight epochs with flips and shifts; 
 91.6 % for two such layers (Xiao et al. 2017). `digits`: the same on scikit-learn's 8 x 8 digits (built in); seconds.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "digits": {
         "model.family": "cnn",
         "model.channels": (16, 32),
@@ -76,7 +75,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "no_norm": {"model.norm": "none"},
     "shift": {"data.augment": "crop:2"},
     "average_pool": {"model.pools": ("average", "average")},

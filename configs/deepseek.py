@@ -7,14 +7,13 @@ experts. `quick`: bytes of Python's documentation (built in), seconds on two CPU
 published size; needs a large machine.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {
+_SMALL: Knobs = {
     "model.family": "deepseek",
     "model.width": 128,
     "model.depth": 4,
@@ -37,7 +36,7 @@ _SMALL: dict[str, Any] = {
     "model.tied": True,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2, "model.hidden": 172, "model.expert_hidden": 48},
     "deepseek_v2_lite": {
@@ -57,7 +56,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "mtp": {"model.mtp": 1},
     "by_loss": {"model.bias_update_speed": 0.0, "model.aux_loss_weight": 0.01},
     "unbalanced": {"model.bias_update_speed": 0.0},

@@ -6,13 +6,12 @@
 `linen` and `nnx`: the convolutional networks of examples/ on scikit-learn's digits (built in); seconds.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 
-_DIGITS: dict[str, Any] = {
+_DIGITS: Knobs = {
     "model.family": "flax",
     "data.name": "digits",
     "train.batch": 64,
@@ -21,12 +20,12 @@ _DIGITS: dict[str, Any] = {
     "log.every": 20,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "linen": {**_DIGITS, "model.module": "examples.linen_cnn:SmallCNN"},
     "nnx": {**_DIGITS, "model.module": "examples.nnx_cnn:SmallCNN"},
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {"narrow": {"model.args.hidden": 16}}
+ABLATIONS: dict[str, Knobs] = {"narrow": {"model.args.hidden": 16}}
 
 
 def get_config(names: str = "linen") -> ConfigDict:

@@ -6,14 +6,13 @@
 Python's documentation (built in), seconds on two CPU cores. `gemma3_1b`: the published size; needs a large machine.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {
+_SMALL: Knobs = {
     "model.family": "gemma",
     "model.width": 128,
     "model.depth": 4,
@@ -24,7 +23,7 @@ _SMALL: dict[str, Any] = {
     "model.final_logit_softcap": 30.0,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2, "model.hidden": 172},
     "gemma3_1b": {
@@ -42,7 +41,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "third": {
         "model.qk_norm": True,
         "model.attn_logit_softcap": None,

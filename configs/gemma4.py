@@ -7,14 +7,13 @@ Python's documentation (built in), seconds on two CPU cores. `gemma4_26b_a4b`: t
 machine.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {
+_SMALL: Knobs = {
     "model.family": "gemma4",
     "model.width": 128,
     "model.depth": 4,
@@ -34,7 +33,7 @@ _SMALL: dict[str, Any] = {
     "model.aux_loss_weight": 0.01,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quick": {
         **QUICK,
@@ -63,7 +62,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "no_experts": {"model.enable_moe_block": False, "model.aux_loss_weight": 0.0, "model.hidden": 352},
     "own_values": {"model.k_eq_v": False},
     "all_turn": {"model.partial_rotary_factor": 1.0},

@@ -7,16 +7,15 @@
 documentation (built in), about a minute on two CPU cores. `gpt2`: the published size; needs a large machine.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {"model.family": "gpt", "model.width": 128, "model.depth": 4, "model.heads": 4}
+_SMALL: Knobs = {"model.family": "gpt", "model.width": 128, "model.depth": 4, "model.heads": 4}
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quickstart": {
         **SHAKESPEARE,
@@ -43,7 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "no_warmup": {"schedule.warmup": 0},
     "no_decay": {"optim.weight_decay": 0.0},
     "relu": {"model.activation": "relu"},

@@ -6,14 +6,13 @@
 Python's documentation (built in), seconds on two CPU cores. `gpt_oss_20b`: the published size; needs a large machine.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {
+_SMALL: Knobs = {
     "model.family": "gpt_oss",
     "model.width": 128,
     "model.depth": 4,
@@ -26,7 +25,7 @@ _SMALL: dict[str, Any] = {
     "model.tied": True,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2, "model.hidden": 96},
     "gpt_oss_20b": {
@@ -46,7 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "no_window": {"model.window": None},
     "no_bias": {"model.attention_bias": False},
     "unbalanced": {"model.aux_loss_weight": 0.0},

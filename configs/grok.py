@@ -6,14 +6,13 @@
 Python's documentation (built in), seconds on two CPU cores. `grok_1`: the published size; needs a large machine.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {
+_SMALL: Knobs = {
     "model.family": "grok",
     "model.attn_logit_softcap": 30.0,
     "model.width": 128,
@@ -23,7 +22,7 @@ _SMALL: dict[str, Any] = {
     "model.aux_loss_weight": 0.01,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2, "model.hidden": 96},
     "grok_1": {
@@ -44,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "no_cap": {"model.attn_logit_softcap": None},
     "unscaled": {"model.embed_multiplier": 1.0, "model.output_multiplier": 1.0},
     "unbalanced": {"model.aux_loss_weight": 0.0},

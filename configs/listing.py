@@ -2,10 +2,9 @@
 
 import inspect
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from configs import reader
-from configs.knobs import KNOBS
+from configs.knobs import KNOBS, Knobs
 from configs.unread import FACTS, READ_UNDER
 from errors import unknown
 
@@ -47,5 +46,5 @@ def of_knobs(section: str | None, choices: Mapping[str, Collection[str]]) -> lis
     return lines
 
 
-def _shown(keys: dict[str, Any]) -> str:
+def _shown(keys: Knobs) -> str:
     return ", ".join(f"{key}={value}" for key, value in keys.items())

@@ -6,14 +6,13 @@
 Python's documentation (built in), seconds on two CPU cores. `llama3.2_1b`: the published size; needs a large machine.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {
+_SMALL: Knobs = {
     "model.family": "llama",
     "model.width": 128,
     "model.depth": 4,
@@ -22,7 +21,7 @@ _SMALL: dict[str, Any] = {
     "model.tied": True,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2, "model.hidden": 172},
     "llama3.2_1b": {
@@ -40,7 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "grouped": {"model.kv_heads": 2},
     "qk_norm": {"model.qk_norm": True},
     "window": {"model.window": 16},

@@ -7,14 +7,13 @@ Python's documentation (built in), seconds on two CPU cores. `llama4_scout`: the
 machines.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {
+_SMALL: Knobs = {
     "model.family": "llama4",
     "model.width": 128,
     "model.depth": 4,
@@ -29,7 +28,7 @@ _SMALL: dict[str, Any] = {
     "model.tied": True,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quick": {
         **QUICK,
@@ -58,7 +57,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "positions_everywhere": {"model.nope_layers": ()},
     "no_chunk": {"model.chunk": None},
     "no_qk_norm": {"model.qk_norm": False},

@@ -7,14 +7,13 @@ token. `quick`: bytes of Python's documentation (built in), seconds on two CPU c
 size; needs a large machine.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import QUICK, SHAKESPEARE, SMALL
 
-_SMALL: dict[str, Any] = {
+_SMALL: Knobs = {
     "model.family": "mixtral",
     "model.width": 128,
     "model.depth": 4,
@@ -26,7 +25,7 @@ _SMALL: dict[str, Any] = {
     "model.tied": True,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**SHAKESPEARE, **_SMALL},
     "quick": {**QUICK, **_SMALL, "model.width": 64, "model.depth": 2, "model.expert_hidden": 96},
     "qwen3_30b_a3b": {
@@ -46,7 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "one_expert": {"model.experts_per_token": 1, "model.expert_hidden": 352},
     "unbalanced": {"model.aux_loss_weight": 0.0},
     "as_they_are": {"model.norm_topk": False},

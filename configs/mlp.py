@@ -14,13 +14,12 @@ full-batch updates; published accuracy 100 %. The ablations `scalar` and `equati
 size 10, 30 epochs. Published accuracy 95.42 %; docs/results.md has ours.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 
-_XOR: dict[str, Any] = {
+_XOR: Knobs = {
     "model.family": "mlp",
     "data.name": "xor",
     "train.batch": 4,
@@ -30,7 +29,7 @@ _XOR: dict[str, Any] = {
     "log.every": 100,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "xor": {**_XOR, "model.hidden": (8,)},
     "xor_perceptron": {**_XOR, "model.size": "perceptron"},
     "rosenblatt": {
@@ -145,7 +144,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "relu": {"model.activation": "relu", "model.init": "he_normal"},
     "sgd": {"optim.name": "sgd", "optim.lr": 0.1},
     "adam": {"optim.name": "adam", "optim.lr": 1e-3},

@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -16,6 +16,8 @@ import renamed
 from configs.knobs import KNOBS, OPEN, RunConfig, flatten, from_flat, tuples
 from configs.section import Value
 from errors import UsageError, prefix_errors, quote, unknown
+
+T = TypeVar("T")
 
 
 def read(source: str) -> RunConfig:
@@ -74,7 +76,7 @@ def variables(path: str) -> dict[str, Any]:
     return made
 
 
-def _run(path: str, act: Callable[[], Any]) -> Any:
+def _run(path: str, act: Callable[[], T]) -> T:
     """The result of a user's Python code. Raises UsageError with file and line for whatever it raises."""
     try:
         with prefix_errors(f"config file {path}"), warnings.catch_warnings(action="ignore", category=SyntaxWarning):
@@ -90,7 +92,7 @@ def _run(path: str, act: Callable[[], Any]) -> Any:
         raise UsageError(f"config file {path}{where}: {type(error).__name__}: {error}") from None
 
 
-def _whole(path: str, made: Any) -> RunConfig:
+def _whole(path: str, made: object) -> RunConfig:
     """The RunConfig of a config file's result. Raises UsageError unless that is a ConfigDict with every knob."""
     if not isinstance(made, ConfigDict):
         raise UsageError(

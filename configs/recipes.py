@@ -1,8 +1,8 @@
 """Knobs that several config files share: training recipes of small models."""
 
-from typing import Any
+from configs.knobs import Knobs
 
-SMALL: dict[str, Any] = {  # language models of every family
+SMALL: Knobs = {  # language models of every family
     "loss": "next_token",
     "optim.beta2": 0.99,
     "optim.weight_decay": 0.1,
@@ -12,7 +12,7 @@ SMALL: dict[str, Any] = {  # language models of every family
     "schedule.end_fraction": 0.1,
     "eval.split": "validation",
 }
-SHAKESPEARE: dict[str, Any] = {  # characters; the CPU budget of nanoGPT's README (Karpathy 2022)
+SHAKESPEARE: Knobs = {  # characters; the CPU budget of nanoGPT's README (Karpathy 2022)
     **SMALL,
     "data.name": "tiny_shakespeare",
     "data.tokenizer": "char",
@@ -24,7 +24,7 @@ SHAKESPEARE: dict[str, Any] = {  # characters; the CPU budget of nanoGPT's READM
     "eval.batch": 64,
     "checkpoint.every": 500,
 }
-QUICK: dict[str, Any] = {  # bytes of Python's documentation, seconds on two CPU cores
+QUICK: Knobs = {  # bytes of Python's documentation, seconds on two CPU cores
     **SMALL,
     "model.context": 64,
     "train.batch": 8,
@@ -32,7 +32,7 @@ QUICK: dict[str, Any] = {  # bytes of Python's documentation, seconds on two CPU
     "schedule.warmup": 10,
     "eval.batch": 64,
 }
-FASHION: dict[str, Any] = {  # Fashion-MNIST with a convolutional network, ten epochs
+FASHION: Knobs = {  # Fashion-MNIST with a convolutional network, ten epochs
     "data.name": "fashion_mnist",
     "data.augment": "flip,crop:2",
     "data.mean": 0.286,
@@ -47,7 +47,7 @@ FASHION: dict[str, Any] = {  # Fashion-MNIST with a convolutional network, ten e
     "eval.batch": 500,
     "log.every": 50,
 }
-MULTI30K: dict[str, Any] = {  # image captions, English to German, seven epochs
+MULTI30K: Knobs = {  # image captions, English to German, seven epochs
     "model.context": 64,
     "model.dropout": 0.1,
     "data.name": "multi30k_en_de",

@@ -7,14 +7,13 @@
 momentum, the learning rate divided by 10 at 32,000 and 48,000; published accuracy 91.25 % (table 6).
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import FASHION
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "fashion": {
         **FASHION,
         "model.family": "resnet",
@@ -41,7 +40,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "no_norm": {"model.norm": "none", "model.zero_init": True},
     "option_b": {"model.shortcut": "projection"},
     "zero_init": {"model.zero_init": True},

@@ -9,13 +9,12 @@ experiment 4); always predicting 1 gives an error of 0.1667. `sst2`: sentiment o
 Flax's example for this set reaches 85.21 %. docs/results.md has ours.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 
-_SHAKESPEARE: dict[str, Any] = {
+_SHAKESPEARE: Knobs = {
     "model.family": "rnn",
     "model.embed": 64,
     "model.context": 64,
@@ -36,7 +35,7 @@ _SHAKESPEARE: dict[str, Any] = {
     "log.every": 50,
 }
 
-_ADDING: dict[str, Any] = {
+_ADDING: Knobs = {
     "model.family": "rnn",
     "model.head": "values",
     "model.width": 64,
@@ -50,7 +49,7 @@ _ADDING: dict[str, Any] = {
     "log.every": 50,
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "shakespeare": {**_SHAKESPEARE, "model.cell": "lstm", "model.width": 256},
     "shakespeare_gru": {**_SHAKESPEARE, "model.cell": "gru", "model.width": 299},
     "shakespeare_elman": {**_SHAKESPEARE, "model.cell": "elman", "model.width": 526, "optim.lr": 1e-3},
@@ -90,7 +89,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "gru": {"model.cell": "gru", "model.forget_bias": 0.0},
     "elman": {"model.cell": "elman", "model.forget_bias": 0.0, "model.chrono_max": None},
 }

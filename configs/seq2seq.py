@@ -7,14 +7,13 @@
 vocabulary of 4,000; 31 minutes of CPU time. BLEU 29.2 +- 0.7 on the test split, without attention 17.9 +- 0.6.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import MULTI30K
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "multi30k": {
         **MULTI30K,
         "model.family": "seq2seq",
@@ -23,7 +22,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "no_attention": {"model.attention_score": "none", "model.width": 392},
     "additive": {"model.attention_score": "additive", "model.width": 276},
     "no_feeding": {"model.input_feeding": False, "model.width": 364},

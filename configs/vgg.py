@@ -6,14 +6,13 @@
 Fashion-MNIST, ten epochs with flips and shifts: accuracy 93.15 +- 0.25 %; the data set's README has 93.5 % for VGG-16.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 from configs.recipes import FASHION
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "fashion": {
         **FASHION,
         "model.family": "vgg",
@@ -26,7 +25,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "no_norm": {"model.norm": "none"},
     "no_dropout": {"model.dropout": 0.0},
     "no_hidden": {"model.hidden": ()},

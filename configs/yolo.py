@@ -8,13 +8,12 @@ Platelets and red cells belong to the finer grid, white cells to the coarser one
 grids. mAP@.5 0.78 +- 0.02 on the test split, after 19 minutes of CPU time.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.knobs import Knobs
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, Knobs] = {
     "bccd": {
         "model.family": "yolo",
         "model.size": "yolov3_tiny",
@@ -35,7 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, Knobs] = {
     "one_grid": {"model.size": "yolov2_tiny_voc"},  # v2's network and loss, with the first five anchors
     "strict": {"model.ignore_thresh": 1.0},  # overlapping predictions not assigned to a box are background
 }
