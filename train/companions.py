@@ -7,11 +7,10 @@ import json
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data.files import expand_home
 from data.text import tokenizer_reader, tokenizers
-from documents import parse_json, read_text
+from documents import Json, parse_json, read_text
 from errors import UsageError
 from models import pretrained
 from models.pretrained import preprocessing
@@ -63,13 +62,13 @@ def from_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
     return manifest.get("files") or {} if manifest["tokenizer"] == tokenizer else {}
 
 
-def bos_and_eos(files: dict[str, str], ids: dict[str, Any]) -> dict[str, Any]:
+def bos_and_eos(files: dict[str, str], ids: Json) -> Json:
     """`ids` (bos and eos), with the values of the files' generation_config.json where it has them."""
     given = _parse_settings(files, GENERATION)
     return {key: given.get(key, value) for key, value in ids.items()}
 
 
-def write(files: dict[str, str], folder: Path, ids: dict[str, Any], images: dict[str, Any]) -> None:
+def write(files: dict[str, str], folder: Path, ids: Json, images: Json) -> None:
     """Write companion files into an exported folder, merging with the files that the export wrote.
 
     `ids` are keys for generation_config.json. The original preprocessor_config.json is written only if it describes the
@@ -91,10 +90,10 @@ def write(files: dict[str, str], folder: Path, ids: dict[str, Any], images: dict
             (folder / IMAGES).write_text(ours)
 
 
-def _parse_settings(files: dict[str, str], name: str) -> dict[str, Any]:
+def _parse_settings(files: dict[str, str], name: str) -> Json:
     found = parse_json(files.get(name, "{}"), name)
     return found if isinstance(found, dict) else {}
 
 
-def _write_json(path: Path, settings: dict[str, Any]) -> None:
+def _write_json(path: Path, settings: Json) -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n")

@@ -4,10 +4,9 @@ A report lists the leaves that were loaded, initialised afresh and ignored.
 """
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from models.pretrained.formats.safetensors import SUFFIX
 from train import checkpoint
 from train.update import optim, step
 
+Shape = tuple[int, ...]
 TOKEN_TABLE = "params/embed/token"  # the token embedding of every family that has one
 
 
@@ -163,7 +163,7 @@ def load(
     state: step.State,
     model: Model,
     tx: optax.GradientTransformation,
-    config: Any,
+    config: RunConfig,
     tokenizer: str | None,
     say: Callable[[str], None],
 ) -> tuple[step.State, LoadReport]:
@@ -175,6 +175,7 @@ def load(
     From a run it takes the newest restorable checkpoint; `say` reports corrupt ones.
     Raises UsageError, naming the leaves, if some do not match or depend on a different vocabulary.
     """
+    assert config.init_from is not None
     name = expand_home(config.init_from)
     if pretrained.is_pretrained(name):
         return _load_from(_read_pretrained(model, name), state, model, tx, config, tokenizer)
@@ -188,7 +189,7 @@ def _load_from(
     state: step.State,
     model: Model,
     tx: optax.GradientTransformation,
-    config: Any,
+    config: RunConfig,
     tokenizer: str | None,
 ) -> tuple[step.State, LoadReport]:
     leaves = {**flatten({"params": state["params"]}), **flatten({"stats": state["stats"]})}
@@ -222,7 +223,7 @@ def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
     return jax.jit(lambda x: x.astype(like.dtype), out_shardings=like.sharding)(x)
 
 
-def _match_leaves(theirs: dict[str, Any], ours: dict[str, Any], config: Any) -> dict[str, str]:
+def _match_leaves(theirs: dict[str, Shape], ours: dict[str, Shape], config: RunConfig) -> dict[str, str]:
     """Match the source's leaves to ours by the three knobs: shapes by name, twice -> {our name: their name}."""
     fresh, ignored, other = (
         parse_patterns(config.init_fresh),
@@ -281,6 +282,6 @@ def _rename(name: str, names: dict[str, str]) -> str:
     return name
 
 
-def _abbreviate(names: Any) -> str:
+def _abbreviate(names: Iterable[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:6]) + (" …" if len(listed) > 6 else "")

@@ -7,17 +7,18 @@ evaluation or a save, the metrics of all dispatched updates are fetched, so no s
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from models.core.types import Inputs, Tree
 from train.evaluate.evaluate import Interrupted, Scores
 from train.record import speed
 from train.record.metrics import NullRecorder, Recorder, flatten_metrics
 from train.record.summary import format_duration, format_quantity
 from train.runtime import Runtime
 
-State = dict[str, Any]
+State = Tree  # of the update, as train/update/step.py has it
 
 
 class Diverged(RuntimeError):
@@ -40,7 +41,7 @@ class Progress:
     max_skipped: int
     verbose: bool = True
     flops: int = 0  # FLOPs of an update, over all devices
-    devices: Sequence[Any] = ()  # jax.Device of the mesh
+    devices: Sequence[jax.Device] = ()  # of the mesh
     _pending: list[tuple[int, dict[str, jax.Array]]] = field(default_factory=list)
     skipped: int = 0  # updates skipped in total
     consecutive_skipped: int = 0  # newest updates skipped in a row, including those before a resume
@@ -52,7 +53,7 @@ class Progress:
         """Start the clock at a step."""
         self._mark, self._waited = (step, self.runtime.monotonic()), 0.0
 
-    def next_batch(self, batches: Iterator[Any]) -> Any:
+    def next_batch(self, batches: Iterator[Inputs]) -> Inputs:
         """The next batch. The time spent waiting for it is recorded."""
         begun = self.runtime.monotonic()
         batch = next(batches)
@@ -186,8 +187,8 @@ class Span(NamedTuple):
 
 def run(
     state: State,
-    update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]],
-    batches: Iterator[Any],
+    update: Callable[[State, Inputs], tuple[State, dict[str, jax.Array]]],
+    batches: Iterator[Inputs],
     progress: Progress,
     hooks: Hooks,
     span: Span,

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import optax
@@ -89,7 +87,7 @@ def train(
             return result
 
 
-def make_update(setup: Setup, tx: optax.GradientTransformation, mixes: bool) -> Callable[..., Any]:
+def make_update(setup: Setup, tx: optax.GradientTransformation, mixes: bool) -> jax.stages.Wrapped:
     """The jitted update of a run, whose batches may mix rows. Raises UsageError for knobs that do not go together."""
     config, train = setup.config, setup.config.train
     if train.gradient != "autodiff" and (train.label_smoothing or train.z_loss or mixes):
@@ -101,7 +99,7 @@ def make_update(setup: Setup, tx: optax.GradientTransformation, mixes: bool) -> 
 
 
 def _count_flops(
-    setup: Setup, update: Callable[..., Any], state: step.State, batch: dict[str, jax.ShapeDtypeStruct]
+    setup: Setup, update: jax.stages.Wrapped, state: step.State, batch: dict[str, jax.ShapeDtypeStruct]
 ) -> int:
     """FLOPs of an update. Raises UsageError for sharding rules that the model does not take."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

@@ -2,13 +2,14 @@
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, auto_axes
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, auto_axes
 
 from models.core.spec import flatten
+from models.core.types import Tree
 
 
 def _mix(x: jax.Array, salt: int) -> jax.Array:
@@ -38,20 +39,23 @@ def _replicated_digest(leaf: jax.Array, explicit: bool) -> jax.Array:
     return auto_axes(_digest, out_sharding=PartitionSpec())(leaf) if explicit else _digest(leaf)
 
 
-def digests(tree: Any) -> dict[str, str]:
+LeafRecord = dict[str, Any]  # of a manifest: shape, dtype and digest of a leaf
+
+
+def digests(tree: Tree) -> dict[str, str]:
     """The digest of each leaf by path, 16 hex digits; the same on any mesh.
 
     Leaves of one shape, dtype and sharding share a program. Each program ends before the next begins: collectives of
     several programs in flight wait for each other on simulated devices.
     """
     leaves = flatten(tree)
-    meshes: list[Any] = [x.sharding.mesh for x in leaves.values() if isinstance(x.sharding, NamedSharding)]
-    with jax.set_mesh(meshes[0]) if meshes else nullcontext():
+    meshes = [x.sharding.mesh for x in leaves.values() if isinstance(x.sharding, NamedSharding)]
+    with jax.set_mesh(cast(Mesh, meshes[0])) if meshes else nullcontext():
         pairs = {name: jax.device_get(_replicated_digest(x, bool(meshes))) for name, x in leaves.items()}
     return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in pairs.items()}
 
 
-def describe(tree: Any) -> dict[str, dict[str, Any]]:
+def describe(tree: Tree) -> dict[str, LeafRecord]:
     """Shape, dtype and digest of each leaf, for a manifest."""
     codes = digests(tree)
     return {k: {"shape": list(x.shape), "dtype": str(x.dtype), "digest": codes[k]} for k, x in flatten(tree).items()}

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,20 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
 from jax.experimental import multihost_utils
+from jax.sharding import Sharding
 
 from data.text import tokenizers
 from errors import UsageError
 from models.core.spec import flatten
-from train.checkpoint.digests import digests
+from models.core.types import Tree
+from train.checkpoint.digests import LeafRecord, digests
 from train.checkpoint.folder import any_process, checkpoint_dir, read_text, reason, steps
 from train.checkpoint.manifest import CorruptCheckpoint, load_manifest, readable_manifests
 
+T = TypeVar("T")
 
-def as_dict(state: Any) -> Any:
+
+def as_dict(state: Tree) -> Tree:
     """A state as nested dicts. Optax's tuples become dicts by field or index."""
     return serialization.to_state_dict(state)
 
@@ -80,7 +84,7 @@ def load_tokenizer(workdir: str, step: int) -> dict[str, Any] | None:
     return description
 
 
-def restore(workdir: str, step: int, target: Any) -> Any:
+def restore(workdir: str, step: int, target: Tree) -> Tree:
     """Restore `target` from a checkpoint: a state, or some of its entries, as ShapeDtypeStructs with shardings.
 
     Raises UsageError if a leaf is missing, surplus, or has another shape or dtype than the target's, and
@@ -102,10 +106,10 @@ def restore(workdir: str, step: int, target: Any) -> Any:
     return serialization.from_state_dict(target, _read_and_verify(workdir, step, wanted, saved))
 
 
-def restore_leaves(workdir: str, step: int, shardings: dict[str, Any]) -> Any:
+def restore_leaves(workdir: str, step: int, shardings: dict[str, Sharding]) -> Tree:
     """Restore some leaves by path, on the given shardings -> a nested dict. Raises CorruptCheckpoint as `restore`."""
     saved = load_manifest(workdir, step)["state"]
-    wanted: dict[str, Any] = {}
+    wanted: Tree = {}
     for name, sharding in shardings.items():
         *folders, leaf = name.split("/")
         inside = wanted
@@ -116,21 +120,22 @@ def restore_leaves(workdir: str, step: int, shardings: dict[str, Any]) -> Any:
     return _read_and_verify(workdir, step, wanted, saved)
 
 
-def _read_and_verify(workdir: str, step: int, wanted: Any, saved: dict[str, Any]) -> Any:
-    tree, problem = _read_arrays(checkpoint_dir(workdir) / str(step) / "state", wanted), None
+def _read_and_verify(workdir: str, step: int, wanted: Tree, saved: dict[str, LeafRecord]) -> Tree:
+    tree = _read_arrays(checkpoint_dir(workdir) / str(step) / "state", wanted)
+    problem = None
     if isinstance(tree, Exception):
         problem = f"its arrays cannot be read ({reason(tree)})"
     else:
         differ = [name for name, code in digests(tree).items() if code != saved[name]["digest"]]
         problem = f"digest of {differ[0]} differs ({len(differ)} leaves in all)" if differ else None
-    if any_process(problem is not None):
+    if any_process(problem is not None) or isinstance(tree, Exception):
         raise CorruptCheckpoint(
             f"checkpoint {step} of {workdir} is damaged: {problem or 'another process could not read it'}"
         )
     return tree
 
 
-def _read_arrays(path: epath.Path, wanted: Any) -> Any:
+def _read_arrays(path: epath.Path, wanted: Tree) -> Tree | Exception:
     """The arrays, or the exception: Orbax and TensorStore raise many types for a broken file."""
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -141,8 +146,8 @@ def _read_arrays(path: epath.Path, wanted: Any) -> Any:
 
 
 def first_restorable(
-    workdir: str, candidates: list[int], read: Callable[[int], Any], say: Callable[[str], None]
-) -> tuple[int, Any]:
+    workdir: str, candidates: list[int], read: Callable[[int], T], say: Callable[[str], None]
+) -> tuple[int, T]:
     """The first candidate that `read` restores -> (step, result of `read`). Corrupt ones before it are reported.
 
     Raises CorruptCheckpoint if all are corrupt.

@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from models.core.types import Tree
 from train.checkpoint.digests import describe
 from train.checkpoint.folder import any_process, check_writable, checkpoint_dir, reason
 from train.checkpoint.manifest import Manifest, dump_manifest
@@ -30,7 +31,7 @@ class _ManifestHandler(ocp.CheckpointHandler):
         if args.tokenizer is not None and jax.process_index() == 0:
             (directory / "tokenizer.json").write_text(args.tokenizer)
 
-    def restore(self, directory: epath.Path, args: Any = None) -> None:
+    def restore(self, directory: epath.Path, args: object = None) -> None:
         """Nothing: `load_manifest` and `load_tokenizer` read the files."""
 
     def finalize(self, directory: epath.Path) -> None:
@@ -69,7 +70,7 @@ class Store:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._step: int | None = None  # of the newest save
 
-    def save(self, state: Any, manifest: Manifest, tokenizer: dict[str, Any] | None) -> None:
+    def save(self, state: Tree, manifest: Manifest, tokenizer: dict[str, Any] | None) -> None:
         """Start saving a state as step manifest["step"]. Its arrays may be donated once this returns.
 
         manifest["metrics"], if not None, holds the held-out `loss` that selects the best checkpoints. The first save

@@ -5,7 +5,6 @@ Legend: B rows, S source time, K beams, V vocabulary.
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,10 @@ from jaxtyping import Array, Float, Int
 from errors import UsageError
 from models import Model
 from models.core.spec import Spec
+from models.core.types import Cache, Specs, Tree, Variables
 
 
-def gather_cache_rows(cache: Any, specs: Any, rows: Int[Array, "b"]) -> Any:
+def gather_cache_rows(cache: Cache, specs: Specs, rows: Int[Array, "b"]) -> Cache:
     """Gather rows of a cache by index: cache, its specs, rows [B] -> a cache of B rows."""
 
     def one(spec: Spec, held: Array) -> Array:
@@ -36,7 +36,7 @@ def normalise_by_length(total: Float[Array, "*b"], length: Int[Array, ""], penal
 
 def beam_search(
     model: Model,
-    variables: Any,
+    variables: Variables,
     source: Int[Array | np.ndarray, "b s"],
     source_mask: Float[Array | np.ndarray, "b s"] | None = None,
     *,
@@ -80,7 +80,7 @@ def beam_search(
 @partial(jax.jit, static_argnames=("model", "count", "beams"))
 def _beam_search(
     model: Model,
-    variables: Any,
+    variables: Variables,
     source: Array,
     mask: Array,
     start: Array,
@@ -93,11 +93,11 @@ def _beam_search(
     B, K, V = source.shape[0], beams, model.config.vocab
     table = model.cache_specs(B * K, count, source.shape[1])
 
-    def predict(inputs: dict[str, Array], cache: Any) -> dict[str, Any]:
+    def predict(inputs: dict[str, Array], cache: Cache | None) -> Tree:
         out = model.apply(variables, inputs, cache=cache)
         return {"next": jax.nn.log_softmax(out.value[:, -1, :V]), "cache": out.cache}
 
-    def step(state: dict[str, Any]) -> dict[str, Any]:
+    def step(state: Tree) -> Tree:
         """Decode one more token."""
         last = jnp.take(state["tokens"], state["n"] - 1, 2).reshape(B * K, 1)
         return _extend_beams({**state, **predict({"tokens": last}, state["cache"])}, table, stop, penalty)
@@ -116,7 +116,7 @@ def _beam_search(
     }
     state = _extend_beams(state, table, stop, penalty)
 
-    def can_improve(state: dict[str, Any]) -> Array:
+    def can_improve(state: Tree) -> Array:
         """Whether a row's hypotheses could still improve, assuming that all further tokens have probability 1."""
         best = state["finished"]["score"][:, 0]
         if K == 1:  # greedy: stop at the first end
@@ -134,7 +134,7 @@ def _beam_search(
     return best["tokens"][:, 0], best["score"][:, 0]
 
 
-def _extend_beams(state: dict[str, Any], table: Any, stop: Array, penalty: Array) -> dict[str, Any]:
+def _extend_beams(state: Tree, table: Specs, stop: Array, penalty: Array) -> Tree:
     """Extend every hypothesis by one token, and gather the cache rows of the surviving hypotheses."""
     (B, K), n = state["total"].shape, state["n"]
     V = state["next"].shape[-1]

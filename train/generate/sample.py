@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from errors import UsageError
 from models import Model
 from models.core.layers import compute_logits
+from models.core.types import Tree, Variables
 
+T = TypeVar("T")
 CHUNK = 16  # tokens that are decoded per call, before the host sees them
 FINISHED = -1  # fills a row after its end
 
@@ -87,7 +89,7 @@ def sample_token(
 @partial(jax.jit, static_argnames=("model", "count", "sampling"))
 def prefill(
     model: Model,
-    variables: Any,
+    variables: Variables,
     tokens: Int[Array, "b t"],
     mask: Float[Array, "b t"],
     finished: Bool[Array, "b"],
@@ -96,7 +98,7 @@ def prefill(
     *,
     count: int,
     sampling: Sampling,
-) -> dict[str, Any]:
+) -> Tree:
     """Process the prompts and sample the first of `count` tokens per row -> the decoding state.
 
     tokens, mask [B T]: prompts with padding on the left, mask 0 there; finished [B]; `sampled` [] tokens per row were
@@ -119,7 +121,7 @@ def prefill(
     return _append_token(state, last, keys, sampling)
 
 
-def _append_token(state: dict[str, Any], logits: Array, keys: Array, sampling: Sampling) -> dict[str, Any]:
+def _append_token(state: Tree, logits: Array, keys: Array, sampling: Sampling) -> Tree:
     """The state with one more token per row."""
     own = jax.vmap(jax.random.fold_in, (0, None))(keys, state["sampled"])
     token = jnp.where(state["finished"], 0, sample_token(logits, own, sampling, state["seen"]))
@@ -136,11 +138,11 @@ def _append_token(state: dict[str, Any], logits: Array, keys: Array, sampling: S
 
 @partial(jax.jit, static_argnames=("model", "count", "sampling"))
 def decode(
-    model: Model, variables: Any, state: dict[str, Any], keys: Key[Array, "b"], *, count: int, sampling: Sampling
-) -> tuple[dict[str, Any], Int[Array, "b n"]]:
+    model: Model, variables: Variables, state: Tree, keys: Key[Array, "b"], *, count: int, sampling: Sampling
+) -> tuple[Tree, Int[Array, "b n"]]:
     """Decode `count` tokens per row -> (state, tokens [B count], FINISHED after a row's end)."""
 
-    def one(state: dict[str, Any], _: None) -> tuple[dict[str, Any], Array]:
+    def one(state: Tree, _: None) -> tuple[Tree, Array]:
         inputs = {"tokens": state["token"][:, None], "position": state["position"][:, None]}
         out = model.apply(variables, inputs, cache=state["cache"])
         state = _append_token({**state, "cache": out.cache}, out.value[:, -1], keys, sampling)
@@ -169,7 +171,7 @@ class Throughput:
 
 def generate(
     model: Model,
-    variables: Any,
+    variables: Variables,
     prompts: Sequence[np.ndarray],
     key: Key[Array, ""],
     *,
@@ -215,7 +217,7 @@ def generate(
 
 def _generate_in_context(
     model: Model,
-    variables: Any,
+    variables: Variables,
     prompts: list[np.ndarray],
     finished: np.ndarray,
     keys: Array,
@@ -242,7 +244,7 @@ def _generate_in_context(
         count -= size
 
 
-def _run_timed(throughput: Throughput | None, what: str, work: Callable[[], Any], tokens: int) -> Any:
+def _run_timed(throughput: Throughput | None, what: str, work: Callable[[], T], tokens: int) -> T:
     """The result of `work`. To measure its throughput, it runs twice: once to compile, once timed."""
     if throughput is None:
         return work()

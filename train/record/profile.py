@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from errors import UsageError
+from models.core.types import Inputs, Tree
 
-Update = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+Update = Callable[[Tree, Inputs], tuple[Tree, dict[str, jax.Array]]]
 
 
 def parse_window(text: str | None, steps: int) -> tuple[int, int] | None:
@@ -36,7 +36,7 @@ def profile_steps(update: Update, start: int, updates: tuple[int, int] | None, f
     first, last = updates
     count, on = start, False
 
-    def run(state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def run(state: Tree, batch: Inputs) -> tuple[Tree, dict[str, jax.Array]]:
         nonlocal count, on
         if count == max(first, start):
             jax.block_until_ready(state)
@@ -57,7 +57,9 @@ def profile_steps(update: Update, start: int, updates: tuple[int, int] | None, f
             jax.profiler.stop_trace()
 
 
-def write_programs(update: Any, state: Any, batch: Any, folder: Path) -> None:
+def write_programs(
+    update: jax.stages.Wrapped, state: Tree, batch: dict[str, jax.ShapeDtypeStruct], folder: Path
+) -> None:
     """Write the update's program before and after XLA's passes: `update.stablehlo.txt` and `update.hlo.txt`."""
     lowered = update.lower(state, batch)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,14 @@
 """Formatting of a run's start summary: parameters, mesh, quantities and durations."""
 
-from typing import Any
-
 import jax
+from jax.typing import DTypeLike
 
 from models import Model
 from models.core.spec import flatten
 from train.sharding.mesh import Placement
 
 
-def parameter_table(model: Model, place: Placement, dtype: Any) -> list[str]:
+def parameter_table(model: Model, place: Placement, dtype: DTypeLike) -> list[str]:
     """The parameter table, one line each: path, count, shape, axes, dtype, and the mesh axes that shard it."""
     rows = [("parameter", "count", "shape", "axes", "dtype", "sharded over")]
     for name, spec in flatten(model.specs["params"]).items():

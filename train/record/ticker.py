@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 
 from train.record.summary import format_duration
 from train.runtime import Runtime
 
+P = ParamSpec("P")
 T = TypeVar("T")
 QUIET = 2.0  # seconds before the first output: shorter operations print nothing
 LIVE, APART = 0.2, 10.0  # seconds between outputs, on a terminal and elsewhere
@@ -47,18 +48,18 @@ class Ticker:
             self._show(f"{what}: {done:,} of {total:,}, {format_duration(left)} left")
             self._next = now + (LIVE if self._live else APART)
 
-    def report_compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def report_compile(self, function: Callable[P, T]) -> Callable[P, T]:
         """Wrap a jitted function: its first call shows that it compiles, then prints the time."""
         first = True
 
-        def call(*args: Any) -> Any:
+        def call(*args: P.args, **more: P.kwargs) -> T:
             nonlocal first
             if not first:
-                return function(*args)
+                return function(*args, **more)
             first = False
             self._show("compiling …")
             begun = self._runtime.monotonic()
-            made = function(*args)
+            made = function(*args, **more)
             self._show("", live_only=True)
             if not jax.process_index():
                 self._runtime.say(f"compiled in {self._runtime.monotonic() - begun:.1f} s")

@@ -6,21 +6,20 @@ optimizer state contains a rate or schedule, and a resumed run may change them.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optax import contrib
+from optax import GradientTransformation, OptState, contrib
 
+from configs.knobs import OptimConfig
 from errors import join_problems, unknown
 from models.core.spec import Spec
+from models.core.types import Params, Specs, Tree
 from train.update import param_groups
 
-Transform = Any  # an optax.GradientTransformation
-
-OPTIMIZERS: dict[str, Callable[[Any, Transform, Any], list[Transform]]] = {
+OPTIMIZERS: dict[str, Callable[[OptimConfig, GradientTransformation, Specs], list[GradientTransformation]]] = {
     # (knobs, weight decay, specs) -> transforms of a chain. Decay comes first if it is part of the gradient (L2), last
     # if it is decoupled from the moments (Loshchilov, Hutter 2019, arXiv:1711.05101)
     "sgd": lambda config, decay, specs: [decay],
@@ -43,11 +42,11 @@ OPTIMIZERS: dict[str, Callable[[Any, Transform, Any], list[Transform]]] = {
 }
 
 
-def _adam(config: Any) -> Transform:
+def _adam(config: OptimConfig) -> GradientTransformation:
     return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
 
 
-def _adafactor(specs: Any) -> Transform:
+def _adafactor(specs: Specs) -> GradientTransformation:
     """Factored second moments (rows and columns), updates clipped to RMS 1 and scaled by the parameter's RMS.
 
     The learning rate is the paper's relative step size. Matrices with a dim below 128 keep the full second moment.
@@ -58,7 +57,7 @@ def _adafactor(specs: Any) -> Transform:
     return _per_matrix(one, specs)
 
 
-def _per_matrix(inner: Transform, specs: Any) -> Transform:
+def _per_matrix(inner: GradientTransformation, specs: Specs) -> GradientTransformation:
     """Apply `inner` to each parameter of a stacked leaf separately, reshaped to a matrix if it is contracted.
 
     Otherwise the moments of a stack would be factored along its two largest dims, whatever these are, and its layers
@@ -80,19 +79,19 @@ def _per_matrix(inner: Transform, specs: Any) -> Transform:
         order, shape = matrix_dims(spec)
         return x.reshape(shape).transpose(np.argsort(order))
 
-    def init(params: Any) -> Any:
+    def init(params: Params) -> OptState:
         return jax.tree.map(lambda s, p: jax.vmap(inner.init)(fold(s, p)), specs, params)
 
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(updates: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
         one = lambda s, u, o, p: jax.vmap(inner.update)(fold(s, u), o, fold(s, p))  # noqa: E731
         pairs = jax.tree.map(one, specs, updates, state, params)
         first = jax.tree.map(lambda s, pair: unfold(s, pair[0]), specs, pairs)
         return first, jax.tree.map(lambda s, pair: pair[1], specs, pairs)
 
-    return optax.GradientTransformation(init, update)
+    return GradientTransformation(init, update)
 
 
-def muon_dims(spec: Spec) -> Any:
+def muon_dims(spec: Spec) -> contrib.MuonDimensionNumbers | None:
     """The row and column dims of a leaf's matrices for Muon, or None if Adam updates the leaf.
 
     Muon updates the matrices of products, except the output head, whose rows are classes. Stacked ones are separate.
@@ -103,14 +102,14 @@ def muon_dims(spec: Spec) -> Any:
     return contrib.MuonDimensionNumbers(tuple(contracted), tuple(rest))
 
 
-def _muon(config: Any, specs: Any) -> Transform:
+def _muon(config: OptimConfig, specs: Specs) -> GradientTransformation:
     """Muon, momentum orthogonalised per matrix and scaled to RMS 0.2 like an Adam update; Adam for the other leaves.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale by Liu et al. 2025,
     arXiv:2502.16982, eq. 4.
     """
 
-    def scale(spec: Spec) -> Any:
+    def scale(spec: Spec) -> float | optax.MaskedNode:
         found = muon_dims(spec)
         sizes = [int(np.prod([spec.shape[i] for i in group])) for group in found or ()]
         return 0.2 * max(sizes) ** 0.5 if found else optax.MaskedNode()
@@ -122,16 +121,18 @@ def _muon(config: Any, specs: Any) -> Transform:
     return optax.partition(links, labels)
 
 
-def _scale_by_tree(factors: Any) -> Transform:
+def _scale_by_tree(factors: Tree) -> GradientTransformation:
     """Multiply each leaf of an update by its factor."""
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u, f: u * f, updates, factors))
 
 
-def _scale_by_lr(updates: Any, state: Any, params: Any = None, *, lr: jax.Array, **rest: Any) -> tuple[Any, Any]:
+def _scale_by_lr(
+    updates: Params, state: OptState, params: Params | None = None, *, lr: jax.Array, **rest: object
+) -> tuple[Params, OptState]:
     return jax.tree.map(lambda u: lr * u, updates), state
 
 
-def _schedule_free(inner: Transform, beta: float) -> Transform:
+def _schedule_free(inner: GradientTransformation, beta: float) -> GradientTransformation:
     """Schedule-free: `inner` steps z; gradients are taken at y, between z and its average x. The parameters are y.
 
     x weights each z by the square of the largest learning rate so far. All of it is float32. `eval_params` gives x.
@@ -140,13 +141,17 @@ def _schedule_free(inner: Transform, beta: float) -> Transform:
     """
     f32 = partial(optax.tree.cast, dtype=jnp.float32)
 
-    def with_lr(lr: Any) -> Transform:  # Optax takes the rate at construction; rebuilt at each update, it has no state
+    def with_lr(
+        lr: jax.Array | float,
+    ) -> GradientTransformation:  # Optax takes the rate at construction; rebuilt at each update, it has no state
         return contrib.schedule_free(optax.chain(inner, optax.scale(-lr)), lr, beta)
 
-    def init(params: Any) -> Any:
+    def init(params: Params) -> OptState:
         return with_lr(0.0).init(f32(params))
 
-    def update(updates: Any, state: Any, params: Any, *, lr: jax.Array, **rest: Any) -> tuple[Any, Any]:
+    def update(
+        updates: Params, state: OptState, params: Params, *, lr: jax.Array, **rest: object
+    ) -> tuple[Params, OptState]:
         moved, state = with_lr(lr).update(f32(updates), state, f32(params))
         return jax.tree.map(jnp.negative, moved), state
 
@@ -158,7 +163,7 @@ def schedule_free_average(y: jax.Array, z: jax.Array, beta: float) -> jax.Array:
     return ((y - (1 - beta) * z) / beta).astype(y.dtype)
 
 
-def eval_params(config: Any, opt_state: Any, params: Any) -> Any:
+def eval_params(config: OptimConfig, opt_state: OptState, params: Params) -> Params:
     """The parameters to evaluate, from a state's `opt` and `params`: the average x for `schedule_free`, else `params`.
 
     `config` is the section `optim`.
@@ -183,7 +188,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def find_problems(config: Any) -> list[str]:
+def find_problems(config: OptimConfig) -> list[str]:
     """One line for each illegal value in the section `optim` of a config."""
     found = [] if config.name in OPTIMIZERS else [str(unknown("optim.name", config.name, OPTIMIZERS))]
     rules = [
@@ -195,7 +200,7 @@ def find_problems(config: Any) -> list[str]:
     return found
 
 
-def make(config: Any, specs: Any) -> Transform:
+def make(config: OptimConfig, specs: Specs) -> GradientTransformation:
     """The optimizer of `config.optim`, whose update takes `lr`. Frozen leaves have no state and do not change.
 
     Raises UsageError for an unknown name, an illegal value, and a pattern that matches no leaf.

@@ -6,13 +6,14 @@ Patterns are shell globs on a leaf's path: `embed/*`, `*/bias`, `blocks/norm?/*`
 import math
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import KeyPath
 
 from errors import UsageError, unknown
 from models.core.spec import Spec, flatten, path_name
+from models.core.types import Specs, Tree
 
 STACKED = ("layers", "experts", "qkv", "gates")  # axes along which a leaf stacks several parameters
 BELOW_LAYERS = ("embed", "stem")  # the parts of a model below its layers
@@ -26,7 +27,7 @@ def group_dims(spec: Spec) -> tuple[list[int], list[int], list[int]]:
     return stacked, contracted, [i for i in range(len(spec.names)) if i not in (*stacked, *contracted)]
 
 
-def decay_mask(specs: Any, embeddings: bool) -> Any:
+def decay_mask(specs: Specs, embeddings: bool) -> Tree:
     """Which leaves have weight decay: leaves with a fan_in, and embedding tables if `embeddings` -> bools."""
 
     def one(spec: Spec) -> bool:
@@ -36,7 +37,7 @@ def decay_mask(specs: Any, embeddings: bool) -> Any:
     return jax.tree.map(one, specs)
 
 
-def freeze_mask(patterns: str | None, specs: Any) -> Any:
+def freeze_mask(patterns: str | None, specs: Specs) -> Tree:
     """Which leaves `optim.freeze` freezes -> bools. Raises UsageError if a pattern matches none, or all are frozen."""
     names = flatten(specs)
     frozen = (
@@ -47,7 +48,7 @@ def freeze_mask(patterns: str | None, specs: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in frozen, specs)
 
 
-def lr_multipliers(rates: str | None, layer_decay: float | None, specs: Any) -> Any:
+def lr_multipliers(rates: str | None, layer_decay: float | None, specs: Specs) -> Tree:
     """The multiplier of each leaf's learning rate -> numbers, or arrays along `layers`.
 
     `rates` is `optim.lr_multipliers`: pattern:factor, joined by commas; the first pattern that matches a leaf counts.
@@ -82,7 +83,7 @@ def _match_names(knob: str, pattern: str, names: Iterable[str]) -> list[str]:
     return found
 
 
-def _layerwise_decay(decay: float, specs: Any) -> Any:
+def _layerwise_decay(decay: float, specs: Specs) -> Tree:
     """Layer-wise decay: 1 above the layers, decay^(L-l) in layer l of L, decay^(L+1) below the layers.
 
     Source: Clark et al. 2020, arXiv:2003.10555, appendix B; Bao et al. 2021, arXiv:2106.08254, section 3.2.
@@ -93,7 +94,7 @@ def _layerwise_decay(decay: float, specs: Any) -> Any:
         raise UsageError(f"optim.layer_decay needs one stack of layers; this model has {has}")
     depth = depths.pop()
 
-    def one(path: tuple[Any, ...], spec: Spec) -> float | np.ndarray:
+    def one(path: KeyPath, spec: Spec) -> float | np.ndarray:
         if "layers" not in spec.names:
             return decay ** (depth + 1) if path_name(path).split("/")[0] in BELOW_LAYERS else 1.0
         shape = [n if name == "layers" else 1 for n, name in zip(spec.shape, spec.names, strict=True)]

@@ -1,20 +1,23 @@
 """The precisions of training, and stochastic rounding: bfloat16 parameters whose updates are below their last bit."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.tree_util import KeyPath
+from jax.typing import DTypeLike
 
 from models.core.layers import site_hash
 from models.core.spec import path_name
+from models.core.types import Params, Tree
 
 
 class Precision(NamedTuple):
     """The dtypes of a run."""
 
     compute: str  # of activations
-    params: Any  # dtype of the parameters
+    params: DTypeLike
     products: str  # jax's matmul precision, of products of float32
 
 
@@ -37,14 +40,14 @@ def round_stochastically(x: jax.Array, noise: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
-def cast_parameters(new: Any, old: Any, key: jax.Array, specs: Any) -> Any:
+def cast_parameters(new: Params, old: Params, key: jax.Array, specs: Tree) -> Params:
     """Cast new float32 parameters to the dtypes of the old ones; to bfloat16 by stochastic rounding.
 
     `key` depends on (seed, step); each leaf folds its path into it. The noise is drawn for whole leaves, sharded by the
     PartitionSpecs `specs`, so that it is the same on any mesh.
     """
 
-    def cast(path: tuple[Any, ...], x: jax.Array, held: jax.Array, spec: PartitionSpec) -> jax.Array:
+    def cast(path: KeyPath, x: jax.Array, held: jax.Array, spec: PartitionSpec) -> jax.Array:
         if held.dtype != jnp.bfloat16:
             return x.astype(held.dtype)
         own = jax.random.fold_in(key, site_hash(path_name(path)))

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from configs.knobs import ScheduleConfig
 from errors import UsageError, join_problems, unknown
 
 
-def _wsd(config: Any, updates: int) -> optax.Schedule:
+def _wsd(config: ScheduleConfig, updates: int) -> optax.Schedule:
     """Warm-up, stable, decay: constant, then linear to the end (Hu et al. 2024, arXiv:2404.06395, section 4)."""
     cooling = max(1, round(config.decay_fraction * (config.warmup + updates)))
     if cooling > updates:
@@ -24,7 +24,7 @@ def _wsd(config: Any, updates: int) -> optax.Schedule:
     return optax.linear_schedule(1.0, config.end_fraction, cooling, updates - cooling)
 
 
-def _onecycle(config: Any, updates: int) -> optax.Schedule:
+def _onecycle(config: ScheduleConfig, updates: int) -> optax.Schedule:
     """Linear up to the peak, down in as many updates, and down to the end (Smith, Topin 2017, arXiv:1708.07120)."""
     if config.warmup:
         raise UsageError(f"schedule.warmup must be 0 for schedule 'onecycle', which has its own, not {config.warmup}")
@@ -36,17 +36,18 @@ def _onecycle(config: Any, updates: int) -> optax.Schedule:
     return lambda step: jnp.interp(step, at, shares)
 
 
-def _piecewise(config: Any, updates: int) -> optax.Schedule:
+def _piecewise(config: ScheduleConfig, updates: int) -> optax.Schedule:
     """Piecewise constant: each update in `milestones` multiplies the rate by its factor."""
     if config.milestones is None:
         raise UsageError("schedule 'piecewise' needs schedule.milestones, as 600:0.1,800:0.1")
     return optax.piecewise_constant_schedule(1.0, {n - config.warmup: f for n, f in _parse_milestones(config).items()})
 
 
-def _parse_milestones(config: Any) -> dict[int, float]:
+def _parse_milestones(config: ScheduleConfig) -> dict[int, float]:
     """`600:0.1,800:0.1` -> {600: 0.1, 800: 0.1}; {} unless updates increase from the warm-up on and factors are > 0."""
+    parts = (config.milestones or "").split(",")
     try:
-        jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in config.milestones.split(","))]
+        jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in parts)]
     except ValueError:
         return {}
     updates = [config.warmup, *(n for n, _ in jumps)]
@@ -54,13 +55,13 @@ def _parse_milestones(config: Any) -> dict[int, float]:
     return dict(jumps) if rising and all(0 < factor < math.inf for _, factor in jumps) else {}
 
 
-def _inverse_sqrt(config: Any, updates: int) -> optax.Schedule:
+def _inverse_sqrt(config: ScheduleConfig, updates: int) -> optax.Schedule:
     """Decay as 1/sqrt(update) after the warm-up (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
     first = config.warmup + 1  # the update, counted from 1, with the peak rate
     return lambda step: (first / (first + step)) ** 0.5
 
 
-SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
+SCHEDULES: dict[str, Callable[[ScheduleConfig, int], optax.Schedule]] = {
     # (knobs, updates after the warm-up) -> function from update, counted from 0 there, to a fraction of the peak rate
     "constant": lambda config, updates: optax.constant_schedule(1.0),
     "linear": lambda config, updates: optax.linear_schedule(1.0, config.end_fraction, updates),
@@ -81,7 +82,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def find_problems(config: Any, steps: int) -> list[str]:
+def find_problems(config: ScheduleConfig, steps: int) -> list[str]:
     """One line for each illegal value in the section `schedule` of a config, for a run of `steps` updates."""
     found = [] if config.name in SCHEDULES else [str(unknown("schedule.name", config.name, SCHEDULES))]
     if not 0 <= config.warmup <= steps:
@@ -97,7 +98,7 @@ def find_problems(config: Any, steps: int) -> list[str]:
     return found
 
 
-def make(config: Any, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
+def make(config: ScheduleConfig, lr: float, steps: int) -> Callable[[jax.Array], jax.Array]:
     """The learning rate of `config.schedule` over `steps` updates, as a function of the update: step [] -> [].
 
     The warm-up is linear; its first update is above 0. Raises UsageError for an unknown name or illegal value.

@@ -106,7 +106,7 @@ def eval_variables(state: State, config: Any) -> dict[str, Any]:
 
     `config` is the section `optim`. The state needs params, stats, ema and, for schedule_free, opt.
     """
-    params = optim.eval_params(config, state.get("opt"), state["params"])
+    params = optim.eval_params(config, state.get("opt", {}), state["params"])
     found = {"": {"params": params, "stats": state["stats"]}}
     return {**found, "ema_": {"params": state["ema"], "stats": state["stats"]}} if state["ema"] else found
 
@@ -136,8 +136,11 @@ def make_step(
     rate: Callable[[jax.Array], jax.Array],
     place: Placement,
     options: StepOptions,
-) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """The jitted update. If loss, gradient or step is not finite, only `step` changes, and `skipped` is 1."""
+) -> jax.stages.Wrapped:
+    """The jitted update: (state, batch) -> (state, metrics).
+
+    If loss, gradient or step is not finite, only `step` changes, and `skipped` is 1.
+    """
     shardings = state_shardings(model, tx, place, options)
     carry_axes = jax.tree.map(lambda s: s.spec, shardings["carry"])
     grad = make_gradient(model, task, place, options)

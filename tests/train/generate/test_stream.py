@@ -1,6 +1,7 @@
 """Text as it is written: characters cut in two, texts that end the writing, and first spaces."""
 
 import io
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,7 +87,8 @@ def test_several_prompts_are_numbered_and_timed_by_a_clock_that_nobody_sets(monk
     monkeypatch.setattr(stream.sample, "generate", generate)
     out = io.StringIO()
     model = SimpleNamespace(config=SimpleNamespace(context=9))
-    setup = SimpleNamespace(runtime=Runtime(wall, {}, out, monotonic=steady), tokenizer=BYTE, model=model)
+    runtime = Runtime(wall, {}, out, monotonic=steady)
+    setup = SimpleNamespace(runtime=runtime, tokenizer=BYTE, model=model, activate=nullcontext)
     opened: Any = object.__new__(LoadedModel)
     vars(opened).update(name="w", setup=setup, eval_variables={"": {}})
     sample_verb.print_samples(
