@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
 from errors import UsageError
-from models.core.types import Inputs, Tree
+from models.core.types import Tree
 
-Update = Callable[[Tree, Inputs], tuple[Tree, dict[str, jax.Array]]]
+S = TypeVar("S")  # a state
+B = TypeVar("B")  # a batch
+T = TypeVar("T")
 
 
 def parse_window(text: str | None, steps: int) -> tuple[int, int] | None:
@@ -25,7 +28,9 @@ def parse_window(text: str | None, steps: int) -> tuple[int, int] | None:
 
 
 @contextmanager
-def profile_steps(update: Update, start: int, updates: tuple[int, int] | None, folder: str) -> Iterator[Update]:
+def profile_steps(
+    update: Callable[[S, B], T], start: int, updates: tuple[int, int] | None, folder: str
+) -> Iterator[Callable[[S, B], T]]:
     """The update function, tracing the updates of the window into `folder`, for TensorBoard's profile tab or xprof.
 
     The trace starts when all earlier updates are done, and ends when its last update or the run is done.
@@ -36,7 +41,7 @@ def profile_steps(update: Update, start: int, updates: tuple[int, int] | None, f
     first, last = updates
     count, on = start, False
 
-    def run(state: Tree, batch: Inputs) -> tuple[Tree, dict[str, jax.Array]]:
+    def run(state: S, batch: B) -> T:
         nonlocal count, on
         if count == max(first, start):
             jax.block_until_ready(state)
