@@ -7,17 +7,18 @@ evaluation or a save, the metrics of all dispatched updates are fetched, so no s
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 
-from models.core.types import Inputs, Tree
+from models.core.types import Tree
 from train.evaluate.evaluate import Interrupted, Scores
 from train.record import speed
 from train.record.metrics import NullRecorder, Recorder, flatten_metrics
 from train.record.summary import format_duration, format_quantity
 from train.runtime import Runtime
 
+B = TypeVar("B")  # a batch
 State = Tree  # of the update, as train/update/step.py has it
 
 
@@ -53,7 +54,7 @@ class Progress:
         """Start the clock at a step."""
         self._mark, self._waited = (step, self.runtime.monotonic()), 0.0
 
-    def next_batch(self, batches: Iterator[Inputs]) -> Inputs:
+    def next_batch(self, batches: Iterator[B]) -> B:
         """The next batch. The time spent waiting for it is recorded."""
         begun = self.runtime.monotonic()
         batch = next(batches)
@@ -187,8 +188,8 @@ class Span(NamedTuple):
 
 def run(
     state: State,
-    update: Callable[[State, Inputs], tuple[State, dict[str, jax.Array]]],
-    batches: Iterator[Inputs],
+    update: Callable[[State, B], tuple[State, dict[str, jax.Array]]],
+    batches: Iterator[B],
     progress: Progress,
     hooks: Hooks,
     span: Span,
