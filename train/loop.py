@@ -7,7 +7,7 @@ evaluation or a save, the metrics of all dispatched updates are fetched, so no s
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -42,7 +42,7 @@ class Progress:
     max_skipped: int
     verbose: bool = True
     flops: int = 0  # FLOPs of an update, over all devices
-    devices: Sequence[jax.Device] = ()  # of the mesh
+    devices: Sequence[Any] = ()  # jax.Device of the mesh
     _pending: list[tuple[int, dict[str, jax.Array]]] = field(default_factory=list)
     skipped: int = 0  # updates skipped in total
     consecutive_skipped: int = 0  # newest updates skipped in a row, including those before a resume

@@ -1,6 +1,7 @@
 """Speed metrics of a run: FLOP/s, model FLOP utilisation, and peak device memory."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -22,7 +23,7 @@ def peak_flops(kind: str) -> float | None:
     return PEAK[max(names, key=len)] if names and "MIG" not in kind else None
 
 
-def throughput_metrics(flop: float, seconds: float, devices: Sequence[jax.Device]) -> dict[str, float]:
+def throughput_metrics(flop: float, seconds: float, devices: Sequence[Any]) -> dict[str, float]:
     """The metrics `flops_per_second` and, if the peak is known, `mfu`, for `flop` FLOPs on all devices."""
     found = {"flops_per_second": flop / seconds}
     if most := peak_flops(devices[0].device_kind):
@@ -30,7 +31,7 @@ def throughput_metrics(flop: float, seconds: float, devices: Sequence[jax.Device
     return found
 
 
-def memory_metrics(devices: Sequence[jax.Device]) -> dict[str, float]:
+def memory_metrics(devices: Sequence[Any]) -> dict[str, float]:
     """The metric `memory_peak` of this process's devices; {} if they do not report it."""
     reports = [device.memory_stats() or {} for device in devices if device.process_index == jax.process_index()]
     peaks = [report["peak_bytes_in_use"] for report in reports if "peak_bytes_in_use" in report]
