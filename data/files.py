@@ -7,6 +7,10 @@ from pathlib import Path
 from documents import require_regular_file
 from errors import UsageError
 
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
+PLAIN, JSON, CSV = (".txt",), (".jsonl", ".ndjson"), (".csv", ".tsv")  # extensions of texts, and of texts in rows
+TABLES = (".parquet", ".arrow")  # rows too
+TEXTS = (*PLAIN, *JSON, *CSV, *TABLES)  # of text files in a folder
 SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")  # folders, in any case
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from data.files import SPLITS
 from data.images.decode import display_name, identity, open_image, orientation, upright_size
 from data.images.detection import (
     AnnotatedImage,
@@ -26,7 +27,6 @@ from documents import read_lines
 from errors import UsageError, quote
 
 T = TypeVar("T")
-SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
 # Folders that separate images from their annotations.
 PARALLEL_FOLDERS = ("images", "jpegimages", "labels", "annotations", "xmls")
 

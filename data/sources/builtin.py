@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 
+from data.sources.reader import Reader, Request, checked_reader
 from data.types import Examples, Fields, Source, Texts, checksum, examples, texts
 from errors import UsageError, quote
 
@@ -83,9 +84,9 @@ def _sum_of_two(length: int, row: int) -> tuple[np.ndarray, np.ndarray]:
     return features, features[marked, 0].sum(keepdims=True)
 
 
-Reader = Callable[[str], Source]  # split -> source
+Entry = tuple[Callable[[str], Source], tuple[str, ...]]  # a function of a split, and its splits
 
-BUILTIN: dict[str, tuple[Reader, tuple[str, ...]]] = {
+BUILTIN: dict[str, Entry] = {
     "xor": (_xor, ("train", "test")),
     "halves": (_halves, ("train", "test")),
     "moons": (_moons, ("train", "test")),
@@ -99,8 +100,16 @@ BUILTIN: dict[str, tuple[Reader, tuple[str, ...]]] = {
 }
 
 
-def find_reader(name: str) -> tuple[Reader, tuple[str, ...]] | None:
-    """The reader and the splits of a built-in set, or None. Raises UsageError for `adding:` with an invalid length."""
+def find(request: Request) -> Reader | None:
+    """The reader of a built-in set. Raises UsageError for `adding:` with an invalid length."""
+    found = _find_entry(request.name)
+    if found is None:
+        return None
+    load, splits = found
+    return checked_reader(request.name, lambda: splits, load)
+
+
+def _find_entry(name: str) -> Entry | None:
     kind, _, length = name.partition(":")
     if kind == "adding" and length:
         if not length.isdecimal() or len(length) > 6 or int(length) < 2:

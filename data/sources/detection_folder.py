@@ -1,14 +1,12 @@
 """Folders of images with boxes, by the format of their annotations."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from data import files
 from data.images.decode import EXTENSIONS
-from data.images.detection import DetectionDataset
-from data.progress import Tick, silent
 from data.sources import coco, voc, yolo_labels
 from data.sources.annotations import SplitReader, assemble, key
+from data.sources.reader import Reader, Request, checked_reader
 from errors import UsageError
 
 UNSUPPORTED = {  # annotation files of other formats
@@ -18,19 +16,20 @@ UNSUPPORTED = {  # annotation files of other formats
 }
 
 
-def find_reader(name: str, tick: Tick = silent) -> tuple[Callable[[str], DetectionDataset], tuple[str, ...]] | None:
-    """The reader and the splits of a folder of images with boxes, None for another folder.
+def find(request: Request) -> Reader | None:
+    """The reader of a folder of images with boxes.
 
     Raises UsageError for an unsupported format, and for a folder with annotations of two formats.
     """
-    found = _find_format(Path(name)) if Path(name).is_dir() else None
+    found = find_format(request.path) if request.path.is_dir() else None
     if found is None:
         return None
     read, splits = found
-    return lambda split: assemble(read(split), tick), splits
+    return checked_reader(request.name, lambda: splits, lambda split: assemble(read(split), request.tick))
 
 
-def _find_format(root: Path) -> SplitReader | None:
+def find_format(root: Path) -> SplitReader | None:
+    """The reader and the splits of a folder, by the format of its annotations; None without any. Raises UsageError."""
     if found := coco.find_reader(root) or voc.find_reader(root):
         return found
     for unread, tool in UNSUPPORTED.items():

@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.files import list_files
+from data.files import SPLITS, list_files
 from data.images.decode import EXTENSIONS, corrupt_error, decode, identity, open_image, upright_size
 from data.images.resize import Size
 from data.progress import Tick, silent, track
+from data.sources.reader import Reader, Request
 from data.types import Examples, Fields, Pixels, object_array, unknown_split
 from errors import UsageError
 
 UNSUPPORTED = tuple(
     f".{end}" for end in "heic heif avif jxl jp2 tga psd exr dcm dng cr2 cr3 nef arw svg ico pcx qoi".split()
 )  # image formats that are not read
-SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
 GREY = ("1", "L", "LA")
 NUMBER = re.compile(r"[+-]?[0-9]+")
 DETECTION_FOLDERS = ("images", "jpegimages")  # folders of images in the layouts of detection sets
@@ -41,6 +41,14 @@ class ClassFolders(NamedTuple):
 
     splits: dict[str, dict[str, list[ImageFile]]]
     names: tuple[str, ...]
+
+
+def find(request: Request) -> Reader | None:
+    """The reader of a folder with more images than texts."""
+    if request.path_kind != "images":
+        return None
+    name = request.name
+    return Reader(lambda: splits_of(name), lambda split: load(name, split, request.tick))
 
 
 def load(name: str, split: str, tick: Tick = silent) -> Examples:

@@ -12,8 +12,9 @@ import numpy as np
 from data.files import glob_any_case
 from data.progress import Tick, silent, track
 from data.sources import text_files
+from data.sources.reader import Reader, Request, checked_reader
 from data.text.tokenizers import Tokenizer
-from data.types import Examples, ParallelText, checksum, unknown_split
+from data.types import Examples, ParallelText, checksum
 from documents import read_lines
 from errors import UsageError
 
@@ -29,6 +30,21 @@ def languages(field: str | None) -> tuple[str, str] | None:
     if colon and first == second:
         raise UsageError(f"data.field = {field!r} must name two different languages, as en:de")
     return (first, second) if first and colon and second and ":" not in second else None
+
+
+def find(request: Request) -> Reader | None:
+    """The reader of pairs: of a folder's pairs of files, otherwise of two fields of the rows of a file or folder."""
+    path, field = request.path, request.field
+    if not (both := languages(field)):
+        return None
+    assert field is not None
+    has_rows = text_files.has_rows(path)
+    if path.is_dir() and (_by_split(path, both) or _have_side_files(path, both) or not has_rows):
+        return Reader(lambda: splits_of(path, field), lambda split: from_files(path, split, field), takes_field=True)
+    if not has_rows or request.path_kind != "text":
+        return None
+    known, load = lambda: text_files.splits_of(path), lambda split: from_rows(path, split, field)
+    return checked_reader(str(path), known, load, takes_field=True)
 
 
 def from_files(folder: Path, split: str, field: str) -> ParallelText:
@@ -62,8 +78,6 @@ def from_rows(path: Path, split: str, field: str) -> ParallelText:
     """Pairs from two fields of the rows of a file or folder. Raises UsageError as `text_files.load`."""
     both = languages(field)
     assert both is not None
-    if split not in text_files.splits_of(path):
-        raise unknown_split(path, split, text_files.splits_of(path))
     texts, translations = text_files.columns(path, split, both)
     digest = checksum(*(line.encode() + b"\0" for line in texts + translations))
     identity = {"name": path.name, "split": split, "count": len(texts), "checksum": digest, "field": field}

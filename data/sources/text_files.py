@@ -9,16 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.files import list_files
-from data.sources.image_folder import SPLITS
+from data.files import CSV, JSON, PLAIN, SPLITS, TABLES, TEXTS, list_files
+from data.sources.reader import Reader, Request, checked_reader
 from data.types import Texts, texts
 from documents import read_rows, read_text
 from errors import UsageError, quote
 
-PLAIN = (".txt",)
-JSON, CSV = (".jsonl", ".ndjson"), (".csv", ".tsv")
-TABLES = (".parquet", ".arrow")  # rows too, but not read yet
-EXTENSIONS = (*PLAIN, *JSON, *CSV, *TABLES)  # of text files in a folder
 DEFAULT_FIELD = "text"  # the field of rows that is read by default
 UNSUPPORTED = {  # extensions of files that are not read as text -> what to do
     **dict.fromkeys(TABLES, "write its rows as .jsonl"),
@@ -30,6 +26,15 @@ UNSUPPORTED = {  # extensions of files that are not read as text -> what to do
     **dict.fromkeys(".db .sqlite .pkl .npy .npz .h5 .hdf5 .bin .idx .tfrecord .pt".split(), "it has no text"),
 }
 Row = tuple[str, dict[str, Any]]  # its place, as `FILE, line N`, and its fields
+
+
+def find(request: Request) -> Reader | None:
+    """The reader of a text file or a folder of texts."""
+    if request.path_kind != "text":
+        return None
+    path, field = request.path, request.field
+    takes_field = field is not None and has_rows(path)
+    return checked_reader(request.name, lambda: splits_of(path), lambda split: load(path, split, field), takes_field)
 
 
 def load(path: Path, split: str, field: str | None) -> Texts:
@@ -69,7 +74,7 @@ def has_rows(path: Path) -> bool:
 
 def _files(path: Path) -> list[Path]:
     """The files of a path. Raises UsageError if there is none, or if they have different formats."""
-    files = sorted(list_files(path, EXTENSIONS)) if path.is_dir() else [path]
+    files = sorted(list_files(path, TEXTS)) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UsageError(
             f"no .txt, .jsonl, .csv or .tsv file at {str(path)!r}; give one, or a folder of such files or of images"
@@ -86,7 +91,7 @@ def _files(path: Path) -> list[Path]:
 
 def _format(file: Path) -> str:
     extension = file.suffix.lower()
-    return JSON[0] if extension in JSON else extension if extension in EXTENSIONS else PLAIN[0]
+    return JSON[0] if extension in JSON else extension if extension in TEXTS else PLAIN[0]
 
 
 def _by_split(root: Path, files: list[Path]) -> dict[str, list[Path]]:

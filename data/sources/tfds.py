@@ -13,6 +13,7 @@ from data.progress import Tick, silent
 from data.sources import splits
 from data.sources.builtin import BUILTIN
 from data.sources.parallel_text import languages
+from data.sources.reader import Reader, Request
 from data.types import (
     DECODE_ONCE,
     Examples,
@@ -107,6 +108,19 @@ def read_rows(name: str, split: str, data_dir: str | None) -> tuple[list[dict[st
 
 def _read_all(source: Any, tick: Tick = silent) -> list[dict[str, Any]]:
     return [row for block in iter_blocks(len(source), tick) for row in source.__getitems__(block)]
+
+
+def find(request: Request) -> Reader:
+    """The reader of a TFDS data set: of any name, as TFDS decides what is one."""
+    name, data_dir = request.name, request.data_dir
+
+    def known() -> tuple[str, ...]:
+        return tuple(open_builder(name, data_dir).info.splits)
+
+    def load_split(split: str) -> Source:
+        return load(name, split, request.field, data_dir, request.tick)
+
+    return Reader(known, load_split, takes_field=True, reads_parts=True)
 
 
 def load(name: str, split: str, field: str | None, data_dir: str | None, tick: Tick = silent) -> Source:

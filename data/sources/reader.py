@@ -1,0 +1,80 @@
+"""What a kind of source offers, and what it is asked for."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol
+
+from data.files import TEXTS, list_files
+from data.images.decode import EXTENSIONS
+from data.progress import Tick, silent
+from data.types import Source, unknown_split
+
+
+@dataclass(frozen=True)
+class Request:
+    """A data set's name, as a path without `~`; the value of data.field; TFDS's folder; and where progress goes."""
+
+    name: str
+    field: str | None = None
+    data_dir: str | None = None
+    tick: Tick = silent
+
+    @property
+    def path(self) -> Path:
+        """The name as a path, which need not exist."""
+        return Path(self.name)
+
+    @cached_property
+    def path_kind(self) -> Literal["text", "images"] | None:
+        """`text` or `images` for a path; of a folder, the kind with more files. None for a name that is not a path.
+
+        Equally many are images if all lie in subfolders: class folders with a caption for each image.
+        A bare word is a path if it is a folder with texts or images: `mnist` may be both a folder and a TFDS data set.
+        """
+        looks_like_path = os.sep in self.name or not self.name.isidentifier()
+        if not self.path.is_dir():
+            is_text = self.name.lower().endswith(TEXTS) or (looks_like_path and self.path.exists())
+            return "text" if is_text else None
+        found = list_files(self.path, (*TEXTS, *EXTENSIONS))
+        texts = sum(file.name.lower().endswith(TEXTS) for file in found)
+        images, below = len(found) - texts, sum(file.parent != self.path for file in found)
+        if not found and not looks_like_path:
+            return None
+        return "images" if images > texts or (0 < images == texts and below >= 2 * images) else "text"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads one data set: the names of its splits in order (() if they are not known), and a split by name.
+
+    `takes_field`: it has fields for data.field to choose from. `reads_parts`: `load` reads parts and sums of splits.
+    """
+
+    splits: Callable[[], tuple[str, ...]]
+    load: Callable[[str], Source]
+    takes_field: bool = False
+    reads_parts: bool = False
+
+
+class Kind(Protocol):
+    """A kind of source: a module."""
+
+    def find(self, request: Request, /) -> Reader | None:
+        """The reader of a data set, None if its name is not of this kind. Raises UsageError if it cannot be read."""
+
+
+def checked_reader(
+    name: str, splits: Callable[[], tuple[str, ...]], load: Callable[[str], Source], takes_field: bool = False
+) -> Reader:
+    """A Reader that raises UsageError for a split that is not one of `splits`."""
+
+    def load_known(split: str) -> Source:
+        known = splits()
+        if split not in known:
+            raise unknown_split(name, split, known)
+        return load(split)
+
+    return Reader(splits, load_known, takes_field)
