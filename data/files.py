@@ -9,8 +9,9 @@ from errors import UsageError
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # in any case
 PLAIN, JSON, CSV = (".txt",), (".jsonl", ".ndjson"), (".csv", ".tsv")  # extensions of texts, and of texts in rows
-TABLES = (".parquet", ".arrow")  # rows too
-TEXTS = (*PLAIN, *JSON, *CSV, *TABLES)  # of text files in a folder
+PARQUET, ARROW = (".parquet",), (".arrow",)  # rows too; those of .arrow are not read
+ROWS = (*JSON, *CSV, *PARQUET)
+TEXTS = (*PLAIN, *ROWS, *ARROW)  # of text files in a folder
 SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")  # folders, in any case
 
 

@@ -62,8 +62,8 @@ class Examples:
 class Texts:
     """Documents as str, optionally labelled with one of `classes` classes, which may have names.
 
-    labels are int32 [n], or float32 [n C] of 0 and 1 if a document has any number of classes. `notes` are messages for
-    the user.
+    labels are int32 [n], or float32 [n C] of 0 and 1 if a document has any number of classes. `absent` are the names of
+    classes that only other splits have documents of. `notes` are messages for the user.
     """
 
     documents: tuple[str, ...]
@@ -72,6 +72,7 @@ class Texts:
     classes: int | None = None
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -125,6 +126,12 @@ def check_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
     if len(labels) and labels.min() < 0:
         name, split = identity["name"], identity["split"]
         raise UsageError(f"split {split!r} of {name!r} has no public labels (they are -1); use another split")
+
+
+def absent_classes(labels: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes that labels [n] lack; none for labels [n C], where a row may have no class."""
+    present = set(labels.tolist()) if labels.ndim == 1 else range(len(names))
+    return tuple(name for i, name in enumerate(names) if i not in present)
 
 
 def field_error(name: str, field: str) -> UsageError:

@@ -4,13 +4,22 @@ import os
 
 from data.files import expand_home
 from data.progress import Tick, silent
-from data.sources import builtin, detection_folder, image_folder, parallel_text, splits, text_files, tfds
+from data.sources import (
+    builtin,
+    detection_folder,
+    image_folder,
+    labelled_texts,
+    parallel_text,
+    splits,
+    text_files,
+    tfds,
+)
 from data.sources.reader import Kind, Reader, Request
 from data.types import Source, field_error
 from errors import UsageError
 
 # The kinds of sources in order: the first that has a reader for a name reads it. TFDS has one for any name.
-KINDS: list[Kind] = [builtin, detection_folder, parallel_text, image_folder, text_files, tfds]
+KINDS: list[Kind] = [builtin, detection_folder, labelled_texts, parallel_text, image_folder, text_files, tfds]
 
 
 def find_reader(request: Request) -> Reader:

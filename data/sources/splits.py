@@ -15,7 +15,7 @@ import numpy as np
 from data.images import detection
 from data.images.detection import DetectionDataset, RaggedAnnotations
 from data.sources.image_folder import FolderReader
-from data.types import Examples, Fields, ParallelText, Pixels, Source, Texts, checksum, object_array
+from data.types import Examples, Fields, ParallelText, Pixels, Source, Texts, absent_classes, checksum, object_array
 from errors import UsageError, quote
 
 END = r"-?\d[\d_]*(?:\.\d+)?%?"
@@ -148,8 +148,11 @@ def _concatenate(chosen: Sequence[tuple[Source, range]], first: Source, identity
         return tuple(values(source)[row] for source, row in rows)
 
     if isinstance(first, Texts):
-        labels = None if first.labels is None else np.array(all_of(lambda s: s.labels), first.labels.dtype)
-        return replace(first, documents=all_of(lambda s: s.documents), labels=labels, identity=identity)
+        documents, labels, absent = all_of(lambda s: s.documents), None, tuple[str, ...]()
+        if first.labels is not None:
+            labels = np.array(all_of(lambda s: s.labels), first.labels.dtype)
+            absent = absent_classes(labels, first.names or [*map(str, range(first.classes or 0))])
+        return replace(first, documents=documents, labels=labels, identity=identity, absent=absent)
     if isinstance(first, ParallelText):
         texts, translations = all_of(lambda s: s.texts), all_of(lambda s: s.translations)
         return replace(first, texts=texts, translations=translations, identity=identity)
@@ -159,8 +162,8 @@ def _concatenate(chosen: Sequence[tuple[Source, range]], first: Source, identity
         return _concatenate_detection(replace(first, **changed), rows)
     read = _RowReader(tuple(rows))
     if _class_labels(first) is not None:
-        present = set(all_of(lambda source: source.fields.labels))
-        changed["absent"] = tuple(name for i, name in enumerate(first.names or ()) if i not in present)
+        labels = np.array(all_of(lambda source: source.fields.labels), np.int32)
+        changed["absent"] = absent_classes(labels, first.names or ())
     fields = read if callable(first.fields) else read(np.arange(len(rows)))
     return replace(first, fields=fields, **changed)
 

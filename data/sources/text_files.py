@@ -1,23 +1,20 @@
-"""Text files: .txt, each file a document; .jsonl, .csv and .tsv, each row a document, in one of its fields."""
+"""Text files: .txt, each file a document; .jsonl, .csv, .tsv, .parquet, each row a document, in one of its fields."""
 
-import csv
-import io
 import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from data.files import CSV, JSON, PLAIN, SPLITS, TABLES, TEXTS, list_files
+from data.files import ARROW, JSON, PLAIN, ROWS, SPLITS, TEXTS, list_files
 from data.sources.reader import Reader, Request, checked_reader
+from data.sources.rows import read_columns
 from data.types import Texts, texts
-from documents import read_rows, read_text
+from documents import read_text
 from errors import UsageError, quote
 
 DEFAULT_FIELD = "text"  # the field of rows that is read by default
 UNSUPPORTED = {  # extensions of files that are not read as text -> what to do
-    **dict.fromkeys(TABLES, "write its rows as .jsonl"),
+    **dict.fromkeys(ARROW, "write its rows as .jsonl or .parquet"),
     **dict.fromkeys((".json", ".json5", ".yaml", ".yml", ".xml"), "write it as .jsonl, an object a line, or as .txt"),
     **dict.fromkeys((".html", ".htm", ".xhtml", ".ipynb", ".tex", ".rtf"), "take its text out and write that as .txt"),
     **dict.fromkeys(".pdf .doc .docx .odt .epub .mobi .ppt .pptx".split(), "take its text out and write that as .txt"),
@@ -25,7 +22,6 @@ UNSUPPORTED = {  # extensions of files that are not read as text -> what to do
     **dict.fromkeys(".gz .bz2 .xz .zst .lz4 .zip .7z .rar .tar .tgz".split(), "unpack it first"),
     **dict.fromkeys(".db .sqlite .pkl .npy .npz .h5 .hdf5 .bin .idx .tfrecord .pt".split(), "it has no text"),
 }
-Row = tuple[str, dict[str, Any]]  # its place, as `FILE, line N`, and its fields
 
 
 def find(request: Request) -> Reader | None:
@@ -43,7 +39,7 @@ def load(path: Path, split: str, field: str | None) -> Texts:
     Raises UsageError if there is no text, if files have different formats, or if a row's field has no text.
     """
     (documents,) = columns(path, split, (field or DEFAULT_FIELD,))
-    return replace(texts(path.name, split, filter(None, documents)), notes=_skipped_note(path))
+    return replace(texts(path.name, split, filter(None, documents)), notes=skipped_note(path))
 
 
 def columns(path: Path, split: str, fields: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
@@ -52,8 +48,8 @@ def columns(path: Path, split: str, fields: tuple[str, ...]) -> tuple[tuple[str,
     If no files are named as splits, the last tenth is the split `validation`: whole rows or files if there are ten or
     more, otherwise the end of each. Raises UsageError as `load`.
     """
-    by_split = _by_split(path, _files(path))
-    rows = [row for file in by_split.get(split, _files(path)) for row in _texts(file, fields)]
+    by_split = files_by_split(path)
+    rows = [row for file in by_split.get(split, list_texts(path)) for row in _texts(file, fields)]
     if not by_split:
         rows = _take_split(rows, split)
     if not any(any(row) for row in rows):
@@ -63,21 +59,21 @@ def columns(path: Path, split: str, fields: tuple[str, ...]) -> tuple[tuple[str,
 
 def splits_of(path: Path) -> tuple[str, ...]:
     """The splits of a file or folder: those that folders or files are named after, else `train` and `validation`."""
-    return tuple(_by_split(path, _files(path))) or ("train", "validation")
+    return tuple(files_by_split(path)) or ("train", "validation")
 
 
 def has_rows(path: Path) -> bool:
     """Whether a file, or a file of a folder, has rows with fields."""
-    rows = (*JSON, *CSV)
-    return bool(list_files(path, rows)) if path.is_dir() else path.name.lower().endswith(rows)
+    return bool(list_files(path, ROWS)) if path.is_dir() else path.name.lower().endswith(ROWS)
 
 
-def _files(path: Path) -> list[Path]:
+def list_texts(path: Path) -> list[Path]:
     """The files of a path. Raises UsageError if there is none, or if they have different formats."""
     files = sorted(list_files(path, TEXTS)) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UsageError(
-            f"no .txt, .jsonl, .csv or .tsv file at {str(path)!r}; give one, or a folder of such files or of images"
+            f"no .txt, .jsonl, .csv, .tsv or .parquet file at {str(path)!r}; give one, or a folder of such files or of "
+            f"images"
         )
     formats = {_format(file): file for file in files}
     if len(formats) > 1:
@@ -94,14 +90,14 @@ def _format(file: Path) -> str:
     return JSON[0] if extension in JSON else extension if extension in TEXTS else PLAIN[0]
 
 
-def _by_split(root: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Files by the split that they or their folders are named after, training first; {} if there are no two splits.
+def files_by_split(root: Path) -> dict[str, list[Path]]:
+    """The files of a path by the split that they or their folders are named after, training first.
 
-    `test-00000-of-00002.jsonl` is named after its split too. Raises UsageError if only some are named after splits:
-    held-out text would be trained on.
+    {} if there are no two splits. `test-00000-of-00002.jsonl` is named after its split too. Raises UsageError if only
+    some are named after splits: held-out text would be trained on.
     """
     by_name: dict[str, list[Path]] = {}
-    for file in files:
+    for file in list_texts(root):
         by_name.setdefault(_split_of(root, file), []).append(file)
     found = [split for split in SPLITS if split in by_name]
     if found and len(found) < len(by_name):
@@ -123,11 +119,11 @@ def _split_of(root: Path, file: Path) -> str:
     return re.split(r"[-_.]", file.name.lower())[0]
 
 
-def _skipped_note(path: Path) -> tuple[str, ...]:
+def skipped_note(path: Path) -> tuple[str, ...]:
     """A note on the files of a folder that are not read, if there are any."""
     if not path.is_dir():
         return ()
-    read = {*_files(path)}
+    read = {*list_texts(path)}
     names = sorted(str(file.relative_to(path)) for file in list_files(path, ("",)) if file not in read)
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return (f"{path.name}: skipped, as they are not texts: {', '.join(names[:3])}{more}",) if names else ()
@@ -146,65 +142,13 @@ def _texts(file: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     if _format(file) in PLAIN:
         yield (read_text(file),)
         return
-    empty = True
-    for where, row in _json_rows(file) if _format(file) in JSON else _table_rows(file):
-        empty = False
-        for field in fields:
-            if field not in row:
-                has = ", ".join(map(quote, list(row)[:8])) or "nothing"
-                raise UsageError(f"{where} has no field {field!r}; it has {has}: choose one with data.field or --field")
-            if not isinstance(row[field], str):
-                raise UsageError(f"{where}: the field {field!r} is {quote(row[field])}, not text")
-        yield tuple(row[field] for field in fields)
-    if empty:
-        raise UsageError(f"{file} has no rows")
+    for where, row in read_columns(file, fields):
+        yield tuple(text_of(where, row, field) for field in fields)
 
 
-def _json_rows(file: Path) -> Iterator[Row]:
-    for where, value in read_rows(file):
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} is {quote(value)}, not an object with fields")
-        yield where, value
-
-
-def _table_rows(file: Path) -> Iterator[Row]:
-    """The rows of a .csv or .tsv file below its header. Raises UsageError for stray quotes or cells.
-
-    Also for a .tsv row of several lines each of which could be a row: the quotes around it may belong to the texts.
-    """
-    csv.field_size_limit(sys.maxsize)
-    tab = "\t" if file.suffix.lower() == ".tsv" else None
-    lines = list[str]()  # of the current row
-    reader = csv.DictReader(
-        _record_lines(io.StringIO(read_text(file), newline=""), lines), delimiter=tab or ",", strict=True
-    )
-    try:
-        header = list(reader.fieldnames or ())
-        if len(set(header)) < len(header):
-            raise UsageError(f"{file}: the header has a column twice: {', '.join(map(quote, header))}")
-        lines.clear()
-        for row in reader:
-            where = f"{file}, line {reader.line_num:,}"
-            if None in row or None in row.values():
-                raise UsageError(f"{where} has more or fewer cells than the {len(header)} of the header")
-            filled = [line for line in lines if line.strip()]
-            if tab and len(filled) > 1 and all(line.count(tab) == len(header) - 1 for line in filled):
-                raise UsageError(
-                    f"{where} ends a quoted cell of {len(filled):,} lines, each of which could be a row: "
-                    f"if the quotes belong to the texts, write the rows as .jsonl"
-                )
-            lines.clear()
-            yield where, row
-    except csv.Error as error:
-        first = reader.reader.line_num - len(lines) + 1
-        raise UsageError(
-            f"{file}, from line {first:,} on: {error}; a cell that begins with a quote must end with one, and quotes "
-            f"inside it must be doubled"
-        ) from None
-
-
-def _record_lines(lines: Iterable[str], record: list[str]) -> Iterator[str]:
-    """Yield the lines, and append each to `record`."""
-    for line in lines:
-        record.append(line)
-        yield line
+def text_of(where: str, row: dict[str, object], field: str) -> str:
+    """The text in a field of a row. Raises UsageError for another value."""
+    value = row[field]
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: the field {field!r} is {quote(value)}, not text")
+    return value

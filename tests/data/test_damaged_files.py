@@ -90,7 +90,7 @@ def test_the_doctor_reads_what_runs_and_eval_read(tmp_path: Path) -> None:
     """Several sets, rows by a field, questions."""
     assert said("halves, xor")[0::2][:2] == [said("halves")[0], said("xor")[0]]
     (tmp_path / "a.jsonl").write_text('{"content": "a text of some words"}\n' * 20)
-    assert "no field 'text'" in said(tmp_path / "a.jsonl")[0]
+    assert "unknown field 'text'" in said(tmp_path / "a.jsonl")[0]
     assert said(tmp_path / "a.jsonl", "content")[0] == "ok     train: 18 read"
     (tmp_path / "b.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "answer": 1}\n')
     assert said(tmp_path / "b.jsonl")[0] == "ok     test: 1 questions read"

@@ -43,7 +43,7 @@ def test_rows_are_documents(ending: str, tmp_path: Path) -> None:
         train, held = (sources.load(name, s, field=None if field == "text" else field) for s in sources.splits_of(name))
         assert documents_of(train) + documents_of(held) == DOCUMENTS
         assert len(held) == 2
-    with pytest.raises(UsageError, match=r"no field 'text'; it has .*'body'.*data\.field"):
+    with pytest.raises(UsageError, match=r"unknown field 'text'; .*legal: .*body.*data\.field"):
         sources.load(name, "train")
     assert documents_of(sources.load(str(tmp_path), "train", field="body")) == documents_of(train)
 
@@ -83,11 +83,11 @@ def test_files_of_rows_may_be_named_by_their_splits(tmp_path: Path) -> None:
         ("a.csv", 'text,label\n"it is "free" today",1\n', "a.csv, from line 2 on: "),
         ("a.csv", "text,label\na,1\nb\n", "line 3 has more or fewer cells than the 2"),
         ("a.csv", "text,text\na,b\n", "has a column twice"),
-        ("a.csv", "text;label\na;1\n", "no field 'text'; it has 'text;label'"),
+        ("a.csv", "text;label\na;1\n", "line 2: unknown field 'text'; .*legal: text;label"),
         ("a.csv", 'text\nb\n"a\nc\n', "from line 3 on: unexpected end of data"),
         ("a.tsv", 'text\tlabel\n"he said\t1\n\nand went\t0\nat last"\t1\n', "line 5 ends a quoted cell of 3 lines"),
         ("a.json", "[]", r"\.json files are not read as text; write it as \.jsonl"),
-        ("a.parquet", "PAR1", r"\.parquet files are not read as text; write its rows as \.jsonl"),
+        ("a.arrow", "ARROW1", r"\.arrow files are not read as text; write its rows as \.jsonl"),
         ("a.html", "<p>a</p>", r"\.html files are not read as text; take its text out"),
         ("a.TXT.GZ", "\x1f", r"\.gz files are not read as text; unpack it"),
         ("a.md", "a\0b", "NUL"),
@@ -106,9 +106,9 @@ def test_a_folder_has_texts_of_one_kind(tmp_path: Path) -> None:
     (tmp_path / "LICENSE.txt").write_text("as is")
     with pytest.raises(UsageError, match=r"several formats, as corpus\.jsonl and LICENSE\.txt"):
         sources.load(str(tmp_path), "train")
-    (tmp_path / "corpus.jsonl").rename(tmp_path / "corpus.parquet")
+    (tmp_path / "corpus.jsonl").rename(tmp_path / "corpus.arrow")
     (tmp_path / "LICENSE.txt").unlink()
-    with pytest.raises(UsageError, match=r"corpus\.parquet: \.parquet files are not read as text"):
+    with pytest.raises(UsageError, match=r"corpus\.arrow: \.arrow files are not read as text"):
         sources.load(str(tmp_path), "train")
     with pytest.raises(UsageError, match=r"no \.txt, \.jsonl"):
         sources.load(str(tmp_path / "corpus.txt"), "train")
