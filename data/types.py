@@ -134,6 +134,20 @@ def absent_classes(labels: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for i, name in enumerate(names) if i not in present)
 
 
+def count_classes(where: str, numbers: Iterable[int]) -> int:
+    """How many classes there are, by their numbers. Raises UsageError unless these are 0, 1, 2 … and two at least."""
+    count = 0
+    for count, number in enumerate(sorted(numbers), 1):
+        if number != count - 1:
+            raise UsageError(
+                f"{where} has the class {number} but no {count - 1} in any split: number the classes 0, 1, 2 … "
+                f"without gaps, or write their names"
+            )
+    if count < 2:
+        raise UsageError(f"{where} has one class only, but a classifier needs two")
+    return count
+
+
 def field_error(name: str, field: str) -> UsageError:
     """The error for data.field on a data set that has no text fields to choose from."""
     return UsageError(f"config key 'data.field' = {field!r}: {name} has no text fields to choose from; unset it")

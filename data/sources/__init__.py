@@ -5,6 +5,7 @@ import os
 from data.files import expand_home
 from data.progress import Tick, silent
 from data.sources import (
+    arrays,
     builtin,
     detection_folder,
     image_folder,
@@ -19,7 +20,7 @@ from data.types import Source, field_error
 from errors import UsageError
 
 # The kinds of sources in order: the first that has a reader for a name reads it. TFDS has one for any name.
-KINDS: list[Kind] = [builtin, detection_folder, labelled_texts, parallel_text, image_folder, text_files, tfds]
+KINDS: list[Kind] = [builtin, detection_folder, labelled_texts, parallel_text, arrays, image_folder, text_files, tfds]
 
 
 def find_reader(request: Request) -> Reader:

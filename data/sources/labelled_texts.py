@@ -15,7 +15,7 @@ import numpy as np
 from data.sources import parallel_text, text_files
 from data.sources.reader import Reader, Request, checked_reader
 from data.sources.rows import read_columns
-from data.types import Texts, absent_classes, checksum
+from data.types import Texts, absent_classes, checksum, count_classes
 from errors import UsageError, quote
 
 LABELS = ("label", "labels", "class")
@@ -129,21 +129,15 @@ def _classes(path: Path, column: str, rows: Sequence[Row]) -> Classes:
         for label in row.label:
             first_place.setdefault(label, row.where)
     where = f"{path}: the column {column!r}"
-    if len(first_place) < 2 and not (rows[0].is_list and first_place):
+    numbers = [int(label) for label in first_place if NUMBER.fullmatch(label)]
+    if numbers and min(numbers) < 0:
+        raise UsageError(f"{first_place[str(min(numbers))]} is {min(numbers)}: numbers of classes begin at 0")
+    if not first_place or (len(first_place) == 1 and not rows[0].is_list):
         has = ", ".join(map(quote, first_place)) or "nothing"
         raise UsageError(f"{where} has one label only, {has}, but a classifier needs two")
-    if not all(NUMBER.fullmatch(label) for label in first_place):
-        return Classes(len(first_place), tuple(sorted(first_place)))
-    numbers = sorted(map(int, first_place))
-    if numbers[0] < 0:
-        raise UsageError(f"{first_place[str(numbers[0])]} is {numbers[0]}: numbers of classes begin at 0")
-    for expected, number in enumerate(numbers):
-        if number != expected:
-            raise UsageError(
-                f"{where} has the class {number} but no {expected} in any split: number the classes 0, 1, 2 … "
-                f"without gaps, or write their names"
-            )
-    return Classes(len(numbers), None)
+    if len(numbers) == len(first_place):
+        return Classes(count_classes(where, numbers), None)
+    return Classes(len(first_place), tuple(sorted(first_place)))
 
 
 def _encode(rows: Sequence[Row], index: dict[str, int]) -> np.ndarray:

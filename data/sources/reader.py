@@ -28,6 +28,11 @@ class Request:
         return Path(self.name)
 
     @cached_property
+    def files(self) -> list[Path]:
+        """The texts and images of a folder."""
+        return list_files(self.path, (*TEXTS, *EXTENSIONS))
+
+    @cached_property
     def path_kind(self) -> Literal["text", "images"] | None:
         """`text` or `images` for a path; of a folder, the kind with more files. None for a name that is not a path.
 
@@ -38,10 +43,9 @@ class Request:
         if not self.path.is_dir():
             is_text = self.name.lower().endswith(TEXTS) or (looks_like_path and self.path.exists())
             return "text" if is_text else None
-        found = list_files(self.path, (*TEXTS, *EXTENSIONS))
-        texts = sum(file.name.lower().endswith(TEXTS) for file in found)
-        images, below = len(found) - texts, sum(file.parent != self.path for file in found)
-        if not found and not looks_like_path:
+        texts = sum(file.name.lower().endswith(TEXTS) for file in self.files)
+        images, below = len(self.files) - texts, sum(file.parent != self.path for file in self.files)
+        if not self.files and not looks_like_path:
             return None
         return "images" if images > texts or (0 < images == texts and below >= 2 * images) else "text"
 
