@@ -1,4 +1,4 @@
-"""Data sources by name: built-in sets, files and folders of texts or images (with or without boxes), and TFDS."""
+"""Data sources by name: built-in sets, one's own functions, files and folders of texts, arrays or images, and TFDS."""
 
 import os
 
@@ -10,6 +10,7 @@ from data.sources import (
     detection_folder,
     image_folder,
     labelled_texts,
+    own_function,
     parallel_text,
     splits,
     text_files,
@@ -20,7 +21,17 @@ from data.types import Source, field_error
 from errors import UsageError
 
 # The kinds of sources in order: the first that has a reader for a name reads it. TFDS has one for any name.
-KINDS: list[Kind] = [builtin, detection_folder, labelled_texts, parallel_text, arrays, image_folder, text_files, tfds]
+KINDS: list[Kind] = [
+    builtin,
+    own_function,
+    detection_folder,
+    labelled_texts,
+    parallel_text,
+    arrays,
+    image_folder,
+    text_files,
+    tfds,
+]
 
 
 def find_reader(request: Request) -> Reader:

@@ -6,7 +6,6 @@ that shard the rows. Its noise is drawn for a whole batch, so accumulation chang
 """
 
 import functools
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec, auto_axes
 from jax.tree_util import KeyPath
 
-from errors import UsageError, unknown
+import imports
+from errors import unknown
 from models.blocks import flax_adapter
 from models.core.checks import positive, refuse, unfreeze
 from models.core.layers import gather_weight
@@ -65,10 +65,7 @@ def traits(c: Config) -> frozenset[str]:
 def _module(c: Config) -> flax_adapter.FlaxFunctions:
     """The module's functions. Arguments named classes, vocab or outputs default to the Config's fields."""
     where, _, name = c.module.partition(":")
-    try:
-        python_module = importlib.import_module(where)
-    except ImportError as error:
-        raise UsageError(f"flax: module = {c.module!r}: {error}") from None
+    python_module = imports.load_module(where, f"flax: module = {c.module!r}")
     if not isinstance(getattr(python_module, name, None), type):
         raise unknown(f"class of {where}", name, [k for k, v in vars(python_module).items() if isinstance(v, type)])
     kind, args = getattr(python_module, name), {k: unfreeze(v) for k, v in c.args}

@@ -1,0 +1,74 @@
+"""A source of one's own: `package.file:function` or `path/to/file.py:function`, called with the name of a split.
+
+It returns a dict of arrays by field (and `classes`, their number), a list of texts, or a Source. `function.splits` may
+list the splits. A KeyError of the split's name says that there is no such split.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import imports
+from data.sources import arrays
+from data.sources.reader import Reader, Request, checked_reader
+from data.types import Examples, ParallelText, Source, Texts, texts
+from errors import UsageError, quote, unknown
+
+NAME = re.compile(r"(?P<where>[^\W\d]\w*(\.[^\W\d]\w*)*|.*\.py):(?P<function>[^\W\d]\w*)")
+VERSIONS = ("experimental_latest",)  # what TFDS takes after a colon
+LEGAL = "a dict of arrays by field, a list of texts, or a Source"
+
+
+def find(request: Request) -> Reader | None:
+    """The reader of a function. Raises UsageError if there is no such function."""
+    match = NAME.fullmatch(request.name)
+    if match is None or match["function"] in VERSIONS or request.path.exists():
+        return None
+    where, name = match["where"], match["function"]
+    key = f"config key 'data.name' = {request.name!r}"
+    module = imports.load_module(where, key)
+    functions = [k for k, v in vars(module).items() if callable(v)]
+    if name not in functions:
+        raise unknown(f"function of {where}", name, functions)
+    function, title = getattr(module, name), f"{Path(where).name}:{name}"
+
+    def load(split: str) -> Source:
+        with imports.code_errors(key, module.__file__ or where):
+            made = _call(function, title, split)
+        return _source(made, title, split)
+
+    known = tuple(getattr(function, "splits", ()))
+    return checked_reader(request.name, lambda: known, load) if known else Reader(lambda: (), load)
+
+
+def _call(function: Callable[[str], object], title: str, split: str) -> object:
+    try:
+        return function(split)
+    except KeyError as error:
+        if error.args != (split,):
+            raise
+        raise UsageError(f"{title} has no split {split!r} (KeyError)") from None
+
+
+def _source(made: object, title: str, split: str) -> Source:
+    """A function's result as a source, with its name, split and length in the identity. Raises UsageError."""
+    where = f"{title}, split {split!r}"
+    if isinstance(made, Mapping):
+        fields = {str(k): np.asarray(v) for k, v in made.items() if k != "classes"}
+        return arrays.from_arrays(title, split, fields, made.get("classes"))
+    if isinstance(made, list | tuple):
+        for i, text in enumerate(made):
+            if not isinstance(text, str) or not text:
+                raise UsageError(f"{where}: item {i:,} of its list is {quote(text)}, not a text")
+        if not made:
+            raise UsageError(f"{where} has no texts")
+        return texts(title, split, made)
+    if not isinstance(made, Examples | Texts | ParallelText):
+        raise UsageError(f"{where} is {quote(made)}; legal: {LEGAL}")
+    if not len(made) or "checksum" not in made.identity:
+        lack = "no rows" if not len(made) else "no checksum in its identity, which changes whenever its content does"
+        raise UsageError(f"{where} has {lack}")
+    return replace(made, identity={**made.identity, "name": title, "split": split, "count": len(made)})

@@ -1,0 +1,49 @@
+"""A user's own Python code: modules by name or path, whose errors are one line with file and line."""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from errors import UsageError
+
+
+def load_module(where: str, key: str) -> ModuleType:
+    """The module `package.file`, importable from where Canon runs, or of the file `path/to/file.py`.
+
+    `key` is the setting with its value, for messages. Raises UsageError if there is none, and for whatever it raises.
+    """
+    if not where.endswith(".py"):
+        with code_errors(key, where.replace(".", "/") + ".py"):
+            return importlib.import_module(where)
+    if not Path(where).is_file():
+        raise UsageError(f"{key}: there is no file {where!r}")
+    spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with code_errors(key, where):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def code_errors(key: str, file: str) -> Iterator[None]:
+    """Raise UsageError with the line of `file`, a path or its end, for whatever a user's code in the block raises."""
+    try:
+        yield
+    except (UsageError, KeyboardInterrupt):
+        raise
+    except ImportError as error:
+        raise UsageError(f"{key}: {error}") from None
+    except SyntaxError as error:
+        raise UsageError(f"{key}: {error.filename} line {error.lineno}: {error.msg}") from None
+    except BaseException as error:  # SystemExit too
+        frames = traceback.extract_tb(sys.exc_info()[2])
+        lines = [frame.lineno for frame in frames if frame.filename.replace("\\", "/").endswith(file)]
+        where = f"{file} line {lines[-1]}: " if lines else ""
+        raise UsageError(f"{key}: {where}{type(error).__name__}: {error}") from None
