@@ -30,8 +30,9 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import record
 from data import loader
 from data.images import augment, randaugment
-from data.sampler import BatchSampler, ExampleSource, Phase
+from data.sampler import BatchSampler, Phase
 from data.sources import image_folder
+from data.types import ExampleSource
 
 ROWS, SIDE = 32, 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -2,21 +2,29 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from data.fields import Augment, Batch, Fields
 from data.progress import Tick, silent, track
-from data.sampler import Augment
+from data.text.packing import Documents
 from data.text.tokenizers import Tokenizer
-from data.types import Batch, Examples, Texts
 from errors import UsageError
+
+
+class Rows(Protocol):
+    """Rows that are read when they are asked for."""
+
+    def __getitems__(self, rows: np.ndarray) -> Fields:
+        """The fields of some rows."""
 
 
 @dataclass(frozen=True)
 class EvalSet:
     """The examples of an evaluation, and each one's cluster for standard errors (its document, or itself) [n]."""
 
-    fields: Examples | Batch
+    fields: Rows | Batch
     clusters: np.ndarray
     prepare: Augment | None = None
 
@@ -38,17 +46,12 @@ class EvalSet:
             yield self.prepare(batch, 0, own) if self.prepare else batch
 
     def _read(self, index: np.ndarray) -> Batch:
-        if isinstance(self.fields, Examples):
-            return self.fields.__getitems__(index)
-        return {k: v[index] for k, v in self.fields.items()}
+        if isinstance(self.fields, dict):
+            return {k: v[index] for k, v in self.fields.items()}
+        return self.fields.__getitems__(index)
 
 
-def from_examples(examples: Examples, prepare: Augment | None = None) -> EvalSet:
-    """An EvalSet of examples; each is a cluster."""
-    return EvalSet(examples, np.arange(len(examples)), prepare)
-
-
-def from_texts(texts: Texts, tokenizer: Tokenizer, context: int, overlap: int = 0, tick: Tick = silent) -> EvalSet:
+def from_texts(texts: Documents, tokenizer: Tokenizer, context: int, overlap: int = 0, tick: Tick = silent) -> EvalSet:
     """An EvalSet of documents in windows of `context` tokens, which do not cross documents. A document is a cluster.
 
     Except in a document's first window, the first `overlap` tokens were scored in the window before and only serve as

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.fields import Batch
 from data.sampler import BatchSampler
-from data.types import Batch
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,15 @@ g. The position is permuted by grain's index shuffle, keyed by seed and epoch.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
-from data.types import Batch, Examples, hash32
+from data.fields import Augment, Batch, hash32
+from data.source import EpochSource
 from errors import UsageError
-
-Augment = Callable[[Batch, int, np.ndarray], Batch]  # (fields, step, global rows) -> fields
 
 
 class Mixer(Protocol):
@@ -46,37 +45,6 @@ def phases_from_json(rows: Sequence[dict[str, Any]]) -> tuple[Phase, ...]:
 def phases_as_json(phases: Sequence[Phase]) -> list[dict[str, Any]]:
     """Phases as a list of dicts for a manifest."""
     return [{**asdict(p), "weights": list(p.weights)} for p in phases]
-
-
-@runtime_checkable
-class EpochSource(Protocol):
-    """Items by (epoch, position)."""
-
-    @property
-    def shuffled(self) -> bool:
-        """Whether each epoch has a random order; otherwise items keep their own order."""
-
-    def __len__(self) -> int:
-        """Items in an epoch."""
-
-    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
-        """Fields of the items at (shuffled) positions of epochs, one row each."""
-
-
-@dataclass(frozen=True)
-class ExampleSource:
-    """Examples, each once an epoch."""
-
-    source: Examples
-    shuffled = True
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
-        """Fields of the rows at `positions`, with weight 1 [B] unless the examples have weights."""
-        fields = self.source.__getitems__(positions)
-        return {"weight": np.ones(len(positions), np.float32), **fields}
 
 
 PATTERN_LENGTH = 1000  # examples after which the sequence of a mixture's sources repeats, at least

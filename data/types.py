@@ -1,26 +1,33 @@
-"""The types of data sources: examples, documents, parallel text. All are random-access by row and have an identity."""
+"""The types of data sources: examples, texts, parallel text. All are random-access by row and have an identity."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from data.progress import Tick, silent
-from errors import UsageError, unknown
-
-Fields = dict[str, np.ndarray]
-Batch = dict[str, np.ndarray]  # fields of rows
-Pixels = np.ndarray  # one image, uint8 [Y X C]
-Rng = np.random.Generator
-BLOCK = 1024  # rows that are read at once
-DECODE_ONCE = 2**30  # bytes: a set up to this size when decoded is kept decoded in memory
+from data import eval_set
+from data.eval_set import EvalSet
+from data.fields import Augment, Batch, Fields, Identity, absent_classes, check_labels, checksum, object_array
+from data.source import EpochSource, Reading, RowType, gather_notes
+from data.source import Source as Source  # one of the types too
+from data.text import packing, translation_rows
+from errors import UsageError
 
 
-def hash32(*parts: Any) -> int:
-    """A number below 2^32 from seeds, names and counters."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
+@dataclass(frozen=True)
+class ExampleSource:
+    """Examples, each once an epoch."""
+
+    source: "Examples"
+    shuffled = True
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def items(self, epochs: np.ndarray, positions: np.ndarray) -> Batch:
+        """Fields of the rows at `positions`, with weight 1 [B] unless the examples have weights."""
+        fields = self.source.__getitems__(positions)
+        return {"weight": np.ones(len(positions), np.float32), **fields}
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,17 @@ class Examples:
     with boxes have the fields of `data/images/detection.py: DetectionReader`. `fields` is a dict of arrays, or a
     function from rows to such a dict if the set is too large for memory. `names` are the names of the classes, if they
     have any. `absent` are the names of classes that only other splits have examples of. `notes` are messages for the
-    user.
+    user. `sorted_labels` are the labels [n] of a set that is sorted by class: its parts have the same share of each.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
     count: int
-    identity: dict[str, Any]
+    identity: Identity
     classes: int | None
     names: tuple[str, ...] | None = None
     absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    sorted_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -57,6 +65,82 @@ class Examples:
         """The shape of one row of each field."""
         return {name: values.shape[1:] for name, values in self.__getitems__([0]).items()}
 
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """None that are known."""
+        return ()
+
+    def row_type(self) -> RowType:
+        """Images or features, with labels or targets."""
+        shapes = self.shapes
+        kind = "images" if "image" in shapes else "features"
+        return RowType(kind, f"examples with {', '.join(sorted(shapes))}", frozenset(shapes), shapes)
+
+    def describe(self, rows: EpochSource) -> str:
+        """The number of examples."""
+        return f"{len(self):,} examples"
+
+    def rows(self, reading: Reading) -> EpochSource:
+        """Each example once an epoch."""
+        return ExampleSource(self)
+
+    def eval_set(self, reading: Reading) -> EvalSet:
+        """Each example is a cluster."""
+        return EvalSet(self, np.arange(len(self)), reading.prepare)
+
+    def limited(self, count: int) -> "Examples":
+        """The first `count` examples."""
+        count = min(count, len(self))
+        fields = self.fields if callable(self.fields) else {k: v[:count] for k, v in self.fields.items()}
+        return replace(self, fields=fields, count=count, identity={**self.identity, "count": count})
+
+    def first_row(self, prepare: Augment) -> "Examples":
+        """The first example, transformed."""
+        row = prepare(self.__getitems__([0]), 0, np.zeros(1, np.int64))
+        return replace(self, fields=row, count=1)
+
+    def part_order(self) -> Sequence[int]:
+        """Their own order; if they are sorted by class, classes evenly interleaved."""
+        if self.sorted_labels is None:
+            return range(len(self))
+        counts = np.bincount(self.sorted_labels)
+        place = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])
+        return np.argsort(place, kind="stable").tolist()
+
+    def gather(self, rows: Sequence[tuple[Source, int]], identity: Identity) -> "Examples":
+        """Examples that are read from their sources, or in memory if these are."""
+        chosen = tuple((s, i) for s, i in rows if isinstance(s, Examples))
+        read, absent = _RowReader(chosen), self.absent
+        if self.sorted_labels is not None:
+            labels = [s.sorted_labels[i] for s, i in chosen if s.sorted_labels is not None]
+            absent = absent_classes(np.array(labels), self.names or ())
+        fields = read if callable(self.fields) else read(np.arange(len(chosen)))
+        changed = replace(self, fields=fields, count=len(chosen), identity=identity, notes=gather_notes(chosen))
+        return replace(changed, absent=absent, sorted_labels=None)
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    """Rows -> fields; each row is a row of one of the sources."""
+
+    rows: tuple[tuple[Examples, int], ...]
+
+    def __call__(self, wanted: np.ndarray) -> Fields:
+        """The fields of some rows, in their order."""
+        rows = [source.__getitems__([row]) for source, row in (self.rows[int(i)] for i in wanted)]
+        return {name: _stack([fields[name] for fields in rows]) for name in rows[0]}
+
+
+def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """A field of single rows [1 ...] -> of all rows [n ...], as an object array if images differ in size."""
+    same_shape = len({part.shape for part in parts}) == 1
+    return np.concatenate(parts) if same_shape else object_array([part[0] for part in parts])
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -67,7 +151,7 @@ class Texts:
     """
 
     documents: tuple[str, ...]
-    identity: dict[str, Any]
+    identity: Identity
     labels: np.ndarray | None = None
     classes: int | None = None
     names: tuple[str, ...] | None = None
@@ -82,6 +166,71 @@ class Texts:
         """The batch field of the labels: `label` (one class a row) or `labels` (any number)."""
         return "labels" if self.labels is not None and self.labels.ndim == 2 else "label"
 
+    paths = ()
+
+    def row_type(self) -> RowType:
+        """Text, perhaps with labels."""
+        labels = {self.label_field} if self.labels is not None else set()
+        return RowType("text", f"text{' with labels' if labels else ''}", frozenset({"targets"} | labels), {})
+
+    def describe(self, rows: EpochSource) -> str:
+        """The number of documents, and of tokens if they are windows."""
+        tokens = ""
+        if isinstance(rows, packing.WindowSource | packing.StreamSource):
+            tokens = f", {len(rows) * rows.context:,} tokens"
+        return f"{len(self):,} documents{tokens}"
+
+    def rows(self, reading: Reading) -> EpochSource:
+        """Windows for a language model, otherwise labelled rows."""
+        if not reading.windows:
+            return self.as_examples(reading).rows(reading)
+        tokenizer, context = reading.for_texts()
+        if reading.streams is not None:
+            return packing.StreamSource(self, tokenizer, context, reading.streams, reading.tick)
+        return packing.WindowSource(self, tokenizer, context, reading.seed, reading.tick)
+
+    def eval_set(self, reading: Reading) -> EvalSet:
+        """Windows for a language model, otherwise labelled rows."""
+        if not reading.windows:
+            return self.as_examples(reading).eval_set(reading)
+        tokenizer, context = reading.for_texts()
+        length = min(context, reading.eval_context or context)
+        return eval_set.from_texts(self, tokenizer, length, reading.overlap, reading.tick)
+
+    def as_examples(self, reading: Reading) -> Examples:
+        """Labelled texts as rows of tokens with mask and labels. Raises UsageError for missing or withheld labels."""
+        tokenizer, context = reading.for_texts()
+        if self.labels is None or self.classes is None:
+            raise UsageError(f"data set {self.identity['name']!r} has no labels; use loss=next_token for plain text")
+        check_labels(self.labels, self.identity)
+        length = min(context, reading.max_length or context)
+        fields = packing.pad_documents(self.documents, tokenizer, length, reading.parts, reading.tick)
+        fields = {**fields, self.label_field: self.labels}
+        return Examples(fields, len(self), self.identity, self.classes, self.names)
+
+    def limited(self, count: int) -> "Texts":
+        """The first `count` documents."""
+        labels = None if self.labels is None else self.labels[:count]
+        documents = self.documents[:count]
+        return replace(self, documents=documents, labels=labels, identity={**self.identity, "count": len(documents)})
+
+    def first_row(self, prepare: Augment) -> "Texts":
+        """The texts themselves."""
+        return self
+
+    def part_order(self) -> Sequence[int]:
+        """Their own order."""
+        return range(len(self))
+
+    def gather(self, rows: Sequence[tuple[Source, int]], identity: Identity) -> "Texts":
+        """Documents of several sources with their labels."""
+        chosen, labels, absent = [(s, i) for s, i in rows if isinstance(s, Texts)], self.labels, tuple[str, ...]()
+        if labels is not None:
+            labels = np.array([s.labels[i] for s, i in chosen if s.labels is not None], labels.dtype)
+            absent = absent_classes(labels, self.names or [*map(str, range(self.classes or 0))])
+        documents = tuple(s.documents[i] for s, i in chosen)
+        return replace(self, documents=documents, labels=labels, identity=identity, absent=absent)
+
 
 @dataclass(frozen=True)
 class ParallelText:
@@ -90,91 +239,74 @@ class ParallelText:
     texts: tuple[str, ...]
     translations: tuple[str, ...]
     languages: tuple[str, str]
-    identity: dict[str, Any]
+    identity: Identity
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    def first(self, count: int) -> "ParallelText":
-        """The first `count` pairs."""
-        return replace(self, texts=self.texts[:count], translations=self.translations[:count])
 
     @property
     def documents(self) -> tuple[str, ...]:
         """The texts of both languages."""
         return self.texts + self.translations
 
+    classes, names, absent, notes, paths = None, None, (), (), ()
 
-Source = Examples | Texts | ParallelText
+    def row_type(self) -> RowType:
+        """Pairs."""
+        return RowType("pairs", "texts with their translations", frozenset({"source"}), {})
 
+    def describe(self, rows: EpochSource) -> str:
+        """The number of pairs, and of those that are no rows."""
+        dropped = len(self) - len(rows)
+        return f"{len(self):,} pairs{f', {dropped:,} of them too long or empty' if dropped else ''}"
 
-def generator(seed: int, step: int, row: int, site: int = 0) -> Rng:
-    """The random generator of a batch's row, keyed by (seed, step, row) and by `site`, the place in the code."""
-    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, site, row]))
+    def rows(self, reading: Reading) -> EpochSource:
+        """Pairs of at most max_length tokens."""
+        return self.as_examples(reading, truncate=False).rows(reading)
 
+    def eval_set(self, reading: Reading) -> EvalSet:
+        """All pairs; longer ones are cut."""
+        return self.as_examples(reading, truncate=True).eval_set(reading)
 
-def object_array(images: Sequence[Pixels]) -> np.ndarray:
-    """Images of different sizes as an array of objects [n]."""
-    array = np.empty(len(images), object)
-    for i, image in enumerate(images):  # np.array would stack images of equal size
-        array[i] = image
-    return array
+    def as_examples(self, reading: Reading, *, truncate: bool) -> Examples:
+        """Pairs as rows of tokens: longer ones than the context are cut if `truncate`, otherwise dropped.
 
+        With max_length, training rows all have that length, so that data sets can be mixed.
+        """
+        tokenizer, context = reading.for_texts()
+        length = None if truncate else reading.max_length
+        fields = translation_rows.make(
+            self.texts,
+            self.translations,
+            tokenizer,
+            min(context, length or context),
+            truncate=truncate,
+            pad_to_limit=length is not None,
+            parts=reading.parts,
+            name=str(self.identity["name"]),
+            tick=reading.tick,
+        )
+        count = len(fields["source"])
+        return Examples(fields, count, {**self.identity, "rows": count}, None)
 
-def check_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
-    """Raise UsageError if a label of [n] is -1, which stands for a withheld label of a test set."""
-    if len(labels) and labels.min() < 0:
-        name, split = identity["name"], identity["split"]
-        raise UsageError(f"split {split!r} of {name!r} has no public labels (they are -1); use another split")
+    def limited(self, count: int) -> "ParallelText":
+        """The first `count` pairs."""
+        texts, translations = self.texts[:count], self.translations[:count]
+        return replace(self, texts=texts, translations=translations, identity={**self.identity, "count": len(texts)})
 
+    def first_row(self, prepare: Augment) -> "ParallelText":
+        """The texts themselves."""
+        return self
 
-def absent_classes(labels: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
-    """The names of classes that labels [n] lack; none for labels [n C], where a row may have no class."""
-    present = set(labels.tolist()) if labels.ndim == 1 else range(len(names))
-    return tuple(name for i, name in enumerate(names) if i not in present)
+    def part_order(self) -> Sequence[int]:
+        """Their own order."""
+        return range(len(self))
 
-
-def count_classes(where: str, numbers: Iterable[int]) -> int:
-    """How many classes there are, by their numbers. Raises UsageError unless these are 0, 1, 2 … and two at least."""
-    count = 0
-    for count, number in enumerate(sorted(numbers), 1):
-        if number != count - 1:
-            raise UsageError(
-                f"{where} has the class {number} but no {count - 1} in any split: number the classes 0, 1, 2 … "
-                f"without gaps, or write their names"
-            )
-    if count < 2:
-        raise UsageError(f"{where} has one class only, but a classifier needs two")
-    return count
-
-
-def field_error(name: str, field: str) -> UsageError:
-    """The error for data.field on a data set that has no text fields to choose from."""
-    return UsageError(f"config key 'data.field' = {field!r}: {name} has no text fields to choose from; unset it")
-
-
-def unknown_split(name: object, split: str, known: Iterable[str]) -> UsageError:
-    """The error for a split that a data set does not have. If it has one split only, it says how to divide that."""
-    legal = [*known]
-    error = unknown(f"split of {name}", split, legal)
-    return error if len(legal) != 1 else UsageError(f"{error}; to divide it: {legal[0]}[:90%] and {legal[0]}[90%:]")
-
-
-def iter_blocks(count: int, tick: Tick = silent) -> Iterator[range]:
-    """The rows of a data set in blocks of BLOCK, which read faster than single rows. Reports progress to `tick`."""
-    tick("reading rows", 0, count)
-    for start in range(0, count, BLOCK):
-        block = range(start, min(start + BLOCK, count))
-        yield block
-        tick("reading rows", block.stop, count)
-
-
-def checksum(*parts: np.ndarray | bytes) -> str:
-    """A digest of arrays and bytes, 16 hex digits."""
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
-    return sha.hexdigest()[:16]
+    def gather(self, rows: Sequence[tuple[Source, int]], identity: Identity) -> "ParallelText":
+        """Pairs of several sources."""
+        chosen = [(s, i) for s, i in rows if isinstance(s, ParallelText)]
+        texts, translations = tuple(s.texts[i] for s, i in chosen), tuple(s.translations[i] for s, i in chosen)
+        return replace(self, texts=texts, translations=translations, identity=identity)
 
 
 def examples(name: str, split: str, classes: int | None, **fields: np.ndarray) -> Examples:

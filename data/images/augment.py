@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.fields import Fields, Pixels, Rng, generator, object_array
 from data.images import randaugment, resize
 from data.images.resize import ResizeSpec, Size
-from data.types import Fields, Pixels, Rng, generator, object_array
 from errors import UsageError, unknown
 
 Operation = tuple[Any, ...]  # an operation with its numbers, as ("crop", 4)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data.fields import Pixels, checksum
 from data.images.resize import Size
 from data.progress import Tick, silent, track
-from data.types import Pixels, checksum
 from documents import reject_lfs_pointer, require_regular_file
 from errors import UsageError
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.fields import DECODE_ONCE, Fields, Identity, Pixels, iter_blocks
 from data.images import decode
 from data.images.resize import Size
 from data.progress import Tick, silent
-from data.types import DECODE_ONCE, Examples, Fields, Pixels, iter_blocks
+from data.source import RowType, Source, gather_notes
+from data.types import Examples
 from errors import UsageError
 
 SLACK = 0.01  # pixels by which a box may leave its image without a note: rounding in the annotation file
@@ -60,6 +62,18 @@ class RaggedAnnotations:
         own = slice(self.starts[i], self.starts[i + 1])
         return BoxAnnotations(self.boxes[own], self.labels[own], self.crowd[own], self.difficult[own])
 
+    @classmethod
+    def of(cls, parts: Sequence[BoxAnnotations], sizes: Sequence[Size]) -> "RaggedAnnotations":
+        """Of the boxes of each image, and the images' sizes."""
+        starts = np.cumsum([0, *(len(part.labels) for part in parts)])
+        boxes, labels, crowd, difficult = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return cls(boxes, labels, crowd, difficult, starts, np.array(sizes, np.int32))
+
+    @property
+    def max_boxes(self) -> int:
+        """The most valid boxes of an image, and at least one."""
+        return max(1, *(int(self[i].is_valid.sum()) for i in range(len(self))))
+
     def size(self, i: int) -> Size:
         """Rows and columns of image i."""
         y, x = self.sizes[i].tolist()
@@ -100,6 +114,10 @@ class DetectionDataset(Examples):
     annotations: RaggedAnnotations
     paths: tuple[str, ...] = ()
 
+    def row_type(self) -> RowType:
+        """Images with boxes."""
+        return replace(super().row_type(), kind="boxes")
+
     @property
     def max_boxes(self) -> int:
         """Boxes a row, padding included."""
@@ -109,6 +127,36 @@ class DetectionDataset(Examples):
         """The data set with `max_boxes` boxes a row: further ones are dropped, missing ones padded."""
         assert isinstance(self.fields, DetectionReader)
         return replace(self, fields=replace(self.fields, max_boxes=max_boxes))
+
+    def gather(self, rows: Sequence[tuple[Source, int]], identity: Identity) -> "DetectionDataset":
+        """Images of several sets with their boxes."""
+        chosen = [(s, i) for s, i in rows if isinstance(s, DetectionDataset)]
+        annotations = RaggedAnnotations.of(
+            [s.annotations[i] for s, i in chosen], [s.annotations.size(i) for s, i in chosen]
+        )
+        decoders = [(s.fields.decode, i) for s, i in chosen if isinstance(s.fields, DetectionReader)]
+        reader = DetectionReader(_Decoder(tuple(decoders)), annotations, annotations.max_boxes)
+        paths = tuple(s.paths[i] for s, i in chosen if s.paths)
+        changed = replace(self, fields=reader, count=len(chosen), identity=identity, notes=gather_notes(chosen))
+        return replace(changed, annotations=annotations, paths=paths)
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Decodes images of several sets."""
+
+    rows: tuple[tuple[Callable[[int], Pixels], int], ...]
+
+    def __call__(self, i: int) -> Pixels:
+        """Image i."""
+        decode, row = self.rows[i]
+        return decode(row)
+
+
+def align_boxes(sources: Sequence[Source]) -> list[Source]:
+    """The sources of a mixture; those with boxes have the same number of them a row."""
+    most = max((source.max_boxes for source in sources if isinstance(source, DetectionDataset)), default=0)
+    return [source.with_max_boxes(most) if isinstance(source, DetectionDataset) else source for source in sources]
 
 
 def to_relative_cxcywh(corners: np.ndarray, size: Size) -> np.ndarray:
@@ -131,7 +179,7 @@ def make_detection_dataset(
     images: Sequence[AnnotatedImage],
     classes: Sequence[str],
     decode: Callable[[int], Pixels],
-    identity: dict[str, Any],
+    identity: Identity,
     notes: tuple[str, ...] = (),
 ) -> DetectionDataset:
     """A DetectionDataset of annotated images. Boxes are clipped to their image, and those without area are dropped;
@@ -145,18 +193,13 @@ def make_detection_dataset(
     if not classes:
         raise UsageError(f"{name}: the annotations name no classes")
     repaired = [_repair_boxes(image, len(classes)) for image in images]
-    parts = [boxes for boxes, _, _ in repaired]
-    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
-    sizes = np.array([image.size for image in images], np.int32)
-    boxes, labels, crowd, difficult = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    annotations = RaggedAnnotations(boxes, labels, crowd, difficult, starts, sizes)
+    annotations = RaggedAnnotations.of([boxes for boxes, _, _ in repaired], [image.size for image in images])
     image_names = [image.name for image in images]
     clipped = _repair_note(f"{name} {split}", "clipped to the image", [r[1] for r in repaired], image_names)
     dropped = _repair_note(f"{name} {split}", "without area dropped", [r[2] for r in repaired], image_names)
-    if 3 * int(sizes.prod(1, dtype=np.int64).sum()) <= DECODE_ONCE:
+    if 3 * int(annotations.sizes.prod(1, dtype=np.int64).sum()) <= DECODE_ONCE:
         decode = [decode(i) for i in range(len(images))].__getitem__
-    max_boxes = max(1, *(int(part.is_valid.sum()) for part in parts))
-    reader = DetectionReader(decode, annotations, max_boxes)
+    reader = DetectionReader(decode, annotations, annotations.max_boxes)
     notes = notes + clipped + dropped
     return DetectionDataset(
         reader, len(images), identity, len(classes), tuple(classes), annotations=annotations, notes=notes
@@ -217,7 +260,7 @@ class _TfdsDecoder:
 
 
 def from_tfds(
-    rows: Any, objects: Any, shape: Sequence[int | None], identity: dict[str, Any], tick: Tick = silent
+    rows: Any, objects: Any, shape: Sequence[int | None], identity: Identity, tick: Tick = silent
 ) -> DetectionDataset:
     """A DetectionDataset of a TFDS data set: `rows` with images as the bytes of their files, the features of one of its
     `objects`, and the `shape` of all images, with None for sizes that differ.

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from data.fields import Rng, generator
 from data.images.detection import to_pixel_xyxy, to_relative_cxcywh
 from data.images.resize import Size
-from data.types import Rng, generator
 from errors import UsageError, unknown
 
 FILL = 0.5  # the border's grey, as in Darknet

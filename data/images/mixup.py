@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.types import Fields, Rng, generator
+from data.fields import Fields, Rng, generator
 
 PARTNER_SITE, LAMBDA_SITE = 1, 2  # sites of random generators; 0 is the site of the operations on an image
 

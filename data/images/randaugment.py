@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from PIL import Image, ImageEnhance, ImageOps
 
+from data.fields import Pixels, Rng
 from data.images.resize import from_pil, to_pil
-from data.types import Pixels, Rng
 
 MAX_MAGNITUDE = 30  # the largest magnitude
 Distortion = Callable[[Image.Image, float], Image.Image]  # (image, strength in [0, 1], or in [-1, 1] if signed)

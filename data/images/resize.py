@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.types import Pixels
+from data.fields import Pixels
 from errors import UsageError
 
 Size = tuple[int, int]  # rows, columns

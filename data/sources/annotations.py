@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from data.fields import Pixels, checksum
 from data.files import SPLITS
 from data.images.decode import display_name, identity, open_image, orientation, upright_size
 from data.images.detection import (
@@ -22,7 +23,6 @@ from data.images.detection import (
 )
 from data.images.resize import Size
 from data.progress import Tick, silent, track
-from data.types import Pixels, checksum
 from documents import read_lines
 from errors import UsageError, quote
 

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.fields import BLOCK, DECODE_ONCE, Fields, absent_classes, checksum, count_classes
 from data.files import SPLITS, list_files
 from data.images.decode import display_name
 from data.sources.reader import Reader, Request, checked_reader
-from data.types import BLOCK, DECODE_ONCE, Examples, Fields, absent_classes, checksum, count_classes
+from data.types import Examples
 from documents import reject_lfs_pointer
 from errors import UsageError, quote, unknown
 

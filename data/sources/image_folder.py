@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.fields import Fields, Pixels, object_array, unknown_split
 from data.files import SPLITS, list_files
 from data.images.decode import EXTENSIONS, corrupt_error, decode, identity, open_image, upright_size
 from data.images.resize import Size
 from data.progress import Tick, silent, track
 from data.sources.reader import Reader, Request
-from data.types import Examples, Fields, Pixels, object_array, unknown_split
+from data.types import Examples
 from errors import UsageError
 
 UNSUPPORTED = tuple(
@@ -86,6 +87,7 @@ def load(name: str, split: str, tick: Tick = silent) -> Examples:
         folder.names,
         absent,
         (*notes, *_stray_note(files, folder)),
+        labels,
     )
 
 

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.fields import absent_classes, checksum, count_classes
 from data.sources import parallel_text, text_files
 from data.sources.reader import Reader, Request, checked_reader
 from data.sources.rows import read_columns
-from data.types import Texts, absent_classes, checksum, count_classes
+from data.types import Texts
 from errors import UsageError, quote
 
 LABELS = ("label", "labels", "class")

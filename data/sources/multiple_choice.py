@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import renamed
+from data.fields import checksum
 from data.files import expand_home
 from data.sources import splits, tfds
-from data.types import Texts, checksum
+from data.text.packing import Documents
 from documents import read_lines, read_rows
 from errors import UsageError, unknown
 
@@ -142,7 +143,7 @@ def _from_line(row: Any) -> Question | None:
     return Question(context, tuple(choices), answer)
 
 
-def last_words(texts: Texts) -> Questions:
+def last_words(texts: Documents) -> Questions:
     """LAMBADA: each document without its last word, and that word (Paperno et al. 2016, arXiv:1606.06031).
 
     Raises UsageError for a document of a single word.

@@ -66,9 +66,13 @@ def _source(made: object, title: str, split: str) -> Source:
         if not made:
             raise UsageError(f"{where} has no texts")
         return texts(title, split, made)
-    if not isinstance(made, Examples | Texts | ParallelText):
+    if not isinstance(made, Source):
         raise UsageError(f"{where} is {quote(made)}; legal: {LEGAL}")
-    if not len(made) or "checksum" not in made.identity:
-        lack = "no rows" if not len(made) else "no checksum in its identity, which changes whenever its content does"
-        raise UsageError(f"{where} has {lack}")
-    return replace(made, identity={**made.identity, "name": title, "split": split, "count": len(made)})
+    if not len(made):
+        raise UsageError(f"{where} has no rows")
+    if isinstance(made, Examples | Texts | ParallelText):
+        made = replace(made, identity={**made.identity, "name": title, "split": split, "count": len(made)})
+    for key in ("name", "split", "count", "checksum"):  # a checksum changes whenever the content does
+        if key not in made.identity:
+            raise UsageError(f"{where} has no {key} in its identity, {quote(made.identity)}")
+    return made

@@ -1,24 +1,15 @@
-"""Parallel text: read from pairs of files or from rows, and tokenised to rows for encoder-decoders.
+"""Parallel text, read from pairs of files or from two columns of rows."""
 
-Legend: n pairs, S T tokens of a text and of its translation.
-"""
-
-import math
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from data.fields import checksum
 from data.files import glob_any_case
-from data.progress import Tick, silent, track
 from data.sources import text_files
 from data.sources.reader import Reader, Request, checked_reader
-from data.text.tokenizers import Tokenizer
-from data.types import Examples, ParallelText, checksum
+from data.types import ParallelText
 from documents import read_lines
 from errors import UsageError
-
-MULTIPLE = 8  # lengths are rounded up to a multiple of it, so that few shapes are compiled
 
 
 def languages(field: str | None) -> tuple[str, str] | None:
@@ -107,55 +98,3 @@ def _side_files(folder: Path, side: str) -> dict[str, Path]:
 
 def _have_side_files(folder: Path, names: tuple[str, str]) -> bool:
     return all((folder / name).is_file() for name in names)
-
-
-def translation_rows(
-    pairs: ParallelText,
-    tokenizer: Tokenizer,
-    limit: int,
-    *,
-    truncate: bool,
-    pad_to_limit: bool = False,
-    parts: int = 1,
-    tick: Tick = silent,
-) -> Examples:
-    """Pairs as rows: source [n S], source_mask [n S]; tokens, targets and weight [n T]; S and T at most `limit`.
-
-    S and T are those of the longest row, rounded up to a multiple of 8 and of `parts`, or `limit` if `pad_to_limit` (so
-    that data sets can be mixed). source and targets end with eot. tokens are targets shifted right, after `bos_id`.
-    With `truncate`, as in an evaluation, longer pairs are cut; otherwise pairs that are longer or have an empty side
-    are dropped.
-
-    Raises UsageError if no pair is left.
-    """
-    sides = {"tokenising texts": pairs.texts, "tokenising translations": pairs.translations}
-    encoded = [[tokenizer.encode(line) for line in track(side, what, tick)] for what, side in sides.items()]
-    keep = [truncate or 0 < min(len(a), len(b)) <= max(len(a), len(b)) < limit for a, b in zip(*encoded, strict=True)]
-    sources, targets = ([ids for ids, kept in zip(side, keep, strict=True) if kept] for side in encoded)
-    if not sources and (pairs.texts or not truncate):
-        has_pairs = any(len(a) and len(b) for a, b in zip(*encoded, strict=True))
-        fitting = f"of at most {limit} tokens with the end; raise data.max_length or model.context"
-        raise UsageError(f"{pairs.identity['name']} has no pair {fitting if has_pairs else 'of two texts'}")
-    end = np.array([tokenizer.eot], np.int32)
-    multiple = math.lcm(MULTIPLE, parts)
-    lengths = dict(limit=limit, multiple=limit if pad_to_limit else multiple)
-    source, mask = _pad([np.concatenate([ids, end])[:limit] for ids in sources], **lengths)
-    target, weight = _pad([np.concatenate([ids, end])[:limit] for ids in targets], **lengths)
-    begin = np.full((len(target), 1), bos_id(tokenizer), np.int32)
-    fields = {"source": source, "source_mask": mask, "tokens": np.concatenate([begin, target[:, :-1]], 1)}
-    identity = {**pairs.identity, "rows": len(source)}
-    return Examples({**fields, "targets": target, "weight": weight}, len(source), identity, None)
-
-
-def bos_id(tokenizer: Tokenizer) -> int:
-    """The first token of the decoder's input: the tokenizer's first prefix token, otherwise eot."""
-    return tokenizer.prefix[0] if tokenizer.prefix else tokenizer.eot
-
-
-def _pad(ids: list[np.ndarray], limit: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids -> ids int32 [n T], mask float32 [n T]; T is the longest, rounded up to `multiple`, limit at most."""
-    length = min(limit, -(-max(map(len, ids), default=1) // multiple) * multiple)
-    tokens, mask = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), np.float32)
-    for row, own in enumerate(ids):
-        tokens[row, : len(own)], mask[row, : len(own)] = own, 1
-    return tokens, mask

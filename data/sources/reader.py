@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
+from data.fields import unknown_split
 from data.files import TEXTS, list_files
 from data.images.decode import EXTENSIONS
 from data.progress import Tick, silent
-from data.types import Source, unknown_split
+from data.types import Source
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,15 @@
 """Parts and sums of splits in TFDS's syntax: `train[:90%]`, `test[-100:]`, `train[:50%]+test`.
 
-Ends are rows, or percentages rounded to the closest row; negative ones count from the end. The rows of class folders,
-which are sorted by class, are reordered first, so that a part has the same fraction of every class.
+Ends are rows, or percentages rounded to the closest row; negative ones count from the end.
 """
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
-
-from data.images import detection
-from data.images.detection import DetectionDataset, RaggedAnnotations
-from data.sources.image_folder import FolderReader
-from data.types import Examples, Fields, ParallelText, Pixels, Source, Texts, absent_classes, checksum, object_array
+from data.fields import checksum
+from data.types import Source
 from errors import UsageError, quote
 
 END = r"-?\d[\d_]*(?:\.\d+)?%?"
@@ -109,7 +103,7 @@ def take(split: str, load: Callable[[str], Source]) -> Source:
     Raises UsageError as `resolve`, and for a sum of splits with different classes.
     """
     sources = {name: load(name) for name in split_names(split)}
-    classes = {", ".join(getattr(source, "names", None) or ()): name for name, source in sources.items()}
+    classes = {", ".join(source.names or ()): name for name, source in sources.items()}
     if len(classes) > 1:
         differ = " and ".join(f"{name!r} has {listed or 'no names'}" for listed, name in classes.items())
         raise UsageError(f"split {quote(split)} is a sum of splits with different classes: {differ}")
@@ -120,91 +114,5 @@ def take(split: str, load: Callable[[str], Source]) -> Source:
     identity = {**first.identity, "split": resolved, "count": sum(len(rows) for _, rows in chosen)}
     if len(sources) > 1:
         identity["checksum"] = checksum(*(str(source.identity["checksum"]).encode() for source in sources.values()))
-    return _concatenate([(sources[name], rows) for name, rows in chosen], first, identity)
-
-
-def _stratified_order(source: Source) -> Sequence[int]:
-    """The rows of a source in the order in which parts are taken: for class folders, classes evenly interleaved."""
-    labels = _class_labels(source)
-    if labels is None:
-        return range(len(source))
-    counts = np.bincount(labels)
-    place = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])
-    return np.argsort(place, kind="stable").tolist()
-
-
-def _class_labels(source: Source) -> np.ndarray | None:
-    """The labels of images in class folders [n], which are sorted; None for other sources."""
-    return source.fields.labels if isinstance(source, Examples) and isinstance(source.fields, FolderReader) else None
-
-
-def _concatenate(chosen: Sequence[tuple[Source, range]], first: Source, identity: dict[str, Any]) -> Source:
-    orders = [(source, _stratified_order(source)) for source, _ in chosen]
-    rows: list[tuple[Any, int]] = [
-        (source, order[i]) for (source, order), (_, part) in zip(orders, chosen, strict=True) for i in part
-    ]
-
-    def all_of(values: Callable[[Any], Sequence[Any]]) -> tuple[Any, ...]:
-        return tuple(values(source)[row] for source, row in rows)
-
-    if isinstance(first, Texts):
-        documents, labels, absent = all_of(lambda s: s.documents), None, tuple[str, ...]()
-        if first.labels is not None:
-            labels = np.array(all_of(lambda s: s.labels), first.labels.dtype)
-            absent = absent_classes(labels, first.names or [*map(str, range(first.classes or 0))])
-        return replace(first, documents=documents, labels=labels, identity=identity, absent=absent)
-    if isinstance(first, ParallelText):
-        texts, translations = all_of(lambda s: s.texts), all_of(lambda s: s.translations)
-        return replace(first, texts=texts, translations=translations, identity=identity)
-    notes = dict.fromkeys(note for source, _ in chosen if isinstance(source, Examples) for note in source.notes)
-    changed: dict[str, Any] = {"count": len(rows), "identity": identity, "notes": tuple(notes)}
-    if isinstance(first, DetectionDataset):
-        return _concatenate_detection(replace(first, **changed), rows)
-    read = _RowReader(tuple(rows))
-    if _class_labels(first) is not None:
-        labels = np.array(all_of(lambda source: source.fields.labels), np.int32)
-        changed["absent"] = absent_classes(labels, first.names or ())
-    fields = read if callable(first.fields) else read(np.arange(len(rows)))
-    return replace(first, fields=fields, **changed)
-
-
-@dataclass(frozen=True)
-class _RowReader:
-    """Rows -> fields; each row is a row of one of the sources."""
-
-    rows: tuple[tuple[Examples, int], ...]
-
-    def __call__(self, wanted: np.ndarray) -> Fields:
-        """The fields of some rows, in their order."""
-        rows = [source.__getitems__([row]) for source, row in (self.rows[int(i)] for i in wanted)]
-        return {name: _stack([fields[name] for fields in rows]) for name in rows[0]}
-
-
-def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """A field of single rows [1 ...] -> of all rows [n ...], as an object array if images differ in size."""
-    same_shape = len({part.shape for part in parts}) == 1
-    return np.concatenate(parts) if same_shape else object_array([part[0] for part in parts])
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """Decodes images of several detection sets."""
-
-    rows: tuple[tuple[Callable[[int], Pixels], int], ...]
-
-    def __call__(self, i: int) -> Pixels:
-        decode, row = self.rows[i]
-        return decode(row)
-
-
-def _concatenate_detection(dataset: DetectionDataset, rows: Sequence[tuple[Any, int]]) -> DetectionDataset:
-    parts = [source.annotations[row] for source, row in rows]
-    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
-    sizes = np.array([source.annotations.size(row) for source, row in rows], np.int32)
-    boxes, labels, crowd, difficult = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    annotations = RaggedAnnotations(boxes, labels, crowd, difficult, starts, sizes)
-    decode = _Decoder(tuple((source.fields.decode, row) for source, row in rows))
-    max_boxes = max(1, *(int(part.is_valid.sum()) for part in parts))
-    paths = tuple(source.paths[row] for source, row in rows if source.paths)
-    reader = detection.DetectionReader(decode, annotations, max_boxes)
-    return replace(dataset, fields=reader, annotations=annotations, paths=paths)
+    order = {name: source.part_order() for name, source in sources.items()}
+    return first.gather([(sources[name], order[name][i]) for name, rows in chosen for i in rows], identity)

@@ -8,19 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from data.images import detection
-from data.progress import Tick, silent
-from data.sources import splits
-from data.sources.builtin import BUILTIN
-from data.sources.parallel_text import languages
-from data.sources.reader import Reader, Request
-from data.types import (
+from data.fields import (
     DECODE_ONCE,
-    Examples,
     Fields,
-    ParallelText,
-    Source,
-    Texts,
     check_labels,
     checksum,
     field_error,
@@ -28,6 +18,13 @@ from data.types import (
     object_array,
     unknown_split,
 )
+from data.images import detection
+from data.progress import Tick, silent
+from data.sources import splits
+from data.sources.builtin import BUILTIN
+from data.sources.parallel_text import languages
+from data.sources.reader import Reader, Request
+from data.types import Examples, ParallelText, Source, Texts
 from errors import UsageError, quote, unknown
 
 

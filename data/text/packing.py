@@ -1,13 +1,30 @@
 """Documents as rows of tokens: windows for language models, padded sequences for classifiers."""
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
+from data.fields import Batch, Fields, Identity, hash32
 from data.progress import Tick, silent, track
 from data.text.tokenizers import Tokenizer
-from data.types import Batch, Examples, Texts, check_labels, hash32
 from errors import UsageError
+
+
+class Documents(Protocol):
+    """Texts of a data set."""
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """The texts."""
+
+    @property
+    def identity(self) -> Identity:
+        """Its name, split, count and checksum."""
+
+    def __len__(self) -> int:
+        """The number of texts."""
 
 
 class WindowSource:
@@ -19,7 +36,7 @@ class WindowSource:
 
     shuffled = True
 
-    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, seed: int, tick: Tick = silent) -> None:
+    def __init__(self, texts: Documents, tokenizer: Tokenizer, context: int, seed: int, tick: Tick = silent) -> None:
         self.tokens, self.context, self.seed = token_stream(texts, tokenizer, tick), context, seed
         windows = _windows_per_stream(texts, len(self.tokens), context, 1)
         self.shift, self.count = (context, windows - 1) if windows > 1 else (1, 1)
@@ -34,7 +51,7 @@ class WindowSource:
         return _slice_windows(self.tokens, starts, self.context)
 
 
-def token_stream(texts: Texts, tokenizer: Tokenizer, tick: Tick = silent) -> np.ndarray:
+def token_stream(texts: Documents, tokenizer: Tokenizer, tick: Tick = silent) -> np.ndarray:
     """The tokens of all documents [n] int32, each between prefix and `eot`; a single document has neither."""
     if len(texts) == 1:
         return tokenizer.encode(texts.documents[0])
@@ -51,7 +68,7 @@ class StreamSource:
 
     shuffled = False
 
-    def __init__(self, texts: Texts, tokenizer: Tokenizer, context: int, rows: int, tick: Tick = silent) -> None:
+    def __init__(self, texts: Documents, tokenizer: Tokenizer, context: int, rows: int, tick: Tick = silent) -> None:
         self.tokens, self.context, self.rows = token_stream(texts, tokenizer, tick), context, rows
         self.windows = _windows_per_stream(texts, len(self.tokens), context, rows)
 
@@ -65,7 +82,7 @@ class StreamSource:
         return {**batch, "reset": (window == 0).astype(np.float32)}
 
 
-def _windows_per_stream(texts: Texts, tokens: int, context: int, rows: int) -> int:
+def _windows_per_stream(texts: Documents, tokens: int, context: int, rows: int) -> int:
     """Windows in each of `rows` streams. Raises UsageError if there is none."""
     count = (tokens - 1) // context // rows
     if count < 1:
@@ -82,18 +99,16 @@ def _slice_windows(tokens: np.ndarray, starts: np.ndarray, context: int) -> Batc
     return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weight": np.ones((len(starts), context), np.float32)}
 
 
-def pad_documents(texts: Texts, tokenizer: Tokenizer, context: int, parts: int = 1, tick: Tick = silent) -> Examples:
-    """Labelled documents as examples: tokens int32 [n T], mask [n T], label [n] or labels [n C].
+def pad_documents(
+    documents: Sequence[str], tokenizer: Tokenizer, context: int, parts: int = 1, tick: Tick = silent
+) -> Fields:
+    """Documents as rows: tokens int32 [n T], mask float32 [n T].
 
     tokens are the first `context` tokens, with the tokenizer's prefix and suffix. T is that of the longest document,
     rounded up to a multiple of 8 and of `parts`, `context` at most.
 
-    Raises UsageError if the documents have no labels, or withheld ones.
+    Raises UsageError if the context has no room for a document.
     """
-    name = texts.identity["name"]
-    if texts.labels is None or texts.classes is None:
-        raise UsageError(f"data set {name!r} has no labels; use loss=next_token for plain text")
-    check_labels(texts.labels, texts.identity)
     before, after = (np.array(ids, np.int32) for ids in (tokenizer.prefix, tokenizer.suffix))
     available = context - len(before) - len(after)
     if available < 1:
@@ -101,12 +116,16 @@ def pad_documents(texts: Texts, tokenizer: Tokenizer, context: int, parts: int =
             f"data.max_length or model.context is {context} tokens, with no room for a document between "
             f"{len(before)} and {len(after)} special tokens"
         )
-    documents = track(texts.documents, "tokenising documents", tick)
-    rows = [np.concatenate([before, tokenizer.encode(d)[:available], after]) for d in documents]
-    multiple = math.lcm(8, parts)
-    length = min(context, -(-max(map(len, rows), default=1) // multiple) * multiple)
-    tokens, mask = (np.zeros((len(texts), length), dtype) for dtype in (np.int32, np.float32))
+    read = track(documents, "tokenising documents", tick)
+    rows = [np.concatenate([before, tokenizer.encode(d)[:available], after]) for d in read]
+    tokens, mask = pad_rows(rows, context, math.lcm(8, parts))
+    return {"tokens": tokens, "mask": mask}
+
+
+def pad_rows(rows: Sequence[np.ndarray], limit: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids -> ids int32 [n T], mask float32 [n T]; T is the longest, rounded up to `multiple`, limit at most."""
+    length = min(limit, -(-max(map(len, rows), default=1) // multiple) * multiple)
+    tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), np.float32)
     for i, ids in enumerate(rows):
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, 1
-    fields = {"tokens": tokens, "mask": mask, texts.label_field: texts.labels}
-    return Examples(fields, len(texts), texts.identity, texts.classes, texts.names)
+    return tokens, mask

@@ -5,9 +5,9 @@ import pytest
 
 from data import eval_set, sources
 from data.images import augment
-from data.sampler import ExampleSource
+from data.source import Reading
 from data.text import tokenizers
-from data.types import Examples, Texts
+from data.types import Examples, ExampleSource, Texts
 
 BYTE = tokenizers.ByteTokenizer()
 EOT = BYTE.vocab - 1
@@ -80,7 +80,7 @@ def test_exam_of_nothing_is_empty(documents: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("size", [1, 3, 4, 7])
 def test_exam_holds_each_example_once(size: int) -> None:
     """Examples come in order, each a cluster, the rest padded by weight 0."""
-    exam = eval_set.from_examples(numbered(10).source)
+    exam = numbered(10).source.eval_set(Reading())
     got = gather(exam, size)
     np.testing.assert_array_equal(got["label"][got["weight"] == 1], np.arange(10))
     assert got["weight"].sum() == 10
@@ -98,7 +98,7 @@ def test_exam_rows_are_rows_of_the_batch() -> None:
 def test_exam_prepares_images() -> None:
     """Images of an exam are scaled, never augmented."""
     source = sources.load("digits", "test")
-    exam = eval_set.from_examples(source, augment.ImagePipeline(0, (), 0.5, 0.25))
+    exam = source.eval_set(Reading(prepare=augment.ImagePipeline(0, (), 0.5, 0.25)))
     got = gather(exam, 100)["image"][: len(source)]
     want = (source.fields["image"].astype(np.float32) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(got, want, rtol=1e-6)

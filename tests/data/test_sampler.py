@@ -7,10 +7,10 @@ import pytest
 
 from data import loader, sampler, sources
 from data.images import augment
-from data.sampler import PATTERN_LENGTH, BatchSampler, ExampleSource, Phase
+from data.sampler import PATTERN_LENGTH, BatchSampler, Phase
 from data.text import packing, tokenizers
 from data.text.packing import WindowSource
-from data.types import Examples, Texts
+from data.types import Examples, ExampleSource, Texts
 from errors import UsageError
 
 BYTE = tokenizers.ByteTokenizer()

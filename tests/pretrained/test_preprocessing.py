@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.fields import object_array
 from data.images.augment import ImagePipeline
-from data.types import object_array
 from errors import UsageError
 from models.pretrained import preprocessing
 from models.pretrained.preprocessing import FILE, from_folder

@@ -88,7 +88,10 @@ ROOMS = {
         *("together", "saving", "trainer", "run", "verbs"),
     ),
     "cli": ("flags", "process", "peers", "runtime", "checkpoints", "run_config", "verbs"),
-    "data": ("progress", "files", "types", "text", "images", "sources", "sampler", "eval_set", "loader"),
+    "data": (
+        *("progress", "files", "fields", "text", "eval_set", "source", "types", "images", "sources", "sampler"),
+        *("loader",),
+    ),
 }
 
 

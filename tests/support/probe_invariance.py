@@ -17,6 +17,7 @@ from configs.knobs import OptimConfig
 from data import sampler, sources
 from data.images import augment
 from data.text import packing, tokenizers
+from data.types import ExampleSource
 from models import Model, build
 from models.core.layers import dropout
 from models.core.spec import Outputs, Spec, zeros
@@ -90,7 +91,7 @@ def digests(text: str, accumulations: tuple[int, ...], devices: Any = None) -> d
         (packing.WindowSource(texts, tokenizers.ByteTokenizer(), 16, SEED),), (sampler.Phase(0, BATCH),), SEED
     )
     images = augment.ImagePipeline(SEED, augment.parse("flip,crop:2"))
-    pictures = sampler.BatchSampler((sampler.ExampleSource(digits),), (sampler.Phase(0, BATCH),), SEED, images)
+    pictures = sampler.BatchSampler((ExampleSource(digits),), (sampler.Phase(0, BATCH),), SEED, images)
     found: dict[str, Any] = {}
     with jax.set_mesh(place.mesh):
         rows = device_batches.local_rows(place, BATCH)

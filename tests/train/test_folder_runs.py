@@ -10,8 +10,9 @@ import pytest
 import launch
 from data import loader, sources
 from data.images import augment, mixup
-from data.sampler import BatchSampler, ExampleSource, Phase
+from data.sampler import BatchSampler, Phase
 from data.sources import tfds as prepared_sets
+from data.types import ExampleSource
 from errors import UsageError
 from tests.support.configs import config
 from tests.support.image_folders import classes, save

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.sources.parallel_text import bos_id, translation_rows
+from data.text import translation_rows
+from data.text.translation_rows import bos_id
 from data.types import ParallelText
 from train.generate import beam_search
 from train.record.ticker import Ticker
@@ -79,7 +80,7 @@ class Translations:
         size = (
             -(-(setup.config.eval.batch or setup.config.train.batch) // shards) * shards
         )  # the batch size of the loss evaluation
-        pairs = pairs if limit is None else pairs.first(limit * size)
+        pairs = pairs if limit is None else pairs.limited(limit * size)
         self.setup, self.tokenizer, self.pairs, self.size = setup, setup.tokenizer, pairs, size
         self.place = mesh.make_placement(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)
         self.variables = jax.device_put(variables, self.place.shardings({"stats": {}, **setup.model.specs}))
@@ -96,7 +97,7 @@ class Translations:
         """The tokens of each translation, at most model.context, without the end token."""
         model, config, pairs = self.setup.model, self.setup.config, self.pairs
         context, stop = model.config.context, self.tokenizer.eot
-        fields = translation_rows(pairs, self.tokenizer, context, truncate=True).__getitems__(range(len(pairs)))
+        fields = translation_rows.make(pairs.texts, pairs.translations, self.tokenizer, context, truncate=True)
         how: dict[str, Any] = dict(
             start=bos_id(self.tokenizer), stop=stop, beams=config.eval.num_beams, penalty=config.eval.length_penalty
         )

@@ -10,7 +10,7 @@ import numpy as np
 from data.eval_set import EvalSet
 from data.images.resize import resize
 from data.text.tokenizers import Tokenizer
-from data.types import ParallelText, Source, Texts
+from data.types import Examples, ParallelText, Source, Texts
 from train.evaluate import multilabel
 from train.evaluate.evaluate import BINS, Rows, calibration, calibration_bins
 from train.plots.curves import (
@@ -79,7 +79,7 @@ def draw(setup: Setup, source: Source, eval_set: EvalSet, rows: Rows, workdir: s
     if len(chosen) and isinstance(source, Texts):
         documents = [source.documents[i] for i in chosen]
         drawn.append(write_mistakes(documents, mistakes, title, Path(f"{start}-mistakes.txt")))
-    elif len(chosen) and not isinstance(source, Texts) and "image" in source.shapes:
+    elif len(chosen) and isinstance(source, Examples) and "image" in source.shapes:
         images = [_shrink(source.__getitems__([i])["image"][0]) for i in chosen]  # one at a time, as they may be large
         drawn.append(draw_mistakes(images, mistakes, title, Path(f"{start}-mistakes.png")))
     return drawn

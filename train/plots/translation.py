@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.sources.parallel_text import bos_id
 from data.text.tokenizers import Tokenizer
+from data.text.translation_rows import bos_id
 from data.types import ParallelText
 from errors import UsageError
 from train.evaluate.translation import Translations, sentence_chrf

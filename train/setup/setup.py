@@ -12,14 +12,15 @@ import jax.numpy as jnp
 
 import models
 from configs.knobs import RunConfig
-from data import eval_set, sampler, sources
+from data import eval_set, sources
+from data.fields import Augment
 from data.files import expand_home
 from data.images.decode import display_name
 from data.progress import Tick, silent, track
-from data.sources import parallel_text
-from data.text import packing, tokenizers
-from data.types import Examples, ParallelText, Source, Texts
-from errors import UsageError, join_problems, raise_with
+from data.source import EpochSource, Reading
+from data.text import tokenizers
+from data.types import Examples, ParallelText, Source
+from errors import UsageError, join_problems, raise_with, unknown
 from models import Model
 from models.core.spec import abstract
 from train.record.ticker import Ticker
@@ -82,7 +83,7 @@ class Setup:
         )
 
     @property
-    def eval_transform(self) -> sampler.Augment:
+    def eval_transform(self) -> Augment:
         """The transform of evaluated images."""
         return inputs.eval_transform(
             self.config, self.task.target_field == "boxes", inputs.image_channels(self.config, self.model)
@@ -174,19 +175,11 @@ def set_up(
 
 def _check_data_for_task(config: RunConfig, example: Source, task: losses.Task) -> None:
     """Raise UsageError if the data lacks the task's target field."""
-    if isinstance(example, Texts):
-        fields = {"targets"} | ({example.label_field} if example.labels is not None else set())
-        kind = f"text{'' if example.labels is None else ' with labels'}"
-    elif isinstance(example, ParallelText):
-        fields, kind = {"source"}, "texts with their translations"
-    else:
-        fields = set(example.shapes)
-        kind = f"examples with {', '.join(sorted(fields))}"
-    if task.target_field not in fields:
-        able = ", ".join(name for name, other in losses.TASKS.items() if other.target_field in fields)
-        raise UsageError(
-            f"data set {config.data.name!r} has {kind}, for the losses {able}; the config has {config.loss!r}"
-        )
+    found = example.row_type()
+    if task.target_field not in found.target_fields:
+        able = ", ".join(name for name, other in losses.TASKS.items() if other.target_field in found.target_fields)
+        has = f"{found.words}, for the losses {able}"
+        raise UsageError(f"data set {config.data.name!r} has {has}; the config has {config.loss!r}")
 
 
 def _sizes_from_data(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
@@ -256,41 +249,29 @@ _ROW_DTYPES = {
 }  # dtypes of a row's fields as the model receives them; other fields are float32
 
 
-def training_rows(setup: Setup, source: Source) -> sampler.EpochSource:
-    """The training rows of a source: windows of text, or examples."""
+def make_reading(setup: Setup) -> Reading:
+    """How the run reads its sources."""
     config = setup.config
-    if setup.task.trait != "language_model":
-        return sampler.ExampleSource(_to_examples(setup, source, evaluating=False))
-    assert isinstance(source, Texts)
-    assert setup.tokenizer is not None
-    assert setup.context is not None
-    if config.train.stateful:
-        return packing.StreamSource(source, setup.tokenizer, setup.context, config.train.batch, Ticker(setup.runtime))
-    return packing.WindowSource(source, setup.tokenizer, setup.context, config.seed, Ticker(setup.runtime))
+    return Reading(
+        tokenizer=setup.tokenizer,
+        context=setup.context,
+        windows=setup.task.trait == "language_model",
+        streams=config.train.batch if config.train.stateful else None,
+        max_length=config.data.max_length,
+        parts=setup.place.seq_shards,
+        seed=config.seed,
+        eval_context=config.eval.context,
+        overlap=config.eval.overlap,
+        prepare=setup.eval_transform,
+        tick=Ticker(setup.runtime),
+    )
+
+
+def training_rows(setup: Setup, source: Source) -> EpochSource:
+    """The training rows of a source: windows of text, or examples."""
+    return source.rows(make_reading(setup))
 
 
 def make_eval_set(setup: Setup, source: Source) -> eval_set.EvalSet:
     """The evaluation set of a source."""
-    if setup.task.trait != "language_model":
-        return eval_set.from_examples(_to_examples(setup, source, evaluating=True), setup.eval_transform)
-    assert isinstance(source, Texts)
-    assert setup.tokenizer is not None
-    assert setup.context is not None
-    context = min(setup.context, setup.config.eval.context or setup.context)
-    return eval_set.from_texts(source, setup.tokenizer, context, setup.config.eval.overlap, Ticker(setup.runtime))
-
-
-def _to_examples(setup: Setup, source: Source, evaluating: bool) -> Examples:
-    if isinstance(source, Examples):
-        return source
-    assert setup.tokenizer is not None
-    assert setup.context is not None
-    parts, tick = setup.place.seq_shards, Ticker(setup.runtime)
-    if isinstance(source, ParallelText):
-        length = None if evaluating else setup.config.data.max_length
-        limit = min(setup.context, length or setup.context)
-        return parallel_text.translation_rows(
-            source, setup.tokenizer, limit, truncate=evaluating, pad_to_limit=length is not None, parts=parts, tick=tick
-        )
-    length = min(setup.context, setup.config.data.max_length or setup.context)
-    return packing.pad_documents(source, setup.tokenizer, length, parts, tick)
+    return source.eval_set(make_reading(setup))

@@ -7,8 +7,8 @@ import numpy as np
 
 from data import loader
 from data.eval_set import EvalSet
+from data.fields import Batch
 from data.sampler import BatchSampler
-from data.types import Batch
 from errors import UsageError
 from train.sharding.mesh import Placement, batch_axes
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from data import sources
+from data.fields import object_array
 from data.images import augment, resize
 from data.images.resize import ResizeSpec
-from data.sampler import BatchSampler, ExampleSource, Phase
-from data.types import Examples, object_array
+from data.sampler import BatchSampler, Phase
+from data.types import Examples, ExampleSource
 from errors import UsageError
 
 

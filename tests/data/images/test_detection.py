@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import sources, types
+from data import fields, sources
 from data.images import decode, detection
 from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset
 from errors import UsageError
@@ -193,7 +193,7 @@ def test_prepared_rows_are_read_together(tmp_path: Path, monkeypatch: pytest.Mon
         Rows, "__getitems__", lambda self, wanted: (asked.append(len(wanted)), [self[i] for i in wanted])[1]
     )
     monkeypatch.setattr(decode, "open_image", lambda *of, real=decode.open_image: (opened.append(of), real(*of))[1])
-    monkeypatch.setattr(types, "BLOCK", 3)
+    monkeypatch.setattr(fields, "BLOCK", 3)
     monkeypatch.setattr(detection, "DECODE_ONCE", 0)
     objects = {"bbox": BBoxFeature(), "label": ClassLabel()}
     source = detection.from_tfds(rows, objects, shape, {"name": "set", "split": "val"})

@@ -5,11 +5,12 @@ import colorsys
 import numpy as np
 import pytest
 
-from data import eval_set
 from data.images import detection, letterbox
 from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, to_pixel_xyxy, to_relative_cxcywh
 from data.images.letterbox import DetectionPipeline, LetterboxTransform
-from data.sampler import BatchSampler, ExampleSource, Phase
+from data.sampler import BatchSampler, Phase
+from data.source import Reading
+from data.types import ExampleSource
 from errors import UsageError
 
 SIZES = [(64, 64), (40, 90), (90, 41), (33, 64)]
@@ -264,7 +265,7 @@ def test_through_plan_and_exam() -> None:
         "weight": (np.float32, ()),
     }
     assert all((part[k] == whole[k][[4, 2]]).all() for k in whole)
-    batches = list(eval_set.from_examples(source, DetectionPipeline(0, (16, 24))).batches(4, range(4)))
+    batches = list(source.eval_set(Reading(prepare=DetectionPipeline(0, (16, 24)))).batches(4, range(4)))
     assert [b["weight"].tolist() for b in batches] == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert [b["box_mask"].sum(1).tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 0]]
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from data import sources
+from data.fields import generator
 from data.images import augment, mixup
 from data.images.mixup import Mixup
-from data.sampler import BatchSampler, ExampleSource, Phase
-from data.types import Examples, generator
+from data.sampler import BatchSampler, Phase
+from data.types import Examples, ExampleSource
 
 BOTH = (("mixup", 0.4), ("cutmix", 1.0))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data import sampler, sources
+from data.source import Reading
 from data.sources import parallel_text
 from data.text import tokenizers
 from data.types import ParallelText
@@ -73,9 +74,8 @@ def test_what_does_not_lie_side_by_side_is_refused(folder: Path) -> None:
 def test_rows_predict_the_translation() -> None:
     """tokens are the targets one later, after the start; weights and mask end with the end of the text."""
     made = tokenizers.make("byte", ())
-    found = parallel_text.translation_rows(
-        ParallelText(("ab",), ("xyz",), ("en", "de"), {"name": "p"}), made, 16, truncate=False
-    )
+    given = ParallelText(("ab",), ("xyz",), ("en", "de"), {"name": "p"})
+    found = given.as_examples(Reading(made, 16), truncate=False)
     row = {k: v[0] for k, v in found.__getitems__([0]).items()}
     end, fill = made.eot, [0] * 4
     np.testing.assert_array_equal(row["source"], [97, 98, end, 0, *fill])
@@ -90,7 +90,7 @@ def test_lengths_end_at_the_limit(limit: int) -> None:
     """To learn from, what is longer or empty is left out; to be examined, it is cut."""
     made = tokenizers.make("byte", ())
     given = ParallelText(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
-    learnt, asked = (parallel_text.translation_rows(given, made, limit, truncate=cut) for cut in (False, True))
+    learnt, asked = (given.as_examples(Reading(made, limit), truncate=cut) for cut in (False, True))
     fit = [min(lengths) > 0 and max(lengths) < limit for lengths in [(3, 4), (9, 12), (0, 4), (21, 1)]]
     assert len(learnt) == sum(fit)
     assert len(asked) == 4
@@ -105,19 +105,15 @@ def test_lengths_end_at_the_limit(limit: int) -> None:
 
 def test_no_pair_short_enough_is_refused() -> None:
     with pytest.raises(UsageError, match="no pair of at most 2 tokens"):
-        parallel_text.translation_rows(
-            ParallelText(("abc",), ("x",), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 2, truncate=False
-        )
+        ParallelText(("abc",), ("x",), ("en", "de"), {"name": "p"}).rows(Reading(tokenizers.make("byte", ()), 2))
     with pytest.raises(UsageError, match="p has no pair of two texts"):
-        parallel_text.translation_rows(
-            ParallelText((), (), ("en", "de"), {"name": "p"}), tokenizers.make("byte", ()), 9, truncate=False
-        )
+        ParallelText((), (), ("en", "de"), {"name": "p"}).rows(Reading(tokenizers.make("byte", ()), 9))
 
 
 def test_lengths_are_cut_into_parts() -> None:
     given = ParallelText(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
     for parts, length in ((1, 16), (3, 24), (16, 16)):
-        found = parallel_text.translation_rows(given, tokenizers.make("byte", ()), 48, truncate=True, parts=parts)
+        found = given.as_examples(Reading(tokenizers.make("byte", ()), 48, parts=parts), truncate=True)
         assert found.shapes["tokens"] == (length,)
 
 
@@ -128,9 +124,7 @@ def test_a_language_is_not_translated_into_itself() -> None:
 
 def test_a_batch_keeps_the_weights_of_tokens() -> None:
     given = ParallelText(*map(tuple, SIDES), ("en", "de"), {"name": "p"})
-    corpus = sampler.ExampleSource(
-        parallel_text.translation_rows(given, tokenizers.make("byte", ()), 64, truncate=False)
-    )
+    corpus = given.rows(Reading(tokenizers.make("byte", ()), 64))
     batch = sampler.BatchSampler((corpus,), (sampler.Phase(0, 3),), 0).batch(0)
     assert batch["weight"].shape == batch["tokens"].shape
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from data import sources
+from data.source import Reading
 from data.sources import builtin
 from data.sources import tfds as prepared_sets
-from data.text import packing, tokenizers
+from data.text import tokenizers
 from data.types import Texts
 from errors import UsageError
 
@@ -145,7 +146,7 @@ def test_secret_labels_are_refused() -> None:
     identity = {"name": "contest", "split": "test"}
     hidden = Texts(("one", "two"), identity, np.array([1, -1], np.int32), 2)
     with pytest.raises(UsageError, match="split 'test' of 'contest' has no public labels"):
-        packing.pad_documents(hidden, tokenizers.make("byte", ()), 8)
+        hidden.as_examples(Reading(tokenizers.make("byte", ()), 8))
 
     features, label = (
         {"image": SimpleNamespace(shape=(2, 2, 1))},
@@ -205,7 +206,7 @@ def test_classes_have_the_names_of_the_set() -> None:
     assert (clothes[0], clothes[9], len(clothes)) == ("T-shirt/top", "Ankle boot", 10)
     texts = sources.load("glue/sst2", "validation", data_dir=PREPARED)
     assert texts.names == ("negative", "positive")
-    assert packing.pad_documents(texts, tokenizers.make("byte", ()), 8).names == texts.names
+    assert texts.as_examples(Reading(tokenizers.make("byte", ()), 8)).names == texts.names
 
 
 @prepared

@@ -12,8 +12,9 @@ import pytest
 
 import launch
 from data import eval_set
+from data.source import Reading
 from data.sources import builtin
-from data.text import packing, subwords, tokenizer_reader, tokenizer_writer, tokenizers
+from data.text import subwords, tokenizer_reader, tokenizer_writer, tokenizers
 from data.types import Texts, texts
 from errors import UsageError
 from tests.support import ASSETS
@@ -160,10 +161,10 @@ def test_bert_puts_special_tokens_around_a_text(tmp_path: Path) -> None:
     assert (whole.prefix, whole.suffix) == (bare.prefix, bare.suffix) == ((101,), (102,))
     assert whole.byte_lengths is None
     source = Texts(("a happy person", "no"), {"name": "x", "split": "y"}, np.array([1, 0], np.int32), 2)
-    rows = packing.pad_documents(source, whole, 512).__getitems__([0, 1])
+    rows = source.as_examples(Reading(whole, 512)).__getitems__([0, 1])
     assert rows["tokens"].tolist() == [[101, 1037, 3407, 2711, 102, 0, 0, 0], [101, 2053, 102, 0, 0, 0, 0, 0]]
     assert rows["mask"].sum(1).tolist() == [5, 3]
-    cut = packing.pad_documents(source, whole, 4).__getitems__([0])
+    cut = source.as_examples(Reading(whole, 4)).__getitems__([0])
     assert cut["tokens"].tolist() == [[101, 1037, 3407, 102]]
 
 

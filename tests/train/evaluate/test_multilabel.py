@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from data.fields import check_labels
+from data.source import Reading
 from data.sources import tfds
-from data.text.packing import pad_documents
 from data.text.tokenizers import make
-from data.types import Texts, check_labels
+from data.types import Texts
 from errors import UsageError
 from train.evaluate import multilabel
 from train.evaluate.evaluate import Rows, Scores
@@ -120,4 +121,4 @@ def test_a_prepared_sets_sequences_of_classes_are_labels() -> None:
 def test_texts_with_several_labels_become_examples() -> None:
     labels = np.array([[1, 0], [1, 1]], np.float32)
     texts = Texts(("ab", "c"), {"name": "t", "split": "train"}, labels, 2)
-    assert pad_documents(texts, make("byte", ()), 8).shapes["labels"] == (2,)
+    assert texts.as_examples(Reading(make("byte", ()), 8)).shapes["labels"] == (2,)

@@ -14,9 +14,10 @@ import launch
 import models
 from configs.knobs import DataConfig, RunConfig
 from data import sources
+from data.fields import object_array
 from data.images import augment
-from data.sampler import BatchSampler, ExampleSource, Phase
-from data.types import object_array
+from data.sampler import BatchSampler, Phase
+from data.types import ExampleSource
 from errors import UsageError
 from tests.support.configs import config
 from tests.support.image_folders import save
