@@ -59,13 +59,15 @@ class Reading:
 @dataclass(frozen=True)
 class RowType:
     """What the rows of a source are: their `kind` (text, pairs, images, boxes or features), on which knobs depend; the
-    same in words; the fields that a loss may ask for; the shape of one row of each field, {} before texts are tokens.
+    same in words; the fields that a loss may ask for; the shape of one row of each field, {} before texts are tokens;
+    and if rows are tokens, the number of different ones.
     """
 
     kind: str
     words: str
     target_fields: frozenset[str]
     shapes: dict[str, tuple[int, ...]]
+    vocab: int | None = None
 
 
 @runtime_checkable

@@ -41,6 +41,7 @@ class Examples:
     function from rows to such a dict if the set is too large for memory. `names` are the names of the classes, if they
     have any. `absent` are the names of classes that only other splits have examples of. `notes` are messages for the
     user. `sorted_labels` are the labels [n] of a set that is sorted by class: its parts have the same share of each.
+    `vocab` is the number of different tokens.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
@@ -51,6 +52,7 @@ class Examples:
     absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sorted_labels: np.ndarray | None = None
+    vocab: int | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -79,7 +81,7 @@ class Examples:
         """Images or features, with labels or targets."""
         shapes = self.shapes
         kind = "images" if "image" in shapes else "features"
-        return RowType(kind, f"examples with {', '.join(sorted(shapes))}", frozenset(shapes), shapes)
+        return RowType(kind, f"examples with {', '.join(sorted(shapes))}", frozenset(shapes), shapes, self.vocab)
 
     def describe(self, rows: EpochSource) -> str:
         """The number of examples."""

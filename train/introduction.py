@@ -4,8 +4,9 @@ import jax
 
 from data import sampler
 from data.images.detection import note
+from data.source import EpochSource
 from data.sources import splits
-from data.types import Examples, ParallelText, Source
+from data.types import Source
 from train.record import summary
 from train.setup.run_data import RunData
 from train.setup.setup import Setup
@@ -18,7 +19,7 @@ def introduce(setup: Setup, data: RunData, batches: sampler.BatchSampler, start:
         runtime.say(*summary.parameter_table(model, setup.place, setup.dtype), "")
     train, held_out = config.train, data.held_out
     sources = ", ".join(map(_describe_size, data.corpora, batches.sources))
-    source_notes = [text for source in (*data.corpora, held_out) for text in getattr(source, "notes", ())]
+    source_notes = [text for source in (*data.corpora, held_out) for text in source.notes]
     uncounted = getattr(model.config, "attention", "") in ("cudnn", "splash")
     runtime.say(
         f"model   {_describe_model(setup)}",
@@ -47,13 +48,9 @@ def _describe_model(setup: Setup) -> str:
     return f"{model.family}{size}: {summary.parameter_counts(model)}{still}, {config.train.precision}{coupled}"
 
 
-def _describe_size(source: Source, corpus: sampler.EpochSource) -> str:
+def _describe_size(source: Source, corpus: EpochSource) -> str:
     """A source's name and size, with its number of tokens or dropped pairs."""
-    what = "examples" if isinstance(source, Examples) else "pairs" if isinstance(source, ParallelText) else "documents"
-    more = f", {len(corpus) * corpus.context:,} tokens" if hasattr(corpus, "context") else ""
-    if isinstance(source, ParallelText) and len(corpus) < len(source):
-        more = f", {len(source) - len(corpus):,} of them too long or empty"
-    return f"{source.identity['name']} ({len(source):,} {what}{more})"
+    return f"{source.identity['name']} ({source.describe(corpus)})"
 
 
 def overlap_notes(trained: Source, held_out: Source) -> tuple[str, ...]:
@@ -64,7 +61,7 @@ def overlap_notes(trained: Source, held_out: Source) -> tuple[str, ...]:
     ours, theirs = trained.identity["split"], held_out.identity["split"]
     if shared := splits.overlap(ours, theirs):
         return (f"        held-out rows of {shared!r} are trained on too: {ours} and {theirs} overlap",)
-    both = set(getattr(trained, "paths", ())).intersection(getattr(held_out, "paths", ()))
+    both = set(trained.paths).intersection(held_out.paths)
     return note("        held out", "images that are trained on too", sorted(both))
 
 

@@ -6,13 +6,13 @@ splits, a .npz file and a folder of .npy files are the split `train`. The fields
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.fields import BLOCK, DECODE_ONCE, Fields, absent_classes, checksum, count_classes
+from data.fields import BLOCK, DECODE_ONCE, Fields, absent_classes, checksum, count_classes, iter_blocks
 from data.files import SPLITS, list_files
 from data.images.decode import display_name
 from data.sources.reader import Reader, Request, checked_reader
@@ -145,17 +145,22 @@ def _load(path: Path, split: str, found: Mapping[str, Mapping[str, ArrayFile]]) 
     for name, arrays in opened.items():
         _check_forms(f"{path}: split {name!r}", arrays)
     _check_same(path, opened)
-    classes, files, arrays = _count_classes(path, found), found[split], opened[split]
+    classes, vocab = _count_classes(path, found), _count_tokens(found)
+    files, arrays = found[split], opened[split]
     size = sum(array.size * np.dtype(FORMS[name].dtype).itemsize for name, array in arrays.items())
     if size <= DECODE_ONCE or not all(isinstance(array, np.memmap) for array in arrays.values()):
         fields = {name: _read(str(files[name]), name, array) for name, array in arrays.items()}
-        return _in_memory(display_name(path), split, fields, classes)
+        return replace(_in_memory(display_name(path), split, fields, classes), vocab=vocab)
     reader, count = ArrayReader(dict(files)), len(next(iter(arrays.values())))
     forms = repr([(name, array.shape, str(array.dtype)) for name, array in sorted(arrays.items())])
     some = reader(np.linspace(0, count - 1, BLOCK).astype(np.int64))  # reading all would take minutes
     digest = checksum(forms.encode(), *(some[name] for name in sorted(some)))
     return Examples(
-        reader, count, {"name": display_name(path), "split": split, "count": count, "checksum": digest}, classes
+        reader,
+        count,
+        {"name": display_name(path), "split": split, "count": count, "checksum": digest},
+        classes,
+        vocab=vocab,
     )
 
 
@@ -173,7 +178,8 @@ def _in_memory(name: str, split: str, fields: Fields, classes: int | None) -> Ex
     notes = (f"split {split!r} has no row of class {', '.join(absent)}",) if absent else ()
     count, digest = len(next(iter(fields.values()))), checksum(*(fields[field] for field in sorted(fields)))
     identity = {"name": name, "split": split, "count": count, "checksum": digest}
-    return Examples(fields, count, identity, classes, None, absent, notes)
+    vocab = 1 + int(fields["tokens"].max()) if "tokens" in fields else None
+    return Examples(fields, count, identity, classes, None, absent, notes, vocab=vocab)
 
 
 def _complete(fields: Fields) -> Fields:
@@ -220,6 +226,17 @@ def _count_classes(path: Path, found: Mapping[str, Mapping[str, ArrayFile]]) -> 
         return labels.open().shape[1] if labels else None
     numbers = np.concatenate([_read(str(files["label"]), "label", files["label"].open()) for files in every])
     return count_classes(f"{path}: label", np.unique(numbers).tolist())
+
+
+def _count_tokens(found: Mapping[str, Mapping[str, ArrayFile]]) -> int | None:
+    """One more than the greatest token of all splits; None without tokens."""
+    files = [fields["tokens"] for fields in found.values() if "tokens" in fields]
+    greatest = -1
+    for file in files:
+        array = file.open()
+        for block in iter_blocks(len(array)):
+            greatest = max(greatest, int(_read(str(file), "tokens", array, np.array(block)).max()))
+    return greatest + 1 if files else None
 
 
 def _read(where: str, name: str, array: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:

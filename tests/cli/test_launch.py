@@ -178,7 +178,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "name_of_300": ([*TRAIN, f"--config.data.name={'x' * 300}"], "at most 255 bytes"),
     "name_of_5000": (["eval", "--workdir=W", f"--dataset={'x' * 5000}"], "at most 255 bytes"),
     "short_text": ([*TRAIN, "--config.data.name=T"], "too few for one window of context 64"),
-    "missing_text": ([*TRAIN, "--config.data.name=missing.txt"], "no .txt, .jsonl, .csv or .tsv file at 'missing.txt'"),
+    "missing_text": (
+        [*TRAIN, "--config.data.name=missing.txt"],
+        "no .txt, .jsonl, .csv, .tsv or .parquet file at 'missing.txt'",
+    ),
     "eval_without_workdir": (["eval"], "--workdir=runs/a"),
     "workdir_as_an_address": (["eval", "--workdir=file:///tmp/a"], "gs://, s3://, az://"),
     "eval_of_nothing": (["eval", "--workdir=W"], "no checkpoint in"),

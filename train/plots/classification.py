@@ -10,7 +10,7 @@ import numpy as np
 from data.eval_set import EvalSet
 from data.images.resize import resize
 from data.text.tokenizers import Tokenizer
-from data.types import Examples, ParallelText, Source, Texts
+from data.types import Examples, Source
 from train.evaluate import multilabel
 from train.evaluate.evaluate import BINS, Rows, calibration, calibration_bins
 from train.plots.curves import (
@@ -61,7 +61,6 @@ def draw(setup: Setup, source: Source, eval_set: EvalSet, rows: Rows, workdir: s
         return []
     if setup.task.trait == "regressor":
         return [draw_values(rows.label, rows.prediction, title, Path(f"{start}-values.png"))]
-    assert not isinstance(source, ParallelText)
     names = source.names or tuple(map(str, range(source.classes or 0)))
     if setup.task.target_field == "labels":
         lines, averages = multilabel.precision_recall_curves(rows.prediction, rows.label)
@@ -76,10 +75,10 @@ def draw(setup: Setup, source: Source, eval_set: EvalSet, rows: Rows, workdir: s
     some = f"the worst {MAX_MISTAKES} of " if wrong > MAX_MISTAKES else ""
     title = f"{title}: {some}{wrong:,} mistake{'s' * (wrong > 1)}"
     mistakes = ClassPredictions(rows.label[chosen], rows.prediction[chosen], rows.loss[chosen], names)
-    if len(chosen) and isinstance(source, Texts):
+    if len(chosen) and source.documents:
         documents = [source.documents[i] for i in chosen]
         drawn.append(write_mistakes(documents, mistakes, title, Path(f"{start}-mistakes.txt")))
-    elif len(chosen) and isinstance(source, Examples) and "image" in source.shapes:
+    elif len(chosen) and isinstance(source, Examples) and source.row_type().kind == "images":
         images = [_shrink(source.__getitems__([i])["image"][0]) for i in chosen]  # one at a time, as they may be large
         drawn.append(draw_mistakes(images, mistakes, title, Path(f"{start}-mistakes.png")))
     return drawn

@@ -5,8 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from configs.knobs import RunConfig
 from data import sources
-from data.images.detection import DetectionDataset
-from data.types import Examples, ParallelText, Source, Texts
+from data.types import Source
 from models import Model
 from train.tasks import losses
 from train.update import param_groups
@@ -23,9 +22,7 @@ Unread = Callable[[RunConfig, Facts], list[str]]  # -> a line for each assigned 
 
 def data_facts(config: RunConfig, example: Source, task: losses.Task) -> Facts:
     """The facts that data and loss determine."""
-    kind = "text" if isinstance(example, Texts) else "pairs" if isinstance(example, ParallelText) else "features"
-    if isinstance(example, Examples) and "image" in example.__getitems__([0]):
-        kind = "boxes" if isinstance(example, DetectionDataset) else "images"
+    kind = example.row_type().kind
     resized = kind == "images" and (
         config.data.size is not None or "random_resized_crop" in (config.data.augment or "")
     )

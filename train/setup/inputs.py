@@ -1,6 +1,5 @@
 """Image transforms of a config: for training, for evaluation, and the resulting input shape."""
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,10 +7,9 @@ import numpy as np
 import models
 from configs.knobs import RunConfig
 from data.images import augment, letterbox, mixup
-from data.images.detection import DetectionDataset
 from data.images.resize import Size
 from data.sampler import Augment
-from data.types import Examples, Source
+from data.types import Source
 from errors import UsageError
 from models import Model
 from train.tasks.losses import TASKS, Task
@@ -82,13 +80,12 @@ def transform_example(config: RunConfig, example: Source, model: Model | None = 
 
     Raises UsageError for sizes or channels that do not fit the images.
     """
-    if not isinstance(example, Examples):
+    found = example.row_type()
+    if not found.shapes:
         return example
-    row = example.__getitems__([0])
-    boxes = isinstance(example, DetectionDataset)
+    boxes = found.kind == "boxes"
     train_transform(config, boxes)
-    prepare = eval_transform(config, boxes, image_channels(config, model))
-    return dataclasses.replace(example, fields=prepare(row, 0, np.zeros(1, np.int64)), count=1)
+    return example.first_row(eval_transform(config, boxes, image_channels(config, model)))
 
 
 def image_size(config: RunConfig) -> Size | None:

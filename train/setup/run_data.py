@@ -8,9 +8,10 @@ import jax
 
 from configs.knobs import RunConfig
 from data import sampler
-from data.images.detection import DetectionDataset
+from data.images.detection import align_boxes
+from data.source import EpochSource
 from data.sources import intact
-from data.types import ParallelText, Source
+from data.types import Source
 from errors import UsageError
 from train.record.ticker import Ticker
 from train.runtime import Runtime
@@ -50,7 +51,8 @@ def make_batches(setup: Setup, data: RunData, phase: sampler.Phase) -> sampler.B
     """The batches of a run that begins with a phase. Raises UsageError for data that do not go together."""
     config = setup.config
     device_batches.check_batch(config.train.batch, config.train.accumulate, setup.place, setup.context)
-    if getattr(data.held_out, "names", None) != getattr(data.corpora[0], "names", None):
+    trained, held_out = data.corpora[0], data.held_out
+    if held_out.names != trained.names or (held_out.classes or 0) > (trained.classes or 0):
         splits = f"splits {config.eval.split!r} and {config.data.split!r}"
         raise UsageError(f"{config.data.name}: {splits} have different classes")
     channels = inputs.image_channels(config, setup.model)
@@ -77,18 +79,18 @@ def tokens_per_row(setup: Setup, batches: sampler.BatchSampler, start: int) -> i
     return round(float(batches.batch(start)["weight"].sum(1).mean()))
 
 
-def training_sources(setup: Setup, corpora: Sequence[Source]) -> tuple[sampler.EpochSource, ...]:
+def training_sources(setup: Setup, corpora: Sequence[Source]) -> tuple[EpochSource, ...]:
     """The training rows of each source of a mixture. Raises UsageError for sources that do not go together."""
     config = setup.config
-    absent = set.intersection(*(set(getattr(source, "absent", ())) for source in corpora))
+    absent = set.intersection(*(set(source.absent) for source in corpora))
     if absent:
         raise UsageError(
             f"{config.data.name}: split {config.data.split!r} has no example of the class "
             f"{' or '.join(sorted(absent))}, which other splits have"
         )
     labelled = setup.task.target_field in ("label", "labels", "boxes")
-    types = {(type(s).__name__, getattr(s, "classes", None) if labelled else None) for s in corpora}
-    names = {getattr(s, "names", None) for s in corpora} if labelled else set()
+    types = {(type(s).__name__, s.classes if labelled else None) for s in corpora}
+    names = {s.names for s in corpora} if labelled else set()
     if len(names) > 1 and len(types) == 1:
         differ = " and ".join(", ".join(n or ("numbers",)) for n in sorted(names, key=str))
         raise UsageError(
@@ -97,19 +99,13 @@ def training_sources(setup: Setup, corpora: Sequence[Source]) -> tuple[sampler.E
     if len(types) > 1:
         what = " and ".join(f"{kind}{f' of {n} classes' if n else ''}" for kind, n in sorted(types, key=str))
         raise UsageError(f"data sets in a mixture must have the same type; data.name = {config.data.name!r} has {what}")
-    if (
-        len(corpora) > 1
-        and config.data.max_length is None
-        and any(isinstance(source, ParallelText) for source in corpora)
-    ):
+    if len(corpora) > 1 and config.data.max_length is None and corpora[0].row_type().kind == "pairs":
         raise UsageError(
             f"config key 'data.max_length' must be set for a mixture of parallel texts, {config.data.name!r}: "
             f"the tokens of a row, such as {setup.context}, not None"
         )
-    most = max((source.max_boxes for source in corpora if isinstance(source, DetectionDataset)), default=0)
-    corpora = [source.with_max_boxes(most) if isinstance(source, DetectionDataset) else source for source in corpora]
     if config.train.stateful and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
         raise UsageError("train.stateful = True needs a recurrent network and loss next_token")
     if config.train.stateful and len(corpora) > 1:
         raise UsageError(f"train.stateful = True needs one data set, not the mixture {config.data.name!r}")
-    return tuple(training_rows(setup, source) for source in corpora)
+    return tuple(training_rows(setup, source) for source in align_boxes(corpora))

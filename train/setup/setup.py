@@ -19,8 +19,8 @@ from data.images.decode import display_name
 from data.progress import Tick, silent, track
 from data.source import EpochSource, Reading
 from data.text import tokenizers
-from data.types import Examples, ParallelText, Source
-from errors import UsageError, join_problems, raise_with, unknown
+from data.types import Source
+from errors import UsageError, join_problems, raise_with
 from models import Model
 from models.core.spec import abstract
 from train.record.ticker import Ticker
@@ -113,9 +113,10 @@ def make_tokenizer(config: RunConfig, runtime: Runtime) -> tokenizers.Tokenizer:
     corpus: list[str] = []
     for name in dataset_names(config):
         every = sources.splits_of(name, runtime.environ.get("TFDS_DATA_DIR"), config.data.field)
+        every = every or (config.data.split, config.eval.split)
         for split in every if config.data.tokenizer == "char" else (config.data.split,):
             source = load_source(config, runtime, name, split)
-            corpus += () if isinstance(source, Examples) else source.documents
+            corpus += source.documents
     read = track(corpus, "reading documents for the tokenizer", Ticker(runtime), then="choosing tokens")
     return tokenizers.make(config.data.tokenizer, read, config.data.vocab_size)
 
@@ -142,14 +143,14 @@ def set_up(
     with raise_with(unread(config, known)):
         example = inputs.transform_example(config, example, model)
         _check_data_for_task(config, example, task)
-    made = None
-    if not isinstance(example, Examples):
+    made, shapes = None, example.row_type().shapes
+    if not shapes:
         if tokenizer and tokenizer["kind"] != tokenizers.tokenizer_kind(config.data.tokenizer):
             kinds = f"must be {tokenizer['kind']!r}, as the parameters need, not {config.data.tokenizer!r}"
             raise UsageError(f"config key 'data.tokenizer' {kinds}")
         made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(config, runtime)
     sizes = _sizes_from_data(example, task, made)
-    model = model or _build_model(config, example, {**sizes, "compute": compute})
+    model = model or _build_model(config, shapes, {**sizes, "compute": compute})
     if task.target_field == "targets" and "causal" not in model.traits and task.trait in model.traits:
         raise UsageError(
             f"loss {config.loss!r} needs a causal model; {model.family} as configured attends to later tokens"
@@ -161,16 +162,16 @@ def set_up(
     for name, value in sizes.items():
         have = getattr(model.config, name, value)
         if have < value:
-            whose = f"the tokenizer's {value} tokens" if name == "vocab" else f"the data's {value}"
+            whose = f"the {'tokenizer' if made else 'data'}'s {value}{' tokens' if name == 'vocab' else ''}"
             raise UsageError(f"model.{name} = {have} is too small for {whose}")
         if have > value and (name == "outputs" or task.single_score or task.target_field == "labels"):
             raise UsageError(f"model.{name} = {have} must be {value} for loss {config.loss!r} on {config.data.name!r}")
     if useless := unread(config, {**known, **facts.model_facts(model)}):
         raise join_problems(useless)
-    if isinstance(example, Examples):
-        _check_shapes(model, example, config)
+    if shapes:
+        _check_shapes(model, shapes, config)
     place = mesh.make_placement(mesh.make_mesh(config.mesh, devices), model.specs, config.rules)
-    return Setup(config, runtime, model, task, place, dtype, made, getattr(example, "names", None))
+    return Setup(config, runtime, model, task, place, dtype, made, example.names)
 
 
 def _check_data_for_task(config: RunConfig, example: Source, task: losses.Task) -> None:
@@ -184,16 +185,16 @@ def _check_data_for_task(config: RunConfig, example: Source, task: losses.Task) 
 
 def _sizes_from_data(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
     """Model sizes that the data determines, by Config field."""
-    sizes: dict[str, Any] = {"vocab": tokenizer.vocab} if tokenizer else {}
+    vocab = tokenizer.vocab if tokenizer else example.row_type().vocab
+    sizes: dict[str, Any] = {"vocab": vocab} if vocab else {}
     if task.target_field in ("label", "labels", "boxes"):
-        assert not isinstance(example, ParallelText)
         sizes["classes"] = 1 if task.single_score else example.classes
-    if task.target_field == "target" and isinstance(example, Examples):
-        sizes["outputs"] = example.shapes["target"][0]
+    if task.target_field == "target":
+        sizes["outputs"] = example.row_type().shapes["target"][0]
     return sizes
 
 
-def _build_model(config: RunConfig, example: Source, defaults: dict[str, Any]) -> Model:
+def _build_model(config: RunConfig, shapes: dict[str, tuple[int, ...]], defaults: dict[str, Any]) -> Model:
     """Build the model, with defaults from data and precision for fields that neither config nor size sets.
 
     `classes` comes from the data unless the config sets it: a size's `classes` is that of its original data set.
@@ -206,8 +207,8 @@ def _build_model(config: RunConfig, example: Source, defaults: dict[str, Any]) -
     for name in ("compute", *COMPUTE_KNOBS):
         if name in fields:
             raise UsageError(f"config key 'model.{name}' is set by train.{'precision' if name == 'compute' else name}")
-    if isinstance(example, Examples) and hasattr(module, "fit"):
-        defaults = {**defaults, **module.fit(example.shapes)}
+    if shapes and hasattr(module, "fit"):
+        defaults = {**defaults, **module.fit(shapes)}
     given = {*fields, *({*module.SIZES.get(config.model.size, {})} - {"classes"})}
     return models.build(
         family, config.model.size, **fields, **{k: v for k, v in defaults.items() if k in known and k not in given}
@@ -226,15 +227,18 @@ def compute_fields(config: RunConfig, family: str) -> dict[str, Any]:
     return {name: value for name, value in how.items() if name in known}
 
 
-def _check_shapes(model: Model, example: Examples, config: RunConfig) -> None:
+def _check_shapes(model: Model, shapes: dict[str, tuple[int, ...]], config: RunConfig) -> None:
     """Trace the model on an example's shapes, without computing. Raises UsageError if they do not fit."""
-    row = {k: jax.ShapeDtypeStruct((1, *shape), _ROW_DTYPES.get(k, jnp.float32)) for k, shape in example.shapes.items()}
+    length, context = shapes.get("tokens", (0,))[0], getattr(model.config, "context", None)
+    if context is not None and length > context:
+        raise UsageError(f"model.context = {context} is too small for the data's rows of {length} tokens")
+    row = {k: jax.ShapeDtypeStruct((1, *shape), _ROW_DTYPES.get(k, jnp.float32)) for k, shape in shapes.items()}
     try:
         jax.eval_shape(model.apply, abstract(model.specs), row)
     except UsageError:
         raise
     except (TypeError, ValueError, KeyError) as error:
-        has = ", ".join(f"{name} {shape}" for name, shape in example.shapes.items())
+        has = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"family {config.model.family!r} as configured does not fit {config.data.name!r}, whose rows have {has}: "

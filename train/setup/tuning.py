@@ -7,7 +7,7 @@ from typing import Any
 
 import models
 from configs.knobs import ModelConfig, RunConfig, get
-from data.types import Source, Texts
+from data.types import Source
 from errors import UsageError
 from models import Model, pretrained
 from models.pretrained import class_names
@@ -98,7 +98,7 @@ def _read_networks(
 ) -> tuple[Model, Model]:
     """The network to train (for data with labels, a classifier of its classes), and the folder's own network."""
     whole = model = pretrained.read_config(folder, ignore, **chosen)
-    fields, classes = {f.name for f in dataclasses.fields(model.config)}, getattr(source, "classes", None)
+    fields, classes = {f.name for f in dataclasses.fields(model.config)}, source.classes
     if classes is None or {"detector", "causal"} & model.traits:
         return model, whole
     if "head" in fields and "head" not in chosen and model.config.head != "classes":
@@ -111,8 +111,7 @@ def _training_loss(model: Model, folder: str, source: Source) -> str:
     """The loss of a run: for a classifier, by whether the data has one label or several per row."""
     if "classifier" not in model.traits:
         return default_loss(model, folder)
-    several = source.label_field == "labels" if isinstance(source, Texts) else "labels" in getattr(source, "shapes", ())
-    return "sigmoid" if several else "softmax"
+    return "sigmoid" if "labels" in source.row_type().target_fields else "softmax"
 
 
 def _fresh_parts(found: pretrained.PretrainedTensors, whole: Model, folder: str, source: Source) -> list[str]:
@@ -120,6 +119,6 @@ def _fresh_parts(found: pretrained.PretrainedTensors, whole: Model, folder: str,
     if "classifier" not in found.model.traits:
         return []
     amiss = {path.split("/")[0] for path in found.names if found.problems(path)}
-    theirs, ours = class_names.read(folder), getattr(source, "names", None)
+    theirs, ours = class_names.read(folder), source.names
     renamed = "classifier" in whole.traits and theirs and ours and normalise_names(theirs) != normalise_names(ours)
     return [part for part in HEADS if part in amiss or (renamed and part == "head")]

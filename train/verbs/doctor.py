@@ -67,9 +67,10 @@ def _find_problems(runtime: Runtime, name: str, field: str | None) -> list[str]:
             continue
         refused = intact.row_errors(source, what=f"reading {split}", tick=tick)
         wrong += refused
-        notes = getattr(source, "notes", ())
         count = f"{len(refused):,} of {len(source):,} cannot be" if refused else f"{len(source):,}"
-        runtime.say(f"{'WRONG' if refused else 'ok   '}  {split}: {count} read", *(f"       {note}" for note in notes))
+        runtime.say(
+            f"{'WRONG' if refused else 'ok   '}  {split}: {count} read", *(f"       {note}" for note in source.notes)
+        )
     if wrong and Path(name).is_dir():
         files = list_files(name, decode.EXTENSIONS)
         wrong = intact.read_errors(lambda file: decode.decode(file, str(file)), files, "reading", tick) + wrong

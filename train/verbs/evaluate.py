@@ -9,7 +9,7 @@ from data import sources
 from data.eval_set import EvalSet
 from data.images.detection import DetectionDataset
 from data.sources import multiple_choice, splits
-from data.types import ParallelText, Source, Texts
+from data.types import ParallelText, Source
 from errors import UsageError
 from train import checkpoint
 from train.evaluate import coco_map, evaluate, lm_eval, translation
@@ -78,7 +78,6 @@ def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> eval
     if kind == "multiple_choice":
         items = multiple_choice.load(config.data.name, config.eval.split, data_dir)
     else:
-        assert isinstance(held_out, Texts)
         items = multiple_choice.last_words(held_out)
     ticker = Ticker(setup.runtime)
     eval_step = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))

@@ -122,11 +122,11 @@ def open_pretrained(
     if model.module.INPUT == "image":
         config = with_preprocessing(config, folder, model, runtime, given)
     tokenizer = None
-    if not isinstance(example, Examples) and config.data.tokenizer == FOLDER_TOKENIZER:
+    if not example.row_type().shapes and config.data.tokenizer == FOLDER_TOKENIZER:
         tokenizer = tokenizer_reader.read_tokenizer(folder).description()
         config = config.replace({"data.tokenizer": "subword"})
     setup = set_up(config, runtime, example, tokenizer, devices, model, unread)
-    have, count = getattr(model.config, "classes", 0), getattr(example, "classes", None) or 0
+    have, count = getattr(model.config, "classes", 0), example.classes or 0
     if 0 < count < have:
         runtime.say(f"classes the {count} classes of {config.data.name} are taken as the first of the network's {have}")
     named = class_names.read(folder)

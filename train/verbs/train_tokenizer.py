@@ -6,7 +6,6 @@ from pathlib import Path
 from data import sources
 from data.progress import track
 from data.text.subwords import train_bpe
-from data.types import Examples
 from errors import UsageError
 from train.record.ticker import Ticker
 from train.runtime import Runtime
@@ -21,7 +20,7 @@ def train_tokenizer(name: str, split: str, field: str | None, size: int, to: str
     if file.exists():
         raise UsageError(f"--output={to} exists; give another file")
     source = sources.load(name, split, field=field, data_dir=runtime.environ.get("TFDS_DATA_DIR"))
-    if isinstance(source, Examples):
+    if not source.documents:
         raise UsageError(f"data set {name!r} has no text to train a tokenizer on")
     ticker = Ticker(runtime)
     made = train_bpe(track(source.documents, "counting words of documents", ticker, then="joining tokens"), size)
