@@ -37,9 +37,11 @@ class DataConfig(Section):
     """What a run reads, and how."""
 
     section: ClassVar[str] = "data"
-    name: str = identity("pydoc_text", "built-in set, TFDS name, text file or folder; a,b mixes two")
+    name: str = identity("pydoc_text", "built-in set, TFDS name, file, folder or package.file:function; a,b mixes two")
     split: str = identity("train", "training split, as train[:90%] or train+test")
-    field: str | None = identity(None, "text field of a TFDS set or of rows in files; en:de makes pairs")
+    field: str | None = identity(
+        None, "text field of a TFDS set or of rows; en:de makes pairs, text:label classes (text:label=COLUMN)"
+    )
     weights: tuple[float, ...] | None = schedule(None, "mixture weight of each data set; None: equal weights")
     tokenizer: str = identity("byte", "byte | char | word | bpe, or the path of a tokenizer.json or of its folder")
     vocab_size: int | None = identity(

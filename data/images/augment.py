@@ -16,6 +16,7 @@ from data.fields import Fields, Pixels, Rng, generator, object_array
 from data.images import randaugment, resize
 from data.images.resize import ResizeSpec, Size
 from errors import UsageError, unknown
+from pairs import parse_pairs
 
 Operation = tuple[Any, ...]  # an operation with its numbers, as ("crop", 4)
 
@@ -159,11 +160,13 @@ def _to_rgb(images: np.ndarray) -> np.ndarray:
 
 def parse(text: str | None) -> tuple[Operation, ...]:
     """`flip,crop:4` -> (("flip",), ("crop", 4)). Raises UsageError for an unknown operation or wrong numbers."""
-    return tuple(_parse_op(part.strip()) for part in (text or "").split(",") if text)
+    return tuple(
+        _parse_op(name, numbers) for name, numbers in parse_pairs(text, "data.augment", "NAME or NAME:NUMBERS")
+    )
 
 
-def _parse_op(part: str) -> Operation:
-    name, *arguments = part.split(":")
+def _parse_op(name: str, values: str) -> Operation:
+    arguments = values.split(":") if values else []
     if name not in SYNTAX:
         raise unknown("augmentation", name, SYNTAX)
     text, ranges, required = SYNTAX[name]
@@ -173,5 +176,5 @@ def _parse_op(part: str) -> Operation:
         numbers = []
     inside = all(low <= n <= high for n, (_, low, high) in zip(numbers, ranges, strict=False))
     if not inside or len(numbers) != len(arguments) or len(arguments) < required:
-        raise UsageError(f"augmentation {part!r}: {text}")
+        raise UsageError(f"augmentation {':'.join([name, *arguments])!r}: {text}")
     return (name, *numbers)

@@ -17,6 +17,7 @@ from data.fields import Rng, generator
 from data.images.detection import to_pixel_xyxy, to_relative_cxcywh
 from data.images.resize import Size
 from errors import UsageError, unknown
+from pairs import parse_pairs
 
 FILL = 0.5  # the border's grey, as in Darknet
 MIN_VISIBLE = 0.25  # a box with a smaller visible fraction of its area is dropped
@@ -187,15 +188,14 @@ class DetectionPipeline:
 def parse(text: str | None) -> tuple[tuple[str, float], ...]:
     """`flip,jitter:0.2` -> (("flip", 0.0), ("jitter", 0.2)). Raises UsageError for an unknown operation or amount."""
     operations: dict[str, float] = {}
-    for part in (text or "").split(",") if text else ():
-        name, _, amount = part.strip().partition(":")
+    for name, amount in parse_pairs(text, "data.augment", "NAME or NAME:NUMBER"):
         if name not in AMOUNTS:
             raise unknown("augmentation of images with boxes", name, AMOUNTS)
         effect, low, high = AMOUNTS[name]
         number = _parse_float(amount) if amount else 0.0 if name == "flip" else None
         if number is None or not low <= number <= high or (name == "flip" and amount):
             syntax = f"{name}:X, X from {low:g} to {high:g}" if high else name
-            raise UsageError(f"augmentation {part.strip()!r}: write {syntax}: {effect}")
+            raise UsageError(f"augmentation {f'{name}:{amount}' if amount else name!r}: write {syntax}: {effect}")
         if name in operations:
             raise UsageError(f"augmentation {name!r} is given twice")
         operations[name] = number

@@ -38,7 +38,7 @@ FORMS = {
     "image": Form(("u1",), (4,), "uint8 [n rows columns channels]", np.uint8),
     "tokens": Form(INTEGERS, (2,), "whole numbers [n T]", np.int32),
     "mask": Form(NUMBERS, (2,), "0 and 1 [n T]", np.float32),
-    "label": Form(INTEGERS, (1,), "whole numbers [n]", np.int32),
+    "label": Form((*INTEGERS, "b"), (1,), "whole numbers [n]", np.int32),
     "labels": Form(NUMBERS, (2,), "0 and 1 [n classes]", np.float32),
     "target": Form(NUMBERS, (1, 2), "numbers [n] or [n outputs]", np.float32),
 }

@@ -180,7 +180,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "short_text": ([*TRAIN, "--config.data.name=T"], "too few for one window of context 64"),
     "missing_text": (
         [*TRAIN, "--config.data.name=missing.txt"],
-        "no .txt, .jsonl, .csv, .tsv or .parquet file at 'missing.txt'",
+        "no .txt, .jsonl, .csv, .tsv or .parquet file at",
     ),
     "eval_without_workdir": (["eval"], "--workdir=runs/a"),
     "workdir_as_an_address": (["eval", "--workdir=file:///tmp/a"], "gs://, s3://, az://"),

@@ -3,6 +3,8 @@
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from data import sources
 from data.images import augment
 from data.sources import builtin
 from data.types import texts
+from errors import UsageError
 from tests.support import ROOT
 from train.runtime import Runtime
 from train.setup import inputs
@@ -45,6 +48,33 @@ def test_an_embedded_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sources.splits_of("mine") == ("train",)
     config = RunConfig().replace({"data.name": "mine", "data.tokenizer": "char"})
     assert make_tokenizer(config, Runtime(lambda: 0.0, {}, io.StringIO())).vocab > 0
+
+
+def test_a_kind_of_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The module of docs/add_a_source.md, in KINDS: its files are read, in parts too, and what they lack is named."""
+    page = (ROOT / "docs" / "add_a_source.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    libsvm: Any = ModuleType("libsvm")
+    exec(compile(code, "docs/add_a_source.md", "exec"), vars(libsvm))
+    monkeypatch.setattr(sources, "KINDS", [libsvm, *sources.KINDS])
+    file = tmp_path / "a.svm"
+    file.write_text("1 1:0.5 3:2\n0 2:1\n1\n")
+    assert sources.splits_of(str(file)) == ("train",)
+    rows = sources.load(str(file), "train[1:]").__getitems__([0, 1])  # type: ignore[attr-defined]
+    assert rows["features"].tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert rows["label"].tolist() == [0, 1]
+    file.write_text("1 1:0.5\n0 one:1\n")
+    with pytest.raises(UsageError, match=r"a\.svm, line 2: '0 one:1' is not LABEL INDEX:VALUE"):
+        sources.load(str(file), "train")
+
+
+def test_a_function_of_ones_own(tmp_path: Path) -> None:
+    """That of docs/data.md."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "data.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "own.py").write_text(code)
+    name = f"{tmp_path}/own.py:circles"
+    assert sources.splits_of(name) == ("train", "test")
+    assert sources.load(name, "test").classes == 2
 
 
 def test_a_schedule_and_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,12 +59,12 @@ def test_the_exit_code_is_the_process_exit_code() -> None:
 
 # The arrows
 
-OURS = {*LAYERS, "cli", "launch", "errors", "renamed", "documents", "imports", "tests", "benchmarks"}
+OURS = {*LAYERS, "cli", "launch", "errors", "renamed", "documents", "imports", "pairs", "tests", "benchmarks"}
 ARROWS = {
     "configs": {"configs", "errors", "renamed"},
-    "data": {"data", "errors", "renamed", "documents", "imports"},
-    "models": {"models", "errors", "renamed", "documents", "imports"},
-    "train": {"train", "configs", "models", "data", "errors", "renamed", "documents"},
+    "data": {"data", "errors", "renamed", "documents", "imports", "pairs"},
+    "models": {"models", "errors", "renamed", "documents", "imports", "pairs"},
+    "train": {"train", "configs", "models", "data", "errors", "renamed", "documents", "pairs"},
     "cli": {"cli", "configs", "train", "errors"},
     "cli/flags": {"errors", "renamed"},
     "cli/process": {"errors"},
@@ -72,6 +72,7 @@ ARROWS = {
     "launch": {"cli", "errors"},
     "documents": {"errors"},
     "imports": {"errors"},
+    "pairs": {"errors"},
     "errors": set(),
     "renamed": set(),
 }
@@ -99,7 +100,7 @@ def files(*folders: str) -> list[Path]:
     return [p for f in folders for p in ([ROOT / f] if f.endswith(".py") else sorted((ROOT / f).rglob("*.py")))]
 
 
-ALL = files(*LAYERS, "cli", "launch.py", "errors.py", "renamed.py", "documents.py", "imports.py")
+ALL = files(*LAYERS, "cli", "launch.py", "errors.py", "renamed.py", "documents.py", "imports.py", "pairs.py")
 
 
 @cache

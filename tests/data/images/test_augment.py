@@ -181,7 +181,7 @@ def test_plan_augments_by_global_row() -> None:
         ("crop:-1", "crop:N"),
         ("crop:x", "crop:N"),
         ("crop:1.5", "crop:N"),
-        ("flip,", "unknown augmentation ''"),
+        ("flip,", "data.augment' must be NAME or NAME:NUMBERS joined by commas, not 'flip,'"),
         ("random_resized_crop:0", r"0\.01 to 1"),
         ("random_resized_crop:nan", r"0\.01 to 1"),
         ("randaugment:2", "randaugment:N:M"),

@@ -146,7 +146,7 @@ def test_questions_are_put_to_a_folder(folder: Path, tmp_path: Path, capsys) -> 
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--task=multiple_choice"], "has no questions"),
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--config.optim.lr=1"], "has no effect here"),
         (["eval", "--pretrained=H", "--dataset=pydoc_text", "--config.model.family=gpt"], "cannot be set: the folder"),
-        (["eval", "--pretrained=H", "--dataset=nowhere.txt"], "no .txt, .jsonl, .csv or .tsv file at"),
+        (["eval", "--pretrained=H", "--dataset=nowhere.txt"], "no .txt, .jsonl, .csv, .tsv or .parquet file at"),
         (
             ["eval", "--pretrained=H", "--dataset=short.txt", "--config.eval.split=train"],
             "no document of two tokens or more",
