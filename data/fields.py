@@ -19,7 +19,7 @@ BLOCK = 1024  # rows that are read at once
 DECODE_ONCE = 2**30  # bytes: a set up to this size when decoded is kept decoded in memory
 
 
-def hash32(*parts: Any) -> int:
+def hash32(*parts: object) -> int:
     """A number below 2^32 from seeds, names and counters."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
@@ -54,7 +54,7 @@ def checksum(*parts: np.ndarray | bytes) -> str:
     return sha.hexdigest()[:16]
 
 
-def check_labels(labels: np.ndarray, identity: dict[str, Any]) -> None:
+def check_labels(labels: np.ndarray, identity: Identity) -> None:
     """Raise UsageError if a label of [n] is -1, which stands for a withheld label of a test set."""
     if len(labels) and labels.min() < 0:
         name, split = identity["name"], identity["split"]

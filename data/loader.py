@@ -4,7 +4,6 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from data.fields import Batch
 from data.sampler import BatchSampler
@@ -17,7 +16,7 @@ class _Steps:
     start: int
     stop: int
 
-    def __setstate__(self, fields: dict[str, Any]) -> None:
+    def __setstate__(self, fields: dict[str, object]) -> None:
         """Unpickled in a worker process, which ignores Ctrl-C: the run handles it and ends its workers."""
         self.__dict__.update(fields)
         if multiprocessing.parent_process() is not None:

@@ -9,12 +9,13 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from data.fields import Augment, Batch, hash32
 from data.source import EpochSource
+from documents import Json
 from errors import UsageError
 
 
@@ -37,12 +38,12 @@ class Phase:
     weights: tuple[float, ...] = (1.0,)
 
 
-def phases_from_json(rows: Sequence[dict[str, Any]]) -> tuple[Phase, ...]:
+def phases_from_json(rows: Sequence[Json]) -> tuple[Phase, ...]:
     """Phases from a manifest's list of dicts."""
     return tuple(Phase(int(r["from_step"]), int(r["batch_size"]), tuple(r["weights"])) for r in rows)
 
 
-def phases_as_json(phases: Sequence[Phase]) -> list[dict[str, Any]]:
+def phases_as_json(phases: Sequence[Phase]) -> list[Json]:
     """Phases as a list of dicts for a manifest."""
     return [{**asdict(p), "weights": list(p.weights)} for p in phases]
 

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.fields import Pixels, checksum
+from data.fields import Identity, Pixels, checksum
 from data.images.resize import Size
 from data.progress import Tick, silent, track
 from documents import reject_lfs_pointer, require_regular_file
@@ -99,7 +98,7 @@ def upright_size(image: Image.Image) -> Size:
 
 def identity(
     root: str | Path, split: str, description: bytes, paths: Sequence[Path], length: int, tick: Tick = silent
-) -> dict[str, Any]:
+) -> Identity:
     """The identity of a folder's split, by a `description` of its files and their contents, `length` bytes in all."""
     hashed = track(paths if length <= HASH_CONTENTS_UP_TO else (), "hashing images", tick)
     contents = [checksum(path.read_bytes()).encode() for path in hashed]

@@ -1,9 +1,9 @@
 """Data sets of images with boxes: annotations in pixels, padded batches for training and evaluation of detectors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -248,11 +248,21 @@ def decode_rgb(file: bytes | Path, name: str, upright: bool = False) -> Pixels:
     return decode.decode(file, name, upright=upright)
 
 
+class Rows(Protocol):
+    """The rows of a TFDS data set, each a dict of its features."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
+        """Some rows."""
+
+
 @dataclass(frozen=True)
 class _TfdsDecoder:
     """Decodes the images of a TFDS data set, which are read as the bytes of their files."""
 
-    rows: Any
+    rows: Rows
     name: str
 
     def __call__(self, i: int) -> Pixels:
@@ -260,7 +270,7 @@ class _TfdsDecoder:
 
 
 def from_tfds(
-    rows: Any, objects: Any, shape: Sequence[int | None], identity: Identity, tick: Tick = silent
+    rows: Rows, objects: Mapping[str, Any], shape: Sequence[int | None], identity: Identity, tick: Tick = silent
 ) -> DetectionDataset:
     """A DetectionDataset of a TFDS data set: `rows` with images as the bytes of their files, the features of one of its
     `objects`, and the `shape` of all images, with None for sizes that differ.

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def assemble(found: Annotations, tick: Tick = silent) -> DetectionDataset:
             raise UsageError(
                 f"{image.path} has {y} rows and {x} columns, {image.file} says {image.size[0]:g} and {image.size[1]:g}"
             )
-        boxes = _box_annotations(image.boxes, (x, y, x, y) if relative else 1)
+        boxes = _box_annotations(image.boxes, np.array((x, y, x, y) if relative else 1))
         annotated.append(AnnotatedImage(image.name, size, boxes))
     where = f"{display_name(root)} {split}"
     kept = [h.transposed and not made_upright for h, made_upright in zip(headers, upright, strict=True)]
@@ -139,13 +139,13 @@ def _names_where(images: Sequence[ImageRecord], which: Sequence[bool]) -> list[s
     return [image.name for image, chosen in zip(images, which, strict=True) if chosen]
 
 
-def _box_annotations(boxes: Sequence[Box], scale: Any) -> BoxAnnotations:
+def _box_annotations(boxes: Sequence[Box], scale: np.ndarray) -> BoxAnnotations:
     corners, labels, crowd, difficult = zip(*boxes, strict=True) if boxes else ((),) * 4
     pixels = np.array(corners, np.float64).reshape(-1, 4) * scale
     return BoxAnnotations(pixels, np.array(labels, np.int32), np.array(crowd, bool), np.array(difficult, bool))
 
 
-def require_unique(names: Iterable[Any], what: str) -> None:
+def require_unique(names: Iterable[object], what: str) -> None:
     """Raises UsageError for a name that appears twice."""
     seen = set()
     for name in names:
@@ -154,13 +154,14 @@ def require_unique(names: Iterable[Any], what: str) -> None:
         seen.add(name)
 
 
-def parse_numbers(values: Any, what: str, count: int = 4) -> tuple[float, ...]:
+def parse_numbers(values: object, what: str, count: int = 4) -> tuple[float, ...]:
     """A list of `count` finite numbers. Raises UsageError for anything else: texts, booleans, infinity."""
+    listed = values if isinstance(values, list | tuple) else ()
     try:
-        found = tuple(float(x) for x in values if type(x) in (int, float)) if isinstance(values, list | tuple) else ()
+        found = tuple(float(x) for x in listed if type(x) in (int, float))
     except OverflowError:
         found = ()
-    if len(found) != count or len(values) != count or not all(map(math.isfinite, found)):
+    if len(found) != count or len(listed) != count or not all(map(math.isfinite, found)):
         raise UsageError(f"{what} is {quote(values)}, not {count} numbers")
     return found
 
@@ -173,7 +174,7 @@ def parse_number(text: str | None) -> float | str | None:
         return text
 
 
-def check_class_name(name: Any, where: str) -> str:
+def check_class_name(name: object, where: str) -> str:
     """The name of a class as text. Raises UsageError if it is not text or a number, empty, or not printable."""
     text = str(name) if type(name) in (str, int, float) else ""
     if not text.strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):

@@ -6,10 +6,10 @@ the last tenth of its images is the split `test`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from data.files import glob_any_case
@@ -26,7 +26,7 @@ from data.sources.annotations import (
     parse_numbers,
     require_unique,
 )
-from documents import read_json, reject_lfs_pointer
+from documents import Json, read_json, reject_lfs_pointer
 from errors import UsageError, quote
 
 Id = int | str
@@ -125,9 +125,9 @@ def _read(root: Path, files: Mapping[str, Path], split: str) -> Annotations:
 
 
 class _Tables(NamedTuple):
-    images: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
+    images: list[Json]
+    categories: list[Json]
+    annotations: list[Json]
 
 
 def _tables(file: Path) -> _Tables:
@@ -141,30 +141,30 @@ def _tables(file: Path) -> _Tables:
     return _Tables(*(table[key] for key in _Tables._fields))
 
 
-def _plain_id(value: Any) -> Id | None:
+def _plain_id(value: object) -> Id | None:
     """An id: 11, 11.0 and "11" are equal; None if it is not an id."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
         return int(value) if str(int(value)) == value else value
-    return value if type(value) in (int, str) else None
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-def _id(row: dict[str, Any], key: str, where: str) -> Id:
+def _id(row: Json, key: str, where: str) -> Id:
     value = _plain_id(row.get(key))
     if value is None:
         raise UsageError(f"{where} has {key} = {quote(row.get(key))}")
     return value
 
 
-def _reference(row: dict[str, Any], key: str, known: Mapping[Id, Any], where: str) -> Id:
+def _reference(row: Json, key: str, known: Collection[Id], where: str) -> Id:
     value = _id(row, key, where)
     if value not in known:
         raise UsageError(f"{where} has {key} {quote(value)}, which the file does not list")
     return value
 
 
-def _box(annotation: dict[str, Any], label: int, where: str) -> Box:
+def _box(annotation: Json, label: int, where: str) -> Box:
     if annotation.get("bbox") is None and annotation.get("segmentation"):
         raise UsageError(f"{where} has a segmentation and no bbox: write the boxes too")
     left, top, width, height = parse_numbers(annotation.get("bbox"), f"{where}: 'bbox'")
@@ -174,9 +174,7 @@ def _box(annotation: dict[str, Any], label: int, where: str) -> Box:
     return Box((left, top, left + width, top + height), label, crowd=bool(crowd))
 
 
-def _drop_root_category(
-    table: _Tables, file: Path, files: Mapping[str, Path]
-) -> tuple[list[dict[str, Any]], str | None]:
+def _drop_root_category(table: _Tables, file: Path, files: Mapping[str, Path]) -> tuple[list[Json], str | None]:
     """The categories without Roboflow's root, and its name: the supercategory of all others, without boxes."""
     for root in table.categories:
         others = [row for row in table.categories if row is not root]
@@ -188,7 +186,7 @@ def _drop_root_category(
     return table.categories, None
 
 
-def _has_box(category: dict[str, Any], table: _Tables) -> bool:
+def _has_box(category: Json, table: _Tables) -> bool:
     ids = {_plain_id(row.get("id")) for row in table.categories if row == category}
     return any(_plain_id(annotation.get("category_id")) in ids for annotation in table.annotations)
 
@@ -210,7 +208,7 @@ def _image_folders(root: Path, file: Path, split: str) -> _ImageFolders:
     return _ImageFolders(folders, tuple(os.path.realpath(folder) + os.sep for folder in (root, *folders)))
 
 
-def _image(row: dict[str, Any], boxes: Sequence[Box], image_folders: _ImageFolders, file: Path) -> ImageRecord:
+def _image(row: Json, boxes: Sequence[Box], image_folders: _ImageFolders, file: Path) -> ImageRecord:
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         raise UsageError(f"{file}: image {quote(row.get('id'))} has file_name = {quote(name)}")

@@ -4,11 +4,11 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -222,10 +222,14 @@ def _one_class_hint(root: str, subfolders: dict[str, set[str]]) -> str:
 
 
 def _check_distinct(
-    root: str, kind: str, names: Iterable[str], key: Callable[[str], Any], classes_of_splits: Sequence[set[str]] = ()
+    root: str,
+    kind: str,
+    names: Iterable[str],
+    key: Callable[[str], Hashable],
+    classes_of_splits: Sequence[set[str]] = (),
 ) -> None:
     """Raises UsageError for two folders of the same key, unless a split has both: then they are two classes."""
-    by_key: dict[Any, set[str]] = defaultdict(set)
+    by_key: dict[Hashable, set[str]] = defaultdict(set)
     for name in names:
         by_key[key(name)].add(name)
     for group in by_key.values():

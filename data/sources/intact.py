@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from data.progress import Tick, silent
 from data.types import Examples, Source
@@ -14,7 +14,7 @@ CHECK_UP_TO = 1000  # examples: a set up to this size is read completely before 
 
 
 def read_errors(
-    read: Callable[[T], Any],
+    read: Callable[[T], object],
     items: Sequence[T],
     what: str = "",
     tick: Tick = silent,
@@ -40,11 +40,13 @@ def read_errors(
     return errors
 
 
-def row_errors(source: Source, **options: Any) -> list[str]:
-    """The error messages of rows that cannot be read; `options` as of `read_errors`."""
+def row_errors(
+    source: Source, what: str = "", tick: Tick = silent, go_on: Callable[[], bool] = lambda: True
+) -> list[str]:
+    """The error messages of rows that cannot be read, as `read_errors` gives them."""
     if not isinstance(source, Examples) or not callable(source.fields):
         return []
-    return read_errors(lambda row: source.__getitems__([row]), range(len(source)), **options)
+    return read_errors(lambda row: source.__getitems__([row]), range(len(source)), what, tick, go_on)
 
 
 def check_readable(sources: Iterable[Source], go_on: Callable[[], bool]) -> None:

@@ -6,14 +6,13 @@ A question is a context and the texts of its choices. The model's answer is the 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import renamed
-from data.fields import checksum
+from data.fields import Identity, checksum
 from data.files import expand_home
 from data.sources import splits, tfds
 from data.text.packing import Documents
-from documents import read_lines, read_rows
+from documents import Json, read_lines, read_rows
 from errors import UsageError, unknown
 
 EXTENSION = ".jsonl"
@@ -34,7 +33,7 @@ class Questions:
     """A set of questions and its identity."""
 
     items: tuple[Question, ...]
-    identity: dict[str, Any]
+    identity: Identity
 
     def __len__(self) -> int:
         return len(self.items)
@@ -99,7 +98,7 @@ def load(name: str, split: str, data_dir: str | None) -> Questions:
     return Questions(tuple(_from_row(row, form, name) for row in rows), identity)
 
 
-def _from_row(row: dict[str, Any], form: Callable[..., Question], name: str) -> Question:
+def _from_row(row: Json, form: Callable[..., Question], name: str) -> Question:
     texts, labels = row["choices"], None
     if isinstance(texts, dict):
         texts, labels = texts["text"], [tfds.to_str(label) for label in texts["label"]]
@@ -132,7 +131,7 @@ def _from_lines(path: Path, split: str) -> Questions:
     return Questions(tuple(items), {"name": path.name, "split": which, "count": len(items), "checksum": digest})
 
 
-def _from_line(row: Any) -> Question | None:
+def _from_line(row: object) -> Question | None:
     if not isinstance(row, dict) or not isinstance(row.get("choices"), list):
         return None
     context, choices, answer = row.get("context"), row["choices"], row.get("answer")

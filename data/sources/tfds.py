@@ -1,7 +1,7 @@
 """TensorFlow Datasets, prepared as array_record and read without TensorFlow."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from data.fields import (
     DECODE_ONCE,
     Fields,
+    Identity,
     check_labels,
     checksum,
     field_error,
@@ -19,6 +20,7 @@ from data.fields import (
     unknown_split,
 )
 from data.images import detection
+from data.images.detection import Rows
 from data.progress import Tick, silent
 from data.sources import splits
 from data.sources.builtin import BUILTIN
@@ -26,6 +28,9 @@ from data.sources.parallel_text import languages
 from data.sources.reader import Reader, Request
 from data.types import Examples, ParallelText, Source, Texts
 from errors import UsageError, quote, unknown
+
+Row = dict[str, Any]  # values by feature
+Features = Mapping[str, Any]  # TFDS's feature connectors by name
 
 
 def list_prepared(data_dir: str | None) -> list[str]:
@@ -64,7 +69,7 @@ def _unset_hint(data_dir: str | None) -> str:
     return "" if data_dir else " (TFDS_DATA_DIR, the folder of prepared data sets, is not set)"
 
 
-def open_split(name: str, split: str, data_dir: str | None, raw: str | None = None) -> tuple[Any, Any, dict[str, Any]]:
+def open_split(name: str, split: str, data_dir: str | None, raw: str | None = None) -> tuple[Rows, Features, Identity]:
     """Rows, features and identity of a split of a prepared data set; the feature `raw` is not decoded, but bytes.
 
     Raises UsageError if the data set is not prepared or has no such split.
@@ -89,7 +94,7 @@ def open_split(name: str, split: str, data_dir: str | None, raw: str | None = No
     return rows, builder.info.features, identity
 
 
-def _skip_decoding(feature: str | None) -> dict[str, Any] | None:
+def _skip_decoding(feature: str | None) -> dict[str, object] | None:
     if feature is None:
         return None
     import tensorflow_datasets as tfds
@@ -97,13 +102,13 @@ def _skip_decoding(feature: str | None) -> dict[str, Any] | None:
     return {feature: tfds.decode.SkipDecoding()}
 
 
-def read_rows(name: str, split: str, data_dir: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def read_rows(name: str, split: str, data_dir: str | None) -> tuple[list[Row], Identity]:
     """All rows of a split, and its identity. Raises UsageError as `open_split`."""
     source, _, identity = open_split(name, split, data_dir)
     return _read_all(source), identity
 
 
-def _read_all(source: Any, tick: Tick = silent) -> list[dict[str, Any]]:
+def _read_all(source: Rows, tick: Tick = silent) -> list[Row]:
     return [row for block in iter_blocks(len(source), tick) for row in source.__getitems__(block)]
 
 
@@ -171,7 +176,7 @@ class LabelFeature:
         """The field of Examples for these labels."""
         return "labels" if self.multilabel else "label"
 
-    def read(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    def read(self, rows: Sequence[Row]) -> np.ndarray:
         """The labels of some rows: int32 [n], or if multilabel float32 [n C] of 0 and 1. Withheld labels are -1."""
         if not self.multilabel:
             return np.array([row[self.key] for row in rows], np.int32)
@@ -185,7 +190,7 @@ class LabelFeature:
         return labels
 
 
-def _find_labels(features: Any) -> LabelFeature | None:
+def _find_labels(features: Features) -> LabelFeature | None:
     """The label feature: a ClassLabel, or if there is none a Sequence of them; `label` or `labels`, or the only one.
 
     None if several features have other names: features have no fixed order, so none of them is the first.
@@ -206,7 +211,7 @@ def to_str(text: bytes | str) -> str:
 
 
 def _image_examples(
-    rows: Any, features: Any, label: LabelFeature, identity: dict[str, Any], tick: Tick = silent
+    rows: Rows, features: Features, label: LabelFeature, identity: Identity, tick: Tick = silent
 ) -> Examples:
     shape, count = features["image"].shape, len(rows)
 

@@ -6,10 +6,10 @@ X and Y are the box's centre; all four are fractions of the image's sides. The .
 otherwise from folders; otherwise the last tenth by name is the split `test`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -31,7 +31,7 @@ from data.sources.annotations import (
     read_class_names,
     require_unique,
 )
-from documents import read_lines, read_text
+from documents import Json, read_lines, read_text
 from errors import UsageError, quote
 
 SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -96,7 +96,7 @@ def _is_label(file: Path) -> bool:
     return len(words) >= 5 and sum(isinstance(parse_number(word), float) for word in words) >= len(words) - 1
 
 
-def _settings(root: Path) -> dict[str, Any]:
+def _settings(root: Path) -> Json:
     """The settings of data.yaml, with all values as text; {} if there is no such file. Raises UsageError."""
     file = next(
         (file for name in SETTINGS for file in files.glob_any_case(root, name)[::-1]), None
@@ -117,7 +117,7 @@ def _class_name_files(root: Path) -> list[Path]:
     return [file for file in found if file.suffix.lower() == ".names" or file.name.lower() in NAMES]
 
 
-def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str, ...]:
+def _classes(root: Path, settings: Json, label: Path) -> tuple[str, ...]:
     """The class names. Raises UsageError if there are none, or if files differ."""
     found = {str(file): read_class_names(file) for file in _class_name_files(root)}
     listed = settings.get("names")
@@ -143,7 +143,7 @@ def _classes(root: Path, settings: Mapping[str, Any], label: Path) -> tuple[str,
 
 
 def _splits(
-    root: Path, settings: Mapping[str, Any], images: Sequence[Path], lists: Sequence[Path], texts: Sequence[Path]
+    root: Path, settings: Json, images: Sequence[Path], lists: Sequence[Path], texts: Sequence[Path]
 ) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
     """Images by split, and notes. Raises UsageError."""
     splits: dict[str, list[Path]] = {}

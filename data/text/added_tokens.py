@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from data.text.subwords import vocabulary
+from documents import Json
 from errors import UsageError, quote
 
-Token = dict[str, Any]  # as in the list `added_tokens` of a tokenizer.json
+Token = Json  # as in the list `added_tokens` of a tokenizer.json
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
-def read_added_tokens(sidecars: dict[str, dict[str, Any]], folder: Path) -> list[Token]:
+def read_added_tokens(sidecars: dict[str, Json], folder: Path) -> list[Token]:
     """The added tokens of a folder, sorted by id. `sidecars` are the contents of its files, by name.
 
     Raises UsageError for an entry that is not a token.
@@ -56,7 +57,7 @@ def _token(number: int, entry: Any, where: str) -> Token:
     return {"id": number, "content": content, **flags}
 
 
-def _special(sidecars: dict[str, dict[str, Any]]) -> set[str]:
+def _special(sidecars: dict[str, Json]) -> set[str]:
     """The special tokens of the files."""
     found: list[Any] = []
     for values in (sidecars.get("tokenizer_config.json", {}), sidecars.get("special_tokens_map.json", {})):

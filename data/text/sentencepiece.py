@@ -6,10 +6,11 @@ Source: Kudo and Richardson, 2018, arXiv:1808.06226; field numbers from its sent
 import base64
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from data.text.subwords import FRONT, SPACE
+from documents import Json
 from errors import UsageError
 
 Piece = tuple[str, float, int]  # name, score, type
@@ -20,7 +21,7 @@ MODEL_TYPE, SUFFIX, FALLBACK = 3, 24, 35  # fields of the trainer
 CHARSMAP, PREFIX, SQUEEZE, ESCAPE = 2, 3, 4, 5  # fields of the normalizer
 
 
-def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | None = None) -> dict[str, Any]:
+def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | None = None) -> Json:
     """The bytes of a `.model` -> a parsed tokenizer.json, to which `added_tokens` will be added.
 
     `prefix_space` is whether a space is put before a text; None takes it from the file. No space is put before an added
@@ -29,10 +30,7 @@ def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | No
     try:
         fields = list(_fields(data))
         pieces = [_piece(value) for number, value in fields if number == PIECES]
-        trainer, rules = (
-            {n: v for number, part in fields if number == which for n, v in _fields(part)}
-            for which in (TRAINER, NORMALIZER)
-        )
+        trainer, rules = _message(fields, TRAINER), _message(fields, NORMALIZER)
         unknown = [type_ for _, _, type_ in pieces].index(UNKNOWN)
     except (IndexError, KeyError, TypeError, ValueError, struct.error):
         raise UsageError("it is not a SentencePiece model; give the tokenizer.json of this tokenizer") from None
@@ -41,7 +39,7 @@ def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | No
         prefix = bool(rules.get(PREFIX, 1))
     if model_type not in (UNIGRAM, BPE) or trainer.get(SUFFIX) or not rules.get(ESCAPE, 1):
         raise UsageError("it is neither a Unigram nor a BPE model of SentencePiece with spaces before words")
-    model: dict[str, Any] = {"type": "Unigram", "unk_id": unknown, "vocab": [piece[:2] for piece in pieces]}
+    model: Json = {"type": "Unigram", "unk_id": unknown, "vocab": [piece[:2] for piece in pieces]}
     if model_type == BPE:
         vocab = {name: i for i, (name, _, _) in enumerate(pieces)}
         model = {"type": "BPE", "unk_token": pieces[unknown][0], "fuse_unk": True, "vocab": vocab}
@@ -62,7 +60,16 @@ def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | No
     }
 
 
-def _fields(data: Any) -> Iterator[tuple[int, Any]]:
+def _message(fields: Iterable[tuple[int, Any]], which: int) -> dict[int, Any]:
+    """The fields of the message of number `which` by number; {} if there is none."""
+    found: dict[int, Any] = {}
+    for number, part in fields:
+        if number == which:
+            found.update(_fields(part))
+    return found
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """Number and value (int or bytes) of each field of a message. Raises IndexError if it is truncated."""
     at = 0
 
@@ -104,7 +111,7 @@ def _merges(pieces: list[Piece], vocab: dict[str, int]) -> list[tuple[str, str]]
     return [(a, b) for _, a, b in sorted(ranked, key=lambda pair: -pair[0])]
 
 
-def _normalizer(rules: dict[int, Any], prefix: bool, user_symbols: list[str], added: Sequence[str]) -> dict[str, Any]:
+def _normalizer(rules: dict[int, Any], prefix: bool, user_symbols: list[str], added: Sequence[str]) -> Json:
     """The model's character map, then removal of extra spaces, then the space before a text.
 
     The library normalises user-defined symbols too, before it matches them in a text: they must not change.
@@ -113,15 +120,15 @@ def _normalizer(rules: dict[int, Any], prefix: bool, user_symbols: list[str], ad
     users = "|".join(map(re.escape, user_symbols))
     tokens = "".join(f"{re.escape(token)}|" for token in added)
     steps += [(rf"{FRONT}{tokens}(?:{users})?\z)", " ")] if prefix else []
-    parts: list[dict[str, Any]] = []
+    parts: list[Json] = []
     if rules.get(CHARSMAP):
         parts += [{"type": "Precompiled", "precompiled_charsmap": base64.b64encode(rules[CHARSMAP]).decode()}]
     parts += [{"type": "Replace", "pattern": {"Regex": old}, "content": new} for old, new in steps]
     return {"type": "Sequence", "normalizers": parts}
 
 
-def _decoder(prefix: bool) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}]
+def _decoder(prefix: bool) -> Json:
+    steps: list[Json] = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}]
     steps += [{"type": "ByteFallback"}, {"type": "Fuse"}]
     if prefix:
         steps += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]

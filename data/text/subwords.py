@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from documents import Json
 from errors import UsageError
 
 EOT = "<|endoftext|>"  # the end of a document, in tokenizers trained here
@@ -55,11 +56,11 @@ class SubwordTokenizer:
     stop_ids: tuple[int, ...] = ()
 
     @cached_property
-    def _file(self) -> dict[str, Any]:
+    def _file(self) -> Json:
         return {**dict.fromkeys(PARTS), **json.loads(self.source)}
 
     @property
-    def _added_tokens(self) -> list[dict[str, Any]]:
+    def _added_tokens(self) -> list[Json]:
         """Tokens that are matched before the model runs."""
         return self._file["added_tokens"] or []
 
@@ -161,13 +162,13 @@ class SubwordTokenizer:
         with as_usage_error("this tokenizer cannot decode its ids"):
             return self._engine.decode(kept, skip_special_tokens=False)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Json:
         """The tokenizer.json and the special ids."""
         affixes = {"prefix": list(self.prefix), "suffix": list(self.suffix), "ends": list(self.stop_ids)}
         return {"kind": "subword", "tokenizer": self.source, "eot": self.eot, **affixes}
 
 
-def restore(description: dict[str, Any]) -> SubwordTokenizer:
+def restore(description: Json) -> SubwordTokenizer:
     """The tokenizer of a `description()`."""
     prefix, suffix, stop_ids = (tuple(description[key]) for key in ("prefix", "suffix", "ends"))
     return SubwordTokenizer(description["tokenizer"], description["eot"], prefix, suffix, stop_ids)
@@ -248,24 +249,24 @@ def train_bpe(texts: Iterable[str], size: int) -> SubwordTokenizer:
     return SubwordTokenizer(backend.to_str(), 0, stop_ids=(0,))  # special tokens come first
 
 
-def model_ids(file: dict[str, Any]) -> dict[str, int]:
+def model_ids(file: Json) -> dict[str, int]:
     """The ids of the model of a tokenizer.json, without added tokens."""
     vocab = file["model"]["vocab"]
     return vocab if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
 
 
-def vocabulary(file: dict[str, Any]) -> dict[str, int]:
+def vocabulary(file: Json) -> dict[str, int]:
     """All ids of a tokenizer.json."""
     return model_ids(file) | {a["content"]: a["id"] for a in file["added_tokens"] or []}
 
 
-def flatten_steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+def flatten_steps(part: Json | None) -> list[Json]:
     """The steps of a normalizer or pre-tokenizer, with sequences flattened."""
     inner = (part or {}).get("normalizers", (part or {}).get("pretokenizers"))
     return [part] if part and inner is None else [step for each in inner or () for step in flatten_steps(each)]
 
 
-def _is_lossless(part: dict[str, Any]) -> bool:
+def _is_lossless(part: Json) -> bool:
     """Whether a step of a tokenizer.json keeps the text, or replaces spaces reversibly."""
     if part["type"] == "Replace":
         before = part["content"] == " " and part["pattern"].get("Regex", "").startswith(FRONT)
@@ -273,7 +274,7 @@ def _is_lossless(part: dict[str, Any]) -> bool:
     return part["type"] in LOSSLESS and part.get("behavior") != "Removed"
 
 
-def _concatenates_to_text(model: dict[str, Any]) -> bool:
+def _concatenates_to_text(model: Json) -> bool:
     """Whether the concatenated pieces of a model are the text."""
     marks = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
     return model["type"] in ("BPE", "Unigram") and not any(model.get(mark) for mark in marks)

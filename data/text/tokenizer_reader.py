@@ -15,7 +15,7 @@ from typing import Any
 from data.files import expand_home
 from data.text import added_tokens, sentencepiece
 from data.text.subwords import EOT, SubwordTokenizer, as_usage_error, flatten_steps, load_tokenizer
-from documents import read_json, read_settings, read_text, reject_lfs_pointer, split_lines
+from documents import Json, read_json, read_settings, read_text, reject_lfs_pointer, split_lines
 from errors import UsageError, quote
 
 SIDECARS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
@@ -79,12 +79,12 @@ def read_tokenizer(path: str | Path) -> SubwordTokenizer:
     return _with_special_ids(merged, backend, settings, path)
 
 
-def _settings(sidecars: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _settings(sidecars: dict[str, Json], folder: Path) -> Json:
     """The settings of a tokenizer's sidecars; earlier files take precedence. `ends` has all ids of eos_token_id.
 
     Raises UsageError for an id that no token can have.
     """
-    found: dict[str, Any] = {"ends": []}
+    found: Json = {"ends": []}
     for name in SIDECARS:
         for key, value in sidecars.get(name, {}).items():
             value = value.get("content") if isinstance(value, dict) else value
@@ -98,7 +98,7 @@ def _settings(sidecars: dict[str, dict[str, Any]], folder: Path) -> dict[str, An
     return found
 
 
-def _with_special_ids(source: str, backend: Any, settings: dict[str, Any], path: Path) -> SubwordTokenizer:
+def _with_special_ids(source: str, backend: Any, settings: Json, path: Path) -> SubwordTokenizer:
     """The tokenizer with its special ids. Raises UsageError if it has no eot."""
     named = (settings.get("eos_token"), settings.get("sep_token"), *USUAL_EOTS)
     ids = [backend.token_to_id(name) for name in named if isinstance(name, str)]
@@ -129,7 +129,7 @@ def special_affixes(backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (), ()
 
 
-def _set_prefix_space(source: str, settings: dict[str, Any], path: Path) -> str:
+def _set_prefix_space(source: str, settings: Json, path: Path) -> str:
     """A tokenizer.json changed to put a space before a text or not, as set by `add_prefix_space` in a sidecar.
 
     Generic tokenizer classes ignore that setting. Raises UsageError if a SentencePiece file puts a space that the
@@ -151,7 +151,7 @@ def _set_prefix_space(source: str, settings: dict[str, Any], path: Path) -> str:
     return json.dumps(file, ensure_ascii=False)
 
 
-def _check_class(kind: str, settings: dict[str, Any], path: Path) -> None:
+def _check_class(kind: str, settings: Json, path: Path) -> None:
     """Raises UsageError for a tokenizer class that reads this kind of file in another way."""
     name = settings.get("tokenizer_class")
     if name is not None and not str(name).startswith(CLASSES[kind]):
@@ -160,14 +160,14 @@ def _check_class(kind: str, settings: dict[str, Any], path: Path) -> None:
         )
 
 
-def _flag(settings: dict[str, Any], name: str, usual: bool) -> bool:
+def _flag(settings: Json, name: str, usual: bool) -> bool:
     value = settings.get(name, usual)
     if not isinstance(value, bool):
         raise UsageError(f"tokenizer_config.json: {name} is {quote(value)}, not true or false")
     return value
 
 
-def _byte_level(vocab: Path, merges: Path, settings: dict[str, Any]) -> str:
+def _byte_level(vocab: Path, merges: Path, settings: Json) -> str:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     _check_class("vocab.json", settings, vocab)
@@ -184,7 +184,7 @@ def _byte_level(vocab: Path, merges: Path, settings: dict[str, Any]) -> str:
     return backend.to_str()
 
 
-def _word_piece(vocab: Path, settings: dict[str, Any]) -> str:
+def _word_piece(vocab: Path, settings: Json) -> str:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     _check_class("vocab.txt", settings, vocab)
@@ -211,7 +211,7 @@ def _word_piece(vocab: Path, settings: dict[str, Any]) -> str:
 
 
 def _sentence_piece(
-    path: Path, settings: dict[str, Any], tokens: list[added_tokens.Token]
+    path: Path, settings: Json, tokens: list[added_tokens.Token]
 ) -> tuple[str, list[added_tokens.Token]]:
     """A tokenizer.json, and the added tokens with flags for it: matched in the text after the space is prepended.
 

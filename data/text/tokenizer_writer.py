@@ -2,16 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from data.text import tokenizer_reader
 from data.text.subwords import EOT, SubwordTokenizer, byte_alphabet, load_tokenizer
 from data.text.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from documents import Json
 
 ROLES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+def special_ids(tokenizer: Tokenizer) -> Json:
     """bos_token_id and eos_token_id, as in config.json and generation_config.json."""
     ends = list(tokenizer.stop_ids)
     return {"bos_token_id": next(iter(tokenizer.prefix), None), "eos_token_id": ends[0] if len(ends) == 1 else ends}
@@ -21,7 +21,7 @@ def write_tokenizer(tokenizer: SubwordTokenizer, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json into a folder."""
     source = _with_template(tokenizer)
     backend = load_tokenizer(source)
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    settings: Json = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     settings |= {"eos_token": backend.id_to_token(tokenizer.eot)}
     if tokenizer.prefix:
         settings["bos_token"] = backend.id_to_token(tokenizer.prefix[0])

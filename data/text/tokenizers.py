@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from data.text import subwords, tokenizer_reader
+from documents import Json
 from errors import UsageError, unknown
 
 
@@ -48,7 +49,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """ids -> text; `eot` decodes to nothing."""
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Json:
         """A JSON value from which `restore` makes the tokenizer."""
 
 
@@ -96,7 +97,7 @@ class ByteTokenizer(_EotTokenizer):
         """Bytes -> text; invalid UTF-8 becomes U+FFFD."""
         return bytes(int(i) for i in ids if int(i) < 256).decode("utf-8", errors="replace")
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Json:
         """The kind."""
         return {"kind": "byte"}
 
@@ -138,7 +139,7 @@ class CharacterTokenizer(_EotTokenizer):
         """ids -> text."""
         return "".join(self.characters[int(i)] for i in ids if int(i) < len(self.characters))
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Json:
         """The kind and the characters."""
         return {"kind": "char", "characters": self.characters}
 
@@ -168,7 +169,7 @@ class WordTokenizer(_EotTokenizer):
         known = (*self.words, "\ufffd")
         return " ".join(known[int(i)] for i in ids if int(i) < len(known))
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Json:
         """The kind and the words."""
         return {"kind": "word", "words": list(self.words)}
 
@@ -208,7 +209,7 @@ def tokenizer_kind(name: str) -> str:
     return name if name in KINDS else "subword"
 
 
-def restore(description: dict[str, Any]) -> Tokenizer:
+def restore(description: Json) -> Tokenizer:
     """The tokenizer of a `description()`. Raises UsageError for an unknown kind."""
     kind = description.get("kind")
     if kind == "subword":
@@ -220,7 +221,7 @@ def restore(description: dict[str, Any]) -> Tokenizer:
     return make(str(kind), ())
 
 
-def fingerprint(description: dict[str, Any]) -> str:
+def fingerprint(description: Json) -> str:
     """A hash of a tokenizer's description: 16 hex digits."""
     text = json.dumps(description, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
