@@ -21,6 +21,7 @@ from errors import UsageError
 from models import Model, pretrained
 from models.core.spec import flatten
 from models.pretrained.formats.safetensors import SUFFIX
+from pairs import pairs_error, parse_pairs
 from train import checkpoint
 from train.update import optim, step
 
@@ -54,12 +55,10 @@ def parse_patterns(text: str | None) -> tuple[str, ...]:
 
 def parse_renames(text: str | None) -> dict[str, str]:
     """`theirs:ours,…` -> a dict. A path also renames its subtree. Raises UsageError."""
-    found = {}
-    for part in parse_patterns(text):
-        theirs, colon, ours = part.partition(":")
-        if not (theirs and colon and ours) or theirs in found:
-            raise UsageError(f"config key 'init_rename' must be THEIRS:OURS joined by commas, not {text!r}")
-        found[theirs] = ours
+    pairs = parse_pairs(text, "init_rename", "THEIRS:OURS")
+    found = dict(pairs)
+    if len(found) < len(pairs) or not all(found.values()):
+        raise pairs_error(text, "init_rename", "THEIRS:OURS")
     return found
 
 

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from errors import UsageError, unknown
 from models.core.spec import Spec, flatten
+from pairs import parse_pairs, pairs_error
 
 AXES = ("slice", "dp", "fsdp", "ep", "cp", "tp")
 BATCH_AXES = ("slice", "dp", "fsdp", "ep")
@@ -64,8 +65,8 @@ def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     sizes: dict[str, int | None] = {}
-    for part in text.split(","):
-        axis, _, size = (p.strip() for p in part.partition(":"))
+    form = f"AXIS:SIZE of {', '.join(AXES)},"
+    for axis, size in parse_pairs(text, "mesh", form):
         if axis not in AXES:
             raise unknown("mesh axis", axis, AXES)
         if axis in sizes:
@@ -73,6 +74,8 @@ def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
         if size != "*" and not (size.isdigit() and int(size) > 0):
             raise UsageError(f"mesh {text!r}: axis {axis!r} needs a size, as {axis}:2, or {axis}:* for the rest")
         sizes[axis] = None if size == "*" else int(size)
+    if not sizes:
+        raise pairs_error(text, "mesh", form)
     if list(sizes.values()).count(None) > 1:
         raise UsageError(f"mesh {text!r}: only one axis may take the rest")
     fixed = math.prod(n for n in sizes.values() if n)

@@ -14,9 +14,11 @@ from jax.tree_util import KeyPath
 from errors import UsageError, unknown
 from models.core.spec import Spec, flatten, path_name
 from models.core.types import Specs, Tree
+from pairs import pairs_error, parse_pairs
 
 STACKED = ("layers", "experts", "qkv", "gates")  # axes along which a leaf stacks several parameters
 BELOW_LAYERS = ("embed", "stem")  # the parts of a model below its layers
+FACTORS = "PATTERN:FACTOR, with positive factors,"  # optim.lr_multipliers
 
 
 def group_dims(spec: Spec) -> tuple[list[int], list[int], list[int]]:
@@ -55,23 +57,22 @@ def lr_multipliers(rates: str | None, layer_decay: float | None, specs: Specs) -
     Raises UsageError for another form, and for a pattern that matches no leaf.
     """
     own = dict.fromkeys(flatten(specs), 1.0)
-    for part in reversed(rates.split(",") if rates is not None else []):  # the first match overrides the later ones
-        pattern, _, text = part.rpartition(":")
-        factor = _parse_factor(part, text)
+    if rates == "":
+        raise pairs_error(rates, "optim.lr_multipliers", FACTORS)
+    for pattern, text in reversed(parse_pairs(rates, "optim.lr_multipliers", FACTORS)):  # the first match counts
+        factor = _parse_factor(rates, text)
         own |= dict.fromkeys(_match_names("lr_multipliers", pattern, own), factor)
     decayed = jax.tree.map(lambda _: 1.0, specs) if layer_decay is None else _layerwise_decay(layer_decay, specs)
     return jax.tree_util.tree_map_with_path(lambda path, f: own[path_name(path)] * f, decayed)
 
 
-def _parse_factor(part: str, text: str) -> float:
+def _parse_factor(rates: str | None, text: str) -> float:
     try:
         factor = float(text)
     except ValueError:
         factor = math.nan
     if not 0 < factor < math.inf:
-        raise UsageError(
-            f"optim.lr_multipliers must be PATTERN:FACTOR joined by commas, factors positive, not {part!r}"
-        )
+        raise pairs_error(rates, "optim.lr_multipliers", FACTORS)
     return factor
 
 

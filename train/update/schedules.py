@@ -11,6 +11,7 @@ import optax
 
 from configs.knobs import ScheduleConfig
 from errors import UsageError, join_problems, unknown
+from pairs import parse_pairs
 
 
 def _wsd(config: ScheduleConfig, updates: int) -> optax.Schedule:
@@ -45,10 +46,10 @@ def _piecewise(config: ScheduleConfig, updates: int) -> optax.Schedule:
 
 def _parse_milestones(config: ScheduleConfig) -> dict[int, float]:
     """`600:0.1,800:0.1` -> {600: 0.1, 800: 0.1}; {} unless updates increase from the warm-up on and factors are > 0."""
-    parts = (config.milestones or "").split(",")
     try:
-        jumps = [(int(n), float(factor)) for n, factor in (part.split(":") for part in parts)]
-    except ValueError:
+        pairs = parse_pairs(config.milestones, "schedule.milestones")
+        jumps = [(int(n), float(factor)) for n, factor in pairs]
+    except ValueError:  # UsageError too
         return {}
     updates = [config.warmup, *(n for n, _ in jumps)]
     rising = all(n < later for n, later in pairwise(updates)) and updates[-1] < 2**31

@@ -35,8 +35,8 @@ def test_mesh_from_text(text: str, shape: dict[str, int]) -> None:
     ("text", "says"),
     [
         ("dpp:8", "did you mean 'dp'"),
-        ("", "legal: .*fsdp"),
-        ("dp:8,", "legal: .*fsdp"),
+        ("", "AXIS:SIZE of .*fsdp"),
+        ("dp:8,", "AXIS:SIZE of .*fsdp"),
         ("dp:2,dp:4", "'dp' twice"),
         ("dp", "needs a size"),
         ("dp:0", "needs a size"),

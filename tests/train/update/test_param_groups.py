@@ -134,7 +134,7 @@ def test_layer_decay_needs_one_stack() -> None:
         ({"layer_decay": 0.0}, r"optim\.layer_decay.*above 0"),
         ({"name": "schedule_free", "beta1": 0.0}, r"optim\.beta1.*schedule_free"),
         ({"lr_multipliers": "w"}, "PATTERN:FACTOR.*'w'"),
-        ({"lr_multipliers": "w:0.1,b:x"}, "PATTERN:FACTOR.*'b:x'"),
+        ({"lr_multipliers": "w:0.1,b:x"}, "PATTERN:FACTOR.*b:x'"),
         ({"lr_multipliers": "w:0"}, "positive.*'w:0'"),
         ({"lr_multipliers": ""}, "PATTERN:FACTOR"),
         ({"lr_multipliers": "v*:0.1"}, r"optim\.lr_multipliers 'v\*'.*b, w"),
