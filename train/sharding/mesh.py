@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from errors import UsageError, unknown
 from models.core.spec import Spec, flatten
-from pairs import parse_pairs, pairs_error
+from pairs import pairs_error, parse_pairs
 
 AXES = ("slice", "dp", "fsdp", "ep", "cp", "tp")
 BATCH_AXES = ("slice", "dp", "fsdp", "ep")
