@@ -1,6 +1,5 @@
 """The model that a verb opens, and its config: a checkpoint of --workdir, or the folder of --pretrained."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,11 +34,9 @@ class CheckpointSelection:
     def config(self, step: int) -> RunConfig:
         """The config of a checkpoint, with the assigned knobs. Raises UsageError for a knob without effect."""
         from configs import reader
-        from train import checkpoint
+        from train.verbs import load_model
 
-        recorded = checkpoint.load_manifest(self.workdir, step)["config"]
-        # the training run's mesh may not fit this machine, and its limit is for evaluations during training only
-        config = reader.from_json(json.dumps(recorded)).replace({"mesh": "dp:*", "eval.limit": None})
+        config = load_model.checkpoint_config(self.workdir, step)
         for key, _ in self.assignments:
             _require_effect(key)
         return reader.override(config, self.assignments)

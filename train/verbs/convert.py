@@ -7,7 +7,7 @@ import dataclasses
 import shutil
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -85,12 +85,8 @@ def export_pretrained(
         raise UsageError(f"--export={to} exists and is not an empty folder; give another")
     pretrained.folder_layout(config.model.family)  # raises if the family has none
     manifest = checkpoint.load_manifest(workdir, n)
-    config = load_model.with_inputs(config, manifest)
-    head, inputs = manifest["table"].get("params/head/bias"), config.model.fields.get("inputs")
-    classes = head["shape"][-1] if head else len(manifest.get("classes") or ())
-    classes = classes or cast("int | None", config.model.fields.get("classes"))
-    blank = load_model.dummy_source(config, runtime, config.model.family, config.loss, classes, inputs)
-    opened = load_model.open_checkpoint(config, workdir, n, runtime, blank, unread=unread)
+    opened = load_model.open_without_data(config, workdir, n, runtime, unread=unread)
+    config = opened.setup.config
     model, tokenizer = opened.setup.model, opened.setup.tokenizer
     subwords = tokenizer_writer.as_subwords(tokenizer) if tokenizer else None
     ids = tokenizer_writer.special_ids(subwords) if subwords and {"causal", "language_model"} <= model.traits else {}

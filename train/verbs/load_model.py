@@ -1,14 +1,16 @@
 """Load a model from a checkpoint or a Hugging Face folder onto any devices."""
 
+import json
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import models
+from configs import reader
 from configs.knobs import RunConfig
 from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
 from data.text import tokenizer_reader
@@ -82,6 +84,31 @@ def open_checkpoint(
     with setup.activate():
         variables = step.eval_variables(restore_state(setup, workdir, n), setup.config.optim)
     return LoadedModel(f"checkpoint {n:,} of {workdir}", setup, variables)
+
+
+def checkpoint_config(workdir: str, n: int) -> RunConfig:
+    """The config of a checkpoint, on all devices of this machine and without a limit to evaluations."""
+    recorded = checkpoint.load_manifest(workdir, n)["config"]
+    # the training run's mesh may not fit this machine, and its limit is for evaluations during training only
+    return reader.from_json(json.dumps(recorded)).replace({"mesh": "dp:*", "eval.limit": None})
+
+
+def open_without_data(
+    config: RunConfig,
+    workdir: str,
+    n: int,
+    runtime: Runtime,
+    devices: list[jax.Device] | None = None,
+    unread: Unread = lambda config, facts: [],
+) -> LoadedModel:
+    """Load a checkpoint as `open_checkpoint` does, without its data: sizes come from the manifest."""
+    manifest = checkpoint.load_manifest(workdir, n)
+    config = with_inputs(config, manifest)
+    head, inputs = manifest["table"].get("params/head/bias"), config.model.fields.get("inputs")
+    classes = head["shape"][-1] if head else len(manifest.get("classes") or ())
+    classes = classes or cast("int | None", config.model.fields.get("classes"))
+    blank = dummy_source(config, runtime, config.model.family, config.loss, classes, inputs)
+    return open_checkpoint(config, workdir, n, runtime, blank, devices, unread)
 
 
 def with_inputs(config: RunConfig, manifest: dict[str, Any]) -> RunConfig:

@@ -1,0 +1,159 @@
+"""Canon from Python: the functions that a notebook or a script of one's own calls.
+
+    import canon
+    result = canon.train(canon.config("configs/gpt.py:quick", {"train.steps": 200}), "runs/a")
+    model, variables, tokenizer = canon.load("runs/a@best")
+    logits = model.predict(variables, tokenizer.encode("The statement")[None])
+    print(canon.generate(model, variables, tokenizer, "The statement", max_new_tokens=50))
+
+docs/python.md has an example of each. A mistake raises `canon.UsageError`, whose message is one line.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import jax
+
+from configs import reader
+from configs.knobs import Knobs, RunConfig
+from data.text.tokenizer_reader import read_tokenizer as load_tokenizer
+from data.text.tokenizers import Tokenizer
+from errors import UsageError
+from models import Model, build, load_pretrained, save_pretrained
+from models.core.types import Variables
+from train import checkpoint, run
+from train.evaluate.evaluate import Scores
+from train.generate import sample
+from train.generate.stream import encode_prompt, stream_texts
+from train.runtime import Runtime
+from train.trainer import RunResult
+from train.verbs import evaluate as evaluate_verb
+from train.verbs import load_model
+
+T = TypeVar("T")
+
+__all__ = [
+    "LoadedCheckpoint",
+    "Model",
+    "RunConfig",
+    "RunResult",
+    "Scores",
+    "UsageError",
+    "build",
+    "config",
+    "evaluate",
+    "generate",
+    "load",
+    "load_pretrained",
+    "load_tokenizer",
+    "save_pretrained",
+    "train",
+]
+
+
+class LoadedCheckpoint(NamedTuple):
+    """A model with its variables on one device; `tokenizer` is None for a model that reads no text."""
+
+    model: Model
+    variables: Variables
+    tokenizer: Tokenizer | None
+
+
+def config(source: str | None = None, knobs: Knobs | None = None) -> RunConfig:
+    """The config of `path/to/file.py:name+ablation` (None: the defaults) with the values of some knobs, by dotted key.
+
+    Raises UsageError as the launcher does.
+    """
+    return (RunConfig() if source is None else reader.read(source)).replace(knobs or {})
+
+
+def train(
+    config: RunConfig, workdir: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
+) -> RunResult:
+    """Train in a workdir on devices (None: all), or go on with the run that it holds. Prints as the launcher does.
+
+    Raises UsageError for a config that cannot run and for a workdir of another run, and the errors of training.
+    """
+    return run.train(config, os.fspath(workdir), _runtime(), devices=_listed(devices))
+
+
+def load(name: str | os.PathLike[str], device: jax.Device | None = None) -> LoadedCheckpoint:
+    """The model, variables and tokenizer of a run's checkpoint, `W`, `W@500`, `W@best` or `W@latest`, on one device.
+
+    Its data need not exist. Of a run with averaged parameters (optim.ema, schedule_free) it takes these. Damaged
+    checkpoints are named and passed over, as by the launcher. Raises UsageError if there is no checkpoint, and
+    checkpoint.CorruptCheckpoint if none can be restored.
+    """
+    device = device or jax.local_devices()[0]
+
+    def load_one(workdir: str, n: int) -> LoadedCheckpoint:
+        config = load_model.checkpoint_config(workdir, n).replace({"mesh": "dp:1"})
+        opened = load_model.open_without_data(config, workdir, n, _runtime(), [device])
+        variables = {part: tree for part, tree in opened.variables.items() if tree}
+        sharding = jax.sharding.SingleDeviceSharding(device)  # not of the mesh, so that no context is needed
+        return LoadedCheckpoint(opened.setup.model, jax.device_put(variables, sharding), opened.setup.tokenizer)
+
+    return _first(os.fspath(name), load_one)
+
+
+def evaluate(
+    name: str | os.PathLike[str], knobs: Knobs | None = None, *, devices: Sequence[jax.Device] | None = None
+) -> Scores:
+    """The scores of a run's checkpoint on its held-out split, as the verb `eval` prints them.
+
+    `knobs` are other values of its config, as {"data.name": "my.txt", "eval.split": "train"}. Raises as `load`, and
+    UsageError for data that do not fit.
+    """
+
+    def evaluate_one(workdir: str, n: int) -> Scores:
+        config = load_model.checkpoint_config(workdir, n).replace(knobs or {})
+        return evaluate_verb.evaluate_checkpoint(config, workdir, n, _runtime(), _listed(devices))
+
+    return _first(os.fspath(name), evaluate_one)
+
+
+def generate(
+    model: Model,
+    variables: Variables,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+) -> str:
+    """The text with which a language model continues a prompt, to an end token or before one of the texts `stop`.
+
+    A temperature of 0 is greedy. Raises UsageError for a model that does not generate text and for illegal settings.
+    """
+    ids = [encode_prompt(tokenizer, prompt)]
+    how = sample.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tokenizer.stop_ids)
+    chunks = sample.generate(model, variables, ids, jax.random.key(seed), count=max_new_tokens, sampling=how)
+    return "".join(new for (new,) in stream_texts(tokenizer, ids, chunks, stop))
+
+
+def _first(name: str, use: Callable[[str, int], T]) -> T:
+    """The result of `use(workdir, n)` for the first checkpoint of a name that can be restored."""
+    workdir, which = checkpoint.split_name(name)
+    if which == "all":
+        raise UsageError(f"{name} names all checkpoints; give one, such as {workdir}@best")
+    runtime = _runtime()
+    steps = checkpoint.select(workdir, which, runtime.say)
+    return checkpoint.first_restorable(workdir, steps, partial(use, workdir), runtime.say)[1]
+
+
+def _runtime() -> Runtime:
+    return Runtime(time.time, os.environ, sys.stdout, monotonic=time.monotonic)
+
+
+def _listed(devices: Sequence[jax.Device] | None) -> list[jax.Device] | None:
+    return None if devices is None else list(devices)
