@@ -123,14 +123,16 @@ class Source(Protocol):
     def first_row(self, prepare: Augment) -> "Source":
         """The first row only, transformed by `prepare`; texts are returned unchanged."""
 
-    def part_order(self) -> Sequence[int]:
-        """Its rows in the order in which parts of it take them."""
+    def part_order(self) -> np.ndarray:
+        """Its rows in the order in which parts of it take them [n]."""
 
-    def gather(self, rows: "Sequence[tuple[Source, int]]", identity: Identity) -> "Source":
-        """A source like this one of single rows of several."""
+    def gather(self, parts: "Sequence[Part]", identity: Identity) -> "Source":
+        """A source like this one, of some rows of several."""
 
 
-def gather_notes(rows: Sequence[tuple[Source, int]]) -> tuple[str, ...]:
-    """The notes of the sources of rows, each once."""
-    sources = {id(source): source for source, _ in rows}
-    return tuple(dict.fromkeys(note for source in sources.values() for note in source.notes))
+Part = tuple[Source, np.ndarray]  # some rows of a source
+
+
+def gather_notes(parts: Sequence[Part]) -> tuple[str, ...]:
+    """The notes of the sources of parts, each once."""
+    return tuple(dict.fromkeys(note for source, _ in parts for note in source.notes))

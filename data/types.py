@@ -8,7 +8,7 @@ import numpy as np
 from data import eval_set
 from data.eval_set import EvalSet
 from data.fields import Augment, Batch, Fields, Identity, absent_classes, check_labels, checksum, object_array
-from data.source import EpochSource, Reading, RowType, gather_notes
+from data.source import EpochSource, Part, Reading, RowType, gather_notes
 from data.source import Source as Source  # one of the types too
 from data.text import packing, translation_rows
 from errors import UsageError
@@ -106,42 +106,51 @@ class Examples:
         row = prepare(self.__getitems__([0]), 0, np.zeros(1, np.int64))
         return replace(self, fields=row, count=1)
 
-    def part_order(self) -> Sequence[int]:
+    def part_order(self) -> np.ndarray:
         """Their own order; if they are sorted by class, classes evenly interleaved."""
         if self.sorted_labels is None:
-            return range(len(self))
+            return np.arange(len(self))
         counts = np.bincount(self.sorted_labels)
         place = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])
-        return np.argsort(place, kind="stable").tolist()
+        return np.argsort(place, kind="stable")
 
-    def gather(self, rows: Sequence[tuple[Source, int]], identity: Identity) -> "Examples":
+    def gather(self, parts: Sequence[Part], identity: Identity) -> "Examples":
         """Examples that are read from their sources, or in memory if these are."""
-        chosen = tuple((s, i) for s, i in rows if isinstance(s, Examples))
-        read, absent = _RowReader(chosen), self.absent
+        own = [(source, rows) for source, rows in parts if isinstance(source, Examples)]
+        owners = np.repeat(np.arange(len(own)), [len(rows) for _, rows in own])
+        read = _PartReader(tuple(source for source, _ in own), owners, np.concatenate([rows for _, rows in own]))
+        fields, absent = read if callable(self.fields) else read(np.arange(len(owners))), self.absent
         if self.sorted_labels is not None:
-            labels = [s.sorted_labels[i] for s, i in chosen if s.sorted_labels is not None]
-            absent = absent_classes(np.array(labels), self.names or ())
-        fields = read if callable(self.fields) else read(np.arange(len(chosen)))
-        changed = replace(self, fields=fields, count=len(chosen), identity=identity, notes=gather_notes(chosen))
+            labels = [source.sorted_labels[rows] for source, rows in own if source.sorted_labels is not None]
+            absent = absent_classes(np.concatenate(labels), self.names or ())
+        changed = replace(self, fields=fields, count=len(owners), identity=identity, notes=gather_notes(parts))
         return replace(changed, absent=absent, sorted_labels=None)
 
 
 @dataclass(frozen=True)
-class _RowReader:
-    """Rows -> fields; each row is a row of one of the sources."""
+class _PartReader:
+    """Rows -> fields; each row i is the row `rows[i]` of the source `owners[i]`."""
 
-    rows: tuple[tuple[Examples, int], ...]
+    sources: tuple[Examples, ...]
+    owners: np.ndarray
+    rows: np.ndarray
 
     def __call__(self, wanted: np.ndarray) -> Fields:
         """The fields of some rows, in their order."""
-        rows = [source.__getitems__([row]) for source, row in (self.rows[int(i)] for i in wanted)]
-        return {name: _stack([fields[name] for fields in rows]) for name in rows[0]}
+        order, parts = [], []
+        for i, source in enumerate(self.sources):
+            places = np.flatnonzero(self.owners[wanted] == i)
+            if places.size:
+                order.append(places)
+                parts.append(source.__getitems__(self.rows[wanted[places]]))
+        back = np.argsort(np.concatenate(order))
+        return {name: _concatenate([fields[name] for fields in parts])[back] for name in parts[0]}
 
 
-def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """A field of single rows [1 ...] -> of all rows [n ...], as an object array if images differ in size."""
-    same_shape = len({part.shape for part in parts}) == 1
-    return np.concatenate(parts) if same_shape else object_array([part[0] for part in parts])
+def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """A field of some rows [n ...] each -> of all rows, as an object array if images differ in size."""
+    same_shape = len({part.shape[1:] for part in parts}) == 1
+    return np.concatenate(parts) if same_shape else object_array([image for part in parts for image in part])
 
 
 @dataclass(frozen=True)
@@ -220,17 +229,18 @@ class Texts:
         """The texts themselves."""
         return self
 
-    def part_order(self) -> Sequence[int]:
+    def part_order(self) -> np.ndarray:
         """Their own order."""
-        return range(len(self))
+        return np.arange(len(self))
 
-    def gather(self, rows: Sequence[tuple[Source, int]], identity: Identity) -> "Texts":
+    def gather(self, parts: Sequence[Part], identity: Identity) -> "Texts":
         """Documents of several sources with their labels."""
-        chosen, labels, absent = [(s, i) for s, i in rows if isinstance(s, Texts)], self.labels, tuple[str, ...]()
+        own = [(source, rows) for source, rows in parts if isinstance(source, Texts)]
+        documents = tuple(source.documents[row] for source, rows in own for row in rows)
+        labels, absent = self.labels, tuple[str, ...]()
         if labels is not None:
-            labels = np.array([s.labels[i] for s, i in chosen if s.labels is not None], labels.dtype)
+            labels = np.concatenate([source.labels[rows] for source, rows in own if source.labels is not None])
             absent = absent_classes(labels, self.names or [*map(str, range(self.classes or 0))])
-        documents = tuple(s.documents[i] for s, i in chosen)
         return replace(self, documents=documents, labels=labels, identity=identity, absent=absent)
 
 
@@ -300,14 +310,15 @@ class ParallelText:
         """The texts themselves."""
         return self
 
-    def part_order(self) -> Sequence[int]:
+    def part_order(self) -> np.ndarray:
         """Their own order."""
-        return range(len(self))
+        return np.arange(len(self))
 
-    def gather(self, rows: Sequence[tuple[Source, int]], identity: Identity) -> "ParallelText":
+    def gather(self, parts: Sequence[Part], identity: Identity) -> "ParallelText":
         """Pairs of several sources."""
-        chosen = [(s, i) for s, i in rows if isinstance(s, ParallelText)]
-        texts, translations = tuple(s.texts[i] for s, i in chosen), tuple(s.translations[i] for s, i in chosen)
+        own = [(source, rows) for source, rows in parts if isinstance(source, ParallelText)]
+        texts = tuple(source.texts[row] for source, rows in own for row in rows)
+        translations = tuple(source.translations[row] for source, rows in own for row in rows)
         return replace(self, texts=texts, translations=translations, identity=identity)
 
 

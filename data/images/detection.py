@@ -11,7 +11,7 @@ from data.fields import DECODE_ONCE, Fields, Identity, Pixels, iter_blocks
 from data.images import decode
 from data.images.resize import Size
 from data.progress import Tick, silent
-from data.source import RowType, Source, gather_notes
+from data.source import Part, RowType, Source, gather_notes
 from data.types import Examples
 from errors import UsageError
 
@@ -128,16 +128,14 @@ class DetectionDataset(Examples):
         assert isinstance(self.fields, DetectionReader)
         return replace(self, fields=replace(self.fields, max_boxes=max_boxes))
 
-    def gather(self, rows: Sequence[tuple[Source, int]], identity: Identity) -> "DetectionDataset":
+    def gather(self, parts: Sequence[Part], identity: Identity) -> "DetectionDataset":
         """Images of several sets with their boxes."""
-        chosen = [(s, i) for s, i in rows if isinstance(s, DetectionDataset)]
-        annotations = RaggedAnnotations.of(
-            [s.annotations[i] for s, i in chosen], [s.annotations.size(i) for s, i in chosen]
-        )
-        decoders = [(s.fields.decode, i) for s, i in chosen if isinstance(s.fields, DetectionReader)]
+        own = [(s, int(row)) for s, rows in parts if isinstance(s, DetectionDataset) for row in rows]
+        annotations = RaggedAnnotations.of([s.annotations[i] for s, i in own], [s.annotations.size(i) for s, i in own])
+        decoders = [(s.fields.decode, i) for s, i in own if isinstance(s.fields, DetectionReader)]
         reader = DetectionReader(_Decoder(tuple(decoders)), annotations, annotations.max_boxes)
-        paths = tuple(s.paths[i] for s, i in chosen if s.paths)
-        changed = replace(self, fields=reader, count=len(chosen), identity=identity, notes=gather_notes(chosen))
+        paths = tuple(s.paths[i] for s, i in own if s.paths)
+        changed = replace(self, fields=reader, count=len(own), identity=identity, notes=gather_notes(parts))
         return replace(changed, annotations=annotations, paths=paths)
 
 

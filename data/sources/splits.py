@@ -115,4 +115,4 @@ def take(split: str, load: Callable[[str], Source]) -> Source:
     if len(sources) > 1:
         identity["checksum"] = checksum(*(str(source.identity["checksum"]).encode() for source in sources.values()))
     order = {name: source.part_order() for name, source in sources.items()}
-    return first.gather([(sources[name], order[name][i]) for name, rows in chosen for i in rows], identity)
+    return first.gather([(sources[name], order[name][rows.start : rows.stop]) for name, rows in chosen], identity)
