@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -22,12 +23,23 @@ def load_module(where: str, key: str) -> ModuleType:
             return importlib.import_module(where)
     if not Path(where).is_file():
         raise UsageError(f"{key}: there is no file {where!r}")
-    spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+    with code_errors(key, where):
+        return _run_file(where, Path(where).stat().st_mtime_ns)
+
+
+def has_module(name: str) -> bool:
+    """Whether there is a top-level module of this name."""
+    return importlib.util.find_spec(name) is not None
+
+
+@cache
+def _run_file(path: str, changed: int) -> ModuleType:
+    """The module of a file, which is run once unless it has `changed`."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with code_errors(key, where):
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
 
 

@@ -52,11 +52,16 @@ def find(request: Request) -> Reader | None:
 
 
 def label_columns(field: str | None) -> tuple[str, str] | None:
-    """The columns of texts and labels that data.field names, None if it does not name labels."""
+    """The columns of texts and labels that data.field names, None if it does not name labels.
+
+    Raises UsageError if both are the same.
+    """
     text, _, label = (field or "").partition(":")
     first, equals, column = label.partition("=")
     if not text or first not in LABELS or (equals and not column):
         return None
+    if text == (column or first):
+        raise UsageError(f"data.field = {field!r} must name two different columns, as text:label")
     return text, column or first
 
 

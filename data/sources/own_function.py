@@ -28,10 +28,12 @@ def find(request: Request) -> Reader | None:
     if match is None or match["function"] in VERSIONS or request.path.exists():
         return None
     where, name = match["where"], match["function"]
+    if "." not in where and not imports.has_module(where):
+        return None  # TFDS has names with a colon too
     key = f"config key 'data.name' = {request.name!r}"
     module = imports.load_module(where, key)
-    functions = [k for k, v in vars(module).items() if callable(v)]
-    if name not in functions:
+    if not callable(getattr(module, name, None)):
+        functions = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
         raise unknown(f"function of {where}", name, functions)
     function, title = getattr(module, name), f"{Path(where).name}:{name}"
 
@@ -40,7 +42,10 @@ def find(request: Request) -> Reader | None:
             made = _call(function, title, split)
         return _source(made, title, split)
 
-    known = tuple(getattr(function, "splits", ()))
+    known = getattr(function, "splits", ())
+    if not isinstance(known, list | tuple) or not all(isinstance(split, str) for split in known):
+        raise UsageError(f"{title}.splits is {quote(known)}, not a tuple of names")
+    known = tuple(known)
     return checked_reader(request.name, lambda: known, load) if known else Reader(lambda: (), load)
 
 
@@ -57,8 +62,8 @@ def _source(made: object, title: str, split: str) -> Source:
     """A function's result as a source, with its name, split and length in the identity. Raises UsageError."""
     where = f"{title}, split {split!r}"
     if isinstance(made, Mapping):
-        fields = {str(k): np.asarray(v) for k, v in made.items() if k != "classes"}
-        return arrays.from_arrays(title, split, fields, made.get("classes"))
+        fields = {str(k): _array(f"{where}: {k}", v) for k, v in made.items() if k != "classes"}
+        return arrays.from_arrays(title, split, fields, _class_count(where, made.get("classes")))
     if isinstance(made, list | tuple):
         for i, text in enumerate(made):
             if not isinstance(text, str) or not text:
@@ -76,3 +81,16 @@ def _source(made: object, title: str, split: str) -> Source:
         if key not in made.identity:
             raise UsageError(f"{where} has no {key} in its identity, {quote(made.identity)}")
     return made
+
+
+def _array(where: str, value: object) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:  # as lists of different lengths
+        raise UsageError(f"{where} is no array: {error}") from None
+
+
+def _class_count(where: str, value: object) -> int | None:
+    if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+        raise UsageError(f"{where}: classes is {quote(value)}, not a number of classes")
+    return None if value is None else int(value)

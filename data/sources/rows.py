@@ -102,7 +102,9 @@ def _parquet_rows(file: Path, fields: Sequence[str]) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}, row {number:,}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    except UsageError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from data import sources
+from data.sources import own_function
+from data.sources.reader import Request
 from data.types import Examples, Texts, examples
 from errors import UsageError
 
@@ -83,6 +85,12 @@ def test_a_file_is_read_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             r"split 'train' is None; legal: a dict of arrays by field, a list of texts, or a",
         ),
         ("def f(split): return []", "has no texts"),
+        (
+            "def f(split): return {'features': [[1.0], [1, 2]], 'label': [0, 1]}",
+            "features is no array: ",
+        ),
+        ("def f(split): return {'features': [[1.0]], 'label': [0], 'classes': '3'}", "classes is '3', not a number"),
+        ("def f(split): ...\nf.splits = 'train'", r"own\.py:f\.splits is 'train', not a tuple of names"),
         ("def f(split): return ['a', 3]", "item 1 of its list is 3, not a text"),
         ("def f(split): return {'feature': [[1.0]], 'label': [0]}", "unknown array 'feature'; did you mean 'features'"),
         (
@@ -111,6 +119,12 @@ def test_what_a_function_does_wrong_is_one_line(code: str, says: str, tmp_path: 
 def test_no_such_function_is_refused(name: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         sources.load(name, "train")
+
+
+def test_a_name_of_tfds_with_a_colon_is_none_of_python() -> None:
+    """A version, or a namespace."""
+    for name in ("mnist:experimental_latest", "mnist:3.0.1", "huggingface:mnist"):
+        assert own_function.find(Request(name)) is None
 
 
 def test_a_field_and_a_path_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
