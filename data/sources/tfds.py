@@ -24,6 +24,7 @@ from data.images.detection import Rows
 from data.progress import Tick, silent
 from data.sources import splits
 from data.sources.builtin import BUILTIN
+from data.sources.labelled_texts import label_columns
 from data.sources.parallel_text import languages
 from data.sources.reader import Reader, Request
 from data.types import Examples, ParallelText, Source, Texts
@@ -141,6 +142,9 @@ def load(name: str, split: str, field: str | None, data_dir: str | None, tick: T
             raise field_error(name, field)
         rows, _, _ = open_split(name, split, data_dir, raw="image")
         return detection.from_tfds(rows, features["objects"].feature, features["image"].shape, identity, tick)
+    both = label_columns(field)
+    if both and label and label.key == both[1]:
+        field = both[0]  # labels come with a text anyway
     texts = sorted(k for k, f in features.items() if type(f).__name__ == "Text")  # features have no fixed order
     if field is None and texts:
         field = "text" if "text" in texts else texts[0]

@@ -225,6 +225,8 @@ def test_tfds_text_with_labels() -> None:
     got = sources.load("glue/sst2", "validation", data_dir=PREPARED)
     assert len(got) == 872
     assert all(isinstance(d, str) and d for d in got.documents)
+    same = sources.load("glue/sst2", "validation", field="sentence:label", data_dir=PREPARED)
+    assert same.identity == sources.load("glue/sst2", "validation", field="sentence", data_dir=PREPARED).identity
     for name, split, field, nearest in (
         ("glue/sst2", "validation", "sentense", "sentence"),
         ("glue/sst2", "valid", None, "validation"),
