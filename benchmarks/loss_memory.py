@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks import record
 from models.core.layers import compute_logits
 from models.core.spec import LazyLogits
-from train.tasks import chunked_cross_entropy, losses
+from train.tasks import chunked_cross_entropy
+from train.tasks.cross_entropy import correct, cross_entropy
 
 SHAPES = {  # B, T, D, vocabulary, padded vocabulary
     "V 128,256, D 256, 2 x 512 tokens": (2, 512, 256, 128256, 128256),
@@ -29,9 +30,9 @@ SHAPES = {  # B, T, D, vocabulary, padded vocabulary
 
 
 def plain(head: LazyLogits, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What `losses.next_token` computes if there are few logits."""
+    """What `NextToken` of train/tasks/language.py computes if there are few logits."""
     logits = compute_logits(head)
-    return losses.cross_entropy(logits, targets), losses.correct(logits, targets)
+    return cross_entropy(logits, targets), correct(logits, targets)
 
 
 WAYS: dict[str, Callable[..., Any]] = {"plain": plain, "chunked": chunked_cross_entropy.cross_entropy}

@@ -24,7 +24,7 @@ import models
 from benchmarks import record
 from configs.knobs import OptimConfig
 from train.sharding import mesh
-from train.tasks import losses
+from train.tasks import TASKS
 from train.update import optim, step
 
 GPTS = {  # layers, width, heads, context, batch, vocabulary
@@ -51,7 +51,7 @@ def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
     jax.set_mesh(place.mesh)
     tx = optim.make(OptimConfig(), model.specs["params"])
     state = step.init_on_mesh(model, tx, place, 0, step.StepOptions())
-    update = step.make_step(model, losses.TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, step.StepOptions())
+    update = step.make_step(model, TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, step.StepOptions())
     fields = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}
 
     def once() -> None:

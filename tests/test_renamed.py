@@ -20,7 +20,7 @@ from models.blocks.attention import attention
 from models.families import mlp
 from tests.support.runs import config_of, runtime
 from train.record import metrics
-from train.tasks import losses
+from train.tasks import TASKS, get_task
 from train.verbs import evaluate as evaluate_verb
 
 OLDER = Path(__file__).parent / "fixtures" / "run_of_62e66cd"  # made by that commit, under the old names
@@ -33,7 +33,7 @@ def test_the_tables_agree_with_the_code() -> None:
         (renamed.METRICS, metrics.UNITS),
         (renamed.TASKS, multiple_choice.EVAL_KINDS),
     ]
-    tables += [(renamed.WORDS["loss"], losses.TASKS), (renamed.WORDS["train.attention"], attention.BACKENDS)]
+    tables += [(renamed.WORDS["loss"], TASKS), (renamed.WORDS["train.attention"], attention.BACKENDS)]
     tables += [(renamed.WORDS["model.init"], mlp.INITIALIZERS)]
     tables += [(names, set(define_flags(verb))) for verb, names in renamed.FLAGS.items()]
     for family, names in renamed.FIELDS.items():
@@ -75,7 +75,7 @@ def test_an_old_flag(verb: str, old: str, new: str, capsys) -> None:
 def test_an_old_word() -> None:
     """Of a loss, a backend of attention, and a task."""
     with pytest.raises(UsageError, match="'squared': it is now called 'mse'"):
-        losses.get_task("squared")
+        get_task("squared")
     with pytest.raises(UsageError, match="'kernel': it is now called 'splash'"):
         models.build("gpt", attention="kernel")
     with pytest.raises(UsageError, match="'he': it is now called 'he_normal'"):

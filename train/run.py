@@ -21,6 +21,7 @@ from train.runtime import Runtime
 from train.setup import checks, run_data
 from train.setup.facts import Unread
 from train.setup.setup import Setup, dataset_title, set_up
+from train.tasks import with_options
 from train.trainer import RunResult, Trainer, read_result
 from train.update import optim, schedules, step
 
@@ -87,20 +88,18 @@ def train(
             return result
 
 
-def make_update(setup: Setup, tx: optax.GradientTransformation, mixes: bool) -> jax.stages.Wrapped:
+def make_update(setup: Setup, tx: optax.GradientTransformation, mixes: bool) -> step.Update:
     """The jitted update of a run, whose batches may mix rows. Raises UsageError for knobs that do not go together."""
     config, train = setup.config, setup.config.train
     if train.gradient != "autodiff" and (train.label_smoothing or train.z_loss or mixes):
         extras = "train.label_smoothing, train.z_loss, mixup nor cutmix"
         raise UsageError(f"train.gradient = {train.gradient!r} supports neither {extras}")
-    task = setup.task.with_extras(label_smoothing=train.label_smoothing, z_loss=train.z_loss)
+    task = with_options(setup.task, label_smoothing=train.label_smoothing, z_loss=train.z_loss)
     rate = schedules.make(config.schedule, config.optim.lr, train.steps)
     return step.make_step(setup.model, task, tx, rate, setup.place, setup.options)
 
 
-def _count_flops(
-    setup: Setup, update: jax.stages.Wrapped, state: step.State, batch: dict[str, jax.ShapeDtypeStruct]
-) -> int:
+def _count_flops(setup: Setup, update: step.Update, state: step.State, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
     """FLOPs of an update. Raises UsageError for sharding rules that the model does not take."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     try:

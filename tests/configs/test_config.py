@@ -20,7 +20,7 @@ from models.core.spec import Spec, _leaf_hash, flatten, initialize
 from tests.support import ROOT
 from tests.support.configs import CHANGED, FILES, VARIANTS, config
 from train.setup import checks
-from train.tasks import losses
+from train.tasks import TASKS
 from train.update import optim, schedules
 
 # Ablations that a config cannot take; they are refused in one line, not built. LeNet-5 has three stages to pool.
@@ -327,7 +327,7 @@ def _model(cfg: RunConfig) -> models.Model:
     module = models.FAMILIES[cfg.model.family]
     made = {"vocab": 100} if cfg.data.tokenizer != "byte" or cfg.loss in ("next_token", "translation") else {}
     if cfg.loss in ("softmax", "hinge", "perceptron", "quadratic"):
-        made["classes"] = 1 if losses.TASKS[cfg.loss].single_score else 10
+        made["classes"] = 1 if TASKS[cfg.loss].single_score else 10
     made |= {"shape": (8, 8, 1), "outputs": 1}
     known = {f.name for f in dataclasses.fields(module.Config)}
     given = {*fields, *module.SIZES.get(cfg.model.size, {})}
@@ -367,7 +367,7 @@ def test_every_variant_builds(file: str) -> None:
         checks.check(cfg)
         optim.make(cfg.optim, model.specs["params"])
         schedules.make(cfg.schedule, cfg.optim.lr, cfg.train.steps)
-        assert losses.TASKS[cfg.loss].trait in model.traits, names
+        assert TASKS[cfg.loss].output_kind in model.traits, names
         assert cfg.train.batch % cfg.train.accumulate == 0, names
 
 

@@ -20,19 +20,20 @@ from tests.support.cases import MESHES, random_variables
 from tests.support.harness import assert_gradients_close
 from train.record import metrics
 from train.sharding import mesh
-from train.tasks import losses
+from train.tasks import WeightedSums
+from train.tasks.classification import Quadratic, Softmax
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
 BY = {"equations": backprop.gradient, "scalar": scalar.gradient}
 
 
-def hinge(value: jax.Array, batch: dict[str, jax.Array]) -> losses.WeightedSums:
+def hinge(value: jax.Array, batch: dict[str, jax.Array]) -> WeightedSums:
     y = (2 * batch["label"] - 1).astype(jnp.float32)
     return {"loss": (jax.nn.relu(1 - y * value[:, 0]) * batch["weight"], batch["weight"])}
 
 
-TASKS = {"softmax": losses.softmax, "quadratic": losses.quadratic, "hinge": hinge}
+TASKS = {"softmax": Softmax().terms, "quadratic": Quadratic().terms, "hinge": hinge}
 
 
 def by_jax(params, inputs, c: mlp.Config, loss: str, total):

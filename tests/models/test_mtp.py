@@ -13,7 +13,7 @@ from models.core.layers import compute_logits, per_row_keys
 from models.core.spec import flatten, unsharded
 from tests.support.cases import batch_for, random_variables, tiny_model
 from train.sharding import mesh
-from train.tasks import losses
+from train.tasks import TASKS, language
 from train.update import step
 
 
@@ -50,7 +50,7 @@ def test_targets_further_on_are_those_that_all_on_the_way_lead_to() -> None:
         "segment": np.int32([[0] * 8, [0] * 8, [0, 0, 0, 0, 1, 1, 1, 1]]),
     }
     for count in (1, 2, 9):
-        got = losses.shift_targets(jax.tree.map(jnp.asarray, batch), count, unsharded)
+        got = language.shift_targets(jax.tree.map(jnp.asarray, batch), count, unsharded)
         for b, t in np.ndindex(3, 8):
             way = batch["weight"][b, t : t + count + 1]
             near = t + count < 8 and (way > 0).all() and len(set(batch["segment"][b, t : t + count + 1])) == 1
@@ -81,12 +81,12 @@ def test_the_loss_takes_a_mean_over_modules_and_all_tokens() -> None:
 
     (_, mtp_loss), want = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
-    grad = step.make_gradient(model, losses.TASKS["next_token"], place, step.StepOptions())
+    grad = step.make_gradient(model, TASKS["next_token"], place, step.StepOptions())
     with jax.set_mesh(place.mesh):
         put = {k: jax.device_put(v, place.sharding("batch seq")) for k, v in batch.items()}
         mine = jax.device_put(params, place.shardings(model.specs["params"]))
         keys = per_row_keys(jax.random.key(0), jax.device_put(jnp.arange(16), place.sharding("batch")))
-        got, (terms, _, _) = jax.jit(grad)(mine, {}, put, keys, total, {})
+        got, (terms, _, _) = jax.jit(grad)(mine, {}, put, keys, total, {}, {})
     np.testing.assert_allclose(terms["mtp_loss"][0] / terms["mtp_loss"][1], mtp_loss, rtol=1e-5)
     whole = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(want)))
     for name, g in flatten(got).items():

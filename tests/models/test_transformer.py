@@ -15,7 +15,7 @@ from models.pretrained import layouts
 from tests.support.cases import random_variables, to_inputs
 from tests.support.harness import assert_gradients_close
 from train.generate.beam_search import beam_search
-from train.tasks import losses
+from train.tasks import get_task, with_options
 
 B, T, S, V = 4, 7, 9, 30
 SLOW, WEEKLY = (5, 6, 8), (2, 3, 4, 7, 9)  # with the first two every value of every field comes in the slow ones
@@ -133,11 +133,11 @@ def test_it_is_torchs(seed: int, tmp_path: Path) -> None:
     loss = (each * w).sum() / w.sum()
     loss.backward()
 
-    task = losses.get_task("translation").with_extras(label_smoothing=0.1)
+    task = with_options(get_task("translation"), label_smoothing=0.1)
 
     def ours(params):
         out = model.apply({"params": params}, batch, logits=False)
-        total, weight = task(out.value, {k: jnp.asarray(v) for k, v in batch.items()})["loss"]
+        total, weight = task.terms(out.value, {k: jnp.asarray(v) for k, v in batch.items()})["loss"]
         return jnp.sum(total) / jnp.sum(weight), model.predict({"params": params}, batch)
 
     (found, value), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])

@@ -26,7 +26,7 @@ from tests.support import ROOT
 from train.runtime import Runtime
 from train.setup import inputs
 from train.setup.setup import make_tokenizer
-from train.tasks import losses
+from train.tasks import TASKS, get_task
 from train.update import optim, schedules
 
 ROWS = [line for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if line.startswith("| ") and " | " in line]
@@ -88,8 +88,8 @@ def test_a_schedule_and_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_loss_and_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task of TASKS, and an operation with its form."""
-    monkeypatch.setitem(losses.TASKS, "mine", losses.TASKS["softmax"])
-    assert losses.get_task("mine").trait == "classifier"
+    monkeypatch.setitem(TASKS, "mine", TASKS["softmax"])
+    assert get_task("mine").output_kind == "classifier"
     black: Callable[..., Any] = lambda image, draw, frame: np.zeros_like(image)  # noqa: E731
     monkeypatch.setitem(augment.OPERATIONS, "mine", black)
     monkeypatch.setitem(augment.SYNTAX, "mine", augment.OpSyntax("mine", ()))

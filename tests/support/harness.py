@@ -18,7 +18,7 @@ from tests.support.cases import CASES, batch_for, random_variables, tiny_model
 from tests.support.runs import manifest
 from train import checkpoint
 from train.sharding import mesh
-from train.tasks import losses
+from train.tasks import TASKS
 from train.update import optim, param_groups, step
 
 
@@ -76,7 +76,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.model = self.model or tiny_model(self.name)
-        self.task = losses.TASKS[CASES[self.name].loss]
+        self.task = TASKS[CASES[self.name].loss]
         self.program = _programs.get(vars(self), self._compile)
         self.place, self.cfg, self.tx = self.program.place, self.program.cfg, self.program.tx
         self.update = self.program.update

@@ -23,7 +23,7 @@ from models.core.layers import dropout
 from models.core.spec import Outputs, Spec, zeros
 from train import checkpoint
 from train.sharding import device_batches, mesh
-from train.tasks import losses
+from train.tasks import SingleForwardTask, WeightedSums
 from train.update import optim, step
 
 BATCH, SEED, STEPS = 32, 5, (0, 7)
@@ -45,10 +45,14 @@ class Mask(Model):
         return stats
 
 
-def mask_terms(value: jax.Array, batch: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+class MaskCode(SingleForwardTask):
     """Sums of whole numbers, exact in float32: a row's id times a number that its mask decides."""
-    code = jnp.sum((value > 0) * (jnp.arange(64) ** 2 % 101)[None], -1)
-    return {"loss": (code * batch["id"], batch["weight"])}
+
+    output_kind, target_field, unit = "classifier", "label", ""
+
+    def terms(self, value: jax.Array, batch: dict[str, jax.Array]) -> WeightedSums:
+        code = jnp.sum((value > 0) * (jnp.arange(64) ** 2 % 101)[None], -1)
+        return {"loss": (code * batch["id"], batch["weight"])}
 
 
 def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
@@ -56,7 +60,7 @@ def mask_digest(place: mesh.Placement, accumulate: int) -> list[float]:
     settings = OptimConfig(name="sgd")
     model = Mask("mask", None)
     tx = optim.make(settings, model.specs["params"])
-    task, options = losses.Task(mask_terms, "classifier", "label", ""), step.StepOptions(accumulate=accumulate)
+    task, options = MaskCode(), step.StepOptions(accumulate=accumulate)
     update = step.make_step(model, task, tx, lambda n: jnp.asarray(0.0), place, options)
     shardings = step.state_shardings(model, tx, place, options)
 

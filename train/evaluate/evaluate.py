@@ -11,10 +11,12 @@ import numpy as np
 from data.eval_set import EvalSet
 from data.progress import Tick, silent
 from models import Model
+from models.core.layers import per_row_keys
 from train.record.metrics import flatten_metrics, is_entry
 from train.sharding import device_batches
 from train.sharding.mesh import Placement
-from train.tasks.losses import Task, WeightedSums, mask_padding_rows
+from train.tasks import Batch, Forward, Frozen, Task, WeightedSums
+from train.update.step import stream_key
 
 DISPLAY_NAMES = {"ece": "calibration error (ECE)"}  # for metrics with cryptic names
 BINS = 15  # of confidence, as in Guo et al. 2017
@@ -69,14 +71,22 @@ def merge(scores: dict[str, Scores]) -> Scores:
     return Scores(metrics, stderr, last.examples, last.clusters, prefix, last.rows)
 
 
-def make_eval_step(model: Model, task: Task, place: Placement) -> EvalStep:
-    """The jitted forward pass: (variables, batch) -> (sums and weights by row [B], predictions), replicated."""
+def make_eval_step(model: Model, task: Task, place: Placement, frozen: Frozen | None = None) -> EvalStep:
+    """The jitted loss: (variables, batch) -> (sums and weights by row [B], predictions), replicated.
 
-    def eval_step(variables: Any, batch: dict[str, jax.Array]) -> tuple[WeightedSums, dict[str, jax.Array]]:
-        out = model.apply(variables, batch, place=place, logits=False)
-        return {**mask_padding_rows(out.metrics, batch), **task(out.value, batch)}, task.predictions(out.value, batch)
+    A task that draws gets keys by the rows' indices in the evaluation set, so a result depends on neither batch size
+    nor mesh; it gets None for a batch without `row`, the indices.
+    """
 
-    return jax.jit(eval_step, out_shardings=place.replicated)
+    def eval_step(variables: Any, batch: Batch, frozen: Any) -> tuple[WeightedSums, dict[str, jax.Array]]:
+        fields = {name: values for name, values in batch.items() if name != "row"}
+        keys = per_row_keys(stream_key(0, "eval"), batch["row"]) if "row" in batch else None
+        forward = Forward(model, variables, place, keys=keys)
+        terms = task.loss(forward, fields, frozen)
+        return {**forward.metrics(fields), **terms}, task.predictions(forward.outputs[0].value, fields)
+
+    program = jax.jit(eval_step, out_shardings=place.replicated)
+    return lambda variables, batch: program(variables, batch, frozen or {})
 
 
 def evaluate(

@@ -30,7 +30,7 @@ def evaluate_variables(
         scores = evaluate.evaluate(eval_step, variables, eval_set, setup.place, rows, limit, should_stop, tick)
         if isinstance(eval_set.fields, DetectionDataset):
             scores = coco_map.with_precision(scores, eval_set.fields, inputs.detection_size(setup.config))
-        if setup.task.target_field == "labels":
+        if setup.task.is_multilabel:
             names = setup.class_names or tuple(map(str, range(setup.model.config.classes)))
             scores = multilabel.with_precision(scores, names, eval_set.clusters)
         found[prefix] = evaluate.with_perplexity(scores) if setup.task.per_token else scores

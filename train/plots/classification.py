@@ -54,15 +54,15 @@ def start_plots(setup: Setup, workdir: str, n: int) -> tuple[str, str]:
 def draw(setup: Setup, source: Source, eval_set: EvalSet, rows: Rows, workdir: str, n: int) -> list[Path]:
     """Draw the plots of the task into `W/plots/eval-<n>-*` -> files."""
     title, start = start_plots(setup, workdir, n)
-    if setup.task.trait == "language_model":
+    if setup.task.is_language_model:
         assert setup.tokenizer is not None
         return [write_passages(eval_set, rows, setup.tokenizer, title, Path(f"{start}-passages.txt"))]
     if rows.prediction is None or rows.label is None:
         return []
-    if setup.task.trait == "regressor":
+    if setup.task.is_regression:
         return [draw_values(rows.label, rows.prediction, title, Path(f"{start}-values.png"))]
     names = source.names or tuple(map(str, range(source.classes or 0)))
-    if setup.task.target_field == "labels":
+    if setup.task.is_multilabel:
         lines, averages = multilabel.precision_recall_curves(rows.prediction, rows.label)
         return [
             draw_precision_recall(multilabel.RECALLS, lines, averages, names, title, Path(f"{start}-precision.png"))

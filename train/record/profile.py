@@ -9,6 +9,7 @@ import jax
 
 from errors import UsageError
 from models.core.types import Tree
+from train.update.step import Update
 
 S = TypeVar("S")  # a state
 B = TypeVar("B")  # a batch
@@ -62,9 +63,7 @@ def profile_steps(
             jax.profiler.stop_trace()
 
 
-def write_programs(
-    update: jax.stages.Wrapped, state: Tree, batch: dict[str, jax.ShapeDtypeStruct], folder: Path
-) -> None:
+def write_programs(update: Update, state: Tree, batch: dict[str, jax.ShapeDtypeStruct], folder: Path) -> None:
     """Write the update's program before and after XLA's passes: `update.stablehlo.txt` and `update.hlo.txt`."""
     lowered = update.lower(state, batch)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from models.blocks.attention.attention import BACKENDS
 from models.blocks.moe.dispatch import DISPATCH
 from models.core.checks import REMAT
 from train.setup import inputs
-from train.tasks import losses
+from train.tasks import TASKS
 from train.update import optim, schedules
 from train.update.precision import PRECISIONS
 
@@ -30,7 +30,7 @@ CHOICES: dict[str, Collection[str]] = {  # knob -> the table that implements its
     "model.family": models.FAMILIES,
     "data.resize_mode": RESIZE_MODES,
     "data.interpolation": INTERPOLATIONS,
-    "loss": losses.TASKS,
+    "loss": TASKS,
     "optim.name": optim.OPTIMIZERS,
     "schedule.name": schedules.SCHEDULES,
     "train.precision": PRECISIONS,

@@ -7,7 +7,7 @@ from configs.knobs import RunConfig
 from data import sources
 from data.types import Source
 from models import Model
-from train.tasks import losses
+from train.tasks import Task
 from train.update import param_groups
 
 COMPUTE_KNOBS = {  # knobs of `train` that change how a model computes, not what -> the part of the model that uses it
@@ -20,7 +20,7 @@ Facts = Mapping[str, tuple[Collection[str], str]]  # fact -> (its values, their 
 Unread = Callable[[RunConfig, Facts], list[str]]  # -> a line for each assigned knob without effect under facts
 
 
-def data_facts(config: RunConfig, example: Source, task: losses.Task) -> Facts:
+def data_facts(config: RunConfig, example: Source, task: Task) -> Facts:
     """The facts that data and loss determine."""
     kind = example.row_type().kind
     resized = kind == "images" and (
@@ -30,7 +30,7 @@ def data_facts(config: RunConfig, example: Source, task: losses.Task) -> Facts:
     return {
         "data": ({kind, "resized images"} if resized else {kind}, kind),
         "sets": ({sets}, sets),
-        "task": ({task.trait}, f"loss {config.loss}"),
+        "task": ({task.output_kind}, f"loss {config.loss}"),
     }
 
 

@@ -12,7 +12,7 @@ from data.sampler import Augment
 from data.types import Source
 from errors import UsageError
 from models import Model
-from train.tasks.losses import TASKS, Task
+from train.tasks import TASKS, Task
 
 RESIZE_KNOBS = {
     "size": None,
@@ -66,11 +66,11 @@ def image_channels(config: RunConfig, model: Model | None = None) -> int | None:
 
 def mixup_transform(config: RunConfig, task: Task) -> mixup.Mixup | None:
     """Mixup or CutMix of pairs of rows, or None. Raises UsageError if the task does not support mixed labels."""
-    if task.target_field == "boxes":
+    if task.has_boxes:
         return None
     ways = tuple(s for s in augment.parse(config.data.augment) if s[0] in mixup.METHODS)
-    if ways and "mixing" not in task.extras:
-        able = ", ".join(name for name, other in TASKS.items() if "mixing" in other.extras)
+    if ways and not task.mixes_labels:
+        able = ", ".join(name for name, other in TASKS.items() if other.mixes_labels)
         raise UsageError(f"config key 'data.augment': {ways[0][0]} needs the loss {able}, not {config.loss}")
     return mixup.Mixup(config.seed, ways) if ways else None
 

@@ -56,7 +56,7 @@ def make_batches(setup: Setup, data: RunData, phase: sampler.Phase) -> sampler.B
         splits = f"splits {config.eval.split!r} and {config.data.split!r}"
         raise UsageError(f"{config.data.name}: {splits} have different classes")
     channels = inputs.image_channels(config, setup.model)
-    augment = inputs.train_transform(config, setup.task.target_field == "boxes", channels)
+    augment = inputs.train_transform(config, setup.task.has_boxes, channels)
     mix = inputs.mixup_transform(config, setup.task)
     return sampler.BatchSampler(training_sources(setup, data.corpora), (phase,), config.seed, augment, mix)
 
@@ -88,7 +88,7 @@ def training_sources(setup: Setup, corpora: Sequence[Source]) -> tuple[EpochSour
             f"{config.data.name}: split {config.data.split!r} has no example of the class "
             f"{' or '.join(sorted(absent))}, which other splits have"
         )
-    labelled = setup.task.target_field in ("label", "labels", "boxes")
+    labelled = setup.task.has_classes
     types = {(type(s).__name__, s.classes if labelled else None) for s in corpora}
     names = {s.names for s in corpora} if labelled else set()
     if len(names) > 1 and len(types) == 1:
@@ -104,7 +104,7 @@ def training_sources(setup: Setup, corpora: Sequence[Source]) -> tuple[EpochSour
             f"config key 'data.max_length' must be set for a mixture of parallel texts, {config.data.name!r}: "
             f"the tokens of a row, such as {setup.context}, not None"
         )
-    if config.train.stateful and ("carried" not in setup.model.traits or setup.task.trait != "language_model"):
+    if config.train.stateful and ("carried" not in setup.model.traits or not setup.task.is_language_model):
         raise UsageError("train.stateful = True needs a recurrent network and loss next_token")
     if config.train.stateful and len(corpora) > 1:
         raise UsageError(f"train.stateful = True needs one data set, not the mixture {config.data.name!r}")

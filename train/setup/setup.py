@@ -28,7 +28,7 @@ from train.runtime import Runtime
 from train.setup import facts, inputs
 from train.setup.facts import COMPUTE_KNOBS, Unread
 from train.sharding import mesh
-from train.tasks import losses
+from train.tasks import TASKS, Task, get_task
 from train.update import param_groups, step
 from train.update.precision import PRECISIONS
 
@@ -40,7 +40,7 @@ class Setup:
     config: RunConfig
     runtime: Runtime
     model: Model
-    task: losses.Task
+    task: Task
     place: mesh.Placement
     dtype: Any
     tokenizer: tokenizers.Tokenizer | None
@@ -85,9 +85,7 @@ class Setup:
     @property
     def eval_transform(self) -> Augment:
         """The transform of evaluated images."""
-        return inputs.eval_transform(
-            self.config, self.task.target_field == "boxes", inputs.image_channels(self.config, self.model)
-        )
+        return inputs.eval_transform(self.config, self.task.has_boxes, inputs.image_channels(self.config, self.model))
 
 
 def load_source(config: RunConfig, runtime: Runtime, name: str, split: str, tick: Tick = silent) -> Source:
@@ -138,7 +136,7 @@ def set_up(
     Raises UsageError for settings that do not fit together.
     """
     compute, dtype, _ = PRECISIONS[config.train.precision]
-    task = losses.get_task(config.loss)
+    task = get_task(config.loss)
     known = facts.data_facts(config, example, task)
     with raise_with(unread(config, known)):
         example = inputs.transform_example(config, example, model)
@@ -151,11 +149,11 @@ def set_up(
         made = tokenizers.restore(tokenizer) if tokenizer else make_tokenizer(config, runtime)
     sizes = _sizes_from_data(example, task, made)
     model = model or _build_model(config, shapes, {**sizes, "compute": compute})
-    if task.target_field == "targets" and "causal" not in model.traits and task.trait in model.traits:
+    if task.is_language_model and "causal" not in model.traits and task.output_kind in model.traits:
         raise UsageError(
             f"loss {config.loss!r} needs a causal model; {model.family} as configured attends to later tokens"
         )
-    if task.trait not in model.traits:
+    if task.output_kind not in model.traits:
         raise UsageError(
             f"family {config.model.family!r} does not support loss {config.loss!r} on data {config.data.name!r}"
         )
@@ -164,7 +162,7 @@ def set_up(
         if have < value:
             whose = f"the {'tokenizer' if made else 'data'}'s {value}{' tokens' if name == 'vocab' else ''}"
             raise UsageError(f"model.{name} = {have} is too small for {whose}")
-        if have > value and (name == "outputs" or task.single_score or task.target_field == "labels"):
+        if have > value and (name == "outputs" or task.single_score or task.is_multilabel):
             raise UsageError(f"model.{name} = {have} must be {value} for loss {config.loss!r} on {config.data.name!r}")
     if useless := unread(config, {**known, **facts.model_facts(model)}):
         raise join_problems(useless)
@@ -174,22 +172,22 @@ def set_up(
     return Setup(config, runtime, model, task, place, dtype, made, example.names)
 
 
-def _check_data_for_task(config: RunConfig, example: Source, task: losses.Task) -> None:
+def _check_data_for_task(config: RunConfig, example: Source, task: Task) -> None:
     """Raise UsageError if the data lacks the task's target field."""
     found = example.row_type()
     if task.target_field not in found.target_fields:
-        able = ", ".join(name for name, other in losses.TASKS.items() if other.target_field in found.target_fields)
+        able = ", ".join(name for name, other in TASKS.items() if other.target_field in found.target_fields)
         has = f"{found.words}, for the losses {able}"
         raise UsageError(f"data set {config.data.name!r} has {has}; the config has {config.loss!r}")
 
 
-def _sizes_from_data(example: Source, task: losses.Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
+def _sizes_from_data(example: Source, task: Task, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
     """Model sizes that the data determines, by Config field."""
     vocab = tokenizer.vocab if tokenizer else example.row_type().vocab
     sizes: dict[str, Any] = {"vocab": vocab} if vocab else {}
-    if task.target_field in ("label", "labels", "boxes"):
+    if task.has_classes:
         sizes["classes"] = 1 if task.single_score else example.classes
-    if task.target_field == "target":
+    if task.is_regression:
         sizes["outputs"] = example.row_type().shapes["target"][0]
     return sizes
 
@@ -259,7 +257,7 @@ def make_reading(setup: Setup) -> Reading:
     return Reading(
         tokenizer=setup.tokenizer,
         context=setup.context,
-        windows=setup.task.trait == "language_model",
+        windows=setup.task.is_language_model,
         streams=config.train.batch if config.train.stateful else None,
         max_length=config.data.max_length,
         parts=setup.place.seq_shards,

@@ -14,7 +14,7 @@ from models.pretrained import class_names
 from train.runtime import Runtime
 from train.setup.published import PREPROCESSING_KNOBS, default_loss, normalise_names, with_preprocessing
 from train.setup.setup import COMPUTE_KNOBS, dataset_names, load_source
-from train.tasks import losses
+from train.tasks import get_task
 
 DEFAULTS: dict[str, Any] = {  # without a config file: the defaults of transformers' Trainer
     **{"optim.lr": 5e-5, "optim.clip_norm": 1.0, "schedule.name": "linear", "train.batch": 8}
@@ -103,7 +103,7 @@ def _read_networks(
         return model, whole
     if "head" in fields and "head" not in chosen and model.config.head != "classes":
         chosen = {**{name: value for name, value in CLASSIFIER.items() if name in fields}, **chosen}
-    single = losses.get_task(config.loss).single_score
+    single = get_task(config.loss).single_score
     return pretrained.read_config(folder, ignore, **{"classes": 1 if single else classes, **chosen}), whole
 
 

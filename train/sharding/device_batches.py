@@ -100,7 +100,8 @@ def train_batches(
 
 
 def eval_batches(eval_set: EvalSet, place: Placement, size: int) -> Iterator[dict[str, jax.Array]]:
-    """The global batches of an evaluation, in order."""
+    """The global batches of an evaluation, in order, with each row's index in the evaluation set: row int32 [B]."""
     rows = local_rows(place, size)
-    for batch in eval_set.batches(size, rows):
+    for i, batch in enumerate(eval_set.batches(size, rows)):
+        batch["row"] = np.asarray(rows, np.int32) + np.int32(i * size)
         yield to_global_batch(check_finite_batch(batch), rows, size, place)

@@ -1,1 +1,61 @@
-"""Tasks: losses, metrics and predictions."""
+"""Tasks: losses, metrics and predictions. A task is a class of a module here, and an entry of TASKS."""
+
+import dataclasses
+from typing import Any
+
+import renamed
+from errors import UsageError, unknown
+from train.tasks.classification import Hinge, Perceptron, Quadratic, Softmax
+from train.tasks.detection import Detection
+from train.tasks.forward import Batch, Forward, Frozen, WeightedSums
+from train.tasks.language import NextToken, Translation
+from train.tasks.multilabel import Sigmoid
+from train.tasks.regression import MSE
+from train.tasks.task import SingleForwardTask, Task
+
+__all__ = [
+    "TASKS",
+    "Batch",
+    "Forward",
+    "Frozen",
+    "SingleForwardTask",
+    "Task",
+    "WeightedSums",
+    "get_task",
+    "with_options",
+]
+
+TASKS: dict[str, Task] = {
+    "softmax": Softmax(),
+    "sigmoid": Sigmoid(),
+    "quadratic": Quadratic(),
+    "hinge": Hinge(),
+    "perceptron": Perceptron(),
+    "mse": MSE(),
+    "next_token": NextToken(),
+    "translation": Translation(),
+    "detection": Detection(),
+}
+
+
+def get_task(name: str) -> Task:
+    """A task by name. Raises UsageError for an unknown one."""
+    if name not in TASKS:
+        raise unknown("loss", name, TASKS, renamed.WORDS["loss"])
+    return TASKS[name]
+
+
+def with_options(task: Task, **options: float) -> Task:
+    """The task with label smoothing, z-loss, … in training. Raises UsageError for an unsupported option."""
+    for name, value in options.items():
+        if value and not hasattr(task, name):
+            able = ", ".join(k for k, other in TASKS.items() if hasattr(other, name))
+            raise UsageError(f"config key 'train.{name}' = {value} needs one of the losses {able}")
+        if not 0 <= value < 1:
+            raise UsageError(f"config key 'train.{name}' must be in [0, 1), not {value}")
+    return _replace(task, {name: value for name, value in options.items() if value})
+
+
+def _replace(task: Any, fields: dict[str, Any]) -> Task:
+    """The task with fields replaced; one without fields need not be a dataclass."""
+    return dataclasses.replace(task, **fields) if fields else task

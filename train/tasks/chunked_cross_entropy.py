@@ -51,7 +51,9 @@ def fits_in_chunk(head: LazyLogits) -> bool:
 def cross_entropy(
     head: LazyLogits, targets: Int[Array, "b t"], *, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
-    """`losses.cross_entropy` and `losses.correct` of the head's logits: targets [B T] -> nats [B T], correct [B T].
+    """Cross-entropy and correct predictions of the head's logits: targets [B T] -> nats [B T], correct [B T].
+
+    They are `cross_entropy` and `correct` of `train/tasks/cross_entropy.py`.
 
     The gradient of the table is accumulated in float32. A chunk has at most MAX_LOGITS logits.
     Source: rematerialisation, Chen et al. 2016, arXiv:1604.06174, section 4, of the last layer only.

@@ -10,6 +10,7 @@ to the first; a box is assigned to the best of the anchors that heads use, also 
 where Darknet learns nothing.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -18,9 +19,32 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from models.blocks.vision.boxes import box_iou, paired_iou
-from models.blocks.vision.detection_head import DetectorOutput, anchor_grid, concat_maps, decode_boxes
+from models.blocks.vision.detection_head import DetectorOutput, anchor_grid, concat_maps, decode_boxes, detections
+from train.tasks.forward import Batch, WeightedSums
+from train.tasks.task import SingleForwardTask
 
+MIN_SCORE, NMS_IOU, MAX_DETECTIONS = (
+    0.005,
+    0.45,
+    100,
+)  # a detector's least score, overlap of one class, and boxes, as in Darknet
 OBJECT_WEIGHT = 5.0  # v2's weight of the objectness loss of assigned predictions; 1 for the others
+
+
+@dataclass(frozen=True)
+class Detection(SingleForwardTask):
+    """Detection of boxes and their classes."""
+
+    output_kind, target_field, unit = "detector", "boxes", "nats"
+
+    def terms(self, value: DetectorOutput, batch: Batch) -> WeightedSums:
+        """Loss in nats per image with its parts, and IoU."""
+        return detection(value, batch)
+
+    def predictions(self, value: DetectorOutput, batch: Batch) -> dict[str, Array]:
+        """`prediction` [B MAX_DETECTIONS 6]: boxes, scores (0: no box) and classes."""
+        boxes, scores, kinds, _ = detections(value, MIN_SCORE, NMS_IOU, MAX_DETECTIONS)
+        return {"prediction": jnp.concatenate([boxes, scores[..., None], kinds[..., None].astype(boxes.dtype)], -1)}
 
 
 class Assignment(NamedTuple):
@@ -60,7 +84,7 @@ def assign_predictions(value: DetectorOutput, boxes: Float[Array, "b m 4"], box_
     return Assignment(slot, cell, cells, anchor, same, (box_mask & ~later).astype(jnp.float32))
 
 
-def detection(value: DetectorOutput, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+def detection(value: DetectorOutput, batch: Batch) -> WeightedSums:
     """Detection: loss in nats per image, its parts (box, objectness, class), and the IoU of the assigned predictions.
 
     The box loss has weight 2 - w*h. Unassigned predictions that overlap a box by more than `ignore` have no objectness

@@ -4,7 +4,7 @@ The state is a dict {step, seed, params, stats, opt, ema, carry}; unused entries
 (seed, step, global row).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, auto_axes, reshard
 
-from errors import unknown
+from errors import UsageError, unknown
 from models import Model
 from models.core.layers import per_row_keys, site_hash
 from models.core.spec import Spec, abstract, flatten, initialize, path_name
 from train.sharding.mesh import Placement, batch_axes
-from train.tasks.losses import Task, mask_padding_rows, shift_targets
+from train.tasks import Batch, Forward, Frozen, SingleForwardTask, Task, WeightedSums
+from train.tasks.language import mtp_loss
 from train.update import optim
 from train.update.precision import cast_parameters
 
 State = dict[str, Any]
-Batch = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,22 @@ class StepOptions:
     gradient: str = "autodiff"  # or one of the family's hand-written GRADIENTS
     loss: str = ""  # the task's name, for a hand-written gradient
     freeze_mask: Any = None  # a bool for each parameter: True if frozen; None trains all
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """The jitted update: (state, batch) -> (state, metrics). The state is donated, the frozen variables are not."""
+
+    program: Any  # jitted: (state, batch, frozen) -> (state, metrics)
+    frozen: Frozen
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """The state after one update, and its metrics."""
+        return self.program(state, batch, self.frozen)
+
+    def lower(self, state: State, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> jax.stages.Lowered:
+        """The lowered program."""
+        return self.program.lower(state, batch, self.frozen)
 
 
 def stream_key(seed: jax.Array | int, name: str) -> jax.Array:
@@ -136,30 +152,34 @@ def make_step(
     rate: Callable[[jax.Array], jax.Array],
     place: Placement,
     options: StepOptions,
-) -> jax.stages.Wrapped:
+    frozen: Frozen | None = None,
+) -> Update:
     """The jitted update: (state, batch) -> (state, metrics).
 
-    If loss, gradient or step is not finite, only `step` changes, and `skipped` is 1.
+    If loss, gradient or step is not finite, only `step` changes, and `skipped` is 1. `frozen` are variables that the
+    task reads: an argument of the program, neither trained nor donated.
     """
     shardings = state_shardings(model, tx, place, options)
     carry_axes = jax.tree.map(lambda s: s.spec, shardings["carry"])
     grad = make_gradient(model, task, place, options)
     parts = options.accumulate
 
-    def gradient(state: State, batch: Batch) -> tuple[Any, Any, Any, Any]:
+    def gradient(state: State, batch: Batch, frozen: Frozen) -> tuple[Any, Any, Any, Any]:
         key = jax.random.fold_in(stream_key(state["seed"], "train"), state["step"])
         rows = reshard(jnp.arange(batch["weight"].shape[0]), place("batch"))
-        total = jnp.sum(batch["weight"])
+        total = jnp.sum(task.loss_weight(batch))
         carry = _reset_carry(state["carry"], batch.pop("reset", None))
         if parts == 1:
             grads, (terms, stats, carry) = grad(
-                state["params"], state["stats"], batch, per_row_keys(key, rows), total, carry
+                state["params"], state["stats"], batch, per_row_keys(key, rows), total, carry, frozen
             )
             return grads, terms, stats, carry
 
         def micro(sums: Any, part: Any) -> tuple[Any, Any]:
             (grads, stats), (batch, rows, carry) = sums, part
-            more, (terms, stats, carry) = grad(state["params"], stats, batch, per_row_keys(key, rows), total, carry)
+            more, (terms, stats, carry) = grad(
+                state["params"], stats, batch, per_row_keys(key, rows), total, carry, frozen
+            )
             return (jax.tree.map(jnp.add, grads, more), stats), (terms, carry)
 
         start = jax.tree.map(jnp.zeros_like, _float32(state["params"])), state["stats"]
@@ -174,8 +194,8 @@ def make_step(
     out_shardings = jax.tree.map(lambda s: s.spec, (shardings["params"], shardings["opt"]))
     update = auto_axes(lambda g, o, p, lr: tx.update(g, o, p, lr=lr), out_sharding=out_shardings)
 
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        grads, terms, stats, carry = gradient(state, dict(batch))
+    def step(state: State, batch: Batch, frozen: Any) -> tuple[State, dict[str, jax.Array]]:
+        grads, terms, stats, carry = gradient(state, dict(batch), frozen)
         stats = model.update_stats(stats, terms)
         grads = _float32(grads)
         norm = optax.tree.norm(grads)
@@ -193,7 +213,7 @@ def make_step(
         metrics.update(grad_norm=norm, lr=lr, skipped=1 - finite.astype(jnp.float32))
         return {**kept, "step": state["step"] + 1, "seed": state["seed"]}, metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.replicated))
+    return Update(jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.replicated)), frozen or {})
 
 
 def _reset_carry(carry: Any, reset: jax.Array | None) -> Any:
@@ -210,47 +230,54 @@ def _update_ema(mean: Any, params: Any, step: jax.Array, decay: float | None) ->
 
 
 def make_gradient(model: Model, task: Task, place: Placement, options: StepOptions) -> Callable[..., Any]:
-    """(params, stats, batch, keys, total, carry) -> (gradient of the loss's sum / `total`, (terms, stats, carry)).
+    """(params, stats, batch, keys, total, carry, frozen) -> (gradient of the loss's sum / `total`, (terms, …)).
 
-    It uses autodiff or a hand-written gradient of the family. Raises UsageError if the family lacks that one.
+    The rest is the statistics and the recurrent state after the task's last forward pass. It uses autodiff or a
+    hand-written gradient of the family. Raises UsageError if the family lacks that one, or the task needs autodiff.
     """
 
-    def sum_terms(value: Any, batch: Batch, metrics: Any = None) -> dict[str, tuple[jax.Array, jax.Array]]:
-        terms = {**mask_padding_rows(metrics or {}, batch), **task(value, batch)}
+    def sum_terms(terms: WeightedSums) -> WeightedSums:
         return {name: (jnp.sum(s, 0), jnp.sum(w)) for name, (s, w) in terms.items()}
 
-    def loss(params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any) -> Any:
+    def loss(
+        params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any, frozen: Frozen
+    ) -> Any:
         if options.freeze_mask is not None:
             params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, options.freeze_mask)
         variables = {"params": params, "stats": stats}
-        out = model.apply(variables, batch, train=True, key=keys, cache=carry or None, place=place, logits=False)
-        terms = sum_terms(out.value, batch, out.metrics)
-        own = {name: s / w for name, (s, w) in out.aux_losses.items()}  # the model's, each a mean over rows
-        share, more = terms["loss"][1] / total, sum(own.values(), start=jnp.zeros(()))
-        terms |= {name: (mean * share, share) for name, mean in own.items()}
-        ahead = [task(v, shift_targets(batch, k, place))["loss"] for k, v in enumerate(out.mtp_values, 1)]
-        if ahead:
-            nats, weight = (jnp.mean(jnp.stack([jnp.sum(pair[i]) for pair in ahead])) for i in range(2))
+        forward = Forward(model, variables, place, keys=keys, train=True, cache=carry or None)
+        own = task.loss(forward, batch, frozen)
+        terms = sum_terms({**forward.metrics(batch), **own})
+        added = forward.aux_losses()
+        share, more = terms["loss"][1] / total, sum(added.values(), start=jnp.zeros(()))
+        terms |= {name: (mean * share, share) for name, mean in added.items()}
+        if any(out.mtp_values for out in forward.outputs):
+            if not isinstance(task, SingleForwardTask):
+                raise UsageError(f"loss {options.loss!r} has no multi-token prediction, which this {model.family} has")
+            (out,) = forward.outputs
+            nats, weight = mtp_loss(task, out.mtp_values, batch, place)
             terms["mtp_loss"] = nats, weight
             more = more + out.mtp_weight * nats / terms["loss"][1]
-        return terms["loss"][0] / total + share * more, (
-            terms,
-            out.stats if stats else stats,
-            out.cache if carry else carry,
-        )
+        last = forward.outputs[-1].cache if carry else carry
+        return terms["loss"][0] / total + share * more, (terms, forward.stats, last)
 
     if options.gradient == "autodiff":
         return jax.grad(loss, has_aux=True)
     sources = getattr(model.module, "GRADIENTS", {})
     if options.gradient not in sources:
         raise unknown(f"source of gradients of family {model.family}", options.gradient, ("autodiff", *sources))
+    if not isinstance(task, SingleForwardTask):
+        raise UsageError(
+            f"train.gradient = {options.gradient!r} does not support loss {options.loss!r}, which runs the network "
+            f"itself; it needs 'autodiff'"
+        )
 
     def hand_written_gradient(
-        params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any
+        params: Any, stats: Any, batch: Batch, keys: jax.Array, total: jax.Array, carry: Any, frozen: Frozen
     ) -> Any:
         value, grads = sources[options.gradient](params, batch, model.config, options.loss, total)
         if options.freeze_mask is not None:
             grads = jax.tree.map(lambda g, f: jnp.zeros_like(g) if f else g, grads, options.freeze_mask)
-        return grads, (sum_terms(value, batch), stats, carry)
+        return grads, (sum_terms(task.terms(value, batch)), stats, carry)
 
     return hand_written_gradient

@@ -72,7 +72,7 @@ def evaluate_model(opened: LoadedModel, held_out: Source) -> tuple[EvalSet, eval
 def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> evaluate.Scores:
     """Evaluate a language model on multiple-choice questions, or on the last words of texts."""
     setup = opened.setup
-    if setup.task.trait != "language_model" or setup.tokenizer is None:
+    if not setup.task.is_language_model or setup.tokenizer is None:
         raise UsageError(f"{opened.name} is not a language model; --task={kind} needs one")
     config, data_dir = setup.config, setup.runtime.environ.get("TFDS_DATA_DIR")
     if kind == "multiple_choice":

@@ -32,7 +32,7 @@ from train.setup.setup import (
     load_source,
     set_up,
 )
-from train.tasks import losses
+from train.tasks import get_task
 from train.update import optim, step
 from train.update.precision import PRECISIONS
 
@@ -114,12 +114,8 @@ def open_without_data(
 def with_inputs(config: RunConfig, manifest: dict[str, Any]) -> RunConfig:
     """The config with an image classifier's input shape from a manifest, if it left that to the data."""
     inputs, family = manifest.get("inputs"), models.FAMILIES[config.model.family]
-    if (
-        inputs
-        and "inputs" not in config.model.fields
-        and family.INPUT == "image"
-        and losses.get_task(config.loss).target_field != "boxes"
-    ):
+    has_boxes = get_task(config.loss).has_boxes
+    if inputs and "inputs" not in config.model.fields and family.INPUT == "image" and not has_boxes:
         return config.replace({"model.inputs": tuple(inputs) if isinstance(inputs, list) else inputs})
     return config
 
@@ -216,7 +212,7 @@ def open_language_model(
         if "cached" not in model.traits:
             raise UsageError(f"{name} contains a {model.family}, which does not generate text")
         return open_pretrained(config, name, runtime, blank, one, ignore, unread=unread)
-    if checkpoint.load_tokenizer(name, n) is None or losses.get_task(config.loss).trait != "language_model":
+    if checkpoint.load_tokenizer(name, n) is None or not get_task(config.loss).is_language_model:
         raise UsageError(
             f"{name} is a {config.model.family} trained with loss {config.loss}; it does not generate text"
         )
@@ -226,7 +222,7 @@ def open_language_model(
 def empty_texts(config: RunConfig, loss: str, classes: int | None = None) -> Texts:
     """An empty text source, with labels of `classes` if the loss needs them, to set up a model without its data."""
     shapes = {"label": (0,), "labels": (0, classes or 1)}
-    field = losses.get_task(loss).target_field
+    field = get_task(loss).target_field
     labels = np.zeros(shapes[field], np.int32) if field in shapes else None
     return Texts((), {"name": config.data.name}, labels, None if labels is None else classes)
 
@@ -240,12 +236,12 @@ def dummy_source(
     """
     if models.FAMILIES[family].INPUT != "image":
         return empty_texts(config, loss, classes)
-    if losses.get_task(loss).target_field == "boxes":
+    if get_task(loss).has_boxes:
         return _dummy_detection_source(config, classes)
     if inputs is None:
         return load_source(config, runtime, dataset_names(config)[0], config.eval.split, Ticker(runtime))
     shape = (DEFAULT_SIDE, DEFAULT_SIDE, inputs) if isinstance(inputs, int) else tuple(inputs)
-    several = losses.get_task(loss).target_field == "labels"
+    several = get_task(loss).is_multilabel
     label = {"labels": np.zeros((1, classes or 1), np.float32)} if several else {"label": np.zeros(1, np.int32)}
     fields = {"image": np.zeros((1, *shape), np.uint8), **label}
     return Examples(fields, 1, {"name": config.data.name}, classes)

@@ -13,7 +13,7 @@ from data.eval_set import EvalSet
 from tests.support.cases import CASES, B, batch_for, random_variables, tiny_model
 from train.evaluate import evaluate
 from train.sharding import mesh
-from train.tasks import losses
+from train.tasks import TASKS, regression
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_a_row_has_the_ratio_of_its_own_sums() -> None:
 @pytest.mark.parametrize("name", ["mlp", "elman_values"])
 def test_answers_on_a_mesh_are_the_models(name: str) -> None:
     """Guesses of classes that lie on two devices are the argmax of the scores; accuracy is the share that is right."""
-    model, task = tiny_model(name, **{"classes": 8} if name == "mlp" else {}), losses.TASKS[CASES[name].loss]
+    model, task = tiny_model(name, **{"classes": 8} if name == "mlp" else {}), TASKS[CASES[name].loss]
     batch = batch_for(name)
     place = mesh.make_placement(mesh.make_mesh("dp:2,fsdp:2,tp:2"), model.specs)
     exam = EvalSet({k: v for k, v in batch.items() if k != "weight"}, np.arange(B))
@@ -178,25 +178,25 @@ def test_the_error_of_calibration_is_its_spread() -> None:
 def test_confidence_is_of_losses_of_probabilities() -> None:
     """A margin or a quadratic cost has none."""
     batch = {"label": jnp.zeros(2, jnp.int32), "weight": jnp.ones(2)}
-    got = losses.TASKS["softmax"].predictions(jnp.array([[0.0, math.log(3.0)], [0.0, 0.0]]), batch)
+    got = TASKS["softmax"].predictions(jnp.array([[0.0, math.log(3.0)], [0.0, 0.0]]), batch)
     np.testing.assert_allclose(got["confidence"], [0.75, 0.5], rtol=1e-6)
-    assert "confidence" not in losses.TASKS["quadratic"].predictions(jnp.zeros((2, 3)), batch)
-    assert "confidence" not in losses.TASKS["hinge"].predictions(jnp.zeros((2, 1)), batch)
+    assert "confidence" not in TASKS["quadratic"].predictions(jnp.zeros((2, 3)), batch)
+    assert "confidence" not in TASKS["hinge"].predictions(jnp.zeros((2, 1)), batch)
 
 
 def test_a_single_score_separates_two_classes() -> None:
     """Above 0 is class 1; what the hinge loss counts as right is what is guessed right."""
     score, label = np.array([[2.0], [-1.0], [0.5], [-3.0]], np.float32), np.array([1, 1, 0, 0], np.int32)
     batch = {"label": jnp.asarray(label), "weight": jnp.ones(4)}
-    answers = losses.TASKS["hinge"].predictions(jnp.asarray(score), batch)
+    answers = TASKS["hinge"].predictions(jnp.asarray(score), batch)
     np.testing.assert_array_equal(answers["prediction"], [1, 0, 1, 0])
-    right = losses.hinge(jnp.asarray(score), batch)["accuracy"][0]
+    right = TASKS["hinge"].terms(jnp.asarray(score), batch)["accuracy"][0]
     np.testing.assert_array_equal(right, answers["prediction"] == label)
 
 
 def test_what_is_many_values_a_row_is_not_kept() -> None:
     """Logits of a text, or a regressor's image, would fill the memory of the host."""
     tokens = {"targets": jnp.zeros((2, 3), jnp.int32), "weight": jnp.ones((2, 3))}
-    assert losses.TASKS["next_token"].predictions(jnp.zeros((2, 3, 5)), tokens) == {}
-    image = jnp.zeros((2, losses.MAX_OUTPUTS + 1))
-    assert losses.TASKS["mse"].predictions(image, {"target": image, "weight": jnp.ones(2)}) == {}
+    assert TASKS["next_token"].predictions(jnp.zeros((2, 3, 5)), tokens) == {}
+    image = jnp.zeros((2, regression.MAX_OUTPUTS + 1))
+    assert TASKS["mse"].predictions(image, {"target": image, "weight": jnp.ones(2)}) == {}

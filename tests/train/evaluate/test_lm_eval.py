@@ -18,7 +18,7 @@ from tests.support.harness import jit_predict
 from train.evaluate import evaluate
 from train.evaluate import lm_eval as examiner
 from train.sharding import mesh
-from train.tasks import losses
+from train.tasks import TASKS
 
 BYTE = tokenizers.ByteTokenizer()
 ITEMS = (
@@ -51,7 +51,7 @@ def ask(model, variables, items, text: str = "dp:1", size: int = 2) -> evaluate.
     place = mesh.make_placement(mesh.make_mesh(text, jax.devices()[:count]), model.specs)
     with jax.set_mesh(place.mesh):
         variables = {"params": jax.device_put(variables["params"], place.shardings(model.specs["params"])), "stats": {}}
-        examine = evaluate.make_eval_step(model, losses.TASKS["next_token"], place)
+        examine = evaluate.make_eval_step(model, TASKS["next_token"], place)
         return examiner.score_questions(
             model, BYTE, examine, variables, place, Questions(tuple(items), {"name": "x"}), size
         )
@@ -84,7 +84,7 @@ def test_likelihoods_are_those_of_the_definition(model) -> None:
     pairs = [("two and two is", " four"), ("", " x"), ("ab", " cd"), ("q" * 60, " no")]
     place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), made.specs)
     with jax.set_mesh(place.mesh):
-        examine = evaluate.make_eval_step(made, losses.TASKS["next_token"], place)
+        examine = evaluate.make_eval_step(made, TASKS["next_token"], place)
         rows = [examiner.encode_pair(BYTE, *pair) for pair in pairs]
         assert examiner.encode_pair(BYTE, "ab ", "cd")[1].tolist() == rows[2][1].tolist()  # spaces go to what follows
         found = examiner.likelihoods(made, examine, {**variables, "stats": {}}, place, rows, 3)

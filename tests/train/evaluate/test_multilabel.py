@@ -15,7 +15,7 @@ from data.types import Texts
 from errors import UsageError
 from train.evaluate import multilabel
 from train.evaluate.evaluate import Rows, Scores
-from train.tasks import losses
+from train.tasks import get_task
 
 
 def draw(rows: int = 60, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,7 @@ def test_the_loss_is_binary_cross_entropy() -> None:
     value = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) * 5
     labels = (np.random.default_rng(1).random((6, 4)) < 0.4).astype(np.float32)
     weight = np.array([1, 1, 1, 1, 1, 0], np.float32)
-    terms = losses.get_task("sigmoid")(
+    terms = get_task("sigmoid").terms(
         jnp.asarray(value), {"labels": jnp.asarray(labels), "weight": jnp.asarray(weight)}
     )
     p = 1 / (1 + np.exp(-value.astype(np.float64)))
@@ -44,8 +44,8 @@ def test_the_loss_is_binary_cross_entropy() -> None:
 
 def test_a_large_score_overflows_nothing() -> None:
     batch = {"labels": jnp.array([[0.0, 1.0]]), "weight": jnp.ones(1)}
-    assert float(losses.get_task("sigmoid")(jnp.array([[-1e4, 1e4]]), batch)["loss"][0][0]) == 0
-    assert float(losses.get_task("sigmoid")(jnp.array([[1e4, -1e4]]), batch)["loss"][0][0]) == pytest.approx(1e4)
+    assert float(get_task("sigmoid").terms(jnp.array([[-1e4, 1e4]]), batch)["loss"][0][0]) == 0
+    assert float(get_task("sigmoid").terms(jnp.array([[1e4, -1e4]]), batch)["loss"][0][0]) == pytest.approx(1e4)
 
 
 def test_average_precision_is_scikit_learns_with_ties_too() -> None:

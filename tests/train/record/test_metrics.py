@@ -15,7 +15,7 @@ import launch
 from errors import UsageError
 from train.record import metrics
 from train.runtime import Runtime
-from train.tasks import losses
+from train.tasks import TASKS
 
 
 def runtime(now: list[float]) -> Runtime:
@@ -80,7 +80,7 @@ def test_every_metric_has_a_unit() -> None:
     logits = jnp.zeros((2, 3, 4))
     batch = {"targets": jnp.zeros((2, 3), jnp.int32), "weight": jnp.ones((2, 3)), "bytes": jnp.ones((2, 3))}
     rows = {"label": jnp.zeros(2, jnp.int32), "weight": jnp.ones(2)}
-    names = set(losses.next_token(logits, batch)) | set(losses.softmax(jnp.zeros((2, 6)), rows))
+    names = set(TASKS["next_token"].terms(logits, batch)) | set(TASKS["softmax"].terms(jnp.zeros((2, 6)), rows))
     assert "top5_accuracy" in names
     assert names | {"perplexity", "ece", "grad_norm", "lr", "skipped"} <= set(metrics.UNITS)
 

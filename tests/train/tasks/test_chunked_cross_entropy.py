@@ -14,7 +14,8 @@ from models.core.spec import LazyLogits, flatten
 from tests.support.cases import tiny_model, weights
 from tests.support.harness import Trainer, assert_gradients_close, clear_programs
 from train.sharding import mesh
-from train.tasks import chunked_cross_entropy, losses
+from train.tasks import chunked_cross_entropy
+from train.tasks.language import NextToken
 
 B, T, V, D, VOCAB = 8, 6, 24, 16, 21
 MESHES = ("dp:8", "tp:2,dp:4", "dp:2,fsdp:2,tp:2", "fsdp:2,cp:2,tp:2")
@@ -40,7 +41,7 @@ def measured(given: Any, batch: Any, biased: bool = True, **extra: float) -> Any
 
     def loss(given: Any) -> Any:
         bias = given["bias"] if biased else None
-        terms = losses.next_token(LazyLogits(given["x"], given["table"], VOCAB, bias), batch, **extra)
+        terms = NextToken(**extra).terms(LazyLogits(given["x"], given["table"], VOCAB, bias), batch)
         return terms["loss"][0].sum(), terms
 
     return jax.jit(jax.grad(loss, has_aux=True))(given)

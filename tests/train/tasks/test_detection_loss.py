@@ -9,7 +9,7 @@ import pytest
 
 from models.blocks.vision.detection_head import DetectorOutput
 from tests.support.boxes import draw_boxes, iou_by_hand
-from train.tasks import losses
+from train.tasks import TASKS
 
 ANCHORS = (((0.2, 0.3), (0.5, 0.4)), ((0.1, 0.2),))
 PLANES = ((2, 3, 2), (4, 6, 1))
@@ -113,8 +113,8 @@ def by_loops(value: DetectorOutput, batch: dict[str, np.ndarray], n: int) -> dic
     return terms
 
 
-terms_of = jax.jit(losses.TASKS["detection"])
-slope_of = jax.jit(jax.grad(lambda value, batch: jnp.sum(losses.TASKS["detection"](value, batch)["loss"][0])))
+terms_of = jax.jit(TASKS["detection"].terms)
+slope_of = jax.jit(jax.grad(lambda value, batch: jnp.sum(TASKS["detection"].terms(value, batch)["loss"][0])))
 
 
 @pytest.mark.parametrize("exclusive", [False, True])

@@ -16,7 +16,9 @@ from models.core.layers import MASK_VALUE
 from models.core.spec import flatten
 from tests.support.cases import batch_for
 from train.record import metrics
-from train.tasks import losses
+from train.tasks import TASKS, cross_entropy
+from train.tasks.classification import Quadratic, Softmax
+from train.tasks.language import NextToken
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -43,14 +45,14 @@ def test_cross_entropy_is_minus_log_softmax(shape: tuple[int, ...]) -> None:
     """Against numpy in float64, for rows and for sequences."""
     logits, label = 3 * draw(*shape), np.random.default_rng(1).integers(0, 7, shape[:-1]).astype(np.int32)
     want = -np.take_along_axis(log_softmax(logits), label[..., None], -1)[..., 0]
-    np.testing.assert_allclose(run(losses.cross_entropy, logits, label), want, rtol=F32, atol=1e-6)
+    np.testing.assert_allclose(run(cross_entropy.cross_entropy, logits, label), want, rtol=F32, atol=1e-6)
 
 
 def test_masked_columns_count_for_nothing() -> None:
     """The padding of a vocabulary changes neither loss nor gradient, and takes no gradient itself."""
     logits, label = draw(4, 6), np.array([0, 5, 2, 3])
     padded = np.pad(logits, ((0, 0), (0, 3)), constant_values=MASK_VALUE)
-    total = jax.value_and_grad(lambda x, label: jnp.sum(losses.cross_entropy(x, label)))
+    total = jax.value_and_grad(lambda x, label: jnp.sum(cross_entropy.cross_entropy(x, label)))
     (got, slope), (want, wanted) = run(total, padded, label), run(total, logits, label)
     np.testing.assert_allclose(got, want, rtol=F32)
     np.testing.assert_allclose(slope[:, :6], wanted, rtol=F32, atol=1e-7)
@@ -59,27 +61,27 @@ def test_masked_columns_count_for_nothing() -> None:
 
 def test_large_logits_stay_finite() -> None:
     """Logits of a thousand overflow exp, not the loss."""
-    got = run(losses.cross_entropy, np.float32([[1000.0, 0.0], [-1000.0, 0.0]]), np.array([1, 1]))
+    got = run(cross_entropy.cross_entropy, np.float32([[1000.0, 0.0], [-1000.0, 0.0]]), np.array([1, 1]))
     np.testing.assert_allclose(got, [1000.0, 0.0])
 
 
 def test_hits_give_ties_to_the_first() -> None:
     """Of equal largest logits the first is the guess, as in argmax; a model that says nothing guesses class 0."""
     logits = np.float32([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [0.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
-    np.testing.assert_array_equal(run(losses.correct, logits, np.array([1, 2, 0, 0])), [1, 0, 1, 1])
+    np.testing.assert_array_equal(run(cross_entropy.correct, logits, np.array([1, 2, 0, 0])), [1, 0, 1, 1])
     random = np.random.default_rng(2).integers(0, 3, (50, 4)).astype(np.float32)  # full of ties
     label = np.random.default_rng(3).integers(0, 4, 50).astype(np.int32)
-    np.testing.assert_array_equal(run(losses.correct, random, label), random.argmax(-1) == label)
+    np.testing.assert_array_equal(run(cross_entropy.correct, random, label), random.argmax(-1) == label)
 
 
 def test_ranks_are_places_in_a_stable_sort() -> None:
     """By hand, with ties and NaN; and by sorting."""
     logits = np.float32([[1.0, 3.0, 3.0], [1.0, 3.0, 3.0], [0.0, 0.0, 0.0], [2.0, np.nan, 0.0], [np.nan] * 3])
-    np.testing.assert_array_equal(run(losses.rank, logits, np.array([0, 2, 1, 0, 1])), [2, 1, 1, 1, 2])
+    np.testing.assert_array_equal(run(cross_entropy.rank, logits, np.array([0, 2, 1, 0, 1])), [2, 1, 1, 1, 2])
     random = np.random.default_rng(2).integers(0, 5, (50, 9)).astype(np.float32)  # full of ties
     label = np.random.default_rng(3).integers(0, 9, 50).astype(np.int32)
     want = [list(np.argsort(-row, kind="stable")).index(i) for row, i in zip(random, label, strict=True)]
-    np.testing.assert_array_equal(run(losses.rank, random, label), want)
+    np.testing.assert_array_equal(run(cross_entropy.rank, random, label), want)
 
 
 @pytest.mark.parametrize("classes", [5, 6])
@@ -87,7 +89,7 @@ def test_five_guesses_are_reported_for_more_classes_alone(classes: int) -> None:
     """The share of rows whose class is not the very last of six; a row that weighs nothing adds nothing."""
     logits = -np.broadcast_to(np.arange(classes, dtype=np.float32), (4, classes))
     label, weight = np.array([0, classes - 1, 4, 5 % classes], np.int32), np.array([1, 1, 2, 0], np.float32)
-    got = run(losses.softmax, logits, {"label": label, "weight": weight})
+    got = run(Softmax().terms, logits, {"label": label, "weight": weight})
     if classes == 5:
         assert "top5_accuracy" not in got
     else:
@@ -98,7 +100,7 @@ def test_five_guesses_are_reported_for_more_classes_alone(classes: int) -> None:
 def test_softmax_task_weighs_rows() -> None:
     """Sums carry the weight, so that a padded row adds nothing to sum or weight."""
     logits, label, weight = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 1, 1, 0], np.float32)
-    got = run(losses.softmax, logits, {"label": label, "weight": weight})
+    got = run(Softmax().terms, logits, {"label": label, "weight": weight})
     want = -np.take_along_axis(log_softmax(logits), label[:, None], -1)[:, 0] * weight
     np.testing.assert_allclose(got["loss"][0], want, rtol=F32)
     np.testing.assert_array_equal(got["accuracy"][0], (logits.argmax(-1) == label) * weight)
@@ -111,8 +113,8 @@ def test_mixed_rows_have_two_labels(extra: dict[str, float]) -> None:
     logits, label, other = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 2, 2, 1], np.int32)
     share, weight = np.array([0.75, 0.25, 0.5, 0.0], np.float32), np.array([1, 1, 1, 2], np.float32)
     batch = {"label": label, "label_b": other, "lam": share, "weight": weight}
-    got = run(losses.softmax, logits, batch, **extra)
-    one, two = (run(losses.cross_entropy, logits, y, **extra) for y in (label, other))
+    got = run(Softmax(**extra).terms, logits, batch)
+    one, two = (run(cross_entropy.cross_entropy, logits, y, **extra) for y in (label, other))
     np.testing.assert_allclose(got["loss"][0], (share * one + (1 - share) * two) * weight, rtol=F32)
     if not extra:
         target = share[:, None] * np.eye(3)[label] + (1 - share[:, None]) * np.eye(3)[other]
@@ -123,7 +125,7 @@ def test_mixed_rows_have_two_labels(extra: dict[str, float]) -> None:
 def test_quadratic_task_is_half_the_squared_distance() -> None:
     """Nielsen's equation 6, a row at a time."""
     value, label, weight = draw(4, 3), np.array([0, 1, 2, 0], np.int32), np.array([1, 1, 0, 2], np.float32)
-    got = run(losses.quadratic, value, {"label": label, "weight": weight})
+    got = run(Quadratic().terms, value, {"label": label, "weight": weight})
     want = 0.5 * np.square(value - np.eye(3, dtype=np.float32)[label]).sum(-1) * weight
     np.testing.assert_allclose(got["loss"][0], want, rtol=F32)
 
@@ -133,14 +135,14 @@ def test_next_token_counts_tokens_and_bytes() -> None:
     logits, targets = draw(2, 3, 5), np.array([[0, 1, 2], [3, 4, 0]], np.int32)
     weight, size = np.array([[1, 1, 1], [1, 0, 0]], np.float32), np.array([[1, 2, 4], [3, 0, 0]], np.float32)
     batch = {"targets": targets, "weight": weight, "bytes": size}
-    got = run(losses.next_token, logits, batch)
+    got = run(NextToken().terms, logits, batch)
     nats = (-np.take_along_axis(log_softmax(logits), targets[..., None], -1)[..., 0] * weight).sum(-1)
     np.testing.assert_allclose(got["loss"][0], nats, rtol=F32)
     np.testing.assert_array_equal(got["loss"][1], [3, 1])
     np.testing.assert_allclose(got["bits_per_byte"][0], nats / np.log(2), rtol=F32)
     np.testing.assert_array_equal(got["bits_per_byte"][1], [7, 3])
     del batch["bytes"]
-    assert "bits_per_byte" not in run(losses.next_token, logits, batch)
+    assert "bits_per_byte" not in run(NextToken().terms, logits, batch)
 
 
 def test_smoothing_and_z_loss_by_hand() -> None:
@@ -151,14 +153,14 @@ def test_smoothing_and_z_loss_by_hand() -> None:
     target = 0.9 * np.eye(4)[label] + 0.1 / 4
     want = -(target * (logits - normaliser[:, None])).sum(1) + 0.01 * normaliser**2
     for given in (logits, masked):
-        got = run(losses.cross_entropy, given, label, label_smoothing=0.1, z_loss=0.01)
+        got = run(cross_entropy.cross_entropy, given, label, label_smoothing=0.1, z_loss=0.01)
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_margins_by_hand() -> None:
     value = np.float32([[2.0], [0.5], [-1.0], [0.0]])
     rows = {"label": np.array([1, 1, 1, 0]), "weight": np.float32([1.0, 1, 1, 2])}
-    hinge, perceptron = (run(losses.TASKS[name], value, rows) for name in ("hinge", "perceptron"))
+    hinge, perceptron = (run(TASKS[name].terms, value, rows) for name in ("hinge", "perceptron"))
     np.testing.assert_allclose(hinge["loss"][0], [0, 0.5, 2, 2])
     np.testing.assert_allclose(perceptron["loss"][0], [0, 0, 1, 0])
     np.testing.assert_allclose(perceptron["accuracy"][0], [1, 1, 0, 0])
@@ -194,7 +196,7 @@ def test_the_rule_is_sgd_on_the_perceptrons_criterion() -> None:
 
     def loss(params: Any, rows: Any) -> jax.Array:
         value = model.apply({"params": params}, rows).value
-        return losses.TASKS["perceptron"](value, rows)["loss"][0].sum()
+        return TASKS["perceptron"].terms(value, rows)["loss"][0].sum()
 
     grads = flatten(run(jax.grad(loss), model.init(jax.random.key(0))["params"], batch))
     np.testing.assert_allclose(grads["head/kernel"][:, 0], -batch["features"][0], rtol=1e-6)
