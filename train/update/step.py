@@ -157,8 +157,14 @@ def make_step(
     """The jitted update: (state, batch) -> (state, metrics).
 
     If loss, gradient or step is not finite, only `step` changes, and `skipped` is 1. `frozen` are variables that the
-    task reads: an argument of the program, neither trained nor donated.
+    task reads: an argument of the program, neither trained nor donated. Raises UsageError for several microbatches if
+    the task couples rows.
     """
+    if options.accumulate > 1 and task.couples_rows:
+        raise UsageError(
+            f"train.accumulate = {options.accumulate} must be 1: loss {options.loss!r} compares each row with all "
+            f"others of the batch"
+        )
     shardings = state_shardings(model, tx, place, options)
     carry_axes = jax.tree.map(lambda s: s.spec, shardings["carry"])
     grad = make_gradient(model, task, place, options)
@@ -253,7 +259,8 @@ def make_gradient(model: Model, task: Task, place: Placement, options: StepOptio
         terms |= {name: (mean * share, share) for name, mean in added.items()}
         if any(out.mtp_values for out in forward.outputs):
             if not isinstance(task, SingleForwardTask):
-                raise UsageError(f"loss {options.loss!r} has no multi-token prediction, which this {model.family} has")
+                many = f"{model.family} as configured predicts {len(forward.outputs[0].mtp_values)} more"
+                raise UsageError(f"loss {options.loss!r} does not support multi-token prediction; {many}")
             (out,) = forward.outputs
             nats, weight = mtp_loss(task, out.mtp_values, batch, place)
             terms["mtp_loss"] = nats, weight

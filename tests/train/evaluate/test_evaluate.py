@@ -13,7 +13,7 @@ from data.eval_set import EvalSet
 from tests.support.cases import CASES, B, batch_for, random_variables, tiny_model
 from train.evaluate import evaluate
 from train.sharding import mesh
-from train.tasks import TASKS, regression
+from train.tasks import TASKS, Batch, Forward, Frozen, Task, WeightedSums, regression
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -200,3 +200,34 @@ def test_what_is_many_values_a_row_is_not_kept() -> None:
     assert TASKS["next_token"].predictions(jnp.zeros((2, 3, 5)), tokens) == {}
     image = jnp.zeros((2, regression.MAX_OUTPUTS + 1))
     assert TASKS["mse"].predictions(image, {"target": image, "weight": jnp.ones(2)}) == {}
+
+
+class Noise(Task):
+    """A loss that is nothing but a draw by row."""
+
+    output_kind, target_field, unit = "classifier", "label", ""
+
+    def loss(self, forward: Forward, batch: Batch, frozen: Frozen) -> WeightedSums:
+        zero = 0 * forward(batch).value[:, 0]
+        drawn = zero if forward.keys is None else jax.vmap(jax.random.normal)(forward.keys)
+        return {"loss": (zero + drawn * batch["weight"], batch["weight"])}
+
+
+def test_a_task_that_draws_is_evaluated_alike_by_batches_of_any_size_on_any_mesh() -> None:
+    """A row's key is that of its index in the evaluation set: no two rows draw the same."""
+    model, batch = tiny_model("mlp"), batch_for("mlp")
+    exam, found = EvalSet({"features": batch["features"]}, np.arange(B)), []
+    for text, size in (("dp:1", 16), ("dp:1", 5), ("dp:8", 8)):
+        place = mesh.make_placement(mesh.make_mesh(text, jax.devices()[: int(text[3:])]), model.specs)
+        jax.set_mesh(place.mesh)
+        variables = jax.device_put(random_variables(model), place.shardings(model.specs))
+        rows = evaluate.evaluate(evaluate.make_eval_step(model, Noise(), place), variables, exam, place, size).rows
+        assert rows is not None
+        found.append(rows.loss)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    assert len(set(found[0])) == B
+    lies = {"features": place.sharding("batch width"), "weight": place.sharding("batch")}
+    plain = {name: jax.device_put(batch[name], sharding) for name, sharding in lies.items()}
+    terms, _ = evaluate.make_eval_step(model, Noise(), place)(variables, plain)  # without indices nothing is drawn
+    assert not np.any(terms["loss"][0])
