@@ -126,6 +126,10 @@ class TrainConfig(Section):
     gradient: str = identity("autodiff", "autodiff, or a hand-written gradient of the family")
     label_smoothing: float = identity(0.0, "probability spread evenly over all classes")
     z_loss: float = identity(0.0, "weight of the squared log of the softmax normaliser")
+    class_weights: tuple[float, ...] | None = identity(
+        None, "weight of each class in the loss, also in evaluation; None: all are 1"
+    )
+    focal_gamma: float = identity(2.0, "focal: exponent of 1 - p, which weighs a row of probability p; 0 is softmax")
     precision: str = identity(
         "f32", "dtype of activations; bf16_params stores parameters in bf16 too, with stochastic rounding"
     )

@@ -49,6 +49,8 @@ _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition; all its entri
     "schedule.decay_fraction": {"schedule.name": ("wsd",)},
     "schedule.start_fraction schedule.warmup_fraction": {"schedule.name": ("onecycle",)},
     "schedule.milestones": {"schedule.name": ("piecewise",)},
+    "train.class_weights": {"loss": ("softmax", "focal")},
+    "train.focal_gamma": {"loss": ("focal",)},
     "train.stateful": {"task": ("language_model",), "parts": ("carried state",)},
     "train.attention": {"parts": ("attention",)},
     "train.dispatch": {"parts": ("experts",)},

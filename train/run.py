@@ -91,8 +91,9 @@ def train(
 def make_update(setup: Setup, tx: optax.GradientTransformation, mixes: bool) -> step.Update:
     """The jitted update of a run, whose batches may mix rows. Raises UsageError for knobs that do not go together."""
     config, train = setup.config, setup.config.train
-    if train.gradient != "autodiff" and (train.label_smoothing or train.z_loss or mixes):
-        extras = "train.label_smoothing, train.z_loss, mixup nor cutmix"
+    has_extras = bool(train.label_smoothing or train.z_loss or train.class_weights or mixes)
+    if train.gradient != "autodiff" and has_extras:
+        extras = "train.label_smoothing, train.z_loss, train.class_weights, mixup nor cutmix"
         raise UsageError(f"train.gradient = {train.gradient!r} supports neither {extras}")
     task = with_options(setup.task, label_smoothing=train.label_smoothing, z_loss=train.z_loss)
     rate = schedules.make(config.schedule, config.optim.lr, train.steps)

@@ -326,7 +326,7 @@ def _model(cfg: RunConfig) -> models.Model:
     fields = cfg.model.fields
     module = models.FAMILIES[cfg.model.family]
     made = {"vocab": 100} if cfg.data.tokenizer != "byte" or cfg.loss in ("next_token", "translation") else {}
-    if cfg.loss in ("softmax", "hinge", "perceptron", "quadratic"):
+    if cfg.loss in ("softmax", "focal", "hinge", "perceptron", "quadratic"):
         made["classes"] = 1 if TASKS[cfg.loss].single_score else 10
     made |= {"shape": (8, 8, 1), "outputs": 1}
     known = {f.name for f in dataclasses.fields(module.Config)}

@@ -12,6 +12,7 @@ from data.sources import multiple_choice
 from models import TRAITS
 from tests.support.configs import CHANGED, VARIANTS, config
 from train.setup.facts import COMPUTE_KNOBS
+from train.tasks import TASKS
 from train.update import optim, schedules
 
 PARTS = {*COMPUTE_KNOBS.values(), "embeddings", "carried state"}
@@ -19,6 +20,7 @@ KINDS = {"text", "pairs", "features", "images", "resized images", "boxes"}
 LEGAL = {
     **{"optim.name": set(optim.OPTIMIZERS), "schedule.name": set(schedules.SCHEDULES)},
     **{"data": KINDS, "sets": {"one set", "several sets"}, "task": TRAITS, "parts": PARTS},
+    "loss": set(TASKS),
     "data.tokenizer": {"byte", "char", "word", "bpe"},
     "exam": set(multiple_choice.EVAL_KINDS),
     "verb": {"train", "eval", "sample", "convert --pretrained", "convert --export"},

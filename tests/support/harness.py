@@ -18,7 +18,7 @@ from tests.support.cases import CASES, batch_for, random_variables, tiny_model
 from tests.support.runs import manifest
 from train import checkpoint
 from train.sharding import mesh
-from train.tasks import TASKS
+from train.tasks import TASKS, Task
 from train.update import optim, param_groups, step
 
 
@@ -72,11 +72,12 @@ class Trainer:
     dtype: Any = jnp.float32
     options: dict[str, Any] = field(default_factory=dict)  # of step.StepOptions
     model: models.Model | None = None  # None is the tiny one
+    task: Task | None = None  # None is the case's
     knobs: dict[str, Any] = field(default_factory=dict)  # of the section optim
 
     def __post_init__(self) -> None:
         self.model = self.model or tiny_model(self.name)
-        self.task = TASKS[CASES[self.name].loss]
+        self.task = self.task or TASKS[CASES[self.name].loss]
         self.program = _programs.get(vars(self), self._compile)
         self.place, self.cfg, self.tx = self.program.place, self.program.cfg, self.program.tx
         self.update = self.program.update

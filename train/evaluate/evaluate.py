@@ -36,7 +36,7 @@ class Rows(NamedTuple):
     """Results for each row, in the order of the evaluation set [n ...]."""
 
     loss: np.ndarray  # of each row; nan where its weight is 0
-    weight: np.ndarray  # of each row in the loss: 1, or its number of target tokens
+    weight: np.ndarray  # of each row in the metrics: 1, or its number of target tokens
     prediction: np.ndarray | None = None  # classes or values, if the task keeps them; a detector's boxes [n K 6]
     label: np.ndarray | None = None
     confidence: np.ndarray | None = None  # a classifier's probability of its prediction
@@ -110,9 +110,10 @@ def evaluate(
     count = rows["loss"].shape[1]
     total, weight = rows["loss"]
     loss = np.divide(total, weight, out=np.full(count, np.nan), where=weight > 0)
+    counted = rows["accuracy"][1] if "accuracy" in rows else weight  # without class weights
     if "confidence" in predictions:
-        rows["ece"] = calibration(predictions["confidence"], predictions["prediction"] == predictions["label"], weight)
-    return compute_scores(rows, eval_set.clusters[:count])._replace(rows=Rows(loss, weight, **predictions))
+        rows["ece"] = calibration(predictions["confidence"], predictions["prediction"] == predictions["label"], counted)
+    return compute_scores(rows, eval_set.clusters[:count])._replace(rows=Rows(loss, counted, **predictions))
 
 
 def run_eval(

@@ -28,7 +28,7 @@ from train.runtime import Runtime
 from train.setup import facts, inputs
 from train.setup.facts import COMPUTE_KNOBS, Unread
 from train.sharding import mesh
-from train.tasks import TASKS, Task, get_task
+from train.tasks import TASKS, Task, make_task
 from train.update import param_groups, step
 from train.update.precision import PRECISIONS
 
@@ -136,7 +136,7 @@ def set_up(
     Raises UsageError for settings that do not fit together.
     """
     compute, dtype, _ = PRECISIONS[config.train.precision]
-    task = get_task(config.loss)
+    task = make_task(config)
     known = facts.data_facts(config, example, task)
     with raise_with(unread(config, known)):
         example = inputs.transform_example(config, example, model)

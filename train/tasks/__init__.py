@@ -4,8 +4,9 @@ import dataclasses
 from typing import Any
 
 import renamed
+from configs.knobs import RunConfig
 from errors import UsageError, unknown
-from train.tasks.classification import Hinge, Perceptron, Quadratic, Softmax
+from train.tasks.classification import Focal, Hinge, Perceptron, Quadratic, Softmax
 from train.tasks.detection import Detection
 from train.tasks.forward import Batch, Forward, Frozen, WeightedSums
 from train.tasks.language import NextToken, Translation
@@ -22,11 +23,13 @@ __all__ = [
     "Task",
     "WeightedSums",
     "get_task",
+    "make_task",
     "with_options",
 ]
 
 TASKS: dict[str, Task] = {
     "softmax": Softmax(),
+    "focal": Focal(),
     "sigmoid": Sigmoid(),
     "quadratic": Quadratic(),
     "hinge": Hinge(),
@@ -43,6 +46,16 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise unknown("loss", name, TASKS, renamed.WORDS["loss"])
     return TASKS[name]
+
+
+def make_task(config: RunConfig) -> Task:
+    """The task of a config, with the settings that hold in training and in evaluation.
+
+    Raises UsageError for an unknown loss and for a value out of range.
+    """
+    task = get_task(config.loss)
+    settings = {"class_weights": config.train.class_weights, "focal_gamma": config.train.focal_gamma}
+    return _replace(task, {name: value for name, value in settings.items() if hasattr(task, name)})
 
 
 def with_options(task: Task, **options: float) -> Task:
