@@ -6,7 +6,8 @@
 images); here 12 epochs with shifts of up to one pixel; docs/results.md has ours. `mnist`: two convolutions with batch
 norm. `fashion`: the same on Fashion-MNIST, eight epochs with flips and shifts; the data set's own benchmark reports
 91.6 % for two such layers (Xiao et al. 2017). `digits`: the same on scikit-learn's 8 x 8 digits (built in); seconds.
-Ablation `focal`: the focal loss (Lin et al. 2017); `class_weights`: the first class counts twice in the loss.
+Ablation `focal`: the focal loss (Lin et al. 2017); `class_weights`: the first class counts twice in the loss;
+`contrastive`: embeddings of 32 numbers without labels, from two views of an image (Chen et al. 2020).
 """
 
 from ml_collections import ConfigDict
@@ -82,6 +83,12 @@ ABLATIONS: dict[str, Knobs] = {
     "average_pool": {"model.pools": ("average", "average")},
     "linear_head": {"model.head": "linear"},
     "focal": {"loss": "focal"},
+    "contrastive": {
+        "loss": "contrastive",
+        "data.augment": "crop:1",
+        "model.head": "linear",
+        "model.classes": 32,
+    },
     "class_weights": {"train.class_weights": (2.0, *[1.0] * 9)},
 }
 

@@ -129,6 +129,7 @@ class TrainConfig(Section):
     class_weights: tuple[float, ...] | None = identity(
         None, "weight of each class in the loss, also in evaluation; None: all are 1"
     )
+    temperature: float = identity(0.1, "contrastive: divides the cosine similarities; lower weighs near negatives more")
     focal_gamma: float = identity(2.0, "focal: exponent of 1 - p, which weighs a row of probability p; 0 is softmax")
     precision: str = identity(
         "f32", "dtype of activations; bf16_params stores parameters in bf16 too, with stochastic rounding"

@@ -51,6 +51,7 @@ _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition; all its entri
     "schedule.milestones": {"schedule.name": ("piecewise",)},
     "train.class_weights": {"loss": ("softmax", "focal")},
     "train.focal_gamma": {"loss": ("focal",)},
+    "train.temperature": {"loss": ("contrastive",)},
     "train.stateful": {"task": ("language_model",), "parts": ("carried state",)},
     "train.attention": {"parts": ("attention",)},
     "train.dispatch": {"parts": ("experts",)},

@@ -43,7 +43,7 @@ class EvalSet:
             for name in {"weight", "bytes"} & set(batch):
                 mask = is_real.reshape(-1, *[1] * (batch[name].ndim - 1))
                 batch[name] = (batch[name] * mask).astype(np.float32)
-            yield self.prepare(batch, 0, own) if self.prepare else batch
+            yield self.prepare(batch, 0, index) if self.prepare else batch
 
     def _read(self, index: np.ndarray) -> Batch:
         if isinstance(self.fields, dict):

@@ -18,6 +18,7 @@ from data.images.resize import ResizeSpec, Size
 from errors import UsageError, unknown
 from pairs import parse_pairs
 
+VIEW_SITE = 3  # site of the random generator of an image's second view; see data/images/mixup.py for the others
 Operation = tuple[Any, ...]  # an operation with its numbers, as ("crop", 4)
 
 
@@ -99,6 +100,7 @@ class ImagePipeline:
     `crop_pct` is the fraction of an image's sides that the centre crop of a resized image keeps; None keeps all.
     `resize_mode` and `interpolation` are those of resize.ResizeSpec. If `channels` is 3, grey images are converted to
     three equal channels first.
+    With `two_views` a row has its image twice, `image` and `image_b`, by draws of their own.
     """
 
     seed: int = 0
@@ -110,30 +112,39 @@ class ImagePipeline:
     resize_mode: str = "cover"
     interpolation: str = "bilinear"
     channels: int | None = None
+    two_views: bool = False
 
     def __call__(self, batch: Fields, step: int, rows: np.ndarray) -> Fields:
         """The batch with image, uint8 [B Y X C] or an object array [B], transformed to float32 [B Y X C].
+
+        With `two_views` also image_b.
 
         Raises UsageError if image sizes differ and no size is set, or if mean or std has not one entry a channel.
         """
         if "image" not in batch or "boxes" in batch:
             return batch
-        images = _to_rgb(batch["image"]) if self.channels == 3 else batch["image"]
+        found = {**batch, "image": self._transform(batch["image"], step, rows)}
+        if self.two_views:
+            found["image_b"] = self._transform(batch["image"], step, rows, VIEW_SITE)
+        return found
+
+    def _transform(self, images: np.ndarray, step: int, rows: np.ndarray, site: int = 0) -> np.ndarray:
+        images = _to_rgb(images) if self.channels == 3 else images
         sizes_differ = images.dtype == object
         if sizes_differ and self.size is None:
             raise UsageError("the images have different sizes: set data.size, as 224 or (rows, columns)")
         if sizes_differ or self.operations or self.crop_pct or self.size not in (None, images.shape[1:3]):
-            images = np.stack([self._transform_one(i, step, int(r)) for i, r in zip(images, rows, strict=True)])
+            images = np.stack([self._transform_one(i, step, int(r), site) for i, r in zip(images, rows, strict=True)])
         array = images.astype(np.float32, order="C")
         count, y, x, channels = array.shape
         lines = array.reshape(count, y, x * channels)  # numpy is slow on dims of 3
         lines /= 255
         lines -= np.resize(self._per_channel("mean", channels), x * channels)
         lines /= np.resize(self._per_channel("std", channels), x * channels)
-        return {**batch, "image": array}
+        return array
 
-    def _transform_one(self, image: Pixels, step: int, row: int) -> Pixels:
-        rng = generator(self.seed, step, row)
+    def _transform_one(self, image: Pixels, step: int, row: int, site: int) -> Pixels:
+        rng = generator(self.seed, step, row, site)
         spec = ResizeSpec(self.size or image.shape[:2], self.crop_pct or 1.0, self.resize_mode, self.interpolation)
         if all(name != "random_resized_crop" for name, *_ in self.operations):
             image = resize.resize_and_crop(image, spec)

@@ -1,12 +1,14 @@
 """ARCHITECTURE's table of what to touch: its names exist, and its short rows are enough."""
 
 import io
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -23,11 +25,13 @@ from data.sources import builtin
 from data.types import texts
 from errors import UsageError
 from tests.support import ROOT
+from tests.support.cases import B, T, tiny_model
 from train.runtime import Runtime
 from train.setup import inputs
 from train.setup.setup import make_tokenizer
+from train.sharding import mesh
 from train.tasks import TASKS, get_task
-from train.update import optim, schedules
+from train.update import optim, schedules, step
 
 ROWS = [line for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if line.startswith("| ") and " | " in line]
 NAMED = sorted({(m[1], m[2]) for line in ROWS for m in re.finditer(r"`([\w/]+\.py): (\w+(?:\.\w+)?)`", line)})
@@ -86,10 +90,55 @@ def test_a_schedule_and_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert optim.make(config.optim, models.build("mlp").specs["params"]) is not None
 
 
-def test_a_loss_and_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task of TASKS, and an operation with its form."""
-    monkeypatch.setitem(TASKS, "mine", TASKS["softmax"])
-    assert get_task("mine").output_kind == "classifier"
+LOSSES = dict(
+    re.findall(
+        r"^`train/tasks/(\w+)\.py`:\n\n```python\n(.*?)^```",
+        (ROOT / "docs" / "losses.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+)
+
+
+def loss_of(name: str) -> Any:
+    """The task of the page's module `train/tasks/<name>.py`."""
+    module = ModuleType(name)
+    exec(compile(LOSSES[name], f"{name}.py", "exec"), vars(module))
+    return getattr(module, name.capitalize())
+
+
+def test_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/losses.md: a class and its entry of TASKS are enough for a run and its evaluation."""
+    monkeypatch.setitem(TASKS, "poly", loss_of("poly")())
+    value, batch = jnp.zeros((3, 4)), {"label": jnp.zeros(3, jnp.int32), "weight": jnp.ones(3)}
+    np.testing.assert_allclose(get_task("poly").terms(value, batch)["loss"][0], math.log(4) + 0.75, rtol=1e-6)
+    settings = ["--config=configs/mlp.py:digits", "--config.loss=poly", "--config.train.steps=3"]
+    assert launch.main(["train", f"--workdir={tmp_path}/w", *settings]) == 0
+
+
+def test_a_loss_with_forward_passes_of_its_own() -> None:
+    """docs/losses.md: a network that is its own reference prefers nothing, and learns to."""
+    net, task = tiny_model("gpt"), loss_of("preference")(beta=1.0)
+    place = mesh.make_placement(mesh.make_mesh("dp:8"), net.specs)
+    jax.set_mesh(place.mesh)
+    cfg, options = base.defaults().optim, step.StepOptions()
+    tx = optim.make(cfg, net.specs["params"])
+    state = step.init_on_mesh(net, tx, place, 0, options)
+    reference = {"params": jax.tree.map(jnp.copy, state["params"])}
+    update = step.make_step(net, task, tx, lambda n: jnp.asarray(1e-2), place, options, {"reference": reference})
+    draw, names = np.random.default_rng(0), ("tokens", "targets", "rejected_tokens", "rejected_targets")
+    batch = {name: jnp.asarray(draw.integers(0, 100, (B, T)), jnp.int32) for name in names}
+    put = {k: jax.device_put(v, place.sharding("batch width")) for k, v in batch.items()}
+    put["weight"] = jax.device_put(jnp.ones(B), place.sharding("batch"))
+    losses = []
+    for _ in range(3):
+        state, metrics = update(state, put)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation with its form."""
     black: Callable[..., Any] = lambda image, draw, frame: np.zeros_like(image)  # noqa: E731
     monkeypatch.setitem(augment.OPERATIONS, "mine", black)
     monkeypatch.setitem(augment.SYNTAX, "mine", augment.OpSyntax("mine", ()))

@@ -24,7 +24,8 @@ from train.runtime import Runtime
 
 UNITS = {
     "loss": "nats per token or example; for loss quadratic the quadratic cost",
-    "accuracy": "fraction of tokens or examples predicted correctly; with several labels, of rows with all correct",
+    "accuracy": "fraction of tokens or examples predicted correctly; with several labels, of rows with all correct; "
+    "of two views, found as nearest",
     "f1": "2 TP / (2 TP + FP + FN) over all rows and classes, at a probability of 0.5; f1/CLASS for one class",
     "f1_macro": "mean of the classes' F1",
     "average_precision": "average_precision/CLASS: mean over the class's positive rows of the precision at each",

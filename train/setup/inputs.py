@@ -12,7 +12,7 @@ from data.sampler import Augment
 from data.types import Source
 from errors import UsageError
 from models import Model
-from train.tasks import TASKS, Task
+from train.tasks import TASKS, Task, get_task
 
 RESIZE_KNOBS = {
     "size": None,
@@ -37,7 +37,12 @@ def find_problems(config: RunConfig) -> Iterator[str]:
 
 
 def eval_transform(config: RunConfig, boxes: bool = False, channels: int | None = None) -> Augment:
-    """The transform of evaluated images, with or without boxes. `channels` is the network's. Raises UsageError."""
+    """The transform of evaluated images, with or without boxes. `channels` is the network's. Raises UsageError.
+
+    Two views of an image are drawn as in training, by the image's row in the evaluation set.
+    """
+    if get_task(config.loss).two_views:
+        return train_transform(config, boxes, channels)
     return (
         letterbox.DetectionPipeline(config.seed, detection_size(config))
         if boxes
@@ -49,9 +54,15 @@ def train_transform(config: RunConfig, boxes: bool = False, channels: int | None
     """The transform of training images, one at a time. Arguments as `eval_transform`. Raises UsageError."""
     if boxes:
         return letterbox.DetectionPipeline(config.seed, detection_size(config), letterbox.parse(config.data.augment))
-    return _image_pipeline(
-        config, tuple(s for s in augment.parse(config.data.augment) if s[0] in augment.OPERATIONS), channels
-    )
+    operations = tuple(s for s in augment.parse(config.data.augment) if s[0] in augment.OPERATIONS)
+    pipeline = _image_pipeline(config, operations, channels)
+    if not get_task(config.loss).two_views:
+        return pipeline
+    if not operations:
+        raise UsageError(
+            f"config key 'data.augment' must be set for loss {config.loss!r}: two views of an image differ"
+        )
+    return dataclasses.replace(pipeline, two_views=True)
 
 
 def image_channels(config: RunConfig, model: Model | None = None) -> int | None:

@@ -7,6 +7,7 @@ import renamed
 from configs.knobs import RunConfig
 from errors import UsageError, unknown
 from train.tasks.classification import Focal, Hinge, Perceptron, Quadratic, Softmax
+from train.tasks.contrastive import Contrastive
 from train.tasks.detection import Detection
 from train.tasks.forward import Batch, Forward, Frozen, WeightedSums
 from train.tasks.language import NextToken, Translation
@@ -38,6 +39,7 @@ TASKS: dict[str, Task] = {
     "next_token": NextToken(),
     "translation": Translation(),
     "detection": Detection(),
+    "contrastive": Contrastive(),
 }
 
 
@@ -54,7 +56,11 @@ def make_task(config: RunConfig) -> Task:
     Raises UsageError for an unknown loss and for a value out of range.
     """
     task = get_task(config.loss)
-    settings = {"class_weights": config.train.class_weights, "focal_gamma": config.train.focal_gamma}
+    settings = {
+        "class_weights": config.train.class_weights,
+        "focal_gamma": config.train.focal_gamma,
+        "temperature": config.train.temperature,
+    }
     return _replace(task, {name: value for name, value in settings.items() if hasattr(task, name)})
 
 

@@ -22,6 +22,7 @@ class Task(Protocol):
     single_score: bool = False  # whether the model has one score instead of one per class
     mixes_labels: bool = False  # whether it supports rows mixed by mixup or CutMix
     couples_rows: bool = False  # whether a row's loss depends on the other rows of its batch
+    two_views: bool = False  # whether a row has its image twice, augmented: `image` and `image_b`
 
     @abstractmethod
     def loss(self, forward: Forward, batch: Batch, frozen: Frozen) -> WeightedSums:
