@@ -167,8 +167,36 @@ def make_step(
         )
     shardings = state_shardings(model, tx, place, options)
     carry_axes = jax.tree.map(lambda s: s.spec, shardings["carry"])
-    grad = make_gradient(model, task, place, options)
-    parts = options.accumulate
+    gradient = _accumulate(make_gradient(model, task, place, options), task, place, options.accumulate, carry_axes)
+    out_shardings = jax.tree.map(lambda s: s.spec, (shardings["params"], shardings["opt"]))
+    update = auto_axes(lambda g, o, p, lr: tx.update(g, o, p, lr=lr), out_sharding=out_shardings)
+
+    def step(state: State, batch: Batch, frozen: Any) -> tuple[State, dict[str, jax.Array]]:
+        grads, terms, stats, carry = gradient(state, dict(batch), frozen)
+        stats = model.update_stats(stats, terms)
+        grads = _float32(grads)
+        norm = optax.tree.norm(grads)
+        value = terms["loss"][0] / terms["loss"][1]
+        lr = rate(state["step"])
+        updates, opt = update(grads, state["opt"], _float32(state["params"]), lr)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+        moved = jax.tree.map(jnp.subtract, _float32(state["params"]), updates)
+        rounding = jax.random.fold_in(stream_key(state["seed"], "rounding"), state["step"])
+        params = cast_parameters(moved, state["params"], rounding, out_shardings[0])
+        new = {"params": params, "stats": stats, "opt": opt, "carry": carry}
+        new["ema"] = _update_ema(state["ema"], params, state["step"], options.ema) if state["ema"] else {}
+        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {k: state[k] for k in new})
+        metrics = {name: t[0] / t[1] for name, t in terms.items()}
+        metrics.update(grad_norm=norm, lr=lr, skipped=1 - finite.astype(jnp.float32))
+        return {**kept, "step": state["step"] + 1, "seed": state["seed"]}, metrics
+
+    return Update(jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.replicated)), frozen or {})
+
+
+def _accumulate(
+    grad: Callable[..., Any], task: Task, place: Placement, parts: int, carry_axes: Any
+) -> Callable[[State, Batch, Frozen], tuple[Any, Any, Any, Any]]:
+    """(state, batch, frozen) -> (gradient, terms, statistics, recurrent state) of a batch in `parts` microbatches."""
 
     def gradient(state: State, batch: Batch, frozen: Frozen) -> tuple[Any, Any, Any, Any]:
         key = jax.random.fold_in(stream_key(state["seed"], "train"), state["step"])
@@ -197,29 +225,7 @@ def make_step(
     def _map_rows(function: Callable[..., jax.Array], carry: Any) -> Any:
         return jax.tree.map(lambda x, over: function(x, over=over), carry, carry_axes)
 
-    out_shardings = jax.tree.map(lambda s: s.spec, (shardings["params"], shardings["opt"]))
-    update = auto_axes(lambda g, o, p, lr: tx.update(g, o, p, lr=lr), out_sharding=out_shardings)
-
-    def step(state: State, batch: Batch, frozen: Any) -> tuple[State, dict[str, jax.Array]]:
-        grads, terms, stats, carry = gradient(state, dict(batch), frozen)
-        stats = model.update_stats(stats, terms)
-        grads = _float32(grads)
-        norm = optax.tree.norm(grads)
-        value = terms["loss"][0] / terms["loss"][1]
-        lr = rate(state["step"])
-        updates, opt = update(grads, state["opt"], _float32(state["params"]), lr)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        moved = jax.tree.map(jnp.subtract, _float32(state["params"]), updates)
-        rounding = jax.random.fold_in(stream_key(state["seed"], "rounding"), state["step"])
-        params = cast_parameters(moved, state["params"], rounding, out_shardings[0])
-        new = {"params": params, "stats": stats, "opt": opt, "carry": carry}
-        new["ema"] = _update_ema(state["ema"], params, state["step"], options.ema) if state["ema"] else {}
-        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {k: state[k] for k in new})
-        metrics = {name: t[0] / t[1] for name, t in terms.items()}
-        metrics.update(grad_norm=norm, lr=lr, skipped=1 - finite.astype(jnp.float32))
-        return {**kept, "step": state["step"] + 1, "seed": state["seed"]}, metrics
-
-    return Update(jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.replicated)), frozen or {})
+    return gradient
 
 
 def _reset_carry(carry: Any, reset: jax.Array | None) -> Any:
