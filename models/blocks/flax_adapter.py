@@ -78,7 +78,8 @@ def _check_outputs(
     kind: type, functions: FlaxFunctions, example: jax.ShapeDtypeStruct, wanted: tuple[int, ...] | None
 ) -> None:
     """Trace a module in training and in inference. Raises UsageError for no parameters and for other outputs."""
-    key, name = jax.random.key(0), kind.__name__
+    key = jax.random.key(0)
+    name = kind.__name__
     run = partial(functions.run, extras=_required_kwargs(kind.__call__, example))
     with _no_mesh():
         tree = jax.eval_shape(functions.init, key)
@@ -135,8 +136,12 @@ def _linen(kind: type, args: Fields, example: jax.ShapeDtypeStruct, streams: tup
         x = jnp.zeros(example.shape, example.dtype)
         with _no_mesh():
             variables = module.init(_streams(key, ("params", *streams)), x, **inference, **required)
-        collections = {k: _without_sown(v) for k, v in variables.items() if k not in ("losses", "intermediates")}
-        return {name: tree for name, tree in collections.items() if tree}
+        tree = {}
+        for name, collection in variables.items():
+            kept = {} if name in ("losses", "intermediates") else _without_sown(collection)
+            if kept:
+                tree[name] = kept
+        return tree
 
     abstract = jax.eval_shape(init_boxed, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
@@ -150,9 +155,10 @@ def _linen(kind: type, args: Fields, example: jax.ShapeDtypeStruct, streams: tup
     def run(tree: Tree, x: Array, train: bool, key: Array | None, extras: Tree) -> tuple[PyTree, Tree, Tree]:
         rngs = _streams(jax.random.key(0) if key is None else key, streams) if train or draws else {}
         value, changed = call_module(tree, x, train, rngs, extras)
-        collections = {
-            name: _restrict_to(old, {**old, **changed.get(name, {})}) for name, old in tree.items() if name != "params"
-        }
+        collections = {}
+        for name, old in tree.items():
+            if name != "params":
+                collections[name] = _restrict_to(old, {**old, **changed.get(name, {})})
         return value, collections, changed.get("losses", {})
 
     def init(key: Array) -> Tree:
@@ -237,13 +243,12 @@ def _init_rng_state(path: NNXPath, abstract: jax.ShapeDtypeStruct, key: Array) -
 
 def _map_nnx_state(state: nnx.State, value: Callable[[NNXPath, Leaf], Leaf]) -> nnx.State:
     """A state of equal structure, with value(path, abstract value) in each variable."""
-    flat = nnx.to_flat_state(state)
-    return nnx.from_flat_state(
-        [
-            (path, v.replace(value(path, v.get_value())) if isinstance(v, nnx.Variable) else value(path, v))
-            for path, v in flat
-        ]
-    )
+    flat = []
+    for path, old in nnx.to_flat_state(state):
+        is_variable = isinstance(old, nnx.Variable)
+        new = value(path, old.get_value() if is_variable else old)
+        flat.append((path, old.replace(new) if is_variable else new))
+    return nnx.from_flat_state(flat)
 
 
 def _leaf_at(tree: Tree, path: NNXPath, _: Leaf = None) -> Leaf:

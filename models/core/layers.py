@@ -24,7 +24,8 @@ def gather_weight(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
     XLA's partitioner silently computed wrong gradients for a product whose operands are sharded by one mesh axis on
     different dims, on a mesh dp:2,fsdp:2,tp:2 (docs/decisions/0006). Without an explicit mesh, returns w.
     """
-    spec, rows = jax.typeof(w).sharding.spec, _axes(jax.typeof(x).sharding.spec[0])
+    spec = jax.typeof(w).sharding.spec
+    rows = _axes(jax.typeof(x).sharding.spec[0])
     kept = jax.sharding.PartitionSpec(*(None if rows & _axes(entry) else entry for entry in spec))
     return w if kept == spec else jax.sharding.reshard(w, kept)
 

@@ -97,7 +97,8 @@ def traits(c: Config) -> frozenset[str]:
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
-    V, init = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, normal(0.02)
+    V = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
+    init = normal(0.02)
 
     def heads() -> dict[str, Spec]:
         kernel = Spec((L, D, N, H), "layers embed heads head_dim", init, fan_in="embed")
@@ -157,8 +158,11 @@ def apply(
     `key` is one PRNG key per row, [B]; None disables dropout. Optional inputs: mask [B T], 0 where a token is padding;
     token_type [B T], below `types`; position [B T].
     """
-    p, tokens, keys = variables["params"], inputs["tokens"], key if train else None
-    T, stream = tokens.shape[1], place("batch seq width")
+    p = variables["params"]
+    tokens = inputs["tokens"]
+    keys = key if train else None
+    T = tokens.shape[1]
+    stream = place("batch seq width")
     at_least(c, "context", T, f"the {T} tokens of the input")
     now = jnp.arange(T)[None]
     mask = reshard(inputs.get("mask", jnp.ones(tokens.shape)), place("batch query"))

@@ -8,6 +8,7 @@ Deviations: the paper's figure 3 gives the output codes as pictures, so that COD
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
@@ -141,7 +142,7 @@ def specs(c: Config) -> Specs:
     def init(fan_in: int) -> Initializer:  # given, as a Spec of the sparse stage has no fan-in axis
         return normal((1 if c.activation in SIGMOIDS else 2) ** 0.5 * fan_in**-0.5)
 
-    for i, (C, O) in enumerate(zip((c.inputs[2], *c.channels), c.channels, strict=False)):
+    for i, (C, O) in enumerate(pairwise((c.inputs[2], *c.channels))):
         if c.sparse and i == 1:  # 60 links between maps, each with a kernel of its own
             links = sum(map(len, LINKS))
             kernel = Spec((J, J, links), "rows columns links", init(J * J * links // O), fan_in="rows columns")
@@ -157,11 +158,11 @@ def specs(c: Config) -> Specs:
         if c.pools[i] == "subsample":
             stages[str(i)]["pool"] = {"scale": Spec((O,), "norm", constant(0.25)), "bias": Spec((O,), "norm", zeros)}
 
-    widths = (_final_size(c)[0] * _final_size(c)[1] * c.channels[-1], *c.hidden)
-    hidden = {
-        str(i): linear_specs(n, m, "embed mlp", init(n), "mlp")
-        for i, (n, m) in enumerate(zip(widths, c.hidden, strict=False))
-    }
+    Y, X = _final_size(c)
+    widths = (Y * X * c.channels[-1], *c.hidden)
+    hidden: Specs = {}
+    for i, (n, m) in enumerate(pairwise(widths)):
+        hidden[str(i)] = linear_specs(n, m, "embed mlp", init(n), "mlp")
     params: Specs = {"stages": stages, "hidden": hidden}
     if c.head == "linear":
         params["head"] = linear_specs(widths[-1], c.classes, "embed classes", init(widths[-1]), "classes")
@@ -201,7 +202,9 @@ def apply(
 
     Raises UsageError for an image that is larger than the config's, or has another number of channels.
     """
-    p, stats, keys = variables["params"], dict(variables.get("stats", {})), key if train else None
+    p = variables["params"]
+    stats = dict(variables.get("stats", {}))
+    keys = key if train else None
     x = _pad(inputs["image"], c).astype(COMPUTE[c.compute])
     act = ACTIVATIONS[c.activation]
     for i, pool in enumerate(c.pools):

@@ -185,7 +185,8 @@ def apply(
 ) -> Outputs:
     """As `forward`; in training also values for the `mtp` tokens after the next."""
     last = run_layers(block, variables, inputs, c, train=train, key=key, cache=cache, place=place)
-    stats, states = {BIAS: last.router_stats.get("moe")}, list[Array]()
+    stats = {BIAS: last.router_stats.get("moe")}
+    states = list[Array]()
     if train and c.mtp:
         states, stats[MTP_BIAS] = run_mtp_modules(last, inputs["tokens"], variables, c, place)
     routers = {path: layers for path, layers in stats.items() if layers is not None}
@@ -211,14 +212,17 @@ def run_mtp_modules(
     Source: V3, eq. 21 to 23. A module's input is the last one's state after its norm, as in the runtimes of the
     released weights.
     """
-    modules, stream = layer_parameters(variables, "mtp"), place("batch seq width")
+    modules = layer_parameters(variables, "mtp")
+    stream = place("batch seq width")
     table = variables["params"]["embed"]["token"]
 
     def run(x: Array, p: Params, index: Array) -> tuple[Array, RouterStats | None]:
         x, _, stats = block(x, p, c, last.context(Layer("full", "moe"), index, None))
         return x, stats
 
-    x, states, stats = last.x, [], []
+    x = last.x
+    states = []
+    stats = []
     for k in range(c.mtp):
         p = jax.tree.map(lambda w, k=k: w[k], modules)
         token = embed(table, shift_left(tokens, k + 1, place), stream).astype(x.dtype)

@@ -68,7 +68,8 @@ def _module(c: Config) -> flax_adapter.FlaxFunctions:
     python_module = imports.load_module(where, f"flax: module = {c.module!r}")
     if not isinstance(getattr(python_module, name, None), type):
         raise unknown(f"class of {where}", name, [k for k, v in vars(python_module).items() if isinstance(v, type)])
-    kind, args = getattr(python_module, name), {k: unfreeze(v) for k, v in c.args}
+    kind = getattr(python_module, name)
+    args = {k: unfreeze(v) for k, v in c.args}
     names, takes_others = flax_adapter.init_arguments(kind)
     for argument in args:
         if argument not in names and not takes_others:
@@ -137,7 +138,8 @@ def apply(
         aux = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(losses)), start=jnp.zeros(()))
         return value.astype(jnp.float32), new, aux
 
-    stats, replicated = variables.get("stats", {}), PartitionSpec()
+    stats = variables.get("stats", {})
+    replicated = PartitionSpec()
     extras = {name: inputs[name] for name in module.extras if name in inputs}
     args = jax.tree.map(lambda w: gather_weight(w, x), variables["params"]), stats, x, extras, key if train else None
     rows = place("batch")

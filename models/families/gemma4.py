@@ -174,7 +174,8 @@ def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array,
     q, k = context.rotate(norm(q, p["q_norm"])), context.rotate(norm(k, p["k_norm"]))
     a, cache = attend(q, k, norm(v, None), p, c, context)
     x = x + norm(a, p["norm1_post"])
-    h, stats = gated_mlp(norm(x, p["norm2"]), p, c.activation, context.place), None
+    h = gated_mlp(norm(x, p["norm2"]), p, c.activation, context.place)
+    stats = None
     if c.enable_moe_block:
         routes = route(x, p["router"], c, context.place)
         y, stats = mixture_of_experts(norm(x, p["experts_norm"]), routes, p["experts"], c, context)

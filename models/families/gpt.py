@@ -141,10 +141,14 @@ def apply(
     padding; segment [B T] (tokens attend to their own segment only; not with a cache). With a cache, the tokens follow
     those already in it.
     """
-    p, tokens = variables["params"], inputs["tokens"]
-    keys, stream, T = key if train else None, place("batch seq width"), tokens.shape[1]
+    p = variables["params"]
+    tokens = inputs["tokens"]
+    keys = key if train else None
+    stream = place("batch seq width")
+    T = tokens.shape[1]
     at_least(c, "context", T, f"the {T} tokens of the input")
-    view, backend = open_cache(inputs, SPANS, cache, place), c.attention if cache is None else "reference"
+    view = open_cache(inputs, SPANS, cache, place)
+    backend = c.attention if cache is None else "reference"
 
     x = embed(p["embed"]["token"], tokens, stream)
     over = stream if view.position.shape[0] > 1 else place("one seq width")
@@ -187,7 +191,8 @@ def apply(
         h = add_bias(einsum("btf,fd->btd", h, p["down"]["kernel"], stream), p["down"]["bias"])
         return x + branch(h, own, index, "mlp_out"), cache, None
 
-    layers, blocks = (Layer("full"),) * c.depth, {"blocks": p["blocks"]}
+    layers = (Layer("full"),) * c.depth
+    blocks = {"blocks": p["blocks"]}
     x, caches, _ = scan_layers(block, layers, x, blocks, view.layer_caches, remat=c.remat, scan=c.scan)
     x, new_cache = view.finish(layer_norm(x, p["norm"], c.eps), caches)
     return Outputs(LazyLogits(x, p["embed"]["token"] if c.tied else p["head"], c.vocab), cache=new_cache)

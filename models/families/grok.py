@@ -90,7 +90,8 @@ def mask_pad_tokens(inputs: Inputs, c: Config, cache: Cache | None) -> dict[str,
     """
     if c.pad_token is None:
         return inputs
-    tokens, start = inputs["tokens"], 0 if cache is None else cache["filled"]
+    tokens = inputs["tokens"]
+    start = 0 if cache is None else cache["filled"]
     position = inputs.get("position", start + jnp.arange(tokens.shape[1])[None])
     return {**inputs, "position": jnp.where(tokens > c.pad_token, position, PAD_POSITION)}
 

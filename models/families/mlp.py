@@ -9,6 +9,7 @@ deviation of 1/sqrt(fan-in), as his chapter 3 advises, instead of 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax.numpy as jnp
 
@@ -67,10 +68,9 @@ def specs(c: Config) -> Specs:
         return table if c.bias_std is None else {**table, "bias": Spec((o,), out_axis, normal(c.bias_std))}
 
     widths = (c.inputs, *c.hidden)
-    hidden = {
-        str(i): layer(widths[i], widths[i + 1], "inputs mlp" if i == 0 else "embed mlp", "mlp")
-        for i in range(len(c.hidden))
-    }
+    hidden: Specs = {}
+    for i, (n, m) in enumerate(pairwise(widths)):
+        hidden[str(i)] = layer(n, m, "inputs mlp" if i == 0 else "embed mlp", "mlp")
     head = layer(widths[-1], c.classes, "embed classes" if c.hidden else "inputs classes", "classes")
     return {"params": {"hidden": hidden, "head": head} if hidden else {"head": head}}
 
@@ -86,7 +86,8 @@ def apply(
     place: Place = unsharded,
 ) -> Outputs:
     """Class scores (after `output`), float32: features [B F] or image [B Y X C] -> [B classes]."""
-    p, keys = variables["params"], key if train else None
+    p = variables["params"]
+    keys = key if train else None
     x = inputs["features"] if "features" in inputs else inputs["image"]
     x = jnp.reshape(x, (x.shape[0], -1)).astype(COMPUTE[c.compute])
     for i in range(len(c.hidden)):

@@ -134,7 +134,8 @@ def conv_norms(c: Config) -> Iterator[ConvNorm]:
             kernels = BLOCKS[c.block]
             ends = [inputs, *[F] * (len(kernels) - 1), O]
             for j, size in enumerate(kernels):
-                path, last = f"stages/{i}/{name}/conv{j + 1}", j == len(kernels) - 1
+                path = f"stages/{i}/{name}/conv{j + 1}"
+                last = j == len(kernels) - 1
                 yield ConvNorm(path, ends[j], ends[j + 1], size, count, last)
         if c.shortcut == "projection" and (stride(c, i) > 1 or C != O):
             yield ConvNorm(f"stages/{i}/first/shortcut", C, O, 1)
@@ -145,9 +146,12 @@ def specs(c: Config) -> Specs:
     params: dict[str, Spec] = {}
     stats: dict[str, Spec] = {}
     for unit in conv_norms(c):
-        C, O, J, stack = unit.inputs, unit.outputs, unit.size, (unit.blocks,) if unit.blocks else ()
-        of_layers, start = "layers " if stack else "", zeros if c.zero_init and unit.last else None
-        axes, fan_in = f"{of_layers}rows columns channels_in channels", "rows columns channels_in"
+        C, O, J = unit.inputs, unit.outputs, unit.size
+        stack = (unit.blocks,) if unit.blocks else ()
+        of_layers = "layers " if stack else ""
+        start = zeros if c.zero_init and unit.last else None
+        axes = f"{of_layers}rows columns channels_in channels"
+        fan_in = "rows columns channels_in"
         if c.norm == "batch":
             norm = norm_specs(O, stack)
             params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, he_normal, fan_in)
@@ -180,7 +184,9 @@ def apply(
 
     In training also the new running moments.
     """
-    p, stats, act = variables["params"], variables.get("stats", {}), ACTIVATIONS[c.activation]
+    p = variables["params"]
+    stats = variables.get("stats", {})
+    act = ACTIVATIONS[c.activation]
     inner = ACTIVATIONS[c.inner_activation]
     maps = place("batch rows columns width")
     kernels = BLOCKS[c.block]
@@ -193,7 +199,9 @@ def apply(
         return batch_norm(x, p["norm"], stats, train=train, momentum=c.momentum, eps=c.eps)
 
     def block(x: Array, layer: tuple[Params, Stats], step: int = 1) -> tuple[Array, Stats]:
-        (p, stats), moved, y = layer, {}, x
+        p, stats = layer
+        moved = {}
+        y = x
         for i in range(len(kernels)):
             name = f"conv{i + 1}"
             y, moved[name] = unit(inner(y) if i else y, p[name], _subtree(stats, name), step if i == strided else 1)
@@ -208,7 +216,8 @@ def apply(
     x = act(x) if c.stem == "cifar" else max_pool(act(x), 3, 2, 1)
     stages: Stats = {}
     for i, depth in enumerate(c.depths):
-        own, mine = p["stages"][str(i)], _subtree(stats, "stages", str(i))
+        own = p["stages"][str(i)]
+        mine = _subtree(stats, "stages", str(i))
         first = remat_block(partial(block, step=stride(c, i)), c.remat)
         x, moved = first(x, (own["first"], _subtree(mine, "first")))
         stages[str(i)] = {"first": moved}

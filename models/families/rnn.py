@@ -89,7 +89,8 @@ def directions(c: Config) -> tuple[str, ...]:
 
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    V, P = -(-(c.vocab or 0) // c.vocab_multiple) * c.vocab_multiple, len(directions(c)) * (c.projection or c.width)
+    V = -(-(c.vocab or 0) // c.vocab_multiple) * c.vocab_multiple
+    P = len(directions(c)) * (c.projection or c.width)
     first = ("embed", c.embed) if c.vocab else ("inputs", c.inputs)
 
     def layer(i: int) -> Specs:
@@ -131,7 +132,9 @@ def apply(
 
     Optional input: mask [B T], 0 where a sequence is padded. With a cache the input continues the cached sequence.
     """
-    p, keys, mask = variables["params"], key if train else None, inputs.get("mask")
+    p = variables["params"]
+    keys = key if train else None
+    mask = inputs.get("mask")
     along = place("batch time width")
     mask = None if mask is None else reshard(mask, place("batch time"))
     x = inputs["features"] if "features" in inputs else inputs["tokens"]
@@ -141,20 +144,15 @@ def apply(
 
     states: Cache = {}
     for i in range(c.depth):
-        runs = [
-            run_layer(
-                x,
-                p["cells"][str(i)][name],
-                c.cell,
-                None if cache is None else cache[str(i)],
-                mask,
-                reverse=name == "backward",
-                place=place,
-            )
-            for name in directions(c)
-        ]
-        states[str(i)] = runs[0][1]
-        x = jnp.concatenate([y for y, _ in runs], -1)
+        layer = p["cells"][str(i)]
+        state = None if cache is None else cache[str(i)]
+        outputs, lasts = [], []  # of each direction
+        for name in directions(c):
+            y, last = run_layer(x, layer[name], c.cell, state, mask, reverse=name == "backward", place=place)
+            outputs.append(y)
+            lasts.append(last)
+        states[str(i)] = lasts[0]
+        x = jnp.concatenate(outputs, -1)
         x = dropout(x, keys, c.dropout, f"cell{i}", along) if i + 1 < c.depth else x
 
     if c.head == "tokens":
@@ -164,8 +162,8 @@ def apply(
     elif c.head == "none":
         value = x.astype(jnp.float32)
     else:
-        last = jnp.concatenate([reshard(state["h"], place("batch width")) for _, state in runs], -1)
-        pooled = last if c.pool == "last" else pool(x, mask, c.pool)
+        final = jnp.concatenate([reshard(last["h"], place("batch width")) for last in lasts], -1)
+        pooled = final if c.pool == "last" else pool(x, mask, c.pool)
         pooled = dropout(pooled, keys, c.dropout, "head", place("batch width"))
         value = dense(pooled, p["head"], place("batch classes"), jnp.float32)
     return Outputs(value, cache=None if c.bidirectional else states)

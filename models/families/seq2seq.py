@@ -204,15 +204,16 @@ def _encode(
     for i in range(c.depth):
         layer = p["encoder"]["cells"][str(i)]
         x = dropout(x, keys, c.dropout, f"encoder{i}", place("batch time width")) if i else x
-        runs = [
-            run_layer(x, layer[name], "lstm", None, mask, reverse=name == "backward", place=place)
-            for name in directions(c)
-        ]
-        x = jnp.concatenate([y for y, _ in runs], -1)
-        both = {
-            n: jnp.concatenate([reshard(state[n], place("batch width")) for _, state in runs], -1) for n in ("h", "c")
-        }
-        states[str(i)] = {n: reshard(state, place("batch mlp")) for n, state in both.items()}
+        outputs, lasts = [], []  # of each direction
+        for name in directions(c):
+            y, last = run_layer(x, layer[name], "lstm", None, mask, reverse=name == "backward", place=place)
+            outputs.append(y)
+            lasts.append(last)
+        x = jnp.concatenate(outputs, -1)
+        state = {}
+        for part in ("h", "c"):
+            state[part] = jnp.concatenate([reshard(last[part], place("batch width")) for last in lasts], -1)
+        states[str(i)] = {part: reshard(value, place("batch mlp")) for part, value in state.items()}
     return x, states
 
 
@@ -279,7 +280,9 @@ def _decode(
     variables: Variables, inputs: Inputs, c: Config, keys: Array | None, cache: Cache | None, place: Place
 ) -> tuple[Array, Cache | None, Array | None]:
     """The readout [B T R], the new cache, and the alignment [B T S] of a decoder with attention."""
-    over_time, at_step, gates = place("batch time width"), place("batch width"), place("batch gates mlp")
+    over_time = place("batch time width")
+    at_step = place("batch width")
+    gates = place("batch gates mlp")
     start, memory = _init_carry(variables, inputs, c, keys, cache, place)
     y = _embed(variables["params"]["embed"]["token"], inputs["tokens"], c, keys, "embed", place)
     ones = reshard(jnp.ones((*y.shape[:2], c.width), y.dtype), over_time)
@@ -293,7 +296,9 @@ def _decode(
 
     def step(state: Cache, inputs: PyTree) -> tuple[Cache, PyTree]:
         x_gates, y, noise, real = inputs
-        extra, attended, weights = state.get("read"), None, None
+        extra = state.get("read")
+        attended = None
+        weights = None
         if c.attention_score == "additive":
             h = reshard(state["cells"][str(c.depth - 1)]["h"], at_step)
             attended, weights = _attend(h, memory, p, c, place)

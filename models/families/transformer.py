@@ -95,7 +95,8 @@ def padded_rows(c: Config, tokens: int) -> int:
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     D, N, H, F = c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
-    V, table = padded_rows(c, c.vocab), normal(D**-0.5)
+    V = padded_rows(c, c.vocab)
+    table = normal(D**-0.5)
 
     def glorot(i: int, o: int) -> Initializer:
         return uniform((6 / (i + o)) ** 0.5)
@@ -201,10 +202,12 @@ class _Sublayers:
 
     def embed(self, tokens: Array, position: Array, table: Array, learned: Array | None, keys: Array | None) -> Array:
         """Embeddings of tokens [B T] at positions [B or 1, T]; `learned` is the table of learned positions, if any."""
-        c, stream = self.c, self.place("batch seq width")
+        c = self.c
+        stream = self.place("batch seq width")
         x = embed(table, tokens, stream)
         x = x * c.width**0.5 if c.scaled else x
-        over, position = stream if position.shape[0] > 1 else self.place("one seq width"), jnp.maximum(position, 0)
+        over = stream if position.shape[0] > 1 else self.place("one seq width")
+        position = jnp.maximum(position, 0)
         x = x + (reshard(sinusoids(position, c.width), over) if learned is None else embed(learned, position, over))
         return dropout(x.astype(COMPUTE[c.compute]), keys, c.dropout, "embed", stream)
 
@@ -264,7 +267,9 @@ class _Sublayers:
 
 def _encode(p: Params, source: Array, source_mask: Array | None, keys: Array | None, sublayers: _Sublayers) -> Array:
     """The encoder: source [B S], source_mask [B S] -> [B S D]."""
-    c, S, tables = sublayers.c, source.shape[1], p["embed"]
+    c = sublayers.c
+    S = source.shape[1]
+    tables = p["embed"]
     at_least(c, "context", S, f"the {S} tokens of the source")
     position = jnp.arange(S)[None]
     key_position = _key_positions(source_mask, position)
@@ -295,12 +300,16 @@ def _decode(
     return_weights: bool = False,
 ) -> tuple[Array, Cache | None, Array | None]:
     """The head's input [B T D], the new cache and, with `return_weights`, the alignment [B T S]."""
-    p, tokens, depth = variables["params"], inputs["tokens"], c.decoder_depth or c.depth
-    T, backend = tokens.shape[1], c.attention if cache is None and not return_weights else "reference"
+    p = variables["params"]
+    tokens = inputs["tokens"]
+    depth = c.decoder_depth or c.depth
+    T = tokens.shape[1]
+    backend = c.attention if cache is None and not return_weights else "reference"
     sublayers = _Sublayers(c, place, backend)
     at_least(c, "context", T, f"the {T} tokens of the input")
     encoder_keys, keys = (fold_in_each(key, jnp.asarray(side)) for side in range(2))
-    time, encoder_inputs = open_cache(inputs, SPANS, cache, place), source_inputs(inputs, cache, place)
+    time = open_cache(inputs, SPANS, cache, place)
+    encoder_inputs = source_inputs(inputs, cache, place)
     if encoder_inputs is None:  # the cache holds the keys and values of the source
         assert cache is not None  # source_inputs needs either
         memory = None

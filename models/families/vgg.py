@@ -8,7 +8,6 @@ network.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -28,11 +27,10 @@ ZERO_GRAD = {
 }
 
 COLUMNS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2,) * 5, "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-SIZES: dict[str, Fields] = {
-    f"{name}{end}": dict(depths=depths, norm=norm)
-    for name, depths in COLUMNS.items()
-    for end, norm in (("", "none"), ("_bn", "batch"))
-}
+SIZES: dict[str, Fields] = {}
+for _name, _depths in COLUMNS.items():
+    SIZES[_name] = dict(depths=_depths, norm="none")
+    SIZES[f"{_name}_bn"] = dict(depths=_depths, norm="batch")
 
 
 @dataclass(frozen=True)
@@ -75,21 +73,19 @@ def specs(c: Config) -> Specs:
     stages: dict[str, Specs] = {}
     stats: dict[str, Specs] = {}
     C = c.inputs
+    axes = "rows columns channels_in channels"
     for i, (O, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
+        stage: Specs = {}
         for j in range(depth):
-            axes = "rows columns channels_in channels"
-            unit: Specs = {
-                "kernel": Spec((3, 3, C, O), axes, he_normal, fan_in="rows columns channels_in"),
-                "bias": Spec((O,), "norm", zeros),
-            }
+            kernel = Spec((3, 3, C, O), axes, he_normal, fan_in="rows columns channels_in")
+            stage[str(j)] = {"kernel": kernel, "bias": Spec((O,), "norm", zeros)}
             if c.norm == "batch":
-                unit["norm"] = norm_specs(O)
-                stats.setdefault(str(i), {})[str(j)] = {
-                    "mean": Spec((O,), "norm", zeros),
-                    "var": Spec((O,), "norm", ones),
-                }
-            stages.setdefault(str(i), {})[str(j)] = unit
+                stage[str(j)]["norm"] = norm_specs(O)
             C = O
+        stages[str(i)] = stage
+        if c.norm == "batch":
+            moments = {"mean": Spec((O,), "norm", zeros), "var": Spec((O,), "norm", ones)}
+            stats[str(i)] = {str(j): moments for j in range(depth)}
 
     def layer(i: int, width: int, axis: str, init: Initializer) -> dict[str, Spec]:
         if i > 0:
@@ -120,18 +116,23 @@ def apply(
 
     Raises UsageError for an image too small for the pools of all stages.
     """
-    p, keys, act = variables["params"], key if train else None, ACTIVATIONS[c.activation]
-    x, stats = inputs["image"].astype(COMPUTE[c.compute]), variables.get("stats", {}).get("stages", {})
+    p = variables["params"]
+    keys = key if train else None
+    act = ACTIVATIONS[c.activation]
+    x = inputs["image"].astype(COMPUTE[c.compute])
+    stats = variables.get("stats", {}).get("stages", {})
     if min(x.shape[1:3]) < 2 ** len(c.depths):
         refuse(c, "depths", f"fewer, for images of {x.shape[1]} x {x.shape[2]}")
-    maps, moved = place("batch rows columns width"), {i: dict(stage) for i, stage in stats.items()}
+    maps = place("batch rows columns width")
+    moved = {i: dict(stage) for i, stage in stats.items()}
     for i, depth in enumerate(c.depths):
         for j in range(depth):
             unit = p["stages"][str(i)][str(j)]
             x = add_bias(conv(x, unit["kernel"], 1, maps), unit["bias"])
             if c.norm == "batch":
-                how: dict[str, Any] = dict(train=train, momentum=c.momentum, eps=c.eps)
-                x, moved[str(i)][str(j)] = batch_norm(x, unit["norm"], stats[str(i)][str(j)], **how)
+                x, moved[str(i)][str(j)] = batch_norm(
+                    x, unit["norm"], stats[str(i)][str(j)], train=train, momentum=c.momentum, eps=c.eps
+                )
             x = act(x)
         x = max_pool(x, 2, 2)
     x = adaptive_average_pool(x, c.pool, maps)

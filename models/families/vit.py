@@ -144,7 +144,8 @@ def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
-    mlp, scale = normal((2 / (D + F)) ** 0.5), constant(c.layer_scale or 1.0)
+    mlp = normal((2 / (D + F)) ** 0.5)
+    scale = constant(c.layer_scale or 1.0)
 
     def heads() -> dict[str, Spec]:
         kernel = Spec((L, D, N, H), "layers embed heads head_dim", lecun_normal, fan_in="embed")
@@ -207,10 +208,12 @@ def embed(image: Array, p: Params, c: Config, place: Place) -> Float[Array, "b t
     """
     B, (rows, columns), (I, J), D = image.shape[0], c.grid, c.kernel, c.width
     out = place("batch query width")
-    x, cut = image[:, : rows * I, : columns * J], (B, rows, I, columns, J, c.inputs[2])
+    x = image[:, : rows * I, : columns * J]
+    cut = (B, rows, I, columns, J, c.inputs[2])
     x = jnp.reshape(x, cut, out_sharding=place("batch rows rows columns columns width"))
     x = linear("byixjc,ijcd->byxd", x, p["patch"], place("batch rows columns width"))
-    x, first = jnp.reshape(x, (B, rows * columns, D)), p.get("class")
+    x = jnp.reshape(x, (B, rows * columns, D))
+    first = p.get("class")
     if c.position == "sines":
         table = jnp.asarray(sines(rows, columns, D))
     else:
@@ -237,7 +240,10 @@ def apply(
 
     `key` is one PRNG key per row, [B]; None disables dropout. Raises UsageError for an image of another size.
     """
-    p, image, keys, stream = variables["params"], inputs["image"], key if train else None, place("batch query width")
+    p = variables["params"]
+    image = inputs["image"]
+    keys = key if train else None
+    stream = place("batch query width")
     if c.inputs != image.shape[1:]:
         refuse(c, "inputs", f"{image.shape[1:]}, as the image is")
     x = embed(image.astype(COMPUTE[c.compute]), p["embed"], c, place)
@@ -256,7 +262,8 @@ def apply(
         return drop_path(x, keys, rate, f"path{number}") if c.drop_path else x
 
     def block(layer: Layer, x: Array, p: Params, index: Array, _: Cache | None) -> tuple[Array, None, None]:
-        own, over = fold_in_each(keys, index), place("batch query heads head_dim")
+        own = fold_in_each(keys, index)
+        over = place("batch query heads head_dim")
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (linear("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention

@@ -7,6 +7,7 @@ improvement", arXiv:1804.02767 (v3, tables 1 and 3); both as in Darknet's config
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 
 import jax.numpy as jnp
 
@@ -135,7 +136,7 @@ class Config:
         if len(self.inputs) != 3:
             refuse(self, "inputs", "three numbers: rows, columns, channels")
         masks = [layer.mask for layer in self.layers if isinstance(layer, Head)]
-        used = [i for mask in masks for i in mask]
+        used = list(chain(*masks))
         if not used or not all(masks):
             refuse(self, "layers", "of Darknet, with a head that has anchors")
         if max(used) >= len(self.anchors):
@@ -189,13 +190,15 @@ def apply(
     parts = {part: variables.get(part, {}).get("layers", {}) for part in ("params", "stats")}
     x = image.astype(COMPUTE[c.compute])
     found, stats = darknet.run(c.layers, parts, x, train=train, momentum=c.momentum, place=place)
+    Y, X, _ = c.inputs
     maps, anchors = [], []
     for layer, x in zip(c.layers, found, strict=True):
         if isinstance(layer, Head):
-            shape, rows = (*x.shape[:3], len(layer.mask), 5 + c.classes), place("batch rows columns")
+            shape = (*x.shape[:3], len(layer.mask), 5 + c.classes)
+            rows = place("batch rows columns")
             x = jnp.reshape(x, shape, out_sharding=rows)  # of one row and one anchor it would drop the mesh axis
             maps.append(x.astype(jnp.float32))
-            sides = (c.inputs[1], c.inputs[0])
-            anchors.append(tuple((c.anchors[i][0] / sides[0], c.anchors[i][1] / sides[1]) for i in layer.mask))
+            own = [c.anchors[i] for i in layer.mask]
+            anchors.append(tuple((w / X, h / Y) for w, h in own))
     value = DetectorOutput(tuple(maps), tuple(anchors), softmax_classes=c.head == "region", ignore_iou=c.ignore_thresh)
     return Outputs(value, stats={"layers": stats})

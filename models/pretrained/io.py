@@ -150,10 +150,12 @@ def save_pretrained(
     Raises UsageError for a family or a Config that the format cannot express, for a folder that has a model already,
     and for another number of class names than classes.
     """
-    layout, folder = folder_layout(model.family, dialect), Path(directory)
+    layout = folder_layout(model.family, dialect)
+    folder = Path(directory)
     if classes and len(classes) != (count := getattr(model.config, "classes", 0)):
         raise UsageError(f"classes = {[*classes]} has {len(classes)} names; the model has {count} classes")
-    names, suffixes = ("config.json", INDEX), (SUFFIX, darknet.CFG, darknet_weights.SUFFIX)
+    names = ("config.json", INDEX)
+    suffixes = (SUFFIX, darknet.CFG, darknet_weights.SUFFIX)
     existing = [f.name for f in sorted(folder.glob("*")) if f.name in names or f.suffix.lower() in suffixes]
     if existing:
         raise UsageError(f"{folder} has {existing[0]} already; give a folder without a model")
@@ -163,7 +165,8 @@ def save_pretrained(
         folder.mkdir(parents=True, exist_ok=True)
         layout.save_folder(model, variables, folder, classes)
         return
-    settings, tensors = layout.config(model.config), _tensors(model, variables, layout)
+    settings = layout.config(model.config)
+    tensors = _tensors(model, variables, layout)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}
     settings |= {"torch_dtype": min(dtypes), **class_names.keys(settings, classes)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,9 @@ class Keys:
     def __init__(
         self, values: Json, tensors: Mapping[str, tuple[int, ...]] | None = None, ignore: Iterable[str] = ()
     ) -> None:
-        self.ignore, self.tensors, self.read_keys = set(ignore), tensors or {}, set(HARMLESS)
+        self.ignore = set(ignore)
+        self.tensors = tensors or {}
+        self.read_keys = set(HARMLESS)
         self.values = {name: value for name, value in values.items() if name not in self.ignore}
         for name, legal in REQUIRED_VALUES.items():
             self.require_value(name, *legal)

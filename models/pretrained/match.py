@@ -46,7 +46,8 @@ class PretrainedTensors:
         """
         if problems := self.problems(path):
             raise UsageError(f"{self.tensors.path}: {problems[0]}")
-        row, shape = self.rows[path], self.shape(path)
+        row = self.rows[path]
+        shape = self.shape(path)
         stack = np.array(self.names[path], object).reshape(shape[: row.stacked_dims])
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -66,7 +67,8 @@ class PretrainedTensors:
 
     def problems(self, path: str) -> list[str]:
         """The tensors of a leaf that are missing or misshapen, each with its reason."""
-        row, have = self.rows[path], self.tensors.shapes
+        row = self.rows[path]
+        have = self.tensors.shapes
         wrong = [f"tensor {name!r} is missing" for name in self.names[path] if name not in have]
         shapes = {name: have[name] for name in self.names[path] if name in have}
         return wrong + [f"tensor {k!r} is {v}, not {row.shape}" for k, v in shapes.items() if not row.accepts(v)]
@@ -162,7 +164,8 @@ def find(model: Model, path: str | Path, *, prefix: str | None = None) -> Pretra
 
 def _match(model: Model, tensors: TensorReader, layout: ModuleType, prefix: str | None) -> PretrainedTensors:
     rows = {row.path: row for row in layout.rows(model.config)}
-    base, first = getattr(layout, "PREFIX", ""), next(iter(rows.values()))
+    base = getattr(layout, "PREFIX", "")
+    first = next(iter(rows.values()))
     core = first.names((1,) * first.stacked_dims)[0].removeprefix(base)  # the first tensor's name without prefix
     prefixes = {name.removesuffix(core) for name in tensors.shapes if name == core or name.endswith(f".{core}")}
     patterns = layout.ignored_tensors(model.config, tensors.shapes) if hasattr(layout, "ignored_tensors") else ()

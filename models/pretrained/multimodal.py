@@ -20,7 +20,8 @@ def text_config(values: Json, ignore: Iterable[str] = ()) -> Json:
 
     Raises UsageError if there are none, and for an unknown key that is not of another modality.
     """
-    kind, inner = values["model_type"], values.get("text_config")
+    kind = values["model_type"]
+    inner = values.get("text_config")
     if not isinstance(inner, dict):
         raise UsageError(f"config.json of a {kind} has text_config = {inner!r}; it must be a mapping")
     outer = Keys(values, ignore=ignore)

@@ -54,7 +54,8 @@ def from_folder(folder: str | Path) -> Settings:
     not have.
     """
     own, other = Path(folder) / FILE, Path(folder) / "config.json"
-    settings, timm = _read(own), _read(other).get("pretrained_cfg")
+    settings = _read(own)
+    timm = _read(other).get("pretrained_cfg")
     try:
         return _from_hub(settings) if settings else _from_timm(timm) if isinstance(timm, dict) else {}
     except UsageError as error:
@@ -167,7 +168,8 @@ def _from_timm(settings: Json) -> Settings:
         return found
     if not isinstance(settings["input_size"], list) or len(settings["input_size"]) != 3:
         raise UsageError(f"'input_size' is {settings['input_size']!r}; it must be channels, rows and columns")
-    interpolation, mode = settings["interpolation"], settings["crop_mode"]
+    interpolation = settings["interpolation"]
+    mode = settings["crop_mode"]
     interpolation = "bilinear" if interpolation == "random" else interpolation  # random is for training
     for key, given, legal in (("interpolation", interpolation, RESAMPLINGS.values()), ("crop_mode", mode, MODES)):
         if given not in legal:

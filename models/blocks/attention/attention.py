@@ -94,15 +94,14 @@ def with_shard_map(kernel: Callable[..., Array]) -> Callable[..., Array]:
         if isinstance(scale, jax.Array):  # kernels take a static scale
             q, scale = (q * scale).astype(q.dtype), 1.0
         arrays = {name: more.pop(name) for name in ("sinks",) if name in more}
-        local, repeated_spec = partial(kernel, scale=scale, **more), place("batch key heads head_dim")
+        local = partial(kernel, scale=scale, **more)
+        repeated_spec = place("batch key heads head_dim")
         if repeated_spec is None:
             return local(q, k, v, mask, **arrays)
         grouped = place("kv_heads") == place("heads")  # else a device may lack the keys of its queries
         k, v = (k, v) if grouped else (repeat_kv(x, q.shape[2], repeated_spec) for x in (k, v))
-        q_spec, k_spec = (
-            place("batch seq heads head_dim"),
-            place("batch key kv_heads head_dim") if grouped else repeated_spec,
-        )
+        q_spec = place("batch seq heads head_dim")
+        k_spec = place("batch key kv_heads head_dim") if grouped else repeated_spec
 
         def positions(x: Array, time: str) -> OutSharding:
             return place(f"{'one' if x.shape[0] == 1 else 'batch'} {time}")

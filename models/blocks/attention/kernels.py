@@ -64,7 +64,8 @@ def splash(
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as library  # pallas takes a second to import
 
-    shape, near = (q.shape[1], k.shape[1]), None if mask.window is None else mask.window - 1
+    shape = (q.shape[1], k.shape[1])
+    near = None if mask.window is None else mask.window - 1
     library_mask: library.Mask = library.LocalMask(shape, (near, 0 if mask.causal else near), 0)
     if near is None:
         library_mask = library.CausalMask(shape) if mask.causal else library.FullMask(shape)

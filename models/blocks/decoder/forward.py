@@ -150,7 +150,8 @@ def run_layers(
 
     Raises UsageError for more tokens than the context has.
     """
-    p, stream = variables["params"], place("batch seq width")
+    p = variables["params"]
+    stream = place("batch seq width")
     view = open_cache(c, inputs, cache, place)
     backend = c.attention if cache is None else "reference"
     context = partial(LayerContext, c, view, c.ropes, norm, backend, key if train else None, place)

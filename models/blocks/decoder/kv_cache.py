@@ -52,15 +52,15 @@ def cache_specs(
     """
     table: Specs = {"filled": Spec((), "", zeros, dtype="int32")}
     for kind, span in spans.items():
-        lead = counts[kind], batch, span.cache_length(length)
-        slots = ("index", "chunk") if span.chunk else ("index",)
-        table[kind] = {
-            "entries": {
-                k: Spec((*lead, *n), f"layers batch key {axes}", zeros, dtype=dtype)
-                for k, (axes, n) in entries[kind].items()
-            },
-            **{name: Spec(lead[1:], "batch key", constant(PAD_POSITION), dtype="int32") for name in slots},
-        }
+        slots = (batch, span.cache_length(length))
+        stored = {}
+        for name, (axes, sizes) in entries[kind].items():
+            shape = (counts[kind], *slots, *sizes)
+            stored[name] = Spec(shape, f"layers batch key {axes}", zeros, dtype=dtype)
+        slot = Spec(slots, "batch key", constant(PAD_POSITION), dtype="int32")
+        table[kind] = {"entries": stored, "index": slot}
+        if span.chunk:
+            table[kind]["chunk"] = slot
     return table
 
 
@@ -88,8 +88,10 @@ class CacheView:
         if cache is None:
             return entries, None
         start = None if self.spans[kind].is_rolling else self.start
-        pairs = {name: append_rows(cache[name], x, start) for name, x in entries.items()}
-        return {name: seen for name, (seen, _) in pairs.items()}, {name: kept for name, (_, kept) in pairs.items()}
+        seen, kept = {}, {}
+        for name, x in entries.items():
+            seen[name], kept[name] = append_rows(cache[name], x, start)
+        return seen, kept
 
     def finish(self, x: Array, entries: Cache | None) -> tuple[Array, Cache | None]:
         """x, and the cache after the call; x becomes NaN if the tokens did not fit into the cache."""
@@ -114,7 +116,8 @@ def open_cache(inputs: Inputs, spans: Mapping[str, AttentionSpan], cache: Cache 
     segment = inputs.get("segment")
     segment = None if segment is None else reshard(segment, place("batch query"))
     contiguous = cache is None and "position" not in inputs
-    masks, slots = {}, {}
+    masks: dict[str, AttentionMask] = {}
+    slots: Cache = {}
     for kind, span in spans.items():
         queries = {"index": jnp.broadcast_to(q_index, (B, T))}
         if span.chunk:
@@ -123,8 +126,9 @@ def open_cache(inputs: Inputs, spans: Mapping[str, AttentionSpan], cache: Cache 
         keys = queries
         if cache is not None:
             at = None if span.is_rolling else start
-            pairs = {name: append_rows(cache[kind][name], x, at) for name, x in queries.items()}
-            keys, slots[kind] = ({name: pair[i] for name, pair in pairs.items()} for i in range(2))
+            keys, slots[kind] = {}, {}
+            for name, x in queries.items():
+                keys[name], slots[kind][name] = append_rows(cache[kind][name], x, at)
         segments = None if segment is None else (segment, segment)
         if span.chunk:
             q_chunk, k_chunk = queries["chunk"], keys["chunk"]

@@ -118,10 +118,12 @@ def latent_attention(
     if context.cache is None:
         k, v = (einsum("btr,rnh->btnh", latent, p[name]["kernel"], heads) for name in ("k", "v"))
         k_rope = reshard(jnp.broadcast_to(k_rope, (*k.shape[:3], c.rope_dim)), heads)
-        k, cache = jnp.concatenate([k, k_rope], -1), None
+        k = jnp.concatenate([k, k_rope], -1)
+        cache = None
         a = dot_product_attention(jnp.concatenate([q, q_rope], -1), k, v, c, context)
     else:
-        kind, entries = context.layer.kind, {"latent": latent, "k": k_rope[:, :, 0]}
+        kind = context.layer.kind
+        entries = {"latent": latent, "k": k_rope[:, :, 0]}
         seen, cache = context.view.append_kv(kind, context.cache, **entries)
         q = einsum("btnh,rnh->btnr", q, p["k"]["kernel"], heads)
         k, v = jnp.concatenate([seen["latent"], seen["k"]], -1)[:, :, None], seen["latent"][:, :, None]

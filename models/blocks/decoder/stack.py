@@ -3,6 +3,7 @@
 Legend: L layers, of a stack or of all.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -60,54 +61,50 @@ def scan_layers(
     first = 0
     new_caches: dict[str, list[Cache | None]] = {layer.kind: [] for layer in layers}
     stats: dict[str, list[PyTree]] = {layer.stack: [] for layer in layers}
-    kinds_done, stacks_done = dict.fromkeys(new_caches, 0), dict.fromkeys(stats, 0)  # layers run so far
+    kinds_done = Counter[str]()  # layers run so far
+    stacks_done = Counter[str]()
     for pattern, times in repeating_patterns(layers):
-        kinds = _indices_by_name([layer.kind for layer in pattern])
-        stacks = _indices_by_name([layer.stack for layer in pattern])
-
-        def period(
-            x: Array, xs: PyTree, pattern: PyTree = pattern, kinds: PyTree = kinds, stacks: PyTree = stacks
-        ) -> PyTree:
-            index, own_params, own_caches = xs
-            caches_out: dict[str, list[Cache | None]] = {kind: [] for kind in kinds}
-            stats_out: dict[str, list[PyTree]] = {stack: [] for stack in stacks}
-            for i, layer in enumerate(pattern):
-                p = _take_layer(own_params[layer.stack], stacks[layer.stack].index(i))
-                cache = _take_layer(own_caches[layer.kind], kinds[layer.kind].index(i)) if own_caches else None
-                x, cache, layer_stats = remat_block(partial(block, layer), remat)(x, p, index + i, cache)
-                caches_out[layer.kind].append(cache)
-                stats_out[layer.stack].append(layer_stats)
-            return x, tuple(
-                {name: _map_parts(jnp.stack, parts) for name, parts in d.items()} for d in (caches_out, stats_out)
-            )
-
-        own_params = {
-            name: _slice_stack(params[name], stacks_done[name], times, len(at)) for name, at in stacks.items()
-        }
+        kinds = Counter(layer.kind for layer in pattern)
+        stacks = Counter(layer.stack for layer in pattern)
+        own_params = {}
+        for stack, each in stacks.items():
+            own_params[stack] = _slice_stack(params[stack], stacks_done[stack], times, each)
+            stacks_done[stack] += times * each
         own_caches: Cache = {}
         if caches:
-            own_caches = {
-                name: _slice_stack(caches[name], kinds_done[name], times, len(at)) for name, at in kinds.items()
-            }
+            for kind, each in kinds.items():
+                own_caches[kind] = _slice_stack(caches[kind], kinds_done[kind], times, each)
+                kinds_done[kind] += times * each
         index = first + len(pattern) * jnp.arange(times)
-        x, (caches_out, stats_out) = jax.lax.scan(
-            period, x, (index, own_params, own_caches), unroll=1 if scan else times
-        )
+        first += len(pattern) * times
+        period = partial(_run_period, block, pattern, remat)
+        xs = (index, own_params, own_caches)
+        x, (caches_out, stats_out) = jax.lax.scan(period, x, xs, unroll=1 if scan else times)
         for kind, tree in caches_out.items():
             new_caches[kind].append(_merge_leading_dims(tree))
-            kinds_done[kind] += times * len(kinds[kind])
         for stack, tree in stats_out.items():
             stats[stack].append(_merge_leading_dims(tree))
-            stacks_done[stack] += times * len(stacks[stack])
-        first += times * len(pattern)
-    all_caches = {kind: _map_parts(jnp.concatenate, parts) for kind, parts in new_caches.items()}
-    all_stats = {stack: _map_parts(jnp.concatenate, parts) for stack, parts in stats.items()}
-    return x, None if caches is None else all_caches, all_stats
+    all_caches = _join_parts(jnp.concatenate, new_caches)
+    return x, None if caches is None else all_caches, _join_parts(jnp.concatenate, stats)
 
 
-def _indices_by_name(names: Sequence[str]) -> dict[str, list[int]]:
-    """The indices at which each name occurs."""
-    return {name: [i for i, other in enumerate(names) if other == name] for name in names}
+def _run_period(
+    block: Block, pattern: tuple[Layer, ...], remat: str, x: Array, xs: tuple[Array, Params, Cache]
+) -> tuple[Array, tuple[Cache, Tree]]:
+    """Run the layers of a pattern once -> x, new caches by kind, statistics by stack.
+
+    `xs` are the index of the first layer, and the layers' parameters by stack and caches by kind, stacked.
+    """
+    first, params, caches = xs
+    new_caches: dict[str, list[Cache | None]] = {layer.kind: [] for layer in pattern}
+    stats: dict[str, list[PyTree]] = {layer.stack: [] for layer in pattern}
+    for i, layer in enumerate(pattern):
+        p = _take_layer(params[layer.stack], len(stats[layer.stack]))
+        cache = _take_layer(caches[layer.kind], len(new_caches[layer.kind])) if caches else None
+        x, cache, layer_stats = remat_block(partial(block, layer), remat)(x, p, first + i, cache)
+        new_caches[layer.kind].append(cache)
+        stats[layer.stack].append(layer_stats)
+    return x, (_join_parts(jnp.stack, new_caches), _join_parts(jnp.stack, stats))
 
 
 def _slice_stack(tree: PyTree, start: int, times: int, each: int) -> PyTree:
@@ -129,6 +126,6 @@ def _merge_leading_dims(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), tree)
 
 
-def _map_parts(join: Callable[[Sequence[Array]], Array], parts: Sequence[PyTree]) -> PyTree:
-    """Join trees leaf by leaf."""
-    return jax.tree.map(lambda *w: join(w), *parts)
+def _join_parts(join: Callable[[Sequence[Array]], Array], parts: dict[str, list[PyTree]]) -> Tree:
+    """Join the trees of each name, leaf by leaf."""
+    return {name: jax.tree.map(lambda *leaves: join(leaves), *trees) for name, trees in parts.items()}

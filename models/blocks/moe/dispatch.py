@@ -87,7 +87,8 @@ def _dropless(
     local = partial(_grouped_experts, gate=gate, weight_inputs=weight_inputs)
     x_spec = place("batch seq width")
     if x_spec is None:
-        run, mesh = partial(local, first=jnp.zeros((), jnp.int32)), jax.typeof(x).sharding.mesh
+        run = partial(local, first=jnp.zeros((), jnp.int32))
+        mesh = jax.typeof(x).sharding.mesh
         if mesh.explicit_axes:  # arrays on a mesh without a place: replicated, as sorting infers no sharding
             replicated = jax.sharding.PartitionSpec()
             run = jax.shard_map(run, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)

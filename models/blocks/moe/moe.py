@@ -68,7 +68,8 @@ class InterleavedMoEDecoder(MoEDecoder):
 def expert_specs(c: MoEDecoder, L: int, bias: bool = False, router_bias: bool = False) -> Specs:
     """Specs of a router [D E] and of gated experts: gate and up [E D F], down [E F D]."""
     E, D, F = c.experts, c.width, c.expert_width
-    up, axes = Spec((L, E, D, F), "layers experts embed mlp", normal(0.02), fan_in="embed"), "layers experts mlp embed"
+    up = Spec((L, E, D, F), "layers experts embed mlp", normal(0.02), fan_in="embed")
+    axes = "layers experts mlp embed"
     down = Spec((L, E, F, D), axes, residual_init(c), fan_in="mlp")
     return {
         "router": router_specs(c, L, normal(0.02), router_bias),

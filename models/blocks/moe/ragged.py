@@ -56,7 +56,8 @@ def _blocked(x: Array, w: Array, sizes: Array) -> Array:
     m = min(LARGEST_BLOCK, 1 << max(1, M // (2 * E)).bit_length() - 1)
     count = (M + min(E, M) * (m - 1)) // m  # upper bound on the number of blocks
     blocks = -(-sizes // m)  # of each group
-    block_end, row_start = jnp.cumsum(blocks), jnp.cumsum(sizes) - sizes
+    block_end = jnp.cumsum(blocks)
+    row_start = jnp.cumsum(sizes) - sizes
     slot_start = m * (block_end - blocks)
     block_group = jnp.minimum(jnp.sum(jnp.arange(count)[:, None] >= block_end[None], 1), E - 1)
     slot_group = jnp.repeat(block_group, m)

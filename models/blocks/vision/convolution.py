@@ -84,9 +84,12 @@ def _cpu_gradients(window: Window, x: Array, kernel: Array, g: Array) -> tuple[A
     XLA chooses that layout by itself, but not inside a loop.
     """
     s = window.stride
-    x_pads, g_pads = list[tuple[int, int]](), list[tuple[int, int]]()
-    for size, n, positions, (before, _) in zip(kernel.shape, x.shape[1:3], g.shape[1:3], window.pads, strict=False):
-        span = (positions - 1) * s  # from the first position of the kernel to the last
+    x_pads: list[tuple[int, int]] = []
+    g_pads: list[tuple[int, int]] = []
+    for axis, (before, _) in enumerate(window.pads):  # rows, then columns
+        size = kernel.shape[axis]
+        n = x.shape[1 + axis]
+        span = (g.shape[1 + axis] - 1) * s  # from the first position of the kernel to the last
         g_pads.append((size - 1 - before, n + before - 1 - span))
         x_pads.append((before, size + span - n - before))
     x_spec, kernel_spec = jax.typeof(x).sharding.spec, jax.typeof(kernel).sharding.spec
@@ -112,11 +115,12 @@ def _kernel_gradient(x: Float[Array, "b y x c"], g: Float[Array, "b y2 x2 o"], s
 
     A block's patches, at most BLOCK numbers, stay in the CPU's cache between copy and product.
     """
-    (B, _, width, C), (_, rows, columns, O) = x.shape, g.shape
-    size = tuple(n - (positions - 1) * stride for n, positions in zip(x.shape[1:3], g.shape[1:3], strict=True))
+    B, height, width, C = x.shape
+    _, rows, columns, O = g.shape
+    size = (height - (rows - 1) * stride, width - (columns - 1) * stride)  # of the kernel
     row_numbers = columns * math.prod(size) * C  # in the patches of one output row
-    block_rows = max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * row_numbers <= BLOCK))
-    block_images = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * rows * row_numbers <= BLOCK))
+    block_rows = _largest_divisor(rows, BLOCK // row_numbers)
+    block_images = _largest_divisor(B, BLOCK // (rows * row_numbers))
 
     def add(total: Array, start: tuple[Array, Array]) -> tuple[Array, None]:
         image, row = start
@@ -135,6 +139,11 @@ def _kernel_gradient(x: Float[Array, "b y x c"], g: Float[Array, "b y2 x2 o"], s
     zero = jnp.zeros((O, math.prod(size) * C), jnp.promote_types(x.dtype, jnp.float32))
     total, _ = jax.lax.scan(add, zero, tuple(jnp.asarray(starts)))
     return total.T.reshape(*size, C, O)
+
+
+def _largest_divisor(n: int, limit: int) -> int:
+    """The largest divisor of n that is at most `limit`; 1 if `limit` is below 1."""
+    return max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d <= limit))
 
 
 def _reshard_if_meshed(x: Array, spec: PartitionSpec) -> Array:
@@ -194,10 +203,18 @@ def adaptive_average_pool(
     for axis, equation in ((1, "byxc,sy->bsxc"), (2, "byxc,sx->bysc")):
         n = x.shape[axis]
         if n != size:
-            windows = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
-            means = np.array([[(start <= at < stop) / (stop - start) for at in range(n)] for start, stop in windows])
-            x = jnp.einsum(equation, x, means.astype(x.dtype), out_sharding=out)
+            x = jnp.einsum(equation, x, _window_means(n, size).astype(x.dtype), out_sharding=out)
     return x
+
+
+def _window_means(n: int, size: int) -> Float[np.ndarray, "size n"]:
+    """The matrix that maps n pixels to the means of `size` windows, which cover them as evenly as possible."""
+    means = np.zeros((size, n))
+    for i in range(size):
+        start = i * n // size
+        stop = -(-(i + 1) * n // size)
+        means[i, start:stop] = 1 / (stop - start)
+    return means
 
 
 def _reduce_window(

@@ -150,7 +150,8 @@ def sizes(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> list[
     outputs: list[Size] = []
     for at, layer in enumerate(layers):
         inputs = [outputs[i] if i >= 0 else image for i in sources(layer, at)]
-        (y, x, c), planes = inputs[0], {size[:2] for size in inputs}
+        y, x, c = inputs[0]
+        planes = {size[:2] for size in inputs}
         if len(planes) > 1 or (isinstance(layer, Shortcut) and len(set(inputs)) > 1):
             raise UsageError(f"layer {at}, {layer}, gets outputs of different sizes: {_join(inputs)}")
         match layer:
@@ -232,8 +233,10 @@ def run(
     Darknet normalises in training in two ways, on the CPU and by cuDNN. Here the batch variance is biased, as cuDNN's,
     and the divisor is the standard deviation plus 1e-6, as on the CPU. The running variance is unbiased.
     """
-    params, stats = variables["params"], dict(variables["stats"])
-    image, outputs = x, list[Array]()
+    params = variables["params"]
+    stats = dict(variables["stats"])
+    image = x
+    outputs = list[Array]()
     for at, layer in enumerate(layers):
         inputs = [outputs[i] if i >= 0 else image for i in sources(layer, at)]
         x = inputs[0]

@@ -136,7 +136,8 @@ def sections(file: str | Path) -> list[Section]:
     If a section has a key more than once, the first value counts, as in Darknet's `option_find`.
     Raises UsageError with the line of the first mistake.
     """
-    file, found = Path(file), list[Section]()
+    file = Path(file)
+    found = list[Section]()
     reject_lfs_pointer(file)
     try:
         text = file.read_bytes().decode("utf-8-sig", errors="replace")  # comments have any encoding
@@ -186,7 +187,8 @@ def fields(file: str | Path) -> Fields:
         if common and settings != common:
             names = ", ".join(key for key in settings if settings[key] != common[key])
             raise section.error(f"all heads must agree; this one differs from the first in {names}")
-        common, before = settings, layers[-1:]
+        common = settings
+        before = layers[-1:]
         filters = len(head.mask) * (5 + settings["classes"])
         if before and isinstance(before[0], Conv):
             if before[0].filters != filters:
@@ -239,7 +241,8 @@ def _maxpool(section: Section, at: int) -> MaxPool:
 
 def _route(section: Section, at: int) -> Route:
     named = _sources(section, at, "layers")
-    groups, group = section.take("groups", int, 1, least=1), section.take("group_id", int, 0, least=0)
+    groups = section.take("groups", int, 1, least=1)
+    group = section.take("group_id", int, 0, least=0)
     return section.build(Route, named, groups, group)
 
 
@@ -273,7 +276,8 @@ _LAYERS: dict[str, Callable[[Section, int], Layer]] = {
 
 def _head(section: Section) -> tuple[Head, Fields]:
     """A head, and the fields that must be equal in all heads."""
-    classes, count = section.take("classes", int, 20, least=1), section.take("num", int, 1, least=1)
+    classes = section.take("classes", int, 20, least=1)
+    count = section.take("num", int, 1, least=1)
     if "anchors" not in section.settings:
         raise section.error(f"[{section.kind}] must have anchors")
     flat = section.take("anchors", floats, tuple[float, ...]())
@@ -307,7 +311,8 @@ def to_text(c: Config) -> str:
         parts.append(_settings(layer, shapes[at][2], stride, c))
     blocks = []
     for kind, settings in parts:
-        blocks.append("\n".join([f"[{kind}]", *(f"{k}={_format_value(v)}" for k, v in settings.items())]))
+        lines = [f"{key}={_format_value(value)}" for key, value in settings.items()]
+        blocks.append("\n".join([f"[{kind}]", *lines]))
     return "\n\n".join(blocks) + "\n"
 
 

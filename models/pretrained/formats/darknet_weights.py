@@ -62,8 +62,10 @@ class WeightsReader(TensorReader):
         `complete` are the shapes of a complete file. The name of a partial file gives a cutoff too. Raises UsageError
         for a file that is too short, or too long without a given cutoff, with the number of values and the layer.
         """
-        self.path, self.header = Path(path), header(path)
-        partial, asked = PARTIAL.search(self.path.name), cutoff is not None
+        self.path = Path(path)
+        self.header = header(path)
+        partial = PARTIAL.search(self.path.name)
+        asked = cutoff is not None
         if cutoff is None and partial:
             cutoff = int(partial[1])
         if cutoff is not None and not 0 < cutoff <= layers:
@@ -97,5 +99,6 @@ class WeightsReader(TensorReader):
 
     def raw(self, name: str) -> np.ndarray:
         """One array."""
-        start, shape = self._start[name], self.shapes[name]
+        start = self._start[name]
+        shape = self.shapes[name]
         return np.asarray(self._numbers[start : start + int(np.prod(shape))]).reshape(shape)

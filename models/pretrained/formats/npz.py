@@ -57,7 +57,8 @@ class NpzFile:
             version: Any = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(member)
-            have, want = self.zip.getinfo(name).file_size - member.tell(), math.prod(shape) * dtype.itemsize
+            have = self.zip.getinfo(name).file_size - member.tell()
+            want = math.prod(shape) * dtype.itemsize
         if have < want and not dtype.hasobject:
             raise ValueError(f"array {name!r} has {have:,} bytes; {shape} of {dtype} needs {want:,}")
         return ArrayInfo(shape, NAMES.get(dtype.name, dtype.name))

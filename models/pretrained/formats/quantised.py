@@ -64,13 +64,20 @@ class DequantisingReader(TensorReader):
         """The dequantised tensor's name, and its QuantisedTensor; None for tensors that are not quantised values."""
         shape, dtype = self.shapes[name], self.dtypes[name]
         if dtype == "U8" and name.endswith("_blocks"):
-            plain, form = name.removesuffix("_blocks"), "mxfp4"
-            scales, plain_shape = f"{plain}_scales", (*shape[:-3], 2 * shape[-2] * shape[-1], shape[-3])
+            plain = name.removesuffix("_blocks")
+            form = "mxfp4"
+            scales = f"{plain}_scales"
+            plain_shape = (*shape[:-3], 2 * shape[-2] * shape[-1], shape[-3])
         elif dtype == "F8_E4M3":
-            plain, scales, plain_shape, form = name, f"{name}_scale_inv", shape, "fp8"
+            plain = name
+            scales = f"{name}_scale_inv"
+            plain_shape = shape
+            form = "fp8"
         elif dtype == "I8" and name.endswith(".weight"):
-            plain, form = name.removesuffix(".weight"), "int8"
-            scales, plain_shape = f"{plain}.scales", shape
+            plain = name.removesuffix(".weight")
+            form = "int8"
+            scales = f"{plain}.scales"
+            plain_shape = shape
         else:
             return name, None
         scales_shape = self.shapes.get(scales)

@@ -12,7 +12,9 @@ from documents import Json, parse_json, read_settings, reject_lfs_pointer
 from errors import UsageError
 from models.pretrained.formats import npz
 
-SUFFIX, INDEX, SINGLE_FILE = ".safetensors", "model.safetensors.index.json", "model.safetensors"
+SUFFIX = ".safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}  # of parameters -> bytes
 SHARD = 5 * 10**9  # bytes per file, at most, if there are several

@@ -30,7 +30,8 @@ OTHER_FORMATS = ("config.json", "[!.]*.safetensors", "[!.]*.npz")  # beside thes
 
 def array_shapes(c: Config) -> dict[str, tuple[int, ...]]:
     """The shapes of all arrays in the order of a complete file, by layer number and kind, as `0.weights`."""
-    outputs, shapes = sizes(c.layers, c.image, 5 + c.classes), dict[str, tuple[int, ...]]()
+    outputs = sizes(c.layers, c.image, 5 + c.classes)
+    shapes = dict[str, tuple[int, ...]]()
     for at, layer in enumerate(c.layers):
         if isinstance(layer, Conv):
             C, O = (outputs[at - 1] if at else c.image)[2], outputs[at][2]

@@ -58,8 +58,10 @@ def read_window(keys: Keys, kinds: Sequence[str] | None, absent: int) -> int | N
 
 def read_sliding(keys: Keys, depth: int) -> Fields:
     """The window and the sliding layers: by `layer_types`, else those from `max_window_layers` on, as in Qwen."""
-    on, window = keys.take("use_sliding_window", default=False, kind=bool), keys.get("sliding_window", 4096)
-    first, kinds = keys.number("max_window_layers", default=28), read_layer_types(keys, depth, ("full", "sliding"))
+    on = keys.take("use_sliding_window", default=False, kind=bool)
+    window = keys.get("sliding_window", 4096)
+    first = keys.number("max_window_layers", default=28)
+    kinds = read_layer_types(keys, depth, ("full", "sliding"))
     if not on or window is None:
         if kinds and "sliding" in kinds:
             raise UsageError("config.json has layer_types with sliding_attention, but use_sliding_window is not on")
@@ -110,7 +112,8 @@ def _attention_factor(keys: Keys, factor: float) -> float:
     def of(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
-    one, all_ = keys.number("mscale", default=0), keys.number("mscale_all_dim", default=0)
+    one = keys.number("mscale", default=0)
+    all_ = keys.number("mscale_all_dim", default=0)
     return keys.number("attention_factor", default=of(one) / of(all_) if one and all_ else of(1))
 
 
@@ -226,6 +229,7 @@ def expert_rows(
     found = []
     D, F = (c.width,), (c.expert_width,)
     for name, theirs, inputs, outputs in zip(("gate", "up", "down"), names, (D, D, F), (F, F, D), strict=True):
-        kernel, tensor = f"{stack}/experts/{name}/kernel", f"{module}.experts.{{}}.{theirs}.weight"
+        kernel = f"{stack}/experts/{name}/kernel"
+        tensor = f"{module}.experts.{{}}.{theirs}.weight"
         found.append(linear(kernel, tensor, inputs, outputs, layers=layers))
     return found

@@ -52,7 +52,8 @@ def fields(keys: Keys) -> Fields:
         "routed_scaling_factor": float(keys.number("routed_scaling_factor", default=2.5 if third else 1.0)),
         **decoders.read_rope(keys, found["context"]),
     }
-    groups, kept = keys.take("n_group", default=8 if third else 1), keys.take("topk_group", default=4 if third else 1)
+    groups = keys.take("n_group", default=8 if third else 1)
+    kept = keys.take("topk_group", default=4 if third else 1)
     if third:
         keys.require_value("topk_method", "noaux_tc", None)
         keys.require_value("scoring_func", "sigmoid", None)
@@ -129,7 +130,8 @@ def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 
 def copies(c: Config) -> dict[str, str]:
     """The token embedding and the head, of which each multi-token prediction module has copies."""
-    at, table = [f"{PREFIX}layers.{c.depth + k}." for k in range(c.mtp)], f"{PREFIX}embed_tokens.weight"
+    at = [f"{PREFIX}layers.{c.depth + k}." for k in range(c.mtp)]
+    table = f"{PREFIX}embed_tokens.weight"
     head = table if c.tied else "lm_head.weight"
     return {f"{i}embed_tokens.weight": table for i in at} | {f"{i}shared_head.head.weight": head for i in at}
 
@@ -144,15 +146,20 @@ def rows(c: Config) -> list[Row]:
         norms = {"state_norm": "hnorm", "token_norm": "enorm", "norm": "shared_head.norm"}
         found += [*_block(c, "mtp/block", "moe", modules), *decoders.norm_rows(c, "mtp", norms, layers=modules)]
         for i, name in enumerate(("token", "state")):
-            both, halves, part = (c.width, 2 * c.width), (c.width, 2, c.width), (slice(None), i)
+            both = (c.width, 2 * c.width)
+            halves = (c.width, 2, c.width)
+            part = (slice(None), i)
             there = f"{decoders.LAYER}eh_proj.weight"
             found.append(Row(f"mtp/{name}/kernel", there, halves, (1, 0), both, part=part, layers=modules))
     return found
 
 
 def _block(c: Config, at: str, stack: str, layers: tuple[int, ...]) -> list[Row]:
-    D, N, H, W, R, layer = c.width, c.heads, c.head_width, c.value_dim, c.kv_rank, decoders.LAYER
-    module, low, h = f"{layer}self_attn.", R + c.rope_dim, c.nope_dim
+    D, N, H, W, R = c.width, c.heads, c.head_width, c.value_dim, c.kv_rank
+    layer = decoders.LAYER
+    module = f"{layer}self_attn."
+    low = R + c.rope_dim
+    h = c.nope_dim
     found = decoders.norm_rows(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, layers=layers)
     if c.q_rank:
         found += affine(f"{at}/q_down", f"{module}q_a_proj", (D,), (c.q_rank,), c.attention_bias, layers=layers)

@@ -89,7 +89,8 @@ def config(c: Config) -> Json:
         local = {"rope_type": "default", "rope_theta": c.rope_local_base or c.rope_base}
         rope["rope_parameters"] = {"full_attention": rope["rope_parameters"], "sliding_attention": local}
         rope["rope_local_base_freq"] = local["rope_theta"]
-    activation, query = hf_activation(c.activation), c.query_pre_attn_scalar or c.head_width
+    activation = hf_activation(c.activation)
+    query = c.query_pre_attn_scalar or c.head_width
     return {
         "model_type": "gemma3_text" if third else "gemma2",
         "architectures": ["Gemma3ForCausalLM" if third else "Gemma2ForCausalLM"],

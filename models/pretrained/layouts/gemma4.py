@@ -61,7 +61,8 @@ def fields(keys: Keys) -> Fields:
 
 def _full_heads(keys: Keys, same_kv: bool, full: list[int]) -> Fields:
     """The heads of full layers: by layer in newer files, where they must be equal; keys of their own in older ones."""
-    wide, groups = keys.take("global_head_dim", default=512), keys.take("num_global_key_value_heads")
+    wide = keys.take("global_head_dim", default=512)
+    groups = keys.take("num_global_key_value_heads")
     by_layer = keys.take("per_layer_config", kind=dict)
     if by_layer is None:
         return {"full_head_dim": wide, "full_kv_heads": groups if same_kv else None}
@@ -122,7 +123,8 @@ def config(c: Config) -> Json:
         "rope_theta": c.rope_base,
         **factor,
     }
-    activation, wide = hf_activation(c.activation), c.for_kind("full")
+    activation = hf_activation(c.activation)
+    wide = c.for_kind("full")
     over = {"head_dim": c.full_head_dim, "num_key_value_heads": c.full_kv_heads}
     over = {name: n for name, n in over.items() if n is not None}
     return {
@@ -160,7 +162,8 @@ def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    D, E, F, layer = c.width, c.experts, c.expert_width, decoders.LAYER
+    D, E, F = c.width, c.experts, c.expert_width
+    layer = decoders.LAYER
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
         at = f"blocks/{stack}"
@@ -179,7 +182,8 @@ def rows(c: Config) -> list[Row]:
         down = f"{at}/experts/down/kernel", f"{layer}experts.down_proj"
         found.append(Row(*down, (E, D, F), (0, 2, 1), (E, D, F), layers=layers))
         for i, name in enumerate(("gate", "up")):
-            kernel, tensor = f"{at}/experts/{name}/kernel", f"{layer}experts.gate_up_proj"
+            kernel = f"{at}/experts/{name}/kernel"
+            tensor = f"{layer}experts.gate_up_proj"
             half = (slice(None), i)
             found.append(Row(kernel, tensor, (E, 2, F, D), (0, 2, 1), (E, 2 * F, D), part=half, layers=layers))
     return found

@@ -72,7 +72,8 @@ def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    E, D, F, layer = c.experts, c.width, c.expert_width, decoders.LAYER
+    E, D, F = c.experts, c.width, c.expert_width
+    layer = decoders.LAYER
     found = [
         *decoders.embed_and_head_rows(c),
         *decoders.norm_rows(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),
@@ -83,7 +84,8 @@ def rows(c: Config) -> list[Row]:
         same("blocks/experts/down/bias", f"{layer}mlp.experts.down_proj_bias", E, D),
     ]
     for i, name in enumerate(("gate", "up")):
-        tensor, part = f"{layer}mlp.experts.gate_up_proj", (..., i)
+        tensor = f"{layer}mlp.experts.gate_up_proj"
+        part = (..., i)
         found += [
             Row(f"blocks/experts/{name}/kernel", tensor, (E, D, F, 2), (0, 1, 2), (E, D, 2 * F), part=part),
             Row(f"blocks/experts/{name}/bias", f"{tensor}_bias", (E, F, 2), (0, 1), (E, 2 * F), part=part),

@@ -25,11 +25,14 @@ def fields(keys: Keys) -> Fields:
     keys.set_defaults(vocab_size=202048, hidden_size=5120, intermediate_size=8192)
     keys.set_defaults(num_hidden_layers=48, num_attention_heads=40)
     found = decoders.decoder_fields(keys, 131072)
-    depth, hidden = found["depth"], found["hidden"]
+    depth = found["depth"]
+    hidden = found["hidden"]
     keys.require_value("router_jitter_noise", 0.0, 0, None)
-    interval, flags = keys.count("no_rope_layer_interval", default=4), keys.take("no_rope_layers", kind=list)
+    interval = keys.count("no_rope_layer_interval", default=4)
+    flags = keys.take("no_rope_layers", kind=list)
     rope = [bool(flag) for flag in flags] if flags else [bool((i + 1) % interval) for i in range(depth)]
-    step, routed = keys.count("interleave_moe_layer_step", default=1), keys.take("moe_layers", kind=list)
+    step = keys.count("interleave_moe_layer_step", default=1)
+    routed = keys.take("moe_layers", kind=list)
     routed = range(step - 1, depth, step) if routed is None else routed
     kinds = decoders.read_layer_types(keys, depth, ("full", "chunked"))
     if len(rope) != depth or any(flag not in (0, 1) for flag in flags or ()):
@@ -60,7 +63,8 @@ def fields(keys: Keys) -> Fields:
 
 
 def _temperature(keys: Keys) -> float | None:
-    scale, on = keys.number("attn_scale", default=0.1), keys.take("attn_temperature_tuning", default=True)
+    scale = keys.number("attn_scale", default=0.1)
+    on = keys.take("attn_temperature_tuning", default=True)
     if not isinstance(on, int):  # an integer in older files
         raise UsageError(f"config.json has attn_temperature_tuning = {on!r}; it must be true or false")
     return scale if on else None
@@ -98,7 +102,8 @@ def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    E, D, F, module = c.experts, c.width, c.expert_width, f"{decoders.LAYER}feed_forward"
+    E, D, F = c.experts, c.width, c.expert_width
+    module = f"{decoders.LAYER}feed_forward"
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
         at = f"blocks/{stack}"
@@ -113,7 +118,9 @@ def rows(c: Config) -> list[Row]:
         found += decoders.mlp_rows(D, F, f"{at}/shared", "feed_forward.shared_expert", layers=layers)
         found.append(same(f"{at}/experts/down/kernel", f"{module}.experts.down_proj", E, F, D, layers=layers))
         for i, name in enumerate(("gate", "up")):
-            both, half = (E, D, 2 * F), (slice(None), slice(None), i)
-            kernel, tensor = f"{at}/experts/{name}/kernel", f"{module}.experts.gate_up_proj"
+            both = (E, D, 2 * F)
+            half = (slice(None), slice(None), i)
+            kernel = f"{at}/experts/{name}/kernel"
+            tensor = f"{module}.experts.gate_up_proj"
             found.append(Row(kernel, tensor, (E, D, 2, F), (0, 1, 2), both, part=half, layers=layers))
     return found

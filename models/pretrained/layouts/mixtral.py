@@ -22,7 +22,8 @@ def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers."""
     qwen = keys.require("model_type") == "qwen3_moe"
     found = decoders.decoder_fields(keys, 32768 if qwen else 131072)
-    depth, hidden = found["depth"], found["hidden"]
+    depth = found["depth"]
+    hidden = found["hidden"]
     found["eps"] = keys.take("rms_norm_eps", default=1e-6 if qwen else 1e-5)
     found |= {
         "head_dim": keys.take("head_dim"),
@@ -36,10 +37,12 @@ def fields(keys: Keys) -> Fields:
         found["aux_loss_weight"] = weight
     if not qwen:
         keys.require_value("router_jitter_noise", 0.0, 0, None)
-        heads, window = keys.get("num_key_value_heads", 8), keys.get("sliding_window", None)
+        heads = keys.get("num_key_value_heads", 8)
+        window = keys.get("sliding_window", None)
         experts = keys.take("num_local_experts", default=8)
         return found | {"kv_heads": heads, "window": window, "experts": experts, "expert_hidden": hidden}
-    step, without = keys.count("decoder_sparse_step", default=1), keys.take("mlp_only_layers", default=[], kind=list)
+    step = keys.count("decoder_sparse_step", default=1)
+    without = keys.take("mlp_only_layers", default=[], kind=list)
     if any(type(i) is not int for i in without):
         raise UsageError(f"config.json has mlp_only_layers = {without}; they must be layer numbers")
     keys.require_value("qkv_bias", False, None)  # this and the next two are redundant keys of older files

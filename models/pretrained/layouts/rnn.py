@@ -38,11 +38,13 @@ def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> Fields:
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
     G, H, P = CELLS[c.cell].gates, c.width, c.projection or c.width
-    first, found = c.embed if c.vocab else c.inputs, []
+    first = c.embed if c.vocab else c.inputs
+    found = []
     for i in range(c.depth):
         inputs = first if i == 0 else P * len(directions(c))
         for direction in directions(c):
-            end, path = f"l{i}" + ("_reverse" if direction == "backward" else ""), f"cells/{i}/{direction}"
+            end = f"l{i}" + ("_reverse" if direction == "backward" else "")
+            path = f"cells/{i}/{direction}"
             for ours, theirs, size in (("input", "ih", inputs), ("state", "hh", P)):
                 found.append(
                     Row(f"{path}/{ours}/kernel", f"weight_{theirs}_{end}", (G, H, size), (2, 0, 1), (G * H, size))

@@ -25,11 +25,11 @@ def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> Fields:
             f"no Transformer of torch: it needs the matrices encoder.layers.0.linear1.weight and embed.weight; "
             f"got {', '.join(sorted(shapes)[:4]) or 'no tensors'}"
         ) from None
-    numbers = {side: re.compile(rf"{side}\.layers\.(\d+)\.linear1\.weight") for side in ("encoder", "decoder")}
-    depths = {
-        side: 1 + max((int(m[1]) for name in shapes if (m := number.fullmatch(name))), default=0)
-        for side, number in numbers.items()
-    }
+    depths = dict.fromkeys(("encoder", "decoder"), 1)
+    for name in shapes:
+        if found := re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.linear1\.weight", name):
+            side, number = found.groups()
+            depths[side] = max(depths[side], 1 + int(number))
     source = shapes.get("source_embed.weight")
     learned = {"positions": "learned", "context": shapes["position.weight"][0]} if "position.weight" in shapes else {}
     return {
@@ -65,7 +65,9 @@ def rows(c: Config) -> list[Row]:
 
     def side(name: str, attentions: dict[str, str]) -> list[Row]:
         ours, theirs = f"{name}/blocks", f"{name}.layers.{{}}"
-        found = [row for key, module in attentions.items() for row in attention(f"{ours}/{key}", f"{theirs}.{module}")]
+        found: list[Row] = []
+        for key, module in attentions.items():
+            found += attention(f"{ours}/{key}", f"{theirs}.{module}")
         found += affine(f"{ours}/up", f"{theirs}.linear1", (D,), (F,), c.bias)
         found += affine(f"{ours}/down", f"{theirs}.linear2", (F,), (D,), c.bias)
         for i in range(1, len(attentions) + 2):

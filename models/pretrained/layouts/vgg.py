@@ -15,9 +15,11 @@ DIALECTS = {"timm": vgg_timm, "darknet": vgg_darknet}
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    found, widths = feature_rows(c), (*c.hidden, c.classes)
+    found = feature_rows(c)
+    widths = (*c.hidden, c.classes)
     for i, width in enumerate(widths):
-        path, name = "head" if i == len(c.hidden) else f"hidden/{i}", f"classifier.{3 * i}"
+        path = "head" if i == len(c.hidden) else f"hidden/{i}"
+        name = f"classifier.{3 * i}"
         if i == 0:
             split = (width, c.channels[-1], c.pool, c.pool)
             shape = (width, c.channels[-1] * c.pool**2)

@@ -23,7 +23,8 @@ def rows(c: Config) -> list[Row]:
         found.append(Row(f"{path}/bias", f"{at}.biases", split[:1], (0,), split[:1]))
         found.append(Row(f"{path}/kernel", f"{at}.weights", split, order, split))
 
-    C, widths = c.inputs, (*c.hidden, c.classes)
+    C = c.inputs
+    widths = (*c.hidden, c.classes)
     for i, (O, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
         for j in range(depth):
             layer(f"stages/{i}/{j}", (O, C, 3, 3), (2, 3, 1, 0))

@@ -26,23 +26,29 @@ def config(c: Config) -> Json:
 
 def feature_rows(c: Config) -> list[Row]:
     """The rows of the convolutions, which are numbered together with the norms, activations and pools between them."""
-    found, C, n = [], c.inputs, 0
+    found = []
+    C = c.inputs
+    n = 0
     for i, (O, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
         for j in range(depth):
             path = f"stages/{i}/{j}"
             found += [conv(path, f"features.{n}", C, O, 3), same(f"{path}/bias", f"features.{n}.bias", O)]
             if c.norm == "batch":
                 found += batch_norm(path, f"features.{n + 1}", O)
-            C, n = O, n + (3 if c.norm == "batch" else 2)
+            C = O
+            n = n + (3 if c.norm == "batch" else 2)
         n += 1
     return found
 
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    found, inputs, size = feature_rows(c), c.channels[-1], c.pool
+    found = feature_rows(c)
+    inputs = c.channels[-1]
+    size = c.pool
     for i, F in enumerate(c.hidden):
-        shape, name = (F, inputs, size, size), f"pre_logits.fc{i + 1}"
+        shape = (F, inputs, size, size)
+        name = f"pre_logits.fc{i + 1}"
         if i == 0:
             found.append(conv("hidden/0", name, inputs, F, size))
         else:

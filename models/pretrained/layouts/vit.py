@@ -23,7 +23,9 @@ HARMLESS = ("encoder_stride", "pooler_act", "pooler_output_size")  # of other he
 
 def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers' ViTConfig."""
-    head, size, patch = _head(keys), keys.take("image_size", default=224), keys.take("patch_size", default=16)
+    head = _head(keys)
+    size = keys.take("image_size", default=224)
+    patch = keys.take("patch_size", default=16)
     found = {
         "inputs": (*(size if isinstance(size, list) else (size, size)), keys.take("num_channels", default=3)),
         "patch": tuple(patch) if isinstance(patch, list) else patch,
