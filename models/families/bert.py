@@ -10,25 +10,25 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
 from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse, remat_block
 from models.core.layers import (
     ACTIVATIONS,
-    add_bias,
     dense,
     dropout,
-    einsum,
     embed,
     fold_in_each,
     layer_norm,
+    linear,
     linear_specs,
     norm_specs,
     reshard,
 )
 from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
-from models.core.types import Array, Fields, Inputs, OutSharding, Params, Specs, Variables
+from models.core.types import Array, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"encoder"})
 INPUT = "tokens"
@@ -175,30 +175,34 @@ def apply(
     x = layer_norm(x.astype(COMPUTE[c.compute]), p["embed"]["norm"], c.eps)
     x = dropout(x, keys, c.dropout, "embed", stream)
 
-    def affine(equation: str, x: Array, p: dict[str, Array], over: OutSharding) -> Array:
-        return add_bias(einsum(equation, x, p["kernel"], over), p["bias"])
-
     def block(x: Array, layer: tuple[Params, Array]) -> tuple[Array, None]:
         p, index = layer
         own = fold_in_each(keys, index)
-        q, k, v = (affine("btd,dnh->btnh", x, p[n], place("batch seq heads head_dim")) for n in ("q", "k", "v"))
+        q, k, v = (linear("btd,dnh->btnh", x, p[n], place("batch seq heads head_dim")) for n in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
         scale = (c.width // c.heads) ** -0.5
         a = attention(q, k, v, visible, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=place)
-        a = dropout(affine("btnh,nhd->btd", a, p["out"], stream), own, c.dropout, "attention_out", stream)
+        a = dropout(linear("btnh,nhd->btd", a, p["out"], stream), own, c.dropout, "attention_out", stream)
         x = layer_norm(x + a, p["norm1"], c.eps)
-        h = ACTIVATIONS[c.activation](affine("btd,df->btf", x, p["up"], place("batch seq mlp")))
-        h = dropout(affine("btf,fd->btd", h, p["down"], stream), own, c.dropout, "mlp_out", stream)
+        h = ACTIVATIONS[c.activation](linear("btd,df->btf", x, p["up"], place("batch seq mlp")))
+        h = dropout(linear("btf,fd->btd", h, p["down"], stream), own, c.dropout, "mlp_out", stream)
         return layer_norm(x + h, p["norm2"], c.eps), None
 
     layers = (p["blocks"], jnp.arange(c.depth))
     x, _ = jax.lax.scan(remat_block(block, c.remat), x, layers, unroll=1 if c.scan else c.depth)
+    return Outputs(output(x, p, mask, keys, c, place))
 
+
+def output(
+    x: Array, p: Params, mask: Array, keys: Array | None, c: Config, place: Place
+) -> LazyLogits | Float[Array, "b *t d"]:
+    """The network's output by `head` and `pool`: hidden states [B T D], mask [B T] -> as `apply`."""
     if c.head == "mlm":
-        h = layer_norm(ACTIVATIONS[c.activation](affine("btd,de->bte", x, p["head"], stream)), p["head"]["norm"], c.eps)
+        h = linear("btd,de->bte", x, p["head"], place("batch seq width"))
+        h = layer_norm(ACTIVATIONS[c.activation](h), p["head"]["norm"], c.eps)
         vocab = p["head"]["vocab"]
         table = p["embed"]["token"] if c.tied else vocab["kernel"]
-        return Outputs(LazyLogits(h, table, c.vocab, vocab["bias"]))
+        return LazyLogits(h, table, c.vocab, vocab["bias"])
     if c.pool == "first":
         x = reshard(x, place("batch query width"))[:, 0]
         x = jnp.tanh(dense(x, p["pooler"], place("batch width"))) if c.pooler else x
@@ -207,5 +211,5 @@ def apply(
         x = total / jnp.maximum(jnp.sum(mask, 1, keepdims=True), 1).astype(x.dtype)
     if c.head == "classes":
         x = dropout(x, keys, c.dropout, "pooled", place("batch width"))
-        return Outputs(dense(x, p["head"], place("batch classes"), jnp.float32))
-    return Outputs(x.astype(jnp.float32))
+        return dense(x, p["head"], place("batch classes"), jnp.float32)
+    return x.astype(jnp.float32)

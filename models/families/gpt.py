@@ -22,6 +22,7 @@ from models.core.layers import (
     embed,
     fold_in_each,
     layer_norm,
+    linear,
     norm_specs,
 )
 from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
@@ -162,13 +163,11 @@ def apply(
     def block(layer: Layer, x: Array, p: Params, index: Array, cache: Cache | None) -> tuple[Array, Cache | None, None]:
         own = fold_in_each(keys, index)
         h = layer_norm(x, p["norm1"], c.eps)
-        q, k, v = (
-            add_bias(
-                einsum("btd,dnh->btnh", h, p["qkv"]["kernel"][i], place("batch seq heads head_dim")),
-                p["qkv"]["bias"][i],
-            )
-            for i in range(3)
-        )
+        qkv = []
+        for i in range(3):
+            y = einsum("btd,dnh->btnh", h, p["qkv"]["kernel"][i], place("batch seq heads head_dim"))
+            qkv.append(add_bias(y, p["qkv"]["bias"][i]))
+        q, k, v = qkv
         kv, cache = view.append_kv(layer.kind, cache, k=k, v=v)
         scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.scale_by_layer_index else 1)
         a = attention(
@@ -182,13 +181,10 @@ def apply(
             keys=own,
             place=place,
         )
-        a = add_bias(einsum("btnh,nhd->btd", a, p["out"]["kernel"], stream), p["out"]["bias"])
-        x = x + branch(a, own, index, "attention_out")
+        x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), own, index, "attention_out")
 
-        h = layer_norm(x, p["norm2"], c.eps)
-        h = add_bias(einsum("btd,df->btf", h, p["up"]["kernel"], place("batch seq mlp")), p["up"]["bias"])
-        h = ACTIVATIONS[c.activation](h)
-        h = add_bias(einsum("btf,fd->btd", h, p["down"]["kernel"], stream), p["down"]["bias"])
+        h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch seq mlp"))
+        h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)
         return x + branch(h, own, index, "mlp_out"), cache, None
 
     layers = (Layer("full"),) * c.depth

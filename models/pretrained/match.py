@@ -2,6 +2,7 @@
 
 import fnmatch
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -157,8 +158,10 @@ def find(model: Model, path: str | Path, *, prefix: str | None = None) -> Pretra
     if not layouts:
         formats = "safetensors" if is_darknet else f"NAME{darknet_weights.SUFFIX} or NAME.conv.N"
         raise UsageError(f"{path}: the parameters of family {model.family!r} are published as {formats}")
-    readers = [o.open_weights(path, model.config) if is_darknet else DequantisingReader(path) for o in layouts]
-    matches = [_match(model, reader, layout, prefix) for reader, layout in zip(readers, layouts, strict=True)]
+    matches = []
+    for layout in layouts:
+        reader = layout.open_weights(path, model.config) if is_darknet else DequantisingReader(path)
+        matches.append(_match(model, reader, layout, prefix))
     return max(matches, key=lambda match: match.matched)
 
 
@@ -186,13 +189,17 @@ def _match(model: Model, tensors: TensorReader, layout: ModuleType, prefix: str 
     start = prefix if prefix is not None else next(iter(prefixes), base)
 
     shapes = leaves(model.specs)
-    names = {}
-    for path in (path for path in rows if path in shapes):
-        current = [full_name(n, start) for n in rows[path].names(shapes[path].shape)]
-        older = [full_name(n, start) for n in rows[path].names(shapes[path].shape, older=True)]
-        both = zip(current, older, strict=True)
-        names[path] = [old if old in tensors.shapes and new not in tensors.shapes else new for new, old in both]
-    known = {name for group in names.values() for name in group}
+    names: dict[str, list[str]] = {}
+    for path, row in rows.items():
+        if path not in shapes:
+            continue
+        names[path] = []
+        current = row.names(shapes[path].shape)
+        older = row.names(shapes[path].shape, older=True)
+        for new, old in zip(current, older, strict=True):
+            new, old = full_name(new, start), full_name(old, start)
+            names[path].append(old if old in tensors.shapes and new not in tensors.shapes else new)
+    known = set(chain(*names.values()))
     tied_copies = {full_name(k, start): full_name(v, start) for k, v in getattr(layout, "TIED", {}).items()}
     unused: list[str] = []
     ignored: list[str] = []

@@ -57,7 +57,8 @@ def reference(
     heads than queries as in Ainslie et al. 2023, arXiv:2305.13245; the soft cap as in Gemma 2, 2024, arXiv:2408.00118;
     sinks as in gpt-oss, 2025, arXiv:2508.10925.
     """
-    scores_spec, one_head = place("batch heads query key"), k.shape[2] == 1  # one key head is shared without a copy
+    scores_spec = place("batch heads query key")
+    one_head = k.shape[2] == 1  # one key head is shared without a copy
     if one_head:
         k, v = (reshard(x[:, :, 0], place("batch key head_dim")) for x in (k, v))
     else:

@@ -69,7 +69,7 @@ def splash(
     library_mask: library.Mask = library.LocalMask(shape, (near, 0 if mask.causal else near), 0)
     if near is None:
         library_mask = library.CausalMask(shape) if mask.causal else library.FullMask(shape)
-    rows, columns = (next(n for n in (4 * LANES, 2 * LANES, LANES) if size % n == 0) for size in shape)
+    rows, columns = map(_block_size, shape)
     blocks = library.BlockSizes(
         block_q=rows,
         block_kv=columns,
@@ -89,3 +89,8 @@ def splash(
     q, k, v = (x.swapaxes(1, 2) for x in ((q * scale).astype(q.dtype), k, v))
     segments = None if mask.segments is None else library.SegmentIds(*mask.segments)
     return jax.vmap(kernel, (0, 0, 0, None if segments is None else 0, None))(q, k, v, segments, sinks).swapaxes(1, 2)
+
+
+def _block_size(length: int) -> int:
+    """The size of a kernel's blocks along time: the largest of a few that divides a length."""
+    return next(n for n in (4 * LANES, 2 * LANES, LANES) if length % n == 0)

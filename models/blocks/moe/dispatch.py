@@ -123,11 +123,11 @@ def _dropless(
         return y, count > 0
 
     kernels = {"gate": "experts width mlp", "up": "experts width mlp", "down": "experts mlp width"}
-    kernel_specs = {
-        k: {n: place(kernels[k] if n == "kernel" else "experts mlp") for n in leaf} for k, leaf in p.items()
-    }
+    weight_specs = {}
+    for name, parts in p.items():
+        weight_specs[name] = dict.fromkeys(parts, place("experts mlp")) | {"kernel": place(kernels[name])}
     choice_spec = place("batch seq choice")
-    specs = (x_spec, choice_spec, choice_spec, kernel_specs)
+    specs = (x_spec, choice_spec, choice_spec, weight_specs)
     mapped = jax.shard_map(on_device, in_specs=specs, out_specs=(x_spec, choice_spec), check_vma=False)
     return mapped(*jax.tree.map(reshard, (x, experts, weights, p), specs))
 

@@ -59,9 +59,10 @@ def dialects(family: str) -> dict[str, ModuleType]:
     return {"own": LAYOUTS[family], **getattr(LAYOUTS[family], "DIALECTS", {})}
 
 
-TYPES = {
-    kind: family for family in LAYOUTS for layout in dialects(family).values() for kind in getattr(layout, "TYPES", ())
-}
+TYPES: dict[str, str] = {}  # model_type or architecture of a config.json -> family
+for _family in LAYOUTS:
+    for _layout in dialects(_family).values():
+        TYPES |= dict.fromkeys(getattr(_layout, "TYPES", ()), _family)
 
 
 def folder_layout(family: str, dialect: str | None = None) -> ModuleType:

@@ -88,7 +88,9 @@ def class_names(folder: str | Path) -> tuple[str, ...] | None:
     files = _files(folder, ".names")
     if found is None or not files:
         return None
-    named = {Path(line).name for data in _files(folder, ".data") for line in _settings(data, "names")}
+    named = set()
+    for data in _files(folder, ".data"):
+        named |= {Path(line).name for line in _settings(data, "names")}
     chosen = [f for f in files if f.name in named] or [f for f in files if f.stem == found[0].stem] or files
     if len(chosen) > 1:
         listed = ", ".join(f.name for f in chosen)

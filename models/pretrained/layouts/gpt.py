@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from documents import Json
 from errors import UsageError
 from models.core.types import Fields
-from models.families.gpt import Config
+from models.families.gpt import Config, rate
 from models.pretrained.mapping import Keys, Row, hf_activation, same
 
 TYPES = ("gpt2",)
@@ -46,7 +46,6 @@ def config(c: Config) -> Json:
     """The config.json of a Config. Raises UsageError for a Config that GPT-2 cannot express."""
     if c.drop_path:
         raise UsageError(f"a published GPT-2 has drop_path = 0, not {c.drop_path}")
-    site = lambda name: c.dropout if getattr(c, f"dropout_{name}") is None else getattr(c, f"dropout_{name}")  # noqa: E731
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -58,9 +57,9 @@ def config(c: Config) -> Json:
         "n_head": c.heads,
         "n_inner": c.hidden,
         "activation_function": hf_activation(c.activation),
-        "embd_pdrop": site("embed"),
-        "attn_pdrop": site("attention"),
-        "resid_pdrop": site("residual"),
+        "embd_pdrop": rate(c, "embed"),
+        "attn_pdrop": rate(c, "attention"),
+        "resid_pdrop": rate(c, "residual"),
         "scale_attn_by_inverse_layer_idx": c.scale_by_layer_index,
         "tie_word_embeddings": c.tied,
         "bos_token_id": None,

@@ -117,7 +117,9 @@ def rows(c: Config) -> list[Row]:
     found = [
         *embedding_rows(c, "patch_embed.proj", "cls_token", "pos_embed", smooth=True),
         *norm_rows("blocks/norm1", "blocks.{}.norm1", D),
-        *(row for i, name in enumerate(("q", "k", "v")) for row in _qkv_rows(c, f"blocks/{name}", i)),
+        *_qkv_rows(c, "blocks/q", 0),
+        *_qkv_rows(c, "blocks/k", 1),
+        *_qkv_rows(c, "blocks/v", 2),
         *affine("blocks/out", "blocks.{}.attn.proj", (N, H), (D,)),
         *norm_rows("blocks/norm2", "blocks.{}.norm2", D),
         *affine("blocks/up", "blocks.{}.mlp.fc1", (D,), (F,)),
