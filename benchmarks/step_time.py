@@ -48,15 +48,16 @@ Step = Callable[[], None]  # one update, which waits for its result
 def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
     """Our update on one device, as `launch.py train` builds it."""
     place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
-    jax.set_mesh(place.mesh)
     tx = optim.make(OptimConfig(), model.specs["params"])
-    state = step.init_on_mesh(model, tx, place, 0, step.StepOptions())
+    with jax.set_mesh(place.mesh):
+        state = step.init_on_mesh(model, tx, place, 0, step.StepOptions())
     update = step.make_step(model, TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, step.StepOptions())
     fields = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}
 
     def once() -> None:
         nonlocal state
-        state, metrics = update(state, fields)
+        with jax.set_mesh(place.mesh):
+            state, metrics = update(state, fields)
         jax.block_until_ready((state, metrics))
 
     return once

@@ -18,7 +18,7 @@ import launch
 import models
 from cli.flags import HELP
 from configs import gpt
-from configs.knobs import RunConfig
+from configs.knobs import OptimConfig, RunConfig
 from data import sources
 from data.images import augment
 from data.sources import builtin
@@ -119,20 +119,20 @@ def test_a_loss_with_forward_passes_of_its_own() -> None:
     """docs/losses.md: a network that is its own reference prefers nothing, and learns to."""
     net, task = tiny_model("gpt"), loss_of("preference")(beta=1.0)
     place = mesh.make_placement(mesh.make_mesh("dp:8"), net.specs)
-    jax.set_mesh(place.mesh)
-    cfg, options = base.defaults().optim, step.StepOptions()
-    tx = optim.make(cfg, net.specs["params"])
-    state = step.init_on_mesh(net, tx, place, 0, options)
-    reference = {"params": jax.tree.map(jnp.copy, state["params"])}
-    update = step.make_step(net, task, tx, lambda n: jnp.asarray(1e-2), place, options, {"reference": reference})
-    draw, names = np.random.default_rng(0), ("tokens", "targets", "rejected_tokens", "rejected_targets")
-    batch = {name: jnp.asarray(draw.integers(0, 100, (B, T)), jnp.int32) for name in names}
-    put = {k: jax.device_put(v, place.sharding("batch width")) for k, v in batch.items()}
-    put["weight"] = jax.device_put(jnp.ones(B), place.sharding("batch"))
-    losses = []
-    for _ in range(3):
-        state, metrics = update(state, put)
-        losses.append(float(metrics["loss"]))
+    with jax.set_mesh(place.mesh):
+        options = step.StepOptions()
+        tx = optim.make(OptimConfig(), net.specs["params"])
+        state = step.init_on_mesh(net, tx, place, 0, options)
+        reference = {"params": jax.tree.map(jnp.copy, state["params"])}
+        update = step.make_step(net, task, tx, lambda n: jnp.asarray(1e-2), place, options, {"reference": reference})
+        draw, names = np.random.default_rng(0), ("tokens", "targets", "rejected_tokens", "rejected_targets")
+        batch = {name: jnp.asarray(draw.integers(0, 100, (B, T)), jnp.int32) for name in names}
+        put = {k: jax.device_put(v, place.sharding("batch width")) for k, v in batch.items()}
+        put["weight"] = jax.device_put(jnp.ones(B), place.sharding("batch"))
+        losses = []
+        for _ in range(3):
+            state, metrics = update(state, put)
+            losses.append(float(metrics["loss"]))
     assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
     assert losses[2] < losses[1] < losses[0]
 

@@ -1,5 +1,6 @@
 """Image transforms of a config: for training, for evaluation, and the resulting input shape."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np

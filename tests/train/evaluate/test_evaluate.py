@@ -219,9 +219,9 @@ def test_a_task_that_draws_is_evaluated_alike_by_batches_of_any_size_on_any_mesh
     exam, found = EvalSet({"features": batch["features"]}, np.arange(B)), []
     for text, size in (("dp:1", 16), ("dp:1", 5), ("dp:8", 8)):
         place = mesh.make_placement(mesh.make_mesh(text, jax.devices()[: int(text[3:])]), model.specs)
-        jax.set_mesh(place.mesh)
         variables = jax.device_put(random_variables(model), place.shardings(model.specs))
-        rows = evaluate.evaluate(evaluate.make_eval_step(model, Noise(), place), variables, exam, place, size).rows
+        with jax.set_mesh(place.mesh):
+            rows = evaluate.evaluate(evaluate.make_eval_step(model, Noise(), place), variables, exam, place, size).rows
         assert rows is not None
         found.append(rows.loss)
     for other in found[1:]:
@@ -229,5 +229,6 @@ def test_a_task_that_draws_is_evaluated_alike_by_batches_of_any_size_on_any_mesh
     assert len(set(found[0])) == B
     lies = {"features": place.sharding("batch width"), "weight": place.sharding("batch")}
     plain = {name: jax.device_put(batch[name], sharding) for name, sharding in lies.items()}
-    terms, _ = evaluate.make_eval_step(model, Noise(), place)(variables, plain)  # without indices nothing is drawn
+    with jax.set_mesh(place.mesh):
+        terms, _ = evaluate.make_eval_step(model, Noise(), place)(variables, plain)  # without indices nothing is drawn
     assert not np.any(terms["loss"][0])

@@ -43,7 +43,6 @@ def views(rows: int = B) -> tuple[np.ndarray, np.ndarray]:
 def terms(one: np.ndarray, two: np.ndarray, weight: np.ndarray, text: str = "dp:1", temperature: float = 0.1) -> Any:
     """The loss's terms of vectors on a mesh, and the gradients of its sum."""
     place = mesh.make_placement(mesh.make_mesh(text, jax.devices()[: int(text[3:])]), {})
-    jax.set_mesh(place.mesh)
     batch = {"image": one, "image_b": two, "weight": weight}
     put = {k: jax.device_put(v, place.sharding(mesh.batch_axes(k, v.ndim))) for k, v in batch.items()}
 
@@ -53,7 +52,8 @@ def terms(one: np.ndarray, two: np.ndarray, weight: np.ndarray, text: str = "dp:
         return jnp.sum(found["loss"][0]), found
 
     grad = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
-    return jax.device_get(grad(put["image"], put["image_b"], put["weight"])[::-1])
+    with jax.set_mesh(place.mesh):
+        return jax.device_get(grad(put["image"], put["image_b"], put["weight"])[::-1])
 
 
 def by_loops(one: np.ndarray, two: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Tasks that run the network several times, with frozen variables beside the trained ones, in the trainer's update."""
 
 import dataclasses
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import optax
 import pytest
 
 import models
-from configs import base
+from configs.knobs import OptimConfig
 from errors import UsageError
 from models.core.layers import fold_in_each, per_row_keys
 from models.core.spec import flatten
@@ -96,13 +97,19 @@ def gradient_of(state: Any, beta1: float = 0.9) -> dict[str, np.ndarray]:
     return {k: np.asarray(v) / np.float32(1 - beta1) for k, v in flatten(adam.mu).items()}
 
 
+@pytest.fixture(autouse=True)
+def mesh_of_one_test() -> Iterator[None]:
+    """`make` sets the mesh of a test."""
+    yield
+    jax.set_mesh(None)
+
+
 def make(model: models.Model, task: Task, text: str, **options: Any) -> tuple[Any, mesh.Placement, Any]:
     """A step's maker of frozen variables -> update, its placement, and the state of random variables."""
     count = int(np.prod([int(part.split(":")[1]) for part in text.split(",")]))
     place = mesh.make_placement(mesh.make_mesh(text, jax.devices()[:count]), model.specs)
-    cfg = base.defaults().optim
-    cfg.name = "adam"
-    tx, settings = optim.make(cfg, model.specs["params"]), step.StepOptions(loss="mine", **options)
+    tx = optim.make(OptimConfig(name="adam"), model.specs["params"])
+    settings = step.StepOptions(loss="mine", **options)
     jax.set_mesh(place.mesh)
     variables = jax.device_put(random_variables(model), place.shardings(model.specs))
     state = step.init_on_mesh(model, tx, place, 0, settings)
