@@ -24,6 +24,7 @@ from data.text.tokenizer_reader import read_tokenizer as load_tokenizer
 from data.text.tokenizers import Tokenizer
 from errors import UsageError
 from models import Model, build, load_pretrained, save_pretrained
+from models.core.gradients import plain_gradients
 from models.core.types import Variables
 from train import checkpoint, run
 from train.evaluate.evaluate import Scores
@@ -50,6 +51,7 @@ __all__ = [
     "load",
     "load_pretrained",
     "load_tokenizer",
+    "plain_gradients",
     "save_pretrained",
     "train",
 ]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from models.core.gradients import are_plain
 from models.core.layers import compute_logits, reshard, shift_left
 from models.core.spec import LazyLogits, Place
 from train.tasks import chunked_cross_entropy
@@ -29,7 +30,7 @@ class NextToken(SingleForwardTask):
         """Loss in nats per token, accuracy, and bits per byte if the batch has `bytes`."""
         w, targets = batch["weight"], batch["targets"]
         extras = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
-        if isinstance(value, LazyLogits) and not chunked_cross_entropy.fits_in_chunk(value):
+        if isinstance(value, LazyLogits) and not (are_plain() or chunked_cross_entropy.fits_in_chunk(value)):
             nats, right = chunked_cross_entropy.cross_entropy(value, targets, **extras)
         else:
             logits = _sharded_logits(value, targets) if isinstance(value, LazyLogits) else value

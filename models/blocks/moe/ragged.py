@@ -11,21 +11,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from models.core.gradients import with_gradient
+
 LARGEST_BLOCK = 128
 
 
-@jax.custom_vjp
-def grouped_product(x: Float[Array, "m d"], w: Float[Array, "e d f"], sizes: Int[Array, " e"]) -> Float[Array, "m f"]:
+def _grouped_product(x: Float[Array, "m d"], w: Float[Array, "e d f"], sizes: Int[Array, " e"]) -> Float[Array, "m f"]:
     """Multiply the first sizes[0] rows by w[0], the next sizes[1] by w[1] …: x [M D], w [E D F] -> [M F].
 
     Rows beyond the last group become 0. Uses `jax.lax.ragged_dot`, except on CPU, where that multiplies all rows by
-    each matrix; there the groups are split into blocks. Has no forward-mode derivative.
+    each matrix; there the groups are split into blocks. Its gradient is hand-written (`plain_gradients` derives it).
     """
     return jax.lax.platform_dependent(x, w, sizes, cpu=_blocked, default=_ragged)
 
 
 def _product_forward(x: Array, w: Array, sizes: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    return grouped_product(x, w, sizes), (x, w, sizes)
+    return _grouped_product(x, w, sizes), (x, w, sizes)
 
 
 def _product_backward(kept: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, None]:
@@ -38,7 +39,7 @@ def _product_backward(kept: tuple[Array, Array, Array], g: Array) -> tuple[Array
     return *jax.lax.platform_dependent(*kept, g, cpu=cpu, default=default), None
 
 
-grouped_product.defvjp(_product_forward, _product_backward)
+grouped_product = with_gradient(_grouped_product, _product_forward, _product_backward)
 
 
 def _ragged(x: Array, w: Array, sizes: Array) -> Array:
@@ -69,8 +70,7 @@ def _blocked(x: Array, w: Array, sizes: Array) -> Array:
     return gather_rows(jnp.einsum("nmd,ndf->nmf", rows, w[block_group]).reshape(count * m, -1), slot, row[:, None])
 
 
-@jax.custom_vjp
-def gather_rows(x: Float[Array, "m d"], source: Int[Array, " s"], targets: Int[Array, "m a"]) -> Float[Array, "s d"]:
+def _gather_rows(x: Float[Array, "m d"], source: Int[Array, " s"], targets: Int[Array, "m a"]) -> Float[Array, "s d"]:
     """Row source[s] of x for each slot s, 0 where source[s] is out of range: x [M D] -> [S D].
 
     `targets` is the inverse: the slots that hold row m. With it the derivative is a gather too, not a scatter.
@@ -79,11 +79,11 @@ def gather_rows(x: Float[Array, "m d"], source: Int[Array, " s"], targets: Int[A
 
 
 def _gather_forward(x: Array, source: Array, targets: Array) -> tuple[Array, Array]:
-    return gather_rows(x, source, targets), targets
+    return _gather_rows(x, source, targets), targets
 
 
 def _gather_backward(targets: Array, g: Array) -> tuple[Array, None, None]:
     return jnp.sum(g.at[targets].get(mode="fill", fill_value=0), 1), None, None
 
 
-gather_rows.defvjp(_gather_forward, _gather_backward)
+gather_rows = with_gradient(_gather_rows, _gather_forward, _gather_backward)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from models.core.gradients import with_gradient
 from models.core.layers import einsum, gather_weight
 from models.core.types import OutSharding
 
@@ -34,7 +35,7 @@ def conv(
     """Cross-correlation: x [B Y X C], kernel [I J C O] -> [B Y' X' O], in x's dtype.
 
     A kernel of one pixel is a matrix product. On one device the gradient is hand-written, because XLA's is slow on CPU
-    (docs/decisions/0019), and has no forward-mode derivative.
+    (docs/decisions/0019); `plain_gradients` derives it instead.
     """
     size = kernel.shape[:2]
     pads = _pad_widths(padding, x.shape[1:3], size, stride)
@@ -59,9 +60,6 @@ def _conv(x: Array, kernel: Array, window: Window) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, steps, window.pads, dimension_numbers=DIMS, out_sharding=window.out)
 
 
-_conv_vjp = jax.custom_vjp(_conv, nondiff_argnums=(2,))
-
-
 def _forward(x: Array, kernel: Array, window: Window) -> tuple[Array, tuple[Array, Array]]:
     return _conv(x, kernel, window), (x, kernel)
 
@@ -75,7 +73,7 @@ def _backward(window: Window, residuals: tuple[Array, Array], g: Array) -> tuple
     return jax.lax.platform_dependent(*residuals, g, cpu=partial(_cpu_gradients, window), default=conv_gradients)
 
 
-_conv_vjp.defvjp(_forward, _backward)
+_conv_vjp = with_gradient(_conv, _forward, _backward, nondiff_argnums=(2,))
 
 
 def _cpu_gradients(window: Window, x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
@@ -174,7 +172,8 @@ def _max_pool_by_shifts(x: Array, size: int, stride: int, pads: Pads) -> Array:
     return x
 
 
-_max_pool_vjp = jax.custom_vjp(_max_pool, nondiff_argnums=(1, 2, 3))
+def _pool_forward(x: Array, size: int, stride: int, pads: Pads) -> tuple[Array, Array]:
+    return _max_pool(x, size, stride, pads), x
 
 
 def _pool_backward(size: int, stride: int, pads: Pads, x: Array, g: Array) -> tuple[Array]:
@@ -184,7 +183,9 @@ def _pool_backward(size: int, stride: int, pads: Pads, x: Array, g: Array) -> tu
     return jax.lax.platform_dependent(x, g, cpu=pool_gradient(_max_pool_by_shifts), default=pool_gradient(_max_pool))
 
 
-_max_pool_vjp.defvjp(lambda x, *window: (_max_pool(x, *window), x), _pool_backward)
+_max_pool_vjp = with_gradient(
+    _max_pool, _pool_forward, _pool_backward, nondiff_argnums=(1, 2, 3), plain=_max_pool_by_shifts
+)
 
 
 def sum_pool(x: Float[Array, "b y x c"], size: int, stride: int, padding: Padding = 0) -> Float[Array, "b y2 x2 c"]:
