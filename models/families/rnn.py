@@ -7,7 +7,6 @@ Source: Elman 1990; Hochreiter, Schmidhuber 1997; Cho et al. 2014; Schuster, Pal
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -95,10 +94,17 @@ def specs(c: Config) -> Specs:
 
     def layer(i: int) -> Specs:
         axis, size = first if i == 0 else ("embed", P)
-        shape: dict[str, Any] = dict(
-            projection=c.projection, bias=c.bias, forget_bias=c.forget_bias, chrono_max=c.chrono_max, axis=axis
+        one_way = layer_specs(
+            size,
+            c.width,
+            c.cell,
+            projection=c.projection,
+            bias=c.bias,
+            forget_bias=c.forget_bias,
+            chrono_max=c.chrono_max,
+            axis=axis,
         )
-        return {name: layer_specs(size, c.width, c.cell, **shape) for name in directions(c)}
+        return dict.fromkeys(directions(c), one_way)
 
     params: Specs = {"cells": {str(i): layer(i) for i in range(c.depth)}}
     if c.vocab:

@@ -9,7 +9,6 @@ Bahdanau et al. start from a trained map of the backward one.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,21 +102,30 @@ def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     E, D, R = c.embed, c.width, c.readout_width
     V, Vs = (-(-n // c.vocab_multiple) * c.vocab_multiple for n in (c.vocab, c.source_vocab or c.vocab))
-    how: dict[str, Any] = dict(projection=None, bias=True, forget_bias=c.forget_bias, chrono_max=None, axis="embed")
+
+    def lstm(inputs: int, width: int) -> Specs:
+        return layer_specs(
+            inputs,
+            width,
+            "lstm",
+            projection=None,
+            bias=True,
+            forget_bias=c.forget_bias,
+            chrono_max=None,
+            axis="embed",
+        )
 
     def matrix(i: int, o: int, axes: str, init: Initializer = lecun_normal) -> dict[str, Spec]:
         return {"kernel": Spec((i, o), axes, init, fan_in=axes.split()[0])}
 
     def encoder(i: int) -> Specs:
         ways = directions(c)
-        return {name: layer_specs(D if i else E, D // len(ways), "lstm", **how) for name in ways}
+        return {name: lstm(D if i else E, D // len(ways)) for name in ways}
 
     params: Specs = {
         "embed": {"token": Spec((V, E), "vocab embed", normal(0.1))},
         "encoder": {"cells": {str(i): encoder(i) for i in range(c.depth)}},
-        "decoder": {
-            "cells": {str(i): layer_specs(D if i else E + c.extra_width, D, "lstm", **how) for i in range(c.depth)}
-        },
+        "decoder": {"cells": {str(i): lstm(D if i else E + c.extra_width, D) for i in range(c.depth)}},
     }
     if c.tied != "all":
         params["embed"]["source"] = Spec((Vs, E), "vocab embed", normal(0.1))

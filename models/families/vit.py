@@ -10,7 +10,6 @@ linearly from 0 in the first block, as in the released code of arXiv:2012.12877.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -206,7 +205,9 @@ def embed(image: Array, p: Params, c: Config, place: Place) -> Float[Array, "b t
 
     The patches' convolution has its kernel's size as stride, and is computed as one product.
     """
-    B, (rows, columns), (I, J), D = image.shape[0], c.grid, c.kernel, c.width
+    B, D = image.shape[0], c.width
+    rows, columns = c.grid
+    I, J = c.kernel
     out = place("batch query width")
     x = image[:, : rows * I, : columns * J]
     cut = (B, rows, I, columns, J, c.inputs[2])
@@ -267,8 +268,17 @@ def apply(
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (linear("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
-        options: dict[str, Any] = dict(backend=c.attention, dropout_rate=rate, keys=own, place=replicated_tokens)
-        a = attention(q, k, v, mask, scale=(c.width // c.heads) ** -0.5, **options)
+        a = attention(
+            q,
+            k,
+            v,
+            mask,
+            scale=(c.width // c.heads) ** -0.5,
+            backend=c.attention,
+            dropout_rate=rate,
+            keys=own,
+            place=replicated_tokens,
+        )
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
         h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
         h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)

@@ -1,5 +1,7 @@
 """Values of Configs: what each field takes, and what is refused by name."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -7,6 +9,7 @@ import pytest
 
 import models
 from errors import UsageError
+from models.core.checks import at_least, check_types, divides, not_negative, positive, probability
 from tests.support.cases import batch_for, random_variables, tiny_model, to_inputs
 
 
@@ -33,3 +36,40 @@ def test_an_integer_beyond_int32_is_a_float() -> None:
     jax.eval_shape(model.predict, random_variables(model), to_inputs(batch_for("llama")))
     with pytest.raises(UsageError, match="depth = 100000000000000000000"):
         tiny_model("llama", depth=10**20)
+
+
+@dataclass(frozen=True)
+class Toy:
+    width: int = 6
+    heads: int | None = 2
+    rate: float = 0.1
+    sides: tuple[int, ...] = (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("check", "fields", "says"),
+    [
+        (lambda c: positive(c, "heads", "width"), dict(width=0), "width = 0 must be positive"),
+        (lambda c: positive(c, "sides"), dict(sides=(1, 0)), "sides = (1, 0) must be positive"),
+        (lambda c: positive(c, "width"), dict(width=1.5), "width = 1.5 is not of type int within int32"),
+        (lambda c: positive(c, "width"), dict(width=None), "width = None is not of type int within int32"),
+        (lambda c: not_negative(c, "rate"), dict(rate=-0.1), "rate = -0.1 must be 0 or more"),
+        (lambda c: probability(c, "rate"), dict(rate=1.0), "rate = 1.0 must be in [0, 1)"),
+        (lambda c: divides(c, "heads", "width"), dict(heads=4), "heads = 4 must be a divisor of width=6"),
+        (lambda c: at_least(c, "width", 7, "the 7 tokens"), {}, "width = 6 must be at least the 7 tokens"),
+        (check_types, dict(rate="x"), "rate = 'x' is not of type float within float32"),
+    ],
+)
+def test_a_refusal_names_family_field_value_and_rule(
+    check: Callable[[Toy], None], fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        check(Toy(**fields))
+    assert str(refused.value) == f"test_checks: {says}"
+
+
+def test_none_passes_where_its_type_allows_it() -> None:
+    toy = Toy(heads=None)
+    positive(toy, "heads")
+    divides(toy, "heads", "width")
+    check_types(toy)

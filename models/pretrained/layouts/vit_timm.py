@@ -136,7 +136,8 @@ def embedding_rows(c: Config, patch: str, token: str, position: str, smooth: boo
 
     `smooth` is whether resizing positions is antialiased.
     """
-    (I, J), C, D, T = c.kernel, c.inputs[2], c.width, c.positions
+    I, J = c.kernel
+    C, D, T = c.inputs[2], c.width, c.positions
     found = [
         Row("embed/patch/kernel", f"{patch}.weight", (D, C, I, J), (2, 3, 1, 0), (D, C, I, J)),
         same("embed/patch/bias", f"{patch}.bias", D),
