@@ -9,15 +9,23 @@ import pytest
 
 from models.core.gradients import are_plain, plain_gradients
 from models.core.types import Params
-from tests.support.cases import CASES, batch_for, random_variables, tiny_model
+from tests.support.cases import CASES, batch_for, random_variables, tiny_model, to_inputs
 from train.tasks import TASKS, Forward
 
-EARLY = ("cnn", "mixtral", "yolo")
+EARLY = ("cnn", "yolo")
+SLOW = ("mixtral", "gpt", "bottleneck", "rnn", "linen")
+
+
+def when(name: str) -> Any:
+    """Two families by default, one of each kind among the slow tests, the others weekly."""
+    if name in EARLY:
+        return name
+    return pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.weekly)
 
 
 def loss_of(name: str) -> Any:
     """A family's loss as a function of its parameters, on a batch."""
-    model, task, batch = tiny_model(name), TASKS[CASES[name].loss], batch_for(name)
+    model, task, batch = tiny_model(name), TASKS[CASES[name].loss], to_inputs(batch_for(name))
     variables = random_variables(model)
 
     def loss(params: Params) -> jax.Array:
@@ -40,7 +48,7 @@ def direction(params: Params, seed: int) -> Params:
     return jax.tree.map(lambda p: p / length, drawn)
 
 
-@pytest.mark.parametrize("name", [n if n in EARLY else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize("name", map(when, CASES))
 def test_derivatives_of_every_kind_exist_and_agree(name: str) -> None:
     """A derivative along u is the product of gradient and u, forwards and backwards; v H u = u H v; all are finite."""
     loss, params = loss_of(name)
