@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -36,6 +37,7 @@ from train.verbs import evaluate as evaluate_verb
 from train.verbs import load_model
 
 T = TypeVar("T")
+CLONE = Path(__file__).parent
 
 __all__ = [
     "LoadedCheckpoint",
@@ -68,9 +70,14 @@ class LoadedCheckpoint(NamedTuple):
 def config(source: str | None = None, knobs: Knobs | None = None) -> RunConfig:
     """The config of `path/to/file.py:name+ablation` (None: the defaults) with the values of some knobs, by dotted key.
 
-    Raises UsageError as the launcher does.
+    A path is one below the working folder, else below Canon's clone. Raises UsageError as the launcher does.
     """
-    return (RunConfig() if source is None else reader.read(source)).replace(knobs or {})
+    if source is None:
+        return RunConfig().replace(knobs or {})
+    path, colon, names = source.partition(":")
+    here = CLONE / path
+    found = f"{here}{colon}{names}" if here.is_file() and not Path(path).is_file() else source
+    return reader.read(found).replace(knobs or {})
 
 
 def train(
