@@ -145,7 +145,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "mixup_of_another_loss": (
         [*DIGITS, "--config.data.augment=mixup:1", "--config.loss=quadratic"],
-        "mixup needs the loss softmax, not",
+        "mixup needs the loss softmax, focal, not",
     ),
     "steps_of_no_piecewise": ([*TRAIN, "--config.schedule.milestones=50:0.1"], "where schedule.name is piecewise"),
     "steps_are_no_steps": ([*TRAIN, "--config.schedule.milestones=nan"], "UPDATE:FACTOR"),

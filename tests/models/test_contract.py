@@ -211,7 +211,7 @@ def test_an_update_is_legal_on_further_meshes(name: str) -> None:
         trainer = on(name, mesh)
         batch = {k: v[:rows] for k, v in batch_for(name).items()}
         with jax.set_mesh(trainer.place.mesh):
-            trainer.update.trace(trainer.state, trainer.put(batch))
+            jax.eval_shape(trainer.update, trainer.state, trainer.put(batch))
 
 
 _references: dict[str, tuple[float, dict[str, np.ndarray]]] = {}

@@ -10,17 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr
 
-from models.core.types import Tree
+from models.core.types import Leaf
 
 
-def count(function: Callable[..., object], *args: Tree) -> int:
+def count(function: Callable[..., object], *args: Leaf) -> int:
     """FLOPs of one call on arguments (arrays or ShapeDtypeStructs), 2 for each multiply and add."""
     return _count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count_jaxpr(jaxpr: Jaxpr) -> int:
+def _count_jaxpr(jaxpr: Any) -> int:
     return sum(_count_equation(e) for e in jaxpr.eqns)
 
 
@@ -45,7 +44,7 @@ def _count_equation(e: Any) -> int:
     return max(inner, default=0) if e.primitive.name == "cond" else sum(inner)
 
 
-def _jaxprs(value: Any) -> list[Jaxpr]:
+def _jaxprs(value: Any) -> list[Any]:
     if isinstance(value, tuple | list):
         return [j for v in value for j in _jaxprs(v)]
     value = getattr(value, "jaxpr", value)

@@ -11,7 +11,7 @@ from data.images import augment, letterbox, mixup
 from data.images.resize import Size
 from data.sampler import Augment
 from data.types import Source
-from errors import UsageError
+from errors import UsageError, join_problems
 from models import Model
 from train.tasks import TASKS, Task, get_task
 
@@ -95,6 +95,8 @@ def transform_example(config: RunConfig, example: Source, model: Model | None = 
     found = example.row_type()
     if not found.shapes:
         return example
+    if wrong := list(find_problems(config)):  # before they are computed with
+        raise join_problems(wrong)
     boxes = found.kind == "boxes"
     train_transform(config, boxes)
     return example.first_row(eval_transform(config, boxes, image_channels(config, model)))

@@ -47,7 +47,8 @@ def test_likelihoods_are_ours(harness: CanonLM) -> None:
     found = harness.loglikelihood([request(*pair) for pair in pairs])
     setup = harness.opened.setup
     rows = [lm_eval.encode_pair(harness.tokenizer, *pair) for pair in pairs]
-    ours = lm_eval.likelihoods(setup.model, harness._eval_step, harness.opened.variables, setup.place, rows, 2)
+    with setup.activate():
+        ours = lm_eval.likelihoods(setup.model, harness._eval_step, harness.opened.variables, setup.place, rows, 2)
     np.testing.assert_allclose([nats for nats, _ in found], ours.nats, rtol=1e-5)
     assert [greedy for _, greedy in found] == ours.greedy.tolist()
     scores = lm_eval.accuracy_scores(Questions(asked, {}), ours)
