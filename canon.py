@@ -100,8 +100,9 @@ def load(name: str | os.PathLike[str], device: jax.Device | None = None) -> Load
     device = device or jax.local_devices()[0]
 
     def load_one(workdir: str, n: int) -> LoadedCheckpoint:
-        config = load_model.checkpoint_config(workdir, n).replace({"mesh": "dp:1"})
-        opened = load_model.open_without_data(config, workdir, n, _runtime(), [device])
+        runtime = _runtime()
+        config = load_model.checkpoint_config(workdir, n, runtime).replace({"mesh": "dp:1"})
+        opened = load_model.open_without_data(config, workdir, n, runtime, [device])
         variables = {part: tree for part, tree in opened.variables.items() if tree}
         sharding = jax.sharding.SingleDeviceSharding(device)  # not of the mesh, so that no context is needed
         return LoadedCheckpoint(opened.setup.model, jax.device_put(variables, sharding), opened.setup.tokenizer)
@@ -119,8 +120,9 @@ def evaluate(
     """
 
     def evaluate_one(workdir: str, n: int) -> Scores:
-        config = load_model.checkpoint_config(workdir, n).replace(knobs or {})
-        return evaluate_verb.evaluate_checkpoint(config, workdir, n, _runtime(), _listed(devices))
+        runtime = _runtime()
+        config = load_model.checkpoint_config(workdir, n, runtime).replace(knobs or {})
+        return evaluate_verb.evaluate_checkpoint(config, workdir, n, runtime, _listed(devices))
 
     return _first(os.fspath(name), evaluate_one)
 

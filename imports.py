@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -10,7 +11,24 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from errors import UsageError
+from errors import UsageError, unknown
+
+NAME = re.compile(r"(?P<where>[^\W\d]\w*(\.[^\W\d]\w*)*|.*\.py):(?P<name>[^\W\d]\w*)")
+
+
+def load_name(text: str, key: str) -> object:
+    """What `package.file:name` or `path/to/file.py:name` names. Raises UsageError as `load_module`, or if it lacks it.
+
+    `key` is the setting with its value, for messages.
+    """
+    match = NAME.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{key} is not package.file:name")
+    module = load_module(match["where"], key)
+    if not hasattr(module, match["name"]):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise unknown(f"name in {match['where']}", match["name"], names)
+    return getattr(module, match["name"])
 
 
 def load_module(where: str, key: str) -> ModuleType:

@@ -36,7 +36,7 @@ class CheckpointSelection:
         from configs import reader
         from train.verbs import load_model
 
-        config = load_model.checkpoint_config(self.workdir, step)
+        config = load_model.checkpoint_config(self.workdir, step, self.runtime)
         for key, _ in self.assignments:
             _require_effect(key)
         return reader.override(config, self.assignments)

@@ -37,6 +37,8 @@ def _train(args: FlagValues, assignments: Assignments) -> int:
         from train import run
 
         saved = run.saved_config(workdir)  # None before the first checkpoint: then the config may change freely
+        if saved is not None and not args.config:
+            reader.run_code(saved, runtime.say)
         if note := reader.describe_default(args.config) if args.config else None:
             runtime.say(note)
         if args.dataset:

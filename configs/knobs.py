@@ -74,7 +74,9 @@ class OptimConfig(Section):
     """The optimizer."""
 
     section: ClassVar[str] = "optim"
-    name: str = identity("adamw", "optimizer")
+    name: str = identity(
+        "adamw", "optimizer, or a function of your own that makes an Optax transform: package.file:function"
+    )
     lr: float = schedule(1e-3, "peak learning rate")
     momentum: float = identity(0.9, "momentum, of momentum, nesterov and muon (whose authors use 0.95)")
     beta1: float = identity(0.9, "decay rate of Adam's first moment; interpolation of lion, schedule_free")
@@ -182,12 +184,15 @@ class LogConfig(Section):
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    """All of a run's knobs, by section. `rules` replaces rows of the sharding rules."""
+    """All of a run's knobs, by section. `rules` replaces rows of the sharding rules.
+
+    `code` are the user's config files that made it, path -> digest: they may have registered what its words name.
+    """
 
     section: ClassVar[str] = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    loss: str = identity("softmax", "the task: loss, metrics and the kind of output")
+    loss: str = identity("softmax", "the task: loss, metrics and kind of output; or your own, package.file:Name")
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -202,10 +207,11 @@ class RunConfig(Section):
     seed: int = identity(0, "of initial weights, data order and all noise; 0 to 2^32 - 1", 2**32 - 1)
     resume: str = free("auto", "what to do with changed schedule knobs: auto refuses them, extend records a new phase")
     rules: Knobs = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def replace(self, changes: Knobs) -> "RunConfig":
         """The config with other values of some knobs, by dotted key. Raises UsageError."""
-        return from_flat({**self.flatten(), **changes})
+        return dataclasses.replace(from_flat({**self.flatten(), **changes}), code=self.code)
 
     def flatten(self) -> dict[str, Value]:
         """All knobs by dotted key."""
@@ -214,6 +220,7 @@ class RunConfig(Section):
     def to_dict(self) -> dict[str, dict[str, Value] | Value]:
         """The config as nested dicts, as ConfigDict and JSON have it."""
         nested = dataclasses.asdict(self)
+        del nested["code"]
         fields = nested["model"].pop("fields")
         nested["model"] |= fields
         return nested

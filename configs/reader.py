@@ -1,12 +1,14 @@
 """From the command line to a RunConfig: `file.py:name+ablation`, then `--config.KEY=VALUE` in any order."""
 
 import ast
+import hashlib
 import inspect
 import json
 import runpy
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +35,33 @@ def read(source: str) -> RunConfig:
     except TypeError:
         takes = "no name" if names else f"a name, as --config={path}:NAME{_names(made)}"
         raise UsageError(f"config file {path} takes {takes}") from None
-    return _whole(path, _run(path, lambda: made["get_config"](*given)))
+    config = _whole(path, _run(path, lambda: made["get_config"](*given)))
+    own = Path(path).resolve().parent != Path(__file__).parent
+    return replace(config, code={str(Path(path).resolve()): file_digest(path)}) if own else config
+
+
+def from_manifest(manifest: Mapping[str, Any]) -> RunConfig:
+    """The config of a checkpoint."""
+    return replace(from_json(json.dumps(manifest["config"])), code=manifest.get("code") or {})
+
+
+def run_code(config: RunConfig, say: Callable[[str], None]) -> None:
+    """Run the user's config files that made a config, for what they register: its words may name that.
+
+    `say` reports a file that is gone, or has changed. Raises UsageError for one that fails.
+    """
+    for path, digest in config.code.items():
+        if not Path(path).is_file():
+            say(f"config  {path}, which made this run's config, is gone")
+            continue
+        if file_digest(path) != digest:
+            say(f"config  {path} has changed since it made this run's config")
+        variables(path)
+
+
+def file_digest(path: str) -> str:
+    """The first 16 hex digits of a file's SHA-256."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def ablation_keys(source: str) -> set[str]:

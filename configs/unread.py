@@ -89,5 +89,7 @@ def unread(config: RunConfig, facts: Facts, given: Collection[str] = (), *, only
 
 def _of_knob(config: RunConfig, name: str, legal: tuple[str, ...]) -> tuple[Collection[str], str]:
     value = get(config, name)
+    if ":" in str(value) and name in ("loss", "optim.name"):  # a user's code may read any knob
+        return legal, str(value)
     is_set = legal is SET and value != KNOBS[name].default
     return SET if is_set else (str(value),), str(value)

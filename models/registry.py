@@ -1,6 +1,7 @@
 """The table of families, a family with a config as a `Model`, and `build`, which makes one."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
@@ -56,6 +58,9 @@ TRAITS = frozenset(  # the closed list: the trainer and the contract tests choos
         *("classifier", "detector", "language_model", "regressor", "encoder", "encoder_decoder"),
     }
 )
+
+
+RANKS = {"tokens": "B T", "source": "B S", "image": "B Y X C", "embeds": "B T D"}  # dims of inputs
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,42 @@ class Model:
         return self.module.update_stats(stats, {name: total for name, (total, _) in metrics.items()}, self.config)
 
     def predict(self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike) -> Any:
-        """The value of `apply` outside of training: class scores [B C], or next-token logits [B T V], in float32."""
-        value = self.apply(variables, inputs).value
+        """The value of `apply` outside of training: class scores [B C], or next-token logits [B T V], in float32.
+
+        Decoders and BERT take `embeds` [B T D] in place of `tokens` [B T]. Raises UsageError for an input that is
+        missing or of another rank, and for ids outside of the vocabulary, which a traced call cannot see.
+        """
+        given = inputs if isinstance(inputs, Mapping) else {self.module.INPUT: inputs}
+        for name, x in given.items():
+            self._check_input(name, x)
+        try:
+            value = self.apply(variables, given).value
+        except KeyError as error:
+            if error.args[0] not in RANKS:
+                raise
+            has = ", ".join(given)
+            raise UsageError(f"{self.family} as configured needs the input {error}; it has {has}") from None
         return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
+
+    def _check_input(self, name: str, x: ArrayLike) -> None:
+        """Raise UsageError for an input that the family would misread."""
+        if name not in RANKS:
+            return
+        shape, dims = np.shape(x), RANKS[name]
+        if len(shape) != len(dims.split()):
+            raise UsageError(f"{self.family}: the input {name!r} must be [{dims}], not of shape {shape}")
+        if name not in ("tokens", "source") or isinstance(x, jax.core.Tracer) or not math.prod(shape):
+            return
+        ids = np.asarray(x)
+        vocab = getattr(self.config, "source_vocab", None) if name == "source" else None
+        vocab = vocab or getattr(self.config, "vocab", None)
+        if vocab is None:
+            return
+        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= vocab:
+            low, high = ids.min(), ids.max()
+            raise UsageError(
+                f"{self.family}: {name} must be ids from 0 to {vocab - 1}, not {ids.dtype} {low} to {high}"
+            )
 
     def cache_specs(self, batch: int, length: int, source: int | None = None) -> Specs:
         """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.

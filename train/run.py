@@ -1,7 +1,6 @@
 """The composition root of training: from a config to a trained model in a workdir."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -40,7 +39,11 @@ def train(
     """
     saved = saved_config(workdir)
     config = init_from.with_vocab_size(config, saved)
-    changes = reader.refuse_other_run(workdir, saved, config) if saved is not None else []
+    changes = []
+    if saved is not None:
+        changes = reader.refuse_other_run(workdir, saved, config)
+        for path in (path for path in saved.code if config.code.get(path, saved.code[path]) != saved.code[path]):
+            runtime.say(f"config  {path} has changed since the checkpoints of {workdir}")
     with raise_with([*checks.find_problems(config), *unread(config, {})]):  # reported together with any later problem
         checks.check_choices(config)
         profiled = profile.parse_window(config.log.profile, config.train.steps)
@@ -137,4 +140,4 @@ def _draw_curve(setup: Setup, workdir: str) -> None:
 def saved_config(workdir: str) -> RunConfig | None:
     """The config of the newest readable checkpoint, or None if there is no checkpoint."""
     saved = next(iter(checkpoint.readable_manifests(workdir).values()), None)
-    return None if saved is None else reader.from_json(json.dumps(saved["config"]))
+    return None if saved is None else reader.from_manifest(saved)

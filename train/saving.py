@@ -73,6 +73,7 @@ def make_manifest(
     return {
         "step": n,
         "config": setup.config.to_dict(),
+        "code": dict(setup.config.code),
         "table": table,
         "versions": together.versions(),
         "revision": setup.runtime.revision,

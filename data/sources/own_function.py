@@ -4,7 +4,6 @@ It returns a dict of arrays by field (and `classes`, their number), a list of te
 list the splits. A KeyError of the split's name says that there is no such split.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,30 +14,27 @@ import imports
 from data.sources import arrays
 from data.sources.reader import Reader, Request, checked_reader
 from data.types import Examples, ParallelText, Source, Texts, texts
-from errors import UsageError, quote, unknown
+from errors import UsageError, quote
 
-NAME = re.compile(r"(?P<where>[^\W\d]\w*(\.[^\W\d]\w*)*|.*\.py):(?P<function>[^\W\d]\w*)")
 VERSIONS = ("experimental_latest",)  # what TFDS takes after a colon
 LEGAL = "a dict of arrays by field, a list of texts, or a Source"
 
 
 def find(request: Request) -> Reader | None:
     """The reader of a function. Raises UsageError if there is no such function."""
-    match = NAME.fullmatch(request.name)
-    if match is None or match["function"] in VERSIONS or request.path.exists():
+    match = imports.NAME.fullmatch(request.name)
+    if match is None or match["name"] in VERSIONS or request.path.exists():
         return None
-    where, name = match["where"], match["function"]
+    where, name = match["where"], match["name"]
     if "." not in where and not imports.has_module(where):
         return None  # TFDS has names with a colon too
     key = f"config key 'data.name' = {request.name!r}"
-    module = imports.load_module(where, key)
-    if not callable(getattr(module, name, None)):
-        functions = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-        raise unknown(f"function of {where}", name, functions)
-    function, title = getattr(module, name), f"{Path(where).name}:{name}"
+    function, title = imports.load_name(request.name, key), f"{Path(where).name}:{name}"
+    if not callable(function):
+        raise UsageError(f"{key} is {quote(function)}, not a function")
 
     def load(split: str) -> Source:
-        with imports.code_errors(key, module.__file__ or where):
+        with imports.code_errors(key, where if where.endswith(".py") else f"{where.replace('.', '/')}.py"):
             made = _call(function, title, split)
         return _source(made, title, split)
 

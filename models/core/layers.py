@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from models.core.spec import Initializer, LazyLogits, Place, Spec, ones, zeros
-from models.core.types import OutSharding
+from models.core.types import Inputs, OutSharding
 
 MASK_VALUE = -1e30  # a masked logit: its softmax is 0; finite, so that 0 * MASK_VALUE is 0 in a gradient
 
@@ -195,6 +195,19 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def embed(table: Float[Array, "v d"], ids: Int[Array, "*b"], out: OutSharding = None) -> Float[Array, "*b d"]:
     """Look up rows of a table: table [V D], ids [...] -> [... D]."""
     return gather_weight(table, ids).at[ids].get(out_sharding=out)
+
+
+def embed_tokens(table: Float[Array, "v d"], inputs: Inputs, out: OutSharding = None) -> Float[Array, "b t d"]:
+    """The rows of a table for the inputs' `tokens` [B T], or their `embeds` [B T D] in place of these -> [B T D]."""
+    if "embeds" in inputs:
+        return reshard(inputs["embeds"], out)
+    return embed(table, inputs["tokens"], out)
+
+
+def sequence_shape(inputs: Inputs) -> tuple[int, int]:
+    """Rows and time of the inputs' `tokens` or `embeds`: B, T."""
+    B, T, *_ = inputs["embeds" if "embeds" in inputs else "tokens"].shape
+    return B, T
 
 
 def shift_left(x: Shaped[Array, "b t"], count: int, place: Place) -> Shaped[Array, "b t"]:

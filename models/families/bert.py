@@ -20,12 +20,14 @@ from models.core.layers import (
     dense,
     dropout,
     embed,
+    embed_tokens,
     fold_in_each,
     layer_norm,
     linear,
     linear_specs,
     norm_specs,
     reshard,
+    sequence_shape,
 )
 from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Variables
@@ -159,19 +161,18 @@ def apply(
     token_type [B T], below `types`; position [B T].
     """
     p = variables["params"]
-    tokens = inputs["tokens"]
     keys = key if train else None
-    T = tokens.shape[1]
+    B, T = sequence_shape(inputs)
     stream = place("batch seq width")
     at_least(c, "context", T, f"the {T} tokens of the input")
     now = jnp.arange(T)[None]
-    mask = reshard(inputs.get("mask", jnp.ones(tokens.shape)), place("batch query"))
+    mask = reshard(inputs.get("mask", jnp.ones((B, T))), place("batch query"))
     visible = AttentionMask(now, jnp.where(mask > 0, now, PAD_POSITION), causal=False, contiguous="mask" not in inputs)
     position = inputs.get("position", now)
 
-    x = embed(p["embed"]["token"], tokens, stream)
+    x = embed_tokens(p["embed"]["token"], inputs, stream)
     x = x + embed(p["embed"]["position"], position, stream if position.shape[0] > 1 else place("one seq width"))
-    x = x + embed(p["embed"]["type"], inputs.get("token_type", jnp.zeros_like(tokens)), stream)
+    x = x + embed(p["embed"]["type"], inputs.get("token_type", jnp.zeros((B, T), jnp.int32)), stream)
     x = layer_norm(x.astype(COMPUTE[c.compute]), p["embed"]["norm"], c.eps)
     x = dropout(x, keys, c.dropout, "embed", stream)
 

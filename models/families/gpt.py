@@ -20,10 +20,12 @@ from models.core.layers import (
     dropout,
     einsum,
     embed,
+    embed_tokens,
     fold_in_each,
     layer_norm,
     linear,
     norm_specs,
+    sequence_shape,
 )
 from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
@@ -143,15 +145,14 @@ def apply(
     those already in it.
     """
     p = variables["params"]
-    tokens = inputs["tokens"]
     keys = key if train else None
     stream = place("batch seq width")
-    T = tokens.shape[1]
+    _, T = sequence_shape(inputs)
     at_least(c, "context", T, f"the {T} tokens of the input")
     view = open_cache(inputs, SPANS, cache, place)
     backend = c.attention if cache is None else "reference"
 
-    x = embed(p["embed"]["token"], tokens, stream)
+    x = embed_tokens(p["embed"]["token"], inputs, stream)
     over = stream if view.position.shape[0] > 1 else place("one seq width")
     x = x + embed(p["embed"]["position"], jnp.maximum(view.position, 0), over)
     x = dropout(x.astype(COMPUTE[c.compute]), keys, rate(c, "embed"), "embed", stream)

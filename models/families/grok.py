@@ -88,7 +88,7 @@ def mask_pad_tokens(inputs: Inputs, c: Config, cache: Cache | None) -> dict[str,
     In the release such a token attends to the tokens before it, and no token attends to it. Here it attends to padding
     alone: its own hidden state differs, those of all other tokens are the same.
     """
-    if c.pad_token is None:
+    if c.pad_token is None or "tokens" not in inputs:
         return inputs
     tokens = inputs["tokens"]
     start = 0 if cache is None else cache["filled"]

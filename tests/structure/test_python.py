@@ -21,5 +21,6 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert names["result"].steps == 3
     assert names["scores"].metrics["loss"] > 0
     assert names["saliency"].any()
+    assert names["influence"].any()
     assert set(names["losses"]) == {1, 2}
     assert "step 3/3" in capsys.readouterr().out

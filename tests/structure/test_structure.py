@@ -64,7 +64,7 @@ ARROWS = {
     "configs": {"configs", "errors", "renamed"},
     "data": {"data", "errors", "renamed", "documents", "imports", "pairs"},
     "models": {"models", "errors", "renamed", "documents", "imports", "pairs"},
-    "train": {"train", "configs", "models", "data", "errors", "renamed", "documents", "pairs"},
+    "train": {"train", "configs", "models", "data", "errors", "renamed", "documents", "imports", "pairs"},
     "cli": {"cli", "configs", "train", "errors"},
     "cli/flags": {"errors", "renamed"},
     "cli/process": {"errors"},

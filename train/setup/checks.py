@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
+import imports
 import models
 import renamed
 from configs import reader
@@ -41,6 +42,9 @@ CHOICES: dict[str, Collection[str]] = {  # knob -> the table that implements its
 }
 
 
+OWN = ("loss", "optim.name")  # knobs that may also be a user's `package.file:name`
+
+
 def check(config: RunConfig) -> None:
     """Raise one UsageError that names each knob with an illegal value."""
     with raise_with(find_problems(config)):
@@ -53,7 +57,7 @@ def check_choices(config: RunConfig) -> None:
     wrong = [
         str(unknown(key, word, CHOICES[key], renamed.WORDS.get(key)))
         for key, word in words.items()
-        if word not in CHOICES[key]
+        if word not in CHOICES[key] and not (key in OWN and imports.NAME.fullmatch(word))
     ]
     if wrong:
         raise join_problems(wrong)

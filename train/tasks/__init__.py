@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
+import imports
 import renamed
 from configs.knobs import RunConfig
-from errors import UsageError, unknown
+from errors import UsageError, quote, unknown
 from train.tasks.classification import Focal, Hinge, Perceptron, Quadratic, Softmax
 from train.tasks.contrastive import Contrastive
 from train.tasks.detection import Detection
@@ -44,10 +45,18 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """A task by name. Raises UsageError for an unknown one."""
-    if name not in TASKS:
+    """A task by name, or a user's task or class of one, `package.file:Name`. Raises UsageError for an unknown one."""
+    if name in TASKS:
+        return TASKS[name]
+    if not imports.NAME.fullmatch(name):
         raise unknown("loss", name, TASKS, renamed.WORDS["loss"])
-    return TASKS[name]
+    key = f"config key 'loss' = {name!r}"
+    found = imports.load_name(name, key)
+    with imports.code_errors(key, name.rpartition(":")[0]):
+        task = found() if isinstance(found, type) else found
+    if not isinstance(task, Task):
+        raise UsageError(f"{key} is {quote(task)}, not a train.tasks.Task")
+    return task
 
 
 def make_task(config: RunConfig) -> Task:

@@ -4,6 +4,7 @@ The learning rate is an argument: `update(gradients, state, params, lr=rate)` re
 optimizer state contains a rate or schedule, and a resumed run may change them.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -13,13 +14,15 @@ import numpy as np
 import optax
 from optax import GradientTransformation, OptState, contrib
 
+import imports
 from configs.knobs import OptimConfig
-from errors import join_problems, unknown
+from errors import UsageError, join_problems, quote, unknown
 from models.core.spec import Spec
 from models.core.types import Params, Specs, Tree
 from train.update import param_groups
 
-OPTIMIZERS: dict[str, Callable[[OptimConfig, GradientTransformation, Specs], list[GradientTransformation]]] = {
+Maker = Callable[[OptimConfig, GradientTransformation, Specs], list[GradientTransformation]]
+OPTIMIZERS: dict[str, Maker] = {
     # (knobs, weight decay, specs) -> transforms of a chain. Decay comes first if it is part of the gradient (L2), last
     # if it is decoupled from the moments (Loshchilov, Hutter 2019, arXiv:1711.05101)
     "sgd": lambda config, decay, specs: [decay],
@@ -40,6 +43,43 @@ OPTIMIZERS: dict[str, Callable[[OptimConfig, GradientTransformation, Specs], lis
         decay,
     ],
 }
+
+
+def find_optimizer(name: str) -> Maker:
+    """An entry of OPTIMIZERS, or that of a user's `package.file:function`, with decoupled weight decay.
+
+    The function makes an Optax transform of gradients into a direction, such as optax.scale_by_adam(), from the section
+    `optim` if it has a parameter for it. Raises UsageError for an unknown name.
+    """
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if not imports.NAME.fullmatch(name):
+        raise unknown("optim.name", name, OPTIMIZERS)
+    key = f"config key 'optim.name' = {name!r}"
+    function = imports.load_name(name, key)
+    if not callable(function):
+        raise UsageError(f"{key} is not a function")
+
+    def make(config: OptimConfig, decay: GradientTransformation, specs: Specs) -> list[GradientTransformation]:
+        with imports.code_errors(key, name.rpartition(":")[0]):
+            required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+            transform = function(config) if required else function()
+            _check_direction(transform, key)
+        return [transform, decay]
+
+    return make
+
+
+def _check_direction(transform: object, key: str) -> None:
+    """Raise UsageError unless a transform returns a direction to subtract, without the learning rate and its sign."""
+    if not isinstance(transform, GradientTransformation):
+        raise UsageError(f"{key} returns {quote(transform)}, not an optax.GradientTransformation")
+    params, gradient = {"w": jnp.ones((2, 2))}, {"w": jnp.asarray([[1.0, 2.0], [3.0, 4.0]])}
+    updates, _ = transform.update(gradient, transform.init(params), params)
+    if not jnp.vdot(updates["w"], gradient["w"]) > 0:
+        raise UsageError(
+            f"{key} returns steps against the gradient; return the direction, as optax.scale_by_adam() does"
+        )
 
 
 def _adam(config: OptimConfig) -> GradientTransformation:
@@ -190,7 +230,9 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 def find_problems(config: OptimConfig) -> list[str]:
     """One line for each illegal value in the section `optim` of a config."""
-    found = [] if config.name in OPTIMIZERS else [str(unknown("optim.name", config.name, OPTIMIZERS))]
+    found = []
+    if config.name not in OPTIMIZERS and not imports.NAME.fullmatch(config.name):
+        found.append(str(unknown("optim.name", config.name, OPTIMIZERS)))
     rules = [
         (n, rule) for n, (rule, ok) in RANGES.items() if getattr(config, n) is not None and not ok(getattr(config, n))
     ]
@@ -219,7 +261,7 @@ def make(config: OptimConfig, specs: Specs) -> GradientTransformation:
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     mask = param_groups.decay_mask(specs, config.decay_embeddings)
     decay = optax.add_decayed_weights(config.weight_decay, mask) if config.weight_decay else optax.identity()
-    links = [*clip, *OPTIMIZERS[config.name](config, decay, specs), _scale_by_tree(multipliers)]
+    links = [*clip, *find_optimizer(config.name)(config, decay, specs), _scale_by_tree(multipliers)]
     if config.name == "schedule_free":  # the multipliers scale the steps of z
         tx = _schedule_free(optax.chain(*links), config.beta1)
     else:

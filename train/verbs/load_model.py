@@ -1,6 +1,5 @@
 """Load a model from a checkpoint or a Hugging Face folder onto any devices."""
 
-import json
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -86,11 +85,12 @@ def open_checkpoint(
     return LoadedModel(f"checkpoint {n:,} of {workdir}", setup, variables)
 
 
-def checkpoint_config(workdir: str, n: int) -> RunConfig:
+def checkpoint_config(workdir: str, n: int, runtime: Runtime) -> RunConfig:
     """The config of a checkpoint, on all devices of this machine and without a limit to evaluations."""
-    recorded = checkpoint.load_manifest(workdir, n)["config"]
+    config = reader.from_manifest(checkpoint.load_manifest(workdir, n))
+    reader.run_code(config, runtime.say)
     # the training run's mesh may not fit this machine, and its limit is for evaluations during training only
-    return reader.from_json(json.dumps(recorded)).replace({"mesh": "dp:*", "eval.limit": None})
+    return config.replace({"mesh": "dp:*", "eval.limit": None})
 
 
 def open_without_data(

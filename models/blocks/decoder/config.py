@@ -17,7 +17,7 @@ from models.blocks.decoder import kv_cache
 from models.blocks.decoder.kv_cache import AttentionSpan, CacheEntry, CacheView
 from models.blocks.decoder.stack import Layer
 from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse
-from models.core.layers import ACTIVATIONS, linear
+from models.core.layers import ACTIVATIONS, linear, sequence_shape
 from models.core.spec import Initializer, Place, Spec, normal, ones, unsharded, zeros
 from models.core.types import Cache, Inputs, Params, Specs
 
@@ -275,6 +275,6 @@ def cache_specs(c: Decoder, batch: int, length: int) -> Specs:
 
 def open_cache(c: Decoder, inputs: Inputs, cache: Cache | None, place: Place) -> CacheView:
     """A view of the cache for the input's tokens. Raises UsageError if they are more than the context."""
-    T = inputs["tokens"].shape[1]
+    _, T = sequence_shape(inputs)
     at_least(c, "context", T, f"the {T} tokens of the input")
     return kv_cache.open_cache(inputs, c.spans, cache, place)

@@ -21,7 +21,7 @@ from models.blocks.decoder.config import Decoder, GQADecoder, open_cache, qkv_pr
 from models.blocks.decoder.kv_cache import CacheView
 from models.blocks.decoder.stack import Layer, scan_layers
 from models.core.checks import COMPUTE
-from models.core.layers import embed, fold_in_each, linear, rms_norm
+from models.core.layers import embed_tokens, fold_in_each, linear, rms_norm
 from models.core.spec import LazyLogits, Outputs, Place, flatten, unflatten, unsharded
 from models.core.types import Cache, Inputs, Params, Sums, Tree, Variables
 
@@ -146,7 +146,7 @@ def run_layers(
     place: Place = unsharded,
     norm: Norm = rms,
 ) -> Hidden:
-    """Embed tokens [B T], run the layers, normalise: -> hidden states [B T D].
+    """Embed tokens [B T] (or take embeds [B T D]), run the layers, normalise: -> hidden states [B T D].
 
     Raises UsageError for more tokens than the context has.
     """
@@ -159,7 +159,7 @@ def run_layers(
     def run(layer: Layer, x: Array, p: Params, index: Array, own: Cache | None) -> tuple[Array, Cache | None, PyTree]:
         return block(x, p, c, context(layer, index, own))
 
-    x = embed(p["embed"]["token"], inputs["tokens"], stream).astype(COMPUTE[c.compute])
+    x = embed_tokens(p["embed"]["token"], inputs, stream).astype(COMPUTE[c.compute])
     x = x if c.embed_scale == 1 else x * jnp.asarray(c.embed_scale, x.dtype)
     blocks = layer_parameters(variables)
     stacks = {"blocks": blocks} if {layer.stack for layer in c.layers} == {"blocks"} else blocks

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask, sequence_index
-from models.core.layers import reshard
+from models.core.layers import reshard, sequence_shape
 from models.core.spec import Place, Spec, constant, zeros
 from models.core.types import Cache, Inputs, Specs
 
@@ -109,7 +109,7 @@ def open_cache(inputs: Inputs, spans: Mapping[str, AttentionSpan], cache: Cache 
 
     Optional inputs: position [B T], below 0 where a token is padding; segment [B T] (not with a cache).
     """
-    B, T = inputs["tokens"].shape
+    B, T = sequence_shape(inputs)
     start = jnp.zeros((), jnp.int32) if cache is None else cache["filled"]
     position = reshard(inputs.get("position", start + jnp.arange(T)[None]), place("one query"))
     q_index = sequence_index(position, start)

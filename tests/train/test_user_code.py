@@ -1,0 +1,106 @@
+"""What a user's own file registers or names: found again by the verbs that start from a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+
+import canon
+import launch
+from errors import UsageError
+from tests.support.configs import config
+from train import checkpoint
+from train.tasks import TASKS, get_task
+from train.update import optim
+
+REGISTERS = """
+import optax
+
+from configs import mlp
+from train.tasks import TASKS
+from train.tasks.classification import Softmax
+
+
+class Mine(Softmax):
+    unit = "nats, mine"
+
+
+def direction():
+    return optax.scale_by_adam()
+
+
+def wrong_way():
+    return optax.sgd(0.1)
+
+
+def no_transform():
+    return 3
+
+
+TASKS["mine"] = Mine()
+
+
+def get_config(names="digits"):
+    config = mlp.get_config(names)
+    config.loss = "mine"
+    config.optim.name = f"{__file__}:direction"
+    return config
+"""
+QUICK = ["--config.train.steps=2", "--config.log.table=false", "--config.model.classes=10"]
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config file outside of the clone; what it registers is gone again after the test."""
+    monkeypatch.setattr("train.tasks.TASKS", TASKS)
+    path = tmp_path / "mine.py"
+    path.write_text(REGISTERS)
+    yield path
+    TASKS.pop("mine", None)
+
+
+def test_a_config_file_is_found_again(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By eval, by resuming without --config, and from Python; a change of it is named, and a file that is gone too."""
+    workdir = str(tmp_path / "w")
+    assert launch.main(["train", f"--config={own}", f"--workdir={workdir}", *QUICK]) == 0
+    assert checkpoint.load_manifest(workdir, 2)["code"].keys() == {str(own)}
+    for command in (["eval"], ["train", "--config.train.steps=3", "--config.resume=extend"]):
+        del TASKS["mine"]
+        capsys.readouterr()
+        assert launch.main([*command, f"--workdir={workdir}"]) == 0
+        assert "has changed" not in capsys.readouterr().out
+    del TASKS["mine"]
+    own.write_text(REGISTERS + "# another line\n")
+    canon.load(workdir)
+    assert f"{own} has changed since" in capsys.readouterr().out
+    assert launch.main(["train", f"--config={own}", f"--workdir={workdir}", *QUICK, "--config.train.steps=3"]) == 0
+    assert f"{own} has changed since" in capsys.readouterr().out
+    own.unlink()
+    assert launch.main(["eval", f"--workdir={workdir}"]) == 2
+    said = capsys.readouterr()
+    assert "is gone" in said.out
+    assert "there is no file" in said.err
+
+
+@pytest.mark.parametrize(
+    ("knob", "name", "says"),
+    [
+        ("optim.name", "wrong_way", "against the gradient"),
+        ("optim.name", "no_transform", "returns 3, not an optax"),
+        ("optim.name", "directoin", "did you mean 'direction'"),
+        ("optim.name", "REGISTERS", "unknown name"),
+        ("loss", "direction", "not a train.tasks.Task"),
+        ("loss", "Mien", "did you mean 'Mine'"),
+    ],
+)
+def test_a_name_that_is_none_of_its_kind_is_refused(own: Path, knob: str, name: str, says: str) -> None:
+    given = config("mlp", "digits").replace({knob: f"{own}:{name}"})
+    with pytest.raises(UsageError, match=says) as caught:
+        optim.make(given.optim, {}) if knob == "optim.name" else get_task(given.loss)
+    assert f"config key {knob!r}" in str(caught.value) or "unknown name" in str(caught.value)
+
+
+def test_any_transform_of_optax_is_an_optimizer() -> None:
+    """By its module, also a task by a class."""
+    given = config("mlp", "digits").replace({"optim.name": "optax:scale_by_yogi", "optim.beta1": 0.8})
+    assert optim.find_optimizer(given.optim.name) is not None
+    assert get_task("train.tasks.classification:Softmax").unit == "nats"
