@@ -1,5 +1,7 @@
 """Canon from Python: train, load, evaluate, generate, without the command line."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -40,6 +42,27 @@ def test_a_run_is_loaded_without_its_data(language_run: canon.RunResult, capsys:
     sample = ["sample", f"--workdir={language_run.workdir}", "--prompt=the", "--max_new_tokens=5", "--temperature=0"]
     assert launch.main(sample) == 0
     assert capsys.readouterr().out == f"the{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "shapes"),
+    [
+        ("mlp.py:xor", {"features": (3, 2)}),
+        ("mlp.py:multilabel", {"features": (3, 40)}),
+        ("rnn.py:adding", {"features": (3, 20, 2)}),
+        ("cnn.py:digits", {"image": (3, 8, 8, 1)}),
+    ],
+)
+def test_a_network_of_any_input_is_loaded_without_its_data(
+    source: str, shapes: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    """Its sizes come from the checkpoint, and it has no tokenizer."""
+    steps = {"train.steps": 1, "eval.limit": 1, "eval.batch": 8, "log.table": False, "schedule.warmup": 0}
+    canon.train(canon.config(f"configs/{source}", steps), tmp_path / "w", devices=jax.devices()[:1])
+    model, variables, tokenizer = canon.load(tmp_path / "w")
+    assert tokenizer is None
+    inputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    assert len(model.predict(variables, inputs)) == 3
 
 
 def test_an_evaluation_is_the_verbs(language_run: canon.RunResult, capsys: pytest.CaptureFixture[str]) -> None:

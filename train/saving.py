@@ -84,6 +84,7 @@ def make_manifest(
         "data": identity,
         "tokenizer": setup.tokenizer_fingerprint,
         "classes": list(setup.class_names) if setup.class_names else None,
+        "rows": {"shapes": dict(setup.row_shapes), "classes": setup.classes} if setup.row_shapes else None,
         "files": resume_point.files or None,
         "inputs": getattr(setup.model.config, "inputs", None),
         "metrics": (scores.primary_metrics or None) if scores else None,  # None for an empty held-out split

@@ -7,6 +7,7 @@ import pytest
 import canon
 import launch
 from errors import UsageError
+from tests.support.cases import tiny_model
 from tests.support.configs import config
 from train import checkpoint
 from train.tasks import TASKS, get_task
@@ -95,7 +96,7 @@ def test_a_config_file_is_found_again(own: Path, tmp_path: Path, capsys: pytest.
 def test_a_name_that_is_none_of_its_kind_is_refused(own: Path, knob: str, name: str, says: str) -> None:
     given = config("mlp", "digits").replace({knob: f"{own}:{name}"})
     with pytest.raises(UsageError, match=says) as caught:
-        optim.make(given.optim, {}) if knob == "optim.name" else get_task(given.loss)
+        optim.make(given.optim, tiny_model("mlp").specs["params"]) if knob == "optim.name" else get_task(given.loss)
     assert f"config key {knob!r}" in str(caught.value) or "unknown name" in str(caught.value)
 
 

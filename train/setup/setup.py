@@ -1,9 +1,9 @@
 """From a config to a model, task, placement and data on this machine."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Setup:
     dtype: Any
     tokenizer: tokenizers.Tokenizer | None
     class_names: tuple[str, ...] | None = None  # the data's, if it has any
+    row_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the data's fields; {} for texts
+    classes: int | None = None  # of the data
 
     @contextmanager
     def activate(self) -> Iterator[None]:
@@ -169,7 +171,7 @@ def set_up(
     if shapes:
         _check_shapes(model, shapes, config)
     place = mesh.make_placement(mesh.make_mesh(config.mesh, devices), model.specs, config.rules)
-    return Setup(config, runtime, model, task, place, dtype, made, example.names)
+    return Setup(config, runtime, model, task, place, dtype, made, example.names, shapes, example.classes)
 
 
 def _check_data_for_task(config: RunConfig, example: Source, task: Task) -> None:

@@ -1,6 +1,6 @@
 """Load a model from a checkpoint or a Hugging Face folder onto any devices."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -104,11 +104,21 @@ def open_without_data(
     """Load a checkpoint as `open_checkpoint` does, without its data: sizes come from the manifest."""
     manifest = checkpoint.load_manifest(workdir, n)
     config = with_inputs(config, manifest)
+    if (rows := manifest.get("rows")) and not get_task(config.loss).has_boxes:
+        row = _blank_row(config.data.name, rows["shapes"], rows["classes"])
+        return open_checkpoint(config, workdir, n, runtime, row, devices, unread)
     head, inputs = manifest["table"].get("params/head/bias"), config.model.fields.get("inputs")
     classes = head["shape"][-1] if head else len(manifest.get("classes") or ())
     classes = classes or cast("int | None", config.model.fields.get("classes"))
     blank = dummy_source(config, runtime, config.model.family, config.loss, classes, inputs)
     return open_checkpoint(config, workdir, n, runtime, blank, devices, unread)
+
+
+def _blank_row(name: str, shapes: Mapping[str, Sequence[int]], classes: int | None) -> Examples:
+    """A source of one row of zeros, of the shapes that a manifest has."""
+    dtypes = {"image": np.uint8, "label": np.int32, "tokens": np.int32}
+    fields = {key: np.zeros((1, *shape), dtypes.get(key, np.float32)) for key, shape in shapes.items()}
+    return Examples(fields, 1, {"name": name}, classes)
 
 
 def with_inputs(config: RunConfig, manifest: dict[str, Any]) -> RunConfig:
