@@ -39,10 +39,9 @@ def train(
     """
     saved = saved_config(workdir)
     config = init_from.with_vocab_size(config, saved)
-    changes = []
-    if saved is not None:
-        changes = reader.refuse_other_run(workdir, saved, config)
-        for path in (path for path in saved.code if config.code.get(path, saved.code[path]) != saved.code[path]):
+    changes = [] if saved is None else reader.refuse_other_run(workdir, saved, config)
+    for path, digest in ({} if saved is None else saved.code).items():
+        if config.code.get(path, digest) != digest:
             runtime.say(f"config  {path} has changed since the checkpoints of {workdir}")
     with raise_with([*checks.find_problems(config), *unread(config, {})]):  # reported together with any later problem
         checks.check_choices(config)

@@ -167,5 +167,10 @@ def read_result(workdir: str, steps: int) -> RunResult:
     if not found:
         return RunResult(workdir, steps)
     newest = found[-1]
-    values, errors = ({k: float(v) for k, v in newest[part].items()} for part in ("metrics", "stderr"))
+    values, errors = (_numbers(newest[part]) for part in ("metrics", "stderr"))
     return RunResult(workdir, steps, None, values, errors, newest["step"])
+
+
+def _numbers(recorded: dict[str, object]) -> dict[str, float]:
+    """The numbers of a line of metrics; those that are not finite are texts in it."""
+    return {k: float(v) for k, v in recorded.items() if isinstance(v, int | float) or v in ("nan", "inf", "-inf")}

@@ -1,5 +1,7 @@
 """A run as a value: what it returns, and several of them in one process."""
 
+import json
+import math
 import threading
 from pathlib import Path
 
@@ -37,6 +39,21 @@ def test_a_result_is_that_of_the_newest_evaluation(tmp_path: Path, no_plots: Non
     assert run.train(given, workdir, runtime()) == result == read_result(workdir, 6)
     assert read_result(workdir, 5).evaluated == 3
     assert read_result(str(tmp_path / "none"), 0) == RunResult(str(tmp_path / "none"), 0)
+
+
+def test_a_damaged_line_of_metrics_costs_no_result(tmp_path: Path) -> None:
+    """What is no number is left out; one that is not finite is a text in the file."""
+    line = {
+        "kind": "eval",
+        "step": 3,
+        "time": 0.0,
+        "metrics": {"loss": "nan", "accuracy": None, "f1": 0.5},
+        "stderr": {},
+    }
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    found = read_result(str(tmp_path), 3)
+    assert math.isnan(found.metrics.pop("loss"))
+    assert found.metrics == {"f1": 0.5}
 
 
 def test_two_halves_of_the_devices_run_at_once(tmp_path: Path, no_plots: None) -> None:
