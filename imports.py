@@ -5,7 +5,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,18 +16,18 @@ from errors import UsageError, unknown
 NAME = re.compile(r"(?P<where>[^\W\d]\w*(\.[^\W\d]\w*)*|.*\.py):(?P<name>[^\W\d]\w*)")
 
 
-def load_name(text: str, key: str) -> object:
-    """What `package.file:name` or `path/to/file.py:name` names. Raises UsageError as `load_module`, or if it lacks it.
+def load_name(text: str, key: str) -> Callable[..., object]:
+    """The function or class that `package.file:name` or `path/to/file.py:name` names.
 
-    `key` is the setting with its value, for messages.
+    `key` is the setting with its value, for messages. Raises UsageError as `load_module`, or if the module lacks it.
     """
     match = NAME.fullmatch(text)
     if match is None:
         raise UsageError(f"{key} is not package.file:name")
     module = load_module(match["where"], key)
-    if not hasattr(module, match["name"]):
+    if not callable(getattr(module, match["name"], None)):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise unknown(f"name in {match['where']}", match["name"], names)
+        raise unknown(f"function or class of {match['where']}", match["name"], names)
     return getattr(module, match["name"])
 
 

@@ -145,23 +145,20 @@ class Model:
 
     def _check_input(self, name: str, x: ArrayLike) -> None:
         """Raise UsageError for an input that the family would misread."""
-        if name not in RANKS:
-            return
+        vocab = getattr(self.config, "source_vocab", None) if name == "source" else None
+        vocab = vocab or getattr(self.config, "vocab", None)
+        are_ids = name in ("tokens", "source")
+        if name not in RANKS or (are_ids and vocab is None):
+            return  # also a bare array of features, of a family whose main input is tokens
         shape, dims = np.shape(x), RANKS[name]
         if len(shape) != len(dims.split()):
             raise UsageError(f"{self.family}: the input {name!r} must be [{dims}], not of shape {shape}")
-        if name not in ("tokens", "source") or isinstance(x, jax.core.Tracer) or not math.prod(shape):
+        if vocab is None or not are_ids or isinstance(x, jax.core.Tracer) or not math.prod(shape):
             return
         ids = np.asarray(x)
-        vocab = getattr(self.config, "source_vocab", None) if name == "source" else None
-        vocab = vocab or getattr(self.config, "vocab", None)
-        if vocab is None:
-            return
         if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= vocab:
-            low, high = ids.min(), ids.max()
-            raise UsageError(
-                f"{self.family}: {name} must be ids from 0 to {vocab - 1}, not {ids.dtype} {low} to {high}"
-            )
+            found = f"{ids.dtype} {ids.min()} to {ids.max()}"
+            raise UsageError(f"{self.family}: {name} must be ids from 0 to {vocab - 1}, not {found}")
 
     def cache_specs(self, batch: int, length: int, source: int | None = None) -> Specs:
         """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.

@@ -30,8 +30,6 @@ def find(request: Request) -> Reader | None:
         return None  # TFDS has names with a colon too
     key = f"config key 'data.name' = {request.name!r}"
     function, title = imports.load_name(request.name, key), f"{Path(where).name}:{name}"
-    if not callable(function):
-        raise UsageError(f"{key} is {quote(function)}, not a function")
 
     def load(split: str) -> Source:
         with imports.code_errors(key, where if where.endswith(".py") else f"{where.replace('.', '/')}.py"):

@@ -88,7 +88,7 @@ def test_a_config_file_is_found_again(own: Path, tmp_path: Path, capsys: pytest.
         ("optim.name", "wrong_way", "against the gradient"),
         ("optim.name", "no_transform", "returns 3, not an optax"),
         ("optim.name", "directoin", "did you mean 'direction'"),
-        ("optim.name", "REGISTERS", "unknown name"),
+        ("optim.name", "TASKS", "unknown function or class"),
         ("loss", "direction", "not a train.tasks.Task"),
         ("loss", "Mien", "did you mean 'Mine'"),
     ],
@@ -97,7 +97,7 @@ def test_a_name_that_is_none_of_its_kind_is_refused(own: Path, knob: str, name: 
     given = config("mlp", "digits").replace({knob: f"{own}:{name}"})
     with pytest.raises(UsageError, match=says) as caught:
         optim.make(given.optim, tiny_model("mlp").specs["params"]) if knob == "optim.name" else get_task(given.loss)
-    assert f"config key {knob!r}" in str(caught.value) or "unknown name" in str(caught.value)
+    assert f"config key {knob!r}" in str(caught.value) or "unknown function or class" in str(caught.value)
 
 
 def test_any_transform_of_optax_is_an_optimizer() -> None:

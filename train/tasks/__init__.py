@@ -45,15 +45,15 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """A task by name, or a user's task or class of one, `package.file:Name`. Raises UsageError for an unknown one."""
+    """A task by name, or of a user's class, `package.file:Class`. Raises UsageError for an unknown one."""
     if name in TASKS:
         return TASKS[name]
     if not imports.NAME.fullmatch(name):
         raise unknown("loss", name, TASKS, renamed.WORDS["loss"])
     key = f"config key 'loss' = {name!r}"
-    found = imports.load_name(name, key)
+    make = imports.load_name(name, key)
     with imports.code_errors(key, name.rpartition(":")[0]):
-        task = found() if isinstance(found, type) else found
+        task = make()
     if not isinstance(task, Task):
         raise UsageError(f"{key} is {quote(task)}, not a train.tasks.Task")
     return task

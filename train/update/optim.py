@@ -57,8 +57,6 @@ def find_optimizer(name: str) -> Maker:
         raise unknown("optim.name", name, OPTIMIZERS)
     key = f"config key 'optim.name' = {name!r}"
     function = imports.load_name(name, key)
-    if not callable(function):
-        raise UsageError(f"{key} is not a function")
 
     def make(config: OptimConfig, decay: GradientTransformation, specs: Specs) -> list[GradientTransformation]:
         with imports.code_errors(key, name.rpartition(":")[0]):

@@ -79,7 +79,7 @@ def test_a_file_is_read_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("def f(split):\n    return {}[split]", r"own\.py:f has no split 'train'"),
         ("def f():\n    return []", "TypeError: .*takes 0 positional arguments"),
         ("import sys\ndef f(split):\n    sys.exit(3)", r"own\.py line 3: SystemExit: 3"),
-        ("f = 3\ndef g(split): ...", r"unknown function of .*own\.py 'f'; .*legal: g"),
+        ("f = 3\ndef g(split): ...", r"unknown function or class of .*own\.py 'f'; .*legal: g"),
         (
             "def f(split): return None",
             r"split 'train' is None; legal: a dict of arrays by field, a list of texts, or a",
