@@ -147,9 +147,11 @@ def generate(
     A temperature of 0 is greedy. Raises UsageError for a model that does not generate text and for illegal settings.
     """
     ids = [encode_prompt(tokenizer, prompt)]
+    if isinstance(stop, str):
+        raise UsageError(f"stop must be a list of texts, as [{stop!r}], not a text")
     how = sample.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tokenizer.stop_ids)
     chunks = sample.generate(model, variables, ids, jax.random.key(seed), count=max_new_tokens, sampling=how)
-    return "".join(new for (new,) in stream_texts(tokenizer, ids, chunks, stop))
+    return "".join(new for (new,) in stream_texts(tokenizer, ids, chunks, [text for text in stop if text]))
 
 
 def _first(name: str, use: Callable[[str, int], T]) -> T:

@@ -1,5 +1,6 @@
 """A user's own Python code: modules by name or path, whose errors are one line with file and line."""
 
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -47,16 +48,18 @@ def load_module(where: str, key: str) -> ModuleType:
 
 def has_module(name: str) -> bool:
     """Whether there is a top-level module of this name."""
-    return importlib.util.find_spec(name) is not None
+    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 @cache
 def _run_file(path: str, changed: int) -> ModuleType:
     """The module of a file, which is run once unless it has `changed`."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    name = f"{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"  # which no other module has
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for the module of a class
     spec.loader.exec_module(module)
     return module
 

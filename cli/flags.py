@@ -52,7 +52,7 @@ The default is multiple_choice if the data has choices, else perplexity:
     python launch.py eval --pretrained=DIR --dataset=arc_challenge_test
     python launch.py eval --pretrained=DIR --dataset=lambada_openai_test --task=lambada
 
-A DIR with a .config and a .weights file is a Darknet detector, evaluated on images with boxes.
+A DIR with a .cfg and a .weights file is a Darknet detector, evaluated on images with boxes.
 """,
     "sample": """Print the text that a language model generates after --prompt. --workdir and --pretrained as for eval.
 

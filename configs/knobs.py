@@ -211,7 +211,7 @@ class RunConfig(Section):
 
     def replace(self, changes: Knobs) -> "RunConfig":
         """The config with other values of some knobs, by dotted key. Raises UsageError."""
-        return dataclasses.replace(from_flat({**self.flatten(), **changes}), code=self.code)
+        return dataclasses.replace(from_flat({**self.flatten(), **flatten(changes)}), code=self.code)
 
     def flatten(self) -> dict[str, Value]:
         """All knobs by dotted key."""

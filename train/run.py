@@ -10,7 +10,7 @@ from etils import epath
 from configs import reader
 from configs.knobs import RunConfig
 from configs.unread import unread as find_unread
-from errors import UsageError, raise_with
+from errors import UsageError, raise_with, unknown
 from train import checkpoint, init_from, resume, together
 from train.introduction import introduce
 from train.plan import flops
@@ -37,6 +37,8 @@ def train(
     `unread` lists the knobs of the config that have no effect. Raises UsageError for a config that cannot run, and for
     a workdir of another run.
     """
+    if config.resume not in reader.RESUME:
+        raise unknown("resume", config.resume, reader.RESUME)
     saved = saved_config(workdir)
     config = init_from.with_vocab_size(config, saved)
     changes = [] if saved is None else reader.refuse_other_run(workdir, saved, config)
@@ -47,7 +49,7 @@ def train(
         checks.check_choices(config)
         profiled = profile.parse_window(config.log.profile, config.train.steps)
         data = run_data.load(config, runtime)
-        together.check_same_data(runtime, [source.identity for source in (*data.corpora, data.held_out)])
+        together.check_same_data(runtime, data.identities(config))
         tokenizer = resume.find_tokenizer(config, workdir)
         setup = set_up(config, runtime, data.corpora[0], tokenizer, devices, unread=unread)
     if config.log.wandb:

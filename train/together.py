@@ -2,7 +2,7 @@
 
 import platform
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,10 @@ def versions() -> dict[str, str]:
     return {**found, "orbax": orbax.checkpoint.__version__}
 
 
-def check_same_data(runtime: Runtime, data: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UsageError if versions or data differ between processes; `data` are the identities of sources."""
-    facts: dict[str, Any] = {f"the version of {name}": found for name, found in versions().items()}
-    facts |= {f"the data {identity['name']}, {identity['split']}": identity for identity in data}
-    runtime.agree(facts)
+def check_same_data(runtime: Runtime, data: Mapping[tuple[str, str], Any]) -> None:
+    """Raise UsageError if versions or data differ between processes; `data` maps (name, split) to an identity."""
+    facts = {f"the version of {name}": found for name, found in versions().items()}
+    runtime.agree({**facts, **{f"the data {name}, {split}": identity for (name, split), identity in data.items()}})
 
 
 def check_shared_workdir(workdir: str, runtime: Runtime) -> None:

@@ -34,6 +34,12 @@ class RunData:
         """What checkpoints remember of the training data."""
         return [source.identity for source in self.corpora]
 
+    def identities(self, config: RunConfig) -> dict[tuple[str, str], dict[str, Any]]:
+        """The identity of each source, by the config's name of it and its split."""
+        names = dataset_names(config)
+        found = {(name, config.data.split): source.identity for name, source in zip(names, self.corpora, strict=True)}
+        return {**found, (names[0], config.eval.split): self.held_out.identity}
+
     def check_readable(self, runtime: Runtime) -> None:
         """Read small sets, for at most CHECK_SECONDS, to find unreadable files. Raises UsageError."""
         until = runtime.monotonic() + CHECK_SECONDS
@@ -83,7 +89,7 @@ def training_sources(setup: Setup, corpora: Sequence[Source]) -> tuple[EpochSour
     """The training rows of each source of a mixture. Raises UsageError for sources that do not go together."""
     config = setup.config
     absent = set.intersection(*(set(source.absent) for source in corpora))
-    if absent:
+    if absent and setup.task.has_classes:
         raise UsageError(
             f"{config.data.name}: split {config.data.split!r} has no example of the class "
             f"{' or '.join(sorted(absent))}, which other splits have"

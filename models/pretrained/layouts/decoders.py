@@ -6,6 +6,7 @@ Legend: V vocabulary, D width, N query heads, K key-value heads, H head width, F
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from documents import Json
 from errors import UsageError
@@ -48,8 +49,8 @@ def read_layer_types(keys: Keys, depth: int, known: Sequence[str]) -> list[str] 
     return [kinds[name] for name in types]
 
 
-def read_window(keys: Keys, kinds: Sequence[str] | None, absent: int) -> int | None:
-    """The window of the sliding layers. Raises UsageError for sliding layers without a window."""
+def read_window(keys: Keys, kinds: Sequence[str] | None, absent: int) -> Any:
+    """The window of the sliding layers, as the file has it. Raises UsageError for sliding layers without a window."""
     window = keys.get("sliding_window", absent)
     if kinds and "sliding" in kinds and window is None:
         raise UsageError("config.json has layer_types with sliding_attention, but sliding_window is null")

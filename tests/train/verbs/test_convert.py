@@ -177,7 +177,7 @@ def exported(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pyt
     if request.param == "llama":
         return folder / "H"
     fields = reader.read(f"configs/{request.param}.py:quick").model.fields
-    model = models.build(**fields | {"vocab": 400, "context": 32, "width": 32, "depth": 2, "heads": 4})
+    model = models.build(request.param, **fields | {"vocab": 400, "context": 32, "width": 32, "depth": 2, "heads": 4})
     tokenizer, home = tokenizer_reader.read_tokenizer(folder / "H"), tmp_path_factory.mktemp(request.param)
     models.save_pretrained(model, random_variables(model), home, **tokenizer_writer.special_ids(tokenizer))
     tokenizer_writer.write_tokenizer(tokenizer, home)
