@@ -162,7 +162,7 @@ def parse(key: str, text: str) -> Value:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text  # a word: `assign` refuses it, or for an open key the key's owner checks it
+        return text  # a word: `from_flat` refuses it, or for an open key the key's owner checks it
     if "int" in kinds and isinstance(value, float) and value.is_integer() and "float" not in kinds:
         return int(value)  # 1e4
     if isinstance(value, int | float) and "float" not in kinds and any(kind.startswith("tuple") for kind in kinds):

@@ -1,7 +1,7 @@
 """A model of Canon as a model of lm-evaluation-harness, in the same process.
 
 runtime = Runtime(time.time, os.environ, sys.stdout)
-opened = load_model.open_language_model(RunConfig(), runtime, "path/to/Llama-3.2-1B")
+opened = load_model.open_language_model(canon.config(None, {"data.tokenizer": "own"}), runtime, "path/to/Llama-3.2-1B")
 lm_eval.simple_evaluate(CanonLM(opened), tasks=["arc_easy"])
 """
 

@@ -58,7 +58,7 @@ def from_source(source: str | None, tokenizer: str | None) -> dict[str, str]:
     workdir, steps = init_from.candidate_checkpoints(source)
     _, manifest = checkpoint.first_restorable(
         workdir, steps, partial(checkpoint.load_manifest, workdir), lambda line: None
-    )  # `initial.load` names the others
+    )  # `init_from.load` names the others
     return manifest.get("files") or {} if manifest["tokenizer"] == tokenizer else {}
 
 

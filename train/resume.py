@@ -129,7 +129,7 @@ def find_tokenizer(config: RunConfig, workdir: str) -> dict[str, Any] | None:
         return tokenizer_reader.read_tokenizer(name).description() if own else None
     workdir, steps = init_from.candidate_checkpoints(name)
     read = partial(checkpoint.load_tokenizer, workdir)
-    # `initial.load` reports the corrupt ones
+    # `init_from.load` reports the corrupt ones
     _, description = checkpoint.first_restorable(workdir, steps, read, lambda line: None)
     return (
         description if description and description["kind"] == tokenizers.tokenizer_kind(config.data.tokenizer) else None

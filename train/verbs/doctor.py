@@ -59,7 +59,7 @@ def _find_problems(runtime: Runtime, name: str, field: str | None) -> list[str]:
             return []
     except UsageError as error:
         return [str(error)]
-    for split in sources.splits_of(name, data_dir, field) or ("train",):  # () if it is not prepared
+    for split in sources.splits_of(name, data_dir, field) or ("train",):  # () of a function without `splits`
         try:
             source = sources.load(name, split, field=field, data_dir=data_dir, tick=tick)
         except UsageError as error:  # it reports the first problem only

@@ -39,7 +39,9 @@ def default_split(config: RunConfig, runtime: Runtime) -> str:
     name, data_dir = dataset_names(config)[0], runtime.environ.get("TFDS_DATA_DIR")
     if multiple_choice.is_question_file(name):
         return config.eval.split
-    known = sources.splits_of(name, data_dir, config.data.field) or (config.eval.split,)  # () if it is not prepared
+    known = sources.splits_of(name, data_dir, config.data.field) or (
+        config.eval.split,
+    )  # () of a function without `splits`
     wanted = (config.eval.split, "test", "validation")
     return next((split for split in wanted if set(splits.split_names(split)) <= set(known)), known[-1])
 
