@@ -119,7 +119,8 @@ class Examples:
         own = [(source, rows) for source, rows in parts if isinstance(source, Examples)]
         owners = np.repeat(np.arange(len(own)), [len(rows) for _, rows in own])
         read = _PartReader(tuple(source for source, _ in own), owners, np.concatenate([rows for _, rows in own]))
-        fields, absent = read if callable(self.fields) else read(np.arange(len(owners))), self.absent
+        fields = read if callable(self.fields) else read(np.arange(len(owners)))
+        absent = tuple(name for name in self.absent if all(name in source.absent for source, _ in own))
         if self.sorted_labels is not None:
             labels = [source.sorted_labels[rows] for source, rows in own if source.sorted_labels is not None]
             absent = absent_classes(np.concatenate(labels), self.names or ())

@@ -1,5 +1,6 @@
 """Canon from Python: train, load, evaluate, generate, without the command line."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -63,6 +64,23 @@ def test_a_network_of_any_input_is_loaded_without_its_data(
     assert tokenizer is None
     inputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     assert len(model.predict(variables, inputs)) == 3
+
+
+def test_a_network_on_arrays_of_tokens_is_loaded_without_them(tmp_path: Path) -> None:
+    """Its vocabulary is theirs, in the checkpoint."""
+    draw = np.random.default_rng(0)
+    for split in ("train", "test"):
+        tokens = draw.integers(0, 11, (16, 8)).astype(np.int32)
+        np.savez(tmp_path / f"{split}.npz", tokens=tokens, label=np.arange(16) % 2)
+    model = {"family": "bert", "head": "classes", "pool": "first", "width": 16, "depth": 1, "heads": 2, "hidden": 16}
+    knobs = {f"model.{name}": value for name, value in {**model, "context": 8}.items()}
+    canon.train(
+        canon.config(None, {**knobs, "data.name": str(tmp_path), "train.batch": 8, "train.steps": 1}), tmp_path / "w"
+    )
+    shutil.move(tmp_path / "w", w := tmp_path.with_name("moved"))
+    loaded, variables, tokenizer = canon.load(w)
+    assert (loaded.config.vocab, tokenizer) == (11, None)
+    assert loaded.predict(variables, tokens).shape == (16, 2)
 
 
 def test_an_evaluation_is_the_verbs(language_run: canon.RunResult, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,14 @@ class Saver:
             self.progress.say(f"the newest updates are not saved: {checkpoint.reason(second)}")
 
 
+def describe_rows(setup: Setup) -> dict[str, Any] | None:
+    """The shapes of a row's fields, the classes and the tokens of a run's data; None for texts."""
+    row = setup.row_type
+    if row is None or not row.shapes:
+        return None
+    return {"shapes": row.shapes, "classes": setup.classes, "vocab": row.vocab}
+
+
 def make_manifest(
     setup: Setup,
     n: int,
@@ -84,7 +92,7 @@ def make_manifest(
         "data": identity,
         "tokenizer": setup.tokenizer_fingerprint,
         "classes": list(setup.class_names) if setup.class_names else None,
-        "rows": {"shapes": dict(setup.row_shapes), "classes": setup.classes} if setup.row_shapes else None,
+        "rows": describe_rows(setup),
         "files": resume_point.files or None,
         "inputs": getattr(setup.model.config, "inputs", None),
         "metrics": (scores.primary_metrics or None) if scores else None,  # None for an empty held-out split

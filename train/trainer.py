@@ -84,8 +84,10 @@ class Trainer:
         """Run the updates that are left."""
         config, start = self.setup.config, self.resume_point.start
         span = loop.Span(start, config.train.steps, config.eval.every, config.checkpoint.every)
-        how = dict(workers=config.data.workers, prefetch=config.data.prefetch)
-        reading = device_batches.train_batches(self.batches, self.setup.place, start, span.stop, **how)
+        workers, prefetch = config.data.workers, config.data.prefetch
+        reading = device_batches.train_batches(
+            self.batches, self.setup.place, start, span.stop, workers=workers, prefetch=prefetch
+        )
         with closing(self.recorder), closing(self.store):
             self._record_resume()
             try:

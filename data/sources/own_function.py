@@ -69,6 +69,10 @@ def _source(made: object, title: str, split: str) -> Source:
         raise UsageError(f"{where} is {quote(made)}; legal: {LEGAL}")
     if not len(made):
         raise UsageError(f"{where} has no rows")
+    if isinstance(made, Examples) and not callable(made.fields) and "label" in made.fields:
+        low, high = int(made.fields["label"].min()), int(made.fields["label"].max())
+        if low < 0 or high >= (made.classes or 0):
+            raise UsageError(f"{where} has labels from {low} to {high}, and classes = {made.classes}")
     if isinstance(made, Examples | Texts | ParallelText):
         made = replace(made, identity={**made.identity, "name": title, "split": split, "count": len(made)})
     for key in ("name", "split", "count", "checksum"):  # a checksum changes whenever the content does

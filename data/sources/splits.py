@@ -100,13 +100,17 @@ def overlap(one: str, other: str) -> str | None:
 def take(split: str, load: Callable[[str], Source]) -> Source:
     """The source of a split, from the sources that `load` gives by name.
 
-    Raises UsageError as `resolve`, and for a sum of splits with different classes.
+    Raises UsageError as `resolve`, and for a sum of splits with different classes or fields.
     """
     sources = {name: load(name) for name in split_names(split)}
     classes = {", ".join(source.names or ()): name for name, source in sources.items()}
     if len(classes) > 1:
         differ = " and ".join(f"{name!r} has {listed or 'no names'}" for listed, name in classes.items())
         raise UsageError(f"split {quote(split)} is a sum of splits with different classes: {differ}")
+    kinds = {(found.kind, found.words): name for name, s in sources.items() if len(s) for found in [s.row_type()]}
+    if len(kinds) > 1:
+        differ = " and ".join(f"{name!r} has {words}" for (_, words), name in kinds.items())
+        raise UsageError(f"split {quote(split)} is a sum of splits with different rows: {differ}")
     resolved, chosen = resolve(split, lambda name: len(sources[name]))
     if resolved in sources:
         return sources[resolved]

@@ -1,7 +1,12 @@
 """What a user's own file registers or names: found again by the verbs that start from a checkpoint."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 import canon
@@ -50,9 +55,8 @@ QUICK = ["--config.train.steps=2", "--config.log.table=false", "--config.model.c
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(tmp_path: Path) -> Iterator[Path]:
     """A config file outside of the clone; what it registers is gone again after the test."""
-    monkeypatch.setattr("train.tasks.TASKS", TASKS)
     path = tmp_path / "mine.py"
     path.write_text(REGISTERS)
     yield path
@@ -101,7 +105,15 @@ def test_a_name_that_is_none_of_its_kind_is_refused(own: Path, knob: str, name: 
 
 
 def test_any_transform_of_optax_is_an_optimizer() -> None:
-    """By its module, also a task by a class."""
-    given = config("mlp", "digits").replace({"optim.name": "optax:scale_by_yogi", "optim.beta1": 0.8})
-    assert optim.find_optimizer(given.optim.name) is not None
-    assert get_task("train.tasks.classification:Softmax").unit == "nats"
+    """By its module: its direction times the rate, after decoupled decay; a task by its class likewise."""
+    given = config("mlp", "digits").replace({"optim.name": "optax:scale_by_yogi", "optim.weight_decay": 0.1})
+    specs = tiny_model("mlp").specs["params"]
+    params = jax.tree.map(lambda spec: jnp.full(spec.shape, 2.0), specs)
+    gradient = jax.tree.map(lambda p: jnp.full_like(p, 3.0), params)
+    ours, theirs = optim.make(given.optim, specs), optax.scale_by_yogi()
+    step, _ = ours.update(gradient, ours.init(params), params, lr=jnp.asarray(0.5))
+    direction, _ = theirs.update(gradient, theirs.init(params), params)
+    kernel, bias = (lambda tree: tree["hidden"]["0"]["kernel"]), (lambda tree: tree["hidden"]["0"]["bias"])
+    np.testing.assert_allclose(kernel(step), 0.5 * (kernel(direction) + 0.1 * 2.0), rtol=1e-6)
+    np.testing.assert_allclose(bias(step), 0.5 * bias(direction), rtol=1e-6)
+    assert get_task("train.tasks.classification:Softmax") == TASKS["softmax"]

@@ -61,10 +61,27 @@ def make_batches(setup: Setup, data: RunData, phase: sampler.Phase) -> sampler.B
     if held_out.names != trained.names or (held_out.classes or 0) > (trained.classes or 0):
         splits = f"splits {config.eval.split!r} and {config.data.split!r}"
         raise UsageError(f"{config.data.name}: {splits} have different classes")
+    if len(held_out) and _row_form(held_out) != _row_form(trained):
+        ours, theirs = (source.row_type() for source in (trained, held_out))
+        raise UsageError(
+            f"{config.data.name}: split {config.data.split!r} has {ours.words}, {config.eval.split!r} has "
+            f"{theirs.words}; fields, and the sizes that a network is built for, must be equal"
+        )
     channels = inputs.image_channels(config, setup.model)
     augment = inputs.train_transform(config, setup.task.has_boxes, channels)
     mix = inputs.mixup_transform(config, setup.task)
     return sampler.BatchSampler(training_sources(setup, data.corpora), (phase,), config.seed, augment, mix)
+
+
+def _row_form(source: Source) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """What the rows of all splits share: kind, fields, and sizes other than of images and of time."""
+    found = source.row_type()
+    timed = {"features": 1, "tokens": 0, "mask": 0}  # fields that may have time as their first dim -> the dims after it
+    sizes = {}
+    for name, shape in found.shapes.items():
+        is_fixed = found.kind == "features"
+        sizes[name] = shape[len(shape) - timed.get(name, len(shape)) :] if is_fixed else ()
+    return found.kind, sizes
 
 
 def batch_shapes(setup: Setup, batches: sampler.BatchSampler, start: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,9 +1,9 @@
 """From a config to a model, task, placement and data on this machine."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from data.fields import Augment
 from data.files import expand_home
 from data.images.decode import display_name
 from data.progress import Tick, silent, track
-from data.source import EpochSource, Reading
+from data.source import EpochSource, Reading, RowType
 from data.text import tokenizers
 from data.types import Source
 from errors import UsageError, join_problems, raise_with
@@ -45,8 +45,8 @@ class Setup:
     dtype: Any
     tokenizer: tokenizers.Tokenizer | None
     class_names: tuple[str, ...] | None = None  # the data's, if it has any
-    row_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the data's fields; {} for texts
     classes: int | None = None  # of the data
+    row_type: RowType | None = None  # of the data's rows, as the network sees them
 
     @contextmanager
     def activate(self) -> Iterator[None]:
@@ -143,7 +143,8 @@ def set_up(
     with raise_with(unread(config, known)):
         example = inputs.transform_example(config, example, model)
         _check_data_for_task(config, example, task)
-    made, shapes = None, example.row_type().shapes
+    made, row_type = None, example.row_type()
+    shapes = row_type.shapes
     if not shapes:
         if tokenizer and tokenizer["kind"] != tokenizers.tokenizer_kind(config.data.tokenizer):
             kinds = f"must be {tokenizer['kind']!r}, as the parameters need, not {config.data.tokenizer!r}"
@@ -171,7 +172,7 @@ def set_up(
     if shapes:
         _check_shapes(model, shapes, config)
     place = mesh.make_placement(mesh.make_mesh(config.mesh, devices), model.specs, config.rules)
-    return Setup(config, runtime, model, task, place, dtype, made, example.names, shapes, example.classes)
+    return Setup(config, runtime, model, task, place, dtype, made, example.names, example.classes, row_type)
 
 
 def _check_data_for_task(config: RunConfig, example: Source, task: Task) -> None:

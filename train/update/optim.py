@@ -60,7 +60,10 @@ def find_optimizer(name: str) -> Maker:
 
     def make(config: OptimConfig, decay: GradientTransformation, specs: Specs) -> list[GradientTransformation]:
         with imports.code_errors(key, name.rpartition(":")[0]):
-            required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+            parameters = inspect.signature(function).parameters.values()
+            required = [
+                p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            ]
             transform = function(config) if required else function()
             _check_direction(transform, key)
         return [transform, decay]
@@ -74,7 +77,7 @@ def _check_direction(transform: object, key: str) -> None:
         raise UsageError(f"{key} returns {quote(transform)}, not an optax.GradientTransformation")
     params, gradient = {"w": jnp.ones((2, 2))}, {"w": jnp.asarray([[1.0, 2.0], [3.0, 4.0]])}
     updates, _ = transform.update(gradient, transform.init(params), params)
-    if not jnp.vdot(updates["w"], gradient["w"]) > 0:
+    if jnp.vdot(updates["w"], gradient["w"]) < 0:
         raise UsageError(
             f"{key} returns steps against the gradient; return the direction, as optax.scale_by_adam() does"
         )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, auto_axes, reshard
 
+from configs.knobs import OptimConfig
 from errors import UsageError, unknown
 from models import Model
 from models.core.layers import per_row_keys, site_hash
@@ -117,7 +118,7 @@ def init_on_mesh(
     return jax.jit(partial(init_state, model, tx, seed, options), out_shardings=shardings)()
 
 
-def eval_variables(state: State, config: Any) -> dict[str, Any]:
+def eval_variables(state: State, config: OptimConfig) -> dict[str, Any]:
     """The variables to evaluate by metric prefix. The last entry is the primary one: it is compared, used and exported.
 
     `config` is the section `optim`. The state needs params, stats, ema and, for schedule_free, opt.

@@ -105,7 +105,7 @@ def open_without_data(
     manifest = checkpoint.load_manifest(workdir, n)
     config = with_inputs(config, manifest)
     if (rows := manifest.get("rows")) and not get_task(config.loss).has_boxes:
-        row = _blank_row(config.data.name, rows["shapes"], rows["classes"])
+        row = _blank_row(config.data.name, **rows)
         return open_checkpoint(config, workdir, n, runtime, row, devices, unread)
     head, inputs = manifest["table"].get("params/head/bias"), config.model.fields.get("inputs")
     classes = head["shape"][-1] if head else len(manifest.get("classes") or ())
@@ -114,11 +114,13 @@ def open_without_data(
     return open_checkpoint(config, workdir, n, runtime, blank, devices, unread)
 
 
-def _blank_row(name: str, shapes: Mapping[str, Sequence[int]], classes: int | None) -> Examples:
+def _blank_row(
+    name: str, shapes: Mapping[str, Sequence[int]], classes: int | None, vocab: int | None = None
+) -> Examples:
     """A source of one row of zeros, of the shapes that a manifest has."""
     dtypes = {"image": np.uint8, "label": np.int32, "tokens": np.int32}
     fields = {key: np.zeros((1, *shape), dtypes.get(key, np.float32)) for key, shape in shapes.items()}
-    return Examples(fields, 1, {"name": name}, classes)
+    return Examples(fields, 1, {"name": name}, classes, vocab=vocab)
 
 
 def with_inputs(config: RunConfig, manifest: dict[str, Any]) -> RunConfig:

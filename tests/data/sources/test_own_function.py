@@ -98,6 +98,11 @@ def test_a_file_is_read_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "label has the class 5; there",
         ),
         ("from data.types import Texts\ndef f(split): return Texts(('a',), {})", "no checksum in its identity"),
+        (
+            "import numpy as np\nfrom data.types import examples\n"
+            "def f(split): return examples('x', split, 2, features=np.ones((2, 3)), label=np.array([0, 5]))",
+            "labels from 0 to 5, and classes = 2",
+        ),
     ],
 )
 def test_what_a_function_does_wrong_is_one_line(code: str, says: str, tmp_path: Path) -> None:
@@ -105,6 +110,14 @@ def test_what_a_function_does_wrong_is_one_line(code: str, says: str, tmp_path: 
     with pytest.raises(UsageError, match=says) as refused:
         sources.load(f"{tmp_path}/own.py:f", "train")
     assert "\n" not in str(refused.value)
+
+
+def test_a_sum_of_splits_of_different_rows_is_refused(tmp_path: Path) -> None:
+    """No row of it is lost."""
+    code = "def f(split): return {'features': [[1.0]], 'label': [0]} if split == 'train' else ['a text', 'another']"
+    (tmp_path / "own.py").write_text(code)
+    with pytest.raises(UsageError, match="'train' has examples with features, label and 'test' has text"):
+        sources.load(f"{tmp_path}/own.py:f", "train+test")
 
 
 @pytest.mark.parametrize(

@@ -44,3 +44,14 @@ def test_splits_of_an_own_function_have_the_classes_of_training(tmp_path: Path, 
     args = ["--config=configs/mlp.py:digits", "--config.model.inputs=1", "--config.model.classes=2"]
     assert launch.main(["train", f"--workdir={tmp_path}/w", *args, f"--config.data.name={file}:f"]) == 2
     assert "splits 'test' and 'train' have different classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", ["{'features': [[1.0, 2.0]], 'label': [0]}", "['a text', 'b']"])
+def test_splits_of_an_own_function_have_the_rows_of_training(other: str, tmp_path: Path, capsys) -> None:
+    """Other fields, or other sizes, are refused before the first update, and no workdir is made."""
+    file = tmp_path / "own.py"
+    file.write_text(f"def f(s): return {other} if s == 'test' else {{'features': [[1.0]] * 2, 'label': [0, 1]}}")
+    args = ["--config=configs/mlp.py:digits", "--config.model.inputs=1", "--config.model.classes=2"]
+    assert launch.main(["train", f"--workdir={tmp_path}/w", *args, f"--config.data.name={file}:f"]) == 2
+    assert "'train' has examples with features, label, 'test' has " in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
