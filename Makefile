@@ -27,7 +27,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-
 DEFAULT := -m "not slow and not weekly and not gpu"
 SLOW := -m "slow and not gpu"
 
-# A whole suite fails where a test file takes more than its share of seconds, tests/budget.json.
+# A whole suite fails where a test file takes more than its share of CPU seconds, tests/budget.json.
 test: $(VENV)/.dev
 	$(PYTEST) $(DEFAULT) $(or $(ARGS),--budget=default)
 
@@ -43,6 +43,7 @@ test-contract: $(VENV)/.dev
 	$(PYTEST) -m "not weekly and not gpu" tests/models/test_contract.py --cases=$(CASES) $(ARGS)
 
 budget: $(VENV)/.dev
+	rm -rf .jax_cache
 	$(PYTEST) $(DEFAULT) --write-budget=default
 	$(PYTEST) $(SLOW) --write-budget=slow
 

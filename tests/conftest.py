@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 from collections import Counter
+from collections.abc import Generator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -104,14 +105,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 seconds_of: Counter[str] = Counter()
+spent = 0.0
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of those that it started and waited for."""
+    return sum(os.times()[:4])
+
+
+def pytest_runtest_logstart() -> None:
+    global spent
+    spent = cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the CPU seconds of a test's setup, call or teardown to its report."""
+    global spent
+    report = yield
+    before, spent = spent, cpu_seconds()
+    report.cpu_seconds = spent - before
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    seconds_of[report.nodeid.split("::")[0]] += report.duration
+    seconds_of[report.nodeid.split("::")[0]] += getattr(report, "cpu_seconds", 0.0)  # a worker that died reports none
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """After a passing run, in the main process: compare the seconds of each file with its budget."""
+    """After a passing run, in the main process: compare the CPU seconds of each file with its budget."""
     if hasattr(session.config, "workerinput") or exitstatus:
         return
     if suite := session.config.getoption("--write-budget"):
@@ -121,7 +143,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         seconds = ", ".join(
             f"{file.removeprefix('tests/')} {seconds_of[file]:.0f}" for file, _ in seconds_of.most_common()
         )
-        session.config.get_terminal_writer().line(f"\nseconds by file: {seconds}")
+        session.config.get_terminal_writer().line(f"\nCPU seconds by file: {seconds}")
     if suite and (lines := budget.above(seconds_of, budget.shares(suite))):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.get_terminal_writer().line("\n" + "\n".join(lines), red=True)

@@ -1,4 +1,4 @@
-"""Seconds that test files may take: growth of one file is named, a slower machine is not."""
+"""CPU seconds that test files may take: growth of one file is named, a slower machine is not."""
 
 from tests.support.budget import above
 
@@ -7,11 +7,11 @@ SHARES = {"a.py": 100.0, "b.py": 60.0, "c.py": 20.0}
 
 def test_a_file_above_its_share_is_named() -> None:
     (line,) = above({**SHARES, "b.py": 110.0}, SHARES)
-    assert line.startswith("b.py: 110 s, where 60 s")
+    assert line.startswith("b.py: 110 CPU s, where 60 are")
 
 
 def test_a_file_without_a_share_is_named() -> None:
-    assert above({**SHARES, "new.py": 31.0}, SHARES)[0].startswith("new.py: 31 s, where 0 s")
+    assert above({**SHARES, "new.py": 31.0}, SHARES)[0].startswith("new.py: 31 CPU s, where 0 are")
     assert not above({**SHARES, "new.py": 29.0}, SHARES)
 
 

@@ -1,7 +1,9 @@
-"""Seconds that each test file may take, two workers on two cores: tests/budget.json, so that suites grow by intention.
+"""CPU seconds that each test file may take: tests/budget.json, so that suites grow by intention.
 
-`make budget` writes it. A run of a whole suite fails if a file takes a fifth, and thirty seconds, more than
-its share. Where all files are slower, as on another machine, all shares are larger by the median of what they took.
+`make budget` writes it, from an empty compilation cache, as of a fresh clone. CPU time depends little on what else
+runs on the machine, where elapsed time of tests with several processes doubles. A run of a whole suite fails if a
+file takes a fifth, and thirty seconds, more than its share. Where all files are slower, as on another machine, all
+shares are larger by the median of what they took.
 """
 
 import json
@@ -16,7 +18,7 @@ LARGE = 5.0  # seconds of a file that says how fast a machine is
 
 
 def shares(suite: str) -> dict[str, float]:
-    """Seconds by test file, of one suite; none where it was never measured."""
+    """CPU seconds by test file, of one suite; none where it was never measured."""
     return json.loads(FILE.read_text()).get(suite, {}) if FILE.exists() else {}
 
 
@@ -36,7 +38,7 @@ def above(took: dict[str, float], allowed: dict[str, float]) -> list[str]:
         share = allowed.get(file, 0)
         if seconds > SLACK * pace * share + FLOOR:
             found.append(
-                f"{file}: {seconds:.0f} s, where {share:.0f} s are its share (this machine: times {pace:.2f}); "
+                f"{file}: {seconds:.0f} CPU s, where {share:.0f} are its share (this machine: times {pace:.2f}); "
                 "make it cheaper, or `make budget`"
             )
     return found
