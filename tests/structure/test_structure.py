@@ -85,7 +85,7 @@ ROOMS = {
         *("families", "registry", "pretrained", "__init__", "as_flax"),
     ),
     "train": (
-        *("runtime", "compilation_cache", "tasks", "sharding", "update", "record", "plan", "checkpoint"),
+        *("runtime", "workdir", "compilation_cache", "tasks", "sharding", "update", "record", "plan", "checkpoint"),
         *("generate", "setup", "introduction", "evaluate", "plots", "init_from", "companions", "loop", "resume"),
         *("together", "saving", "trainer", "run", "verbs"),
     ),
