@@ -20,7 +20,8 @@ from typing import NamedTuple, TypeVar
 import jax
 
 from configs import reader
-from configs.knobs import Knobs, RunConfig
+from configs.knobs import Knobs, RunConfig, flatten
+from configs.unread import require_effect, unread
 from data.text.tokenizer_reader import read_tokenizer as load_tokenizer
 from data.text.tokenizers import Tokenizer
 from errors import UsageError
@@ -31,10 +32,12 @@ from train import checkpoint, run
 from train.evaluate.evaluate import Scores
 from train.generate import sample
 from train.generate.stream import encode_prompt, stream_texts
-from train.runtime import Runtime
+from train.runtime import Runtime, find_revision
 from train.trainer import RunResult
+from train.update.precision import products_of
 from train.verbs import evaluate as evaluate_verb
 from train.verbs import load_model
+from train.workdir import normalize_workdir
 
 T = TypeVar("T")
 CLONE = Path(__file__).parent
@@ -85,9 +88,12 @@ def train(
 ) -> RunResult:
     """Train in a workdir on devices (None: all), or go on with the run that it holds. Prints as the launcher does.
 
-    Raises UsageError for a config that cannot run and for a workdir of another run, and the errors of training.
+    A knob without effect is refused, unless the config file sets it for another optimizer, schedule or the like than
+    the one that `replace` has set. Raises UsageError for a config that cannot run and for a workdir of another run, and
+    the errors of training.
     """
-    return run.train(config, os.fspath(workdir), _runtime(), devices=_listed(devices))
+    runtime, useless = _runtime(find_revision()), partial(unread, given=config.given)
+    return run.train(config, normalize_workdir(os.fspath(workdir)), runtime, useless, _listed(devices))
 
 
 def load(name: str | os.PathLike[str], device: jax.Device | None = None) -> LoadedCheckpoint:
@@ -99,15 +105,13 @@ def load(name: str | os.PathLike[str], device: jax.Device | None = None) -> Load
     """
     device = device or jax.local_devices()[0]
 
-    def load_one(workdir: str, n: int) -> LoadedCheckpoint:
-        runtime = _runtime()
-        config = load_model.checkpoint_config(workdir, n, runtime).replace({"mesh": "dp:1"})
-        opened = load_model.open_without_data(config, workdir, n, runtime, [device])
+    def load_one(config: RunConfig, workdir: str, n: int, runtime: Runtime) -> LoadedCheckpoint:
+        opened = load_model.open_without_data(config.replace({"mesh": "dp:1"}), workdir, n, runtime, [device])
         variables = {part: tree for part, tree in opened.variables.items() if tree}
         sharding = jax.sharding.SingleDeviceSharding(device)  # not of the mesh, so that no context is needed
         return LoadedCheckpoint(opened.setup.model, jax.device_put(variables, sharding), opened.setup.tokenizer)
 
-    return _first(os.fspath(name), load_one)
+    return _first(name, load_one)
 
 
 def evaluate(
@@ -116,15 +120,16 @@ def evaluate(
     """The scores of a run's checkpoint on its held-out split, as the verb `eval` prints them.
 
     `knobs` are other values of its config, as {"data.name": "my.txt", "eval.split": "train"}. Raises as `load`, and
-    UsageError for data that do not fit.
+    UsageError for data that do not fit and for a knob that has no effect on an evaluation.
     """
+    changes = flatten(knobs or {})
 
-    def evaluate_one(workdir: str, n: int) -> Scores:
-        runtime = _runtime()
-        config = load_model.checkpoint_config(workdir, n, runtime).replace(knobs or {})
-        return evaluate_verb.evaluate_checkpoint(config, workdir, n, runtime, _listed(devices))
+    def evaluate_one(config: RunConfig, workdir: str, n: int, runtime: Runtime) -> Scores:
+        config = config.replace(changes)
+        require_effect(changes)
+        return evaluate_verb.evaluate_checkpoint(config, workdir, n, runtime, _listed(devices), changes)
 
-    return _first(os.fspath(name), evaluate_one)
+    return _first(name, evaluate_one)
 
 
 def generate(
@@ -144,28 +149,38 @@ def generate(
 ) -> str:
     """The text with which a language model continues a prompt, to an end token or before one of the texts `stop`.
 
-    A temperature of 0 is greedy. Raises UsageError for a model that does not generate text and for illegal settings.
+    A temperature of 0 is greedy. Products have the precision of the model's training, as in the verb `sample`. Raises
+    UsageError for a model that does not generate text and for illegal settings.
     """
     ids = [encode_prompt(tokenizer, prompt)]
     if isinstance(stop, str):
         raise UsageError(f"stop must be a list of texts, as [{stop!r}], not a text")
     how = sample.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tokenizer.stop_ids)
     chunks = sample.generate(model, variables, ids, jax.random.key(seed), count=max_new_tokens, sampling=how)
-    return "".join(new for (new,) in stream_texts(tokenizer, ids, chunks, [text for text in stop if text]))
+    with jax.default_matmul_precision(products_of(getattr(model.config, "compute", "float32"))):
+        return "".join(new for (new,) in stream_texts(tokenizer, ids, chunks, [text for text in stop if text]))
 
 
-def _first(name: str, use: Callable[[str, int], T]) -> T:
-    """The result of `use(workdir, n)` for the first checkpoint of a name that can be restored."""
-    workdir, which = checkpoint.split_name(name)
+def _first(name: str | os.PathLike[str], use: Callable[[RunConfig, str, int, Runtime], T]) -> T:
+    """The result of `use(config, workdir, n, runtime)` for the first checkpoint of a name that can be restored."""
+    workdir, which = checkpoint.split_name(normalize_workdir(os.fspath(name)))
     if which == "all":
         raise UsageError(f"{name} names all checkpoints; give one, such as {workdir}@best")
     runtime = _runtime()
-    steps = checkpoint.select(workdir, which, runtime.say)
-    return checkpoint.first_restorable(workdir, steps, partial(use, workdir), runtime.say)[1]
+    steps, read_config = checkpoint.select(workdir, which, runtime.say), load_model.config_reader(workdir, runtime)
+    return checkpoint.first_restorable(workdir, steps, lambda n: use(read_config(n), workdir, n, runtime), runtime.say)[
+        1
+    ]
 
 
-def _runtime() -> Runtime:
-    return Runtime(time.time, os.environ, sys.stdout, monotonic=time.monotonic)
+def _runtime(revision: str | None = None) -> Runtime:
+    """The Runtime of this process. Raises UsageError if it is one of several of a distributed run."""
+    if (count := jax.process_count()) > 1:
+        raise UsageError(
+            f"canon.train, load and evaluate run in one process, and jax.distributed has {count}: "
+            f"start launch.py in each, with --coordinator"
+        )
+    return Runtime(time.time, os.environ, sys.stdout, revision=revision, monotonic=time.monotonic)
 
 
 def _listed(devices: Sequence[jax.Device] | None) -> list[jax.Device] | None:

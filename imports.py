@@ -47,7 +47,7 @@ def load_module(where: str, key: str) -> ModuleType:
 
 
 def has_module(name: str) -> bool:
-    """Whether there is a top-level module of this name."""
+    """Whether there is a top-level module of this name. Raises ModuleNotFoundError for a dotted name without parent."""
     return name in sys.modules or importlib.util.find_spec(name) is not None
 
 

@@ -17,7 +17,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted and saved (run the sa
 
 import sys
 
-from cli import flags, process
+from cli import flags, process, runtime
 from cli.process import DONE, FAILED, USAGE
 from cli.verbs import VERBS
 from errors import unknown
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         process.print_text(__doc__.strip())
         return DONE if argv else USAGE
     if argv[0] == "--version":
-        process.print_text(process.version())
+        process.print_text(runtime.version())
         return DONE
     debug = any(flag in argv for flag in DEBUG)
     try:

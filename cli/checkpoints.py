@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from absl.flags import FlagValues
 
@@ -13,12 +12,7 @@ from configs import unread
 from configs.knobs import Knobs, RunConfig
 from errors import UsageError
 from train.runtime import Runtime
-
-STORES = ("gs", "s3", "az")  # schemes of object storage that etils.epath supports
-KNOBS_WITH_EFFECT = (  # outside training, besides data, eval, model and rules
-    "mesh",
-    *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")),
-)
+from train.workdir import normalize_workdir
 
 
 @dataclass(frozen=True)
@@ -29,17 +23,16 @@ class CheckpointSelection:
     workdir: str
     which: str  # a step, latest, best or all
     steps: list[int]  # candidates, best first; for all: each of them
+    saved_config: Callable[[int], RunConfig]  # of a step
     assignments: Assignments
 
     def config(self, step: int) -> RunConfig:
         """The config of a checkpoint, with the assigned knobs. Raises UsageError for a knob without effect."""
         from configs import reader
-        from train.verbs import load_model
 
-        config = load_model.checkpoint_config(self.workdir, step, self.runtime)
-        for key, _ in self.assignments:
-            _require_effect(key)
-        return reader.override(config, self.assignments)
+        config = reader.override(self.saved_config(step), self.assignments)
+        unread.require_effect(key for key, _ in self.assignments)
+        return config
 
     def require_one(self, verb: str) -> None:
         """Raise UsageError for @all."""
@@ -59,28 +52,15 @@ class CheckpointSelection:
 def select_checkpoints(args: FlagValues, assignments: Assignments) -> CheckpointSelection:
     """The checkpoints of --workdir. Raises UsageError if there are none."""
     check_ignore_key(args)
-    name = require_workdir(args)
+    name = normalize_workdir(args.workdir)
     start_jax(args)
     from train import checkpoint
+    from train.verbs import load_model
 
     workdir, which = checkpoint.split_name(name)
     runtime = make_runtime()
-    return CheckpointSelection(runtime, workdir, which, checkpoint.select(workdir, which, runtime.say), assignments)
-
-
-def require_workdir(args: FlagValues) -> str:
-    """The normalised path of --workdir. Raises UsageError."""
-    if not args.workdir:
-        raise UsageError("--workdir is missing: the folder of the run, as --workdir=runs/a")
-    scheme, remote, _ = args.workdir.partition("://")
-    if remote and scheme not in STORES:
-        stores = ", ".join(f"{name}://" for name in STORES)
-        raise UsageError(f"--workdir={args.workdir} must be a local path, or start with one of {stores}")
-    if remote:
-        return args.workdir
-    workdir = os.path.expanduser(args.workdir)
-    linked = ".." in Path(workdir).parts  # after a symbolic link, .. differs from the text's parent
-    return os.path.realpath(workdir) if linked else os.path.normpath(workdir)
+    steps = checkpoint.select(workdir, which, runtime.say)
+    return CheckpointSelection(runtime, workdir, which, steps, load_model.config_reader(workdir, runtime), assignments)
 
 
 def check_ignore_key(args: FlagValues) -> None:
@@ -110,16 +90,5 @@ def pretrained_config(assignments: Assignments, knobs: Knobs | None = None) -> R
     for key, _ in assignments:
         if key in ("model.family", "model.size"):
             raise UsageError(f"--config.{key} cannot be set: the folder's config.json determines it")
-        _require_effect(key)
+    unread.require_effect(key for key, _ in assignments)
     return config
-
-
-def _require_effect(key: str) -> None:
-    if not key.startswith(("data.", "eval.", "model.", "rules.")) and key not in KNOBS_WITH_EFFECT:
-        raise UsageError(f"--config.{key} has no effect here: it is read in training only")
-
-
-def find_unread(assignments: Assignments, **facts: str) -> Callable[[RunConfig, unread.Facts], list[str]]:
-    """A function from a config and facts about it to the assigned knobs without effect; `facts` are the call's."""
-    known, own = {key for key, _ in assignments}, {name: ({value}, value) for name, value in facts.items()}
-    return lambda config, found: unread.unread(config, {**found, **own}, known, only_given=True)

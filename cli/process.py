@@ -1,24 +1,19 @@
-"""The process that runs a verb: its streams, its signals, and the commit of its code."""
+"""The process that runs a verb: its streams and its signals."""
 
 import errno
 import io
 import os
-import re
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from errors import LONG, UsageError, quote, shorten
 
 DONE, FAILED, USAGE, SAVED = 0, 1, 2, 4  # exit codes
 INTERRUPTED = "interrupted; run the same command again to continue from the newest checkpoint"
-ROOT = Path(__file__).parent.parent  # of the repository
 
 
 # Streams
@@ -162,24 +157,3 @@ def listen_for_signals() -> Iterator[Callable[[], str | None]]:
         thread.join()
         os.close(reader)
         os.close(writer)
-
-
-# Code
-
-
-def revision() -> str | None:
-    """The commit of this code, followed by `-dirty` if files differ from it; None outside of a git clone."""
-    if not shutil.which("git"):
-        return None
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    state = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, check=False).stdout.strip()
-    return (f"{commit}-dirty" if state else commit) or None
-
-
-def version() -> str:
-    """The versions of Canon and jax, and the commit, in one line."""
-    import jax
-
-    ours = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
-    return f"Canon {ours[1] if ours else ''}, commit {revision() or 'unknown'}, jax {jax.__version__}"

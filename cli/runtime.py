@@ -1,6 +1,7 @@
 """What a verb runs on: jax, set up as the flags say, and the Runtime of this process."""
 
 import os
+import re
 import sys
 import time
 from typing import Any
@@ -8,13 +9,21 @@ from typing import Any
 from absl.flags import FlagValues
 
 from cli import process
-from train.runtime import Runtime
+from train.runtime import ROOT, Runtime, find_revision
 
 
 def make_runtime(**more: Any) -> Runtime:
     """The Runtime of this process; `more` are further fields, for a verb that handles signals."""
     terminal = process.Terminal(sys.stdout, optional=bool(more))
-    return Runtime(time.time, os.environ, terminal, revision=process.revision(), monotonic=time.monotonic, **more)
+    return Runtime(time.time, os.environ, terminal, revision=find_revision(), monotonic=time.monotonic, **more)
+
+
+def version() -> str:
+    """The versions of Canon and jax, and the commit, in one line."""
+    import jax
+
+    ours = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    return f"Canon {ours[1] if ours else ''}, commit {find_revision() or 'unknown'}, jax {jax.__version__}"
 
 
 def start_jax(args: FlagValues) -> None:

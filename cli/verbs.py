@@ -9,10 +9,8 @@ from absl.flags import FlagValues
 from cli import peers, process
 from cli.checkpoints import (
     check_ignore_key,
-    find_unread,
     pretrained_config,
     pretrained_folder,
-    require_workdir,
     select_checkpoints,
 )
 from cli.flags import Assignments
@@ -20,14 +18,16 @@ from cli.process import DONE, FAILED, SAVED
 from cli.run_config import run_config
 from cli.runtime import make_runtime, start_jax
 from configs.knobs import RunConfig
+from configs.unread import unread, unread_by
 from errors import UsageError, quote
 from train.runtime import Runtime
+from train.workdir import normalize_workdir
 
 
 def _train(args: FlagValues, assignments: Assignments) -> int:
-    workdir = require_workdir(args)
+    workdir = normalize_workdir(args.workdir)
     check_ignore_key(args)
-    from configs import reader, unread
+    from configs import reader
 
     where = args.coordinator, args.num_processes, args.process_id
     # from here on a signal is handled at the end of an update
@@ -38,7 +38,7 @@ def _train(args: FlagValues, assignments: Assignments) -> int:
 
         saved = run.saved_config(workdir)  # None before the first checkpoint: then the config may change freely
         if saved is not None and not args.config:
-            reader.run_code(saved, runtime.say)
+            reader.run_code(saved.code, runtime.say)
         if note := reader.describe_default(args.config) if args.config else None:
             runtime.say(note)
         if args.dataset:
@@ -48,7 +48,8 @@ def _train(args: FlagValues, assignments: Assignments) -> int:
         others.agree({**commit, "--cpu_devices": args.cpu_devices, **config.flatten()})
         others.join_jax()
         given = {key for key, _ in assignments} | ({"model.family", "loss"} if args.pretrained else set())
-        result = run.train(config, workdir, runtime, partial(unread.unread, given=given, only_given=not args.config))
+        find_unread = partial(unread, given=given, only_given=not args.config)
+        result = run.train(config, workdir, runtime, find_unread, saved=saved)
         if result.signal:
             runtime.say(f"{result.signal}: saved; run the same command again to continue")
     return SAVED if result.signal else DONE
@@ -67,12 +68,12 @@ def _eval(args: FlagValues, assignments: Assignments) -> int:
         if args.dataset and "eval.split" not in given:
             config = config.replace({"eval.split": evaluate_verb.default_split(config, runtime)})
         kind, held_out = evaluate_verb.eval_source(config, runtime, args.task)
-        unread = find_unread(assignments, verb="eval", exam=kind)
+        useless = evaluate_verb.find_unread(config, kind, given)
         if step is None:
-            opened = load_model.open_pretrained(config, name, runtime, held_out, None, args.ignore_key, given, unread)
+            opened = load_model.open_pretrained(config, name, runtime, held_out, None, args.ignore_key, given, useless)
             evaluate_verb.report(opened, held_out, kind)
         else:
-            opened = load_model.open_checkpoint(config, name, step, runtime, held_out, unread=unread)
+            opened = load_model.open_checkpoint(config, name, step, runtime, held_out, unread=useless)
             evaluate_verb.report(opened, held_out, kind, name, step)
 
     if folder is not None:
@@ -100,7 +101,8 @@ def _eval(args: FlagValues, assignments: Assignments) -> int:
 
 
 def _sample(args: FlagValues, assignments: Assignments) -> int:
-    if any(key == "mesh" for key, _ in assignments):
+    given = {key for key, _ in assignments}
+    if "mesh" in given:
         raise UsageError("--config.mesh has no effect here: sample runs on one device")
     folder = pretrained_folder(args)
     settings = {name: args[name].value for name in ("prompt", "max_new_tokens", "stop", "seed", "timing")}
@@ -111,8 +113,8 @@ def _sample(args: FlagValues, assignments: Assignments) -> int:
         from train.verbs import load_model
         from train.verbs import sample as sample_verb
 
-        unread = find_unread(assignments, verb="sample")
-        opened = load_model.open_language_model(config, runtime, name, step, args.ignore_key, unread)
+        useless = unread_by("sample", given)
+        opened = load_model.open_language_model(config, runtime, name, step, args.ignore_key, useless)
         sample_verb.print_samples(opened, **settings, **sampling)
 
     if folder is not None:
@@ -126,7 +128,7 @@ def _sample(args: FlagValues, assignments: Assignments) -> int:
 
 
 def _convert(args: FlagValues, assignments: Assignments) -> int:
-    workdir = require_workdir(args)
+    workdir, given = normalize_workdir(args.workdir), {key for key, _ in assignments}
     if bool(args.pretrained) == bool(args.export):
         raise UsageError("convert takes --pretrained=DIR --workdir=W, or --workdir=W --export=DIR")
     if args.pretrained:
@@ -134,9 +136,8 @@ def _convert(args: FlagValues, assignments: Assignments) -> int:
         config = pretrained_config(assignments)
         from train.verbs import convert
 
-        folder, given = os.path.expanduser(args.pretrained), {key for key, _ in assignments}
-        unread = find_unread(assignments, verb="convert --pretrained")
-        convert.import_pretrained(config, folder, workdir, make_runtime(), args.ignore_key, given, unread)
+        folder, useless = os.path.expanduser(args.pretrained), unread_by("convert --pretrained", given)
+        convert.import_pretrained(config, folder, workdir, make_runtime(), args.ignore_key, given, useless)
         return DONE
     selected = select_checkpoints(args, assignments)
     selected.require_one("convert")
@@ -144,8 +145,8 @@ def _convert(args: FlagValues, assignments: Assignments) -> int:
     def export(config: RunConfig, runtime: Runtime, name: str, step: int) -> None:
         from train.verbs import convert
 
-        unread = find_unread(assignments, verb="convert --export")
-        convert.export_pretrained(config, name, step, os.path.expanduser(args.export), runtime, unread)
+        useless = unread_by("convert --export", given)
+        convert.export_pretrained(config, name, step, os.path.expanduser(args.export), runtime, useless)
 
     selected.use_first(export)
     return DONE

@@ -187,6 +187,7 @@ class RunConfig(Section):
     """All of a run's knobs, by section. `rules` replaces rows of the sharding rules.
 
     `code` are the user's config files that made it, path -> digest: they may have registered what its words name.
+    `given` are the keys that `replace` has set, which a config file has not.
     """
 
     section: ClassVar[str] = ""
@@ -208,10 +209,12 @@ class RunConfig(Section):
     resume: str = free("auto", "what to do with changed schedule knobs: auto refuses them, extend records a new phase")
     rules: Knobs = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict, compare=False)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def replace(self, changes: Knobs) -> "RunConfig":
         """The config with other values of some knobs, by dotted key. Raises UsageError."""
-        return dataclasses.replace(from_flat({**self.flatten(), **flatten(changes)}), code=self.code)
+        flat = flatten(changes)
+        return dataclasses.replace(from_flat({**self.flatten(), **flat}), code=self.code, given=self.given.union(flat))
 
     def flatten(self) -> dict[str, Value]:
         """All knobs by dotted key."""
@@ -220,7 +223,7 @@ class RunConfig(Section):
     def to_dict(self) -> dict[str, dict[str, Value] | Value]:
         """The config as nested dicts, as ConfigDict and JSON have it."""
         nested = dataclasses.asdict(self)
-        del nested["code"]
+        del nested["code"], nested["given"]
         fields = nested["model"].pop("fields")
         nested["model"] |= fields
         return nested

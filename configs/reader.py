@@ -45,12 +45,12 @@ def from_manifest(manifest: Mapping[str, Any]) -> RunConfig:
     return replace(from_json(json.dumps(manifest["config"])), code=manifest.get("code") or {})
 
 
-def run_code(config: RunConfig, say: Callable[[str], None]) -> None:
-    """Run the user's config files that made a config, for what they register: its words may name that.
+def run_code(code: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Run the user's config files, `RunConfig.code`, for what they register: the config's words may name that.
 
     `say` reports a file that is gone, or has changed. Raises UsageError for one that fails.
     """
-    for path, digest in config.code.items():
+    for path, digest in code.items():
         if not Path(path).is_file():
             say(f"config  {path}, which made this run's config, is gone")
             continue

@@ -4,9 +4,10 @@ A knob of READ_UNDER has an effect only under certain values of other knobs, or 
 the launcher's verb decide. Anywhere else a value other than the default is refused.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from configs.knobs import KNOBS, RunConfig, get
+from errors import UsageError
 
 Condition = Mapping[str, tuple[str, ...]]  # knob or fact of FACTS -> values under which another knob has an effect
 Facts = Mapping[str, tuple[Collection[str], str]]  # name in FACTS -> values that hold, and their text in a message
@@ -18,6 +19,7 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> beginning of a mess
     "task": ("the loss is of kind", ("loss",)),
     "parts": ("the model has", ("model.",)),
     "exam": ("in eval, --task is", ()),
+    "views": ("in eval, a row has", ()),
     "verb": ("the verb is", ()),
 }
 
@@ -35,7 +37,7 @@ _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition; all its entri
     "data.tokenizer": _TEXT,
     "data.vocab_size": {**_TRAINED, **_TEXT, "data.tokenizer": ("word", "bpe")},
     "data.max_length": {**_EVALUATED, **_TEXT, "task": ("classifier", "encoder_decoder")},
-    "data.augment": {**_TRAINED, "data": ("images", "boxes")},
+    "data.augment": {"verb": ("train", "eval"), "views": ("two views",), "data": ("images", "boxes")},
     "data.size": {**_NOT_SAMPLE, "data": ("images", "boxes")},
     "data.crop_pct data.resize_mode": {**_NOT_SAMPLE, "data": ("images",), "data.size": SET},
     "data.interpolation": {**_NOT_SAMPLE, "data": ("resized images",)},
@@ -62,6 +64,10 @@ _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition; all its entri
     "init_fresh init_ignore init_rename": {"init_from": SET},
 }
 READ_UNDER = {key: condition for keys, condition in _CONDITIONS.items() for key in keys.split()}
+AFTER_TRAINING = (  # knobs and sections that are read outside of training
+    *("data.", "eval.", "model.", "rules.", "mesh"),
+    *(f"train.{name}" for name in ("precision", "attention", "dispatch", "batch", "scan")),
+)
 
 
 def unread(config: RunConfig, facts: Facts, given: Collection[str] = (), *, only_given: bool = False) -> list[str]:
@@ -85,6 +91,23 @@ def unread(config: RunConfig, facts: Facts, given: Collection[str] = (), *, only
                 found.append(f"config key {key!r} = {value!r} has no effect: it is read where {where}")
                 break
     return found
+
+
+def unread_by(verb: str, given: Iterable[str], **facts: str) -> Callable[[RunConfig, Facts], list[str]]:
+    """A function from a config and facts to those of the knobs `given` that a verb other than train does not read.
+
+    `facts` are the call's.
+    """
+    known = set(given)
+    own = {name: ({value}, value) for name, value in {"verb": verb, **facts}.items()}
+    return lambda config, found: unread(config, {**found, **own}, known, only_given=True)
+
+
+def require_effect(given: Iterable[str]) -> None:
+    """Raise UsageError for a knob that is read in training only."""
+    for key in given:
+        if not key.startswith(AFTER_TRAINING):
+            raise UsageError(f"config key {key!r} has no effect here: it is read in training only")
 
 
 def _of_knob(config: RunConfig, name: str, legal: tuple[str, ...]) -> tuple[Collection[str], str]:

@@ -1,6 +1,7 @@
 """Canon from Python: train, load, evaluate, generate, without the command line."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -9,6 +10,9 @@ import pytest
 
 import canon
 import launch
+from train import checkpoint
+from train.generate import sample
+from train.runtime import find_revision
 
 TINY = {
     "model.width": 16,
@@ -19,12 +23,14 @@ TINY = {
     "schedule.warmup": 0,
 }
 
+UNREAD = {"optim.name": "momentum", "optim.beta2": 0.5}
+
 
 @pytest.fixture(scope="module")
 def language_run(tmp_path_factory: pytest.TempPathFactory) -> canon.RunResult:
     config = canon.config(
         "configs/gpt.py:quick", {**TINY, "train.batch": 8, "eval.batch": 64, "log.table": False, "optim.ema": 0.5}
-    )
+    ).replace({"optim.name": "momentum"})
     return canon.train(config, tmp_path_factory.mktemp("canon") / "w")
 
 
@@ -83,9 +89,32 @@ def test_a_network_on_arrays_of_tokens_is_loaded_without_them(tmp_path: Path) ->
     assert loaded.predict(variables, tokens).shape == (16, 2)
 
 
-def test_an_evaluation_is_the_verbs(language_run: canon.RunResult, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_records_its_code(language_run: canon.RunResult) -> None:
+    assert checkpoint.load_manifest(language_run.workdir, 3)["revision"] == find_revision()
+
+
+def test_text_is_generated_in_the_precision_of_training(
+    language_run: canon.RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, variables, tokenizer = canon.load(language_run.workdir)
+    seen = []
+
+    def record_precision(*args: object, **settings: object) -> Iterator[np.ndarray]:
+        seen.append(jax.config.jax_default_matmul_precision)
+        yield np.array([[65]])
+
+    monkeypatch.setattr(sample, "generate", record_precision)
+    for compute in ("float32", "bfloat16"):
+        model = canon.build("gpt", vocab=300, context=16, width=16, depth=1, heads=2, compute=compute)
+        assert canon.generate(model, variables, tokenizer, "the") == "A"
+    assert seen == ["highest", "default"]
+
+
+def test_an_evaluation_is_the_verbs(language_run: canon.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same figures, and with knobs those of other data."""
-    scores = canon.evaluate(f"{language_run.workdir}@3")
+    workdir = Path(language_run.workdir)
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    scores = canon.evaluate(f"~/{workdir.name}@3")
     assert scores.metrics == pytest.approx(language_run.metrics)
     assert scores.prefix == "ema_"
     other = canon.evaluate(language_run.workdir, {"eval.split": "train", "eval.limit": 1}, devices=jax.devices()[:2])
@@ -101,7 +130,15 @@ def test_an_evaluation_is_the_verbs(language_run: canon.RunResult, capsys: pytes
         (lambda w: canon.config("configs/gpt.py:quick", {"optim.lrr": 1.0}), "did you mean 'optim.lr'"),
         (lambda w: canon.config(None, {"train.steps": "many"}), "'train.steps' takes int"),
         (lambda w: canon.train(canon.config("configs/gpt.py:quick"), w), "holds another run"),
+        (lambda w: canon.train(canon.config(), "ftp://host/w"), "must be a local path"),
+        (
+            lambda w: canon.train(canon.config("configs/gpt.py:quick", UNREAD), f"{w}-none"),
+            "'optim.beta2' = 0.5 has no",
+        ),
         (lambda w: canon.evaluate(w, {"eval.split": "none"}), "unknown split"),
+        (lambda w: canon.evaluate(w, {"optim.lr": 0.1}), "'optim.lr' has no effect here"),
+        (lambda w: canon.evaluate(w, {"eval": {"num_beams": 2}}), "'eval.num_beams' = 2 has no effect"),
+        (lambda w: canon.evaluate(w, {"data.augment": "flip"}), "'data.augment' = 'flip' has no effect"),
         (lambda w: canon.generate(*canon.load(w), "a", temperature=-1), "temperature must be"),
     ],
 )
@@ -109,3 +146,10 @@ def test_a_mistake_is_one_line(language_run: canon.RunResult, call, says: str) -
     with pytest.raises(canon.UsageError, match=says) as caught:
         call(language_run.workdir)
     assert "\n" not in str(caught.value)
+
+
+def test_one_of_several_processes_is_refused(language_run: canon.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for call in (canon.load, canon.evaluate, lambda workdir: canon.train(canon.config(), workdir)):
+        with pytest.raises(canon.UsageError, match=r"start launch\.py in each"):
+            call(language_run.workdir)

@@ -1,8 +1,13 @@
 """The process environment as one value: the launcher makes it and passes it down as an argument."""
 
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parent.parent  # of the repository
 
 
 @dataclass(frozen=True)
@@ -22,3 +27,13 @@ class Runtime:
         """Print lines and flush."""
         for line in lines:
             print(line, file=self.stdout, flush=True)
+
+
+def find_revision() -> str | None:
+    """The commit of this code, followed by `-dirty` if files differ from it; None outside of a git clone."""
+    if not shutil.which("git"):
+        return None
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    state = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, check=False).stdout.strip()
+    return (f"{commit}-dirty" if state else commit) or None

@@ -81,7 +81,11 @@ class Trainer:
         self.saver = Saver(setup, self.store, resume_point, data.identity, self.progress, self.lockstep, start)
 
     def run(self, state: step.State) -> RunResult:
-        """Run the updates that are left."""
+        """Run the updates that are left -> what the run has reached.
+
+        Raises loop.Diverged if too many updates in succession are not finite, checkpoint.SaveError if a checkpoint
+        cannot be written, together.OtherProcessFailed, and the errors of reading the data.
+        """
         config, start = self.setup.config, self.resume_point.start
         span = loop.Span(start, config.train.steps, config.eval.every, config.checkpoint.every)
         workers, prefetch = config.data.workers, config.data.prefetch

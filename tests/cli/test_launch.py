@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import launch
-from cli import checkpoints, flags
+from cli import flags
 from configs import gpt
 from errors import UsageError
 from tests.support import ROOT
@@ -297,17 +297,6 @@ def test_a_failure_gets_one_line(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert says in err
-
-
-def test_a_workdir_has_one_spelling(tmp_path: Path) -> None:
-    """Storage and the operating system disagree about what lies above a link."""
-    far = tmp_path / "far" / "real"
-    far.mkdir(parents=True)
-    (tmp_path / "link").symlink_to(far)
-    args = flags.define_flags("eval")
-    for given, meant in (("link/../y@2", "far/y@2"), ("none/../y", "y"), ("y/./@best", "y/@best"), ("y//", "y")):
-        args(["launch.py", f"--workdir={tmp_path}/{given}"])
-        assert checkpoints.require_workdir(args) == str(tmp_path / meant)
 
 
 def test_a_workdir_holds_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ LEGAL = {
     "loss": set(TASKS),
     "data.tokenizer": {"byte", "char", "word", "bpe"},
     "exam": set(multiple_choice.EVAL_KINDS),
+    "views": {"one view", "two views"},
     "verb": {"train", "eval", "sample", "convert --pretrained", "convert --export"},
 }
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -57,6 +58,23 @@ def test_the_exit_code_is_the_process_exit_code() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_the_package_is_the_whole_of_the_code() -> None:
+    """`pip install -e .` knows every module and package at the root, with the version of CITATION.cff."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    settings = pyproject["tool"]["setuptools"]
+    modules = {path.stem for path in ROOT.glob("*.py")}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks", "docs", "examples"}
+    assert set(settings["py-modules"]) == modules
+    assert set(settings["packages"]["find"]["include"]) == {name for top in packages for name in (top, f"{top}.*")}
+    assert modules | packages == OURS - {"tests", "benchmarks"}
+    inside = [path.parent for path in files(*sorted(packages))]
+    assert [str(folder) for folder in inside if not (folder / "__init__.py").exists()] == []
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {pyproject['project']['version']}\n" in citation
+    page = (ROOT / "docs" / "python.md").read_text()
+    assert [name for name in modules | packages if f"`{name}`" not in page] == []
+
+
 # The arrows
 
 OURS = {*LAYERS, "cli", "launch", "errors", "renamed", "documents", "imports", "pairs", "canon", "tests", "benchmarks"}
@@ -85,7 +103,7 @@ ROOMS = {
         *("families", "registry", "pretrained", "__init__", "as_flax"),
     ),
     "train": (
-        *("runtime", "compilation_cache", "tasks", "sharding", "update", "record", "plan", "checkpoint"),
+        *("runtime", "workdir", "compilation_cache", "tasks", "sharding", "update", "record", "plan", "checkpoint"),
         *("generate", "setup", "introduction", "evaluate", "plots", "init_from", "companions", "loop", "resume"),
         *("together", "saving", "trainer", "run", "verbs"),
     ),

@@ -79,6 +79,10 @@ def test_a_config_file_is_found_again(own: Path, tmp_path: Path, capsys: pytest.
     assert f"{own} has changed since" in capsys.readouterr().out
     assert launch.main(["train", f"--config={own}", f"--workdir={workdir}", *QUICK, "--config.train.steps=3"]) == 0
     assert f"{own} has changed since" in capsys.readouterr().out
+    own.write_text(REGISTERS + "print(f'runs as {__name__}')\n")
+    assert launch.main(["eval", f"--workdir={workdir}@all"]) == 0
+    said = capsys.readouterr().out
+    assert (said.count("runs as <run_path>"), said.count("has changed since"), said.count("test: loss")) == (1, 1, 2)
     own.unlink()
     assert launch.main(["eval", f"--workdir={workdir}"]) == 2
     said = capsys.readouterr()

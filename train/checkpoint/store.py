@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,11 @@ class _ManifestHandler(ocp.CheckpointHandler):
     def finalize(self, directory: epath.Path) -> None:
         """Write the manifest, after checking that the checkpoint's arrays can be found."""
         state = directory.parent / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            if reader.metadata(state).item_metadata is None:
-                raise SaveError(f"the arrays written to {state} cannot be read back")
+        try:
+            with closing(ocp.PyTreeCheckpointHandler()) as reader:
+                reader.metadata(state)
+        except (OSError, ValueError, TypeError) as error:
+            raise SaveError(f"the arrays written to {state} cannot be read back") from error
         (directory.parent / "manifest.json").write_text(self._manifest)
 
 

@@ -273,10 +273,13 @@ def make_reading(setup: Setup) -> Reading:
 
 
 def training_rows(setup: Setup, source: Source) -> EpochSource:
-    """The training rows of a source: windows of text, or examples."""
+    """The training rows of a source: windows of text, or examples.
+
+    Raises UsageError if the source has no row for the task, as texts without labels or shorter than a window.
+    """
     return source.rows(make_reading(setup))
 
 
 def make_eval_set(setup: Setup, source: Source) -> eval_set.EvalSet:
-    """The evaluation set of a source."""
+    """The evaluation set of a source. Raises UsageError for missing labels, and for a window that does not fit."""
     return source.eval_set(make_reading(setup))

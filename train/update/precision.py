@@ -29,6 +29,11 @@ PRECISIONS = {
 DROPPED = 16  # low bits of a float32 that bfloat16 lacks
 
 
+def products_of(compute: str) -> str:
+    """jax's matmul precision for activations of a dtype."""
+    return next(precision.products for precision in PRECISIONS.values() if precision.compute == compute)
+
+
 def round_stochastically(x: jax.Array, noise: jax.Array) -> jax.Array:
     """Round float32 to one of the two nearest bfloat16, with probabilities such that the expectation is exact.
 

@@ -1,9 +1,11 @@
 """The verb `eval`: the held-out data, the scores of an opened model on them, and their figures."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 
+from configs import unread
 from configs.knobs import RunConfig
 from data import sources
 from data.eval_set import EvalSet
@@ -19,7 +21,9 @@ from train.plots import translation as translation_plots
 from train.record import events
 from train.record.ticker import Ticker
 from train.runtime import Runtime
+from train.setup.facts import Unread
 from train.setup.setup import dataset_names, load_source, make_eval_set
+from train.tasks import get_task
 from train.verbs.load_model import LoadedModel, empty_texts, open_checkpoint
 
 
@@ -46,16 +50,32 @@ def default_split(config: RunConfig, runtime: Runtime) -> str:
     return next((split for split in wanted if set(splits.split_names(split)) <= set(known)), known[-1])
 
 
+def find_unread(config: RunConfig, kind: str, given: Iterable[str]) -> Unread:
+    """The function that lists those of the knobs `given` that an evaluation of a kind does not read."""
+    views = "two views" if get_task(config.loss).two_views else "one view"
+    return unread.unread_by("eval", given, exam=kind, views=views)
+
+
 def evaluate_checkpoint(
-    config: RunConfig, workdir: str, n: int, runtime: Runtime, devices: list[jax.Device] | None = None
+    config: RunConfig,
+    workdir: str,
+    n: int,
+    runtime: Runtime,
+    devices: list[jax.Device] | None = None,
+    given: Iterable[str] = (),
 ) -> evaluate.Scores:
-    """Load a checkpoint onto devices (None: all) and evaluate it on the held-out split."""
-    held_out = eval_source(config, runtime, "perplexity")[1]
-    return evaluate_model(open_checkpoint(config, workdir, n, runtime, held_out, devices), held_out)[1]
+    """Load a checkpoint onto devices (None: all) and evaluate it on the held-out split.
+
+    Raises as `open_checkpoint`, and UsageError for data that cannot be loaded, for a held-out split without rows, and
+    for a knob of `given` that has no effect.
+    """
+    kind, held_out = eval_source(config, runtime, "perplexity")
+    useless = find_unread(config, kind, given)
+    return evaluate_model(open_checkpoint(config, workdir, n, runtime, held_out, devices, useless), held_out)[1]
 
 
 def evaluate_model(opened: LoadedModel, held_out: Source) -> tuple[EvalSet, evaluate.Scores]:
-    """Evaluate a loaded model on a held-out source -> (evaluation set, scores)."""
+    """Evaluate a loaded model on a held-out source -> (evaluation set, scores). Raises UsageError for no rows."""
     setup, eval_set = opened.setup, make_eval_set(opened.setup, held_out)
     if not len(eval_set):
         raise UsageError(

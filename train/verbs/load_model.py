@@ -1,6 +1,6 @@
 """Load a model from a checkpoint or a Hugging Face folder onto any devices."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -73,7 +73,10 @@ def open_checkpoint(
     devices: list[jax.Device] | None = None,
     unread: Unread = lambda config, facts: [],
 ) -> LoadedModel:
-    """Load a checkpoint onto devices (None: all), for data like `example`. `unread` as in `set_up`."""
+    """Load a checkpoint onto devices (None: all), for data like `example`. `unread` as in `set_up`.
+
+    Raises UsageError for a config that does not fit the data, the devices or the checkpoint, and CorruptCheckpoint.
+    """
     checks.check(config)
     manifest = checkpoint.load_manifest(workdir, n)
     config = with_inputs(config, manifest)
@@ -85,12 +88,21 @@ def open_checkpoint(
     return LoadedModel(f"checkpoint {n:,} of {workdir}", setup, variables)
 
 
-def checkpoint_config(workdir: str, n: int, runtime: Runtime) -> RunConfig:
-    """The config of a checkpoint, on all devices of this machine and without a limit to evaluations."""
-    config = reader.from_manifest(checkpoint.load_manifest(workdir, n))
-    reader.run_code(config, runtime.say)
-    # the training run's mesh may not fit this machine, and its limit is for evaluations during training only
-    return config.replace({"mesh": "dp:*", "eval.limit": None})
+def config_reader(workdir: str, runtime: Runtime) -> Callable[[int], RunConfig]:
+    """A function from n to checkpoint n's config, on all devices of this machine and without a limit to evaluations.
+
+    It runs each of the user's config files once. Raises CorruptCheckpoint, and UsageError for a file that fails.
+    """
+    ran: set[str] = set()
+
+    def read(n: int) -> RunConfig:
+        config = reader.from_manifest(checkpoint.load_manifest(workdir, n))
+        reader.run_code({path: digest for path, digest in config.code.items() if path not in ran}, runtime.say)
+        ran.update(config.code)
+        # the training run's mesh may not fit this machine, and its limit is for evaluations during training only
+        return config.replace({"mesh": "dp:*", "eval.limit": None})
+
+    return read
 
 
 def open_without_data(
@@ -101,7 +113,11 @@ def open_without_data(
     devices: list[jax.Device] | None = None,
     unread: Unread = lambda config, facts: [],
 ) -> LoadedModel:
-    """Load a checkpoint as `open_checkpoint` does, without its data: sizes come from the manifest."""
+    """Load a checkpoint as `open_checkpoint` does, without its data: sizes come from the manifest.
+
+    Raises UsageError and CorruptCheckpoint as `open_checkpoint`, and UsageError for data of images whose shape the
+    manifest lacks, and which do not exist.
+    """
     manifest = checkpoint.load_manifest(workdir, n)
     config = with_inputs(config, manifest)
     if (rows := manifest.get("rows")) and not get_task(config.loss).has_boxes:

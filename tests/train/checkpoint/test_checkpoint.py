@@ -1,6 +1,7 @@
 """What the checkpoints of a run survive, and by what they are known."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -156,13 +157,15 @@ def test_where_the_best_is_damaged_it_is_the_best_of_the_others(finished_run_cop
     assert f"checkpoint {second} of {finished_run_copy} on digits" in out
 
 
-def test_retention_keeps_newest_and_best(tmp_path: Path) -> None:
+def test_retention_keeps_newest_and_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Orbax has nothing to warn of when it saves."""
     store = checkpoint.Store(str(tmp_path), keep=2, keep_best=1)
     for n, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 4.0)):
         scores = None if loss is None else {"loss": loss}
         store.save({"step": jax.numpy.int32(n)}, manifest(n, metrics=scores), None)
     store.close()
     assert checkpoint.steps(str(tmp_path)) == [2, 4, 5]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(finished_run_copy: Path) -> None:
