@@ -12,6 +12,7 @@ from configs.knobs import RunConfig
 from configs.unread import unread as find_unread
 from errors import UsageError, raise_with, unknown
 from train import checkpoint, init_from, resume, together
+from train.evaluate.callbacks import find_callbacks
 from train.introduction import introduce
 from train.plan import flops
 from train.plots import curves
@@ -52,6 +53,7 @@ def train(
         together.check_same_data(runtime, data.identities(config))
         tokenizer = resume.find_tokenizer(config, workdir)
         setup = set_up(config, runtime, data.corpora[0], tokenizer, devices, unread=unread)
+        called = find_callbacks(config.eval.callbacks, setup.model)
     if config.log.wandb:
         metrics.import_wandb()
     with setup.activate():
@@ -87,7 +89,7 @@ def train(
             if profiled and profiled[1] <= start:
                 runtime.say(f"no profile: updates {config.log.profile} are already done")
             with profile.profile_steps(update, start, profiled, str(Path(workdir) / "profile")) as profiled_update:
-                result = Trainer(setup, data, profiled_update, batches, resume_point, workdir, cost).run(state)
+                result = Trainer(setup, data, profiled_update, batches, resume_point, workdir, cost, called).run(state)
             _draw_curve(setup, workdir)
             return result
 
