@@ -38,7 +38,7 @@ def load_module(where: str, key: str) -> ModuleType:
     `key` is the setting with its value, for messages. Raises UsageError if there is none, and for whatever it raises.
     """
     if not where.endswith(".py"):
-        with code_errors(key, where.replace(".", "/") + ".py"):
+        with code_errors(key, where):
             return importlib.import_module(where)
     if not Path(where).is_file():
         raise UsageError(f"{key}: there is no file {where!r}")
@@ -65,8 +65,9 @@ def _run_file(path: str, changed: int) -> ModuleType:
 
 
 @contextmanager
-def code_errors(key: str, file: str) -> Iterator[None]:
-    """Raise UsageError with the line of `file`, a path or its end, for whatever a user's code in the block raises."""
+def code_errors(key: str, where: str) -> Iterator[None]:
+    """Raise UsageError with the line in `where`, a module or file, for whatever a user's code in the block raises."""
+    file = where if where.endswith(".py") else where.replace(".", "/") + ".py"
     try:
         yield
     except (UsageError, KeyboardInterrupt):
@@ -78,5 +79,5 @@ def code_errors(key: str, file: str) -> Iterator[None]:
     except BaseException as error:  # SystemExit too
         frames = traceback.extract_tb(sys.exc_info()[2])
         lines = [frame.lineno for frame in frames if frame.filename.replace("\\", "/").endswith(file)]
-        where = f"{file} line {lines[-1]}: " if lines else ""
-        raise UsageError(f"{key}: {where}{type(error).__name__}: {error}") from None
+        line = f"{file} line {lines[-1]}: " if lines else ""
+        raise UsageError(f"{key}: {line}{type(error).__name__}: {error}") from None

@@ -158,6 +158,9 @@ class EvalConfig(Section):
     length_penalty: float = free(
         0.6, "exponent of beam search's length normalisation: higher favours longer text; 0: none"
     )
+    callbacks: tuple[str, ...] | None = free(
+        None, "called after each evaluation, joined by commas: words, or functions of your own, package.file:function"
+    )
 
 
 @dataclass(frozen=True)

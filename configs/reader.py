@@ -148,7 +148,7 @@ def override(config: RunConfig, assignments: list[tuple[str, str]]) -> RunConfig
 
 
 def parse(key: str, text: str) -> Value:
-    """Parse a value by the type of its knob: `None`, `true`, `3e-4`, `(1, 2)`, or a plain word."""
+    """Parse a value by the type of its knob: `None`, `true`, `3e-4`, `(1, 2)`, `a,b`, or a plain word."""
     knob = KNOBS.get(key)
     if knob is None and not key.startswith(OPEN):
         raise unknown("config key", key, KNOBS, renamed.KNOBS)
@@ -159,6 +159,8 @@ def parse(key: str, text: str) -> Value:
         return text in ("true", "True")
     if "str" in kinds:
         return text
+    if "tuple[str]" in kinds:
+        return tuple(word.strip() for word in text.split(","))
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

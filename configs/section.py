@@ -17,7 +17,7 @@ MOST = 2**31 - 1  # largest absolute value of an int, unless its knob has anothe
 
 @dataclass(frozen=True)
 class Knob:
-    """One setting. `type` is a union of int, float, str, bool, tuple[int], tuple[float] and None in Python's syntax."""
+    """One setting. `type` is a union of int, float, str, bool, tuples of one of them and None in Python's syntax."""
 
     default: Value
     type: str
@@ -40,7 +40,7 @@ def fits(value: Value, kind: str, most: int = MOST) -> bool:
             return True
         if one == "float" and isinstance(value, int | float) and not isinstance(value, bool):
             return value == 0 or 2**-126 <= abs(value) < 2**128
-        if one in ("tuple[float]", "tuple[int]") and isinstance(value, tuple):
+        if one in ("tuple[float]", "tuple[int]", "tuple[str]") and isinstance(value, tuple):
             return all(fits(v, one[6:-1], most) for v in value)
         if one in ("int", "str", "bool") and type(value).__name__ == one:
             return one != "int" or abs(cast(int, value)) <= most

@@ -60,6 +60,7 @@ _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition; all its entri
     "train.remat train.scan": {"parts": ("stacked layers",)},
     "train.batch eval.batch eval.limit": _EVALUATED,
     "eval.context eval.overlap": {**_EVALUATED, "task": ("language_model",), "exam": ("perplexity",)},
+    "eval.callbacks": {**_EVALUATED, "exam": ("perplexity",)},
     "eval.num_beams eval.length_penalty": {**_EVALUATED, "task": ("encoder_decoder",)},
     "init_fresh init_ignore init_rename": {"init_from": SET},
 }

@@ -13,6 +13,7 @@ from configs.unread import unread as find_unread
 from data import sampler
 from errors import UsageError, raise_with, unknown
 from train import checkpoint, init_from, resume, together
+from train.evaluate.callbacks import find_callbacks
 from train.introduction import introduce
 from train.plan import flops
 from train.plots import curves
@@ -41,6 +42,7 @@ def train(
     """
     config, changes = _continue(config, saved, workdir, runtime)
     setup, data = _set_up(config, workdir, runtime, unread, devices)
+    called = find_callbacks(config.eval.callbacks, setup.model)
     with setup.activate():
         tx = optim.make(config.optim, setup.model.specs["params"])
         batches = run_data.make_batches(setup, data, resume.first_phase(config))
@@ -63,7 +65,7 @@ def train(
             if window and window[1] <= start:
                 runtime.say(f"no profile: updates {config.log.profile} are already done")
             with profile.profile_steps(update, start, window, str(Path(workdir) / "profile")) as profiled_update:
-                result = Trainer(setup, data, profiled_update, batches, resume_point, workdir, cost).run(state)
+                result = Trainer(setup, data, profiled_update, batches, resume_point, workdir, cost, called).run(state)
             _draw_curve(setup, workdir)
             return result
 

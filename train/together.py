@@ -23,10 +23,10 @@ class OtherProcessFailed(RuntimeError):
 
 @dataclass
 class Lockstep:
-    """Keeps processes in step as they read: none starts an update for which another has no batch."""
+    """Keeps processes in step: none starts an update for which another has no batch, or after another has failed."""
 
     runtime: Runtime
-    all_failed: bool = False  # a process failed to read, and all raised before the same update
+    all_failed: bool = False  # a process failed, and all raised before the same update
 
     def batches(self, batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
         """This process's batches. Raises the error of reading, and OtherProcessFailed in all other processes."""
@@ -38,12 +38,16 @@ class Lockstep:
                 return
             except Exception as found:
                 error = found
-            self.all_failed = self.runtime.any_process(error is not None)
-            if error is not None:
-                raise error
-            if self.all_failed:
-                raise OtherProcessFailed("another process has failed")
+            self.raise_together(error)
             yield batch
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise the error of this process, or OtherProcessFailed if another has one. All processes must call this."""
+        self.all_failed = self.runtime.any_process(error is not None)
+        if error is not None:
+            raise error
+        if self.all_failed:
+            raise OtherProcessFailed("another process has failed")
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A run that is under way: its parts, and what it does between its updates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,8 +11,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from data import sampler
+from models.core.types import Variables
 from train import checkpoint, loop, resume, together
-from train.evaluate import evaluate
+from train.evaluate import callbacks, evaluate
 from train.evaluate.variables import evaluate_variables
 from train.record import metrics
 from train.record.ticker import Ticker
@@ -50,10 +51,11 @@ class Trainer:
         resume_point: resume.ResumePoint,
         workdir: str,
         flops: int = 0,
+        called: Mapping[str, callbacks.Callback] | None = None,
     ) -> None:
         config, runtime, start = setup.config, setup.runtime, resume_point.start
         self.setup, self.update, self.batches = setup, update, batches
-        self.resume_point, self.workdir = resume_point, workdir
+        self.resume_point, self.workdir, self.callbacks = resume_point, workdir, called or {}
         self.eval_set = make_eval_set(setup, data.held_out)
         self.eval_step = evaluate.make_eval_step(setup.model, setup.task, setup.place)
         self.ticker, self.lockstep = Ticker(runtime), together.Lockstep(runtime)
@@ -133,10 +135,36 @@ class Trainer:
         )
         compared = measured(config.eval.limit)
         scores = measured(None) if config.eval.limit and n == config.train.steps else compared
+        found = self._call_callbacks(n, list(views.values())[-1], scores)
+        compared, scores = (evaluate.with_metrics(one, found) for one in (compared, scores))
         self.recorder.write("eval", n, scores.metrics, split=config.eval.split, stderr=scores.stderr)
         self.progress.say(f"step {n:,}  {config.eval.split}: {evaluate.format_scores(scores)}")
         self.newest = RunResult(self.workdir, n, None, scores.metrics, scores.stderr, n)
         return compared
+
+    def _call_callbacks(self, n: int, variables: Variables, scores: evaluate.Scores) -> dict[str, float]:
+        """The metrics that callbacks return. Their error, in any process, ends the run in all of them."""
+        if not self.callbacks:
+            return {}
+        evaluation = callbacks.Evaluation(
+            self.setup.model,
+            variables,
+            n,
+            scores,
+            self.eval_set,
+            self.setup.config,
+            self.progress.say,
+            self.workdir,
+            self.setup.tokenizer,
+            self.setup.class_names,
+        )
+        found, error = dict[str, float](), None
+        try:
+            found = callbacks.call(self.callbacks, evaluation)
+        except Exception as raised:
+            error = raised
+        self.lockstep.raise_together(error)
+        return found
 
     def save(self, n: int, state: step.State, scores: evaluate.Scores | None) -> None:
         """Start saving the state after n updates. Raises checkpoint.SaveError."""

@@ -32,7 +32,7 @@ def find(request: Request) -> Reader | None:
     function, title = imports.load_name(request.name, key), f"{Path(where).name}:{name}"
 
     def load(split: str) -> Source:
-        with imports.code_errors(key, where if where.endswith(".py") else f"{where.replace('.', '/')}.py"):
+        with imports.code_errors(key, where):
             made = _call(function, title, split)
         return _source(made, title, split)
 

@@ -20,12 +20,15 @@ from cli.flags import HELP
 from configs import gpt
 from configs.knobs import OptimConfig, RunConfig
 from data import sources
+from data.eval_set import EvalSet
 from data.images import augment
 from data.sources import builtin
 from data.types import texts
 from errors import UsageError
 from tests.support import ROOT
 from tests.support.cases import B, T, tiny_model
+from train.evaluate import callbacks
+from train.evaluate.evaluate import Rows, Scores
 from train.runtime import Runtime
 from train.setup import inputs
 from train.setup.setup import make_tokenizer
@@ -70,6 +73,19 @@ def test_a_kind_of_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     file.write_text("1 1:0.5\n0 one:1\n")
     with pytest.raises(UsageError, match=r"a\.svm, line 2: '0 one:1' is not LABEL INDEX:VALUE"):
         sources.load(str(file), "train")
+
+
+def test_a_callback(tmp_path: Path) -> None:
+    """That of docs/evaluation.md: the mean of the classes' recall."""
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "recall.py").write_text(code)
+    loss, prediction, label = np.zeros(4), np.array([0, 0, 1, 0]), np.array([0, 0, 1, 1])
+    scores = Scores({"loss": 0.0}, {}, 4, 4, rows=Rows(loss, np.ones(4), prediction, label))
+    model, rows = tiny_model("mlp"), EvalSet({}, np.arange(4))
+    found = callbacks.find_callbacks((f"{tmp_path}/recall.py:balanced",), model)
+    evaluation = callbacks.Evaluation(model, {"params": {}}, 0, scores, rows, RunConfig(), print)
+    assert callbacks.call(found, evaluation) == {"balanced_accuracy": 0.75}
 
 
 def test_a_function_of_ones_own(tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ ROOMS = {
     ),
     "train": (
         *("runtime", "workdir", "compilation_cache", "tasks", "sharding", "update", "record", "plan", "checkpoint"),
-        *("generate", "setup", "introduction", "evaluate", "plots", "init_from", "companions", "loop", "resume"),
+        *("generate", "evaluate/evaluate", "evaluate/callbacks", "setup", "introduction", "evaluate", "plots"),
+        *("init_from", "companions", "loop", "resume"),
         *("together", "saving", "trainer", "run", "verbs"),
     ),
     "cli": ("flags", "process", "peers", "runtime", "checkpoints", "run_config", "verbs"),

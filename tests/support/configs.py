@@ -18,7 +18,10 @@ VARIANTS = [
     for name in module.CONFIGS
     for ablation in (None, *module.ABLATIONS)
 ]
-CHANGED = {"int": 7, "float": 0.125, "str": "other", "bool": None, "tuple[float]": (0.25, 0.75), "tuple[int]": (3, 5)}
+CHANGED = {
+    **{"int": 7, "float": 0.125, "str": "other", "bool": None},
+    **{"tuple[float]": (0.25, 0.75), "tuple[int]": (3, 5), "tuple[str]": ("other", "a.py:b")},
+}
 
 
 @cache

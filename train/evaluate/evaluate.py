@@ -63,6 +63,12 @@ class Scores(NamedTuple):
         return 0 if self.rows is None else int(np.sum(~np.isfinite(self.rows.loss) & (self.rows.weight > 0)))
 
 
+def with_metrics(scores: Scores, metrics: dict[str, float]) -> Scores:
+    """The scores with more primary metrics, which have no standard error."""
+    more = {scores.prefix + name: value for name, value in metrics.items()}
+    return scores._replace(metrics={**scores.metrics, **more})
+
+
 def merge(scores: dict[str, Scores]) -> Scores:
     """Merge scores of several variables on one evaluation set, names prefixed. The last entry is the primary one."""
     metrics = {prefix + name: v for prefix, one in scores.items() for name, v in one.metrics.items()}

@@ -208,7 +208,7 @@ def read(workdir: str, say: Callable[[str], None] | None = None) -> list[dict[st
     return lines
 
 
-def _current(name: str) -> str:
+def current_name(name: str) -> str:
     """The current name of a metric."""
     return OLD.sub(lambda old: (old[1] or "") + renamed.METRICS[old[2]], name)
 
@@ -223,7 +223,7 @@ def _parse_line(row: bytes) -> dict[str, Any] | None:
         if not whole or not math.isfinite(line["time"]) or abs(line["step"]) >= 2**53:
             return None
         for part in ("metrics", "stderr"):
-            line[part] = {_current(name): value for name, value in line.get(part, {}).items()}
+            line[part] = {current_name(name): value for name, value in line.get(part, {}).items()}
         return line
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None

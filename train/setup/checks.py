@@ -7,12 +7,14 @@ import models
 import renamed
 from configs import reader
 from configs.knobs import RunConfig, get
+from configs.section import Value
 from data.images.resize import INTERPOLATIONS, RESIZE_MODES
 from data.text import tokenizers
 from errors import join_problems, raise_with, unknown
 from models.blocks.attention.attention import BACKENDS
 from models.blocks.moe.dispatch import DISPATCH
 from models.core.checks import REMAT
+from train.evaluate.callbacks import CALLBACKS
 from train.setup import inputs
 from train.tasks import TASKS
 from train.update import optim, schedules
@@ -38,11 +40,12 @@ CHOICES: dict[str, Collection[str]] = {  # knob -> the table that implements its
     "train.attention": BACKENDS,
     "train.dispatch": DISPATCH,
     "train.remat": REMAT,
+    "eval.callbacks": CALLBACKS,
     "resume": reader.RESUME,
 }
 
 
-OWN = ("loss", "optim.name")  # knobs that may also be a user's `package.file:name`
+OWN = ("loss", "optim.name", "eval.callbacks")  # knobs that may also be a user's `package.file:name`
 
 
 def check(config: RunConfig) -> None:
@@ -52,15 +55,22 @@ def check(config: RunConfig) -> None:
 
 
 def check_choices(config: RunConfig) -> None:
-    """Raise UsageError if a knob is not a word of its table in CHOICES."""
-    words = {key: str(get(config, key)) for key in CHOICES}
+    """Raise UsageError if a knob, or a word of a tuple, is not a word of its table in CHOICES."""
+    values = {key: get(config, key) for key in CHOICES}
+    words = [(key, str(word)) for key, value in values.items() for word in _words(value)]
     wrong = [
         str(unknown(key, word, CHOICES[key], renamed.WORDS.get(key)))
-        for key, word in words.items()
+        for key, word in words
         if word not in CHOICES[key] and not (key in OWN and imports.NAME.fullmatch(word))
     ]
     if wrong:
         raise join_problems(wrong)
+
+
+def _words(value: Value) -> tuple[Value, ...]:
+    if isinstance(value, tuple):
+        return value
+    return () if value is None else (value,)
 
 
 def find_problems(config: RunConfig) -> Iterator[str]:

@@ -14,7 +14,7 @@ from data.sources import multiple_choice, splits
 from data.types import ParallelText, Source
 from errors import UsageError
 from train import checkpoint
-from train.evaluate import coco_map, evaluate, lm_eval, translation
+from train.evaluate import callbacks, coco_map, evaluate, lm_eval, translation
 from train.evaluate.variables import evaluate_variables
 from train.plots import classification, detection
 from train.plots import translation as translation_plots
@@ -70,25 +70,44 @@ def evaluate_checkpoint(
     for a knob of `given` that has no effect.
     """
     kind, held_out = eval_source(config, runtime, "perplexity")
-    useless = find_unread(config, kind, given)
-    return evaluate_model(open_checkpoint(config, workdir, n, runtime, held_out, devices, useless), held_out)[1]
+    opened = open_checkpoint(config, workdir, n, runtime, held_out, devices, find_unread(config, kind, given))
+    return evaluate_model(opened, held_out, workdir, n)[1]
 
 
-def evaluate_model(opened: LoadedModel, held_out: Source) -> tuple[EvalSet, evaluate.Scores]:
-    """Evaluate a loaded model on a held-out source -> (evaluation set, scores). Raises UsageError for no rows."""
+def evaluate_model(
+    opened: LoadedModel, held_out: Source, workdir: str | None = None, n: int = 0
+) -> tuple[EvalSet, evaluate.Scores]:
+    """Evaluate a loaded model, checkpoint n of a workdir, on a held-out source -> (evaluation set, scores).
+
+    Callbacks are called, and their metrics are among the scores. Raises UsageError for no rows, and for a callback
+    that cannot be called or returns no metrics.
+    """
     setup, eval_set = opened.setup, make_eval_set(opened.setup, held_out)
     if not len(eval_set):
         raise UsageError(
             f"{setup.config.data.name}: split {setup.config.eval.split!r} has no document of two tokens or more: "
             f"nothing to evaluate"
         )
+    found = callbacks.find_callbacks(setup.config.eval.callbacks, setup.model)
     ticker = Ticker(setup.runtime)
     eval_step = ticker.report_compile(evaluate.make_eval_step(setup.model, setup.task, setup.place))
     with setup.activate():
         scores = evaluate_variables(
             setup, eval_step, opened.eval_variables, eval_set, setup.config.eval.limit, tick=ticker
         )
-    return eval_set, scores
+        evaluation = callbacks.Evaluation(
+            setup.model,
+            opened.variables,
+            n,
+            scores,
+            eval_set,
+            setup.config,
+            setup.runtime.say,
+            workdir,
+            setup.tokenizer,
+            setup.class_names,
+        )
+        return eval_set, evaluate.with_metrics(scores, callbacks.call(found, evaluation))
 
 
 def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> evaluate.Scores:
@@ -121,7 +140,7 @@ def report(opened: LoadedModel, held_out: Source, kind: str, workdir: str | None
         what = {"multiple_choice": "choices", "lambada": "last words"}[kind]
         runtime.say(f"{where}, {what}: {evaluate.format_scores(scores)}")
         return
-    eval_set, scores = evaluate_model(opened, held_out)
+    eval_set, scores = evaluate_model(opened, held_out, workdir, n)
     runtime.say(f"{where}: {evaluate.format_scores(scores)}")
     evaluate.check_finite_scores(opened.name, scores)
     if isinstance(held_out, ParallelText):
