@@ -4,7 +4,7 @@ Legend: D in, O out of a matrix product.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import EllipsisType
@@ -131,6 +131,23 @@ def batch_norm(path: str, name: str, width: int, layers: LayerNumbers = None) ->
     return [same(one, f"{name}.{other}", width, layers=layers) for one, other in zip(ours, theirs, strict=True)]
 
 
+def layer_norm(path: str, name: str, width: int, biased: bool = True) -> list[Row]:
+    """The scale and, if `biased`, the bias of a torch.nn.LayerNorm."""
+    names = {"scale": "weight", "bias": "bias"} if biased else {"scale": "weight"}
+    return [same(f"{path}/{ours}", f"{name}.{theirs}", width) for ours, theirs in names.items()]
+
+
+def packed_qkv(path: str, weight: str, bias: str, width: int, heads: int, biased: bool) -> list[Row]:
+    """Queries, keys and values from one weight [3D D] and, if `biased`, one bias [3D]; each leaf is [D N H]."""
+    D, N, H = width, heads, width // heads
+    found = []
+    for i, name in enumerate("qkv"):
+        found.append(Row(f"{path}/{name}/kernel", weight, (3, N, H, D), (2, 0, 1), (3 * D, D), part=(i,)))
+        if biased:
+            found.append(Row(f"{path}/{name}/bias", bias, (3, N, H), (0, 1), (3 * D,), part=(i,)))
+    return found
+
+
 ACTIVATIONS = {  # names in config.json -> ours
     **dict(gelu="gelu", gelu_python="gelu", gelu_new="gelu_tanh", gelu_pytorch_tanh="gelu_tanh", gelu_fast="gelu_tanh"),
     **dict(relu="relu", silu="silu", swish="silu", tanh="tanh", sigmoid="sigmoid", linear="identity"),
@@ -252,6 +269,16 @@ class Keys:
             )
         return len(names)
 
+    def architecture(self, legal: Mapping[str, str], inferred: str) -> str:
+        """The value in `legal` of the first of `architectures`; without that key, what was inferred from the tensors.
+
+        Raises UsageError for an architecture that is not legal.
+        """
+        given = (self.take("architectures", kind=list) or [None])[0]
+        if given is not None and given not in legal:
+            raise unknown("architecture of config.json", given, legal)
+        return inferred if given is None else legal[given]
+
     def activation(self, *names: str, default: str) -> str:
         """Our name of an activation. Raises UsageError for an unknown one."""
         name = str(self.take(*names, default=default))
@@ -273,6 +300,16 @@ class Keys:
                 f"config.json has {listed}: unknown, and it may change what is computed; "
                 f"to load without it, name it in `ignore` (--ignore_key)"
             )
+
+
+def placeholder_names(count: int) -> list[str]:
+    """The hub's names of unnamed classes."""
+    return [f"LABEL_{i}" for i in range(count)]
+
+
+def label_keys(names: Sequence[str]) -> Json:
+    """The keys of config.json for the names of classes."""
+    return {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
 
 
 def hf_activation(name: str) -> str:

@@ -6,7 +6,7 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.gpt import Config, rate
-from models.pretrained.mapping import Keys, Row, hf_activation, same
+from models.pretrained.mapping import Keys, Row, hf_activation, layer_norm, same
 
 TYPES = ("gpt2",)
 PREFIX = "transformer."
@@ -90,5 +90,5 @@ def rows(c: Config) -> list[Row]:
         same("blocks/down/bias", f"{layer}mlp.c_proj.bias", D),
     ]
     for ours, theirs in (("blocks/norm1", f"{layer}ln_1"), ("blocks/norm2", f"{layer}ln_2"), ("norm", f"{top}ln_f")):
-        found += [same(f"{ours}/scale", f"{theirs}.weight", D), same(f"{ours}/bias", f"{theirs}.bias", D)]
+        found += layer_norm(ours, theirs, D)
     return found if c.tied else [*found, same("head", "lm_head.weight", V, D)]
