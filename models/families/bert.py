@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
+from models.blocks.sublayers import attention_specs, mlp_specs
 from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse, remat_block
 from models.core.layers import (
     ACTIVATIONS,
@@ -29,7 +30,7 @@ from models.core.layers import (
     reshard,
     sequence_shape,
 )
-from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, round_up, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"encoder"})
@@ -98,14 +99,9 @@ def traits(c: Config) -> frozenset[str]:
 
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
-    V = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
+    L, D, F = c.depth, c.width, c.feed_forward
+    V = round_up(c.vocab, c.vocab_multiple)
     init = normal(0.02)
-
-    def heads() -> dict[str, Spec]:
-        kernel = Spec((L, D, N, H), "layers embed heads head_dim", init, fan_in="embed")
-        return {"kernel": kernel, "bias": Spec((L, N, H), "layers heads head_dim", zeros)}
-
     params: Specs = {
         "embed": {
             "token": Spec((V, D), "vocab embed", init),
@@ -114,22 +110,9 @@ def specs(c: Config) -> Specs:
             "norm": norm_specs(D),
         },
         "blocks": {
-            "q": heads(),
-            "k": heads(),
-            "v": heads(),
-            "out": {
-                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", init, fan_in="heads head_dim"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **attention_specs(L, D, c.heads, init),
             "norm1": norm_specs(D, (L,)),
-            "up": {
-                "kernel": Spec((L, D, F), "layers embed mlp", init, fan_in="embed"),
-                "bias": Spec((L, F), "layers mlp", zeros),
-            },
-            "down": {
-                "kernel": Spec((L, F, D), "layers mlp embed", init, fan_in="mlp"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **mlp_specs(L, D, F, init, init),
             "norm2": norm_specs(D, (L,)),
         },
     }

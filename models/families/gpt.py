@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.decoder.stack import Layer, scan_layers
+from models.blocks.sublayers import mlp_specs
 from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability
 from models.core.layers import (
     ACTIVATIONS,
@@ -27,7 +28,7 @@ from models.core.layers import (
     norm_specs,
     sequence_shape,
 )
-from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, round_up, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -78,7 +79,7 @@ class Config:
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     L, D, N, H = c.depth, c.width, c.heads, c.width // c.heads
-    F, V = c.hidden or 4 * c.width, -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
+    F, V = c.hidden or 4 * c.width, round_up(c.vocab, c.vocab_multiple)
     residual = normal(0.02 / (2 * L) ** 0.5)
     params: Specs = {
         "embed": {
@@ -96,14 +97,7 @@ def specs(c: Config) -> Specs:
                 "bias": Spec((L, D), "layers norm", zeros),
             },
             "norm2": norm_specs(D, (L,)),
-            "up": {
-                "kernel": Spec((L, D, F), "layers embed mlp", normal(0.02), fan_in="embed"),
-                "bias": Spec((L, F), "layers mlp", zeros),
-            },
-            "down": {
-                "kernel": Spec((L, F, D), "layers mlp embed", residual, fan_in="mlp"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **mlp_specs(L, D, F, normal(0.02), residual),
         },
         "norm": norm_specs(D),
     }
@@ -171,17 +165,10 @@ def apply(
         q, k, v = qkv
         kv, cache = view.append_kv(layer.kind, cache, k=k, v=v)
         scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.scale_by_layer_index else 1)
-        a = attention(
-            q,
-            kv["k"],
-            kv["v"],
-            view.masks[layer.kind],
-            scale=scale,
-            backend=backend,
-            dropout_rate=rate(c, "attention"),
-            keys=own,
-            place=place,
-        )
+        drop = rate(c, "attention")
+        k, v = kv["k"], kv["v"]
+        mask = view.masks[layer.kind]
+        a = attention(q, k, v, mask, scale=scale, backend=backend, dropout_rate=drop, keys=own, place=place)
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), own, index, "attention_out")
 
         h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch seq mlp"))

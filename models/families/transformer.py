@@ -19,9 +19,10 @@ from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
+from models.blocks.sublayers import attention_specs, mlp_specs
 from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse, remat_block
 from models.core.layers import ACTIVATIONS, dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
-from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, uniform, unsharded, zeros
+from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, round_up, uniform, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
@@ -87,37 +88,21 @@ class Config:
         return self.pre_norm if self.final_norm is None else self.final_norm
 
 
-def padded_rows(c: Config, tokens: int) -> int:
-    """Rows of an embedding table for a vocabulary of `tokens`."""
-    return -(-tokens // c.vocab_multiple) * c.vocab_multiple
-
-
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    D, N, H, F = c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
-    V = padded_rows(c, c.vocab)
+    D, F = c.width, c.hidden or 4 * c.width
+    V, source_rows = (round_up(n, c.vocab_multiple) for n in (c.vocab, c.source_vocab or c.vocab))
     table = normal(D**-0.5)
 
     def glorot(i: int, o: int) -> Initializer:
         return uniform((6 / (i + o)) ** 0.5)
 
-    def affine(kernel: Spec, shape: tuple[int, ...], axes: str) -> dict[str, Spec]:
-        return {"kernel": kernel, "bias": Spec(shape, axes, zeros)} if c.bias else {"kernel": kernel}
-
-    def attention_specs(L: int) -> Specs:
-        into = Spec((L, D, N, H), "layers embed heads head_dim", glorot(D, D), fan_in="embed")
-        out = Spec((L, N, H, D), "layers heads head_dim embed", glorot(D, D), fan_in="heads head_dim")
-        heads = affine(into, (L, N, H), "layers heads head_dim")
-        return {**dict.fromkeys("qkv", heads), "out": affine(out, (L, D), "layers norm")}
-
     def blocks(L: int, attentions: tuple[str, ...]) -> Specs:
-        up = Spec((L, D, F), "layers embed mlp", glorot(D, F), fan_in="embed")
-        down = Spec((L, F, D), "layers mlp embed", glorot(F, D), fan_in="mlp")
+        norms = [f"norm{i + 1}" for i in range(len(attentions) + 1)]
         return {
-            **{name: attention_specs(L) for name in attentions},
-            "up": affine(up, (L, F), "layers mlp"),
-            "down": affine(down, (L, D), "layers norm"),
-            **{f"norm{i + 1}": norm_specs(D, (L,), c.bias) for i in range(len(attentions) + 1)},
+            **{name: attention_specs(L, D, c.heads, glorot(D, D), qkv_bias=c.bias, bias=c.bias) for name in attentions},
+            **mlp_specs(L, D, F, glorot(D, F), glorot(F, D), c.bias),
+            **{name: norm_specs(D, (L,), c.bias) for name in norms},
         }
 
     embed = {"token": Spec((V, D), "vocab embed", table)}
@@ -127,7 +112,7 @@ def specs(c: Config) -> Specs:
         "decoder": {"blocks": blocks(c.decoder_depth or c.depth, ("attention", "cross"))},
     }
     if c.tied != "all":
-        embed["source"] = Spec((padded_rows(c, c.source_vocab or c.vocab), D), "vocab embed", table)
+        embed["source"] = Spec((source_rows, D), "vocab embed", table)
     if c.positions == "learned":
         embed |= dict.fromkeys(("position", "source_position"), Spec((c.context, D), "time embed", table))
     if c.tied == "none":
@@ -226,17 +211,11 @@ class _Sublayers:
 
     def attend(self, x: Array, k: Array, v: Array, p: Params, mask: AttentionMask, keys: Array | None) -> Array:
         """Attention of x to keys and values, before the output projection: [B T N W]."""
-        return attention(
-            self.project_heads(x, p["q"]),
-            k,
-            v,
-            mask,
-            scale=(self.c.width // self.c.heads) ** -0.5,
-            backend=self.backend,
-            dropout_rate=self.c.dropout_attention,
-            keys=keys,
-            place=self.place,
-        )
+        q = self.project_heads(x, p["q"])
+        scale = (self.c.width // self.c.heads) ** -0.5
+        rate = self.c.dropout_attention
+        backend, place = self.backend, self.place
+        return attention(q, k, v, mask, scale=scale, backend=backend, dropout_rate=rate, keys=keys, place=place)
 
     def attention_branch(
         self, x: Array, k: Array, v: Array, p: Params, mask: AttentionMask, keys: Array | None

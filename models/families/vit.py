@@ -19,6 +19,7 @@ from jaxtyping import Float
 from models.blocks.attention.attention import BACKENDS, attention
 from models.blocks.attention.mask import AttentionMask
 from models.blocks.decoder.stack import Layer, scan_layers
+from models.blocks.sublayers import attention_specs, mlp_specs
 from models.core.checks import COMPUTE, REMAT, divides, one_of, positive, probability, refuse
 from models.core.layers import (
     ACTIVATIONS,
@@ -142,15 +143,8 @@ def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
 
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
+    L, D, F = c.depth, c.width, c.feed_forward
     mlp = normal((2 / (D + F)) ** 0.5)
-    scale = constant(c.layer_scale or 1.0)
-
-    def heads() -> dict[str, Spec]:
-        kernel = Spec((L, D, N, H), "layers embed heads head_dim", lecun_normal, fan_in="embed")
-        bias = Spec((L, N, H), "layers heads head_dim", zeros)
-        return {"kernel": kernel, "bias": bias} if c.qkv_bias else {"kernel": kernel}
-
     patch = Spec(
         (*c.kernel, c.inputs[2], D), "rows columns channels_in width", lecun_normal, fan_in="rows columns channels_in"
     )
@@ -158,22 +152,9 @@ def specs(c: Config) -> Specs:
         "embed": {"patch": {"kernel": patch, "bias": Spec((D,), "norm", zeros)}},
         "blocks": {
             "norm1": norm_specs(D, (L,)),
-            "q": heads(),
-            "k": heads(),
-            "v": heads(),
-            "out": {
-                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", lecun_normal, fan_in="heads head_dim"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **attention_specs(L, D, c.heads, lecun_normal, qkv_bias=c.qkv_bias),
             "norm2": norm_specs(D, (L,)),
-            "up": {
-                "kernel": Spec((L, D, F), "layers embed mlp", mlp, fan_in="embed"),
-                "bias": Spec((L, F), "layers mlp", zeros),
-            },
-            "down": {
-                "kernel": Spec((L, F, D), "layers mlp embed", mlp, fan_in="mlp"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **mlp_specs(L, D, F, mlp, mlp),
         },
         "norm": norm_specs(D),
     }
@@ -182,7 +163,8 @@ def specs(c: Config) -> Specs:
     if c.position != "sines":
         params["embed"]["position"] = Spec((c.positions, D), "time embed", normal(0.02))
     if c.layer_scale is not None:
-        params["blocks"] |= {name: Spec((L, D), "layers norm", scale) for name in ("scale1", "scale2")}
+        scale = Spec((L, D), "layers norm", constant(c.layer_scale))
+        params["blocks"] |= {"scale1": scale, "scale2": scale}
     if c.head == "classes":
         init = zeros if c.zero_head else lecun_normal
         params["head"] = linear_specs(D, c.classes, "embed classes", init, "classes")
@@ -252,7 +234,7 @@ def apply(
     position = jnp.arange(x.shape[1])[None]
     mask = AttentionMask(position, position, causal=False, contiguous=True)
 
-    def replicated_tokens(axes: str) -> PartitionSpec | None:
+    def unsplit(axes: str) -> PartitionSpec | None:
         """A placement that does not shard tokens over cp: with a class token their number is odd."""
         return place(axes.replace("seq", "query"))
 
@@ -268,17 +250,8 @@ def apply(
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (linear("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
-        a = attention(
-            q,
-            k,
-            v,
-            mask,
-            scale=(c.width // c.heads) ** -0.5,
-            backend=c.attention,
-            dropout_rate=rate,
-            keys=own,
-            place=replicated_tokens,
-        )
+        scale = (c.width // c.heads) ** -0.5
+        a = attention(q, k, v, mask, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=unsplit)
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
         h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
         h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)
