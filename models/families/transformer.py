@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PyTree
 
-from models.blocks.attention.attention import BACKENDS, attention
+from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
-from models.blocks.sublayers import attention_specs, mlp_specs
-from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse, remat_block
+from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
+from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse, remat_block
 from models.core.layers import ACTIVATIONS, dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
 from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, round_up, uniform, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
@@ -42,7 +42,7 @@ SIZES: dict[str, Fields] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TransformerConfig):
     """Shape and options of a Transformer; the paper's dropout is `dropout`, of embeddings and branch outputs."""
 
     vocab: int = 37000  # tokens
@@ -53,7 +53,6 @@ class Config:
     depth: int = 6  # layers of the encoder
     decoder_depth: int | None = None  # None is depth
     heads: int = 8
-    hidden: int | None = None  # of the MLPs; None is 4 * width
     activation: str = "relu"
     pre_norm: bool = False  # normalise the input of each branch, instead of the sum after it
     final_norm: bool | None = None  # after the last layer of encoder and decoder; None is pre_norm
@@ -61,22 +60,14 @@ class Config:
     tied: str = "all"  # one table for source, tokens and head (all), for tokens and head (decoder), or three (none)
     bias: bool = True  # of every product and normalisation
     scaled: bool = True  # embeddings are multiplied by sqrt(width)
-    dropout: float = 0.0  # probability, on the embeddings and the output of each branch
     dropout_attention: float = 0.0  # on the attention weights
     dropout_hidden: float = 0.0  # inside the MLPs
-    eps: float = 1e-5
-    compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
-    remat: str = "none"  # rematerialisation: a key of REMAT
-    scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        positive(self, "vocab", "source_vocab", "vocab_multiple", "context", "width", "depth", "decoder_depth")
-        positive(self, "heads", "hidden", "eps")
-        probability(self, "dropout", "dropout_attention", "dropout_hidden")
-        one_of(self, activation=ACTIVATIONS, positions=POSITIONS, tied=TIED)
-        one_of(self, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        divides(self, "heads", "width")
+        super().__post_init__()
+        positive(self, "vocab", "source_vocab", "vocab_multiple", "context", "decoder_depth")
+        probability(self, "dropout_attention", "dropout_hidden")
+        one_of(self, positions=POSITIONS, tied=TIED)
         if self.tied == "all" and self.source_vocab is not None:
             refuse(self, "source_vocab", "None for tied='all', one table for both sides")
         if self.positions == "sinusoidal" and self.width % 2:
@@ -90,7 +81,7 @@ class Config:
 
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    D, F = c.width, c.hidden or 4 * c.width
+    D, F = c.width, c.feed_forward
     V, source_rows = (round_up(n, c.vocab_multiple) for n in (c.vocab, c.source_vocab or c.vocab))
     table = normal(D**-0.5)
 
@@ -100,8 +91,8 @@ def specs(c: Config) -> Specs:
     def blocks(L: int, attentions: tuple[str, ...]) -> Specs:
         norms = [f"norm{i + 1}" for i in range(len(attentions) + 1)]
         return {
-            **{name: attention_specs(L, D, c.heads, glorot(D, D), qkv_bias=c.bias, bias=c.bias) for name in attentions},
-            **mlp_specs(L, D, F, glorot(D, F), glorot(F, D), c.bias),
+            **{name: attention_specs(c, L, glorot(D, D), qkv_bias=c.bias, bias=c.bias) for name in attentions},
+            **mlp_specs(c, L, glorot(D, F), glorot(F, D), c.bias),
             **{name: norm_specs(D, (L,), c.bias) for name in norms},
         }
 
@@ -127,7 +118,7 @@ def cache(c: Config, batch: int, length: int, source: int | None = None) -> Spec
     room = c.context if source is None else source
     at_least(c, "context", length, f"the cache's length {length}")
     at_least(c, "context", room, f"the cache's {room} source tokens")
-    L, (N, H) = c.decoder_depth or c.depth, (c.heads, c.width // c.heads)
+    L, (N, H) = c.decoder_depth or c.depth, (c.heads, c.head_width)
     token = dict.fromkeys("kv", ("kv_heads head_dim", (N, H)))
     memory = Spec((L, batch, room, N, H), "layers batch key kv_heads head_dim", zeros, dtype=c.compute)
     table = cache_specs(SPANS, {"full": L}, {"full": token}, batch, length, c.compute)
@@ -212,7 +203,7 @@ class _Sublayers:
     def attend(self, x: Array, k: Array, v: Array, p: Params, mask: AttentionMask, keys: Array | None) -> Array:
         """Attention of x to keys and values, before the output projection: [B T N W]."""
         q = self.project_heads(x, p["q"])
-        scale = (self.c.width // self.c.heads) ** -0.5
+        scale = self.c.head_width**-0.5
         rate = self.c.dropout_attention
         backend, place = self.backend, self.place
         return attention(q, k, v, mask, scale=scale, backend=backend, dropout_rate=rate, keys=keys, place=place)

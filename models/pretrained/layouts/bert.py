@@ -88,7 +88,7 @@ def config(c: Config) -> Json:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.feed_forward
+    V, D, N, H, F = c.vocab, c.width, c.heads, c.head_width, c.feed_forward
     top, layer = f"{PREFIX}embeddings.", f"{PREFIX}encoder.layer.{{}}."
 
     def norm(ours: str, theirs: str) -> list[Row]:

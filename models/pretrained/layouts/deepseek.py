@@ -177,8 +177,8 @@ def _block(c: Config, at: str, stack: str, layers: tuple[int, ...]) -> list[Row]
     each, shape = (N, h + W, R), (N * (h + W), R)
     for name, columns in (("k", slice(h)), ("v", slice(h, None))):
         kernel = f"{at}/{name}/kernel"
-        part = (slice(None), columns)
-        found.append(Row(kernel, f"{module}kv_b_proj.weight", each, (2, 0, 1), shape, part=part, layers=layers))
+        of_each = (slice(None), columns)
+        found.append(Row(kernel, f"{module}kv_b_proj.weight", each, (2, 0, 1), shape, part=of_each, layers=layers))
     found += affine(f"{at}/out", f"{module}o_proj", (N, W), (D,), c.attention_bias, layers=layers)
     if stack == "dense":
         return found + decoders.mlp_rows(D, c.feed_forward, at, layers=layers)

@@ -9,12 +9,8 @@ from models.pretrained.mapping import Keys, Row, linear, same
 
 TYPES = ("gemma4_text", "gemma4_unified_text")
 PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors
-HARMLESS = (
-    "cache_implementation",
-    "hidden_act",
-    "vocab_size_per_layer_input",
-    "use_double_wide_mlp",
-    "output_router_logits",
+HARMLESS = tuple(
+    "cache_implementation hidden_act vocab_size_per_layer_input use_double_wide_mlp output_router_logits".split()
 )
 ROUTED_NORMS = {
     **{"mlp_post": "post_feedforward_layernorm_1", "experts_norm": "pre_feedforward_layernorm_2"},

@@ -75,7 +75,7 @@ def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
+    V, D, N, H, F = c.vocab, c.width, c.heads, c.head_width, c.feed_forward
     top, layer = PREFIX, f"{PREFIX}h.{{}}."
     found = [
         same("embed/token", f"{top}wte.weight", V, D),

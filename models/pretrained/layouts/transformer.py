@@ -48,7 +48,7 @@ def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> Fields:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
+    V, D, N, H, F = c.vocab, c.width, c.heads, c.head_width, c.feed_forward
 
     def attention(ours: str, theirs: str) -> list[Row]:
         packed = packed_qkv(ours, f"{theirs}.in_proj_weight", f"{theirs}.in_proj_bias", D, N, c.bias)

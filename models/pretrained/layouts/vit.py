@@ -86,7 +86,7 @@ def config(c: Config) -> Json:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
+    D, N, H, F = c.width, c.heads, c.head_width, c.feed_forward
     top, layer = f"{PREFIX}embeddings.", f"{PREFIX}encoder.layer.{{}}."
     found = [
         *embedding_rows(

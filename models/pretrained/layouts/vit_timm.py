@@ -113,7 +113,7 @@ def _image_sides(size: Any) -> tuple[int, int] | None:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
+    D, N, H, F = c.width, c.heads, c.head_width, c.feed_forward
     found = [
         *embedding_rows(c, "patch_embed.proj", "cls_token", "pos_embed", smooth=True),
         *layer_norm("blocks/norm1", "blocks.{}.norm1", D),
