@@ -96,7 +96,7 @@ def norm_specs(width: int, stack: tuple[int, ...] = (), bias: bool = True) -> di
     return {"scale": Spec((*stack, width), axes, ones), **shift}
 
 
-def moment_specs(width: int) -> dict[str, Spec]:
+def stats_specs(width: int) -> dict[str, Spec]:
     """Specs of the running moments of a batch norm."""
     return {"mean": Spec((width,), "norm", zeros), "var": Spec((width,), "norm", ones)}
 

@@ -25,8 +25,8 @@ from models.core.layers import (
     dropout,
     einsum,
     linear_specs,
-    moment_specs,
     norm_specs,
+    stats_specs,
 )
 from models.core.spec import Initializer, Outputs, Place, Spec, constant, normal, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Specs, Variables
@@ -153,7 +153,7 @@ def specs(c: Config) -> Specs:
         stages[str(i)] = {"kernel": kernel}
         if c.norm == "batch":  # the norm's bias makes the convolution's redundant
             stages[str(i)]["norm"] = norm_specs(O)
-            stats[str(i)] = moment_specs(O)
+            stats[str(i)] = stats_specs(O)
         else:
             stages[str(i)]["bias"] = Spec((O,), "norm", zeros)
         if c.pools[i] == "subsample":

@@ -20,8 +20,8 @@ from models.core.layers import (
     dropout,
     linear,
     linear_specs,
-    moment_specs,
     norm_specs,
+    stats_specs,
 )
 from models.core.spec import Initializer, Outputs, Place, Spec, he_normal, lecun_normal, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Specs, Variables
@@ -93,7 +93,7 @@ def specs(c: Config) -> Specs:
             C = O
         stages[str(i)] = stage
         if c.norm == "batch":
-            stats[str(i)] = {str(j): moment_specs(O) for j in range(depth)}
+            stats[str(i)] = {str(j): stats_specs(O) for j in range(depth)}
 
     def layer(i: int, width: int, axis: str, init: Initializer) -> dict[str, Spec]:
         if i > 0:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from documents import Json, read_settings
+from models.pretrained.config_keys import label_keys, placeholder_names
 from models.pretrained.layouts import darknet
-from models.pretrained.mapping import label_keys, placeholder_names
 
 
 def read(folder: str | Path) -> tuple[str, ...] | None:

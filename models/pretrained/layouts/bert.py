@@ -10,7 +10,8 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.bert import Config
-from models.pretrained.mapping import Keys, Row, affine, hf_activation, label_keys, placeholder_names, same
+from models.pretrained.config_keys import Keys, hf_activation, label_keys, placeholder_names
+from models.pretrained.mapping import Row, affine, same
 
 TYPES = ("bert",)
 HEADS = {"BertModel": "none", "BertForMaskedLM": "mlm", "BertForPreTraining": "mlm"}

@@ -13,7 +13,8 @@ from errors import UsageError
 from models.blocks.decoder.config import Decoder, GQADecoder, SlidingWindowDecoder
 from models.blocks.moe.moe import MoEDecoder
 from models.core.types import Fields
-from models.pretrained.mapping import Keys, LayerNumbers, Row, affine, hf_activation, linear, same
+from models.pretrained.config_keys import Keys, hf_activation
+from models.pretrained.mapping import LayerNumbers, Row, affine, linear, same
 
 PREFIX = "model."
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}

@@ -11,8 +11,9 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.deepseek import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, affine, linear, same
+from models.pretrained.mapping import Row, affine, linear, same
 
 TYPES = ("deepseek_v2", "deepseek_v3")
 PREFIX, TIED = decoders.PREFIX, decoders.TIED

@@ -5,8 +5,9 @@ from errors import UsageError
 from models.core.types import Fields
 from models.families import gemma4
 from models.families.gemma import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row
+from models.pretrained.mapping import Row
 
 TYPES = ("gemma2", "gemma3_text")
 PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors

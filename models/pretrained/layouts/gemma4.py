@@ -4,8 +4,9 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.gemma4 import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders, gemma
-from models.pretrained.mapping import Keys, Row, linear, same
+from models.pretrained.mapping import Row, linear, same
 
 TYPES = ("gemma4_text", "gemma4_unified_text")
 PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors

@@ -6,7 +6,8 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.gpt import Config, rate
-from models.pretrained.mapping import Keys, Row, hf_activation, layer_norm, same
+from models.pretrained.config_keys import Keys, hf_activation
+from models.pretrained.mapping import Row, layer_norm, same
 
 TYPES = ("gpt2",)
 PREFIX = "transformer."

@@ -6,8 +6,9 @@ The released files have the experts as MXFP4, which `quantised` dequantises.
 from documents import Json
 from models.core.types import Fields
 from models.families.gpt_oss import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, affine, same
+from models.pretrained.mapping import Row, affine, same
 
 TYPES = ("gpt_oss",)
 PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors

@@ -12,7 +12,8 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.grok import Config
-from models.pretrained.mapping import Keys, Row, same
+from models.pretrained.config_keys import Keys
+from models.pretrained.mapping import Row, same
 
 TYPES = ("grok-1",)
 HARMLESS = ("eos_token", "embedding_init_scale", "name", "fprop_dtype", "init_scale_override", "shard_embeddings")

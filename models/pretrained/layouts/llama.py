@@ -4,8 +4,9 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.llama import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row
+from models.pretrained.mapping import Row
 
 TYPES = ("llama", "mistral", "qwen3")
 PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors

@@ -7,8 +7,9 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.llama4 import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, linear, same
+from models.pretrained.mapping import Row, linear, same
 
 TYPES = ("llama4_text",)
 PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors

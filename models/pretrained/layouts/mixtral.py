@@ -7,8 +7,9 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.mixtral import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, linear
+from models.pretrained.mapping import Row, linear
 
 TYPES = ("mixtral", "qwen3_moe")
 PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors

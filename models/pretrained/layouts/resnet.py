@@ -6,8 +6,9 @@ from documents import Json
 from errors import UsageError, unknown
 from models.core.types import Fields
 from models.families.resnet import BLOCKS, Config, ConvNorm, conv_norms, widths
+from models.pretrained.config_keys import Keys, hf_activation, label_keys, placeholder_names
 from models.pretrained.layouts import resnet_timm
-from models.pretrained.mapping import Keys, Row, affine, batch_norm, conv, hf_activation, label_keys, placeholder_names
+from models.pretrained.mapping import Row, affine, batch_norm, conv
 
 TYPES = ("resnet",)
 ARCHITECTURE = {"none": "ResNetModel", "classes": "ResNetForImageClassification"}

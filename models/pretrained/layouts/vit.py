@@ -10,9 +10,10 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.vit import Config
+from models.pretrained.config_keys import Keys, hf_activation, label_keys, placeholder_names
 from models.pretrained.layouts import vit_timm
 from models.pretrained.layouts.vit_timm import embedding_rows
-from models.pretrained.mapping import Keys, Row, affine, hf_activation, label_keys, layer_norm, placeholder_names
+from models.pretrained.mapping import Row, affine, layer_norm
 
 TYPES = ("vit",)
 DIALECTS = {"timm": vit_timm}

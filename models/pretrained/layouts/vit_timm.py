@@ -13,8 +13,9 @@ from typing import Any
 from errors import UsageError
 from models.core.types import Fields
 from models.families.vit import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.formats.interpolate import ResizePositions
-from models.pretrained.mapping import Keys, Row, affine, layer_norm, packed_qkv, same
+from models.pretrained.mapping import Row, affine, layer_norm, packed_qkv, same
 
 _224_384 = ("tiny_patch16", "small_patch16", "small_patch32", "base_patch16", "base_patch32")
 _DEIT3 = ("small_patch16", "medium_patch16", "base_patch16", "large_patch16")
