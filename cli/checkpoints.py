@@ -121,5 +121,6 @@ def _require_effect(key: str) -> None:
 
 def find_unread(assignments: Assignments, **facts: str) -> Callable[[RunConfig, unread.Facts], list[str]]:
     """A function from a config and facts about it to the assigned knobs without effect; `facts` are the call's."""
-    known, own = {key for key, _ in assignments}, {name: ({value}, value) for name, value in facts.items()}
+    known = {key for key, _ in assignments}
+    own = {name: ({value}, value) for name, value in facts.items()}
     return lambda config, found: unread.unread(config, {**found, **own}, known, only_given=True)
