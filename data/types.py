@@ -262,7 +262,8 @@ class ParallelText:
         """The texts of both languages."""
         return self.texts + self.translations
 
-    classes, names, absent, notes, paths = None, None, (), (), ()
+    classes = names = None
+    absent = notes = paths = ()
 
     def row_type(self) -> RowType:
         """Pairs."""

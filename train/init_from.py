@@ -40,12 +40,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         """All three lists in one line."""
-        parts = [f"{len(self.loaded)} leaves loaded from {self.source}"]
-        parts += [
-            f"{kind}: {', '.join(names) or 'none'}"
-            for kind, names in (("fresh", self.fresh), ("ignored", self.ignored))
-        ]
-        return "; ".join(parts)
+        fresh, ignored = (", ".join(names) or "none" for names in (self.fresh, self.ignored))
+        return f"{len(self.loaded)} leaves loaded from {self.source}; fresh: {fresh}; ignored: {ignored}"
 
 
 def parse_patterns(text: str | None) -> tuple[str, ...]:
@@ -125,7 +121,8 @@ def _table_rows(config: RunConfig, source: str) -> int | None:
 def _read_checkpoint(workdir: str, n: int) -> WeightSource:
     """The leaves of a checkpoint; the averaged parameters if its run used an EMA or schedule_free."""
     manifest = checkpoint.load_manifest(workdir, n)
-    saved, knobs = manifest["state"], manifest["config"]["optim"]
+    saved = manifest["state"]
+    knobs = manifest["config"]["optim"]
     part = "ema" if any(path.startswith("ema/") for path in saved) else "params"
     theirs = {f"params/{k.partition('/')[2]}": k for k in saved if k.startswith(f"{part}/")}
     theirs |= {k: k for k in saved if k.startswith("stats/")}
@@ -210,9 +207,8 @@ def _load_from(
         {"params": state["params"], "stats": state["stats"]},
     )
     f32 = jax.tree.map(lambda x: x.astype(jnp.float32), new["params"])
-    new["opt"] = jax.tree.map(
-        _cast, jax.jit(tx.init)(f32), state["opt"]
-    )  # some optimizers keep a copy of the initial parameters
+    # some optimizers keep a copy of the initial parameters
+    new["opt"] = jax.tree.map(_cast, jax.jit(tx.init)(f32), state["opt"])
     new["ema"] = jax.tree.map(_cast, new["params"], state["ema"]) if state["ema"] else {}
     return {**state, **new}, report
 
@@ -224,11 +220,9 @@ def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
 
 def _match_leaves(theirs: dict[str, Shape], ours: dict[str, Shape], config: RunConfig) -> dict[str, str]:
     """Match the source's leaves to ours by the three knobs: shapes by name, twice -> {our name: their name}."""
-    fresh, ignored, other = (
-        parse_patterns(config.init_fresh),
-        parse_patterns(config.init_ignore),
-        parse_renames(config.init_rename),
-    )
+    fresh = parse_patterns(config.init_fresh)
+    ignored = parse_patterns(config.init_ignore)
+    other = parse_renames(config.init_rename)
     for key, given, names in (
         ("init_fresh", fresh, ours),
         ("init_ignore", ignored, theirs),
@@ -248,15 +242,11 @@ def _match_leaves(theirs: dict[str, Shape], ours: dict[str, Shape], config: RunC
         raise UsageError(
             f"config key 'init_fresh' = {config.init_fresh!r} leaves nothing to load from {config.init_from}"
         )
-    problems = [
-        *(f"{name} is missing there" for name in expected if name not in wanted),
-        *(f"{name} has no counterpart in the model" for to, name in wanted.items() if to not in ours),
-        *(
-            f"{wanted[to]} has shape {theirs[wanted[to]]} there, {ours[to]} in the model"
-            for to in expected
-            if to in wanted and theirs[wanted[to]] != ours[to]
-        ),
-    ]
+    problems = [f"{name} is missing there" for name in expected if name not in wanted]
+    problems += [f"{name} has no counterpart in the model" for to, name in wanted.items() if to not in ours]
+    for to in expected:
+        if to in wanted and theirs[wanted[to]] != ours[to]:
+            problems.append(f"{wanted[to]} has shape {theirs[wanted[to]]} there, {ours[to]} in the model")
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UsageError(

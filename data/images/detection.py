@@ -94,13 +94,18 @@ class DetectionReader:
 
     def __call__(self, rows: np.ndarray) -> Fields:
         """The fields of some rows, in their order."""
-        image, shape = np.empty(len(rows), object), (len(rows), self.max_boxes)
-        boxes, labels, mask = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        image = np.empty(len(rows), object)
+        shape = (len(rows), self.max_boxes)
+        boxes = np.zeros((*shape, 4), np.float32)
+        labels = np.zeros(shape, np.int32)
+        mask = np.zeros(shape, np.float32)
         for i, row in enumerate(rows):
-            image[i], own = self.decode(int(row)), self.annotations[row]
+            image[i] = self.decode(int(row))
+            own = self.annotations[row]
             kept = np.flatnonzero(own.is_valid)[: self.max_boxes]
             boxes[i, : len(kept)] = to_relative_cxcywh(own.boxes[kept], self.annotations.size(int(row)))
-            labels[i, : len(kept)], mask[i, : len(kept)] = own.labels[kept], 1
+            labels[i, : len(kept)] = own.labels[kept]
+            mask[i, : len(kept)] = 1
         return {"image": image, "boxes": boxes, "box_labels": labels, "box_mask": mask}
 
 
@@ -293,7 +298,8 @@ def from_tfds(
         (y, x), has_orientation = _image_size(row["image"], shape, f"{set_name}, image {len(images)}")
         not_upright += [name] * has_orientation
         corners = np.array(values[boxes[0]], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]  # TFDS: rows before columns
-        classes, none = np.array(values[labels[0]], np.int32), np.zeros(len(corners), bool)
+        classes = np.array(values[labels[0]], np.int32)
+        none = np.zeros(len(corners), bool)
         flags = (np.array(values.get(key, none), bool) for key in ("is_crowd", "is_difficult"))
         images.append(AnnotatedImage(name, (y, x), BoxAnnotations(corners * (x, y, x, y), classes, *flags)))
     notes = note(f"{set_name} {identity['split']}", "images whose EXIF orientation is not applied", not_upright)

@@ -170,13 +170,15 @@ class DetectionPipeline:
             corners, visible = transform_boxes(corners, transform, self.size)
             kept = visible >= MIN_VISIBLE
             count = int(kept.sum())
-            boxes[i, :count], mask[i, :count] = to_relative_cxcywh(corners[kept], self.size), 1
+            boxes[i, :count] = to_relative_cxcywh(corners[kept], self.size)
+            mask[i, :count] = 1
             labels[i, :count] = batch["box_labels"][i, own][kept]
         return {**batch, "image": image, "boxes": boxes, "box_labels": labels, "box_mask": mask}
 
     def _draw_transform(self, original: Size, step: int, row: int) -> tuple[LetterboxTransform, dict[str, float]]:
         rng = generator(self.seed, step, row)
-        transform, colour = letterbox(original, self.size), dict[str, float]()
+        transform = letterbox(original, self.size)
+        colour = dict[str, float]()
         for name, amount in self.operations:
             if name in GEOMETRY:
                 transform = GEOMETRY[name](transform, rng, amount)

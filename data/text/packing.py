@@ -37,7 +37,9 @@ class WindowSource:
     shuffled = True
 
     def __init__(self, texts: Documents, tokenizer: Tokenizer, context: int, seed: int, tick: Tick = silent) -> None:
-        self.tokens, self.context, self.seed = token_stream(texts, tokenizer, tick), context, seed
+        self.tokens = token_stream(texts, tokenizer, tick)
+        self.context = context
+        self.seed = seed
         windows = _windows_per_stream(texts, len(self.tokens), context, 1)
         self.shift, self.count = (context, windows - 1) if windows > 1 else (1, 1)
 
@@ -57,7 +59,10 @@ def token_stream(texts: Documents, tokenizer: Tokenizer, tick: Tick = silent) ->
         return tokenizer.encode(texts.documents[0])
     begin, end = np.array(tokenizer.prefix, np.int32), np.array([tokenizer.eot], np.int32)
     documents = track(texts.documents, "tokenising documents", tick)
-    return np.concatenate([part for d in documents for part in (begin, tokenizer.encode(d), end)] or [end])
+    parts = []
+    for document in documents:
+        parts += [begin, tokenizer.encode(document), end]
+    return np.concatenate(parts or [end])
 
 
 class StreamSource:
@@ -69,7 +74,9 @@ class StreamSource:
     shuffled = False
 
     def __init__(self, texts: Documents, tokenizer: Tokenizer, context: int, rows: int, tick: Tick = silent) -> None:
-        self.tokens, self.context, self.rows = token_stream(texts, tokenizer, tick), context, rows
+        self.tokens = token_stream(texts, tokenizer, tick)
+        self.context = context
+        self.rows = rows
         self.windows = _windows_per_stream(texts, len(self.tokens), context, rows)
 
     def __len__(self) -> int:

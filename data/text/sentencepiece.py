@@ -30,13 +30,13 @@ def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | No
     try:
         fields = list(_fields(data))
         pieces = [_piece(value) for number, value in fields if number == PIECES]
-        trainer, rules = _message(fields, TRAINER), _message(fields, NORMALIZER)
+        trainer = _message(fields, TRAINER)
+        rules = _message(fields, NORMALIZER)
         unknown = [type_ for _, _, type_ in pieces].index(UNKNOWN)
     except (IndexError, KeyError, TypeError, ValueError, struct.error):
         raise UsageError("it is not a SentencePiece model; give the tokenizer.json of this tokenizer") from None
-    model_type, fallback, prefix = trainer.get(MODEL_TYPE, UNIGRAM), bool(trainer.get(FALLBACK)), prefix_space
-    if prefix is None:
-        prefix = bool(rules.get(PREFIX, 1))
+    model_type = trainer.get(MODEL_TYPE, UNIGRAM)
+    prefix = bool(rules.get(PREFIX, 1)) if prefix_space is None else prefix_space
     if model_type not in (UNIGRAM, BPE) or trainer.get(SUFFIX) or not rules.get(ESCAPE, 1):
         raise UsageError("it is neither a Unigram nor a BPE model of SentencePiece with spaces before words")
     model: Json = {"type": "Unigram", "unk_id": unknown, "vocab": [piece[:2] for piece in pieces]}
@@ -44,19 +44,20 @@ def parse(data: bytes, added_tokens: Sequence[str] = (), prefix_space: bool | No
         vocab = {name: i for i, (name, _, _) in enumerate(pieces)}
         model = {"type": "BPE", "unk_token": pieces[unknown][0], "fuse_unk": True, "vocab": vocab}
         model["merges"] = _merges(pieces, vocab)
+    model["byte_fallback"] = bool(trainer.get(FALLBACK))
     user_symbols = [name for name, _, type_ in pieces if type_ == USER]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    special: list[Json] = []
+    for i, (name, _, type_) in enumerate(pieces):
+        if type_ in (UNKNOWN, CONTROL, USER):
+            flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": type_ == USER}
+            special.append({"id": i, "content": name, **flags, "special": type_ != USER})
     return {
         "version": "1.0",
-        "added_tokens": [
-            {"id": i, "content": name, **flags, "normalized": type_ == USER, "special": type_ != USER}
-            for i, (name, _, type_) in enumerate(pieces)
-            if type_ in (UNKNOWN, CONTROL, USER)
-        ],
+        "added_tokens": special,
         "normalizer": _normalizer(rules, prefix, user_symbols, added_tokens),
         "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False},
         "decoder": _decoder(prefix),
-        "model": {**model, "byte_fallback": fallback},
+        "model": model,
     }
 
 
@@ -78,7 +79,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         value = shift = 0
         while True:
             byte = data[at]
-            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
             if byte < 128:
                 return value
 

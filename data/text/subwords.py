@@ -206,7 +206,8 @@ def as_usage_error(what: str) -> Iterator[None]:
 
 def split_at_spaces(text: str) -> Iterator[str]:
     """A text in chunks of about CHUNK characters, split before single spaces between other characters."""
-    at, between = 0, re.compile(r"(?<=\S) (?=\S)")
+    at = 0
+    between = re.compile(r"(?<=\S) (?=\S)")
     while len(text) - at > CHUNK and (cut := between.search(text, at + CHUNK)):
         yield text[at : cut.start()]
         at = cut.start()
@@ -218,11 +219,10 @@ def split_runs(text: str) -> Iterator[str]:
 
     The library's training time grows with the square of a word's length.
     """
-    at, long = (
-        0,
-        re.search(rf"(?<!\S)\S{{{MAX_RUN}}}|(?<!\s)\s{{{MAX_RUN}}}", text),
-    )  # a quick test: most texts have no long run
-    for run in re.finditer(RUNS, text) if long else ():
+    at = 0
+    # a quick test: most texts have no long run
+    has_long = re.search(rf"(?<!\S)\S{{{MAX_RUN}}}|(?<!\s)\s{{{MAX_RUN}}}", text)
+    for run in re.finditer(RUNS, text) if has_long else ():
         for cut in range(run.start() + MAX_RUN, run.end() + 1, MAX_RUN):
             yield text[at:cut]
             at = cut

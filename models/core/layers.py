@@ -96,6 +96,11 @@ def norm_specs(width: int, stack: tuple[int, ...] = (), bias: bool = True) -> di
     return {"scale": Spec((*stack, width), axes, ones), **shift}
 
 
+def stats_specs(width: int) -> dict[str, Spec]:
+    """Specs of the running moments of a batch norm."""
+    return {"mean": Spec((width,), "norm", zeros), "var": Spec((width,), "norm", ones)}
+
+
 def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Float[Array, "*b d"]:
     """Normalise the last dim to mean 0, variance 1, scale, and add an optional bias, in float32: [... D] -> [... D].
 

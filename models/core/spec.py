@@ -28,6 +28,11 @@ def unsharded(axes: str) -> None:
     """The Place without a mesh: every `out_sharding` is None."""
 
 
+def round_up(n: int, multiple: int) -> int:
+    """The least multiple that is not below n, such as the rows of a padded vocabulary."""
+    return -(-n // multiple) * multiple
+
+
 def zeros(key: Array, shape: tuple[int, ...], spec: "Spec") -> Array:
     """All 0, float32."""
     return jnp.zeros(shape, jnp.float32)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from models.blocks.attention.attention import BACKENDS, attention
+from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
-from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse, remat_block
+from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
+from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse, remat_block
 from models.core.layers import (
     ACTIVATIONS,
     dense,
@@ -29,7 +30,7 @@ from models.core.layers import (
     reshard,
     sequence_shape,
 )
-from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, round_up, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"encoder"})
@@ -49,46 +50,30 @@ SIZES: dict[str, Fields] = {
 
 
 @dataclass(frozen=True)
-class Config:
-    """Shape and options of a BERT; `dropout` also applies to the attention weights if their own rate is None."""
+class Config(TransformerConfig):
+    """Shape and options of a BERT."""
 
     vocab: int = 30522  # tokens
     vocab_multiple: int = 128  # the table is padded to a multiple of it
     context: int = 512  # longest sequence, tokens
     types: int = 2  # token types: first and second text
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    hidden: int | None = None  # of the MLP; None is 4 * width
-    activation: str = "gelu"
     head: str = "none"  # the output: vectors, logits of every token (mlm), or logits of classes
     pool: str = "none"  # the vector: of each token, of the first token, or the mean of the tokens
     pooler: bool = True  # a layer on the first token's vector, if pool is first
     classes: int = 2
-    dropout: float = 0.0  # probability, on the embeddings and the output of each branch
-    dropout_attention: float | None = None
+    dropout_attention: float | None = None  # on the attention weights; None is `dropout`
     tied: bool = True  # the head of mlm is the token embedding
     eps: float = 1e-12
-    compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # a key of attention.BACKENDS
-    remat: str = "none"  # rematerialisation: a key of REMAT
-    scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        positive(self, "vocab", "vocab_multiple", "context", "types", "width", "depth", "heads", "hidden")
-        positive(self, "classes", "eps")
-        probability(self, "dropout", "dropout_attention")
-        one_of(self, activation=ACTIVATIONS, head=HEADS, pool=POOLS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        divides(self, "heads", "width")
+        super().__post_init__()
+        positive(self, "vocab", "vocab_multiple", "context", "types", "classes")
+        probability(self, "dropout_attention")
+        one_of(self, head=HEADS, pool=POOLS)
         if self.head == "mlm" and self.pool != "none":
             refuse(self, "pool", "'none' for head='mlm'")
         if self.head == "classes" and self.pool == "none":
             refuse(self, "pool", "'first' or 'mean' for head='classes'")
-
-    @property
-    def feed_forward(self) -> int:
-        """F."""
-        return self.hidden or 4 * self.width
 
 
 def traits(c: Config) -> frozenset[str]:
@@ -98,14 +83,9 @@ def traits(c: Config) -> frozenset[str]:
 
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
-    V = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
+    L, D = c.depth, c.width
+    V = round_up(c.vocab, c.vocab_multiple)
     init = normal(0.02)
-
-    def heads() -> dict[str, Spec]:
-        kernel = Spec((L, D, N, H), "layers embed heads head_dim", init, fan_in="embed")
-        return {"kernel": kernel, "bias": Spec((L, N, H), "layers heads head_dim", zeros)}
-
     params: Specs = {
         "embed": {
             "token": Spec((V, D), "vocab embed", init),
@@ -114,22 +94,9 @@ def specs(c: Config) -> Specs:
             "norm": norm_specs(D),
         },
         "blocks": {
-            "q": heads(),
-            "k": heads(),
-            "v": heads(),
-            "out": {
-                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", init, fan_in="heads head_dim"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **attention_specs(c, L, init),
             "norm1": norm_specs(D, (L,)),
-            "up": {
-                "kernel": Spec((L, D, F), "layers embed mlp", init, fan_in="embed"),
-                "bias": Spec((L, F), "layers mlp", zeros),
-            },
-            "down": {
-                "kernel": Spec((L, F, D), "layers mlp embed", init, fan_in="mlp"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **mlp_specs(c, L, init, init),
             "norm2": norm_specs(D, (L,)),
         },
     }
@@ -181,7 +148,7 @@ def apply(
         own = fold_in_each(keys, index)
         q, k, v = (linear("btd,dnh->btnh", x, p[n], place("batch seq heads head_dim")) for n in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
-        scale = (c.width // c.heads) ** -0.5
+        scale = c.head_width**-0.5
         a = attention(q, k, v, visible, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=place)
         a = dropout(linear("btnh,nhd->btd", a, p["out"], stream), own, c.dropout, "attention_out", stream)
         x = layer_norm(x + a, p["norm1"], c.eps)

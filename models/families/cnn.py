@@ -26,8 +26,9 @@ from models.core.layers import (
     einsum,
     linear_specs,
     norm_specs,
+    stats_specs,
 )
-from models.core.spec import Initializer, Outputs, Place, Spec, constant, normal, ones, unsharded, zeros
+from models.core.spec import Initializer, Outputs, Place, Spec, constant, normal, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Specs, Variables
 
 TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
@@ -152,7 +153,7 @@ def specs(c: Config) -> Specs:
         stages[str(i)] = {"kernel": kernel}
         if c.norm == "batch":  # the norm's bias makes the convolution's redundant
             stages[str(i)]["norm"] = norm_specs(O)
-            stats[str(i)] = {"mean": Spec((O,), "norm", zeros), "var": Spec((O,), "norm", ones)}
+            stats[str(i)] = stats_specs(O)
         else:
             stages[str(i)]["bias"] = Spec((O,), "norm", zeros)
         if c.pools[i] == "subsample":

@@ -40,36 +40,19 @@ BIAS, MTP_BIAS = "blocks/moe/bias", "mtp/block/bias"  # the experts' biases: sta
 MTP_EXPERT_LOAD = "mtp_expert_load"  # the metric of the MTP modules' expert load
 
 _YARN = dict(rope="yarn", rope_factor=40.0, rope_context=4096, rope_high=32.0, rope_scale=1.0)
+_TEXT: Fields = dict(context=163840, eps=1e-6, **_YARN)
+_V2: Fields = dict(vocab=102400, experts_per_token=6, shared=2, dense_layers=(0,), mscale=0.707, **_TEXT)
+_V3: Fields = dict(vocab=129280, experts_per_token=8, shared=1, dense_layers=(0, 1, 2), mscale=1.0, **_TEXT)
 SIZES: dict[str, Fields] = {
-    "deepseek_v2_lite": dict(
-        **dict(vocab=102400, context=163840, width=2048, depth=27, heads=16, hidden=10944, eps=1e-6),
-        **dict(experts=64, experts_per_token=6, shared=2, expert_hidden=1408, dense_layers=(0,), mscale=0.707, **_YARN),
-    ),
+    "deepseek_v2_lite": dict(width=2048, depth=27, heads=16, hidden=10944, experts=64, expert_hidden=1408, **_V2),
     "deepseek_v2": dict(
-        **dict(vocab=102400, context=163840, width=5120, depth=60, heads=128, hidden=12288, eps=1e-6, q_rank=1536),
-        **dict(
-            experts=160,
-            experts_per_token=6,
-            shared=2,
-            expert_hidden=1536,
-            dense_layers=(0,),
-            expert_groups=8,
-            topk_groups=3,
-        ),
-        **dict(routed_scaling_factor=16.0, mscale=0.707, **_YARN),
+        **dict(width=5120, depth=60, heads=128, hidden=12288, q_rank=1536, experts=160, expert_hidden=1536),
+        **dict(expert_groups=8, topk_groups=3, routed_scaling_factor=16.0, **_V2),
     ),
     "deepseek_v3": dict(
-        **dict(vocab=129280, context=163840, width=7168, depth=61, heads=128, hidden=18432, eps=1e-6, q_rank=1536),
-        **dict(
-            experts=256,
-            experts_per_token=8,
-            shared=1,
-            expert_hidden=2048,
-            dense_layers=(0, 1, 2),
-            expert_groups=8,
-            topk_groups=4,
-        ),
-        **dict(router="sigmoid", norm_topk=True, routed_scaling_factor=2.5, mscale=1.0, **_YARN),
+        **dict(width=7168, depth=61, heads=128, hidden=18432, q_rank=1536, experts=256, expert_hidden=2048),
+        **dict(router="sigmoid", norm_topk=True, expert_groups=8, topk_groups=4, routed_scaling_factor=2.5),
+        **_V3,
     ),
 }
 

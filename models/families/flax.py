@@ -16,7 +16,8 @@ from jax.tree_util import KeyPath
 
 import imports
 from errors import unknown
-from models.blocks import flax_adapter
+from models.blocks.flax_adapter.adapter import FlaxFunctions, adapt
+from models.blocks.flax_adapter.calls import init_arguments
 from models.core.checks import positive, refuse, unfreeze
 from models.core.layers import gather_weight
 from models.core.spec import JointInit, Outputs, Place, Spec, flatten, path_name, unsharded
@@ -62,7 +63,7 @@ def traits(c: Config) -> frozenset[str]:
 
 
 @functools.cache
-def _module(c: Config) -> flax_adapter.FlaxFunctions:
+def _module(c: Config) -> FlaxFunctions:
     """The module's functions. Arguments named classes, vocab or outputs default to the Config's fields."""
     where, _, name = c.module.partition(":")
     python_module = imports.load_module(where, f"flax: module = {c.module!r}")
@@ -70,7 +71,7 @@ def _module(c: Config) -> flax_adapter.FlaxFunctions:
         raise unknown(f"class of {where}", name, [k for k, v in vars(python_module).items() if isinstance(v, type)])
     kind = getattr(python_module, name)
     args = {k: unfreeze(v) for k, v in c.args}
-    names, takes_others = flax_adapter.init_arguments(kind)
+    names, takes_others = init_arguments(kind)
     for argument in args:
         if argument not in names and not takes_others:
             raise unknown(f"argument of {name}", argument, names)
@@ -79,7 +80,7 @@ def _module(c: Config) -> flax_adapter.FlaxFunctions:
     example = jax.ShapeDtypeStruct((1, *(c.shape or (c.context,))), jnp.float32 if c.shape else jnp.int32)
     output = next((name for name in OUTPUT_KINDS if sizes[name] is not None), None)
     wanted = None if output is None else (1, *(example.shape[1:2] if output == "vocab" else ()), sizes[output])
-    return flax_adapter.adapt(kind, args, example, c.streams, wanted)
+    return adapt(kind, args, example, c.streams, wanted)
 
 
 def specs(c: Config) -> Specs:

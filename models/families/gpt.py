@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from models.blocks.attention.attention import BACKENDS, attention
+from models.blocks.attention.attention import attention
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.decoder.stack import Layer, scan_layers
-from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability
+from models.blocks.transformer_layers import TransformerConfig, mlp_specs
+from models.core.checks import COMPUTE, at_least, positive, probability
 from models.core.layers import (
     ACTIVATIONS,
     add_bias,
@@ -27,7 +28,7 @@ from models.core.layers import (
     norm_specs,
     sequence_shape,
 )
-from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, unsharded, zeros
+from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, round_up, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -43,42 +44,30 @@ SIZES: dict[str, Fields] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TransformerConfig):
     """Shape and options of a GPT; `dropout` applies to each of the three sites whose own rate is None."""
 
     vocab: int = 50257  # tokens
     vocab_multiple: int = 128  # the embedding is padded to a multiple of it
     context: int = 1024  # longest sequence, tokens
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    hidden: int | None = None  # of the MLP; None is 4 * width
     activation: str = "gelu_tanh"
-    dropout: float = 0.0  # probability
     dropout_embed: float | None = None  # rate on the embeddings
     dropout_attention: float | None = None  # rate on the attention weights
     dropout_residual: float | None = None  # rate on the output of each branch
     drop_path: float = 0.0  # probability of dropping the last block's branches; grows linearly with depth
     scale_by_layer_index: bool = False  # divide the scores of layer i, counted from 1, by i
     tied: bool = True  # the output head is the token embedding
-    eps: float = 1e-5
-    compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
-    remat: str = "none"  # rematerialisation: a key of REMAT
-    scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        positive(self, "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden")
-        probability(self, "dropout", "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
-        positive(self, "eps")
-        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        divides(self, "heads", "width")
+        super().__post_init__()
+        positive(self, "vocab", "vocab_multiple", "context")
+        probability(self, "dropout_embed", "dropout_attention", "dropout_residual", "drop_path")
 
 
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    L, D, N, H = c.depth, c.width, c.heads, c.width // c.heads
-    F, V = c.hidden or 4 * c.width, -(-c.vocab // c.vocab_multiple) * c.vocab_multiple
+    L, D, N, H = c.depth, c.width, c.heads, c.head_width
+    V = round_up(c.vocab, c.vocab_multiple)
     residual = normal(0.02 / (2 * L) ** 0.5)
     params: Specs = {
         "embed": {
@@ -96,14 +85,7 @@ def specs(c: Config) -> Specs:
                 "bias": Spec((L, D), "layers norm", zeros),
             },
             "norm2": norm_specs(D, (L,)),
-            "up": {
-                "kernel": Spec((L, D, F), "layers embed mlp", normal(0.02), fan_in="embed"),
-                "bias": Spec((L, F), "layers mlp", zeros),
-            },
-            "down": {
-                "kernel": Spec((L, F, D), "layers mlp embed", residual, fan_in="mlp"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **mlp_specs(c, L, normal(0.02), residual),
         },
         "norm": norm_specs(D),
     }
@@ -118,7 +100,7 @@ SPANS = {"full": AttentionSpan()}
 def cache(c: Config, batch: int, length: int) -> Specs:
     """Specs of a key-value cache for `length` tokens: k v [L B S N H]."""
     at_least(c, "context", length, f"the cache's length {length}")
-    token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.width // c.heads)))
+    token = dict.fromkeys(("k", "v"), ("kv_heads head_dim", (c.heads, c.head_width)))
     return cache_specs(SPANS, {"full": c.depth}, {"full": token}, batch, length, c.compute)
 
 
@@ -170,18 +152,11 @@ def apply(
             qkv.append(add_bias(y, p["qkv"]["bias"][i]))
         q, k, v = qkv
         kv, cache = view.append_kv(layer.kind, cache, k=k, v=v)
-        scale = (c.width // c.heads) ** -0.5 / (index + 1 if c.scale_by_layer_index else 1)
-        a = attention(
-            q,
-            kv["k"],
-            kv["v"],
-            view.masks[layer.kind],
-            scale=scale,
-            backend=backend,
-            dropout_rate=rate(c, "attention"),
-            keys=own,
-            place=place,
-        )
+        scale = c.head_width**-0.5 / (index + 1 if c.scale_by_layer_index else 1)
+        drop = rate(c, "attention")
+        k, v = kv["k"], kv["v"]
+        mask = view.masks[layer.kind]
+        a = attention(q, k, v, mask, scale=scale, backend=backend, dropout_rate=drop, keys=own, place=place)
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), own, index, "attention_out")
 
         h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch seq mlp"))

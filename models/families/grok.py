@@ -17,6 +17,7 @@ from models.blocks.decoder.forward import LayerContext, forward, self_attention
 from models.blocks.moe.moe import MoEDecoder, RouterStats, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, softmax_then_top
 from models.core.checks import not_negative, positive
+from models.core.spec import round_up
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -55,7 +56,7 @@ class Config(MoEDecoder, GQADecoder):
     @property
     def feed_forward(self) -> int:
         """F."""
-        return self.hidden or -(-(int(self.widening * self.width) * 2 // 3) // 8) * 8
+        return self.hidden or round_up(int(self.widening * self.width) * 2 // 3, 8)
 
     @property
     def embed_scale(self) -> float:

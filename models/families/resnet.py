@@ -162,12 +162,10 @@ def specs(c: Config) -> Specs:
         else:
             params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, start or he_normal, fan_in)
             params[f"{unit.path}/bias"] = Spec((*stack, O), f"{of_layers}norm", zeros)
-    head = (
-        {"head": linear_specs(widths(c)[-1], c.classes, "embed classes", lecun_normal, "classes")}
-        if c.head == "classes"
-        else {}
-    )
-    return {"params": unflatten(params) | head, "stats": unflatten(stats)}
+    tree = unflatten(params)
+    if c.head == "classes":
+        tree["head"] = linear_specs(widths(c)[-1], c.classes, "embed classes", lecun_normal, "classes")
+    return {"params": tree, "stats": unflatten(stats)}
 
 
 def apply(

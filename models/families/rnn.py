@@ -14,7 +14,7 @@ from jaxtyping import Float
 from models.blocks.recurrent import CELLS, layer_specs, run_layer, state_specs
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.layers import MASK_VALUE, dense, dropout, embed, linear_specs, reshard
-from models.core.spec import LazyLogits, Outputs, Place, Spec, lecun_normal, normal, uniform, unsharded, zeros
+from models.core.spec import LazyLogits, Outputs, Place, Spec, lecun_normal, normal, round_up, uniform, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "carried", "classifier", "language_model", "regressor", "encoder"})
@@ -88,7 +88,7 @@ def directions(c: Config) -> tuple[str, ...]:
 
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    V = -(-(c.vocab or 0) // c.vocab_multiple) * c.vocab_multiple
+    V = round_up(c.vocab or 0, c.vocab_multiple)
     P = len(directions(c)) * (c.projection or c.width)
     first = ("embed", c.embed) if c.vocab else ("inputs", c.inputs)
 

@@ -27,6 +27,7 @@ from models.core.spec import (
     Spec,
     lecun_normal,
     normal,
+    round_up,
     uniform,
     unsharded,
     zeros,
@@ -101,18 +102,11 @@ def directions(c: Config) -> tuple[str, ...]:
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     E, D, R = c.embed, c.width, c.readout_width
-    V, Vs = (-(-n // c.vocab_multiple) * c.vocab_multiple for n in (c.vocab, c.source_vocab or c.vocab))
+    V, Vs = (round_up(n, c.vocab_multiple) for n in (c.vocab, c.source_vocab or c.vocab))
 
     def lstm(inputs: int, width: int) -> Specs:
         return layer_specs(
-            inputs,
-            width,
-            "lstm",
-            projection=None,
-            bias=True,
-            forget_bias=c.forget_bias,
-            chrono_max=None,
-            axis="embed",
+            inputs, width, "lstm", projection=None, bias=True, forget_bias=c.forget_bias, chrono_max=None, axis="embed"
         )
 
     def matrix(i: int, o: int, axes: str, init: Initializer = lecun_normal) -> dict[str, Spec]:

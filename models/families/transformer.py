@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PyTree
 
-from models.blocks.attention.attention import BACKENDS, attention
+from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
-from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse, remat_block
+from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
+from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse, remat_block
 from models.core.layers import ACTIVATIONS, dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
-from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, uniform, unsharded, zeros
+from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, round_up, uniform, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
@@ -41,7 +42,7 @@ SIZES: dict[str, Fields] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TransformerConfig):
     """Shape and options of a Transformer; the paper's dropout is `dropout`, of embeddings and branch outputs."""
 
     vocab: int = 37000  # tokens
@@ -52,7 +53,6 @@ class Config:
     depth: int = 6  # layers of the encoder
     decoder_depth: int | None = None  # None is depth
     heads: int = 8
-    hidden: int | None = None  # of the MLPs; None is 4 * width
     activation: str = "relu"
     pre_norm: bool = False  # normalise the input of each branch, instead of the sum after it
     final_norm: bool | None = None  # after the last layer of encoder and decoder; None is pre_norm
@@ -60,22 +60,14 @@ class Config:
     tied: str = "all"  # one table for source, tokens and head (all), for tokens and head (decoder), or three (none)
     bias: bool = True  # of every product and normalisation
     scaled: bool = True  # embeddings are multiplied by sqrt(width)
-    dropout: float = 0.0  # probability, on the embeddings and the output of each branch
     dropout_attention: float = 0.0  # on the attention weights
     dropout_hidden: float = 0.0  # inside the MLPs
-    eps: float = 1e-5
-    compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
-    remat: str = "none"  # rematerialisation: a key of REMAT
-    scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        positive(self, "vocab", "source_vocab", "vocab_multiple", "context", "width", "depth", "decoder_depth")
-        positive(self, "heads", "hidden", "eps")
-        probability(self, "dropout", "dropout_attention", "dropout_hidden")
-        one_of(self, activation=ACTIVATIONS, positions=POSITIONS, tied=TIED)
-        one_of(self, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
-        divides(self, "heads", "width")
+        super().__post_init__()
+        positive(self, "vocab", "source_vocab", "vocab_multiple", "context", "decoder_depth")
+        probability(self, "dropout_attention", "dropout_hidden")
+        one_of(self, positions=POSITIONS, tied=TIED)
         if self.tied == "all" and self.source_vocab is not None:
             refuse(self, "source_vocab", "None for tied='all', one table for both sides")
         if self.positions == "sinusoidal" and self.width % 2:
@@ -87,37 +79,22 @@ class Config:
         return self.pre_norm if self.final_norm is None else self.final_norm
 
 
-def padded_rows(c: Config, tokens: int) -> int:
-    """Rows of an embedding table for a vocabulary of `tokens`."""
-    return -(-tokens // c.vocab_multiple) * c.vocab_multiple
-
-
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    D, N, H, F = c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
-    V = padded_rows(c, c.vocab)
+    D, F = c.width, c.feed_forward
+    V = round_up(c.vocab, c.vocab_multiple)
+    source_rows = round_up(c.source_vocab or c.vocab, c.vocab_multiple)
     table = normal(D**-0.5)
 
     def glorot(i: int, o: int) -> Initializer:
         return uniform((6 / (i + o)) ** 0.5)
 
-    def affine(kernel: Spec, shape: tuple[int, ...], axes: str) -> dict[str, Spec]:
-        return {"kernel": kernel, "bias": Spec(shape, axes, zeros)} if c.bias else {"kernel": kernel}
-
-    def attention_specs(L: int) -> Specs:
-        into = Spec((L, D, N, H), "layers embed heads head_dim", glorot(D, D), fan_in="embed")
-        out = Spec((L, N, H, D), "layers heads head_dim embed", glorot(D, D), fan_in="heads head_dim")
-        heads = affine(into, (L, N, H), "layers heads head_dim")
-        return {**dict.fromkeys("qkv", heads), "out": affine(out, (L, D), "layers norm")}
-
     def blocks(L: int, attentions: tuple[str, ...]) -> Specs:
-        up = Spec((L, D, F), "layers embed mlp", glorot(D, F), fan_in="embed")
-        down = Spec((L, F, D), "layers mlp embed", glorot(F, D), fan_in="mlp")
+        norms = [f"norm{i + 1}" for i in range(len(attentions) + 1)]
         return {
-            **{name: attention_specs(L) for name in attentions},
-            "up": affine(up, (L, F), "layers mlp"),
-            "down": affine(down, (L, D), "layers norm"),
-            **{f"norm{i + 1}": norm_specs(D, (L,), c.bias) for i in range(len(attentions) + 1)},
+            **{name: attention_specs(c, L, glorot(D, D), qkv_bias=c.bias, bias=c.bias) for name in attentions},
+            **mlp_specs(c, L, glorot(D, F), glorot(F, D), c.bias),
+            **{name: norm_specs(D, (L,), c.bias) for name in norms},
         }
 
     embed = {"token": Spec((V, D), "vocab embed", table)}
@@ -127,7 +104,7 @@ def specs(c: Config) -> Specs:
         "decoder": {"blocks": blocks(c.decoder_depth or c.depth, ("attention", "cross"))},
     }
     if c.tied != "all":
-        embed["source"] = Spec((padded_rows(c, c.source_vocab or c.vocab), D), "vocab embed", table)
+        embed["source"] = Spec((source_rows, D), "vocab embed", table)
     if c.positions == "learned":
         embed |= dict.fromkeys(("position", "source_position"), Spec((c.context, D), "time embed", table))
     if c.tied == "none":
@@ -142,7 +119,8 @@ def cache(c: Config, batch: int, length: int, source: int | None = None) -> Spec
     room = c.context if source is None else source
     at_least(c, "context", length, f"the cache's length {length}")
     at_least(c, "context", room, f"the cache's {room} source tokens")
-    L, (N, H) = c.decoder_depth or c.depth, (c.heads, c.width // c.heads)
+    L = c.decoder_depth or c.depth
+    N, H = c.heads, c.head_width
     token = dict.fromkeys("kv", ("kv_heads head_dim", (N, H)))
     memory = Spec((L, batch, room, N, H), "layers batch key kv_heads head_dim", zeros, dtype=c.compute)
     table = cache_specs(SPANS, {"full": L}, {"full": token}, batch, length, c.compute)
@@ -226,17 +204,11 @@ class _Sublayers:
 
     def attend(self, x: Array, k: Array, v: Array, p: Params, mask: AttentionMask, keys: Array | None) -> Array:
         """Attention of x to keys and values, before the output projection: [B T N W]."""
-        return attention(
-            self.project_heads(x, p["q"]),
-            k,
-            v,
-            mask,
-            scale=(self.c.width // self.c.heads) ** -0.5,
-            backend=self.backend,
-            dropout_rate=self.c.dropout_attention,
-            keys=keys,
-            place=self.place,
-        )
+        q = self.project_heads(x, p["q"])
+        scale = self.c.head_width**-0.5
+        rate = self.c.dropout_attention
+        backend, place = self.backend, self.place
+        return attention(q, k, v, mask, scale=scale, backend=backend, dropout_rate=rate, keys=keys, place=place)
 
     def attention_branch(
         self, x: Array, k: Array, v: Array, p: Params, mask: AttentionMask, keys: Array | None

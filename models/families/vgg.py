@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from models.blocks.vision.convolution import adaptive_average_pool, conv, max_pool
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
-from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dropout, linear, linear_specs, norm_specs
-from models.core.spec import Initializer, Outputs, Place, Spec, he_normal, lecun_normal, ones, unsharded, zeros
+from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dropout, linear, linear_specs, norm_specs, stats_specs
+from models.core.spec import Initializer, Outputs, Place, Spec, he_normal, lecun_normal, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Specs, Variables
 
 TRAITS = frozenset({"classifier", "running_stats", "batch_coupled"})
@@ -84,8 +84,7 @@ def specs(c: Config) -> Specs:
             C = O
         stages[str(i)] = stage
         if c.norm == "batch":
-            moments = {"mean": Spec((O,), "norm", zeros), "var": Spec((O,), "norm", ones)}
-            stats[str(i)] = {str(j): moments for j in range(depth)}
+            stats[str(i)] = {str(j): stats_specs(O) for j in range(depth)}
 
     def layer(i: int, width: int, axis: str, init: Initializer) -> dict[str, Spec]:
         if i > 0:

@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
-from models.blocks.attention.attention import BACKENDS, attention
+from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import AttentionMask
 from models.blocks.decoder.stack import Layer, scan_layers
-from models.core.checks import COMPUTE, REMAT, divides, one_of, positive, probability, refuse
+from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
+from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.layers import (
     ACTIVATIONS,
     apply_scale,
@@ -60,16 +61,11 @@ SIZES: dict[str, Fields] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TransformerConfig):
     """Shape and options of a Vision Transformer."""
 
     inputs: tuple[int, ...] = (224, 224, 3)  # Y X C
     patch: tuple[int, ...] | int = 16  # rows and columns, or one number for both
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    hidden: int | None = None  # of the MLP; None is 4 * width
-    activation: str = "gelu"
     head: str = "classes"  # the output: logits of classes, or vectors
     pool: str = "first"  # the vector: of the class token, the mean of the patches, or each token's
     classes: int = 1000
@@ -79,27 +75,21 @@ class Config:
     qkv_bias: bool = True
     layer_scale: float | None = None  # initial LayerScale, a factor per channel of each branch; None: no factors
     zero_head: bool = False  # the head starts at 0, as in the released code
-    dropout: float = 0.0  # probability, on the embeddings and the output of each branch
     dropout_attention: float | None = None  # on the attention weights; None is `dropout`
     drop_path: float = 0.0  # probability of dropping the last block's branches; grows linearly from 0 in the first
     eps: float = 1e-6
-    compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # a key of attention.BACKENDS
-    remat: str = "none"  # rematerialisation: a key of REMAT
-    scan: bool = True  # compile the blocks as one loop; False unrolls it
 
     def __post_init__(self) -> None:
-        positive(self, "inputs", "patch", "width", "depth", "heads", "hidden", "classes", "layer_scale", "eps")
-        probability(self, "dropout", "dropout_attention", "drop_path")
+        super().__post_init__()
+        positive(self, "inputs", "patch", "classes", "layer_scale")
+        probability(self, "dropout_attention", "drop_path")
         one_of(self, head=HEADS, pool=POOLS, position=POSITIONS, norm=NORMS)
-        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
         if len(self.inputs) != 3:
             refuse(self, "inputs", "three numbers: rows, columns, channels")
         if len(self.kernel) != 2:
             refuse(self, "patch", "one number or two: rows, columns")
         if self.kernel[0] > self.inputs[0] or self.kernel[1] > self.inputs[1]:
             refuse(self, "patch", f"at most the image's {self.inputs[0]} x {self.inputs[1]}")
-        divides(self, "heads", "width")
         if self.pool == "first" and not self.class_token:
             refuse(self, "class_token", "True for pool='first'")
         if self.pool == "none" and self.head != "none":
@@ -124,11 +114,6 @@ class Config:
         """Rows of the position table."""
         return self.grid[0] * self.grid[1] + (self.class_token and self.position == "learned")
 
-    @property
-    def feed_forward(self) -> int:
-        """F."""
-        return self.hidden or 4 * self.width
-
 
 def traits(c: Config) -> frozenset[str]:
     """The traits of a Config: classifier, or without a head of classes encoder."""
@@ -142,15 +127,8 @@ def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
 
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
-    L, D, N, H, F = c.depth, c.width, c.heads, c.width // c.heads, c.feed_forward
-    mlp = normal((2 / (D + F)) ** 0.5)
-    scale = constant(c.layer_scale or 1.0)
-
-    def heads() -> dict[str, Spec]:
-        kernel = Spec((L, D, N, H), "layers embed heads head_dim", lecun_normal, fan_in="embed")
-        bias = Spec((L, N, H), "layers heads head_dim", zeros)
-        return {"kernel": kernel, "bias": bias} if c.qkv_bias else {"kernel": kernel}
-
+    L, D = c.depth, c.width
+    mlp = normal((2 / (D + c.feed_forward)) ** 0.5)
     patch = Spec(
         (*c.kernel, c.inputs[2], D), "rows columns channels_in width", lecun_normal, fan_in="rows columns channels_in"
     )
@@ -158,22 +136,9 @@ def specs(c: Config) -> Specs:
         "embed": {"patch": {"kernel": patch, "bias": Spec((D,), "norm", zeros)}},
         "blocks": {
             "norm1": norm_specs(D, (L,)),
-            "q": heads(),
-            "k": heads(),
-            "v": heads(),
-            "out": {
-                "kernel": Spec((L, N, H, D), "layers heads head_dim embed", lecun_normal, fan_in="heads head_dim"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **attention_specs(c, L, lecun_normal, qkv_bias=c.qkv_bias),
             "norm2": norm_specs(D, (L,)),
-            "up": {
-                "kernel": Spec((L, D, F), "layers embed mlp", mlp, fan_in="embed"),
-                "bias": Spec((L, F), "layers mlp", zeros),
-            },
-            "down": {
-                "kernel": Spec((L, F, D), "layers mlp embed", mlp, fan_in="mlp"),
-                "bias": Spec((L, D), "layers norm", zeros),
-            },
+            **mlp_specs(c, L, mlp, mlp),
         },
         "norm": norm_specs(D),
     }
@@ -182,7 +147,8 @@ def specs(c: Config) -> Specs:
     if c.position != "sines":
         params["embed"]["position"] = Spec((c.positions, D), "time embed", normal(0.02))
     if c.layer_scale is not None:
-        params["blocks"] |= {name: Spec((L, D), "layers norm", scale) for name in ("scale1", "scale2")}
+        scale = Spec((L, D), "layers norm", constant(c.layer_scale))
+        params["blocks"] |= {"scale1": scale, "scale2": scale}
     if c.head == "classes":
         init = zeros if c.zero_head else lecun_normal
         params["head"] = linear_specs(D, c.classes, "embed classes", init, "classes")
@@ -252,7 +218,7 @@ def apply(
     position = jnp.arange(x.shape[1])[None]
     mask = AttentionMask(position, position, causal=False, contiguous=True)
 
-    def replicated_tokens(axes: str) -> PartitionSpec | None:
+    def unsplit(axes: str) -> PartitionSpec | None:
         """A placement that does not shard tokens over cp: with a class token their number is odd."""
         return place(axes.replace("seq", "query"))
 
@@ -268,17 +234,8 @@ def apply(
         h = layer_norm(x, p["norm1"], c.eps)
         q, k, v = (linear("btd,dnh->btnh", h, p[name], over) for name in ("q", "k", "v"))
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
-        a = attention(
-            q,
-            k,
-            v,
-            mask,
-            scale=(c.width // c.heads) ** -0.5,
-            backend=c.attention,
-            dropout_rate=rate,
-            keys=own,
-            place=replicated_tokens,
-        )
+        scale = c.head_width**-0.5
+        a = attention(q, k, v, mask, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=unsplit)
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
         h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
         h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from documents import Json, read_settings
+from models.pretrained.config_keys import label_keys, placeholder_names
 from models.pretrained.layouts import darknet
 
 
@@ -36,15 +37,10 @@ def problem_type(folder: str | Path) -> str | None:
     return None if given == "single_label_classification" else given or ("regression" if alone else None)
 
 
-def placeholder_names(count: int) -> list[str]:
-    """The hub's names of unnamed classes."""
-    return [f"LABEL_{i}" for i in range(count)]
-
-
 def keys(settings: Json, names: Sequence[str]) -> Json:
     """The keys of config.json for class names, depending on its settings; {} if it has no place for them."""
     if not names:
         return {}
     if "id2label" in settings:
-        return {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
+        return label_keys(names)
     return {"label_names": list(names)} if "num_classes" in settings else {}

@@ -20,11 +20,12 @@ from documents import read_settings
 from errors import UsageError, prefix_errors, unknown
 from models.core.types import Leaf, Variables
 from models.pretrained import class_names, multimodal, preprocessing
+from models.pretrained.config_keys import Keys
 from models.pretrained.formats import darknet_weights, npz
 from models.pretrained.formats.quantised import DequantisingReader
 from models.pretrained.formats.safetensors import INDEX, SUFFIX, TensorReader, write
 from models.pretrained.layouts import LAYOUTS, TYPES, darknet, dialects, folder_layout, get_layout
-from models.pretrained.mapping import Keys, Row
+from models.pretrained.mapping import Row
 from models.pretrained.match import find, leaves
 from models.registry import Model, build
 

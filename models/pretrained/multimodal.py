@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from documents import Json
 from errors import UsageError
-from models.pretrained.mapping import Keys
+from models.pretrained.config_keys import Keys
 
 TEXT_TYPES = {  # model_type -> that of its language model
     **{"gemma3": "gemma3_text", "llama4": "llama4_text"},

@@ -18,10 +18,7 @@ from errors import UsageError
 
 FILE = "preprocessor_config.json"
 HALF: Json = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-CLIP: Json = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
+CLIP: Json = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 CENTER_CROP: Json = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
 DEFAULTS: Json = {  # for keys that neither a file nor its processor sets
     **{"do_normalize": True, "image_mean": 0.0, "image_std": 1.0, "do_rescale": True, "rescale_factor": 1 / 255},

@@ -12,9 +12,9 @@ import models
 from errors import UsageError
 from models import pretrained
 from models.core.spec import flatten
+from models.pretrained.config_keys import Keys
 from models.pretrained.formats.safetensors import TensorReader
 from models.pretrained.layouts import deepseek
-from models.pretrained.mapping import Keys
 from tests.support.hub import assert_close, reference, torch
 
 YARN = dict(beta_fast=32, beta_slow=1, factor=40, original_max_position_embeddings=4096, type="yarn")

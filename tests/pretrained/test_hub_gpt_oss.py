@@ -15,8 +15,8 @@ import models
 from errors import UsageError
 from models import pretrained
 from models.core.spec import flatten
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts.gpt_oss import config, fields
-from models.pretrained.mapping import Keys
 from tests.support.cases import random_variables
 from tests.support.hub import assert_close, torch, transformers
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 import models
 from errors import UsageError
 from models.core.spec import flatten
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts.grok import config, fields
-from models.pretrained.mapping import Keys
 from tests.support.cases import batch_for, random_variables, tiny_model
 from tests.support.harness import Trainer, assert_gradients_close
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 import models
 from errors import UsageError
 from models import pretrained
+from models.pretrained.config_keys import Keys
 from models.pretrained.formats.quantised import DequantisingReader
-from models.pretrained.mapping import Keys
 from tests.support.cases import random_variables
 
 DECODER: dict[str, Any] = dict(vocab=64, context=32, width=32, depth=2, heads=4, hidden=48)

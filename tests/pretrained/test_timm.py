@@ -5,8 +5,8 @@ import pytest
 import models
 from errors import UsageError
 from models.families import vit
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import vit_timm
-from models.pretrained.mapping import Keys
 
 
 def shapes_of(c: vit.Config) -> dict[str, tuple[int, ...]]:

@@ -99,7 +99,7 @@ ARROWS = {
 ROOMS = {
     "models": (
         *("core", "blocks/attention", "blocks/decoder", "blocks/moe", "blocks/vision", "blocks/autodiff"),
-        *("blocks/recurrent", "blocks/encoder_memory", "blocks/flax_adapter"),
+        *("blocks/recurrent", "blocks/encoder_memory", "blocks/transformer_layers", "blocks/flax_adapter"),
         *("families", "registry", "pretrained", "__init__", "as_flax"),
     ),
     "train": (

@@ -104,7 +104,8 @@ def _beam_search(
 
     first = {"tokens": jnp.full((B, 1), start, jnp.int32), "source": source, "source_mask": mask}
     first_step = predict(first, model.cache(B, count, source.shape[1]))
-    every, none = jnp.repeat(jnp.arange(B), K), jnp.full((B, K), -jnp.inf)
+    every = jnp.repeat(jnp.arange(B), K)  # the row of each beam
+    none = jnp.full((B, K), -jnp.inf)
     blank = jnp.full((B, K, count), stop, jnp.int32)
     state = {
         "n": jnp.zeros((), jnp.int32),  # tokens decoded
@@ -126,24 +127,26 @@ def _beam_search(
     state = jax.lax.while_loop(lambda s: (s["n"] < count) & can_improve(s), step, state)
     unfinished = {"tokens": state["tokens"], "score": normalise_by_length(state["total"], state["n"], penalty)}
     has_finished = state["finished"]["score"][:, 0] > -jnp.inf
-    result = {
-        k: jnp.where(jnp.expand_dims(has_finished, range(1, v.ndim)), state["finished"][k], v)
-        for k, v in unfinished.items()
-    }
+    result = {}
+    for name, x in unfinished.items():
+        row_has_finished = jnp.expand_dims(has_finished, range(1, x.ndim))
+        result[name] = jnp.where(row_has_finished, state["finished"][name], x)
     best = _top_hypotheses(result, 1)
     return best["tokens"][:, 0], best["score"][:, 0]
 
 
 def _extend_beams(state: Tree, table: Specs, stop: Array, penalty: Array) -> Tree:
     """Extend every hypothesis by one token, and gather the cache rows of the surviving hypotheses."""
-    (B, K), n = state["total"].shape, state["n"]
+    B, K = state["total"].shape
+    n = state["n"]
     V = state["next"].shape[-1]
     scores = (state["total"][:, :, None] + state["next"].reshape(B, K, V)).reshape(B, K * V)
     total, index = jax.lax.top_k(scores, min(2 * K, K * V))  # at most K of the 2 K continuations end
     beam, token = index // V, index % V
     tokens = jnp.take_along_axis(state["tokens"], beam[:, :, None], 1).at[:, :, n].set(token)
 
-    is_stop, rank = token == stop, jnp.arange(token.shape[1])[None]
+    is_stop = token == stop
+    rank = jnp.arange(token.shape[1])[None]
     finished = is_stop & (rank < K) & (total > -jnp.inf)
     score = jnp.where(finished, normalise_by_length(total, n + 1, penalty), -jnp.inf)
     new = {"tokens": tokens, "score": score}

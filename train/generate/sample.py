@@ -192,24 +192,22 @@ def generate(
         raise UsageError(f"the number of tokens to generate must be 1 or more, not {count}")
     if not all(len(p) for p in prompts) or not len(prompts):
         raise UsageError("the prompt is empty; give --prompt some text")
-    context, rows = model.config.context, jnp.arange(len(prompts))
-    row_keys, sampled, seen = (
-        jax.vmap(jax.random.fold_in, (None, 0))(key, rows),
-        0,
-        [np.asarray(p, np.int32) for p in prompts],
-    )
+    context = model.config.context
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))
+    seen = [np.asarray(p, np.int32) for p in prompts]
+    sampled = 0
     finished = np.zeros(len(prompts), bool)
     while sampled < count and not finished.all():
-        seen = [
-            s[-1:] if end else s for s, end in zip(seen, finished, strict=True)
-        ]  # finished rows are not prefilled again
+        # finished rows are not prefilled again
+        seen = [s[-1:] if end else s for s, end in zip(seen, finished, strict=True)]
         seen = [s if len(s) <= context else s[-max(1, context // 2) :] for s in seen]
         room = min(count - sampled, context - max(map(len, seen)) + 1)
         for new in _generate_in_context(
             model, variables, seen, finished, row_keys, sampled, room, sampling, throughput
         ):
             seen = [np.concatenate([s, row[row != FINISHED]]) for s, row in zip(seen, new, strict=True)]
-            finished, sampled = np.isin([s[-1] for s in seen], sampling.stop), sampled + new.shape[1]
+            finished = np.isin([s[-1] for s in seen], sampling.stop)
+            sampled += new.shape[1]
             yield new
             if finished.all():
                 break

@@ -24,7 +24,8 @@ def stream_texts(
         ends = [at for stop in until if (at := text.find(stop)) >= 0]
         ready = min(ends) if ends else len(text) if last else _stable_length(text, until)
         finished[row] = finished[row] or bool(ends)
-        new, shown[row] = text[shown[row] : ready], max(shown[row], ready)
+        new = text[shown[row] : ready]
+        shown[row] = max(shown[row], ready)
         return new
 
     for chunk in chunks:

@@ -103,8 +103,11 @@ def _points(lines: list[dict[str, Any]], kind: str) -> list[tuple[int, float]]:
 
 def _smooth(values: tuple[float, ...]) -> list[float]:
     """An exponential moving average over about a fiftieth of the run, with bias correction."""
-    keep, mean, weight, result = 1 - 1 / max(3, len(values) / 50), 0.0, 0.0, []
+    keep = 1 - 1 / max(3, len(values) / 50)
+    mean = weight = 0.0
+    result = []
     for v in values:
-        mean, weight = keep * mean + (1 - keep) * v, keep * weight + (1 - keep)
+        mean = keep * mean + (1 - keep) * v
+        weight = keep * weight + (1 - keep)
         result.append(mean / weight)
     return result

@@ -19,12 +19,13 @@ def parameter_table(model: Model, place: Placement, dtype: DTypeLike) -> list[st
     total = sum(s.size for s in jax.tree.leaves(model.specs["params"]))
     padding = total - model.count()  # padding rows of the vocabulary
     rows.append(("total", f"{total:,}", f"{padding:,} of them padding" if padding else "", "", "", ""))
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    aligned = [
-        "  ".join(cell.rjust(w) if i == 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))
-        for r in rows
-    ]
-    return [line.rstrip() for line in (aligned[0], "-" * sum(widths), *aligned[1:])]
+    columns = []
+    for heading, *cells in zip(*rows, strict=True):
+        width = max(map(len, (heading, *cells)))
+        align = str.rjust if heading == "count" else str.ljust
+        columns.append([align(heading, width), "-" * width, *(align(cell, width) for cell in cells)])
+    heading, rule, *lines = zip(*columns, strict=True)
+    return [line.rstrip() for line in ("  ".join(heading), "".join(rule), *map("  ".join, lines))]
 
 
 def parameter_counts(model: Model) -> str:

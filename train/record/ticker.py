@@ -29,14 +29,16 @@ class Ticker:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show the progress, if it is time."""
         now = self._runtime.monotonic()
-        if (
-            what != self._what and self._next > self._begun + QUIET
-        ):  # the previous operation was long, so this may be too
+        was_long = self._next > self._begun + QUIET  # the previous operation, so this may be too
+        if what != self._what and was_long:
             self._show("", live_only=True)
             if not jax.process_index():
                 self._runtime.say(f"{what} …")
         if not done or what != self._what:
-            self._what, self._begun, self._next, self._first = what, now, now + QUIET, (0, now)
+            self._what = what
+            self._begun = now
+            self._next = now + QUIET
+            self._first = 0, now
         if done >= total:
             self._show("", live_only=True)
             return

@@ -72,5 +72,6 @@ def mtp_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Multi-token prediction: nats and weight of the values for further tokens, means over the values."""
     ahead = [task.terms(value, shift_targets(batch, k, place))["loss"] for k, value in enumerate(values, 1)]
-    nats, weight = (jnp.mean(jnp.stack([jnp.sum(pair[i]) for pair in ahead])) for i in range(2))
+    nats = jnp.mean(jnp.stack([jnp.sum(nats) for nats, _ in ahead]))
+    weight = jnp.mean(jnp.stack([jnp.sum(weight) for _, weight in ahead]))
     return nats, weight

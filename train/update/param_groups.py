@@ -42,9 +42,9 @@ def decay_mask(specs: Specs, embeddings: bool) -> Tree:
 def freeze_mask(patterns: str | None, specs: Specs) -> Tree:
     """Which leaves `optim.freeze` freezes -> bools. Raises UsageError if a pattern matches none, or all are frozen."""
     names = flatten(specs)
-    frozen = (
-        {n for p in patterns.split(",") for n in _match_names("freeze", p, names)} if patterns is not None else set()
-    )
+    frozen = set[str]()
+    for pattern in [] if patterns is None else patterns.split(","):
+        frozen.update(_match_names("freeze", pattern, names))
     if frozen == set(names):
         raise UsageError(f"optim.freeze = {patterns!r} leaves nothing to train")
     return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in frozen, specs)
@@ -89,7 +89,7 @@ def _layerwise_decay(decay: float, specs: Specs) -> Tree:
 
     Source: Clark et al. 2020, arXiv:2003.10555, appendix B; Bao et al. 2021, arXiv:2106.08254, section 3.2.
     """
-    depths = {n for s in jax.tree.leaves(specs) for n, name in zip(s.shape, s.names, strict=True) if name == "layers"}
+    depths = {spec.shape[spec.names.index("layers")] for spec in jax.tree.leaves(specs) if "layers" in spec.names}
     if len(depths) != 1:
         has = f"stacks of {' and '.join(map(str, sorted(depths)))}" if depths else "no stacked layers"
         raise UsageError(f"optim.layer_decay needs one stack of layers; this model has {has}")

@@ -30,10 +30,8 @@ def _onecycle(config: ScheduleConfig, updates: int) -> optax.Schedule:
     if config.warmup:
         raise UsageError(f"schedule.warmup must be 0 for schedule 'onecycle', which has its own, not {config.warmup}")
     up = int(config.warmup_fraction * updates)
-    at, shares = (
-        np.array([0, up, 2 * up, updates]),
-        np.array([config.start_fraction, 1, config.start_fraction, config.end_fraction], np.float32),
-    )
+    at = np.array([0, up, 2 * up, updates])
+    shares = np.array([config.start_fraction, 1, config.start_fraction, config.end_fraction], np.float32)
     return lambda step: jnp.interp(step, at, shares)
 
 

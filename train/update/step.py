@@ -262,7 +262,8 @@ def make_gradient(model: Model, task: Task, place: Placement, options: StepOptio
         own = task.loss(forward, batch, frozen)
         terms = sum_terms({**forward.metrics(batch), **own})
         added = forward.aux_losses()
-        share, more = terms["loss"][1] / total, sum(added.values(), start=jnp.zeros(()))
+        share = terms["loss"][1] / total
+        more = sum(added.values(), start=jnp.zeros(()))
         terms |= {name: (mean * share, share) for name, mean in added.items()}
         if any(out.mtp_values for out in forward.outputs):
             if not isinstance(task, SingleForwardTask):

@@ -65,13 +65,11 @@ def _dense(
     """All experts compute all tokens."""
     chosen = one_hot(experts, len(p["gate"]["kernel"]))
     expert_weights = jnp.sum(chosen * weights[..., None], 2)
-    input_weights, output_weights = (
-        (expert_weights, jnp.any(chosen, 2).astype(jnp.float32)) if weight_inputs else (None, expert_weights)
-    )
+    output_weights = jnp.any(chosen, 2).astype(jnp.float32) if weight_inputs else expert_weights
 
     def up_project(p: dict[str, Array]) -> Array:
         h = einsum("btd,edf->btef", x, p["kernel"], place("batch seq choice mlp"))
-        h = h if input_weights is None else h * input_weights[..., None].astype(h.dtype)
+        h = h * expert_weights[..., None].astype(h.dtype) if weight_inputs else h
         return add_bias(h, gather_weight(p["bias"], x)) if "bias" in p else h
 
     h = gate(up_project(p["gate"]), up_project(p["up"])) * output_weights[..., None].astype(x.dtype)

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from errors import UsageError
 from models.blocks.vision.convolution import conv, max_pool
 from models.core.checks import check_type, not_negative, one_of, positive, refuse
-from models.core.layers import add_bias, batch_norm, norm_specs
-from models.core.spec import Place, Spec, he_normal, ones, zeros
+from models.core.layers import add_bias, batch_norm, norm_specs, stats_specs
+from models.core.spec import Place, Spec, he_normal, zeros
 from models.core.types import Specs, Stats, Variables
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -213,7 +213,7 @@ def specs(layers: tuple[Layer, ...], image: Size, anchor_channels: int) -> Specs
         kernel = Spec((layer.size, layer.size, C, O), axes, he_normal, fan_in="rows columns channels_in")
         if layer.norm:
             params[str(at)] = {"kernel": kernel, "norm": norm_specs(O)}
-            stats[str(at)] = {"mean": Spec((O,), "norm", zeros), "var": Spec((O,), "norm", ones)}
+            stats[str(at)] = stats_specs(O)
         else:
             params[str(at)] = {"kernel": kernel, "bias": Spec((O,), "norm", zeros)}
     return {"params": params, "stats": stats}

@@ -7,10 +7,11 @@ prediction, are ignored, as in transformers.
 from collections.abc import Iterable
 
 from documents import Json
-from errors import UsageError, unknown
+from errors import UsageError
 from models.core.types import Fields
 from models.families.bert import Config
-from models.pretrained.mapping import Keys, Row, affine, hf_activation, same
+from models.pretrained.config_keys import Keys, hf_activation, label_keys, placeholder_names
+from models.pretrained.mapping import Row, affine, same
 
 TYPES = ("bert",)
 HEADS = {"BertModel": "none", "BertForMaskedLM": "mlm", "BertForPreTraining": "mlm"}
@@ -31,7 +32,9 @@ def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers' BertConfig."""
     keys.require_value("position_embedding_type", "absolute")
     keys.require_value("is_decoder", False)
-    head = _head(keys)
+    modules = {name.split(".")[0] for name in keys.tensors}
+    inferred = "mlm" if "cls" in modules else "classes" if "classifier" in modules else "none"
+    head = keys.architecture(HEADS, inferred)
     last = keys.take("classifier_dropout")
     dropout = keys.take("hidden_dropout_prob", default=0.1)
     if head == "classes" and last not in (None, dropout):
@@ -56,16 +59,6 @@ def fields(keys: Keys) -> Fields:
     }
 
 
-def _head(keys: Keys) -> str:
-    given = (keys.take("architectures", kind=list) or [None])[0]
-    if given is None:
-        modules = {name.split(".")[0] for name in keys.tensors}
-        return "mlm" if "cls" in modules else "classes" if "classifier" in modules else "none"
-    if given not in HEADS:
-        raise unknown("architecture of config.json", given, HEADS)
-    return HEADS[given]
-
-
 def config(c: Config) -> Json:
     """The config.json of a Config. Raises UsageError for a Config that transformers' BERT cannot express."""
     if c.head == "classes" and (c.pool != "first" or not c.pooler):
@@ -88,8 +81,7 @@ def config(c: Config) -> Json:
         "hidden_act": hf_activation(c.activation),
         "hidden_dropout_prob": c.dropout,
         "attention_probs_dropout_prob": rate,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(c.classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(c.classes)},
+        **label_keys(placeholder_names(c.classes)),
         "tie_word_embeddings": c.tied,
         "layer_norm_eps": c.eps,
     }
@@ -97,7 +89,7 @@ def config(c: Config) -> Json:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.feed_forward
+    V, D, N, H, F = c.vocab, c.width, c.heads, c.head_width, c.feed_forward
     top, layer = f"{PREFIX}embeddings.", f"{PREFIX}encoder.layer.{{}}."
 
     def norm(ours: str, theirs: str) -> list[Row]:

@@ -4,7 +4,7 @@ Legend: V vocabulary, D width, N query heads, K key-value heads, H head width, F
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -13,13 +13,17 @@ from errors import UsageError
 from models.blocks.decoder.config import Decoder, GQADecoder, SlidingWindowDecoder
 from models.blocks.moe.moe import MoEDecoder
 from models.core.types import Fields
-from models.pretrained.mapping import Keys, LayerNumbers, Row, affine, hf_activation, linear, same
+from models.pretrained.config_keys import Keys, hf_activation
+from models.pretrained.mapping import LayerNumbers, Row, affine, linear, same
 
 PREFIX = "model."
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
-BUFFERS = f"{PREFIX}layers.*.self_attn.rotary_emb.inv_freq", f"{PREFIX}rotary_emb.inv_freq"  # of rotary frequencies
-LAYER_TYPES = {  # our kinds of layers -> those of config.json
-    **{"full": "full_attention", "sliding": "sliding_attention", "chunked": "chunked_attention"}
+# Our names: those of the hub
+LAYER_TYPES = {"full": "full_attention", "sliding": "sliding_attention", "chunked": "chunked_attention"}
+PRE_NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+SANDWICH_NORMS = {  # before and after each branch
+    **{"norm1": "input_layernorm", "norm1_post": "post_attention_layernorm"},
+    **{"norm2": "pre_feedforward_layernorm", "norm2_post": "post_feedforward_layernorm"},
 }
 
 
@@ -166,6 +170,17 @@ def sliding_keys(c: SlidingWindowDecoder) -> Json:
     return {**found, "layer_types": [LAYER_TYPES[kind] for kind in kinds], "max_window_layers": c.depth}
 
 
+def read_aux_loss(keys: Keys) -> Fields:
+    """The weight of the routers' auxiliary loss, which transformers adds only with `output_router_logits`."""
+    weight = keys.take("router_aux_loss_coef", default=0.001)
+    return {"aux_loss_weight": weight} if keys.take("output_router_logits", default=False, kind=bool) else {}
+
+
+def aux_loss_keys(c: MoEDecoder) -> Json:
+    """The keys of config.json for the routers' auxiliary loss."""
+    return {"router_aux_loss_coef": c.aux_loss_weight, "output_router_logits": c.aux_loss_weight > 0}
+
+
 # Rows
 
 
@@ -178,6 +193,11 @@ def layers_by_stack(c: Decoder) -> dict[str, tuple[int, ...]]:
     return {stack: tuple(i for i, name in enumerate(names) if name == stack) for stack in dict.fromkeys(names)}
 
 
+def ignored_tensors(c: Decoder, names: Iterable[str]) -> tuple[str, ...]:
+    """Patterns of the buffers of rotary frequencies."""
+    return f"{PREFIX}layers.*.self_attn.rotary_emb.inv_freq", f"{PREFIX}rotary_emb.inv_freq"
+
+
 def embed_and_head_rows(c: Decoder) -> list[Row]:
     """Token embedding, final norm, head."""
     found = [
@@ -187,7 +207,7 @@ def embed_and_head_rows(c: Decoder) -> list[Row]:
     return found if c.tied else [*found, same("head", "lm_head.weight", c.vocab, c.width)]
 
 
-def norm_rows(c: Decoder, stack: str, names: dict[str, str], layers: LayerNumbers = None) -> list[Row]:
+def norm_rows(c: Decoder, stack: str, names: Mapping[str, str] = PRE_NORMS, layers: LayerNumbers = None) -> list[Row]:
     """Norms of the residual stream in a stack; `names` maps ours to theirs."""
     return [
         same(f"{stack}/{ours}/scale", f"{LAYER}{theirs}.weight", c.width, layers=layers)

@@ -11,8 +11,9 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.deepseek import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, affine, linear, same
+from models.pretrained.mapping import Row, affine, linear, same
 
 TYPES = ("deepseek_v2", "deepseek_v3")
 PREFIX, TIED = decoders.PREFIX, decoders.TIED
@@ -125,7 +126,7 @@ def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
     """Patterns of the buffers of rotary frequencies, of further prediction modules, and of their copies of tables."""
     ends = {i: f"layers.{i}.eh_proj.weight" for i in range(c.depth + c.mtp, c.depth + MODULES)}
     modules = [i for i, end in ends.items() if any(name.endswith(end) for name in names)]  # without it, it is a layer
-    return *decoders.BUFFERS, *(f"{PREFIX}layers.{i}.*" for i in modules), *copies(c)
+    return *decoders.ignored_tensors(c, names), *(f"{PREFIX}layers.{i}.*" for i in modules), *copies(c)
 
 
 def copies(c: Config) -> dict[str, str]:
@@ -145,11 +146,10 @@ def rows(c: Config) -> list[Row]:
         modules = tuple(range(c.depth, c.depth + c.mtp))
         norms = {"state_norm": "hnorm", "token_norm": "enorm", "norm": "shared_head.norm"}
         found += [*_block(c, "mtp/block", "moe", modules), *decoders.norm_rows(c, "mtp", norms, layers=modules)]
+        both, halves = (c.width, 2 * c.width), (c.width, 2, c.width)
+        there = f"{decoders.LAYER}eh_proj.weight"
         for i, name in enumerate(("token", "state")):
-            both = (c.width, 2 * c.width)
-            halves = (c.width, 2, c.width)
             part = (slice(None), i)
-            there = f"{decoders.LAYER}eh_proj.weight"
             found.append(Row(f"mtp/{name}/kernel", there, halves, (1, 0), both, part=part, layers=modules))
     return found
 
@@ -160,35 +160,26 @@ def _block(c: Config, at: str, stack: str, layers: tuple[int, ...]) -> list[Row]
     module = f"{layer}self_attn."
     low = R + c.rope_dim
     h = c.nope_dim
-    found = decoders.norm_rows(c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, layers=layers)
+    found = decoders.norm_rows(c, at, layers=layers)
     if c.q_rank:
         found += affine(f"{at}/q_down", f"{module}q_a_proj", (D,), (c.q_rank,), c.attention_bias, layers=layers)
         found.append(same(f"{at}/q_norm/scale", f"{module}q_a_layernorm.weight", c.q_rank, layers=layers))
         found.append(linear(f"{at}/q/kernel", f"{module}q_b_proj.weight", (c.q_rank,), (N, H), layers=layers))
     else:
         found.append(linear(f"{at}/q/kernel", f"{module}q_proj.weight", (D,), (N, H), layers=layers))
-    for name, part in (("kv_down", slice(R)), ("k_rope", slice(R, None))):
-        both = f"{module}kv_a_proj_with_mqa"
-        found.append(
-            Row(f"{at}/{name}/kernel", f"{both}.weight", (low, D), (1, 0), (low, D), part=(part,), layers=layers)
-        )
+    both = f"{module}kv_a_proj_with_mqa"
+    for name, rows_of in (("kv_down", slice(R)), ("k_rope", slice(R, None))):
+        kernel, bias = f"{at}/{name}/kernel", f"{at}/{name}/bias"
+        part = (rows_of,)
+        found.append(Row(kernel, f"{both}.weight", (low, D), (1, 0), (low, D), part=part, layers=layers))
         if c.attention_bias:
-            found.append(Row(f"{at}/{name}/bias", f"{both}.bias", (low,), (0,), (low,), part=(part,), layers=layers))
+            found.append(Row(bias, f"{both}.bias", (low,), (0,), (low,), part=part, layers=layers))
     found.append(same(f"{at}/kv_norm/scale", f"{module}kv_a_layernorm.weight", R, layers=layers))
-    for name, part in (("k", slice(h)), ("v", slice(h, None))):
-        each, shape = (N, h + W, R), (N * (h + W), R)
-        part_index = (slice(None), part)
-        found.append(
-            Row(
-                f"{at}/{name}/kernel",
-                f"{module}kv_b_proj.weight",
-                each,
-                (2, 0, 1),
-                shape,
-                part=part_index,
-                layers=layers,
-            )
-        )
+    each, shape = (N, h + W, R), (N * (h + W), R)
+    for name, columns in (("k", slice(h)), ("v", slice(h, None))):
+        kernel = f"{at}/{name}/kernel"
+        of_each = (slice(None), columns)
+        found.append(Row(kernel, f"{module}kv_b_proj.weight", each, (2, 0, 1), shape, part=of_each, layers=layers))
     found += affine(f"{at}/out", f"{module}o_proj", (N, W), (D,), c.attention_bias, layers=layers)
     if stack == "dense":
         return found + decoders.mlp_rows(D, c.feed_forward, at, layers=layers)

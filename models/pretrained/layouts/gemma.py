@@ -1,21 +1,17 @@
 """Gemma 2 and the language model of Gemma 3 on the Hugging Face hub."""
 
-from collections.abc import Iterable
-
 from documents import Json
 from errors import UsageError
 from models.core.types import Fields
+from models.families import gemma4
 from models.families.gemma import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, hf_activation
+from models.pretrained.mapping import Row
 
 TYPES = ("gemma2", "gemma3_text")
-PREFIX, TIED = decoders.PREFIX, decoders.TIED
+PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors
 HARMLESS = ("cache_implementation", "hidden_act")  # the activation is hidden_activation
-NORMS = {
-    **{"norm1": "input_layernorm", "norm1_post": "post_attention_layernorm"},
-    **{"norm2": "pre_feedforward_layernorm", "norm2_post": "post_feedforward_layernorm"},
-}
 
 
 def fields(keys: Keys) -> Fields:
@@ -62,11 +58,16 @@ def _rope(keys: Keys, context: int) -> Fields:
     keys.take("rope_theta", "rope_local_base_freq")
     if strange := set(both) - {"full_attention", "sliding_attention"}:
         raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}; there are no such layers")
-    sliding = decoders.read_rope(keys.nested({"rope_parameters": local}), context)
-    if sliding["rope"] != "none":
+    near = read_local_rope(keys, local, context)
+    return {**near, **decoders.read_rope(keys.nested({"rope_parameters": full}), context)}
+
+
+def read_local_rope(keys: Keys, local: Json, context: int) -> Fields:
+    """The rotary base of sliding layers. Raises UsageError for a scaling of their positions."""
+    found = decoders.read_rope(keys.nested({"rope_parameters": local}), context)
+    if found["rope"] != "none":
         raise UsageError(f"config.json scales the rotary positions of sliding layers, {local}; this is not supported")
-    full = decoders.read_rope(keys.nested({"rope_parameters": full}), context)
-    return {**full, "rope_local_base": sliding["rope_base"]}
+    return {"rope_local_base": found["rope_base"]}
 
 
 def config(c: Config) -> Json:
@@ -83,42 +84,44 @@ def config(c: Config) -> Json:
             f"a published Gemma with qk_norm does not scale the rotary positions of sliding layers: "
             f"give a rope_local_base beside rope = {c.rope!r}"
         )
-    common = {k: v for k, v in decoders.gqa_keys(c).items() if k != "hidden_act"}
     rope = decoders.rope_keys(c)
     if third:
         local = {"rope_type": "default", "rope_theta": c.rope_local_base or c.rope_base}
         rope["rope_parameters"] = {"full_attention": rope["rope_parameters"], "sliding_attention": local}
         rope["rope_local_base_freq"] = local["rope_theta"]
-    activation = hf_activation(c.activation)
     query = c.query_pre_attn_scalar or c.head_width
     return {
         "model_type": "gemma3_text" if third else "gemma2",
         "architectures": ["Gemma3ForCausalLM" if third else "Gemma2ForCausalLM"],
-        **common,
+        **shared_keys(c),
         **rope,
         **({} if third else {"attn_logit_softcapping": c.attn_logit_softcap}),
-        "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
-        "attention_bias": c.attention_bias,
         "sliding_window": c.window or 4096,  # transformers requires it, with sliding layers or not
-        "layer_types": [decoders.LAYER_TYPES[layer.kind] for layer in c.layers],
         **({"sliding_window_pattern": c.sliding_pattern} if third else {}),
         "query_pre_attn_scalar": int(query) if query == int(query) else query,
-        "final_logit_softcapping": c.final_logit_softcap,
         "use_bidirectional_attention": False,
-        "pad_token_id": None,
     }
 
 
-def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Patterns of the buffers of rotary frequencies."""
-    return decoders.BUFFERS
+def shared_keys(c: Config | gemma4.Config) -> Json:
+    """The keys of config.json that all Gemmas have."""
+    keys = decoders.gqa_keys(c)
+    activation = keys.pop("hidden_act")
+    return {
+        **keys,
+        "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
+        "attention_bias": c.attention_bias,
+        "layer_types": [decoders.LAYER_TYPES[layer.kind] for layer in c.layers],
+        "final_logit_softcapping": c.final_logit_softcap,
+        "pad_token_id": None,
+    }
 
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
     return [
         *decoders.embed_and_head_rows(c),
-        *decoders.norm_rows(c, "blocks", NORMS),
+        *decoders.norm_rows(c, "blocks", decoders.SANDWICH_NORMS),
         *decoders.attention_rows(c, "blocks", c.attention_bias, c.qk_norm),
         *decoders.mlp_rows(c.width, c.feed_forward, "blocks"),
     ]

@@ -1,27 +1,18 @@
 """Gemma 4's language model on the Hugging Face hub: all experts of a layer in one tensor, gate before up."""
 
-from collections.abc import Iterable
-
 from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.gemma4 import Config
-from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, hf_activation, linear, same
+from models.pretrained.config_keys import Keys
+from models.pretrained.layouts import decoders, gemma
+from models.pretrained.mapping import Row, linear, same
 
 TYPES = ("gemma4_text", "gemma4_unified_text")
-PREFIX, TIED = decoders.PREFIX, decoders.TIED
-HARMLESS = (
-    "cache_implementation",
-    "hidden_act",
-    "vocab_size_per_layer_input",
-    "use_double_wide_mlp",
-    "output_router_logits",
+PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors
+HARMLESS = tuple(
+    "cache_implementation hidden_act vocab_size_per_layer_input use_double_wide_mlp output_router_logits".split()
 )
-NORMS = {
-    **{"norm1": "input_layernorm", "norm1_post": "post_attention_layernorm"},
-    **{"norm2": "pre_feedforward_layernorm", "norm2_post": "post_feedforward_layernorm"},
-}
 ROUTED_NORMS = {
     **{"mlp_post": "post_feedforward_layernorm_1", "experts_norm": "pre_feedforward_layernorm_2"},
     "experts_post": "post_feedforward_layernorm_2",
@@ -86,9 +77,7 @@ def _rope(keys: Keys, context: int) -> Fields:
     full, local = ({"rope_type": "default", **values} for values in said)
     if strange := {k for k, v in both.items() if v is not None and k not in decoders.LAYER_TYPES.values()}:
         raise UsageError(f"config.json has rope_parameters of {', '.join(sorted(strange))}; there are no such layers")
-    near = decoders.read_rope(keys.nested({"rope_parameters": local}), context)
-    if near["rope"] != "none":
-        raise UsageError(f"config.json scales the rotary positions of sliding layers, {local}; this is not supported")
+    near = gemma.read_local_rope(keys, local, context)
     rotary_factor = 1.0
     if full["rope_type"] == "proportional":
         inner = keys.nested(full)
@@ -99,7 +88,7 @@ def _rope(keys: Keys, context: int) -> Fields:
         full = {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"}
         full["rope_theta"] = base
     far = decoders.read_rope(keys.nested({"rope_parameters": full}), context)
-    return {**far, "partial_rotary_factor": rotary_factor, "rope_local_base": near["rope_base"]}
+    return {**far, **near, "partial_rotary_factor": rotary_factor}
 
 
 def _experts(keys: Keys) -> Fields:
@@ -123,27 +112,22 @@ def config(c: Config) -> Json:
         "rope_theta": c.rope_base,
         **factor,
     }
-    activation = hf_activation(c.activation)
     wide = c.for_kind("full")
     over = {"head_dim": c.full_head_dim, "num_key_value_heads": c.full_kv_heads}
     over = {name: n for name, n in over.items() if n is not None}
     return {
         "model_type": "gemma4_text",
         "architectures": ["Gemma4ForCausalLM"],
-        **{k: v for k, v in decoders.gqa_keys(c).items() if k != "hidden_act"},
-        "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu_new" else activation,
-        "attention_bias": c.attention_bias,
+        **gemma.shared_keys(c),
         "attention_k_eq_v": c.k_eq_v,
         "global_head_dim": wide.head_width,
         "num_global_key_value_heads": c.full_kv_heads,
         "per_layer_config": {str(i): over for i, kind in enumerate(kinds) if kind == "full"},
         "sliding_window": c.window or 512,  # transformers requires it, with sliding layers or not
-        "layer_types": [decoders.LAYER_TYPES[kind] for kind in kinds],
         "rope_parameters": {
             decoders.LAYER_TYPES["full"]: full,
             decoders.LAYER_TYPES["sliding"]: {"rope_type": "default", "rope_theta": c.rope_local_base},
         },
-        "final_logit_softcapping": c.final_logit_softcap,
         "enable_moe_block": c.enable_moe_block,
         "num_experts": c.experts if c.enable_moe_block else None,
         "top_k_experts": c.experts_per_token if c.enable_moe_block else None,
@@ -151,13 +135,7 @@ def config(c: Config) -> Json:
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
         "use_double_wide_mlp": False,
-        "pad_token_id": None,
     }
-
-
-def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Patterns of the buffers of rotary frequencies."""
-    return decoders.BUFFERS
 
 
 def rows(c: Config) -> list[Row]:
@@ -167,7 +145,7 @@ def rows(c: Config) -> list[Row]:
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
         at = f"blocks/{stack}"
-        found += decoders.norm_rows(c, at, NORMS, layers=layers)
+        found += decoders.norm_rows(c, at, decoders.SANDWICH_NORMS, layers=layers)
         heads = decoders.attention_rows(c.for_kind(stack), at, c.attention_bias, norms=True, layers=layers)
         alone = c.k_eq_v and stack == "full"
         found += [row for row in heads if not (alone and row.path.startswith(f"{at}/v/"))]

@@ -6,7 +6,8 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.gpt import Config, rate
-from models.pretrained.mapping import Keys, Row, hf_activation, same
+from models.pretrained.config_keys import Keys, hf_activation
+from models.pretrained.mapping import Row, layer_norm, same
 
 TYPES = ("gpt2",)
 PREFIX = "transformer."
@@ -75,7 +76,7 @@ def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
+    V, D, N, H, F = c.vocab, c.width, c.heads, c.head_width, c.feed_forward
     top, layer = PREFIX, f"{PREFIX}h.{{}}."
     found = [
         same("embed/token", f"{top}wte.weight", V, D),
@@ -90,5 +91,5 @@ def rows(c: Config) -> list[Row]:
         same("blocks/down/bias", f"{layer}mlp.c_proj.bias", D),
     ]
     for ours, theirs in (("blocks/norm1", f"{layer}ln_1"), ("blocks/norm2", f"{layer}ln_2"), ("norm", f"{top}ln_f")):
-        found += [same(f"{ours}/scale", f"{theirs}.weight", D), same(f"{ours}/bias", f"{theirs}.bias", D)]
+        found += layer_norm(ours, theirs, D)
     return found if c.tied else [*found, same("head", "lm_head.weight", V, D)]

@@ -3,16 +3,15 @@
 The released files have the experts as MXFP4, which `quantised` dequantises.
 """
 
-from collections.abc import Iterable
-
 from documents import Json
 from models.core.types import Fields
 from models.families.gpt_oss import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, affine, same
+from models.pretrained.mapping import Row, affine, same
 
 TYPES = ("gpt_oss",)
-PREFIX, TIED = decoders.PREFIX, decoders.TIED
+PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors
 HARMLESS = ("initial_context_length", "hidden_act", "experts_per_token")  # duplicates of other keys, or not used
 YARN = {  # the default of transformers without keys of rotary frequencies
     **dict(rope_type="yarn", factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False),
@@ -23,13 +22,9 @@ YARN = {  # the default of transformers without keys of rotary frequencies
 def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers."""
     found = decoders.decoder_fields(keys, 131072)
-    depth = found["depth"]
-    kinds = decoders.read_layer_types(keys, depth, ("full", "sliding"))
+    kinds = decoders.read_layer_types(keys, found["depth"], ("full", "sliding"))
     if kinds and "sliding" in kinds:
         found["sliding_layers"] = tuple(i for i, kind in enumerate(kinds) if kind == "sliding")
-    if keys.take("output_router_logits", default=False, kind=bool):  # otherwise transformers adds no auxiliary loss
-        found["aux_loss_weight"] = keys.take("router_aux_loss_coef", default=0.001)
-    keys.take("router_aux_loss_coef")
     return found | {
         "window": decoders.read_window(keys, kinds, 128),
         "eps": keys.take("rms_norm_eps", default=1e-5),
@@ -40,13 +35,13 @@ def fields(keys: Keys) -> Fields:
         "experts_per_token": keys.take("num_experts_per_tok", default=4),
         "swiglu_alpha": keys.take("swiglu_alpha", default=1.702),
         "swiglu_limit": keys.take("swiglu_limit", default=7.0),
+        **decoders.read_aux_loss(keys),
         **decoders.read_rope(keys, found["context"], base=150000.0, absent=YARN),
     }
 
 
 def config(c: Config) -> Json:
     """The config.json of a Config."""
-    kinds = [decoders.LAYER_TYPES[layer.kind] for layer in c.layers]
     return {
         "model_type": "gpt_oss",
         "architectures": ["GptOssForCausalLM"],
@@ -55,19 +50,13 @@ def config(c: Config) -> Json:
         "intermediate_size": c.expert_width,
         "attention_bias": c.attention_bias,
         "sliding_window": c.window or 128,  # transformers requires it, with sliding layers or not
-        "layer_types": kinds,
+        "layer_types": [decoders.LAYER_TYPES[layer.kind] for layer in c.layers],
         "num_local_experts": c.experts,
         "num_experts_per_tok": c.experts_per_token,
-        "router_aux_loss_coef": c.aux_loss_weight,
-        "output_router_logits": c.aux_loss_weight > 0,
+        **decoders.aux_loss_keys(c),
         "swiglu_alpha": c.swiglu_alpha,
         "swiglu_limit": c.swiglu_limit,
     }
-
-
-def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Patterns of the buffers of rotary frequencies."""
-    return decoders.BUFFERS
 
 
 def rows(c: Config) -> list[Row]:
@@ -76,7 +65,7 @@ def rows(c: Config) -> list[Row]:
     layer = decoders.LAYER
     found = [
         *decoders.embed_and_head_rows(c),
-        *decoders.norm_rows(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),
+        *decoders.norm_rows(c, "blocks"),
         *decoders.attention_rows(c, "blocks", c.attention_bias),
         same("blocks/sink", f"{layer}self_attn.sinks", c.heads),
         *affine("blocks/router", f"{layer}mlp.router", (D,), (E,)),

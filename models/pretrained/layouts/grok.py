@@ -12,19 +12,12 @@ from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.grok import Config
-from models.pretrained.mapping import Keys, Row, same
+from models.pretrained.config_keys import Keys
+from models.pretrained.mapping import Row, same
 
 TYPES = ("grok-1",)
 HARMLESS = ("eos_token", "embedding_init_scale", "name", "fprop_dtype", "init_scale_override", "shard_embeddings")
-HARMLESS_INSIDE = (
-    "vocab_size",
-    "capacity_factor",
-    "name",
-    "init_scale",
-    "shard_activations",
-    "data_axis",
-    "model_axis",
-)
+HARMLESS_INSIDE = tuple("vocab_size capacity_factor name init_scale shard_activations data_axis model_axis".split())
 ALWAYS: Fields = {  # constants of the release's code
     **dict(activation="gelu_tanh", tied=True, eps=1e-5, rope="none", rope_base=10000.0, attn_logit_softcap=30.0)
 }

@@ -1,16 +1,15 @@
 """Llama, Mistral and Qwen 3 on the Hugging Face hub: `model.layers.0.self_attn.q_proj.weight`, and so on."""
 
-from collections.abc import Iterable
-
 from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.llama import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row
+from models.pretrained.mapping import Row
 
 TYPES = ("llama", "mistral", "qwen3")
-PREFIX, TIED = decoders.PREFIX, decoders.TIED
+PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors
 HARMLESS = ("pretraining_tp", "max_sequence_length")
 CONTEXT = {"llama": 2048, "mistral": 131072, "qwen3": 32768}
 
@@ -61,16 +60,11 @@ def config(c: Config) -> Json:
     return {**found, **decoders.sliding_keys(c)} if kind == "qwen3" else found
 
 
-def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Patterns of the buffers of rotary frequencies."""
-    return decoders.BUFFERS
-
-
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
     return [
         *decoders.embed_and_head_rows(c),
-        *decoders.norm_rows(c, "blocks", {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}),
+        *decoders.norm_rows(c, "blocks"),
         *decoders.attention_rows(c, "blocks", c.attention_bias, c.qk_norm),
         *decoders.mlp_rows(c.width, c.feed_forward, "blocks", bias=c.mlp_bias),
     ]

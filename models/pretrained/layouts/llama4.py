@@ -3,21 +3,22 @@
 In rows padded on the left, transformers counts the padding into a query's temperature; Canon uses its position only.
 """
 
-from collections.abc import Iterable
-
 from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.llama4 import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, linear, same
+from models.pretrained.mapping import Row, linear, same
 
 TYPES = ("llama4_text",)
-PREFIX, TIED = decoders.PREFIX, decoders.TIED
-HARMLESS = (  # transformers has no auxiliary loss in Llama 4
-    *("output_router_logits", "router_aux_loss_coef"),
-    *("for_llm_compressor", "cache_implementation"),
-)
+PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors
+HARMLESS = (
+    "for_llm_compressor",
+    "cache_implementation",
+    "output_router_logits",
+    "router_aux_loss_coef",
+)  # no loss
 
 
 def fields(keys: Keys) -> Fields:
@@ -95,11 +96,6 @@ def config(c: Config) -> Json:
     }
 
 
-def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Patterns of the buffers of rotary frequencies."""
-    return decoders.BUFFERS
-
-
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
     E, D, F = c.experts, c.width, c.expert_width
@@ -107,9 +103,7 @@ def rows(c: Config) -> list[Row]:
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
         at = f"blocks/{stack}"
-        found += decoders.norm_rows(
-            c, at, {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}, layers=layers
-        )
+        found += decoders.norm_rows(c, at, layers=layers)
         found += decoders.attention_rows(c, at, c.attention_bias, layers=layers)
         if stack == "dense":
             found += decoders.mlp_rows(D, c.feed_forward, at, "feed_forward", layers=layers)

@@ -3,19 +3,17 @@
 Mixtral's files have `block_sparse_moe.experts.0.w1` (gate), `w3` (up), `w2` (down); Qwen's `mlp.experts.0.gate_proj`.
 """
 
-from collections.abc import Iterable
-
 from documents import Json
 from errors import UsageError
 from models.core.types import Fields
 from models.families.mixtral import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.layouts import decoders
-from models.pretrained.mapping import Keys, Row, linear
+from models.pretrained.mapping import Row, linear
 
 TYPES = ("mixtral", "qwen3_moe")
-PREFIX, TIED = decoders.PREFIX, decoders.TIED
+PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors
 HARMLESS: tuple[str, ...] = ()
-NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
 
 
 def fields(keys: Keys) -> Fields:
@@ -30,11 +28,9 @@ def fields(keys: Keys) -> Fields:
         "activation": keys.activation("hidden_act", default="silu"),
         "experts_per_token": keys.take("num_experts_per_tok", default=8 if qwen else 2),
         "qk_norm": qwen,
+        **decoders.read_aux_loss(keys),
         **decoders.read_rope(keys, found["context"], base=1e4 if qwen else 1e6),
     }
-    weight = keys.take("router_aux_loss_coef", default=0.001)
-    if keys.take("output_router_logits", default=False, kind=bool):  # otherwise transformers adds no auxiliary loss
-        found["aux_loss_weight"] = weight
     if not qwen:
         keys.require_value("router_jitter_noise", 0.0, 0, None)
         heads = keys.get("num_key_value_heads", 8)
@@ -75,8 +71,7 @@ def config(c: Config) -> Json:
         **decoders.rope_keys(c),
         "num_experts_per_tok": c.experts_per_token,
         "num_local_experts": c.experts,
-        "router_aux_loss_coef": c.aux_loss_weight,
-        "output_router_logits": c.aux_loss_weight > 0,
+        **decoders.aux_loss_keys(c),
         "sliding_window": window,
     }
     if c.qk_norm:
@@ -106,17 +101,12 @@ def config(c: Config) -> Json:
     }
 
 
-def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:
-    """Patterns of the buffers of rotary frequencies."""
-    return decoders.BUFFERS
-
-
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
     found = decoders.embed_and_head_rows(c)
     for stack, layers in decoders.layers_by_stack(c).items():
         at = f"blocks/{stack}"
-        found += decoders.norm_rows(c, at, NORMS, layers=layers)
+        found += decoders.norm_rows(c, at, layers=layers)
         found += decoders.attention_rows(c, at, c.attention_bias, c.qk_norm, layers=layers)
         if stack == "dense":
             found += decoders.mlp_rows(c.width, c.feed_forward, at, layers=layers)

@@ -6,8 +6,9 @@ from documents import Json
 from errors import UsageError, unknown
 from models.core.types import Fields
 from models.families.resnet import BLOCKS, Config, ConvNorm, conv_norms, widths
+from models.pretrained.config_keys import Keys, hf_activation, label_keys, placeholder_names
 from models.pretrained.layouts import resnet_timm
-from models.pretrained.mapping import Keys, Row, affine, batch_norm, conv, hf_activation
+from models.pretrained.mapping import Row, affine, batch_norm, conv
 
 TYPES = ("resnet",)
 ARCHITECTURE = {"none": "ResNetModel", "classes": "ResNetForImageClassification"}
@@ -19,11 +20,8 @@ DIALECTS = {"timm": resnet_timm}
 
 def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers' ResNetConfig."""
-    given = (keys.take("architectures", kind=list) or [None])[0]
-    if given is None:
-        given = ARCHITECTURE["classes" if any("classifier." in name for name in keys.tensors) else "none"]
-    if given not in HEADS:
-        raise unknown("architecture of config.json", given, HEADS)
+    has_classifier = any("classifier." in name for name in keys.tensors)
+    head = keys.architecture(HEADS, "classes" if has_classifier else "none")
     block = keys.take("layer_type", default="bottleneck")
     if block not in BLOCKS:
         raise unknown("layer_type of config.json", block, BLOCKS)
@@ -36,7 +34,7 @@ def fields(keys: Keys) -> Fields:
         "stride_first": keys.take("downsample_in_bottleneck", default=False, kind=bool),
         "halve_first": keys.take("downsample_in_first_stage", default=False, kind=bool),
         "activation": keys.activation("hidden_act", default="relu"),
-        "head": HEADS[given],
+        "head": head,
         "classes": keys.classes(),
     }
 
@@ -63,8 +61,7 @@ def config(c: Config) -> Json:
         "downsample_in_bottleneck": c.stride_first,
         "downsample_in_first_stage": c.halve_first,
         "hidden_act": hf_activation(c.activation),
-        "id2label": {str(i): f"LABEL_{i}" for i in range(c.classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(c.classes)},
+        **label_keys(placeholder_names(c.classes)),
     }
 
 

@@ -1,25 +1,18 @@
 """ResNet in torchvision and timm: `layer1.0.conv1.weight`, `layer2.0.downsample.0.weight`, `fc.bias`."""
 
 from collections.abc import Iterable
+from functools import partial
 
-from documents import Json
-from models.core.types import Fields
 from models.families.resnet import SIZES, Config, ConvNorm, conv_norms, widths
 from models.pretrained.layouts import timm
-from models.pretrained.mapping import Keys, Row, affine, batch_norm, conv
+from models.pretrained.mapping import Row, affine, batch_norm, conv
 
 NAMED = {name: size for name, size in SIZES.items() if "stem" not in size}
 TYPES, HARMLESS = tuple(NAMED), timm.HARMLESS
 
 
-def fields(keys: Keys) -> Fields:
-    """Config fields from a config.json of timm."""
-    return timm.fields(keys, NAMED)
-
-
-def config(c: Config) -> Json:
-    """The config.json of timm. Raises UsageError for a network without a name in timm."""
-    return timm.config(c, NAMED, ("zero_init", "momentum", "remat", "scan"))
+fields = partial(timm.fields, sizes=NAMED)
+config = partial(timm.config, sizes=NAMED, free=("zero_init", "momentum", "remat", "scan"))
 
 
 def rows(c: Config) -> list[Row]:

@@ -6,7 +6,7 @@ from documents import Json
 from errors import UsageError, unknown
 from models.core.types import Fields
 from models.families import resnet, vgg
-from models.pretrained.mapping import Keys
+from models.pretrained.config_keys import Keys
 
 HARMLESS = ("num_features", "pretrained_cfg", "label_names", "label_descriptions")
 ARGUMENTS = {"in_chans": "inputs", "num_classes": "classes"}  # of model_args

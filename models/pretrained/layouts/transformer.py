@@ -11,7 +11,7 @@ import re
 from errors import UsageError
 from models.core.types import Fields
 from models.families.transformer import Config
-from models.pretrained.mapping import Row, affine, same
+from models.pretrained.mapping import Row, affine, layer_norm, packed_qkv, same
 
 REQUIRED_FIELDS = ("heads",)
 
@@ -48,20 +48,11 @@ def fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> Fields:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    V, D, N, H, F = c.vocab, c.width, c.heads, c.width // c.heads, c.hidden or 4 * c.width
-
-    def norm(ours: str, theirs: str) -> list[Row]:
-        named = (("scale", "weight"), ("bias", "bias"))
-        return [same(f"{ours}/{n}", f"{theirs}.{m}", D) for n, m in named[: 1 + c.bias]]
+    V, D, N, H, F = c.vocab, c.width, c.heads, c.head_width, c.feed_forward
 
     def attention(ours: str, theirs: str) -> list[Row]:
-        found = affine(f"{ours}/out", f"{theirs}.out_proj", (N, H), (D,), c.bias)
-        for i, name in enumerate("qkv"):
-            weight, bias = f"{theirs}.in_proj_weight", f"{theirs}.in_proj_bias"
-            found.append(Row(f"{ours}/{name}/kernel", weight, (3, N, H, D), (2, 0, 1), (3 * D, D), part=(i,)))
-            if c.bias:
-                found.append(Row(f"{ours}/{name}/bias", bias, (3, N, H), (0, 1), (3 * D,), part=(i,)))
-        return found
+        packed = packed_qkv(ours, f"{theirs}.in_proj_weight", f"{theirs}.in_proj_bias", D, N, c.bias)
+        return [*affine(f"{ours}/out", f"{theirs}.out_proj", (N, H), (D,), c.bias), *packed]
 
     def side(name: str, attentions: dict[str, str]) -> list[Row]:
         ours, theirs = f"{name}/blocks", f"{name}.layers.{{}}"
@@ -71,8 +62,8 @@ def rows(c: Config) -> list[Row]:
         found += affine(f"{ours}/up", f"{theirs}.linear1", (D,), (F,), c.bias)
         found += affine(f"{ours}/down", f"{theirs}.linear2", (F,), (D,), c.bias)
         for i in range(1, len(attentions) + 2):
-            found += norm(f"{ours}/norm{i}", f"{theirs}.norm{i}")
-        return found + (norm(f"{name}/norm", f"{name}.norm") if c.has_final_norm else [])
+            found += layer_norm(f"{ours}/norm{i}", f"{theirs}.norm{i}", D, c.bias)
+        return found + (layer_norm(f"{name}/norm", f"{name}.norm", D, c.bias) if c.has_final_norm else [])
 
     found = [
         *side("encoder", {"attention": "self_attn"}),

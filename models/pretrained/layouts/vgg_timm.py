@@ -4,24 +4,17 @@ For images larger than 224 x 224, timm slides the hidden layers over a larger ma
 """
 
 from collections.abc import Iterable
+from functools import partial
 
-from documents import Json
-from models.core.types import Fields
 from models.families.vgg import SIZES, Config
 from models.pretrained.layouts import timm
-from models.pretrained.mapping import Keys, Row, affine, batch_norm, conv, same
+from models.pretrained.mapping import Row, affine, batch_norm, conv, same
 
 TYPES, HARMLESS = tuple(SIZES), timm.HARMLESS
 
 
-def fields(keys: Keys) -> Fields:
-    """Config fields from a config.json of timm."""
-    return timm.fields(keys, SIZES)
-
-
-def config(c: Config) -> Json:
-    """The config.json of timm. Raises UsageError for a network without a name in timm."""
-    return timm.config(c, SIZES, ("dropout", "momentum"))
+fields = partial(timm.fields, sizes=SIZES)
+config = partial(timm.config, sizes=SIZES, free=("dropout", "momentum"))
 
 
 def feature_rows(c: Config) -> list[Row]:

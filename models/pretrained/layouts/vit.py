@@ -7,12 +7,13 @@ classifier has one.
 from collections.abc import Iterable
 
 from documents import Json
-from errors import UsageError, unknown
+from errors import UsageError
 from models.core.types import Fields
 from models.families.vit import Config
+from models.pretrained.config_keys import Keys, hf_activation, label_keys, placeholder_names
 from models.pretrained.layouts import vit_timm
-from models.pretrained.layouts.vit_timm import embedding_rows, norm_rows
-from models.pretrained.mapping import Keys, Row, affine, hf_activation
+from models.pretrained.layouts.vit_timm import embedding_rows
+from models.pretrained.mapping import Row, affine, layer_norm
 
 TYPES = ("vit",)
 DIALECTS = {"timm": vit_timm}
@@ -23,7 +24,8 @@ HARMLESS = ("encoder_stride", "pooler_act", "pooler_output_size")  # of other he
 
 def fields(keys: Keys) -> Fields:
     """Config fields from a config.json; absent keys have the defaults of transformers' ViTConfig."""
-    head = _head(keys)
+    has_classifier = any(name.startswith("classifier.") for name in keys.tensors)
+    head = keys.architecture(HEADS, "classes" if has_classifier else "none")
     size = keys.take("image_size", default=224)
     patch = keys.take("patch_size", default=16)
     found = {
@@ -47,15 +49,6 @@ def fields(keys: Keys) -> Fields:
         if name.endswith("embeddings.position_embeddings") and shape != want:
             raise UsageError(f"tensor {name!r} is {shape}, not {want} as for an image of {found['inputs'][:2]}")
     return found
-
-
-def _head(keys: Keys) -> str:
-    given = (keys.take("architectures", kind=list) or [None])[0]
-    if given is None:
-        return "classes" if any(name.startswith("classifier.") for name in keys.tensors) else "none"
-    if given not in HEADS:
-        raise unknown("architecture of config.json", given, HEADS)
-    return HEADS[given]
 
 
 def check_overrides(fields: Fields, c: Config) -> None:
@@ -88,28 +81,27 @@ def config(c: Config) -> Json:
         "hidden_dropout_prob": c.dropout,
         "attention_probs_dropout_prob": c.dropout if c.dropout_attention is None else c.dropout_attention,
         "layer_norm_eps": c.eps,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(c.classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(c.classes)},
+        **label_keys(placeholder_names(c.classes)),
     }
 
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
+    D, N, H, F = c.width, c.heads, c.head_width, c.feed_forward
     top, layer = f"{PREFIX}embeddings.", f"{PREFIX}encoder.layer.{{}}."
     found = [
         *embedding_rows(
             c, f"{top}patch_embeddings.projection", f"{top}cls_token", f"{top}position_embeddings", smooth=False
         ),
-        *norm_rows("blocks/norm1", f"{layer}layernorm_before", D),
+        *layer_norm("blocks/norm1", f"{layer}layernorm_before", D),
         *affine("blocks/q", f"{layer}attention.attention.query", (D,), (N, H), c.qkv_bias),
         *affine("blocks/k", f"{layer}attention.attention.key", (D,), (N, H), c.qkv_bias),
         *affine("blocks/v", f"{layer}attention.attention.value", (D,), (N, H), c.qkv_bias),
         *affine("blocks/out", f"{layer}attention.output.dense", (N, H), (D,)),
-        *norm_rows("blocks/norm2", f"{layer}layernorm_after", D),
+        *layer_norm("blocks/norm2", f"{layer}layernorm_after", D),
         *affine("blocks/up", f"{layer}intermediate.dense", (D,), (F,)),
         *affine("blocks/down", f"{layer}output.dense", (F,), (D,)),
-        *norm_rows("norm", f"{PREFIX}layernorm", D),
+        *layer_norm("norm", f"{PREFIX}layernorm", D),
     ]
     return found + (affine("head", "classifier", (D,), (c.classes,)) if c.head == "classes" else [])
 

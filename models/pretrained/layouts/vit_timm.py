@@ -13,8 +13,9 @@ from typing import Any
 from errors import UsageError
 from models.core.types import Fields
 from models.families.vit import Config
+from models.pretrained.config_keys import Keys
 from models.pretrained.formats.interpolate import ResizePositions
-from models.pretrained.mapping import Keys, Row, affine, same
+from models.pretrained.mapping import Row, affine, layer_norm, packed_qkv, same
 
 _224_384 = ("tiny_patch16", "small_patch16", "small_patch32", "base_patch16", "base_patch32")
 _DEIT3 = ("small_patch16", "medium_patch16", "base_patch16", "large_patch16")
@@ -113,18 +114,16 @@ def _image_sides(size: Any) -> tuple[int, int] | None:
 
 def rows(c: Config) -> list[Row]:
     """The rows of the layout."""
-    D, N, H, F = c.width, c.heads, c.width // c.heads, c.feed_forward
+    D, N, H, F = c.width, c.heads, c.head_width, c.feed_forward
     found = [
         *embedding_rows(c, "patch_embed.proj", "cls_token", "pos_embed", smooth=True),
-        *norm_rows("blocks/norm1", "blocks.{}.norm1", D),
-        *_qkv_rows(c, "blocks/q", 0),
-        *_qkv_rows(c, "blocks/k", 1),
-        *_qkv_rows(c, "blocks/v", 2),
+        *layer_norm("blocks/norm1", "blocks.{}.norm1", D),
+        *packed_qkv("blocks", "blocks.{}.attn.qkv.weight", "blocks.{}.attn.qkv.bias", D, N, c.qkv_bias),
         *affine("blocks/out", "blocks.{}.attn.proj", (N, H), (D,)),
-        *norm_rows("blocks/norm2", "blocks.{}.norm2", D),
+        *layer_norm("blocks/norm2", "blocks.{}.norm2", D),
         *affine("blocks/up", "blocks.{}.mlp.fc1", (D,), (F,)),
         *affine("blocks/down", "blocks.{}.mlp.fc2", (F,), (D,)),
-        *norm_rows("norm", "fc_norm" if c.norm == "pooled" else "norm", D),
+        *layer_norm("norm", "fc_norm" if c.norm == "pooled" else "norm", D),
     ]
     if c.layer_scale is not None:
         found += [same(f"blocks/scale{i}", f"blocks.{{}}.ls{i}.gamma", D) for i in (1, 2)]
@@ -148,19 +147,6 @@ def embedding_rows(c: Config, patch: str, token: str, position: str, smooth: boo
         other = ResizePositions(c.grid, T - c.grid[0] * c.grid[1], smooth)
         found.append(Row("embed/position", position, (T, D), (0, 1), (1, T, D), resize=other))
     return found
-
-
-def norm_rows(ours: str, theirs: str, width: int) -> list[Row]:
-    """A normalisation's scale and bias."""
-    return [same(f"{ours}/scale", f"{theirs}.weight", width), same(f"{ours}/bias", f"{theirs}.bias", width)]
-
-
-def _qkv_rows(c: Config, path: str, i: int) -> list[Row]:
-    """Queries, keys or values, of the tensor of all three."""
-    D, N, H = c.width, c.heads, c.width // c.heads
-    kernel = Row(f"{path}/kernel", "blocks.{}.attn.qkv.weight", (3, N, H, D), (2, 0, 1), (3 * D, D), part=(i,))
-    bias = Row(f"{path}/bias", "blocks.{}.attn.qkv.bias", (3, N, H), (0, 1), (3 * D,), part=(i,))
-    return [kernel, bias] if c.qkv_bias else [kernel]
 
 
 def ignored_tensors(c: Config, names: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,65 @@
+"""Config base class and parameter specs of Transformer layers with as many keys as queries and a plain MLP.
+
+Legend: L layers of a stack, D width, N heads, H head width, F hidden.
+"""
+
+from dataclasses import dataclass
+
+from models.blocks.attention.attention import BACKENDS
+from models.blocks.decoder.config import with_bias
+from models.core.checks import COMPUTE, REMAT, divides, one_of, positive, probability
+from models.core.layers import ACTIVATIONS
+from models.core.spec import Initializer, Spec
+from models.core.types import Specs
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape and options of the layers."""
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int | None = None  # of the MLP; None is 4 * width
+    activation: str = "gelu"
+    dropout: float = 0.0  # probability, on the embeddings and the output of each branch
+    eps: float = 1e-5
+    compute: str = "float32"  # dtype of activations
+    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
+    remat: str = "none"  # rematerialisation: a key of REMAT
+    scan: bool = True  # compile the layers as one loop; False unrolls it
+
+    def __post_init__(self) -> None:
+        positive(self, "width", "depth", "heads", "hidden", "eps")
+        probability(self, "dropout")
+        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        divides(self, "heads", "width")
+
+    @property
+    def feed_forward(self) -> int:
+        """F."""
+        return self.hidden or 4 * self.width
+
+    @property
+    def head_width(self) -> int:
+        """H."""
+        return self.width // self.heads
+
+
+def attention_specs(
+    c: TransformerConfig, L: int, init: Initializer, *, qkv_bias: bool = True, bias: bool = True
+) -> Specs:
+    """Specs of multi-head attention: q k v [D N H], out [N H D]; `bias` is that of out."""
+    D, N, H = c.width, c.heads, c.head_width
+    into = with_bias(Spec((L, D, N, H), "layers embed heads head_dim", init, fan_in="embed"), qkv_bias)
+    out = Spec((L, N, H, D), "layers heads head_dim embed", init, fan_in="heads head_dim")
+    return {**dict.fromkeys("qkv", into), "out": with_bias(out, bias)}
+
+
+def mlp_specs(c: TransformerConfig, L: int, up: Initializer, down: Initializer, bias: bool = True) -> Specs:
+    """Specs of an MLP: up [D F], down [F D]."""
+    D, F = c.width, c.feed_forward
+    return {
+        "up": with_bias(Spec((L, D, F), "layers embed mlp", up, fan_in="embed"), bias),
+        "down": with_bias(Spec((L, F, D), "layers mlp embed", down, fan_in="mlp"), bias),
+    }
