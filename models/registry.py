@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import ModuleType
@@ -18,6 +18,7 @@ import renamed
 from errors import UsageError, unknown
 from models.core import spec
 from models.core.checks import FrozenDict, check_type, check_types, freeze
+from models.core.intermediates import collect
 from models.core.layers import compute_logits, per_row_keys
 from models.core.spec import LazyLogits, Outputs, Place, Spec, unsharded
 from models.core.types import Array, Cache, Specs, Stats, Sums, Variables
@@ -131,17 +132,39 @@ class Model:
         Decoders and BERT take `embeds` [B T D] in place of `tokens` [B T]. Raises UsageError for an input that is
         missing or of another rank, and for ids outside of the vocabulary, which a traced call cannot see.
         """
+        value = self._evaluate(variables, inputs).value
+        return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
+
+    def intermediates(
+        self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike, names: Sequence[str] | None = None
+    ) -> dict[str, Array | list[Array]]:
+        """Values inside of `predict`'s forward pass by name, all or those of `names`: name -> [N ...].
+
+        N are the layers that have the value, first to last; the result is a list if shapes differ between layers. The
+        names are in docs/python.md, and `jax.eval_shape(model.intermediates, variables, inputs)` gives those of a model
+        with their shapes, at no cost. Attention runs by the backend `reference`, which has its weights as an array.
+        Values in the loops of `lax.while_loop` and the branches of `lax.cond` are left out. Raises UsageError for a
+        name that no value has, and as `predict`.
+        """
+        fields = {field.name for field in dataclasses.fields(self.config)}
+        plain = dataclasses.replace(self.config, attention="reference") if "attention" in fields else self.config
+        model = Model(self.family, plain)
+        return collect(lambda: model._evaluate(variables, inputs, logits=False).value, names)
+
+    def _evaluate(
+        self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike, logits: bool = True
+    ) -> Outputs:
+        """`apply` outside of training. Raises UsageError as `predict`."""
         given = inputs if isinstance(inputs, Mapping) else {self.module.INPUT: inputs}
         for name, x in given.items():
             self._check_input(name, x)
         try:
-            value = self.apply(variables, given).value
+            return self.apply(variables, given, logits=logits)
         except KeyError as error:
             if error.args[0] not in RANKS:
                 raise
             has = ", ".join(given)
             raise UsageError(f"{self.family} as configured needs the input {error}; it has {has}") from None
-        return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
 
     def _check_input(self, name: str, x: ArrayLike) -> None:
         """Raise UsageError for an input that the family would misread."""
