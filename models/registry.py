@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import ModuleType
@@ -156,10 +157,16 @@ class Model:
     ) -> Outputs:
         """`apply` outside of training. Raises UsageError as `predict`."""
         given = inputs if isinstance(inputs, Mapping) else {self.module.INPUT: inputs}
+        with self.checked_inputs(given):
+            return self.apply(variables, given, logits=logits)
+
+    @contextmanager
+    def checked_inputs(self, given: Mapping[str, ArrayLike]) -> Iterator[None]:
+        """A block of forward passes of some inputs. Raises UsageError as `predict`."""
         for name, x in given.items():
             self._check_input(name, x)
         try:
-            return self.apply(variables, given, logits=logits)
+            yield
         except KeyError as error:
             if error.args[0] not in RANKS:
                 raise
@@ -176,12 +183,8 @@ class Model:
         shape, dims = np.shape(x), RANKS[name]
         if len(shape) != len(dims.split()):
             raise UsageError(f"{self.family}: the input {name!r} must be [{dims}], not of shape {shape}")
-        if vocab is None or not are_ids or isinstance(x, jax.core.Tracer) or not math.prod(shape):
-            return
-        ids = np.asarray(x)
-        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= vocab:
-            found = f"{ids.dtype} {ids.min()} to {ids.max()}"
-            raise UsageError(f"{self.family}: {name} must be ids from 0 to {vocab - 1}, not {found}")
+        if are_ids:
+            check_ids(f"{self.family}: {name}", x, vocab)
 
     def cache_specs(self, batch: int, length: int, source: int | None = None) -> Specs:
         """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.
@@ -214,6 +217,18 @@ class Model:
         routed = sum(leaf.size for leaf in leaves if "experts" in leaf.names)
         idle = routed - routed * config.experts_per_token // config.experts if active and routed else 0
         return sum(leaf.size for leaf in leaves) - idle
+
+
+def check_ids(name: str, x: ArrayLike, count: int | None) -> None:
+    """Raise UsageError for an array with other values than ids below `count` (None: any); of a tracer nothing is known.
+
+    `name` is that of the array.
+    """
+    if count is None or isinstance(x, jax.core.Tracer) or not math.prod(np.shape(x)):
+        return
+    ids = np.asarray(x)
+    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= count:
+        raise UsageError(f"{name} must be ids from 0 to {count - 1}, not {ids.dtype} {ids.min()} to {ids.max()}")
 
 
 def build(family: str, size: str | None = None, **overrides: Any) -> Model:
