@@ -30,6 +30,7 @@ from models.core.gradients import plain_gradients
 from models.core.types import Variables
 from train import checkpoint, run
 from train.evaluate.evaluate import Scores
+from train.evaluate.losses import losses
 from train.generate import sample
 from train.generate.stream import encode_prompt, stream_texts
 from train.runtime import Runtime, find_revision
@@ -56,6 +57,7 @@ __all__ = [
     "load",
     "load_pretrained",
     "load_tokenizer",
+    "losses",
     "plain_gradients",
     "save_pretrained",
     "train",

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import ModuleType
@@ -18,6 +19,7 @@ import renamed
 from errors import UsageError, unknown
 from models.core import spec
 from models.core.checks import FrozenDict, check_type, check_types, freeze
+from models.core.intermediates import collect
 from models.core.layers import compute_logits, per_row_keys
 from models.core.spec import LazyLogits, Outputs, Place, Spec, unsharded
 from models.core.types import Array, Cache, Specs, Stats, Sums, Variables
@@ -131,17 +133,45 @@ class Model:
         Decoders and BERT take `embeds` [B T D] in place of `tokens` [B T]. Raises UsageError for an input that is
         missing or of another rank, and for ids outside of the vocabulary, which a traced call cannot see.
         """
+        value = self._evaluate(variables, inputs).value
+        return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
+
+    def intermediates(
+        self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike, names: Sequence[str] | None = None
+    ) -> dict[str, Array | list[Array]]:
+        """Values inside of `predict`'s forward pass by name, all or those of `names`: name -> [N ...].
+
+        N are the layers that have the value, first to last; the result is a list if shapes differ between layers. The
+        names are in docs/python.md, and `jax.eval_shape(model.intermediates, variables, inputs)` gives those of a model
+        with their shapes, at no cost. Attention runs by the backend `reference`, which has its weights as an array.
+        Values in the loops of `lax.while_loop` and the branches of `lax.cond` are left out. Raises UsageError for a
+        name that no value has, and as `predict`.
+        """
+        fields = {field.name for field in dataclasses.fields(self.config)}
+        plain = dataclasses.replace(self.config, attention="reference") if "attention" in fields else self.config
+        model = Model(self.family, plain)
+        return collect(lambda: model._evaluate(variables, inputs, logits=False).value, names)
+
+    def _evaluate(
+        self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike, logits: bool = True
+    ) -> Outputs:
+        """`apply` outside of training. Raises UsageError as `predict`."""
         given = inputs if isinstance(inputs, Mapping) else {self.module.INPUT: inputs}
+        with self.checked_inputs(given):
+            return self.apply(variables, given, logits=logits)
+
+    @contextmanager
+    def checked_inputs(self, given: Mapping[str, ArrayLike]) -> Iterator[None]:
+        """A block of forward passes of some inputs. Raises UsageError as `predict`."""
         for name, x in given.items():
             self._check_input(name, x)
         try:
-            value = self.apply(variables, given).value
+            yield
         except KeyError as error:
             if error.args[0] not in RANKS:
                 raise
             has = ", ".join(given)
             raise UsageError(f"{self.family} as configured needs the input {error}; it has {has}") from None
-        return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
 
     def _check_input(self, name: str, x: ArrayLike) -> None:
         """Raise UsageError for an input that the family would misread."""
@@ -153,12 +183,8 @@ class Model:
         shape, dims = np.shape(x), RANKS[name]
         if len(shape) != len(dims.split()):
             raise UsageError(f"{self.family}: the input {name!r} must be [{dims}], not of shape {shape}")
-        if vocab is None or not are_ids or isinstance(x, jax.core.Tracer) or not math.prod(shape):
-            return
-        ids = np.asarray(x)
-        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= vocab:
-            found = f"{ids.dtype} {ids.min()} to {ids.max()}"
-            raise UsageError(f"{self.family}: {name} must be ids from 0 to {vocab - 1}, not {found}")
+        if are_ids:
+            check_ids(f"{self.family}: {name}", x, vocab)
 
     def cache_specs(self, batch: int, length: int, source: int | None = None) -> Specs:
         """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.
@@ -191,6 +217,18 @@ class Model:
         routed = sum(leaf.size for leaf in leaves if "experts" in leaf.names)
         idle = routed - routed * config.experts_per_token // config.experts if active and routed else 0
         return sum(leaf.size for leaf in leaves) - idle
+
+
+def check_ids(name: str, x: ArrayLike, count: int | None) -> None:
+    """Raise UsageError for an array with other values than ids below `count` (None: any); of a tracer nothing is known.
+
+    `name` is that of the array.
+    """
+    if count is None or isinstance(x, jax.core.Tracer) or not math.prod(np.shape(x)):
+        return
+    ids = np.asarray(x)
+    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= count:
+        raise UsageError(f"{name} must be ids from 0 to {count - 1}, not {ids.dtype} {ids.min()} to {ids.max()}")
 
 
 def build(family: str, size: str | None = None, **overrides: Any) -> Model:

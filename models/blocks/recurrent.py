@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from models.core.intermediates import sow
 from models.core.layers import einsum, gather_weight, linear, reshard
 from models.core.spec import Initializer, Place, Spec, uniform, unsharded, zeros
 from models.core.types import Params, Specs, Tree
@@ -130,10 +131,10 @@ def run_layer(
     x_gates = linear("bti,igh->btgh", x, p["input"], place("batch time gates mlp"))
     p = gather_params(p, x)
 
-    def step(state: State, inputs: tuple[Array, Array | None]) -> tuple[State, Array]:
+    def step(state: State, inputs: tuple[Array, Array | None]) -> tuple[State, State]:
         x_gates, real = inputs
         new = where_real(layer_step(x_gates, p, cell, state, place), state, real)
-        return new, new["h"]
+        return new, new
 
     def zero_state() -> State:
         c = jnp.zeros_like(x_gates[:, 0, 0])
@@ -141,8 +142,10 @@ def run_layer(
         return {"h": h, "c": c} if CELLS[cell].has_cell_state else {"h": h}
 
     xs = (x_gates.swapaxes(0, 1), None if mask is None else mask.swapaxes(0, 1))
-    last, h = jax.lax.scan(step, zero_state() if state is None else state, xs, reverse=reverse)
-    h = reshard(h.swapaxes(0, 1), place("batch time width"))
+    last, states = jax.lax.scan(step, zero_state() if state is None else state, xs, reverse=reverse)
+    h = reshard(states["h"].swapaxes(0, 1), place("batch time width"))
+    for name, x in states.items():
+        sow({"h": "hidden", "c": "cell"}[name] + ("_backward" if reverse else ""), x.swapaxes(0, 1))
     return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), last
 
 

@@ -16,6 +16,7 @@ from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
 from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
 from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse, remat_block
+from models.core.intermediates import sow
 from models.core.layers import (
     ACTIVATIONS,
     dense,
@@ -153,8 +154,11 @@ def apply(
         a = dropout(linear("btnh,nhd->btd", a, p["out"], stream), own, c.dropout, "attention_out", stream)
         x = layer_norm(x + a, p["norm1"], c.eps)
         h = ACTIVATIONS[c.activation](linear("btd,df->btf", x, p["up"], place("batch seq mlp")))
+        sow("mlp_hidden", h)
         h = dropout(linear("btf,fd->btd", h, p["down"], stream), own, c.dropout, "mlp_out", stream)
-        return layer_norm(x + h, p["norm2"], c.eps), None
+        x = layer_norm(x + h, p["norm2"], c.eps)
+        sow("residual", x)
+        return x, None
 
     layers = (p["blocks"], jnp.arange(c.depth))
     x, _ = jax.lax.scan(remat_block(block, c.remat), x, layers, unroll=1 if c.scan else c.depth)

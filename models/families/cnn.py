@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from models.blocks.vision.convolution import conv, max_pool, sum_pool
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
+from models.core.intermediates import sow
 from models.core.layers import (
     ACTIVATIONS,
     add_bias,
@@ -223,9 +224,11 @@ def apply(
             x = sum_pool(x, 2, 2) / 4
         elif pool == "max":
             x = max_pool(x, 2, 2)
+        sow("feature_maps", x)
     x = jnp.reshape(x, (x.shape[0], -1))
     for i in range(len(c.hidden)):
         x = act(dense(x, p["hidden"][str(i)], place("batch width")))
+        sow("hidden", x)
         x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
     if c.head == "rbf":
         return Outputs(rbf(x.astype(jnp.float32)), stats=stats)

@@ -14,6 +14,7 @@ from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cach
 from models.blocks.decoder.stack import Layer, scan_layers
 from models.blocks.transformer_layers import TransformerConfig, mlp_specs
 from models.core.checks import COMPUTE, at_least, positive, probability
+from models.core.intermediates import sow
 from models.core.layers import (
     ACTIVATIONS,
     add_bias,
@@ -160,7 +161,9 @@ def apply(
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), own, index, "attention_out")
 
         h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch seq mlp"))
-        h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)
+        h = ACTIVATIONS[c.activation](h)
+        sow("mlp_hidden", h)
+        h = linear("btf,fd->btd", h, p["down"], stream)
         return x + branch(h, own, index, "mlp_out"), cache, None
 
     layers = (Layer("full"),) * c.depth

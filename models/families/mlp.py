@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from models.blocks.autodiff import backprop, scalar
 from models.core.checks import COMPUTE, not_negative, one_of, positive, probability
+from models.core.intermediates import sow
 from models.core.layers import ACTIVATIONS, dense, dropout, linear_specs
 from models.core.spec import Outputs, Place, Spec, he_normal, lecun_normal, normal, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Variables
@@ -92,6 +93,7 @@ def apply(
     x = jnp.reshape(x, (x.shape[0], -1)).astype(COMPUTE[c.compute])
     for i in range(len(c.hidden)):
         x = ACTIVATIONS[c.activation](dense(x, p["hidden"][str(i)], place("batch width")))
+        sow("hidden", x)
         x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
     x = dense(x, p["head"], place("batch classes"), jnp.float32)
     return Outputs(ACTIVATIONS[c.output](x))

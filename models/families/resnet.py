@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from models.blocks.vision.convolution import conv, max_pool
 from models.core.checks import COMPUTE, REMAT, one_of, positive, probability, refuse, remat_block
+from models.core.intermediates import sow
 from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs, norm_specs
 from models.core.spec import Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Stats, Tree, Variables
@@ -207,7 +208,9 @@ def apply(
             x, moved["shortcut"] = unit(x, p["shortcut"], _subtree(stats, "shortcut"), step)
         elif x.shape != y.shape:  # every step-th pixel, padded with channels of 0
             x = jnp.pad(x[:, ::step, ::step], [*[(0, 0)] * 3, (0, y.shape[-1] - x.shape[-1])])
-        return act(x + y), moved
+        x = act(x + y)
+        sow("feature_maps", x)
+        return x, moved
 
     x = inputs["image"].astype(COMPUTE[c.compute])
     x, stem = unit(x, p["stem"], _subtree(stats, "stem"), 2 if c.stem == "imagenet" else 1)

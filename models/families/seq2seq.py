@@ -18,6 +18,7 @@ from errors import UsageError
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
 from models.blocks.recurrent import gather_params, layer_specs, layer_step, run_layer, state_specs, where_real
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
+from models.core.intermediates import name_scope, sow
 from models.core.layers import MASK_VALUE, dropout, einsum, embed, linear, reshard
 from models.core.spec import (
     Initializer,
@@ -269,7 +270,8 @@ def _init_carry(
         assert cache is not None  # source_inputs needs either
         return {name: value for name, value in cache.items() if name != "memory"}, cache["memory"]
     source, mask = encoder_inputs
-    x, cells = _encode(p, source, mask, c, keys, place)
+    with name_scope("encoder"):
+        x, cells = _encode(p, source, mask, c, keys, place)
     state: Cache = {"cells": cells}
     if c.feeds_readout:
         state["read"] = reshard(jnp.zeros((len(source), c.readout_width), x.dtype), place("batch width"))
@@ -320,6 +322,9 @@ def _decode(
     times = jax.tree.map(lambda x: x.swapaxes(0, 1), (x_gates, y, noise))
     state, outputs = jax.lax.scan(step, start, (*times, real))
     (h, attended, readout), weights = jax.tree.map(lambda x: x.swapaxes(0, 1), outputs)
+    sow("hidden", h)
+    if weights is not None:
+        sow("cross/attention_weights", weights)
     x = _readout(h, y, attended, p, c, over_time) if readout is None else readout
     x = dropout(reshard(x, over_time), keys, c.dropout, "read", over_time)
     return x, None if cache is None else {**state, "memory": memory}, weights

@@ -21,6 +21,7 @@ from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cach
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
 from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
 from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse, remat_block
+from models.core.intermediates import name_scope, sow
 from models.core.layers import ACTIVATIONS, dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
 from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, round_up, uniform, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
@@ -227,6 +228,7 @@ class _Sublayers:
         """The branch of the MLP."""
         over = self.place("batch seq mlp")
         h = ACTIVATIONS[self.c.activation](linear("btd,df->btf", x, p["up"], over))
+        sow("mlp_hidden", h)
         h = dropout(h, keys, self.c.dropout_hidden, "hidden", over)
         return linear("btf,fd->btd", h, p["down"], self.place("batch seq width"))
 
@@ -255,7 +257,9 @@ def _encode(p: Params, source: Array, source_mask: Array | None, keys: Array | N
         a = sublayers.attention_branch(h, k, v, p["attention"], mask, own)
         x = sublayers.add_branch(x, a, p["norm1"], own, "attention_out")
         h = sublayers.branch_input(x, p["norm2"])
-        return sublayers.add_branch(x, sublayers.mlp(h, p, own), p["norm2"], own, "mlp_out"), None
+        x = sublayers.add_branch(x, sublayers.mlp(h, p, own), p["norm2"], own, "mlp_out")
+        sow("residual", x)
+        return x, None
 
     table = tables.get("source", tables["token"])
     x = sublayers.embed(source, position, table, tables.get("source_position"), keys)
@@ -288,7 +292,9 @@ def _decode(
         source_mask = cache["memory"][MASK]
     else:
         source, source_mask = encoder_inputs
-        memory = pad_to_capacity(_encode(p, source, source_mask, encoder_keys, sublayers), cache)
+        with name_scope("encoder"):
+            memory = _encode(p, source, source_mask, encoder_keys, sublayers)
+        memory = pad_to_capacity(memory, cache)
         source_mask = None if source_mask is None else pad_to_capacity(source_mask, cache)
     S = source_mask.shape[1] if memory is None else memory.shape[1]
     key_position = _key_positions(source_mask, jnp.arange(S)[None])
@@ -304,11 +310,13 @@ def _decode(
         x = sublayers.add_branch(x, a, p["norm1"], own, "attention_out")
         h = sublayers.branch_input(x, p["norm2"])
         cross = cross if memory is None else {n: sublayers.project_heads(memory, p["cross"][n]) for n in "kv"}
-        a = sublayers.attention_branch(h, cross["k"], cross["v"], p["cross"], mask, cross_keys)
+        with name_scope("cross"):
+            a = sublayers.attention_branch(h, cross["k"], cross["v"], p["cross"], mask, cross_keys)
         x = sublayers.add_branch(x, a, p["norm2"], own, "cross_out")
         weights = sublayers.mean_weights(h, cross["k"], p["cross"], mask) if return_weights else None
         h = sublayers.branch_input(x, p["norm3"])
         x = sublayers.add_branch(x, sublayers.mlp(h, p, own), p["norm3"], own, "mlp_out")
+        sow("residual", x)
         return x, (entries, None if cache is None else cross, weights)
 
     x = sublayers.embed(tokens, time.position, p["embed"]["token"], p["embed"].get("position"), keys)

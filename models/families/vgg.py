@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from models.blocks.vision.convolution import adaptive_average_pool, conv, max_pool
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
+from models.core.intermediates import sow
 from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dropout, linear, linear_specs, norm_specs, stats_specs
 from models.core.spec import Initializer, Outputs, Place, Spec, he_normal, lecun_normal, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Specs, Variables
@@ -133,10 +134,12 @@ def apply(
                     x, unit["norm"], stats[str(i)][str(j)], train=train, momentum=c.momentum, eps=c.eps
                 )
             x = act(x)
+            sow("feature_maps", x)
         x = max_pool(x, 2, 2)
     x = adaptive_average_pool(x, c.pool, maps)
     for i in range(len(c.hidden)):
         x = act(linear(_equation(x), x, p["hidden"][str(i)], place("batch width")))
+        sow("hidden", x)
         x = dropout(x, keys, c.dropout, f"hidden{i}", place("batch width"))
     return Outputs(
         linear(_equation(x), x, p["head"], place("batch classes"), jnp.float32),

@@ -21,6 +21,7 @@ from models.blocks.attention.mask import AttentionMask
 from models.blocks.decoder.stack import Layer, scan_layers
 from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
+from models.core.intermediates import sow
 from models.core.layers import (
     ACTIVATIONS,
     apply_scale,
@@ -238,7 +239,9 @@ def apply(
         a = attention(q, k, v, mask, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=unsplit)
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
         h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
-        h = linear("btf,fd->btd", ACTIVATIONS[c.activation](h), p["down"], stream)
+        h = ACTIVATIONS[c.activation](h)
+        sow("mlp_hidden", h)
+        h = linear("btf,fd->btd", h, p["down"], stream)
         return x + branch(h, p, own, index, 2), None, None
 
     layers = (Layer("block"),) * c.depth

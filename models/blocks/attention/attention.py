@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 from errors import UsageError
 from models.blocks.attention.kernels import LANES, cudnn, splash, xla
 from models.blocks.attention.mask import AttentionMask
+from models.core.intermediates import sow
 from models.core.layers import MASK_VALUE, dropout, einsum, reshard, softcap
 from models.core.spec import Place, unsharded
 from models.core.types import OutSharding
@@ -72,6 +73,7 @@ def reference(
     else:
         sunk = reshard(sinks.astype(jnp.float32), place("heads"))[None, :, None, None]
         weights = jnp.exp(scores - jnp.logaddexp(jax.nn.logsumexp(scores, -1, keepdims=True), sunk))
+    sow("attention_weights", weights)
     weights = dropout(weights.astype(q.dtype), keys, dropout_rate, "attention", scores_spec)
     return einsum("bnts,bsh->btnh" if one_head else "bnts,bsnh->btnh", weights, v, place("batch seq heads head_dim"))
 
@@ -196,7 +198,10 @@ def attention(
     more: dict[str, Any] = {"logit_softcap": logit_softcap} if needs["soft cap"] else {}
     more |= {"sinks": sinks} if needs["sinks"] else {}
     more |= {"dropout_rate": dropout_rate, "keys": keys} if needs["dropout"] else {}
-    return BACKENDS[backend].run(q, k, v, mask, place, scale=scale, **more)
+    out = BACKENDS[backend].run(q, k, v, mask, place, scale=scale, **more)
+    for name, x in {"queries": q, "keys": k, "values": v, "attention_output": out}.items():
+        sow(name, x)
+    return out
 
 
 def _missing(backend: Backend, needed: set[str], lengths: tuple[int, int], width: int) -> list[str]:

@@ -17,6 +17,7 @@ from models.blocks.decoder import kv_cache
 from models.blocks.decoder.kv_cache import AttentionSpan, CacheEntry, CacheView
 from models.blocks.decoder.stack import Layer
 from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse
+from models.core.intermediates import sow
 from models.core.layers import ACTIVATIONS, linear, sequence_shape
 from models.core.spec import Initializer, Place, Spec, normal, ones, unsharded, zeros
 from models.core.types import Cache, Inputs, Params, Specs
@@ -262,7 +263,9 @@ def gated_mlp(x: Float[Array, "b t d"], p: Params, activation: str, place: Place
     """(activation(x gate) * x up) down: x [B T D] -> [B T D]. Source: Shazeer 2020, arXiv:2002.05202, eq. 6."""
     hidden = place("batch seq mlp")
     gate, up = (linear("btd,df->btf", x, p[name], hidden) for name in ("gate", "up"))
-    return linear("btf,fd->btd", ACTIVATIONS[activation](gate) * up, p["down"], place("batch seq width"))
+    h = ACTIVATIONS[activation](gate) * up
+    sow("mlp_hidden", h)
+    return linear("btf,fd->btd", h, p["down"], place("batch seq width"))
 
 
 def cache_specs(c: Decoder, batch: int, length: int) -> Specs:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from models.core.checks import remat_block
+from models.core.intermediates import sow
 from models.core.types import Array, Cache, Params, Tree
 
 
@@ -102,6 +103,7 @@ def _run_period(
         p = _take_layer(params[layer.stack], len(stats[layer.stack]))
         cache = _take_layer(caches[layer.kind], len(new_caches[layer.kind])) if caches else None
         x, cache, layer_stats = remat_block(partial(block, layer), remat)(x, p, first + i, cache)
+        sow("residual", x)
         new_caches[layer.kind].append(cache)
         stats[layer.stack].append(layer_stats)
     return x, (_join_parts(jnp.stack, new_caches), _join_parts(jnp.stack, stats))

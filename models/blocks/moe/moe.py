@@ -17,6 +17,7 @@ from models.blocks.decoder.stack import Layer
 from models.blocks.moe.dispatch import DISPATCH, Gate, glu, mixture
 from models.blocks.moe.routers import Routes, one_hot
 from models.core.checks import not_negative, one_of, positive, refuse
+from models.core.intermediates import sow
 from models.core.spec import Initializer, Spec, normal
 from models.core.types import Leaf, Params, Specs
 
@@ -122,6 +123,8 @@ def mixture_of_experts(
 def router_stats(routes: Routes, dispatched: Bool[Array, "b t a"], position: Int[Array, "#b t"]) -> RouterStats:
     """Statistics of a layer's router; tokens at a position below 0 are padding and do not count."""
     probs = routes.probs
+    sow("router_probs", probs)
+    sow("chosen_experts", routes.experts)
     real = (jnp.zeros(probs.shape[:2], jnp.int32) + position >= 0)[..., None]
     nats = -jnp.sum(real * probs * jnp.log(jnp.maximum(probs, 1e-30)), (1, 2))
     load = jnp.sum(one_hot(routes.experts, probs.shape[-1]) & real[..., None], (1, 2), dtype=jnp.float32)

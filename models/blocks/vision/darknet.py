@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from errors import UsageError
 from models.blocks.vision.convolution import conv, max_pool
 from models.core.checks import check_type, not_negative, one_of, positive, refuse
+from models.core.intermediates import sow
 from models.core.layers import add_bias, batch_norm, norm_specs, stats_specs
 from models.core.spec import Place, Spec, he_normal, zeros
 from models.core.types import Specs, Stats, Variables
@@ -262,6 +263,7 @@ def run(
                 x = upsample(x, stride)
             case Reorg(stride):
                 x = reorg(x, stride)
+        sow("feature_maps", x)
         outputs.append(x)
     return outputs, stats
 
