@@ -82,7 +82,8 @@ class Config(TransformerConfig):
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     D, F = c.width, c.feed_forward
-    V, source_rows = (round_up(n, c.vocab_multiple) for n in (c.vocab, c.source_vocab or c.vocab))
+    V = round_up(c.vocab, c.vocab_multiple)
+    source_rows = round_up(c.source_vocab or c.vocab, c.vocab_multiple)
     table = normal(D**-0.5)
 
     def glorot(i: int, o: int) -> Initializer:
@@ -118,7 +119,8 @@ def cache(c: Config, batch: int, length: int, source: int | None = None) -> Spec
     room = c.context if source is None else source
     at_least(c, "context", length, f"the cache's length {length}")
     at_least(c, "context", room, f"the cache's {room} source tokens")
-    L, (N, H) = c.decoder_depth or c.depth, (c.heads, c.head_width)
+    L = c.decoder_depth or c.depth
+    N, H = c.heads, c.head_width
     token = dict.fromkeys("kv", ("kv_heads head_dim", (N, H)))
     memory = Spec((L, batch, room, N, H), "layers batch key kv_heads head_dim", zeros, dtype=c.compute)
     table = cache_specs(SPANS, {"full": L}, {"full": token}, batch, length, c.compute)
