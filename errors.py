@@ -7,7 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 LONG = 200  # characters of a value that a message quotes, at most
-_REPR = reprlib.Repr()
+
+
+class _Repr(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1000 else f"an int of {x.bit_length():,} bits"
+
+
+_REPR = _Repr()
 _REPR.maxstring = _REPR.maxother = 80  # characters
 
 
@@ -23,8 +30,8 @@ class UsageError(ValueError):
 
 
 def quote(value: object) -> str:
-    """A value in a message: its repr, cut if it is long or deep."""
-    return _REPR.repr(value)
+    """A value in a message: its repr on one line, cut if it is long or deep."""
+    return re.sub(r"\s*\n\s*", " ", _REPR.repr(value))
 
 
 def join_problems(problems: Iterable[str]) -> UsageError:
