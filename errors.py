@@ -19,19 +19,20 @@ _REPR.maxstring = _REPR.maxother = 80  # characters
 
 
 class UsageError(ValueError):
-    """A user's mistake in a flag, a config or a file; the launcher prints it on one line and exits with 2.
+    """A user's mistake in a flag, a config or a file, on one line; the launcher prints it and exits with 2.
 
     `problems` are the parts of a message made by `join_problems`.
     """
 
     def __init__(self, text: str, problems: Iterable[str] = ()) -> None:
-        super().__init__(text)
-        self.problems = tuple(problems) or (text,)
+        line = re.sub(r"\s*\n\s*", " ", text.strip())
+        super().__init__(line)
+        self.problems = tuple(problems) or (line,)
 
 
 def quote(value: object) -> str:
-    """A value in a message: its repr on one line, cut if it is long or deep."""
-    return re.sub(r"\s*\n\s*", " ", _REPR.repr(value))
+    """A value in a message: its repr, cut if it is long or deep."""
+    return _REPR.repr(value)
 
 
 def join_problems(problems: Iterable[str]) -> UsageError:

@@ -38,7 +38,7 @@ def load_module(where: str, key: str) -> ModuleType:
     `key` is the setting with its value, for messages. Raises UsageError if there is none, and for whatever it raises.
     """
     if not where.endswith(".py"):
-        with code_errors(key, where.replace(".", "/") + ".py"):
+        with code_errors(key, where):
             return importlib.import_module(where)
     if not Path(where).is_file():
         raise UsageError(f"{key}: there is no file {where!r}")
@@ -65,18 +65,22 @@ def _run_file(path: str, changed: int) -> ModuleType:
 
 
 @contextmanager
-def code_errors(key: str, file: str) -> Iterator[None]:
-    """Raise UsageError with the line of `file`, a path or its end, for whatever a user's code in the block raises."""
+def code_errors(key: str, where: str) -> Iterator[None]:
+    """Raise UsageError for whatever a user's code in the block raises, with the line of its module.
+
+    `where` is the module, as in `load_module`.
+    """
+    file = where if where.endswith(".py") else f"{where.replace('.', '/')}.py"
+    ends = (f"/{file}", f"/{file.removesuffix('.py')}/__init__.py")
     try:
         yield
     except (UsageError, KeyboardInterrupt):
         raise
-    except ImportError as error:
-        raise UsageError(f"{key}: {error}") from None
     except SyntaxError as error:
         raise UsageError(f"{key}: {error.filename} line {error.lineno}: {error.msg}") from None
     except BaseException as error:  # SystemExit too
         frames = traceback.extract_tb(sys.exc_info()[2])
-        lines = [frame.lineno for frame in frames if frame.filename.replace("\\", "/").endswith(file)]
-        where = f"{file} line {lines[-1]}: " if lines else ""
-        raise UsageError(f"{key}: {where}{type(error).__name__}: {error}") from None
+        lines = [frame.lineno for frame in frames if f"/{frame.filename}".replace("\\", "/").endswith(ends)]
+        at = f"{file} line {lines[-1]}: " if lines else ""
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise UsageError(f"{key}: {at}{kind}{error}") from None

@@ -7,6 +7,7 @@ import models
 import renamed
 from configs import reader
 from configs.knobs import RunConfig, get
+from configs.unread import OWN
 from data.images.resize import INTERPOLATIONS, RESIZE_MODES
 from data.text import tokenizers
 from errors import join_problems, raise_with, unknown
@@ -40,9 +41,6 @@ CHOICES: dict[str, Collection[str]] = {  # knob -> the table that implements its
     "train.remat": REMAT,
     "resume": reader.RESUME,
 }
-
-
-OWN = ("loss", "optim.name")  # knobs that may also be a user's `package.file:name`
 
 
 def check(config: RunConfig) -> None:

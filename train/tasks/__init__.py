@@ -17,6 +17,7 @@ from train.tasks.regression import MSE
 from train.tasks.task import SingleForwardTask, Task
 
 __all__ = [
+    "SETTINGS",
     "TASKS",
     "Batch",
     "Forward",
@@ -43,6 +44,8 @@ TASKS: dict[str, Task] = {
     "contrastive": Contrastive(),
 }
 
+SETTINGS = ("class_weights", "focal_gamma", "temperature")  # of `train`: fields of the tasks that read them
+
 
 def get_task(name: str) -> Task:
     """A task by name, or of a user's class, `package.file:Class`. Raises UsageError for an unknown one."""
@@ -65,12 +68,7 @@ def make_task(config: RunConfig) -> Task:
     Raises UsageError for an unknown loss and for a value out of range.
     """
     task = get_task(config.loss)
-    settings = {
-        "class_weights": config.train.class_weights,
-        "focal_gamma": config.train.focal_gamma,
-        "temperature": config.train.temperature,
-    }
-    return _replace(task, {name: value for name, value in settings.items() if hasattr(task, name)})
+    return _replace(task, {name: getattr(config.train, name) for name in SETTINGS if hasattr(task, name)})
 
 
 def with_options(task: Task, **options: float) -> Task:
