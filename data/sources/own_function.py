@@ -1,7 +1,7 @@
 """A source of one's own: `package.file:function` or `path/to/file.py:function`, called with the name of a split.
 
-It returns a dict of arrays by field (and `classes`, their number), a list of texts, or a Source. `function.splits` may
-list the splits. A KeyError of the split's name says that there is no such split.
+It returns a dict of arrays by field (perhaps with `classes`, the number of classes of `label`), a list of texts, or a
+Source. `function.splits` may list the splits. A KeyError of the split's name says that there is no such split.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ def find(request: Request) -> Reader | None:
     function, title = imports.load_name(request.name, key), f"{Path(where).name}:{name}"
 
     def load(split: str) -> Source:
-        with imports.code_errors(key, where if where.endswith(".py") else f"{where.replace('.', '/')}.py"):
+        with imports.code_errors(key, where):
             made = _call(function, title, split)
         return _source(made, title, split)
 
@@ -69,8 +69,8 @@ def _source(made: object, title: str, split: str) -> Source:
         raise UsageError(f"{where} is {quote(made)}; legal: {LEGAL}")
     if not len(made):
         raise UsageError(f"{where} has no rows")
-    if isinstance(made, Examples) and not callable(made.fields) and "label" in made.fields:
-        low, high = int(made.fields["label"].min()), int(made.fields["label"].max())
+    if isinstance(made, Examples) and (labels := made.known_labels) is not None:
+        low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= (made.classes or 0):
             raise UsageError(f"{where} has labels from {low} to {high}, and classes = {made.classes}")
     if isinstance(made, Examples | Texts | ParallelText):
@@ -89,6 +89,6 @@ def _array(where: str, value: object) -> np.ndarray:
 
 
 def _class_count(where: str, value: object) -> int | None:
-    if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
         raise UsageError(f"{where}: classes is {quote(value)}, not a number of classes")
     return None if value is None else int(value)

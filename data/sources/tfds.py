@@ -53,7 +53,8 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         return tfds.builder(name, data_dir=data_dir, file_format=None)
     except tfds.core.registered.DatasetNotFoundError:
         known = [*BUILTIN, *list_prepared(data_dir), *tfds.list_builders(with_community_datasets=False)]
-        raise UsageError(f"{unknown('data set', name, known)}{_unset_hint(data_dir)}") from None
+        folder = f"; for the folder of this name write ./{name}" if Path(name).is_dir() else ""
+        raise UsageError(f"{unknown('data set', name, known)}{folder}{_unset_hint(data_dir)}") from None
     except Exception as error:  # an invalid version fails an assertion
         if "Parsing builder name" in str(error):
             raise UsageError(
