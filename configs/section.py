@@ -8,8 +8,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-import numpy as np
-
 from errors import UsageError, quote
 
 Value = bool | int | float | str | None | tuple["Value", ...] | Mapping[str, "Value"]  # of a knob
@@ -52,9 +50,9 @@ def fits(value: Value, kind: str, most: int = MOST) -> bool:
 
 
 def to_python(value: object) -> Value:
-    """A value with numpy's scalars as Python's and its lists as tuples, nested ones too; others as they are."""
-    if isinstance(value, np.generic):
-        return value.item()
+    """A value with scalars of numpy and jax as Python's and lists as tuples, nested ones too; others as they are."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return cast(Value, value.item())
     return tuple(map(to_python, value)) if isinstance(value, list | tuple) else cast(Value, value)
 
 

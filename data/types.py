@@ -20,7 +20,6 @@ from data.fields import (
     object_array,
 )
 from data.source import EpochSource, Part, Reading, RowType, gather_notes
-from data.source import Source as Source  # one of the types too
 from data.text import packing, translation_rows
 from errors import UsageError
 

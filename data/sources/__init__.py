@@ -5,6 +5,7 @@ import os
 from data.fields import field_error
 from data.files import expand_home
 from data.progress import Tick, silent
+from data.source import Source
 from data.sources import (
     arrays,
     builtin,
@@ -18,7 +19,6 @@ from data.sources import (
     tfds,
 )
 from data.sources.reader import Kind, Reader, Request
-from data.types import Source
 from errors import UsageError
 
 # The kinds of sources in order: the first that has a reader for a name reads it. TFDS has one for any name.

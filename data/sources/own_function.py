@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 import imports
+from data.source import Source
 from data.sources import arrays
 from data.sources.reader import Reader, Request, checked_reader
-from data.types import Examples, ParallelText, Source, Texts, texts
+from data.types import Examples, ParallelText, Texts, texts
 from errors import UsageError, quote
 
 VERSIONS = ("experimental_latest",)  # what TFDS takes after a colon

@@ -10,7 +10,7 @@ from data.fields import unknown_split
 from data.files import TEXTS, list_files
 from data.images.decode import EXTENSIONS
 from data.progress import Tick, silent
-from data.types import Source
+from data.source import Source
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from data.fields import (
 from data.images import detection
 from data.images.detection import Rows
 from data.progress import Tick, silent
+from data.source import Source
 from data.sources import splits
 from data.sources.builtin import BUILTIN
 from data.sources.labelled_texts import label_columns
 from data.sources.parallel_text import languages
 from data.sources.reader import Reader, Request
-from data.types import Examples, ParallelText, Source, Texts
+from data.types import Examples, ParallelText, Texts
 from errors import UsageError, quote, unknown
 
 Row = dict[str, Any]  # values by feature

@@ -159,7 +159,7 @@ def test_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(augment.SYNTAX, "mine", augment.OpSyntax("mine", ()))
     config = RunConfig().replace({"data.augment": "mine"})
     batch = {"image": np.full((2, 4, 4, 1), 255, np.uint8)}
-    assert not inputs.train_transform(config)(batch, 0, np.arange(2))["image"].any()
+    assert not inputs.train_transform(config, TASKS["softmax"])(batch, 0, np.arange(2))["image"].any()
 
 
 def test_a_verb_and_a_config(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Mapping
 
 from configs.knobs import RunConfig
 from data import sources
-from data.types import Source
+from data.source import Source
 from models import Model
-from train.tasks import SETTINGS, Task
+from train.tasks import Task, settings
 from train.update import optim, param_groups
 
 COMPUTE_KNOBS = {  # knobs of `train` that change how a model computes, not what -> the part of the model that uses it
@@ -31,7 +31,7 @@ def data_facts(config: RunConfig, example: Source, task: Task) -> Facts:
         "data": ({kind, "resized images"} if resized else {kind}, kind),
         "sets": ({sets}, sets),
         "task": ({task.output_kind}, f"loss {config.loss}"),
-        "loss": ({f"train.{name}" for name in SETTINGS if hasattr(task, name)}, config.loss),
+        "loss": ({f"train.{name}" for name in settings(config) if hasattr(task, name)}, config.loss),
         **({} if name in optim.OPTIMIZERS or optim.takes_config(name) else {"optim.name": ((), name)}),
     }
 

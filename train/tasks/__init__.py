@@ -17,7 +17,6 @@ from train.tasks.regression import MSE
 from train.tasks.task import SingleForwardTask, Task
 
 __all__ = [
-    "SETTINGS",
     "TASKS",
     "Batch",
     "Forward",
@@ -27,6 +26,7 @@ __all__ = [
     "WeightedSums",
     "get_task",
     "make_task",
+    "settings",
     "with_options",
 ]
 
@@ -43,8 +43,6 @@ TASKS: dict[str, Task] = {
     "detection": Detection(),
     "contrastive": Contrastive(),
 }
-
-SETTINGS = ("class_weights", "focal_gamma", "temperature")  # of `train`: fields of the tasks that read them
 
 
 def get_task(name: str) -> Task:
@@ -68,7 +66,16 @@ def make_task(config: RunConfig) -> Task:
     Raises UsageError for an unknown loss and for a value out of range.
     """
     task = get_task(config.loss)
-    return _replace(task, {name: getattr(config.train, name) for name in SETTINGS if hasattr(task, name)})
+    return _replace(task, {name: value for name, value in settings(config).items() if hasattr(task, name)})
+
+
+def settings(config: RunConfig) -> dict[str, object]:
+    """The knobs of `train` that are fields of the tasks that read them, by name."""
+    return {
+        "class_weights": config.train.class_weights,
+        "focal_gamma": config.train.focal_gamma,
+        "temperature": config.train.temperature,
+    }
 
 
 def with_options(task: Task, **options: float) -> Task:
