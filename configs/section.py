@@ -81,7 +81,7 @@ def _is_plain(value: Value) -> bool:
         return all(map(_is_plain, value))
     if value is None or type(value) in (bool, str):
         return True
-    return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
+    return (type(value) is int and value.bit_length() <= 1024) or (type(value) is float and math.isfinite(value))
 
 
 def plain(value: object) -> Any:

@@ -139,6 +139,7 @@ def test_a_sum_of_splits_of_different_rows_is_refused(tmp_path: Path) -> None:
         (f"{HERE}:pionts", "did you mean 'points'"),
         (f"{HERE}:fails", r"sources/test_own_function\.py line \d+: ValueError: first second$"),
         ("adding:many", "write adding:N"),
+        ("a" * 300, "cannot be opened: File name too long"),
     ],
 )
 def test_no_such_function_is_refused(name: str, says: str) -> None:
