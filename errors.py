@@ -7,19 +7,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 LONG = 200  # characters of a value that a message quotes, at most
-_REPR = reprlib.Repr()
+
+
+class _Repr(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1000 else f"an int of {x.bit_length():,} bits"
+
+
+_REPR = _Repr()
 _REPR.maxstring = _REPR.maxother = 80  # characters
 
 
 class UsageError(ValueError):
-    """A user's mistake in a flag, a config or a file; the launcher prints it on one line and exits with 2.
+    """A user's mistake in a flag, a config or a file, on one line; the launcher prints it and exits with 2.
 
     `problems` are the parts of a message made by `join_problems`.
     """
 
     def __init__(self, text: str, problems: Iterable[str] = ()) -> None:
-        super().__init__(text)
-        self.problems = tuple(problems) or (text,)
+        line = re.sub(r"\s*\n\s*", " ", text.strip())
+        super().__init__(line)
+        self.problems = tuple(problems) or (line,)
 
 
 def quote(value: object) -> str:

@@ -66,18 +66,21 @@ def _run_file(path: str, changed: int) -> ModuleType:
 
 @contextmanager
 def code_errors(key: str, where: str) -> Iterator[None]:
-    """Raise UsageError with the line in `where`, a module or file, for whatever a user's code in the block raises."""
-    file = where if where.endswith(".py") else where.replace(".", "/") + ".py"
+    """Raise UsageError for whatever a user's code in the block raises, with the line of its module.
+
+    `where` is the module, as in `load_module`.
+    """
+    file = where if where.endswith(".py") else f"{where.replace('.', '/')}.py"
+    ends = (f"/{file}", f"/{file.removesuffix('.py')}/__init__.py")
     try:
         yield
     except (UsageError, KeyboardInterrupt):
         raise
-    except ImportError as error:
-        raise UsageError(f"{key}: {error}") from None
     except SyntaxError as error:
         raise UsageError(f"{key}: {error.filename} line {error.lineno}: {error.msg}") from None
     except BaseException as error:  # SystemExit too
         frames = traceback.extract_tb(sys.exc_info()[2])
-        lines = [frame.lineno for frame in frames if frame.filename.replace("\\", "/").endswith(file)]
-        line = f"{file} line {lines[-1]}: " if lines else ""
-        raise UsageError(f"{key}: {line}{type(error).__name__}: {error}") from None
+        lines = [frame.lineno for frame in frames if f"/{frame.filename}".replace("\\", "/").endswith(ends)]
+        at = f"{file} line {lines[-1]}: " if lines else ""
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise UsageError(f"{key}: {at}{kind}{error}") from None

@@ -13,10 +13,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import renamed
-from configs.section import Knob, Section, Value, free, identity, knobs_of, schedule
+from configs.section import Knob, Section, Value, check_open, free, identity, knobs_of, plain, schedule, sections_of
 from errors import unknown
 
 Knobs = Mapping[str, Value]  # values by dotted key
@@ -30,6 +31,11 @@ class ModelConfig(Section):
     family: str = identity("gpt", "network architecture: a key of models.FAMILIES")
     size: str | None = identity(None, "published size of the family; other model.* knobs override it")
     fields: Knobs = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the fields too; their owner, the family, checks their values."""
+        super().__post_init__()
+        object.__setattr__(self, "fields", check_open("model", self.fields, ("family", "size"), nested="args"))
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,12 @@ class RunConfig(Section):
     code: Mapping[str, str] = field(default_factory=dict, compare=False)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
+    def __post_init__(self) -> None:
+        """Check the rules too; their owner, the mesh, checks their values."""
+        super().__post_init__()
+        object.__setattr__(self, "rules", check_open("rules", self.rules))
+        object.__setattr__(self, "code", MappingProxyType({**self.code}))
+
     def replace(self, changes: Knobs) -> "RunConfig":
         """The config with other values of some knobs, by dotted key. Raises UsageError."""
         flat = flatten(changes)
@@ -225,10 +237,9 @@ class RunConfig(Section):
 
     def to_dict(self) -> dict[str, dict[str, Value] | Value]:
         """The config as nested dicts, as ConfigDict and JSON have it."""
-        nested = dataclasses.asdict(self)
+        nested: dict[str, Any] = plain(self)
         del nested["code"], nested["given"]
-        fields = nested["model"].pop("fields")
-        nested["model"] |= fields
+        nested["model"] |= nested["model"].pop("fields")
         return nested
 
     def to_json(self) -> str:
@@ -238,24 +249,13 @@ class RunConfig(Section):
 
 def knobs() -> dict[str, Knob]:
     """Each knob by its dotted key, in the order of RunConfig's fields."""
-    found: dict[str, Knob] = {}
-    own = knobs_of(RunConfig)
-    for section in dataclasses.fields(RunConfig):
-        found |= knobs_of(SECTIONS[section.name]) if section.name in SECTIONS else {}
-        found |= {section.name: own[section.name]} if section.name in own else {}
+    found, own = dict[str, Knob](), knobs_of(RunConfig)
+    for name in (f.name for f in dataclasses.fields(RunConfig)):
+        found |= knobs_of(SECTIONS[name]) if name in SECTIONS else {name: own[name]} if name in own else {}
     return found
 
 
-SECTIONS: dict[str, type[Section]] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "optim": OptimConfig,
-    "schedule": ScheduleConfig,
-    "train": TrainConfig,
-    "eval": EvalConfig,
-    "checkpoint": CheckpointConfig,
-    "log": LogConfig,
-}
+SECTIONS = sections_of(RunConfig)
 KNOBS = knobs()
 NESTED = "model.args."  # a dict: the arguments of a user's Flax module
 OPEN = ("model.", "rules.")  # sections without knobs of their own: a family's Config, the sharding rules
@@ -263,44 +263,37 @@ OPEN = ("model.", "rules.")  # sections without knobs of their own: a family's C
 
 def from_flat(values: Knobs) -> RunConfig:
     """The config of knobs by dotted key; the others have their defaults. Raises UsageError."""
-    sections: dict[str, dict[str, Value]] = {name: {} for name in ("", "rules", "model.args", *SECTIONS)}
-    fields: dict[str, Value] = {}  # of the model
+    sections: dict[str, dict[str, Value]] = {
+        name: {} for name in ("", "rules", "model.fields", "model.args", *SECTIONS)
+    }
     for key, value in values.items():
         check_key(key)
         section, _, name = key.rpartition(".")
-        if section == "model" and key not in KNOBS:
-            fields[name] = value
-        else:
-            sections[section][name] = value
+        sections["model.fields" if section == "model" and key not in KNOBS else section][name] = value
     if sections["model.args"]:
-        fields["args"] = sections["model.args"]
-    made: dict[str, Any] = {**sections[""], "rules": sections["rules"]}
-    for section, kind in SECTIONS.items():
-        more = {"fields": fields} if section == "model" else {}
-        made[section] = kind(**sections[section], **more)
-    return RunConfig(**made)
+        sections["model.fields"]["args"] = sections["model.args"]
+    sections["model"]["fields"] = sections["model.fields"]
+    made = {name: kind(**sections[name]) for name, kind in SECTIONS.items()}
+    given: dict[str, Any] = {**sections[""], **made, "rules": sections["rules"]}
+    return RunConfig(**given)
 
 
 def check_key(key: str) -> None:
     """Raise UsageError for a key that is neither a knob nor in an open section."""
-    if key not in KNOBS and (not key.startswith(OPEN) or key.count(".") > 1 + key.startswith(NESTED)):
+    is_open = isinstance(key, str) and key.startswith(OPEN) and key.count(".") == 1 + key.startswith(NESTED)
+    if key not in KNOBS and (not is_open or key == NESTED[:-1]):
         raise unknown("config key", key, KNOBS, renamed.KNOBS)
 
 
 def flatten(nested: Knobs) -> dict[str, Value]:
-    """A nested config as dotted keys, its lists as tuples."""
+    """A nested config as dotted keys. An empty dict has none where it is legal, and is refused as a value elsewhere."""
     result: dict[str, Value] = {}
     for key, value in nested.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (value or key in ("rules", "args", "model.args")):
             result.update({f"{key}.{k}": v for k, v in flatten(value).items()})
         else:
-            result[key] = tuples(value)
+            result[key] = value
     return result
-
-
-def tuples(value: Value | list[Value]) -> Value:
-    """A value with its lists, nested ones too, as tuples."""
-    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def get(config: RunConfig, key: str) -> Value:

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 import renamed
-from configs.knobs import KNOBS, OPEN, RunConfig, flatten, from_flat, tuples
-from configs.section import Value
+from configs.knobs import KNOBS, OPEN, RunConfig, flatten, from_flat
+from configs.section import Value, to_python
 from errors import UsageError, prefix_errors, quote, unknown
 
 T = TypeVar("T")
@@ -169,7 +169,7 @@ def parse(key: str, text: str) -> Value:
         return int(value)  # 1e4
     if isinstance(value, int | float) and "float" not in kinds and any(kind.startswith("tuple") for kind in kinds):
         return (value,)
-    return tuples(value)
+    return to_python(value)
 
 
 def from_json(text: str) -> RunConfig:

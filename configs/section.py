@@ -1,13 +1,14 @@
 """What a knob is: a typed field of a section of the config, with its class, its meaning and a check of its value."""
 
 import dataclasses
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
-from errors import UsageError
+from errors import UsageError, quote
 
 Value = bool | int | float | str | None | tuple["Value", ...] | Mapping[str, "Value"]  # of a knob
 Kind = Literal["identity", "schedule", "free"]
@@ -27,9 +28,10 @@ class Knob:
 
     def check(self, key: str, value: Value) -> Value:
         """The value, an int as a float if the knob takes floats. Raises UsageError for a value of another type."""
+        value = to_python(value)
         if not fits(value, self.type, self.most):
             bound = f" up to {self.most:,}" if isinstance(value, int) and value > self.most else ""
-            raise UsageError(f"config key {key!r} takes {self.type}{bound} ({self.says}), not {value!r}")
+            raise UsageError(f"config key {key!r} takes {self.type}{bound} ({self.says}), not {quote(value)}")
         return float(value) if self.type.startswith("float") and isinstance(value, int) else value
 
 
@@ -45,6 +47,48 @@ def fits(value: Value, kind: str, most: int = MOST) -> bool:
         if one in ("int", "str", "bool") and type(value).__name__ == one:
             return one != "int" or abs(cast(int, value)) <= most
     return False
+
+
+def to_python(value: object) -> Value:
+    """A value with scalars of numpy and jax as Python's and lists as tuples, nested ones too; others as they are."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return cast(Value, value.item())
+    return tuple(map(to_python, value)) if isinstance(value, list | tuple) else cast(Value, value)
+
+
+def check_open(prefix: str, values: object, taken: Collection[str] = (), nested: str = "") -> Mapping[str, Value]:
+    """The values of a section without knobs of its own, read-only, such that JSON can hold them.
+
+    `taken` are the names of knobs of the same prefix; the value `nested` is a mapping too. Raises UsageError for
+    another name or value.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"config section {prefix!r} takes a dict of names and values, not {quote(values)}")
+    found: dict[str, Value] = {}
+    for name, value in values.items():
+        if not isinstance(name, str) or not name.isidentifier() or name in taken:
+            also = f"; {name!r} is a knob of its own" if name in taken else ""
+            raise UsageError(f"config section {prefix!r} takes names of fields, not {quote(name)}{also}")
+        key = f"{prefix}.{name}"
+        found[name] = check_open(key, value) if name == nested else to_python(value)
+        if name != nested and not _is_plain(found[name]):
+            raise UsageError(f"config key {key!r} takes a bool, number, str, tuple of such or None, not {quote(value)}")
+    return types.MappingProxyType(found)
+
+
+def _is_plain(value: Value) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    if value is None or type(value) in (bool, str):
+        return True
+    return (type(value) is int and value.bit_length() <= 1024) or (type(value) is float and math.isfinite(value))
+
+
+def plain(value: object) -> Any:
+    """A section or mapping as dicts, which pickle, copy and JSON take."""
+    if isinstance(value, Section):
+        value = vars(value)
+    return {name: plain(v) for name, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def identity(default: T, says: str, most: int = MOST) -> T:
@@ -68,7 +112,7 @@ def _field(default: T, kind: Kind, says: str, most: int) -> T:
 
 
 class Section:
-    """A frozen dataclass of knobs. Raises UsageError for a value of another type than its field's."""
+    """A frozen dataclass of knobs and sections. Raises UsageError for a value of another type than its field's."""
 
     section: ClassVar[str]  # its name in keys; "" for knobs without a section
 
@@ -77,6 +121,13 @@ class Section:
         for key, knob in knobs_of(type(self)).items():
             name = key.rpartition(".")[2]
             object.__setattr__(self, name, knob.check(key, getattr(self, name)))
+        for name, kind in sections_of(type(self)).items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise UsageError(f"config section {name!r} takes a {kind.__name__}, not {quote(value)}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """Copied and pickled by its fields, as read-only mappings cannot be."""
+        return type(self), tuple(v if isinstance(v, Section) else plain(v) for v in vars(self).values())
 
 
 def knobs_of(section: type[Section]) -> dict[str, Knob]:
@@ -87,6 +138,12 @@ def knobs_of(section: type[Section]) -> dict[str, Knob]:
             key = f"{section.section}.{field.name}" if section.section else field.name
             found[key] = Knob(cast(Value, field.default), _type_text(field.type), **field.metadata)
     return found
+
+
+def sections_of(section: type[Section]) -> dict[str, type[Section]]:
+    """The sections of a section by name."""
+    types_of = {field.name: field.type for field in dataclasses.fields(cast(type, section))}
+    return {name: kind for name, kind in types_of.items() if isinstance(kind, type) and issubclass(kind, Section)}
 
 
 def _type_text(annotation: object) -> str:

@@ -1,7 +1,8 @@
 """Which knobs of a config have no effect: one rule for all of them.
 
 A knob of READ_UNDER has an effect only under certain values of other knobs, or under facts that the data, the model and
-the launcher's verb decide. Anywhere else a value other than the default is refused.
+the launcher's verb decide. Anywhere else a value other than the default is refused. A user's own code may be named by
+the knobs `loss` and `optim.name`: then the fact of that name is which keys it reads.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,6 +13,7 @@ from errors import UsageError
 Condition = Mapping[str, tuple[str, ...]]  # knob or fact of FACTS -> values under which another knob has an effect
 Facts = Mapping[str, tuple[Collection[str], str]]  # name in FACTS -> values that hold, and their text in a message
 
+OWN = ("loss", "optim.name", "eval.callbacks")  # knobs that may also be a user's `package.file:name`
 SET = ("set",)  # in a Condition: any value but the default
 FACTS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> beginning of a message, and the knobs that decide the fact
     "data": ("the data are", ("data.name", "data.field", "data.size", "data.augment")),
@@ -85,7 +87,12 @@ def unread(config: RunConfig, facts: Facts, given: Collection[str] = (), *, only
             continue
         for name, legal in condition.items():
             says, deciders = FACTS.get(name, (f"{name} is", (name,)))
-            holds, shown = facts.get(name, (legal, "")) if name in FACTS else _of_knob(config, name, legal)
+            if name in FACTS:
+                holds, shown = facts.get(name, (legal, ""))
+            elif name in OWN and ":" in (shown := str(get(config, name))):
+                holds = legal if key in facts.get(name, ((key,), ""))[0] else ()
+            else:
+                holds, shown = _of_knob(config, name, legal)
             changed = key not in given and any(k.startswith(deciders) for k in given)
             if not set(holds) & set(legal) and not changed:
                 where = f"{says} {' or '.join(legal)}; here: {shown}"
@@ -113,7 +120,5 @@ def require_effect(given: Iterable[str]) -> None:
 
 def _of_knob(config: RunConfig, name: str, legal: tuple[str, ...]) -> tuple[Collection[str], str]:
     value = get(config, name)
-    if ":" in str(value) and name in ("loss", "optim.name"):  # a user's code may read any knob
-        return legal, str(value)
     is_set = legal is SET and value != KNOBS[name].default
     return SET if is_set else (str(value),), str(value)

@@ -67,6 +67,12 @@ def absent_classes(labels: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for i, name in enumerate(names) if i not in present)
 
 
+def absent_notes(split: str, absent: Sequence[str], what: str = "row of") -> tuple[str, ...]:
+    """A note on the classes that a split has no rows of, if there are any: the first ten, and how many more."""
+    more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+    return (f"split {split!r} has no {what} {', '.join(absent[:10])}{more}",) if absent else ()
+
+
 def count_classes(where: str, numbers: Iterable[int]) -> int:
     """How many classes there are, by their numbers. Raises UsageError unless these are 0, 1, 2 … and two at least."""
     count = 0

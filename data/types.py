@@ -2,14 +2,24 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from data import eval_set
 from data.eval_set import EvalSet
-from data.fields import Augment, Batch, Fields, Identity, absent_classes, check_labels, checksum, object_array
+from data.fields import (
+    Augment,
+    Batch,
+    Fields,
+    Identity,
+    absent_classes,
+    absent_notes,
+    check_labels,
+    checksum,
+    object_array,
+)
 from data.source import EpochSource, Part, Reading, RowType, gather_notes
-from data.source import Source as Source  # one of the types too
 from data.text import packing, translation_rows
 from errors import UsageError
 
@@ -40,8 +50,8 @@ class Examples:
     with boxes have the fields of `data/images/detection.py: DetectionReader`. `fields` is a dict of arrays, or a
     function from rows to such a dict if the set is too large for memory. `names` are the names of the classes, if they
     have any. `absent` are the names of classes that only other splits have examples of. `notes` are messages for the
-    user. `sorted_labels` are the labels [n] of a set that is sorted by class: its parts have the same share of each.
-    `vocab` is the number of different tokens.
+    user. `labels` [n] are those of a function `fields`, if they are known without reading rows. Parts of a set that is
+    `sorted_by_class` have the same share of each class. `vocab` is the number of different tokens.
     """
 
     fields: Fields | Callable[[np.ndarray], Fields]
@@ -51,7 +61,8 @@ class Examples:
     names: tuple[str, ...] | None = None
     absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    sorted_labels: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    sorted_by_class: bool = False
     vocab: int | None = None
 
     def __len__(self) -> int:
@@ -61,6 +72,11 @@ class Examples:
         """The fields of some rows, in their order."""
         wanted = np.asarray(rows)
         return self.fields(wanted) if callable(self.fields) else {k: v[wanted] for k, v in self.fields.items()}
+
+    @property
+    def known_labels(self) -> np.ndarray | None:
+        """The labels [n] of rows of one class each, None if that would take reading the rows."""
+        return self.labels if callable(self.fields) else self.fields.get("label")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -108,9 +124,9 @@ class Examples:
 
     def part_order(self) -> np.ndarray:
         """Their own order; if they are sorted by class, classes evenly interleaved."""
-        if self.sorted_labels is None:
+        if self.labels is None or not self.sorted_by_class:
             return np.arange(len(self))
-        counts = np.bincount(self.sorted_labels)
+        counts = np.bincount(self.labels)
         place = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])
         return np.argsort(place, kind="stable")
 
@@ -120,12 +136,9 @@ class Examples:
         owners = np.repeat(np.arange(len(own)), [len(rows) for _, rows in own])
         read = _PartReader(tuple(source for source, _ in own), owners, np.concatenate([rows for _, rows in own]))
         fields = read if callable(self.fields) else read(np.arange(len(owners)))
-        absent = tuple(name for name in self.absent if all(name in source.absent for source, _ in own))
-        if self.sorted_labels is not None:
-            labels = [source.sorted_labels[rows] for source, rows in own if source.sorted_labels is not None]
-            absent = absent_classes(np.concatenate(labels), self.names or ())
-        changed = replace(self, fields=fields, count=len(owners), identity=identity, notes=gather_notes(parts))
-        return replace(changed, absent=absent, sorted_labels=None)
+        known = [labels[rows] for source, rows in own if (labels := source.known_labels) is not None]
+        changed = replace(self, fields=fields, count=len(owners), identity=identity, labels=None, sorted_by_class=False)
+        return _with_absent(changed, np.concatenate(known) if known else None, parts)
 
 
 @dataclass(frozen=True)
@@ -238,11 +251,21 @@ class Texts:
         """Documents of several sources with their labels."""
         own = [(source, rows) for source, rows in parts if isinstance(source, Texts)]
         documents = tuple(source.documents[row] for source, rows in own for row in rows)
-        labels, absent = self.labels, tuple[str, ...]()
-        if labels is not None:
-            labels = np.concatenate([source.labels[rows] for source, rows in own if source.labels is not None])
-            absent = absent_classes(labels, self.names or [*map(str, range(self.classes or 0))])
-        return replace(self, documents=documents, labels=labels, identity=identity, absent=absent)
+        known = [source.labels[rows] for source, rows in own if source.labels is not None]
+        labels = np.concatenate(known) if known else None
+        return _with_absent(replace(self, documents=documents, labels=labels, identity=identity), labels, parts)
+
+
+L = TypeVar("L", Examples, Texts)
+
+
+def _with_absent(source: L, labels: np.ndarray | None, parts: Sequence[Part]) -> L:
+    """A source of parts, whose labels are [n] or [n C] if known, with the classes that it lacks, and a note on them."""
+    notes, absent = gather_notes(parts), tuple(n for n in source.absent if all(n in part.absent for part, _ in parts))
+    if labels is not None:
+        absent = absent_classes(labels, source.names or [*map(str, range(source.classes or 0))])
+        notes += absent_notes(str(source.identity["split"]), absent, "row of" if source.names else "row of class")
+    return replace(source, absent=absent, notes=notes)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ def test_pairs_are_split_at_commas_and_the_first_colon() -> None:
     assert parse_pairs(None, "mesh") == parse_pairs("", "mesh") == []
 
 
-@pytest.mark.parametrize("text", ["a:1,,b:2", ":1", "a:", " "])
+@pytest.mark.parametrize("text", ["a:1,,b:2", "a:1,", ":1", "a:", " "])
 def test_a_pair_without_name_or_value_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=f"config key 'mesh' must be AXIS:SIZE joined by commas, not {text!r}"):
         parse_pairs(text, "mesh", "AXIS:SIZE")

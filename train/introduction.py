@@ -4,9 +4,8 @@ import jax
 
 from data import sampler
 from data.images.detection import note
-from data.source import EpochSource
+from data.source import EpochSource, Source
 from data.sources import splits
-from data.types import Source
 from train.record import summary
 from train.setup.run_data import RunData
 from train.setup.setup import Setup

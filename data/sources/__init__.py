@@ -5,6 +5,7 @@ import os
 from data.fields import field_error
 from data.files import expand_home
 from data.progress import Tick, silent
+from data.source import Source
 from data.sources import (
     arrays,
     builtin,
@@ -18,8 +19,7 @@ from data.sources import (
     tfds,
 )
 from data.sources.reader import Kind, Reader, Request
-from data.types import Source
-from errors import UsageError
+from errors import UsageError, quote
 
 # The kinds of sources in order: the first that has a reader for a name reads it. TFDS has one for any name.
 KINDS: list[Kind] = [
@@ -37,7 +37,10 @@ KINDS: list[Kind] = [
 
 def find_reader(request: Request) -> Reader:
     """The reader of a data set, of the first kind that reads its name. Raises UsageError as the kinds do."""
-    return next(reader for kind in KINDS if (reader := kind.find(request)) is not None)
+    try:
+        return next(reader for kind in KINDS if (reader := kind.find(request)) is not None)
+    except OSError as error:  # as for a name that is too long for a path
+        raise UsageError(f"data set {quote(request.name)} cannot be opened: {error.strerror}") from None
 
 
 def load(

@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.fields import BLOCK, DECODE_ONCE, Fields, absent_classes, checksum, count_classes, iter_blocks
+from data.fields import (
+    BLOCK,
+    DECODE_ONCE,
+    Fields,
+    absent_classes,
+    absent_notes,
+    checksum,
+    count_classes,
+    iter_blocks,
+)
 from data.files import SPLITS, list_files
 from data.images.decode import display_name
 from data.sources.reader import Reader, Request, checked_reader
@@ -82,10 +91,14 @@ class ArrayReader:
 
 
 def find(request: Request) -> Reader | None:
-    """The reader of a .npz file, or of a folder with .npz or .npy files and neither texts nor images."""
+    """The reader of a .npz file, or of a folder with .npz or .npy files and neither texts nor images.
+
+    A bare word is such a folder if the name of a file is that of a split or field: `mnist/mnist.npz` is neither.
+    """
     path = request.path
     if path.is_dir():
-        if request.files or not list_files(path, (NPZ, NPY)):
+        files = [] if request.files else list_files(path, (NPZ, NPY))
+        if not any(not request.is_word or f.stem.lower() in SPLITS or f.stem in FORMS for f in files):
             return None
     elif not path.name.lower().endswith((NPZ, NPY)):
         return None
@@ -155,30 +168,33 @@ def _load(path: Path, split: str, found: Mapping[str, Mapping[str, ArrayFile]]) 
     forms = repr([(name, array.shape, str(array.dtype)) for name, array in sorted(arrays.items())])
     some = reader(np.linspace(0, count - 1, BLOCK).astype(np.int64))  # reading all would take minutes
     digest = checksum(forms.encode(), *(some[name] for name in sorted(some)))
-    return Examples(
-        reader,
-        count,
-        {"name": display_name(path), "split": split, "count": count, "checksum": digest},
-        classes,
-        vocab=vocab,
-    )
+    identity = {"name": display_name(path), "split": split, "count": count, "checksum": digest}
+    labels = _read(str(files["label"]), "label", arrays["label"]) if "label" in files else None
+    absent = () if labels is None else absent_classes(labels, [*map(str, range(classes or 0))])
+    notes = absent_notes(split, absent, "row of class")
+    return Examples(reader, count, identity, classes, None, absent, notes, labels, vocab=vocab)
 
 
 def _in_memory(name: str, split: str, fields: Fields, classes: int | None) -> Examples:
     """Examples of arrays that are checked."""
     fields, absent = _complete(fields), tuple[str, ...]()
     if "labels" in fields:
-        classes = fields["labels"].shape[1]
+        columns = fields["labels"].shape[1]
+        if classes not in (None, columns):
+            raise UsageError(f"{name}: labels has {columns} columns; there are {classes} classes")
+        classes = columns
     elif "label" in fields:
         least = 1 + int(fields["label"].max())
         classes = least if classes is None else classes
         if least > classes:
             raise UsageError(f"{name}: label has the class {least - 1}; there are {classes} classes, from 0 on")
         absent = absent_classes(fields["label"], [*map(str, range(classes))])
-    notes = (f"split {split!r} has no row of class {', '.join(absent)}",) if absent else ()
+    elif classes is not None:
+        raise UsageError(f"{name}: there are {classes} classes but no label")
     count, digest = len(next(iter(fields.values()))), checksum(*(fields[field] for field in sorted(fields)))
     identity = {"name": name, "split": split, "count": count, "checksum": digest}
     vocab = 1 + int(fields["tokens"].max()) if "tokens" in fields else None
+    notes = absent_notes(split, absent, "row of class")
     return Examples(fields, count, identity, classes, None, absent, notes, vocab=vocab)
 
 

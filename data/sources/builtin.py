@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 
 from data.fields import Fields, checksum
+from data.source import Source
 from data.sources.reader import Reader, Request, checked_reader
-from data.types import Examples, Source, Texts, examples, texts
+from data.types import Examples, Texts, examples, texts
 from errors import UsageError, quote
 
 

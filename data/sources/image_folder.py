@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.fields import Fields, Pixels, object_array, unknown_split
+from data.fields import Fields, Pixels, absent_notes, object_array, unknown_split
 from data.files import SPLITS, list_files
 from data.images.decode import EXTENSIONS, corrupt_error, decode, identity, open_image, upright_size
 from data.images.resize import Size
@@ -78,7 +78,6 @@ def load(name: str, split: str, tick: Tick = silent) -> Examples:
     )
     reader = FolderReader(name, tuple(f.path for f in files_of_split), labels, channels, size)
     absent = tuple(c for c, group in zip(folder.names, groups, strict=True) if not group)
-    notes = (f"split {split!r} has no image of {', '.join(absent)}",) if absent else ()
     return Examples(
         reader,
         len(files_of_split),
@@ -86,8 +85,9 @@ def load(name: str, split: str, tick: Tick = silent) -> Examples:
         len(folder.names),
         folder.names,
         absent,
-        (*notes, *_stray_note(files, folder)),
-        labels,
+        (*absent_notes(split, absent, "image of"), *_stray_note(files, folder)),
+        labels=labels,
+        sorted_by_class=True,
     )
 
 

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from data.progress import Tick, silent
-from data.types import Examples, Source
+from data.source import Source
+from data.types import Examples
 from errors import UsageError
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.fields import absent_classes, checksum, count_classes
+from data.fields import absent_classes, absent_notes, checksum, count_classes
 from data.sources import parallel_text, text_files
 from data.sources.reader import Reader, Request, checked_reader
 from data.sources.rows import read_columns
@@ -84,10 +84,9 @@ def load(path: Path, split: str, columns: tuple[str, str]) -> Texts:
     index = {name: i for i, name in enumerate(classes.names or map(str, range(classes.total)))}
     documents, labels = tuple(row.text for row in own), _encode(own, index)
     absent = absent_classes(labels, tuple(index))
-    absent_note = (f"split {split!r} has no row of {', '.join(absent)}",) if absent else ()
     digest = checksum(*(d.encode() + b"\0" for d in documents), labels, repr(classes).encode())
     identity = {"name": path.name, "split": split, "count": len(own), "checksum": digest, "field": ":".join(columns)}
-    notes = (*absent_note, *text_files.skipped_note(path))
+    notes = (*absent_notes(split, absent), *text_files.skipped_note(path))
     return Texts(documents, identity, labels, classes.total, classes.names, notes, absent)
 
 

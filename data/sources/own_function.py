@@ -1,7 +1,7 @@
 """A source of one's own: `package.file:function` or `path/to/file.py:function`, called with the name of a split.
 
-It returns a dict of arrays by field (and `classes`, their number), a list of texts, or a Source. `function.splits` may
-list the splits. A KeyError of the split's name says that there is no such split.
+It returns a dict of arrays by field (perhaps with `classes`, the number of classes of `label`), a list of texts, or a
+Source. `function.splits` may list the splits. A KeyError of the split's name says that there is no such split.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 import imports
+from data.source import Source
 from data.sources import arrays
 from data.sources.reader import Reader, Request, checked_reader
-from data.types import Examples, ParallelText, Source, Texts, texts
+from data.types import Examples, ParallelText, Texts, texts
 from errors import UsageError, quote
 
 VERSIONS = ("experimental_latest",)  # what TFDS takes after a colon
@@ -69,8 +70,8 @@ def _source(made: object, title: str, split: str) -> Source:
         raise UsageError(f"{where} is {quote(made)}; legal: {LEGAL}")
     if not len(made):
         raise UsageError(f"{where} has no rows")
-    if isinstance(made, Examples) and not callable(made.fields) and "label" in made.fields:
-        low, high = int(made.fields["label"].min()), int(made.fields["label"].max())
+    if isinstance(made, Examples) and (labels := made.known_labels) is not None:
+        low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= (made.classes or 0):
             raise UsageError(f"{where} has labels from {low} to {high}, and classes = {made.classes}")
     if isinstance(made, Examples | Texts | ParallelText):
@@ -89,6 +90,6 @@ def _array(where: str, value: object) -> np.ndarray:
 
 
 def _class_count(where: str, value: object) -> int | None:
-    if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
         raise UsageError(f"{where}: classes is {quote(value)}, not a number of classes")
     return None if value is None else int(value)

@@ -1,6 +1,5 @@
 """What a kind of source offers, and what it is asked for."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from data.fields import unknown_split
 from data.files import TEXTS, list_files
 from data.images.decode import EXTENSIONS
 from data.progress import Tick, silent
-from data.types import Source
+from data.source import Source
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,14 @@ class Request:
         """The name as a path, which need not exist."""
         return Path(self.name)
 
+    @property
+    def is_word(self) -> bool:
+        """Whether the name is a bare word, as `mnist`: it may be both a folder and a TFDS data set.
+
+        The folder wins if it holds data that Canon reads; `./mnist` is the folder in any case.
+        """
+        return self.name.isidentifier()
+
     @cached_property
     def files(self) -> list[Path]:
         """The texts and images of a folder."""
@@ -38,15 +45,14 @@ class Request:
         """`text` or `images` for a path; of a folder, the kind with more files. None for a name that is not a path.
 
         Equally many are images if all lie in subfolders: class folders with a caption for each image.
-        A bare word is a path if it is a folder with texts or images: `mnist` may be both a folder and a TFDS data set.
+        A bare word is a path if it is a folder with texts or images.
         """
-        looks_like_path = os.sep in self.name or not self.name.isidentifier()
         if not self.path.is_dir():
-            is_text = self.name.lower().endswith(TEXTS) or (looks_like_path and self.path.exists())
+            is_text = self.name.lower().endswith(TEXTS) or (not self.is_word and self.path.exists())
             return "text" if is_text else None
         texts = sum(file.name.lower().endswith(TEXTS) for file in self.files)
         images, below = len(self.files) - texts, sum(file.parent != self.path for file in self.files)
-        if not self.files and not looks_like_path:
+        if not self.files and self.is_word:
             return None
         return "images" if images > texts or (0 < images == texts and below >= 2 * images) else "text"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from data.fields import checksum
-from data.types import Source
+from data.source import Source
 from errors import UsageError, quote
 
 END = r"-?\d[\d_]*(?:\.\d+)?%?"

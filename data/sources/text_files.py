@@ -20,7 +20,7 @@ UNSUPPORTED = {  # extensions of files that are not read as text -> what to do
     **dict.fromkeys(".pdf .doc .docx .odt .epub .mobi .ppt .pptx".split(), "take its text out and write that as .txt"),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), "write it as .csv"),
     **dict.fromkeys(".gz .bz2 .xz .zst .lz4 .zip .7z .rar .tar .tgz".split(), "unpack it first"),
-    **dict.fromkeys(".db .sqlite .pkl .npy .npz .h5 .hdf5 .bin .idx .tfrecord .pt".split(), "it has no text"),
+    **dict.fromkeys(".db .sqlite .pkl .h5 .hdf5 .bin .idx .tfrecord .pt".split(), "it has no text"),
 }
 
 

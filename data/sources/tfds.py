@@ -22,12 +22,13 @@ from data.fields import (
 from data.images import detection
 from data.images.detection import Rows
 from data.progress import Tick, silent
+from data.source import Source
 from data.sources import splits
 from data.sources.builtin import BUILTIN
 from data.sources.labelled_texts import label_columns
 from data.sources.parallel_text import languages
 from data.sources.reader import Reader, Request
-from data.types import Examples, ParallelText, Source, Texts
+from data.types import Examples, ParallelText, Texts
 from errors import UsageError, quote, unknown
 
 Row = dict[str, Any]  # values by feature
@@ -53,7 +54,8 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         return tfds.builder(name, data_dir=data_dir, file_format=None)
     except tfds.core.registered.DatasetNotFoundError:
         known = [*BUILTIN, *list_prepared(data_dir), *tfds.list_builders(with_community_datasets=False)]
-        raise UsageError(f"{unknown('data set', name, known)}{_unset_hint(data_dir)}") from None
+        folder = f"; for the folder of this name write ./{name}" if Path(name).is_dir() else ""
+        raise UsageError(f"{unknown('data set', name, known)}{folder}{_unset_hint(data_dir)}") from None
     except Exception as error:  # an invalid version fails an assertion
         if "Parsing builder name" in str(error):
             raise UsageError(

@@ -33,7 +33,7 @@ class FrozenDict:
 
 def freeze(value: object) -> object:
     """Make a value hashable for a frozen Config: lists become tuples, dicts `FrozenDict`."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return FrozenDict(tuple((k, freeze(v)) for k, v in sorted(value.items())))
     return tuple(map(freeze, value)) if isinstance(value, list | tuple) else value
 

@@ -4,16 +4,20 @@ import ast
 import dataclasses
 import inspect
 import json
+import math
+import pickle
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 import models
 from configs import gpt, listing, reader
-from configs.knobs import KNOBS, RunConfig
+from configs.knobs import KNOBS, ModelConfig, RunConfig, TrainConfig
 from configs.section import fits
 from errors import UsageError
 from models.core.spec import Spec, _leaf_hash, flatten, initialize
@@ -99,6 +103,75 @@ def test_a_value_of_another_type_is_refused(key: str, text: str) -> None:
     assert key in str(caught.value)
     assert KNOBS[key].type in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+STRANGE: tuple[Any, ...] = (  # values of knobs
+    *(
+        True,
+        0,
+        -1,
+        3,
+        2**40,
+        10**5000,
+        0.1,
+        -0.0,
+        math.nan,
+        math.inf,
+        1e-320,
+        1j,
+        None,
+        ...,
+        "",
+        "a:b",
+        "a\nb",
+        "\ud800",
+    ),
+    *((), (1, (2.5, "a")), [0.5], [[1]], {}, {"a": 1}, {1: 2}, {1}, b"a", range(3), object(), int, RunConfig()),
+    *(np.int64(3), np.float32(0.5), np.bool_(True), np.str_("a"), np.datetime64("2026-01-01"), np.longdouble(1)),
+    *(np.arange(3), np.zeros((40, 40)), np.zeros(()), TrainConfig(), lambda: 0),
+)
+
+
+@pytest.mark.parametrize("key", [*KNOBS, "model.width", "model.args.width", "model.args", "rules.embed", "train", 1])
+def test_a_value_is_taken_exactly_or_refused(key: Any) -> None:
+    """Any value of Python makes a config that JSON and pickle keep, or is refused by one line that names the key."""
+    for value in STRANGE:
+        try:
+            made, refusal = RunConfig().replace({key: value}), str(key)
+        except UsageError as error:
+            made, refusal = RunConfig(), str(error)
+        assert "\n" not in refusal
+        assert str(key) in refusal
+        assert made == pickle.loads(pickle.dumps(made))
+        assert key == "resume" or made == reader.from_json(made.to_json())
+        assert {type(v).__module__ for v in made.flatten().values()} == {"builtins"}
+
+
+def test_sections_are_of_their_types_and_do_not_change() -> None:
+    """What is no section, or names a knob as a model's field, is refused; what is one cannot be changed."""
+    wrong: list[tuple[Callable[[Any], object], Any, str]] = [
+        *(
+            (lambda given: RunConfig(train=given), value, "'train' takes a TrainConfig")
+            for value in ({"steps": 3}, None)
+        ),
+        (lambda given: RunConfig(train=given), RunConfig().data, "'train' takes a TrainConfig"),
+        *((lambda given: RunConfig(rules=given), value, "'rules'") for value in (None, ("embed",), {"a b": 1}, {3: 1})),
+        *(
+            (lambda given: ModelConfig(fields=given), {name: "gpt"}, f"{name!r} is a knob")
+            for name in ("family", "size")
+        ),
+        (lambda given: ModelConfig(fields=given), {"args": 5}, "'model.args' takes a dict"),
+    ]
+    for make, given, says in wrong:
+        with pytest.raises(UsageError, match=says):
+            make(given)
+    fields = {"width": 4, "args": {"hidden": [1]}}
+    made = RunConfig(model=ModelConfig(fields=fields), rules={"embed": "tp"})
+    fields["width"] = 8
+    assert made.model.fields == {"width": 4, "args": {"hidden": (1,)}}
+    for mapping in (made.model.fields, made.model.fields["args"], made.rules):
+        with pytest.raises(TypeError):
+            mapping["width"] = 8  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

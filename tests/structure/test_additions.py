@@ -15,16 +15,16 @@ import optax
 import pytest
 
 import launch
-import models
 from cli.flags import HELP
-from configs import gpt
-from configs.knobs import OptimConfig, RunConfig
+from configs import gpt, unread
+from configs.knobs import OptimConfig, RunConfig, ScheduleConfig
 from data import sources
 from data.eval_set import EvalSet
 from data.images import augment
 from data.sources import builtin
 from data.types import texts
 from errors import UsageError
+from models.core.spec import Spec, zeros
 from tests.support import ROOT
 from tests.support.cases import B, T, tiny_model
 from train.evaluate import callbacks
@@ -97,13 +97,28 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
     assert sources.load(name, "test").classes == 2
 
 
-def test_a_schedule_and_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry of SCHEDULES and one of OPTIMIZERS are found by their knobs."""
+def test_a_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry of SCHEDULES is found by its knob."""
     monkeypatch.setitem(schedules.SCHEDULES, "mine", lambda config, updates: optax.constant_schedule(0.5))
-    monkeypatch.setitem(optim.OPTIMIZERS, "mine", lambda config, decay, specs: [decay])
-    config = RunConfig().replace({"schedule.name": "mine", "optim.name": "mine"})
-    assert schedules.make(config.schedule, 2.0, 10)(jnp.array(3)) == 1.0
-    assert optim.make(config.optim, models.build("mlp").specs["params"]) is not None
+    assert schedules.make(ScheduleConfig("mine"), 2.0, 10)(jnp.array(3)) == 1.0
+
+
+def test_an_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/optimizers.md: a transform, its entry of OPTIMIZERS and its knob are enough for a run."""
+    page = (ROOT / "docs" / "optimizers.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (entry,) = re.findall(r'`"signum": (lambda .*)`', page)
+    signum = ModuleType("signum")
+    exec(compile(code, "docs/optimizers.md", "exec"), vars(signum))
+    monkeypatch.setitem(optim.OPTIMIZERS, "signum", eval(entry, vars(signum)))
+    monkeypatch.setitem(unread.READ_UNDER, "optim.momentum", {"optim.name": ("signum",)})
+    tx = optim.make(OptimConfig("signum", momentum=0.5), {"w": Spec((2,), "embed", zeros)})
+    params, state = {"w": jnp.zeros(2)}, tx.init({"w": jnp.zeros(2)})
+    for gradient, sign in (([1.0, -4.0], [1, -1]), ([-2.0, 1.0], [-1, -1])):
+        step, state = tx.update({"w": jnp.array(gradient)}, state, params, lr=jnp.asarray(0.1))
+        np.testing.assert_allclose(step["w"], 0.1 * np.array(sign), rtol=1e-6)
+    settings = ["--config=configs/mlp.py:digits", "--config.optim.name=signum", "--config.optim.momentum=0.5"]
+    assert launch.main(["train", f"--workdir={tmp_path}/w", *settings, "--config.train.steps=3"]) == 0
 
 
 LOSSES = dict(
@@ -160,7 +175,7 @@ def test_an_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(augment.SYNTAX, "mine", augment.OpSyntax("mine", ()))
     config = RunConfig().replace({"data.augment": "mine"})
     batch = {"image": np.full((2, 4, 4, 1), 255, np.uint8)}
-    assert not inputs.train_transform(config)(batch, 0, np.arange(2))["image"].any()
+    assert not inputs.train_transform(config, TASKS["softmax"])(batch, 0, np.arange(2))["image"].any()
 
 
 def test_a_verb_and_a_config(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ from cli.flags import define_flags
 from cli.run_config import fine_tuning_config
 from configs import reader
 from configs.knobs import DataConfig, ModelConfig, RunConfig
+from data.source import Source
 from data.text import subwords
-from data.types import Examples, Source, Texts
+from data.types import Examples, Texts
 from errors import UsageError
 from models import pretrained
 from models.core.spec import flatten

@@ -11,18 +11,23 @@ import pytest
 
 import canon
 import launch
+from configs.knobs import OptimConfig
+from configs.unread import unread
+from data import sources
 from errors import UsageError
 from tests.support.cases import tiny_model
 from tests.support.configs import config
 from train import checkpoint
+from train.setup import facts
 from train.tasks import TASKS, get_task
 from train.update import optim
 
 REGISTERS = """
+import jax
 import optax
 
 from configs import mlp
-from train.tasks import TASKS
+from train.tasks import TASKS, SingleForwardTask
 from train.tasks.classification import Softmax
 
 
@@ -30,12 +35,44 @@ class Mine(Softmax):
     unit = "nats, mine"
 
 
+class Plain(SingleForwardTask):
+    output_kind = "classifier"
+
+    def terms(self, value, batch):
+        return {}
+
+
 def direction():
     return optax.scale_by_adam()
 
 
+def by_config(config):
+    return optax.scale_by_adam(config.beta1)
+
+
+def by_path():
+    label = lambda path, x: path[-1].key if x.ndim < 3 else "kernel"
+    parts = {"kernel": optax.scale_by_adam(), "bias": optax.scale_by_lion()}
+    return optax.chain(
+        optax.partition(parts, lambda tree: jax.tree_util.tree_map_with_path(label, tree)),
+        optax.masked(optax.scale(2.0), lambda tree: {name: name == "head" for name in tree}),
+    )
+
+
+def wrong_path():
+    return optax.masked(optax.scale(2.0), {"no_such_part": True})
+
+
+def wrong_shape():
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u: u[None], updates))
+
+
 def wrong_way():
     return optax.sgd(0.1)
+
+
+def wrong_way_of_matrices():
+    return optax.masked(optax.sgd(0.1), lambda tree: jax.tree.map(lambda x: x.ndim == 2, tree))
 
 
 def no_transform():
@@ -94,6 +131,9 @@ def test_a_config_file_is_found_again(own: Path, tmp_path: Path, capsys: pytest.
     ("knob", "name", "says"),
     [
         ("optim.name", "wrong_way", "against the gradient"),
+        ("optim.name", "wrong_way_of_matrices", "against the gradient"),
+        ("optim.name", "wrong_path", r"mine\.py:wrong_path': ValueError: pytree"),
+        ("optim.name", "wrong_shape", "other shapes than the parameters"),
         ("optim.name", "no_transform", "returns 3, not an optax"),
         ("optim.name", "directoin", "did you mean 'direction'"),
         ("optim.name", "TASKS", "unknown function or class"),
@@ -106,6 +146,36 @@ def test_a_name_that_is_none_of_its_kind_is_refused(own: Path, knob: str, name: 
     with pytest.raises(UsageError, match=says) as caught:
         optim.make(given.optim, tiny_model("mlp").specs["params"]) if knob == "optim.name" else get_task(given.loss)
     assert f"config key {knob!r}" in str(caught.value) or "unknown function or class" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_may_choose_parameters_by_path(own: Path) -> None:
+    """Those of the model, with frozen ones left out."""
+    specs = tiny_model("mlp").specs["params"]
+    params = jax.tree.map(lambda spec: jnp.ones(spec.shape), specs)
+    for freeze in (None, "*/bias"):
+        tx = optim.make(OptimConfig(name=f"{own}:by_path", freeze=freeze), specs)
+        step, _ = tx.update(params, tx.init(params), params, lr=jnp.ones(()))
+        assert float(step["head"]["kernel"][0, 0]) == pytest.approx(2 * float(step["hidden"]["0"]["kernel"][0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("knob", "name", "key", "value", "read"),
+    [
+        ("optim.name", "direction", "optim.beta1", 0.5, False),
+        ("optim.name", "by_config", "optim.beta1", 0.5, True),
+        ("loss", "Plain", "train.class_weights", (1.0, 2.0), False),
+        ("loss", "Mine", "train.class_weights", (1.0, 2.0), True),
+        ("loss", "Mine", "train.focal_gamma", 1.0, False),
+    ],
+)
+def test_a_knob_that_ones_own_code_does_not_read_is_refused(
+    own: Path, knob: str, name: str, key: str, value: object, read: bool
+) -> None:
+    """A function without a parameter reads none, a loss those that are its fields."""
+    settings = config("mlp", "xor").replace({knob: f"{own}:{name}", key: value})
+    known = facts.data_facts(settings, sources.load("xor", "train"), get_task(settings.loss))
+    assert [line.partition(" = ")[0] for line in unread(settings, known)] == [f"config key {key!r}"] * (not read)
 
 
 def test_any_transform_of_optax_is_an_optimizer() -> None:

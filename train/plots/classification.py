@@ -9,8 +9,9 @@ import numpy as np
 
 from data.eval_set import EvalSet
 from data.images.resize import resize
+from data.source import Source
 from data.text.tokenizers import Tokenizer
-from data.types import Examples, Source
+from data.types import Examples
 from train.evaluate import multilabel
 from train.evaluate.evaluate import BINS, Rows, calibration, calibration_bins
 from train.plots.curves import (

@@ -8,6 +8,7 @@ import renamed
 from configs import reader
 from configs.knobs import RunConfig, get
 from configs.section import Value
+from configs.unread import OWN
 from data.images.resize import INTERPOLATIONS, RESIZE_MODES
 from data.text import tokenizers
 from errors import join_problems, raise_with, unknown
@@ -43,9 +44,6 @@ CHOICES: dict[str, Collection[str]] = {  # knob -> the table that implements its
     "eval.callbacks": CALLBACKS,
     "resume": reader.RESUME,
 }
-
-
-OWN = ("loss", "optim.name", "eval.callbacks")  # knobs that may also be a user's `package.file:name`
 
 
 def check(config: RunConfig) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Mapping
 
 from configs.knobs import RunConfig
 from data import sources
-from data.types import Source
+from data.source import Source
 from models import Model
-from train.tasks import Task
-from train.update import param_groups
+from train.tasks import Task, settings
+from train.update import optim, param_groups
 
 COMPUTE_KNOBS = {  # knobs of `train` that change how a model computes, not what -> the part of the model that uses it
     "attention": "attention",
@@ -21,8 +21,8 @@ Unread = Callable[[RunConfig, Facts], list[str]]  # -> a line for each assigned 
 
 
 def data_facts(config: RunConfig, example: Source, task: Task) -> Facts:
-    """The facts that data and loss determine."""
-    kind = example.row_type().kind
+    """The facts that data and loss determine, and the keys that a user's own loss and optimizer read."""
+    kind, name = example.row_type().kind, config.optim.name
     resized = kind == "images" and (
         config.data.size is not None or "random_resized_crop" in (config.data.augment or "")
     )
@@ -31,6 +31,8 @@ def data_facts(config: RunConfig, example: Source, task: Task) -> Facts:
         "data": ({kind, "resized images"} if resized else {kind}, kind),
         "sets": ({sets}, sets),
         "task": ({task.output_kind}, f"loss {config.loss}"),
+        "loss": ({f"train.{name}" for name in settings(config) if hasattr(task, name)}, config.loss),
+        **({} if name in optim.OPTIMIZERS or optim.takes_config(name) else {"optim.name": ((), name)}),
     }
 
 

@@ -7,13 +7,13 @@ import numpy as np
 
 import models
 from configs.knobs import RunConfig
+from data.fields import Augment
 from data.images import augment, letterbox, mixup
 from data.images.resize import Size
-from data.sampler import Augment
-from data.types import Source
+from data.source import Source
 from errors import UsageError, join_problems
 from models import Model
-from train.tasks import TASKS, Task, get_task
+from train.tasks import TASKS, Task
 
 RESIZE_KNOBS = {
     "size": None,
@@ -37,13 +37,13 @@ def find_problems(config: RunConfig) -> Iterator[str]:
         yield f"config key 'data.crop_pct' must be above 0 and at most 1, or None, not {data.crop_pct}"
 
 
-def eval_transform(config: RunConfig, boxes: bool = False, channels: int | None = None) -> Augment:
+def eval_transform(config: RunConfig, task: Task, boxes: bool = False, channels: int | None = None) -> Augment:
     """The transform of evaluated images, with or without boxes. `channels` is the network's. Raises UsageError.
 
     Two views of an image are drawn as in training, by the image's row in the evaluation set.
     """
-    if get_task(config.loss).two_views:
-        return train_transform(config, boxes, channels)
+    if task.two_views:
+        return train_transform(config, task, boxes, channels)
     return (
         letterbox.DetectionPipeline(config.seed, detection_size(config))
         if boxes
@@ -51,13 +51,13 @@ def eval_transform(config: RunConfig, boxes: bool = False, channels: int | None 
     )
 
 
-def train_transform(config: RunConfig, boxes: bool = False, channels: int | None = None) -> Augment:
+def train_transform(config: RunConfig, task: Task, boxes: bool = False, channels: int | None = None) -> Augment:
     """The transform of training images, one at a time. Arguments as `eval_transform`. Raises UsageError."""
     if boxes:
         return letterbox.DetectionPipeline(config.seed, detection_size(config), letterbox.parse(config.data.augment))
     operations = tuple(s for s in augment.parse(config.data.augment) if s[0] in augment.OPERATIONS)
     pipeline = _image_pipeline(config, operations, channels)
-    if not get_task(config.loss).two_views:
+    if not task.two_views:
         return pipeline
     if not operations:
         raise UsageError(
@@ -87,7 +87,7 @@ def mixup_transform(config: RunConfig, task: Task) -> mixup.Mixup | None:
     return mixup.Mixup(config.seed, ways) if ways else None
 
 
-def transform_example(config: RunConfig, example: Source, model: Model | None = None) -> Source:
+def transform_example(config: RunConfig, task: Task, example: Source, model: Model | None = None) -> Source:
     """Examples reduced to their first row, transformed as in evaluation; text is returned unchanged.
 
     Raises UsageError for sizes or channels that do not fit the images.
@@ -98,8 +98,8 @@ def transform_example(config: RunConfig, example: Source, model: Model | None = 
     if wrong := list(find_problems(config)):  # before they are computed with
         raise join_problems(wrong)
     boxes = found.kind == "boxes"
-    train_transform(config, boxes)
-    return example.first_row(eval_transform(config, boxes, image_channels(config, model)))
+    train_transform(config, task, boxes)
+    return example.first_row(eval_transform(config, task, boxes, image_channels(config, model)))
 
 
 def image_size(config: RunConfig) -> Size | None:

@@ -9,9 +9,8 @@ import jax
 from configs.knobs import RunConfig
 from data import sampler
 from data.images.detection import align_boxes
-from data.source import EpochSource
+from data.source import EpochSource, Source
 from data.sources import intact
-from data.types import Source
 from errors import UsageError
 from train.record.ticker import Ticker
 from train.runtime import Runtime
@@ -68,7 +67,7 @@ def make_batches(setup: Setup, data: RunData, phase: sampler.Phase) -> sampler.B
             f"{theirs.words}; fields, and the sizes that a network is built for, must be equal"
         )
     channels = inputs.image_channels(config, setup.model)
-    augment = inputs.train_transform(config, setup.task.has_boxes, channels)
+    augment = inputs.train_transform(config, setup.task, setup.task.has_boxes, channels)
     mix = inputs.mixup_transform(config, setup.task)
     return sampler.BatchSampler(training_sources(setup, data.corpora), (phase,), config.seed, augment, mix)
 

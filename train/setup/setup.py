@@ -17,9 +17,8 @@ from data.fields import Augment
 from data.files import expand_home
 from data.images.decode import display_name
 from data.progress import Tick, silent, track
-from data.source import EpochSource, Reading, RowType
+from data.source import EpochSource, Reading, RowType, Source
 from data.text import tokenizers
-from data.types import Source
 from errors import UsageError, join_problems, raise_with
 from models import Model
 from models.core.spec import abstract
@@ -87,7 +86,8 @@ class Setup:
     @property
     def eval_transform(self) -> Augment:
         """The transform of evaluated images."""
-        return inputs.eval_transform(self.config, self.task.has_boxes, inputs.image_channels(self.config, self.model))
+        channels = inputs.image_channels(self.config, self.model)
+        return inputs.eval_transform(self.config, self.task, self.task.has_boxes, channels)
 
 
 def load_source(config: RunConfig, runtime: Runtime, name: str, split: str, tick: Tick = silent) -> Source:
@@ -141,7 +141,7 @@ def set_up(
     task = make_task(config)
     known = facts.data_facts(config, example, task)
     with raise_with(unread(config, known)):
-        example = inputs.transform_example(config, example, model)
+        example = inputs.transform_example(config, task, example, model)
         _check_data_for_task(config, example, task)
     made, row_type = None, example.row_type()
     shapes = row_type.shapes

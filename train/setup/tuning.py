@@ -7,13 +7,14 @@ from typing import Any
 
 import models
 from configs.knobs import ModelConfig, RunConfig, get
-from data.types import Source
+from data.source import Source
 from errors import UsageError
 from models import Model, pretrained
 from models.pretrained import class_names
 from train.runtime import Runtime
+from train.setup.facts import COMPUTE_KNOBS
 from train.setup.published import PREPROCESSING_KNOBS, default_loss, normalise_names, with_preprocessing
-from train.setup.setup import COMPUTE_KNOBS, dataset_names, load_source
+from train.setup.setup import dataset_names, load_source
 from train.tasks import get_task
 
 DEFAULTS: dict[str, Any] = {  # without a config file: the defaults of transformers' Trainer

@@ -26,6 +26,7 @@ __all__ = [
     "WeightedSums",
     "get_task",
     "make_task",
+    "settings",
     "with_options",
 ]
 
@@ -65,12 +66,16 @@ def make_task(config: RunConfig) -> Task:
     Raises UsageError for an unknown loss and for a value out of range.
     """
     task = get_task(config.loss)
-    settings = {
+    return _replace(task, {name: value for name, value in settings(config).items() if hasattr(task, name)})
+
+
+def settings(config: RunConfig) -> dict[str, object]:
+    """The knobs of `train` that are fields of the tasks that read them, by name."""
+    return {
         "class_weights": config.train.class_weights,
         "focal_gamma": config.train.focal_gamma,
         "temperature": config.train.temperature,
     }
-    return _replace(task, {name: value for name, value in settings.items() if hasattr(task, name)})
 
 
 def with_options(task: Task, **options: float) -> Task:

@@ -49,35 +49,63 @@ def find_optimizer(name: str) -> Maker:
     """An entry of OPTIMIZERS, or that of a user's `package.file:function`, with decoupled weight decay.
 
     The function makes an Optax transform of gradients into a direction, such as optax.scale_by_adam(), from the section
-    `optim` if it has a parameter for it. Raises UsageError for an unknown name.
+    `optim` if it `takes_config`. Raises UsageError for an unknown name.
     """
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    if not imports.NAME.fullmatch(name):
-        raise unknown("optim.name", name, OPTIMIZERS)
-    key = f"config key 'optim.name' = {name!r}"
-    function = imports.load_name(name, key)
+    key, function = _own_function(name)
 
     def make(config: OptimConfig, decay: GradientTransformation, specs: Specs) -> list[GradientTransformation]:
         with imports.code_errors(key, name.rpartition(":")[0]):
-            parameters = inspect.signature(function).parameters.values()
-            required = [
-                p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            ]
-            transform = function(config) if required else function()
-            _check_direction(transform, key)
+            transform = function(config) if takes_config(name) else function()
+            _check_direction(transform, key, specs)
         return [transform, decay]
 
     return make
 
 
-def _check_direction(transform: object, key: str) -> None:
-    """Raise UsageError unless a transform returns a direction to subtract, without the learning rate and its sign."""
+def takes_config(name: str) -> bool:
+    """Whether a user's `package.file:function` takes the section `optim`: it has a parameter without a default.
+
+    Raises UsageError as `find_optimizer`.
+    """
+    key, function = _own_function(name)
+    with imports.code_errors(key, name.rpartition(":")[0]):
+        parameters = inspect.signature(function).parameters.values()
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _own_function(name: str) -> tuple[str, Callable[..., object]]:
+    """The config key with its value, for messages, and the function."""
+    if not imports.NAME.fullmatch(name):
+        raise unknown("optim.name", name, OPTIMIZERS)
+    key = f"config key 'optim.name' = {name!r}"
+    return key, imports.load_name(name, key)
+
+
+def _check_direction(transform: object, key: str, specs: Specs) -> None:
+    """Raise UsageError unless a transform returns a direction to subtract, without the learning rate and its sign.
+
+    The direction is that on small parameters of the same paths, unless the transform needs their real shapes.
+    """
     if not isinstance(transform, GradientTransformation):
         raise UsageError(f"{key} returns {quote(transform)}, not an optax.GradientTransformation")
-    params, gradient = {"w": jnp.ones((2, 2))}, {"w": jnp.asarray([[1.0, 2.0], [3.0, 4.0]])}
-    updates, _ = transform.update(gradient, transform.init(params), params)
-    if jnp.vdot(updates["w"], gradient["w"]) < 0:
+    extended = optax.with_extra_args_support(transform)
+
+    def update(gradient: Params) -> Params:
+        params = jax.tree.map(jnp.ones_like, gradient)
+        return extended.update(gradient, extended.init(params), params, lr=jnp.ones(()))[0]
+
+    full = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs)
+    found = jax.eval_shape(update, full)
+    if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, full):
+        raise UsageError(f"{key} returns updates of other shapes than the parameters'")
+    small = jax.tree.map(lambda spec: 1 + jnp.arange(2.0 ** len(spec.shape)).reshape([2] * len(spec.shape)), specs)
+    try:
+        updates = update(small)
+    except Exception:  # of a user's code, which has passed with the real shapes
+        return
+    if any(jnp.vdot(u, g) < 0 for u, g in zip(*map(jax.tree.leaves, (updates, small)), strict=True)):
         raise UsageError(
             f"{key} returns steps against the gradient; return the direction, as optax.scale_by_adam() does"
         )
@@ -230,14 +258,10 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def find_problems(config: OptimConfig) -> list[str]:
-    """One line for each illegal value in the section `optim` of a config."""
-    found = []
-    if config.name not in OPTIMIZERS and not imports.NAME.fullmatch(config.name):
-        found.append(str(unknown("optim.name", config.name, OPTIMIZERS)))
-    rules = [
-        (n, rule) for n, (rule, ok) in RANGES.items() if getattr(config, n) is not None and not ok(getattr(config, n))
-    ]
-    found += [f"config key 'optim.{name}' must be {rule}, not {getattr(config, name)!r}" for name, rule in rules]
+    """One line for each illegal number in the section `optim` of a config."""
+    given = {name: getattr(config, name) for name in RANGES}
+    wrong = {name: rule for name, (rule, ok) in RANGES.items() if given[name] is not None and not ok(given[name])}
+    found = [f"config key 'optim.{name}' must be {rule}, not {given[name]!r}" for name, rule in wrong.items()]
     if config.name == "schedule_free" and not config.beta1:
         found.append("config key 'optim.beta1' must be positive for schedule_free, not 0.0")
     return found

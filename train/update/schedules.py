@@ -82,8 +82,8 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def find_problems(config: ScheduleConfig, steps: int) -> list[str]:
-    """One line for each illegal value in the section `schedule` of a config, for a run of `steps` updates."""
-    found = [] if config.name in SCHEDULES else [str(unknown("schedule.name", config.name, SCHEDULES))]
+    """One line for each illegal value but the name in the section `schedule` of a config, for `steps` updates."""
+    found = []
     if not 0 <= config.warmup <= steps:
         found.append(f"config key 'schedule.warmup' must lie between 0 and train.steps = {steps}, not {config.warmup}")
     for name, (rule, ok) in RANGES.items():
@@ -102,6 +102,8 @@ def make(config: ScheduleConfig, lr: float, steps: int) -> Callable[[jax.Array],
 
     The warm-up is linear; its first update is above 0. Raises UsageError for an unknown name or illegal value.
     """
+    if config.name not in SCHEDULES:
+        raise unknown("schedule.name", config.name, SCHEDULES)
     if problems := find_problems(config, steps):
         raise join_problems(problems)
     after = SCHEDULES[config.name](config, max(1, steps - config.warmup))

@@ -10,8 +10,9 @@ from configs.knobs import RunConfig
 from data import sources
 from data.eval_set import EvalSet
 from data.images.detection import DetectionDataset
+from data.source import Source
 from data.sources import multiple_choice, splits
-from data.types import ParallelText, Source
+from data.types import ParallelText
 from errors import UsageError
 from train import checkpoint
 from train.evaluate import callbacks, coco_map, evaluate, lm_eval, translation

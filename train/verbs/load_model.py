@@ -12,8 +12,9 @@ import models
 from configs import reader
 from configs.knobs import RunConfig
 from data.images.detection import AnnotatedImage, BoxAnnotations, DetectionDataset, make_detection_dataset
+from data.source import Source
 from data.text import tokenizer_reader
-from data.types import Examples, Source, Texts
+from data.types import Examples, Texts
 from errors import UsageError
 from models import pretrained
 from models.pretrained import class_names

@@ -9,6 +9,7 @@ import pytest
 
 from data import sources
 from data.sources import arrays as array_files
+from data.sources.reader import Request
 from data.types import Examples
 from errors import UsageError
 
@@ -199,3 +200,31 @@ def test_texts_beside_arrays_are_texts(tmp_path: Path) -> None:
     (tmp_path / "a" / "notes.txt").write_text("a text " * 20)
     (note,) = sources.load(str(tmp_path / "a"), "train").notes
     assert "skipped, as they are not texts: features.npy, label.npy" in note
+
+
+def test_a_bare_word_is_a_folder_of_arrays_by_the_names_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mnist/mnist.npz` does not hide TFDS's mnist; any folder is read by a path."""
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("named", "train.npz"), ("mnist", "mnist.npz"), ("in_npy", "train/features.npy")):
+        Path(name, file).parent.mkdir(parents=True)
+        np.save(Path(name, file), np.ones(2)) if file.endswith(".npy") else write(Path(name, file), fields())
+    found = {name: array_files.find(Request(name)) is not None for name in ("named", "mnist", "in_npy")}
+    assert found == {"named": True, "mnist": False, "in_npy": True}
+    with pytest.raises(UsageError, match=r"mnist/mnist\.npz is of no split"):
+        sources.load("./mnist", "train")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_part_of_sorted_rows_names_the_classes_that_it_lacks(
+    large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows keep their order; a sum of parts has the classes of both."""
+    monkeypatch.setattr(array_files, "DECODE_ONCE", 0 if large else 2**30)
+    np.save(tmp_path / "features.npy", np.arange(10.0)[:, None])
+    np.save(tmp_path / "label.npy", np.repeat(np.arange(5), 2))
+    part = load(tmp_path, "train[:60%]")
+    assert part.__getitems__(range(6))["label"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert (part.absent, part.notes) == (("3", "4"), ("split 'train[0:6]' has no row of class 3, 4",))
+    assert (load(tmp_path).absent, load(tmp_path, "train[:3]+train[5:]").absent) == ((), ())

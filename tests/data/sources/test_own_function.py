@@ -27,6 +27,10 @@ def lines(split: str) -> list[str]:
     return [f"{split} {i}" for i in range(10)]
 
 
+def fails(split: str) -> None:
+    raise ValueError("first\n  second")
+
+
 def source(split: str) -> Examples:
     return examples("mine", split, 2, features=np.ones((2, 2), np.float32), label=np.array([0, 1], np.int32))
 
@@ -90,6 +94,13 @@ def test_a_file_is_read_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "features is no array: ",
         ),
         ("def f(split): return {'features': [[1.0]], 'label': [0], 'classes': '3'}", "classes is '3', not a number"),
+        ("def f(split): return {'features': [[1.0]], 'label': [0], 'classes': True}", "classes is True, not a number"),
+        (
+            "def f(split): return {'features': [[1.0]], 'labels': [[0, 1]], 'classes': 3}",
+            "labels has 2 columns; there are 3 classes",
+        ),
+        ("def f(split): return {'features': [[1.0]], 'target': [1.0], 'classes': 3}", "3 classes but no label"),
+        ("def f(split): raise ValueError('one\\ntwo')", r"own\.py line 1: ValueError: one two"),
         ("def f(split): ...\nf.splits = 'train'", r"own\.py:f\.splits is 'train', not a tuple of names"),
         ("def f(split): return ['a', 3]", "item 1 of its list is 3, not a text"),
         ("def f(split): return {'feature': [[1.0]], 'label': [0]}", "unknown array 'feature'; did you mean 'features'"),
@@ -126,7 +137,9 @@ def test_a_sum_of_splits_of_different_rows_is_refused(tmp_path: Path) -> None:
         ("examples.no_such_file:f", "data.name' = 'examples.no_such_file:f': No module named"),
         ("no/such/file.py:f", "there is no file 'no/such/file.py'"),
         (f"{HERE}:pionts", "did you mean 'points'"),
+        (f"{HERE}:fails", r"sources/test_own_function\.py line \d+: ValueError: first second$"),
         ("adding:many", "write adding:N"),
+        ("a" * 300, "cannot be opened: File name too long"),
     ],
 )
 def test_no_such_function_is_refused(name: str, says: str) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from data import sources
+from data.source import Source
 from data.sources import multiple_choice
-from data.types import ParallelText, Source, Texts
+from data.types import ParallelText, Texts
 from errors import UsageError
 
 DOCUMENTS = [f'Text {i}, "so" it\u2028goes.\nOn\ttwo\tlines.' for i in range(20)]

@@ -73,7 +73,7 @@ def test_a_network_of_three_channels_takes_grey_images(tmp_path: Path) -> None:
     made = setup.set_up(cfg, runtime(), grey, None)
     want, got = (made.eval_transform(s.__getitems__([0, 1]), 0, np.arange(2))["image"] for s in (coloured, grey))
     np.testing.assert_array_equal(got, want)
-    prepare = inputs.train_transform(cfg, channels=inputs.image_channels(cfg, made.model))
+    prepare = inputs.train_transform(cfg, made.task, channels=inputs.image_channels(cfg, made.model))
     phases = (Phase(0, 8, (1.0, 1.0)),)
     both = BatchSampler((ExampleSource(grey), ExampleSource(coloured)), phases, 0, prepare)
     assert both.batch(0)["image"].shape == (8, 9, 8, 3)
