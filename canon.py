@@ -170,8 +170,9 @@ def _first(name: str | os.PathLike[str], use: Callable[[RunConfig, str, int, Run
         raise UsageError(f"{name} names all checkpoints; give one, such as {workdir}@best")
     runtime = _runtime()
     steps, read_config = checkpoint.select(workdir, which, runtime.say), load_model.config_reader(workdir, runtime)
-    restore = lambda n: use(read_config(n), workdir, n, runtime)  # noqa: E731
-    return checkpoint.first_restorable(workdir, steps, restore, runtime.say)[1]
+    return checkpoint.first_restorable(workdir, steps, lambda n: use(read_config(n), workdir, n, runtime), runtime.say)[
+        1
+    ]
 
 
 def _runtime(revision: str | None = None) -> Runtime:

@@ -165,7 +165,7 @@ class EvalConfig(Section):
         0.6, "exponent of beam search's length normalisation: higher favours longer text; 0: none"
     )
     callbacks: tuple[str, ...] | None = free(
-        None, "called after each evaluation, joined by commas: words, or functions of your own, package.file:function"
+        None, "functions to call after each evaluation, joined by commas; your own as package.file:function"
     )
 
 

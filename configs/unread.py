@@ -39,7 +39,7 @@ _CONDITIONS: dict[str, Condition] = {  # knobs -> their condition; all its entri
     "data.tokenizer": _TEXT,
     "data.vocab_size": {**_TRAINED, **_TEXT, "data.tokenizer": ("word", "bpe")},
     "data.max_length": {**_EVALUATED, **_TEXT, "task": ("classifier", "encoder_decoder")},
-    "data.augment": {"verb": ("train", "eval"), "views": ("two views",), "data": ("images", "boxes")},
+    "data.augment": {"verb": ("train", "eval"), "data": ("images", "boxes"), "views": ("two views",)},
     "data.size": {**_NOT_SAMPLE, "data": ("images", "boxes")},
     "data.crop_pct data.resize_mode": {**_NOT_SAMPLE, "data": ("images",), "data.size": SET},
     "data.interpolation": {**_NOT_SAMPLE, "data": ("resized images",)},

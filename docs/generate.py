@@ -89,13 +89,15 @@ def _knob(key: str, knob: Knob) -> list[str]:
     text = f"`{key}` = `{knob.default}` ({knob.type}; {knob.kind}): {meaning}."
     if key in CHOICES and key != "model.family":
         text += f" One of {', '.join(CHOICES[key])}."
-    conditions = {name: legal for name, legal in READ_UNDER.get(key, {}).items() if name != "verb"}
+    conditions = {
+        name: f"{FACTS[name][0] if name in FACTS else f'`{name}` is'} {'set' if legal is SET else ' or '.join(legal)}"
+        for name, legal in READ_UNDER.get(key, {}).items()
+        if name != "verb"
+    }
+    of_eval = [conditions.pop(name) for name in ("exam", "views") if name in conditions]
     if conditions:
-        under = " and ".join(
-            f"{FACTS[name][0] if name in FACTS else f'`{name}` is'} {'set' if legal is SET else ' or '.join(legal)}"
-            for name, legal in conditions.items()
-        )
-        text += f" Read if {under}."
+        text += f" Read if {' and '.join(conditions.values())}."
+    text += "".join(f" Read {condition.replace(', ', ' if ', 1)}." for condition in of_eval)
     return wrap(text, "- ")
 
 

@@ -146,18 +146,9 @@ class Trainer:
         """The metrics that callbacks return. Their error, in any process, ends the run in all of them."""
         if not self.callbacks:
             return {}
-        evaluation = callbacks.Evaluation(
-            self.setup.model,
-            variables,
-            n,
-            scores,
-            self.eval_set,
-            self.setup.config,
-            self.progress.say,
-            self.workdir,
-            self.setup.tokenizer,
-            self.setup.class_names,
-        )
+        setup, say = self.setup, self.progress.say
+        of_run = setup.config, say, self.workdir, setup.tokenizer, setup.class_names
+        evaluation = callbacks.Evaluation(setup.model, variables, n, scores, self.eval_set, *of_run)
         found, error = dict[str, float](), None
         try:
             found = callbacks.call(self.callbacks, evaluation)

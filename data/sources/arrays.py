@@ -98,7 +98,8 @@ def find(request: Request) -> Reader | None:
     path = request.path
     if path.is_dir():
         files = [] if request.files else list_files(path, (NPZ, NPY))
-        if not any(not request.is_word or f.stem.lower() in SPLITS or f.stem in FORMS for f in files):
+        named = [file for file in files if file.stem.lower() in SPLITS or file.stem in FORMS]
+        if not (named if request.is_word else files):
             return None
     elif not path.name.lower().endswith((NPZ, NPY)):
         return None

@@ -96,9 +96,10 @@ def norm_specs(width: int, stack: tuple[int, ...] = (), bias: bool = True) -> di
     return {"scale": Spec((*stack, width), axes, ones), **shift}
 
 
-def stats_specs(width: int) -> dict[str, Spec]:
-    """Specs of the running moments of a batch norm."""
-    return {"mean": Spec((width,), "norm", zeros), "var": Spec((width,), "norm", ones)}
+def stats_specs(width: int, stack: tuple[int, ...] = ()) -> dict[str, Spec]:
+    """Specs of the running mean and variance of a batch norm, or of a stack of them: [L D] or [D]."""
+    axes = "layers norm" if stack else "norm"
+    return {"mean": Spec((*stack, width), axes, zeros), "var": Spec((*stack, width), axes, ones)}
 
 
 def layer_norm(x: Float[Array, "*b d"], p: dict[str, Array], eps: float) -> Float[Array, "*b d"]:

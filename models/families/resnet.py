@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from models.blocks.vision.convolution import conv, max_pool
 from models.core.checks import COMPUTE, REMAT, one_of, positive, probability, refuse, remat_block
 from models.core.intermediates import sow
-from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs, norm_specs
+from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs, norm_specs, stats_specs
 from models.core.spec import Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Stats, Tree, Variables
 
@@ -144,8 +144,8 @@ def conv_norms(c: Config) -> Iterator[ConvNorm]:
 
 def specs(c: Config) -> Specs:
     """Specs of the parameters, and of the running moments if batch norm is on."""
-    params: dict[str, Spec] = {}
-    stats: dict[str, Spec] = {}
+    params: dict[str, Specs] = {}  # by path of a convolution
+    stats: dict[str, Specs] = {}
     for unit in conv_norms(c):
         C, O, J = unit.inputs, unit.outputs, unit.size
         stack = (unit.blocks,) if unit.blocks else ()
@@ -155,14 +155,12 @@ def specs(c: Config) -> Specs:
         fan_in = "rows columns channels_in"
         if c.norm == "batch":
             norm = norm_specs(O, stack)
-            params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, he_normal, fan_in)
-            params[f"{unit.path}/norm/scale"] = replace(norm["scale"], init=start or ones)
-            params[f"{unit.path}/norm/bias"] = norm["bias"]
-            stats[f"{unit.path}/mean"] = Spec((*stack, O), f"{of_layers}norm", zeros)
-            stats[f"{unit.path}/var"] = Spec((*stack, O), f"{of_layers}norm", ones)
+            norm["scale"] = replace(norm["scale"], init=start or ones)
+            params[unit.path] = {"kernel": Spec((*stack, J, J, C, O), axes, he_normal, fan_in), "norm": norm}
+            stats[unit.path] = stats_specs(O, stack)
         else:
-            params[f"{unit.path}/kernel"] = Spec((*stack, J, J, C, O), axes, start or he_normal, fan_in)
-            params[f"{unit.path}/bias"] = Spec((*stack, O), f"{of_layers}norm", zeros)
+            kernel = Spec((*stack, J, J, C, O), axes, start or he_normal, fan_in)
+            params[unit.path] = {"kernel": kernel, "bias": Spec((*stack, O), f"{of_layers}norm", zeros)}
     tree = unflatten(params)
     if c.head == "classes":
         tree["head"] = linear_specs(widths(c)[-1], c.classes, "embed classes", lecun_normal, "classes")

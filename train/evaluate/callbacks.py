@@ -20,7 +20,7 @@ import imports
 from configs.knobs import RunConfig
 from data.eval_set import EvalSet
 from data.text.tokenizers import Tokenizer
-from errors import UsageError, quote, unknown
+from errors import UsageError, prefix_errors, quote, unknown
 from models import Model
 from models.core.types import Variables
 from train.checkpoint.folder import write_atomic
@@ -160,7 +160,7 @@ def call(callbacks: Mapping[str, Callback], evaluation: Evaluation) -> dict[str,
     """
     found: dict[str, float] = {}
     for name, callback in callbacks.items() if evaluation.scores.examples else ():
-        with imports.code_errors(_key(name), name.rpartition(":")[0] or name):
+        with prefix_errors(_key(name)), imports.code_errors(_key(name), name.rpartition(":")[0] or name):
             own = _checked(_key(name), callback(evaluation))
         for metric, value in own.items():
             if evaluation.scores.prefix + metric in evaluation.scores.metrics or metric in found:

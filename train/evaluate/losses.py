@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -22,10 +23,15 @@ DEFAULTS = {  # trait of a model -> its usual loss
 
 
 class _Fields(dict[str, Array]):
-    """Fields of a batch; one that is missing is a user's mistake."""
+    """Fields of a batch, a pytree as a dict is; one that is missing is a user's mistake."""
 
     def __missing__(self, name: str) -> Array:
         raise UsageError(f"the loss needs the field {name!r}; the batch has {', '.join(self) or 'none'}")
+
+
+jax.tree_util.register_pytree_node(
+    _Fields, lambda fields: (fields.values(), tuple(fields)), lambda names, x: _Fields(zip(names, x, strict=True))
+)
 
 
 def losses(

@@ -96,19 +96,10 @@ def evaluate_model(
         scores = evaluate_variables(
             setup, eval_step, opened.eval_variables, eval_set, setup.config.eval.limit, tick=ticker
         )
-        evaluation = callbacks.Evaluation(
-            setup.model,
-            opened.variables,
-            n,
-            scores,
-            eval_set,
-            setup.config,
-            setup.runtime.say,
-            workdir,
-            setup.tokenizer,
-            setup.class_names,
-        )
-        return eval_set, evaluate.with_metrics(scores, callbacks.call(found, evaluation))
+        of_run = setup.config, setup.runtime.say, workdir, setup.tokenizer, setup.class_names
+        evaluation = callbacks.Evaluation(setup.model, opened.variables, n, scores, eval_set, *of_run)
+        own = callbacks.call(found, evaluation)
+    return eval_set, evaluate.with_metrics(scores, own)
 
 
 def evaluate_questions(opened: LoadedModel, held_out: Source, kind: str) -> evaluate.Scores:

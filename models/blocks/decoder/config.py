@@ -19,7 +19,7 @@ from models.blocks.decoder.stack import Layer
 from models.core.checks import COMPUTE, REMAT, at_least, divides, one_of, positive, probability, refuse
 from models.core.intermediates import sow
 from models.core.layers import ACTIVATIONS, linear, sequence_shape
-from models.core.spec import Initializer, Place, Spec, normal, ones, unsharded, zeros
+from models.core.spec import Initializer, Place, Spec, normal, ones, round_up, unsharded, zeros
 from models.core.types import Cache, Inputs, Params, Specs
 
 
@@ -201,7 +201,7 @@ def residual_init(c: Decoder) -> Initializer:
 
 def embed_and_head_specs(c: Decoder, norm: Initializer = ones) -> Specs:
     """Specs of token embedding, final norm and, unless tied, output head."""
-    V, D = -(-c.vocab // c.vocab_multiple) * c.vocab_multiple, c.width
+    V, D = round_up(c.vocab, c.vocab_multiple), c.width
     table = {"embed": {"token": Spec((V, D), "vocab embed", normal(0.02))}, "norm": {"scale": Spec((D,), "norm", norm)}}
     return table if c.tied else {**table, "head": Spec((V, D), "vocab embed", normal(0.02), fan_in="embed")}
 

@@ -19,7 +19,7 @@ class LinenFunctions:
 
     def __init__(self, kind: type, args: Fields, example: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> None:
         """Build a module for inputs like `example` [1 ...]. Raises as its class does."""
-        self.module = kind(**args)
+        self.kind, self.module = kind, kind(**args)
         self.example, self.streams = example, streams
         self.extras = extra_kwargs(kind.__call__)
         abstract = jax.eval_shape(self._init_boxed, jax.random.key(0))
@@ -46,8 +46,8 @@ class LinenFunctions:
     def _init_boxed(self, key: Array) -> Tree:
         """The initial tree, with leaves boxed by their metadata."""
         x = jnp.zeros(self.example.shape, self.example.dtype)
-        inference = train_kwarg(type(self.module).__call__, False)
-        required = required_kwargs(type(self.module).__call__, self.example)
+        inference = train_kwarg(self.kind.__call__, False)
+        required = required_kwargs(self.kind.__call__, self.example)
         with no_mesh():
             variables = self.module.init(_stream_keys(key, ("params", *self.streams)), x, **inference, **required)
         tree = {}
@@ -60,11 +60,11 @@ class LinenFunctions:
     def _call(self, tree: Tree, x: Array, train: bool, rngs: dict[str, Array], extras: Tree) -> tuple[PyTree, Tree]:
         collections = [name for name in tree if name != "params"]
         mutable = [*collections, "losses"] if train else []
-        switch = train_kwarg(type(self.module).__call__, train)
+        switch = train_kwarg(self.kind.__call__, train)
         return self.module.apply(tree, x, **switch, **extras, rngs=rngs, mutable=mutable)
 
     def _draws_in_inference(self) -> bool:
-        required = required_kwargs(type(self.module).__call__, self.example)
+        required = required_kwargs(self.kind.__call__, self.example)
         try:
             with no_mesh():
                 tree = jax.eval_shape(self.init, jax.random.key(0))

@@ -13,12 +13,8 @@ from models.pretrained.mapping import Row, linear, same
 
 TYPES = ("llama4_text",)
 PREFIX, TIED, ignored_tensors = decoders.PREFIX, decoders.TIED, decoders.ignored_tensors
-HARMLESS = (
-    "for_llm_compressor",
-    "cache_implementation",
-    "output_router_logits",
-    "router_aux_loss_coef",
-)  # no loss
+# transformers has no auxiliary loss in Llama 4
+HARMLESS = tuple("output_router_logits router_aux_loss_coef for_llm_compressor cache_implementation".split())
 
 
 def fields(keys: Keys) -> Fields:
