@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
-from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
+from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp, mlp_specs
 from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse, remat_block
 from models.core.intermediates import sow
 from models.core.layers import (
@@ -153,10 +153,8 @@ def apply(
         a = attention(q, k, v, visible, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=place)
         a = dropout(linear("btnh,nhd->btd", a, p["out"], stream), own, c.dropout, "attention_out", stream)
         x = layer_norm(x + a, p["norm1"], c.eps)
-        h = ACTIVATIONS[c.activation](linear("btd,df->btf", x, p["up"], place("batch seq mlp")))
-        sow("mlp_hidden", h)
-        h = dropout(linear("btf,fd->btd", h, p["down"], stream), own, c.dropout, "mlp_out", stream)
-        x = layer_norm(x + h, p["norm2"], c.eps)
+        h = mlp(x, p, c.activation, place("batch seq mlp"), stream)
+        x = layer_norm(x + dropout(h, own, c.dropout, "mlp_out", stream), p["norm2"], c.eps)
         sow("residual", x)
         return x, None
 

@@ -12,11 +12,9 @@ import jax.numpy as jnp
 from models.blocks.attention.attention import attention
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.decoder.stack import Layer, scan_layers
-from models.blocks.transformer_layers import TransformerConfig, mlp_specs
+from models.blocks.transformer_layers import TransformerConfig, mlp, mlp_specs
 from models.core.checks import COMPUTE, at_least, positive, probability
-from models.core.intermediates import sow
 from models.core.layers import (
-    ACTIVATIONS,
     add_bias,
     drop_path,
     dropout,
@@ -147,11 +145,9 @@ def apply(
     def block(layer: Layer, x: Array, p: Params, index: Array, cache: Cache | None) -> tuple[Array, Cache | None, None]:
         own = fold_in_each(keys, index)
         h = layer_norm(x, p["norm1"], c.eps)
-        qkv = []
-        for i in range(3):
-            y = einsum("btd,dnh->btnh", h, p["qkv"]["kernel"][i], place("batch seq heads head_dim"))
-            qkv.append(add_bias(y, p["qkv"]["bias"][i]))
-        q, k, v = qkv
+        kernels, biases = p["qkv"]["kernel"], p["qkv"]["bias"]
+        over = place("batch seq heads head_dim")
+        q, k, v = (add_bias(einsum("btd,dnh->btnh", h, kernels[i], over), biases[i]) for i in range(3))
         kv, cache = view.append_kv(layer.kind, cache, k=k, v=v)
         scale = c.head_width**-0.5 / (index + 1 if c.scale_by_layer_index else 1)
         drop = rate(c, "attention")
@@ -160,10 +156,7 @@ def apply(
         a = attention(q, k, v, mask, scale=scale, backend=backend, dropout_rate=drop, keys=own, place=place)
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), own, index, "attention_out")
 
-        h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch seq mlp"))
-        h = ACTIVATIONS[c.activation](h)
-        sow("mlp_hidden", h)
-        h = linear("btf,fd->btd", h, p["down"], stream)
+        h = mlp(layer_norm(x, p["norm2"], c.eps), p, c.activation, place("batch seq mlp"), stream)
         return x + branch(h, own, index, "mlp_out"), cache, None
 
     layers = (Layer("full"),) * c.depth

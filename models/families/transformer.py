@@ -19,10 +19,10 @@ from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
-from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
+from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp, mlp_specs
 from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse, remat_block
 from models.core.intermediates import name_scope, sow
-from models.core.layers import ACTIVATIONS, dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
+from models.core.layers import dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
 from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, round_up, uniform, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
 
@@ -226,11 +226,8 @@ class _Sublayers:
 
     def mlp(self, x: Array, p: Params, keys: Array | None) -> Array:
         """The branch of the MLP."""
-        over = self.place("batch seq mlp")
-        h = ACTIVATIONS[self.c.activation](linear("btd,df->btf", x, p["up"], over))
-        sow("mlp_hidden", h)
-        h = dropout(h, keys, self.c.dropout_hidden, "hidden", over)
-        return linear("btf,fd->btd", h, p["down"], self.place("batch seq width"))
+        hidden, stream = self.place("batch seq mlp"), self.place("batch seq width")
+        return mlp(x, p, self.c.activation, hidden, stream, keys, self.c.dropout_hidden)
 
     def run_layers(self, block: Block, x: Array, p: Params, depth: int, inputs: PyTree = None) -> tuple[Array, PyTree]:
         """All layers of a side, and its final norm -> x, and the stacked outputs of the layers."""

@@ -19,11 +19,9 @@ from jaxtyping import Float
 from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import AttentionMask
 from models.blocks.decoder.stack import Layer, scan_layers
-from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp_specs
+from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp, mlp_specs
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
-from models.core.intermediates import sow
 from models.core.layers import (
-    ACTIVATIONS,
     apply_scale,
     dense,
     drop_path,
@@ -129,7 +127,7 @@ def fit(shapes: dict[str, tuple[int, ...]]) -> Fields:
 def specs(c: Config) -> Specs:
     """Specs of the parameters."""
     L, D = c.depth, c.width
-    mlp = normal((2 / (D + c.feed_forward)) ** 0.5)
+    mlp_init = normal((2 / (D + c.feed_forward)) ** 0.5)
     patch = Spec(
         (*c.kernel, c.inputs[2], D), "rows columns channels_in width", lecun_normal, fan_in="rows columns channels_in"
     )
@@ -139,7 +137,7 @@ def specs(c: Config) -> Specs:
             "norm1": norm_specs(D, (L,)),
             **attention_specs(c, L, lecun_normal, qkv_bias=c.qkv_bias),
             "norm2": norm_specs(D, (L,)),
-            **mlp_specs(c, L, mlp, mlp),
+            **mlp_specs(c, L, mlp_init, mlp_init),
         },
         "norm": norm_specs(D),
     }
@@ -238,10 +236,7 @@ def apply(
         scale = c.head_width**-0.5
         a = attention(q, k, v, mask, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=unsplit)
         x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
-        h = linear("btd,df->btf", layer_norm(x, p["norm2"], c.eps), p["up"], place("batch query mlp"))
-        h = ACTIVATIONS[c.activation](h)
-        sow("mlp_hidden", h)
-        h = linear("btf,fd->btd", h, p["down"], stream)
+        h = mlp(layer_norm(x, p["norm2"], c.eps), p, c.activation, place("batch query mlp"), stream)
         return x + branch(h, p, own, index, 2), None, None
 
     layers = (Layer("block"),) * c.depth
