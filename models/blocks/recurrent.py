@@ -149,6 +149,20 @@ def run_layer(
     return (h if mask is None else h * mask[:, :, None].astype(h.dtype)), last
 
 
+def run_directions(
+    x: Float[Array, "b t i"],
+    p: dict[str, Params],
+    names: tuple[str, ...],
+    cell: str,
+    state: State | None,
+    mask: Float[Array, "b t"] | None,
+    place: Place = unsharded,
+) -> tuple[Float[Array, "b t p"], list[State]]:
+    """`run_layer` in each direction, forward or backward -> their outputs, joined, and the last state of each."""
+    ways = [run_layer(x, p[name], cell, state, mask, reverse=name == "backward", place=place) for name in names]
+    return jnp.concatenate([h for h, _ in ways], -1), [last for _, last in ways]
+
+
 def layer_step(x_gates: Gates, p: Params, cell: str, state: State, place: Place = unsharded) -> State:
     """One time step of a layer: gate pre-activations of the input [B G H] and a state -> the next state."""
     h_gates = linear("bh,hgk->bgk", reshard(state["h"], place("batch width")), p["state"], place("batch gates mlp"))

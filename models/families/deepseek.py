@@ -222,12 +222,10 @@ def update_stats(stats: Stats, metrics: dict[str, Array], c: Config) -> Stats:
     if not c.bias_update_speed:
         return stats
     names = {BIAS: "expert_load", MTP_BIAS: MTP_EXPERT_LOAD}
-    return unflatten(
-        {
-            path: update_expert_bias(bias, metrics[names[path]], c.bias_update_speed)
-            for path, bias in flatten(stats).items()
-        }
-    )
+    new = {}
+    for path, bias in flatten(stats).items():
+        new[path] = update_expert_bias(bias, metrics[names[path]], c.bias_update_speed)
+    return unflatten(new)
 
 
 def traits(c: Config) -> frozenset[str]:

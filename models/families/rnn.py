@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from models.blocks.recurrent import CELLS, layer_specs, run_layer, state_specs
+from models.blocks.recurrent import CELLS, layer_specs, run_directions, state_specs
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.layers import MASK_VALUE, dense, dropout, embed, linear_specs, reshard
 from models.core.spec import LazyLogits, Outputs, Place, Spec, lecun_normal, normal, round_up, uniform, unsharded, zeros
@@ -150,15 +150,9 @@ def apply(
 
     states: Cache = {}
     for i in range(c.depth):
-        layer = p["cells"][str(i)]
         state = None if cache is None else cache[str(i)]
-        outputs, lasts = [], []  # of each direction
-        for name in directions(c):
-            y, last = run_layer(x, layer[name], c.cell, state, mask, reverse=name == "backward", place=place)
-            outputs.append(y)
-            lasts.append(last)
+        x, lasts = run_directions(x, p["cells"][str(i)], directions(c), c.cell, state, mask, place)
         states[str(i)] = lasts[0]
-        x = jnp.concatenate(outputs, -1)
         x = dropout(x, keys, c.dropout, f"cell{i}", along) if i + 1 < c.depth else x
 
     if c.head == "tokens":

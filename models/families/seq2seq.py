@@ -16,7 +16,7 @@ from jaxtyping import Float, PyTree
 
 from errors import UsageError
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
-from models.blocks.recurrent import gather_params, layer_specs, layer_step, run_layer, state_specs, where_real
+from models.blocks.recurrent import gather_params, layer_specs, layer_step, run_directions, state_specs, where_real
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.intermediates import name_scope, sow
 from models.core.layers import MASK_VALUE, dropout, einsum, embed, linear, reshard
@@ -205,14 +205,8 @@ def _encode(
     x = _embed(p["embed"].get("source", p["embed"]["token"]), source, c, keys, "source_embed", place)
     states: Cache = {}
     for i in range(c.depth):
-        layer = p["encoder"]["cells"][str(i)]
         x = dropout(x, keys, c.dropout, f"encoder{i}", place("batch time width")) if i else x
-        outputs, lasts = [], []  # of each direction
-        for name in directions(c):
-            y, last = run_layer(x, layer[name], "lstm", None, mask, reverse=name == "backward", place=place)
-            outputs.append(y)
-            lasts.append(last)
-        x = jnp.concatenate(outputs, -1)
+        x, lasts = run_directions(x, p["encoder"]["cells"][str(i)], directions(c), "lstm", None, mask, place)
         state = {}
         for part in ("h", "c"):
             state[part] = jnp.concatenate([reshard(last[part], place("batch width")) for last in lasts], -1)
