@@ -46,6 +46,20 @@ def load_module(where: str, key: str) -> ModuleType:
         return _run_file(where, Path(where).stat().st_mtime_ns)
 
 
+def find_file(text: str) -> Path | None:
+    """The file that holds what `package.file:name` or `path/to/file.py:name` names; None if there is none."""
+    match = NAME.fullmatch(text)
+    if match is None:
+        return None
+    if match["where"].endswith(".py"):
+        return Path(match["where"]).resolve() if Path(match["where"]).is_file() else None
+    try:
+        spec = importlib.util.find_spec(match["where"])
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.has_location else None
+
+
 def has_module(name: str) -> bool:
     """Whether there is a top-level module of this name. Raises ModuleNotFoundError for a dotted name without parent."""
     return name in sys.modules or importlib.util.find_spec(name) is not None

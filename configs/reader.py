@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+import imports
 import renamed
 from configs.knobs import KNOBS, OPEN, RunConfig, flatten, from_flat
 from configs.section import Value, to_python
@@ -57,6 +58,22 @@ def run_code(code: Mapping[str, str], say: Callable[[str], None]) -> None:
         if file_digest(path) != digest:
             say(f"config  {path} has changed since it made this run's config")
         variables(path)
+
+
+def named_code(config: RunConfig) -> dict[str, str]:
+    """Further files of Python code that knobs name, as `loss=path/to/file.py:Class`: path -> digest."""
+    module = config.model.fields.get("module")
+    words = (config.loss, config.optim.name, *config.data.name.split(","), *(config.eval.callbacks or ()), str(module))
+    files = [imports.find_file(word.strip()) for word in words]
+    paths = [str(file) for file in files if file is not None]
+    return {path: file_digest(path) for path in paths if path not in config.code}
+
+
+def say_changes(named: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Say which files of a checkpoint's `named_code` have changed. One that is gone fails where it is imported."""
+    for path, digest in named.items():
+        if Path(path).is_file() and file_digest(path) != digest:
+            say(f"config  {path} has changed since the checkpoint")
 
 
 def file_digest(path: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from configs import reader
 from configs.knobs import RunConfig
 from data import sampler
 from data.files import expand_home
@@ -85,6 +86,7 @@ def resume_or_init(
             f"the data of {workdir} has changed: it was {manifest['data']}, it is {identity}; restore the old data, "
             f"or start from these parameters in another --workdir with --config.init_from={workdir}"
         )
+    reader.say_changes(manifest.get("named_code") or {}, setup.runtime.say)
     phases = sampler.phases_from_json(manifest["phases"])
     if config.train.stateful and phases[-1].batch_size != phase.batch_size:
         raise UsageError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from configs import reader
 from data import sampler
 from models.core.spec import flatten
 from train import checkpoint, loop, resume, together
@@ -82,6 +83,7 @@ def make_manifest(
         "step": n,
         "config": setup.config.to_dict(),
         "code": dict(setup.config.code),
+        "named_code": reader.named_code(setup.config),
         "table": table,
         "versions": together.versions(),
         "revision": setup.runtime.revision,

@@ -127,6 +127,21 @@ def test_a_config_file_is_found_again(own: Path, tmp_path: Path, capsys: pytest.
     assert "there is no file" in said.err
 
 
+def test_a_change_of_code_that_a_knob_names_is_said(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = str(tmp_path / "w")
+    train = ["train", "--config=configs/mlp.py:digits", f"--config.loss={own}:Mine", f"--workdir={workdir}", *QUICK]
+    assert launch.main(train) == 0
+    assert checkpoint.load_manifest(workdir, 2)["named_code"].keys() == {str(own)}
+    canon.load(workdir)
+    assert "has changed" not in capsys.readouterr().out
+    own.write_text(REGISTERS + "# another line\n")
+    for again in (lambda: canon.load(workdir), lambda: launch.main([*train, "--config.train.steps=2"])):
+        again()
+        assert capsys.readouterr().out.count(f"{own} has changed since the checkpoint") == 1
+
+
 @pytest.mark.parametrize(
     ("knob", "name", "says"),
     [

@@ -97,9 +97,11 @@ def config_reader(workdir: str, runtime: Runtime) -> Callable[[int], RunConfig]:
     ran: set[str] = set()
 
     def read(n: int) -> RunConfig:
-        config = reader.from_manifest(checkpoint.load_manifest(workdir, n))
+        manifest = checkpoint.load_manifest(workdir, n)
+        config, named = reader.from_manifest(manifest), manifest.get("named_code") or {}
         reader.run_code({path: digest for path, digest in config.code.items() if path not in ran}, runtime.say)
-        ran.update(config.code)
+        reader.say_changes({path: digest for path, digest in named.items() if path not in ran}, runtime.say)
+        ran.update(config.code, named)
         # the training run's mesh may not fit this machine, and its limit is for evaluations during training only
         return config.replace({"mesh": "dp:*", "eval.limit": None})
 
