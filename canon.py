@@ -90,12 +90,12 @@ def train(
 ) -> RunResult:
     """Train in a workdir on devices (None: all), or go on with the run that it holds. Prints as the launcher does.
 
-    A knob without effect is refused, unless the config file sets it for another optimizer, schedule or the like than
-    the one that `replace` has set. Raises UsageError for a config that cannot run and for a workdir of another run, and
-    the errors of training.
+    A knob without effect is refused. One that the config file sets passes if `replace` changes what it was for, such as
+    the optimizer. Raises UsageError for a config that cannot run and for a workdir of another run, and the errors of
+    training.
     """
-    runtime, useless = _runtime(find_revision()), partial(unread, given=config.given)
-    return run.train(config, normalize_workdir(os.fspath(workdir)), runtime, useless, _listed(devices))
+    runtime, find_unread = _runtime(find_revision()), partial(unread, given=config.given)
+    return run.train(config, normalize_workdir(os.fspath(workdir)), runtime, find_unread, _listed(devices))
 
 
 def load(name: str | os.PathLike[str], device: jax.Device | None = None) -> LoadedCheckpoint:

@@ -68,12 +68,14 @@ def _eval(args: FlagValues, assignments: Assignments) -> int:
         if args.dataset and "eval.split" not in given:
             config = config.replace({"eval.split": evaluate_verb.default_split(config, runtime)})
         kind, held_out = evaluate_verb.eval_source(config, runtime, args.task)
-        useless = evaluate_verb.find_unread(config, kind, given)
+        find_unread = evaluate_verb.find_unread(config, kind, given)
         if step is None:
-            opened = load_model.open_pretrained(config, name, runtime, held_out, None, args.ignore_key, given, useless)
+            opened = load_model.open_pretrained(
+                config, name, runtime, held_out, None, args.ignore_key, given, find_unread
+            )
             evaluate_verb.report(opened, held_out, kind)
         else:
-            opened = load_model.open_checkpoint(config, name, step, runtime, held_out, unread=useless)
+            opened = load_model.open_checkpoint(config, name, step, runtime, held_out, unread=find_unread)
             evaluate_verb.report(opened, held_out, kind, name, step)
 
     if folder is not None:
@@ -113,8 +115,8 @@ def _sample(args: FlagValues, assignments: Assignments) -> int:
         from train.verbs import load_model
         from train.verbs import sample as sample_verb
 
-        useless = unread_by("sample", given)
-        opened = load_model.open_language_model(config, runtime, name, step, args.ignore_key, useless)
+        find_unread = unread_by("sample", given)
+        opened = load_model.open_language_model(config, runtime, name, step, args.ignore_key, find_unread)
         sample_verb.print_samples(opened, **settings, **sampling)
 
     if folder is not None:
@@ -136,8 +138,8 @@ def _convert(args: FlagValues, assignments: Assignments) -> int:
         config = pretrained_config(assignments)
         from train.verbs import convert
 
-        folder, useless = os.path.expanduser(args.pretrained), unread_by("convert --pretrained", given)
-        convert.import_pretrained(config, folder, workdir, make_runtime(), args.ignore_key, given, useless)
+        folder, find_unread = os.path.expanduser(args.pretrained), unread_by("convert --pretrained", given)
+        convert.import_pretrained(config, folder, workdir, make_runtime(), args.ignore_key, given, find_unread)
         return DONE
     selected = select_checkpoints(args, assignments)
     selected.require_one("convert")
@@ -145,8 +147,8 @@ def _convert(args: FlagValues, assignments: Assignments) -> int:
     def export(config: RunConfig, runtime: Runtime, name: str, step: int) -> None:
         from train.verbs import convert
 
-        useless = unread_by("convert --export", given)
-        convert.export_pretrained(config, name, step, os.path.expanduser(args.export), runtime, useless)
+        find_unread = unread_by("convert --export", given)
+        convert.export_pretrained(config, name, step, os.path.expanduser(args.export), runtime, find_unread)
 
     selected.use_first(export)
     return DONE

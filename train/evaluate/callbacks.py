@@ -20,7 +20,7 @@ import imports
 from configs.knobs import RunConfig
 from data.eval_set import EvalSet
 from data.text.tokenizers import Tokenizer
-from errors import UsageError, prefix_errors, quote, unknown
+from errors import UsageError, prefix_errors, quote
 from models import Model
 from models.core.types import Variables
 from train.checkpoint.folder import write_atomic
@@ -139,12 +139,10 @@ CALLBACKS: dict[str, Callback] = {"samples": Samples()}
 def find_callbacks(names: tuple[str, ...] | None, model: Model) -> dict[str, Callback]:
     """The callbacks of `eval.callbacks` by name, in order. Importing a user's file runs it.
 
-    Raises UsageError for an unknown name, and for a callback that needs another kind of model.
+    Raises UsageError for a function that does not exist, and for a callback that needs another kind of model.
     """
     found: dict[str, Callback] = {}
     for name in names or ():
-        if name not in CALLBACKS and not imports.NAME.fullmatch(name):
-            raise unknown("eval.callbacks", name, CALLBACKS)
         found[name] = CALLBACKS[name] if name in CALLBACKS else imports.load_name(name, _key(name))
         required: frozenset[str] = getattr(found[name], "traits", frozenset())
         if missing := required - model.traits:

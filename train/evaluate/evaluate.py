@@ -12,6 +12,7 @@ from data.eval_set import EvalSet
 from data.progress import Tick, silent
 from models import Model
 from models.core.layers import per_row_keys
+from models.core.spec import round_up
 from train.record.metrics import flatten_metrics, is_entry
 from train.sharding import device_batches
 from train.sharding.mesh import Placement
@@ -137,7 +138,7 @@ def run_eval(
     `tick` counts batches.
     """
     size = max(1, min(size, len(eval_set)))  # no larger than the evaluation set
-    size = -(-size // place.batch_shards) * place.batch_shards
+    size = round_up(size, place.batch_shards)
     sums: dict[str, list[np.ndarray]] = {}
     predictions: dict[str, list[np.ndarray]] = {}
     batches = -(-len(eval_set) // size)

@@ -1,6 +1,6 @@
 """The loss and the metrics of each row of a batch, for a notebook."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +22,19 @@ DEFAULTS = {  # trait of a model -> its usual loss
 }
 
 
+@jax.tree_util.register_pytree_node_class
 class _Fields(dict[str, Array]):
     """Fields of a batch, a pytree as a dict is; one that is missing is a user's mistake."""
 
     def __missing__(self, name: str) -> Array:
         raise UsageError(f"the loss needs the field {name!r}; the batch has {', '.join(self) or 'none'}")
 
+    def tree_flatten(self) -> tuple[tuple[Array, ...], tuple[str, ...]]:
+        return tuple(self.values()), tuple(self)
 
-jax.tree_util.register_pytree_node(
-    _Fields, lambda fields: (fields.values(), tuple(fields)), lambda names, x: _Fields(zip(names, x, strict=True))
-)
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], values: Iterable[Array]) -> "_Fields":
+        return cls(zip(names, values, strict=True))
 
 
 def losses(

@@ -16,6 +16,7 @@ import numpy as np
 from data.text import translation_rows
 from data.text.translation_rows import bos_id
 from data.types import ParallelText
+from models.core.spec import round_up
 from train.generate import beam_search
 from train.record.ticker import Ticker
 from train.setup.setup import Setup
@@ -76,10 +77,8 @@ class Translations:
 
     def __init__(self, setup: Setup, variables: Any, pairs: ParallelText) -> None:
         assert setup.tokenizer is not None
-        limit, shards = setup.config.eval.limit, setup.place.batch_shards
-        size = (
-            -(-(setup.config.eval.batch or setup.config.train.batch) // shards) * shards
-        )  # the batch size of the loss evaluation
+        config, limit = setup.config, setup.config.eval.limit
+        size = round_up(config.eval.batch or config.train.batch, setup.place.batch_shards)  # as the loss evaluation's
         pairs = pairs if limit is None else pairs.limited(limit * size)
         self.setup, self.tokenizer, self.pairs, self.size = setup, setup.tokenizer, pairs, size
         self.place = mesh.make_placement(mesh.make_mesh("dp:1", jax.local_devices()[:1]), setup.model.specs)

@@ -154,6 +154,12 @@ def test_a_result_other_than_new_metrics_is_refused(result: Any, says: str, eval
     assert "config key 'eval.callbacks' = 'mine'" in str(caught.value)
 
 
+def test_a_mistake_inside_a_callback_has_its_name(evaluation: callbacks.Evaluation) -> None:
+    """Also one that Canon's own functions refuse."""
+    with pytest.raises(UsageError, match=r"^config key 'eval\.callbacks' = 'mine': unknown family 'gtp'"):
+        callbacks.call({"mine": lambda given: canon.build("gtp")}, evaluation)
+
+
 def test_any_real_number_is_taken(evaluation: callbacks.Evaluation) -> None:
     """In the order of the callbacks; nothing is called where nothing was evaluated."""
     made: list[Callable[[callbacks.Evaluation], Any]] = [

@@ -54,9 +54,16 @@ def test_the_nats_of_a_text_are_those_of_its_logits() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a.sum(0), b, rtol=1e-3, atol=1e-4), by_row, total)
 
 
-def test_a_task_has_settings() -> None:
+class Jitted(Softmax):
+    def terms(self, value: Any, batch: Any) -> Any:
+        return jax.jit(super().terms)(value, batch)
+
+
+@pytest.mark.parametrize("task", [Softmax, Jitted])
+def test_a_task_has_settings(task: type[Softmax]) -> None:
+    """It may transform its batch, a pytree as in training."""
     model, batch = tiny_model("mlp"), batch_for("mlp")
-    weighted = canon.losses(model, random_variables(model), batch, Softmax(class_weights=(1.0, 2.0, 3.0, 4.0)))
+    weighted = canon.losses(model, random_variables(model), batch, task(class_weights=(1.0, 2.0, 3.0, 4.0)))
     expected = batch["weight"] * (1 + batch["label"])
     np.testing.assert_allclose(weighted["loss"][1], expected, rtol=1e-6)
 
