@@ -16,7 +16,7 @@ from models.core.spec import Initializer, Spec
 from models.core.types import OutSharding, Params, Specs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """Shape and options of the layers."""
 

@@ -50,7 +50,7 @@ SIZES: dict[str, Fields] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(TransformerConfig):
     """Shape and options of a BERT."""
 

@@ -42,7 +42,7 @@ SIZES: dict[str, Fields] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(TransformerConfig):
     """Shape and options of a GPT; `dropout` applies to each of the three sites whose own rate is None."""
 

@@ -42,7 +42,7 @@ SIZES: dict[str, Fields] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(TransformerConfig):
     """Shape and options of a Transformer; the paper's dropout is `dropout`, of embeddings and branch outputs."""
 

@@ -21,7 +21,9 @@ def shapes_of(c: vit.Config) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("position", ["learned", "patches"])
 def test_grids_that_count_alike_are_kept_apart(grid: tuple[int, int], position: str) -> None:
     """14 x 16 patches and a class token are as many as 15 x 15 patches; the image's size decides."""
-    c = vit.Config((4 * grid[0], 4 * grid[1], 3), 4, width=12, depth=1, heads=3, classes=5, position=position)
+    c = vit.Config(
+        inputs=(4 * grid[0], 4 * grid[1], 3), patch=4, width=12, depth=1, heads=3, classes=5, position=position
+    )
     shapes, config = shapes_of(c), {"architecture": "vit_tiny_patch16_224"}
     size = list(c.inputs[:2])
     for more in (
@@ -46,10 +48,10 @@ def test_grids_that_count_alike_are_kept_apart(grid: tuple[int, int], position: 
 
 def test_an_oblong_grid_that_nothing_gives_is_refused() -> None:
     """Unless its patches make a square image."""
-    c = vit.Config((8, 12, 3), 4, width=12, depth=1, heads=3)
+    c = vit.Config(inputs=(8, 12, 3), patch=4, width=12, depth=1, heads=3)
     with pytest.raises(UsageError, match=r"pos_embed has 7 positions.*there is no img_size"):
         vit_timm.fields_from_shapes(shapes_of(c))
-    c = vit.Config((8, 8, 3), (4, 2), width=12, depth=1, heads=3)
+    c = vit.Config(inputs=(8, 8, 3), patch=(4, 2), width=12, depth=1, heads=3)
     assert vit_timm.fields_from_shapes(shapes_of(c))["inputs"] == c.inputs
 
 
