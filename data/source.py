@@ -117,6 +117,9 @@ class Source(Protocol):
     def eval_set(self, reading: Reading) -> EvalSet:
         """The rows of an evaluation. Raises UsageError as `rows`."""
 
+    def limited(self, count: int) -> "Source":
+        """The first `count` rows."""
+
     def first_row(self, prepare: Augment) -> "Source":
         """The first row only, transformed by `prepare`; texts are returned unchanged."""
 

@@ -111,6 +111,12 @@ class Examples:
         """Each example is a cluster."""
         return EvalSet(self, np.arange(len(self)), reading.prepare)
 
+    def limited(self, count: int) -> "Examples":
+        """The first `count` examples."""
+        count = min(count, len(self))
+        fields = self.fields if callable(self.fields) else {k: v[:count] for k, v in self.fields.items()}
+        return replace(self, fields=fields, count=count, identity={**self.identity, "count": count})
+
     def first_row(self, prepare: Augment) -> "Examples":
         """The first example, transformed."""
         row = prepare(self.__getitems__([0]), 0, np.zeros(1, np.int64))
@@ -226,6 +232,12 @@ class Texts:
         fields = packing.pad_documents(self.documents, tokenizer, length, reading.parts, reading.tick)
         fields = {**fields, self.label_field: self.labels}
         return Examples(fields, len(self), self.identity, self.classes, self.names)
+
+    def limited(self, count: int) -> "Texts":
+        """The first `count` documents."""
+        labels = None if self.labels is None else self.labels[:count]
+        documents = self.documents[:count]
+        return replace(self, documents=documents, labels=labels, identity={**self.identity, "count": len(documents)})
 
     def first_row(self, prepare: Augment) -> "Texts":
         """The texts themselves."""

@@ -65,6 +65,10 @@ def test_every_type_of_rows_offers_the_same(kind: str) -> None:
     assert len(batch[target]) == len(batch["weight"]) == 2
     assert len(source.eval_set(reading)) == 6
     assert source.first_row(lambda fields, step, rows: fields).row_type() == found
+    few = source.limited(2)
+    assert (len(few), type(few)) == (2, type(source))
+    whole, part = (next(iter(s.eval_set(reading).batches(2, range(2)))) for s in (source, few))
+    np.testing.assert_array_equal(part[target][0], whole[target][0])
 
 
 def test_windows_are_described_by_their_tokens() -> None:
@@ -97,6 +101,7 @@ class Squares:  # numbers, computed when they are read
     def describe(self, rows): return f"{len(self)} squares"
     def rows(self, reading): return ExampleSource(self)
     def eval_set(self, reading): return EvalSet(self, np.arange(len(self)), reading.prepare)
+    def limited(self, count): return Squares(count, self.identity)
     def first_row(self, prepare): return self
     def part_order(self): return np.arange(len(self))
     def gather(self, parts, identity): return Squares(sum(len(rows) for _, rows in parts), identity)
