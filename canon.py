@@ -12,7 +12,7 @@ docs/python.md has an example of each. A mistake raises `canon.UsageError`, whos
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,10 +21,11 @@ import jax
 
 from configs import reader
 from configs.knobs import Knobs, RunConfig, flatten
+from configs.section import fits, to_python
 from configs.unread import require_effect, unread
 from data.text.tokenizer_reader import read_tokenizer as load_tokenizer
 from data.text.tokenizers import Tokenizer
-from errors import UsageError
+from errors import UsageError, quote
 from models import Model, build, load_pretrained, save_pretrained
 from models.core.gradients import plain_gradients
 from models.core.types import Variables
@@ -42,6 +43,7 @@ from train.workdir import normalize_workdir
 
 T = TypeVar("T")
 CLONE = Path(__file__).parent
+MOST = 2**63 - 1  # largest absolute value of an int that jax takes
 
 __all__ = [
     "LoadedCheckpoint",
@@ -72,16 +74,18 @@ class LoadedCheckpoint(NamedTuple):
     tokenizer: Tokenizer | None
 
 
-def config(source: str | None = None, knobs: Knobs | None = None) -> RunConfig:
+def config(source: str | os.PathLike[str] | None = None, knobs: Knobs | None = None) -> RunConfig:
     """The config of `path/to/file.py:name+ablation` (None: the defaults) with the values of some knobs, by dotted key.
 
     A path is one below the working folder, else below Canon's clone. Raises UsageError as the launcher does.
     """
     if source is None:
         return RunConfig().replace(knobs or {})
-    path, colon, names = source.partition(":")
+    if not isinstance(source, str | Path):
+        raise UsageError(f"a config is path/to/file.py:name, a text or Path, not {quote(source)}")
+    path, colon, names = str(source).partition(":")
     here = CLONE / path
-    found = f"{here}{colon}{names}" if here.is_file() and not Path(path).is_file() else source
+    found = f"{here}{colon}{names}" if here.is_file() and not Path(path).is_file() else str(source)
     return reader.read(found).replace(knobs or {})
 
 
@@ -94,6 +98,8 @@ def train(
     the optimizer. Raises UsageError for a config that cannot run and for a workdir of another run, and the errors of
     training.
     """
+    if not isinstance(config, RunConfig):
+        raise UsageError(f"train takes a RunConfig, as canon.config('configs/gpt.py:quick'), not {quote(config)}")
     runtime, find_unread = _runtime(find_revision()), partial(unread, given=config.given)
     return run.train(config, normalize_workdir(os.fspath(workdir)), runtime, find_unread, _listed(devices))
 
@@ -154,9 +160,16 @@ def generate(
     A temperature of 0 is greedy. Products have the precision of the model's training, as in the verb `sample`. Raises
     UsageError for a model that does not generate text and for illegal settings.
     """
+    if not isinstance(tokenizer, Tokenizer):
+        raise UsageError(f"generate takes a tokenizer, as load returns for a model of text, not {quote(tokenizer)}")
+    stop = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else stop
+    given = {"prompt": (prompt, "str"), "max_new_tokens": (max_new_tokens, "int"), "seed": (seed, "int")}
+    given |= {"stop": (stop, "tuple[str]"), "temperature": (temperature, "float"), "top_k": (top_k, "int | None")}
+    given |= {"top_p": (top_p, "float | None"), "min_p": (min_p, "float | None")}
+    for name, (value, kind) in {**given, "repetition_penalty": (repetition_penalty, "float")}.items():
+        if not fits(to_python(value), kind, MOST):
+            raise UsageError(f"{name} takes {kind}{' of 64 bits' * (kind == 'int')}, not {quote(value)}")
     ids = [encode_prompt(tokenizer, prompt)]
-    if isinstance(stop, str):
-        raise UsageError(f"stop must be a list of texts, as [{stop!r}], not a text")
     how = sample.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tokenizer.stop_ids)
     chunks = sample.generate(model, variables, ids, jax.random.key(seed), count=max_new_tokens, sampling=how)
     with jax.default_matmul_precision(products_of(getattr(model.config, "compute", "float32"))):
@@ -186,4 +199,9 @@ def _runtime(revision: str | None = None) -> Runtime:
 
 
 def _listed(devices: Sequence[jax.Device] | None) -> list[jax.Device] | None:
-    return None if devices is None else list(devices)
+    if devices is None:
+        return None
+    listed = list(devices) if isinstance(devices, Iterable) else []
+    if not listed or not all(isinstance(device, jax.Device) for device in listed):
+        raise UsageError(f"devices takes a list of one or more of jax.devices(), or None for all, not {quote(devices)}")
+    return listed

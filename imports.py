@@ -5,15 +5,17 @@ import importlib
 import importlib.util
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 from errors import UsageError, unknown
 
+RUN: dict[tuple[Path, bytes], ModuleType] = {}  # the modules of files that this process has run, by path and content
+INSTALLED = ("site-packages", "dist-packages")  # folders of packages
 NAME = re.compile(r"(?P<where>[^\W\d]\w*(\.[^\W\d]\w*)*|.*\.py):(?P<name>[^\W\d]\w*)")
 
 
@@ -43,11 +45,14 @@ def load_module(where: str, key: str) -> ModuleType:
     if not Path(where).is_file():
         raise UsageError(f"{key}: there is no file {where!r}")
     with code_errors(key, where):
-        return _run_file(where, Path(where).stat().st_mtime_ns)
+        return run_file(where)
 
 
 def find_file(text: str) -> Path | None:
-    """The file that holds what `package.file:name` or `path/to/file.py:name` names; None if there is none."""
+    """The file that holds what `package.file:name` or `path/to/file.py:name` names.
+
+    None if there is none, and for a file of an installed package or of the standard library.
+    """
     match = NAME.fullmatch(text)
     if match is None:
         return None
@@ -57,7 +62,11 @@ def find_file(text: str) -> Path | None:
         spec = importlib.util.find_spec(match["where"])
     except (ImportError, ValueError):
         return None
-    return Path(spec.origin) if spec and spec.origin and spec.has_location else None
+    if not spec or not spec.origin or not spec.has_location:
+        return None
+    path = Path(spec.origin)
+    is_installed = set(INSTALLED) & set(path.parts) or path.is_relative_to(sysconfig.get_path("stdlib"))
+    return None if is_installed else path
 
 
 def has_module(name: str) -> bool:
@@ -65,17 +74,19 @@ def has_module(name: str) -> bool:
     return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
-@cache
-def _run_file(path: str, changed: int) -> ModuleType:
-    """The module of a file, which is run once unless it has `changed`."""
-    name = f"{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"  # which no other module has
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for the module of a class
-    spec.loader.exec_module(module)
-    return module
+def run_file(path: str) -> ModuleType:
+    """The module of a file of Python code, which is run once in a process unless its content changes.
+
+    So a config file that registers an entry registers one, however often and under whichever path it is named.
+    """
+    whole, content = Path(path).resolve(), Path(path).read_bytes()
+    if (whole, content) not in RUN:
+        module = ModuleType(f"{whole.stem}_{hashlib.sha256(bytes(whole)).hexdigest()[:8]}")  # which no other module has
+        module.__file__ = path
+        sys.modules[module.__name__] = module  # where dataclasses look for the module of a class
+        exec(compile(content, path, "exec"), vars(module))
+        RUN[whole, content] = module
+    return RUN[whole, content]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import renamed
 from configs.section import Knob, Section, Value, check_open, free, identity, knobs_of, plain, schedule, sections_of
-from errors import unknown
+from errors import UsageError, quote, unknown
 
 Knobs = Mapping[str, Value]  # values by dotted key
 
@@ -30,7 +30,7 @@ class ModelConfig(Section):
     section: ClassVar[str] = "model"
     family: str = identity("gpt", "network architecture: a key of models.FAMILIES")
     size: str | None = identity(None, "published size of the family; other model.* knobs override it")
-    fields: Knobs = field(default_factory=dict)
+    fields: Knobs = field(default_factory=dict, hash=False)  # not hashable
 
     def __post_init__(self) -> None:
         """Check the fields too; their owner, the family, checks their values."""
@@ -216,7 +216,7 @@ class RunConfig(Section):
     init_rename: str | None = identity(None, "parameters with other paths in init_from, as THEIRS:OURS")
     seed: int = identity(0, "of initial weights, data order and all noise; 0 to 2^32 - 1", 2**32 - 1)
     resume: str = free("auto", "what to do with changed schedule knobs: auto refuses them, extend records a new phase")
-    rules: Knobs = field(default_factory=dict)
+    rules: Knobs = field(default_factory=dict, hash=False)  # not hashable
     code: Mapping[str, str] = field(default_factory=dict, compare=False)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
@@ -285,12 +285,18 @@ def check_key(key: str) -> None:
         raise unknown("config key", key, KNOBS, renamed.KNOBS)
 
 
-def flatten(nested: Knobs) -> dict[str, Value]:
-    """A nested config as dotted keys. An empty dict has none where it is legal, and is refused as a value elsewhere."""
+def flatten(nested: Knobs, prefix: str = "") -> dict[str, Value]:
+    """A nested config as dotted keys. An empty dict has none where it is legal, and is refused as a value elsewhere.
+
+    `prefix` begins the keys. Raises UsageError for what is no mapping.
+    """
+    if not isinstance(nested, Mapping):
+        raise UsageError(f"knobs are a mapping of dotted keys to values, as {{'optim.lr': 0.1}}, not {quote(nested)}")
     result: dict[str, Value] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping) and (value or key in ("rules", "args", "model.args")):
-            result.update({f"{key}.{k}": v for k, v in flatten(value).items()})
+    for name, value in nested.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and (value or key in ("rules", "model.args")):
+            result |= flatten(value, f"{key}.")
         else:
             result[key] = value
     return result

@@ -4,7 +4,6 @@ import ast
 import hashlib
 import inspect
 import json
-import runpy
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -61,7 +60,7 @@ def run_code(code: Mapping[str, str], say: Callable[[str], None]) -> None:
 
 
 def named_code(config: RunConfig) -> dict[str, str]:
-    """Further files of Python code that knobs name, as `loss=path/to/file.py:Class`: path -> digest."""
+    """Further files of one's own code that knobs name, as `loss=path/to/file.py:Class`: path -> digest."""
     module = config.model.fields.get("module")
     words = (config.loss, config.optim.name, *config.data.name.split(","), *(config.eval.callbacks or ()), str(module))
     files = [imports.find_file(word.strip()) for word in words]
@@ -109,13 +108,13 @@ def _names(made: dict[str, Any]) -> str:
 
 
 def variables(path: str) -> dict[str, Any]:
-    """The module variables of a config file. Raises UsageError for a file that is missing, or fails."""
+    """The module variables of a config file, run once by `imports`. Raises UsageError if it is missing, or fails."""
     if not Path(path).is_file():
         found = [str(p) for p in Path("configs").glob("*.py") if p.stem not in NOT_CONFIGS]
         if not found and not Path(path).is_absolute():
             raise UsageError(f"no config file {path!r} below this folder; run Canon from its clone")
         raise unknown("config file", path, found)
-    made = _run(path, lambda: runpy.run_path(path))
+    made = vars(_run(path, lambda: imports.run_file(path)))
     if not callable(made.get("get_config")):
         raise UsageError(f"config file {path} has no function get_config(names)")
     return made

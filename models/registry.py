@@ -236,10 +236,10 @@ def build(family: str, size: str | None = None, **overrides: Any) -> Model:
 
     Raises UsageError for an unknown family, size or field (giving the nearest) and for an illegal value.
     """
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
     module = FAMILIES[family]
-    if size is not None and size not in module.SIZES:
+    if size is not None and (not isinstance(size, str) or size not in module.SIZES):
         raise unknown(f"size of {family}", size, module.SIZES)
     known = {f.name for f in dataclasses.fields(module.Config)}
     for name in overrides:

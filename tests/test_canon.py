@@ -89,6 +89,15 @@ def test_a_network_on_arrays_of_tokens_is_loaded_without_them(tmp_path: Path) ->
     assert loaded.predict(variables, tokens).shape == (16, 2)
 
 
+def test_a_config_is_a_value() -> None:
+    """Equal ones have one hash, and a path may be a Path."""
+    given = canon.config(Path("configs/gpt.py:quick"))
+    assert {given, canon.config("configs/gpt.py:quick"), given.replace({"rules": {"embed": "fsdp"}})} == {
+        given,
+        given.replace({"rules.embed": "fsdp"}),
+    }
+
+
 def test_a_run_records_its_code(language_run: canon.RunResult) -> None:
     assert checkpoint.load_manifest(language_run.workdir, 3)["revision"] == find_revision()
 
@@ -139,7 +148,19 @@ def test_an_evaluation_is_the_verbs(language_run: canon.RunResult, monkeypatch: 
         (lambda w: canon.evaluate(w, {"optim.lr": 0.1}), "'optim.lr' has no effect here"),
         (lambda w: canon.evaluate(w, {"eval": {"num_beams": 2}}), "'eval.num_beams' = 2 has no effect"),
         (lambda w: canon.evaluate(w, {"data.augment": "flip"}), "'data.augment' = 'flip' has no effect"),
+        (lambda w: canon.evaluate(w, devices=[]), "devices takes a list"),
+        (lambda w: canon.config(3), "not 3"),
+        (lambda w: canon.config(None, [("seed", 1)]), "knobs are a mapping"),
+        (lambda w: canon.config(None, {"args": {}}), "unknown config key 'args'"),
+        (lambda w: canon.train("configs/gpt.py:quick", w), r"as canon\.config"),
         (lambda w: canon.generate(*canon.load(w), "a", temperature=-1), "temperature must be"),
+        (lambda w: canon.generate(*canon.load(w), "a", temperature="1"), "temperature takes float"),
+        (lambda w: canon.generate(*canon.load(w), "a", max_new_tokens=2.5), "max_new_tokens takes int"),
+        (lambda w: canon.generate(*canon.load(w), "a", seed=2**70), "seed takes int of 64 bits"),
+        (lambda w: canon.generate(*canon.load(w), "a", stop=[3]), "stop takes"),
+        (lambda w: canon.generate(*canon.load(w), ["a"]), "prompt takes str"),
+        (lambda w: canon.generate(*canon.load(w), "a\ud800"), "no valid Unicode"),
+        (lambda w: canon.generate(*canon.load(w)[:2], None, "a"), "takes a tokenizer"),
     ],
 )
 def test_a_mistake_is_one_line(language_run: canon.RunResult, call, says: str) -> None:

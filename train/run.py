@@ -49,7 +49,8 @@ def train(
         data.check_readable(runtime)
         update = make_update(setup, tx, mixes=batches.mixup is not None)
         if not checkpoint.steps(workdir):  # trace first, so that an error of the update leaves no folder
-            jax.eval_shape(update, resume.abstract_state(setup, tx), run_data.batch_shapes(setup, batches, 0))
+            checkpoint.check_dtypes(state := resume.abstract_state(setup, tx))
+            jax.eval_shape(update, state, run_data.batch_shapes(setup, batches, 0))
         if result := _prepare_workdir(setup, workdir):
             return result
         with checkpoint.lock(workdir):

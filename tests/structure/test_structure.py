@@ -216,8 +216,8 @@ def test_every_family_is_a_file() -> None:
 
 
 def test_importlib_stays_out() -> None:
-    """Nothing is imported by a computed name; the doctor may ask for versions."""
-    allowed = {"train/verbs/doctor.py": {"importlib.metadata"}, "imports.py": {"importlib", "importlib.util"}}
+    """Nothing is imported by a computed name but a user's own code; the doctor may ask for versions."""
+    allowed = {"train/verbs/doctor.py": {"importlib.metadata"}, "imports.py": {"importlib", "importlib.util", "exec"}}
 
     def wrong(path: Path) -> set[str]:
         found = {n for n in imports(path) if n.split(".")[0] == "importlib"}

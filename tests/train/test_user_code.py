@@ -10,7 +10,9 @@ import optax
 import pytest
 
 import canon
+import imports
 import launch
+from configs import reader
 from configs.knobs import OptimConfig
 from configs.unread import unread
 from data import sources
@@ -75,6 +77,10 @@ def wrong_way_of_matrices():
     return optax.masked(optax.sgd(0.1), lambda tree: jax.tree.map(lambda x: x.ndim == 2, tree))
 
 
+def with_key():
+    return optax.add_noise(0.01, 0.55, 0)
+
+
 def no_transform():
     return 3
 
@@ -100,17 +106,23 @@ def own(tmp_path: Path) -> Iterator[Path]:
     TASKS.pop("mine", None)
 
 
+def forget() -> None:
+    """What the file registers, as in another process."""
+    TASKS.pop("mine")
+    imports.RUN.clear()
+
+
 def test_a_config_file_is_found_again(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By eval, by resuming without --config, and from Python; a change of it is named, and a file that is gone too."""
     workdir = str(tmp_path / "w")
     assert launch.main(["train", f"--config={own}", f"--workdir={workdir}", *QUICK]) == 0
     assert checkpoint.load_manifest(workdir, 2)["code"].keys() == {str(own)}
     for command in (["eval"], ["train", "--config.train.steps=3", "--config.resume=extend"]):
-        del TASKS["mine"]
+        forget()
         capsys.readouterr()
         assert launch.main([*command, f"--workdir={workdir}"]) == 0
         assert "has changed" not in capsys.readouterr().out
-    del TASKS["mine"]
+    forget()
     own.write_text(REGISTERS + "# another line\n")
     canon.load(workdir)
     assert f"{own} has changed since" in capsys.readouterr().out
@@ -119,7 +131,9 @@ def test_a_config_file_is_found_again(own: Path, tmp_path: Path, capsys: pytest.
     own.write_text(REGISTERS + "print(f'runs as {__name__}')\n")
     assert launch.main(["eval", f"--workdir={workdir}@all"]) == 0
     said = capsys.readouterr().out
-    assert (said.count("runs as <run_path>"), said.count("has changed since"), said.count("test: loss")) == (1, 1, 2)
+    assert (said.count("runs as mine_"), said.count("has changed since"), said.count("test: loss")) == (1, 1, 2)
+    canon.load(workdir)
+    assert "runs as" not in capsys.readouterr().out, "a process runs a file once"
     own.unlink()
     assert launch.main(["eval", f"--workdir={workdir}"]) == 2
     said = capsys.readouterr()
@@ -164,6 +178,13 @@ def test_a_name_that_is_none_of_its_kind_is_refused(own: Path, knob: str, name: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_state_that_no_checkpoint_can_hold_is_refused_before_the_run(own: Path, tmp_path: Path) -> None:
+    given = config("mlp", "digits").replace({"optim.name": f"{own}:with_key", "train.steps": 1})
+    with pytest.raises(UsageError, match=r"rng_key is key<fry>, which no checkpoint can hold"):
+        canon.train(given, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
 def test_an_optimizer_may_choose_parameters_by_path(own: Path) -> None:
     """Those of the model, with frozen ones left out."""
     specs = tiny_model("mlp").specs["params"]
@@ -196,6 +217,7 @@ def test_a_knob_that_ones_own_code_does_not_read_is_refused(
 def test_any_transform_of_optax_is_an_optimizer() -> None:
     """By its module: its direction times the rate, after decoupled decay; a task by its class likewise."""
     given = config("mlp", "digits").replace({"optim.name": "optax:scale_by_yogi", "optim.weight_decay": 0.1})
+    assert reader.named_code(given) == {}, "an upgrade of a package is no change of one's own code"
     specs = tiny_model("mlp").specs["params"]
     params = jax.tree.map(lambda spec: jnp.full(spec.shape, 2.0), specs)
     gradient = jax.tree.map(lambda p: jnp.full_like(p, 3.0), params)

@@ -5,7 +5,7 @@ manifest holds a digest of each leaf, computed on device when saving, and a dige
 digests and compares shapes and dtypes, so a changed or incomplete checkpoint raises an error.
 """
 
-from train.checkpoint.digests import digests
+from train.checkpoint.digests import check_dtypes, digests
 from train.checkpoint.folder import prepare, reason, steps, write_atomic
 from train.checkpoint.lock import lock
 from train.checkpoint.manifest import CorruptCheckpoint, Manifest, add_metrics, load_manifest, readable_manifests
@@ -28,6 +28,7 @@ __all__ = [
     "Store",
     "add_metrics",
     "as_dict",
+    "check_dtypes",
     "digests",
     "first_restorable",
     "load_manifest",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, auto_axes
 
+from errors import UsageError
 from models.core.spec import flatten
 from models.core.types import Tree
 
@@ -37,6 +38,18 @@ def _digest(x: jax.Array) -> jax.Array:
 @partial(jax.jit, static_argnums=1)
 def _replicated_digest(leaf: jax.Array, explicit: bool) -> jax.Array:
     return auto_axes(_digest, out_sharding=PartitionSpec())(leaf) if explicit else _digest(leaf)
+
+
+def check_dtypes(tree: Tree) -> None:
+    """Raise UsageError for a leaf, an array or its ShapeDtypeStruct, whose dtype has no digest."""
+    for dtype, name in {x.dtype: name for name, x in flatten(tree).items()}.items():
+        try:
+            jax.eval_shape(_digest, jax.ShapeDtypeStruct((), dtype))
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"the state's {name} is {dtype}, which no checkpoint can hold; legal: bools and numbers of 8, 16 or 32 "
+                f"bits (of a PRNG key, jax.random.key_data)"
+            ) from None
 
 
 LeafRecord = dict[str, Any]  # of a manifest: shape, dtype and digest of a leaf

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -159,12 +159,18 @@ def call(callbacks: Mapping[str, Callback], evaluation: Evaluation) -> dict[str,
     found: dict[str, float] = {}
     for name, callback in callbacks.items() if evaluation.scores.examples else ():
         with prefix_errors(_key(name)), imports.code_errors(_key(name), name.rpartition(":")[0] or name):
-            own = _checked(_key(name), callback(evaluation))
+            own = _checked(_key(name), callback(replace(evaluation, scores=_copy(evaluation.scores))))
         for metric, value in own.items():
             if evaluation.scores.prefix + metric in evaluation.scores.metrics or metric in found:
                 raise UsageError(f"{_key(name)} returns {metric!r}, a metric that the evaluation has already")
             found[metric] = value
     return found
+
+
+def _copy(scores: Scores) -> Scores:
+    """The scores with copies of the metrics and read-only rows: a callback cannot change what is recorded."""
+    rows = jax.tree.map(lambda x: np.broadcast_to(x, x.shape), scores.rows)
+    return scores._replace(metrics={**scores.metrics}, stderr={**scores.stderr}, rows=rows)
 
 
 def _key(name: str) -> str:
@@ -179,9 +185,10 @@ def _checked(key: str, result: object) -> dict[str, float]:
         raise UsageError(f"{key} returns {quote(result)}, not a mapping of metrics to numbers, or None")
     found = {}
     for metric, value in result.items():
-        if not isinstance(metric, str) or not re.fullmatch(r"\S+", metric) or metrics.current_name(metric) != metric:
+        is_word = isinstance(metric, str) and re.fullmatch(r"[^\s/]+", metric)
+        if not is_word or metrics.current_name(metric) != metric:
             raise UsageError(
-                f"{key} returns a metric {quote(metric)}; its name must be a word, and not an old metric's"
+                f"{key} returns a metric {quote(metric)}; its name must be a word without '/', and not an old metric's"
             )
         array = np.asarray(value)
         if array.shape or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):

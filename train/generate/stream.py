@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data.text.tokenizers import Tokenizer
+from errors import UsageError, quote
 from train.generate import sample
 
 
@@ -45,6 +46,13 @@ def _stable_length(text: str, until: Sequence[str]) -> int:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """The ids of a prompt [n]. An empty prompt becomes the end-of-text token, as at the start of a document."""
+    """The ids of a prompt [n]. An empty prompt becomes the end-of-text token, as at the start of a document.
+
+    Raises UsageError for a text that UTF-8 cannot hold, with a lone surrogate.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt {quote(prompt)} is no valid Unicode: {error.reason}") from None
     ids = np.array([*tokenizer.prefix, *tokenizer.encode(prompt)], np.int32)
     return ids if len(ids) else np.array([tokenizer.eot], np.int32)

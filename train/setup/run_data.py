@@ -107,8 +107,8 @@ def training_sources(setup: Setup, corpora: Sequence[Source]) -> tuple[EpochSour
     absent = set.intersection(*(set(source.absent) for source in corpora))
     if absent and setup.task.has_classes:
         raise UsageError(
-            f"{config.data.name}: split {config.data.split!r} has no example of the class "
-            f"{' or '.join(sorted(absent))}, which other splits have"
+            f"{config.data.name}: split {config.data.split!r} has no example of {len(absent)} of the data's "
+            f"{corpora[0].classes} classes: {', '.join(sorted(absent))}"
         )
     labelled = setup.task.has_classes
     types = {(type(s).__name__, s.classes if labelled else None) for s in corpora}

@@ -22,7 +22,7 @@ from tests.support.configs import config
 from tests.support.runs import runtime
 from train import checkpoint, run
 from train.evaluate import callbacks
-from train.evaluate.evaluate import Scores
+from train.evaluate.evaluate import Rows, Scores
 from train.record import metrics
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -145,6 +145,7 @@ def evaluation() -> callbacks.Evaluation:
         ({"two words": 1}, "a metric 'two words'; its name must be a word"),
         ({3: 1}, "a metric 3; its name"),
         ({"balance": 1}, "not an old metric's"),
+        ({"recall/cat": 1}, "a word without '/'"),
     ],
 )
 def test_a_result_other_than_new_metrics_is_refused(result: Any, says: str, evaluation: callbacks.Evaluation) -> None:
@@ -158,6 +159,16 @@ def test_a_mistake_inside_a_callback_has_its_name(evaluation: callbacks.Evaluati
     """Also one that Canon's own functions refuse."""
     with pytest.raises(UsageError, match=r"^config key 'eval\.callbacks' = 'mine': unknown family 'gtp'"):
         callbacks.call({"mine": lambda given: canon.build("gtp")}, evaluation)
+
+
+def test_a_callback_cannot_change_the_scores(evaluation: callbacks.Evaluation) -> None:
+    """Its metrics are copies, its arrays read-only."""
+    scores = evaluation.scores._replace(rows=Rows(np.ones(3), np.ones(3)))
+    given = callbacks.Evaluation(**{**vars(evaluation), "scores": scores})
+    callbacks.call({"mine": lambda given: given.scores.metrics.clear()}, given)
+    assert scores.metrics == {"loss": 1.0, "ema_loss": 2.0}
+    with pytest.raises(UsageError, match=r"'mine': .*read-only"):
+        callbacks.call({"mine": lambda given: given.scores.rows.loss.fill(0)}, given)
 
 
 def test_any_real_number_is_taken(evaluation: callbacks.Evaluation) -> None:
