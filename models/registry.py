@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import ModuleType
@@ -16,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 import renamed
-from errors import UsageError, unknown
+from errors import UsageError, quote, unknown
 from models.core import spec
 from models.core.checks import FrozenDict, check_type, check_types, freeze
 from models.core.intermediates import collect
@@ -62,7 +61,21 @@ TRAITS = frozenset(  # the closed list: the trainer and the contract tests choos
 )
 
 
-RANKS = {"tokens": "B T", "source": "B S", "image": "B Y X C", "embeds": "B T D"}  # dims of inputs
+DIMS = {  # of the inputs: a letter is one size in all inputs of a batch, a word the field of that name of the Config
+    **dict.fromkeys(("tokens", "mask", "token_type", "position", "segment"), "B T"),
+    **{"embeds": "B T width", "source": "B S", "source_mask": "B S", "image": "B Y X inputs"},
+}
+READS = {  # INPUT or family -> alternatives of the main input, of which it reads the first given; and its other inputs
+    "image": (("image",), ()),
+    "tokens": (("embeds", "tokens"), ("position", "segment")),
+    "mlp": (("features", "image"), ()),
+    "rnn": (("features", "tokens"), ("mask",)),
+    "bert": (("embeds", "tokens"), ("mask", "token_type", "position")),
+    "seq2seq": (("tokens",), ("source", "source_mask", "position")),
+    "transformer": (("tokens",), ("source", "source_mask", "position", "segment")),
+    "flax": (flax.FIELDS, ()),
+}
+Sizes = dict[str, int]  # of the dims of fields, by letter or word
 
 
 @dataclass(frozen=True)
@@ -130,14 +143,15 @@ class Model:
     def predict(self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike) -> Any:
         """The value of `apply` outside of training: class scores [B C], or next-token logits [B T V], in float32.
 
-        Decoders and BERT take `embeds` [B T D] in place of `tokens` [B T]. Raises UsageError for an input that is
-        missing or of another rank, and for ids outside of the vocabulary, which a traced call cannot see.
+        Decoders and BERT take `embeds` [B T D] in place of `tokens` [B T]. Raises UsageError for variables that are not
+        the model's, for a batch without rows, and for an input that is missing, of other dims or, which a traced call
+        cannot see, out of range. Fields that the family does not read are ignored.
         """
         value = self._evaluate(variables, inputs).value
         return value[..., : self.config.vocab] if {"language_model", "encoder_decoder"} & self.traits else value
 
     def intermediates(
-        self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike, names: Sequence[str] | None = None
+        self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike, names: Iterable[str] | None = None
     ) -> dict[str, Array | list[Array]]:
         """Values inside of `predict`'s forward pass by name, all or those of `names`: name -> [N ...].
 
@@ -156,35 +170,74 @@ class Model:
         self, variables: Variables, inputs: Mapping[str, ArrayLike] | ArrayLike, logits: bool = True
     ) -> Outputs:
         """`apply` outside of training. Raises UsageError as `predict`."""
-        given = inputs if isinstance(inputs, Mapping) else {self.module.INPUT: inputs}
-        with self.checked_inputs(given):
-            return self.apply(variables, given, logits=logits)
+        fields, _ = self.check(variables, inputs if isinstance(inputs, Mapping) else {self.module.INPUT: inputs})
+        return self.apply(variables, fields, logits=logits)
 
-    @contextmanager
-    def checked_inputs(self, given: Mapping[str, ArrayLike]) -> Iterator[None]:
-        """A block of forward passes of some inputs. Raises UsageError as `predict`."""
-        for name, x in given.items():
-            self._check_input(name, x)
-        try:
-            yield
-        except KeyError as error:
-            if error.args[0] not in RANKS:
-                raise
-            has = ", ".join(given)
-            raise UsageError(f"{self.family} as configured needs the input {error}; it has {has}") from None
+    def check(self, variables: Variables, given: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], Sizes]:
+        """The fields of a batch as arrays, and the sizes of their dims. Raises UsageError as `predict`."""
+        self._check_variables(variables)
+        whose = f"{self.family}: the input"
+        fields = {name: _as_array(f"{whose} {name!r}", x) for name, x in given.items()}
+        alternatives, others = READS.get(self.family) or READS[self.module.INPUT]
+        main = next((name for name in alternatives if name in fields), None)
+        if main is None:
+            needed = " or ".join(map(repr, alternatives))
+            has = ", ".join(fields) or "none"
+            raise UsageError(f"{self.family} as configured needs the input {needed}; the batch has {has}")
+        dims = {**DIMS, main: self._main_dims(main, fields[main])}
+        sizes, limits = self._sizes(), self._limits()
+        limits[main] = limits["tokens"] if dims[main] == DIMS["tokens"] else None
+        for name in (main, *(name for name in others if name in fields)):
+            check_dims(f"{whose} {name!r}", fields[name], dims[name], sizes)
+            padded = name == "position" and "causal" in self.traits  # by positions below 0
+            x = jnp.maximum(fields[name], 0) if padded else given[name]
+            check_ids(f"{whose} {name!r}", x, limits.get(name))
+        if sizes["B"] == 0:
+            raise UsageError(f"{whose} {main!r} must have a row or more, not be of shape {fields[main].shape}")
+        return fields, sizes
 
-    def _check_input(self, name: str, x: ArrayLike) -> None:
-        """Raise UsageError for an input that the family would misread."""
-        vocab = getattr(self.config, "source_vocab", None) if name == "source" else None
-        vocab = vocab or getattr(self.config, "vocab", None)
-        are_ids = name in ("tokens", "source")
-        if name not in RANKS or (are_ids and vocab is None):
-            return  # also a bare array of features, of a family whose main input is tokens
-        shape, dims = np.shape(x), RANKS[name]
-        if len(shape) != len(dims.split()):
-            raise UsageError(f"{self.family}: the input {name!r} must be [{dims}], not of shape {shape}")
-        if are_ids:
-            check_ids(f"{self.family}: {name}", x, vocab)
+    def _sizes(self) -> Sizes:
+        """The sizes of dims that the Config has."""
+        fields = vars(self.config)
+        row = fields.get("inputs", fields.get("shape")) or None
+        sizes = {"inputs": row[-1] if isinstance(row, tuple) else row}
+        sizes |= {name: fields.get(name) for name in ("width", "classes", "outputs")}
+        return {name: size for name, size in sizes.items() if size is not None}
+
+    def _limits(self) -> dict[str, int | None]:
+        """The number of ids of inputs that are ids, None if there is no limit."""
+        fields = vars(self.config)
+        has_table = "position" in self.specs["params"].get("embed", {})
+        return {
+            "tokens": fields.get("vocab"),
+            "source": fields.get("source_vocab") or fields.get("vocab"),
+            "token_type": fields.get("types"),
+            "position": fields.get("context") if has_table else None,
+        }
+
+    def _main_dims(self, name: str, x: Array) -> str:
+        """The dims of the main input, as in DIMS."""
+        c = self.config
+        if self.family == "mlp":  # it flattens the rows
+            fits = x.ndim > 1 and math.prod(x.shape[1:]) == c.inputs
+            return " ".join(("B", *(f"N{i}" for i in range(1, x.ndim)))) if fits else "B inputs"
+        if self.family == "rnn":
+            return "B T" if c.vocab else "B T inputs"
+        if self.family == "flax":
+            return " ".join(("B", *(f"N{i}" for i in range(1, len(c.shape))), "inputs")) if c.shape else "B T"
+        return DIMS[name]
+
+    def _check_variables(self, variables: Variables) -> None:
+        """Raise UsageError for variables without the leaves of the specs."""
+        for part in self.specs:
+            if not isinstance(variables, Mapping) or part not in variables:
+                wanted = ", ".join(f"{name!r}: ..." for name in self.specs)
+                raise UsageError(f"{self.family}: variables must be {{{wanted}}}; they have no {part!r}")
+        found = spec.flatten({part: variables[part] for part in self.specs})
+        for name, leaf in spec.flatten(self.specs).items():
+            if name not in found or np.shape(found[name]) != leaf.shape:
+                has = f"not {np.shape(found[name])}" if name in found else "which they do not have"
+                raise UsageError(f"{self.family}: the variables' {name!r} must be of shape {leaf.shape}, {has}")
 
     def cache_specs(self, batch: int, length: int, source: int | None = None) -> Specs:
         """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.
@@ -229,6 +282,25 @@ def check_ids(name: str, x: ArrayLike, count: int | None) -> None:
     ids = np.asarray(x)
     if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= count:
         raise UsageError(f"{name} must be ids from 0 to {count - 1}, not {ids.dtype} {ids.min()} to {ids.max()}")
+
+
+def check_dims(name: str, x: Array, dims: str, sizes: Sizes) -> None:
+    """Raise UsageError for an array of other dims than `dims`, such as "B T width"; a size not in `sizes` is added.
+
+    `name` is that of the array.
+    """
+    wanted = [sizes.get(dim, dim) for dim in dims.split()]
+    if len(wanted) != x.ndim or any(n != m for n, m in zip(wanted, x.shape, strict=True) if isinstance(n, int)):
+        raise UsageError(f"{name} must be [{' '.join(map(str, wanted))}], not of shape {x.shape}")
+    sizes.update(zip(dims.split(), x.shape, strict=True))
+
+
+def _as_array(name: str, x: ArrayLike) -> Array:
+    """An array of numbers. Raises UsageError for anything else."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{name} must be an array of numbers, not {quote(x)}") from None
 
 
 def build(family: str, size: str | None = None, **overrides: Any) -> Model:

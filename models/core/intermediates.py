@@ -5,7 +5,7 @@ forward pass and evaluates its jaxpr, in which it finds them. Outside of `collec
 program changes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -34,20 +34,23 @@ def name_scope(name: str) -> AbstractContextManager[None]:
     return _PREFIX(None if _PREFIX.value is None else f"{_PREFIX.value}{name}/")
 
 
-def collect(function: Callable[[], object], names: Sequence[str] | None = None) -> dict[str, Array | list[Array]]:
+def collect(function: Callable[[], object], names: Iterable[str] | None = None) -> dict[str, Array | list[Array]]:
     """The named values of a function, or those of `names`: name -> [N ...], the N values in order of computation.
 
     It is a list of N arrays if their shapes differ. In a `lax.scan`, a name has a value per iteration. Names in a
     `lax.cond` and a `lax.while_loop`, whose number of values is not known, are left out. Raises UsageError for a name
-    that no value has.
+    that no value has, and for a text in place of the names.
     """
+    if isinstance(names, str):
+        raise UsageError(f"names must be a list of names, as [{names!r}], not a text")
+    wanted = None if names is None else tuple(names)
     with _PREFIX(""):
         closed = jax.make_jaxpr(function)()
     exist = sorted(set(_names(closed.jaxpr)))
-    for name in names or ():
+    for name in wanted or ():
         if name not in exist:
             raise UsageError(f"unknown intermediate {name!r}; those of this model: {', '.join(exist) or 'none'}")
-    _, values = _run(closed, [], set(exist if names is None else names))
+    _, values = _run(closed, [], set(exist if wanted is None else wanted))
     joined = {name: _join(parts) for name, parts in values.items()}
     return {
         name: parts[0] if len(parts) == 1 else [x for part in parts for x in part] for name, parts in joined.items()
@@ -121,5 +124,5 @@ def _join(parts: list[Array]) -> list[Array]:
 def _merge(parts: list[Array], length: int) -> list[Array]:
     """The values of a scan's iterations, in order: each [iterations N ...] -> [iterations * N ...]."""
     if len(parts) == 1:
-        return [parts[0].reshape(-1, *parts[0].shape[2:])]
+        return [parts[0].reshape(length * parts[0].shape[1], *parts[0].shape[2:])]
     return [part[i] for i in range(length) for part in parts]

@@ -122,6 +122,9 @@ def test_bad_names_and_inputs_are_refused() -> None:
     variables = random_variables(model)
     with pytest.raises(UsageError, match="unknown intermediate 'hiden'; those of this model: hidden"):
         model.intermediates(variables, np.zeros((1, 4)), ["hiden"])
+    with pytest.raises(UsageError, match="names must be a list of names, as \\['hidden'\\], not a text"):
+        model.intermediates(variables, np.zeros((1, 4)), "hidden")
+    assert list(model.intermediates(variables, np.zeros((1, 4)), iter(["hidden"]))) == ["hidden"]
     with pytest.raises(UsageError, match="must be ids from 0 to 99"):
         tiny_model("gpt").intermediates(random_variables(tiny_model("gpt")), np.full((1, 4), 100))
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from errors import UsageError
+from errors import UsageError, quote
 from models import Model
 from models.core.spec import unsharded
 from models.core.types import Array, Variables
-from models.registry import check_ids
+from models.registry import Sizes, check_dims, check_ids
 from train.tasks import Forward, Task, WeightedSums, get_task
 
 DEFAULTS = {  # trait of a model -> its usual loss
@@ -19,6 +19,14 @@ DEFAULTS = {  # trait of a model -> its usual loss
     "classifier": "softmax",
     "detector": "detection",
     "regressor": "mse",
+}
+TARGETS = {  # target field -> the fields of its losses with their dims, as in models.registry.DIMS
+    "targets": {"targets": "B T", "bytes": "B T"},
+    "label": {"label": "B", "label_b": "B", "lam": "B"},
+    "labels": {"labels": "B classes"},
+    "target": {"target": "B outputs"},
+    "boxes": {"boxes": "B M xywh", "box_labels": "B M", "box_mask": "B M"},
+    "image_b": {"image_b": "B Y X inputs"},
 }
 
 
@@ -51,26 +59,48 @@ def losses(
     Raises UsageError for a loss that does not fit the model, for fields that are missing, of another shape or out of
     range (which a traced call cannot see), and as `Model.predict`.
     """
+    if not isinstance(batch, Mapping):
+        raise UsageError(f"the batch must be fields by name, as {{'label': ...}}, not {quote(batch)}")
+    if not isinstance(loss, str | Task | None):
+        raise UsageError(
+            f"the loss must be a word of docs/losses.md, 'package.file:Class' or a Task, not {quote(loss)}"
+        )
     task = loss if isinstance(loss, Task) else get_task(loss or _default_loss(model))
     if task.output_kind not in model.traits:
         has = ", ".join(sorted(model.traits))
         raise UsageError(
             f"loss {loss!r} needs a model with the trait {task.output_kind}; {model.family} as configured has {has}"
         )
-    fields = _Fields({name: jnp.asarray(x) for name, x in batch.items()})
-    target = fields["targets" if task.per_token else task.target_field]
-    shape = target.shape[: 2 if task.per_token else 1]
-    weight = fields.setdefault("weight", jnp.ones(shape))
-    if weight.shape != shape:
-        raise UsageError(f"the field 'weight' must be of shape {shape}, not {weight.shape}")
     classes = getattr(model.config, "classes", None)
-    limits = {"targets": getattr(model.config, "vocab", None), "label": max(classes, 2) if classes else None}
-    for name in limits.keys() & batch.keys():
-        check_ids(name, batch[name], limits[name])
-    with model.checked_inputs(batch):
-        forward = Forward(model, variables, unsharded)
-        terms = task.loss(forward, fields, {})
-        return {**forward.metrics(fields), **terms}
+    if task.single_score and classes not in (None, 1):
+        raise UsageError(f"model.classes = {classes} must be 1 for loss {loss!r}")
+    arrays, sizes = model.check(variables, batch)
+    fields = _Fields(arrays)
+    _check_targets(model, task, batch, fields, sizes)
+    forward = Forward(model, variables, unsharded)
+    terms = task.loss(forward, fields, {})
+    return {**forward.metrics(fields), **terms}
+
+
+def _check_targets(model: Model, task: Task, batch: Mapping[str, ArrayLike], fields: _Fields, sizes: Sizes) -> None:
+    """Raise UsageError for a target or a weight that is missing, of another shape or out of range; add the weight."""
+    main, weight_dims = ("targets", "B T") if task.per_token else (task.target_field, "B")
+    fields[main]  # raises UsageError if it is missing
+    targets = TARGETS.get(main, {})
+    sizes["xywh"] = 4
+    for name, dims in targets.items():
+        if name in fields:
+            check_dims(f"the field {name!r}", fields[name], dims, sizes)
+    weight = fields.setdefault("weight", jnp.ones([sizes[dim] for dim in weight_dims.split()]))
+    check_dims("the field 'weight'", weight, weight_dims, sizes)
+    limits = {"targets": getattr(model.config, "vocab", None)}
+    limits |= dict.fromkeys(("label", "label_b"), 2 if task.single_score else sizes.get("classes"))
+    for name in limits.keys() & targets.keys() & batch.keys():
+        check_ids(f"the field {name!r}", batch[name], limits[name])
+    if "labels" in targets and not isinstance(fields["labels"], jax.core.Tracer):
+        least, most = fields["labels"].min(), fields["labels"].max()
+        if not 0 <= least <= most <= 1:
+            raise UsageError(f"the field 'labels' must be from 0 to 1, not {least} to {most}")
 
 
 def _default_loss(model: Model) -> str:

@@ -68,6 +68,17 @@ def test_a_task_has_settings(task: type[Softmax]) -> None:
     np.testing.assert_allclose(weighted["loss"][1], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_no_field_is_broadcast(name: str) -> None:
+    """Neither one row in place of all, nor a row without its dim, nor a dim more, nor a last dim of another size."""
+    model, batch = tiny_model(name), batch_for(name)
+    variables = random_variables(model)
+    for field, x in batch.items():
+        for wrong in (x[:1], x[0], x[None], np.concatenate([x, x], -1)):
+            with pytest.raises(canon.UsageError):
+                canon.losses(model, variables, {**batch, field: wrong})
+
+
 MLP = {"features": np.zeros((2, 16), np.float32), "label": np.array([0, 3])}
 GPT = {"tokens": np.zeros((2, 4), int), "targets": np.zeros((2, 4), int)}
 
@@ -78,16 +89,21 @@ GPT = {"tokens": np.zeros((2, 4), int), "targets": np.zeros((2, 4), int)}
         ("mlp", {"features": MLP["features"]}, None, "needs the field 'label'; the batch has features"),
         ("mlp", MLP, "mse", "'mse' needs a model with the trait regressor; mlp as configured has classifier"),
         ("mlp", MLP, "sofmax", "did you mean 'softmax'"),
-        ("mlp", MLP | {"label": np.array([0, 4])}, None, "label must be ids from 0 to 3"),
-        ("mlp", MLP | {"weight": np.ones((2, 1))}, None, r"'weight' must be of shape \(2,\), not \(2, 1\)"),
-        ("mlp", {"label": MLP["label"]}, None, "needs the input 'image'; it has label"),
-        ("gpt", GPT | {"targets": np.full((2, 4), -100)}, None, "targets must be ids from 0 to 99"),
-        ("gpt", GPT | {"tokens": np.full((2, 4), 100)}, None, "tokens must be ids from 0 to 99"),
-        ("gpt", GPT | {"weight": np.ones(2)}, None, r"must be of shape \(2, 4\)"),
+        ("mlp", MLP | {"label": np.array([0, 4])}, None, "'label' must be ids from 0 to 3"),
+        ("mlp", MLP | {"label": np.eye(4)[:2]}, None, r"'label' must be \[2\], not of shape \(2, 4\)"),
+        ("mlp", MLP | {"label": 3}, None, r"'label' must be \[2\], not of shape \(\)"),
+        ("mlp", MLP | {"weight": np.ones((2, 1))}, None, r"'weight' must be \[2\], not of shape \(2, 1\)"),
+        ("mlp", {"label": MLP["label"]}, None, "needs the input 'features' or 'image'; the batch has label"),
+        ("mlp", MLP | {"labels": np.ones((2, 1))}, "sigmoid", r"'labels' must be \[2 4\], not of shape \(2, 1\)"),
+        ("mlp", MLP | {"labels": np.full((2, 4), 7)}, "sigmoid", "'labels' must be from 0 to 1, not 7 to 7"),
+        ("mlp", MLP, "hinge", "model.classes = 4 must be 1 for loss 'hinge'"),
+        ("gpt", GPT | {"targets": np.full((2, 4), -100)}, None, "'targets' must be ids from 0 to 99"),
+        ("gpt", GPT | {"tokens": np.full((2, 4), 100)}, None, "'tokens' must be ids from 0 to 99"),
+        ("gpt", GPT | {"weight": np.ones(2)}, None, r"'weight' must be \[2 4\], not of shape \(2,\)"),
         ("gpt", {"tokens": GPT["tokens"]}, None, "needs the field 'targets'; the batch has tokens"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, batch: dict[str, Any], loss: str | None, says: str) -> None:
+def test_what_does_not_fit_is_refused(name: str, batch: Any, loss: Any, says: str) -> None:
     model = tiny_model(name)
     with pytest.raises(canon.UsageError, match=says):
         canon.losses(model, random_variables(model), batch, loss)
