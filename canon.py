@@ -169,6 +169,8 @@ def generate(
     for name, (value, kind) in {**given, "repetition_penalty": (repetition_penalty, "float")}.items():
         if not fits(to_python(value), kind, MOST):
             raise UsageError(f"{name} takes {kind}{' of 64 bits' * (kind == 'int')}, not {quote(value)}")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed takes 0 to 2^32 - 1, not {seed}")  # of a larger one jax.random.key drops bits
     ids = [encode_prompt(tokenizer, prompt)]
     how = sample.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tokenizer.stop_ids)
     chunks = sample.generate(model, variables, ids, jax.random.key(seed), count=max_new_tokens, sampling=how)
@@ -183,9 +185,11 @@ def _first(name: str | os.PathLike[str], use: Callable[[RunConfig, str, int, Run
         raise UsageError(f"{name} names all checkpoints; give one, such as {workdir}@best")
     runtime = _runtime()
     steps, read_config = checkpoint.select(workdir, which, runtime.say), load_model.config_reader(workdir, runtime)
-    return checkpoint.first_restorable(workdir, steps, lambda n: use(read_config(n), workdir, n, runtime), runtime.say)[
-        1
-    ]
+
+    def use_checkpoint(n: int) -> T:
+        return use(read_config(n), workdir, n, runtime)
+
+    return checkpoint.first_restorable(workdir, steps, use_checkpoint, runtime.say)[1]
 
 
 def _runtime(revision: str | None = None) -> Runtime:
