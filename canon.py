@@ -43,7 +43,7 @@ from train.workdir import normalize_workdir
 
 T = TypeVar("T")
 CLONE = Path(__file__).parent
-MOST = 2**63 - 1  # largest absolute value of an int that jax takes
+MOST = 2**32 - 1  # largest int that generate takes; of a larger seed jax.random.key drops bits
 
 __all__ = [
     "LoadedCheckpoint",
@@ -168,9 +168,9 @@ def generate(
     given |= {"top_p": (top_p, "float | None"), "min_p": (min_p, "float | None")}
     for name, (value, kind) in {**given, "repetition_penalty": (repetition_penalty, "float")}.items():
         if not fits(to_python(value), kind, MOST):
-            raise UsageError(f"{name} takes {kind}{' of 64 bits' * (kind == 'int')}, not {quote(value)}")
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"seed takes 0 to 2^32 - 1, not {seed}")  # of a larger one jax.random.key drops bits
+            raise UsageError(f"{name} takes {kind}{' up to 2^32 - 1' * (kind == 'int')}, not {quote(value)}")
+    if seed < 0:
+        raise UsageError(f"seed takes 0 or more, not {seed}")
     ids = [encode_prompt(tokenizer, prompt)]
     how = sample.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tokenizer.stop_ids)
     chunks = sample.generate(model, variables, ids, jax.random.key(seed), count=max_new_tokens, sampling=how)
