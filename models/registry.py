@@ -229,11 +229,12 @@ class Model:
 
     def _check_variables(self, variables: Variables) -> None:
         """Raise UsageError for variables without the leaves of the specs."""
-        for part in self.specs:
+        parts = [name for name, tree in self.specs.items() if jax.tree.leaves(tree)]
+        for part in parts:
             if not isinstance(variables, Mapping) or part not in variables:
-                wanted = ", ".join(f"{name!r}: ..." for name in self.specs)
+                wanted = ", ".join(f"{name!r}: ..." for name in parts)
                 raise UsageError(f"{self.family}: variables must be {{{wanted}}}; they have no {part!r}")
-        found = spec.flatten({part: variables[part] for part in self.specs})
+        found = spec.flatten({part: variables[part] for part in parts})
         for name, leaf in spec.flatten(self.specs).items():
             if name not in found or np.shape(found[name]) != leaf.shape:
                 has = f"not {np.shape(found[name])}" if name in found else "which they do not have"
