@@ -68,7 +68,7 @@ DIMS = {  # of the inputs: a letter is one size in all inputs of a batch, a word
 READS = {  # INPUT or family -> alternatives of the main input, of which it reads the first given; and its other inputs
     "image": (("image",), ()),
     "tokens": (("embeds", "tokens"), ("position", "segment")),
-    "mlp": (("features", "image"), ()),
+    "features": (("features", "image"), ()),
     "rnn": (("features", "tokens"), ("mask",)),
     "bert": (("embeds", "tokens"), ("mask", "token_type", "position")),
     "seq2seq": (("tokens",), ("source", "source_mask", "position")),
@@ -218,22 +218,23 @@ class Model:
     def _main_dims(self, name: str, x: Array) -> str:
         """The dims of the main input, as in DIMS."""
         c = self.config
-        if self.family == "mlp":  # it flattens the rows
-            fits = x.ndim > 1 and math.prod(x.shape[1:]) == c.inputs
-            return " ".join(("B", *(f"N{i}" for i in range(1, x.ndim)))) if fits else "B inputs"
         if self.family == "rnn":
             return "B T" if c.vocab else "B T inputs"
         if self.family == "flax":
             return " ".join(("B", *(f"N{i}" for i in range(1, len(c.shape))), "inputs")) if c.shape else "B T"
+        if self.module.INPUT == "features":  # the family flattens rows
+            fits = x.ndim > 1 and math.prod(x.shape[1:]) == c.inputs
+            return " ".join(("B", *(f"N{i}" for i in range(1, x.ndim)))) if fits else "B inputs"
         return DIMS[name]
 
     def _check_variables(self, variables: Variables) -> None:
         """Raise UsageError for variables without the leaves of the specs."""
-        for part in self.specs:
+        parts = [name for name, tree in self.specs.items() if jax.tree.leaves(tree)]
+        for part in parts:
             if not isinstance(variables, Mapping) or part not in variables:
-                wanted = ", ".join(f"{name!r}: ..." for name in self.specs)
+                wanted = ", ".join(f"{name!r}: ..." for name in parts)
                 raise UsageError(f"{self.family}: variables must be {{{wanted}}}; they have no {part!r}")
-        found = spec.flatten({part: variables[part] for part in self.specs})
+        found = spec.flatten({part: variables[part] for part in parts})
         for name, leaf in spec.flatten(self.specs).items():
             if name not in found or np.shape(found[name]) != leaf.shape:
                 has = f"not {np.shape(found[name])}" if name in found else "which they do not have"
