@@ -1,7 +1,6 @@
 """The table of families, a family with a config as a `Model`, and `build`, which makes one."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -10,12 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 import renamed
-from errors import UsageError, quote, unknown
+from errors import UsageError, unknown
 from models.core import spec
 from models.core.checks import FrozenDict, check_type, check_types, freeze
 from models.core.intermediates import collect
@@ -44,6 +42,7 @@ from models.families import (
     vit,
     yolo,
 )
+from models.inputs import Sizes, check_inputs, check_variables
 
 FAMILIES: dict[str, ModuleType] = {
     **{"mlp": mlp, "cnn": cnn, "rnn": rnn, "gpt": gpt, "llama": llama, "mixtral": mixtral, "bert": bert},
@@ -59,23 +58,6 @@ TRAITS = frozenset(  # the closed list: the trainer and the contract tests choos
         *("classifier", "detector", "language_model", "regressor", "encoder", "encoder_decoder"),
     }
 )
-
-
-DIMS = {  # of the inputs: a letter is one size in all inputs of a batch, a word the field of that name of the Config
-    **dict.fromkeys(("tokens", "mask", "token_type", "position", "segment"), "B T"),
-    **{"embeds": "B T width", "source": "B S", "source_mask": "B S", "image": "B Y X inputs"},
-}
-READS = {  # INPUT or family -> alternatives of the main input, of which it reads the first given; and its other inputs
-    "image": (("image",), ()),
-    "tokens": (("embeds", "tokens"), ("position", "segment")),
-    "features": (("features", "image"), ()),
-    "rnn": (("features", "tokens"), ("mask",)),
-    "bert": (("embeds", "tokens"), ("mask", "token_type", "position")),
-    "seq2seq": (("tokens",), ("source", "source_mask", "position")),
-    "transformer": (("tokens",), ("source", "source_mask", "position", "segment")),
-    "flax": (flax.FIELDS, ()),
-}
-Sizes = dict[str, int]  # of the dims of fields, by letter or word
 
 
 @dataclass(frozen=True)
@@ -175,70 +157,8 @@ class Model:
 
     def check(self, variables: Variables, given: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], Sizes]:
         """The fields of a batch as arrays, and the sizes of their dims. Raises UsageError as `predict`."""
-        self._check_variables(variables)
-        whose = f"{self.family}: the input"
-        fields = {name: _as_array(f"{whose} {name!r}", x) for name, x in given.items()}
-        alternatives, others = READS.get(self.family) or READS[self.module.INPUT]
-        main = next((name for name in alternatives if name in fields), None)
-        if main is None:
-            needed = " or ".join(map(repr, alternatives))
-            has = ", ".join(fields) or "none"
-            raise UsageError(f"{self.family} as configured needs the input {needed}; the batch has {has}")
-        dims = {**DIMS, main: self._main_dims(main, fields[main])}
-        sizes, limits = self._sizes(), self._limits()
-        limits[main] = limits["tokens"] if dims[main] == DIMS["tokens"] else None
-        for name in (main, *(name for name in others if name in fields)):
-            check_dims(f"{whose} {name!r}", fields[name], dims[name], sizes)
-            padded = name == "position" and "causal" in self.traits  # by positions below 0
-            x = jnp.maximum(fields[name], 0) if padded else given[name]
-            check_ids(f"{whose} {name!r}", x, limits.get(name))
-        if sizes["B"] == 0:
-            raise UsageError(f"{whose} {main!r} must have a row or more, not be of shape {fields[main].shape}")
-        return fields, sizes
-
-    def _sizes(self) -> Sizes:
-        """The sizes of dims that the Config has."""
-        fields = vars(self.config)
-        row = fields.get("inputs", fields.get("shape")) or None
-        sizes = {"inputs": row[-1] if isinstance(row, tuple) else row}
-        sizes |= {name: fields.get(name) for name in ("width", "classes", "outputs")}
-        return {name: size for name, size in sizes.items() if size is not None}
-
-    def _limits(self) -> dict[str, int | None]:
-        """The number of ids of inputs that are ids, None if there is no limit."""
-        fields = vars(self.config)
-        has_table = "position" in self.specs["params"].get("embed", {})
-        return {
-            "tokens": fields.get("vocab"),
-            "source": fields.get("source_vocab") or fields.get("vocab"),
-            "token_type": fields.get("types"),
-            "position": fields.get("context") if has_table else None,
-        }
-
-    def _main_dims(self, name: str, x: Array) -> str:
-        """The dims of the main input, as in DIMS."""
-        c = self.config
-        if self.family == "rnn":
-            return "B T" if c.vocab else "B T inputs"
-        if self.family == "flax":
-            return " ".join(("B", *(f"N{i}" for i in range(1, len(c.shape))), "inputs")) if c.shape else "B T"
-        if self.module.INPUT == "features":  # the family flattens rows
-            fits = x.ndim > 1 and math.prod(x.shape[1:]) == c.inputs
-            return " ".join(("B", *(f"N{i}" for i in range(1, x.ndim)))) if fits else "B inputs"
-        return DIMS[name]
-
-    def _check_variables(self, variables: Variables) -> None:
-        """Raise UsageError for variables without the leaves of the specs."""
-        parts = [name for name, tree in self.specs.items() if jax.tree.leaves(tree)]
-        for part in parts:
-            if not isinstance(variables, Mapping) or part not in variables:
-                wanted = ", ".join(f"{name!r}: ..." for name in parts)
-                raise UsageError(f"{self.family}: variables must be {{{wanted}}}; they have no {part!r}")
-        found = spec.flatten({part: variables[part] for part in parts})
-        for name, leaf in spec.flatten(self.specs).items():
-            if name not in found or np.shape(found[name]) != leaf.shape:
-                has = f"not {np.shape(found[name])}" if name in found else "which they do not have"
-                raise UsageError(f"{self.family}: the variables' {name!r} must be of shape {leaf.shape}, {has}")
+        check_variables(self.family, self.specs, variables)
+        return check_inputs(self.family, self.module.INPUT, self.config, self.specs, given)
 
     def cache_specs(self, batch: int, length: int, source: int | None = None) -> Specs:
         """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.
@@ -271,37 +191,6 @@ class Model:
         routed = sum(leaf.size for leaf in leaves if "experts" in leaf.names)
         idle = routed - routed * config.experts_per_token // config.experts if active and routed else 0
         return sum(leaf.size for leaf in leaves) - idle
-
-
-def check_ids(name: str, x: ArrayLike, count: int | None) -> None:
-    """Raise UsageError for an array with other values than ids below `count` (None: any); of a tracer nothing is known.
-
-    `name` is that of the array.
-    """
-    if count is None or isinstance(x, jax.core.Tracer) or not math.prod(np.shape(x)):
-        return
-    ids = np.asarray(x)
-    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= count:
-        raise UsageError(f"{name} must be ids from 0 to {count - 1}, not {ids.dtype} {ids.min()} to {ids.max()}")
-
-
-def check_dims(name: str, x: Array, dims: str, sizes: Sizes) -> None:
-    """Raise UsageError for an array of other dims than `dims`, such as "B T width"; a size not in `sizes` is added.
-
-    `name` is that of the array.
-    """
-    wanted = [sizes.get(dim, dim) for dim in dims.split()]
-    if len(wanted) != x.ndim or any(n != m for n, m in zip(wanted, x.shape, strict=True) if isinstance(n, int)):
-        raise UsageError(f"{name} must be [{' '.join(map(str, wanted))}], not of shape {x.shape}")
-    sizes.update(zip(dims.split(), x.shape, strict=True))
-
-
-def _as_array(name: str, x: ArrayLike) -> Array:
-    """An array of numbers. Raises UsageError for anything else."""
-    try:
-        return jnp.asarray(x)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{name} must be an array of numbers, not {quote(x)}") from None
 
 
 def build(family: str, size: str | None = None, **overrides: Any) -> Model:

@@ -1,5 +1,6 @@
 """What `Model.predict` takes: embeddings in place of tokens; inputs that a family would misread are refused."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 import models
 from errors import UsageError
+from models.inputs import check_inputs
 from tests.support.cases import CASES, batch_for, random_variables, tiny_model
 
 TAKE_EMBEDS = [
@@ -99,3 +101,11 @@ def test_a_traced_batch_and_fields_that_a_family_does_not_read_pass() -> None:
     variables = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), GPT.specs)
     assert jax.jit(GPT.predict)(variables, np.array([[3, 9]])).shape == (1, 2, 10)
     assert GPT.predict(variables, {**TEXT, "token_type": np.full(3, 7), "label": np.zeros(5)}).shape == (2, 4, 10)
+
+
+def test_of_an_input_that_no_table_knows_its_presence_is_checked() -> None:
+    """As of a family of a user's own."""
+    config, specs, graph = SimpleNamespace(), {"params": {}}, np.ones((2, 5, 5))
+    assert check_inputs("mine", "graph", config, specs, {"graph": graph, "mask": graph})[1]["B"] == 2
+    with pytest.raises(UsageError, match="mine as configured needs the input 'graph'; the batch has mask"):
+        check_inputs("mine", "graph", config, specs, {"mask": graph})

@@ -100,7 +100,7 @@ ROOMS = {
     "models": (
         *("core", "blocks/attention", "blocks/decoder", "blocks/moe", "blocks/vision", "blocks/autodiff"),
         *("blocks/recurrent", "blocks/encoder_memory", "blocks/transformer_layers", "blocks/flax_adapter"),
-        *("families", "registry", "pretrained", "__init__", "as_flax"),
+        *("families", "inputs", "registry", "pretrained", "__init__", "as_flax"),
     ),
     "train": (
         *("runtime", "workdir", "compilation_cache", "tasks", "sharding", "update", "record", "plan", "checkpoint"),

@@ -10,7 +10,7 @@ from errors import UsageError, quote
 from models import Model
 from models.core.spec import unsharded
 from models.core.types import Array, Variables
-from models.registry import Sizes, check_dims, check_ids
+from models.inputs import Sizes, check_dims, check_ids
 from train.tasks import Forward, Task, WeightedSums, get_task
 
 DEFAULTS = {  # trait of a model -> its usual loss
@@ -20,7 +20,7 @@ DEFAULTS = {  # trait of a model -> its usual loss
     "detector": "detection",
     "regressor": "mse",
 }
-TARGETS = {  # target field -> the fields of its losses with their dims, as in models.registry.DIMS
+TARGETS = {  # target field -> the fields of its losses with their dims, as in models.inputs.DIMS
     "targets": {"targets": "B T", "bytes": "B T"},
     "label": {"label": "B", "label_b": "B", "lam": "B"},
     "labels": {"labels": "B classes"},
