@@ -106,7 +106,7 @@ def _as_array(name: str, x: ArrayLike) -> Array:
         raise UsageError(f"{name} must be an array of numbers, not {quote(x)}") from None
 
 
-def _sizes(config: Any) -> Sizes:
+def _sizes(config: object) -> Sizes:
     """The sizes of dims that a Config has."""
     fields = vars(config)
     row = fields.get("inputs", fields.get("shape")) or None
@@ -115,7 +115,7 @@ def _sizes(config: Any) -> Sizes:
     return {name: size for name, size in sizes.items() if size is not None}
 
 
-def _limits(config: Any, specs: Specs) -> dict[str, int | None]:
+def _limits(config: object, specs: Specs) -> dict[str, int | None]:
     """The number of ids of inputs that are ids, None if there is no limit."""
     fields = vars(config)
     has_table = "position" in specs["params"].get("embed", {})

@@ -7,12 +7,12 @@ program changes.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.typing import ArrayLike
 
 from errors import UsageError
 from models.core.types import Array
@@ -20,6 +20,7 @@ from models.core.types import Array
 _PREFIX = jax.make_user_context(None)  # of names; None: nothing collects. A part of the key of jit's caches
 _CALLS = ("jit", "remat2", "checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call")  # entered by `collect`
 
+Arrays = list[ArrayLike]
 Values = dict[str, list[Array]]  # by name, each [N ...]: N values in the order in which they were computed
 
 
@@ -73,13 +74,13 @@ def _names(jaxpr: Jaxpr) -> Iterator[str]:
             yield from _names(inner.jaxpr)
 
 
-def _run(closed: ClosedJaxpr, args: Sequence[Any], names: set[str]) -> tuple[list[Any], Values]:
+def _run(closed: ClosedJaxpr, args: Sequence[ArrayLike], names: set[str]) -> tuple[Arrays, Values]:
     """Evaluate a jaxpr -> its outputs, and its values with one of the names."""
     jaxpr = closed.jaxpr
-    known: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+    known: dict[Var, ArrayLike] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
     values: Values = {}
 
-    def read(atom: Var | Literal) -> Any:
+    def read(atom: Var | Literal) -> ArrayLike:
         return atom.val if isinstance(atom, Literal) else known[atom]
 
     for eqn in jaxpr.eqns:
@@ -93,19 +94,19 @@ def _run(closed: ClosedJaxpr, args: Sequence[Any], names: set[str]) -> tuple[lis
             outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
             outputs = outputs if eqn.primitive.multiple_results else [outputs]
         if eqn.primitive.name == "name" and eqn.params["name"] in names:
-            found = {eqn.params["name"]: [inputs[0][None]]}
+            found = {eqn.params["name"]: [jnp.asarray(inputs[0])[None]]}
         for name, parts in found.items():
             values.setdefault(name, []).extend(parts)
         known.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars], values
 
 
-def _scan(closed: ClosedJaxpr, eqn: JaxprEqn, inputs: list[Any], names: set[str]) -> tuple[list[Any], Values]:
+def _scan(closed: ClosedJaxpr, eqn: JaxprEqn, inputs: Arrays, names: set[str]) -> tuple[Arrays, Values]:
     """Evaluate a scan, whose iterations also return their values."""
     length, fixed, carried = (eqn.params[name] for name in ("length", "num_consts", "num_carry"))
     consts, init, xs = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
 
-    def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], tuple[list[Any], Values]]:
+    def body(carry: Arrays, x: Arrays) -> tuple[Arrays, tuple[Arrays, Values]]:
         outputs, values = _run(closed, [*consts, *carry, *x], names)
         joined = {name: _join(parts) for name, parts in values.items()}
         return outputs[:carried], (outputs[carried:], joined)

@@ -10,7 +10,6 @@ Initial values are GPT-2's, as the papers give none.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -41,7 +40,7 @@ def _gemma2(width: int, depth: int, heads: int, kv_heads: int, hidden: int, *, q
     return dict(vocab=256000, context=8192, **shape, **more)
 
 
-def _gemma3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, **more: Any) -> Fields:
+def _gemma3(width: int, depth: int, heads: int, kv_heads: int, hidden: int, **more: object) -> Fields:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=256, hidden=hidden)
     near = dict(
         window=512, sliding_pattern=6, rope_local_base=1e4, rope_base=1e6, query_pre_attn_scalar=256.0, qk_norm=True

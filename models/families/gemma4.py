@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +48,7 @@ INPUT = "tokens"
 ZERO_GRAD: dict[str, str] = {}
 
 
-def _size(width: int, depth: int, heads: int, kv_heads: int, full_kv_heads: int, hidden: int, **more: Any) -> Fields:
+def _size(width: int, depth: int, heads: int, kv_heads: int, full_kv_heads: int, hidden: int, **more: object) -> Fields:
     shape = dict(width=width, depth=depth, heads=heads, kv_heads=kv_heads, head_dim=256, hidden=hidden)
     full = dict(full_kv_heads=full_kv_heads, full_head_dim=512, k_eq_v=True)
     return dict(vocab=262144, context=262144, window=1024, final_logit_softcap=30.0, **shape, **full, **more)

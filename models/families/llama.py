@@ -9,7 +9,6 @@ on queries and keys). Initial values are GPT-2's, as the papers give none.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from models.blocks.decoder.config import (
     SlidingWindowDecoder,
@@ -37,7 +36,7 @@ def _llama2(width: int, depth: int, hidden: int, kv_heads: int | None = None) ->
     return dict(vocab=32000, context=4096, **shape)
 
 
-def _llama3(width: int, depth: int, heads: int, hidden: int, factor: float | None = None, **more: Any) -> Fields:
+def _llama3(width: int, depth: int, heads: int, hidden: int, factor: float | None = None, **more: object) -> Fields:
     shape = dict(vocab=128256, width=width, depth=depth, heads=heads, kv_heads=8, hidden=hidden, rope_base=5e5)
     if factor is None:
         return dict(context=8192, **shape, **more)

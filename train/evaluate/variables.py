@@ -1,11 +1,11 @@
 """The scores of a run's variables: its parameters, and their running mean if it has one."""
 
 from collections.abc import Callable
-from typing import Any
 
 from data import eval_set
 from data.images.detection import DetectionDataset
 from data.progress import Tick, silent
+from models.core.types import Variables
 from train.evaluate import coco_map, evaluate, multilabel
 from train.setup import inputs
 from train.setup.setup import Setup
@@ -14,7 +14,7 @@ from train.setup.setup import Setup
 def evaluate_variables(
     setup: Setup,
     eval_step: evaluate.EvalStep,
-    eval_variables: dict[str, Any],
+    eval_variables: dict[str, Variables],
     eval_set: eval_set.EvalSet,
     limit: int | None,
     should_stop: Callable[[], bool] = lambda: False,
