@@ -103,7 +103,12 @@ def _run(closed: ClosedJaxpr, args: Sequence[ArrayLike], names: set[str]) -> tup
 
 def _scan(closed: ClosedJaxpr, eqn: JaxprEqn, inputs: Arrays, names: set[str]) -> tuple[Arrays, Values]:
     """Evaluate a scan, whose iterations also return their values."""
-    length, fixed, carried = (eqn.params[name] for name in ("length", "num_consts", "num_carry"))
+    length = eqn.params["length"]
+    # inputs are constants, carry and xs; only xs, and the ys of the outputs, have one dim less in an iteration
+    outer: list[jax.core.ShapedArray] = [out.aval for out in eqn.outvars]  # type: ignore[misc]
+    carried = sum(out.ndim == inner.ndim for out, inner in zip(outer, closed.out_avals, strict=True))
+    scanned = sum(jnp.ndim(x) > inner.ndim for x, inner in zip(inputs, closed.in_avals, strict=True))
+    fixed = len(inputs) - scanned - carried
     consts, init, xs = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
 
     def body(carry: Arrays, x: Arrays) -> tuple[Arrays, tuple[Arrays, Values]]:
