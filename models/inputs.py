@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -12,48 +13,44 @@ from jax.typing import ArrayLike
 from errors import UsageError, quote
 from models.core import spec
 from models.core.types import Array, Specs, Variables
-from models.families import flax
 
 DIMS = {  # of the inputs: a letter is one size in all inputs of a batch, a word the field of that name of the Config
     **dict.fromkeys(("tokens", "mask", "token_type", "position", "segment"), "B T"),
     **{"embeds": "B T width", "source": "B S", "source_mask": "B S", "image": "B Y X inputs"},
 }
-READS = {  # INPUT or family -> alternatives of the main input, of which it reads the first given; and its other inputs
+READS = {  # INPUT -> alternatives of the main input, of which the first given is read; and other inputs
     "image": (("image",), ()),
     "tokens": (("embeds", "tokens"), ("position", "segment")),
     "features": (("features", "image"), ()),
-    "rnn": (("features", "tokens"), ("mask",)),
-    "bert": (("embeds", "tokens"), ("mask", "token_type", "position")),
-    "seq2seq": (("tokens",), ("source", "source_mask", "position")),
-    "transformer": (("tokens",), ("source", "source_mask", "position", "segment")),
-    "flax": (flax.FIELDS, ()),
 }
 Sizes = dict[str, int]  # of the dims of fields, by letter or word
 
 
 def check_inputs(
-    family: str, main_input: str, config: Any, specs: Specs, given: Mapping[str, ArrayLike]
+    family: str, module: ModuleType, config: Any, specs: Specs, given: Mapping[str, ArrayLike]
 ) -> tuple[dict[str, Array], Sizes]:
-    """The fields of a batch as arrays, and the sizes of their dims, by the family's INPUT, Config and specs.
+    """The fields of a batch as arrays, and the sizes of their dims, by the family's module, Config and specs.
 
     Raises UsageError for a batch without rows, and for an input that is missing, of other dims or, which a traced call
-    cannot see, out of range. Of an input that READS does not know only the presence is checked.
+    cannot see, out of range. A family's READS
+    and `main_dims` come before those here. Of an INPUT that READS does not know only the presence is checked.
     """
     whose = f"{family}: the input"
     fields = {name: _as_array(f"{whose} {name!r}", x) for name, x in given.items()}
-    alternatives, others = READS.get(family) or READS.get(main_input, ((main_input,), ()))
+    alternatives, others = getattr(module, "READS", READS.get(module.INPUT, ((module.INPUT,), ())))
     main = next((name for name in alternatives if name in fields), None)
     if main is None:
         needed = " or ".join(map(repr, alternatives))
         has = ", ".join(fields) or "none"
         raise UsageError(f"{family} as configured needs the input {needed}; the batch has {has}")
     x = fields[main]
-    dims = {**DIMS, main: _main_dims(family, main_input, config, main, x)}
+    main_dims = module.main_dims(config) if hasattr(module, "main_dims") else _main_dims(module.INPUT, config, main, x)
+    dims = {**DIMS, main: main_dims}
     sizes, limits = _sizes(config), _limits(config, specs)
     limits[main] = limits["tokens"] if dims[main] == DIMS["tokens"] else None
     for name in (main, *(name for name in others if name in fields)):
         check_dims(f"{whose} {name!r}", fields[name], dims[name], sizes)
-        padded = name == "position" and family != "bert"  # by positions below 0
+        padded = name == "position" and "causal" in module.TRAITS  # by positions below 0
         ids = jnp.maximum(fields[name], 0) if padded else given[name]
         check_ids(f"{whose} {name!r}", ids, limits.get(name))
     if sizes["B"] == 0:
@@ -127,14 +124,9 @@ def _limits(config: object, specs: Specs) -> dict[str, int | None]:
     }
 
 
-def _main_dims(family: str, main_input: str, config: Any, name: str, x: Array) -> str:
+def _main_dims(main_input: str, config: Any, name: str, x: Array) -> str:
     """The dims of the main input, as in DIMS."""
     rest = " ".join(("B", *(f"N{i}" for i in range(1, x.ndim))))  # any rank
-    if family == "rnn":
-        return "B T" if config.vocab else "B T inputs"
-    if family == "flax":
-        inner = (f"N{i}" for i in range(1, len(config.shape)))
-        return " ".join(("B", *inner, "inputs")) if config.shape else "B T"
     if main_input == "features":  # the family flattens rows
         inputs = getattr(config, "inputs", None)
         return rest if inputs is None or (x.ndim > 1 and math.prod(x.shape[1:]) == inputs) else "B inputs"

@@ -158,7 +158,7 @@ class Model:
     def check(self, variables: Variables, given: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], Sizes]:
         """The fields of a batch as arrays, and the sizes of their dims. Raises UsageError as `predict`."""
         check_variables(self.family, self.specs, variables)
-        return check_inputs(self.family, self.module.INPUT, self.config, self.specs, given)
+        return check_inputs(self.family, self.module, self.config, self.specs, given)
 
     def cache_specs(self, batch: int, length: int, source: int | None = None) -> Specs:
         """Specs of a cache for `batch` rows of at most `length` tokens; `source` is a translator's source length.

@@ -36,6 +36,7 @@ from models.core.types import Array, Fields, Inputs, Params, Specs, Variables
 
 TRAITS = frozenset({"encoder"})
 INPUT = "tokens"
+READS = (("embeds", "tokens"), ("mask", "token_type", "position"))
 HEADS = ("none", "mlm", "classes")
 POOLS = ("none", "first", "mean")
 ZERO_GRAD = {"blocks/k/bias": "adds one number to all scores of a query, which the softmax removes"}

@@ -27,6 +27,7 @@ TRAITS = frozenset({"classifier", "language_model", "regressor", "running_stats"
 OUTPUT_KINDS = {"classes": "classifier", "outputs": "regressor", "vocab": "language_model"}  # by the first that is set
 INPUT = "features"
 FIELDS = ("image", "features", "tokens")  # the module is called with the first of these that the batch has
+READS = (FIELDS, ())
 UNCONTRACTED = ("bias", "scale", "mean", "var", "embedding")  # leaves that are no kernel of a product, of any rank
 ZERO_GRAD: dict[str, str] = {}
 SIZES: dict[str, Fields] = {}
@@ -81,6 +82,12 @@ def _module(c: Config) -> FlaxFunctions:
     output = next((name for name in OUTPUT_KINDS if sizes[name] is not None), None)
     wanted = None if output is None else (1, *(example.shape[1:2] if output == "vocab" else ()), sizes[output])
     return adapt(kind, args, example, c.streams, wanted)
+
+
+def main_dims(c: Config) -> str:
+    """The dims of the main input."""
+    inner = (f"N{i}" for i in range(1, len(c.shape)))
+    return " ".join(("B", *inner, "inputs")) if c.shape else "B T"
 
 
 def specs(c: Config) -> Specs:

@@ -19,6 +19,7 @@ from models.core.types import Array, Cache, Fields, Inputs, Specs, Variables
 
 TRAITS = frozenset({"causal", "cached", "carried", "classifier", "language_model", "regressor", "encoder"})
 INPUT = "tokens"
+READS = (("features", "tokens"), ("mask",))
 ZERO_GRAD: dict[str, str] = {}
 SIZES: dict[str, Fields] = {}
 HEADS = {"tokens": "language_model", "classes": "classifier", "values": "regressor", "none": "encoder"}
@@ -84,6 +85,11 @@ def traits(c: Config) -> frozenset[str]:
 def directions(c: Config) -> tuple[str, ...]:
     """The names of a layer's directions."""
     return ("forward", "backward") if c.bidirectional else ("forward",)
+
+
+def main_dims(c: Config) -> str:
+    """The dims of the main input."""
+    return "B T" if c.vocab else "B T inputs"
 
 
 def specs(c: Config) -> Specs:

@@ -37,6 +37,7 @@ from models.core.types import Array, Cache, Fields, Inputs, OutSharding, Params,
 
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
 INPUT = "tokens"
+READS = (("tokens",), ("source", "source_mask", "position"))
 ZERO_GRAD: dict[str, str] = {}
 SIZES: dict[str, Fields] = {}
 SCORES = ("none", "additive", "dot", "general")

@@ -28,6 +28,7 @@ from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Varia
 
 TRAITS = frozenset({"causal", "cached", "encoder_decoder"})
 INPUT = "tokens"
+READS = (("tokens",), ("source", "source_mask", "position", "segment"))
 ZERO_GRAD = {
     f"{path}/k/bias": "adds one number to all scores of a query, which the softmax removes"
     for path in ("encoder/blocks/attention", "decoder/blocks/attention", "decoder/blocks/cross")

@@ -1,6 +1,6 @@
 """What `Model.predict` takes: embeddings in place of tokens; inputs that a family would misread are refused."""
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -105,7 +105,8 @@ def test_a_traced_batch_and_fields_that_a_family_does_not_read_pass() -> None:
 
 def test_of_an_input_that_no_table_knows_its_presence_is_checked() -> None:
     """As of a family of a user's own."""
-    config, specs, graph = SimpleNamespace(), {"params": {}}, np.ones((2, 5, 5))
-    assert check_inputs("mine", "graph", config, specs, {"graph": graph, "mask": graph})[1]["B"] == 2
+    module, config = ModuleType("mine"), SimpleNamespace()
+    module.INPUT, specs, graph = "graph", {"params": {}}, np.ones((2, 5, 5))
+    assert check_inputs("mine", module, config, specs, {"graph": graph, "mask": graph})[1]["B"] == 2
     with pytest.raises(UsageError, match="mine as configured needs the input 'graph'; the batch has mask"):
-        check_inputs("mine", "graph", config, specs, {"mask": graph})
+        check_inputs("mine", module, config, specs, {"mask": graph})
