@@ -28,6 +28,7 @@ def version() -> str:
 
 def start_jax(args: FlagValues) -> None:
     """Import jax with the cache of --cache and the devices of --cpu_devices."""
+    process.keep_memory(os.environ)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 

@@ -145,7 +145,7 @@ class TrainConfig(Section):
     attention: str = free("reference", "attention backend")
     dispatch: str = free("dropless", "which experts compute a token: dropless its own, dense all")
     remat: str = free("none", "rematerialisation: what the backward pass recomputes")
-    scan: bool = free(True, "scan over layers; False unrolls (faster on CPU, slow to compile)")
+    scan: bool | None = free(None, "scan over layers; False unrolls; None unrolls up to 8 layers on one CPU device")
     max_skipped: int = free(10, "consecutive non-finite updates that are skipped before the run stops")
 
 

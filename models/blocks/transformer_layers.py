@@ -30,7 +30,7 @@ class TransformerConfig:
     compute: str = "float32"  # dtype of activations
     attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
     remat: str = "none"  # rematerialisation: a key of REMAT
-    scan: bool = True  # compile the layers as one loop; False unrolls it
+    scan: bool | None = None  # compile the layers as one loop; False unrolls it; None: `core/loop.py: unroll`
 
     def __post_init__(self) -> None:
         positive(self, "width", "depth", "heads", "hidden", "eps")

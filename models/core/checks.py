@@ -7,7 +7,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import renamed
 from errors import UsageError, unknown
 
-T = TypeVar("T")
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT: dict[str, Callable[..., bool] | None] = {  # what a rematerialised block saves for the backward pass
     "none": None,  # everything: no recomputation
@@ -110,11 +109,6 @@ def check_types(config: object) -> None:
     """Check every field against its declared type. Raises UsageError."""
     for field in typing.get_type_hints(type(config)):
         check_type(type(config), field, getattr(config, field))
-
-
-def remat_block(block: Callable[..., T], policy: str) -> Callable[..., T]:
-    """The block with rematerialisation in the backward pass by a policy of REMAT."""
-    return block if policy == "none" else jax.checkpoint(block, policy=REMAT[policy], prevent_cse=False)
 
 
 def _family(kind: type) -> str:

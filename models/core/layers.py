@@ -3,12 +3,14 @@
 Letters as in docs/notation.md. No function here knows the mesh: callers pass the `out` sharding that `place` returns.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
@@ -26,7 +28,7 @@ def gather_weight(w: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
     """
     spec = jax.typeof(w).sharding.spec
     rows = _axes(jax.typeof(x).sharding.spec[0])
-    kept = jax.sharding.PartitionSpec(*(None if rows & _axes(entry) else entry for entry in spec))
+    kept = PartitionSpec(*(None if rows & _axes(entry) else entry for entry in spec))
     return w if kept == spec else jax.sharding.reshard(w, kept)
 
 
@@ -53,7 +55,54 @@ def einsum(
     A second operand without the axis `b` is a weight, and is gathered first (`gather_weight`).
     """
     w = w.astype(x.dtype) if "b" in equation.split(",")[1].split("->")[0] else gather_weight(w.astype(x.dtype), x)
+    mesh = jax.typeof(x).sharding.mesh
+    named = "..." not in equation
+    if mesh.empty and named:
+        return _einsum_on_one_device(equation, (x, w), (None,) * 3, dtype)
+    if mesh.size == 1 and named and isinstance(out, PartitionSpec):
+        return _einsum_on_one_device(equation, (x, w), (*(jax.typeof(y).sharding.spec for y in (x, w)), out), dtype)
     return jnp.einsum(equation, x, w, out_sharding=out, preferred_element_type=dtype)
+
+
+def _einsum_on_one_device(
+    equation: str, operands: tuple[Array, Array], specs: tuple[PartitionSpec | None, ...], dtype: DTypeLike | None
+) -> Array:
+    """`jnp.einsum` with axes that are neighbours in every term as one axis: btd,dnh->btnh as bd,dn->bn.
+
+    XLA's CPU backend copies the operands of a product that keeps or contracts several axes, and of its gradients.
+    `specs` are those of the operands and the result.
+    """
+    terms = tuple(equation.replace("->", ",").split(","))
+    size = dict(zip(terms[0] + terms[1], operands[0].shape + operands[1].shape, strict=True))
+    merged, merged_size = list(terms), dict(size)
+    for run in _neighbours(terms):
+        merged = [term.replace(run, run[0]) for term in merged]
+        merged_size[run[0]] = math.prod(size[axis] for axis in run)
+    merged_specs = [
+        spec if spec is None else PartitionSpec(*(spec[term.index(axis)] for axis in short))
+        for spec, term, short in zip(specs, terms, merged, strict=True)
+    ]
+
+    def reshape(y: Array, term: str, size: dict[str, int], spec: PartitionSpec | None) -> Array:
+        return y if len(term) == y.ndim else jax.lax.reshape(y, [size[axis] for axis in term], out_sharding=spec)
+
+    flat = [reshape(y, merged[i], merged_size, merged_specs[i]) for i, y in enumerate(operands)]
+    product = "{},{}->{}".format(*merged)
+    y = jnp.einsum(product, *flat, out_sharding=merged_specs[2], preferred_element_type=dtype)
+    return reshape(y, terms[2], size, specs[2])
+
+
+@functools.cache
+def _neighbours(terms: tuple[str, ...]) -> list[str]:
+    """The axes of an einsum's terms, as one if they are neighbours in every term: btd dnh btnh -> bt d nh."""
+    runs: list[str] = []
+    for axis in dict.fromkeys("".join(terms)):
+        pair = runs[-1][-1] + axis if runs else ""
+        if pair and all((pair[0] in term) == (axis in term) == (pair in term) for term in terms):
+            runs[-1] += axis
+        else:
+            runs.append(axis)
+    return runs
 
 
 def add_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -8,14 +8,14 @@ masked-language head, which the paper does not mention, is that of the released 
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from models.blocks.attention.attention import attention
 from models.blocks.attention.mask import PAD_POSITION, AttentionMask
 from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp, mlp_specs
-from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse, remat_block
+from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse
+from models.core.fence import fence
 from models.core.intermediates import sow
 from models.core.layers import (
     ACTIVATIONS,
@@ -31,6 +31,7 @@ from models.core.layers import (
     reshard,
     sequence_shape,
 )
+from models.core.loop import scan_blocks
 from models.core.spec import LazyLogits, Outputs, Place, Spec, normal, round_up, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Variables
 
@@ -153,14 +154,14 @@ def apply(
         scale = c.head_width**-0.5
         a = attention(q, k, v, visible, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=place)
         a = dropout(linear("btnh,nhd->btd", a, p["out"], stream), own, c.dropout, "attention_out", stream)
-        x = layer_norm(x + a, p["norm1"], c.eps)
+        x = fence(layer_norm(x + a, p["norm1"], c.eps))
         h = mlp(x, p, c.activation, place("batch seq mlp"), stream)
-        x = layer_norm(x + dropout(h, own, c.dropout, "mlp_out", stream), p["norm2"], c.eps)
+        x = fence(layer_norm(x + dropout(h, own, c.dropout, "mlp_out", stream), p["norm2"], c.eps))
         sow("residual", x)
         return x, None
 
     layers = (p["blocks"], jnp.arange(c.depth))
-    x, _ = jax.lax.scan(remat_block(block, c.remat), x, layers, unroll=1 if c.scan else c.depth)
+    x, _ = scan_blocks(block, x, layers, c.depth, remat=c.remat, scan=c.scan)
     return Outputs(output(x, p, mask, keys, c, place))
 
 

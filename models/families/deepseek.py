@@ -27,8 +27,10 @@ from models.blocks.moe.moe import (
     update_expert_bias,
 )
 from models.blocks.moe.routers import Routes, router_logits, sigmoid_in_groups, softmax_in_groups
-from models.core.checks import divides, not_negative, one_of, positive, refuse, remat_block
+from models.core.checks import divides, not_negative, one_of, positive, refuse
+from models.core.fence import fence
 from models.core.layers import einsum, embed, shift_left
+from models.core.loop import remat_block
 from models.core.spec import Outputs, Place, Spec, flatten, normal, unflatten, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Stats, Variables
 
@@ -137,7 +139,7 @@ cache = cache_specs
 def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, RouterStats | None]:
     """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
     a, cache = latent_attention(context.norm(x, p["norm1"]), p, c, context)
-    x = x + a
+    x = fence(x + a)
     h = context.norm(x, p["norm2"])
     if context.layer.stack == "dense":
         return x + gated_mlp(h, p, c.activation, context.place), cache, None

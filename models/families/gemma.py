@@ -25,6 +25,7 @@ from models.blocks.decoder.config import (
 )
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
 from models.core.checks import positive
+from models.core.fence import fence
 from models.core.layers import rms_norm
 from models.core.spec import zeros
 from models.core.types import Array, Cache, Fields, Params, Specs
@@ -123,7 +124,7 @@ def norm(x: Array, p: dict[str, Array], c: Config) -> Array:
 def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, None]:
     """A layer: x [B T D] -> [B T D], and its new cache."""
     a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context)
-    x = x + context.norm(a, p["norm1_post"])
+    x = fence(x + context.norm(a, p["norm1_post"]))
     h = gated_mlp(context.norm(x, p["norm2"]), p, c.activation, context.place)
     return x + context.norm(h, p["norm2_post"]), cache, None
 

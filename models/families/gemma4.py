@@ -39,6 +39,7 @@ from models.blocks.moe.moe import (
 )
 from models.blocks.moe.routers import Routes, router_logits, softmax_then_top, take_experts
 from models.core.checks import divides, positive, refuse
+from models.core.fence import fence
 from models.core.layers import rms_norm
 from models.core.spec import Place, Spec, normal, ones
 from models.core.types import Array, Cache, Fields, Params, Specs
@@ -172,7 +173,7 @@ def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array,
     q, k, v = qkv_projection(norm(x, p["norm1"]), {"v": p["k"], **p}, context.place)
     q, k = context.rotate(norm(q, p["q_norm"])), context.rotate(norm(k, p["k_norm"]))
     a, cache = attend(q, k, norm(v, None), p, c, context)
-    x = x + norm(a, p["norm1_post"])
+    x = fence(x + norm(a, p["norm1_post"]))
     h = gated_mlp(norm(x, p["norm2"]), p, c.activation, context.place)
     stats = None
     if c.enable_moe_block:

@@ -14,6 +14,7 @@ from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cach
 from models.blocks.decoder.stack import Layer, scan_layers
 from models.blocks.transformer_layers import TransformerConfig, mlp, mlp_specs
 from models.core.checks import COMPUTE, at_least, positive, probability
+from models.core.fence import fence
 from models.core.layers import (
     add_bias,
     drop_path,
@@ -154,7 +155,7 @@ def apply(
         k, v = kv["k"], kv["v"]
         mask = view.masks[layer.kind]
         a = attention(q, k, v, mask, scale=scale, backend=backend, dropout_rate=drop, keys=own, place=place)
-        x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), own, index, "attention_out")
+        x = fence(x + branch(linear("btnh,nhd->btd", a, p["out"], stream), own, index, "attention_out"))
 
         h = mlp(layer_norm(x, p["norm2"], c.eps), p, c.activation, place("batch seq mlp"), stream)
         return x + branch(h, own, index, "mlp_out"), cache, None

@@ -18,6 +18,7 @@ from models.blocks.decoder.forward import LayerContext, forward, self_attention
 from models.blocks.moe.moe import MoEDecoder, RouterStats, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, top_then_softmax
 from models.core.checks import positive
+from models.core.fence import fence
 from models.core.spec import Spec, normal
 from models.core.types import Array, Cache, Fields, Params, Specs
 
@@ -72,7 +73,7 @@ def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array,
         return gate * jax.nn.sigmoid(c.swiglu_alpha * gate) * (up + 1)
 
     a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context, sinks=p["sink"])
-    x = x + a
+    x = fence(x + a)
     h = context.norm(x, p["norm2"])
     routes = top_then_softmax(router_logits(h, p["router"], context.place), c.experts_per_token)
     y, stats = mixture_of_experts(h, routes, p["experts"], c, context, gate)

@@ -17,6 +17,7 @@ from models.blocks.decoder.forward import LayerContext, forward, self_attention
 from models.blocks.moe.moe import MoEDecoder, RouterStats, expert_specs, mixture_of_experts, moe_outputs, moe_traits
 from models.blocks.moe.routers import router_logits, softmax_then_top
 from models.core.checks import not_negative, positive
+from models.core.fence import fence
 from models.core.spec import round_up
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs
 
@@ -100,7 +101,7 @@ def mask_pad_tokens(inputs: Inputs, c: Config, cache: Cache | None) -> dict[str,
 def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, RouterStats | None]:
     """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
     a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context)
-    x = x + context.norm(a, p["norm1_post"])
+    x = fence(x + context.norm(a, p["norm1_post"]))
     h = context.norm(x, p["norm2"])
     routes = softmax_then_top(router_logits(h, p["router"], context.place), c.experts_per_token, norm_topk=False)
     y, stats = mixture_of_experts(h, routes, p["experts"], c, context)

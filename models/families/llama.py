@@ -20,6 +20,7 @@ from models.blocks.decoder.config import (
     rms_norm_specs,
 )
 from models.blocks.decoder.forward import LayerContext, forward, self_attention
+from models.core.fence import fence
 from models.core.types import Array, Cache, Fields, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -97,7 +98,7 @@ def block_specs(c: Config, stack: str, L: int) -> Specs:
 def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, None]:
     """A layer: x [B T D] -> [B T D], and its new cache."""
     a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context)
-    x = x + a
+    x = fence(x + a)
     return x + gated_mlp(context.norm(x, p["norm2"]), p, c.activation, context.place), cache, None
 
 

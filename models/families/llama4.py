@@ -35,6 +35,7 @@ from models.blocks.moe.moe import (
 )
 from models.blocks.moe.routers import router_logits, top_then_sigmoid
 from models.core.checks import not_negative, positive
+from models.core.fence import fence
 from models.core.layers import rms_norm
 from models.core.types import Array, Cache, Fields, Params, Specs
 
@@ -112,7 +113,7 @@ def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array,
         q, k = context.rotate(q), context.rotate(k)
         q, k = (rms_norm(x, None, c.eps) if c.qk_norm else x for x in (q, k))
     a, cache = attend(q, k, v, p, c, context)
-    x = x + a
+    x = fence(x + a)
     h = context.norm(x, p["norm2"])
     if context.layer.stack == "dense":
         return x + gated_mlp(h, p, c.activation, context.place), cache, None

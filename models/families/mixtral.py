@@ -28,6 +28,7 @@ from models.blocks.moe.moe import (
     moe_traits,
 )
 from models.blocks.moe.routers import router_logits, softmax_then_top
+from models.core.fence import fence
 from models.core.types import Array, Cache, Fields, Params, Specs
 
 TRAITS = frozenset({"causal", "cached", "language_model"})
@@ -75,7 +76,7 @@ def block_specs(c: Config, stack: str, L: int) -> Specs:
 def block(x: Array, p: Params, c: Config, context: LayerContext) -> tuple[Array, Cache | None, RouterStats | None]:
     """A layer: x [B T D] -> [B T D], its new cache, and its router's statistics."""
     a, cache = self_attention(context.norm(x, p["norm1"]), p, c, context)
-    x = x + a
+    x = fence(x + a)
     h = context.norm(x, p["norm2"])
     if context.layer.stack == "dense":
         return x + gated_mlp(h, p, c.activation, context.place), cache, None

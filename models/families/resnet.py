@@ -14,13 +14,13 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from models.blocks.vision.convolution import conv, max_pool
-from models.core.checks import COMPUTE, REMAT, one_of, positive, probability, refuse, remat_block
+from models.core.checks import COMPUTE, REMAT, one_of, positive, probability, refuse
 from models.core.intermediates import sow
 from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs, norm_specs, stats_specs
+from models.core.loop import remat_block, scan_blocks
 from models.core.spec import Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Stats, Tree, Variables
 
@@ -72,7 +72,7 @@ class Config:
     eps: float = 1e-5
     compute: str = "float32"
     remat: str = "none"  # rematerialisation: a key of REMAT
-    scan: bool = True  # compile the blocks of a stage as one loop; False unrolls it
+    scan: bool | None = None  # compile the blocks of a stage as one loop; False unrolls; None: `core/loop.py: unroll`
 
     def __post_init__(self) -> None:
         positive(self, "inputs", "stem_channels", "depths", "channels", "widening", "classes", "eps")
@@ -222,7 +222,7 @@ def apply(
         stages[str(i)] = {"first": moved}
         if depth > 1:
             layers = (own["blocks"], _subtree(mine, "blocks"))
-            x, moved = jax.lax.scan(remat_block(block, c.remat), x, layers, unroll=1 if c.scan else depth - 1)
+            x, moved = scan_blocks(block, x, layers, depth - 1, remat=c.remat, scan=c.scan)
             stages[str(i)]["blocks"] = moved
     x = jnp.mean(x, (1, 2))
     value = dense(x, p["head"], place("batch classes"), jnp.float32) if c.head == "classes" else x.astype(jnp.float32)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PyTree
 
@@ -20,9 +19,11 @@ from models.blocks.attention.mask import PAD_POSITION, AttentionMask
 from models.blocks.decoder.kv_cache import AttentionSpan, cache_specs, open_cache
 from models.blocks.encoder_memory import MASK, pad_to_capacity, source_inputs
 from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp, mlp_specs
-from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse, remat_block
+from models.core.checks import COMPUTE, at_least, one_of, positive, probability, refuse
+from models.core.fence import fence
 from models.core.intermediates import name_scope, sow
 from models.core.layers import dropout, embed, fold_in_each, layer_norm, linear, norm_specs, reshard
+from models.core.loop import scan_blocks
 from models.core.spec import Initializer, LazyLogits, Outputs, Place, Spec, normal, round_up, uniform, unsharded, zeros
 from models.core.types import Array, Cache, Fields, Inputs, Params, Specs, Variables
 
@@ -198,7 +199,7 @@ class _Sublayers:
     def add_branch(self, x: Array, branch: Array, p: Params, keys: Array | None, site: str) -> Array:
         """The sum of x and a branch, normalised without `pre_norm`."""
         x = x + dropout(branch, keys, self.c.dropout, site, self.place("batch seq width"))
-        return x if self.c.pre_norm else layer_norm(x, p, self.c.eps)
+        return fence(x if self.c.pre_norm else layer_norm(x, p, self.c.eps))
 
     def project_heads(self, x: Array, p: Params) -> Array:
         """Queries, keys or values, [B T N H]."""
@@ -233,7 +234,7 @@ class _Sublayers:
     def run_layers(self, block: Block, x: Array, p: Params, depth: int, inputs: PyTree = None) -> tuple[Array, PyTree]:
         """All layers of a side, and its final norm -> x, and the stacked outputs of the layers."""
         xs = p["blocks"], jnp.arange(depth), inputs
-        x, outputs = jax.lax.scan(remat_block(block, self.c.remat), x, xs, unroll=1 if self.c.scan else depth)
+        x, outputs = scan_blocks(block, x, xs, depth, remat=self.c.remat, scan=self.c.scan)
         return layer_norm(x, p["norm"], self.c.eps) if "norm" in p else x, outputs
 
 

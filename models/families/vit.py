@@ -21,6 +21,7 @@ from models.blocks.attention.mask import AttentionMask
 from models.blocks.decoder.stack import Layer, scan_layers
 from models.blocks.transformer_layers import TransformerConfig, attention_specs, mlp, mlp_specs
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
+from models.core.fence import fence
 from models.core.layers import (
     apply_scale,
     dense,
@@ -235,7 +236,7 @@ def apply(
         rate = c.dropout if c.dropout_attention is None else c.dropout_attention
         scale = c.head_width**-0.5
         a = attention(q, k, v, mask, scale=scale, backend=c.attention, dropout_rate=rate, keys=own, place=unsplit)
-        x = x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1)
+        x = fence(x + branch(linear("btnh,nhd->btd", a, p["out"], stream), p, own, index, 1))
         h = mlp(layer_norm(x, p["norm2"], c.eps), p, c.activation, place("batch query mlp"), stream)
         return x + branch(h, p, own, index, 2), None, None
 

@@ -28,6 +28,29 @@ class Broken(io.StringIO):
         raise self.error
 
 
+def page_faults(environ: dict[str, str]) -> int:
+    """Page faults of four temporaries of 64 MiB, after a first one, in a process that keeps its memory."""
+    code = f"""
+import resource
+import numpy as np
+from cli import process
+process.keep_memory({environ})
+np.ones(2**23)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    np.ones(2**23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(run.stdout)
+
+
+@pytest.mark.skipif(not os.confstr("CS_GNU_LIBC_VERSION"), reason="mallopt is glibc's")
+def test_freed_memory_is_kept_unless_the_environment_says_how() -> None:
+    assert page_faults({}) < 50
+    assert page_faults({"MALLOC_ARENA_MAX": "2"}) > 100
+
+
 def test_a_reader_that_went_away_is_passed_over() -> None:
     process.Terminal(Broken(errno.EPIPE)).write("text")
 

@@ -17,6 +17,7 @@ from train.record.metrics import flatten_metrics, is_entry
 from train.sharding import device_batches
 from train.sharding.mesh import Placement
 from train.tasks import Batch, Forward, Frozen, Task, WeightedSums
+from train.update.compile import jit
 from train.update.step import stream_key
 
 DISPLAY_NAMES = {"ece": "calibration error (ECE)"}  # for metrics with cryptic names
@@ -92,7 +93,7 @@ def make_eval_step(model: Model, task: Task, place: Placement, frozen: Frozen | 
         terms = task.loss(forward, fields, frozen)
         return {**forward.metrics(fields), **terms}, task.predictions(forward.outputs[0].value, fields)
 
-    program = jax.jit(eval_step, out_shardings=place.replicated)
+    program = jit(eval_step, place.mesh, out_shardings=place.replicated)
     return lambda variables, batch: program(variables, batch, frozen or {})
 
 

@@ -23,6 +23,7 @@ from train.sharding.mesh import Placement, batch_axes
 from train.tasks import Batch, Forward, Frozen, SingleForwardTask, Task, WeightedSums
 from train.tasks.language import mtp_loss
 from train.update import optim
+from train.update.compile import Program, jit
 from train.update.precision import cast_parameters
 
 State = dict[str, Any]
@@ -45,7 +46,7 @@ class StepOptions:
 class Update:
     """The jitted update: (state, batch) -> (state, metrics). The state is donated, the frozen variables are not."""
 
-    program: Any  # jitted: (state, batch, frozen) -> (state, metrics)
+    program: Program  # (state, batch, frozen) -> (state, metrics)
     frozen: Frozen
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -191,7 +192,8 @@ def make_step(
         metrics.update(grad_norm=norm, lr=lr, skipped=1 - finite.astype(jnp.float32))
         return {**kept, "step": state["step"] + 1, "seed": state["seed"]}, metrics
 
-    return Update(jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.replicated)), frozen or {})
+    program = jit(step, place.mesh, donate_argnums=0, out_shardings=(shardings, place.replicated))
+    return Update(program, frozen or {})
 
 
 def _accumulate(

@@ -49,7 +49,7 @@ class Decoder:
     compute: str = "float32"  # dtype of activations
     attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
     remat: str = "none"  # rematerialisation: a key of REMAT
-    scan: bool = True  # compile repeating layers as one loop; False unrolls it
+    scan: bool | None = None  # compile repeating layers as one loop; False unrolls it; None: `core/loop.py: unroll`
 
     def __post_init__(self) -> None:
         positive(self, "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden", "eps")

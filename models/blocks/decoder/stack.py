@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from models.core.checks import remat_block
+from models.core.fence import fence
 from models.core.intermediates import sow
+from models.core.loop import remat_block, unroll
 from models.core.types import Array, Cache, Params, Tree
 
 
@@ -52,12 +53,12 @@ def scan_layers(
     caches: Cache | None,
     *,
     remat: str,
-    scan: bool,
+    scan: bool | None,
 ) -> tuple[Array, Cache | None, Tree]:
     """Run all layers -> (x, new caches by kind, statistics by stack), the last two stacked [L ...] in layer order.
 
-    `params` are stacked [L ...] by stack, `caches` by kind. Each repeating pattern is one `lax.scan`, which `scan`
-    False unrolls.
+    `params` are stacked [L ...] by stack, `caches` by kind. Each repeating pattern is one `lax.scan`, which
+    `core/loop.py: unroll` may unroll.
     """
     first = 0
     new_caches: dict[str, list[Cache | None]] = {layer.kind: [] for layer in layers}
@@ -78,9 +79,10 @@ def scan_layers(
                 kinds_done[kind] += times * each
         index = first + len(pattern) * jnp.arange(times)
         first += len(pattern) * times
-        period = partial(_run_period, block, pattern, remat)
+        at_once = unroll(scan, times, len(pattern) * times)
+        period = partial(_run_period, _with_remat(block, remat, unrolled=at_once == times), pattern)
         xs = (index, own_params, own_caches)
-        x, (caches_out, stats_out) = jax.lax.scan(period, x, xs, unroll=1 if scan else times)
+        x, (caches_out, stats_out) = jax.lax.scan(period, x, xs, unroll=at_once)
         for kind, tree in caches_out.items():
             new_caches[kind].append(_merge_leading_dims(tree))
         for stack, tree in stats_out.items():
@@ -89,8 +91,17 @@ def scan_layers(
     return x, None if caches is None else all_caches, _join_parts(jnp.concatenate, stats)
 
 
+def _with_remat(block: Block, policy: str, unrolled: bool) -> Block:
+    """A block with rematerialisation: `remat_block`."""
+
+    def run(layer: Layer, x: Array, p: Params, index: Array, cache: Cache | None) -> tuple[Array, Cache | None, PyTree]:
+        return remat_block(partial(block, layer), policy, unrolled)(x, p, index, cache)
+
+    return run
+
+
 def _run_period(
-    block: Block, pattern: tuple[Layer, ...], remat: str, x: Array, xs: tuple[Array, Params, Cache]
+    block: Block, pattern: tuple[Layer, ...], x: Array, xs: tuple[Array, Params, Cache]
 ) -> tuple[Array, tuple[Cache, Tree]]:
     """Run the layers of a pattern once -> x, new caches by kind, statistics by stack.
 
@@ -102,7 +113,8 @@ def _run_period(
     for i, layer in enumerate(pattern):
         p = _take_layer(params[layer.stack], len(stats[layer.stack]))
         cache = _take_layer(caches[layer.kind], len(new_caches[layer.kind])) if caches else None
-        x, cache, layer_stats = remat_block(partial(block, layer), remat)(x, p, first + i, cache)
+        x, cache, layer_stats = block(layer, x, p, first + i, cache)
+        x = fence(x)
         sow("residual", x)
         new_caches[layer.kind].append(cache)
         stats[layer.stack].append(layer_stats)

@@ -150,7 +150,7 @@ def test_frozen_variables_are_an_argument_of_the_program() -> None:
     after, metrics = update(state, put(preferences(), place))
     _, others = dataclasses.replace(update, frozen={"reference": two})(copy, put(preferences(), place))
     assert metrics["loss"] != others["loss"]
-    assert update.program._cache_size() == 1
+    assert update.program.compiled._cache_size() == 1
     assert sum(x.size for x in jax.tree.leaves(after)) == size
 
 
