@@ -1,296 +1,97 @@
-"""The training step of our GPT, CNN, VGG and ResNets against the same models in PyTorch eager, in one run.
+"""The training step of our GPT, CNN, VGG and ResNets beside the same networks in PyTorch eager, in one run.
 
-    python -m benchmarks.step_time [--repeats=7] [--out=benchmarks/results/step_time.json]
+    python -m benchmarks.step_time [--repeats=7] [--only=NAME] [--before=CHECKOUT] [--explain] [--out=FILE]
 
-Each round times one step of every contestant, so that noise of the machine affects all. A ratio is the median over
-rounds of PyTorch's time over the contestant's: above 1 is faster. Contestants: `canon`, our step as launched (scanned);
-`canon_unrolled`; `naive`, a plain Flax Linen model with optax.adamw; `torch`, PyTorch eager with AdamW. `--only=NAME`
-times the workloads whose name contains NAME.
+Each contestant (benchmarks/contestants.py) has a process of its own. A round asks one after another for a step, the
+second of two calls, while the others wait. A ratio is the median over rounds of PyTorch's time over the contestant's:
+above 1 is faster. `--only` takes the workloads whose name contains NAME. `--before` adds `canon_before`, our step of
+another checkout of Canon. `--explain` prints our programs' largest fusions and their opcodes instead.
 """
 
 import argparse
+import json
+import os
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+from benchmarks import contestants, hlo, record
 
-import models
-from benchmarks import record
-from configs.knobs import OptimConfig
-from train.sharding import mesh
-from train.tasks import TASKS
-from train.update import optim, step
-
-GPTS = {  # layers, width, heads, context, batch, vocabulary
-    "gpt 4x128, context 64, batch 12": dict(depth=4, width=128, heads=4, context=64, batch=12, vocab=65),
-    "gpt 6x384, context 256, batch 8": dict(depth=6, width=384, heads=6, context=256, batch=8, vocab=65),
-}
-CNN = dict(channels=(32, 64), hidden=128, batch=64)
-CONVNETS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int, int]]] = {  # family, its fields, images
-    "vgg 32-64-128, 28 x 28, batch 128": (
-        "vgg",
-        dict(channels=(32, 64, 128), depths=(2, 2, 2), norm="batch", pool=1, hidden=(128,), dropout=0.0, inputs=1),
-        (128, 28, 28, 1),
-    ),
-    "resnet20, 28 x 28, batch 128": ("resnet", dict(size="resnet20", inputs=1), (128, 28, 28, 1)),
-    "resnet50, 96 x 96, batch 8": ("resnet", dict(size="resnet50"), (8, 96, 96, 3)),
-}
-
-Step = Callable[[], None]  # one update, which waits for its result
+SCRIPT = Path(contestants.__file__)
 
 
-def canon(model: models.Model, task: str, batch: dict[str, np.ndarray]) -> Step:
-    """Our update on one device, as `launch.py train` builds it."""
-    place = mesh.make_placement(mesh.make_mesh("dp:1", jax.devices()[:1]), model.specs)
-    tx = optim.make(OptimConfig(), model.specs["params"])
-    with jax.set_mesh(place.mesh):
-        state = step.init_on_mesh(model, tx, place, 0, step.StepOptions())
-    update = step.make_step(model, TASKS[task], tx, lambda n: jnp.asarray(1e-3), place, step.StepOptions())
-    fields = {k: jax.device_put(v, place.sharding(step.batch_axes(k, v.ndim))) for k, v in batch.items()}
+class Contestant:
+    """A step in a process of its own."""
 
-    def once() -> None:
-        nonlocal state
-        with jax.set_mesh(place.mesh):
-            state, metrics = update(state, fields)
-        jax.block_until_ready((state, metrics))
+    def __init__(self, workload: str, who: str, tree: Path = SCRIPT.parent.parent) -> None:
+        command = [sys.executable, "-P", str(SCRIPT), workload, who]  # -P: imports come from the tree alone
+        self._process = subprocess.Popen(
+            command,
+            cwd=tree,
+            env={**os.environ, "PYTHONPATH": str(tree)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.imported = self._read()["imported_mib"]
 
-    return once
+    def _read(self) -> dict[str, float]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(map(str, self._process.args))} ended with {self._process.wait()}")
+        return json.loads(line)
 
+    def measure(self) -> dict[str, float]:
+        """One step: `ms`, `faults`, `peak_mib`."""
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._read()
 
-def linen(module: nn.Module, inputs: np.ndarray, labels: np.ndarray) -> Step:
-    """A plain Flax program: apply, cross-entropy, optax.adamw, one jit."""
-    tx, x, y = optax.adamw(1e-3, weight_decay=0.0), jnp.asarray(inputs), jnp.asarray(labels)
-    variables = module.init(jax.random.key(0), x)
-    stats, params = {k: v for k, v in variables.items() if k != "params"}, variables["params"]
-    opt = tx.init(params)
-
-    def loss(params: Any, stats: Any) -> Any:
-        logits, new = module.apply({"params": params, **stats}, x, mutable=list(stats))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new
-
-    def update(params: Any, stats: Any, opt: Any) -> Any:
-        grads, stats = jax.grad(loss, has_aux=True)(params, stats)
-        updates, opt = tx.update(grads, opt, params)
-        return optax.apply_updates(params, updates), stats, opt
-
-    jitted, state = jax.jit(update, donate_argnums=(0, 1, 2)), (params, stats, opt)
-
-    def once() -> None:
-        nonlocal state
-        state = jax.block_until_ready(jitted(*state))
-
-    return once
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
 
 
-class LinenGPT(nn.Module):
-    """GPT-2's block from Linen's own modules."""
-
-    shape: Any
-
-    @nn.compact
-    def __call__(self, tokens: Any) -> Any:
-        s = self.shape
-        embed = nn.Embed(s["vocab"], s["width"])
-        x = embed(tokens) + nn.Embed(s["context"], s["width"])(jnp.arange(tokens.shape[1]))[None]
-        for _ in range(s["depth"]):
-            mask = nn.make_causal_mask(tokens)
-            x = x + nn.MultiHeadDotProductAttention(s["heads"])(nn.LayerNorm()(x), mask=mask)
-            x = x + nn.Dense(s["width"])(nn.gelu(nn.Dense(4 * s["width"])(nn.LayerNorm()(x))))
-        return embed.attend(nn.LayerNorm()(x))
-
-
-class LinenCNN(nn.Module):
-    """Convolution, batch norm, relu, pooling; twice; then two dense layers."""
-
-    @nn.compact
-    def __call__(self, x: Any) -> Any:
-        for width in CNN["channels"]:
-            x = nn.relu(nn.BatchNorm(use_running_average=False)(nn.Conv(width, (3, 3), use_bias=False)(x)))
-            x = nn.max_pool(x, (2, 2), (2, 2))
-        return nn.Dense(10)(nn.relu(nn.Dense(CNN["hidden"])(x.reshape(x.shape[0], -1))))
-
-
-def torch_gpt(s: dict[str, int]) -> Any:
-    """GPT-2's block from PyTorch's own modules, with tied head and fused attention."""
-    import torch
-    from torch.nn import functional as F
-
-    class Block(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            w = s["width"]
-            self.norm1, self.norm2 = torch.nn.LayerNorm(w), torch.nn.LayerNorm(w)
-            self.qkv, self.out = torch.nn.Linear(w, 3 * w), torch.nn.Linear(w, w)
-            self.up, self.down = torch.nn.Linear(w, 4 * w), torch.nn.Linear(4 * w, w)
-
-        def forward(self, x: Any) -> Any:
-            b, t, w = x.shape
-            q, k, v = (y.view(b, t, s["heads"], -1).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(w, 2))
-            a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(a.transpose(1, 2).reshape(b, t, w))
-            return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
-
-    class Net(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.token = torch.nn.Embedding(s["vocab"], s["width"])
-            self.position = torch.nn.Embedding(s["context"], s["width"])
-            self.blocks = torch.nn.Sequential(*(Block() for _ in range(s["depth"])))
-            self.norm = torch.nn.LayerNorm(s["width"])
-
-        def forward(self, tokens: Any) -> Any:
-            x = self.token(tokens) + self.position(torch.arange(tokens.shape[1]))
-            return self.norm(self.blocks(x)) @ self.token.weight.T
-
-    return Net()
-
-
-def torch_cnn() -> Any:
-    """The convolutional network in PyTorch."""
-    from torch import nn as t
-
-    (a, b), h = CNN["channels"], CNN["hidden"]
-    return t.Sequential(
-        *(t.Conv2d(1, a, 3, padding=1, bias=False), t.BatchNorm2d(a), t.ReLU(), t.MaxPool2d(2)),
-        *(t.Conv2d(a, b, 3, padding=1, bias=False), t.BatchNorm2d(b), t.ReLU(), t.MaxPool2d(2)),
-        *(t.Flatten(), t.Linear(49 * b, h), t.ReLU(), t.Linear(h, 10)),
-    )
-
-
-def torch_vgg(c: Any) -> Any:
-    """VGG with batch norm as in torchvision, pooled to one pixel."""
-    from torch import nn as t
-
-    layers, before = [], c.inputs
-    for width, depth in zip(c.channels, c.depths, strict=True):
-        for _ in range(depth):
-            layers += [t.Conv2d(before, width, 3, padding=1), t.BatchNorm2d(width), t.ReLU(inplace=True)]
-            before = width
-        layers.append(t.MaxPool2d(2))
-    (hidden,) = c.hidden
-    head = (t.Linear(before, hidden), t.ReLU(inplace=True), t.Linear(hidden, c.classes))
-    return t.Sequential(*layers, t.AdaptiveAvgPool2d(c.pool), t.Flatten(), *head)
-
-
-def torch_resnet(c: Any) -> Any:
-    """He et al.'s residual network: basic blocks or bottlenecks, shortcuts zero-padded or projected."""
-    import torch
-    from torch import nn as t
-    from torch.nn import functional as F
-
-    def unit(i: int, o: int, size: int, stride: int = 1) -> Any:
-        return t.Sequential(t.Conv2d(i, o, size, stride, size // 2, bias=False), t.BatchNorm2d(o))
-
-    class Block(t.Module):
-        def __init__(self, i: int, o: int, stride: int) -> None:
-            super().__init__()
-            if c.block == "basic":
-                self.branch = t.Sequential(unit(i, o, 3, stride), t.ReLU(inplace=True), unit(o, o, 3))
-            else:
-                parts = unit(i, o // 4, 1), t.ReLU(inplace=True), unit(o // 4, o // 4, 3, stride), t.ReLU(inplace=True)
-                self.branch = t.Sequential(*parts, unit(o // 4, o, 1))
-            projected = c.shortcut == "projection" and (stride > 1 or i != o)
-            self.shortcut = unit(i, o, 1, stride) if projected else None
-            self.stride, self.more = stride, o - i
-
-        def forward(self, x: Any) -> Any:
-            if self.shortcut is not None:
-                around = self.shortcut(x)
-            else:
-                around = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
-            return torch.relu(self.branch(x) + around)
-
-    stem = [unit(c.inputs, c.stem_channels, 3 if c.stem == "cifar" else 7, 1 if c.stem == "cifar" else 2), t.ReLU()]
-    layers, before = stem + ([] if c.stem == "cifar" else [t.MaxPool2d(3, 2, 1)]), c.stem_channels
-    for i, (width, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
-        for j in range(depth):
-            layers.append(Block(before, width, 2 if i and not j else 1))
-            before = width
-    return t.Sequential(*layers, t.AdaptiveAvgPool2d(1), t.Flatten(), t.Linear(before, c.classes))
-
-
-TORCH = {"vgg": torch_vgg, "resnet": torch_resnet}
-
-
-def torch_step(net: Any, inputs: np.ndarray, labels: np.ndarray) -> Step:
-    """PyTorch eager: forward, cross-entropy, backward, AdamW."""
-    import torch
-
-    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.0)
-    x, y = torch.tensor(inputs), torch.tensor(labels).long().flatten()
-
-    def once() -> None:
-        optimizer.zero_grad()
-        logits = net(x)
-        torch.nn.functional.cross_entropy(logits.reshape(len(y), -1), y).backward()
-        optimizer.step()
-
-    return once
-
-
-def contestants(name: str) -> dict[str, Step]:
-    """Every step of a workload."""
-    rng = np.random.default_rng(0)
-    if name in GPTS:
-        s = dict(GPTS[name])
-        tokens = rng.integers(0, s["vocab"], (s.pop("batch"), s["context"] + 1)).astype(np.int32)
-        x, y = tokens[:, :-1], tokens[:, 1:]
-        batch = {"tokens": x, "targets": y, "weight": np.ones(x.shape, np.float32)}
-        return {
-            "torch": torch_step(torch_gpt(s), x, y),
-            "canon": canon(models.build("gpt", **s), "next_token", batch),
-            "canon_unrolled": canon(models.build("gpt", **s, scan=False), "next_token", batch),
-            "naive": linen(LinenGPT(s), x, y),
-        }
-    if name in CONVNETS:
-        family, fields, shape = CONVNETS[name]
-        model = models.build(family, **fields)
-        image, label = rng.normal(size=shape).astype(np.float32), rng.integers(0, model.config.classes, shape[0])
-        batch = {"image": image, "label": label.astype(np.int32), "weight": np.ones(shape[0], np.float32)}
-        net = TORCH[family](model.config)
-        assert sum(p.numel() for p in net.parameters()) == model.count()
-        found = {
-            "torch": torch_step(net, image.transpose(0, 3, 1, 2).copy(), label),
-            "canon": canon(model, "softmax", batch),
-        }
-        if hasattr(model.config, "scan"):
-            found["canon_unrolled"] = canon(models.build(family, **fields, scan=False), "softmax", batch)
-        return found
-    image, label = rng.normal(size=(CNN["batch"], 28, 28, 1)).astype(np.float32), rng.integers(0, 10, CNN["batch"])
-    batch = {"image": image, "label": label.astype(np.int32), "weight": np.ones(CNN["batch"], np.float32)}
-    model = models.build("cnn", channels=CNN["channels"], hidden=(CNN["hidden"],))
+def run(workload: str, repeats: int, before: Path | None) -> dict[str, dict[str, Any]]:
+    """Interleaved rounds of a workload's contestants -> their medians and ratios to PyTorch."""
+    steps = {who: Contestant(workload, who) for who in contestants.contestants(workload)}
+    if before:
+        steps["canon_before"] = Contestant(workload, "canon", before)
+    rounds = [{who: one.measure() for who, one in steps.items()} for _ in range(repeats)]
+    for one in steps.values():
+        one.close()
     return {
-        "torch": torch_step(torch_cnn(), image.transpose(0, 3, 1, 2), label),
-        "canon": canon(model, "softmax", batch),
-        "naive": linen(LinenCNN(), image, label),
+        who: summarize([r[who] for r in rounds], [r["torch"] for r in rounds], steps[who].imported) for who in steps
     }
 
 
-def measure(steps: dict[str, Step], repeats: int) -> dict[str, dict[str, Any]]:
-    """Interleaved rounds -> median seconds, and the median ratio to PyTorch, of each contestant."""
-    for once in steps.values():
-        for _ in range(2):  # the first compiles
-            once()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, once in steps.items():
-            start = time.perf_counter()
-            once()
-            times[name].append(time.perf_counter() - start)
+def summarize(own: list[dict[str, float]], torch: list[dict[str, float]], imported: float) -> dict[str, Any]:
+    """A contestant's medians over rounds; peak memory, and that before its network was built, in MiB."""
+    ratios = [t["ms"] / o["ms"] for t, o in zip(torch, own, strict=True)]
     return {
-        name: {
-            "median_ms": round(1e3 * statistics.median(found), 2),
-            "speed_over_torch": round(statistics.median(t / f for t, f in zip(times["torch"], found, strict=True)), 3),
-            "ms": [round(1e3 * f, 2) for f in found],
-        }
-        for name, found in times.items()
+        "median_ms": round(statistics.median(o["ms"] for o in own), 2),
+        "speed_over_torch": round(statistics.median(ratios), 3),
+        "page_faults": round(statistics.median(o["faults"] for o in own)),
+        "peak_mib": round(max(o["peak_mib"] for o in own)),
+        "imported_mib": round(imported),
+        "ms": [round(o["ms"], 2) for o in own],
     }
+
+
+def explain(workload: str) -> None:
+    """Print what our program of a workload is made of."""
+    command = [sys.executable, "-P", str(SCRIPT), workload, "canon", "--explain"]
+    tree = str(SCRIPT.parent.parent)
+    env = {**os.environ, "PYTHONPATH": tree}
+    text = subprocess.run(command, cwd=tree, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+    print(f"{workload}\n  " + ", ".join(f"{count} {opcode}" for opcode, count in hlo.opcodes(text).most_common(12)))
+    for fusion in hlo.fusions(text)[:8]:
+        print(f"  {fusion.operands:3} operands, {fusion.instructions:3} instructions  {fusion.name}  {fusion.shape}")
 
 
 def main() -> None:
@@ -298,18 +99,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="")
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--explain", action="store_true")
     parser.add_argument("--out", default="benchmarks/results/step_time.json")
     args = parser.parse_args()
-    if args.repeats < 5:
-        parser.error(f"--repeats={args.repeats}: a median wants at least 5")
-    import torch
-
-    names = [name for name in (*GPTS, "cnn 32-64, batch 64", *CONVNETS) if args.only in name]
-    rows = {name: measure(contestants(name), args.repeats) for name in names}
-    record.write(args.out, ("jax", "torch"), threads=torch.get_num_threads(), repeats=args.repeats, rows=rows)
-    for name, row in rows.items():
-        for who, cell in row.items():
-            print(f"{name:34} {who:16} {cell['median_ms']:9.1f} ms   {cell['speed_over_torch']:.2f} of PyTorch's speed")
+    if args.repeats < 7:
+        parser.error(f"--repeats={args.repeats}: a median wants at least 7")
+    names = [name for name in contestants.WORKLOADS if args.only in name]
+    if not names:
+        parser.error(f"--only={args.only}: no workload has that in its name: {'; '.join(contestants.WORKLOADS)}")
+    if args.explain:
+        for name in names:
+            explain(name)
+        return
+    rows = {}
+    for name in names:
+        rows[name] = run(name, args.repeats, args.before)
+        for who, cell in rows[name].items():
+            speed = f"{cell['median_ms']:9.1f} ms   {cell['speed_over_torch']:.2f} of PyTorch's speed"
+            print(
+                f"{name:34} {who:16} {speed}   {cell['page_faults']:7,} faults   {cell['peak_mib']:6,} MiB", flush=True
+            )
+    record.write(args.out, ("jax", "torch"), cores=os.cpu_count(), repeats=args.repeats, rows=rows)
 
 
 if __name__ == "__main__":
