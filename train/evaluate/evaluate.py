@@ -15,6 +15,7 @@ from models.core.layers import per_row_keys
 from models.core.spec import round_up
 from train.record.metrics import flatten_metrics, is_entry
 from train.sharding import device_batches
+from train.sharding.compiler_options import compiler_options
 from train.sharding.mesh import Placement
 from train.tasks import Batch, Forward, Frozen, Task, WeightedSums
 from train.update.step import stream_key
@@ -92,7 +93,7 @@ def make_eval_step(model: Model, task: Task, place: Placement, frozen: Frozen | 
         terms = task.loss(forward, fields, frozen)
         return {**forward.metrics(fields), **terms}, task.predictions(forward.outputs[0].value, fields)
 
-    program = jax.jit(eval_step, out_shardings=place.replicated)
+    program = jax.jit(eval_step, out_shardings=place.replicated, compiler_options=compiler_options(place.mesh))
     return lambda variables, batch: program(variables, batch, frozen or {})
 
 

@@ -19,6 +19,7 @@ from errors import UsageError, unknown
 from models import Model
 from models.core.layers import per_row_keys, site_hash
 from models.core.spec import Spec, abstract, flatten, initialize, path_name
+from train.sharding.compiler_options import compiler_options
 from train.sharding.mesh import Placement, batch_axes
 from train.tasks import Batch, Forward, Frozen, SingleForwardTask, Task, WeightedSums
 from train.tasks.language import mtp_loss
@@ -45,12 +46,14 @@ class StepOptions:
 class Update:
     """The jitted update: (state, batch) -> (state, metrics). The state is donated, the frozen variables are not."""
 
-    program: Any  # jitted: (state, batch, frozen) -> (state, metrics)
+    function: Callable[[State, Batch, Frozen], tuple[State, dict[str, jax.Array]]]
+    program: Any  # `function`, jitted
     frozen: Frozen
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """The state after one update, and its metrics."""
-        return self.program(state, batch, self.frozen)
+        traced = isinstance(state["step"], jax.core.Tracer)  # jax refuses compiler options inside of a trace
+        return (self.function if traced else self.program)(state, batch, self.frozen)
 
     def lower(self, state: State, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> jax.stages.Lowered:
         """The lowered program."""
@@ -191,7 +194,9 @@ def make_step(
         metrics.update(grad_norm=norm, lr=lr, skipped=1 - finite.astype(jnp.float32))
         return {**kept, "step": state["step"] + 1, "seed": state["seed"]}, metrics
 
-    return Update(jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.replicated)), frozen or {})
+    xla = compiler_options(place.mesh)
+    program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, place.replicated), compiler_options=xla)
+    return Update(step, program, frozen or {})
 
 
 def _accumulate(
