@@ -9,6 +9,7 @@ import pytest
 
 from models.blocks.vision.convolution import DIMS, Padding, conv, max_pool
 from train.plan import flops
+from train.sharding.compiler_options import CPU
 
 WINDOWS: list[tuple[tuple[int, int], Padding, int]] = [  # kernel, padding, stride
     ((3, 3), 1, 1),
@@ -70,6 +71,13 @@ def test_a_gradient_costs_two_passes_forward(stride: int) -> None:
     forward = flops.count(ours, x, kernel)
     whole = flops.count(jax.grad(lambda x, kernel: ours(x, kernel).sum(), (0, 1)), x, kernel)
     assert whole == 3 * forward
+
+
+def test_convolutions_of_a_run_are_not_ynnpacks() -> None:
+    x, kernel = jnp.zeros((4, 8, 8, 32)), jnp.zeros((3, 3, 32, 32))
+    program = jax.jit(lambda x, kernel: conv(x, kernel, 1), compiler_options=CPU).lower(x, kernel).compile().as_text()
+    assert "ynn_fusion" not in program
+    assert " convolution(" in program
 
 
 POOLS = [(2, 2, 0), (3, 2, 1), (2, 1, "SAME"), (5, 1, "SAME"), (3, 3, 0)]

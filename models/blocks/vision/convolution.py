@@ -32,7 +32,7 @@ def conv(
     """Cross-correlation: x [B Y X C], kernel [I J C O] -> [B Y' X' O], in x's dtype.
 
     A kernel of one pixel is a matrix product. On one device the gradient is hand-written, because XLA's is slow on CPU
-    (docs/decisions/0019); `plain_gradients` derives it instead.
+    (docs/decisions/0019, 0039); `plain_gradients` derives it instead.
     """
     size = kernel.shape[:2]
     pads = _pad_widths(padding, x.shape[1:3], size, stride)
