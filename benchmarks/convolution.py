@@ -2,10 +2,10 @@
 
     python -m benchmarks.convolution [--repeats=7] [--out=benchmarks/results/convolution.json]
 
-On CPU the gradients of `models.blocks.vision.convolution` are hand-written (docs/decisions/0019). `xla` is jax's own
-gradient of `lax.conv_general_dilated` and `lax.reduce_window`, `torch` is PyTorch's. `looped` is a layer with equal
-input and output channels, three times by `lax.scan`, both gradients together, as in a network of scanned blocks; only
-on small images, as XLA takes seconds.
+On CPU the gradients of `models.blocks.vision.convolution` are hand-written (docs/decisions/0019), and `canon` is
+compiled with the options of a run (0039). `xla` is jax's own gradient of `lax.conv_general_dilated` and
+`lax.reduce_window`, `torch` is PyTorch's. `looped` is a layer with equal input and output channels, three times by
+`lax.scan`, both gradients together, as in a network of scanned blocks; only on small images, as XLA takes seconds.
 
 Each round times every contestant, so that noise of the machine affects all. The second of two calls is timed, so that
 its own threads are awake and the threads of the contestant before are asleep. A ratio is the median over rounds of a
@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import record
 from models.blocks.vision.convolution import DIMS, conv, max_pool
+from train.update.compile import cpu_options
 
 SHAPES = {  # images, rows and columns, channels in and out, kernel
     "128 x 28 x 28, 1 to 64, 3 x 3": (128, 28, 1, 64, 3),
@@ -57,27 +58,30 @@ def plain(x: Any, kernel: Any) -> Any:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=DIMS)
 
 
-def jit_call(function: Any, *args: Any) -> Once:
-    """A call of the compiled function with the given arguments."""
-    run = jax.jit(function)
+def jit_call(function: Any, *args: Any, options: dict[str, str] | None = None) -> Once:
+    """A call of the compiled function with the given arguments; `options` are XLA's."""
+    run = jax.jit(function, compiler_options=options)
     run(*args)
     return lambda: jax.block_until_ready(run(*args))  # type: ignore[no-any-return]
 
 
-def jax_calls(layer: Callable[[Any, Any], Any], x: Any, kernel: Any, g: Any) -> dict[str, Once]:
+def jax_calls(
+    layer: Callable[[Any, Any], Any], x: Any, kernel: Any, g: Any, options: dict[str, str] | None = None
+) -> dict[str, Once]:
     """The timed computations of a convolution in jax, by name."""
 
     def looped(x: Any, kernels: Any) -> Any:
         return jax.lax.scan(lambda x, kernel: (layer(x, kernel), None), x, kernels)[0]
 
+    jit_layer = partial(jit_call, options=options)
     calls = {
-        "forward": jit_call(layer, x, kernel),
-        "image": jit_call(lambda x, kernel, g: jax.vjp(lambda x: layer(x, kernel), x)[1](g), x, kernel, g),
-        "kernel": jit_call(lambda x, kernel, g: jax.vjp(lambda kernel: layer(x, kernel), kernel)[1](g), x, kernel, g),
+        "forward": jit_layer(layer, x, kernel),
+        "image": jit_layer(lambda x, kernel, g: jax.vjp(lambda x: layer(x, kernel), x)[1](g), x, kernel, g),
+        "kernel": jit_layer(lambda x, kernel, g: jax.vjp(lambda kernel: layer(x, kernel), kernel)[1](g), x, kernel, g),
     }
     if x.shape == g.shape and x.size <= LOOPED:
         kernels = np.stack([kernel] * LAYERS)
-        calls["looped"] = jit_call(lambda x, kernels, g: jax.vjp(looped, x, kernels)[1](g), x, kernels, g)
+        calls["looped"] = jit_layer(lambda x, kernels, g: jax.vjp(looped, x, kernels)[1](g), x, kernels, g)
     return calls
 
 
@@ -133,7 +137,7 @@ def convolutions(images: int, side: int, in_channels: int, out_channels: int, si
         )
     )
     return {
-        "canon": jax_calls(ours, x, kernel, g),
+        "canon": jax_calls(ours, x, kernel, g, cpu_options()),
         "xla": jax_calls(plain, x, kernel, g),
         "torch": torch_calls(x, kernel, g),
     }

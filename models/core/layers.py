@@ -175,39 +175,6 @@ def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, "d"] | None, eps: floa
     return y if scale is None else apply_scale(y, scale)
 
 
-def batch_norm(
-    x: Float[Array, "b *spatial d"],
-    p: dict[str, Array],
-    stats: dict[str, Array],
-    *,
-    train: bool,
-    momentum: float,
-    eps: float,
-    eps_outside_sqrt: bool = False,
-) -> tuple[Float[Array, "b *spatial d"], dict[str, Array]]:
-    """Normalise each channel over the global batch and space: x [B ... D], stats [D] -> (y [B ... D], new stats).
-
-    Training uses the batch's moments and moves the running ones by `1 - momentum`; otherwise the running ones are used.
-    `eps` is added to the variance, or to its root with `eps_outside_sqrt`, as in Darknet.
-    The running variance is unbiased, as in torch; the batch is normalised by the biased one.
-    Source: Ioffe, Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
-    """
-    y = x.astype(jnp.float32)
-    if train:
-        over = tuple(range(x.ndim - 1))
-        count = math.prod(x.shape[:-1])
-        mean = jnp.mean(y, over)
-        variance = jnp.mean(jnp.square(add_bias(y, -mean)), over)
-        fresh = {"mean": mean, "var": variance * (count / max(count - 1, 1))}
-        stats = {name: momentum * stats[name] + (1 - momentum) * jax.lax.stop_gradient(fresh[name]) for name in fresh}
-    else:
-        mean, variance = stats["mean"], stats["var"]
-    root = jnp.sqrt(jnp.maximum(variance, 1e-24)) if eps_outside_sqrt else None  # sqrt has no derivative at 0
-    inverse = jax.lax.rsqrt(variance + eps) if root is None else 1 / (root + eps)
-    y = apply_scale(add_bias(y, -mean), p["scale"] * inverse)
-    return add_bias(y, p["bias"]).astype(x.dtype), stats
-
-
 @jax.custom_jvp
 def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The tanh approximation of GELU; the forward pass saves the derivative, which spares a second tanh.

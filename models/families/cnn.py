@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Float
 
 from models.blocks.vision.convolution import conv, max_pool, sum_pool
+from models.core.batch_norm import batch_norm
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.intermediates import sow
 from models.core.layers import (
     ACTIVATIONS,
     add_bias,
     apply_scale,
-    batch_norm,
     dense,
     dropout,
     einsum,

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from models.blocks.vision.convolution import conv, max_pool
+from models.core.batch_norm import batch_norm
 from models.core.checks import COMPUTE, REMAT, one_of, positive, probability, refuse
 from models.core.intermediates import sow
-from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dense, linear_specs, norm_specs, stats_specs
+from models.core.layers import ACTIVATIONS, add_bias, dense, linear_specs, norm_specs, stats_specs
 from models.core.loop import remat_block, scan_blocks
 from models.core.spec import Outputs, Place, Spec, he_normal, lecun_normal, ones, unflatten, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Params, Specs, Stats, Tree, Variables

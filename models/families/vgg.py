@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from models.blocks.vision.convolution import adaptive_average_pool, conv, max_pool
+from models.core.batch_norm import batch_norm
 from models.core.checks import COMPUTE, one_of, positive, probability, refuse
 from models.core.intermediates import sow
-from models.core.layers import ACTIVATIONS, add_bias, batch_norm, dropout, linear, linear_specs, norm_specs, stats_specs
+from models.core.layers import ACTIVATIONS, add_bias, dropout, linear, linear_specs, norm_specs, stats_specs
 from models.core.spec import Initializer, Outputs, Place, Spec, he_normal, lecun_normal, unsharded, zeros
 from models.core.types import Array, Fields, Inputs, Specs, Variables
 

@@ -1,6 +1,5 @@
 """Convolution: its written-out gradient, on CPU and elsewhere, and what becomes of kernels of one pixel."""
 
-from functools import cache
 from typing import Any
 
 import jax
@@ -8,21 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.blocks.vision import convolution
 from models.blocks.vision.convolution import DIMS, Padding, conv, max_pool
 from train.plan import flops
+from train.update.compile import cpu_options
 
-WINDOWS: list[tuple[tuple[int, int], Padding, int, int]] = [  # kernel, padding, stride, numbers of a part at a time
-    ((3, 3), 1, 1, 10**6),  # both images
-    ((3, 3), 1, 2, 600),  # one image
-    ((3, 3), "SAME", 2, 1),  # one row of places
-    ((3, 3), "VALID", 3, 200),  # one image
-    ((7, 7), 3, 2, 10**6),
-    ((2, 3), ((0, 1), (2, 0)), 1, 600),  # three rows
-    ((5, 2), ((0, 4), (3, 1)), 2, 200),  # one row
-    ((1, 1), 0, 1, 1),
-    ((1, 1), 0, 2, 200),
-    ((1, 1), 1, 2, 200),  # both images
+WINDOWS: list[tuple[tuple[int, int], Padding, int]] = [  # kernel, padding, stride
+    ((3, 3), 1, 1),
+    ((3, 3), "SAME", 2),
+    ((3, 3), "VALID", 3),
+    ((7, 7), 3, 2),
+    ((2, 3), ((0, 1), (2, 0)), 1),
+    ((5, 2), ((0, 4), (3, 1)), 2),
+    ((1, 1), 0, 1),
+    ((1, 1), 0, 2),
+    ((1, 1), 1, 2),
 ]
 
 
@@ -48,40 +46,12 @@ def pulled(f: Any) -> Any:
     return jax.jit(run)
 
 
-@cache
-def reference(size: tuple[int, int], padding: Padding, stride: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """A cotangent, and jax's own value and gradients by it."""
-    _, plain, x, kernel = both(size, padding, stride)
+@pytest.mark.parametrize(("size", "padding", "stride"), WINDOWS)
+def test_the_gradient_is_that_of_jax(size: tuple[int, int], padding: Padding, stride: int) -> None:
+    """Values too, of all windows: those that reach beyond the image, and those that leave pixels of it out."""
+    ours, plain, x, kernel = both(size, padding, stride)
     g = np.random.default_rng(1).normal(size=jax.eval_shape(plain, x, kernel).shape).astype(np.float32)
-    return g, jax.device_get(pulled(plain)(g, x, kernel))
-
-
-def ways() -> list[Any]:
-    """Each window as a correlation and by parts of one size, so that all kinds of parts come; all sizes weekly."""
-    return [
-        pytest.param(*window, at_once, marks=[] if at_once in (None, chosen) else [pytest.mark.weekly])
-        for *window, chosen in WINDOWS
-        for at_once in (None, 1, 200, 600, 10**6)
-    ]
-
-
-@pytest.mark.parametrize(("size", "padding", "stride", "at_once"), ways())
-def test_the_gradient_is_that_of_jax(
-    size: tuple[int, int], padding: Padding, stride: int, at_once: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Values too, of all windows: those that reach beyond the image, and those that leave pixels of it out.
-
-    That of the kernel as a correlation, and by patches of one row of places, several, one image, and all.
-    """
-    if at_once is not None:
-        monkeypatch.setattr(convolution, "MAX_PATCHES", 0)
-        monkeypatch.setattr(convolution, "BLOCK", at_once)
-    ours, _, x, kernel = both(size, padding, stride)
-    g, want = reference(size, padding, stride)
-    traced = pulled(ours).trace(g, x, kernel)
-    parts = "scan[" in str(traced.jaxpr)
-    assert parts == (at_once is not None and (size, padding) != ((1, 1), 0))
-    for a, b in zip(traced.lower().compile()(g, x, kernel), want, strict=True):
+    for a, b in zip(pulled(ours)(g, x, kernel), pulled(plain)(g, x, kernel), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -93,16 +63,26 @@ def test_the_written_gradient_is_of_cpu_alone() -> None:
     assert {p: "[f, 0, 1, b]x" in text for p, text in programs.items()} == {"cpu": False, "tpu": True, "cuda": True}
 
 
-@pytest.mark.parametrize("patches", [0, 2**22])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_gradient_costs_two_passes_forward(stride: int, patches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_costs_two_passes_forward(stride: int) -> None:
     """As counted: what fills the pixels between those of a strided convolution's gradient is no work."""
     ours, _, x, kernel = both((3, 3), ((1, 1), (1, 1)), stride)
-    monkeypatch.setattr(convolution, "MAX_PATCHES", patches)
     x = jnp.zeros((2, 8, 8, 3))
     forward = flops.count(ours, x, kernel)
     whole = flops.count(jax.grad(lambda x, kernel: ours(x, kernel).sum(), (0, 1)), x, kernel)
     assert whole == 3 * forward
+
+
+def test_convolutions_of_a_run_are_not_ynnpacks() -> None:
+    x, kernel = jnp.zeros((4, 8, 8, 32)), jnp.zeros((3, 3, 32, 32))
+    program = (
+        jax.jit(lambda x, kernel: conv(x, kernel, 1), compiler_options=cpu_options())
+        .lower(x, kernel)
+        .compile()
+        .as_text()
+    )
+    assert "ynn_fusion" not in program
+    assert " convolution(" in program
 
 
 POOLS = [(2, 2, 0), (3, 2, 1), (2, 1, "SAME"), (5, 1, "SAME"), (3, 3, 0)]

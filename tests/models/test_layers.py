@@ -1,5 +1,7 @@
 """Shared layers against Flax Linen and PyTorch, forward and backward."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ from models.blocks.attention import attention
 from models.blocks.attention.mask import AttentionMask
 from models.blocks.vision import convolution
 from models.core import layers, spec
+from models.core.batch_norm import batch_norm
+from models.core.gradients import plain_gradients
 from models.core.spec import flatten
 from models.families import cnn
 from tests.support.cases import random_variables
@@ -114,8 +118,8 @@ def test_batch_norm_is_torchs() -> None:
 
     def ours(x, s, b):
         how, p = dict(momentum=0.9, eps=1e-5), {"scale": s, "bias": b}
-        y, moved = layers.batch_norm(x, p, stats, train=True, **how)
-        return jnp.sum(jnp.sin(y)), (y, moved, layers.batch_norm(x, p, moved, train=False, **how)[0])
+        y, moved = batch_norm(x, p, stats, train=True, **how)
+        return jnp.sum(jnp.sin(y)), (y, moved, batch_norm(x, p, moved, train=False, **how)[0])
 
     (_, (y, moved, still)), grads = jax.jit(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))(x, scale, bias)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)  # noqa: E731
@@ -127,6 +131,29 @@ def test_batch_norm_is_torchs() -> None:
     close(grads[2], norm.bias.grad.numpy())
     norm.eval()
     close(still, norm(image).detach().numpy().transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_batch_norm_is_that_of_jax(dtype: Any, outside: bool) -> None:
+    """Also of channels with a mean far from 0, and of one that is constant."""
+    x = (normal(4, 5, 5, 3) + jnp.array([[[[0, 30, 0]]]])).at[..., 2].set(0.5).astype(dtype)
+    scale, bias = normal(2, 3)
+    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+    def loss(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        how: Any = dict(train=True, momentum=0.9, eps=1e-3, eps_outside_sqrt=outside)
+        y, moved = batch_norm(x, {"scale": scale, "bias": bias}, stats, **how)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32) + x.astype(jnp.float32))) + sum(jnp.sum(v) for v in moved.values())
+
+    written = jax.grad(loss, (0, 1, 2))(x, scale, bias)
+    with plain_gradients():
+        derived = jax.grad(loss, (0, 1, 2))(x, scale, bias)
+    for a, b in zip(written, derived, strict=True):
+        assert a.dtype == b.dtype
+        tolerance = 2e-5 if a.dtype == jnp.float32 else 2**-7
+        size = float(jnp.abs(b.astype(jnp.float32)).max())
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=tolerance, atol=tolerance * size)
 
 
 def test_lenets_links_are_the_papers_table() -> None:

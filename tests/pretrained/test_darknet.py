@@ -28,7 +28,7 @@ from models.blocks.vision.darknet import (
     sizes,
     upsample,
 )
-from models.core.layers import batch_norm
+from models.core.batch_norm import batch_norm
 from models.core.spec import flatten, unsharded
 from models.pretrained.formats import darknet_cfg
 from models.pretrained.formats.darknet_weights import Header

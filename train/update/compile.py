@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from models.core.fence import KEEP_FENCES
 
-# Eigen's products of few columns, and its batched products, are up to twice as fast as YNNPACK's; its sums are slower.
+# YNNPACK computes many convolutions on one core, and products of few columns or in batches at half of Eigen's speed
+# (docs/decisions/0039). Its sums are faster.
 REDUCE_BY_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
@@ -33,12 +34,12 @@ class Program:
 
 def jit(function: Callable[..., Any], mesh: Mesh, **how: Any) -> Program:
     """`jax.jit` for the devices of a mesh: on CPU with KEEP_FENCES and REDUCE_BY_YNNPACK."""
-    options = _cpu_options() if mesh.devices.flat[0].platform == "cpu" else {}
+    options = cpu_options() if mesh.devices.flat[0].platform == "cpu" else {}
     return Program(jax.jit(function, compiler_options=dict(options), **how), jax.jit(function, **how))
 
 
 @functools.cache
-def _cpu_options() -> dict[str, str]:
+def cpu_options() -> dict[str, str]:
     """The options for CPU that this jaxlib knows: it fails on others."""
     return {name: value for name, value in (KEEP_FENCES | REDUCE_BY_YNNPACK).items() if _is_known(name, value)}
 

@@ -3,7 +3,6 @@
 Legend: B batch, Y X image rows and columns, C channels in, O channels out, I J kernel rows and columns.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import NamedTuple
@@ -21,8 +20,6 @@ from models.core.types import OutSharding
 Pads = tuple[tuple[int, int], tuple[int, int]]  # pixels before and after: of rows, of columns
 Padding = str | int | Pads  # SAME, VALID; pixels on each side
 DIMS = ("NHWC", "HWIO", "NHWC")
-MAX_PATCHES = 2**22  # above so many numbers in the patches of a gradient they are made in blocks; measured, docs/log.md
-BLOCK = 2**20  # numbers in the patches of a block, at most
 
 
 def conv(
@@ -35,7 +32,7 @@ def conv(
     """Cross-correlation: x [B Y X C], kernel [I J C O] -> [B Y' X' O], in x's dtype.
 
     A kernel of one pixel is a matrix product. On one device the gradient is hand-written, because XLA's is slow on CPU
-    (docs/decisions/0019); `plain_gradients` derives it instead.
+    (docs/decisions/0019, 0039); `plain_gradients` derives it instead.
     """
     size = kernel.shape[:2]
     pads = _pad_widths(padding, x.shape[1:3], size, stride)
@@ -77,7 +74,7 @@ _conv_vjp = with_gradient(_conv, _forward, _backward, nondiff_argnums=(2,))
 
 
 def _cpu_gradients(window: Window, x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
-    """Both gradients in forms that are fast on CPU: convolutions in the forward one's layout, or products of patches.
+    """Both gradients in a form that is fast on CPU: convolutions in the forward one's layout.
 
     XLA chooses that layout by itself, but not inside a loop.
     """
@@ -95,53 +92,13 @@ def _cpu_gradients(window: Window, x: Array, kernel: Array, g: Array) -> tuple[A
         x, kernel, g = (jax.sharding.reshard(a, jax.sharding.PartitionSpec()) for a in (x, kernel, g))
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)  # [I J O C]
     dx = jax.lax.conv_general_dilated(g, flipped, (1, 1), g_pads, lhs_dilation=(s, s), dimension_numbers=DIMS)
-    if math.prod(g.shape[:3]) * math.prod(kernel.shape[:3]) <= MAX_PATCHES:
-        x_by_channel = x.transpose(3, 1, 2, 0)  # [C Y X B]: channels as batch, rows of the batch as channels
-        g_as_kernel = g.transpose(1, 2, 0, 3)  # [Y' X' B O]
-        dk = jax.lax.conv_general_dilated(
-            x_by_channel, g_as_kernel, (1, 1), x_pads, rhs_dilation=(s, s), dimension_numbers=DIMS
-        )
-        dk = dk.transpose(1, 2, 0, 3)  # [C I J O] -> [I J C O]
-    else:
-        pads = [(0, 0, 0), *((*pad, 0) for pad in x_pads), (0, 0, 0)]
-        dk = _kernel_gradient(jax.lax.pad(x, jnp.zeros((), x.dtype), pads), g, s)
-    return _reshard_if_meshed(dx, x_spec), _reshard_if_meshed(dk.astype(kernel.dtype), kernel_spec)
-
-
-def _kernel_gradient(x: Float[Array, "b y x c"], g: Float[Array, "b y2 x2 o"], stride: int) -> Float[Array, "i j c o"]:
-    """A kernel's gradient: the output's gradient times the patches of padded images (im2col), block by block.
-
-    A block's patches, at most BLOCK numbers, stay in the CPU's cache between copy and product.
-    """
-    B, height, width, C = x.shape
-    _, rows, columns, O = g.shape
-    size = (height - (rows - 1) * stride, width - (columns - 1) * stride)  # of the kernel
-    row_numbers = columns * math.prod(size) * C  # in the patches of one output row
-    block_rows = _largest_divisor(rows, BLOCK // row_numbers)
-    block_images = _largest_divisor(B, BLOCK // (rows * row_numbers))
-
-    def add(total: Array, start: tuple[Array, Array]) -> tuple[Array, None]:
-        image, row = start
-        read = (block_images, (block_rows - 1) * stride + size[0], width, C)
-        x_block = jax.lax.dynamic_slice(x, (image, row * stride, 0, 0), read)
-        g_block = jax.lax.dynamic_slice(g, (image, row, 0, 0), (block_images, block_rows, columns, O))
-        shifted = []
-        for i, j in np.ndindex(*size):
-            rows_ = slice(i, i + (block_rows - 1) * stride + 1, stride)
-            columns_ = slice(j, j + (columns - 1) * stride + 1, stride)
-            shifted.append(x_block[:, rows_, columns_])
-        patches = jnp.concatenate(shifted, -1).reshape(-1, math.prod(size) * C)
-        return total + jnp.dot(g_block.reshape(-1, O).T, patches, preferred_element_type=total.dtype), None
-
-    starts = np.mgrid[0:B:block_images, 0:rows:block_rows].reshape(2, -1).astype(np.int32)
-    zero = jnp.zeros((O, math.prod(size) * C), jnp.promote_types(x.dtype, jnp.float32))
-    total, _ = jax.lax.scan(add, zero, tuple(jnp.asarray(starts)))
-    return total.T.reshape(*size, C, O)
-
-
-def _largest_divisor(n: int, limit: int) -> int:
-    """The largest divisor of n that is at most `limit`; 1 if `limit` is below 1."""
-    return max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d <= limit))
+    x_by_channel = x.transpose(3, 1, 2, 0)  # [C Y X B]: channels as batch, rows of the batch as channels
+    g_as_kernel = g.transpose(1, 2, 0, 3)  # [Y' X' B O]
+    dk = jax.lax.conv_general_dilated(
+        x_by_channel, g_as_kernel, (1, 1), x_pads, rhs_dilation=(s, s), dimension_numbers=DIMS
+    )
+    dk = dk.transpose(1, 2, 0, 3)  # [C I J O] -> [I J C O]
+    return _reshard_if_meshed(dx, x_spec), _reshard_if_meshed(dk, kernel_spec)
 
 
 def _reshard_if_meshed(x: Array, spec: PartitionSpec) -> Array:

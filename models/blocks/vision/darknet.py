@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from errors import UsageError
 from models.blocks.vision.convolution import conv, max_pool
+from models.core.batch_norm import batch_norm
 from models.core.checks import check_type, not_negative, one_of, positive, refuse
 from models.core.intermediates import sow
-from models.core.layers import add_bias, batch_norm, norm_specs, stats_specs
+from models.core.layers import add_bias, norm_specs, stats_specs
 from models.core.spec import Place, Spec, he_normal, zeros
 from models.core.types import Specs, Stats, Variables
 
