@@ -15,6 +15,7 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage, 4 interrupted and saved (run the same command again).
 """
 
+import os
 import sys
 
 from cli import flags, process, runtime
@@ -59,4 +60,6 @@ def _run_verb(verb: str, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] in (["train"], ["eval"], ["sample"]):
+        process.restart_with_huge_pages(os.environ)
     process.exit_process(main(sys.argv[1:]))

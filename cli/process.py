@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from errors import LONG, UsageError, quote, shorten
@@ -123,22 +124,48 @@ def require_cwd() -> None:
 
 # Memory
 
+# By default glibc's malloc maps each large temporary of a program and returns it to the system after use: a page fault
+# for each 4 KiB, in each update. These keep up to 2 GiB, and ask for pages of 2 MiB.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, of glibc's malloc.h
+KEPT, MAPPED = 2**31 - 1, 2**30  # bytes: at the heap's end that are kept; from which an array is mapped
+TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold={KEPT}:glibc.malloc.mmap_threshold={MAPPED}"
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def keep_memory(environ: Mapping[str, str]) -> None:
-    """Let glibc's malloc keep freed memory, up to 2 GiB, for the next update.
-
-    By default it maps each temporary array of a program and returns it to the system: a page fault per 4 KiB. Settings
-    of the environment prevail. On other systems it does nothing.
-    """
-    if any(name.startswith("MALLOC_") for name in environ) or "glibc.malloc" in environ.get("GLIBC_TUNABLES", ""):
+    """Let glibc's malloc keep freed memory. Settings of the environment prevail; on other systems it does nothing."""
+    if _configures_malloc(environ):
         return
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        if not mallopt(M_MMAP_THRESHOLD, 2**30):
+        mallopt(M_TRIM_THRESHOLD, KEPT)
+        if not mallopt(M_MMAP_THRESHOLD, MAPPED):
             mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that glibc before 2.35 takes
+
+
+def restart_with_huge_pages(environ: Mapping[str, str]) -> None:
+    """Execute the process's command again with TUNABLES, which glibc reads at the start of a process alone.
+
+    Only where the system grants huge pages on request. Does nothing if the environment configures malloc, as after a
+    restart, and under a debugger.
+    """
+    if more := huge_page_environ(environ):
+        with suppress(OSError):
+            os.execve(sys.executable, sys.orig_argv, {**environ, **more})
+
+
+def huge_page_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a process that uses huge pages; {} if it cannot, or need not."""
+    with suppress(OSError, ValueError, TypeError):
+        version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()[-1]
+        new = tuple(map(int, version.split("."))) >= (2, 35)
+        if new and "[madvise]" in HUGE_PAGES.read_text() and not _configures_malloc(environ) and not sys.gettrace():
+            return {"GLIBC_TUNABLES": ":".join(filter(None, (environ.get("GLIBC_TUNABLES"), TUNABLES)))}
+    return {}
+
+
+def _configures_malloc(environ: Mapping[str, str]) -> bool:
+    return "glibc.malloc" in environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in environ)
 
 
 # Signals

@@ -51,6 +51,31 @@ def test_freed_memory_is_kept_unless_the_environment_says_how() -> None:
     assert page_faults({"MALLOC_ARENA_MAX": "2"}) > 100
 
 
+RESTART = """
+import os, sys
+from cli import process
+print("started", flush=True)
+process.restart_with_huge_pages(os.environ)
+print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], sys.flags.utf8_mode)
+"""
+
+
+@pytest.mark.parametrize("own", [None, "glibc.malloc.arena_max=2", "glibc.rtld.nns=4"])
+def test_a_restart_keeps_the_command_and_happens_once(own: str | None, tmp_path: Path) -> None:
+    """Tunables of malloc that the user sets prevail; others stay."""
+    (tmp_path / "script.py").write_text(RESTART)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_", "MALLOC_"))}
+    environ |= {"PYTHONPATH": str(ROOT)} | ({"GLIBC_TUNABLES": own} if own else {})
+    added = process.huge_page_environ(environ)
+    command = [sys.executable, "-X", "utf8=1", str(tmp_path / "script.py"), "a b", "--c=d"]
+    run = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    *starts, last = run.stdout.splitlines()
+    assert len(starts) == 1 + bool(added)
+    assert last == f"{added.get('GLIBC_TUNABLES', own)} ['a b', '--c=d'] 1"
+    assert not (own and "malloc" in own and added)
+    assert own is None or own in last
+
+
 def test_a_reader_that_went_away_is_passed_over() -> None:
     process.Terminal(Broken(errno.EPIPE)).write("text")
 
