@@ -142,7 +142,7 @@ class TrainConfig(Section):
     precision: str = identity(
         "f32", "dtype of activations; bf16_params stores parameters in bf16 too, with stochastic rounding"
     )
-    attention: str = free("reference", "attention backend")
+    attention: str = free("auto", "attention backend; auto: blockwise on CPU where it skips keys, else reference")
     dispatch: str = free("dropless", "which experts compute a token: dropless its own, dense all")
     remat: str = free("none", "rematerialisation: what the backward pass recomputes")
     scan: bool | None = free(None, "scan over layers; False unrolls; None unrolls up to 8 layers on one CPU device")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Float, Key
 
-from models.blocks.attention.attention import BACKENDS
+from models.blocks.attention.attention import CHOICES
 from models.blocks.decoder.config import with_bias
 from models.core.checks import COMPUTE, REMAT, divides, one_of, positive, probability
 from models.core.intermediates import sow
@@ -28,14 +28,14 @@ class TransformerConfig:
     dropout: float = 0.0  # probability, on the embeddings and the output of each branch
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
+    attention: str = "auto"  # one of attention.CHOICES; with a cache always the reference
     remat: str = "none"  # rematerialisation: a key of REMAT
     scan: bool | None = None  # compile the layers as one loop; False unrolls it; None: `core/loop.py: unroll`
 
     def __post_init__(self) -> None:
         positive(self, "width", "depth", "heads", "hidden", "eps")
         probability(self, "dropout")
-        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        one_of(self, activation=ACTIVATIONS, compute=COMPUTE, attention=CHOICES, remat=REMAT)
         divides(self, "heads", "width")
 
     @property

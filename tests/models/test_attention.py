@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from errors import UsageError
-from models.blocks.attention import attention, kernels
-from models.blocks.attention.attention import BACKENDS, FEATURES
+from models.blocks.attention import attention, blockwise, kernels
+from models.blocks.attention.attention import BACKENDS, CHOICES, FEATURES
 from models.blocks.attention.mask import AttentionMask
+from models.core.gradients import plain_gradients
 from models.core.layers import per_row_keys
 from models.core.spec import Spec, zeros
 from tests.support import ROOT
@@ -164,7 +165,9 @@ LATE = {
     **dict.fromkeys([("splash", ask) for ask in ("window", "groups", "soft cap", "sinks")], pytest.mark.weekly),
 }
 MATRIX = [
-    pytest.param(backend, ask, marks=LATE.get((backend, ask), ())) for backend in ("xla", "splash") for ask in ASKS
+    pytest.param(backend, ask, marks=LATE.get((backend, ask), ()))
+    for backend in ("xla", "blockwise", "splash")
+    for ask in ASKS
 ]
 
 
@@ -187,13 +190,127 @@ def test_the_kernel_takes_all_its_features_at_once(kernel_here: None) -> None:
     assert_close(value_and_gradients(partial(call, backend="splash"), arrays), value_and_gradients(call, arrays))
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16 queries in at most three stages: of 100 queries two blocks a stage, and a last one of four."""
+    monkeypatch.setattr(blockwise, "BLOCK", 16)
+    monkeypatch.setattr(blockwise, "STAGES", 3)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [TOGETHER, dict(padding=True, kv_heads=2), dict(window=20, causal=False)],
+    ids=["together", "padding", "both ways"],
+)
+def test_blocks_in_loops_equal_the_reference(asked: dict[str, Any], small_blocks: None) -> None:
+    """Several blocks a stage, keys that start within the row, a last block that is shorter."""
+    arrays, mask, how = case(length=100, **asked)
+    call = partial(attention.attention, mask=mask, **how)
+    assert_close(value_and_gradients(partial(call, backend="blockwise"), arrays), value_and_gradients(call, arrays))
+
+
+def test_blockwise_reads_the_keys_that_are_seen_and_no_others(small_blocks: None) -> None:
+    """Every key that a query attends to is read; of 100 x 100 pairs few others are."""
+    for asked, pairs in ((dict(), 6544), (dict(window=20), 3356), (dict(window=20, causal=False), 5180)):
+        mask = case(length=100, **asked)[1]
+        read, count = np.zeros((100, 100), bool), 0
+        for stage in blockwise.make_stages(100, 100, mask):
+            for first in range(stage.start, stage.start + stage.blocks * stage.size, stage.size):
+                key = int(blockwise._Block(stage, first, mask, blockwise._Scoring(1.0, None))._first_key(100))
+                read[first : first + stage.size, key : key + stage.keys] = True
+                count += stage.size * stage.keys
+        assert not np.any(np.asarray(mask.array[0]) & ~read)
+        assert count == read.sum() == pairs
+
+
+def test_blockwise_reads_every_key_where_indices_are_not_known(small_blocks: None) -> None:
+    """With padding, and where keys are of another sequence."""
+    mask = case(length=100, padding=True)[1]
+    assert {stage.keys for stage in blockwise.make_stages(100, 100, mask)} == {100}
+    mask = dataclasses.replace(mask, contiguous=True)
+    assert {stage.keys for stage in blockwise.make_stages(100, 90, mask)} == {90}
+
+
+def test_values_of_another_width_and_a_query_without_a_key(small_blocks: None) -> None:
+    """A query that attends to nothing gets the mean of all values, as from the reference, and so do gradients."""
+    arrays, mask, how = case(length=40, padding=True, causal=False)
+    arrays["v"] = arrays["v"][..., :5]
+    mask = dataclasses.replace(mask, q_index=jnp.full_like(mask.q_index, -1), k_index=jnp.zeros_like(mask.k_index))
+    call = partial(attention.attention, mask=mask, **how)
+    assert_close(value_and_gradients(partial(call, backend="blockwise"), arrays), value_and_gradients(call, arrays))
+
+
+def test_the_gradient_of_a_gradient_by_blocks(small_blocks: None) -> None:
+    """In `plain_gradients` JAX derives the loops: second derivatives equal the reference's."""
+    arrays, mask, how = case(length=40)
+
+    def second(q: Any, backend: str) -> Any:
+        def total(q: Any) -> Any:
+            return jnp.sum(jnp.sin(attention.attention(q, arrays["k"], arrays["v"], mask, backend=backend, **how)))
+
+        return jax.jit(lambda q: jax.jvp(jax.grad(total), (q,), (jnp.cos(q),))[1])(q)
+
+    with plain_gradients():
+        got, want = (second(arrays["q"], backend) for backend in ("blockwise", "reference"))
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
+def test_memory_of_blocks_grows_with_time_and_not_with_its_square() -> None:
+    """Temporary bytes of forward and backward pass at four times the time: four times, where the reference has 16."""
+
+    def temporaries(length: int, backend: str) -> int:
+        x = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+        at = jnp.arange(length)[None]
+        call = partial(attention.attention, mask=AttentionMask(at, at, contiguous=True), scale=1.0, backend=backend)
+        program = jax.jit(jax.grad(lambda *qkv: jnp.sum(call(*qkv)), (0, 1, 2))).lower(x, x, x).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(16384, "blockwise") < 5 * temporaries(4096, "blockwise")
+    assert 3 * temporaries(4096, "blockwise") < temporaries(4096, "reference")
+
+
+# auto
+
+
+@pytest.mark.parametrize(
+    ("asked", "backend"),
+    [
+        (dict(), "blockwise"),
+        (dict(window=5, segments=True, kv_heads=2), "blockwise"),
+        (dict(length=64), "reference"),
+        (dict(causal=False), "reference"),
+        (dict(padding=True), "reference"),
+        (dict(dropout_rate=0.1), "reference"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value) or "plain",
+)
+def test_auto_takes_blocks_on_cpu_where_they_skip_keys(asked: dict[str, Any], backend: str) -> None:
+    """The programs are those of the backend that it takes."""
+    arrays, mask, how = case(**asked)
+    call = partial(attention.attention, mask=mask, **how)
+    programs = [str(jax.make_jaxpr(partial(call, backend=name))(**arrays)) for name in ("auto", backend)]
+    assert _without_addresses(programs[0]) == _without_addresses(programs[1])
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r"0x[0-9a-f]+", "", text)
+
+
+def test_auto_takes_the_reference_under_cp_and_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attention.choose_backend({"float32"}, T, T) == "blockwise"
+    assert attention.choose_backend({"float32", "cp"}, T, T) == "reference"
+    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    assert attention.choose_backend({"float32"}, T, T) == "reference"
+    assert tiny_model("gpt").config.attention == "auto" in CHOICES
+
+
 @pytest.mark.parametrize(
     ("backend", "asked", "says"),
     [
         (
             "cudnn",
             dict(dtype="bfloat16"),
-            "attention = 'cudnn' does not support the platform cpu. Backends that do: reference, xla",
+            "attention = 'cudnn' does not support the platform cpu. Backends that do: reference, xla, blockwise",
         ),
         ("cudnn", dict(), "float32; the platform cpu"),
         ("cudnn", dict(dtype="bfloat16", width=12), "heads of width 12, not a multiple of 8;"),
@@ -246,6 +363,8 @@ def on(text: str, kv_heads: int) -> mesh.Placement:
         ("xla", "dp:2,fsdp:2,tp:2", 2),
         ("xla", "fsdp:2,cp:2,tp:2", 1),
         ("reference", "dp:2,cp:2,tp:2", 1),
+        ("blockwise", "fsdp:2,cp:2,tp:2", 1),
+        ("blockwise", "dp:2,tp:2", 2),
         pytest.param("splash", "dp:2,tp:2", 2, marks=pytest.mark.weekly),
         ("splash", "fsdp:4,tp:2", 1),
     ],

@@ -12,7 +12,7 @@ from configs.unread import OWN
 from data.images.resize import INTERPOLATIONS, RESIZE_MODES
 from data.text import tokenizers
 from errors import join_problems, raise_with, unknown
-from models.blocks.attention.attention import BACKENDS
+from models.blocks.attention import attention
 from models.blocks.moe.dispatch import DISPATCH
 from models.core.checks import REMAT
 from train.evaluate.callbacks import CALLBACKS
@@ -38,7 +38,7 @@ CHOICES: dict[str, Collection[str]] = {  # knob -> the table that implements its
     "optim.name": optim.OPTIMIZERS,
     "schedule.name": schedules.SCHEDULES,
     "train.precision": PRECISIONS,
-    "train.attention": BACKENDS,
+    "train.attention": attention.CHOICES,
     "train.dispatch": DISPATCH,
     "train.remat": REMAT,
     "eval.callbacks": CALLBACKS,

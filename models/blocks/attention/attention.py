@@ -15,6 +15,7 @@ from jax.sharding import auto_axes
 from jaxtyping import Array, Float, Key
 
 from errors import UsageError
+from models.blocks.attention.blockwise import blockwise
 from models.blocks.attention.kernels import LANES, cudnn, splash, xla
 from models.blocks.attention.mask import AttentionMask
 from models.core.intermediates import sow
@@ -142,6 +143,7 @@ _EVERY = frozenset(FEATURES)
 BACKENDS = {
     "reference": Backend(reference, _EVERY),
     "xla": Backend(with_shard_map(xla), _EVERY - {"values", "dropout", "soft cap", "sinks"}),
+    "blockwise": Backend(with_shard_map(blockwise), _EVERY - {"dropout"}),
     "cudnn": Backend(
         with_shard_map(cudnn), frozenset({"window", "both ways", "groups", "bfloat16"}), ("gpu",), width=8
     ),
@@ -149,6 +151,8 @@ BACKENDS = {
         with_shard_map(splash), _EVERY - {"positions", "values", "dropout", "cp"}, ("tpu",), length=LANES
     ),
 }
+CHOICES = ("auto", *BACKENDS)  # of `attention` and of the Configs' field of that name
+AUTO_LENGTH = 128  # tokens from which `auto` takes blockwise on CPU, where it skips keys (docs/log.md)
 
 
 def attention(
@@ -165,10 +169,12 @@ def attention(
     sinks: Float[Array, " n"] | None = None,
     place: Place = unsharded,
 ) -> Float[Array, "b t n w"]:
-    """Softmax attention by a backend of BACKENDS: q [B T N H], k [B S K H], v [B S K W] -> [B T N W].
+    """Softmax attention by a backend, one of CHOICES: q [B T N H], k [B S K H], v [B S K W] -> [B T N W].
 
     `dropout_rate` applies to the attention weights, with one PRNG key per row in `keys`. `logit_softcap` bounds the
     scores. `sinks` are one logit per head that takes part in the softmax and has no value.
+
+    `auto` is `blockwise` on CPU if it skips keys and T is at least AUTO_LENGTH, and `reference` everywhere else.
 
     Raises UsageError that names what the backend lacks and which backends have it. There is no fallback.
     """
@@ -188,6 +194,7 @@ def attention(
         "cp": (place("seq") or (None,))[0] is not None,
     }
     needed = {name for name, on in needs.items() if on}
+    backend = choose_backend(needed, q.shape[1], k.shape[1]) if backend == "auto" else backend
     missing = {name: _missing(b, needed, (q.shape[1], k.shape[1]), q.shape[3]) for name, b in BACKENDS.items()}
     if missing[backend]:
         able = ", ".join(name for name, lacks in missing.items() if not lacks) or "none"
@@ -204,11 +211,22 @@ def attention(
     return out
 
 
+def choose_backend(needed: set[str], T: int, S: int) -> str:
+    """The backend that `auto` takes for a call with these needs, keys of FEATURES, on T queries and S keys."""
+    skips = T == S >= AUTO_LENGTH and needed.isdisjoint({"both ways", "positions", "cp"})
+    able = needed <= BACKENDS["blockwise"].supports
+    return "blockwise" if _platform() == "cpu" and skips and able else "reference"
+
+
+def _platform() -> str:
+    """The platform of the mesh compiled for, which may not be ours."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def _missing(backend: Backend, needed: set[str], lengths: tuple[int, int], width: int) -> list[str]:
     """What a backend lacks of the needed features, lengths, width and platform, in words."""
-    device = jax.sharding.get_abstract_mesh().abstract_device  # of the mesh compiled for, which may not be ours
-    platform = device.platform if device else jax.default_backend()
     words = [text for name, text in FEATURES.items() if name in needed - backend.supports]
     words += [f"{n} tokens, not a multiple of {backend.length}" for n in sorted(set(lengths)) if n % backend.length]
     words += [f"heads of width {width}, not a multiple of {backend.width}"] if width % backend.width else []
-    return words + ([] if platform in backend.platforms else [f"the platform {platform}"])
+    return words + ([] if _platform() in backend.platforms else [f"the platform {_platform()}"])

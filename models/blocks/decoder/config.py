@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from models.blocks.attention.attention import BACKENDS
+from models.blocks.attention.attention import CHOICES
 from models.blocks.attention.rope import ROPE_SCALINGS, Rope, RopeScaling, frequencies
 from models.blocks.decoder import kv_cache
 from models.blocks.decoder.kv_cache import AttentionSpan, CacheEntry, CacheView
@@ -47,7 +47,7 @@ class Decoder:
     tied: bool = False  # the output head is the token embedding
     eps: float = 1e-5
     compute: str = "float32"  # dtype of activations
-    attention: str = "reference"  # a key of attention.BACKENDS; with a cache always the reference
+    attention: str = "auto"  # one of attention.CHOICES; with a cache always the reference
     remat: str = "none"  # rematerialisation: a key of REMAT
     scan: bool | None = None  # compile repeating layers as one loop; False unrolls it; None: `core/loop.py: unroll`
 
@@ -55,7 +55,7 @@ class Decoder:
         positive(self, "vocab", "vocab_multiple", "context", "width", "depth", "heads", "hidden", "eps")
         positive(self, "rope_base", "rope_factor", "rope_context", "rope_scale", "rope_low", "rope_high")
         probability(self, "dropout")
-        one_of(self, activation=ACTIVATIONS, rope=ROPE_SCALINGS, compute=COMPUTE, attention=BACKENDS, remat=REMAT)
+        one_of(self, activation=ACTIVATIONS, rope=ROPE_SCALINGS, compute=COMPUTE, attention=CHOICES, remat=REMAT)
         if self.rope != "yarn" and self.rope_scale != 1:
             refuse(self, "rope_scale", f"1 for rope={self.rope!r}")
 
