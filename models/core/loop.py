@@ -7,6 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from models.core.checks import REMAT
+from models.core.platform import on_one_cpu_device
 from models.core.types import Array
 
 T = TypeVar("T")
@@ -45,11 +46,3 @@ def unroll(scan: bool | None, length: int, layers: int | None = None) -> int:
     if scan is None:
         scan = (layers or length) > UNROLL or not on_one_cpu_device()
     return 1 if scan else length
-
-
-def on_one_cpu_device() -> bool:
-    """Whether the function that is traced will run on a single device, a CPU."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = mesh.abstract_device  # of the mesh compiled for, which may not be ours
-    platform = device.platform if device else jax.default_backend()
-    return platform == "cpu" and (mesh.empty or mesh.size == 1)

@@ -20,6 +20,7 @@ from models.blocks.attention.kernels import LANES, cudnn, splash, xla
 from models.blocks.attention.mask import AttentionMask
 from models.core.intermediates import sow
 from models.core.layers import MASK_VALUE, dropout, einsum, reshard, softcap
+from models.core.platform import compile_platform
 from models.core.spec import Place, unsharded
 from models.core.types import OutSharding
 
@@ -215,13 +216,7 @@ def choose_backend(needed: set[str], T: int, S: int) -> str:
     """The backend that `auto` takes for a call with these needs, keys of FEATURES, on T queries and S keys."""
     skips = T == S >= AUTO_LENGTH and needed.isdisjoint({"both ways", "positions", "cp"})
     able = needed <= BACKENDS["blockwise"].supports
-    return "blockwise" if _platform() == "cpu" and skips and able else "reference"
-
-
-def _platform() -> str:
-    """The platform of the mesh compiled for, which may not be ours."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+    return "blockwise" if compile_platform() == "cpu" and skips and able else "reference"
 
 
 def _missing(backend: Backend, needed: set[str], lengths: tuple[int, int], width: int) -> list[str]:
@@ -229,4 +224,4 @@ def _missing(backend: Backend, needed: set[str], lengths: tuple[int, int], width
     words = [text for name, text in FEATURES.items() if name in needed - backend.supports]
     words += [f"{n} tokens, not a multiple of {backend.length}" for n in sorted(set(lengths)) if n % backend.length]
     words += [f"heads of width {width}, not a multiple of {backend.width}"] if width % backend.width else []
-    return words + ([] if _platform() in backend.platforms else [f"the platform {_platform()}"])
+    return words + ([] if compile_platform() in backend.platforms else [f"the platform {compile_platform()}"])
