@@ -299,7 +299,7 @@ def _without_addresses(text: str) -> str:
 def test_auto_takes_the_reference_under_cp_and_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attention.choose_backend({"float32"}, T, T) == "blockwise"
     assert attention.choose_backend({"float32", "cp"}, T, T) == "reference"
-    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    monkeypatch.setattr(attention, "compile_platform", lambda: "tpu")
     assert attention.choose_backend({"float32"}, T, T) == "reference"
     assert tiny_model("gpt").config.attention == "auto" in CHOICES
 

@@ -19,7 +19,7 @@ VARIANTS = [
     for ablation in (None, *module.ABLATIONS)
 ]
 CHANGED = {
-    **{"int": 7, "float": 0.125, "str": "other", "bool": None},
+    **{"int": 7, "float": 0.125, "str": "other", "bool": True},
     **{"tuple[float]": (0.25, 0.75), "tuple[int]": (3, 5), "tuple[str]": ("other", "a.py:b")},
 }
 
