@@ -174,7 +174,8 @@ def _backward(scoring: _Scoring, saved: tuple[Any, ...], grad: Array) -> tuple[A
         q_grad, k_grad = scores_vjp(weights * (weights_grad - block.queries(mean)))
         return tuple(map(block.add_to_keys, carry, (k_grad, v_grad))), q_grad
 
-    carry, parts = (jnp.zeros_like(k), jnp.zeros_like(v)), []
+    carry = jnp.zeros_like(k), jnp.zeros_like(v)
+    parts: list[Array] = []
     for stage in reversed(make_stages(q.shape[-2], k.shape[-2], mask)):
         carry, part = _scan(partial(body, stage), carry, stage)
         parts.insert(0, part)
