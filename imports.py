@@ -48,6 +48,14 @@ def load_module(where: str, key: str) -> ModuleType:
         return run_file(where)
 
 
+def find_package(name: str) -> Path:
+    """The folder of an installed package, which is not imported. Raises UsageError if it is not installed."""
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise UsageError(f"package {name!r} is not installed; install requirements.txt")
+    return Path(found.origin).parent
+
+
 def find_file(text: str) -> Path | None:
     """The file that holds what `package.file:name` or `path/to/file.py:name` names.
 

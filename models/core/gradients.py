@@ -15,8 +15,9 @@ _PLAIN = jax.make_user_context(False)  # a part of the key of jit's caches
 def plain_gradients() -> AbstractContextManager[None]:
     """A block in which JAX derives every gradient, so that forward mode and second derivatives exist.
 
-    Hand-written ones, of convolutions, batch norm, pooling, routed experts and large vocabularies, are faster but have
-    neither. Both are equal up to rounding. A jitted function that was traced outside is traced again inside the block.
+    Hand-written ones, of convolutions, batch norm, pooling, attention by blocks, routed experts and large vocabularies,
+    are faster but have neither. Both are equal up to rounding. A jitted function that was traced outside is traced
+    again inside the block.
     """
     return _PLAIN(True)
 

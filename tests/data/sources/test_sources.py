@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn import datasets
 
 from data import sources
 from data.source import Reading
@@ -43,6 +44,19 @@ def test_digits_are_split_whole() -> None:
         assert source.fields["image"].dtype == np.uint8
         assert source.fields["image"].max() == 255
         assert set(source.fields["label"]) == set(range(10))
+
+
+def test_moons_and_digits_are_scikit_learns() -> None:
+    """Bit for bit, though scikit-learn is not imported for them."""
+    for split, count, seed in (("train", 100, 1), ("test", 1000, 2)):
+        features, label = datasets.make_moons(count, noise=0.1, random_state=seed)
+        moons = sources.load("moons", split).fields
+        np.testing.assert_array_equal(moons["features"], features.astype(np.float32))
+        np.testing.assert_array_equal(moons["label"], label)
+    pixels, label = datasets.load_digits(return_X_y=True)
+    digits = sources.load("digits", "test").fields
+    np.testing.assert_array_equal(digits["image"].reshape(-1, 64), np.rint(pixels[4::5] * (255 / 16)))
+    np.testing.assert_array_equal(digits["label"], label[4::5])
 
 
 def write(folder: Path, documents: list[str]) -> Path:
