@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from models.core.platform import on_one_cpu_device
 from models.core.spec import Initializer, LazyLogits, Place, Spec, ones, zeros
 from models.core.types import Inputs, OutSharding
 
@@ -55,16 +56,15 @@ def einsum(
     A second operand without the axis `b` is a weight, and is gathered first (`gather_weight`).
     """
     w = w.astype(x.dtype) if "b" in equation.split(",")[1].split("->")[0] else gather_weight(w.astype(x.dtype), x)
-    mesh = jax.typeof(x).sharding.mesh
-    named = "..." not in equation
-    if mesh.empty and named:
-        return _einsum_on_one_device(equation, (x, w), (None,) * 3, dtype)
-    if mesh.size == 1 and named and isinstance(out, PartitionSpec):
-        return _einsum_on_one_device(equation, (x, w), (*(jax.typeof(y).sharding.spec for y in (x, w)), out), dtype)
+    if "..." not in equation and on_one_cpu_device():
+        if jax.typeof(x).sharding.mesh.empty:
+            return _einsum_on_cpu(equation, (x, w), (None,) * 3, dtype)
+        if isinstance(out, PartitionSpec):
+            return _einsum_on_cpu(equation, (x, w), (*(jax.typeof(y).sharding.spec for y in (x, w)), out), dtype)
     return jnp.einsum(equation, x, w, out_sharding=out, preferred_element_type=dtype)
 
 
-def _einsum_on_one_device(
+def _einsum_on_cpu(
     equation: str, operands: tuple[Array, Array], specs: tuple[PartitionSpec | None, ...], dtype: DTypeLike | None
 ) -> Array:
     """`jnp.einsum` with axes that are neighbours in every term as one axis: btd,dnh->btnh as bd,dn->bn.

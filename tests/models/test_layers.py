@@ -1,5 +1,8 @@
 """Shared layers against Flax Linen and PyTorch, forward and backward."""
 
+import re
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -227,3 +230,34 @@ def test_initial_deviations_are_the_laws() -> None:
         np.testing.assert_allclose(drawn.std(), want, rtol=0.01)
     flat = np.asarray(spec.uniform(0.5)(jax.random.key(0), shape, spec.Spec(shape, "embed mlp", spec.zeros)))
     np.testing.assert_allclose([flat.min(), flat.max(), flat.std()], [-0.5, 0.5, 0.5 / 3**0.5], rtol=0.01)
+
+
+PRODUCTS = [  # equation, sizes of the operands
+    ("btd,dnh->btnh", (2, 3, 4), (4, 2, 5)),
+    ("btnh,nhd->btd", (2, 3, 2, 5), (2, 5, 4)),
+    ("bnts,bsnh->btnh", (2, 3, 4, 5), (2, 5, 3, 6)),
+    ("b...i,io->b...o", (2, 3, 4), (4, 5)),
+]
+
+
+@pytest.mark.parametrize("meshed", [False, True])
+@pytest.mark.parametrize(("equation", "left", "right"), PRODUCTS)
+def test_a_product_is_einsums(equation: str, left: tuple[int, ...], right: tuple[int, ...], meshed: bool) -> None:
+    """Also on a mesh of one device, whose axis the rows name; each product and gradient contracts few axes."""
+    x, w = normal(*left), normal(*right)
+    mesh = jax.make_mesh((1,), ("dp",), devices=jax.devices()[:1])
+    out = jax.sharding.PartitionSpec("dp", *[None] * (len(equation.split("->")[1].replace("...", ".")) - 1))
+
+    def total(x: jax.Array, w: jax.Array, product=layers.einsum) -> jax.Array:
+        return jnp.sum(jnp.sin(product(equation, x, w, *([out] if meshed and product is layers.einsum else []))))
+
+    want = jax.value_and_grad(partial(total, product=jnp.einsum), (0, 1))(x, w)
+    with jax.set_mesh(mesh) if meshed else nullcontext():
+        spec = jax.sharding.PartitionSpec("dp")
+        rows = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)) if meshed else x
+        found = jax.jit(jax.value_and_grad(total, (0, 1)))(rows, w)
+        traced = str(jax.make_jaxpr(jax.grad(total, (0, 1)))(rows, w))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, want)
+    contracted = re.findall(r"dimension_numbers=\(\(\[([\d, ]*)\]", traced)
+    assert contracted
+    assert equation.startswith("b...") or all(len(axes.split(",")) == 1 for axes in contracted)
