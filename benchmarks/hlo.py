@@ -39,12 +39,13 @@ def fusions(text: str) -> list[Fusion]:
 
 
 def opcodes(text: str) -> Counter[str]:
-    """How many instructions of each opcode a program has, those inside of fusions left out."""
+    """How many instructions of each opcode a program has, those inside of fusions, reductions and sorts left out."""
+    inlined = set(re.findall(r" (?!call\()[\w\-]+\(.*?(?:calls|to_apply)=%?([\w.\-]+)", text))
     counts: Counter[str] = Counter()
-    fused = False
+    computation = ""
     for line in text.splitlines():
         if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
-            fused = header[1].startswith("fused_computation")
-        elif not fused and (match := INSTRUCTION.match(line)):
+            computation = header[1]
+        elif computation not in inlined and (match := INSTRUCTION.match(line)):
             counts[match["opcode"]] += 1
     return counts

@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--before", type=Path)
     parser.add_argument("--explain", action="store_true")
-    parser.add_argument("--out", default="benchmarks/results/step_time.json")
+    parser.add_argument("--out", help="default: benchmarks/results/step_time.json, without --only")
     args = parser.parse_args()
     if args.repeats < 7:
         parser.error(f"--repeats={args.repeats}: a median wants at least 7")
@@ -120,7 +120,8 @@ def main() -> None:
             print(
                 f"{name:34} {who:16} {speed}   {cell['page_faults']:7,} faults   {cell['peak_mib']:6,} MiB", flush=True
             )
-    record.write(args.out, ("jax", "torch"), cores=os.cpu_count(), repeats=args.repeats, rows=rows)
+    if out := args.out or (None if args.only else "benchmarks/results/step_time.json"):
+        record.write(out, ("jax", "torch"), cores=os.cpu_count(), repeats=args.repeats, rows=rows)
 
 
 if __name__ == "__main__":
